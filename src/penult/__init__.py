@@ -1,0 +1,49 @@
+"""Turn any trained classifier into an embedding model, prove the cut, use the vectors.
+
+Nothing heavy is imported before it is used: `import penult` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from penult.errors import PenultError
+
+if TYPE_CHECKING:
+    from penult.api import Classifier, load
+    from penult.classifiers.base import Prediction
+    from penult.collection import Collection
+    from penult.embedder import Embedder, Result
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Classifier",
+    "Collection",
+    "Embedder",
+    "PenultError",
+    "Prediction",
+    "Result",
+    "__version__",
+    "load",
+]
+
+_HOMES = {
+    "Classifier": "penult.api",
+    "Collection": "penult.collection",
+    "Embedder": "penult.embedder",
+    "Prediction": "penult.classifiers.base",
+    "Result": "penult.embedder",
+    "load": "penult.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'penult' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,142 @@
+"""Run an ingest into a collection: each step is one commit, and the run is written down."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from penult.embedder import Embedder
+from penult.ingest import Options, Seen, Step, ingest
+from penult.rows import schema
+from penult.sources import Source
+from penult.store import Manifest
+from penult.writer import Writer
+
+if TYPE_CHECKING:
+    from penult.collection import Collection
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run did: regions embedded anew, left alone, replaced, failed; seconds of media."""
+
+    run_id: str = ""
+    done: int = 0
+    skipped: int = 0
+    replaced: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+    def counts(self) -> dict[str, int]:
+        """As the runs table keeps them."""
+        return {
+            "done": self.done,
+            "skipped": self.skipped,
+            "replaced": self.replaced,
+            "failed": self.failed,
+        }
+
+
+def add(
+    collection: Collection,
+    embedder: Embedder,
+    source: Source,
+    options: Options = Options(),
+    *,
+    dtype: str = "float32",
+    wait: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+    run: dict[str, Any] | None = None,
+) -> Summary:
+    """Embed into a collection what it does not have yet; go on where an earlier run stopped.
+
+    Raises:
+        FingerprintMismatch: the collection holds another embedder's vectors.
+        CollectionLocked: another process is writing.
+        StoreError: full disk, no permission.
+    """
+    manifest = manifest_of(embedder, options.logits, dtype)
+    columns = dict(source.columns)
+    summary = Summary()
+    about = {**run_facts(embedder), **(run or {})}
+    with collection.writer(manifest, columns, about, wait=wait) as writer:
+        summary.run_id = writer.run_id
+        rows = schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
+        try:
+            for step in ingest(embedder, source, _lookup(writer, list(columns)), options):
+                commit(writer, step, rows, summary)
+                if on_step is not None:
+                    on_step(step)
+        except KeyboardInterrupt:
+            writer.finish("stopped", summary.counts())
+            raise
+        writer.finish("done", summary.counts())
+    return summary
+
+
+def commit(writer: Writer, step: Step, rows: Any, summary: Summary) -> None:
+    """Write one step. Old rows of changed items go first: killed in between, the item counts as
+    not embedded, and the next run embeds it."""
+    gone = writer.prune(step.changed) if step.changed else 0
+    if step.rows:
+        written = writer.write(step.batch(rows))
+        replaced = min(gone + written.replaced, len(step.rows))
+        summary.replaced += replaced
+        summary.done += len(step.rows) - replaced
+    if step.revised:
+        writer.revise(step.revised)
+    if step.failures:
+        writer.fail(step.failures)
+    summary.skipped += step.skipped
+    summary.failed += len(step.failures)
+    summary.seconds += step.seconds
+
+
+def _lookup(writer: Writer, metadata: Sequence[str]) -> Callable[[Sequence[str]], Seen]:
+    def lookup(ids: Sequence[str]) -> Seen:
+        rows, values = writer.known(ids, metadata)
+        return Seen(rows, values, writer.failed(ids))
+
+    return lookup
+
+
+def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32") -> Manifest:
+    """What all rows of this embedder share."""
+    classifier = embedder.classifier
+    return Manifest(
+        fingerprint=embedder.fingerprint,
+        dim=embedder.dim,
+        n_logits=len(classifier.labels),
+        model={
+            "spec": classifier.spec,
+            "tap": embedder.tap.name,
+            "pooling": embedder.pooling,
+            "modality": classifier.modality,
+            "kind": classifier.kind,
+            "revision": classifier.describe().get("revision"),
+        },
+        labels=classifier.labels,
+        logits=logits,
+        dtype=dtype,
+        engine="torch",
+        precision="exact",
+    )
+
+
+def run_facts(embedder: Embedder) -> dict[str, Any]:
+    """What a row of `runs` says of how it was made."""
+    packages = ("penult", "torch", "transformers", "numpy", "lancedb", "soundfile", "soxr")
+    return {
+        "model": embedder.classifier.spec,
+        "revision": embedder.classifier.describe().get("revision") or "",
+        "device": embedder.device,
+        "engine": "torch",
+        "precision": "exact",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+    }

@@ -1,0 +1,134 @@
+"""Commands about a collection: search, export, failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from penult.cli.models import Device, Json, Trust, short
+from penult.cli.output import emit, stdout
+
+if TYPE_CHECKING:
+    from penult.search import Hit
+
+Store = Annotated[Path, typer.Argument(help="A collection, for example calls.lance.")]
+Where = Annotated[
+    str | None,
+    typer.Option(help="A filter in SQL over its columns: \"site = 'A' AND start > 60\"."),
+]
+
+
+def search(
+    collection: Store,
+    query: Annotated[str, typer.Argument(help="A file, or the id of a row of the collection.")],
+    k: Annotated[int, typer.Option("-k", help="How many neighbours.")] = 10,
+    where: Where = None,
+    start: Annotated[float | None, typer.Option(help="Query's beginning in seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="Query's end in seconds.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The embedder, if it is not where it was.")
+    ] = None,
+    device: Device = "auto",
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Find what is nearest to a file, by the cosine of their vectors."""
+    from penult.collection import Collection
+    from penult.querying import query_vector
+
+    opened = Collection.open(collection, must_exist=True)
+    vector = query_vector(
+        opened, query, start=start, end=end, model=model, device=device, trust=trust
+    )
+    hits = opened.search(vector, k=k, where=where)
+    if json:
+        emit({"collection": str(opened.path), "query": query, "hits": [_hit(hit) for hit in hits]})
+        return
+    stdout.print(_hits_table(hits))
+
+
+def export(
+    collection: Store,
+    out: Annotated[Path, typer.Argument(help="vectors.parquet, vectors.npy or vectors.csv.")],
+    where: Where = None,
+    logits: Annotated[bool, typer.Option(help="Logits too.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    json: Json = False,
+) -> None:
+    """Write vectors, logits and metadata to one file that other tools read."""
+    from penult.collection import Collection
+    from penult.export import export as write
+
+    opened = Collection.open(collection, must_exist=True)
+    rows = write(opened, out, where, logits, overwrite=overwrite)
+    ids = out.with_suffix(".csv") if out.suffix == ".npy" else None
+    if json:
+        emit({"file": str(out), "ids": str(ids) if ids else None, "rows": rows})
+        return
+    stdout.print(
+        f"{rows:,} rows in [bold]{escape(str(out))}[/]"
+        + (f", their ids in [bold]{escape(str(ids))}[/]" if ids else "")
+    )
+
+
+def failures(collection: Store, json: Json = False) -> None:
+    """List the items that could not be embedded, and why."""
+    from penult.collection import Collection
+
+    found = Collection.open(collection, must_exist=True).failures().to_pylist()
+    if json:
+        emit({"collection": str(collection), "failures": found})
+        return
+    if not found:
+        stdout.print("no failures")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("item", "region", "why"):
+        table.add_column(name, overflow="fold")
+    for row in found:
+        region = "" if row["region"] == "whole" else row["region"]
+        table.add_row(escape(short(row["id"])), escape(region), escape(row["message"]))
+    stdout.print(table)
+
+
+COMMANDS = (search, export, failures)
+
+
+def _hits_table(hits: list[Hit]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    extra = list(hits[0].metadata) if hits else []
+    for name in ("similarity", "item", "seconds", "label", "score", *extra):
+        right = name in {"similarity", "score"}
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for hit in hits:
+        whole = hit.start is None or hit.end is None
+        table.add_row(
+            f"{hit.similarity:.4f}",
+            escape(short(hit.id)),
+            "" if whole else f"{hit.start:.2f}-{hit.end:.2f}",
+            escape(hit.label or ""),
+            "" if hit.score is None else f"{hit.score:.3f}",
+            *(
+                escape(str(hit.metadata[name])) if hit.metadata[name] is not None else ""
+                for name in extra
+            ),
+        )
+    return table
+
+
+def _hit(hit: Hit) -> dict[str, Any]:
+    return {
+        "id": hit.id,
+        "region": hit.region,
+        "start": hit.start,
+        "end": hit.end,
+        "channel": hit.channel,
+        "similarity": hit.similarity,
+        "label": hit.label,
+        "score": hit.score,
+        "metadata": hit.metadata,
+    }

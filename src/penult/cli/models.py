@@ -1,0 +1,389 @@
+"""Commands about a model: inspect, classify, convert, embed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from penult.cli.architecture import HEAD, draw, draw_cut, readable
+from penult.cli.output import emit, say, stderr, stdout
+from penult.cli.progress import Meter, metered
+
+if TYPE_CHECKING:
+    from penult.adding import Summary
+    from penult.embedder import Embedder
+    from penult.sources import Source
+
+SOME_FAILED = 3
+SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token"}
+
+Model = Annotated[str, typer.Argument(help="Folder, hub id (owner/name[@revision]) or demo.")]
+Paths = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or -."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Allow code and pickles of the checkpoint to run.")
+]
+Tap = Annotated[
+    str | None,
+    typer.Option(help="Where to read: backbone, prelogits, weighted, layer:N or a module's path."),
+]
+Pooling = Annotated[
+    str | None, typer.Option(help="Over positions: mean, max, first, last or mean+std.")
+]
+Channel = Annotated[
+    str | None, typer.Option(help="A channel (from 0), or each; else the mean over channels.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+def inspect(
+    model: Model,
+    depth: Annotated[int | None, typer.Option(help="Levels of the tree to show.")] = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Show the architecture before and after the cut, the head, and every tap with its shape."""
+    from penult.classifiers import load
+    from penult.split.anatomy import dissect
+
+    classifier = load(model, trust=trust)
+    anatomy = dissect(classifier.module, classifier.example().tensors, classifier.base)
+    facts = classifier.describe()
+    head = sorted(anatomy.behind)
+    if json:
+        emit(
+            {
+                "model": classifier.spec,
+                **facts,
+                "labels": classifier.labels,
+                "head": {
+                    "last_weight_layers": anatomy.head,
+                    "modules": head,
+                    "refusal": anatomy.refusal or None,
+                },
+                "backbone": classifier.base,
+                "mixes_layers": anatomy.mixes_layers,
+                "taps": [
+                    {
+                        "name": name,
+                        "module": tap.module,
+                        "side": tap.side,
+                        "shape": tap.shape,
+                        "width": tap.width,
+                        "axes": tap.describe(SEQUENCES[classifier.modality]),
+                    }
+                    for name, tap in anatomy.taps.items()
+                ],
+                "prepared": classifier.identity(),
+            }
+        )
+        return
+    _show_facts(facts, classifier.labels)
+    last = anatomy.head or ()
+    axis = SEQUENCES[classifier.modality]
+    before = draw(classifier.module, anatomy.behind, last, depth)
+    after = draw_cut(classifier.module, anatomy.behind, _what_comes_out(anatomy, axis))
+    before.label = f"[bold underline]before[/]  {before.label}"
+    after.label = f"[bold underline]after[/]   {after.label}"
+    stdout.print(before, "", after, "", sep="\n")
+    if anatomy.refusal:
+        stdout.print(f"[bold red]head not found:[/] {escape(anatomy.refusal)}")
+    if anatomy.mixes_layers:
+        stdout.print(
+            "[bold]note[/] this checkpoint mixes all of its layers with learned weights: the head "
+            "sees that mix\n(tap [cyan]weighted[/]), and not the last hidden states alone "
+            "(tap [cyan]backbone[/])."
+        )
+    stdout.print(_taps_table(anatomy.taps, axis))
+
+
+def classify(
+    model: Model,
+    paths: Paths,
+    top: Annotated[int, typer.Option(help="How many labels to show.")] = 3,
+    channel: Channel = None,
+    device: Device = "auto",
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Ask the classifier itself: logits, class id, label and probability of every item."""
+    from penult.api import prediction_of
+    from penult.classifiers import load
+    from penult.engines.torch import pick_device
+    from penult.runner import Outcome, Runner
+
+    source = _source(paths, channel, _modality_of(model, trust))
+    classifier = load(model, trust=trust)
+    runner = Runner(classifier, [], pick_device(device))
+    predictions, failures = [], []
+    for outcome in runner.stream(source):
+        if not isinstance(outcome, Outcome):
+            failures.append(outcome)
+            stderr.print(f"[red]failed[/] {escape(outcome.id)}: {escape(outcome.message)}")
+            continue
+        prediction = prediction_of(classifier, outcome)
+        if json:
+            predictions.append(_prediction(prediction))
+        else:
+            _show_prediction(prediction, top)
+    if json:
+        emit(
+            {
+                "model": classifier.spec,
+                "kind": classifier.kind,
+                "labels": classifier.labels,
+                "predictions": predictions,
+                "failures": [_failure(failure) for failure in failures],
+            }
+        )
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def convert(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(help="Where the embedder is saved.")],
+    tap: Tap = None,
+    pooling: Pooling = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Save a classifier as an embedder: one folder that any command takes as its MODEL."""
+    from penult.embedder import open_embedder
+
+    embedder = open_embedder(model, tap, pooling, trust=trust)
+    saved = embedder.save(folder)
+    if json:
+        emit({"folder": str(saved), **_embedder_facts(embedder)})
+        return
+    stdout.print(
+        f"saved [bold]{escape(str(saved))}[/]: tap [cyan]{embedder.tap.name}[/], pooling "
+        f"[cyan]{embedder.pooling}[/], {embedder.dim} numbers per item, "
+        f"fingerprint {embedder.fingerprint_id}"
+    )
+
+
+def embed(
+    model: Model,
+    paths: Paths,
+    into: Annotated[Path, typer.Option(help="The collection, for example calls.lance.")],
+    tap: Tap = None,
+    pooling: Pooling = None,
+    channel: Channel = None,
+    logits: Annotated[str, typer.Option(help="Which logits to keep: all, top:K or none.")] = "all",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Keep vectors in half precision.")] = False,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Refuse longer recordings, instead of filling memory.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed before.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait if another process is writing.")
+    ] = False,
+    device: Device = "auto",
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Label and vector of every item, in one forward pass each, into a collection.
+
+    What the collection has already is left alone; a run that was stopped goes on.
+    """
+    from penult.adding import add
+    from penult.collection import Collection
+    from penult.embedder import open_embedder
+    from penult.ingest import Options
+
+    source = _source(paths, channel, _modality_of(model, trust))
+    collection = Collection.open(into)
+    embedder = open_embedder(model, tap, pooling, device=device, trust=trust)
+    for old, new in source.renamed.items():
+        say(f"[dim]column {escape(old)!r} is kept as {new!r}[/]")
+    options = Options(logits=logits, max_seconds=max_seconds, retry_failed=retry_failed)
+    with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
+        _count_aside(source, meter)
+        summary = add(
+            collection,
+            embedder,
+            source,
+            options,
+            dtype="float16" if fp16 else "float32",
+            wait=wait,
+            on_step=lambda step: meter.advance(step.seen, len(step.rows), step.seconds),
+        )
+        elapsed, rate = meter.elapsed, meter.rate()
+    if json:
+        emit(
+            {
+                "collection": str(collection.path),
+                **summary.counts(),
+                "rows": collection.count,
+                "seconds_of_media": summary.seconds,
+                "elapsed": elapsed,
+                "run": summary.run_id,
+                **_embedder_facts(embedder),
+            }
+        )
+    else:
+        _show_summary(summary, collection, embedder, f"{elapsed:.1f} s ({rate})")
+    if summary.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+COMMANDS = (inspect, classify, convert, embed)
+
+
+def _modality_of(model: str, trust: bool) -> str:
+    """What kind of items a model takes; read before anything else, so that a wrong path is told
+    before a large model is loaded where that is possible."""
+    from penult.classifiers import modality_of
+
+    return modality_of(model, trust=trust)
+
+
+def _source(paths: list[str], channel: str | None, modality: str) -> Source:
+    from penult.errors import UsageError
+    from penult.sources import from_paths
+
+    if channel is None or channel == "each":
+        return from_paths(paths, modality, channel)  # type: ignore[arg-type]
+    if not channel.isdigit():
+        raise UsageError(f"--channel {channel!r} is neither a number from 0 nor 'each'")
+    return from_paths(paths, modality, int(channel))
+
+
+def _count_aside(source: Source, meter: Meter) -> None:
+    """Count the items while the first ones are embedded, so that time left can be told."""
+    if source.total is not None:
+        meter.expect(source.total)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C: commit what is done, say so, stop."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show_facts(facts: dict[str, Any], labels: tuple[str, ...]) -> None:
+    shown = ", ".join(labels[:8]) + (", …" if len(labels) > 8 else "")
+    rate = f" at {facts['rate']:,} Hz" if facts.get("rate") else ""
+    stdout.print(
+        f"[bold]{facts['class']}[/]  {facts['modality']}{rate}, {facts['kind']}, "
+        f"{facts['classes']} classes ({escape(shown)}), "
+        f"{readable(facts['parameters'])} parameters\n"
+    )
+
+
+def _show_prediction(prediction: Any, top: int) -> None:
+    where = "" if prediction.region == "whole" else f" [dim]{prediction.region}[/]"
+    stdout.print(f"[bold]{escape(short(prediction.id))}[/]{where}", soft_wrap=True)
+    for place, best in enumerate(prediction.top(top)):
+        style = "bold green" if place == 0 else "dim"
+        stdout.print(
+            f"  [{style}]{best.score:7.4f}  {escape(best.label)}[/]"
+            f"  [dim]class {best.index}, logit {best.logit:.4f}[/]"
+        )
+
+
+def _what_comes_out(anatomy: Any, axis: str) -> str:
+    tap = anatomy.taps.get("backbone")
+    if tap is None:
+        return "no hidden states with positions were found"
+    return f"hidden states: {tap.describe(axis)}  →  mean  →  a vector of {tap.width} numbers"
+
+
+def _taps_table(taps: Any, axis: str) -> Table:
+    table = Table(title="taps", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in ("tap", "read at", "shape of one item", "numbers"):
+        table.add_column(column, justify="right" if column == "numbers" else "left")
+    layers = [name for name in taps if name.startswith("layer:")]
+    for name, tap in taps.items():
+        if name in layers and name not in (layers[0], layers[-1]):
+            if name == layers[1]:
+                table.add_row("…", "", "", "")
+            continue
+        style = HEAD if name == "prelogits" else ""
+        place = f"{tap.side} of {tap.module or 'the model'}"
+        table.add_row(
+            f"[cyan]{name}[/]", escape(place), tap.describe(axis), str(tap.width), style=style
+        )
+    return table
+
+
+def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: str) -> None:
+    parts = [f"[bold green]{summary.done:,} embedded[/]"]
+    if summary.skipped:
+        parts.append(f"{summary.skipped:,} unchanged")
+    if summary.replaced:
+        parts.append(f"{summary.replaced:,} replaced")
+    if summary.failed:
+        parts.append(f"[bold red]{summary.failed:,} failed[/]")
+    stdout.print(f"{', '.join(parts)} in {took}")
+    stdout.print(
+        f"[bold]{escape(str(collection.path))}[/]: {collection.count:,} rows of {embedder.dim} "
+        f"numbers, tap {embedder.tap.name}, pooling {embedder.pooling}"
+    )
+    if summary.failed:
+        stdout.print(f"penult failures {escape(str(collection.path))} names each one and why")
+
+
+def _embedder_facts(embedder: Embedder) -> dict[str, Any]:
+    return {
+        "model": embedder.classifier.spec,
+        "tap": embedder.tap.name,
+        "pooling": embedder.pooling,
+        "dim": embedder.dim,
+        "fingerprint": embedder.fingerprint,
+        "fingerprint_id": embedder.fingerprint_id,
+    }
+
+
+def _prediction(prediction: Any) -> dict[str, Any]:
+    return {
+        "id": prediction.id,
+        "region": prediction.region,
+        "label": prediction.label,
+        "index": prediction.index,
+        "score": prediction.score,
+        "scores": prediction.scores,
+        "logits": prediction.logits,
+    }
+
+
+def _failure(failure: Any) -> dict[str, Any]:
+    return {
+        "id": failure.id,
+        "region": failure.region,
+        "error": failure.error,
+        "message": failure.message,
+    }
+
+
+def short(path: str) -> str:
+    """A path as it is called from here."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path

@@ -1,0 +1,36 @@
+"""Optional dependencies: the one place that imports them and says which extra brings them."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from penult.errors import MissingExtra
+
+# import name -> (extra of this package, what it is needed for)
+EXTRAS = {
+    "av": ("video", "video and audio that libsndfile does not read (m4a, opus in mp4, …)"),
+    "matplotlib": ("map", "pictures"),
+    "sklearn": ("map", "maps and clusters"),
+    "timm": ("timm", "timm models"),
+    "torchvision": ("image", "image and video preprocessing"),
+}
+
+
+def require(module: str) -> ModuleType:
+    """Import an optional module by its dotted name.
+
+    Raises:
+        MissingExtra: it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        extra, purpose = EXTRAS[package]
+        raise MissingExtra(
+            f"{package} is not installed; it is needed for {purpose}. "
+            f"Install it with: pip install 'penult[{extra}]'"
+        ) from error

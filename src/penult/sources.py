@@ -1,0 +1,707 @@
+"""Paths, folders, tables and objects as a stream of items, each with its region.
+
+Knows nothing of models or collections, and opens a recording only to count channels for "each".
+A table's metadata is typed by reading the table once before it is used.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from penult.errors import ItemError, RegionError, SourceError
+from penult.media import extensions
+from penult.regions import WHOLE, Region
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL import Image
+
+    Content = Path | bytes | np.ndarray | str | Image.Image
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+RESERVED = frozenset(
+    {"id", "region", "kind", "channel", "start", "end", "vector", "logits", "label", "score"}
+    | {"truncated", "content_hash", "size", "mtime_ns", "run_id"}
+)  # a collection's own columns, which metadata cannot be called
+
+_UNDERSTOOD = {  # what a table's columns can say besides metadata
+    "audio": ("path", "id", "start", "end", "channel"),
+    "video": ("path", "id", "start", "end"),
+    "image": ("path", "id"),
+    "text": ("path", "id"),
+}
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_INT = re.compile(r"-?(0|[1-9]\d{0,18})")
+_FLOAT = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|nan|-?inf", re.IGNORECASE)
+_BOOL = ("true", "false")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One recording, picture, video or text.
+
+    `id` is the table's, else the absolute path, else `sha256:…` of the array, bytes or text.
+    `content` is a str only where it is the text itself. `size` (bytes) and `mtime_ns` are the
+    file's, None without a file. `rate` (Hz) is an audio array's; None is the model's own.
+    """
+
+    id: str
+    content: Content
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    size: int | None = None
+    mtime_ns: int | None = None
+    rate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An item that could not be made or used: `error` is the class, `message` says why."""
+
+    id: str
+    region: str
+    error: str
+    message: str
+    size: int | None = None
+    mtime_ns: int | None = None
+
+
+Entry = tuple[Item, Region] | Failure
+_Placed = tuple[int, Entry]  # with the line or row of its table, 0 where there is none
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Iterate over it for (Item, Region) pairs and Failures; again and again, if the input allows.
+
+    `columns` are the metadata's names and Arrow types, `renamed` maps a table's names to those.
+    `total` is how many there are at most, None where that would cost a search.
+    """
+
+    start: Callable[[], Iterator[Entry]]
+    columns: dict[str, pa.DataType] = field(default_factory=dict)
+    total: int | None = None
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.start()
+
+
+def from_paths(
+    paths: Sequence[str | Path] | str | Path,
+    modality: str,
+    channel: int | Literal["each"] | None = None,
+    stdin: TextIO | None = None,
+) -> Source:
+    """Files, folders, tables and `-` (one path per line of `stdin`), as a command line names them.
+
+    An (id, region) that comes twice is taken once, or is a Failure where the rows differ; knowing
+    this costs some 130 bytes per row (no file is compared), and nothing for a single folder.
+
+    Raises:
+        SourceError: no such path, a folder without a fitting file, a table that cannot be used.
+    """
+    _check_channel(channel, modality)
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    if not paths:
+        raise SourceError("no path was given; give files, folders, tables, or - for a list")
+    origins = [_origin(os.fspath(path), modality, stdin or sys.stdin) for path in paths]
+    columns, renamed = _columns_of([origin.table for origin in origins if origin.table])
+    totals = [origin.total for origin in origins]
+
+    def start() -> Iterator[Entry]:
+        placed = (
+            (number, *found)
+            for number, origin in enumerate(origins)
+            for found in _by_channel(origin.entries(columns), channel)
+        )
+        if len(origins) > 1 or not origins[0].distinct:
+            return _once_each(placed, origins)
+        return (entry for _, _, entry in placed)
+
+    known = None if None in totals or channel == "each" else sum(total or 0 for total in totals)
+    return Source(start, columns, known, renamed)
+
+
+def from_objects(
+    objects: object, modality: str, channel: int | Literal["each"] | None = None
+) -> Source:
+    """One thing or an iterable of them: paths, bytes, arrays, (array, rate), PIL images, texts.
+
+    For the modality text a str is the text itself. A single path is taken as `from_paths` does.
+    Nothing is left out, so the k-th object gives the k-th entry (unless `channel` is "each").
+
+    Raises:
+        SourceError: an object of another kind, or as `from_paths`.
+    """
+    _check_channel(channel, modality)
+    if isinstance(objects, Path) or (isinstance(objects, str) and modality != "text"):
+        return from_paths([objects], modality, channel)
+    things: Iterable[object]
+    if _is_one(objects, modality):
+        things = (objects,)
+    elif isinstance(objects, Iterable):
+        things = objects
+    else:
+        raise SourceError(f"cannot embed a {type(objects).__name__}; {_ACCEPTED}")
+    total = len(things) if isinstance(things, Sized) and channel != "each" else None
+    again = _again_or_once(things)
+
+    def start() -> Iterator[Entry]:
+        made = ((0, (_item(thing, modality, i), WHOLE)) for i, thing in enumerate(again()))
+        return (entry for _, entry in _by_channel(made, channel))
+
+    return Source(start, total=total)
+
+
+def _check_channel(channel: object, modality: str) -> None:
+    extensions(modality)  # raises where there is no such modality
+    number = isinstance(channel, int) and not isinstance(channel, bool) and channel >= 0
+    if channel is not None and channel != "each" and not number:
+        raise SourceError(f"channel {channel!r} is neither a number from 0 on nor 'each'")
+    if channel is not None and modality != "audio":
+        raise SourceError(f"a channel can be chosen in audio only, not in {modality}")
+
+
+def _by_channel(entries: Iterable[_Placed], channel: int | str | None) -> Iterator[_Placed]:
+    """Give each region that names no channel the chosen one, or one region per channel."""
+    for line, entry in entries:
+        if channel is None or isinstance(entry, Failure) or entry[1].channel is not None:
+            yield line, entry
+            continue
+        item, region = entry
+        if isinstance(channel, int):
+            yield line, (item, replace(region, channel=channel))
+            continue
+        from penult.media import audio
+
+        try:
+            count = audio.info(item.content, source_rate=item.rate).channels
+        except ItemError as error:
+            yield line, _failure(item, region.key, error)
+        else:
+            for number in range(count):
+                yield line, (item, replace(region, channel=number))
+
+
+def _failure(item: Item, region: str, error: Exception, where: str = "") -> Failure:
+    message = f"{where}: {error}" if where else str(error)
+    return Failure(item.id, region, type(error).__name__, message, item.size, item.mtime_ns)
+
+
+def _once_each(placed: Iterable[tuple[int, int, Entry]], origins: list[_Origin]) -> Iterator[Entry]:
+    # Per key one integer, not the row: where it first stood, and 32 bits to tell the rows apart.
+    seen: dict[int, int] = {}
+    for number, line, entry in placed:
+        if isinstance(entry, Failure):
+            yield entry
+            continue
+        item, region = entry
+        key = _digest(item.id, region.key, size=8)
+        row = _digest(item.content, sorted(item.metadata.items()), size=4)
+        first = seen.setdefault(key, (number << 32 | line) << 32 | row)
+        if first == (number << 32 | line) << 32 | row:
+            yield entry
+        elif first & 0xFFFFFFFF != row:
+            before = origins[first >> 64].place(first >> 32 & 0xFFFFFFFF)
+            error = SourceError(
+                f"same id and region ({region.key}) as in {before}, but another path or other "
+                "metadata; give one of them another id"
+            )
+            yield _failure(item, region.key, error, origins[number].place(line))
+
+
+def _digest(*parts: object, size: int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=size).digest())
+
+
+# ---- objects
+
+
+_ACCEPTED = "give paths, bytes, arrays, (array, rate) pairs, PIL images or texts"
+
+
+def _again_or_once(things: Iterable[object]) -> Callable[[], Iterator[object]]:
+    if not isinstance(things, Iterator):
+        return lambda: iter(things)
+    used: list[bool] = []
+
+    def once() -> Iterator[object]:
+        if used:
+            raise SourceError("the items can be read only once; give a list to read them again")
+        used.append(True)
+        return things
+
+    return once
+
+
+def _is_one(thing: object, modality: str) -> bool:
+    if isinstance(thing, (str, bytes, Path)) or _is_picture(thing):
+        return True
+    if isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[1], (int, np.integer)):
+        return True
+    # A column of a data frame is an array too, but one of paths or texts.
+    return hasattr(thing, "__array__") and np.asarray(thing).dtype.kind in "biufc"
+
+
+def _is_picture(thing: object) -> bool:
+    pillow = sys.modules.get("PIL.Image")  # nobody holds a picture who has not imported it
+    return pillow is not None and isinstance(thing, pillow.Image)
+
+
+def _item(thing: Any, modality: str, index: int) -> Item:
+    if isinstance(thing, str) and modality == "text":
+        return Item(_sha(thing.encode("utf-8", "backslashreplace")), thing)
+    if isinstance(thing, (str, Path)):
+        return _file_item(_absolute(thing))
+    if isinstance(thing, bytes):
+        return Item(_sha(thing), thing)
+    if _is_picture(thing):
+        return Item(_sha(f"{thing.mode} {thing.size}".encode(), thing.tobytes()), thing)
+    rate = None
+    if isinstance(thing, tuple) and len(thing) == 2:
+        thing, rate = thing[0], int(thing[1])
+    if not hasattr(thing, "__array__"):
+        raise SourceError(f"item {index} is a {type(thing).__name__}; {_ACCEPTED}")
+    array = np.asarray(thing)
+    about = f"{array.dtype.str} {array.shape}" + (f" {rate}" if modality == "audio" else "")
+    return Item(_sha(about.encode(), array.tobytes()), array, rate=rate)
+
+
+def _sha(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return f"sha256:{digest.hexdigest()}"
+
+
+# ---- paths
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """One of the paths that were given: what it yields, and how to name a place in it."""
+
+    name: str
+    entries: Callable[[dict[str, pa.DataType]], Iterator[_Placed]]
+    total: int | None = None
+    table: _Table | None = None
+    distinct: bool = False  # nothing in it can come twice
+
+    def place(self, line: int) -> str:
+        unit = self.table.unit if self.table else "line"
+        return f"{self.name} {unit} {line}" if line else self.name
+
+
+def _origin(text: str, modality: str, stdin: TextIO) -> _Origin:
+    if text == "-":
+        lines = _again_or_once(iter(stdin))
+        return _Origin("the list of paths", lambda _: _listed(lines()))
+    path = _local(text)
+    if not path.exists():
+        raise SourceError(f"no such file or folder: {text}")
+    if path.is_dir():
+        _check_folder(path, extensions(modality))
+        return _Origin(text, lambda _: _in_folder(path, extensions(modality)), distinct=True)
+    if path.suffix.lower() in TABLES:
+        table = _open_table(path, modality)
+        return _Origin(path.name, table.entries, table.total, table)
+    return _Origin(text, lambda _: iter([(0, (_file_item(path), WHOLE))]), 1, distinct=True)
+
+
+def _listed(lines: Iterable[object]) -> Iterator[_Placed]:
+    for number, line in enumerate(lines, 1):
+        text = str(line).rstrip("\r\n")
+        if not text:
+            continue
+        try:
+            yield number, (_file_item(_local(text)), WHOLE)
+        except SourceError as error:
+            yield number, _failure(Item(text, text), WHOLE.key, error, f"line {number}")
+
+
+def _local(text: str, base: str = "") -> Path:
+    """The absolute path; relative ones start at `base`, else at the working directory."""
+    if text.startswith("file://"):
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise SourceError(f"{text} lies on another machine; Penult fetches no remote URL")
+        text = unquote(parts.path)
+    elif _URI.match(text):
+        raise SourceError(f"Penult fetches no remote URL: {text}; download it and give its path")
+    return _absolute(Path(base, text))
+
+
+def _absolute(path: str | Path) -> Path:
+    # Not `resolve`: a link's own name is the item's, wherever it points.
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _file_item(path: Path, id: str | None = None, metadata: Mapping[str, object] = {}) -> Item:
+    # A name that is not UTF-8 could not be stored: its bytes are written out in the id.
+    name = str(path).encode("utf-8", "backslashreplace").decode()
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return Item(id or name, path, metadata)
+    return Item(id or name, path, metadata, status.st_size, status.st_mtime_ns)
+
+
+def _in_folder(folder: Path, accepted: frozenset[str]) -> Iterator[_Placed]:
+    for found in _walk(folder, set()):
+        if isinstance(found, Failure):
+            yield 0, found
+        elif found.suffix.lower() in accepted:
+            yield 0, (_file_item(found), WHOLE)
+
+
+def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path | Failure]:
+    """Every file that is not hidden, each folder in the order of its names and entered once."""
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        reason = f"the folder cannot be read: {error.strerror}"
+        yield Failure(str(folder), WHOLE.key, SourceError.__name__, reason)
+        return
+    if (status.st_dev, status.st_ino) in entered:
+        return  # a link that leads back, or a second way to the same folder
+    entered.add((status.st_dev, status.st_ino))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself: a file that fails when it is read
+            is_folder = False
+        if is_folder:
+            yield from _walk(Path(entry.path), entered)
+        else:
+            yield Path(entry.path)
+
+
+def _check_folder(folder: Path, accepted: frozenset[str]) -> None:
+    """Raise where a folder has nothing to offer; stops at the first file that fits."""
+    others: Counter[str] = Counter()
+    for found in _walk(folder, set()):
+        if isinstance(found, Path):
+            suffix = found.suffix.lower()
+            if suffix in accepted:
+                return
+            others[suffix or "no extension"] += 1
+    found_instead = ", ".join(f"{count} {name}" for name, count in others.most_common(5))
+    raise SourceError(
+        f"{folder} holds no file that is {' '.join(sorted(accepted))}; "
+        + (f"it holds {found_instead}" if others else "it holds no files")
+        + (" and others" if len(others) > 5 else "")
+    )
+
+
+# ---- tables
+
+
+_Row = tuple[int, dict[str, Any] | str]  # its line, and its values or what is wrong with it
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table of items, read anew for each iteration."""
+
+    path: Path
+    modality: str
+    unit: str  # "line" or "row"
+    rows: Callable[[], Iterator[_Row]]
+    types: dict[str, pa.DataType]  # by the table's own names
+    total: int
+    subject: str  # the column that holds the item: path or text
+    names: dict[str, str]  # metadata: the table's name -> the collection's
+
+    def entries(self, columns: dict[str, pa.DataType]) -> Iterator[_Placed]:
+        """Its rows as items whose metadata has the types of `columns`."""
+        for line, row in self.rows():
+            yield line, self._entry(line, row, columns)
+
+    def _entry(self, line: int, row: dict[str, Any] | str, columns: dict[str, Any]) -> Entry:
+        where = f"{self.path.name} {self.unit} {line}"
+        nowhere = Item(f"{self.path}:{line}", "")
+        if isinstance(row, str):
+            return _failure(nowhere, WHOLE.key, SourceError(row), where)
+        subject = row.get(self.subject)
+        if subject is None and self.subject == "path":
+            return _failure(nowhere, WHOLE.key, SourceError("the path is empty"), where)
+        id = None if row.get("id") is None else _as_text(row["id"])
+        metadata = {new: _typed(row.get(old), columns[new]) for old, new in self.names.items()}
+        if self.subject == "text":
+            text = _as_text("" if subject is None else subject)
+            item = Item(id or _sha(text.encode("utf-8", "backslashreplace")), text, metadata)
+            return item, WHOLE
+        try:
+            item = _file_item(_local(_as_text(subject), str(self.path.parent)), id, metadata)
+        except SourceError as error:
+            return _failure(Item(id or _as_text(subject), ""), WHOLE.key, error, where)
+        try:
+            return item, _region(row, self.modality)
+        except RegionError as error:
+            asked = f"{row.get('start') or 0}-{row.get('end') or 'end'}"
+            return _failure(item, asked, error, where)
+
+
+def _region(row: dict[str, Any], modality: str) -> Region:
+    given = {name: row.get(name) for name in _UNDERSTOOD[modality] if name not in ("path", "id")}
+    start, end = _number(given, "start"), _number(given, "end")
+    channel = _number(given, "channel")
+    if channel is not None and not channel.is_integer():
+        raise RegionError(f"channel {given['channel']!r} is not a whole number")
+    return Region(
+        kind="whole" if start is None and end is None else "segment",
+        start=start,
+        end=end,
+        channel=None if channel is None else int(channel),
+    )
+
+
+def _number(given: dict[str, Any], name: str) -> float | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RegionError(f"{name} {value!r} is not a number")
+    return number
+
+
+def _open_table(path: Path, modality: str) -> _Table:
+    if path.suffix.lower() == ".parquet":
+        unit, rows = "row", partial(_parquet_rows, path)
+        types, total = _parquet_types(path)
+    else:
+        unit = "line"
+        is_json = path.suffix.lower() in (".jsonl", ".ndjson")
+        rows = partial(_jsonl_rows if is_json else _csv_rows, path)
+        types, total = _scanned(rows, [] if is_json else next(_csv_records(path))[1])
+    subject = "text" if modality == "text" and "text" in types else "path"
+    if subject not in types:
+        wanted = "`text` or `path`" if modality == "text" else "`path`"
+        raise SourceError(f"{path} has no column {wanted}; it has {', '.join(types) or 'none'}")
+    taken = ("text", "id") if subject == "text" else _UNDERSTOOD[modality]
+    names: dict[str, str] = {}
+    for old in types:
+        if old in taken:
+            continue
+        new = _column_name(old)
+        if new in names.values():
+            raise SourceError(f"{path}: two columns would both be called {new}; rename {old!r}")
+        names[old] = new
+    return _Table(path, modality, unit, rows, types, total, subject, names)
+
+
+def _column_name(name: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    if not name.startswith("_"):
+        plain = plain.lstrip("_") or "unnamed"
+    if plain[0].isdigit():
+        plain = f"c{plain}"
+    # Names that begin with _ are the store's.
+    return f"{plain}_given" if plain in RESERVED or plain.startswith("_") else plain
+
+
+def _columns_of(tables: list[_Table]) -> tuple[dict[str, pa.DataType], dict[str, str]]:
+    """The metadata columns of all tables together, and which of them were renamed."""
+    columns: dict[str, pa.DataType] = {}
+    renamed: dict[str, str] = {}
+    for table in tables:
+        for old, new in table.names.items():
+            columns[new] = _common(columns.get(new, table.types[old]), table.types[old])
+            if old != new:
+                renamed[old] = new
+    return columns, renamed
+
+
+def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    if one == other:
+        return one
+    return pa.float64() if {one, other} == {pa.int64(), pa.float64()} else pa.string()
+
+
+def _typed(value: Any, type: pa.DataType) -> object:
+    """A table's value as the Python type of its column."""
+    name = str(type)
+    if value is None:
+        return None
+    if name == "string":
+        return _as_text(value)
+    if name == "bool":
+        return value if isinstance(value, bool) else value.lower() == "true"
+    return {"int64": int, "double": float}.get(name, lambda same: same)(value)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    is_json = isinstance(value, (bool, int, float, list, dict))
+    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
+
+
+def _scanned(
+    rows: Callable[[], Iterator[_Row]], names: list[str]
+) -> tuple[dict[str, pa.DataType], int]:
+    """Each column's type, the narrowest that holds all its values, and how many rows there are."""
+    import pyarrow as pa
+
+    seen: dict[str, set[str]] = {name: set() for name in names}
+    total = 0
+    for _, row in rows():
+        total += 1
+        for name, value in ({} if isinstance(row, str) else row).items():
+            kinds = seen.setdefault(name, set())
+            if value is not None and "string" not in kinds:
+                kinds.add(_kind(value, textual=bool(names)))
+    types = {}
+    for name, kinds in seen.items():
+        if kinds and kinds <= {"int", "wide int"}:
+            types[name] = pa.int64()
+        elif kinds and kinds <= {"int", "float"}:
+            types[name] = pa.float64()
+        else:
+            types[name] = pa.bool_() if kinds == {"bool"} else pa.string()
+    return types, total
+
+
+def _kind(value: Any, textual: bool) -> str:
+    if textual:  # a CSV's cell; what does not read back the same, as 007, stays a string
+        if _INT.fullmatch(value):
+            value = int(value)
+        elif _FLOAT.fullmatch(value):
+            return "float"
+        else:
+            return "bool" if value.lower() in _BOOL else "string"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):  # a double holds whole numbers up to 2**53 only
+        return "int" if abs(value) <= 2**53 else "wide int" if abs(value) < 2**63 else "string"
+    return "float" if isinstance(value, float) else "string"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                byte = f"0x{raw[error.start]:02x}"
+                raise SourceError(
+                    f"{path}: line {number} is not UTF-8 (byte {byte}); save the table as UTF-8"
+                ) from error
+            yield number, line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The records that are not blank, the header first, each with the line it ends on."""
+    lines = (line for _, line in _lines(path))
+    head = next((line for line in lines if line.strip()), None)
+    if head is None:
+        raise SourceError(f"{path} is empty; a table's first line names its columns")
+    comma = ";" if ";" in head and "," not in head else ","
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
+    csv.field_size_limit(max(csv.field_size_limit(), 1 << 27))  # whole texts stand in one field
+    # Strict: a quote that is never closed would otherwise swallow the rest of the table.
+    reader = csv.reader(chain([head], lines), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader)]
+        repeated = [name for name, count in Counter(header).items() if count > 1]
+        if repeated:
+            raise SourceError(f"{path} has more than one column {repeated[0]!r}")
+        yield reader.line_num, header
+        yield from ((reader.line_num, record) for record in reader if record)
+    except csv.Error as error:
+        raise SourceError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
+
+
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    records = _csv_records(path)
+    _, header = next(records)
+    for line, record in records:
+        if len(record) == len(header):
+            yield line, {name: value or None for name, value in zip(header, record, strict=True)}
+        else:
+            yield line, f"{len(record)} fields, where the header names {len(header)}"
+
+
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"not JSON: {error}"
+        else:
+            yield number, row if isinstance(row, dict) else f"{line.strip()[:40]} is no object"
+
+
+def _parquet_types(path: Path) -> tuple[dict[str, pa.DataType], int]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema, total = file.schema_arrow, file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path} is not readable as Parquet: {error}") from error
+    if len(set(schema.names)) < len(schema.names):
+        raise SourceError(f"{path} has columns of the same name: {', '.join(schema.names)}")
+    return {column.name: _simple_type(column.type) for column in schema}, total
+
+
+def _simple_type(type: pa.DataType) -> pa.DataType:
+    """The column type that metadata of an Arrow type is kept in; nested values become JSON."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(type):
+        return _simple_type(type.value_type)
+    if pa.types.is_integer(type) and not pa.types.is_uint64(type):  # which may not fit int64
+        return pa.int64()
+    if pa.types.is_floating(type) or pa.types.is_decimal(type):
+        return pa.float64()
+    if pa.types.is_timestamp(type):
+        return pa.timestamp("us", type.tz)  # Python's datetime has no nanoseconds
+    return type if pa.types.is_boolean(type) or pa.types.is_date(type) else pa.string()
+
+
+def _parquet_rows(path: Path) -> Iterator[_Row]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    number = 0
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            columns = [
+                column.cast(_simple_type(column.type), safe=False)
+                if pa.types.is_timestamp(column.type)
+                else column
+                for column in batch.columns
+            ]
+            for row in pa.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist():
+                number += 1
+                yield number, row

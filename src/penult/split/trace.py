@@ -1,0 +1,211 @@
+"""Record one real forward pass: every operation, which module ran it, and what it read and wrote.
+
+The trace sees operations, not source code, so it works for any module that runs in eager torch. It
+knows nothing of heads or taps; `head.py` walks it.
+
+Two traps are handled here (both silent when they are not). Tensors are kept alive while the trace
+lives, because identities are reused once a tensor is freed. And an in-place operation re-produces
+every tensor on its storage: wav2vec2 zeroes its projector's padded frames that way, so what is read
+afterwards was made by that operation, not by the projector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(slots=True)
+class Read:
+    """A tensor as an operation or a module saw it, and the operation that had made it by then.
+
+    producer is None for what the trace did not see being made: inputs, weights, constants.
+    """
+
+    tensor: torch.Tensor
+    producer: Op | None
+    depends: bool  # on the model's input
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """One recorded operation."""
+
+    index: int
+    name: str  # "aten.addmm"
+    module: str  # qualified name of the innermost module that was running, "" for the root
+    reads: list[Read]
+    writes: list[torch.Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    depends: bool
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call of a module: what came in and what went out, flattened."""
+
+    module: str
+    inputs: list[Read]
+    outputs: list[Read] = field(default_factory=list)
+    first: int = 0  # index of the first operation inside
+    last: int = 0  # one past the last operation inside
+
+
+@dataclass(slots=True)
+class Trace:
+    """A recorded forward pass. output: whatever the module returned; reads: its tensors."""
+
+    ops: list[Op]
+    calls: list[Call]
+    output: Any
+    reads: list[Read]
+    leaves: dict[int, str]  # storage → name of the parameter or buffer that lives there
+
+    def name_of(self, tensor: torch.Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, or is a view of."""
+        return self.leaves.get(_storage(tensor))
+
+    def calls_of(self, module: str) -> list[Call]:
+        """Every call of a module, in the order in which they ended."""
+        return [call for call in self.calls if call.module == module]
+
+    def upstream(self, roots: Sequence[Read]) -> Iterator[Op]:
+        """Every operation that the given tensors depend on, latest first."""
+        pending = {read.producer.index: read.producer for read in roots if read.producer}
+        while pending:
+            op = pending.pop(max(pending))
+            yield op
+            for read in op.reads:
+                if read.producer is not None:
+                    pending[read.producer.index] = read.producer
+
+    def weights_used(self, roots: Sequence[Read]) -> set[str]:
+        """Names of the parameters and buffers that the given tensors depend on."""
+        reads = [read for op in self.upstream(roots) for read in op.reads]
+        names = (self.name_of(read.tensor) for read in [*reads, *roots] if read.producer is None)
+        return {name for name in names if name is not None}
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    # A tensor of no elements has no address of its own.
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and opaque (mkldnn) tensors have none
+        return id(tensor)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[Op] = []
+        self.calls: list[Call] = []
+        self.stack: list[Call] = []
+        self._made: dict[int, tuple[torch.Tensor, Op]] = {}  # id → (kept alive, its operation)
+        self._written: dict[int, Op] = {}  # storage → the last operation that wrote to it
+        self._inputs = {_storage(tensor) for tensor in inputs}
+
+    def read(self, tensor: torch.Tensor) -> Read:
+        made = self._made.get(id(tensor))
+        written = self._written.get(_storage(tensor))
+        producer = made[1] if made is not None else None
+        if written is not None and (producer is None or written.index > producer.index):
+            producer = written
+        depends = producer.depends if producer else _storage(tensor) in self._inputs
+        return Read(tensor, producer, depends)
+
+    def reads(self, values: Any) -> list[Read]:
+        return [self.read(leaf) for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        reads = self.reads((args, kwargs))
+        result = func(*args, **kwargs)
+        writes = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        op = Op(
+            index=len(self.ops),
+            name=str(func.overloadpacket),
+            module=self.stack[-1].module if self.stack else "",
+            reads=reads,
+            writes=writes,
+            args=args,
+            kwargs=kwargs,
+            depends=any(read.depends for read in reads),
+        )
+        self.ops.append(op)
+        for tensor in writes:
+            self._made[id(tensor)] = (tensor, op)
+        for tensor in _mutated(func, args, kwargs):
+            self._written[_storage(tensor)] = op
+        return result
+
+
+def _mutated(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors that an operation writes to in place, read off its schema."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[position] if position < len(args) else kwargs.get(argument.name)
+        yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+@contextmanager
+def _watching(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Keep the recorder's stack of running modules; every hook is gone afterwards."""
+    handles = []
+
+    def enter(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            call = Call(name, recorder.reads((args, kwargs)), first=len(recorder.ops))
+            recorder.stack.append(call)
+
+        return hook
+
+    def leave(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            call = recorder.stack.pop()
+            while call.module != name:  # a child that raised, and was caught further out
+                call = recorder.stack.pop()
+            call.outputs, call.last = recorder.reads(output), len(recorder.ops)
+            recorder.calls.append(call)
+
+        return hook
+
+    try:
+        for name, child in module.named_modules():
+            handles.append(child.register_forward_pre_hook(enter(name), with_kwargs=True))
+            handles.append(child.register_forward_hook(leave(name), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def record(
+    module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> Trace:
+    """Run `module(*args, **kwargs)` once, without gradients, and record it.
+
+    The module's weights, buffers, hooks and mode are as before afterwards. The trace keeps every
+    intermediate tensor alive: use short inputs, and let go of it soon.
+    """
+    kwargs = dict(kwargs or {})
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    recorder = _Recorder(tensors)
+    with torch.no_grad(), _watching(module, recorder), recorder:
+        output = module(*args, **kwargs)
+    leaves = {
+        _storage(tensor): name
+        for source in (module.named_buffers, module.named_parameters)
+        for name, tensor in source(remove_duplicate=False)
+    }
+    return Trace(recorder.ops, recorder.calls, output, recorder.reads(output), leaves)

@@ -1,0 +1,201 @@
+"""A collection's folder: what it is, its manifest, its lock. Knows nothing of the tables in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from penult.errors import CollectionError, CollectionLocked, FingerprintMismatch, StoreError
+
+FORMAT = 1
+MANIFEST = "collection.json"
+LOCK = "writer.lock"
+HOLDER = "writer.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What all vectors of a collection share.
+
+    `fingerprint` maps each field to its value; `model` is what opens the embedder again (spec,
+    revision, tap, pooling …); `engine` and `precision` are those of the first run.
+    """
+
+    fingerprint: Mapping[str, str]
+    dim: int
+    n_logits: int
+    model: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    logits: str = "all"
+    dtype: str = "float32"
+    engine: str = ""
+    precision: str = ""
+    created: str = ""
+    format: int = FORMAT
+
+
+@contextlib.contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """Translates what the operating system refuses into StoreError; lets all else pass.
+
+    LanceDB raises RuntimeError for it and has the reason in its text only.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}") from error
+    except RuntimeError as error:
+        text = str(error)
+        if code := re.search(r"\(os error (\d+)\)", text):
+            raise StoreError(f"{path}: {os.strerror(int(code[1]))}") from error
+        if "LanceError(IO)" in text and "Not found" in text:
+            raise StoreError(
+                f"{path}: a file of the collection is gone. Either it was damaged, or the reading "
+                "took so long that a writer has cleaned up meanwhile; in this case read it again"
+            ) from error
+        raise
+
+
+def exists(path: Path) -> bool:
+    """Whether the folder is a collection. A killed creation leaves none.
+
+    Raises:
+        CollectionError: the path is something else.
+    """
+    if (path / MANIFEST).is_file():
+        return True
+    if path.exists() and not path.is_dir():
+        raise CollectionError(f"{path} is a file; a collection is a folder")
+    with store_errors(path):
+        names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    # The manifest is written first, so nothing but these can come from us before it is there.
+    foreign = [name for name in names if not name.startswith((LOCK, HOLDER, MANIFEST))]
+    if foreign:
+        kind = "a LanceDB folder without" if foreign[0].endswith(".lance") else "a folder without"
+        raise CollectionError(
+            f"{path} is not a collection but {kind} {MANIFEST}; it holds {len(foreign)} other "
+            f"entries, such as {foreign[0]!r}. Give a new or empty folder, or a collection"
+        )
+    return False
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of an existing collection.
+
+    Raises:
+        CollectionError: damaged, or written by a newer Penult.
+    """
+    with store_errors(path / MANIFEST):
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)
+        version = int(values["format"])
+        if version > FORMAT:
+            raise CollectionError(
+                f"{path} has format {version}, this Penult reads up to {FORMAT}: upgrade penult"
+            )
+        return Manifest(**{**values, "labels": tuple(values["labels"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise CollectionError(f"{path / MANIFEST} is damaged: {error}") from error
+
+
+def write_manifest(path: Path, manifest: Manifest) -> Manifest:
+    """Writes the manifest of a new collection in one step; gives it with its date."""
+    manifest = replace(manifest, created=manifest.created or now().isoformat(timespec="seconds"))
+    write_aside(path / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1))
+    return manifest
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Writes a file such that a kill leaves the old one or the new one, never a part."""
+    aside = path.with_name(path.name + ".tmp")
+    with store_errors(path), aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+        aside.replace(path)
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+@contextlib.contextmanager
+def locked(path: Path, command: str, wait: bool = False) -> Iterator[None]:
+    """Holds the one writer's lock; the kernel frees it when the process dies.
+
+    Raises:
+        CollectionLocked: another process has it, and `wait` is false.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path / LOCK)
+    with store_errors(path):
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout as error:
+            raise CollectionLocked(
+                f"{path} is being written by {_holder(path)}; try again when it has ended, "
+                "or wait for it (reading and searching work meanwhile)"
+            ) from error
+    try:
+        holder = {"pid": os.getpid(), "command": command, "since": now().isoformat("T", "seconds")}
+        write_aside(path / HOLDER, json.dumps(holder))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (path / HOLDER).unlink()
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads((path / HOLDER).read_text(encoding="utf-8"))
+        return f"process {holder['pid']} ({holder['command']}) since {holder['since']}"
+    except (OSError, ValueError, KeyError):  # it has the lock and has not said who it is yet
+        return "another process"
+
+
+def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:
+    """Refuses a writer whose vectors or columns would not fit the collection's.
+
+    Raises:
+        FingerprintMismatch: another embedder; names every field that differs.
+        CollectionError: the same embedder, but other logits or another number type.
+    """
+    fields = dict.fromkeys((*ours.fingerprint, *theirs.fingerprint))
+    lines = [
+        f"  {name}: the collection has {_shown(ours, name)}, this embedder {_shown(theirs, name)}"
+        for name in fields
+        if ours.fingerprint.get(name) != theirs.fingerprint.get(name)
+    ]
+    if lines:
+        raise FingerprintMismatch(
+            f"{path} holds vectors of another embedder; new ones could not be compared to them:\n"
+            + "\n".join(lines)
+            + f"\nUse the collection's own embedder ({ours.model.get('spec', 'see its manifest')})"
+            f" or another folder; `penult embed NEWMODEL --like {path.name} --into new.lance` "
+            "embeds the same items with the new one"
+        )
+    for name in ("dim", "n_logits", "logits", "dtype"):
+        old, new = getattr(ours, name), getattr(theirs, name)
+        if old != new:
+            raise CollectionError(
+                f"{path} was made with {name} = {old}, now {name} = {new} is asked for; "
+                "use the former, or another folder"
+            )
+
+
+def _shown(manifest: Manifest, name: str) -> str:
+    value = manifest.fingerprint.get(name)
+    if value is None:
+        return "nothing"
+    return repr(value if len(value) <= 60 else value[:57] + "…")

@@ -1,0 +1,57 @@
+"""What the tests share: tiny checkpoints, clips made here, and real data where it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+torch.set_num_threads(1)  # tests run side by side
+
+RATE = 16_000
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def clip(seconds: float, seed: int = 0, rate: int = RATE) -> np.ndarray:
+    """A gliding tone in noise, (n,) float32: never silent, different for each seed."""
+    random = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate)) / rate
+    tone = np.sin(2 * np.pi * (200 + 150 * seed + 80 * time) * time)
+    return (0.3 * tone + 0.05 * random.standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data; tests that need it skip where it is absent, and fail on CI."""
+    if not SHARED.is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail("the real data must be there on CI")
+        pytest.skip("real data is not there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny wav2vec2 classifier."""
+    from zoo import save_audio
+
+    return save_audio(tmp_path_factory.mktemp("models") / "tiny", "wav2vec2")
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """A folder of six clips of different lengths, in two folders."""
+    root = tmp_path / "recordings"
+    for number in range(6):
+        path = root / ("a" if number % 2 else "b") / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, clip(0.3 + 0.17 * number, number), RATE, subtype="PCM_16")
+    return root

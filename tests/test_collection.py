@@ -1,0 +1,779 @@
+"""Collections: no duplicates, nothing lost, refusals in words."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from penult import rows, store, tables
+from penult import writer as writer_module
+from penult.collection import Collection
+from penult.errors import CollectionError, CollectionLocked, FingerprintMismatch, StoreError
+from penult.rows import Known
+from penult.sources import RESERVED, Failure
+from penult.store import Manifest
+
+DIM, CLASSES = 8, 3
+MANIFEST = Manifest(
+    fingerprint={"weights": "sha256:aaaa", "tap": "backbone", "pooling": "mean"},
+    dim=DIM,
+    n_logits=CLASSES,
+    model={"spec": "demo", "tap": "backbone"},
+    labels=("cat", "dog", "owl"),
+)
+
+
+def batch(ids, *, region="whole", seed=0, manifest=MANIFEST, vectors=None, **columns):
+    """Rows for these ids, with metadata as keywords."""
+    rng = np.random.default_rng(seed)
+    n = len(ids)
+    metadata = {name: pa.array(values) for name, values in columns.items() if name not in _OWN}
+    schema = rows.schema(
+        manifest.dim,
+        manifest.n_logits,
+        manifest.logits,
+        manifest.dtype,
+        {name: column.type for name, column in metadata.items()},
+    )
+    if vectors is None:
+        vectors = rng.normal(size=(n, manifest.dim))
+    vectors = np.asarray(vectors, dtype=manifest.dtype)
+    data = {
+        "id": pa.array(ids, pa.string()),
+        "region": pa.array([region] * n if isinstance(region, str) else region),
+        "kind": pa.array(["whole"] * n),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), manifest.dim),
+        "content_hash": pa.array(columns.get("content_hash", [f"hash-{seed}"] * n)),
+        "size": pa.array(columns.get("size", [100] * n), pa.int64()),
+        "mtime_ns": pa.array(columns.get("mtime_ns", [seed] * n), pa.int64()),
+        **metadata,
+    }
+    if manifest.logits == "all":
+        logits = pa.array(rng.normal(size=n * manifest.n_logits).astype(np.float32))
+        data["logits"] = pa.FixedSizeListArray.from_arrays(logits, manifest.n_logits)
+    elif manifest.logits != "none":
+        top = [[{"index": 1, "logit": 2.5}, {"index": 0, "logit": 1.5}]] * n
+        data["logits"] = pa.array(top, schema.field("logits").type)
+    arrays = [data.get(field.name, pa.nulls(n, field.type)) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+_OWN = ("content_hash", "size", "mtime_ns")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "calls.lance"
+
+
+def filled(path, *batches, manifest=MANIFEST, metadata=None):
+    collection = Collection.open(path)
+    with collection.writer(manifest, metadata) as writer:
+        for one in batches:
+            writer.write(one)
+    return collection
+
+
+def all_keys(collection):
+    return sorted(key for part in collection.scan(["id", "region"]) for key in rows.keys(part))
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+
+def test_a_new_collection_appears_with_the_first_writer(path):
+    collection = Collection.open(path)
+    assert not collection.exists and collection.manifest is None and not path.exists()
+    with pytest.raises(CollectionError, match="no collection at"):
+        Collection.open(path, must_exist=True)
+    filled(path, batch(["a"]))
+    collection = Collection.open(path, must_exist=True)
+    manifest = collection.manifest
+    assert manifest == replace(MANIFEST, created=manifest.created)
+    assert manifest.created
+    assert collection.count == 1
+    assert collection.columns == list(rows.COLUMNS)
+
+
+def test_other_folders_and_files_are_refused_and_left_alone(tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    for path, word in ((tmp_path, "note.txt"), (tmp_path / "note.txt", "is a file")):
+        with pytest.raises(CollectionError, match=word):
+            Collection.open(path)
+    import lancedb
+
+    lancedb.connect(tmp_path / "other").create_table("birds", [{"vector": [1.0, 2.0]}])
+    with pytest.raises(CollectionError, match=r"LanceDB folder .*birds\.lance"):
+        Collection.open(tmp_path / "other")
+    with pytest.raises(CollectionError), Collection(tmp_path).writer(MANIFEST):
+        pass
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["note.txt", "other"]
+
+
+def test_damaged_and_newer_manifests_are_named(path):
+    filled(path, batch(["a"]))
+    manifest = path / "collection.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"format": 1', '"format": 99'))
+    with pytest.raises(CollectionError, match=r"format 99.*upgrade"):
+        _ = Collection.open(path).manifest
+    manifest.write_text(text[:50])
+    with pytest.raises(CollectionError, match="damaged"):
+        _ = Collection.open(path).manifest
+
+
+@pytest.mark.parametrize("stage", ["lock", "aside", "manifest", "table"])
+def test_a_creation_killed_at_any_stage_is_completed(path, stage):
+    path.mkdir()
+    (path / store.LOCK).touch()
+    if stage != "lock":
+        (path / (store.MANIFEST + ".tmp")).write_text('{"half')
+    if stage in ("manifest", "table"):
+        store.write_manifest(path, MANIFEST)
+        collection = Collection.open(path, must_exist=True)
+        assert collection.count == 0 and collection.search(np.ones(DIM)) == []
+        assert collection.vectors()[1].shape == (0, DIM)
+        assert list(collection.scan()) == [] and len(collection.runs()) == 0
+    if stage == "table":
+        (path / "items.lance" / "_transactions").mkdir(parents=True)
+        (path / "items.lance" / "_transactions" / "0-x.txn").touch()
+    assert filled(path, batch(["a"])).count == 1
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def test_new_keys_are_appended_and_existing_ones_replaced(path):
+    collection = filled(path, batch(["a", "b"], seed=1))
+    with collection.writer(MANIFEST) as writer:
+        assert writer.write(batch(["b", "c"], seed=2)) == (1, 1)
+        assert writer.write([batch(["d"], seed=3), batch(["d"], seed=4)]) == (1, 0)
+        assert writer.write([]) == (0, 0)
+        assert writer.write(batch([])) == (0, 0)
+        assert writer.write(batch(["a", "a"], region=["0-5", "5-10"])) == (2, 0)
+    wanted = [("a", "0-5"), ("a", "5-10")]
+    wanted += [(name, "whole") for name in "abcd"]
+    assert all_keys(collection) == sorted(wanted)
+    for name, seed in (("a", 1), ("b", 2), ("c", 2), ("d", 4)):
+        assert collection.get(name)["content_hash"] == f"hash-{seed}"
+    expected = np.asarray(batch(["b", "c"], seed=2).column("vector").to_pylist(), np.float32)
+    np.testing.assert_array_equal(collection.get("b")["vector"], expected[0])
+    assert collection.get("b")["run_id"] == writer.run_id != collection.get("a")["run_id"]
+    assert collection.get("nobody") is None
+
+
+@pytest.mark.parametrize("seen", [0, 3, 1000])
+def test_what_the_writer_keeps_in_mind_is_true(path, monkeypatch, seen):
+    monkeypatch.setattr(writer_module, "_SEEN", seen)
+    rng = random.Random(seen)
+    there = set()
+    with Collection.open(path).writer(MANIFEST) as writer:
+        for step in range(25):
+            ids = [str(rng.randrange(12)) for _ in range(3)]
+            if rng.random() < 0.5:
+                assert set(writer.known(ids)[0]) == {key for key in there if key[0] in ids}
+            if rng.random() < 0.3:
+                gone = {key for key in there if key[0] == ids[0]}
+                assert writer.prune({ids[0]: f"new-{step}"}) == len(gone)
+                there -= gone
+            keys = {(name, rng.choice(["whole", "0-5"])) for name in ids}
+            names, regions = (list(part) for part in zip(*sorted(keys), strict=True))
+            written = writer.write(batch(names, region=regions, seed=step))
+            assert written == (len(keys - there), len(keys & there))
+            there |= keys
+    assert all_keys(Collection.open(path)) == sorted(there)
+
+
+def test_ids_with_quotes_and_any_letters(path):
+    ids = ["it's", 'say "x"', "100%_\\", "日本/é.wav", "a`b", "x; drop"]
+    collection = filled(path, batch(ids))
+    with collection.writer(MANIFEST) as writer:
+        assert set(writer.known(ids)[0]) == {(name, "whole") for name in ids}
+        assert writer.write(batch(ids, seed=1)) == (0, len(ids))
+    assert collection.count == len(ids)
+    assert all(collection.get(name)["content_hash"] == "hash-1" for name in ids)
+    assert collection.count_where("id = 'x; drop'") == 1
+
+
+def test_what_is_known_and_revised(path):
+    collection = filled(path, batch(["a", "b"], seed=7, site=["x", "y"], year=[1, 2]))
+    before = collection.get("a")
+    with collection.writer(MANIFEST, {"note": pa.string()}) as writer:
+        known, values = writer.known(["a", "nobody"], ["site", "missing"])
+        assert known == {("a", "whole"): Known(100, 7, "hash-7")}
+        assert values == {("a", "whole"): {"site": "x"}}
+        new = {"size": 200, "mtime_ns": 9, "note": "it's"}
+        writer.revise(
+            {("a", "whole"): new, ("b", "whole"): {"year": None}, ("nobody", "whole"): {"size": 1}}
+        )
+        assert writer.known(["a"])[0] == {("a", "whole"): Known(200, 9, "hash-7")}
+        for name, value in (("vector", 1), ("run_id", "x"), ("nope", 1), ("year", "text")):
+            with pytest.raises(CollectionError, match=name):
+                writer.revise({("a", "whole"): {name: value}})
+    after = collection.get("a")
+    np.testing.assert_array_equal(before["vector"], after["vector"])
+    assert (after["site"], after["year"], after["note"]) == ("x", 1, "it's")
+    assert after["run_id"] == before["run_id"]
+    assert (collection.get("b")["year"], collection.get("b")["site"]) == (None, "y")
+    assert collection.count == 2
+
+
+def test_regions_of_former_content_are_pruned(path):
+    collection = filled(path, batch(["a", "a", "b"], region=["0-5", "5-10", "0-5"], seed=1))
+    with collection.writer(MANIFEST) as writer:
+        assert writer.prune({"a": "hash-2", "b": "hash-1"}) == 2
+        writer.write(batch(["a"], region="0-5", seed=2))
+    assert all_keys(collection) == [("a", "0-5"), ("b", "0-5")]
+
+
+def test_rows_that_do_not_fit_are_refused_whole(path):
+    collection = filled(path, batch(["a"]))
+    bad = np.ones((2, DIM))
+    bad[1, 3] = np.nan
+    other = replace(MANIFEST, dim=4)
+    with collection.writer(MANIFEST) as writer:
+        with pytest.raises(CollectionError, match=r"1 of 2 rows have vector .*'y'"):
+            writer.write(batch(["x", "y"], vectors=bad))
+        with pytest.raises(CollectionError, match="vector"):
+            writer.write(batch(["z"], manifest=other))
+        with pytest.raises(CollectionError, match="null"):
+            writer.write(batch([None]))
+    assert collection.count == 1
+    half = replace(MANIFEST, dtype="float16")
+    with (
+        Collection.open(path.with_name("half")).writer(half) as writer,
+        pytest.raises(CollectionError, match="not finite"),
+    ):
+        writer.write(batch(["big"], vectors=np.full((1, DIM), 1e6)))
+
+
+@pytest.mark.parametrize("logits", ["all", "none", "top:2"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_logits_modes_and_number_types(path, logits, dtype):
+    manifest = replace(MANIFEST, logits=logits, dtype=dtype)
+    rows_in = batch(["a", "b"], manifest=manifest)
+    collection = filled(path, rows_in, manifest=manifest)
+    filled(path, batch(["b", "c"], manifest=manifest), manifest=manifest)
+    keys, vectors = collection.vectors("id = 'a'")
+    assert keys["id"].to_pylist() == ["a"]
+    np.testing.assert_array_equal(vectors, rows.matrix(rows_in.column("vector"))[:1])
+    assert ("logits" in collection.columns) == (logits != "none")
+    hit = collection.search(vectors[0], k=1)[0]
+    assert hit.id == "a" and hit.similarity == pytest.approx(1, abs=1e-6)
+    with pytest.raises(CollectionError, match=r"logits|dtype"):
+        filled(path, manifest=replace(MANIFEST, logits="top:9", dtype="float32"))
+
+
+# --- metadata -----------------------------------------------------------------------------------
+
+
+def test_metadata_columns_come_and_go(path):
+    collection = filled(path, batch(["a"]), metadata={"site": pa.string()})
+    filled(path, batch(["b"], site=["x"], year=[2020]), batch(["c"]))
+    filled(path, batch(["d"], flag=[True], nothing=pa.nulls(1)))
+    found = {row["id"]: row for part in collection.scan() for row in part.to_pylist()}
+    assert [found[name]["site"] for name in "abcd"] == [None, "x", None, None]
+    assert [found[name]["year"] for name in "abcd"] == [None, 2020, None, None]
+    assert found["d"]["flag"] is True
+    assert collection.columns[-3:] == ["site", "year", "flag"]
+
+
+def test_integers_widen_to_floats_and_other_conflicts_are_named(path):
+    collection = filled(path, batch(["a"], depth=[3]))
+    filled(path, batch(["b"], depth=[2.5]))
+    filled(path, batch(["c"], depth=[4]))
+    assert collection.schema.field("depth").type == pa.float64()
+    assert [collection.get(name)["depth"] for name in "abc"] == [3.0, 2.5, 4.0]
+    with pytest.raises(CollectionError, match=r"'depth' holds double .* string"):
+        filled(path, batch(["d"], depth=["deep"]))
+    for name in ("a.b", "", "_distance"):
+        with pytest.raises(CollectionError, match="cannot be called"):
+            filled(path, metadata={name: pa.string()})
+    with pytest.raises(CollectionError, match="taken"):
+        filled(path, metadata={"score": pa.string()})
+    assert collection.count == 3
+
+
+def test_a_widening_that_was_killed_is_finished(path):
+    collection = filled(path, batch(["a"], depth=[3]))
+    tables.opened(path, "items").add_columns({"depth__wider": "cast(depth as double)"})
+    filled(path, batch(["b"], depth=[2.5]))
+    items = tables.opened(path, "items")
+    items.add_columns({"depth__wider_old": "cast(depth as bigint)"})
+    filled(path, batch(["c"], depth=[1]))
+    assert [name for name in collection.columns if "depth" in name] == ["depth"]
+    assert [collection.get(name)["depth"] for name in "abc"] == [3.0, 2.5, 1.0]
+
+
+def test_sources_keep_away_from_the_own_columns():
+    assert frozenset(rows.COLUMNS) == RESERVED
+
+
+def test_filters_by_type_and_case(path):
+    columns = {"Site": ["A", "B", "A"], "year": [2019, 2020, 2021], "my col": [1.5, None, 2.5]}
+    columns["seen"] = pa.array([0, 10**15, 2 * 10**15], pa.timestamp("us"))
+    collection = filled(path, batch(["a", "b", "c"], **columns))
+    for where, count in [
+        ("Site = 'A'", 2),
+        ("site = 'A'", 2),
+        ("year >= 2020 AND Site = 'A'", 1),
+        ("`my col` > 2", 1),
+        ("`my col` IS NULL", 1),
+        ("seen > timestamp '2001-01-01'", 2),
+        ("Site = ';'", 0),
+        (None, 3),
+    ]:
+        found = sum(part.num_rows for part in collection.scan(["id"], where))
+        assert found == collection.count_where(where) == count, where
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("nope = 1", "No field named nope"),
+        ("year >", "Expected"),
+        ("", "Expected"),
+        ("year", "boolean"),
+        ("year = 'x'", "could not convert"),
+        ("year = 1; drop table items", "';'"),
+        ('Site = "A"', "single quotes"),
+    ],
+)
+def test_bad_filters_say_what_was_received_and_what_is_there(path, where, reason):
+    collection = filled(path, batch(["a"], Site=["A"], year=[1]))
+    for ask in (
+        lambda: collection.scan(["id"], where),
+        lambda: collection.search(np.ones(DIM), where=where),
+        lambda: collection.vectors(where),
+        lambda: collection.count_where(where),
+    ):
+        with pytest.raises(CollectionError) as caught:
+            ask()
+        message = str(caught.value)
+        assert repr(where) in message and reason in message and "Site, year" in message
+        assert ".rs:" not in message
+    with pytest.raises(CollectionError, match="no column 'nope'"):
+        collection.scan(["nope"])
+
+
+# --- searching ----------------------------------------------------------------------------------
+
+
+def test_search_is_exact(path):
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(300, DIM)).astype(np.float32)
+    site = ["A" if index % 3 == 0 else "B" for index in range(300)]
+    ids = [f"{index:03d}" for index in range(300)]
+    collection = filled(path, batch(ids, vectors=vectors, site=site))
+    query = rng.normal(size=DIM)
+    length = np.linalg.norm(vectors, axis=1)
+    wanted = {
+        "cosine": vectors @ query / length / np.linalg.norm(query),
+        "dot": vectors @ query,
+        "l2": -np.linalg.norm(vectors - query, axis=1),
+    }
+    keep = np.array(site) == "A"
+    for metric, similarity in wanted.items():
+        order = [index for index in np.argsort(-similarity) if keep[index]]
+        found = collection.search(query, k=7, where="site = 'A'", metric=metric)
+        assert [hit.id for hit in found] == [ids[index] for index in order[:7]]
+        np.testing.assert_allclose(
+            [hit.similarity for hit in found], similarity[order[:7]], rtol=1e-5, atol=1e-6
+        )
+        assert all(hit.metadata["site"] == "A" for hit in found)
+    assert len(collection.search(query, k=1000)) == 300
+    assert len(collection.search(query * 1e30, k=1000, where="site = 'A'")) == 100
+
+
+def test_ties_are_broken_by_key_also_at_the_edge(path):
+    ids = [f"{index:03d}" for index in range(120)]
+    random.Random(0).shuffle(ids)
+    parts = [batch(ids[at : at + 7], vectors=np.ones((len(ids[at : at + 7]), DIM))) for at in
+             range(0, 120, 7)]  # fmt: skip
+    collection = filled(path, *parts)
+    found = collection.search(np.ones(DIM), k=5)
+    assert [hit.id for hit in found] == ["000", "001", "002", "003", "004"]
+    assert all(hit.similarity == pytest.approx(1, abs=1e-6) for hit in found)
+    assert all(hit.similarity <= 1 for hit in found)
+
+
+def test_searches_that_cannot_be_answered(path):
+    collection = Collection.open(path)
+    with pytest.raises(CollectionError, match="no collection"):
+        collection.search(np.ones(DIM))
+    vectors = np.ones((2, DIM))
+    vectors[1] = 0
+    filled(path, batch(["a", "zero"], vectors=vectors))
+    assert [hit.id for hit in collection.search(np.ones(DIM))] == ["a"]
+    assert {hit.id for hit in collection.search(np.ones(DIM), metric="l2")} == {"a", "zero"}
+    for query, word in [
+        (np.ones(5), r"\(5,\).*\(8,\)"),
+        (np.full(DIM, np.nan), "not finite"),
+        (np.zeros(DIM), "zero vector"),
+    ]:
+        with pytest.raises(CollectionError, match=word):
+            collection.search(query)
+    with pytest.raises(CollectionError, match="metric 'manhattan'"):
+        collection.search(np.ones(DIM), metric="manhattan")
+    with pytest.raises(CollectionError, match="k = 0"):
+        collection.search(np.ones(DIM), k=0)
+
+
+def test_vectors_come_in_key_order_after_any_history(path):
+    collection = filled(path, batch(["c", "a"], seed=1), batch(["d", "b"], seed=2))
+    filled(path, batch(["d", "a", "e"], seed=3))
+    keys, vectors = collection.vectors(columns=["id", "content_hash"])
+    assert keys["id"].to_pylist() == list("abcde")
+    for row, vector in zip(keys.to_pylist(), vectors, strict=True):
+        np.testing.assert_array_equal(vector, collection.get(row["id"])["vector"])
+        assert row["content_hash"] == collection.get(row["id"])["content_hash"]
+    ordered = list(collection.ordered(["vector", "id"], batch_size=2))
+    assert [part.num_rows for part in ordered] == [2, 2, 1]
+    got = np.concatenate([rows.matrix(part.column("vector")) for part in ordered])
+    np.testing.assert_array_equal(got, vectors)
+    assert collection.vectors("id = 'zzz'")[1].shape == (0, DIM)
+
+
+# --- other embedders ----------------------------------------------------------------------------
+
+
+def test_another_embedder_is_refused_in_words(path):
+    collection = filled(path, batch(["a"]))
+    other = replace(
+        MANIFEST, fingerprint={"weights": "sha256:aaaa", "tap": "prelogits", "resampler": "soxr"}
+    )
+    with pytest.raises(FingerprintMismatch) as caught, collection.writer(other):
+        pass
+    message = str(caught.value)
+    for words in (
+        "tap: the collection has 'backbone', this embedder 'prelogits'",
+        "pooling: the collection has 'mean', this embedder nothing",
+        "resampler: the collection has nothing, this embedder 'soxr'",
+        "--like calls.lance --into new.lance",
+        "demo",
+    ):
+        assert words in message
+    assert "weights" not in message
+    with collection.writer(MANIFEST):  # the refused one has left no lock
+        pass
+
+
+def test_an_empty_collection_takes_another_embedder(path):
+    with Collection.open(path).writer(MANIFEST) as writer:
+        writer.fail([Failure("a", "", "DecodeError", "no")])
+    other = replace(MANIFEST, fingerprint={"weights": "sha256:bbbb"}, dim=4)
+    collection = filled(path, batch(["a"], manifest=other), manifest=other)
+    assert collection.manifest.dim == 4 and collection.vectors()[1].shape == (1, 4)
+
+
+# --- side tables --------------------------------------------------------------------------------
+
+
+def test_failures_are_kept_until_they_are_mended(path):
+    collection = Collection.open(path)
+    with collection.writer(MANIFEST) as writer:
+        writer.fail(
+            [Failure("a", "whole", "DecodeError", "torn", 5, 6), Failure("b", "", "E", "x")]
+        )
+        writer.fail(
+            [Failure("a", "whole", "EmptyItem", "silent", 7, 8), Failure("c", "", "E", "y")]
+        )
+        writer.write(batch(["c"], region="0-5"))  # its rest has failed: that stays
+    found = collection.failures().to_pylist()
+    assert [(row["id"], row["region"], row["error"]) for row in found] == [
+        ("a", "whole", "EmptyItem"),
+        ("b", "", "E"),
+        ("c", "", "E"),
+    ]
+    assert all(row["run_id"] == writer.run_id for row in found)
+    with collection.writer(MANIFEST) as writer:
+        failed = writer.failed(["a", "b", "x"])
+        assert failed[("a", "whole")] == Failure("a", "whole", "EmptyItem", "silent", 7, 8)
+        assert set(failed) == {("a", "whole"), ("b", "")}
+        writer.write(batch(["a", "b", "c"]))
+    assert len(collection.failures()) == 0
+
+
+def test_runs_tell_who_wrote_and_how_it_ended(path):
+    collection = Collection.open(path)
+    run = {"command": "penult embed x", "model": "demo", "versions": {"torch": "2"}, "window": 5}
+    with collection.writer(MANIFEST, run=run) as writer:
+        assert collection.runs()["status"].to_pylist() == ["running"]
+        writer.finish("done", {"done": 3, "failed": 1})
+    for error, status in ((KeyError, "failed"), (KeyboardInterrupt, "stopped")):
+        with pytest.raises(error), collection.writer(MANIFEST):
+            raise error
+        assert collection.runs()["status"].to_pylist()[-1] == status
+    first = collection.runs().to_pylist()[0]
+    assert (first["run_id"], first["model"], first["done"]) == (writer.run_id, "demo", 3)
+    assert first["versions"] == '{"torch": "2"}' and first["info"] == '{"window": 5}'
+    assert first["started"] <= first["ended"]
+
+
+def test_labels_are_appended_also_while_a_run_writes(path):
+    collection = Collection.open(path)
+    with pytest.raises(CollectionError, match="no collection"):
+        collection.label("a", "whole", "owl", who="me", source="explorer")
+    with collection.writer(MANIFEST) as writer:
+        writer.write(batch(["a"]))
+        collection.label("a", "whole", "owl", who="me", source="explorer")
+        collection.label("a", "whole", "owl", "no", who="you", source="teach")
+    marks = [(row["class"], row["mark"], row["who"]) for row in collection.labels().to_pylist()]
+    assert marks == [("owl", "yes", "me"), ("owl", "no", "you")]
+    with pytest.raises(CollectionError, match="yes, no, unsure"):
+        collection.label("a", "whole", "owl", "maybe", who="me", source="x")
+    collection.add_space("s1", "centred", {"kind": "centre"}, b"\x00\x01")
+    assert collection.spaces().to_pylist()[0]["data"] == b"\x00\x01"
+
+
+# --- upkeep -------------------------------------------------------------------------------------
+
+
+def test_upkeep_compacts_and_forgets_old_versions(path, monkeypatch):
+    monkeypatch.setattr(tables, "is_due", lambda commits, added, total: commits >= 5)
+    monkeypatch.setattr(tables, "INDEX_FROM", 20)
+    monkeypatch.setattr(tables, "MANY", 2)
+    monkeypatch.setattr(tables, "KEEP", timedelta(milliseconds=1))
+    collection = filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(13)])
+    table = tables.opened(path, "items")
+    assert tables.fragments(table) <= 2 and len(table.list_versions()) < 8
+    assert [list(index.columns) for index in table.list_indices()] == [["id"]]
+    assert collection.count == 52 and len(set(all_keys(collection))) == 52
+    filled(path, batch(["0-0", "new"], seed=99))  # with an index, and rows outside of it
+    assert collection.get("0-0")["content_hash"] == "hash-99" and collection.count == 53
+    assert tables.is_due(5, 0, 0)
+
+
+def test_a_run_without_work_takes_away_what_compaction_has_left(path, monkeypatch):
+    filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(40)])
+    data = path / "items.lance" / "data"
+    assert len(list(data.iterdir())) == 41  # each commit's, and all of them in one
+    filled(path)
+    assert len(list(data.iterdir())) == 41  # a reader may still be at the former ones
+    monkeypatch.setattr(tables, "KEEP", timedelta(milliseconds=1))
+    time.sleep(0.01)
+    filled(path)
+    assert len(list(data.iterdir())) == 1
+    assert Collection.open(path).count == 160
+
+
+def test_a_run_that_writes_little_leaves_the_files_alone(path):
+    filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(40)])
+    data = path / "items.lance" / "data"
+    before = len(list(data.iterdir()))
+    for n in range(3):
+        filled(path, batch([f"new-{n}"]))
+    assert len(list(data.iterdir())) == before + 3
+
+
+def test_compaction_weighs_cost_against_lookups():
+    assert not tables.is_due(99, 10**6, 10)
+    assert tables.is_due(100, 6400, 6400)
+    assert not tables.is_due(100, 6400, 500_000)
+    assert tables.is_due(1000, 64_000, 500_000)
+    assert tables.is_due(100, 6400, 2**20 + 10)
+
+
+def test_a_scan_outlives_commits_and_compaction(path):
+    collection = filled(path, *[batch([f"{n}-{k}" for k in range(50)]) for n in range(4)])
+    parts = collection.scan(["id", "vector"], batch_size=10)
+    seen = next(parts).num_rows
+    filled(path, batch([f"{n}-0" for n in range(4)], seed=1), batch(["later"]))
+    assert seen + sum(part.num_rows for part in parts) == 200
+    assert collection.count == 201
+
+
+# --- one writer ---------------------------------------------------------------------------------
+
+WORKER = """
+    import sys, time
+    sys.path.insert(0, {tests!r})
+    from test_collection import MANIFEST, batch
+    from penult.collection import Collection
+    from penult import tables
+    from penult.sources import Failure
+    import lancedb
+    print("imported", flush=True)
+    with Collection.open({path!r}).writer(MANIFEST, run={{"command": "nightly"}}) as writer:
+        print("open", flush=True)
+"""
+
+
+def start(path, body):
+    """A process of its own that has imported everything and is about to open its writer."""
+    code = textwrap.dedent(WORKER).format(tests=str(Path(__file__).parent), path=str(path))
+    code += textwrap.indent(textwrap.dedent(body), "    ")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "imported\n"
+    return process
+
+
+def test_the_second_writer_is_refused_or_waits(path):
+    process = start(path, "sys.stdin.readline(); writer.write(batch(['theirs']))")
+    collection = Collection.open(path)
+    try:
+        assert process.stdout.readline() == "open\n"
+        with (
+            pytest.raises(CollectionLocked, match=rf"process {process.pid} \(nightly\) since 20"),
+            collection.writer(MANIFEST),
+        ):
+            pass
+        assert collection.count == 0  # readers do not wait
+        released = []
+
+        def release():
+            time.sleep(0.3)
+            released.append(time.monotonic())
+            process.stdin.write("\n")
+            process.stdin.flush()
+
+        thread = threading.Thread(target=release)
+        thread.start()
+        with collection.writer(MANIFEST, wait=True) as writer:
+            assert released and time.monotonic() >= released[0]
+            assert ("theirs", "whole") in writer.known(["theirs"])[0]
+            with pytest.raises(CollectionLocked, match=str(os.getpid())):
+                start_second = collection.writer(MANIFEST)
+                start_second.__enter__()
+        thread.join()
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert collection.runs()["status"].to_pylist() == ["done", "done"]
+
+
+LOOP = """
+        # compaction and index come often, so that kills hit them too
+        tables.is_due = lambda commits, added, total: commits >= 5
+        tables.INDEX_FROM = 20
+        for n in range(10**6):
+            keys = [f"{seed}-{n}-{k}" for k in range(3)]
+            writer.fail([Failure(keys[0], "whole", "E", "x")] if n % 3 == 0 else [])
+            writer.write(batch([*keys, f"again-{n % 5}"], seed=n))
+            print(*keys, flush=True)
+"""
+
+
+def test_killed_at_any_moment_nothing_acknowledged_is_lost(path):
+    """From the creation on. A longer sweep: PENULT_KILLS=100, another one: PENULT_SEED=1."""
+    rng = random.Random(int(os.environ.get("PENULT_SEED", "0")))
+    kills = int(os.environ.get("PENULT_KILLS", "3"))
+    acknowledged = set()
+    opened = 0
+    for seed in range(kills):
+        process = start(path, LOOP.replace("{seed}", str(seed)))
+        time.sleep(rng.uniform(0, 0.1 if seed % 2 == 0 else 0.6))
+        process.send_signal(signal.SIGKILL)
+        lines = process.stdout.read().splitlines(keepends=True)
+        process.wait()
+        opened += lines[:1] == ["open\n"]
+        acknowledged |= {key for line in lines[1:] if line[-1] == "\n" for key in line.split()}
+        keys = all_keys(collection) if (collection := Collection.open(path)).exists else []
+        assert len(keys) == len(set(keys))
+        assert acknowledged <= {name for name, _ in keys}
+    assert acknowledged, "killed before the first commit each time"
+    collection = filled(path, batch(["after"]))
+    assert collection.get("after") is not None
+    *killed, last = collection.runs()["status"].to_pylist()
+    assert set(killed) == {"killed"} and opened <= len(killed) <= kills and last == "done"
+
+
+def test_failures_mended_by_a_killed_run_are_cleared(path):
+    collection = Collection.open(path)
+    with collection.writer(MANIFEST) as writer:
+        writer.fail([Failure("a", "whole", "E", "x"), Failure("b", "", "E", "x")])
+        writer.write(batch(["old"]))
+    with collection.writer(MANIFEST) as writer:
+        writer._clear = lambda keys: None  # killed between the two commits
+        writer.write(batch(["a", "b"], region=["whole", "0-5"]))
+        writer.fail([Failure("old", "whole", "E", "became unreadable")])
+        writer.finished = True
+    assert len(collection.failures()) == 3
+    with collection.writer(MANIFEST):
+        pass
+    assert collection.failures()["id"].to_pylist() == ["old"]
+    assert collection.runs()["status"].to_pylist() == ["done", "killed", "done"]
+
+
+# --- a disk that refuses ------------------------------------------------------------------------
+
+
+def mounted(folder, options):
+    """A small file system of its own, or a skip where that is not allowed."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    mounted(folder, "size=1m")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_whole_commits(small_disk):
+    path = small_disk / "c.lance"
+    written = []
+    wide = replace(MANIFEST, dim=512)
+    with (
+        pytest.raises(StoreError, match=r"c\.lance: No space left"),
+        Collection.open(path).writer(wide) as writer,
+    ):
+        for n in range(100):
+            ids = [f"{n}-{k}" for k in range(32)]
+            writer.write(batch(ids, manifest=wide))
+            written += ids
+    collection = Collection.open(path, must_exist=True)
+    assert written and [name for name, _ in all_keys(collection)] == sorted(written)
+    from penult.export import export
+
+    with pytest.raises(StoreError, match="No space left"):
+        export(collection, small_disk / "out.npy")
+    assert not list(small_disk.glob("*out*"))
+
+
+def test_a_read_only_disk_can_be_read_and_refuses_in_words(small_disk):
+    path = small_disk / "c.lance"
+    filled(path, batch(["a"]))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    collection = Collection.open(path)
+    assert collection.count == 1 and collection.search(np.ones(DIM))[0].id == "a"
+    for folder in (path, small_disk / "new.lance"):
+        with pytest.raises(StoreError, match="Read-only"):
+            filled(folder)
+    with pytest.raises(StoreError, match="Read-only"):
+        collection.label("a", "whole", "owl", who="me", source="x")
+
+
+def test_other_errors_are_not_hidden(path):
+    for error in (RuntimeError("panic"), KeyError("x")):
+        with pytest.raises(type(error)), store.store_errors(path):
+            raise error
+    with pytest.raises(StoreError, match="gone"), store.store_errors(path):
+        raise RuntimeError("lance error: LanceError(IO): Not found: x.lance")
+
+
+def test_importing_is_cheap():
+    code = "import sys, penult.export; print('lancedb' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,79 @@
+"""The shape of the code: imports point down, every module says what it is, starting stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import penult
+
+SOURCE = Path(penult.__file__).parent
+LAYERS = (
+    ("base", {"errors", "extras"}),
+    ("source", {"regions", "sources", "media"}),
+    ("split", {"split"}),
+    ("classifier", {"classifiers"}),
+    ("embed", {"pooling", "padding", "engines", "runner", "embedder"}),
+    ("work", {"rows", "ingest", "search", "projection"}),
+    ("store", {"store", "tables", "writer", "collection", "adding", "export", "querying"}),
+    ("api", {"api", "__init__"}),
+    ("faces", {"bridges", "cli"}),
+)
+LEVEL = {module: level for level, (_, modules) in enumerate(LAYERS) for module in modules}
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms of penult that a module imports from, at its top or later."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            if node.module == "penult":
+                names |= {f"penult.{alias.name}" for alias in node.names}
+            else:
+                names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("penult.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    assert room(path) in LEVEL, f"{room(path)} has no layer: add it to the table"
+    if path == SOURCE / "__init__.py":
+        return  # it names homes as text, and imports them when asked
+    for other in imports(path) & LEVEL.keys():
+        assert LEVEL[other] <= LEVEL[room(path)], f"{path.name} imports up from {other}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_every_module_says_what_it_is(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text, f"{path} has no docstring"
+
+
+def test_public_names() -> None:
+    assert penult.__all__ == sorted(penult.__all__)
+    for name in penult.__all__:
+        assert getattr(penult, name) is not None
+    with pytest.raises(AttributeError):
+        _ = penult.no_such_name
+
+
+@pytest.mark.parametrize("code", ["import penult", "from penult.cli import run; run(['--help'])"])
+def test_starting_loads_nothing_heavy(code: str) -> None:
+    script = f"{code}\nimport sys\nprint('|'.join(sys.modules), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    loaded = {name.partition(".")[0] for name in done.stderr.strip().splitlines()[-1].split("|")}
+    heavy = {"torch", "transformers", "lancedb", "pyarrow", "sklearn", "matplotlib", "soundfile"}
+    assert not loaded & heavy
