@@ -14,8 +14,8 @@ import penult
 SOURCE = Path(penult.__file__).parent
 LAYERS = (
     ("base", {"errors", "extras"}),
-    ("source", {"regions", "sources", "media"}),
-    ("split", {"split"}),
+    ("source", {"regions", "tabular", "sources", "media"}),
+    ("split", {"splitting"}),
     ("classifier", {"classifiers"}),
     ("embed", {"pooling", "padding", "engines", "runner", "embedder"}),
     ("work", {"rows", "ingest", "search", "projection"}),

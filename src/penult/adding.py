@@ -48,7 +48,7 @@ def add(
     *,
     dtype: str = "float32",
     wait: bool = False,
-    on_step: Callable[[Step], None] | None = None,
+    tick: Callable[[bool, float], None] = lambda embedded, seconds: None,
     run: dict[str, Any] | None = None,
 ) -> Summary:
     """Embed into a collection what it does not have yet; go on where an earlier run stopped.
@@ -66,10 +66,9 @@ def add(
         summary.run_id = writer.run_id
         rows = schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
         try:
-            for step in ingest(embedder, source, _lookup(writer, list(columns)), options):
+            lookup = _lookup(writer, list(columns))
+            for step in ingest(embedder, source, lookup, options, tick):
                 commit(writer, step, rows, summary)
-                if on_step is not None:
-                    on_step(step)
         except KeyboardInterrupt:
             writer.finish("stopped", summary.counts())
             raise

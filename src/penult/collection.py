@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ from penult.errors import CollectionError
 from penult.search import Hit
 from penult.store import Manifest, store_errors
 from penult.writer import Writer
+
+if TYPE_CHECKING:
+    from penult.adding import Summary
+    from penult.embedder import Embedder
 
 MARKS = ("yes", "no", "unsure")
 _ROW = "_rowid"
@@ -159,14 +163,36 @@ class Collection:
         keys = pa.Table.from_batches(parts, pa.schema([table.schema.field(n) for n in wanted]))
         return keys.take(np.argsort(np.concatenate(filled))), vectors
 
+    def add(
+        self,
+        embedder: Embedder,
+        items: Any,
+        *,
+        channel: int | Literal["each"] | None = None,
+        **options: Any,
+    ) -> Summary:
+        """Embeds what the collection does not have yet; see `penult.adding.add`.
+
+        items: paths, folders, tables, arrays, bytes, images or texts. options: those of
+        `penult.ingest.Options` (logits, max_seconds, retry_failed, …).
+        """
+        from penult.adding import add
+        from penult.ingest import Options
+        from penult.sources import from_objects
+
+        source = from_objects(items, embedder.classifier.modality, channel)
+        return add(self, embedder, source, Options(**options))
+
     def search(
         self,
-        vector: npt.ArrayLike,
+        query: npt.ArrayLike | str | Path,
         k: int = 10,
         where: str | None = None,
         metric: str = "cosine",
     ) -> list[Hit]:
-        """The k rows nearest to a raw vector (d,) among those that match the filter: exact, flat.
+        """The k rows nearest to the query among those that match the filter: exact, flat.
+
+        query: a raw vector (d,), a file, which is embedded as the rows were, or the id of a row.
 
         Ties are in the order of (id, region). A stored zero vector has no direction: no search by
         cosine finds it.
@@ -176,7 +202,11 @@ class Collection:
         """
         if k < 1:
             raise CollectionError(f"k = {k}: at least one neighbour has to be asked for")
-        query = search.as_query(vector, self._about().dim, metric)
+        if isinstance(query, str | Path):
+            from penult.querying import query_vector
+
+            query = query_vector(self, query)
+        query = search.as_query(query, self._about().dim, metric)
         table = self._items()
         if table is None:
             return []

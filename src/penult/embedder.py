@@ -26,8 +26,8 @@ from penult.pooling import POOLINGS, pooled_width
 from penult.regions import Region
 from penult.runner import Outcome, Runner
 from penult.sources import Failure, from_objects
-from penult.split.anatomy import Anatomy, choose_tap, dissect
-from penult.split.taps import Tap
+from penult.splitting.anatomy import Anatomy, choose_tap, dissect
+from penult.splitting.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -39,6 +39,13 @@ class Seen:
     failures: Mapping[Key, Failure] = field(default_factory=dict)
 
 
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array(values, kind)
+    flat = np.concatenate(values).astype(kind.value_type.to_pandas_dtype())
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
+
+
 Lookup = Callable[[Sequence[str]], Seen]
 
 
@@ -55,12 +62,15 @@ class Step:
     changed: dict[str, str] = field(default_factory=dict)
     revised: dict[Key, dict[str, Any]] = field(default_factory=dict)
     skipped: int = 0
-    seen: int = 0
     seconds: float = 0.0  # of audio or video in the new rows
 
     def batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """The rows as one record batch of the collection's schema."""
-        return pa.RecordBatch.from_pylist(self.rows, schema=schema)
+        return pa.RecordBatch.from_arrays(
+            [_column([row.get(name) for row in self.rows], schema.field(name).type)
+             for name in schema.names],
+            schema=schema,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +90,10 @@ def ingest(
     pairs: Iterable[tuple[Item, Region] | Failure],
     lookup: Lookup,
     options: Options = Options(),
+    tick: Callable[[bool, float], None] = lambda embedded, seconds: None,
 ) -> Iterator[Step]:
-    """Embed what the store does not have yet.
+    """Embed what the store does not have yet; `tick` hears of every item, whether it was embedded
+    and how many seconds of media that were.
 
     A file whose size and time are unchanged is not read; one whose time is new is hashed, and
     embedded again only if the hash is new. The last step is given even if it is empty.
@@ -92,7 +104,9 @@ def ingest(
         for chunk in _chunks(pairs):
             seen = lookup([pair.id if isinstance(pair, Failure) else pair[0].id for pair in chunk])
             for pair in chunk:
+                rows, seconds = len(step.rows), step.seconds
                 _one(embedder, pair, seen, options, hashes, step)
+                tick(len(step.rows) > rows, step.seconds - seconds)
                 full = len(step.rows) >= options.commit_rows
                 if full or time.monotonic() - since > options.commit_seconds:
                     yield step
@@ -118,7 +132,6 @@ def _one(
     step: Step,
 ) -> None:
     """Decide what one pair needs, do it, and note it in `step`."""
-    step.seen += 1
     if isinstance(pair, Failure):
         step.failures.append(pair)
         return

@@ -135,7 +135,9 @@ class Runner:
                 max_seconds=max_seconds,
                 source_rate=item.rate,
             )
-            return Content(clip.samples, clip.start or 0.0, (clip.start or 0.0) + clip.seconds)
+            start = region.start or 0.0
+            end = start + clip.seconds if region.end is None else region.end
+            return Content(clip.samples, start, end)
         if kind == "video":
             frames = video.load(item.content, region, self.classifier.frames or 16)
             return Content(frames, region.start, region.end)

@@ -6,9 +6,7 @@ A table's metadata is typed by reading the table once before it is used.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import math
 import os
 import re
@@ -16,14 +14,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from penult import tabular
 from penult.errors import ItemError, RegionError, SourceError
 from penult.media import extensions
 from penult.regions import WHOLE, Region
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 
     Content = Path | bytes | np.ndarray | str | Image.Image
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+TABLES = tabular.SUFFIXES
 RESERVED = frozenset(
     {"id", "region", "kind", "channel", "start", "end", "vector", "logits", "label", "score"}
     | {"truncated", "content_hash", "size", "mtime_ns", "run_id"}
@@ -47,9 +44,6 @@ _UNDERSTOOD = {  # what a table's columns can say besides metadata
     "text": ("path", "id"),
 }
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_INT = re.compile(r"-?(0|[1-9]\d{0,18})")
-_FLOAT = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|nan|-?inf", re.IGNORECASE)
-_BOOL = ("true", "false")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +91,14 @@ class Source:
     columns: dict[str, pa.DataType] = field(default_factory=dict)
     total: int | None = None
     renamed: dict[str, str] = field(default_factory=dict)
+    countable: bool = False
+
+    def count(self) -> int | None:
+        """How many there are, by a search of its own if need be; None where that is not possible
+        without using the input up, or without opening every item."""
+        if self.total is None and self.countable:
+            return sum(1 for _ in self)
+        return self.total
 
     def __iter__(self) -> Iterator[Entry]:
         return self.start()
@@ -135,7 +137,8 @@ def from_paths(
         return (entry for _, _, entry in placed)
 
     known = None if None in totals or channel == "each" else sum(total or 0 for total in totals)
-    return Source(start, columns, known, renamed)
+    countable = channel != "each" and "-" not in {os.fspath(path) for path in paths}
+    return Source(start, columns, known, renamed, countable)
 
 
 def from_objects(
@@ -416,9 +419,6 @@ def _check_folder(folder: Path, accepted: frozenset[str]) -> None:
 # ---- tables
 
 
-_Row = tuple[int, dict[str, Any] | str]  # its line, and its values or what is wrong with it
-
-
 @dataclass(frozen=True, slots=True)
 class _Table:
     """A table of items, read anew for each iteration."""
@@ -426,7 +426,7 @@ class _Table:
     path: Path
     modality: str
     unit: str  # "line" or "row"
-    rows: Callable[[], Iterator[_Row]]
+    rows: Callable[[], Iterator[tabular.Row]]
     types: dict[str, pa.DataType]  # by the table's own names
     total: int
     subject: str  # the column that holds the item: path or text
@@ -445,16 +445,18 @@ class _Table:
         subject = row.get(self.subject)
         if subject is None and self.subject == "path":
             return _failure(nowhere, WHOLE.key, SourceError("the path is empty"), where)
-        id = None if row.get("id") is None else _as_text(row["id"])
-        metadata = {new: _typed(row.get(old), columns[new]) for old, new in self.names.items()}
+        id = None if row.get("id") is None else tabular.as_text(row["id"])
+        metadata = {
+            new: tabular.typed(row.get(old), columns[new]) for old, new in self.names.items()
+        }
         if self.subject == "text":
-            text = _as_text("" if subject is None else subject)
+            text = tabular.as_text("" if subject is None else subject)
             item = Item(id or _sha(text.encode("utf-8", "backslashreplace")), text, metadata)
             return item, WHOLE
         try:
-            item = _file_item(_local(_as_text(subject), str(self.path.parent)), id, metadata)
+            item = _file_item(_local(tabular.as_text(subject), str(self.path.parent)), id, metadata)
         except SourceError as error:
-            return _failure(Item(id or _as_text(subject), ""), WHOLE.key, error, where)
+            return _failure(Item(id or tabular.as_text(subject), ""), WHOLE.key, error, where)
         try:
             return item, _region(row, self.modality)
         except RegionError as error:
@@ -490,14 +492,7 @@ def _number(given: dict[str, Any], name: str) -> float | None:
 
 
 def _open_table(path: Path, modality: str) -> _Table:
-    if path.suffix.lower() == ".parquet":
-        unit, rows = "row", partial(_parquet_rows, path)
-        types, total = _parquet_types(path)
-    else:
-        unit = "line"
-        is_json = path.suffix.lower() in (".jsonl", ".ndjson")
-        rows = partial(_jsonl_rows if is_json else _csv_rows, path)
-        types, total = _scanned(rows, [] if is_json else next(_csv_records(path))[1])
+    unit, rows, types, total = tabular.opened(path)
     subject = "text" if modality == "text" and "text" in types else "path"
     if subject not in types:
         wanted = "`text` or `path`" if modality == "text" else "`path`"
@@ -530,178 +525,7 @@ def _columns_of(tables: list[_Table]) -> tuple[dict[str, pa.DataType], dict[str,
     renamed: dict[str, str] = {}
     for table in tables:
         for old, new in table.names.items():
-            columns[new] = _common(columns.get(new, table.types[old]), table.types[old])
+            columns[new] = tabular.common(columns.get(new, table.types[old]), table.types[old])
             if old != new:
                 renamed[old] = new
     return columns, renamed
-
-
-def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    import pyarrow as pa
-
-    if one == other:
-        return one
-    return pa.float64() if {one, other} == {pa.int64(), pa.float64()} else pa.string()
-
-
-def _typed(value: Any, type: pa.DataType) -> object:
-    """A table's value as the Python type of its column."""
-    name = str(type)
-    if value is None:
-        return None
-    if name == "string":
-        return _as_text(value)
-    if name == "bool":
-        return value if isinstance(value, bool) else value.lower() == "true"
-    return {"int64": int, "double": float}.get(name, lambda same: same)(value)
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    is_json = isinstance(value, (bool, int, float, list, dict))
-    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
-
-
-def _scanned(
-    rows: Callable[[], Iterator[_Row]], names: list[str]
-) -> tuple[dict[str, pa.DataType], int]:
-    """Each column's type, the narrowest that holds all its values, and how many rows there are."""
-    import pyarrow as pa
-
-    seen: dict[str, set[str]] = {name: set() for name in names}
-    total = 0
-    for _, row in rows():
-        total += 1
-        for name, value in ({} if isinstance(row, str) else row).items():
-            kinds = seen.setdefault(name, set())
-            if value is not None and "string" not in kinds:
-                kinds.add(_kind(value, textual=bool(names)))
-    types = {}
-    for name, kinds in seen.items():
-        if kinds and kinds <= {"int", "wide int"}:
-            types[name] = pa.int64()
-        elif kinds and kinds <= {"int", "float"}:
-            types[name] = pa.float64()
-        else:
-            types[name] = pa.bool_() if kinds == {"bool"} else pa.string()
-    return types, total
-
-
-def _kind(value: Any, textual: bool) -> str:
-    if textual:  # a CSV's cell; what does not read back the same, as 007, stays a string
-        if _INT.fullmatch(value):
-            value = int(value)
-        elif _FLOAT.fullmatch(value):
-            return "float"
-        else:
-            return "bool" if value.lower() in _BOOL else "string"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):  # a double holds whole numbers up to 2**53 only
-        return "int" if abs(value) <= 2**53 else "wide int" if abs(value) < 2**63 else "string"
-    return "float" if isinstance(value, float) else "string"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                byte = f"0x{raw[error.start]:02x}"
-                raise SourceError(
-                    f"{path}: line {number} is not UTF-8 (byte {byte}); save the table as UTF-8"
-                ) from error
-            yield number, line.removeprefix("\ufeff") if number == 1 else line
-
-
-def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank, the header first, each with the line it ends on."""
-    lines = (line for _, line in _lines(path))
-    head = next((line for line in lines if line.strip()), None)
-    if head is None:
-        raise SourceError(f"{path} is empty; a table's first line names its columns")
-    comma = ";" if ";" in head and "," not in head else ","
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 27))  # whole texts stand in one field
-    # Strict: a quote that is never closed would otherwise swallow the rest of the table.
-    reader = csv.reader(chain([head], lines), delimiter=delimiter, strict=True)
-    try:
-        header = [name.strip() for name in next(reader)]
-        repeated = [name for name, count in Counter(header).items() if count > 1]
-        if repeated:
-            raise SourceError(f"{path} has more than one column {repeated[0]!r}")
-        yield reader.line_num, header
-        yield from ((reader.line_num, record) for record in reader if record)
-    except csv.Error as error:
-        raise SourceError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
-
-
-def _csv_rows(path: Path) -> Iterator[_Row]:
-    records = _csv_records(path)
-    _, header = next(records)
-    for line, record in records:
-        if len(record) == len(header):
-            yield line, {name: value or None for name, value in zip(header, record, strict=True)}
-        else:
-            yield line, f"{len(record)} fields, where the header names {len(header)}"
-
-
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"not JSON: {error}"
-        else:
-            yield number, row if isinstance(row, dict) else f"{line.strip()[:40]} is no object"
-
-
-def _parquet_types(path: Path) -> tuple[dict[str, pa.DataType], int]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            schema, total = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} is not readable as Parquet: {error}") from error
-    if len(set(schema.names)) < len(schema.names):
-        raise SourceError(f"{path} has columns of the same name: {', '.join(schema.names)}")
-    return {column.name: _simple_type(column.type) for column in schema}, total
-
-
-def _simple_type(type: pa.DataType) -> pa.DataType:
-    """The column type that metadata of an Arrow type is kept in; nested values become JSON."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(type):
-        return _simple_type(type.value_type)
-    if pa.types.is_integer(type) and not pa.types.is_uint64(type):  # which may not fit int64
-        return pa.int64()
-    if pa.types.is_floating(type) or pa.types.is_decimal(type):
-        return pa.float64()
-    if pa.types.is_timestamp(type):
-        return pa.timestamp("us", type.tz)  # Python's datetime has no nanoseconds
-    return type if pa.types.is_boolean(type) or pa.types.is_date(type) else pa.string()
-
-
-def _parquet_rows(path: Path) -> Iterator[_Row]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    number = 0
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            columns = [
-                column.cast(_simple_type(column.type), safe=False)
-                if pa.types.is_timestamp(column.type)
-                else column
-                for column in batch.columns
-            ]
-            for row in pa.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist():
-                number += 1
-                yield number, row

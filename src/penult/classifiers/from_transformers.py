@@ -35,8 +35,8 @@ from penult.classifiers.preparing import (
 )
 from penult.classifiers.quiet import quiet
 from penult.errors import IncompleteWeights, ModelError, UntrustedCode, first_line
-from penult.split.head import logits_of
-from penult.split.trace import record
+from penult.splitting.head import logits_of
+from penult.splitting.trace import record
 
 # The auto classes' tables of classification classes, and the modality of each.
 TASKS = (

@@ -55,7 +55,7 @@ def inspect(
 ) -> None:
     """Show the architecture before and after the cut, the head, and every tap with its shape."""
     from penult.classifiers import load
-    from penult.split.anatomy import dissect
+    from penult.splitting.anatomy import dissect
 
     classifier = load(model, trust=trust)
     anatomy = dissect(classifier.module, classifier.example().tensors, classifier.base)
@@ -220,7 +220,7 @@ def embed(
             options,
             dtype="float16" if fp16 else "float32",
             wait=wait,
-            on_step=lambda step: meter.advance(step.seen, len(step.rows), step.seconds),
+            tick=meter.tick,
         )
         elapsed, rate = meter.elapsed, meter.rate()
     if json:
@@ -267,6 +267,8 @@ def _count_aside(source: Source, meter: Meter) -> None:
     """Count the items while the first ones are embedded, so that time left can be told."""
     if source.total is not None:
         meter.expect(source.total)
+    elif meter.shown:
+        threading.Thread(target=lambda: meter.expect(source.count()), daemon=True).start()
 
 
 @contextmanager

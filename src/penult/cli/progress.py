@@ -14,7 +14,6 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.text import Text
 
 from penult.cli.output import stderr
 
@@ -29,6 +28,11 @@ class Meter:
         self.seconds = 0.0
 
     @property
+    def shown(self) -> bool:
+        """Whether someone is looking."""
+        return self._progress is not None
+
+    @property
     def elapsed(self) -> float:
         """Wall clock seconds since the start."""
         return time.monotonic() - self._began
@@ -38,12 +42,12 @@ class Meter:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
 
-    def advance(self, items: int, embedded: int, seconds: float) -> None:
-        """Note items seen, how many of them were run, and their seconds of audio or video."""
+    def tick(self, embedded: bool, seconds: float) -> None:
+        """Note one item, whether it was embedded, and its seconds of audio or video."""
         self.embedded += embedded
         self.seconds += seconds
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=items, rate=Text(self.rate()))
+            self._progress.update(self._task, advance=1, rate=self.rate())
 
     def rate(self) -> str:
         """`12.3 items/s · 45 × real time`."""

@@ -19,8 +19,8 @@ from penult.classifiers.base import Classifier
 from penult.errors import UsageError, first_line
 from penult.padding import frame_mask
 from penult.pooling import pool
-from penult.split.head import logits_of
-from penult.split.taps import INPUT, Tap
+from penult.splitting.head import logits_of
+from penult.splitting.taps import INPUT, Tap
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from penult.errors import HeadNotFound
-from penult.split.trace import Op, Read, Trace
+from penult.splitting.trace import Op, Read, Trace
 
 # Operations that contract an operand with another. Which of the two is a weight is read off the
 # trace: the one that does not depend on the input.

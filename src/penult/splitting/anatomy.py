@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from penult.errors import HeadNotFound, TapError
-from penult.split.head import Head, find_head, logits_of
-from penult.split.taps import Tap, find_taps, tap_at
-from penult.split.trace import Trace, record
+from penult.splitting.head import Head, find_head, logits_of
+from penult.splitting.taps import Tap, find_taps, tap_at
+from penult.splitting.trace import Trace, record
 
 
 @dataclass(frozen=True, slots=True)

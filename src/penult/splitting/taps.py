@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from penult.errors import TapError
-from penult.split.head import Head, logits_of
-from penult.split.trace import Call, Op, Read, Trace
+from penult.splitting.head import Head, logits_of
+from penult.splitting.trace import Call, Op, Read, Trace
 
 INPUT, OUTPUT = "input", "output"
 

@@ -1,0 +1,323 @@
+"""Embedding into a collection: nothing twice, nothing lost, nothing stale."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import penult
+from conftest import RATE, clip
+from penult.adding import add
+from penult.classifiers import load
+from penult.collection import Collection
+from penult.embedder import Embedder
+from penult.errors import CollectionLocked, FingerprintMismatch
+from penult.ingest import Options
+from penult.sources import from_paths
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny: Path) -> Embedder:
+    return Embedder.from_classifier(load(tiny))
+
+
+def rows(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """All rows by key, without what names the run."""
+    found = {}
+    for batch in Collection.open(path).scan():
+        for row in batch.to_pylist():
+            key = row["id"], row["region"]
+            assert key not in found, f"twice: {key}"
+            row.pop("run_id")
+            found[key] = row
+    return found
+
+
+def counted(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids that are run from now on."""
+    run: list[str] = []
+    one = embedder.runner.one
+
+    def counting(item: Any, region: Any, limit: float | None = None) -> Any:
+        run.append(item.id)
+        return one(item, region, limit)
+
+    monkeypatch.setattr(embedder.runner, "one", counting)
+    return run
+
+
+def test_rows_hold_what_run_gives(embedder: Embedder, recordings: Path, tmp_path: Path) -> None:
+    summary = Collection.open(tmp_path / "c").add(embedder, recordings)
+    assert summary.counts() == {"done": 6, "skipped": 0, "replaced": 0, "failed": 0}
+    expected = embedder.run(recordings)
+    found = rows(tmp_path / "c")
+    for i, id in enumerate(expected.ids):
+        row = found[id, "whole"]
+        np.testing.assert_array_equal(np.float32(row["vector"]), expected.vectors[i])
+        np.testing.assert_array_equal(np.float32(row["logits"]), expected.logits[i])
+        assert row["label"] == expected.labels[i]
+        status = Path(id).stat()
+        assert (row["size"], row["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
+        assert row["start"] == 0 and row["end"] == pytest.approx(soundfile.info(id).duration)
+        assert row["truncated"] is None
+
+
+def test_the_second_time_reads_nothing(
+    embedder: Embedder, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = Collection.open(tmp_path / "c")
+    collection.add(embedder, recordings)
+    before = rows(tmp_path / "c")
+    times = {path: path.stat() for path in recordings.rglob("*.wav")}
+    for path in times:
+        path.write_bytes(b"\0" * path.stat().st_size)  # unreadable, and it must not matter
+        os.utime(path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
+    run = counted(embedder, monkeypatch)
+    assert collection.add(embedder, recordings).counts()["skipped"] == 6
+    assert run == []
+    assert rows(tmp_path / "c") == before
+
+
+def test_touched_is_hashed_and_changed_is_replaced(
+    embedder: Embedder, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = Collection.open(tmp_path / "c")
+    collection.add(embedder, recordings)
+    touched, changed = recordings / "a" / "1.wav", recordings / "a" / "3.wav"
+    os.utime(touched, ns=(1, 1))
+    soundfile.write(changed, clip(0.9, 77), RATE)
+    run = counted(embedder, monkeypatch)
+    counts = collection.add(embedder, recordings).counts()
+    assert counts == {"done": 0, "skipped": 5, "replaced": 1, "failed": 0}
+    assert run == [str(changed)]
+    found = rows(tmp_path / "c")
+    assert found[str(touched), "whole"]["mtime_ns"] == 1
+    np.testing.assert_array_equal(
+        np.float32(found[str(changed), "whole"]["vector"]), embedder.embed(changed)[0]
+    )
+    run.clear()
+    assert collection.add(embedder, recordings).counts()["skipped"] == 6
+    assert run == []
+
+
+def test_metadata_is_kept_typed_and_follows_the_table(
+    embedder: Embedder, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.csv"
+    paths = sorted(recordings.rglob("*.wav"))
+
+    def write(site: str, **extra: str) -> None:
+        with table.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "site", "depth", "label", *extra])
+            for i, path in enumerate(paths):
+                writer.writerow([path, site if i else "B", i * 0.5, f"x{i}", *extra.values()])
+
+    write("A")
+    collection = Collection.open(tmp_path / "c")
+    collection.add(embedder, table)
+    assert collection.count_where("site = 'A' AND depth > 1.0") == 3
+    assert collection.count_where("label_given = 'x2'") == 1
+    query = embedder.embed(paths[0])[0]
+    assert [hit.id for hit in collection.search(query, k=9, where="site = 'B'")] == [str(paths[0])]
+    run = counted(embedder, monkeypatch)
+    write("C", season="dry")
+    collection.add(embedder, table)
+    assert run == []
+    assert collection.count_where("site = 'C' AND season = 'dry'") == 5
+    assert collection.count_where("site = 'A'") == 0
+    collection.add(embedder, recordings)  # without a table: what is known of them stays
+    assert run == []
+    assert collection.count_where("site = 'C'") == 5
+
+
+def test_a_segment_is_the_cut_out_file(embedder: Embedder, tmp_path: Path) -> None:
+    """At another rate than the model's, in two channels, and in one of them."""
+    rate = 22_050
+    sound = np.stack([clip(3.0, 1, rate), clip(3.0, 2, rate)], axis=1)
+    soundfile.write(tmp_path / "long.wav", sound, rate, subtype="PCM_16")
+    cuts = [(0.5, 1.25, None), (1.0, 2.0, 1), (0.5, 2.999, 0)]
+    with (tmp_path / "segments.csv").open("w") as file:
+        file.write("path,start,end,channel,speaker\n")
+        for i, (start, end, channel) in enumerate(cuts):
+            part, _ = soundfile.read(
+                tmp_path / "long.wav", start=round(start * rate), stop=round(end * rate)
+            )
+            part = part if channel is None else part[:, channel]
+            soundfile.write(tmp_path / f"cut{i}.wav", part, rate, subtype="PCM_16")
+            file.write(f"long.wav,{start},{end},{'' if channel is None else channel},s{i}\n")
+    collection = Collection.open(tmp_path / "c")
+    assert collection.add(embedder, tmp_path / "segments.csv").done == 3
+    for i in range(3):
+        row = next(collection.scan(where=f"speaker = 's{i}'")).to_pylist()[0]
+        np.testing.assert_array_equal(
+            np.float32(row["vector"]), embedder.embed(tmp_path / f"cut{i}.wav")[0]
+        )
+        assert (row["kind"], row["start"], row["end"]) == ("segment", *cuts[i][:2])
+
+
+def test_each_channel_is_a_row(embedder: Embedder, tmp_path: Path) -> None:
+    sound = np.stack([clip(0.6, i) for i in range(8)], axis=1)
+    soundfile.write(tmp_path / "eight.wav", sound, RATE, subtype="FLOAT")
+    collection = Collection.open(tmp_path / "c")
+    collection.add(embedder, tmp_path / "eight.wav", channel="each")
+    collection.add(embedder, tmp_path / "eight.wav")
+    found = rows(tmp_path / "c")
+    assert len(found) == 9
+    for i in range(8):
+        row = found[str(tmp_path / "eight.wav"), f"ch{i}:whole"]
+        np.testing.assert_array_equal(np.float32(row["vector"]), embedder.embed(sound[:, i])[0])
+    mixed = found[str(tmp_path / "eight.wav"), "whole"]
+    np.testing.assert_allclose(
+        np.float32(mixed["vector"]), embedder.embed(sound.mean(axis=1))[0], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_another_embedder_is_refused_in_words(
+    embedder: Embedder, tiny: Path, recordings: Path, tmp_path: Path
+) -> None:
+    collection = Collection.open(tmp_path / "c")
+    collection.add(embedder, recordings)
+    other = Embedder.from_classifier(load(tiny), pooling="max")
+    with pytest.raises(FingerprintMismatch, match=r"pooling.*mean.*max"):
+        collection.add(other, recordings)
+    assert collection.count == 6
+
+
+def test_failures_are_named_and_tried_again(
+    embedder: Embedder, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = recordings / "bad.wav"
+    bad.write_bytes(b"RIFF nothing")
+    collection = Collection.open(tmp_path / "c")
+    assert collection.add(embedder, recordings).counts() == {
+        "done": 6, "skipped": 0, "replaced": 0, "failed": 1,
+    }  # fmt: skip
+    assert [row["id"] for row in collection.failures().to_pylist()] == [str(bad)]
+    run = counted(embedder, monkeypatch)
+    assert collection.add(embedder, recordings).failed == 1  # still failed, and not tried again
+    assert run == []
+    assert collection.add(embedder, recordings, retry_failed=True).failed == 1
+    assert run == [str(bad)]
+    soundfile.write(bad, clip(0.5), RATE)
+    assert collection.add(embedder, recordings).done == 1
+    assert collection.failures().num_rows == 0
+
+
+def test_two_writers(embedder: Embedder, recordings: Path, tmp_path: Path) -> None:
+    """The second is refused at once, and says who is writing."""
+    from penult.adding import manifest_of
+
+    collection = Collection.open(tmp_path / "c")
+    with (
+        collection.writer(manifest_of(embedder)),
+        pytest.raises(CollectionLocked, match=str(os.getpid())),
+    ):
+        collection.add(embedder, recordings)
+    assert collection.add(embedder, recordings).done == 6
+
+
+def test_arrays_bytes_and_ids(embedder: Embedder, recordings: Path, tmp_path: Path) -> None:
+    path = next(iter(sorted(recordings.rglob("*.wav"))))
+    collection = Collection.open(tmp_path / "c")
+    things = [clip(0.4, 1), clip(0.4, 2), path.read_bytes()]
+    assert collection.add(embedder, things).done == 3
+    assert collection.add(embedder, things).skipped == 3
+    assert all(id.startswith("sha256:") for id, _ in rows(tmp_path / "c"))
+
+
+def test_half_precision_and_top_logits(
+    embedder: Embedder, recordings: Path, tmp_path: Path
+) -> None:
+    collection = Collection.open(tmp_path / "c")
+    add(
+        collection, embedder, from_paths([recordings], "audio"), Options(logits="top:2"),
+        dtype="float16",
+    )  # fmt: skip
+    expected = embedder.run(recordings)
+    found = rows(tmp_path / "c")
+    for i, id in enumerate(expected.ids):
+        row = found[id, "whole"]
+        np.testing.assert_allclose(row["vector"], expected.vectors[i], rtol=2e-3, atol=2e-3)
+        best = np.argsort(-expected.logits[i])[:2]
+        assert [entry["index"] for entry in row["logits"]] == best.tolist()
+
+
+def test_search_by_file_and_by_row(tiny: Path, recordings: Path, tmp_path: Path) -> None:
+    """A row needs no model; another file is embedded as the rows were, after a check."""
+    collection = Collection.open(tmp_path / "c")
+    collection.add(Embedder.from_classifier(load(tiny)), recordings)
+    path = recordings / "a" / "3.wav"
+    first = collection.search(str(path), k=3)[0]
+    assert (first.id, round(first.similarity, 5)) == (str(path), 1.0)
+    copy = Path(shutil.copy(path, tmp_path / "copy.wav"))
+    assert collection.search(copy, k=1)[0].id == str(path)
+    with pytest.raises(penult.PenultError, match="neither a file nor the id"):
+        collection.search("nothing.wav")
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from penult.cli import run
+from penult.ingest import Options
+defaults = list(Options.__init__.__defaults__)
+defaults[-2:] = [10, 0.05]  # rows and seconds between commits: many, so that a kill hits one
+Options.__init__.__defaults__ = tuple(defaults)
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("stop", "times"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1), (signal.SIGINT, 1)]
+)
+def test_stopped_in_the_middle(
+    tiny: Path, tmp_path: Path, stop: signal.Signals, times: int
+) -> None:
+    """Killed again and again, run to the end: as if nothing had happened."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(300):
+        soundfile.write(folder / f"{i:03d}.wav", clip(0.5 + (i % 7) / 10, i), RATE)
+    (folder / "bad.wav").write_bytes(b"no")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    embedder = Embedder.from_classifier(load(tiny))
+    Collection.open(whole).add(embedder, folder)
+    command = [sys.executable, "-c", SCRIPT, "embed", str(tiny), str(folder), "--into", str(killed)]
+    chance = random.Random(int(stop))
+    for _ in range(int(os.environ.get("PENULT_KILLS", times))):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (killed / "collection.json").exists():
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0.0, 2.0))
+        process.send_signal(stop)
+        process.wait(60)
+    code = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert code.returncode == 3, code.stderr
+    assert json.loads(code.stdout)["rows"] == 300
+    one, other = rows(whole), rows(killed)
+    assert one.keys() == other.keys()
+    for key, row in one.items():
+        theirs = dict(other[key])
+        np.testing.assert_allclose(
+            np.float32(theirs.pop("vector")), np.float32(row["vector"]), rtol=1e-5, atol=1e-6
+        )
+        theirs.pop("logits")
+        assert theirs == {k: v for k, v in row.items() if k not in {"vector", "logits"}} | {
+            "score": theirs["score"]
+        }
+    statuses = Collection.open(killed).runs()["status"].to_pylist()
+    assert statuses[-1] == "done" and "running" not in statuses
