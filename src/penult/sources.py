@@ -169,7 +169,13 @@ def from_objects(
         made = ((0, (_item(thing, modality, i), WHOLE)) for i, thing in enumerate(again()))
         return (entry for _, entry in _by_channel(made, channel))
 
-    return Source(start, total=total)
+    return Source(start, _text_column() if modality == "text" else {}, total)
+
+
+def _text_column() -> dict[str, pa.DataType]:
+    import pyarrow as pa
+
+    return {"text": pa.string()}
 
 
 def _check_channel(channel: object, modality: str) -> None:
@@ -269,7 +275,7 @@ def _is_picture(thing: object) -> bool:
 
 def _item(thing: Any, modality: str, index: int) -> Item:
     if isinstance(thing, str) and modality == "text":
-        return Item(_sha(thing.encode("utf-8", "backslashreplace")), thing)
+        return Item(_sha(thing.encode("utf-8", "backslashreplace")), thing, {"text": thing})
     if isinstance(thing, (str, Path)):
         return _file_item(_absolute(thing))
     if isinstance(thing, bytes):
@@ -497,7 +503,8 @@ def _open_table(path: Path, modality: str) -> _Table:
     if subject not in types:
         wanted = "`text` or `path`" if modality == "text" else "`path`"
         raise SourceError(f"{path} has no column {wanted}; it has {', '.join(types) or 'none'}")
-    taken = ("text", "id") if subject == "text" else _UNDERSTOOD[modality]
+    # A text has no file to open: it is kept as metadata, to be read in results.
+    taken = ("id",) if subject == "text" else _UNDERSTOOD[modality]
     names: dict[str, str] = {}
     for old in types:
         if old in taken:
