@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from penult.embedder import Embedder
+from penult.errors import TapError
 from penult.ingest import Options, Seen, Step, ingest
 from penult.rows import schema
 from penult.sources import Source
@@ -56,15 +57,21 @@ def add(
     Raises:
         FingerprintMismatch: the collection holds another embedder's vectors.
         CollectionLocked: another process is writing.
+        TapError: the pooling leaves more than one vector per item.
         StoreError: full disk, no permission.
     """
+    if embedder.pooling == "none":
+        raise TapError(
+            "pooling 'none' gives one vector per position, and a collection keeps one per item; "
+            "choose mean, max, first, last or mean+std"
+        )
     manifest = manifest_of(embedder, options.logits, dtype)
     columns = dict(source.columns)
+    rows = schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
     summary = Summary()
     about = {**run_facts(embedder), **(run or {})}
     with collection.writer(manifest, columns, about, wait=wait) as writer:
         summary.run_id = writer.run_id
-        rows = schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
         try:
             lookup = _lookup(writer, list(columns))
             for step in ingest(embedder, source, lookup, options, tick):
@@ -115,6 +122,7 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
             "pooling": embedder.pooling,
             "modality": classifier.modality,
             "kind": classifier.kind,
+            "asked": classifier.reopen,
             "revision": classifier.describe().get("revision"),
         },
         labels=classifier.labels,

@@ -55,16 +55,19 @@ def prediction_of(classifier: base.Classifier, outcome: Outcome) -> Prediction:
     )
 
 
-def load(spec: str | Path, *, trust: bool = False) -> Classifier:
+def load(spec: str | Path | Any, **asked: Any) -> Classifier:
     """Open a classifier: a folder saved by transformers, a hub id (`owner/name[@revision]`), a
-    saved embedder's folder, or `demo`, the bundled one.
+    saved embedder's folder, `timm:NAME`, `torchvision:NAME`, `package.module:factory`, a torch
+    module, or `demo`, the bundled one.
 
-    trust: allow code and pickles that come with the checkpoint to run.
+    asked: what a bare file cannot say: checkpoint, preprocess, labels, sample_rate, seconds,
+    modality, kind; trust allows code and pickles that come with the checkpoint to run. See
+    `penult.classifiers.from_torch.Asked`.
 
     Raises:
         ModelError: there is no such model, or it is not a classifier that fills its weights.
     """
-    return Classifier(classifiers.load(spec, trust=trust))
+    return Classifier(classifiers.load(spec, **asked))
 
 
 __all__ = ["Classifier", "Embedder", "Failure", "Prediction", "load", "open_embedder"]

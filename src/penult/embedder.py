@@ -6,8 +6,8 @@ Knows items and how to open them, and no store.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -180,11 +180,13 @@ class Embedder:
             StoreError: it cannot be written.
         """
         target = Path(folder).expanduser().absolute()
+        if target.exists() and not target.is_dir():
+            raise UsageError(f"{target} is a file; an embedder is saved as a folder, name another")
         if target.exists() and not (target / FILE).is_file() and any(target.iterdir()):
             raise UsageError(f"{target} exists and is not an embedder; name another folder")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            aside = target.with_name(f".{target.name}-{os.getpid()}")
+            aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
             aside.mkdir()
             try:
                 self.classifier.save(aside)
@@ -243,11 +245,14 @@ def open_embedder(
     pooling: str | None = None,
     *,
     device: str = "auto",
-    trust: bool = False,
+    **asked: Any,
 ) -> Embedder:
-    """Open a saved embedder, or make one from a classifier; tap and pooling override its own."""
+    """Open a saved embedder, or make one from a classifier; tap and pooling override its own.
+
+    asked: what else `penult.classifiers.load` takes.
+    """
     if is_embedder(spec):
-        saved = Embedder.load(spec, device=device, trust=trust)
+        saved = Embedder.load(spec, device=device, trust=bool(asked.get("trust")))
         if tap is None:
             if pooling is None or pooling == saved.pooling:
                 return saved
@@ -255,7 +260,7 @@ def open_embedder(
         return Embedder.from_classifier(
             saved.classifier, tap, pooling or saved.pooling, device=device
         )
-    classifier = classifiers.load(spec, trust=trust)
+    classifier = classifiers.load(spec, **asked)
     return Embedder.from_classifier(classifier, tap or "backbone", pooling or "mean", device=device)
 
 

@@ -53,7 +53,7 @@ def export(
     targets = [out] if write is not _npy else [out, out.with_suffix(".csv")]
     for target in targets:
         if target.exists() and not overwrite:
-            raise UsageError(f"{target} exists; give another name, or allow to overwrite it")
+            raise UsageError(f"{target} exists; give another name, or overwrite it (--overwrite)")
     names = [name for name in collection.columns if logits or name != "logits"]
     columns = pa.schema([collection.schema.field(name) for name in names])
     with store_errors(out), _asides(targets) as asides:

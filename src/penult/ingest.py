@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from penult.classifiers.base import REGRESSION, predict
 from penult.embedder import Embedder
-from penult.errors import DecodeError
+from penult.errors import DecodeError, UsageError
 from penult.regions import Region
 from penult.rows import Known
 from penult.runner import Outcome
@@ -83,6 +83,10 @@ class Options:
     retry_failed: bool = False
     commit_rows: int = 256
     commit_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise UsageError(f"a limit of {self.max_seconds:g} s lets nothing through; give more")
 
 
 def ingest(

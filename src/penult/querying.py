@@ -39,7 +39,10 @@ def query_vector(
     if manifest is None:
         raise CollectionError(f"there is no collection at {collection.path}")
     segment = start is not None or end is not None
-    region = Region("segment", start or 0.0, end) if segment else Region()
+    try:
+        region = Region("segment", start or 0.0, end) if segment else Region()
+    except ItemError as error:
+        raise UsageError(f"the query's segment: {error}") from error
     stored = _stored(collection, str(query), region)
     if stored is not None:
         return stored
@@ -94,7 +97,11 @@ def embedder_of(
 
     about = manifest.model
     embedder = open_embedder(
-        model or about["spec"], about["tap"], about["pooling"], device=device, trust=trust
+        model or about["spec"],
+        about["tap"],
+        about["pooling"],
+        device=device,
+        **{**about.get("asked", {}), "trust": trust},
     )
     differs = differences(manifest.fingerprint, embedder.fingerprint)
     if differs:

@@ -17,11 +17,13 @@ import torch
 from penult.classifiers.base import Classifier
 from penult.engines.torch import Reading, Readout, TorchEngine
 from penult.errors import (
+    DecodeError,
     EmptyItem,
     ItemError,
     PenultError,
     RegionError,
     StoreError,
+    TooLong,
     TooShort,
     first_line,
 )
@@ -109,7 +111,14 @@ class Runner:
         Raises:
             ItemError: it cannot be decoded, or the model cannot take it.
         """
-        content = self.open(item, region, max_seconds)
+        try:
+            content = self.open(item, region, max_seconds)
+        except PenultError:
+            raise
+        except MemoryError as error:
+            raise TooLong("does not fit into memory; set --max-seconds or cut it") from error
+        except (OSError, *_REFUSALS) as error:  # what no reader foresaw must not end the run
+            raise DecodeError(f"cannot be read: {first_line(error)}") from error
         truncated, readout = self._run(content)
         vectors = tuple(vector[0] for vector in readout.vectors)
         if not all(np.isfinite(vector).all() for vector in (*vectors, readout.logits)):

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from penult.classifiers.base import Classifier
-from penult.errors import ModelError, first_line
+from penult.errors import ModelError, UsageError, first_line
 
+if TYPE_CHECKING:
+    from penult.classifiers.from_torch import Asked
+
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[\w.-]+")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 
 WHAT_WORKS = (
-    "a model is a folder saved by transformers (with config.json), an id on the Hugging Face hub "
-    "(owner/name or owner/name@revision), or 'demo'"
+    "a model is a folder saved by transformers (with config.json) or by penult convert, an id on "
+    "the Hugging Face hub (owner/name or owner/name@revision), timm:NAME, torchvision:NAME, "
+    "package.module:factory, or 'demo'"
 )
 
 # What a transformers checkpoint may consist of; nothing else is fetched from the hub.
@@ -22,26 +31,103 @@ SAFE_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
 PICKLED_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
-def load(spec: str | Path, *, trust: bool = False) -> Classifier:
-    """Open a classifier by what a user calls it: a folder, a hub id, or `demo`.
+def load(spec: str | Path | Any, **asked: Any) -> Classifier:
+    """Open a classifier by what a user calls it, or a torch module that is at hand.
+
+    spec: a folder, a hub id, `timm:NAME`, `torchvision:NAME`, `package.module:factory`, `demo`, or
+    an nn.Module. asked: the fields of `penult.classifiers.from_torch.Asked`.
 
     Raises:
         ModelError: there is no such model, or it is not a classifier.
         IncompleteWeights: its weights do not fill it.
         UntrustedCode: it brings code, and `trust` was not given.
     """
+    from penult.classifiers.from_torch import Asked
+
+    what = Asked(**asked)
+    classifier = _opened(spec, what)
+    classifier.reopen = what.reopen()
+    return classifier
+
+
+def _opened(spec: str | Path | Any, what: Asked) -> Classifier:
+    from penult.classifiers.from_torch import open_factory, open_module
+
+    if not isinstance(spec, str | Path):
+        return open_module(spec, what)
+    origin, colon, name = str(spec).partition(":")
+    if origin == "timm" and colon:
+        from penult.classifiers.from_timm import open_timm
+
+        return open_timm(name, what)
+    if origin == "torchvision" and colon:
+        from penult.classifiers.from_torchvision import open_torchvision
+
+        return open_torchvision(name, what)
+    if FACTORY.fullmatch(str(spec)) and not Path(spec).exists():
+        return open_factory(str(spec), what)
+    return _open_folder(spec, what)
+
+
+def _open_folder(spec: str | Path, asked: Asked) -> Classifier:
     folder, name, revision = locate(spec)
-    from penult.classifiers.from_transformers import open_folder
+    saved = folder / "classifier.json"
+    if saved.is_file():
+        return _open_saved(folder, saved, asked)
+    from penult.classifiers.from_transformers import open_folder, open_prepared
 
-    return open_folder(folder, name, trust=trust, facts={"revision": revision})
+    if asked.preprocess is not None:
+        return open_prepared(folder, name, asked)
+    if asked.checkpoint is not None:
+        raise UsageError(
+            f"{name!r} brings its own weights; --checkpoint goes with a name or a factory that "
+            "brings none (timm:NAME, torchvision:NAME, package.module:factory)"
+        )
+    classifier = open_folder(folder, name, trust=asked.trust, facts={"revision": revision})
+    if asked.labels is not None:
+        from penult.classifiers.from_torch import label_names
+
+        classifier.labels = tuple(label_names(asked.labels, len(classifier.labels)))
+    return classifier
 
 
-def modality_of(spec: str | Path, *, trust: bool = False) -> str:
+def _open_saved(folder: Path, saved: Path, asked: Asked) -> Classifier:
+    """A folder that `ModuleClassifier.save` wrote: built again from its recipe."""
+    try:
+        recipe = json.loads(saved.read_text("utf-8"))
+        origin, name, labels = recipe.pop("origin"), recipe.pop("name", None), recipe.pop("labels")
+        again = replace(asked, labels=labels, **recipe)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{saved} cannot be read: {first_line(error)}") from error
+    if origin == "transformers":
+        from penult.classifiers.from_transformers import open_prepared
+
+        return open_prepared(folder, str(folder.resolve()), again)
+    spec = name if origin == "torch" else f"{origin}:{name}"
+    fields = {item.name: getattr(again, item.name) for item in dataclass_fields(again)}
+    classifier = load(spec, **{**fields, "checkpoint": folder / "model.safetensors"})
+    classifier.spec = str(folder.resolve())
+    return classifier
+
+
+def modality_of(spec: str | Path, **asked: Any) -> str:
     """What a model takes (audio, image, video or text), without loading its weights."""
+    if asked.get("modality"):
+        return str(asked["modality"])
+    if asked.get("sample_rate"):
+        return "audio"
+    if FACTORY.fullmatch(str(spec)) and not Path(spec).exists():  # timm:… and torchvision:… too
+        return "image"
     folder, name, _ = locate(spec)
+    if (folder / "classifier.json").is_file():
+        recipe = json.loads((folder / "classifier.json").read_text("utf-8"))
+        if recipe.get("modality") or recipe.get("sample_rate"):
+            return str(recipe.get("modality") or "audio")
+        if recipe["origin"] != "transformers":
+            return "image"
     from penult.classifiers.from_transformers import read_modality
 
-    return read_modality(folder, name, trust)
+    return read_modality(folder, name, bool(asked.get("trust")))
 
 
 def locate(spec: str | Path) -> tuple[Path, str, str | None]:

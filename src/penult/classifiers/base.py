@@ -46,6 +46,7 @@ class Classifier(Protocol):
     kind: single-label, multi-label or regression. labels: K names, in the order of the logits.
     rate: samples per second that audio is resampled to. frames: frames that a video is sampled to.
     base: dotted path of the backbone inside `module`, where the origin names one.
+    reopen: what `load` was asked besides the spec, to open it again.
     """
 
     spec: str
@@ -56,6 +57,7 @@ class Classifier(Protocol):
     frames: int | None
     module: nn.Module
     base: str | None
+    reopen: dict[str, Any]
 
     def preprocess(self, content: Any) -> Inputs:
         """Decoded content (samples, image, frames or text) → what the model's forward takes.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from penult.classifiers.base import (
     complete_labels,
     weights_digest,
 )
+from penult.classifiers.checkpoints import require_filled
+from penult.classifiers.from_torch import Asked, ModuleClassifier, assembled, preparation
 from penult.classifiers.preparing import (
     AudioPreparer,
     Preparer,
@@ -34,9 +36,7 @@ from penult.classifiers.preparing import (
     require_files,
 )
 from penult.classifiers.quiet import quiet
-from penult.errors import IncompleteWeights, ModelError, UntrustedCode, first_line
-from penult.splitting.head import logits_of
-from penult.splitting.trace import record
+from penult.errors import ModelError, UntrustedCode, first_line
 
 # The auto classes' tables of classification classes, and the modality of each.
 TASKS = (
@@ -73,6 +73,7 @@ class TransformersClassifier:
     base: str | None
     preparer: Preparer
     folder: Path
+    reopen: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def preprocess(self, content: Any) -> Inputs:
@@ -112,11 +113,8 @@ class TransformersClassifier:
         Not `save_pretrained`: another layout of the file moves the mapped weights in memory, and
         with another alignment matrix products may round differently in the last bit.
         """
-        weights = next(name for name in WEIGHTS if (self.folder / name).is_file())
-        stem = weights.partition(".")[0]
-        for path in sorted(self.folder.iterdir()):
-            if path.is_file() and (path.suffix in SIDE_FILES or path.name.startswith(stem)):
-                shutil.copyfile(path, folder / path.name)
+        for path in checkpoint_files(self.folder):
+            shutil.copyfile(path, folder / path.name)
 
 
 def open_folder(
@@ -151,11 +149,56 @@ def open_folder(
         folder=folder,
         facts={"architecture": named, **(facts or {})},
     )
-    n_logits = _check_weights(classifier, info)
-    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    classifier.labels = complete_labels(names, n_logits)
+    with quiet():
+        tensors = classifier.example().tensors
+        n_logits = require_filled(module, tensors, _loose(info), info["unexpected_keys"], spec)
+    classifier.labels = complete_labels(_names(config), n_logits)
     classifier.kind = _kind(config, n_logits)
     return classifier
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """A checkpoint's own files: one format of weights, settings, vocabularies, code."""
+    weights = next(name for name in WEIGHTS if (folder / name).is_file())
+    stem = weights.partition(".")[0]
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and (path.suffix in SIDE_FILES or path.name.startswith(stem))
+    ]
+
+
+def open_prepared(folder: Path, spec: str, asked: Asked) -> ModuleClassifier:
+    """Open a folder's model with the caller's own preprocessing instead of the checkpoint's."""
+    config = _read_config(folder, spec, asked.trust)
+    auto, modality, named = _task(config, spec)
+    _require_weights(folder, spec)
+    module, info = _load_weights(folder, spec, auto, config, asked.trust)
+    prepare, settings = preparation(asked)
+    if asked.modality is None and asked.sample_rate is None:
+        asked = replace(asked, modality=modality)
+    facts = {"origin": "transformers", "architecture": named}
+    classifier = assembled(module, asked, prepare, settings, _loose(info), spec, facts)
+    if asked.labels is None:
+        classifier.labels = complete_labels(_names(config), len(classifier.labels))
+    classifier.kind = asked.kind or _kind(config, len(classifier.labels))
+    classifier.base = _base_path(module)
+    if not callable(asked.preprocess):
+        classifier.recipe = {"origin": "transformers", **asked.recipe()}
+        classifier.files = checkpoint_files(folder)
+    return classifier
+
+
+def _loose(info: Mapping[str, Any]) -> dict[str, str]:
+    """What loading could not fill: name → why."""
+    loose = {str(key): "missing" for key in info["missing_keys"]}
+    for key, stored, expected in info["mismatched_keys"]:
+        loose[str(key)] = f"{tuple(stored)} in the checkpoint, {tuple(expected)} in the model"
+    return loose
+
+
+def _names(config: Any) -> list[str]:
+    return [str(config.id2label[i]) for i in sorted(config.id2label)]
 
 
 def read_modality(folder: Path, spec: str, trust: bool = False) -> str:
@@ -261,29 +304,6 @@ def _load_weights(
             raise ModelError(f"{spec!r}: its safetensors are damaged: {error}") from error
         raise
     return module.eval(), info
-
-
-def _check_weights(classifier: TransformersClassifier, info: dict[str, Any]) -> int:
-    """Number of logits; refuse a model whose logits depend on weights that were never loaded."""
-    with quiet():
-        trace = record(classifier.module, kwargs=classifier.example().tensors)
-    logits = logits_of(trace.output)
-    read = next(read for read in trace.reads if read.tensor is logits)
-    loose = {str(key): "missing" for key in info["missing_keys"]}
-    for key, stored, expected in info["mismatched_keys"]:
-        loose[str(key)] = f"{tuple(stored)} in the checkpoint, {tuple(expected)} in the model"
-    used = trace.weights_used([read])
-    bad = {key: why for key, why in loose.items() if key in used}
-    if bad:
-        listed = "; ".join(f"{key}: {why}" for key, why in sorted(bad.items()))
-        spare = ", ".join(sorted(map(str, info["unexpected_keys"]))[:8])
-        raise IncompleteWeights(
-            f"{classifier.spec!r} does not fill {type(classifier.module).__name__}; its logits "
-            f"would come from random weights. {listed}."
-            + (f" The checkpoint has instead: {spare}." if spare else "")
-            + " Load the class that it was trained with and pass that module to penult"
-        )
-    return int(logits.shape[-1])
 
 
 def _kind(config: Any, n_logits: int) -> str:

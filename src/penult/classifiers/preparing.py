@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from penult.classifiers.base import digest
+from penult.classifiers.examples import content_of, noise
 from penult.classifiers.quiet import quiet
 from penult.errors import ModelError, first_line
 
@@ -60,8 +61,7 @@ class AudioPreparer:
         return self._noise(seed, 1.0)
 
     def _noise(self, seed: int, seconds: float) -> Any:
-        noise = np.random.default_rng(seed).standard_normal(round(seconds * self.rate))
-        return (0.1 * noise).astype(np.float32)
+        return noise(seed, seconds, self.rate)
 
     def kept_seconds(self) -> float | None:
         """How much of a long clip reaches the model; None if all of it does.
@@ -122,10 +122,7 @@ class ImagePreparer:
 
     def example(self, seed: int) -> Any:
         """A noise image of 320 × 240 pixels."""
-        from PIL import Image
-
-        noise = np.random.default_rng(seed).integers(0, 256, (240, 320, 3), dtype=np.uint8)
-        return Image.fromarray(noise)
+        return content_of("image", seed)
 
     def digest(self) -> str:
         """Hash of the processor's settings and of the backend that resizes."""
@@ -154,8 +151,7 @@ class VideoPreparer(ImagePreparer):
 
     def example(self, seed: int) -> Any:
         """Noise frames of 320 × 240 pixels."""
-        random = np.random.default_rng(seed)
-        return random.integers(0, 256, (self._frames, 240, 320, 3), dtype=np.uint8)
+        return content_of("video", seed, frames=self._frames)
 
     def truncation(self) -> str:
         """Frames are sampled over the whole clip."""
@@ -180,23 +176,7 @@ class TextPreparer:
 
     def example(self, seed: int) -> Any:
         """A short text; other seeds, other words."""
-        words = [
-            "the",
-            "quick",
-            "brown",
-            "fox",
-            "jumps",
-            "over",
-            "a",
-            "lazy",
-            "dog",
-            "while",
-            "seven",
-            "grey",
-            "whales",
-            "sing",
-        ]
-        return " ".join(np.random.default_rng(seed).permutation(words)[:8])
+        return content_of("text", seed)
 
     def digest(self) -> str:
         """Hash of the vocabulary, the rules and the special tokens."""

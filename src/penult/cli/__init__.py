@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from pathlib import Path
 
 import typer
 from typer.exceptions import Exit, TyperException
 
 from penult.cli import collections, models, tour
-from penult.cli.output import complain
+from penult.cli.output import complain, forget_stdout
 from penult.errors import ItemError, PenultError, UsageError
 
 DONE, FAILED, WRONG_USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130
@@ -48,30 +50,59 @@ for command in (*models.COMMANDS, *collections.COMMANDS, *tour.COMMANDS):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
-    as_json = "--json" in arguments
     try:
-        code = app(arguments, standalone_mode=False)
+        return _run(arguments, "--json" in arguments)
+    except SystemExit as error:  # typer's and rich's answer to a reader that has stopped
+        return error.code if isinstance(error.code, int) else FAILED
+    except BrokenPipeError:
+        forget_stdout()
+        return FAILED
+
+
+def _run(arguments: list[str], as_json: bool) -> int:
+    try:
+        code = app(arguments, prog_name="penult", standalone_mode=False)
+        if code == STOPPED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else DONE
     except Exit as error:
         return int(error.exit_code)
     except TyperException as error:
-        complain(error.format_message(), "UsageError", as_json)
+        complain(_with_hint(error, arguments), "UsageError", as_json)
         return WRONG_USAGE
     except UsageError as error:
         complain(str(error), type(error).__name__, as_json)
         return WRONG_USAGE
-    except (PenultError, OSError) as error:
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        complain(f"{place}{error.strerror or error}", type(error).__name__, as_json)
+        return FAILED
+    except PenultError as error:
         complain(str(error), type(error).__name__, as_json)
         return SOME_FAILED if isinstance(error, ItemError) else FAILED
     except (KeyboardInterrupt, typer.Abort):
-        complain(
-            "stopped. What was committed stays; the same command goes on from there",
-            "KeyboardInterrupt",
-            as_json,
-        )
+        kept = ". What was committed stays; the same command goes on from there"
+        message = "stopped" + (kept if arguments[:1] == ["embed"] else "")
+        complain(message, "KeyboardInterrupt", as_json)
         return STOPPED
+
+
+def _with_hint(error: TyperException, arguments: list[str]) -> str:
+    """What was wrong with the command line, and where to read what is right."""
+    message = error.format_message().rstrip(".")
+    dashed = next((a for a in arguments if a.startswith("-") and Path(a).exists()), None)
+    if dashed and len(dashed) > 1:
+        return f"{message}; if {dashed!r} is a path, write ./{dashed}"
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "penult"
+    return f"{message}; see {command} --help"

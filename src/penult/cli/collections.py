@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from penult.cli.models import Device, Json, Trust, short
-from penult.cli.output import emit, stdout
+from penult.cli.models import Device, Json, Trust
+from penult.cli.output import counted, emit, short, show, shown, stdout
 
 if TYPE_CHECKING:
     from penult.search import Hit
@@ -48,7 +47,7 @@ def search(
     if json:
         emit({"collection": str(opened.path), "query": query, "hits": [_hit(hit) for hit in hits]})
         return
-    stdout.print(_hits_table(hits))
+    show(_hits_table(hits))
 
 
 def export(
@@ -70,8 +69,9 @@ def export(
         emit({"file": str(out), "ids": str(ids) if ids else None, "rows": rows})
         return
     stdout.print(
-        f"{rows:,} rows in [bold]{escape(str(out))}[/]"
-        + (f", their ids in [bold]{escape(str(ids))}[/]" if ids else "")
+        f"{counted(rows, 'row')} in [bold]{shown(str(out))}[/]"
+        + (f", their ids in [bold]{shown(str(ids))}[/]" if ids else ""),
+        soft_wrap=True,
     )
 
 
@@ -91,8 +91,8 @@ def failures(collection: Store, json: Json = False) -> None:
         table.add_column(name, overflow="fold")
     for row in found:
         region = "" if row["region"] == "whole" else row["region"]
-        table.add_row(escape(short(row["id"])), escape(region), escape(row["message"]))
-    stdout.print(table)
+        table.add_row(short(row["id"]), shown(region), shown(row["message"]))
+    show(table)
 
 
 COMMANDS = (search, export, failures)
@@ -108,12 +108,12 @@ def _hits_table(hits: list[Hit]) -> Table:
         whole = hit.start is None or hit.end is None
         table.add_row(
             f"{hit.similarity:.4f}",
-            escape(short(hit.id)),
+            short(hit.id),
             "" if whole else f"{hit.start:.2f}-{hit.end:.2f}",
-            escape(hit.label or ""),
+            shown(hit.label or ""),
             "" if hit.score is None else f"{hit.score:.3f}",
             *(
-                escape(str(hit.metadata[name])) if hit.metadata[name] is not None else ""
+                shown(str(hit.metadata[name])) if hit.metadata[name] is not None else ""
                 for name in extra
             ),
         )

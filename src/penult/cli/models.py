@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from penult.cli.architecture import HEAD, draw, draw_cut, readable
-from penult.cli.output import emit, say, stderr, stdout
+from penult.cli.output import counted, emit, say, short, show, shown, stdout
 from penult.cli.progress import Meter, metered
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from penult.sources import Source
 
 SOME_FAILED = 3
+SHOWN_FAILURES = 5
 SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token"}
 
 Model = Annotated[str, typer.Argument(help="Folder, hub id (owner/name[@revision]) or demo.")]
@@ -49,7 +51,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 def inspect(
     model: Model,
-    depth: Annotated[int | None, typer.Option(help="Levels of the tree to show.")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Levels of the tree to show.")] = None,
     trust: Trust = False,
     json: Json = False,
 ) -> None:
@@ -105,13 +107,13 @@ def inspect(
             "sees that mix\n(tap [cyan]weighted[/]), and not the last hidden states alone "
             "(tap [cyan]backbone[/])."
         )
-    stdout.print(_taps_table(anatomy.taps, axis))
+    show(_taps_table(anatomy.taps, axis))
 
 
 def classify(
     model: Model,
     paths: Paths,
-    top: Annotated[int, typer.Option(help="How many labels to show.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 3,
     channel: Channel = None,
     device: Device = "auto",
     trust: Trust = False,
@@ -130,7 +132,7 @@ def classify(
     for outcome in runner.stream(source):
         if not isinstance(outcome, Outcome):
             failures.append(outcome)
-            stderr.print(f"[red]failed[/] {escape(outcome.id)}: {escape(outcome.message)}")
+            say(f"[red]failed[/] {short(outcome.id)}: {shown(outcome.message)}")
             continue
         prediction = prediction_of(classifier, outcome)
         if json:
@@ -168,9 +170,11 @@ def convert(
         emit({"folder": str(saved), **_embedder_facts(embedder)})
         return
     stdout.print(
-        f"saved [bold]{escape(str(saved))}[/]: tap [cyan]{embedder.tap.name}[/], pooling "
-        f"[cyan]{embedder.pooling}[/], {embedder.dim} numbers per item, "
-        f"fingerprint {embedder.fingerprint_id}"
+        f"saved [bold]{shown(str(saved))}[/]: tap [cyan]{escape(embedder.tap.name)}[/], pooling "
+        f"[cyan]{embedder.pooling}[/], {embedder.dim} numbers per "
+        f"{'position' if embedder.pooling == 'none' else 'item'}, "
+        f"fingerprint {embedder.fingerprint_id}",
+        soft_wrap=True,
     )
 
 
@@ -209,7 +213,7 @@ def embed(
     collection = Collection.open(into)
     embedder = open_embedder(model, tap, pooling, device=device, trust=trust)
     for old, new in source.renamed.items():
-        say(f"[dim]column {escape(old)!r} is kept as {new!r}[/]")
+        say(f"[dim]column {shown(repr(old))} is kept as {new!r}[/]")
     options = Options(logits=logits, max_seconds=max_seconds, retry_failed=retry_failed)
     with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
         _count_aside(source, meter)
@@ -236,7 +240,8 @@ def embed(
             }
         )
     else:
-        _show_summary(summary, collection, embedder, f"{elapsed:.1f} s ({rate})")
+        took = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")
+        _show_summary(summary, collection, embedder, took)
     if summary.failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -300,12 +305,13 @@ def _show_facts(facts: dict[str, Any], labels: tuple[str, ...]) -> None:
 
 def _show_prediction(prediction: Any, top: int) -> None:
     where = "" if prediction.region == "whole" else f" [dim]{prediction.region}[/]"
-    stdout.print(f"[bold]{escape(short(prediction.id))}[/]{where}", soft_wrap=True)
+    stdout.print(f"[bold]{short(prediction.id)}[/]{where}", soft_wrap=True)
     for place, best in enumerate(prediction.top(top)):
         style = "bold green" if place == 0 else "dim"
         stdout.print(
-            f"  [{style}]{best.score:7.4f}  {escape(best.label)}[/]"
-            f"  [dim]class {best.index}, logit {best.logit:.4f}[/]"
+            f"  [{style}]{best.score:7.4f}  {shown(best.label)}[/]"
+            f"  [dim]class {best.index}, logit {best.logit:.4f}[/]",
+            soft_wrap=True,
         )
 
 
@@ -343,12 +349,21 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: s
     if summary.failed:
         parts.append(f"[bold red]{summary.failed:,} failed[/]")
     stdout.print(f"{', '.join(parts)} in {took}")
+    path = shown(str(collection.path))
     stdout.print(
-        f"[bold]{escape(str(collection.path))}[/]: {collection.count:,} rows of {embedder.dim} "
-        f"numbers, tap {embedder.tap.name}, pooling {embedder.pooling}"
+        f"[bold]{path}[/]: {counted(collection.count, 'row')} of {embedder.dim} numbers, "
+        f"tap {escape(embedder.tap.name)}, pooling {embedder.pooling}",
+        soft_wrap=True,
     )
-    if summary.failed:
-        stdout.print(f"penult failures {escape(str(collection.path))} names each one and why")
+    if not summary.failed:
+        return
+    failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
+    for row in failed[:SHOWN_FAILURES]:
+        stdout.print(f"  [red]{short(row['id'])}[/]: {shown(row['message'])}", soft_wrap=True)
+    rest = summary.failed - SHOWN_FAILURES
+    more = f"  … and {rest:,} more; " if rest > 0 else ""
+    command = f"penult failures {shlex.quote(str(collection.path))}"
+    stdout.print(f"{more}{shown(command)} names each one and why", soft_wrap=True)
 
 
 def _embedder_facts(embedder: Embedder) -> dict[str, Any]:
@@ -381,11 +396,3 @@ def _failure(failure: Any) -> dict[str, Any]:
         "error": failure.error,
         "message": failure.message,
     }
-
-
-def short(path: str) -> str:
-    """A path as it is called from here."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return path

@@ -4,20 +4,61 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 stdout = Console(highlight=False, soft_wrap=False)
 stderr = Console(stderr=True, highlight=False)
 
+_UNLIMITED = 1 << 16
+
 
 def emit(document: Any) -> None:
     """Write one JSON document to stdout. Values that JSON has no word for (NaN) become null."""
-    json.dump(_plain(document), sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
+    text = json.dumps(_plain(document), ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # no UTF-8 terminal, or a name that is not UTF-8
+        text = json.dumps(_plain(document), indent=2)
+    print(text, flush=True)
+
+
+def show(table: Table) -> None:
+    """Write a table to stdout: as wide as it is where no one looks, so that no value is cut."""
+    console = stdout if stdout.is_terminal else Console(highlight=False, width=_UNLIMITED)
+    console.print(table)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def shown(text: str) -> str:
+    """A name from outside, for `print`: no markup of ours, no control characters of its own."""
+    fine = (c.isprintable() or category(c) == "Zs" for c in text)
+    return escape("".join(c if ok else repr(c)[1:-1] for c, ok in zip(text, fine, strict=True)))
+
+
+def short(path: str) -> str:
+    """A path as it is called from here, for `print`."""
+    try:
+        return shown(str(Path(path).relative_to(Path.cwd())))
+    except ValueError:
+        return shown(path)
+
+
+def forget_stdout() -> None:
+    """Drop what is still to be written: no one reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(message: str, kind: str, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -251,7 +252,7 @@ def _opened(content: object, array_rate: int) -> Iterator[_Stream]:
     import soundfile
 
     with ExitStack() as stack:
-        source = _Bytes(content) if isinstance(content, bytes) else content
+        source = _Bytes(content) if isinstance(content, bytes) else _named(content)
         handle = None
         try:
             handle = stack.enter_context(_forward_reader()(source))
@@ -287,6 +288,11 @@ def _of_array(values: np.ndarray, rate: int) -> _Stream:
     return _Stream(
         rate, columns.shape[1], len(columns), 0, 0, lambda first: iter((columns[first:],))
     )
+
+
+def _named(path: Path) -> bytes | Path:
+    """A path as soundfile takes it: as bytes, since it refuses a str that is not UTF-8."""
+    return path if os.name == "nt" else os.fsencode(path)
 
 
 class _Bytes(io.BytesIO):

@@ -1,0 +1,30 @@
+"""Short synthetic items of each modality, the same for the same seed, to measure models on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "grey",
+         "whales", "sing", "loudly")  # fmt: skip
+
+
+def content_of(modality: str, seed: int, rate: int | None = None, frames: int | None = None) -> Any:
+    """One second of noise, a noise image of 320 × 240, as many frames of it, or a few words."""
+    random = np.random.default_rng(seed)
+    if modality == "audio":
+        return noise(seed, 1.0, rate or 16_000)
+    if modality == "text":
+        return " ".join(random.permutation(WORDS)[:8])
+    if modality == "video":
+        return random.integers(0, 256, (frames or 16, 240, 320, 3), dtype=np.uint8)
+    from PIL import Image
+
+    return Image.fromarray(random.integers(0, 256, (240, 320, 3), dtype=np.uint8))
+
+
+def noise(seed: int, seconds: float, rate: int) -> Any:
+    """(seconds × rate,) float32 samples of white noise."""
+    samples = np.random.default_rng(seed).standard_normal(round(seconds * rate))
+    return (0.1 * samples).astype(np.float32)
