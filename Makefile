@@ -30,7 +30,7 @@ docs: $(READY)
 	$(BIN)/python scripts/make_docs.py
 
 $(READY): pyproject.toml uv.lock | $(UV)
-	$(UV) sync --frozen --all-extras --python $(PYTHON)
+	$(UV) sync --frozen --all-extras --compile-bytecode --python $(PYTHON)
 	@touch $@
 
 .uv/bin/uv:

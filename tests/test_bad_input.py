@@ -256,7 +256,7 @@ def test_another_embedders_collection(tiny: Path, mixed: Path, tmp_path: Path) -
     assert ask("embed", tiny, good, "--into", path).code == 0
     before = vectors(path)
     said = ask("embed", tiny, mixed / GOOD[2], "--into", path, "--pooling", "max")
-    refused(said, "pooling: the collection has 'mean', this embedder 'max'", "another folder")
+    refused(said, "pooling: the collection has 'mean', this embedder 'max'", "--into another")
     said = ask("search", path, mixed / GOOD[2], "--model", "demo")
     refused(said, "weights: ", "Name the right one with --model")
     assert ask("embed", tiny, good, "--into", path, "--fp16").code == 2

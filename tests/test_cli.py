@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -224,7 +225,9 @@ def test_a_converted_model_gives_the_same(tiny: Path, clips: Path, tmp_path: Pat
         shutil.rmtree(tmp_path / "one")
         shutil.rmtree(tmp_path / "two")
     said = ask("convert", tiny, folder)
-    assert said.code == 0 and len(said.out.splitlines()) == 1 and said.out.startswith("saved ")
+    saved_line, proof_line = said.out.splitlines()
+    assert said.code == 0 and saved_line.startswith("saved ")
+    assert re.fullmatch(r"head proved: \d+ checks, largest error \S+", proof_line)
     assert ask("classify", folder, clips / "a").out == ask("classify", tiny, clips / "a").out
 
 
@@ -232,7 +235,7 @@ def test_a_converted_model_gives_the_same(tiny: Path, clips: Path, tmp_path: Pat
     ("options", "says"),
     [
         (["--tap", "projektor"], "no tap 'projektor'; it has backbone, prelogits, layer:0"),
-        (["--pooling", "median"], "unknown pooling 'median'; choose one of mean"),
+        (["--pooling", "median"], "unknown pooling 'median'; choose mean"),
         (["--pooling", "none"], "a collection keeps one per item; choose mean"),
         (["--tap", "prelogits", "--pooling", "mean+std"], "nothing to pool"),
         (["--logits", "top:x"], "'top:x' is not known; all, none and top:K"),
@@ -258,10 +261,11 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     path = tmp_path / "calls.lance"
     said = ask("embed", tiny, clips, "--into", path)
     assert said.code == 0 and said.err == ""  # piped: no progress
-    first, second = said.out.splitlines()
+    first, second, proof = said.out.splitlines()
+    assert re.fullmatch(r"head proved: \d+ checks, largest error \S+", proof)
     assert first.startswith("6 embedded in ") and "× real time" in first
     assert second == f"{path}: 6 rows of 32 numbers, tap backbone, pooling mean"
-    first, _ = ask("embed", tiny, clips, "--into", path).out.splitlines()
+    first = ask("embed", tiny, clips, "--into", path).out.splitlines()[0]
     assert first.startswith("0 embedded, 6 unchanged in ") and "items/s" not in first
     (tmp_path / "bad.wav").write_text("no sound")
     said = ask("embed", tiny, tmp_path / "bad.wav", "--into", path)
@@ -281,8 +285,8 @@ def test_segments_and_typed_metadata(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "turns.lance"
     said = ask("embed", tiny, tmp_path / "turns.csv", "--into", path)
     assert said.code == 0
-    assert "column 'site name' is kept as 'site_name'" in said.err
-    assert "column 'label' is kept as 'label_given'" in said.err
+    assert "site_name (string, from 'site name')" in said.err
+    assert "label_given (string, from 'label')" in said.err
     query = [path, tmp_path / "long.wav", "--start", 0.5, "--end", 1, "--json", "-k", 9]
     hits = ask("search", *query).json["hits"]
     assert {(h["start"], h["end"], h["channel"]) for h in hits} == {
@@ -437,7 +441,8 @@ def test_odd_labels(odd_labels: Path, clips: Path, tmp_path: Path) -> None:
 def test_on_a_terminal(
     columns: int, filled: Path, tiny: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(output.stdout, "_width", columns)
+    monkeypatch.setattr(output.stdout, "_height", 25)  # else rich asks TERM and COLUMNS
     monkeypatch.setattr(output.stdout, "_force_terminal", True)
     monkeypatch.setattr(output.stdout, "_color_system", None)
     for arguments in (

@@ -463,7 +463,7 @@ def test_another_embedder_is_refused_in_words(path):
         "tap: the collection has 'backbone', this embedder 'prelogits'",
         "pooling: the collection has 'mean', this embedder nothing",
         "resampler: the collection has nothing, this embedder 'soxr'",
-        "--like calls.lance --into new.lance",
+        "begin another collection",
         "demo",
     ):
         assert words in message

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from penult.classifiers.base import Prediction
     from penult.collection import Collection
     from penult.embedder import Embedder, Result
+    from penult.splitting.cut import split
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "__version__",
     "load",
+    "split",
 ]
 
 _HOMES = {
@@ -36,6 +38,7 @@ _HOMES = {
     "Prediction": "penult.classifiers.base",
     "Result": "penult.embedder",
     "load": "penult.api",
+    "split": "penult.splitting.cut",
 }
 
 
@@ -46,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)

@@ -29,7 +29,7 @@ class Summary:
     skipped: int = 0
     replaced: int = 0
     failed: int = 0
-    seconds: float = 0.0
+    media_seconds: float = 0.0
 
     def counts(self) -> dict[str, int]:
         """As the runs table keeps them."""
@@ -98,7 +98,7 @@ def commit(writer: Writer, step: Step, rows: Any, summary: Summary) -> None:
         writer.fail(step.failures)
     summary.skipped += step.skipped
     summary.failed += len(step.failures)
-    summary.seconds += step.seconds
+    summary.media_seconds += step.seconds
 
 
 def _lookup(writer: Writer, metadata: Sequence[str]) -> Callable[[Sequence[str]], Seen]:
@@ -128,7 +128,7 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
         labels=classifier.labels,
         logits=logits,
         dtype=dtype,
-        engine="torch",
+        engine=classifier.engine,
         precision="exact",
     )
 
@@ -140,7 +140,7 @@ def run_facts(embedder: Embedder) -> dict[str, Any]:
         "model": embedder.classifier.spec,
         "revision": embedder.classifier.describe().get("revision") or "",
         "device": embedder.device,
-        "engine": "torch",
+        "engine": embedder.classifier.engine,
         "precision": "exact",
         "versions": {
             "python": platform.python_version(),

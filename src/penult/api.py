@@ -9,9 +9,8 @@ from penult import classifiers
 from penult.classifiers import base
 from penult.classifiers.base import Prediction, predict
 from penult.embedder import Embedder, open_embedder
-from penult.engines.torch import pick_device
 from penult.errors import ItemError
-from penult.runner import Outcome, Runner
+from penult.runner import Outcome, Runner, device_of
 from penult.sources import Failure, from_objects
 
 
@@ -35,13 +34,13 @@ class Classifier:
         items: paths, folders, tables, arrays (n,) at the model's rate or (array, rate), bytes,
         images or texts; one of them or many. `skip` leaves out the items that fail.
         """
-        runner = Runner(self.origin, [], pick_device(device))
+        runner = Runner(self.origin, [], device_of(self.origin, device))
         predictions = []
         for outcome in runner.stream(from_objects(items, self.origin.modality)):
             if isinstance(outcome, Outcome):
                 predictions.append(prediction_of(self.origin, outcome))
             elif on_error == "raise":
-                raise ItemError(f"{outcome.id}: {outcome.message}")
+                raise ItemError(outcome.words())
         return predictions
 
     def __repr__(self) -> str:

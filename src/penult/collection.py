@@ -46,9 +46,14 @@ class Collection:
         collection = cls(Path(path))
         if not store.exists(collection.path) and must_exist:
             raise CollectionError(
-                f"there is no collection at {path}; `penult embed MODEL FOLDER` makes one"
+                f"there is no collection at {path}; "
+                f"penult embed MODEL FOLDER --into {path} makes one"
             )
         return collection
+
+    def __repr__(self) -> str:
+        rows = f"{self.count} rows" if self.exists else "not written yet"
+        return f"Collection({str(self.path)!r}, {rows})"
 
     @property
     def exists(self) -> bool:

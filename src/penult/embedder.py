@@ -19,14 +19,17 @@ import numpy.typing as npt
 
 from penult import classifiers
 from penult.classifiers.base import Classifier, digest
-from penult.engines.torch import Reading, pick_device
+from penult.classifiers.from_onnx import OnnxClassifier
+from penult.engines.torch import Reading
 from penult.errors import ItemError, ModelError, StoreError, TapError, UsageError, first_line
 from penult.media import audio, video
-from penult.pooling import POOLINGS, pooled_width
+from penult.pooling import POOLINGS, pooled_width, unknown
 from penult.regions import Region
-from penult.runner import Outcome, Runner
+from penult.runner import Outcome, Runner, device_of
 from penult.sources import Failure, from_objects
 from penult.splitting.anatomy import Anatomy, choose_tap, dissect
+from penult.splitting.certificate import Certificate
+from penult.splitting.onnx import dissect_graph, tap_of_graph
 from penult.splitting.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
@@ -65,7 +68,7 @@ class Embedder:
         saved: Mapping[str, Any] | None = None,
     ) -> None:
         if pooling not in POOLINGS:
-            raise TapError(f"unknown pooling {pooling!r}; choose one of {', '.join(POOLINGS)}")
+            raise TapError(unknown(pooling))
         if not tap.positions and pooling == "mean+std":
             raise TapError(
                 f"tap {tap.name!r} gives one vector per item, so there is nothing to pool: "
@@ -74,7 +77,7 @@ class Embedder:
         self.classifier = classifier
         self.tap = tap
         self.pooling = pooling
-        self.device = pick_device(device)
+        self.device = device_of(classifier, device)
         self.runner = Runner(classifier, [Reading(tap, pooling)], self.device)
         self._saved = dict(saved or {})
 
@@ -99,10 +102,7 @@ class Embedder:
                 f"space={space!r}, precision={precision!r}, engine={engine!r}: this version has "
                 "no spaces, and runs in torch at exact precision (fp32) only"
             )
-        example = classifier.example().tensors
-        anatomy = dissect(classifier.module, example, classifier.base)
-        chosen = choose_tap(anatomy, classifier.module, example, tap)
-        return cls(classifier, chosen, pooling, device=device)
+        return cls(classifier, tap_of(classifier, tap), pooling, device=device)
 
     @property
     def dim(self) -> int:
@@ -112,8 +112,7 @@ class Embedder:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The classifier's parts, measured once."""
-        example = self.classifier.example().tensors
-        return dissect(self.classifier.module, example, self.classifier.base)
+        return anatomy_of(self.classifier)
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -127,6 +126,12 @@ class Embedder:
             "precision": "exact",
             "recipe": RECIPE,
         }
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The proof of the head, measured once and saved with the embedder."""
+        saved = self._saved.get("certificate")
+        return Certificate.from_dict(saved) if saved else certify(self.classifier)
 
     @property
     def fingerprint_id(self) -> str:
@@ -150,7 +155,7 @@ class Embedder:
                 rows.append(outcome)
                 index.append(number)
             elif on_error == "raise":
-                raise ItemError(f"{outcome.id}: {outcome.message}")
+                raise ItemError(outcome.words())
             else:
                 failures.append(outcome)
         n_logits = len(self.classifier.labels)
@@ -205,6 +210,7 @@ class Embedder:
             "tap": asdict(self.tap),
             "pooling": self.pooling,
             "fingerprint": self.fingerprint,
+            "certificate": self.certificate.to_dict(),
             "classifier": self.classifier.describe(),
         }
 
@@ -237,6 +243,35 @@ class Embedder:
             f"Embedder({self.classifier.spec!r}, tap={self.tap.name!r}, "
             f"pooling={self.pooling!r}, dim={self.dim})"
         )
+
+
+def anatomy_of(classifier: Classifier) -> Anatomy:
+    """A classifier's parts, measured: of its module, or of its graph."""
+    if isinstance(classifier, OnnxClassifier):
+        return dissect_graph(classifier.cut)
+    return dissect(classifier.module, classifier.example().tensors, classifier.base)
+
+
+def tap_of(classifier: Classifier, name: str) -> Tap:
+    """The tap of that name.
+
+    Raises:
+        TapError: there is none; the message lists those that there are.
+    """
+    if isinstance(classifier, OnnxClassifier):
+        return tap_of_graph(classifier.cut, name)
+    anatomy, example = anatomy_of(classifier), classifier.example().tensors
+    return choose_tap(anatomy, classifier.module, example, name)
+
+
+def certify(classifier: Classifier) -> Certificate:
+    """Prove the classifier's head on an example of its own kind, in a few forward passes."""
+    if classifier.engine != "torch":
+        proved = dissect_graph(classifier.cut).certificate  # type: ignore[attr-defined]
+        return proved or Certificate.refused("the graph's head was not located")
+    from penult.splitting.cut import split
+
+    return split(classifier.module, dict(classifier.example().tensors)).certificate
 
 
 def open_embedder(

@@ -11,6 +11,8 @@ from penult.errors import MissingExtra
 EXTRAS = {
     "av": ("video", "video and audio that libsndfile does not read (m4a, opus in mp4, …)"),
     "matplotlib": ("map", "pictures"),
+    "onnx": ("onnx", "ONNX files"),
+    "onnxruntime": ("onnx", "ONNX files"),
     "sklearn": ("map", "maps and clusters"),
     "timm": ("timm", "timm models"),
     "torchvision": ("image", "image and video preprocessing"),

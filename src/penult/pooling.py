@@ -24,7 +24,7 @@ def pool(hidden: Tensor, pooling: str, channel: int = -1, mask: Tensor | None = 
         TapError: unknown pooling, or a mask that does not fit the positions.
     """
     if pooling not in POOLINGS:
-        raise TapError(f"unknown pooling {pooling!r}; choose one of {', '.join(POOLINGS)}")
+        raise TapError(unknown(pooling))
     channel %= hidden.ndim
     if hidden.ndim == 2:
         if pooling == "mean+std":
@@ -44,6 +44,14 @@ def pool(hidden: Tensor, pooling: str, channel: int = -1, mask: Tensor | None = 
             f"{tuple(hidden.shape)} with channels on axis {channel}"
         )
     return POOLINGS[pooling](hidden, channel, mask)
+
+
+def unknown(pooling: str) -> str:
+    """What to say of a pooling that there is not."""
+    return (
+        f"unknown pooling {pooling!r}; choose mean, max, first, last or mean+std (none keeps every "
+        "position, and no collection takes that)"
+    )
 
 
 def pooled_width(pooling: str, width: int) -> int:

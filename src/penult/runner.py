@@ -5,7 +5,7 @@ Knows how to open what a source gives, and which readings it was asked for; no s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from penult.classifiers.base import Classifier
-from penult.engines.torch import Reading, Readout, TorchEngine
+from penult.engines.torch import Reading, Readout, TorchEngine, pick_device
 from penult.errors import (
     DecodeError,
     EmptyItem,
@@ -25,6 +25,7 @@ from penult.errors import (
     StoreError,
     TooLong,
     TooShort,
+    UsageError,
     first_line,
 )
 from penult.media import audio, image, text, video
@@ -72,6 +73,35 @@ class Outcome:
         return one
 
 
+Engine = Callable[[Mapping[str, torch.Tensor]], Readout]
+
+
+def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str) -> Engine:
+    """What runs the classifier: torch for its module, ONNX Runtime for its graph."""
+    if classifier.engine == "torch":
+        return TorchEngine(classifier, readings, device)
+    from penult.classifiers.from_onnx import OnnxClassifier
+    from penult.engines.onnxruntime import OnnxEngine
+
+    if not isinstance(classifier, OnnxClassifier):
+        raise UsageError(f"there is no engine {classifier.engine!r}")
+    classifier.preparation()  # refused now, and not once for each item
+    return OnnxEngine(classifier, readings, device)
+
+
+def device_of(classifier: Classifier, wanted: str = "auto") -> str:
+    """The device that is meant, of those that the classifier's engine has.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    if classifier.engine == "torch":
+        return pick_device(wanted)
+    from penult.engines.onnxruntime import pick_onnx_device
+
+    return pick_onnx_device(wanted)
+
+
 class Runner:
     """Runs regions through a classifier, one at a time, for the given readings."""
 
@@ -79,7 +109,7 @@ class Runner:
         self, classifier: Classifier, readings: Sequence[Reading], device: str = "cpu"
     ) -> None:
         self.classifier = classifier
-        self._engine = TorchEngine(classifier, readings, device)
+        self._engine = open_engine(classifier, readings, device)
 
     def stream(
         self, pairs: Iterable[tuple[Item, Region] | Failure], max_seconds: float | None = None

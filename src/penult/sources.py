@@ -74,6 +74,10 @@ class Failure:
     size: int | None = None
     mtime_ns: int | None = None
 
+    def words(self) -> str:
+        """The message, with the item's name if it is not in it."""
+        return self.message if self.id in self.message else f"{self.id}: {self.message}"
+
 
 Entry = tuple[Item, Region] | Failure
 _Placed = tuple[int, Entry]  # with the line or row of its table, 0 where there is none

@@ -182,8 +182,7 @@ def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:
             f"{path} holds vectors of another embedder; new ones could not be compared to them:\n"
             + "\n".join(lines)
             + f"\nUse the collection's own embedder ({ours.model.get('spec', 'see its manifest')})"
-            f" or another folder; `penult embed NEWMODEL --like {path.name} --into new.lance` "
-            "embeds the same items with the new one"
+            " or begin another collection: --into another.lance"
         )
     for name in ("dim", "n_logits", "logits", "dtype"):
         old, new = getattr(ours, name), getattr(theirs, name)

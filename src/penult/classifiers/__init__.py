@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from penult.classifiers.from_torch import Asked
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[\w.-]+")
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 
 WHAT_WORKS = (
     "a model is a folder saved by transformers (with config.json) or by penult convert, an id on "
     "the Hugging Face hub (owner/name or owner/name@revision), timm:NAME, torchvision:NAME, "
-    "package.module:factory, or 'demo'"
+    "FILE.onnx, package.module:factory, or 'demo'"
 )
 
 # What a transformers checkpoint may consist of; nothing else is fetched from the hub.
@@ -34,8 +35,9 @@ PICKLED_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 def load(spec: str | Path | Any, **asked: Any) -> Classifier:
     """Open a classifier by what a user calls it, or a torch module that is at hand.
 
-    spec: a folder, a hub id, `timm:NAME`, `torchvision:NAME`, `package.module:factory`, `demo`, or
-    an nn.Module. asked: the fields of `penult.classifiers.from_torch.Asked`.
+    spec: a folder, a hub id, `timm:NAME`, `torchvision:NAME`, `FILE.onnx` (`FILE.onnx#OUTPUT`),
+    `package.module:factory`, `demo`, or an nn.Module. asked: the fields of
+    `penult.classifiers.from_torch.Asked`.
 
     Raises:
         ModelError: there is no such model, or it is not a classifier.
@@ -55,6 +57,10 @@ def _opened(spec: str | Path | Any, what: Asked) -> Classifier:
 
     if not isinstance(spec, str | Path):
         return open_module(spec, what)
+    if is_onnx(spec):
+        from penult.classifiers.from_onnx import open_onnx
+
+        return open_onnx(spec, what)
     origin, colon, name = str(spec).partition(":")
     if origin == "timm" and colon:
         from penult.classifiers.from_timm import open_timm
@@ -103,11 +109,22 @@ def _open_saved(folder: Path, saved: Path, asked: Asked) -> Classifier:
         from penult.classifiers.from_transformers import open_prepared
 
         return open_prepared(folder, str(folder.resolve()), again)
+    if origin == "onnx":
+        from penult.classifiers.from_onnx import open_onnx
+
+        opened = open_onnx(folder / name, again)
+        opened.spec = str(folder.resolve())
+        return opened
     spec = name if origin == "torch" else f"{origin}:{name}"
     fields = {item.name: getattr(again, item.name) for item in dataclass_fields(again)}
     classifier = load(spec, **{**fields, "checkpoint": folder / "model.safetensors"})
     classifier.spec = str(folder.resolve())
     return classifier
+
+
+def is_onnx(spec: str | Path) -> bool:
+    """Whether an ONNX file is named: FILE.onnx, or FILE.onnx#OUTPUT."""
+    return ONNX.fullmatch(str(spec)) is not None and not Path(spec).is_dir()
 
 
 def modality_of(spec: str | Path, **asked: Any) -> str:
@@ -116,6 +133,10 @@ def modality_of(spec: str | Path, **asked: Any) -> str:
         return str(asked["modality"])
     if asked.get("sample_rate"):
         return "audio"
+    if is_onnx(spec):
+        from penult.classifiers.from_onnx import modality_of_file
+
+        return modality_of_file(spec)
     if FACTORY.fullmatch(str(spec)) and not Path(spec).exists():  # timm:… and torchvision:… too
         return "image"
     folder, name, _ = locate(spec)
@@ -123,6 +144,8 @@ def modality_of(spec: str | Path, **asked: Any) -> str:
         recipe = json.loads((folder / "classifier.json").read_text("utf-8"))
         if recipe.get("modality") or recipe.get("sample_rate"):
             return str(recipe.get("modality") or "audio")
+        if recipe["origin"] == "onnx":
+            return modality_of(folder / recipe["name"])
         if recipe["origin"] != "transformers":
             return "image"
     from penult.classifiers.from_transformers import read_modality

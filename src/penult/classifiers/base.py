@@ -46,6 +46,7 @@ class Classifier(Protocol):
     kind: single-label, multi-label or regression. labels: K names, in the order of the logits.
     rate: samples per second that audio is resampled to. frames: frames that a video is sampled to.
     base: dotted path of the backbone inside `module`, where the origin names one.
+    engine: what runs it: torch, or onnxruntime for a graph, which has no module.
     reopen: what `load` was asked besides the spec, to open it again.
     """
 
@@ -55,9 +56,17 @@ class Classifier(Protocol):
     labels: tuple[str, ...]
     rate: int | None
     frames: int | None
-    module: nn.Module
     base: str | None
+    engine: str
     reopen: dict[str, Any]
+
+    @property
+    def module(self) -> nn.Module:
+        """The torch module.
+
+        Raises:
+            UsageError: it has none.
+        """
 
     def preprocess(self, content: Any) -> Inputs:
         """Decoded content (samples, image, frames or text) → what the model's forward takes.

@@ -191,7 +191,8 @@ def require_filled(
             f"{spec!r} does not fill {type(module).__name__}; its logits would come from random "
             f"weights. {listed}{more}."
             + (f" The checkpoint has instead: {other}." if other else "")
-            + " Load the class that it was trained with and pass that module to penult"
+            + " Build the class that it was trained with: --checkpoint with a factory of yours, or "
+            "penult.load(module) in Python"
         )
     return int(logits.shape[-1])
 

@@ -103,6 +103,7 @@ class ModuleClassifier:
     reopen: dict[str, Any] = field(default_factory=dict)
     files: Sequence[Path] | None = None  # a checkpoint's own files, which are copied as they are
     batched: bool = False  # whether `prepare` gives a batch axis itself
+    engine: str = "torch"
 
     def preprocess(self, content: Any) -> Inputs:
         """Decoded content → the model's arguments; see `Classifier.preprocess`."""

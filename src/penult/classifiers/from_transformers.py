@@ -75,6 +75,7 @@ class TransformersClassifier:
     folder: Path
     reopen: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    engine: str = "torch"
 
     def preprocess(self, content: Any) -> Inputs:
         """Decoded content → the model's keyword arguments; see `Classifier.preprocess`."""

@@ -228,7 +228,8 @@ def require_files(folder: Path, modality: str) -> None:
     if not any((folder / name).is_file() for name in files):
         raise ModelError(
             f"{folder} has no {files[0]}: without it nothing says how {modality} is prepared for "
-            "this model. Copy that file from the checkpoint that it was fine-tuned from"
+            "this model. Copy that file from the checkpoint that it was fine-tuned from, save the "
+            "preprocessing that it was trained with there, or name your own with --preprocess"
         )
 
 

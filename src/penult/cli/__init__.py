@@ -33,7 +33,8 @@ def root(
     """Turn any trained classifier into an embedding model, and make the vectors useful.
 
     MODEL is a folder saved by transformers, an id on the Hugging Face hub (owner/name or
-    owner/name@revision), a saved embedder, or demo: the bundled one.
+    owner/name@revision), timm:NAME, torchvision:NAME, package.module:factory (the last ones with
+    --checkpoint), a saved embedder, or demo: the bundled one.
 
     Exit codes: 0 done · 1 the work failed · 2 wrong usage · 3 done, but some items failed.
     """

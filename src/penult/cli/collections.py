@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.models import Device, Json, Trust
-from penult.cli.output import counted, emit, short, show, shown, stdout
+from penult.cli.output import counted, emit, short, show, shown, stdout, working
 
 if TYPE_CHECKING:
     from penult.search import Hit
@@ -40,12 +40,16 @@ def search(
     from penult.querying import query_vector
 
     opened = Collection.open(collection, must_exist=True)
-    vector = query_vector(
-        opened, query, start=start, end=end, model=model, device=device, trust=trust
-    )
+    with working("searching"):
+        vector = query_vector(
+            opened, query, start=start, end=end, model=model, device=device, trust=trust
+        )
     hits = opened.search(vector, k=k, where=where)
     if json:
         emit({"collection": str(opened.path), "query": query, "hits": [_hit(hit) for hit in hits]})
+        return
+    if not hits:
+        stdout.print("no row matches the filter" if where else "the collection has no rows")
         return
     show(_hits_table(hits))
 

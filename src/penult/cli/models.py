@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.tree import Tree
 
 from penult.cli.architecture import HEAD, draw, draw_cut, readable
-from penult.cli.output import counted, emit, say, short, show, shown, stdout
+from penult.cli.options import opening
+from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
 from penult.cli.progress import Meter, metered
 
 if TYPE_CHECKING:
@@ -27,7 +29,15 @@ SOME_FAILED = 3
 SHOWN_FAILURES = 5
 SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token"}
 
-Model = Annotated[str, typer.Argument(help="Folder, hub id (owner/name[@revision]) or demo.")]
+NOTHING: dict[str, Any] = {}
+
+Asked = dict[str, Any]  # what `opening` collects
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Folder, hub id, timm:NAME, torchvision:NAME, package.module:factory or demo."
+    ),
+]
 Paths = Annotated[
     list[str],
     typer.Argument(help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or -."),
@@ -49,18 +59,21 @@ Channel = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 
+@opening
 def inspect(
     model: Model,
     depth: Annotated[int | None, typer.Option(min=1, help="Levels of the tree to show.")] = None,
-    trust: Trust = False,
     json: Json = False,
+    asked: Asked = NOTHING,
 ) -> None:
     """Show the architecture before and after the cut, the head, and every tap with its shape."""
     from penult.classifiers import load
-    from penult.splitting.anatomy import dissect
+    from penult.embedder import anatomy_of, certify
 
-    classifier = load(model, trust=trust)
-    anatomy = dissect(classifier.module, classifier.example().tensors, classifier.base)
+    with working(f"loading {model}"):
+        classifier = load(model, **asked)
+        anatomy = anatomy_of(classifier)
+        certificate = certify(classifier)
     facts = classifier.describe()
     head = sorted(anatomy.behind)
     if json:
@@ -73,6 +86,7 @@ def inspect(
                     "last_weight_layers": anatomy.head,
                     "modules": head,
                     "refusal": anatomy.refusal or None,
+                    "certificate": certificate.to_dict(),
                 },
                 "backbone": classifier.base,
                 "mixes_layers": anatomy.mixes_layers,
@@ -92,42 +106,43 @@ def inspect(
         )
         return
     _show_facts(facts, classifier.labels)
-    last = anatomy.head or ()
     axis = SEQUENCES[classifier.modality]
-    before = draw(classifier.module, anatomy.behind, last, depth)
-    after = draw_cut(classifier.module, anatomy.behind, _what_comes_out(anatomy, axis))
+    before, after = _before_and_after(classifier, anatomy, axis, depth)
     before.label = f"[bold underline]before[/]  {before.label}"
     after.label = f"[bold underline]after[/]   {after.label}"
     stdout.print(before, "", after, "", sep="\n")
+    verdict = "[bold green]head[/]" if certificate.ok else "[bold red]head[/]"
+    stdout.print(f"{verdict} {escape(str(certificate))}\n")
     if anatomy.refusal:
         stdout.print(f"[bold red]head not found:[/] {escape(anatomy.refusal)}")
     if anatomy.mixes_layers:
         stdout.print(
             "[bold]note[/] this checkpoint mixes all of its layers with learned weights: the head "
-            "sees that mix\n(tap [cyan]weighted[/]), and not the last hidden states alone "
+            "sees that mix (tap [cyan]weighted[/]), and not the last hidden states alone "
             "(tap [cyan]backbone[/])."
         )
     show(_taps_table(anatomy.taps, axis))
 
 
+@opening
 def classify(
     model: Model,
     paths: Paths,
     top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 3,
     channel: Channel = None,
     device: Device = "auto",
-    trust: Trust = False,
     json: Json = False,
+    asked: Asked = NOTHING,
 ) -> None:
     """Ask the classifier itself: logits, class id, label and probability of every item."""
     from penult.api import prediction_of
     from penult.classifiers import load
-    from penult.engines.torch import pick_device
-    from penult.runner import Outcome, Runner
+    from penult.runner import Outcome, Runner, device_of
 
-    source = _source(paths, channel, _modality_of(model, trust))
-    classifier = load(model, trust=trust)
-    runner = Runner(classifier, [], pick_device(device))
+    source = _source(paths, channel, _modality_of(model, asked))
+    with working(f"loading {model}"):
+        classifier = load(model, **asked)
+    runner = Runner(classifier, [], device_of(classifier, device))
     predictions, failures = [], []
     for outcome in runner.stream(source):
         if not isinstance(outcome, Outcome):
@@ -153,18 +168,21 @@ def classify(
         raise typer.Exit(SOME_FAILED)
 
 
+@opening
 def convert(
     model: Model,
     folder: Annotated[Path, typer.Argument(help="Where the embedder is saved.")],
     tap: Tap = None,
     pooling: Pooling = None,
-    trust: Trust = False,
     json: Json = False,
+    asked: Asked = NOTHING,
 ) -> None:
     """Save a classifier as an embedder: one folder that any command takes as its MODEL."""
     from penult.embedder import open_embedder
 
-    embedder = open_embedder(model, tap, pooling, trust=trust)
+    with working(f"loading {model}"):
+        embedder = open_embedder(model, tap, pooling, **asked)
+    _require_proof(embedder)
     saved = embedder.save(folder)
     if json:
         emit({"folder": str(saved), **_embedder_facts(embedder)})
@@ -176,8 +194,10 @@ def convert(
         f"fingerprint {embedder.fingerprint_id}",
         soft_wrap=True,
     )
+    stdout.print(_proof_line(embedder), soft_wrap=True)
 
 
+@opening
 def embed(
     model: Model,
     paths: Paths,
@@ -197,8 +217,8 @@ def embed(
         bool, typer.Option("--wait", help="Wait if another process is writing.")
     ] = False,
     device: Device = "auto",
-    trust: Trust = False,
     json: Json = False,
+    asked: Asked = NOTHING,
 ) -> None:
     """Label and vector of every item, in one forward pass each, into a collection.
 
@@ -209,11 +229,12 @@ def embed(
     from penult.embedder import open_embedder
     from penult.ingest import Options
 
-    source = _source(paths, channel, _modality_of(model, trust))
+    source = _source(paths, channel, _modality_of(model, asked))
     collection = Collection.open(into)
-    embedder = open_embedder(model, tap, pooling, device=device, trust=trust)
-    for old, new in source.renamed.items():
-        say(f"[dim]column {shown(repr(old))} is kept as {new!r}[/]")
+    with working(f"loading {model}"):
+        embedder = open_embedder(model, tap, pooling, device=device, **asked)
+    _say_metadata(source)
+    _require_proof(embedder)
     options = Options(logits=logits, max_seconds=max_seconds, retry_failed=retry_failed)
     with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
         _count_aside(source, meter)
@@ -233,7 +254,7 @@ def embed(
                 "collection": str(collection.path),
                 **summary.counts(),
                 "rows": collection.count,
-                "seconds_of_media": summary.seconds,
+                "seconds_of_media": summary.media_seconds,
                 "elapsed": elapsed,
                 "run": summary.run_id,
                 **_embedder_facts(embedder),
@@ -249,12 +270,12 @@ def embed(
 COMMANDS = (inspect, classify, convert, embed)
 
 
-def _modality_of(model: str, trust: bool) -> str:
-    """What kind of items a model takes; read before anything else, so that a wrong path is told
-    before a large model is loaded where that is possible."""
+def _modality_of(model: str, asked: dict[str, Any]) -> str:
+    """What kind of items a model takes, so that a wrong path is told before weights are loaded."""
     from penult.classifiers import modality_of
 
-    return modality_of(model, trust=trust)
+    with working(f"opening {model}"):
+        return modality_of(model, **asked)
 
 
 def _source(paths: list[str], channel: str | None, modality: str) -> Source:
@@ -315,6 +336,21 @@ def _show_prediction(prediction: Any, top: int) -> None:
         )
 
 
+def _before_and_after(
+    classifier: Any, anatomy: Any, axis: str, depth: int | None
+) -> tuple[Tree, Tree]:
+    """The module tree, or the graph, with its head and without it."""
+    pooled = _what_comes_out(anatomy, axis)
+    if classifier.engine == "torch":
+        before = draw(classifier.module, anatomy.behind, anatomy.head or (), depth)
+        return before, draw_cut(classifier.module, anatomy.behind, pooled)
+    from penult.cli.graphs import draw_graph, draw_graph_cut
+
+    name = classifier.path.name
+    before = draw_graph(classifier.cut, name, anatomy, depth)
+    return before, draw_graph_cut(classifier.cut, name, anatomy, pooled)
+
+
 def _what_comes_out(anatomy: Any, axis: str) -> str:
     tap = anatomy.taps.get("backbone")
     if tap is None:
@@ -340,6 +376,39 @@ def _taps_table(taps: Any, axis: str) -> Table:
     return table
 
 
+def _require_proof(embedder: Embedder) -> None:
+    """Only an unproved head stops the prelogits; every other tap is what it says it is."""
+    from penult.errors import HeadNotFound
+
+    with working("proving the head"):
+        proof = embedder.certificate
+    if embedder.tap.name == "prelogits" and not proof.ok:
+        raise HeadNotFound(
+            f"the head is not proved, so there are no prelogits: {proof.refusal}. "
+            "Another tap works: --tap backbone"
+        )
+
+
+def _proof_line(embedder: Embedder) -> str:
+    proof = embedder.certificate
+    if proof.ok:
+        return (
+            f"[dim]head proved: {len(proof.checks)} checks, largest error {proof.max_error:.1g}[/]"
+        )
+    return f"[dim]head not proved: {shown(proof.refusal)}[/]"
+
+
+def _say_metadata(source: Source) -> None:
+    """Which columns of a table are kept, so that a misspelt `start` is seen."""
+    old = {new: name for name, new in source.renamed.items()}
+    kept = [
+        f"{new} ({kind}{f', from {shown(repr(old[new]))}' if new in old else ''})"
+        for new, kind in source.columns.items()
+    ]
+    if kept:
+        say(f"[dim]metadata: {', '.join(kept)}[/]")
+
+
 def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: str) -> None:
     parts = [f"[bold green]{summary.done:,} embedded[/]"]
     if summary.skipped:
@@ -355,6 +424,7 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: s
         f"tap {escape(embedder.tap.name)}, pooling {embedder.pooling}",
         soft_wrap=True,
     )
+    stdout.print(_proof_line(embedder), soft_wrap=True)
     if not summary.failed:
         return
     failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
@@ -374,6 +444,7 @@ def _embedder_facts(embedder: Embedder) -> dict[str, Any]:
         "dim": embedder.dim,
         "fingerprint": embedder.fingerprint,
         "fingerprint_id": embedder.fingerprint_id,
+        "certificate": embedder.certificate.to_dict(),
     }
 
 

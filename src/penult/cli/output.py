@@ -6,6 +6,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -35,6 +37,16 @@ def show(table: Table) -> None:
     """Write a table to stdout: as wide as it is where no one looks, so that no value is cut."""
     console = stdout if stdout.is_terminal else Console(highlight=False, width=_UNLIMITED)
     console.print(table)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A sign of life on stderr while something takes seconds; nothing where no one looks."""
+    if not stderr.is_terminal:
+        yield
+        return
+    with stderr.status(f"{text} …"):
+        yield
 
 
 def counted(number: int, noun: str) -> str:

@@ -48,9 +48,12 @@ def draw_map(
         middle = np.median(own, axis=0)
         for point in own:
             axes.plot(*np.stack([middle, point]).T, color=colour, alpha=0.22, linewidth=1, zorder=1)
+        # The name stands over the bulk of its group, not over an outlier.
+        away = np.linalg.norm(own - middle, axis=1)
+        near = own[away <= 2 * np.median(away)]
         axes.annotate(
             name,
-            (middle[0], own[:, 1].max() + 0.018 * spread),
+            (middle[0], near[:, 1].max() + 0.018 * spread),
             ha="center",
             va="bottom",
             fontsize=13,

@@ -82,7 +82,9 @@ def _classify(rows: dict[str, dict[str, str]], show: _Show) -> dict[str, Any]:
     trained = {path: row["word"] for path, row in rows.items() if row["known"] == "true"}
     predictions = load("demo").classify([Path(path) for path in trained])
     right = sum(trained[p.id] == p.label for p in predictions)
-    for prediction in predictions[:: max(1, len(predictions) // 6)]:
+    # One clip of each word, each by another voice.
+    chosen = predictions[:: len(set(trained.values())) + 1]
+    for prediction in chosen:
         word = trained[prediction.id]
         mark = "[green]✓[/]" if word == prediction.label else "[red]✗[/]"
         show.line(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from penult.errors import HeadNotFound, TapError
+from penult.splitting.certificate import Certificate
 from penult.splitting.head import Head, find_head, logits_of
 from penult.splitting.taps import Tap, find_taps, tap_at
 from penult.splitting.trace import Trace, record
@@ -19,7 +20,8 @@ class Anatomy:
     """Where things are in a model.
 
     head: None where none was found; refusal then says why. taps: by name. behind: modules that
-    run behind the backbone tap, so that the embedder does not need them.
+    run behind the backbone tap, so that the embedder does not need them. certificate: the proof of
+    the head, where it was asked for.
     """
 
     head: tuple[str, ...] | None
@@ -28,6 +30,7 @@ class Anatomy:
     taps: Mapping[str, Tap]
     logits: tuple[int, ...]
     behind: frozenset[str]
+    certificate: Certificate | None = None
 
     @property
     def mixes_layers(self) -> bool:

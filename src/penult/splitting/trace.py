@@ -6,7 +6,8 @@ knows nothing of heads or taps; `head.py` walks it.
 Two traps are handled here (both silent when they are not). Tensors are kept alive while the trace
 lives, because identities are reused once a tensor is freed. And an in-place operation re-produces
 every tensor on its storage: wav2vec2 zeroes its projector's padded frames that way, so what is read
-afterwards was made by that operation, not by the projector.
+afterwards was made by that operation, not by the projector. What such a tensor held before is
+copied just before it is overwritten, so that `Trace.value` can still give it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class Op:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     depends: bool
+    func: Any = None  # what to call to run it again
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +70,15 @@ class Trace:
     output: Any
     reads: list[Read]
     leaves: dict[int, str]  # storage → name of the parameter or buffer that lives there
+    makers: dict[int, Op] = field(default_factory=dict)  # id of a tensor → what first returned it
+    past: dict[int, list[tuple[int, torch.Tensor]]] = field(default_factory=dict)
+
+    def value(self, tensor: torch.Tensor, at: int) -> torch.Tensor:
+        """What a tensor held when operation number `at` was about to run."""
+        for overwritten, before in self.past.get(id(tensor), ()):
+            if overwritten >= at:
+                return before
+        return tensor
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """The parameter or buffer that a tensor is, or is a view of."""
@@ -111,6 +122,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made: dict[int, tuple[torch.Tensor, Op]] = {}  # id → (kept alive, its operation)
         self._written: dict[int, Op] = {}  # storage → the last operation that wrote to it
         self._inputs = {_storage(tensor) for tensor in inputs}
+        self._living: dict[int, dict[int, torch.Tensor]] = {}  # storage → what was seen on it
+        self.makers: dict[int, Op] = {}
+        self.past: dict[int, list[tuple[int, torch.Tensor]]] = {}
 
     def read(self, tensor: torch.Tensor) -> Read:
         made = self._made.get(id(tensor))
@@ -129,6 +143,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         reads = self.reads((args, kwargs))
+        mutated = list(_mutated(func, args, kwargs))
+        for read in reads:
+            self._living.setdefault(_storage(read.tensor), {})[id(read.tensor)] = read.tensor
+        for storage in {_storage(tensor) for tensor in mutated}:
+            for key, tensor in self._living.get(storage, {}).items():
+                self.past.setdefault(key, []).append((len(self.ops), tensor.clone()))
         result = func(*args, **kwargs)
         writes = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         op = Op(
@@ -140,11 +160,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args=args,
             kwargs=kwargs,
             depends=any(read.depends for read in reads),
+            func=func,
         )
         self.ops.append(op)
         for tensor in writes:
             self._made[id(tensor)] = (tensor, op)
-        for tensor in _mutated(func, args, kwargs):
+            self.makers.setdefault(id(tensor), op)
+            self._living.setdefault(_storage(tensor), {})[id(tensor)] = tensor
+        for tensor in mutated:
             self._written[_storage(tensor)] = op
         return result
 
@@ -156,6 +179,36 @@ def _mutated(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
             continue
         value = args[position] if position < len(args) else kwargs.get(argument.name)
         yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+class _Swapper(_Recorder):  # type: ignore[no-untyped-call]
+    """Writes other values into operands, each just before its operation runs; records nothing."""
+
+    def __init__(self, swaps: Mapping[Address, Sequence[tuple[int, torch.Tensor]]]) -> None:
+        super().__init__([])
+        self._swaps = swaps
+        self._ran: dict[tuple[str, str], int] = {}
+        self.swapped = 0
+
+    def reads(self, values: Any) -> list[Read]:
+        return []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        key = str(func.overloadpacket), self.stack[-1].module if self.stack else ""
+        self._ran[key] = self._ran.get(key, 0) + 1
+        leaves, spec = tree_flatten((args, kwargs or {}))
+        places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        for number, value in self._swaps.get((*key, self._ran[key] - 1), ()):
+            tensor = leaves[places[number]]
+            if 0 in tensor.stride():  # several positions share their memory
+                leaves[places[number]] = value.clone()
+            else:
+                tensor.copy_(value)
+            self.swapped += 1
+        args, kwargs = tree_unflatten(leaves, spec)
+        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -182,12 +235,38 @@ def _watching(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
 
     try:
         for name, child in module.named_modules():
+            if isinstance(child, torch.jit.ScriptModule):
+                continue  # takes no hooks; its operations are seen all the same
             handles.append(child.register_forward_pre_hook(enter(name), with_kwargs=True))
             handles.append(child.register_forward_hook(leave(name), with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+# An operation of a forward pass: its name, its module, and how many such ran before it.
+Address = tuple[str, str, int]
+
+
+def address_of(trace: Trace, op: Op) -> Address:
+    """Where to find an operation again in a pass over another input of the same shape."""
+    before = sum(o.name == op.name and o.module == op.module for o in trace.ops[: op.index])
+    return op.name, op.module, before
+
+
+def run_swapped(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    swaps: Mapping[Address, Sequence[tuple[int, torch.Tensor]]],
+) -> Any:
+    """What the module returns when operands are overwritten: per operation, which of its tensors
+    and with what. None if not all of these operations ran."""
+    swapper = _Swapper(swaps)
+    with torch.no_grad(), _watching(module, swapper), swapper:
+        output = module(*args, **kwargs)
+    return output if swapper.swapped == sum(len(swap) for swap in swaps.values()) else None
 
 
 def record(
@@ -208,4 +287,12 @@ def record(
         for source in (module.named_buffers, module.named_parameters)
         for name, tensor in source(remove_duplicate=False)
     }
-    return Trace(recorder.ops, recorder.calls, output, recorder.reads(output), leaves)
+    return Trace(
+        recorder.ops,
+        recorder.calls,
+        output,
+        recorder.reads(output),
+        leaves,
+        recorder.makers,
+        recorder.past,
+    )

@@ -1,0 +1,59 @@
+"""Options that several commands share: how to open a model that cannot say everything itself."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+ASKED: dict[str, Any] = {
+    "checkpoint": Annotated[
+        str | None, typer.Option(help="Weights for a named model or factory: FILE or FILE#entry.")
+    ],
+    "preprocess": Annotated[
+        str | None, typer.Option(help="package.module:function, from an item to tensors.")
+    ],
+    "labels": Annotated[str | None, typer.Option(help="A file of class names, one a line.")],
+    "sample_rate": Annotated[
+        int | None, typer.Option(help="Of audio that the model takes, if it cannot say itself.")
+    ],
+    "seconds": Annotated[
+        float | None, typer.Option(help="Fixed length: shorter clips are padded, longer ones cut.")
+    ],
+    "modality": Annotated[str | None, typer.Option(help="audio, image, video or text.")],
+    "kind": Annotated[str | None, typer.Option(help="single-label, multi-label or regression.")],
+    "trust": Annotated[
+        bool, typer.Option("--trust", help="Allow code and pickles of the checkpoint to run.")
+    ],
+}
+
+
+def opening(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options above, handed on as its one argument `asked`."""
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        said = {name: given.pop(name) for name in ASKED}
+        asked = {name: value for name, value in said.items() if value not in (None, False)}
+        command(**given, asked=asked)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.name != "asked"]
+    added = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False if name == "trust" else None,
+            annotation=annotation,
+        )
+        for name, annotation in ASKED.items()
+    ]
+    named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    described: Any = wrapped
+    described.__signature__ = signature.replace(parameters=[*named, *added])
+    described.__annotations__ = {p.name: p.annotation for p in [*named, *added]}
+    del described.__wrapped__
+    return wrapped

@@ -1,0 +1,75 @@
+"""The numeric proof that a cut is right, or the reason why it could not be given.
+
+A certificate holds figures and words only, so it can be saved with an embedder and read again
+without the model. How the figures are measured is in `proof.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TOLERANCE = 1e-5  # largest error that passes, relative to the largest logit
+POWER = 1000.0  # two inputs' logits must differ by this many tolerances, or nothing was tested
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check. figure: what was measured (an error relative to the largest logit, a power),
+    None where there is nothing to measure. note: what was compared, in words."""
+
+    name: str
+    passed: bool
+    figure: float | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """ok: every check passed. max_error: the largest relative error met. power: by how many
+    tolerances the logits of the two inputs differ. refusal: empty, or what was seen and what the
+    user can name instead."""
+
+    ok: bool
+    max_error: float
+    power: float
+    checks: tuple[Check, ...]
+    refusal: str = ""
+
+    @classmethod
+    def refused(cls, reason: str, checks: tuple[Check, ...] = ()) -> Certificate:
+        """A certificate that proves nothing, and says why."""
+        return cls(False, float("nan"), 0.0, checks, reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: a figure that is not a number becomes null."""
+        document = asdict(self)
+        document["checks"] = [asdict(check) for check in self.checks]
+        if self.max_error != self.max_error:
+            document["max_error"] = None
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Certificate:
+        """The certificate that `to_dict` wrote."""
+        error = document["max_error"]
+        return cls(
+            ok=bool(document["ok"]),
+            max_error=float("nan") if error is None else float(error),
+            power=float(document["power"]),
+            checks=tuple(Check(**check) for check in document["checks"]),
+            refusal=str(document["refusal"]),
+        )
+
+    def __str__(self) -> str:
+        verdict = (
+            f"proved (largest error {self.max_error:.1e}, power {self.power:.0f} tolerances)"
+            if self.ok
+            else f"not proved: {self.refusal}"
+        )
+        lines = [verdict]
+        for check in self.checks:
+            figure = "" if check.figure is None else f" {check.figure:.2g}"
+            lines.append(f"  {'ok' if check.passed else 'NO'} {check.name}{figure}: {check.note}")
+        return "\n".join(lines)
