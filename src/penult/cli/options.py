@@ -36,7 +36,7 @@ def opening(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
-        said = {name: given.pop(name) for name in ASKED}
+        said = {name: given.pop(name, None) for name in ASKED}
         asked = {name: value for name, value in said.items() if value not in (None, False)}
         command(**given, asked=asked)
 

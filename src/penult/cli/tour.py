@@ -40,7 +40,7 @@ def demo(
 
     show.step(1, "inspect", "what is inside the bundled classifier, and where its head begins")
     if not json:
-        models.inspect("demo")
+        models.inspect(model="demo")
     show.step(2, "classify", f"{len(known)} words that it was trained on, voices it never heard")
     report: dict[str, Any] = {"classify": _classify(rows, show)}
     show.step(3, "embed", "label and vector of every clip in one pass, into a collection")
