@@ -16,12 +16,21 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from penult import classifiers
 from penult.classifiers.base import Classifier, digest
 from penult.classifiers.from_onnx import OnnxClassifier
 from penult.engines.torch import Reading
-from penult.errors import ItemError, ModelError, StoreError, TapError, UsageError, first_line
+from penult.errors import (
+    ItemError,
+    ModelError,
+    PenultError,
+    StoreError,
+    TapError,
+    UsageError,
+    first_line,
+)
 from penult.media import audio, video
 from penult.pooling import POOLINGS, pooled_width, unknown
 from penult.regions import Region
@@ -36,6 +45,9 @@ FloatArray = npt.NDArray[np.float32]
 
 RECIPE = "1"  # changes whenever the same settings would give other vectors
 FILE = "penult.json"
+
+# What a model that does not take the proof's variants of an input may raise.
+_REFUSALS = (PenultError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +261,7 @@ def anatomy_of(classifier: Classifier) -> Anatomy:
     """A classifier's parts, measured: of its module, or of its graph."""
     if isinstance(classifier, OnnxClassifier):
         return dissect_graph(classifier.cut)
-    return dissect(classifier.module, classifier.example().tensors, classifier.base)
+    return dissect(classifier.module, example_of(classifier), classifier.base)
 
 
 def tap_of(classifier: Classifier, name: str) -> Tap:
@@ -260,7 +272,7 @@ def tap_of(classifier: Classifier, name: str) -> Tap:
     """
     if isinstance(classifier, OnnxClassifier):
         return tap_of_graph(classifier.cut, name)
-    anatomy, example = anatomy_of(classifier), classifier.example().tensors
+    anatomy, example = anatomy_of(classifier), example_of(classifier)
     return choose_tap(anatomy, classifier.module, example, name)
 
 
@@ -271,7 +283,18 @@ def certify(classifier: Classifier) -> Certificate:
         return proved or Certificate.refused("the graph's head was not located")
     from penult.splitting.cut import split
 
-    return split(classifier.module, dict(classifier.example().tensors)).certificate
+    try:
+        return split(classifier.module, example_of(classifier)).certificate
+    except _REFUSALS as error:  # a head that cannot be proved stops no other tap
+        return Certificate.refused(f"the proof could not be run: {first_line(error)}")
+
+
+def example_of(classifier: Classifier) -> dict[str, Tensor]:
+    """The classifier's example, on the device where its module is now."""
+    tensors = classifier.example().tensors
+    parameter = next(classifier.module.parameters(), None)
+    device = "cpu" if parameter is None else parameter.device
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def open_embedder(
