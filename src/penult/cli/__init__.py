@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from pathlib import Path
 
 import typer
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show is no error
             stream.reconfigure(errors="backslashreplace")
+    # Libraries warn their callers' programmers; what a user should know is told in our own words.
+    warnings.filterwarnings("ignore", module=r"(torch|transformers)(\.|$)")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
