@@ -75,35 +75,8 @@ def inspect(
         anatomy = anatomy_of(classifier)
         certificate = certify(classifier)
     facts = classifier.describe()
-    head = sorted(anatomy.behind)
     if json:
-        emit(
-            {
-                "model": classifier.spec,
-                **facts,
-                "labels": classifier.labels,
-                "head": {
-                    "last_weight_layers": anatomy.head,
-                    "modules": head,
-                    "refusal": anatomy.refusal or None,
-                    "certificate": certificate.to_dict(),
-                },
-                "backbone": classifier.base,
-                "mixes_layers": anatomy.mixes_layers,
-                "taps": [
-                    {
-                        "name": name,
-                        "module": tap.module,
-                        "side": tap.side,
-                        "shape": tap.shape,
-                        "width": tap.width,
-                        "axes": tap.describe(SEQUENCES[classifier.modality]),
-                    }
-                    for name, tap in anatomy.taps.items()
-                ],
-                "prepared": classifier.identity(),
-            }
-        )
+        emit(_inspected(classifier, anatomy, certificate))
         return
     _show_facts(facts, classifier.labels)
     axis = SEQUENCES[classifier.modality]
@@ -312,6 +285,36 @@ def _interrupted_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _inspected(classifier: Any, anatomy: Any, certificate: Any) -> dict[str, Any]:
+    """What `inspect --json` says."""
+    axis = SEQUENCES[classifier.modality]
+    return {
+        "model": classifier.spec,
+        **classifier.describe(),
+        "labels": classifier.labels,
+        "head": {
+            "last_weight_layers": anatomy.head,
+            "modules": sorted(anatomy.behind),
+            "refusal": anatomy.refusal or None,
+            "certificate": certificate.to_dict(),
+        },
+        "backbone": classifier.base,
+        "mixes_layers": anatomy.mixes_layers,
+        "taps": [
+            {
+                "name": name,
+                "module": tap.module,
+                "side": tap.side,
+                "shape": tap.shape,
+                "width": tap.width,
+                "axes": tap.describe(axis),
+            }
+            for name, tap in anatomy.taps.items()
+        ],
+        "prepared": classifier.identity(),
+    }
 
 
 def _show_facts(facts: dict[str, Any], labels: tuple[str, ...]) -> None:

@@ -149,7 +149,6 @@ class Graph:
         given = {*self.initializers, *sparse, *(port.name for port in self.inputs)}
         self.nodes = [_node(index, proto) for index, proto in enumerate(_in_order(graph, given))]
         self.producers = {name: node for node in self.nodes for name in node.writes}
-        self.constants = self.initializers.keys() | sparse
         self.depends = self._dependent()
         self._helper = onnx.helper
 
