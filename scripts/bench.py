@@ -1,6 +1,6 @@
 """Print how fast things are on this machine: ratios side by side, measured in one run.
 
-python scripts/bench.py [--clips FOLDER] [--seconds 60]
+python scripts/bench.py [--only SECTION]… [--clips FOLDER] [--seconds 60]
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -51,7 +53,7 @@ def show(title: str, times: dict[str, float]) -> None:
     console.print(table, "")
 
 
-def starting() -> None:
+def starting(options: argparse.Namespace) -> None:
     """How long it takes until a command answers."""
 
     def python(code: str) -> Callable[[], object]:
@@ -124,13 +126,125 @@ def the_notebook(paths: Sequence[Path], total: float, work: Path) -> None:
     show(f"wav2vec2-base size, fp32, {len(paths)} clips, {total:.0f} s of audio", times)
 
 
-def main() -> None:
-    """Run every table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=Path, help="a folder of wav files at 16 kHz")
-    parser.add_argument("--seconds", type=float, default=45.0, help="of audio, if made here")
-    options = parser.parse_args()
-    starting()
+def proving(options: argparse.Namespace) -> None:
+    """What locating and proving a head costs, in forward passes over the same short input."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    speech = transformers.Wav2Vec2ForSequenceClassification(transformers.Wav2Vec2Config())
+    vision = transformers.ViTForImageClassification(transformers.ViTConfig())
+    second, picture = torch.randn(1, 16_000), torch.randn(1, 3, 224, 224)
+    for title, model, inputs in (
+        ("wav2vec2-base size, 1 s", speech, {"input_values": second}),
+        ("ViT-base size, 224 × 224", vision, {"pixel_values": picture}),
+    ):
+        show_passes(f"proving {title}, fp32", paired(of_module(roused(model), inputs), rounds=5))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vit.onnx"
+        exported(vision, picture, path)
+        show_passes(
+            "proving ViT-base size as ONNX, 224 × 224, fp32",
+            paired(of_graph(path, picture.numpy()), rounds=3),
+        )
+
+
+def roused(model: Any) -> Any:
+    """Weights large enough that two inputs give different scores: else nothing can be proved."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "original" not in name:
+                parameter.mul_(3.0)
+    return model.eval()
+
+
+def of_module(model: Any, inputs: dict[str, Any]) -> dict[str, Callable[[], object]]:
+    """A plain pass; the head and every tap located; the head proved; the prelogits."""
+    import torch
+
+    from penult.splitting.anatomy import dissect
+    from penult.splitting.cut import split
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(**inputs)
+
+    cut = split(model, inputs)
+    if not cut.certificate.ok:
+        raise SystemExit(f"the head is not proved, so there is no cost: {cut.certificate}")
+    return {
+        "one forward pass": forward,
+        "locate the head and every tap": lambda: dissect(model, inputs, None),
+        "locate and prove the head": lambda: split(model, inputs),
+        "prelogits of a proved cut": lambda: cut.prelogits(inputs),
+    }
+
+
+def exported(model: Any, example: Any, path: Path) -> None:
+    """The model as an ONNX file with a free batch size."""
+    import torch
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: Any) -> Any:
+            return self.model(pixel_values).logits
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Logits().eval(),
+            (example,),
+            str(path),
+            dynamo=False,  # the other exporter needs one more library
+            input_names=["pixel_values"],
+            output_names=["logits"],
+            dynamic_axes={"pixel_values": {0: "batch"}, "logits": {0: "batch"}},
+        )
+
+
+def of_graph(path: Path, picture: Any) -> dict[str, Callable[[], object]]:
+    """A plain run of the open graph; all of it located and proved, opening the parts included."""
+    from penult.splitting.graph import Graph
+    from penult.splitting.onnx import GraphCut, dissect_graph
+
+    graph = Graph.read(path)
+    name = graph.inputs[0].name
+    random = np.random.default_rng(0)
+    feeds = [{name: random.standard_normal(picture.shape).astype(np.float32)} for _ in range(3)]
+    whole = graph.session(["logits"])
+
+    def located() -> object:
+        fresh = Graph(graph.model)  # nothing measured yet, no session open
+        anatomy = dissect_graph(GraphCut(fresh, "logits", "logits", feeds))
+        if anatomy.certificate is None or not anatomy.certificate.ok:
+            raise SystemExit(f"the head is not proved, so there is no cost: {anatomy.certificate}")
+        return anatomy
+
+    return {
+        "one run of the open graph": lambda: whole(feeds[0]),
+        "read the file and open it": lambda: Graph.read(path).session(["logits"]),
+        "locate and prove the head and every tap": located,
+    }
+
+
+def show_passes(title: str, times: dict[str, float]) -> None:
+    """A table of medians, each also as a number of the first."""
+    table = Table(title=title, title_justify="left")
+    for column in ("what", "median seconds", "forward passes"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    first = next(iter(times.values()))
+    for name, value in times.items():
+        table.add_row(name, f"{value:.3f}", f"{value / first:.1f}")
+    console.print(table, "")
+
+
+def notebook(options: argparse.Namespace) -> None:
+    """The main job against the notebook that it replaces."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         paths = (
@@ -140,6 +254,25 @@ def main() -> None:
         )
         total = sum(soundfile.info(path).duration for path in paths)
         the_notebook(paths, total, work / "model")
+
+
+# One function for each section; what it prints is a table or several.
+SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "starting": starting,
+    "notebook": notebook,
+    "proving": proving,
+}
+
+
+def main() -> None:
+    """Run every section, or those that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", choices=SECTIONS, help="a section; repeatable")
+    parser.add_argument("--clips", type=Path, help="a folder of wav files at 16 kHz")
+    parser.add_argument("--seconds", type=float, default=45.0, help="of audio, if made here")
+    options = parser.parse_args()
+    for name in options.only or SECTIONS:
+        SECTIONS[name](options)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,13 @@ def clip(seconds: float, seed: int = 0, rate: int = RATE) -> np.ndarray:
     return (0.3 * tone + 0.05 * random.standard_normal(len(time))).astype(np.float32)
 
 
+def assert_law(found: object, alone: object) -> None:
+    """What the padding law allows between an item in a batch and the item alone."""
+    one, other = np.float64(found), np.float64(alone)  # type: ignore[arg-type]
+    assert one.shape == other.shape
+    assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data; tests that need it skip where it is absent, and fail on CI."""
@@ -55,3 +62,18 @@ def recordings(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, clip(0.3 + 0.17 * number, number), RATE, subtype="PCM_16")
     return root
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of the sweeps in test_conformance.py, where they ran, on whatever worker."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    lines = [value for r in reports for key, value in r.user_properties if key == "conformance"]
+    if lines:
+        from sweep import HEADINGS
+
+        terminalreporter.section("heads: proved, or rightly refused")
+        table = [HEADINGS, *sorted(lines)]
+        widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
+        for row in table:
+            cells = zip(row, widths, strict=True)
+            terminalreporter.write_line("  ".join(text.ljust(width) for text, width in cells))

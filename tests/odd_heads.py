@@ -41,7 +41,7 @@ class Frames(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Linear(5, D)
-        self.mix = nn.GRU(D, D, batch_first=True)
+        self.mix = nn.RNN(D, D, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mix(torch.tanh(self.up(x)))[0]
@@ -326,20 +326,25 @@ class HardMoE(MoE):
 
 @dataclass(frozen=True)
 class Case:
-    """build: the module. proved: names of the head's layers, None if any will do. refused: what
-    the reason must mention; empty if it has to be proved."""
+    """build: the module. names: of the head's layers, None if any will do. refused: what the
+    reason must mention; empty if it has to be proved. tied: weights of the head are used in front
+    of it too. hidden: the head's weights are no parameters or buffers."""
 
     build: Callable[[], nn.Module]
     names: tuple[str, ...] | None = None
     refused: str = ""
     inputs: Callable[[], Any] = waves
     how: dict[str, Any] = field(default_factory=dict)
+    tied: bool = False
+    hidden: bool = False
 
 
 def _case(after: Callable[..., Any], *names: str, body: Any = Pooled, layers: Any = None,
-          inputs: Any = waves, refused: str = "", cls: Any = Then, **how: Any) -> Case:  # fmt: skip
-    return Case(lambda: cls(body(), after, **(layers() if layers else {})), names, refused,
-                inputs, how)  # fmt: skip
+          inputs: Any = waves, refused: str = "", cls: Any = Then, hidden: bool = False,
+          **how: Any) -> Case:  # fmt: skip
+    """names: of the layers, in order; none for a functional head, "?" if any will do."""
+    return Case(lambda: cls(body(), after, **(layers() if layers else {})),
+                None if names == ("?",) else names, refused, inputs, how, hidden=hidden)  # fmt: skip
 
 
 def one(name: str = "fc", **kinds: Any) -> Callable[[], dict[str, Any]]:
@@ -382,7 +387,7 @@ CASES: dict[str, Case] = {
     "einsum": _case(lambda m, h: torch.einsum("bd,kd->bk", h, m.W), layers=parameter),
     "einsum over frames": _case(lambda m, h: torch.einsum("btd,kd->bk", h, m.W), body=Frames, layers=parameter),
     "matmul with a buffer": _case(lambda m, h: h @ m.W.T, layers=lambda: {"W": (weight(),)}),
-    "matmul with a constant": _case(lambda m, h: h @ m.W.T, layers=lambda: {"W": [weight()][0]}),
+    "matmul with a constant": _case(lambda m, h: h @ m.W.T, layers=lambda: {"W": [weight()][0]}, hidden=True),
     "MLP": _case(lambda m, h: m.fc(torch.relu(m.a(h))), "fc", layers=lambda: {"a": fc(D, 9), "fc": fc(9)}),
     "batch norm after": _case(lambda m, h: m.bn(m.fc(h)), "fc", layers=lambda: {"fc": fc(), "bn": nn.BatchNorm1d(K)}),
     "temperature": _case(lambda m, h: m.fc(h) / m.t, "fc", layers=lambda: {"fc": fc(), "t": nn.Parameter(torch.tensor(1.7))}),
@@ -401,8 +406,8 @@ CASES: dict[str, Case] = {
     "ensemble of softmax": Case(lambda: Ensemble(True), ("fa", "fb")),
     "LoRA on the head": _case(lambda m, h: m.fc(h), "fc.base", "fc.up", layers=lambda: {"fc": LoRA(fc())}),
     "LoRA on the body": _case(lambda m, h: m.fc(h), "fc", body=LoRABody, layers=one()),
-    "quantised": Case(_quantised, ("fc",)),
-    "tied": Case(lambda: LanguageModel(True), ("out",), inputs=words),
+    "quantised": Case(_quantised, ("fc",), hidden=True),
+    "tied": Case(lambda: LanguageModel(True), ("out",), inputs=words, tied=True),
     "language model": Case(lambda: LanguageModel(False), ("out",), inputs=words),
     "called per token": _case(lambda m, h: torch.stack([m.fc(h[:, t]) for t in range(h.shape[1])], 1), "fc", body=Frames, layers=one()),
     "called per step": Case(lambda: Loop(True), ("fc",)),

@@ -225,7 +225,11 @@ def test_a_converted_model_gives_the_same(tiny: Path, clips: Path, tmp_path: Pat
         shutil.rmtree(tmp_path / "one")
         shutil.rmtree(tmp_path / "two")
     said = ask("convert", tiny, folder)
-    saved_line, proof_line = said.out.splitlines()
+    saved_line, proof_line, batches = said.out.splitlines()
+    assert (
+        batches
+        == "batches: padded together, with masks and group norms over each item's own frames"
+    )
     assert said.code == 0 and saved_line.startswith("saved ")
     assert re.fullmatch(r"head proved: \d+ checks, largest error \S+", proof_line)
     assert ask("classify", folder, clips / "a").out == ask("classify", tiny, clips / "a").out
@@ -261,8 +265,9 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     path = tmp_path / "calls.lance"
     said = ask("embed", tiny, clips, "--into", path)
     assert said.code == 0 and said.err == ""  # piped: no progress
-    first, second, proof = said.out.splitlines()
-    assert re.fullmatch(r"head proved: \d+ checks, largest error \S+", proof)
+    first, second, proof, spent = said.out.splitlines()
+    assert re.fullmatch(r"where the time went: (\w+ [\d.]+ s( · |$)){4}", spent)
+    assert re.fullmatch(r"head proved on \d.wav and \d.wav: \d+ checks, largest error \S+", proof)
     assert first.startswith("6 embedded in ") and "× real time" in first
     assert second == f"{path}: 6 rows of 32 numbers, tap backbone, pooling mean"
     first = ask("embed", tiny, clips, "--into", path).out.splitlines()[0]

@@ -19,12 +19,12 @@ import pytest
 import soundfile
 
 import penult
-from conftest import RATE, clip
+from conftest import RATE, assert_law, clip
 from penult.adding import add
 from penult.classifiers import load
 from penult.collection import Collection
 from penult.embedder import Embedder
-from penult.errors import CollectionLocked, FingerprintMismatch
+from penult.errors import CollectionLocked, FingerprintMismatch, UsageError
 from penult.ingest import Options
 from penult.sources import from_paths
 
@@ -49,13 +49,13 @@ def rows(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def counted(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids that are run from now on."""
     run: list[str] = []
-    one = embedder.runner.one
+    prepared = embedder.runner._prepared
 
-    def counting(item: Any, region: Any, limit: float | None = None) -> Any:
-        run.append(item.id)
-        return one(item, region, limit)
+    def counting(opened: Any) -> Any:
+        run.append(opened.item.id)
+        return prepared(opened)
 
-    monkeypatch.setattr(embedder.runner, "one", counting)
+    monkeypatch.setattr(embedder.runner, "_prepared", counting)
     return run
 
 
@@ -163,9 +163,7 @@ def test_a_segment_is_the_cut_out_file(embedder: Embedder, tmp_path: Path) -> No
     assert collection.add(embedder, tmp_path / "segments.csv").done == 3
     for i in range(3):
         row = next(collection.scan(where=f"speaker = 's{i}'")).to_pylist()[0]
-        np.testing.assert_array_equal(
-            np.float32(row["vector"]), embedder.embed(tmp_path / f"cut{i}.wav")[0]
-        )
+        assert_law(row["vector"], embedder.embed(tmp_path / f"cut{i}.wav")[0])
         assert (row["kind"], row["start"], row["end"]) == ("segment", *cuts[i][:2])
 
 
@@ -179,7 +177,7 @@ def test_each_channel_is_a_row(embedder: Embedder, tmp_path: Path) -> None:
     assert len(found) == 9
     for i in range(8):
         row = found[str(tmp_path / "eight.wav"), f"ch{i}:whole"]
-        np.testing.assert_array_equal(np.float32(row["vector"]), embedder.embed(sound[:, i])[0])
+        assert_law(row["vector"], embedder.embed(sound[:, i])[0])
     mixed = found[str(tmp_path / "eight.wav"), "whole"]
     np.testing.assert_allclose(
         np.float32(mixed["vector"]), embedder.embed(sound.mean(axis=1))[0], rtol=1e-4, atol=1e-5
@@ -320,3 +318,81 @@ def test_stopped_in_the_middle(
         assert all(theirs[name] == row[name] for name in row.keys() - set(floats))
     statuses = Collection.open(killed).runs()["status"].to_pylist()
     assert statuses[-1] == "done" and "running" not in statuses
+
+
+# ---- windows and summaries
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    root = tmp_path / "long"
+    root.mkdir()
+    for number, seconds in enumerate((2.3, 0.4, 1.0)):
+        soundfile.write(root / f"{number}.wav", clip(seconds, number), RATE, subtype="PCM_16")
+    return root
+
+
+def test_a_row_for_each_window(embedder: Embedder, long: Path, tmp_path: Path) -> None:
+    collection = Collection.open(tmp_path / "c")
+    assert collection.add(embedder, long, window=1.0, hop=0.5).done == 4 + 1 + 1
+    found = rows(tmp_path / "c")
+    spans = sorted((row["start"], row["end"]) for (id, _), row in found.items() if id[-5] == "0")
+    assert spans == [(0.0, 1.0), (0.5, 1.5), (1.0, 2.0), (1.3, 2.3)]
+    for (id, _), row in found.items():
+        sound, _ = soundfile.read(id, dtype="float32")
+        part = sound[round(row["start"] * RATE) : round(row["end"] * RATE)]
+        assert row["kind"] == "window"
+        assert_law(row["vector"], embedder.embed(part)[0])
+    again = collection.add(embedder, long, window=1.0, hop=0.5)
+    assert (again.done, again.skipped) == (0, 6)
+    more = collection.add(embedder, long, window=1.0, hop=0.25)  # the policy may change
+    assert (more.done, more.skipped) == (3, 6)
+
+
+def test_a_summary_for_each_file(embedder: Embedder, long: Path, tmp_path: Path) -> None:
+    collection = Collection.open(tmp_path / "c")
+    summary = collection.add(embedder, long, window=1.0, hop=0.5, summary="mean")
+    assert summary.done == 6 + 3
+    found = rows(tmp_path / "c")
+    first = str(long / "0.wav")
+    parts = sorted(
+        (row for (id, region), row in found.items() if id == first and region != "summary"),
+        key=lambda row: row["start"],
+    )
+    weights = np.array([1.0, 0.5, 0.5, 0.3])  # seconds that no earlier window covered
+    row = found[first, "summary"]
+    assert (row["kind"], row["start"], row["end"]) == ("summary", 0.0, 2.3)
+    for column in ("vector", "logits"):
+        mean = sum(w * np.float64(p[column]) for w, p in zip(weights, parts, strict=True)) / 2.3
+        np.testing.assert_allclose(row[column], mean, rtol=1e-5, atol=1e-6)
+    again = collection.add(embedder, long, window=1.0, hop=0.5, summary="mean")
+    assert (again.done, again.replaced, again.skipped) == (0, 0, 6)
+
+
+def test_a_summary_that_is_missing_is_made(embedder: Embedder, long: Path, tmp_path: Path) -> None:
+    collection = Collection.open(tmp_path / "c")
+    collection.add(embedder, long, window=1.0)
+    summary = collection.add(embedder, long, window=1.0, summary="max")
+    assert (summary.done, summary.replaced) == (3, 5)
+    found = rows(tmp_path / "c")
+    first = str(long / "0.wav")
+    parts = [row["vector"] for (id, region), row in found.items()
+             if id == first and region != "summary"]  # fmt: skip
+    np.testing.assert_allclose(found[first, "summary"]["vector"], np.max(parts, axis=0), rtol=1e-6)
+
+
+def test_a_window_that_fails_leaves_the_others(embedder: Embedder, tmp_path: Path) -> None:
+    sound = np.concatenate([clip(1.0, 1), np.zeros(RATE, np.float32), clip(1.0, 2)])
+    soundfile.write(tmp_path / "gap.wav", sound, RATE, subtype="PCM_16")
+    collection = Collection.open(tmp_path / "c")
+    summary = collection.add(embedder, tmp_path / "gap.wav", window=1.0, summary="mean")
+    assert (summary.done, summary.failed) == (3, 1)
+    assert collection.failures().to_pylist()[0]["region"] == "1-2"
+
+
+def test_a_layout_that_does_not_fit_writes_nothing(
+    embedder: Embedder, long: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="tiles are cut from images"):
+        Collection.open(tmp_path / "c").add(embedder, long, tile=32)
+    assert not (tmp_path / "c").exists()

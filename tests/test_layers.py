@@ -14,11 +14,19 @@ import penult
 SOURCE = Path(penult.__file__).parent
 LAYERS = (
     ("base", {"errors", "extras"}),
-    ("source", {"regions", "tabular", "sources", "media"}),
+    (
+        "source",
+        {"regions", "items", "folders", "tabular", "annotated", "itemtables"}
+        | {"sources", "media", "layout"},
+    ),
     ("split", {"splitting"}),
     ("classifier", {"classifiers"}),
-    ("embed", {"pooling", "padding", "engines", "runner", "embedder"}),
-    ("work", {"rows", "ingest", "search", "projection"}),
+    (
+        "embed",
+        {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
+        | {"runner", "embedder", "inspection"},
+    ),
+    ("work", {"rows", "steps", "ingest", "checking", "search", "projection"}),
     ("store", {"store", "tables", "writer", "collection", "adding", "export", "querying"}),
     ("api", {"api", "__init__"}),
     ("faces", {"bridges", "cli"}),

@@ -22,7 +22,7 @@ from PIL import Image
 
 from penult import media
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, SourceError, TooLong
-from penult.media import audio, image, text, video
+from penult.media import audio, image, streams, text, video
 from penult.regions import WHOLE, Region
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -105,7 +105,7 @@ def test_a_segment_is_a_part_of_the_whole(tmp_path, name, rate):
 def test_what_is_read_does_not_depend_on_the_size_of_the_reads(monkeypatch, files):
     for name, path in files.items():
         big = audio.load(path, WHOLE, 48000).samples
-        monkeypatch.setattr(audio, "_BLOCK", 1000)
+        monkeypatch.setattr(streams, "BLOCK", 1000)
         np.testing.assert_array_equal(audio.load(path, WHOLE, 48000).samples, big, err_msg=name)
         monkeypatch.undo()
 
@@ -113,7 +113,7 @@ def test_what_is_read_does_not_depend_on_the_size_of_the_reads(monkeypatch, file
 @pytest.mark.parametrize("name", ["mp3", "ogg", "flac"])
 def test_two_decoders_agree(files, name):
     with media.opened_by_ffmpeg(files[name], "audio") as container:
-        other = np.concatenate([*audio._of_container(container).read(0)]).mean(axis=1)
+        other = np.concatenate([*streams._of_container(container).read(0, None)]).mean(axis=1)
     np.testing.assert_allclose(audio.load(files[name], WHOLE, 48000).samples, other, atol=1e-5)
 
 
@@ -532,6 +532,49 @@ def test_the_first_frame_of_an_animation():
 def test_what_is_no_picture(content, error, reason):
     with pytest.raises(error, match=reason):
         image.load(content)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "BMP", "GIF", "PPM"])
+def test_the_size_is_that_of_the_upright_picture(tmp_path, format):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        try:
+            raw = png(PIXELS, format, exif=exif.tobytes())
+        except (OSError, KeyError):
+            pytest.skip("this Pillow does not write it")
+        assert image.size(raw) == image.load(raw).size
+        left, top, right, bottom = box = (1, 2, 5, 6)
+        whole = np.asarray(image.load(raw))
+        np.testing.assert_array_equal(
+            np.asarray(image.load(raw, box)), whole[top:bottom, left:right]
+        )
+    assert image.size(PIXELS) == (9, 6)
+
+
+def test_boxes_lie_in_the_picture():
+    raw = png(PIXELS)
+    boxes = [
+        (0, 0, 9, 6),
+        (8, 5, 9, 6),
+        None,
+        (0, 0, 10, 6),
+        (0, 0, 9, 7),
+        (-1, 0, 4, 4),
+        (4, 4, 4, 5),
+    ]
+    found = list(image.load_many(raw, iter(boxes)))
+    for box, got in zip(boxes[:3], found[:3], strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(image.load(raw, box)))
+    for box, got in zip(boxes[3:], found[3:], strict=True):
+        assert isinstance(got, RegionError)
+        assert "does not lie in the picture, which is 9 pixels wide and 6 high" in str(got)
+        with pytest.raises(RegionError):
+            image.load(raw, box)
+    bad = list(image.load_many(b"no picture", boxes))
+    assert {(type(error), str(error)) for error in bad} == {
+        (DecodeError, "not an image that Pillow knows (10 bytes)")
+    }
 
 
 def test_a_bomb_is_not_opened(monkeypatch):

@@ -50,7 +50,7 @@ def test_notebook_equality(tmp_path: Path, auto: str, kind: str) -> None:
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
     clips = [clip(seconds, i) for i, seconds in enumerate((1.0, 0.631, 1.37))]
     emb = penult.Embedder.from_classifier(load(tmp_path))
-    result = emb.run(clips)
+    result = emb.run(clips, alone=True)
     predictions = penult.load(tmp_path).classify(clips)
     for row, samples in enumerate(clips):
         inputs = extractor(samples, sampling_rate=RATE, return_tensors="pt")
@@ -142,7 +142,7 @@ def test_one_pass(tiny: Path, recordings: Path) -> None:
     counts("backbone")
     result = emb.run(recordings)
     assert len(result.vectors) == 6
-    assert passes == {"model": 6, "backbone": 6}
+    assert passes["model"] == passes["backbone"] < 6
 
 
 def test_kinds(tmp_path: Path) -> None:
@@ -191,11 +191,14 @@ def test_nothing_is_changed_by_embedding(tiny: Path, recordings: Path) -> None:
 
 
 def test_a_vector_does_not_depend_on_the_folder(tiny: Path, recordings: Path) -> None:
-    """Alone, in any order, among others: the same bits."""
+    """Alone, in any order, among others: the same numbers; one at a time, the same bits."""
     emb = penult.Embedder.from_classifier(load(tiny))
     together = emb.run(recordings)
     paths = [Path(id) for id in together.ids]
     backwards = emb.run(paths[::-1])
-    np.testing.assert_array_equal(backwards.vectors[::-1], together.vectors)
+    alone = emb.run(recordings, alone=True)
+    scale = np.abs(alone.vectors).max(axis=1, keepdims=True)
+    for other in (together.vectors, backwards.vectors[::-1]):
+        assert np.abs((other - alone.vectors) / scale).max() <= 1e-5
     for row, path in enumerate(paths):
-        np.testing.assert_array_equal(emb.embed(path)[0], together.vectors[row])
+        np.testing.assert_array_equal(emb.embed(path)[0], alone.vectors[row])

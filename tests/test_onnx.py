@@ -24,6 +24,7 @@ from penult.embedder import Embedder
 from penult.engines.onnxruntime import OnnxEngine
 from penult.engines.torch import Reading
 from penult.errors import ItemError, ModelError, TapError, UsageError
+from penult.padding import Batch
 from penult.splitting.graph import Graph, Session
 from penult.splitting.onnx import GraphCut, before_scores, dissect_graph, find_logits, tap_of_graph
 
@@ -292,10 +293,10 @@ def test_a_batch_gives_what_each_item_gives(tmp_path: Path) -> None:
         tap = tap_of_graph(clf.cut, "backbone")  # type: ignore[attr-defined]
         engine = OnnxEngine(clf, [Reading(tap, "mean"), Reading(tap, "mean+std")])  # type: ignore[arg-type]
         x = torch.randn(3, 5, 6)
-        together = engine({"x": x})
+        together = engine(Batch({"x": x}))
         assert together.vectors[1].shape == (3, 16)
         for number in range(3):
-            alone = engine({"x": x[number : number + 1]})
+            alone = engine(Batch({"x": x[number : number + 1]}))
             np.testing.assert_array_equal(alone.logits[0], together.logits[number])
             np.testing.assert_array_equal(alone.vectors[0][0], together.vectors[0][number])
 

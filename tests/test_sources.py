@@ -212,7 +212,7 @@ def test_a_bad_row_is_named_and_the_rest_goes_on(tmp_path):
         "a.wav,13,0,1,0\n",
     )
     source = from_paths([path], "audio")
-    bad = failures(source)
+    bad = sorted(failures(source), key=lambda failure: int(failure.message.split()[2].strip(":")))
     good = [entry for entry in source if not isinstance(entry, Failure)]
     assert [item.id for item, _ in good] == ["13"]
     assert [failure.error for failure in bad] == ["RegionError"] * 8 + ["SourceError"] * 4
@@ -236,14 +236,36 @@ def test_the_same_region_twice(tmp_path):
         "path,start,end,label\na.wav,0,1,x\na.wav,1,2,x\na.wav,0,1,x\na.wav,0.0,1.0000000001,y\n",
     )
     found = list(from_paths([path], "audio"))
-    assert len(found) == 3
-    assert "t.csv line 5: same id and region (0-1) as in t.csv line 2" in found[2].message
+    assert len(found) == 3  # by their start
+    assert "t.csv line 5: same id and region (0-1) as in t.csv line 2" in found[1].message
     other = table(tmp_path / "u.csv", "path,start,end,label\na.wav,0,1,x\na.wav,1,2,z\n")
     (failed,) = failures(from_paths([path.rename(tmp_path / "v.csv"), other], "audio"))[1:]
     assert failed.message.startswith("u.csv line 3: same id and region (1-2) as in v.csv line 3")
     lines = "".join(f"{i}.wav,k{i % 2}\n" for i in range(3))
     (failed,) = failures(from_paths([table(tmp_path / "w.csv", "path,id\n" + lines)], "audio"))
     assert (failed.id, failed.region) == ("k0", "whole")
+
+
+def test_segments_of_one_file_come_together_and_by_their_start(tmp_path):
+    rows = [("b", 1), ("a", 5), ("b", 0.5), ("c", 0), ("a", 2), ("a", 5), ("b", 0.5)]
+    lines = "".join(f"{name}.wav,{start},{start + 1},{n}\n" for n, (name, start) in enumerate(rows))
+    path = table(tmp_path / "t.csv", "path,start,end,id\n" + lines)
+    found = [(item.content.stem, region.start) for item, region in from_paths([path], "audio")]
+    assert found == [
+        *(("b", 0.5), ("b", 0.5), ("b", 1)),
+        *(("a", 2), ("a", 5), ("a", 5)),
+        ("c", 0),
+    ]
+    ids = [item.id for item, _ in from_paths([path], "audio")]
+    assert ids == ["2", "6", "0", "4", "1", "5", "3"]  # equal ones as in the table
+    whole = table(tmp_path / "w.csv", "path,id\nb.wav,1\na.wav,2\nb.wav,3\n")
+    assert [item.id for item, _ in from_paths([whole], "audio")] == ["1", "2", "3"]
+
+
+def test_lines_are_counted_from_the_top_of_the_file(tmp_path):
+    path = table(tmp_path / "t.csv", "\n\npath,start\na.wav,0\n\na.wav,x\n")
+    (failed,) = failures(from_paths([path], "audio"))
+    assert failed.message.startswith("t.csv line 6: start 'x' is not a number")
 
 
 def test_regions_belong_to_what_has_a_time_axis(tmp_path):
@@ -265,6 +287,8 @@ def test_types_are_the_narrowest_that_hold_every_value(tmp_path):
         "truth": (["true", "False", "", "TRUE"], "bool"),
         "name": (["a", "1", "", "true"], "string"),
         "zeros": (["007", "1", "", "2"], "string"),
+        "turkish": (["ınf", "1", "", "2"], "string"),
+        "arabic": (["١", "1", "", "2"], "string"),
         "plus": (["+1", "1", "", "2"], "string"),
         "huge": (["1", str(2**63), "", "2"], "string"),
         "exact": (["0.5", str(2**53 + 1), "", "2"], "string"),
@@ -334,8 +358,10 @@ def test_any_text_survives_a_csv(tmp_path, texts, suffix):
         value = item.metadata["note"]
         if isinstance(value, str) or value is None:
             assert (value or "") == note
+        elif isinstance(value, bool):
+            assert str(value).lower() == note.lower()
         else:
-            assert float(value) == float(note) or math.isnan(value) or isinstance(value, bool)
+            assert float(value) == float(note) or math.isnan(value)
 
 
 def test_jsonl(tmp_path):

@@ -137,7 +137,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_scale_init_value": 0.5},
     "convnextv2": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
     "cvt": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]},
-    "dinat": {},
+    "dinat": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "dilations": [[1], [1]], "kernel_size": 3},
     "donut-swin": {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 2, 1], "num_heads": [2, 2, 4], "window_size": 2},
     "swin": {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 2, 1], "num_heads": [2, 2, 4], "window_size": 2},
     "swinv2": {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 2, 1], "num_heads": [2, 2, 4], "window_size": 2},
@@ -176,7 +176,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_key_value_heads": 4, "head_dim": DROP},
     "deepseek_v3": {"num_key_value_heads": 4, "head_dim": DROP},
     "minicpm3": {"num_key_value_heads": 4, "head_dim": DROP},
-    "mistral4": {"num_key_value_heads": 4, "head_dim": 8, "rotary_dim": DROP, "qk_rope_head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
+    "mistral4": {"num_key_value_heads": 4, "head_dim": 8, "rotary_dim": DROP, "qk_rope_head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 64}},
+    "bros": {"hidden_size": 128, "num_attention_heads": 4},
     "esmc": {"num_key_value_heads": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_dt_rank": 4},
@@ -265,6 +266,9 @@ def _audio(model_type: str, config: Any, random: torch.Generator) -> dict[str, T
     if model_type == "whisper":
         shape = (2, config.num_mel_bins, 2 * config.max_source_positions)
         return {"input_features": torch.randn(shape, generator=random)}
+    if model_type == "nemotron3_diarization":
+        features = torch.randn(2, 40, config.audio_config.num_mel_bins, generator=random)
+        return {"input_features": features, "attention_mask": torch.ones(2, 40, dtype=torch.long)}
     if model_type == "wav2vec2-bert":
         mask = torch.ones(2, 40, dtype=torch.long)
         mask[1, 28:] = 0

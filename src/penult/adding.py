@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from penult.embedder import Embedder
 from penult.errors import TapError
-from penult.ingest import Options, Seen, Step, ingest
+from penult.ingest import Options, ingest
 from penult.rows import schema
 from penult.sources import Source
+from penult.steps import Seen, Step
 from penult.store import Manifest
 from penult.writer import Writer
 
@@ -22,14 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Summary:
-    """What a run did: regions embedded anew, left alone, replaced, failed; seconds of media."""
+    """What a run did: regions embedded anew, left alone, replaced, failed; of those embedded, how
+    many the model did not see the whole of; seconds of media; seconds that each part of the work
+    took (`decode` is the wait for it, where worker processes do it)."""
 
     run_id: str = ""
     done: int = 0
     skipped: int = 0
     replaced: int = 0
     failed: int = 0
+    truncated: int = 0
     media_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """As the runs table keeps them."""
@@ -65,6 +70,7 @@ def add(
             "pooling 'none' gives one vector per position, and a collection keeps one per item; "
             "choose mean, max, first, last or mean+std"
         )
+    options.layout.apply([], embedder.classifier.modality)  # refused before anything is written
     manifest = manifest_of(embedder, options.logits, dtype)
     columns = dict(source.columns)
     rows = schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
@@ -74,8 +80,11 @@ def add(
         summary.run_id = writer.run_id
         try:
             lookup = _lookup(writer, list(columns))
+            embedder.runner.seconds.clear()
             for step in ingest(embedder, source, lookup, options, tick):
-                commit(writer, step, rows, summary)
+                with embedder.runner.spent("write"):
+                    commit(writer, step, rows, summary)
+            summary.seconds = dict(embedder.runner.seconds)
         except KeyboardInterrupt:
             writer.finish("stopped", summary.counts())
             raise
@@ -98,6 +107,7 @@ def commit(writer: Writer, step: Step, rows: Any, summary: Summary) -> None:
         writer.fail(step.failures)
     summary.skipped += step.skipped
     summary.failed += len(step.failures)
+    summary.truncated += step.truncated
     summary.media_seconds += step.seconds
 
 
@@ -120,6 +130,7 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
             "spec": classifier.spec,
             "tap": embedder.tap.name,
             "pooling": embedder.pooling,
+            "pool_over": embedder.pool_over,
             "modality": classifier.modality,
             "kind": classifier.kind,
             "asked": classifier.reopen,

@@ -56,12 +56,13 @@ def prediction_of(classifier: base.Classifier, outcome: Outcome) -> Prediction:
 
 def load(spec: str | Path | Any, **asked: Any) -> Classifier:
     """Open a classifier: a folder saved by transformers, a hub id (`owner/name[@revision]`), a
-    saved embedder's folder, `timm:NAME`, `torchvision:NAME`, `package.module:factory`, a torch
-    module, or `demo`, the bundled one.
+    saved embedder's folder, `timm:NAME`, `torchvision:NAME`, `package.module:factory`, a file
+    (`.onnx`, TorchScript, torch.export's `.pt2`, `.keras`), a torch module, or `demo`, the bundled
+    one.
 
     asked: what a bare file cannot say: checkpoint, preprocess, labels, sample_rate, seconds,
     modality, kind; trust allows code and pickles that come with the checkpoint to run. See
-    `penult.classifiers.from_torch.Asked`.
+    `penult.classifiers.asked.Asked`.
 
     Raises:
         ModelError: there is no such model, or it is not a classifier that fills its weights.

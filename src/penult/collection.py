@@ -174,19 +174,26 @@ class Collection:
         items: Any,
         *,
         channel: int | Literal["each"] | None = None,
+        window: float | None = None,
+        hop: float | None = None,
+        tile: int | None = None,
+        overlap: int = 0,
         **options: Any,
     ) -> Summary:
         """Embeds what the collection does not have yet; see `penult.adding.add`.
 
-        items: paths, folders, tables, arrays, bytes, images or texts. options: those of
-        `penult.ingest.Options` (logits, max_seconds, retry_failed, …).
+        items: paths, folders, tables, arrays, bytes, images or texts. window, hop: seconds; one
+        row for each window of a recording. tile, overlap: pixels; one row for each box of an
+        image. options: those of `penult.ingest.Options` (logits, summary, max_seconds, …).
         """
         from penult.adding import add
         from penult.ingest import Options
+        from penult.layout import Layout
         from penult.sources import from_objects
 
         source = from_objects(items, embedder.classifier.modality, channel)
-        return add(self, embedder, source, Options(**options))
+        layout = Layout(window, hop, tile, overlap)
+        return add(self, embedder, source, Options(layout=layout, **options))
 
     def search(
         self,

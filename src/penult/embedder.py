@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +20,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from penult import classifiers
+from penult.batching import Law, find_law
 from penult.classifiers.base import Classifier, digest
 from penult.classifiers.from_onnx import OnnxClassifier
-from penult.engines.torch import Reading
+from penult.engines.base import Reading
 from penult.errors import (
     ItemError,
     ModelError,
@@ -31,11 +33,12 @@ from penult.errors import (
     UsageError,
     first_line,
 )
+from penult.layout import Layout
 from penult.media import audio, video
 from penult.pooling import POOLINGS, pooled_width, unknown
 from penult.regions import Region
-from penult.runner import Outcome, Runner, device_of
-from penult.sources import Failure, from_objects
+from penult.runner import Outcome, Ready, Runner, device_of
+from penult.sources import Failure, Item, from_objects
 from penult.splitting.anatomy import Anatomy, choose_tap, dissect
 from penult.splitting.certificate import Certificate
 from penult.splitting.onnx import dissect_graph, tap_of_graph
@@ -45,6 +48,9 @@ FloatArray = npt.NDArray[np.float32]
 
 RECIPE = "1"  # changes whenever the same settings would give other vectors
 FILE = "penult.json"
+
+PROOF_SECONDS = 2.0  # of a recording, on which the head is proved
+TRIED = 16  # items, to find two that can be opened
 
 # What a model that does not take the proof's variants of an input may raise.
 _REFUSALS = (PenultError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
@@ -76,6 +82,7 @@ class Embedder:
         tap: Tap,
         pooling: str,
         *,
+        pool_over: str = "all",
         device: str = "auto",
         saved: Mapping[str, Any] | None = None,
     ) -> None:
@@ -90,8 +97,11 @@ class Embedder:
         self.tap = tap
         self.pooling = pooling
         self.device = device_of(classifier, device)
-        self.runner = Runner(classifier, [Reading(tap, pooling)], self.device)
+        self.pool_over = pool_over
+        readings = [Reading(tap, pooling, self._entry())]
+        self.runner = Runner(classifier, readings, self.device, lambda: self.law)
         self._saved = dict(saved or {})
+        self.proved_on: list[str] = list(self._saved.get("proved_on", []))
 
     @classmethod
     def from_classifier(
@@ -103,8 +113,12 @@ class Embedder:
         precision: Literal["exact"] = "exact",
         engine: Literal["torch"] = "torch",
         device: str = "auto",
+        pool_over: str = "all",
     ) -> Embedder:
         """Read `classifier` at `tap`, pooled by `pooling`.
+
+        pool_over: of a model that takes every clip at one length, pool `all` positions, as the
+        classifier's own head sees them, or only the `valid` ones, which the clip fills.
 
         Raises:
             TapError: the model has no such tap, or the pooling does not fit it.
@@ -114,7 +128,31 @@ class Embedder:
                 f"space={space!r}, precision={precision!r}, engine={engine!r}: this version has "
                 "no spaces, and runs in torch at exact precision (fp32) only"
             )
-        return cls(classifier, tap_of(classifier, tap), pooling, device=device)
+        place = tap_of(classifier, tap)
+        embedder = cls(classifier, place, pooling, pool_over=pool_over, device=device)
+        _ = embedder.law  # measured now, so that the first run is not slower than the next
+        return embedder
+
+    def _entry(self) -> Tap | None:
+        """The tap in front of the first block, where only the clip's own positions are pooled."""
+        if self.pool_over == "all":
+            return None
+        if self.pool_over != "valid":
+            raise TapError(f"pooling over {self.pool_over!r} is not known; choose all or valid")
+        if self.classifier.modality != "audio" or self.classifier.holds is None:
+            raise TapError(
+                "pooling over valid positions is for models that take every clip at one length; "
+                "this one takes each at its own, and pools its own positions always"
+            )
+        entry = self.anatomy.taps.get("layer:0") if self.classifier.engine == "torch" else None
+        if entry is None or [entry.shape[a] for a in entry.positions] != [
+            self.tap.shape[a] for a in self.tap.positions
+        ]:
+            raise TapError(
+                f"which positions of tap {self.tap.name!r} are valid cannot be measured: it has "
+                "not the positions that enter the first block; pool over all of them"
+            )
+        return entry
 
     @property
     def dim(self) -> int:
@@ -133,8 +171,8 @@ class Embedder:
         return {
             **self.classifier.identity(),
             "reader": reader.get(self.classifier.modality, "1"),
-            "tap": f"{self.tap.name} ({self.tap.side} of {self.tap.module or 'the model'})",
-            "pooling": self.pooling,
+            "tap": f"{self.tap.name} ({self.tap.place})",
+            "pooling": self.pooling + ("" if self.pool_over == "all" else " over valid positions"),
             "precision": "exact",
             "recipe": RECIPE,
         }
@@ -145,31 +183,61 @@ class Embedder:
         saved = self._saved.get("certificate")
         return Certificate.from_dict(saved) if saved else certify(self.classifier)
 
+    def prove_on(self, pairs: Iterable[Any]) -> None:
+        """Prove the head on the first real items instead of a synthetic one; a saved proof stays,
+        and costs nothing. `proved_on` names them."""
+        if not self._saved.get("certificate"):
+            self.certificate, self.proved_on = certify_on(self.runner, pairs)
+
+    @cached_property
+    def law(self) -> Law:
+        """How items may share a forward pass; measured once and saved with the embedder."""
+        saved = self._saved.get("batching")
+        if saved:
+            return Law.from_dict(saved)
+        return find_law(self.classifier, self.runner.engine)
+
     @property
     def fingerprint_id(self) -> str:
         """The fingerprint's hash."""
         return digest(self.fingerprint)
 
-    def run(self, items: Any, on_error: Literal["raise", "skip"] = "raise") -> Result:
-        """Vectors, logits and labels of items, in one forward pass each.
+    def run(
+        self,
+        items: Any,
+        on_error: Literal["raise", "skip"] = "raise",
+        *,
+        window: float | None = None,
+        hop: float | None = None,
+        tile: int | None = None,
+        overlap: int = 0,
+        alone: bool = False,
+    ) -> Result:
+        """Vectors, logits and labels of items, all in one forward pass of each batch.
 
         items: paths, folders, tables, arrays (n,) at the model's rate or (array, rate), bytes,
         images, texts; one of them or many. on_error: `raise` stops at the first item that fails,
-        `skip` goes on and lists it in `failures`.
+        `skip` goes on and lists it in `failures`. window, hop: seconds; one row for each window.
+        tile, overlap: pixels; one row for each box of an image. alone: one item in each pass; in a
+        batch an item's values differ by less than 1e-5, relative, from those.
         """
+        layout = Layout(window, hop, tile, overlap)
+        entries = from_objects(items, self.classifier.modality)
         rows: list[Outcome] = []
         failures: list[Failure] = []
         index: list[int] = []
-        for number, outcome in enumerate(
-            self.runner.stream(from_objects(items, self.classifier.modality))
-        ):
+        number = -1
+        numbered = _numbered(entries, layout, self.classifier)
+        for outcome in self.runner.stream(numbered, alone=alone):
             if isinstance(outcome, Outcome):
                 rows.append(outcome)
                 index.append(number)
-            elif on_error == "raise":
-                raise ItemError(outcome.words())
-            else:
+            elif isinstance(outcome, Failure):
+                if on_error == "raise":
+                    raise ItemError(outcome.words())
                 failures.append(outcome)
+            else:
+                number = outcome
         n_logits = len(self.classifier.labels)
         logits = np.array([row.class_logits for row in rows], np.float32).reshape(-1, n_logits)
         vectors = np.array([row.vector for row in rows], np.float32)
@@ -183,9 +251,9 @@ class Embedder:
             failures=failures,
         )
 
-    def embed(self, items: Any) -> FloatArray:
-        """`run(items).vectors`, (n, d) float32."""
-        return self.run(items).vectors
+    def embed(self, items: Any, **cut: Any) -> FloatArray:
+        """`run(items, …).vectors`, (n, d) float32."""
+        return self.run(items, **cut).vectors
 
     def save(self, folder: str | Path) -> Path:
         """Save the classifier and the reading; `Embedder.load` opens them again.
@@ -221,8 +289,11 @@ class Embedder:
             "source": self.classifier.spec,
             "tap": asdict(self.tap),
             "pooling": self.pooling,
+            "pool_over": self.pool_over,
             "fingerprint": self.fingerprint,
             "certificate": self.certificate.to_dict(),
+            "proved_on": self.proved_on,
+            "batching": self.law.to_dict(),
             "classifier": self.classifier.describe(),
         }
 
@@ -244,7 +315,8 @@ class Embedder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path / FILE} cannot be read: {first_line(error)}") from error
         classifier = classifiers.load(path, trust=trust)
-        embedder = cls(classifier, chosen, pooling, device=device, saved=saved)
+        over = saved.get("pool_over", "all")
+        embedder = cls(classifier, chosen, pooling, pool_over=over, device=device, saved=saved)
         differs = differences(expected, embedder.fingerprint)
         if differs:
             raise ModelError(f"{path} was changed since it was saved: {'; '.join(differs)}")
@@ -257,11 +329,18 @@ class Embedder:
         )
 
 
+def _numbered(entries: Iterable[Any], layout: Layout, classifier: Classifier) -> Iterator[Any]:
+    """The regions of each entry, behind the entry's number."""
+    for number, entry in enumerate(entries):
+        yield number
+        yield from layout.apply([entry], classifier.modality, classifier.rate)
+
+
 def anatomy_of(classifier: Classifier) -> Anatomy:
     """A classifier's parts, measured: of its module, or of its graph."""
     if isinstance(classifier, OnnxClassifier):
         return dissect_graph(classifier.cut)
-    return dissect(classifier.module, example_of(classifier), classifier.base)
+    return dissect(classifier.module, example_of(classifier), classifier.base, classifier.output)
 
 
 def tap_of(classifier: Classifier, name: str) -> Tap:
@@ -276,17 +355,56 @@ def tap_of(classifier: Classifier, name: str) -> Tap:
     return choose_tap(anatomy, classifier.module, example, name)
 
 
-def certify(classifier: Classifier) -> Certificate:
-    """Prove the classifier's head on an example of its own kind, in a few forward passes."""
+def certify(classifier: Classifier, examples: Sequence[Mapping[str, Tensor]] = ()) -> Certificate:
+    """Prove the classifier's head in a few forward passes: on one or two prepared items, or else
+    on an example of its own kind."""
     if classifier.engine != "torch":
         proved = dissect_graph(classifier.cut).certificate  # type: ignore[attr-defined]
         return proved or Certificate.refused("the graph's head was not located")
     from penult.splitting.cut import split
 
+    first = examples[0] if examples else example_of(classifier)
+    # Two of one shape serve as the two inputs of the proof; else the second one is made up.
+    other = next((item for item in examples[1:] if _shapes(item) == _shapes(first)), None)
     try:
-        return split(classifier.module, example_of(classifier)).certificate
+        cut = split(classifier.module, first, output=classifier.output, other_inputs=other)
+        return cut.certificate
     except _REFUSALS as error:  # a head that cannot be proved stops no other tap
         return Certificate.refused(f"the proof could not be run: {first_line(error)}")
+
+
+def certify_on(runner: Runner, pairs: Iterable[Any]) -> tuple[Certificate, list[str]]:
+    """Prove the head on the first one or two items that can be opened; with their ids."""
+    classifier = runner.classifier
+    found: list[Ready] = []
+    for pair in islice(pairs, TRIED):
+        if isinstance(pair, Failure):
+            continue
+        choices = (next(runner.prepare([one])) for one in _beginnings(classifier, *pair))
+        found += islice((one for one in choices if isinstance(one, Ready)), 1)
+        if len(found) == 2:
+            break
+    if not found or classifier.engine != "torch":
+        return certify(classifier), []
+    parameter = next(classifier.module.parameters(), None)
+    device = "cpu" if parameter is None else parameter.device
+    examples = [{n: v.to(device) for n, v in one.inputs.tensors.items()} for one in found]
+    return certify(classifier, examples), [one.item.id for one in found]
+
+
+def _beginnings(
+    classifier: Classifier, item: Item, region: Region
+) -> Iterator[tuple[Item, Region]]:
+    """A recording's first seconds, if it has as many, and the region: a proof keeps all of a pass
+    in memory, and holds for every length."""
+    if classifier.modality == "audio":
+        start = region.start or 0.0
+        yield item, Region("segment", start, start + PROOF_SECONDS, region.channel)
+    yield item, region
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def example_of(classifier: Classifier) -> dict[str, Tensor]:
@@ -302,24 +420,30 @@ def open_embedder(
     tap: str | None = None,
     pooling: str | None = None,
     *,
+    pool_over: str | None = None,
     device: str = "auto",
     **asked: Any,
 ) -> Embedder:
-    """Open a saved embedder, or make one from a classifier; tap and pooling override its own.
+    """Open a saved embedder, or make one from a classifier; tap and pooling override its own. How
+    items may share a batch is measured once there are two of them.
 
     asked: what else `penult.classifiers.load` takes.
     """
     if is_embedder(spec):
         saved = Embedder.load(spec, device=device, trust=bool(asked.get("trust")))
         if tap is None:
-            if pooling is None or pooling == saved.pooling:
+            if pooling in (None, saved.pooling) and pool_over in (None, saved.pool_over):
                 return saved
-            return Embedder(saved.classifier, saved.tap, pooling, device=device)
-        return Embedder.from_classifier(
-            saved.classifier, tap, pooling or saved.pooling, device=device
-        )
+            place = saved.tap
+        else:
+            place = tap_of(saved.classifier, tap)
+        over = pool_over or saved.pool_over
+        pooling = pooling or saved.pooling
+        return Embedder(saved.classifier, place, pooling, pool_over=over, device=device)
     classifier = classifiers.load(spec, **asked)
-    return Embedder.from_classifier(classifier, tap or "backbone", pooling or "mean", device=device)
+    place = tap_of(classifier, tap or "backbone")
+    over = pool_over or "all"
+    return Embedder(classifier, place, pooling or "mean", pool_over=over, device=device)
 
 
 def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

@@ -10,6 +10,8 @@ from penult.errors import MissingExtra
 # import name -> (extra of this package, what it is needed for)
 EXTRAS = {
     "av": ("video", "video and audio that libsndfile does not read (m4a, opus in mp4, …)"),
+    "h5py": ("keras", "Keras models in HDF5 files"),
+    "keras": ("keras", "Keras models"),
     "matplotlib": ("map", "pictures"),
     "onnx": ("onnx", "ONNX files"),
     "onnxruntime": ("onnx", "ONNX files"),

@@ -8,233 +8,274 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-
-from penult.classifiers.base import REGRESSION, predict
 from penult.embedder import Embedder
 from penult.errors import DecodeError, UsageError
+from penult.layout import Layout
+from penult.opening import failure_of
 from penult.regions import Region
 from penult.rows import Known
 from penult.runner import Outcome
 from penult.sources import Failure, Item
+from penult.steps import Key, Seen, Step, Summing, row_of
 
-Key = tuple[str, str]
-
-CHUNK = 256  # items per question to the store
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a store knows: rows by (id, region), their metadata, and failures."""
-
-    rows: Mapping[Key, Known] = field(default_factory=dict)
-    metadata: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
-    failures: Mapping[Key, Failure] = field(default_factory=dict)
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    if not pa.types.is_fixed_size_list(kind):
-        return pa.array(values, kind)
-    flat = np.concatenate(values).astype(kind.value_type.to_pandas_dtype())
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
-
-
+Pair = tuple[Item, Region]
 Lookup = Callable[[Sequence[str]], Seen]
+Tick = Callable[[bool, float], None]
 
-
-@dataclass(slots=True)
-class Step:
-    """What is to be committed next.
-
-    changed: ids whose content is another now, with its hash: their old rows go before the new
-    ones come. revised: regions whose content is unchanged, with what else is new of them.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    changed: dict[str, str] = field(default_factory=dict)
-    revised: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    skipped: int = 0
-    seconds: float = 0.0  # of audio or video in the new rows
-
-    def batch(self, schema: pa.Schema) -> pa.RecordBatch:
-        """The rows as one record batch of the collection's schema."""
-        return pa.RecordBatch.from_arrays(
-            [_column([row.get(name) for row in self.rows], schema.field(name).type)
-             for name in schema.names],
-            schema=schema,
-        )  # fmt: skip
+CHUNK = 256  # regions per question to the store
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to ingest. Rows are handed on after `commit_rows` or `commit_seconds`, so that a killed
-    run loses no more than that."""
+    run loses no more than that.
+
+    layout: how items are cut into windows or tiles. summary: one more row for each item that is
+    cut, the mean or maximum of its parts. alone: one region in each forward pass. workers:
+    processes that decode, 0 for none.
+    """
 
     logits: str = "all"
     max_seconds: float | None = None
     retry_failed: bool = False
+    layout: Layout = field(default_factory=Layout)
+    summary: Literal["mean", "max"] | None = None
+    alone: bool = False
+    workers: int = 0
     commit_rows: int = 256
     commit_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise UsageError(f"a limit of {self.max_seconds:g} s lets nothing through; give more")
+        if self.summary not in (None, "mean", "max"):
+            raise UsageError(f"no summary {self.summary!r}; choose mean or max")
 
 
 def ingest(
     embedder: Embedder,
-    pairs: Iterable[tuple[Item, Region] | Failure],
+    pairs: Iterable[Pair | Failure],
     lookup: Lookup,
     options: Options = Options(),
-    tick: Callable[[bool, float], None] = lambda embedded, seconds: None,
+    tick: Tick = lambda embedded, seconds: None,
 ) -> Iterator[Step]:
-    """Embed what the store does not have yet; `tick` hears of every item, whether it was embedded
-    and how many seconds of media that were.
+    """Embed what the store does not have yet; `tick` hears of every region, whether it was
+    embedded and how many seconds of media that were.
 
     A file whose size and time are unchanged is not read; one whose time is new is hashed, and
     embedded again only if the hash is new. The last step is given even if it is empty.
     """
-    hashes = _Hashes()
-    step, since = Step(), time.monotonic()
+    classifier = embedder.classifier
+    regions = options.layout.apply(pairs, classifier.modality, classifier.rate)
+    deciding = _Deciding(lookup, options)
+    gathering = _Gathering(embedder, options, deciding.hashes)
+    since = time.monotonic()
     try:
-        for chunk in _chunks(pairs):
-            seen = lookup([pair.id if isinstance(pair, Failure) else pair[0].id for pair in chunk])
-            for pair in chunk:
-                rows, seconds = len(step.rows), step.seconds
-                _one(embedder, pair, seen, options, hashes, step)
+        wanted = deciding.wanted(regions)
+        run = (options.max_seconds, options.alone, options.workers)
+        for result in embedder.runner.stream(wanted, *run):
+            rows, seconds = len(gathering.step.rows), gathering.step.seconds
+            gathering.take(result)
+            step = gathering.step
+            if isinstance(result, Outcome | Failure | _Kept):
                 tick(len(step.rows) > rows, step.seconds - seconds)
-                full = len(step.rows) >= options.commit_rows
-                if full or time.monotonic() - since > options.commit_seconds:
-                    yield step
-                    step, since = Step(), time.monotonic()
+            late = time.monotonic() - since > options.commit_seconds
+            if len(step.rows) >= options.commit_rows or late:
+                yield step
+                gathering.step, since = Step(), time.monotonic()
     except KeyboardInterrupt:
-        yield step  # what is done by now is not lost
+        yield gathering.step  # what is done by now is not lost
         raise
-    yield step
+    yield gathering.step
 
 
-def _chunks(pairs: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(pairs)
-    while chunk := list(islice(iterator, CHUNK)):
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A region that the store has, and what else is new of it."""
+
+    key: Key
+    fresh: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    """An item whose content is another now, with its hash."""
+
+    id: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """All regions of an item were given; these channels of it are summed up."""
+
+    item: Item
+    channels: tuple[int | None, ...] = ()
+
+
+class _Deciding:
+    """Decides, region by region, what has to be embedded; the rest goes on as a note."""
+
+    def __init__(self, lookup: Lookup, options: Options) -> None:
+        self._lookup, self._options = lookup, options
+        self.hashes = _Hashes()
+
+    def wanted(self, regions: Iterable[Pair | Failure]) -> Iterator[Pair | Failure | Any]:
+        """Pairs to embed, and in their places notes on what is not to be embedded."""
+        for chunk in _chunks(regions):
+            seen = self._lookup(
+                [entry.id if isinstance(entry, Failure) else entry[0].id for entry, *_ in chunk]
+            )
+            for group in chunk:
+                if isinstance(group[0], Failure):
+                    yield from group
+                else:
+                    yield from self._item(group, seen)
+
+    def _item(self, group: list[Any], seen: Seen) -> Iterator[Pair | Failure | Any]:
+        item = group[0][0]
+        decided = [self._one(one, region, seen) for one, region in group]
+        if not self._options.summary or all(region.kind == "whole" for _, region in group):
+            yield from (note for notes in decided for note in notes)
+            yield _Ended(item)
+            return
+        channels = tuple(dict.fromkeys(region.channel for _, region in group))
+        summaries = [(item.id, Region("summary", channel=channel).key) for channel in channels]
+        again = any(isinstance(notes[-1], tuple) for notes in decided) or any(
+            key not in seen.rows for key in summaries
+        )
+        for pair, notes in zip(group, decided, strict=True):
+            # A summary needs the vectors of all parts, also of those that the store has.
+            yield from [pair] if again and isinstance(notes[-1], _Kept) else notes
+        yield _Ended(item, channels if again else ())
+
+    def _one(self, item: Item, region: Region, seen: Seen) -> list[Pair | Failure | Any]:
+        """What one region needs: its pair, or a note on why it needs nothing."""
+        key = item.id, region.key
+        before = seen.failures.get(key)
+        if before is not None and not self._options.retry_failed and _same_file(before, item):
+            return [before]
+        known = seen.rows.get(key)
+        if known is not None and _same_file(known, item) and item.size is not None:
+            return [_Kept(key, _news(item, key, seen))]
+        try:
+            content = self.hashes.of(item)
+        except OSError as error:
+            reason = DecodeError(f"cannot be read: {error.strerror}")
+            return [failure_of(item, region, reason)]
+        if known is None:
+            return [(item, region)]
+        if known.content_hash != content:
+            return [_Changed(item.id, content), (item, region)]
+        fresh = {} if _same_file(known, item) else {"size": item.size, "mtime_ns": item.mtime_ns}
+        return [_Kept(key, fresh | _news(item, key, seen))]
+
+
+class _Gathering:
+    """Puts what the runner gives into the step that is committed next."""
+
+    def __init__(self, embedder: Embedder, options: Options, hashes: _Hashes) -> None:
+        self._classifier, self._options, self._hashes = embedder.classifier, options, hashes
+        self._sums: dict[int | None, Summing] = {}
+        self.step = Step()
+
+    def take(self, result: Any) -> None:
+        """One result or note, in the order of the regions."""
+        step = self.step
+        if isinstance(result, Failure):
+            step.failures.append(result)
+        elif isinstance(result, _Changed):
+            step.changed[result.id] = result.content
+        elif isinstance(result, _Kept):
+            step.skipped += 1
+            if result.fresh:
+                step.revised[result.key] = result.fresh
+        elif isinstance(result, _Ended):
+            self._sum_up(result)
+        else:
+            self._row(result)
+
+    def _row(self, outcome: Outcome) -> None:
+        item, region = outcome.item, outcome.region
+        self._add(outcome)
+        self.step.truncated += outcome.truncated is not None
+        if outcome.start is not None and outcome.end is not None:
+            self.step.seconds += outcome.end - outcome.start
+        if self._options.summary and region.kind != "whole":
+            how = self._options.summary
+            of = self._sums.setdefault(region.channel, Summing(how, item, region.channel))
+            of.add(outcome)
+
+    def _sum_up(self, ended: _Ended) -> None:
+        for channel in ended.channels:
+            summing = self._sums.get(channel)
+            summary = summing.outcome() if summing is not None else None
+            if summary is not None:
+                self._add(summary)
+        self._sums.clear()
+        self._hashes.forget(ended.item)
+
+    def _add(self, outcome: Outcome) -> None:
+        content = self._hashes.of(outcome.item)
+        self.step.rows.append(row_of(self._classifier, outcome, content, self._options.logits))
+
+
+def _chunks(regions: Iterable[Pair | Failure]) -> Iterator[list[list[Any]]]:
+    """Regions, one list for each item, some items at a time."""
+    chunk: list[list[Any]] = []
+    size = 0
+    for _, group in groupby(regions, key=lambda e: e.id if isinstance(e, Failure) else e[0].id):
+        chunk.append(list(group))
+        size += len(chunk[-1])
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
 
 
-def _one(
-    embedder: Embedder,
-    pair: tuple[Item, Region] | Failure,
-    seen: Seen,
-    options: Options,
-    hashes: _Hashes,
-    step: Step,
-) -> None:
-    """Decide what one pair needs, do it, and note it in `step`."""
-    if isinstance(pair, Failure):
-        step.failures.append(pair)
-        return
-    item, region = pair
-    key = item.id, region.key
-    before = seen.failures.get(key)
-    if before is not None and not options.retry_failed and _same_file(before, item):
-        step.failures.append(before)
-        return
-    known = seen.rows.get(key)
-    if known is not None and _same_file(known, item) and item.size is not None:
-        _revise(item, key, seen, step, {})
-        return
-    try:
-        content = hashes.of(item)
-    except OSError as error:
-        step.failures.append(
-            _failure(item, region, DecodeError(f"cannot be read: {error.strerror}"))
-        )
-        return
-    if known is not None and known.content_hash == content:
-        fresh = {} if _same_file(known, item) else {"size": item.size, "mtime_ns": item.mtime_ns}
-        _revise(item, key, seen, step, fresh)
-        return
-    if known is not None:
-        step.changed[item.id] = content
-    outcome = next(embedder.runner.stream([pair], options.max_seconds))
-    if isinstance(outcome, Failure):
-        step.failures.append(outcome)
-        return
-    step.rows.append(_row(embedder, outcome, content, options.logits))
-    if outcome.start is not None and outcome.end is not None:
-        step.seconds += outcome.end - outcome.start
-
-
-def _revise(item: Item, key: Key, seen: Seen, step: Step, fresh: dict[str, Any]) -> None:
-    """Content is unchanged: keep the vector, and note metadata that is new."""
+def _news(item: Item, key: Key, seen: Seen) -> dict[str, Any]:
+    """Metadata of an unchanged region that differs from what is stored."""
     stored = seen.metadata.get(key, {})
-    fresh |= {
+    return {
         name: value
         for name, value in item.metadata.items()
         if stored.get(name) != value and not (value is None and name not in stored)
     }
-    if fresh:
-        step.revised[key] = fresh
-    step.skipped += 1
 
 
 def _same_file(stored: Known | Failure, item: Item) -> bool:
     return stored.size == item.size and stored.mtime_ns == item.mtime_ns
 
 
-def _failure(item: Item, region: Region, error: Exception) -> Failure:
-    return Failure(item.id, region.key, type(error).__name__, str(error), item.size, item.mtime_ns)
-
-
-def _row(embedder: Embedder, outcome: Outcome, content: str, logits: str) -> dict[str, Any]:
-    classifier = embedder.classifier
-    values = outcome.class_logits
-    prediction = predict(classifier.kind, classifier.labels, values)
-    row: dict[str, Any] = {
-        "id": outcome.item.id,
-        "region": outcome.region.key,
-        "kind": outcome.region.kind,
-        "channel": outcome.region.channel,
-        "start": outcome.start,
-        "end": outcome.end,
-        "vector": outcome.vector,
-        "label": None if classifier.kind == REGRESSION else prediction.label,
-        "score": prediction.score,
-        "truncated": outcome.truncated,
-        "content_hash": content,
-        "size": outcome.item.size,
-        "mtime_ns": outcome.item.mtime_ns,
-        **outcome.item.metadata,
-    }
-    if logits == "all":
-        row["logits"] = values
-    elif logits != "none":
-        best = np.argsort(-values, kind="stable")[: int(logits.partition(":")[2])]
-        row["logits"] = [{"index": int(i), "logit": float(values[i])} for i in best]
-    return row
-
-
 class _Hashes:
-    """Content hashes; remembers the last file, since a table's segments often share one."""
+    """Content hashes of the items that are on their way."""
 
     def __init__(self) -> None:
-        self._last: tuple[Path, str] | None = None
+        self._known: dict[str, str] = {}
 
     def of(self, item: Item) -> str:
-        content = item.content
-        if isinstance(content, Path):
-            if self._last is None or self._last[0] != content:
-                with content.open("rb") as file:
-                    self._last = content, hashlib.file_digest(file, "sha256").hexdigest()
-            return self._last[1]
-        if isinstance(content, str):
-            return hashlib.sha256(content.encode()).hexdigest()
-        if isinstance(content, bytes):
-            return hashlib.sha256(content).hexdigest()
-        return item.id.removeprefix("sha256:")
+        if item.id not in self._known:
+            self._known[item.id] = _hash(item)
+        return self._known[item.id]
+
+    def forget(self, item: Item) -> None:
+        self._known.pop(item.id, None)
+
+
+def _hash(item: Item) -> str:
+    content = item.content
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(content, str):
+        content = content.encode()
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    return item.id.removeprefix("sha256:")

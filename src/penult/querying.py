@@ -82,7 +82,11 @@ def _embedded(embedder: Embedder, query: str | Path, region: Region) -> npt.NDAr
     pair = next(iter(from_objects([content], embedder.classifier.modality)))
     if isinstance(pair, Failure):
         raise ItemError(pair.message)
-    return embedder.runner.one(pair[0], region).vector
+    result = next(embedder.runner.stream([(pair[0], region)]))
+    if isinstance(result, Failure):
+        raise ItemError(result.message)
+    vector: npt.NDArray[np.float32] = result.vector
+    return vector
 
 
 def embedder_of(
@@ -100,6 +104,7 @@ def embedder_of(
         model or about["spec"],
         about["tap"],
         about["pooling"],
+        pool_over=about.get("pool_over"),
         device=device,
         **{**about.get("asked", {}), "trust": trust},
     )

@@ -1,24 +1,37 @@
-"""The parts of an item that one vector describes. Knows nothing of files or models."""
+"""The parts of an item that one vector describes. Knows nothing of files or models.
+
+Seconds are exact to the microsecond here and in keys, so that ten hours of windows do not drift.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from penult.errors import RegionError
+from penult.errors import RegionError, UsageError
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+
+_MICRO = 1_000_000
+_NEGLIGIBLE = 500  # µs: a window that ends so close to the end is the last one
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A part of an item: the whole of it, or a segment, of all channels mixed or of one.
+    """A part of an item: the whole of it, a segment or window of all channels mixed or of one, a
+    box of a picture, or the summary of the parts.
 
     `start` and `end` are seconds from the item's beginning; None is its beginning and its end.
-    `channel` counts from 0; None is the mean over all channels.
+    `channel` counts from 0; None is the mean over all channels. `box` is in pixels of the upright
+    picture: left, top, right, bottom, the last two just outside of it.
     """
 
     kind: str = "whole"  # whole, window, segment, box or summary
     start: float | None = None
     end: float | None = None
     channel: int | None = None
+    box: Box | None = None
 
     def __post_init__(self) -> None:
         if self.channel is not None and self.channel < 0:
@@ -29,19 +42,99 @@ class Region:
             raise RegionError(
                 f"end {self.end} s is not after start {self.start or 0.0} s; both are seconds"
             )
+        if self.box is not None or self.kind == "box":
+            self._check_box()
+
+    def _check_box(self) -> None:
+        if self.box is None or self.kind != "box":
+            raise RegionError(f"a region of kind {self.kind!r} with box {self.box} cannot be")
+        if not (self.start is self.end is self.channel is None):
+            raise RegionError(f"a box in a picture has no seconds and no channel: {self}")
+        if len(self.box) != 4 or any(type(edge) is not int for edge in self.box):
+            raise RegionError(f"box {self.box} is not four whole numbers: left, top, right, bottom")
+        left, top, right, bottom = self.box
+        if not (0 <= left < right and 0 <= top < bottom):
+            raise RegionError(
+                f"box {self.box} has no area in the picture: left, top, right, bottom count pixels "
+                "from 0, and right and bottom lie beyond left and top"
+            )
 
     @property
     def key(self) -> str:
-        """The region's part of a collection's key, exact to the microsecond: `whole`,
-        `1.5-2.25`, `ch0:1.5-end`."""
+        """The region's part of a collection's key, exact to the microsecond: `whole`, `1.5-2.25`,
+        `ch0:1.5-end`, `box:0,0,512,512`, `summary`, `ch0:summary:1.5-2.25`."""
+        if self.box is not None:
+            return "box:" + ",".join(map(str, self.box))
         channel = "" if self.channel is None else f"ch{self.channel}:"
         if self.start is None and self.end is None:
             return channel + self.kind
         end = "end" if self.end is None else _seconds(self.end)
-        return f"{channel}{_seconds(self.start or 0.0)}-{end}"
+        # The summary of a segment is not the segment's own row.
+        kind = "summary:" if self.kind == "summary" else ""
+        return f"{channel}{kind}{_seconds(self.start or 0.0)}-{end}"
 
 
 WHOLE = Region()
+
+
+def windows(length: float, window: float, hop: float) -> Iterator[tuple[float, float]]:
+    """The (start, end) of every window over `length` seconds, one each `hop` seconds.
+
+    The last one is moved back so that it ends with the recording; what is shorter than a window
+    gives one, of its own length. A hop longer than the window leaves gaps.
+
+    Raises:
+        UsageError: a window or hop that is no length of time.
+    """
+    total, size, step = _micros(length), _micros(window), _micros(hop)
+    if not (math.isfinite(window) and math.isfinite(hop) and size > 0 and step > 0):
+        raise UsageError(f"a window of {window} s every {hop} s cannot be; both must be positive")
+    return ((start / _MICRO, end / _MICRO) for start, end in _spans(total, size, step, _NEGLIGIBLE))
+
+
+def tiles(width: int, height: int, size: int, overlap: int) -> Iterator[Box]:
+    """Square boxes of `size` pixels that cover a picture row by row, with `overlap` in common.
+
+    The last ones of a row and of a column are moved back to the edge; where the picture is smaller
+    than a tile they are as wide or as high as the picture.
+
+    Raises:
+        UsageError: a size that is not positive, an overlap that is not smaller.
+    """
+    if not 0 <= overlap < size:
+        raise UsageError(
+            f"tiles of {size} pixels with an overlap of {overlap} cannot be; "
+            "the overlap must be less than the tile, and not negative"
+        )
+    step = size - overlap
+    return (
+        (left, top, right, bottom)
+        for top, bottom in _spans(height, size, step)
+        for left, right in _spans(width, size, step)
+    )
+
+
+def frame_at(seconds: float, rate: int) -> int:
+    """The frame that is nearest to a time, computed in integers from its microseconds.
+
+    So equal keys mean equal samples, and windows of a whole number of samples all have it.
+    """
+    return (2 * _micros(seconds) * rate + _MICRO) // (2 * _MICRO)
+
+
+def _spans(total: int, size: int, step: int, negligible: int = 0) -> Iterator[tuple[int, int]]:
+    """(start, end) of pieces of `size` in `total`, the last one ending with it."""
+    if total <= 0:
+        return
+    start = 0
+    while start + size < total - negligible:
+        yield start, start + size
+        start = min(start + step, total - size)
+    yield (start, start + size) if size <= total else (0, total)
+
+
+def _micros(seconds: float) -> int:
+    return round(seconds * _MICRO) if math.isfinite(seconds) else 0
 
 
 def _seconds(value: float) -> str:

@@ -1,50 +1,47 @@
-"""Items through a classifier: open a region, prepare it, run it; one failure never stops the rest.
+"""Items through a classifier: open regions, prepare them, run them in batches; one failure never
+stops the rest.
 
-Knows how to open what a source gives, and which readings it was asked for; no store, no faces.
+Knows how a batch is made and run, and which readings it was asked for; no store, no faces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from penult.classifiers.base import Classifier
-from penult.engines.torch import Reading, Readout, TorchEngine, pick_device
+from penult.batching import ALONE, Law
+from penult.classifiers.base import Classifier, Inputs
+from penult.engines.base import Engine, FloatArray, Reading, Readout
+from penult.engines.torch import TorchEngine, pick_device
 from penult.errors import (
-    DecodeError,
     EmptyItem,
     ItemError,
     PenultError,
-    RegionError,
-    StoreError,
     TooLong,
     TooShort,
     UsageError,
     first_line,
 )
-from penult.media import audio, image, text, video
+from penult.opening import UNFORESEEN, Content, Opened, Wanted, failure_of
+from penult.padding import Batch
+from penult.planner import Planner
 from penult.regions import Region
 from penult.sources import Failure, Item
+from penult.workers import Decoders
 
-FloatArray = npt.NDArray[np.float32]
+# The longest padded batch: samples or features of sound (40 s at 16 kHz), tokens, pixels × 3.
+BUDGETS = {"audio": 640_000, "text": 4_096, "image": 16 * 3 * 224**2, "video": 48 * 3 * 224**2}
+ACCELERATED = 8  # times that on an accelerator
 
-# What preprocessing and models raise for an input that they cannot take.
-_REFUSALS = (ValueError, RuntimeError, IndexError, TypeError, AssertionError, ZeroDivisionError)
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """A region's decoded content, and where in the item it lies (seconds; None: no time axis)."""
-
-    values: Any
-    start: float | None = None
-    end: float | None = None
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc",
+              "failed to allocate memory")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,14 @@ class Outcome:
         return one
 
 
-Engine = Callable[[Mapping[str, torch.Tensor]], Readout]
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A region that waits for its forward pass."""
+
+    item: Item
+    region: Region
+    content: Content
+    inputs: Inputs
 
 
 def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str) -> Engine:
@@ -103,97 +107,148 @@ def device_of(classifier: Classifier, wanted: str = "auto") -> str:
 
 
 class Runner:
-    """Runs regions through a classifier, one at a time, for the given readings."""
+    """Runs regions through a classifier, in batches that no region can tell from being alone.
+
+    law: how regions may share a batch, asked for once there are two; without one, each runs alone.
+    """
 
     def __init__(
-        self, classifier: Classifier, readings: Sequence[Reading], device: str = "cpu"
+        self,
+        classifier: Classifier,
+        readings: Sequence[Reading],
+        device: str = "cpu",
+        law: Callable[[], Law] = Law,
     ) -> None:
         self.classifier = classifier
-        self._engine = open_engine(classifier, readings, device)
+        self.engine = open_engine(classifier, readings, device)
+        self._device = device
+        self.seconds: dict[str, float] = {}
+        self._law = law
+        self.budget = BUDGETS[classifier.modality] * (1 if device == "cpu" else ACCELERATED)
 
     def stream(
-        self, pairs: Iterable[tuple[Item, Region] | Failure], max_seconds: float | None = None
-    ) -> Iterator[Outcome | Failure]:
-        """Run one region after the other; a region that fails is handed on as a Failure.
+        self,
+        pairs: Iterable[tuple[Item, Region] | Any],
+        max_seconds: float | None = None,
+        alone: bool = False,
+        workers: int = 0,
+    ) -> Iterator[Outcome | Failure | Any]:
+        """Run regions; results come in the order of the regions, and a region that fails is handed
+        on as a Failure. What is no pair comes out as it went in, in its place.
 
-        Regions are run one at a time: nothing that else is in the folder can change a vector.
+        Some regions are read ahead, so that there are equal lengths to make batches of. workers:
+        processes that decode; 0 decodes in this one.
         """
-        for pair in pairs:
-            if isinstance(pair, Failure):
-                yield pair
-                continue
-            item, region = pair
-            try:
-                yield self.one(item, region, max_seconds)
-            except ItemError as error:
-                yield Failure(
-                    item.id,
-                    region.key,
-                    type(error).__name__,
-                    str(error),
-                    item.size,
-                    item.mtime_ns,
-                )
+        law = Law if alone else self._law
+        planner = Planner(self.budget)
+        waiting: dict[int, Ready] = {}
+        single: list[int] = []  # waits alone: the law is not asked for as long as it is
+        done: dict[int, Any] = {}  # results that an earlier region still holds back
+        given = 0
+        for number, ready in enumerate(self.prepare(pairs, max_seconds, workers)):
+            if isinstance(ready, Ready):
+                waiting[number] = ready
+                single.append(number)
+            else:
+                done[number] = ready
+            if len(waiting) > 1:
+                for id in single:
+                    inputs = waiting[id].inputs.tensors
+                    kind = id if law().name == ALONE else law().kind(inputs)
+                    planner.offer(id, _size(waiting[id]), kind)
+                single.clear()
+            while planner.full or (planner and law().name == ALONE):
+                done |= self._run({id: waiting.pop(id) for id in planner.take()}, planner)
+            while given in done:
+                yield done.pop(given)
+                given += 1
+        while waiting:
+            done |= self._run({id: waiting.pop(id) for id in planner.take() or single}, planner)
+            while given in done:
+                yield done.pop(given)
+                given += 1
 
-    def one(self, item: Item, region: Region, max_seconds: float | None = None) -> Outcome:
-        """Run one region of one item.
+    def prepare(
+        self,
+        pairs: Iterable[tuple[Item, Region] | Any],
+        max_seconds: float | None = None,
+        workers: int = 0,
+    ) -> Iterator[Ready | Failure | Any]:
+        """Regions opened and prepared for the model; what is no pair comes out as it went in."""
+        classifier = self.classifier
+        wanted = Wanted(classifier.modality, classifier.rate, classifier.frames, max_seconds)
+        with Decoders(wanted, workers) as decoders:
+            opened = decoders.open_regions(pairs)
+            while True:
+                with self.spent("decode"):
+                    one = next(opened, None)
+                if one is None:
+                    return
+                if isinstance(one, Opened):
+                    with self.spent("prepare"):
+                        one = self._prepared(one)
+                yield one
 
-        Raises:
-            ItemError: it cannot be decoded, or the model cannot take it.
-        """
+    @contextmanager
+    def spent(self, what: str) -> Iterator[None]:
+        """Adds to the seconds that something took: `decode` (or the wait for it), `prepare`,
+        `model`."""
+        began = time.perf_counter()
         try:
-            content = self.open(item, region, max_seconds)
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
+
+    def _prepared(self, opened: Opened) -> Ready | Failure:
+        """The model's inputs of a region."""
+        item, region, content = opened.item, opened.region, opened.content
+        if isinstance(content, ItemError):
+            return failure_of(item, region, content)
+        try:
+            return Ready(item, region, content, self.classifier.preprocess(content.values))
+        except PenultError as error:
+            if not isinstance(error, ItemError):
+                raise
+            return failure_of(item, region, error)
+        except Exception as error:  # the preprocessing may be anyone's
+            return failure_of(item, region, self._refused(content, error))
+
+    def _run(self, ready: dict[int, Ready], planner: Planner) -> dict[int, Outcome | Failure]:
+        """One forward pass; where it fails, the batch is taken apart until who is at fault fails
+        alone."""
+        ids, items = list(ready), list(ready.values())
+        try:
+            with self.spent("model"):
+                readout = self.engine(self._together(items))
         except PenultError:
             raise
-        except MemoryError as error:
-            raise TooLong("does not fit into memory; set --max-seconds or cut it") from error
-        except (OSError, *_REFUSALS) as error:  # what no reader foresaw must not end the run
-            raise DecodeError(f"cannot be read: {first_line(error)}") from error
-        truncated, readout = self._run(content)
-        vectors = tuple(vector[0] for vector in readout.vectors)
-        if not all(np.isfinite(vector).all() for vector in (*vectors, readout.logits)):
-            raise EmptyItem("the model gave values that are not finite")
-        return Outcome(
-            item=item,
-            region=region,
-            vectors=vectors,
-            logits=readout.logits[0],
-            start=content.start,
-            end=content.end,
-            truncated=truncated,
-        )
+        except Exception as error:  # a model may raise anything on an input that it can't take
+            memory = out_of_memory(error)
+            if memory and self._device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            if len(items) == 1:
+                reason = _too_long(error) if memory else self._refused(items[0].content, error)
+                return {ids[0]: failure_of(items[0].item, items[0].region, reason)}
+            if memory:
+                planner.shrink(len(items) * max(_size(one) for one in items))
+                self.budget = planner.budget
+            parts = [ids[: len(ids) // 2], ids[len(ids) // 2 :]] if memory else [[i] for i in ids]
+            return {
+                id: result
+                for part in parts
+                for id, result in self._run({id: ready[id] for id in part}, planner).items()
+            }
+        return {id: _outcome(one, readout, row)
+                for row, (id, one) in enumerate(ready.items())}  # fmt: skip
 
-    def open(self, item: Item, region: Region, max_seconds: float | None = None) -> Content:
-        """Decode one region: samples, image, frames or text."""
-        kind = self.classifier.modality
-        if kind == "audio":
-            clip = audio.load(
-                item.content,
-                region,
-                self.classifier.rate or 0,
-                max_seconds=max_seconds,
-                source_rate=item.rate,
-            )
-            start = region.start or 0.0
-            end = start + clip.seconds if region.end is None else region.end
-            return Content(clip.samples, start, end)
-        if kind == "video":
-            frames = video.load(item.content, region, self.classifier.frames or 16)
-            return Content(frames, region.start, region.end)
-        if region.kind != "whole":
-            raise RegionError(f"{kind} has no time axis to cut {region.key!r} from")
-        return Content(image.load(item.content) if kind == "image" else text.load(item.content))
-
-    def _run(self, content: Content) -> tuple[float | None, Readout]:
-        try:
-            inputs = self.classifier.preprocess(content.values)
-            return inputs.truncated, self._engine(inputs.tensors)
-        except torch.OutOfMemoryError as error:
-            raise StoreError(f"the device ran out of memory: {first_line(error)}") from error
-        except PenultError:
-            raise
-        except _REFUSALS as error:
-            raise self._refused(content, error) from error
+    def _together(self, items: Sequence[Ready]) -> Batch:
+        tensors = [one.inputs.tensors for one in items]
+        batch = Batch(tensors[0]) if len(tensors) == 1 else self._law().batch(tensors)
+        holds = self.classifier.holds
+        if holds is None or self.classifier.modality != "audio":
+            return batch
+        most = holds * (self.classifier.rate or 1)
+        return replace(batch, filled=[min(1.0, len(one.content.values) / most) for one in items])
 
     def _refused(self, content: Content, error: Exception) -> ItemError:
         if self.classifier.modality == "audio" and len(content.values) < self.shortest:
@@ -219,7 +274,44 @@ class Runner:
 
     def _takes(self, clip: FloatArray) -> bool:
         try:
-            readout = self._engine(self.classifier.preprocess(clip).tensors)
-        except _REFUSALS:
+            readout = self.engine(Batch(self.classifier.preprocess(clip).tensors))
+        except UNFORESEEN:
             return False
-        return all(np.isfinite(values).all() for values in (*readout.vectors, readout.logits))
+        return all(np.isfinite(values).all() for values in readout.row(0))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an engine says that a batch did not fit: each has its own words for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return any(words in said for words in _NO_MEMORY)
+
+
+def _too_long(error: BaseException) -> TooLong:
+    return TooLong(
+        f"does not fit into memory ({first_line(error)}); cut it with --window, or set "
+        "--max-seconds"
+    )
+
+
+def _size(ready: Ready) -> int:
+    """Numbers in the largest of a region's inputs."""
+    return max(value.numel() for value in ready.inputs.tensors.values())
+
+
+def _outcome(ready: Ready, readout: Readout, row: int) -> Outcome | Failure:
+    logits, *vectors = readout.row(row)
+    if not all(np.isfinite(values).all() for values in (logits, *vectors)):
+        reason = EmptyItem("the model gave values that are not finite")
+        return failure_of(ready.item, ready.region, reason)
+    content = ready.content
+    return Outcome(
+        item=ready.item,
+        region=ready.region,
+        vectors=tuple(vectors),
+        logits=logits,
+        start=content.start,
+        end=content.end,
+        truncated=ready.inputs.truncated,
+    )

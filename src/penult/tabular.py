@@ -24,8 +24,11 @@ Row = tuple[int, dict[str, Any] | str]  # its line, and its values or what is wr
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
-_INT = re.compile(r"-?(0|[1-9]\d{0,18})")
-_FLOAT = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|nan|-?inf", re.IGNORECASE)
+# ASCII: a Turkish ı is no i, and digits of other scripts would not read back the same.
+_INT = re.compile(r"-?(0|[1-9]\d{0,18})", re.ASCII)
+_FLOAT = re.compile(
+    r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|nan|-?inf", re.ASCII | re.IGNORECASE
+)
 _BOOL = ("true", "false")
 
 
@@ -50,7 +53,7 @@ def opened(path: Path) -> Opened:
         return Opened("row", partial(_parquet_rows, path), types, total)
     is_json = suffix in (".jsonl", ".ndjson")
     rows = partial(_jsonl_rows if is_json else _csv_rows, path)
-    types, total = _scanned(rows, [] if is_json else next(_csv_records(path))[1])
+    types, total = scanned(rows, [] if is_json else next(_csv_records(path))[1])
     return Opened("line", rows, types, total)
 
 
@@ -83,10 +86,13 @@ def as_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
 
 
-def _scanned(
+def scanned(
     rows: Callable[[], Iterator[Row]], names: list[str]
 ) -> tuple[dict[str, pa.DataType], int]:
-    """Each column's type, the narrowest that holds all its values, and how many rows there are."""
+    """Each column's type, the narrowest that holds all its values, and how many rows there are.
+
+    `names` are the columns of a table whose cells are texts; empty: cells have their own types.
+    """
     import pyarrow as pa
 
     seen: dict[str, set[str]] = {name: set() for name in names}
@@ -123,7 +129,12 @@ def _kind(value: Any, textual: bool) -> str:
     return "float" if isinstance(value, float) else "string"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, each with its number.
+
+    Raises:
+        SourceError: a line is not UTF-8.
+    """
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:
@@ -138,24 +149,27 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank, the header first, each with the line it ends on."""
-    lines = (line for _, line in _lines(path))
-    head = next((line for line in lines if line.strip()), None)
-    if head is None:
+    numbered = lines(path)
+    before, head = next(((n - 1, line) for n, line in numbered if line.strip()), (0, ""))
+    if not head:
         raise SourceError(f"{path} is empty; a table's first line names its columns")
     comma = ";" if ";" in head and "," not in head else ","
     delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 27))  # whole texts stand in one field
     # Strict: a quote that is never closed would otherwise swallow the rest of the table.
-    reader = csv.reader(chain([head], lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        chain([head], (line for _, line in numbered)), delimiter=delimiter, strict=True
+    )
     try:
         header = [name.strip() for name in next(reader)]
         repeated = [name for name, count in Counter(header).items() if count > 1]
         if repeated:
             raise SourceError(f"{path} has more than one column {repeated[0]!r}")
-        yield reader.line_num, header
-        yield from ((reader.line_num, record) for record in reader if record)
+        yield before + reader.line_num, header
+        yield from ((before + reader.line_num, record) for record in reader if record)
     except csv.Error as error:
-        raise SourceError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
+        line = before + reader.line_num
+        raise SourceError(f"{path}: line {line} is not CSV: {error}") from error
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -169,7 +183,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if not line.strip():
             continue
         try:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penult.classifiers.base import Classifier
+from penult.classifiers.formats import (
+    CHECKPOINTS,
+    EXPORT,
+    KERAS,
+    TORCHSCRIPT,
+    checkpoint_advice,
+    existing_file,
+    kind_of,
+)
 from penult.errors import ModelError, UsageError, first_line
 
 if TYPE_CHECKING:
-    from penult.classifiers.from_torch import Asked
+    from penult.classifiers.asked import Asked
+
+Claims = Callable[[str], str | None]
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[\w.-]+")
 ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
@@ -22,8 +35,9 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 
 WHAT_WORKS = (
     "a model is a folder saved by transformers (with config.json) or by penult convert, an id on "
-    "the Hugging Face hub (owner/name or owner/name@revision), timm:NAME, torchvision:NAME, "
-    "FILE.onnx, package.module:factory, or 'demo'"
+    "the Hugging Face hub (owner/name or owner/name@revision), timm:NAME, torchvision:NAME, a file "
+    "of ONNX (.onnx), TorchScript (.pt, .ts), torch.export (.pt2) or Keras (.keras, .h5), "
+    "package.module:factory, or 'demo'"
 )
 
 # What a transformers checkpoint may consist of; nothing else is fetched from the hub.
@@ -33,46 +47,80 @@ PICKLED_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def load(spec: str | Path | Any, **asked: Any) -> Classifier:
-    """Open a classifier by what a user calls it, or a torch module that is at hand.
+    """Open a classifier by what a user calls it, or a module that is at hand.
 
-    spec: a folder, a hub id, `timm:NAME`, `torchvision:NAME`, `FILE.onnx` (`FILE.onnx#OUTPUT`),
-    `package.module:factory`, `demo`, or an nn.Module. asked: the fields of
-    `penult.classifiers.from_torch.Asked`.
+    spec: a folder, a hub id, `timm:NAME`, `torchvision:NAME`, a file (`FILE.onnx`,
+    `FILE.onnx#OUTPUT`, `FILE.pt` of TorchScript, `FILE.pt2`, `FILE.keras`), `demo`,
+    `package.module:factory`, or an nn.Module, an ExportedProgram, a Keras model. asked: the fields
+    of `penult.classifiers.asked.Asked`.
 
     Raises:
         ModelError: there is no such model, or it is not a classifier.
         IncompleteWeights: its weights do not fill it.
         UntrustedCode: it brings code, and `trust` was not given.
     """
-    from penult.classifiers.from_torch import Asked
+    from penult.classifiers.asked import Asked
 
     what = Asked(**asked)
+    if what.output is not None and isinstance(spec, str | Path) and is_onnx(spec):
+        if "#" in str(spec):
+            raise UsageError(f"output {what.output!r}: {spec} names an output already")
+        spec, what = f"{spec}#{what.output}", replace(what, output=None)
     classifier = _opened(spec, what)
     classifier.reopen = what.reopen()
     return classifier
 
 
 def _opened(spec: str | Path | Any, what: Asked) -> Classifier:
-    from penult.classifiers.from_torch import open_factory, open_module
-
     if not isinstance(spec, str | Path):
-        return open_module(spec, what)
-    if is_onnx(spec):
-        from penult.classifiers.from_onnx import open_onnx
-
-        return open_onnx(spec, what)
-    origin, colon, name = str(spec).partition(":")
-    if origin == "timm" and colon:
-        from penult.classifiers.from_timm import open_timm
-
-        return open_timm(name, what)
-    if origin == "torchvision" and colon:
-        from penult.classifiers.from_torchvision import open_torchvision
-
-        return open_torchvision(name, what)
-    if FACTORY.fullmatch(str(spec)) and not Path(spec).exists():
-        return open_factory(str(spec), what)
+        return _call("from_torch:open_module", spec, what)
+    for claims, opens in ORIGINS:
+        name = claims(str(spec))
+        if name is not None:
+            return _call(opens, name, what)
     return _open_folder(spec, what)
+
+
+def _call(opens: str, spec: Any, what: Asked) -> Classifier:
+    module, _, function = opens.partition(":")
+    home = import_module(f"penult.classifiers.{module}")
+    opened: Classifier = getattr(home, function)(spec, what)
+    return opened
+
+
+def _onnx(spec: str) -> str | None:
+    return spec if is_onnx(spec) else None
+
+
+def _file(kind: str) -> Claims:
+    return lambda spec: spec if kind_of(spec) == kind else None
+
+
+def _named(origin: str) -> Claims:
+    return lambda spec: spec.removeprefix(f"{origin}:") if spec.startswith(f"{origin}:") else None
+
+
+def _factory(spec: str) -> str | None:
+    return spec if FACTORY.fullmatch(spec) and not Path(spec).exists() else None
+
+
+# Who claims a spec (gives what its opener takes, or None), and what opens it: the first that does.
+ORIGINS: tuple[tuple[Claims, str], ...] = (
+    (_onnx, "from_onnx:open_onnx"),
+    (_file(TORCHSCRIPT), "from_torchscript:open_torchscript"),
+    (_file(EXPORT), "from_export:open_export"),
+    (_file(KERAS), "from_keras:open_keras"),
+    (_named("timm"), "from_timm:open_timm"),
+    (_named("torchvision"), "from_torchvision:open_torchvision"),
+    (_factory, "from_torch:open_factory"),
+)
+# Origins whose classifiers are saved with their file as it is.
+FILES = {
+    "onnx": "from_onnx:open_onnx",
+    TORCHSCRIPT: "from_torchscript:open_torchscript",
+    EXPORT: "from_export:open_export",
+    KERAS: "from_keras:open_keras",
+}
 
 
 def _open_folder(spec: str | Path, asked: Asked) -> Classifier:
@@ -80,6 +128,11 @@ def _open_folder(spec: str | Path, asked: Asked) -> Classifier:
     saved = folder / "classifier.json"
     if saved.is_file():
         return _open_saved(folder, saved, asked)
+    if (folder / "saved_model.pb").is_file():
+        raise ModelError(
+            f"{name!r} is a SavedModel of TensorFlow, which only TensorFlow runs: save it from "
+            "there as model.keras, or convert it to ONNX"
+        )
     from penult.classifiers.from_transformers import open_folder, open_prepared
 
     if asked.preprocess is not None:
@@ -90,8 +143,9 @@ def _open_folder(spec: str | Path, asked: Asked) -> Classifier:
             "brings none (timm:NAME, torchvision:NAME, package.module:factory)"
         )
     classifier = open_folder(folder, name, trust=asked.trust, facts={"revision": revision})
+    classifier.output = asked.which
     if asked.labels is not None:
-        from penult.classifiers.from_torch import label_names
+        from penult.classifiers.asked import label_names
 
         classifier.labels = tuple(label_names(asked.labels, len(classifier.labels)))
     return classifier
@@ -109,10 +163,8 @@ def _open_saved(folder: Path, saved: Path, asked: Asked) -> Classifier:
         from penult.classifiers.from_transformers import open_prepared
 
         return open_prepared(folder, str(folder.resolve()), again)
-    if origin == "onnx":
-        from penult.classifiers.from_onnx import open_onnx
-
-        opened = open_onnx(folder / name, again)
+    if origin in FILES:
+        opened = _call(FILES[origin], folder / name, again)
         opened.spec = str(folder.resolve())
         return opened
     spec = name if origin == "torch" else f"{origin}:{name}"
@@ -137,6 +189,9 @@ def modality_of(spec: str | Path, **asked: Any) -> str:
         from penult.classifiers.from_onnx import modality_of_file
 
         return modality_of_file(spec)
+    if kind_of(spec) is not None:
+        existing_file(spec)
+        return "image"
     if FACTORY.fullmatch(str(spec)) and not Path(spec).exists():  # timm:… and torchvision:… too
         return "image"
     folder, name, _ = locate(spec)
@@ -166,7 +221,11 @@ def locate(spec: str | Path) -> tuple[Path, str, str | None]:
     if path.is_dir():
         return path, str(path.resolve()), None
     if path.exists():
+        if path.suffix.lower() in CHECKPOINTS:
+            raise ModelError(f"{name!r} is no model by itself: {checkpoint_advice(path)}")
         raise ModelError(f"{name!r} is a file; {WHAT_WORKS}")
+    if path.suffix.lower() in CHECKPOINTS:
+        existing_file(path)
     if not HUB_ID.fullmatch(name):
         raise ModelError(f"no model {name!r}: there is no such folder; {WHAT_WORKS}")
     folder, revision = fetch(name)

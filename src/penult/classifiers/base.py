@@ -68,6 +68,15 @@ class Classifier(Protocol):
             UsageError: it has none.
         """
 
+    @property
+    def output(self) -> str | int | None:
+        """Which of several outputs holds the logits, where the model does not say it itself."""
+
+    @property
+    def holds(self) -> float | None:
+        """Seconds of sound that an input of fixed length holds; None if it is as long as the
+        clip."""
+
     def preprocess(self, content: Any) -> Inputs:
         """Decoded content (samples, image, frames or text) → what the model's forward takes.
 
@@ -168,12 +177,17 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def weights_digest(module: nn.Module) -> str:
-    """Hash of every parameter and buffer that is saved: names, types, shapes and bytes."""
+def weights_digest(module: nn.Module, beside: Mapping[str, Any] | None = None) -> str:
+    """Hash of every parameter and buffer that is saved, and of further tensors beside them."""
+    return tensors_digest({**module.state_dict(), **(beside or {})})
+
+
+def tensors_digest(tensors: Mapping[str, Any]) -> str:
+    """Hash of tensors: names, types, shapes and bytes."""
     import torch
 
     total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         if not isinstance(tensor, torch.Tensor):
             continue
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

@@ -169,17 +169,19 @@ def require_filled(
     loose: Mapping[str, str],
     spare: Iterable[str],
     spec: str,
+    output: str | int | None = None,
 ) -> int:
     """Number of logits; refuse a model whose logits depend on weights that were never loaded.
 
     loose: parameters that could not be filled, and why. spare: what the checkpoint has instead.
-    Run on `tensors` once: a parameter matters if the logits were computed from it.
+    output: which of several holds the logits. Run on `tensors` once: a parameter matters if the
+    logits were computed from it.
 
     Raises:
         IncompleteWeights: each such parameter is named.
     """
     trace = record(module, kwargs=tensors)
-    logits = logits_of(trace.output)
+    logits = logits_of(trace.output, output)
     root = next(read for read in trace.reads if read.tensor is logits)
     used = trace.weights_used([root])
     bad = {name: why for name, why in loose.items() if name in used}

@@ -10,13 +10,22 @@ WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "w
          "whales", "sing", "loudly")  # fmt: skip
 
 
-def content_of(modality: str, seed: int, rate: int | None = None, frames: int | None = None) -> Any:
-    """One second of noise, a noise image of 320 × 240, as many frames of it, or a few words."""
+def content_of(
+    modality: str,
+    seed: int,
+    rate: int | None = None,
+    frames: int | None = None,
+    size: float = 1.0,
+) -> Any:
+    """One second of noise, a noise image of 320 × 240, as many frames of it, or eight words.
+
+    size: of sound and text, relative to that.
+    """
     random = np.random.default_rng(seed)
     if modality == "audio":
-        return noise(seed, 1.0, rate or 16_000)
+        return noise(seed, size, rate or 16_000)
     if modality == "text":
-        return " ".join(random.permutation(WORDS)[:8])
+        return " ".join(random.choice(WORDS, max(1, round(8 * size))))
     if modality == "video":
         return random.integers(0, 256, (frames or 16, 240, 320, 3), dtype=np.uint8)
     from PIL import Image

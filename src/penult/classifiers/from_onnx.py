@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from penult.classifiers.asked import Asked, Prepare, label_names, preparation
 from penult.classifiers.base import (
     MULTI_LABEL,
     SINGLE_LABEL,
@@ -26,7 +27,7 @@ from penult.classifiers.base import (
     digest,
 )
 from penult.classifiers.examples import content_of
-from penult.classifiers.from_torch import FILE, KINDS, Asked, Prepare, label_names, preparation
+from penult.classifiers.from_torch import FILE
 from penult.errors import ModelError, UsageError, first_line
 from penult.extras import require
 from penult.splitting.graph import Graph, Port, Session, as_feeds
@@ -85,6 +86,11 @@ class OnnxClassifier:
         if self.rate is None or self.asked.preprocess is not None or not port.shape:
             return None
         return max((size for size in port.shape[not self.graph.bare :] if size), default=None)
+
+    @property
+    def holds(self) -> float | None:
+        """Seconds in an input of fixed length; see `Classifier.holds`."""
+        return self.seconds
 
     def preprocess(self, content: Any) -> Inputs:
         """Decoded content → the graph's inputs; see `Classifier.preprocess`."""
@@ -236,8 +242,7 @@ def open_onnx(spec: str | Path, asked: Asked) -> OnnxClassifier:
         ModelError: no ONNX file, or none of its outputs can be the logits.
         UsageError: what was asked does not fit the graph.
     """
-    if asked.kind not in (None, *KINDS):
-        raise UsageError(f"kind {asked.kind!r} is not known; choose one of {', '.join(KINDS)}")
+    asked.require_kind()
     if asked.checkpoint is not None:
         raise UsageError(f"{spec} brings its own weights; --checkpoint goes with a factory")
     path, wanted = parted(spec)

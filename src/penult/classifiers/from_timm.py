@@ -7,13 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from penult.classifiers.from_torch import (
-    Asked,
-    ModuleClassifier,
-    assembled,
-    from_factory,
-    preparation,
-)
+from penult.classifiers.asked import Asked, preparation
+from penult.classifiers.from_torch import ModuleClassifier, assembled, from_factory
 from penult.errors import ModelError, first_line
 from penult.extras import require
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from functools import partial
 from typing import Any
 
-from penult.classifiers.from_torch import (
-    Asked,
-    ModuleClassifier,
-    assembled,
-    from_factory,
-    preparation,
-)
+from penult.classifiers.asked import Asked, preparation
+from penult.classifiers.from_torch import ModuleClassifier, assembled, from_factory
 from penult.errors import ModelError, first_line
 from penult.extras import require
 
@@ -34,7 +31,8 @@ def open_torchvision(name: str, asked: Asked) -> ModuleClassifier:
     facts: dict[str, Any] = {}
     if asked.checkpoint is None and not asked.random:
         try:
-            module = torchvision.models.get_model(name, weights=weights).eval()
+            with redirect_stdout(sys.stderr):  # where torch says what it downloads
+                module = torchvision.models.get_model(name, weights=weights).eval()
         except (OSError, RuntimeError) as error:
             raise ModelError(
                 f"the published weights of torchvision:{name} cannot be fetched "

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from penult.classifiers.asked import Asked, preparation
 from penult.classifiers.base import (
     MULTI_LABEL,
     REGRESSION,
@@ -25,7 +26,7 @@ from penult.classifiers.base import (
     weights_digest,
 )
 from penult.classifiers.checkpoints import require_filled
-from penult.classifiers.from_torch import Asked, ModuleClassifier, assembled, preparation
+from penult.classifiers.from_torch import ModuleClassifier, assembled
 from penult.classifiers.preparing import (
     AudioPreparer,
     Preparer,
@@ -76,6 +77,12 @@ class TransformersClassifier:
     reopen: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     engine: str = "torch"
+    output: str | int | None = None  # it names its logits itself
+
+    @property
+    def holds(self) -> float | None:
+        """Seconds in an input of fixed length; see `Classifier.holds`."""
+        return self.preparer.kept_seconds() if isinstance(self.preparer, AudioPreparer) else None
 
     def preprocess(self, content: Any) -> Inputs:
         """Decoded content → the model's keyword arguments; see `Classifier.preprocess`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ def quiet() -> Iterator[None]:
 
 def _progress_bars(on: bool = False) -> bool:
     """Switch transformers' progress bars; returns how they were."""
+    if "transformers.utils" not in sys.modules:  # other libraries' files are opened without it
+        return False
     from transformers.utils import logging as hf_logging
 
     was = bool(hf_logging.is_progress_bar_enabled())

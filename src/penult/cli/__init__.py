@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from typer.exceptions import Exit, TyperException
 
-from penult.cli import collections, models, tour
+from penult.cli import checking, collections, embedding, inspecting, models, tour
 from penult.cli.output import complain, forget_stdout
 from penult.errors import ItemError, PenultError, UsageError
 
@@ -46,8 +46,9 @@ def root(
         raise Exit(DONE)
 
 
-for command in (*models.COMMANDS, *collections.COMMANDS, *tour.COMMANDS):
-    app.command()(command)
+for module in (inspecting, models, embedding, checking, collections, tour):
+    for command in module.COMMANDS:
+        app.command()(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from penult.cli.models import Device, Json, Trust
+from penult.cli.options import Device, Json, Trust
 from penult.cli.output import counted, emit, short, show, shown, stdout, working
 
 if TYPE_CHECKING:

@@ -9,6 +9,40 @@ from typing import Annotated, Any
 
 import typer
 
+NOTHING: dict[str, Any] = {}
+
+Asked = dict[str, Any]  # what `opening` collects
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Folder, hub id, timm:NAME, torchvision:NAME, FILE.onnx, package.module:factory, "
+        "or demo."
+    ),
+]
+Paths = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or -."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Allow code and pickles of the checkpoint to run.")
+]
+Tap = Annotated[
+    str | None,
+    typer.Option(help="Where to read: backbone, prelogits, weighted, layer:N or a module's path."),
+]
+Pooling = Annotated[
+    str | None, typer.Option(help="Over positions: mean, max, first, last or mean+std.")
+]
+PoolOver = Annotated[
+    str | None,
+    typer.Option(help="Of clips padded to one length, pool all positions or the valid ones."),
+]
+Channel = Annotated[
+    str | None, typer.Option(help="A channel (from 0), or each; else the mean over channels.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
 ASKED: dict[str, Any] = {
     "checkpoint": Annotated[
         str | None, typer.Option(help="Weights for a named model or factory: FILE or FILE#entry.")
@@ -25,6 +59,9 @@ ASKED: dict[str, Any] = {
     ],
     "modality": Annotated[str | None, typer.Option(help="audio, image, video or text.")],
     "kind": Annotated[str | None, typer.Option(help="single-label, multi-label or regression.")],
+    "output": Annotated[
+        str | None, typer.Option(help="Which output holds the logits, if there are several.")
+    ],
     "trust": Annotated[
         bool, typer.Option("--trust", help="Allow code and pickles of the checkpoint to run.")
     ],

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.tree import Tree
 
 stdout = Console(highlight=False, soft_wrap=False)
 stderr = Console(stderr=True, highlight=False)
@@ -33,8 +34,9 @@ def emit(document: Any) -> None:
     print(text, flush=True)
 
 
-def show(table: Table) -> None:
-    """Write a table to stdout: as wide as it is where no one looks, so that no value is cut."""
+def show(table: Table | Tree) -> None:
+    """Write a table or tree to stdout: as wide as it is where no one looks, so that no value is
+    cut."""
     console = stdout if stdout.is_terminal else Console(highlight=False, width=_UNLIMITED)
     console.print(table)
 

@@ -13,8 +13,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from penult.cli import models
-from penult.cli.models import Json
+from penult.cli import inspecting
+from penult.cli.options import Json
 from penult.cli.output import emit, say, stdout
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def demo(
 
     show.step(1, "inspect", "what is inside the bundled classifier, and where its head begins")
     if not json:
-        models.inspect(model="demo")
+        inspecting.inspect(model="demo")
     show.step(2, "classify", f"{len(known)} words that it was trained on, voices it never heard")
     report: dict[str, Any] = {"classify": _classify(rows, show)}
     show.step(3, "embed", "label and vector of every clip in one pass, into a collection")

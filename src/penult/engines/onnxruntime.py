@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from penult.classifiers.from_onnx import OnnxClassifier
-from penult.engines.torch import Reading, Readout
+from penult.engines.base import Reading, Readout
 from penult.errors import TapError
+from penult.padding import Batch
 from penult.pooling import pool
 from penult.splitting.graph import Array, Session, as_feeds, has_cuda
 
@@ -39,16 +39,17 @@ class OnnxEngine:
         model = self._graph.encoder(self._names)
         self._session = Session(model, threads or torch.get_num_threads(), device, self._graph.bare)
 
-    def __call__(self, tensors: Mapping[str, Tensor]) -> Readout:
-        """Run one batch: the graph's inputs, each with a batch axis in front."""
-        feeds = as_feeds(self._graph, {name: value.numpy() for name, value in tensors.items()})
+    def __call__(self, batch: Batch) -> Readout:
+        """Run one batch of the graph's inputs."""
+        tensors = {name: value.numpy() for name, value in batch.tensors.items()}
+        feeds = as_feeds(self._graph, tensors)
         found = dict(zip(self._names, self._run(feeds), strict=True))
         vectors = []
         for reading in self.readings:
             hidden = torch.from_numpy(found[reading.tap.module]).float()
             vectors.append(pool(hidden, reading.pooling, reading.tap.channel).numpy())
         logits = found[self._names[0]].astype(np.float32)
-        return Readout(logits if logits.ndim > 1 else logits[:, None], vectors)
+        return Readout(list(logits if logits.ndim > 1 else logits[:, None]), vectors)
 
     def _run(self, feeds: dict[str, Array]) -> list[Array]:
         """The whole batch at once, or item by item where the graph takes one only."""

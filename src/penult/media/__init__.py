@@ -87,15 +87,24 @@ def opened_by_ffmpeg(content: Path | bytes, kind: str) -> Iterator[InputContaine
     except MissingExtra as error:
         # One file of a run needs it: the run goes on and names the file.
         raise DecodeError(f"not readable as {kind} without an extra: {error}") from error
+    with (
+        ffmpeg_errors(kind),
+        io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file,
+        # A play list must not make FFmpeg open other files or addresses.
+        av.open(
+            file, options={"protocol_whitelist": "none"}, metadata_errors="replace"
+        ) as container,
+    ):
+        yield container
+
+
+@contextmanager
+def ffmpeg_errors(kind: str) -> Iterator[None]:
+    """Turn what PyAV raises inside the `with` into a DecodeError."""
+    import av
+
     try:
-        with (
-            io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file,
-            # A play list must not make FFmpeg open other files or addresses.
-            av.open(
-                file, options={"protocol_whitelist": "none"}, metadata_errors="replace"
-            ) as container,
-        ):
-            yield container
+        yield
     except (av.FFmpegError, OSError, ValueError, IndexError, OverflowError) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise DecodeError(f"not readable as {kind}: FFmpeg: {said}") from error

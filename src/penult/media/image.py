@@ -7,13 +7,16 @@ Transparent pixels are laid on white. 16-bit values lose their lower byte.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penult.errors import DecodeError, EmptyItem
+from penult.errors import DecodeError, EmptyItem, ItemError, RegionError
 from penult.media import read_bytes
+from penult.regions import Box
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,25 +25,61 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm"}
 )
 # Named, because Pillow would otherwise try all that it has, and EPS runs another program.
+_ORIENTATION = 0x0112
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 
 
-def load(content: object) -> Image.Image:
+def load(content: object, box: Box | None = None) -> Image.Image:
     """The picture as RGB, turned as its EXIF orientation says; of an animation the first frame.
 
     `content` is a Path, bytes, a PIL image or an array: (height, width), (height, width, 3) or
-    (height, width, 4) of uint8, or of floats in 0..1.
+    (height, width, 4) of uint8, or of floats in 0..1. `box` (left, top, right, bottom) is cut out
+    of the upright picture.
 
     Raises:
         DecodeError: not an image, truncated, larger than Pillow's limit against bombs.
         EmptyItem: an array without pixels or with values that are not finite.
+        RegionError: a box that does not lie in the picture.
     """
+    with _opened(content) as image:
+        return _cut(_upright(image), box)
+
+
+def load_many(content: object, boxes: Iterable[Box | None]) -> Iterator[Image.Image | ItemError]:
+    """For each box what `load` gives or raises; the picture is decoded once."""
+    picture: Image.Image | None = None
+    for box in boxes:
+        try:
+            picture = picture or load(content)
+            yield _cut(picture, box)
+        except ItemError as error:
+            yield error.with_traceback(None)
+
+
+def size(content: object) -> tuple[int, int]:
+    """Width and height of the upright picture, from its header where the format allows.
+
+    Raises:
+        DecodeError, EmptyItem: as `load`, as far as the header can tell.
+    """
+    with _opened(content) as image:
+        # Of a TIFF Pillow says the size after turning (tried: every format that has orientations).
+        if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in range(5, 9):
+            return image.height, image.width
+        return image.width, image.height
+
+
+@contextmanager
+def _opened(content: object) -> Iterator[Image.Image]:
+    """The picture, not decoded yet; what goes wrong inside the `with` is a DecodeError too."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(content, np.ndarray):
-        return _rgb(Image.fromarray(_bytes_of(content)))
+        yield Image.fromarray(_bytes_of(content))
+        return
     if isinstance(content, Image.Image):
-        return _upright(content)
+        yield content
+        return
     if not isinstance(content, (Path, bytes)):
         raise DecodeError(
             f"a {type(content).__name__} is no image; give a Path, bytes, an array or a PIL image"
@@ -50,8 +89,8 @@ def load(content: object) -> Image.Image:
         raise DecodeError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
-            return _upright(image)
-    except DecodeError:
+            yield image
+    except ItemError:
         raise
     except UnidentifiedImageError as error:
         raise DecodeError(f"not an image that Pillow knows ({len(raw)} bytes)") from error
@@ -59,6 +98,18 @@ def load(content: object) -> Image.Image:
         raise DecodeError(f"too many pixels to be opened safely: {error}") from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error and more
         raise DecodeError(f"not readable as an image: {error}") from error
+
+
+def _cut(image: Image.Image, box: Box | None) -> Image.Image:
+    if box is None:
+        return image
+    left, top, right, bottom = box
+    if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
+        raise RegionError(
+            f"box {left},{top},{right},{bottom} does not lie in the picture, which is "
+            f"{image.width} pixels wide and {image.height} high (left, top, right, bottom)"
+        )
+    return image.crop(box)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -30,6 +30,7 @@ EXTENSIONS = frozenset(
 SAMPLING = "centres-of-n-equal-parts/1"  # for fingerprints: which frames a model is shown
 
 _TOLERANCE = 0.1  # s: by how much a header may promise more than there is, and a region's end
+_NO_SECONDS = "an array of frames has no seconds to cut at; cut it yourself"
 _MOST_PIXELS = 1 << 26  # per frame, twice an 8K frame: a header alone can ask for any memory
 
 
@@ -46,6 +47,29 @@ def load(content: object, region: Region, frames: int) -> np.ndarray:
     """
     if isinstance(content, np.ndarray):
         return _of_array(content, region, frames)
+    begin, length = _measured(content)
+    first, last = _seconds_of(region, length)
+    times = [begin + first + (i + 0.5) / frames * (last - first) for i in range(frames)]
+    assert isinstance(content, (Path, bytes))  # else it was refused when it was measured
+    with opened_by_ffmpeg(content, "video") as container:
+        shown = list(_shown_at(times, container, _stream_of(container)))
+    return np.stack(shown)
+
+
+def seconds(content: object) -> float:
+    """How long a Path's or bytes' video lasts; nothing is decoded.
+
+    Raises:
+        DecodeError, EmptyItem: as `load`.
+        RegionError: an array of frames, which has no seconds.
+    """
+    if isinstance(content, np.ndarray):
+        raise RegionError(_NO_SECONDS)
+    return _measured(content)[1]
+
+
+def _measured(content: object) -> tuple[float, float]:
+    """When a video begins and how long it lasts."""
     if not isinstance(content, (Path, bytes)):
         raise DecodeError(
             f"a {type(content).__name__} is no video; give a Path, bytes or an array of frames"
@@ -53,12 +77,7 @@ def load(content: object, region: Region, frames: int) -> np.ndarray:
     if not (len(content) if isinstance(content, bytes) else file_size(content)):
         raise DecodeError("the file is empty (0 bytes)")
     with opened_by_ffmpeg(content, "video") as container:
-        begin, length = _span(container)
-    first, last = _seconds_of(region, length)
-    times = [begin + first + (i + 0.5) / frames * (last - first) for i in range(frames)]
-    with opened_by_ffmpeg(content, "video") as container:
-        shown = list(_shown_at(times, container, _stream_of(container)))
-    return np.stack(shown)
+        return _span(container)
 
 
 def _of_array(values: np.ndarray, region: Region, frames: int) -> np.ndarray:
@@ -70,7 +89,7 @@ def _of_array(values: np.ndarray, region: Region, frames: int) -> np.ndarray:
     if values.size == 0:
         raise EmptyItem(f"an array of shape {values.shape} has no pixels")
     if region.start is not None or region.end is not None:
-        raise RegionError("an array of frames has no seconds to cut at; cut it yourself")
+        raise RegionError(_NO_SECONDS)
     return values[[int((i + 0.5) / frames * len(values)) for i in range(frames)]]
 
 

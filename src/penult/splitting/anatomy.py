@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from penult.errors import HeadNotFound, TapError
+from penult.splitting.boundary import find_boundary
 from penult.splitting.certificate import Certificate
 from penult.splitting.head import Head, find_head, logits_of
 from penult.splitting.taps import Tap, find_taps, tap_at
@@ -38,24 +39,38 @@ class Anatomy:
         return "weighted" in self.taps
 
 
-def dissect(module: nn.Module, tensors: Mapping[str, torch.Tensor], base: str | None) -> Anatomy:
-    """Run the model once on `tensors` and find its parts."""
+def dissect(
+    module: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    base: str | None,
+    output: str | int | None = None,
+    named: str | None = None,
+) -> Anatomy:
+    """Run the model once on `tensors` and find its parts.
+
+    output: which of several float outputs is meant. named: the module that the user calls head.
+    """
     trace = record(module, kwargs=tensors)
-    head: Head | None = None
-    refusal = ""
-    try:
-        head = find_head(trace)
-    except HeadNotFound as error:
-        refusal = str(error)
+    trace.output = logits_of(trace.output, output)
+    head, refusal = locate(trace, named)
     taps = find_taps(trace, head, module, base)
     return Anatomy(
         head=head.names if head else None,
         refusal=refusal,
         after=head.after if head else (),
         taps=taps,
-        logits=tuple(logits_of(trace.output).shape),
+        logits=tuple(trace.output.shape),
         behind=_behind(trace, taps.get("backbone")),
     )
+
+
+def locate(trace: Trace, named: str | None = None) -> tuple[Head | None, str]:
+    """(the head, why there is none). named: the module that the user calls so."""
+    try:
+        found = find_head(trace) if named is None else find_boundary(trace, None, named).head
+    except HeadNotFound as error:
+        return None, str(error)
+    return found, ""
 
 
 def choose_tap(

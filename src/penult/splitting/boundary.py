@@ -14,23 +14,17 @@ import torch
 
 from penult.errors import HeadNotFound, UsageError
 from penult.splitting.head import (
+    LINEAR_AFTER,
     SHAPE_ONLY,
+    VIEWS,
     Head,
-    entering,
     find_head,
-    is_weight_layer,
     logits_of,
-    operands,
+    read_logits,
 )
+from penult.splitting.layers import carries, entering, is_weight_layer, operands
 from penult.splitting.trace import Op, Read, Trace
 
-VIEWS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze",
-        "alias", "detach", "expand",
-    )
-)  # fmt: skip
 _NORMS = {"aten.native_layer_norm", "aten.native_group_norm", "aten.native_batch_norm",
           "aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm",
           "aten._native_batch_norm_legit", "aten._fused_rms_norm"}  # fmt: skip
@@ -104,28 +98,31 @@ def find_boundary(
         HeadNotFound: there is no such boundary, and why.
     """
     head = find_head(trace, output) if named is None else _named_head(trace, output, named)
-    logits = logits_of(trace.output, output)
-    root = next(read for read in trace.reads if read.tensor is logits)
+    root = read_logits(trace, output)
     if named is None:
-        batch = logits.shape[0] if logits.ndim else 1
-        places = [
-            stepped_back(op, batch, read)
-            for op in head.ops
-            for read in operands(op)
-            if read.depends
-        ]
+        places = _places(trace, head, tuple(root.tensor.shape))
+        _refuse_encoders(trace, head, root, places)
     else:
         calls = trace.calls_of(named)
-        entering_it = [Place(read, call.first) for call in calls for read in call.inputs]
-        places = [
-            place
-            for place in entering_it
-            if place.read.depends and place.tensor.is_floating_point()
-        ]
-    places = _independent(trace, list({id(place.tensor): place for place in places}.values()))
-    if named is None:
-        _refuse_encoders(trace, head, root, places)
+        entered = [Place(read, call.first) for call in calls for read in call.inputs]
+        entered = [p for p in entered if p.read.depends and carries(p.tensor)]
+        places = _independent(trace, _once(entered))
     return Boundary(head, tuple(places), root, region(trace, root, places))
+
+
+def _places(trace: Trace, head: Head, sizes: Sequence[int]) -> list[Place]:
+    """What enters the head's layers, and the features that meet weights made from the input."""
+    pairs = [(op, read) for op in head.ops for read in operands(op) if read.depends]
+    entered = _once(stepped_back(op, sizes, read) for op, read in pairs)
+    # LoRA's second matrix reads A·z, the base weight z itself. But the stages of a backbone that
+    # has a head after each of them are no part of a head, so what bends is not put into it.
+    met = _once(stepped_back(op, sizes, read) for op, read in head.features)
+    met = [place for place in met if region(trace, place.read, entered).open]
+    return _independent(trace, _once([*entered, *met]), head)
+
+
+def _once(places: Iterable[Place]) -> list[Place]:
+    return list({id(place.tensor): place for place in places}.values())
 
 
 def _named_head(trace: Trace, output: str | int | None, named: str) -> Head:
@@ -134,7 +131,7 @@ def _named_head(trace: Trace, output: str | int | None, named: str) -> Head:
         raise UsageError(f"head={named!r}: no module of that name ran in the forward pass")
     inside = (named, named + ".")
     ops = [op for op in trace.ops if op.module == named or op.module.startswith(inside[1])]
-    layers = tuple(op for op in ops if is_weight_layer(op))
+    layers = tuple(op for op in ops if is_weight_layer(trace, op))
     if not layers:
         raise HeadNotFound(f"{named!r} has no weights that its input meets: it is no head")
     logits = logits_of(trace.output, output)
@@ -142,12 +139,26 @@ def _named_head(trace: Trace, output: str | int | None, named: str) -> Head:
     return Head(layers, (named,), tuple(entering(op) for op in layers), n_logits, ())
 
 
-def stepped_back(op: Op, batch: int, operand: Read | None = None) -> Place:
+def stepped_back(op: Op, sizes: Sequence[int], operand: Read | None = None) -> Place:
     """What enters a weight layer, before it was folded into a matrix product's shape.
 
-    A linear layer over (B, T, D) is a product of (B·T, D); users expect (B, T, D).
+    A linear layer over (B, T, D) is a product of (B·T, D); users expect (B, T, D). sizes: of the
+    logits, where the batch comes first, or second if time does.
     """
-    best = read = operand or entering(op)
+    read = operand or entering(op)
+    batches = sizes[:-1][:2] or (*sizes, 1)[:1]
+    tries = [(_back_to(op, batch, read), batch) for batch in batches]
+    in_front = [found for found, batch in tries if _leads(found, batch)]
+    best = max(in_front, key=lambda found: found.tensor.ndim, default=tries[0][0])
+    return Place(best, 0 if best.producer is None else best.producer.index + 1)
+
+
+def _leads(read: Read, batch: int) -> bool:
+    return read.tensor.ndim > 0 and read.tensor.shape[0] == batch
+
+
+def _back_to(op: Op, batch: int, read: Read) -> Read:
+    best = read
     while (
         read.producer is not None
         and (read.producer.name in VIEWS or read.producer.name == "aten.clone")
@@ -155,24 +166,36 @@ def stepped_back(op: Op, batch: int, operand: Read | None = None) -> Place:
         and (source := next((r for r in read.producer.reads if r.depends), None)) is not None
     ):
         read = source
-        in_front = read.tensor.ndim > 0 and read.tensor.shape[0] == batch
-        folded = best.tensor.ndim == 0 or best.tensor.shape[0] != batch
-        if in_front and (folded or _wide_axes(read) <= _wide_axes(best)):
+        folded = not _leads(best, batch)
+        folded = folded or (batch == 1 and op.name == "aten.bmm")  # an einsum: it can't be told
+        if _leads(read, batch) and (folded or _wide_axes(read) <= _wide_axes(best)):
             best = read
-    return Place(best, 0 if best.producer is None else best.producer.index + 1)
+    return best
 
 
 def _wide_axes(read: Read) -> int:
     return sum(size != 1 for size in read.tensor.shape)
 
 
-def _independent(trace: Trace, places: list[Place]) -> list[Place]:
-    """Drop what is computed from the others alone: LoRA's B reads A·z, the base weight z itself."""
+def _independent(trace: Trace, places: list[Place], head: Head | None = None) -> list[Place]:
+    """Drop what is computed from the others alone. With a head: by its own layers, without
+    weights, or linearly."""
     for place in list(places):
         others = [other for other in places if other is not place]
-        if others and not region(trace, place.read, others).open:
+        between = region(trace, place.read, others)
+        if others and not between.open and (head is None or _is_short(trace, between.ops, head)):
             places = others
     return places
+
+
+def _is_short(trace: Trace, ops: Sequence[Op], head: Head) -> bool:
+    used = [op for op in ops if op.depends]
+    layers = [op for op in used if is_weight_layer(trace, op)]
+    if not layers or set(layers) & set(head.ops):
+        return True
+    # What gives no features picks rows.
+    bends = [op for op in used if op not in layers and op.name not in LINEAR_AFTER]
+    return not any(carries(tensor) for op in bends for tensor in op.writes)
 
 
 def _refuse_encoders(trace: Trace, head: Head, root: Read, places: Sequence[Place]) -> None:

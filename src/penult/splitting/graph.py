@@ -24,6 +24,8 @@ Shape = tuple[int, ...]
 # Operations that look at their operand's shape alone.
 SHAPE_ONLY = frozenset({"Shape", "Size"})
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(bfloat16)")
+_SHARED_FROM = 1024  # numbers in a weight that sessions share; small ones tell shapes
+_SHARED_TYPES = {1, 2, 3, 6, 7, 10, 11}  # float, uint8, int8, int32, int64, float16, double
 _LARGEST = 2**31 - 1  # a serialised graph cannot be larger
 
 
@@ -66,11 +68,19 @@ class Session:
 
     Every operation runs as the file says, one after the other: with graph optimisations the
     numbers would change with the tensors that are read, and head and encoder would not make
-    exactly the whole. bare: the graph has no batch axis of its own.
+    exactly the whole. bare: the graph has no batch axis of its own. weights: those that `model`
+    only names, as the runtime holds them; several sessions share them. once: it is not run often
+    enough for weights to be laid out for speed first.
     """
 
     def __init__(
-        self, model: bytes, threads: int = 1, device: str = "cpu", bare: bool = False
+        self,
+        model: bytes,
+        threads: int = 1,
+        device: str = "cpu",
+        bare: bool = False,
+        weights: Mapping[str, Any] | None = None,
+        once: bool = False,
     ) -> None:
         runtime = require("onnxruntime")
         options = runtime.SessionOptions()
@@ -79,6 +89,10 @@ class Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what goes wrong is raised
+        if once:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if weights:
+            options.add_external_initializers([*weights], [*weights.values()])
         try:
             self._session = runtime.InferenceSession(model, options, providers=_providers(device))
         except Exception as error:
@@ -150,6 +164,7 @@ class Graph:
         self.nodes = [_node(index, proto) for index, proto in enumerate(_in_order(graph, given))]
         self.producers = {name: node for node in self.nodes for name in node.writes}
         self.depends = self._dependent()
+        self._weights: dict[int, int] = {}  # numbers in a node's weights
         self._helper = onnx.helper
 
     @classmethod
@@ -204,7 +219,7 @@ class Graph:
     def types(self) -> dict[str, str]:
         """The type of every tensor that a node writes, as the runtime infers it."""
         names = [name for node in self.nodes for name in node.writes]
-        types = Session(self.encoder(names)).types
+        types = self.opened(self._copied(self.upstream(names), names, True), once=True).types
         return {**types, **{port.name: f"tensor({port.dtype})" for port in self.inputs}}
 
     def is_float(self, name: str) -> bool:
@@ -231,10 +246,10 @@ class Graph:
         """The measured shape of every tensor, in one run that keeps none of them."""
         kinds = self.types
         wanted = [n for node in self.nodes for n in node.writes if kinds[n].startswith("tensor(")]
-        model = self._copied(self.nodes, [f"{name}\0shape" for name in wanted])
+        model = self._copied(self.nodes, [f"{name}\0shape" for name in wanted], light=True)
         for name in wanted:
             model.graph.node.append(self._helper.make_node("Shape", [name], [f"{name}\0shape"]))
-        found = Session(_bytes(model))(self._unbatched(feeds))
+        found = self.opened(model, bare=False, once=True)(self._unbatched(feeds))
         measured = {n: tuple(map(int, value)) for n, value in zip(wanted, found, strict=True)}
         measured.update({name: tuple(t.dims) for name, t in self.initializers.items()})
         measured.update({name: value.shape for name, value in self._unbatched(feeds).items()})
@@ -258,22 +273,58 @@ class Graph:
 
     def weights_of(self, node: Node) -> int:
         """Numbers in the weights that a node reads, directly or through constant nodes."""
-        own = [name for name in node.reads if name not in self.depends]
-        names = {*own, *(name for n in self.upstream(own) for name in n.reads)}
-        return sum(int(np.prod(t.dims)) for n, t in self.initializers.items() if n in names)
+        if node.index not in self._weights:
+            own = [name for name in node.reads if name not in self.depends]
+            names = {*own, *(name for n in self.upstream(own) for name in n.reads)}
+            self._weights[node.index] = sum(self._sizes.get(name, 0) for name in names)
+        return self._weights[node.index]
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {name: int(np.prod(tensor.dims)) for name, tensor in self.initializers.items()}
 
     @cached_property
     def parameters(self) -> int:
         """Numbers in all weights."""
         read = {name for node in self.nodes for name in node.reads}
-        return sum(int(np.prod(t.dims)) for name, t in self.initializers.items() if name in read)
+        return sum(size for name, size in self._sizes.items() if name in read)
 
     def encoder(self, outputs: Sequence[str]) -> bytes:
         """A model with the same inputs that gives the named tensors and holds no more."""
         return _bytes(self._copied(self.upstream(outputs), outputs))
 
-    def _copied(self, nodes: Iterable[Node], outputs: Sequence[str]) -> Any:
-        """A model of some of the nodes, its outputs not typed: the runtime infers them."""
+    def session(self, outputs: Sequence[str], threads: int = 1, device: str = "cpu") -> Session:
+        """A session that gives the named tensors; all sessions of a graph share its weights."""
+        return self.opened(self._copied(self.upstream(outputs), outputs, True), threads, device)
+
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """The large weights as the runtime holds them: no session reads or keeps its own."""
+        from onnx import numpy_helper
+
+        runtime = require("onnxruntime")
+        large = {
+            name: np.array(numpy_helper.to_array(tensor))
+            for name, tensor in self.initializers.items()
+            if self._sizes[name] >= _SHARED_FROM and tensor.data_type in _SHARED_TYPES
+        }
+        return {n: runtime.OrtValue.ortvalue_from_numpy(value) for n, value in large.items()}
+
+    def _named(self, name: str) -> Any:
+        """An initializer without its values, which are handed over beside the model."""
+        from onnx import TensorProto
+
+        whole = self.initializers[name]
+        only = TensorProto(name=name, data_type=whole.data_type, dims=whole.dims)
+        only.data_location = TensorProto.EXTERNAL
+        only.external_data.add(key="location", value="shared")
+        return only
+
+    def _copied(self, nodes: Iterable[Node], outputs: Sequence[str], light: bool = False) -> Any:
+        """A model of some of the nodes, its outputs not typed: the runtime infers them.
+
+        light: its large weights are only named, for `opened`.
+        """
         onnx = require("onnx")
         nodes = list(nodes)
         model = onnx.ModelProto(
@@ -285,18 +336,29 @@ class Graph:
         graph.name = self.model.graph.name or "graph"
         graph.node.extend(node.proto for node in nodes)
         graph.input.extend(v for v in self.model.graph.input if v.name not in self.initializers)
-        graph.initializer.extend(t for name, t in self.initializers.items() if name in read)
+        own = [name for name in self.initializers if name in read]
+        named = {name for name in own if light and name in self._shared}
+        graph.initializer.extend(
+            self._named(name) if name in named else self.initializers[name] for name in own
+        )
         graph.sparse_initializer.extend(self.model.graph.sparse_initializer)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return model
 
     def tail(
-        self, nodes: Iterable[Node], inputs: Mapping[str, Shape], outputs: Sequence[str]
+        self,
+        nodes: Iterable[Node],
+        inputs: Mapping[str, Shape],
+        outputs: Sequence[str],
+        light: bool = False,
     ) -> Any:
-        """A model of some of the nodes that starts at tensors in the middle of the graph."""
+        """A model of some of the nodes that starts at tensors in the middle of the graph.
+
+        light: its large weights are only named, for `opened`.
+        """
         from onnx import TensorProto
 
-        model = self._copied(nodes, outputs)
+        model = self._copied(nodes, outputs, light)
         del model.graph.input[:]
         kinds = {"float": "FLOAT", "float32": "FLOAT", "float64": "DOUBLE"}
         for name, shape in inputs.items():
@@ -307,9 +369,19 @@ class Graph:
             model.graph.input.append(self._helper.make_tensor_value_info(name, number, free))
         return model
 
-    def opened(self, model: Any) -> Session:
-        """A session of a model that was cut from this graph."""
-        return Session(_bytes(model), bare=self.bare)
+    def opened(
+        self,
+        model: Any,
+        threads: int = 1,
+        device: str = "cpu",
+        bare: bool | None = None,
+        once: bool = False,
+    ) -> Session:
+        """A session of a model that was cut from this graph, given the weights that it names."""
+        names = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
+        weights = {name: self._shared[name] for name in names}
+        bare = self.bare if bare is None else bare
+        return Session(_bytes(model), threads, device, bare, weights, once)
 
 
 def _bytes(model: Any) -> bytes:

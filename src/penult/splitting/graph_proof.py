@@ -20,13 +20,15 @@ def prove(cut: GraphHead) -> Certificate:
     """
     places = cut.cut.places
     outputs = list(dict.fromkeys([cut.logits, cut.output]))
-    whole = Session(cut.graph.encoder(outputs), bare=cut.graph.bare)
-    front = Session(cut.graph.encoder([*outputs, *places]), bare=cut.graph.bare)
+    whole, front = cut.graph.session(outputs), cut.graph.session([*outputs, *places])
     halves = Halves(whole, front, cut.graph.opened(cut.head_model()), places)
-    expected = [whole(feeds) for feeds in cut.examples]
+    expected = [whole(feeds) for feeds in cut.examples[:2]]
     power = _power([values[0] for values in expected])
+    if power < POWER:  # two that the graph hardly tells apart: the others as well
+        expected += [whole(feeds) for feeds in cut.examples[2:]]
+        power = _power([values[0] for values in expected])
     checks = [
-        _round_trip(halves, cut.examples, expected),
+        _round_trip(halves, cut.examples[: len(expected)], expected),
         Check("power", power >= POWER, power, "the logits of two inputs differ"),
     ]
     if cut.graph.any_batch:

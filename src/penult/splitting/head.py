@@ -6,27 +6,23 @@ is a candidate; it says nothing about whether the cut is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from penult.errors import HeadNotFound, UsageError
-from penult.splitting.trace import Op, Read, Trace
-
-# Operations that contract an operand with another. Which of the two is a weight is read off the
-# trace: the one that does not depend on the input.
-CONTRACTIONS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "addmm", "mm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "linear",
-        "matmul", "convolution", "_convolution", "_cdist_forward", "_euclidean_dist",
-        "mkldnn_linear",
-        "_weight_int8pack_mm", "_weight_int4pack_mm",
-    )
-)  # fmt: skip
+from penult.splitting.layers import (
+    CONTRACTIONS,
+    carriers,
+    entering,
+    is_weight_layer,
+    operands,
+    plain_name,
+    weight_of,
+)
+from penult.splitting.trace import Op, Read, Trace, tensors_in
 
 # Operations whose result has nothing of their operand but its shape.
 SHAPE_ONLY = frozenset(
@@ -37,8 +33,16 @@ SHAPE_ONLY = frozenset(
     )
 )  # fmt: skip
 
-# Contractions with packed weights, which no tensor operand shows.
-PACKED = ("quantized.linear", "quantized.conv")
+# Operations that give another view of the same numbers.
+VIEWS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze",
+        "alias", "detach", "expand",
+    )
+)  # fmt: skip
+
+_SOFTMAX = {"aten._softmax", "aten._log_softmax", "aten._safe_softmax"}
 
 # Operations that lie between a linear head and the logits without bending anything.
 LINEAR_AFTER = frozenset(
@@ -59,7 +63,8 @@ class Head:
     """The last weight layer(s), in the order in which they ran.
 
     names: the modules that own the weights, [] for a functional head. prelogits: the tensor that
-    enters each. after: operations on the way to the logits that are not linear.
+    enters each. after: operations on the way to the logits that are not linear. features: what
+    meets weights that the head makes from the input, and where.
     """
 
     ops: tuple[Op, ...]
@@ -67,12 +72,12 @@ class Head:
     prelogits: tuple[Read, ...]
     n_logits: int
     after: tuple[str, ...]
+    features: tuple[tuple[Op, Read], ...] = ()
 
 
 def floats_of(output: Any) -> list[torch.Tensor]:
     """The float tensors in what a model returned, in order."""
-    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-    return [leaf for leaf in leaves if leaf.is_floating_point()]
+    return [leaf for leaf in tensors_in(output) if leaf.is_floating_point()]
 
 
 def _chosen(output: Any, which: str | int) -> torch.Tensor:
@@ -112,132 +117,175 @@ def logits_of(output: Any, which: str | int | None = None) -> torch.Tensor:
     )
 
 
+def read_logits(trace: Trace, output: str | int | None = None) -> Read:
+    """The logits of a recorded pass, as they were returned.
+
+    Raises:
+        HeadNotFound: there are none, or what was returned makes them anew whenever it is asked.
+    """
+    logits = logits_of(trace.output, output)
+    for read in trace.reads:
+        if read.tensor is logits:
+            return read
+    raise HeadNotFound(
+        f"the logits of {type(trace.output).__name__} are no tensor that the model returned: they "
+        "are made when they are asked for; name a tensor of the output (output=)"
+    )
+
+
 def find_head(trace: Trace, output: str | int | None = None) -> Head:
     """Locate the head in a recorded forward pass. output: which of several outputs is meant.
 
     Raises:
         HeadNotFound: no contraction with input-independent weights lies on the way to the logits.
     """
-    logits = logits_of(trace.output, output)
-    root = next(read for read in trace.reads if read.tensor is logits)
+    root = read_logits(trace, output)
+    logits = root.tensor
     if not root.depends:
         raise HeadNotFound(
             "no recorded operation leads from the input to the logits: they are constant, or "
             "computed outside of torch (numpy, a kernel of the model's own)"
         )
     n_logits = logits.shape[-1] if logits.ndim > 1 else 1
-    others = {id(read.tensor) for read in trace.reads if read.tensor is not logits}
-    found, after = _walk(root)
-    while (
-        len(found) == 1
-        and _is_square(found[0], n_logits)
-        and id(entering(found[0]).tensor) not in others  # the model itself calls that its embedding
-    ):
-        upstream, between = _walk(entering(found[0]))
-        if not upstream or between or any(_width(op) != n_logits for op in upstream):
-            break
-        found = upstream
-    if not found:
+    way = _walk(trace, root, n_logits)
+    if not way.layers:
         raise HeadNotFound(
             "no layer with weights lies between the input and the logits; "
-            f"seen on the way: {', '.join(after) or 'nothing'}"
+            f"seen on the way: {', '.join(dict.fromkeys(way.bends)) or 'nothing'}"
         )
-    found.sort(key=lambda op: op.index)
-    names = dict.fromkeys(name for op in found for name in _owners(trace, op))
+    embeddings = {id(read.tensor) for read in trace.reads if read.tensor is not logits}
+    found = {op.index: op for op in _before_scores(trace, way.layers, n_logits, embeddings)}
+    ops = tuple(found[index] for index in sorted(found))
     return Head(
-        ops=tuple(found),
-        names=tuple(names),
-        prelogits=tuple(entering(op) for op in found),
+        ops=ops,
+        names=tuple(dict.fromkeys(name for op in ops for name in _owners(trace, op))),
+        prelogits=tuple(entering(op) for op in ops),
         n_logits=n_logits,
-        after=tuple(dict.fromkeys(after)),
+        after=tuple(dict.fromkeys(way.bends)),
+        features=tuple(way.features),
     )
 
 
-def _walk(root: Read) -> tuple[list[Op], list[str]]:
-    """Contractions with weights that are first met going back from `root`, and what bends on
-    the way."""
-    found: list[Op] = []
-    after: list[str] = []
-    pending = [root.producer] if root.producer else []
-    seen: set[int] = set()
+@dataclass(slots=True)
+class _Way:
+    """What is met going back from a tensor. layers: the first ones with weights. bends: names of
+    what is not linear in between. features: what meets weights that are made from the input, or
+    goes around a layer. joined: whether one way ended at what enters a layer of another."""
+
+    layers: list[Op] = field(default_factory=list)
+    bends: list[str] = field(default_factory=list)
+    features: list[tuple[Op, Read]] = field(default_factory=list)
+    joined: bool = False
+
+
+def _walk(trace: Trace, root: Read, n_logits: int, allowed: Collection[str] | None = None) -> _Way:
+    """Go back from `root` to the layers with weights, latest operations first.
+
+    What enters a layer that was found is not followed further: `(z @ W) * z` has one head. Nor is
+    what that was made from without weights: it is kept as a feature, `(normed(z) @ W) * norm(z)`.
+    But scores that reach the logits unbent are scores, whatever else reads them.
+    allowed: what may bend on the way; the walk ends at anything else.
+    """
+    way = _Way()
+    pending = {root.producer.index: (root.producer, False)} if root.producer else {}
+    entered: set[int] = set()
+    before: dict[int, Read] = {}
     while pending:
-        op = pending.pop()
-        if op.index in seen:
+        op, bent = pending.pop(max(pending))
+        is_layer = is_weight_layer(trace, op, n_logits)
+        known = next((before[id(t)] for t in op.writes if id(t) in before), None)
+        if known is not None and (bent or not is_layer):
+            way.joined = True
+            if id(known.tensor) not in entered:
+                way.features.append((op, known))
             continue
-        seen.add(op.index)
-        if is_weight_layer(op):
-            found.append(op)
+        if is_layer:
+            way.layers.append(op)
+            reads = [read for read in operands(op) if read.depends]
+            entered |= {id(view.tensor) for read in reads for view in _views_back(read)}
+            if pending:  # there is another way to the logits
+                before |= _without_weights(trace, reads, n_logits)
             continue
         if op.name in SHAPE_ONLY:
             continue
-        if op.name not in LINEAR_AFTER or sum(r.depends for r in _floats(op)) > 1:
-            bends = op.name not in LINEAR_AFTER or op.name in {"aten.mul", "aten.div"}
-            if bends:
-                after.append(op.name)
-        pending += [read.producer for read in _floats(op) if read.depends and read.producer]
-    return found, after
+        onward = [read for read in carriers(op) if read.depends]
+        if op.name not in LINEAR_AFTER or (len(onward) > 1 and op.name in {"aten.mul", "aten.div"}):
+            bent = True
+            way.bends.append(op.name)
+            if allowed is not None and op.name not in allowed:
+                break
+        if (lacks := _without_classes(op, n_logits)) is not None:
+            way.features.append((op, lacks))
+            onward = [read for read in onward if read is not lacks]
+        for source in (read.producer for read in onward):
+            if source is not None:
+                pending[source.index] = source, bent and pending.get(source.index, (op, True))[1]
+    return way
 
 
-def _floats(op: Op) -> Iterator[Read]:
-    return (read for read in op.reads if read.tensor.is_floating_point())
+def _without_weights(trace: Trace, reads: Sequence[Read], n_logits: int) -> dict[int, Read]:
+    """What tensors are made from, back to the layers with weights in front of them; by identity."""
+    found: dict[int, Read] = {}
+    pending = list(reads)
+    while pending:
+        read = pending.pop()
+        op = read.producer
+        if id(read.tensor) in found or op is None:
+            continue
+        found[id(read.tensor)] = read
+        if not is_weight_layer(trace, op, n_logits):
+            pending += [source for source in carriers(op) if source.depends]
+    return found
 
 
-def operands(op: Op) -> list[Read]:
-    """The tensors that a contraction contracts, most often two (a bias is not one of them)."""
-    reads = list(_floats(op))
-    if op.name == "aten._trilinear":  # a bilinear layer: both of its inputs, and its weight
-        return list(_floats(op))[:3]
-    biased = op.name in {"aten.addmm", "aten.baddbmm", "aten.addbmm", "aten.addmv"}
-    return reads[1:3] if biased else reads[:2]
+def _views_back(read: Read) -> Iterator[Read]:
+    """A tensor, and what it is a view of."""
+    yield read
+    while read.producer is not None and read.producer.name in VIEWS:
+        source = next((r for r in read.producer.reads if r.depends), None)
+        if source is None:
+            return
+        yield (read := source)
 
 
-def is_weight_layer(op: Op) -> bool:
-    """Whether an operation contracts something that depends on the input with something that
-    does not."""
-    if op.name.startswith(PACKED):
-        return op.depends
-    if op.name == "aten._trilinear":
-        return op.depends and not all(read.depends for read in operands(op))
-    if op.name not in CONTRACTIONS:
-        return _spreads(op)
+def _without_classes(op: Op, n_logits: int) -> Read | None:
+    """Of a product of two things made from the input, the one that has no axis of classes where
+    the other has one: features that meet weights made from the input."""
     pair = operands(op)
-    return len(pair) == 2 and sum(read.depends for read in pair) == 1
+    if n_logits < 2 or plain_name(op) not in CONTRACTIONS or not all(r.depends for r in pair):
+        return None
+    lacking = [read for read in pair if n_logits not in read.tensor.shape[1:]]
+    return lacking[0] if len(pair) == 2 and len(lacking) == 1 else None
 
 
-def _spreads(op: Op) -> bool:
-    """Whether an elementwise operation meets every feature with one weight per class and feature.
+def _before_scores(
+    trace: Trace, layers: Sequence[Op], n_logits: int, embeddings: Collection[int]
+) -> Iterator[Op]:
+    """The layers, but for each that only works on scores: those that made the scores.
 
-    `(z[:, None] * W).sum(-1)` and `(z[:, None] - prototypes).norm(dim=-1)` contract without a
-    matrix product: the weight brings an axis that z lacks, and shares another one with it.
+    embeddings: tensors that the model returns beside the logits, which are no scores.
     """
-    if op.name not in {"aten.mul", "aten.sub", "aten.rsub"}:
-        return False
-    reads = list(_floats(op))
-    if len(reads) != 2 or sum(read.depends for read in reads) != 1:
-        return False
-    rank = max(read.tensor.ndim for read in reads)
-    z, weight = (
-        (1,) * (rank - read.tensor.ndim) + tuple(read.tensor.shape)
-        for read in sorted(reads, key=lambda read: not read.depends)
-    )
-    pairs = list(zip(z, weight, strict=True))
-    return any(a == 1 < b for a, b in pairs) and any(a == b > 1 for a, b in pairs)
+    for op in layers:
+        way = _walk(trace, entering(op), n_logits, _SOFTMAX)
+        scored = way.layers and id(entering(op).tensor) not in embeddings
+        if scored and _works_on_scores(op, way, n_logits):
+            yield from _before_scores(trace, way.layers, n_logits, embeddings)
+        else:
+            yield op
 
 
-def entering(op: Op) -> Read:
-    """The input-dependent operand of a weight layer: the prelogits, if it is the last one."""
-    return next(read for read in operands(op) if read.depends)
-
-
-def weight_of(op: Op) -> Read | None:
-    """The weight operand of a weight layer; None where the weights are packed."""
-    return next((read for read in operands(op) if not read.depends), None)
-
-
-def _is_square(op: Op, n_logits: int) -> bool:
+def _works_on_scores(op: Op, way: _Way, n_logits: int) -> bool:
+    """Whether a layer calibrates, mixes or sums up scores: (K, K) after a linear head, a matrix
+    that leaves the axis of classes alone, anything after a softmax."""
+    if way.joined:
+        return False  # more than scores enters it
+    if way.bends:
+        return set(way.bends) <= _SOFTMAX
     weight = weight_of(op)
-    shape = None if weight is None else tuple(weight.tensor.shape)
-    return shape == (n_logits, n_logits) and n_logits > 1
+    if n_logits < 2 or weight is None or any(_width(x) != n_logits for x in way.layers):
+        return False
+    shape = tuple(weight.tensor.shape)
+    return shape == (n_logits, n_logits) or n_logits not in shape
 
 
 def _width(op: Op) -> int:

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from penult.errors import HeadNotFound
-from penult.splitting.boundary import VIEWS, Boundary, Place, region, stepped_back
-from penult.splitting.head import LINEAR_AFTER, entering, weight_of
+from penult.splitting.boundary import Boundary, Place, region, stepped_back
+from penult.splitting.head import LINEAR_AFTER, VIEWS
+from penult.splitting.layers import entering, weight_of
 from penult.splitting.trace import Op, Read, Trace
 
 _AFFINE = {"aten.addmm", "aten.mm", "aten.linear", "aten.matmul"}
@@ -56,8 +57,8 @@ class Move:
         if len({_identity(op) for op in ops}) != 1 or any(op.name not in _AFFINE for op in ops):
             raise HeadNotFound("and what follows can't be moved in front of this kind of head")
         self._op = ops[0]
-        batch = boundary.logits.tensor.shape[0] if boundary.logits.tensor.ndim else 1
-        self._layers = [_layer(trace, op, batch) for op in ops]
+        sizes = tuple(boundary.logits.tensor.shape)
+        self._layers = [_layer(trace, op, sizes) for op in ops]
         self.joint, self.prelogits = self._search(boundary.logits)
 
     @property
@@ -87,19 +88,22 @@ class Move:
 
     def _joints(self, logits: Read) -> list[Read]:
         """What can be the joint: the last tensor that needs two that depend on the input, and
-        its multiples by plain numbers (a sum over steps, then the division by their count)."""
+        its multiples by plain numbers (a sum over steps, then the division by their count). With
+        none such, any tensor on the way."""
         scores = {id(layer.left) for layer in self._layers}
         late: list[Read] = []
+        way: list[Read] = []
         read = logits
         while read.producer is not None and id(read.tensor) not in scores:
             needed = {id(r.tensor): r for r in read.producer.reads if r.depends}
             if len(needed) > 1:
                 return [*late, read]
             if not needed:
-                break
+                return []
+            way.append(read)
             late = [*late, read] if read.producer.name in _SCALED else []
             read = next(iter(needed.values()))
-        return []
+        return way
 
     def _moved(self, joint: Read) -> Tensor:
         """What joins the scores, done to what entered the layer instead: (…, D)."""
@@ -134,9 +138,9 @@ def _tensors(made: Any) -> Sequence[Tensor]:
     return [made] if isinstance(made, Tensor) else list(made)
 
 
-def _layer(trace: Trace, op: Op, batch: int) -> Layer:
+def _layer(trace: Trace, op: Op, sizes: Sequence[int]) -> Layer:
     """A matrix product with what torch wraps around it: folding positions, adding the bias."""
-    entered = stepped_back(op, batch)
+    entered = stepped_back(op, sizes)
     left, bias = op.writes[0], op.reads[0] if op.name == "aten.addmm" else None
     shape = (*entered.tensor.shape[:-1], left.shape[-1])
     for later in trace.ops[op.index + 1 : op.index + 4]:

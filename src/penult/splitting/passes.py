@@ -53,19 +53,31 @@ def cut(question: Question, trace: Trace, inputs: Inputs) -> Cut:
 def _move(trace: Trace, boundary: Boundary, inputs: Inputs) -> Move | None:
     """Picking and averaging behind the head, where there is some to be moved in front of it."""
     around = boundary.tail.open
-    if not around and len(boundary.places) == 1:
+    if not around and len(boundary.places) == 1 and not _is_folded(boundary):
         return None
     try:
         return Move(trace, boundary)
     except HeadNotFound as error:
         if not around:
             return None
-        keys = {id(tensor): str(key) for key, tensor in inputs.tensors().items()}
+        keys = {
+            id(tensor): key if isinstance(key, str) else f"input {key}"
+            for key, tensor in inputs.tensors().items()
+        }
         seen = sorted({keys.get(id(read.tensor), "the input") for read in around})
         raise HeadNotFound(
             f"the logits depend on {', '.join(seen)} also around the head "
             f"({', '.join(boundary.head.names) or boundary.head.ops[-1].name}), {error}"
         ) from error
+
+
+def _is_folded(boundary: Boundary) -> bool:
+    """Whether windows or frames are folded into the batch where the head reads them, so that the
+    number of samples can't be told from what enters."""
+    entered, logits = boundary.places[0].tensor, boundary.logits.tensor
+    if not entered.ndim or not logits.ndim or not logits.shape[0]:
+        return False
+    return entered.shape[0] > logits.shape[0] and entered.shape[0] % logits.shape[0] == 0
 
 
 def _list_moved(lister: Lister, move: Move, z: Tensor, boundary: Boundary) -> None:

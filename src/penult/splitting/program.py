@@ -58,14 +58,32 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class Scalar:
+    """A tensor of one number, which is a size. like: one that the trace showed."""
+
+    size: Size
+    like: Tensor
+
+    def at(self, sizes: Sequence[int]) -> Tensor:
+        """The tensor, for prelogits of these sizes."""
+        return torch.full_like(self.like, self.size.at(sizes))
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One operation: `func(*args, **kwargs)`, flattened, with slots, weights and sizes in it."""
 
-    func: Callable[..., Any]
+    func: Any
     name: str
     leaves: tuple[Any, ...]
     spec: Any
     makes: tuple[int, ...]
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes to one of its operands."""
+        schema = getattr(self.func, "_schema", None)
+        return schema is not None and bool(schema.is_mutable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +115,8 @@ class Program:
         slots: dict[int, Any] = {number: value.clone() for number, value in enumerate(values)}
         for step in self.steps:
             args, kwargs = tree_unflatten(
-                [_filled_in(leaf, slots, weights, sizes) for leaf in step.leaves], step.spec
+                [_filled_in(leaf, slots, weights, sizes, step.writes) for leaf in step.leaves],
+                step.spec,
             )
             made = tree_flatten(step.func(*args, **kwargs))[0]
             tensors = [leaf for leaf in made if isinstance(leaf, Tensor)]
@@ -107,13 +126,19 @@ class Program:
 
 
 def _filled_in(
-    leaf: Any, slots: Mapping[int, Any], weights: Mapping[str, Tensor], sizes: Sequence[int]
+    leaf: Any,
+    slots: Mapping[int, Any],
+    weights: Mapping[str, Tensor],
+    sizes: Sequence[int],
+    writes: bool,
 ) -> Any:
     if isinstance(leaf, Slot):
         return slots[leaf.number]
     if isinstance(leaf, Weight):
-        return weights[leaf.name]
-    return leaf.at(sizes) if isinstance(leaf, Size) else leaf
+        leaf = weights[leaf.name]
+    if isinstance(leaf, Tensor):  # the model's own: what would write to it gets a copy
+        return leaf.clone() if writes else leaf
+    return leaf.at(sizes) if isinstance(leaf, Size | Scalar) else leaf
 
 
 class Lister:
@@ -163,7 +188,7 @@ class Lister:
             args = (op.args[0], [*op.args[1]])
             self.add(torch.reshape, "reshape", (args, {}), made)
         elif op.name in SHAPE_ONLY:
-            value = made[0]
+            value = self._trace.value(made[0], op.index + 1)  # it may be filled in afterwards
             number = float(value.flatten()[0]) if value.numel() and "empty" not in op.name else 0.0
             kwargs = {"dtype": value.dtype, "device": value.device}
             self.add(torch.full, op.name, (([*value.shape], number), kwargs), made)
@@ -191,21 +216,40 @@ def generalise(listings: Sequence[Listing], ranks: Sequence[int]) -> Program:
     """
     first = listings[0]
     for other in listings[1:]:
-        if [s.name for s in other.steps] != [s.name for s in first.steps]:
+        one, two = [s.name for s in first.steps], [s.name for s in other.steps]
+        if one != two:
+            parted = next((b for a, b in zip(one, two, strict=False) if a != b), two[-1])
             raise HeadNotFound(
-                f"what follows the head is {len(first.steps)} operations for one input and "
-                f"{len(other.steps)} others for another: it depends on more than the prelogits"
+                f"what follows the head is {len(one)} operations for one input and {len(two)} "
+                f"others for another, {parted} for example: a loop over samples or positions, or "
+                "something that depends on more than the prelogits"
             )
     steps = []
     for versions in zip(*(listing.steps for listing in listings), strict=True):
         if any(v.spec != versions[0].spec or v.makes != versions[0].makes for v in versions):
             raise HeadNotFound(f"{versions[0].name} after the head takes other operands each time")
         columns = zip(*(version.leaves for version in versions), strict=True)
-        leaves = tuple(_common(c, [x.sizes for x in listings], versions[0].name) for c in columns)
+        leaves = _leaves(list(columns), [x.sizes for x in listings], versions[0].name)
         steps.append(
             Step(versions[0].func, versions[0].name, leaves, versions[0].spec, versions[0].makes)
         )
     return Program(tuple(steps), tuple(ranks), first.result)
+
+
+def _leaves(columns: Sequence[Any], sizes: Sequence[Any], name: str) -> tuple[Any, ...]:
+    """What stands for all the versions of an operation's arguments. Of a shape, one size may be
+    left open: the others give it."""
+    found: list[Any] = []
+    open_size = name == "reshape"
+    for column in columns:
+        try:
+            found.append(_common(column, sizes, name))
+        except HeadNotFound:
+            if not open_size or not all(type(size) is int for size in column):
+                raise
+            found.append(-1)
+            open_size = False
+    return tuple(found)
 
 
 def _common(column: Sequence[Any], sizes: Sequence[Sequence[int]], name: str) -> Any:
@@ -216,6 +260,10 @@ def _common(column: Sequence[Any], sizes: Sequence[Sequence[int]], name: str) ->
     if isinstance(first, Tensor):
         if all(isinstance(o, Tensor) and _same(first, o) for o in column):
             return first
+        if all(isinstance(o, Tensor) and o.numel() == 1 for o in column):
+            size = _explain([o.item() for o in column], sizes)
+            if size is not None:
+                return Scalar(size, first)
         raise HeadNotFound(
             f"{name} after the head takes a constant that changes with the input: a shape, or "
             "something computed outside of torch"

@@ -1,35 +1,31 @@
 """Prove a cut: run the model on inputs that differ, and measure that the law holds for each.
 
-The law is logits(prelogits(x)) = f(x), where `logits` sees nothing but the prelogits. Six to nine
-forward passes: a plain one, one recorded for each other input, one with the prelogits exchanged.
+The law is logits(prelogits(x)) = f(x), where `logits` sees nothing but the prelogits. Seven to
+eleven forward passes: a plain one before and after, one recorded for each other input, one with
+the prelogits exchanged, and two with Python's decisions turned round if it takes any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from penult.errors import HeadNotFound, UsageError, first_line
+from penult.errors import HeadNotFound, first_line
 from penult.splitting.boundary import Boundary, find_boundary
 from penult.splitting.certificate import POWER, TOLERANCE, Certificate, Check
-from penult.splitting.head import floats_of, logits_of
+from penult.splitting.deciding import turned
+from penult.splitting.fitting import Fitting, law_error
+from penult.splitting.head import logits_of
 from penult.splitting.passes import Cut, cut
-from penult.splitting.program import Program, generalise
-from penult.splitting.running import Question, relative
+from penult.splitting.program import Program
+from penult.splitting.running import Question, State, moving_size, relative
 from penult.splitting.trace import Trace, address_of, run_swapped
-from penult.splitting.variants import (
-    Inputs,
-    Variant,
-    other_batch,
-    other_lengths,
-    other_mask,
-    other_values,
-)
+from penult.splitting.variants import Inputs, kinds_of_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +37,26 @@ class Proof:
     names: tuple[str, ...] = ()
 
 
-def prove(question: Question, example: Inputs, missing: Collection[str]) -> Proof:
-    """Find the cut and certify it, or say why not.
+def prove(
+    question: Question,
+    example: Inputs,
+    missing: Collection[str],
+    state: State,
+    other: Inputs | None = None,
+) -> Proof:
+    """Find the cut and certify it, or say why not. state: of the model before any pass. other: a
+    second input of the same shapes; without one, the example with other values in it.
 
     Raises:
         UsageError: the example does not fit, or the output to cut is not clear.
     """
-    plain = _first_run(question, example)
+    plain = question.first(example)
     try:
         trace, inputs = question.record(example)
         first = cut(question, trace, inputs)
     except HeadNotFound as error:
         return Proof(None, Certificate.refused(_with_advice(str(error))))
-    prover = _Prover(question, example, trace, first)
+    prover = _Prover(question, (example, other), trace, first)
     del trace, inputs  # every activation of a pass: one such at a time is enough
     try:
         prover.weights_loaded(missing)
@@ -61,6 +64,8 @@ def prove(question: Question, example: Inputs, missing: Collection[str]) -> Proo
         prover.powered()
         prover.interchanged()
         prover.round_trips()
+        prover.decided_otherwise()
+        prover.same_afterwards(state)
     except HeadNotFound as error:
         return Proof(
             None, Certificate.refused(_with_advice(str(error)), tuple(prover.checks)), first.names
@@ -68,41 +73,25 @@ def prove(question: Question, example: Inputs, missing: Collection[str]) -> Proo
     return Proof(prover.program, prover.certificate(), first.names)
 
 
-def _first_run(question: Question, example: Inputs) -> Tensor | None:
-    """f(x) on the example; None if it has no logits.
-
-    Raises:
-        UsageError: the model does not accept the example, or returns several float tensors.
-    """
-    copy = example.copy()
-    try:
-        with torch.no_grad():
-            output = question.model(*copy.args, **copy.kwargs)
-    except Exception as error:
-        shapes = ", ".join(f"{k}: {tuple(v.shape)}" for k, v in example.tensors().items())
-        raise UsageError(
-            f"the model does not accept the example inputs ({shapes or 'no tensor'}): "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
-    try:
-        return logits_of(output, question.output).clone()
-    except HeadNotFound as error:
-        if floats_of(output):
-            raise UsageError(f"{error}; say which is meant (output=)") from error
-        return None
-
-
 def _with_advice(reason: str) -> str:
-    if "head=" in reason:
+    if "head=" in reason or "; give " in reason:
         return reason
     return f"{reason}; name the module that is the head (head=), or read the model at another tap"
+
+
+_STATE = (
+    "two passes over the same input differ by {error:.1e}: the model is random in eval mode, or "
+    "keeps a state, so no cut can give what it returns"
+)
 
 
 class _Prover:
     """The checks, one after the other; each raises HeadNotFound if the proof ends with it."""
 
-    def __init__(self, question: Question, example: Inputs, trace: Trace, first: Cut) -> None:
-        self.question, self.example, self.first = question, example, first
+    def __init__(
+        self, question: Question, inputs: tuple[Inputs, Inputs | None], trace: Trace, first: Cut
+    ) -> None:
+        self.question, (self.example, self.given), self.first = question, inputs, first
         self.checks: list[Check] = []
         self.program: Program | None = None
         self.power = 0.0
@@ -110,6 +99,8 @@ class _Prover:
         boundary = find_boundary(trace, question.output, question.named)
         self._swaps = _swaps(trace, boundary)
         self._used = trace.weights_used([boundary.logits])
+        self._deciding = list(dict.fromkeys(name or "the model" for name in trace.decisions))
+        self._largest = float("inf")  # scores beyond this are fillers
 
     def _check(self, name: str, passed: bool, figure: float | None, note: str, why: str) -> None:
         self.checks.append(Check(name, passed, figure, note))
@@ -136,41 +127,74 @@ class _Prover:
 
     def same_twice(self, plain: Tensor | None) -> None:
         """The recorded pass gives what the plain one gave."""
+        if not torch.isfinite(self.first.logits).any():
+            raise HeadNotFound("the logits are not finite; give an example that gets scores")
         error = float("inf") if plain is None else relative(self.first.logits, plain)
         self._check(
             "same twice",
             error <= TOLERANCE,
             error,
             "recorded against plain pass",
-            f"two passes over the same input differ by {error:.1e}: the model is random "
-            "in eval mode, or keeps a state, so no cut can give what it returns",
+            _STATE.format(error=error),
         )
+
+    def same_afterwards(self, state: State) -> None:
+        """An earlier call changes nothing: the example gives the same once other inputs went
+        through, or, if they left something behind, another input gives the same without it."""
+        assert self._second is not None
+        inputs, before, note = self.example, self.first, "the example once more, after others"
+        if state.changed():
+            state.put_back()
+            inputs, before = self._second
+            note = "another input, without what earlier calls left behind"
+        error = relative(self.question.logits(inputs), before.logits, self._largest)
+        self._check("same afterwards", error <= TOLERANCE, error, note, _STATE.format(error=error))
+
+    def decided_otherwise(self) -> None:
+        """What Python reads off tensors (`if scores.max() > 0.9`), turned round, changes nothing.
+
+        A model that does not run that way, or gives no scores, is not held against it.
+        """
+        assert self.program is not None
+        for forced in (1e30, -1e30) if self._deciding else ():
+            try:
+                decide = partial(turned, forced=forced)
+                other = cut(self.question, *self.question.record(self.example, decide))
+            except Exception:  # noqa: S112  most often a check that raises
+                continue
+            error = law_error(self.question, self.program, other, self._largest)
+            where = ", ".join(self._deciding[:3])
+            self._check(
+                "decided otherwise",
+                error <= TOLERANCE,
+                error,
+                "values that Python reads, turned round",
+                f"values that Python reads (in {where}) decide how the scores are computed: "
+                f"decided the other way, logits(prelogits(x)) is off by {error:.1e}",
+            )
 
     def powered(self) -> None:
         """A second input whose logits are clearly different."""
-        config = getattr(self.question.model, "config", None)
-        special = [
-            value
-            for name in ("pad_token_id", "eos_token_id", "sep_token_id", "bos_token_id")
-            for value in tree_leaves(getattr(config, name, None))
-            if isinstance(value, int)
-        ]
-        for seed, gain in ((1, 1.0), (2, 4.0)):
-            inputs = other_values(self.example, special, seed, gain)
+        failed: Exception | None = None
+        between = "two inputs"
+        for inputs, said in self.question.others(self.example, self.given):
             try:
                 second = cut(self.question, *self.question.record(inputs))
             except HeadNotFound as error:
                 raise HeadNotFound(f"for another input, {error}") from error
             except Exception as error:  # the model has its own idea of what an input is
-                if seed == 1:
-                    continue
-                raise HeadNotFound(f"no other input could be made: {first_line(error)}") from error
-            power = relative(second.logits, self.first.logits) / TOLERANCE
+                failed = error
+                continue
+            size = moving_size(second.logits, self.first.logits)
+            power = relative(second.logits, self.first.logits, size) / TOLERANCE
             if power > self.power:
-                self.power, self._second = power, (inputs, second)
+                self.power, self._second, between = power, (inputs, second), said
+                self._largest = 10 * size
             if self.power >= POWER:
                 break
-        note = "tolerances between the logits of two inputs"
+        if failed is not None and self._second is None:
+            raise HeadNotFound(f"no other input could be made: {first_line(failed)}")
+        note = f"tolerances between the logits of {between}"
         self._check(
             "power",
             POWER <= self.power < float("inf"),
@@ -189,7 +213,8 @@ class _Prover:
             output = run_swapped(self.question.model, copy.args, copy.kwargs, self._swaps)
             error = float("inf")
             if output is not None:
-                error = relative(logits_of(output, self.question.output), self.first.logits)
+                logits = logits_of(output, self.question.output)
+                error = relative(logits, self.first.logits, self._largest)
         except RuntimeError:  # what enters the head has another shape for the other input
             error = float("inf")
         self._check(
@@ -206,7 +231,7 @@ class _Prover:
         """Closed form on the example, then the law for every other input."""
         assert self._second is not None
         cuts = [("other values", self._second[1])]
-        for variants in _variants(self._second[0]):
+        for variants in kinds_of_others(self._second[0]):
             for variant in variants:
                 try:
                     trace, inputs = self.question.record(variant.inputs)
@@ -227,65 +252,16 @@ class _Prover:
                         "not applicable, the model refuses it",
                     )
                 )
-        self.program = self._program(cuts)
+        fitting = Fitting(self.question, self.first, self._largest)
+        self.program, more = fitting.program(cuts, self._second[0])
+        cuts += more
         self._law("closed form", "replay on the captured tensor", self.first)
         for note, other in cuts:
             self._law("round trip", note, other)
 
-    def _program(self, cuts: list[tuple[str, Cut]]) -> Program:
-        """A program for all the cuts; where none fits all, one for single samples and one for
-        larger batches, on two more inputs that are added to `cuts`."""
-        reason = HeadNotFound("what follows the head is not the same for every shape")
-        try:
-            program = self._general([self.first, *(other for _, other in cuts)])
-            if all(self._error(program, other) <= TOLERANCE for _, other in cuts):
-                return program
-        except HeadNotFound as error:
-            reason = error
-        cuts += self._by_batch()
-        return self._split_by_batch([self.first, *(other for _, other in cuts)], reason)
-
-    def _general(self, cuts: list[Cut]) -> Program:
-        return generalise([c.listing for c in cuts], [v.ndim for v in self.first.values])
-
-    def _by_batch(self) -> list[tuple[str, Cut]]:
-        """Two more inputs, so that batches of one and of several are both seen at two lengths."""
-        assert self._second is not None
-        inputs = self._second[0]
-        three = other_batch(inputs, 3)
-        found: list[tuple[str, Cut]] = []
-        for note, other in (
-            ("batch 1", other_batch(inputs, 1)),
-            ("batch 3 and another length", next(other_lengths(three), None) if three else None),
-        ):
-            try:
-                if other is not None:
-                    found.append((note, cut(self.question, *self.question.record(other))))
-            except (HeadNotFound, RuntimeError, ValueError, TypeError, IndexError):
-                continue
-        return found
-
-    def _split_by_batch(self, cuts: list[Cut], reason: HeadNotFound) -> Program:
-        """One program for batches of one and another for all others: torch's own shortcuts
-        (einsum drops axes of size 1) make these the two forms that a tail can take."""
-        single = [c for c in cuts if c.values[0].shape[0] == 1]
-        several = [c for c in cuts if c.values[0].shape[0] != 1]
-        if not single or not several:
-            raise reason
-        return replace(self._general(several), single=self._general(single))
-
-    def _error(self, program: Program, one: Cut) -> float:
-        """By how much the law fails for one input."""
-        try:
-            with torch.no_grad():
-                again = program.run(one.values, self.question.weights())
-        except (RuntimeError, UsageError, TypeError, ValueError, IndexError):
-            return float("inf")  # the tail does not even run for this shape
-        return relative(again, one.logits)
-
     def _law(self, name: str, note: str, one: Cut) -> None:
         assert self.program is not None
-        error = self._error(self.program, one)
+        error = law_error(self.question, self.program, one, self._largest)
         dtype = str(one.logits.dtype).removeprefix("torch.")
         short = "" if dtype in {"float32", "float64"} else f" ({dtype}: try float32)"
         self._check(
@@ -317,24 +293,3 @@ def _swaps(trace: Trace, boundary: Boundary) -> dict[Any, list[tuple[int, Tensor
                 swaps.setdefault(address_of(trace, op), []).append((number, value))
                 break
     return swaps
-
-
-def _variants(inputs: Inputs) -> Iterator[list[Variant]]:
-    """Kinds of other inputs, each with what to try in order."""
-    three, one = other_batch(inputs, 3), other_batch(inputs, 1)
-    batches = []
-    if three is not None:
-        three = other_values(three, seed=3) if _has_floats(three) else three
-        masked = other_mask(three)
-        if masked is not None:
-            batches.append(Variant(masked, "batch 3 and another mask"))
-        batches.append(Variant(three, "batch 3"))
-    yield batches
-    lengths = [Variant(v, "batch 1 and another length") for v in other_lengths(one)] if one else []
-    if one is not None:
-        lengths.append(Variant(one, "batch 1"))
-    yield lengths
-
-
-def _has_floats(inputs: Inputs) -> bool:
-    return any(value.is_floating_point() for value in inputs.tensors().values())

@@ -1,19 +1,22 @@
 """The named places where hidden states can be read, found in a recorded forward pass.
 
 A tap names a module, a side of it and one of the tensors there, so that a plain hook can deliver
-it. Which axis of that tensor is the channel is read off what the model itself does with it.
+it. Where no module's edge carries the tensor (a functional head, TorchScript's insides), it names
+an operation instead. Which axis is the channel is read off what the model itself does with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
-from penult.errors import TapError
-from penult.splitting.head import Head, logits_of
+from penult.errors import HeadNotFound, TapError
+from penult.splitting.blocks import find_blocks, first_float
+from penult.splitting.boundary import find_boundary
+from penult.splitting.channels import channel_axis
+from penult.splitting.head import VIEWS, Head, logits_of
 from penult.splitting.trace import Call, Op, Read, Trace
 
 INPUT, OUTPUT = "input", "output"
@@ -26,6 +29,8 @@ class Tap:
     module: qualified name. side: what enters it or what leaves it. index: which of the tensors
     there, flattened. call: which call of the module, counted from the last (0 is the last).
     shape: as measured on the example, batch first. channel: the axis that pooling never touches.
+    operation: where it is not empty, side and index are of this operation, inside of the module.
+    later: how many operations of that name run in that module after it.
     """
 
     name: str
@@ -35,6 +40,17 @@ class Tap:
     shape: tuple[int, ...]
     channel: int
     call: int = 0
+    operation: str = ""
+    later: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where it is read, in words: `input of classifier`, `input of addmm in the model`."""
+        module = self.module or "the model"
+        if not self.operation:
+            return f"{self.side} of {module}"
+        number = f", {self.later} before the last" if self.later else ""
+        return f"{self.side} of {self.operation.removeprefix('aten.')}{number} in {module}"
 
     @property
     def width(self) -> int:
@@ -86,7 +102,7 @@ def tap_at(trace: Trace, name: str) -> Tap:
     calls = trace.calls_of(name)
     if not calls:
         raise TapError(f"no module called {name!r} ran in the forward pass")
-    index = _first_float(calls[-1].outputs)
+    index = first_float(calls[-1].outputs)
     if index is None:
         raise TapError(f"{name!r} returns no float tensor with a batch axis")
     return _tap(trace, name, calls[-1], OUTPUT, index)
@@ -107,14 +123,7 @@ def _tap(trace: Trace, name: str, call: Call, side: str, index: int) -> Tap:
 
 
 def _renamed(tap: Tap, name: str) -> Tap:
-    return Tap(name, tap.module, tap.side, tap.index, tap.shape, tap.channel, tap.call)
-
-
-def _first_float(reads: Sequence[Read], least: int = 2) -> int | None:
-    for index, read in enumerate(reads):
-        if read.depends and read.tensor.is_floating_point() and read.tensor.ndim >= least:
-            return index
-    return None
+    return replace(tap, name=name)
 
 
 def _backbone(trace: Trace, before: set[int], base: str | None) -> Tap | None:
@@ -125,7 +134,7 @@ def _backbone(trace: Trace, before: set[int], base: str | None) -> Tap | None:
     """
     end = max(before, default=0)
     for call in reversed(trace.calls_of(base) if base else []):
-        index = _first_float(call.outputs)
+        index = first_float(call.outputs)
         producer = call.outputs[index].producer if index is not None else None
         # A norm of a base that the head leaves aside is not upstream of it, and still its end.
         if index is not None and producer is not None and producer.index <= end:
@@ -133,22 +142,67 @@ def _backbone(trace: Trace, before: set[int], base: str | None) -> Tap | None:
     candidates = [
         (producer.index, -call.module.count("."), call, index)
         for call in trace.calls
-        if (index := _first_float(call.outputs, least=3)) is not None
+        if (index := first_float(call.outputs, least=3)) is not None
         if (producer := call.outputs[index].producer) is not None and producer.index in before
     ]
     if not candidates:
-        return None
+        return _backbone_inside(trace, before)
     _, _, call, index = max(candidates, key=lambda candidate: candidate[:2])
     return _tap(trace, "backbone", call, OUTPUT, index)
 
 
+def _backbone_inside(trace: Trace, before: set[int]) -> Tap | None:
+    """What an operation made last, before the head, that has more than one position.
+
+    Where no module's output has any: modules that are not seen being called, functional models.
+    """
+    batch = logits_of(trace.output).shape[0]
+    for op in reversed(trace.ops):
+        if op.index not in before or op.name in VIEWS or not op.depends:
+            continue
+        for index, made in enumerate(op.writes[:1]):
+            wide = sum(size > 1 for size in made.shape[1:]) >= 2
+            if wide and made.is_floating_point() and made.shape[0] == batch:
+                return _inside(trace, "backbone", op, OUTPUT, index)
+    return None
+
+
 def _prelogits(trace: Trace, head: Head) -> Tap | None:
-    """The input of the head's module, where the head is one module that reads one tensor."""
-    if len(head.names) != 1:
+    """The one tensor that enters the head: its module's input, or an operation's operand."""
+    if len(head.names) == 1:
+        calls = trace.calls_of(head.names[0])
+        index = first_float(calls[-1].inputs) if calls else None
+        if index is not None:
+            return _tap(trace, "prelogits", calls[-1], INPUT, index)
+    try:
+        boundary = find_boundary(trace)
+    except HeadNotFound:
         return None
-    calls = trace.calls_of(head.names[0])
-    index = _first_float(calls[-1].inputs) if calls else None
-    return None if index is None else _tap(trace, "prelogits", calls[-1], INPUT, index)
+    if len(boundary.places) != 1 or boundary.tail.open:
+        return None  # several tensors, or one that is made only by moving what follows the head
+    place = boundary.places[0]
+    for op in trace.ops[place.at :]:
+        for index, read in enumerate(op.reads):
+            if read.tensor is place.tensor:
+                return _inside(trace, "prelogits", op, INPUT, index)
+    return None
+
+
+def _inside(trace: Trace, name: str, op: Op, side: str, index: int) -> Tap:
+    """A tensor of an operation as a tap. Counted from the end, where the head is: recurrent
+    layers run more often for longer inputs."""
+    read = op.reads[index] if side == INPUT else Read(op.writes[index], op, op.depends)
+    alike = (o for o in trace.ops[op.index + 1 :] if (o.name, o.module) == (op.name, op.module))
+    return Tap(
+        name=name,
+        module=op.module,
+        side=side,
+        index=index,
+        shape=tuple(read.tensor.shape),
+        channel=channel_axis(trace, read),
+        operation=op.name,
+        later=sum(1 for _ in alike),
+    )
 
 
 def _weighted(trace: Trace, backbone: Tap | None) -> Tap | None:
@@ -193,117 +247,17 @@ def _receiver(trace: Trace, source: Op, shape: tuple[int, ...]) -> Tap | None:
 
 
 def _layers(trace: Trace, before: set[int], module: nn.Module) -> list[Tap]:
-    """What enters the first of the model's repeated blocks, and what leaves each of them.
-
-    The blocks are the numbered children of the container that holds most of the weights; with
-    equal weights the outermost one.
-    """
-    best: tuple[int, list[Tap]] = (0, [])
-    for path, container in module.named_modules():
-        children = [(n, child) for n, child in container.named_children() if n.isdigit()]
-        kinds = [type(child) for _, child in children]
-        if len(children) < 2 or len(set(kinds)) == len(kinds):
-            continue
-        size = sum(p.numel() for p in container.parameters())
-        if size <= best[0]:
-            continue
-        prefix = f"{path}." if path else ""
-        taps = list(_block_taps(trace, [prefix + name for name, _ in children], before))
-        if len(taps) == len(children) + 1:
-            best = (size, taps)
-    return best[1]
+    """What enters the first of the model's repeated blocks, and what leaves each of them."""
+    return _block_taps(trace, find_blocks(trace, before, module))
 
 
-def _block_taps(trace: Trace, names: Sequence[str], before: set[int]) -> Iterator[Tap]:
-    batch = logits_of(trace.output).shape[0]
+def _block_taps(trace: Trace, names: Sequence[str]) -> list[Tap]:
+    taps = []
     for number, name in enumerate(names):
-        calls = trace.calls_of(name)
-        if not calls:
-            return
-        entry = _first_float(calls[-1].inputs, least=3)
-        leave = _first_float(calls[-1].outputs, least=3)
-        if entry is None or leave is None:
-            return
-        left = calls[-1].outputs[leave]
-        if left.producer is None or left.producer.index not in before:
-            return
-        if left.tensor.shape[0] != batch:  # batch folded into another axis, or not in front
-            return
+        call = trace.calls_of(name)[-1]
         if number == 0:
-            yield _tap(trace, name, calls[-1], INPUT, entry)
-        yield _tap(trace, name, calls[-1], OUTPUT, leave)
-
-
-# What an operation says about the channel axis of what it reads (rank → axis).
-_CHANNEL_FIRST = {"convolution", "native_batch_norm", "_native_batch_norm_legit_no_training",
-                  "native_group_norm", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
-                  "max_pool2d_with_indices", "avg_pool2d", "cudnn_batch_norm",
-                  "_native_batch_norm_legit"}  # fmt: skip
-_REDUCTIONS = {"mean", "sum", "amax", "max", "logsumexp"}
-
-
-def channel_axis(trace: Trace, read: Read) -> int:
-    """Which axis of a tensor holds the channels, read off the operations that use or made it.
-
-    Convolutions and batch norm say axis 1, layer norm and linear layers say the last one, a mean
-    over some axes says the one that it leaves. Without evidence: axis 1 of maps, else the last.
-    """
-    tensor = read.tensor
-    if tensor.ndim == 2:
-        return 1
-    for axis in _evidence(trace, read):
-        return axis
-    return 1 if tensor.ndim == 4 else tensor.ndim - 1
-
-
-def _evidence(trace: Trace, read: Read) -> Iterator[int]:
-    """Axes that operations point to: users first, in order, then the makers, latest first."""
-    order = {id(read.tensor): tuple(range(read.tensor.ndim))}  # axes of it, in terms of the tap's
-    start = 0 if read.producer is None else read.producer.index + 1
-    for op in trace.ops[start:]:
-        for user in op.reads:
-            axes = order.get(id(user.tensor))
-            if axes is None:
-                continue
-            said = _says(op, user.tensor)
-            if said is not None and axes[said] != 0:
-                yield axes[said]
-            for made in op.writes:
-                if op.name in {"aten.permute", "aten.transpose", "aten.t"}:
-                    order[id(made)] = _permuted(op, axes)
-                elif made.shape == user.tensor.shape:
-                    order[id(made)] = axes
-    maker = read.producer
-    while maker is not None and maker.writes and maker.writes[0].shape == read.tensor.shape:
-        said = _says(maker, maker.writes[0])
-        if said is not None and said != 0:
-            yield said
-        maker = next((r.producer for r in maker.reads if r.depends and r.producer), None)
-
-
-def _says(op: Op, tensor: torch.Tensor) -> int | None:
-    name, rank = op.name.removeprefix("aten."), tensor.ndim
-    if name in _CHANNEL_FIRST:
-        return 1
-    if name == "native_layer_norm":
-        return rank - 1 if len(op.args[1]) == 1 else None
-    if name in {"view", "_unsafe_view", "reshape"}:
-        # Positions folded into the batch for a matrix product: the last axis stays.
-        made = op.writes[0]
-        return rank - 1 if made.ndim == 2 and made.shape[-1] == tensor.shape[-1] else None
-    if name in _REDUCTIONS and len(op.args) > 1:
-        if op.writes[0].ndim == rank:
-            return None  # kept for broadcasting: a norm's statistics, not a pooling
-        dims = [op.args[1]] if isinstance(op.args[1], int) else list(op.args[1] or [])
-        left = set(range(1, rank)) - {dim % rank for dim in dims}
-        return left.pop() if len(left) == 1 else None
-    return None
-
-
-def _permuted(op: Op, axes: tuple[int, ...]) -> tuple[int, ...]:
-    if op.name == "aten.permute":
-        return tuple(axes[dim] for dim in op.args[1])
-    first, second = (0, 1) if op.name == "aten.t" else op.args[1:3]
-    swapped = list(axes)
-    swapped[first], swapped[second] = swapped[second], swapped[first]
-    return tuple(swapped)
+            index = first_float(call.inputs, least=3)
+            taps.append(_tap(trace, name, call, INPUT, index or 0))
+        index = first_float(call.outputs, least=3)
+        taps.append(_tap(trace, name, call, OUTPUT, index or 0))
+    return taps

@@ -12,7 +12,7 @@ copied just before it is overwritten, so that `Trace.value` can still give it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from penult.splitting.deciding import Listener, decides
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class Trace:
     output: Any
     reads: list[Read]
     leaves: dict[int, str]  # storage → name of the parameter or buffer that lives there
+    decisions: list[str]  # modules in which Python read values that depend on the input
     makers: dict[int, Op] = field(default_factory=dict)  # id of a tensor → what first returned it
     past: dict[int, list[tuple[int, torch.Tensor]]] = field(default_factory=dict)
 
@@ -105,6 +108,18 @@ class Trace:
         return {name for name in names if name is not None}
 
 
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """Every tensor in nested containers, and in the attributes of objects that are none."""
+    found = []
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type):
+            inner = tree_leaves(list(vars(leaf).values()))
+            found += [value for value in inner if isinstance(value, torch.Tensor)]
+    return found
+
+
 def _storage(tensor: torch.Tensor) -> int:
     # A tensor of no elements has no address of its own.
     try:
@@ -114,8 +129,12 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, inputs: Sequence[torch.Tensor], decide: Callable[[Any], Any] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._decide = decide
+        self.decisions: list[str] = []
         self.ops: list[Op] = []
         self.calls: list[Call] = []
         self.stack: list[Call] = []
@@ -138,6 +157,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def reads(self, values: Any) -> list[Read]:
         return [self.read(leaf) for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
+    def told(self, value: Any) -> Any:
+        """What Python is told of a value that depends on the input."""
+        self.decisions.append(self.stack[-1].module if self.stack else "")
+        return value if self._decide is None else self._decide(value)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -149,6 +173,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for storage in {_storage(tensor) for tensor in mutated}:
             for key, tensor in self._living.get(storage, {}).items():
                 self.past.setdefault(key, []).append((len(self.ops), tensor.clone()))
+        if str(func.overloadpacket) == "aten.nonzero" and any(read.depends for read in reads):
+            args = (args[0] == 0,) if self.told(True) is False else args
         result = func(*args, **kwargs)
         writes = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         op = Op(
@@ -163,6 +189,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             func=func,
         )
         self.ops.append(op)
+        if op.depends and decides(result, [r.producer.name for r in reads if r.producer]):
+            return self.told(result)
         for tensor in writes:
             self._made[id(tensor)] = (tensor, op)
             self.makers.setdefault(id(tensor), op)
@@ -270,17 +298,23 @@ def run_swapped(
 
 
 def record(
-    module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    module: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    decide: Callable[[Any], Any] | None = None,
 ) -> Trace:
     """Run `module(*args, **kwargs)` once, without gradients, and record it.
+
+    decide: what Python is told instead of values that depend on the input.
 
     The module's weights, buffers, hooks and mode are as before afterwards. The trace keeps every
     intermediate tensor alive: use short inputs, and let go of it soon.
     """
     kwargs = dict(kwargs or {})
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    recorder = _Recorder(tensors)
-    with torch.no_grad(), _watching(module, recorder), recorder:
+    recorder = _Recorder(tensors, decide)
+    listening = Listener(lambda tensor: recorder.read(tensor).depends, recorder.told)
+    with torch.no_grad(), _watching(module, recorder), listening, recorder:
         output = module(*args, **kwargs)
     leaves = {
         _storage(tensor): name
@@ -291,8 +325,9 @@ def record(
         recorder.ops,
         recorder.calls,
         output,
-        recorder.reads(output),
+        [recorder.read(tensor) for tensor in tensors_in(output)],
         leaves,
+        recorder.decisions,
         recorder.makers,
         recorder.past,
     )

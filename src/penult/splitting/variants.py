@@ -64,9 +64,9 @@ class Inputs:
 
     @property
     def batch(self) -> int | None:
-        """The size of the leading axis that all tensors share."""
-        sizes = {value.shape[0] if value.ndim else 0 for value in self.tensors().values()}
-        return sizes.pop() if len(sizes) == 1 else None
+        """The size of the first tensor's leading axis, which is the batch if any is."""
+        first = next(iter(self.tensors().values()))
+        return first.shape[0] if first.ndim else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ def other_values(
 
     Floats: noise of the same mean, spread and range, every sample with a gain of its own. Without
     floats, the first integer tensor's ids are drawn anew among those that are there; ids that may
-    mean something to the model (special, padded, first or last) stay in place.
+    mean something to the model (special, padded, first or last) stay in place. gain: 1, or larger
+    for the bolder second try, which draws anew whatever is not padded.
     """
     random = torch.Generator().manual_seed(seed)
     mask = next((v for k, v in inputs.tensors().items() if is_mask(k, v)), None)
@@ -100,7 +101,7 @@ def other_values(
     def change(key: str | int, value: Tensor) -> Tensor:
         if key in floats:
             return _noise(value, random, gain, mask)
-        return _ids(value, random, special, mask) if key in ids else value.clone()
+        return _ids(value, random, special, mask, gain > 1) if key in ids else value.clone()
 
     return inputs.map(change)
 
@@ -129,29 +130,39 @@ def _noise(value: Tensor, random: torch.Generator, gain: float, mask: Tensor | N
 
 
 def _ids(
-    value: Tensor, random: torch.Generator, special: Sequence[int], mask: Tensor | None
+    value: Tensor, random: torch.Generator, special: Sequence[int], mask: Tensor | None, bold: bool
 ) -> Tensor:
     data = value.cpu()
     fixed = torch.isin(data, torch.tensor(list(special) or [-1], dtype=data.dtype))
     if data.ndim > 1:
         ends = torch.unique(torch.cat([data[:, :1].flatten(), data[:, -1:].flatten()]))
         fixed |= torch.isin(data, ends)
+    padded = torch.zeros_like(fixed)
     if mask is not None and mask.shape == value.shape:
-        fixed |= mask.cpu() == 0
-    free = torch.unique(data[~fixed])
+        padded = mask.cpu() == 0
+    free = torch.unique(data[~(fixed | padded)])
     if free.numel() < 2:
         return value.clone()
+    fixed = padded if bold else fixed | padded
     drawn = free[torch.randint(free.numel(), data.shape, generator=random)]
     return torch.where(fixed, data, drawn).to(value.device)
 
 
 def other_batch(inputs: Inputs, size: int) -> Inputs | None:
-    """The same samples, repeated or cut to another batch size; None where there is no batch."""
+    """The same samples, repeated or cut to another batch size; None where there is no batch.
+
+    What has another leading size (a graph that all samples share) stays as it is.
+    """
     batch = inputs.batch
     if not batch:
         return None
     rows = torch.arange(size) % batch
-    return inputs.map(lambda _, value: value[rows.to(value.device)].clone())
+
+    def change(_: str | int, value: Tensor) -> Tensor:
+        shared = value.ndim == 0 or value.shape[0] != batch
+        return value.clone() if shared else value[rows.to(value.device)].clone()
+
+    return inputs.map(change)
 
 
 def other_mask(inputs: Inputs) -> Inputs | None:
@@ -174,33 +185,79 @@ def other_mask(inputs: Inputs) -> Inputs | None:
 def other_lengths(inputs: Inputs) -> Iterator[Inputs]:
     """Inputs of another length, or images of another size, most likely first.
 
-    Sequences lose a quarter of their positions, not at the ends: those may mean something.
+    Sequences lose a quarter of their positions, not at the ends: those may mean something. Odd
+    sizes come first: a model that pads to a multiple and trims its scores is told by no other. No
+    two axes that were equal stay equal, or which of them a number comes from could not be told.
     """
     tensors = inputs.tensors().values()
-    rank = max((value.ndim for value in tensors), default=0)
     largest = max(tensors, key=lambda value: (value.ndim, value.numel()), default=None)
     if largest is None:
         return
-    if rank == 4 and largest.is_floating_point():
-        yield inputs.map(lambda _, value: _larger(value) if value.ndim == 4 else value.clone())
-        return
-    for axis in range(1, min(rank, 3)):
+    rank = largest.ndim
+    images = rank in {4, 5} and largest.is_floating_point()
+    for rows, columns in ((37, 75), (32, 64), (32, 32)) if images else ():
+        larger = _resized(inputs, rank, rows, columns)
+        if rank == 5:
+            yield from _shortened(larger)
+        yield larger
+    if rank != 4 or not images:
+        yield from _shortened(inputs)
+
+
+def _shortened(inputs: Inputs) -> Iterator[Inputs]:
+    """A quarter of the positions fewer, in every tensor that is as long as the largest."""
+    largest = max(inputs.tensors().values(), key=lambda value: (value.ndim, value.numel()))
+    axes = sorted(range(1, min(largest.ndim, 3)), key=lambda axis: -largest.shape[axis])
+    for axis in axes:
         length = largest.shape[axis]
-        if length < 4:
-            continue
-        kept = torch.cat([torch.tensor([0]), torch.arange(1 + length // 4, length)])
-
-        def shorter(_: str | int, value: Tensor, axis: int = axis, length: int = length) -> Tensor:
-            if value.ndim <= axis or value.shape[axis] != length:
-                return value.clone()
-            return value.index_select(axis, kept.to(value.device))  # noqa: B023
-
-        yield inputs.map(shorter)
+        fewer = length - length // 4
+        odd = fewer - 1 + fewer % 2
+        if length >= 8 and odd < fewer:
+            yield _cut_to(inputs, axis, length, odd)
+        if length >= 4:
+            yield _cut_to(inputs, axis, length, fewer)
 
 
-def _larger(images: Tensor) -> Tensor:
-    """Images with 32 more rows and columns, by reflection of what is there."""
-    height, width = images.shape[-2:]
-    rows = torch.arange(height + 32) % height
-    columns = torch.arange(width + 32) % width
-    return images[..., rows, :][..., columns].clone()
+def _cut_to(inputs: Inputs, axis: int, length: int, fewer: int) -> Inputs:
+    kept = torch.cat([torch.tensor([0]), torch.arange(length - fewer + 1, length)])
+
+    def shorter(_: str | int, value: Tensor) -> Tensor:
+        if value.ndim <= axis or value.shape[axis] != length:
+            return value.clone()
+        return value.index_select(axis, kept.to(value.device))
+
+    return inputs.map(shorter)
+
+
+def _resized(inputs: Inputs, rank: int, rows: int, columns: int) -> Inputs:
+    """Images with more rows and columns, by repetition of what is there."""
+
+    def larger(_: str | int, value: Tensor) -> Tensor:
+        if value.ndim != rank:
+            return value.clone()
+        height, width = value.shape[-2:]
+        down, right = torch.arange(height + rows) % height, torch.arange(width + columns) % width
+        return value[..., down, :][..., right].clone()
+
+    return inputs.map(larger)
+
+
+def kinds_of_others(inputs: Inputs) -> Iterator[list[Variant]]:
+    """Another batch size, then another length: for each, what to try in order."""
+    three, one = other_batch(inputs, 3), other_batch(inputs, 1)
+    batches = []
+    if three is not None:
+        three = other_values(three, seed=3) if _has_floats(three) else three
+        masked = other_mask(three)
+        if masked is not None:
+            batches.append(Variant(masked, "batch 3 and another mask"))
+        batches.append(Variant(three, "batch 3"))
+    yield batches
+    lengths = [Variant(v, "batch 1 and another length") for v in other_lengths(one)] if one else []
+    if one is not None:
+        lengths.append(Variant(one, "batch 1"))
+    yield lengths
+
+
+def _has_floats(inputs: Inputs) -> bool:
+    return any(value.is_floating_point() for value in inputs.tensors().values())

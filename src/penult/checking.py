@@ -1,0 +1,182 @@
+"""`check`: every promise of an embedder, measured on the user's own items.
+
+Knows an embedder and how to run it; what is printed of the report is the face's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.batching import ALONE, Law, axes_of, difference
+from penult.embedder import Embedder
+from penult.engines.base import Readout
+from penult.errors import EmptyItem
+from penult.padding import Batch, collate
+from penult.runner import Ready
+from penult.sources import Failure
+from penult.splitting.certificate import TOLERANCE, Certificate
+
+ITEMS = 16  # as many are run; each some six times
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One comparison over all items: the largest absolute and relative difference of vectors and
+    logits, and the smallest cosine between two vectors of one item."""
+
+    max_abs: float
+    relative: float
+    cosine: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the padding law allows it."""
+        return self.relative <= TOLERANCE
+
+
+@dataclass(slots=True)
+class Report:
+    """What was measured. batched: alone against together. order: together against together the
+    other way round. drift: alone against alone again. plain: alone against the way that asks
+    nobody, zeros behind the shorter ones and the mean over all of it; None where no item is padded.
+    broken: each promise that does not hold, in words."""
+
+    law: Law
+    certificate: Certificate
+    items: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    drift: Measure | None = None
+    batched: Measure | None = None
+    order: Measure | None = None
+    plain: Measure | None = None
+
+    @property
+    def broken(self) -> list[str]:
+        """Each promise that does not hold."""
+        said = [
+            f"{what}: off by {measure.relative:.1e}, and {TOLERANCE:.0e} is allowed"
+            for what, measure in (
+                ("the same item twice", self.drift),
+                ("alone against in a batch", self.batched),
+                ("in another order", self.order),
+            )
+            if measure is not None and not measure.ok
+        ]
+        if not self.certificate.ok:
+            said.append(f"the head is not proved: {self.certificate.refusal}")
+        return said
+
+
+def check(embedder: Embedder, pairs: Iterable[Any], certificate: Certificate) -> Report:
+    """Run the first items alone, again, together and in the other order, and compare.
+
+    pairs: (item, region), of which the first 16 are taken. certificate: of the head, on whatever
+    it was measured.
+
+    Raises:
+        EmptyItem: none of the items could be opened.
+    """
+    report = Report(embedder.law, certificate)
+    ready: list[Ready] = []
+    for prepared in embedder.runner.prepare(pairs):
+        if isinstance(prepared, Failure):
+            report.failures.append(prepared)
+        elif isinstance(prepared, Ready):
+            ready.append(prepared)
+        if len(ready) == ITEMS:
+            break
+    if not ready:
+        raise EmptyItem("none of these items could be opened, so there is nothing to check")
+    report.items = [one.item.id for one in ready]
+    tensors = [one.inputs.tensors for one in ready]
+    engine = embedder.runner.engine
+    alone = _rows([engine(Batch(item)) for item in tensors])
+    report.drift = compare(_rows([engine(Batch(item)) for item in tensors]), alone)
+    groups = _groups(report.law, tensors, 4 * embedder.runner.budget)
+    report.batches = [len(group) for group in groups]
+    together = _together(engine, report.law, tensors, groups)
+    report.batched = compare(together, alone)
+    backwards = [group[::-1] for group in groups[::-1]]
+    report.order = compare(_together(engine, report.law, tensors, backwards), together)
+    report.plain = _plain(engine, tensors, alone)
+    return report
+
+
+Values = list[npt.NDArray[np.float32]]  # one item's logits and its vectors
+
+
+def compare(found: Sequence[Values], expected: Sequence[Values]) -> Measure:
+    """The largest difference between two runs over the same items."""
+    pairs = list(zip(found, expected, strict=True))
+    return Measure(
+        max_abs=max(_max_abs(a, b) for a, b in pairs),
+        relative=max(difference(a, b) for a, b in pairs),
+        cosine=min(_cosine(a[-1], b[-1]) for a, b in pairs),
+    )
+
+
+def _max_abs(one: Values, other: Values) -> float:
+    if any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
+        return float("inf")
+    return max(float(np.abs(a - b).max(initial=0)) for a, b in zip(one, other, strict=True))
+
+
+def _cosine(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    a, b = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
+    if a.shape != b.shape:
+        return float("nan")
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
+
+
+def _rows(readouts: Iterable[Readout]) -> list[Values]:
+    return [readout.row(0) for readout in readouts]
+
+
+def _groups(law: Law, tensors: Sequence[Any], most: int) -> list[list[int]]:
+    """Batches of all items of one kind, however different their lengths: the hardest case.
+
+    most: numbers in the padded inputs of a batch.
+    """
+    groups: dict[Any, list[list[int]]] = {}
+    for number, item in enumerate(tensors):
+        size = max(value.numel() for value in item.values())
+        kind = number if law.name == ALONE else law.kind(item)
+        batches = groups.setdefault(kind, [[]])
+        if batches[-1] and (len(batches[-1]) + 1) * size > most:
+            batches.append([])
+        batches[-1].append(number)
+    return [batch for batches in groups.values() for batch in batches]
+
+
+def _together(
+    engine: Any, law: Law, tensors: Sequence[Any], groups: Sequence[Sequence[int]]
+) -> list[Values]:
+    rows: dict[int, Values] = {}
+    for group in groups:
+        readout = engine(law.batch([tensors[i] for i in group]))
+        rows |= {index: readout.row(row) for row, index in enumerate(group)}
+    return [rows[index] for index in range(len(tensors))]
+
+
+def _plain(engine: Any, tensors: Sequence[Any], alone: Sequence[Values]) -> Measure | None:
+    """What a batch padded with zeros and without a mask would have given."""
+    axes = axes_of(tensors)
+    if not axes:
+        return None
+    bare = [{n: v for n, v in item.items() if not n.endswith("mask")} for item in tensors]
+    padded = collate(bare, {n: a for n, a in axes.items() if n in bare[0]}, {})
+    try:
+        readout = engine(Batch(padded))
+    except Exception:  # it needs its mask: then nobody can leave it out
+        return None
+    rows = [readout.row(row) for row in range(len(tensors))]
+    if any(a.shape != b.shape for x, y in zip(rows, alone, strict=True)
+           for a, b in zip(x, y, strict=True)):  # fmt: skip
+        return None
+    return compare(rows, alone)

@@ -1,0 +1,225 @@
+"""`penult embed`: items into a collection, with progress, a summary and a way to stop."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from penult.cli.opened import embedder_facts, items_of, proof_line, require_proof
+from penult.cli.options import (
+    NOTHING,
+    Asked,
+    Channel,
+    Device,
+    Json,
+    Model,
+    Paths,
+    Pooling,
+    PoolOver,
+    Tap,
+    opening,
+)
+from penult.cli.output import counted, emit, say, short, shown, stdout, working
+from penult.cli.progress import Meter, metered
+
+if TYPE_CHECKING:
+    from penult.adding import Summary
+    from penult.embedder import Embedder
+    from penult.sources import Source
+
+SOME_FAILED = 3
+SHOWN_FAILURES = 5
+
+
+@opening
+def embed(
+    model: Model,
+    paths: Paths,
+    into: Annotated[Path, typer.Option(help="The collection, for example calls.lance.")],
+    tap: Tap = None,
+    pooling: Pooling = None,
+    pool_over: PoolOver = None,
+    channel: Channel = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Cut recordings into windows of 5s, 250ms: a row for each."),
+    ] = None,
+    hop: Annotated[
+        str | None, typer.Option(help="From one window's start to the next; else the window.")
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Cut images into squares of so many pixels.")
+    ] = None,
+    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.")] = 0,
+    summary: Annotated[
+        str | None, typer.Option(help="One more row for each file that is cut: mean or max.")
+    ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="One item in each forward pass, no batches.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode; 0 decodes in this one.")
+    ] = None,
+    logits: Annotated[str, typer.Option(help="Which logits to keep: all, top:K or none.")] = "all",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Keep vectors in half precision.")] = False,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Refuse longer recordings, instead of filling memory.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed before.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait if another process is writing.")
+    ] = False,
+    device: Device = "auto",
+    json: Json = False,
+    asked: Asked = NOTHING,
+) -> None:
+    """Label and vector of every item, in one forward pass each, into a collection.
+
+    What the collection has already is left alone; a run that was stopped goes on.
+    """
+    from penult.adding import add
+    from penult.collection import Collection
+    from penult.embedder import open_embedder
+    from penult.ingest import Options
+    from penult.layout import Layout
+    from penult.workers import default_workers
+
+    source = items_of(model, asked, paths, channel)
+    options = Options(
+        logits=logits,
+        max_seconds=max_seconds,
+        retry_failed=retry_failed,
+        layout=Layout(parsed(window), parsed(hop), tile, overlap),
+        summary=summary,  # type: ignore[arg-type]
+        alone=alone,
+        workers=default_workers() if workers is None else workers,
+    )
+    collection = Collection.open(into)
+    with working(f"loading {model}"):
+        embedder = open_embedder(model, tap, pooling, pool_over=pool_over, device=device, **asked)
+    _say_metadata(source)
+    require_proof(embedder, source)
+    with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
+        if window is None and tile is None:
+            _count_aside(source, meter)
+        did = add(
+            collection,
+            embedder,
+            source,
+            options,
+            dtype="float16" if fp16 else "float32",
+            wait=wait,
+            tick=meter.tick,
+        )
+        elapsed, rate = meter.elapsed, meter.rate()
+    if json:
+        emit(
+            {
+                "collection": str(collection.path),
+                **did.counts(),
+                "rows": collection.count,
+                "seconds_of_media": did.media_seconds,
+                "elapsed": elapsed,
+                "spent": did.seconds,
+                "run": did.run_id,
+                **embedder_facts(embedder),
+            }
+        )
+    else:
+        took = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")
+        _show_summary(did, collection, embedder, took)
+    if did.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+COMMANDS = (embed,)
+
+
+def parsed(seconds: str | None) -> float | None:
+    """`5s`, `250ms` or `1.5` as seconds."""
+    from penult.layout import parse_seconds
+
+    return None if seconds is None else parse_seconds(seconds)
+
+
+def _count_aside(source: Source, meter: Meter) -> None:
+    """Count the items while the first ones are embedded, so that time left can be told."""
+    if source.total is not None:
+        meter.expect(source.total)
+    elif meter.shown:
+        threading.Thread(target=lambda: meter.expect(source.count()), daemon=True).start()
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C: commit what is done, say so, stop."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say_metadata(source: Source) -> None:
+    """Which columns of a table are kept, so that a misspelt `start` is seen."""
+    old = {new: name for name, new in source.renamed.items()}
+    kept = [
+        f"{new} ({kind}{f', from {shown(repr(old[new]))}' if new in old else ''})"
+        for new, kind in source.columns.items()
+    ]
+    if kept:
+        say(f"[dim]metadata: {', '.join(kept)}[/]")
+
+
+def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: str) -> None:
+    parts = [f"[bold green]{summary.done:,} embedded[/]"]
+    if summary.skipped:
+        parts.append(f"{summary.skipped:,} unchanged")
+    if summary.replaced:
+        parts.append(f"{summary.replaced:,} replaced")
+    if summary.failed:
+        parts.append(f"[bold red]{summary.failed:,} failed[/]")
+    stdout.print(f"{', '.join(parts)} in {took}")
+    path = shown(str(collection.path))
+    stdout.print(
+        f"[bold]{path}[/]: {counted(collection.count, 'row')} of {embedder.dim} numbers, "
+        f"tap {escape(embedder.tap.name)}, pooling {embedder.pooling}",
+        soft_wrap=True,
+    )
+    stdout.print(proof_line(embedder), soft_wrap=True)
+    if summary.done + summary.replaced:
+        spent = " · ".join(f"{what} {s:.1f} s" for what, s in summary.seconds.items())
+        stdout.print(f"[dim]where the time went: {spent}[/]", soft_wrap=True)
+    if summary.truncated:
+        remedy = "; --window embeds all of it" if embedder.classifier.modality == "audio" else ""
+        stdout.print(
+            f"[yellow]{counted(summary.truncated, 'item')} longer than what the model takes: the "
+            f"column truncated says how much of each it saw{remedy}[/]",
+            soft_wrap=True,
+        )
+    if not summary.failed:
+        return
+    failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
+    for row in failed[:SHOWN_FAILURES]:
+        stdout.print(f"  [red]{short(row['id'])}[/]: {shown(row['message'])}", soft_wrap=True)
+    rest = summary.failed - SHOWN_FAILURES
+    more = f"  … and {rest:,} more; " if rest > 0 else ""
+    command = f"penult failures {shlex.quote(str(collection.path))}"
+    stdout.print(f"{more}{shown(command)} names each one and why", soft_wrap=True)

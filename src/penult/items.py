@@ -1,0 +1,111 @@
+"""What is embedded: an item and its name, or why there is none. Knows no folders and no tables."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from penult.errors import SourceError
+from penult.regions import Region
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    Content = Path | bytes | np.ndarray | str | Image.Image
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One recording, picture, video or text.
+
+    `id` is the table's, else the absolute path, else `sha256:…` of the array, bytes or text.
+    `content` is a str only where it is the text itself. `size` (bytes) and `mtime_ns` are the
+    file's, None without a file. `rate` (Hz) is an audio array's; None is the model's own.
+    """
+
+    id: str
+    content: Content
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    size: int | None = None
+    mtime_ns: int | None = None
+    rate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An item that could not be made or used: `error` is the class, `message` says why."""
+
+    id: str
+    region: str
+    error: str
+    message: str
+    size: int | None = None
+    mtime_ns: int | None = None
+
+    def words(self) -> str:
+        """The message, with the item's name if it is not in it."""
+        return self.message if self.id in self.message else f"{self.id}: {self.message}"
+
+
+Entry = tuple[Item, Region] | Failure
+Placed = tuple[int, Entry]  # with the line or row of its table, 0 where there is none
+
+
+def failure(item: Item, region: str, error: Exception, where: str = "") -> Failure:
+    """Why a region of an item cannot be used; `where` names the line of its table."""
+    message = f"{where}: {error}" if where else str(error)
+    return Failure(item.id, region, type(error).__name__, message, item.size, item.mtime_ns)
+
+
+def sha(*parts: bytes) -> str:
+    """The id of what has no name."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def text_item(text: str, id: str | None = None, metadata: Mapping[str, object] = {}) -> Item:
+    """A text, named by its words."""
+    return Item(id or sha(text.encode("utf-8", "backslashreplace")), text, metadata)
+
+
+def file_item(path: Path, id: str | None = None, metadata: Mapping[str, object] = {}) -> Item:
+    """A file, named by its path; one that is not there fails when it is read."""
+    # A name that is not UTF-8 could not be stored: its bytes are written out in the id.
+    name = str(path).encode("utf-8", "backslashreplace").decode()
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return Item(id or name, path, metadata)
+    return Item(id or name, path, metadata, status.st_size, status.st_mtime_ns)
+
+
+def local(text: str, base: str = "") -> Path:
+    """The absolute path; relative ones start at `base`, else at the working directory.
+
+    Raises:
+        SourceError: it lies on another machine.
+    """
+    if text.startswith("file://"):
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise SourceError(f"{text} lies on another machine; Penult fetches no remote URL")
+        text = unquote(parts.path)
+    elif _URI.match(text):
+        raise SourceError(f"Penult fetches no remote URL: {text}; download it and give its path")
+    return absolute(Path(base, text))
+
+
+def absolute(path: str | Path) -> Path:
+    """The path from the root. A link's own name is the item's, wherever it points."""
+    return Path(os.path.abspath(path))  # noqa: PTH100

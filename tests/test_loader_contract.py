@@ -1,0 +1,457 @@
+"""One contract for every origin of classifiers: what is opened, asked, embedded, saved, proved."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import penult
+from conftest import clip
+from penult.classifiers import demo_folder, load
+from penult.embedder import Embedder
+from penult.errors import MissingExtra, UsageError
+from penult.splitting.head import logits_of
+from zoo import save_audio, save_image, save_text
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is of yesterday
+
+needed: Any = import_module if os.environ.get("CI") == "true" else pytest.importorskip
+
+PACKAGE = """
+import numpy as np
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=5):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.4)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.norm(self.conv(x)))
+        return self.fc(self.drop(hidden.mean((2, 3))))
+
+class Ears(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 8, 400, 160)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).mean(-1))
+
+def to_tensor(image):
+    return torch.from_numpy(np.array(image.resize((32, 32)))).permute(2, 0, 1) / 64
+"""
+PREPARE = "net_of_the_contract:to_tensor"
+
+
+@dataclass
+class Opened:
+    """One origin. raw: the model's own logits of what was prepared. file: what is saved verbatim.
+    bound: how far the logits may be from the raw ones, relative; 0 is to the bit."""
+
+    spec: Any
+    raw: Callable[[Mapping[str, Tensor]], Any]
+    items: list[Any]
+    asked: dict[str, Any] = field(default_factory=dict)
+    file: str = ""
+    bound: float = 0.0
+    savable: bool = True
+
+    def load(self) -> Any:
+        return load(self.spec, **self.asked)
+
+
+def rouse(module: nn.Module) -> nn.Module:
+    """Weights with which two inputs give clearly different scores; the same ones every time."""
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=random)
+            if parameter.ndim > 1:
+                parameter.copy_(1.4 * noise * parameter[0].numel() ** -0.5)
+            else:
+                parameter.add_(0.1 * noise)
+    return module.eval()
+
+
+def pictures() -> list[Any]:
+    random = np.random.default_rng(7)
+    arrays = (random.integers(0, 256, (40 + 9 * i, 52, 3), dtype=np.uint8) for i in range(3))
+    return [Image.fromarray(array) for array in arrays]
+
+
+def clips(rate: int = 16_000) -> list[Any]:
+    return [clip(seconds, i, rate) for i, seconds in enumerate((1.0, 0.63, 1.2))]
+
+
+def network(name: str = "Net", nudge: float = 0.0, **settings: Any) -> nn.Module:
+    """The user's own network, with weights that let every input count; one of them nudged."""
+    torch.manual_seed(0)
+    module: nn.Module = getattr(import_module("net_of_the_contract"), name)(**settings)
+    rouse(module)
+    with torch.no_grad():
+        next(module.parameters()).view(-1)[0] += nudge
+    return module
+
+
+def plain(module: nn.Module) -> Callable[[Mapping[str, Tensor]], Any]:
+    def run(tensors: Mapping[str, Tensor]) -> Any:
+        with torch.no_grad():
+            return logits_of(module(**tensors)).numpy()
+
+    return run
+
+
+def in_order(module: Any) -> Callable[[Mapping[str, Tensor]], Any]:
+    def run(tensors: Mapping[str, Tensor]) -> Any:
+        with torch.no_grad():
+            return logits_of(module(*tensors.values())).numpy()
+
+    return run
+
+
+def transformers_folder(save: Callable[..., Path], auto: str, items: list[Any]) -> Any:
+    def build(folder: Path, nudge: float) -> Opened:
+        import transformers
+        from safetensors.torch import load_file, save_file
+
+        save(folder)
+        weights = folder / "model.safetensors"
+        tensors = load_file(weights)
+        tensors["classifier.weight"][0, 0] += nudge
+        save_file(tensors, weights, {"format": "pt"})
+        model = getattr(transformers, auto).from_pretrained(folder).eval()
+        return Opened(folder, plain(model), items, file="model.safetensors")
+
+    return build
+
+
+def timm_name(folder: Path, nudge: float) -> Opened:
+    timm = needed("timm")
+    torch.manual_seed(0)
+    module = rouse(timm.create_model("test_resnet", num_classes=5))
+    with torch.no_grad():
+        module.fc.weight[0, 0] += nudge
+    torch.save({"state_dict": module.state_dict()}, folder / "m.pth.tar")
+    return Opened(
+        "timm:test_resnet", in_order(module), pictures(), {"checkpoint": folder / "m.pth.tar"}
+    )
+
+
+def torchvision_name(folder: Path, nudge: float) -> Opened:
+    from safetensors.torch import save_file
+
+    torchvision = needed("torchvision")
+    torch.manual_seed(0)
+    module = rouse(torchvision.models.get_model("shufflenet_v2_x0_5", num_classes=5))
+    with torch.no_grad():
+        module.fc.weight[0, 0] += nudge
+    save_file(module.state_dict(), folder / "m.safetensors")
+    asked = {"checkpoint": folder / "m.safetensors", "preprocess": PREPARE}
+    return Opened("torchvision:shufflenet_v2_x0_5", in_order(module), pictures(), asked)
+
+
+def factory(folder: Path, nudge: float) -> Opened:
+    from safetensors.torch import save_file
+
+    module = network(nudge=nudge)
+    save_file(module.state_dict(), folder / "m.safetensors")
+    asked = {"checkpoint": folder / "m.safetensors", "preprocess": PREPARE}
+    return Opened("net_of_the_contract:Net", plain(module), pictures(), asked)
+
+
+def training_checkpoint(folder: Path, nudge: float) -> Opened:
+    module = network(nudge=nudge, num_classes=9)
+    weights = {f"module.{name}": value for name, value in module.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": weights, "optimizer": {}}, folder / "best.pth.tar")
+    asked = {"checkpoint": folder / "best.pth.tar", "preprocess": PREPARE, "labels": [*"abcdefghi"]}
+    return Opened("net_of_the_contract:Net", plain(module), pictures(), asked)
+
+
+def module_object(folder: Path, nudge: float) -> Opened:
+    module = network(nudge=nudge)
+    return Opened(module, plain(module), pictures(), {"preprocess": PREPARE}, savable=False)
+
+
+def scripted(how: Callable[[nn.Module], Any], name: str) -> Any:
+    def build(folder: Path, nudge: float) -> Opened:
+        torch.jit.save(how(network(nudge=nudge)), folder / name)
+        raw = in_order(torch.jit.load(folder / name))
+        return Opened(folder / name, raw, pictures(), {"preprocess": PREPARE}, file=name)
+
+    return build
+
+
+def scripted_sound(folder: Path, nudge: float) -> Opened:
+    path = folder / "ears.pt"
+    torch.jit.save(torch.jit.script(network("Ears", nudge)), path)
+    return Opened(path, in_order(torch.jit.load(path)), clips(), {"sample_rate": 16_000},
+                  file="ears.pt")  # fmt: skip
+
+
+def exported(folder: Path, nudge: float) -> Opened:
+    path = folder / "model.pt2"
+    program = torch.export.export(network(nudge=nudge), (torch.zeros(1, 3, 32, 32),))
+    torch.export.save(program, path)
+    asked = {"preprocess": PREPARE}
+    return Opened(path, in_order(program.module()), pictures(), asked, file="model.pt2")
+
+
+def exported_sound(folder: Path, nudge: float) -> Opened:
+    path = folder / "ears.pt2"
+    sizes = {0: torch.export.Dim("batch", max=64), 2: torch.export.Dim("n", min=800, max=960_000)}
+    program = torch.export.export(
+        network("Ears", nudge), (torch.zeros(2, 1, 16_000),), dynamic_shapes={"x": sizes}
+    )
+    torch.export.save(program, path)
+    raw = in_order(program.module())
+    return Opened(path, raw, clips(), {"sample_rate": 16_000}, file="ears.pt2")
+
+
+def onnx_file(folder: Path, nudge: float) -> Opened:
+    onnx, onnxruntime = needed("onnx"), needed("onnxruntime")
+    helper, as_tensor = onnx.helper, onnx.numpy_helper.from_array
+    random = np.random.default_rng(0)
+    k, w = (random.standard_normal(s).astype("f4") for s in ((8, 3, 8, 8), (128, 5)))
+    k[0, 0, 0, 0] += nudge
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["m"], strides=[8, 8]),
+        helper.make_node("Relu", ["m"], ["r"]),
+        helper.make_node("Flatten", ["r"], ["z"]),
+        helper.make_node("MatMul", ["z", "w"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    float32 = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes, "net", [value("x", float32, ("n", 3, 32, 32))], [value("y", float32, ("n", 5))],
+        [as_tensor(k, "k"), as_tensor(w, "w")],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "model.onnx")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+
+    def raw(tensors: Mapping[str, Tensor]) -> Any:
+        return session.run(["y"], {name: value.numpy() for name, value in tensors.items()})[0]
+
+    asked = {"preprocess": PREPARE}
+    return Opened(folder / "model.onnx", raw, pictures(), asked, file="model.onnx", bound=1e-6)
+
+
+def keras_module() -> Any:
+    from penult.classifiers.from_keras import imported_keras
+
+    try:
+        return imported_keras()
+    except MissingExtra as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
+
+
+def keras_file(folder: Path, nudge: float) -> Opened:
+    keras = keras_module()
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    x = keras.Input((32, 32, 3))
+    h = layers.Conv2D(8, 3, activation="relu")(layers.Rescaling(1 / 32)(x))
+    h = layers.GlobalAveragePooling2D()(layers.BatchNormalization()(h))
+    model = keras.Model(x, layers.Dense(5)(layers.Dropout(0.3)(h)))
+    weights = model.get_weights()
+    weights[0][0, 0, 0, 0] += nudge
+    model.set_weights([2 * w if w.ndim > 1 else w for w in weights])
+    model.save(folder / "model.keras")
+    return Opened(folder / "model.keras", in_order(model), pictures(), file="model.keras")
+
+
+def demo(folder: Path, nudge: float) -> Opened:
+    import transformers
+
+    auto = transformers.AutoModelForAudioClassification
+    if not nudge:
+        return Opened("demo", plain(auto.from_pretrained(demo_folder()).eval()), clips())
+    model = auto.from_pretrained(demo_folder()).eval()
+    with torch.no_grad():
+        model.classifier.weight[0, 0] += nudge
+    model.save_pretrained(folder)
+    for name in ("preprocessor_config.json",):
+        (folder / name).write_bytes((demo_folder() / name).read_bytes())
+    return Opened(folder, plain(model), clips())
+
+
+def saved_embedder(folder: Path, nudge: float) -> Opened:
+    first = factory(folder, nudge)
+    saved = Embedder.from_classifier(first.load()).save(folder / "emb")
+    return Opened(saved, first.raw, first.items, file="model.safetensors")
+
+
+ORIGINS: dict[str, Callable[[Path, float], Opened]] = {
+    "transformers audio": transformers_folder(
+        lambda folder: save_audio(folder, "wav2vec2"), "AutoModelForAudioClassification", clips()
+    ),
+    "transformers image": transformers_folder(
+        save_image, "AutoModelForImageClassification", pictures()
+    ),
+    "transformers text": transformers_folder(
+        save_text,
+        "AutoModelForSequenceClassification",
+        ["the quick fox", "grey whales sing", "rain"],
+    ),
+    "timm": timm_name,
+    "torchvision": torchvision_name,
+    "factory": factory,
+    "training checkpoint": training_checkpoint,
+    "module": module_object,
+    "scripted": scripted(torch.jit.script, "model.pt"),
+    "traced": scripted(lambda m: torch.jit.trace(m, torch.zeros(1, 3, 32, 32)), "model.ts"),
+    "frozen": scripted(lambda m: torch.jit.freeze(torch.jit.script(m)), "model.torchscript"),
+    "scripted, sound": scripted_sound,
+    "exported": exported,
+    "exported, sound of any length": exported_sound,
+    "onnx": onnx_file,
+    "keras": keras_file,
+    "demo": demo,
+    "saved embedder": saved_embedder,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A user's own package with networks and a preprocessing, importable."""
+    folder = tmp_path_factory.mktemp("package")
+    (folder / "net_of_the_contract.py").write_text(PACKAGE)
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @cache
+    def built(name: str, nudge: float = 0.0) -> Opened:
+        return ORIGINS[name](tmp_path_factory.mktemp("origin"), nudge)
+
+    return built
+
+
+@pytest.fixture(scope="module", params=ORIGINS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def origin(name: str, build: Any) -> Opened:
+    opened: Opened = build(name)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def embedder(origin: Opened) -> Embedder:
+    return Embedder.from_classifier(origin.load())
+
+
+def test_it_says_what_it_is(origin: Opened) -> None:
+    clf = origin.load()
+    inputs = clf.preprocess(origin.items[0]).tensors
+    assert len(clf.labels) == origin.raw(inputs).shape[-1]
+    assert all(isinstance(label, str) for label in clf.labels)
+    assert all(tensor.shape[0] == 1 for tensor in inputs.values())
+    about = json.loads(json.dumps(clf.describe(), allow_nan=False))
+    assert about["classes"] == len(clf.labels)
+    assert about["parameters"] > 0
+    assert about["modality"] == clf.modality
+
+
+def test_its_example_is_the_same_for_the_same_seed(origin: Opened) -> None:
+    clf = origin.load()
+    first, again, other = (clf.example(seed).tensors for seed in (0, 0, 1))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_its_identity_is_that_of_its_weights(name: str, origin: Opened, build: Any) -> None:
+    identity = origin.load().identity()
+    assert origin.load().identity() == identity
+    other = build(name, 0.25).load().identity()
+    assert other["weights"] != identity["weights"]
+    assert {**other, "weights": ""} == {**identity, "weights": ""}
+
+
+def test_classify_gives_the_models_own_logits(origin: Opened) -> None:
+    clf = penult.load(origin.spec, **origin.asked)
+    for item in origin.items:
+        logits = clf.classify(item)[0].logits
+        expected = origin.raw(clf.preprocess(item).tensors)[0]
+        if origin.bound:
+            assert np.abs(logits - expected).max() <= origin.bound * np.abs(expected).max()
+        else:
+            np.testing.assert_array_equal(logits, expected)
+
+
+def test_embed_gives_vectors_and_leaves_no_mark(origin: Opened, embedder: Embedder) -> None:
+    embedder.embed(origin.items[0])  # transformers' modules hook themselves in their first pass
+    state = None
+    if embedder.classifier.engine == "torch":
+        module = embedder.classifier.module
+        state = {key: value.clone() for key, value in module.state_dict().items()}
+        before = [marks(part) for part in module.modules()]
+    vectors = embedder.embed(origin.items)
+    assert vectors.shape == (len(origin.items), embedder.dim)
+    assert vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()
+    assert not np.allclose(vectors[0], vectors[1])
+    if state is not None:
+        assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+        assert [marks(part) for part in module.modules()] == before
+
+
+def marks(part: nn.Module) -> Any:
+    return part.training, [*part._forward_hooks], [*part._forward_pre_hooks]
+
+
+def test_what_is_saved_is_the_same_embedder(
+    origin: Opened, embedder: Embedder, tmp_path: Path
+) -> None:
+    if not origin.savable:
+        with pytest.raises(UsageError, match=r"package\.module:function"):
+            embedder.save(tmp_path / "emb")
+        return
+    again = Embedder.load(embedder.save(tmp_path / "emb"))
+    assert again.fingerprint == embedder.fingerprint
+    assert again.classifier.labels == embedder.classifier.labels
+    assert again.classifier.kind == embedder.classifier.kind
+    assert again.tap == embedder.tap
+    np.testing.assert_array_equal(again.embed(origin.items), embedder.embed(origin.items))
+    if origin.file:
+        there = Path(origin.spec) if Path(origin.spec).is_file() else origin.spec / origin.file
+        assert (tmp_path / "emb" / origin.file).read_bytes() == there.read_bytes()
+
+
+def test_its_head_is_proved_and_its_prelogits_are_read(origin: Opened, embedder: Embedder) -> None:
+    assert embedder.certificate.ok, embedder.certificate.refusal
+    clf = embedder.classifier
+    reader = Embedder.from_classifier(clf, tap="prelogits")
+    if clf.engine != "torch":
+        assert reader.embed(origin.items[0]).shape == (1, reader.dim)
+        return
+    for item in origin.items[:2]:
+        inputs = clf.preprocess(item).tensors
+        z = penult.split(clf.module, inputs).prelogits(inputs)
+        if z.ndim == 2:  # nothing to be pooled
+            np.testing.assert_array_equal(reader.embed(item), z.numpy())
