@@ -499,8 +499,8 @@ def test_ctrl_c_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
     """The progress bar is there, what is done stays, and the code says that it was stopped."""
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(200):
-        soundfile.write(folder / f"{number:03}.wav", clip(1.0, number), RATE)
+    for number in range(800):
+        soundfile.write(folder / f"{number:03}.wav", clip(1.0, number % 50), RATE)
     terminal, inside = pty.openpty()
     process = shell(
         "embed", tiny, folder, "--into", tmp_path / "c",
@@ -523,9 +523,9 @@ def test_ctrl_c_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
         seen += more
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 130, seen
-    assert b"items/s" in seen and b"/200" in seen
+    assert b"items/s" in seen and b"/800" in seen
     assert b"stopped. What was committed stays" in seen and b"Traceback" not in seen
     assert out == b""
     collection = Collection.open(tmp_path / "c")
     assert collection.runs()["status"].to_pylist() == ["stopped"]
-    assert 0 < collection.count < 200
+    assert 0 < collection.count < 800
