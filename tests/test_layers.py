@@ -17,7 +17,7 @@ LAYERS = (
     (
         "source",
         {"regions", "items", "folders", "tabular", "annotated", "itemtables"}
-        | {"sources", "media", "layout"},
+        | {"sources", "media", "layout", "shards"},
     ),
     ("split", {"splitting"}),
     ("classifier", {"classifiers"}),
@@ -27,7 +27,11 @@ LAYERS = (
         | {"runner", "embedder", "inspection"},
     ),
     ("work", {"rows", "steps", "ingest", "checking", "search", "projection"}),
-    ("store", {"store", "tables", "writer", "collection", "adding", "export", "querying"}),
+    (
+        "store",
+        {"store", "tables", "writer", "collection", "adding", "export", "querying"}
+        | {"sides", "taking", "gone", "merging", "indexing", "describing"},
+    ),
     ("api", {"api", "__init__"}),
     ("faces", {"bridges", "cli"}),
 )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from penult.embedder import Embedder
 from penult.errors import TapError
+from penult.gone import gone
 from penult.ingest import Options, ingest
 from penult.rows import schema
+from penult.sides import append_missing
 from penult.sources import Source
 from penult.steps import Seen, Step
 from penult.store import Manifest
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 class Summary:
     """What a run did: regions embedded anew, left alone, replaced, failed; of those embedded, how
     many the model did not see the whole of; seconds of media; seconds that each part of the work
-    took (`decode` is the wait for it, where worker processes do it)."""
+    took (`decode` is the wait for it, where worker processes do it); labels taken along; ids whose
+    files are gone, and how many rows of them were removed."""
 
     run_id: str = ""
     done: int = 0
@@ -35,6 +38,9 @@ class Summary:
     truncated: int = 0
     media_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
+    labels: int = 0
+    gone: list[str] = field(default_factory=list)
+    pruned: int = 0
 
     def counts(self) -> dict[str, int]:
         """As the runs table keeps them."""
@@ -56,8 +62,13 @@ def add(
     wait: bool = False,
     tick: Callable[[bool, float], None] = lambda embedded, seconds: None,
     run: dict[str, Any] | None = None,
+    like: Collection | None = None,
+    prune: bool = False,
 ) -> Summary:
     """Embed into a collection what it does not have yet; go on where an earlier run stopped.
+
+    like: whose labels are taken along, where `source` is `taking.source_of` it. prune: remove the
+    rows of files that are gone from the folders and tables of the source.
 
     Raises:
         FingerprintMismatch: the collection holds another embedder's vectors.
@@ -75,7 +86,7 @@ def add(
     columns = dict(source.columns)
     rows = schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
     summary = Summary()
-    about = {**run_facts(embedder), **(run or {})}
+    about = {**run_facts(embedder), **_asked(source, options, like), **(run or {})}
     with collection.writer(manifest, columns, about, wait=wait) as writer:
         summary.run_id = writer.run_id
         try:
@@ -88,8 +99,26 @@ def add(
         except KeyboardInterrupt:
             writer.finish("stopped", summary.counts())
             raise
+        if like is not None:
+            summary.labels = append_missing(like.path, collection.path, "labels", by="id")
+        summary.gone = gone(collection, source.given)
+        if prune:
+            summary.pruned = writer.remove(summary.gone)
         writer.finish("done", summary.counts())
     return summary
+
+
+def _asked(source: Source, options: Options, like: Collection | None) -> dict[str, Any]:
+    """What was asked of a run, for its `info`: sources, and options that are not the usual ones."""
+    usual = Options()
+    asked: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("logits", "max_seconds", "retry_failed", "summary", "alone")
+        if getattr(options, name) != getattr(usual, name)
+    }
+    asked |= {name: value for name, value in asdict(options.layout).items() if value}
+    asked |= {"sources": list(source.given)} if source.given else {}
+    return asked | ({"like": str(like.path.absolute())} if like is not None else {})
 
 
 def commit(writer: Writer, step: Step, rows: Any, summary: Summary) -> None:

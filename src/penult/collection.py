@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from penult import rows, search, store, tables, writer
+from penult import indexing, rows, search, store, tables, writer
 from penult.errors import CollectionError
+from penult.indexing import Index
 from penult.search import Hit
 from penult.store import Manifest, store_errors
 from penult.writer import Writer
@@ -171,8 +172,10 @@ class Collection:
     def add(
         self,
         embedder: Embedder,
-        items: Any,
+        items: Any = None,
         *,
+        like: Collection | str | os.PathLike[str] | None = None,
+        prune: bool = False,
         channel: int | Literal["each"] | None = None,
         window: float | None = None,
         hop: float | None = None,
@@ -185,15 +188,24 @@ class Collection:
         items: paths, folders, tables, arrays, bytes, images or texts. window, hop: seconds; one
         row for each window of a recording. tile, overlap: pixels; one row for each box of an
         image. options: those of `penult.ingest.Options` (logits, summary, max_seconds, …).
+
+        like: in place of items, another collection, whose items, regions, metadata and labels are
+        taken along. prune: remove the rows of files that are gone from the folders and tables.
         """
         from penult.adding import add
         from penult.ingest import Options
         from penult.layout import Layout
         from penult.sources import from_objects
+        from penult.taking import taken
 
-        source = from_objects(items, embedder.classifier.modality, channel)
-        layout = Layout(window, hop, tile, overlap)
-        return add(self, embedder, source, Options(layout=layout, **options))
+        modality, layout = embedder.classifier.modality, Layout(window, hop, tile, overlap)
+        asked = Options(layout=layout, **options)
+        if like is None:
+            source = from_objects(items, modality, channel)
+            return add(self, embedder, source, asked, prune=prune)
+        old = like if isinstance(like, Collection) else Collection.open(like, must_exist=True)
+        source, asked = taken(old, self, modality, asked, given=items is not None or channel)
+        return add(self, embedder, source, asked, like=old)
 
     def search(
         self,
@@ -201,8 +213,14 @@ class Collection:
         k: int = 10,
         where: str | None = None,
         metric: str = "cosine",
+        *,
+        flat: bool = False,
+        indexed: bool = False,
     ) -> list[Hit]:
-        """The k rows nearest to the query among those that match the filter: exact, flat.
+        """The k rows nearest to the query among those that match the filter.
+
+        Exact and flat, unless there is an index (`build_index`): that one is used for cosines,
+        without `flat`. indexed: use it even if it has not been measured yet.
 
         query: a raw vector (d,), a file, which is embedded as the rows were, or the id of a row.
 
@@ -223,16 +241,34 @@ class Collection:
         if table is None:
             return []
         names = [*rows.scalar_columns(table.schema), search.DISTANCE]
+        fits = metric == "cosine" and not flat
+        approximate = indexed or (fits and indexing.is_ready(self.path))
         asked = k + 16
         while True:
             with tables.asking(self.path, where, table.schema.names):
                 builder = table.search(query, vector_column_name="vector").distance_type(metric)
                 if where is not None:
                     builder = builder.where(where, prefilter=True)
-                found = builder.bypass_vector_index().select(names).limit(asked).to_arrow()
+                look_into = indexing.asked if approximate else indexing.passed_by
+                builder = look_into(builder)
+                found = builder.select(names).limit(asked).to_arrow()
             if not search.is_cut_in_a_tie(found[search.DISTANCE].to_numpy(), k, asked):
                 return search.hits(found, k, metric)
             asked *= 4
+
+    def build_index(self, min_recall: float = 0.95) -> Index:
+        """Makes searches by cosine fast and approximate, if the index is good enough; see
+        `penult.indexing.build`."""
+        return indexing.build(self, min_recall)
+
+    def drop_index(self) -> bool:
+        """Removes the index, so that searches are exact; gives whether there was one."""
+        return indexing.drop(self)
+
+    @property
+    def index(self) -> Index | None:
+        """What the index is, if there is one."""
+        return indexing.read(self)
 
     def get(self, id: str, region: str = "whole") -> dict[str, Any] | None:
         """One row; vector and logits as float32 arrays, top logits as a list of dicts."""

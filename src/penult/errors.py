@@ -12,7 +12,8 @@
     │   │   └── FingerprintMismatch  the vectors would not be comparable
     │   └── MissingExtra         an optional dependency is not installed
     ├── StoreError               the work failed: full disk, no permission: exit code 1
-    │   └── CollectionLocked     another process is writing
+    │   ├── CollectionLocked     another process is writing
+    │   └── IndexRefused         an index would find too few of the nearest rows
     └── ItemError                one item failed; the run goes on and names it: exit code 3
         ├── DecodeError          not readable as what it claims to be
         ├── EmptyItem            no samples, nothing but zeros, or values that are not finite
@@ -76,6 +77,10 @@ class StoreError(PenultError):
 
 class CollectionLocked(StoreError):
     """Another process is writing to the collection."""
+
+
+class IndexRefused(StoreError):
+    """An approximate index would find too few of the nearest rows."""
 
 
 class ItemError(PenultError):

@@ -37,8 +37,8 @@ class Options:
     run loses no more than that.
 
     layout: how items are cut into windows or tiles. summary: one more row for each item that is
-    cut, the mean or maximum of its parts. alone: one region in each forward pass. workers:
-    processes that decode, 0 for none.
+    cut, the mean or maximum of its parts; `summarised` says for which ids, None is all of them.
+    alone: one region in each forward pass. workers: processes that decode, 0 for none.
     """
 
     logits: str = "all"
@@ -46,6 +46,7 @@ class Options:
     retry_failed: bool = False
     layout: Layout = field(default_factory=Layout)
     summary: Literal["mean", "max"] | None = None
+    summarised: Callable[[str], bool] | None = None
     alone: bool = False
     workers: int = 0
     commit_rows: int = 256
@@ -141,7 +142,7 @@ class _Deciding:
     def _item(self, group: list[Any], seen: Seen) -> Iterator[Pair | Failure | Any]:
         item = group[0][0]
         decided = [self._one(one, region, seen) for one, region in group]
-        if not self._options.summary or all(region.kind == "whole" for _, region in group):
+        if not self._is_summed(item.id) or all(region.kind == "whole" for _, region in group):
             yield from (note for notes in decided for note in notes)
             yield _Ended(item)
             return
@@ -154,6 +155,10 @@ class _Deciding:
             # A summary needs the vectors of all parts, also of those that the store has.
             yield from [pair] if again and isinstance(notes[-1], _Kept) else notes
         yield _Ended(item, channels if again else ())
+
+    def _is_summed(self, id: str) -> bool:
+        asked = self._options.summarised
+        return self._options.summary is not None and (asked is None or asked(id))
 
     def _one(self, item: Item, region: Region, seen: Seen) -> list[Pair | Failure | Any]:
         """What one region needs: its pair, or a note on why it needs nothing."""

@@ -81,13 +81,25 @@ def text_item(text: str, id: str | None = None, metadata: Mapping[str, object] =
 
 def file_item(path: Path, id: str | None = None, metadata: Mapping[str, object] = {}) -> Item:
     """A file, named by its path; one that is not there fails when it is read."""
-    # A name that is not UTF-8 could not be stored: its bytes are written out in the id.
-    name = str(path).encode("utf-8", "backslashreplace").decode()
+    name = as_id(path)
     try:
         status = path.stat()
     except (OSError, ValueError):
         return Item(id or name, path, metadata)
     return Item(id or name, path, metadata, status.st_size, status.st_mtime_ns)
+
+
+def as_id(path: Path) -> str:
+    """The path as an id. What is not UTF-8 could not be stored: its bytes are written out."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def path_of(id: str) -> Path:
+    """The path that an id names: the reverse of what `file_item` makes of a path."""
+    path = Path(id)
+    if "\\udc" not in id or os.path.lexists(path):
+        return path
+    return Path(re.sub(r"\\udc([89a-f][0-9a-f])", lambda m: chr(0xDC00 + int(m[1], 16)), id))
 
 
 def local(text: str, base: str = "") -> Path:

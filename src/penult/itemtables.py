@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from penult import tabular
 from penult.errors import RegionError, SourceError
-from penult.items import Entry, Item, Placed, failure, file_item, local, text_item
+from penult.items import Entry, Item, Placed, as_id, failure, file_item, local, text_item
 from penult.regions import WHOLE, Region
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ RESERVED = frozenset(
     | {"truncated", "content_hash", "size", "mtime_ns", "run_id"}
 )  # a collection's own columns, which metadata cannot be called
 
+PATH = "path"  # the metadata column with the file of an item whose id is another
 _UNDERSTOOD = {  # what a table's columns can say besides metadata
     "audio": ("path", "id", "start", "end", "channel"),
     "video": ("path", "id", "start", "end"),
@@ -43,6 +44,7 @@ class Table:
     total: int
     subject: str  # the column that holds the item: path or text
     names: dict[str, str]  # metadata: the table's name -> the collection's
+    keeps_path: bool = False  # as metadata, because the id is another
 
     def entries(self, columns: dict[str, pa.DataType]) -> Iterator[Placed]:
         """Its rows as items whose metadata has the types of `columns`.
@@ -76,7 +78,10 @@ class Table:
             text = tabular.as_text("" if subject is None else subject)
             return text_item(text, id, metadata), WHOLE
         try:
-            item = file_item(local(tabular.as_text(subject), str(self.path.parent)), id, metadata)
+            path = local(tabular.as_text(subject), str(self.path.parent))
+            if self.keeps_path and id is not None:
+                metadata[PATH] = as_id(path)
+            item = file_item(path, id, metadata)
         except SourceError as error:
             return failure(Item(id or tabular.as_text(subject), ""), WHOLE.key, error, where)
         try:
@@ -107,11 +112,15 @@ def open_table(path: Path, modality: str, opened: tabular.Opened) -> Table:
         if new in names.values():
             raise SourceError(f"{path}: two columns would both be called {new}; rename {old!r}")
         names[old] = new
-    return Table(path, modality, unit, rows, types, total, subject, names)
+    # Where its file lies cannot be told from an id of the table's own.
+    keeps_path = "id" in types and subject == "path" and PATH not in map(str.lower, names.values())
+    return Table(path, modality, unit, rows, types, total, subject, names, keeps_path)
 
 
 def columns_of(tables: list[Table]) -> tuple[dict[str, pa.DataType], dict[str, str]]:
     """The metadata columns of all tables together, and which of them were renamed."""
+    import pyarrow as pa
+
     columns: dict[str, pa.DataType] = {}
     renamed: dict[str, str] = {}
     for table in tables:
@@ -119,6 +128,8 @@ def columns_of(tables: list[Table]) -> tuple[dict[str, pa.DataType], dict[str, s
             columns[new] = tabular.common(columns.get(new, table.types[old]), table.types[old])
             if old != new:
                 renamed[old] = new
+        if table.keeps_path:
+            columns[PATH] = pa.string()
     return columns, renamed
 
 

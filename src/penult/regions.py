@@ -6,6 +6,7 @@ Seconds are exact to the microsecond here and in keys, so that ten hours of wind
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from penult.errors import RegionError, UsageError
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 _MICRO = 1_000_000
+_KEY = re.compile(r"(?:ch(\d+):)?(?:(whole|summary)|(?:summary:)?([\d.]+)-(end|[\d.]+))")
 _NEGLIGIBLE = 500  # µs: a window that ends so close to the end is the last one
 
 
@@ -72,6 +74,27 @@ class Region:
         # The summary of a segment is not the segment's own row.
         kind = "summary:" if self.kind == "summary" else ""
         return f"{channel}{kind}{_seconds(self.start or 0.0)}-{end}"
+
+    @classmethod
+    def of_key(cls, key: str, kind: str) -> Region:
+        """The region with this key and kind, as a collection keeps them.
+
+        Raises:
+            RegionError: no region has that key.
+        """
+        if kind == "box" and re.fullmatch(r"box:\d+,\d+,\d+,\d+", key):
+            left, top, right, bottom = map(int, key.removeprefix("box:").split(","))
+            return cls("box", box=(left, top, right, bottom))
+        found = _KEY.fullmatch(key)
+        if found is None:
+            raise RegionError(f"{key!r} is no {kind} of an item, as a collection names them")
+        channel, _, start, end = found.groups()
+        return cls(
+            kind,
+            None if start is None else float(start),
+            None if end in (None, "end") else float(end),
+            None if channel is None else int(channel),
+        )
 
 
 WHOLE = Region()

@@ -49,7 +49,8 @@ class Source:
 
     `columns` are the metadata's names and Arrow types, `renamed` maps a table's names to those.
     `total` is how many there are at most, None where that would cost a search. `searched` are the
-    folders that were given only to look for the recordings of annotations in.
+    folders that were given only to look for the recordings of annotations in; `given` are the other
+    folders, tables and files, by their absolute paths.
     """
 
     start: Callable[[], Iterator[Entry]]
@@ -58,6 +59,7 @@ class Source:
     renamed: dict[str, str] = field(default_factory=dict)
     countable: bool = False
     searched: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
 
     def count(self) -> int | None:
         """How many there are, by a search of its own if need be; None where that is not possible
@@ -113,7 +115,17 @@ def from_paths(
 
     known = None if None in totals or channel == "each" else sum(total or 0 for total in totals)
     countable = channel != "each" and "-" not in texts
-    return Source(start, columns, known, renamed, countable, tuple(map(str, shelf.folders)))
+    return Source(
+        start,
+        columns,
+        known,
+        renamed,
+        countable,
+        tuple(map(str, shelf.folders)),
+        tuple(
+            str(local(text)) for text in texts if text != "-" and local(text) not in shelf.folders
+        ),
+    )
 
 
 def from_objects(

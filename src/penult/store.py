@@ -182,7 +182,8 @@ def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:
             f"{path} holds vectors of another embedder; new ones could not be compared to them:\n"
             + "\n".join(lines)
             + f"\nUse the collection's own embedder ({ours.model.get('spec', 'see its manifest')})"
-            " or begin another collection: --into another.lance"
+            ", begin another collection: --into another.lance, or embed the items of this one "
+            f"anew: penult embed MODEL --like {path} --into another.lance"
         )
     for name in ("dim", "n_logits", "logits", "dtype"):
         old, new = getattr(ours, name), getattr(theirs, name)

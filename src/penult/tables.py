@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,21 @@ MANY = 32  # fragments at the end of a run; fewer cost a lookup less than 4 ms
 _WIDER = "__wider"  # a column's next form, while it is being widened
 
 
+@cache
+def _session() -> Any:
+    """What LanceDB keeps in memory, shared by all calls of this process: an index stays opened
+    from one search to the next, and no more than this is kept (its own limits are 6 and 1 GB)."""
+    import lancedb
+
+    return lancedb.Session(index_cache_size_bytes=2 << 30, metadata_cache_size_bytes=128 << 20)
+
+
 def connect(path: Path) -> Any:
     """The folder as a LanceDB database."""
     import lancedb
 
     with store_errors(path):
-        return lancedb.connect(str(path))
+        return lancedb.connect(str(path), session=_session())
 
 
 def opened(path: Path, name: str) -> Any | None:
@@ -194,13 +204,17 @@ def tidy(table: Any, path: Path, index: str | None = None) -> None:
     """
     try:
         with store_errors(path):
-            if index and table.count_rows() >= INDEX_FROM and not list(table.list_indices()):
+            if index and table.count_rows() >= INDEX_FROM and not _has_index(table, index):
                 from lancedb.index import BTree
 
                 table.create_index(index, config=BTree())
             table.optimize(cleanup_older_than=KEEP)
     except StoreError as error:
         warnings.warn(f"could not be compacted, nothing is lost: {error}", stacklevel=2)
+
+
+def _has_index(table: Any, column: str) -> bool:
+    return any(list(index.columns) == [column] for index in table.list_indices())
 
 
 def is_untidy(table: Any, folder: Path) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -160,6 +161,19 @@ class Writer:
                 self._seen.pop(id, None)
         return len(stale)
 
+    def remove(self, ids: Sequence[str]) -> int:
+        """Removes all rows and failures of these items; gives how many rows. Labels stay."""
+        before = self._items.count_rows()
+        for start in range(0, len(ids), _CHUNK):
+            where = f"id IN ({rows.quoted(ids[start : start + _CHUNK])})"
+            with store_errors(self._path):
+                self._items.delete(where)
+                self._failures.delete(where)
+            self._commits += 1
+        for id in ids:
+            self._seen.pop(id, None)
+        return int(before - self._items.count_rows())
+
     def fail(self, failures: Iterable[Failure]) -> None:
         """Records failures; a later one of the same (id, region) replaces the earlier."""
         last = {(failure.id, failure.region): failure for failure in failures}
@@ -275,6 +289,12 @@ class Writer:
         return row | {"info": json.dumps(rest, default=str) if rest else None}
 
 
+def _command() -> str:
+    """The command line of this process, such that it can be typed again."""
+    name, *arguments = sys.argv or [""]
+    return shlex.join([Path(name).name or "python", *arguments])
+
+
 @contextlib.contextmanager
 def writing(
     path: Path,
@@ -288,7 +308,7 @@ def writing(
     Raises:
         CollectionLocked: another process writes. FingerprintMismatch: another embedder's vectors.
     """
-    run = {"command": " ".join(sys.argv), **(run or {})}
+    run = {"command": _command(), **(run or {})}
     exists(path)  # refuses other folders before anything is put into them
     with store_errors(path):
         path.mkdir(parents=True, exist_ok=True)

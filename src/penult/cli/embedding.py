@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from penult.cli.opened import embedder_facts, items_of, proof_line, require_proof
+from penult.cli.opened import embedder_facts, items_of, modality_for, proof_line, require_proof
 from penult.cli.options import (
     NOTHING,
     Asked,
@@ -21,7 +21,6 @@ from penult.cli.options import (
     Device,
     Json,
     Model,
-    Paths,
     Pooling,
     PoolOver,
     Tap,
@@ -36,13 +35,19 @@ if TYPE_CHECKING:
     from penult.sources import Source
 
 SOME_FAILED = 3
-SHOWN_FAILURES = 5
+SHOWN = 5
 
 
 @opening
 def embed(
     model: Model,
-    paths: Paths,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or -."
+        ),
+    ] = None,
+    *,
     into: Annotated[Path, typer.Option(help="The collection, for example calls.lance.")],
     tap: Tap = None,
     pooling: Pooling = None,
@@ -76,6 +81,16 @@ def embed(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what failed before.")
     ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="In place of paths: take along items and labels of a collection."),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove rows whose files are gone from these paths.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="Only one of n parts of the items: 1/4 … 4/4.")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait if another process is writing.")
     ] = False,
@@ -92,9 +107,11 @@ def embed(
     from penult.embedder import open_embedder
     from penult.ingest import Options
     from penult.layout import Layout
+    from penult.shards import Shard
+    from penult.taking import taken
     from penult.workers import default_workers
 
-    source = items_of(model, asked, paths, channel)
+    part = Shard.parse(shard) if shard else None
     options = Options(
         logits=logits,
         max_seconds=max_seconds,
@@ -105,6 +122,14 @@ def embed(
         workers=default_workers() if workers is None else workers,
     )
     collection = Collection.open(into)
+    old = Collection.open(like, must_exist=True) if like else None
+    if old is None:
+        source = items_of(model, asked, paths or [], channel)
+    else:
+        modality = modality_for(model, asked)
+        source, options = taken(old, collection, modality, options, bool(paths) or channel)
+    if part is not None:
+        source = part.of(source)
     with working(f"loading {model}"):
         embedder = open_embedder(model, tap, pooling, pool_over=pool_over, device=device, **asked)
     _say_metadata(source)
@@ -120,6 +145,9 @@ def embed(
             dtype="float16" if fp16 else "float32",
             wait=wait,
             tick=meter.tick,
+            run={"shard": shard} if shard else None,
+            like=old,
+            prune=prune,
         )
         elapsed, rate = meter.elapsed, meter.rate()
     if json:
@@ -127,6 +155,12 @@ def embed(
             {
                 "collection": str(collection.path),
                 **did.counts(),
+                "gone": {
+                    "count": len(did.gone),
+                    "first": did.gone[:SHOWN],
+                    "rows_removed": did.pruned,
+                },
+                "labels_taken": did.labels,
                 "rows": collection.count,
                 "seconds_of_media": did.media_seconds,
                 "elapsed": elapsed,
@@ -188,6 +222,22 @@ def _say_metadata(source: Source) -> None:
         say(f"[dim]metadata: {', '.join(kept)}[/]")
 
 
+def _show_taken_and_gone(summary: Summary) -> None:
+    if summary.labels:
+        stdout.print(f"{counted(summary.labels, 'label')} taken along")
+    if gone := summary.gone:
+        names = ", ".join(short(id) for id in gone[:SHOWN]) + (", …" if len(gone) > SHOWN else "")
+        are = "is" if len(gone) == 1 else "are"
+        done = (
+            f"{counted(summary.pruned, 'row')} removed"
+            if summary.pruned
+            else "what the collection has of them stays; --prune removes it"
+        )
+        stdout.print(
+            f"[yellow]{counted(len(gone), 'file')} {are} gone: {names}; {done}[/]", soft_wrap=True
+        )
+
+
 def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: str) -> None:
     parts = [f"[bold green]{summary.done:,} embedded[/]"]
     if summary.skipped:
@@ -214,12 +264,13 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: s
             f"column truncated says how much of each it saw{remedy}[/]",
             soft_wrap=True,
         )
+    _show_taken_and_gone(summary)
     if not summary.failed:
         return
     failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
-    for row in failed[:SHOWN_FAILURES]:
+    for row in failed[:SHOWN]:
         stdout.print(f"  [red]{short(row['id'])}[/]: {shown(row['message'])}", soft_wrap=True)
-    rest = summary.failed - SHOWN_FAILURES
+    rest = summary.failed - SHOWN
     more = f"  … and {rest:,} more; " if rest > 0 else ""
     command = f"penult failures {shlex.quote(str(collection.path))}"
     stdout.print(f"{more}{shown(command)} names each one and why", soft_wrap=True)

@@ -16,11 +16,15 @@ def items_of(
     model: str, asked: dict[str, Any], paths: list[str], channel: str | None = None
 ) -> Source:
     """The items for a model, so that a wrong path is told before weights are loaded."""
+    return source_of(paths, channel, modality_for(model, asked))
+
+
+def modality_for(model: str, asked: dict[str, Any]) -> str:
+    """What kind of items a model takes, told before its weights are loaded."""
     from penult.classifiers import modality_of
 
     with working(f"opening {model}"):
-        modality = modality_of(model, **asked)
-    return source_of(paths, channel, modality)
+        return modality_of(model, **asked)
 
 
 def source_of(paths: list[str], channel: str | None, modality: str) -> Source:
