@@ -29,7 +29,9 @@ from penult.cli import output, run
 from penult.collection import Collection
 from zoo import CLASSES, save_audio, save_text
 
-COMMANDS = "inspect classify convert embed search export failures demo doctor".split()
+COMMANDS = (
+    "inspect classify convert embed search export failures info merge index demo doctor".split()
+)
 PENULT = Path(sys.executable).with_name("penult")
 
 

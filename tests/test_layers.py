@@ -30,7 +30,7 @@ LAYERS = (
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
-        | {"sides", "taking", "gone", "merging", "indexing", "describing"},
+        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing"},
     ),
     ("api", {"api", "__init__"}),
     ("faces", {"bridges", "cli"}),

@@ -252,9 +252,12 @@ class Collection:
                 look_into = indexing.asked if approximate else indexing.passed_by
                 builder = look_into(builder)
                 found = builder.select(names).limit(asked).to_arrow()
-            if not search.is_cut_in_a_tie(found[search.DISTANCE].to_numpy(), k, asked):
+            if approximate and len(found) < asked:  # a filter leaves too few rows near the query
+                approximate = False
+            elif not search.is_cut_in_a_tie(found[search.DISTANCE].to_numpy(), k, asked):
                 return search.hits(found, k, metric)
-            asked *= 4
+            else:
+                asked *= 4
 
     def build_index(self, min_recall: float = 0.95) -> Index:
         """Makes searches by cosine fast and approximate, if the index is good enough; see

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NAME = "vectors"
 ABOUT = "index.json"  # there as long as the index may be used: written after it was measured
 MIN_ROWS = 1000
-PROBES = 20  # lists that are looked into; all of them where a filter leaves too few rows
+PROBES = 20  # lists that are looked into; where a filter leaves too few of their rows, all are
 REFINE = 4  # times as many rows as are wanted have their exact distances computed
 K = 10
 _SAMPLE = 100
@@ -75,7 +75,7 @@ def read(collection: Collection) -> Index | None:
 
 def asked(builder: Any) -> Any:
     """A query that looks into the index."""
-    return builder.minimum_nprobes(PROBES).maximum_nprobes(0).refine_factor(REFINE)
+    return builder.nprobes(PROBES).refine_factor(REFINE)
 
 
 def passed_by(builder: Any) -> Any:

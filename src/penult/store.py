@@ -171,13 +171,7 @@ def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:
         FingerprintMismatch: another embedder; names every field that differs.
         CollectionError: the same embedder, but other logits or another number type.
     """
-    fields = dict.fromkeys((*ours.fingerprint, *theirs.fingerprint))
-    lines = [
-        f"  {name}: the collection has {_shown(ours, name)}, this embedder {_shown(theirs, name)}"
-        for name in fields
-        if ours.fingerprint.get(name) != theirs.fingerprint.get(name)
-    ]
-    if lines:
+    if lines := differing(ours, theirs, "the collection has", "this embedder"):
         raise FingerprintMismatch(
             f"{path} holds vectors of another embedder; new ones could not be compared to them:\n"
             + "\n".join(lines)
@@ -192,6 +186,15 @@ def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:
                 f"{path} was made with {name} = {old}, now {name} = {new} is asked for; "
                 "use the former, or another folder"
             )
+
+
+def differing(ours: Manifest, theirs: Manifest, we: str, they: str) -> list[str]:
+    """A line for each field in which two fingerprints differ."""
+    return [
+        f"  {name}: {we} {_shown(ours, name)}, {they} {_shown(theirs, name)}"
+        for name in dict.fromkeys((*ours.fingerprint, *theirs.fingerprint))
+        if ours.fingerprint.get(name) != theirs.fingerprint.get(name)
+    ]
 
 
 def _shown(manifest: Manifest, name: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from penult import rows, tables
 from penult.errors import CollectionError, StoreError
+from penult.newness import Ids
 from penult.rows import Known
 from penult.sources import Failure
 from penult.store import (
@@ -61,6 +62,7 @@ class Writer:
         # The regions that the table has of an id. Nobody else writes, so it stays true; it spares
         # `write` a second lookup, which costs more with each commit until the next compaction.
         self._seen: dict[str, set[str]] = {}
+        self._ids: Ids | None = None  # all that the table has, once it is asked for some
 
     def known(
         self, ids: Sequence[str], metadata: Sequence[str] = ()
@@ -77,17 +79,49 @@ class Writer:
         self._seen.update({id: set() for id in ids})
         known, values = {}, {}
         wanted = [*rows.KEY, "size", "mtime_ns", "content_hash", *metadata]
-        for row in self._lookup(self._items, ids, wanted):
+        for row in self._lookup(self._items, self._perhaps(ids), wanted):
             key = row["id"], row["region"]
             known[key] = Known(row["size"], row["mtime_ns"], row["content_hash"])
             values[key] = {name: row[name] for name in metadata}
             self._seen[key[0]].add(key[1])
         return known, values
 
+    def _perhaps(self, ids: Sequence[str]) -> list[str]:
+        """Of these ids, those that the table may have."""
+        if self._ids is None:
+            with store_errors(self._path):
+                found = self._items.search().select(["id"]).limit(None).to_batches(8192)
+                self._ids = Ids(batch.column("id").to_pylist() for batch in found)
+        return self._ids.perhaps(ids)
+
     def failed(self, ids: Sequence[str]) -> dict[Key, Failure]:
         """What is in `failures` of these items, by (id, region)."""
+        if not self._has_failures:
+            return {}
         found = self._lookup(self._failures, ids, list(Failure.__dataclass_fields__))
         return {(row["id"], row["region"]): Failure(**row) for row in found}
+
+    @property
+    def table(self) -> Any:
+        """The table of rows, as this writer sees it."""
+        return self._items
+
+    def rows_of(self, ids: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """These columns of all rows of these items."""
+        return self._lookup(self._items, self._perhaps(ids), list(columns))
+
+    def failure_rows(self, ids: Sequence[str]) -> dict[Key, dict[str, Any]]:
+        """All that is written down of these items' failures."""
+        found = self._lookup(self._failures, ids, tables.SIDE["failures"].names)
+        return {(row["id"], row["region"]): row for row in found}
+
+    def fail_again(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Records failures as another collection has them, with their own runs and times."""
+        if rows:
+            with store_errors(self._path):
+                columns = tables.SIDE["failures"]
+                self._merge(self._failures, pa.Table.from_pylist(list(rows), schema=columns))
+            self._has_failures = True
 
     def write(self, batches: pa.RecordBatch | Iterable[pa.RecordBatch]) -> Written:
         """Commits rows: new keys are appended, existing ones replaced, their failures cleared.
@@ -117,6 +151,8 @@ class Writer:
                 self._items.add(table)
         for id, region in keys:
             self._seen[id].add(region)
+        if self._ids is not None:
+            self._ids.add(id for id, _ in keys)
         self._clear(keys)
         self._committed(len(table))
         return Written(len(keys) - len(there), len(there))

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from typer.exceptions import Exit, TyperException
 
-from penult.cli import checking, collections, embedding, inspecting, models, tour
+from penult.cli import checking, collections, embedding, inspecting, models, tour, upkeep
 from penult.cli.output import complain, forget_stdout
 from penult.errors import ItemError, PenultError, UsageError
 
@@ -46,7 +46,7 @@ def root(
         raise Exit(DONE)
 
 
-for module in (inspecting, models, embedding, checking, collections, tour):
+for module in (inspecting, models, embedding, checking, collections, upkeep, tour):
     for command in module.COMMANDS:
         app.command()(command)
 

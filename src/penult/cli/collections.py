@@ -31,6 +31,9 @@ def search(
     model: Annotated[
         str | None, typer.Option(help="The embedder, if it is not where it was.")
     ] = None,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Compare all rows, also where there is an index.")
+    ] = False,
     device: Device = "auto",
     trust: Trust = False,
     json: Json = False,
@@ -44,7 +47,7 @@ def search(
         vector = query_vector(
             opened, query, start=start, end=end, model=model, device=device, trust=trust
         )
-    hits = opened.search(vector, k=k, where=where)
+    hits = opened.search(vector, k=k, where=where, flat=flat)
     if json:
         emit({"collection": str(opened.path), "query": query, "hits": [_hit(hit) for hit in hits]})
         return
