@@ -28,7 +28,7 @@ Pair = tuple[Item, Region]
 Lookup = Callable[[Sequence[str]], Seen]
 Tick = Callable[[bool, float], None]
 
-CHUNK = 256  # regions per question to the store
+CHUNK = 1000  # regions per question to the store
 
 
 @dataclass(frozen=True, slots=True)

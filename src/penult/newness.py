@@ -21,7 +21,7 @@ class Ids:
 
     def __init__(self, batches: Iterable[Sequence[str]] = ()) -> None:
         parts = [_hashes(batch) for batch in batches]
-        self._sorted: Hashes = np.unique(np.concatenate(parts)) if parts else _hashes([])
+        self._sorted: Hashes = np.sort(np.concatenate(parts)) if parts else _hashes([])
         self._latest: set[int] = set()
 
     def perhaps(self, ids: Sequence[str]) -> list[str]:
@@ -42,7 +42,7 @@ class Ids:
         self._latest.update(map(hash, ids))
         if len(self._latest) > _MERGE:
             latest = np.fromiter(self._latest, np.int64, len(self._latest))
-            self._sorted = np.union1d(self._sorted, latest)
+            self._sorted = np.sort(np.concatenate([self._sorted, latest]))
             self._latest.clear()
 
 
