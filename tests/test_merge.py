@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from penult.merging import merge
 from penult.sources import Failure
 from test_cli import ask
 from test_collection import MANIFEST, all_keys, batch, filled
+from test_kills import files_of
 
 
 def whole(collection: Collection) -> dict:
@@ -116,6 +118,7 @@ def test_what_cannot_be_merged_is_said(places):
 
 KILLED = """
 import sys
+import lancedb
 from penult import merging
 from penult.collection import Collection
 merging._BATCH = 16
@@ -143,8 +146,11 @@ def test_killed_in_the_middle_and_run_again(places):
     for _ in range(int(os.environ.get("PENULT_KILLS", 3))):
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         process.stdout.readline()
+        before = files_of(into.path)
+        while process.poll() is None and files_of(into.path) == before:
+            time.sleep(0.005)
         try:
-            process.wait(chance.uniform(0.8, 1.6))
+            process.wait(chance.uniform(0.0, 0.4))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -190,7 +196,7 @@ def test_an_index_is_measured_and_used(many):
     assert collection.index is None
     made = collection.build_index()
     assert made.recall >= 0.95 and made.rows == 3000 and collection.index == made
-    for where in (None, "site = 3", "id = '17'", "site > 99"):
+    for where in (None, "site = 3", "site > 10", "id = '17'", "site > 99"):
         exact = collection.search(vectors[17], where=where, flat=True)
         found = collection.search(vectors[17], where=where)
         assert len(found) == len(exact)

@@ -243,17 +243,22 @@ class Collection:
         names = [*rows.scalar_columns(table.schema), search.DISTANCE]
         fits = metric == "cosine" and not flat
         approximate = indexed or (fits and indexing.is_ready(self.path))
-        asked = k + 16
+        asked, matching, probes = k + 16, 0, 0
+        if approximate:
+            with tables.asking(self.path, where, table.schema.names):
+                count = matching = int(table.count_rows())
+                if where is not None:
+                    matching = int(table.count_rows(where))
+            probes = indexing.probes(count, matching)
         while True:
             with tables.asking(self.path, where, table.schema.names):
                 builder = table.search(query, vector_column_name="vector").distance_type(metric)
                 if where is not None:
                     builder = builder.where(where, prefilter=True)
-                look_into = indexing.asked if approximate else indexing.passed_by
-                builder = look_into(builder)
+                builder = indexing.asked(builder, probes)
                 found = builder.select(names).limit(asked).to_arrow()
-            if approximate and len(found) < asked:  # a filter leaves too few rows near the query
-                approximate = False
+            if probes and len(found) < min(asked, matching):  # too few rows in those lists
+                probes = 0
             elif not search.is_cut_in_a_tie(found[search.DISTANCE].to_numpy(), k, asked):
                 return search.hits(found, k, metric)
             else:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NAME = "vectors"
 ABOUT = "index.json"  # there as long as the index may be used: written after it was measured
 MIN_ROWS = 1000
-PROBES = 20  # lists that are looked into; where a filter leaves too few of their rows, all are
+PROBES = 20  # lists that are looked into; more where a filter leaves few rows
 REFINE = 4  # times as many rows as are wanted have their exact distances computed
 K = 10
 _SAMPLE = 100
@@ -73,14 +73,21 @@ def read(collection: Collection) -> Index | None:
     return Index(**{**about, "since": state.num_unindexed_rows}) if state else None
 
 
-def asked(builder: Any) -> Any:
-    """A query that looks into the index."""
-    return builder.nprobes(PROBES).refine_factor(REFINE)
+def asked(builder: Any, probes: int) -> Any:
+    """A query that looks into so many lists of the index; into none: that compares all rows."""
+    if not probes:
+        return builder.bypass_vector_index()
+    return builder.nprobes(probes).refine_factor(REFINE)
 
 
-def passed_by(builder: Any) -> Any:
-    """A query that compares all rows."""
-    return builder.bypass_vector_index()
+def probes(count: int, matching: int) -> int:
+    """Into how many lists to look where a filter leaves `matching` of `count` rows: the fewer, the
+    further away the nearest of them may lie."""
+    return min(_lists(count), math.ceil(PROBES * count / max(1, matching)))
+
+
+def _lists(count: int) -> int:
+    return max(1, round(math.sqrt(count)))
 
 
 def build(
@@ -138,7 +145,7 @@ def _create(path: Path, count: int) -> float:
 
     table = tables.opened(path, tables.ITEMS)
     assert table is not None
-    lists = max(1, round(math.sqrt(count)))
+    lists = _lists(count)
     config = IvfSq(distance_type="cosine", num_partitions=lists, max_iterations=20, sample_rate=64)
     began = time.perf_counter()
     with store_errors(path):
