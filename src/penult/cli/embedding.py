@@ -105,6 +105,7 @@ def embed(
     from penult.adding import add
     from penult.collection import Collection
     from penult.embedder import open_embedder
+    from penult.errors import UsageError
     from penult.ingest import Options
     from penult.layout import Layout
     from penult.shards import Shard
@@ -123,6 +124,11 @@ def embed(
     )
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
+    if old is None and not paths:
+        raise UsageError(
+            "Missing argument 'paths': give files, folders, tables, - or --like OLD.lance; "
+            "see penult embed --help"
+        )
     if old is None:
         source = items_of(model, asked, paths or [], channel)
     else:
