@@ -31,7 +31,14 @@ EXPECTED = {
     ("hubert", "layer"): PADDED,
     ("wavlm", "group"): MASKED_NORMS,
     ("wavlm", "layer"): PADDED,
+    ("unispeech", "group"): MASKED_NORMS,
+    ("unispeech", "layer"): PADDED,
     ("unispeech-sat", "group"): MASKED_NORMS,
+    ("unispeech-sat", "layer"): PADDED,
+    ("sew", "group"): EQUAL,
+    ("sew", "layer"): EQUAL,
+    ("sew-d", "group"): EQUAL,
+    ("sew-d", "layer"): EQUAL,
     ("wav2vec2-bert", None): PADDED,
     ("wav2vec2-conformer", "group"): EQUAL,
     ("data2vec-audio", None): EQUAL,
@@ -246,7 +253,9 @@ def test_text_obeys_the_law(tmp_path: Path, kind: str) -> None:
     emb = Embedder.from_classifier(load(folder))
     calls, result = calls_of(emb.classifier.module, lambda: emb.run(TEXTS * 2))
     held(emb.run(TEXTS * 2, alone=True), result, range(10))
-    assert calls < 10 or kind == "gpt2 without padding"
+    alone = kind == "gpt2 without padding"
+    assert emb.law.name == (ALONE if alone else PADDED)
+    assert calls == 10 if alone else calls < 10
 
 
 def test_images_obey_the_law(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from conftest import RATE
 from penult.checking import check
 from penult.classifiers import load
 from penult.cli import run
-from penult.embedder import Embedder, certify_on
+from penult.embedder import Embedder
+from penult.proving import certify_on
 from penult.sources import from_paths
 from zoo import save_audio, save_image
 
@@ -32,6 +33,17 @@ def test_report(tiny: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
     assert document["plain_padding"]["relative"] > 0.01  # what the mask is for
     assert run(["check", str(tiny), str(recordings)]) == 0
     assert "every promise holds" in capsys.readouterr().out
+
+
+def test_it_runs_what_a_run_runs(tmp_path: Path, recordings: Path) -> None:
+    """Also where only the positions are pooled that a clip fills."""
+    emb = Embedder.from_classifier(load(save_audio(tmp_path / "w", "whisper")), pool_over="valid")
+    seen: list[object] = []
+    engine = emb.runner.engine
+    emb.runner.engine = lambda batch: seen.append(batch.filled) or engine(batch)  # type: ignore
+    source = from_paths([str(recordings)], "audio")
+    assert not check(emb, source, emb.certificate).broken
+    assert seen and None not in seen
 
 
 def test_a_broken_mask_is_seen(

@@ -507,6 +507,8 @@ def test_ctrl_c_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
     process = shell(
         "embed", tiny, folder, "--into", tmp_path / "c",
         stdout=subprocess.PIPE, stderr=inside, stdin=inside,
+        # A job in the background of a script ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     os.close(inside)

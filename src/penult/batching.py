@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from penult.classifiers.base import Classifier
@@ -20,6 +21,7 @@ from penult.classifiers.from_torch import arguments
 from penult.engines.base import Engine, Readout
 from penult.errors import PenultError
 from penult.padding import MASK, Batch, Tensors, collate, fill_of, with_mask
+from penult.splitting.running import relative
 
 BAR = 5e-6  # relative; half of what the law allows, since the probe's items are few and short
 PADDED, MASKED_NORMS, EQUAL, ALONE = "padded", "masked norms", "equal lengths", "alone"
@@ -144,11 +146,10 @@ def difference(one: Sequence[Any], other: Sequence[Any]) -> float:
     """The largest difference between two items' values, relative to the largest of `other`."""
     worst = 0.0
     for a, b in zip(one, other, strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
+        a, b = torch.as_tensor(np.asarray(a)), torch.as_tensor(np.asarray(b))
+        if not b.isfinite().all():
             return float("inf")
-        scale = max(float(np.abs(b).max(initial=0.0)), 1e-30)
-        worst = max(worst, float(np.abs(a - b).max(initial=0.0)) / scale)
+        worst = max(worst, relative(a, b))
     return worst
 
 

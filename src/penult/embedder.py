@@ -8,26 +8,22 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from penult import classifiers
 from penult.batching import Law, find_law
 from penult.classifiers.base import Classifier, digest
-from penult.classifiers.from_onnx import OnnxClassifier
 from penult.engines.base import Reading
 from penult.errors import (
     ItemError,
     ModelError,
-    PenultError,
     StoreError,
     TapError,
     UsageError,
@@ -36,24 +32,18 @@ from penult.errors import (
 from penult.layout import Layout
 from penult.media import audio, video
 from penult.pooling import POOLINGS, pooled_width, unknown
+from penult.proving import anatomy_of, certify, certify_on, tap_of
 from penult.regions import Region
-from penult.runner import Outcome, Ready, Runner, device_of
-from penult.sources import Failure, Item, from_objects
-from penult.splitting.anatomy import Anatomy, choose_tap, dissect
+from penult.runner import Outcome, Runner, device_of
+from penult.sources import Failure, from_objects
+from penult.splitting.anatomy import Anatomy
 from penult.splitting.certificate import Certificate
-from penult.splitting.onnx import dissect_graph, tap_of_graph
 from penult.splitting.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
 
 RECIPE = "1"  # changes whenever the same settings would give other vectors
 FILE = "penult.json"
-
-PROOF_SECONDS = 2.0  # of a recording, on which the head is proved
-TRIED = 16  # items, to find two that can be opened
-
-# What a model that does not take the proof's variants of an input may raise.
-_REFUSALS = (PenultError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,85 +324,6 @@ def _numbered(entries: Iterable[Any], layout: Layout, classifier: Classifier) ->
     for number, entry in enumerate(entries):
         yield number
         yield from layout.apply([entry], classifier.modality, classifier.rate)
-
-
-def anatomy_of(classifier: Classifier) -> Anatomy:
-    """A classifier's parts, measured: of its module, or of its graph."""
-    if isinstance(classifier, OnnxClassifier):
-        return dissect_graph(classifier.cut)
-    return dissect(classifier.module, example_of(classifier), classifier.base, classifier.output)
-
-
-def tap_of(classifier: Classifier, name: str) -> Tap:
-    """The tap of that name.
-
-    Raises:
-        TapError: there is none; the message lists those that there are.
-    """
-    if isinstance(classifier, OnnxClassifier):
-        return tap_of_graph(classifier.cut, name)
-    anatomy, example = anatomy_of(classifier), example_of(classifier)
-    return choose_tap(anatomy, classifier.module, example, name)
-
-
-def certify(classifier: Classifier, examples: Sequence[Mapping[str, Tensor]] = ()) -> Certificate:
-    """Prove the classifier's head in a few forward passes: on one or two prepared items, or else
-    on an example of its own kind."""
-    if classifier.engine != "torch":
-        proved = dissect_graph(classifier.cut).certificate  # type: ignore[attr-defined]
-        return proved or Certificate.refused("the graph's head was not located")
-    from penult.splitting.cut import split
-
-    first = examples[0] if examples else example_of(classifier)
-    # Two of one shape serve as the two inputs of the proof; else the second one is made up.
-    other = next((item for item in examples[1:] if _shapes(item) == _shapes(first)), None)
-    try:
-        cut = split(classifier.module, first, output=classifier.output, other_inputs=other)
-        return cut.certificate
-    except _REFUSALS as error:  # a head that cannot be proved stops no other tap
-        return Certificate.refused(f"the proof could not be run: {first_line(error)}")
-
-
-def certify_on(runner: Runner, pairs: Iterable[Any]) -> tuple[Certificate, list[str]]:
-    """Prove the head on the first one or two items that can be opened; with their ids."""
-    classifier = runner.classifier
-    found: list[Ready] = []
-    for pair in islice(pairs, TRIED):
-        if isinstance(pair, Failure):
-            continue
-        choices = (next(runner.prepare([one])) for one in _beginnings(classifier, *pair))
-        found += islice((one for one in choices if isinstance(one, Ready)), 1)
-        if len(found) == 2:
-            break
-    if not found or classifier.engine != "torch":
-        return certify(classifier), []
-    parameter = next(classifier.module.parameters(), None)
-    device = "cpu" if parameter is None else parameter.device
-    examples = [{n: v.to(device) for n, v in one.inputs.tensors.items()} for one in found]
-    return certify(classifier, examples), [one.item.id for one in found]
-
-
-def _beginnings(
-    classifier: Classifier, item: Item, region: Region
-) -> Iterator[tuple[Item, Region]]:
-    """A recording's first seconds, if it has as many, and the region: a proof keeps all of a pass
-    in memory, and holds for every length."""
-    if classifier.modality == "audio":
-        start = region.start or 0.0
-        yield item, Region("segment", start, start + PROOF_SECONDS, region.channel)
-    yield item, region
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def example_of(classifier: Classifier) -> dict[str, Tensor]:
-    """The classifier's example, on the device where its module is now."""
-    tensors = classifier.example().tensors
-    parameter = next(classifier.module.parameters(), None)
-    device = "cpu" if parameter is None else parameter.device
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def open_embedder(

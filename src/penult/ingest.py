@@ -17,7 +17,6 @@ from typing import Any, Literal
 from penult.embedder import Embedder
 from penult.errors import DecodeError, UsageError
 from penult.layout import Layout
-from penult.opening import failure_of
 from penult.regions import Region
 from penult.rows import Known
 from penult.runner import Outcome
@@ -173,7 +172,7 @@ class _Deciding:
             content = self.hashes.of(item)
         except OSError as error:
             reason = DecodeError(f"cannot be read: {error.strerror}")
-            return [failure_of(item, region, reason)]
+            return [Failure.of(item, region, reason)]
         if known is None:
             return [(item, region)]
         if known.content_hash != content:

@@ -18,7 +18,6 @@ from torch import Tensor
 from penult import classifiers
 from penult.classifiers.base import Classifier
 from penult.classifiers.from_onnx import OnnxClassifier
-from penult.embedder import example_of
 from penult.errors import (
     IncompleteWeights,
     ItemError,
@@ -29,6 +28,7 @@ from penult.errors import (
     first_line,
 )
 from penult.opening import Opened, Wanted, open_regions
+from penult.proving import example_of
 from penult.sources import Failure, from_paths
 from penult.splitting.anatomy import Anatomy, choose_tap, dissect
 from penult.splitting.certificate import Certificate
@@ -50,7 +50,7 @@ _REFUSALS = (PenultError, RuntimeError, ValueError, TypeError, IndexError, KeyEr
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What is asked besides the model. head, output: what the user calls so. taps: further
+    """What is asked besides the model. head: what the user calls so. taps: further
     modules, or tensors of a graph. verify: files of the user's to prove the head on. every: measure
     every layer, not only the first and the last."""
 

@@ -51,6 +51,12 @@ class Failure:
     size: int | None = None
     mtime_ns: int | None = None
 
+    @classmethod
+    def of(cls, item: Item, region: Region, error: Exception) -> Failure:
+        """The record of an item that could not be used."""
+        name = type(error).__name__
+        return cls(item.id, region.key, name, str(error), item.size, item.mtime_ns)
+
     def words(self) -> str:
         """The message, with the item's name if it is not in it."""
         return self.message if self.id in self.message else f"{self.id}: {self.message}"

@@ -116,7 +116,7 @@ class Layout:
             try:
                 left, top, right, bottom = region.box or (0, 0, *image.size(item.content))
             except ItemError as error:
-                yield _failure(item, region, error)
+                yield Failure.of(item, region, error)
                 continue
             for a, b, c, d in tiles(right - left, bottom - top, self.tile, self.overlap):
                 yield item, Region("box", box=(left + a, top + b, left + c, top + d))
@@ -135,11 +135,11 @@ class Layout:
             try:
                 end = ruler.end_of(item, region)
             except ItemError as error:
-                yield _failure(item, region, error)
+                yield Failure.of(item, region, error)
                 continue
             merged.put(item, self._windows_of(region, end))
             if region.end is None and (lost := ruler.lost(item)):
-                yield _failure(item, replace(region, kind="segment", start=end), lost)
+                yield Failure.of(item, replace(region, kind="segment", start=end), lost)
         yield from merged.rest()
 
     def _windows_of(self, region: Region, end: float) -> Iterator[Region]:
@@ -260,7 +260,7 @@ class _Merged:
             self._given[part.key] = item
             yield item, part
         elif other.metadata != item.metadata:
-            yield _failure(item, part, SourceError(_CLASH.format(part.key)))
+            yield Failure.of(item, part, SourceError(_CLASH.format(part.key)))
         self.put(item, parts)
 
 
@@ -268,8 +268,3 @@ def _same(one: Item, other: Item) -> bool:
     a, b = one.content, other.content
     same = a is b or (isinstance(a, (Path, bytes)) and isinstance(b, (Path, bytes)) and a == b)
     return same and one.id == other.id
-
-
-def _failure(item: Item, region: Region, error: Exception) -> Failure:
-    name = type(error).__name__
-    return Failure(item.id, region.key, name, str(error), item.size, item.mtime_ns)

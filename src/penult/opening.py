@@ -16,7 +16,7 @@ from typing import Any
 from penult.errors import DecodeError, ItemError, RegionError, TooLong, first_line
 from penult.media import audio, image, text, video
 from penult.regions import Region
-from penult.sources import Failure, Item
+from penult.sources import Item
 
 # What a library may raise on a file that it was not written for.
 UNFORESEEN = (ValueError, RuntimeError, IndexError, TypeError, AssertionError, ZeroDivisionError)
@@ -60,11 +60,6 @@ def open_regions(pairs: Iterable[Pair | Any], wanted: Wanted) -> Iterator[Opened
             yield from group
         else:
             yield from _opened(group, wanted)
-
-
-def failure_of(item: Item, region: Region, error: Exception) -> Failure:
-    """The record of an item that could not be used."""
-    return Failure(item.id, region.key, type(error).__name__, str(error), item.size, item.mtime_ns)
 
 
 def same_item(value: Any) -> tuple[str, Any] | None:

@@ -29,7 +29,7 @@ from penult.errors import (
     UsageError,
     first_line,
 )
-from penult.opening import UNFORESEEN, Content, Opened, Wanted, failure_of
+from penult.opening import UNFORESEEN, Content, Opened, Wanted
 from penult.padding import Batch
 from penult.planner import Planner
 from penult.regions import Region
@@ -203,15 +203,15 @@ class Runner:
         """The model's inputs of a region."""
         item, region, content = opened.item, opened.region, opened.content
         if isinstance(content, ItemError):
-            return failure_of(item, region, content)
+            return Failure.of(item, region, content)
         try:
             return Ready(item, region, content, self.classifier.preprocess(content.values))
         except PenultError as error:
             if not isinstance(error, ItemError):
                 raise
-            return failure_of(item, region, error)
+            return Failure.of(item, region, error)
         except Exception as error:  # the preprocessing may be anyone's
-            return failure_of(item, region, self._refused(content, error))
+            return Failure.of(item, region, self._refused(content, error))
 
     def _run(self, ready: dict[int, Ready], planner: Planner) -> dict[int, Outcome | Failure]:
         """One forward pass; where it fails, the batch is taken apart until who is at fault fails
@@ -219,7 +219,7 @@ class Runner:
         ids, items = list(ready), list(ready.values())
         try:
             with self.spent("model"):
-                readout = self.engine(self._together(items))
+                readout = self.engine(self.batch(items))
         except PenultError:
             raise
         except Exception as error:  # a model may raise anything on an input that it can't take
@@ -228,7 +228,7 @@ class Runner:
                 torch.cuda.empty_cache()
             if len(items) == 1:
                 reason = _too_long(error) if memory else self._refused(items[0].content, error)
-                return {ids[0]: failure_of(items[0].item, items[0].region, reason)}
+                return {ids[0]: Failure.of(items[0].item, items[0].region, reason)}
             if memory:
                 planner.shrink(len(items) * max(_size(one) for one in items))
                 self.budget = planner.budget
@@ -241,7 +241,8 @@ class Runner:
         return {id: _outcome(one, readout, row)
                 for row, (id, one) in enumerate(ready.items())}  # fmt: skip
 
-    def _together(self, items: Sequence[Ready]) -> Batch:
+    def batch(self, items: Sequence[Ready]) -> Batch:
+        """What the engine is given of items that may share a forward pass."""
         tensors = [one.inputs.tensors for one in items]
         batch = Batch(tensors[0]) if len(tensors) == 1 else self._law().batch(tensors)
         holds = self.classifier.holds
@@ -304,7 +305,7 @@ def _outcome(ready: Ready, readout: Readout, row: int) -> Outcome | Failure:
     logits, *vectors = readout.row(row)
     if not all(np.isfinite(values).all() for values in (logits, *vectors)):
         reason = EmptyItem("the model gave values that are not finite")
-        return failure_of(ready.item, ready.region, reason)
+        return Failure.of(ready.item, ready.region, reason)
     content = ready.content
     return Outcome(
         item=ready.item,

@@ -11,10 +11,16 @@ import typer
 from typer.exceptions import Exit, TyperException
 
 from penult.cli import checking, collections, embedding, inspecting, models, tour, upkeep
-from penult.cli.output import complain, forget_stdout
+from penult.cli.output import (
+    DONE,
+    FAILED,
+    SOME_FAILED,
+    STOPPED,
+    WRONG_USAGE,
+    complain,
+    forget_stdout,
+)
 from penult.errors import ItemError, PenultError, UsageError
-
-DONE, FAILED, WRONG_USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     name="penult",

@@ -21,12 +21,21 @@ from penult.cli.options import (
     Tap,
     opening,
 )
-from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
+from penult.cli.output import (
+    FAILED,
+    SOME_FAILED,
+    counted,
+    emit,
+    say,
+    short,
+    show,
+    shown,
+    stdout,
+    working,
+)
 
 if TYPE_CHECKING:
     from penult.checking import Measure, Report
-
-BROKEN, SOME_FAILED = 1, 3
 
 
 @opening
@@ -46,7 +55,8 @@ def check(
     The first 16 items are taken; each is run some six times.
     """
     from penult.checking import check as measured
-    from penult.embedder import certify_on, open_embedder
+    from penult.embedder import open_embedder
+    from penult.proving import certify_on
 
     source = items_of(model, asked, paths)
     with working(f"loading {model}"):
@@ -60,7 +70,7 @@ def check(
     else:
         _show(report, on)
     if report.broken:
-        raise typer.Exit(BROKEN)
+        raise typer.Exit(FAILED)
     if report.failures:
         raise typer.Exit(SOME_FAILED)
 

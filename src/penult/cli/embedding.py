@@ -26,7 +26,7 @@ from penult.cli.options import (
     Tap,
     opening,
 )
-from penult.cli.output import counted, emit, say, short, shown, stdout, working
+from penult.cli.output import SOME_FAILED, counted, emit, say, short, shown, stdout, working
 from penult.cli.progress import Meter, metered
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from penult.embedder import Embedder
     from penult.sources import Source
 
-SOME_FAILED = 3
 SHOWN = 5
 
 
@@ -157,24 +156,7 @@ def embed(
         )
         elapsed, rate = meter.elapsed, meter.rate()
     if json:
-        emit(
-            {
-                "collection": str(collection.path),
-                **did.counts(),
-                "gone": {
-                    "count": len(did.gone),
-                    "first": did.gone[:SHOWN],
-                    "rows_removed": did.pruned,
-                },
-                "labels_taken": did.labels,
-                "rows": collection.count,
-                "seconds_of_media": did.media_seconds,
-                "elapsed": elapsed,
-                "spent": did.seconds,
-                "run": did.run_id,
-                **embedder_facts(embedder),
-            }
-        )
+        emit({**_document(did, collection), "elapsed": elapsed, **embedder_facts(embedder)})
     else:
         took = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")
         _show_summary(did, collection, embedder, took)
@@ -183,6 +165,21 @@ def embed(
 
 
 COMMANDS = (embed,)
+
+
+def _document(did: Summary, collection: Any) -> dict[str, Any]:
+    """What `embed --json` says of a run."""
+    gone = {"count": len(did.gone), "first": did.gone[:SHOWN], "rows_removed": did.pruned}
+    return {
+        "collection": str(collection.path),
+        **did.counts(),
+        "gone": gone,
+        "labels_taken": did.labels,
+        "rows": collection.count,
+        "seconds_of_media": did.media_seconds,
+        "spent": did.seconds,
+        "run": did.run_id,
+    }
 
 
 def parsed(seconds: str | None) -> float | None:

@@ -22,9 +22,7 @@ from penult.cli.options import (
     Tap,
     opening,
 )
-from penult.cli.output import emit, say, short, shown, stdout, working
-
-SOME_FAILED = 3
+from penult.cli.output import SOME_FAILED, emit, say, short, shown, stdout, working
 
 
 @opening

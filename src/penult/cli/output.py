@@ -18,6 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+DONE, FAILED, WRONG_USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130  # how a command ends
+
 stdout = Console(highlight=False, soft_wrap=False)
 stderr = Console(stderr=True, highlight=False)
 
