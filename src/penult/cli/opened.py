@@ -70,7 +70,7 @@ def proof_line(embedder: Embedder) -> str:
 
 def named(ids: list[str]) -> str:
     """` on a.wav and b.wav`, or nothing."""
-    return f" on {shown(' and '.join(Path(id).name for id in ids))}" if ids else ""
+    return f" on {shown(' and '.join(dict.fromkeys(Path(id).name for id in ids)))}" if ids else ""
 
 
 def embedder_facts(embedder: Embedder) -> dict[str, Any]:
