@@ -15,6 +15,7 @@ EXTRAS = {
     "matplotlib": ("map", "pictures"),
     "onnx": ("onnx", "ONNX files"),
     "onnxruntime": ("onnx", "ONNX files"),
+    "openvino": ("openvino", "running a torch model in OpenVINO"),
     "sklearn": ("map", "maps and clusters"),
     "timm": ("timm", "timm models"),
     "torchvision": ("image", "image and video preprocessing"),

@@ -118,9 +118,12 @@ class Runner:
         readings: Sequence[Reading],
         device: str = "cpu",
         law: Callable[[], Law] = Law,
+        engine: Engine | None = None,
     ) -> None:
         self.classifier = classifier
-        self.engine = open_engine(classifier, readings, device)
+        self.readings = list(readings)
+        self.logits = True  # whether they are wanted
+        self.engine = engine or open_engine(classifier, readings, device)
         self._device = device
         self.seconds: dict[str, float] = {}
         self._law = law
@@ -219,7 +222,7 @@ class Runner:
         ids, items = list(ready), list(ready.values())
         try:
             with self.spent("model"):
-                readout = self.engine(self.batch(items))
+                readout = self.engine(self.batch(items), self.logits)
         except PenultError:
             raise
         except Exception as error:  # a model may raise anything on an input that it can't take

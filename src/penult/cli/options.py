@@ -41,6 +41,16 @@ PoolOver = Annotated[
 Channel = Annotated[
     str | None, typer.Option(help="A channel (from 0), or each; else the mean over channels.")
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="auto (the fastest, measured where a run is long), torch, openvino or onnxruntime."
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="exact (cosine ≥ 0.999999 to torch in fp32) or fast (≥ 0.9999); else exact."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 ASKED: dict[str, Any] = {
