@@ -100,15 +100,16 @@ def choose(question: Question, engine: str, precision: str) -> tuple[Choice, Eng
         EngineError: the engine that was asked for cannot run this model at this precision.
         MissingExtra: it is not installed.
     """
+    estimate = _estimate(question) if engine == AUTO else None
+    if estimate is not None and estimate < LONG:
+        return Choice(PLAIN, question.law, estimate=estimate), question.plain
     readings = [reading_key(reading) for reading in question.readings]
     asked = [engine, precision, question.law.name, readings, versions("openvino", "onnxruntime")]
     noted = question.graphs.recall(asked)
     if noted is not None:
         known = Choice.from_dict(noted)
         return known, _open(question, known.way)
-    trial = _Trial(question, precision)
-    if engine == AUTO and not trial.long:
-        return trial.taken(PLAIN), question.plain
+    trial = _Trial(question, precision, estimate)
     for name in ENGINES if engine == AUTO else (engine,):
         if why := missing(name):
             if engine != AUTO:
@@ -132,10 +133,18 @@ def _open(question: Question, way: Way) -> Engine:
     return open_way(way, q.classifier, q.readings, q.device, q.law, q.graphs)
 
 
+def _estimate(question: Question) -> float | None:
+    """Seconds that the whole run would take in torch, from the first items; None: not known."""
+    if question.total is None:
+        return None
+    first = question.items[:_TIMED]
+    return _run(question.plain, question.law, first)[1] * question.total / len(first)
+
+
 class _Trial:
     """Ways that were tried on the same items."""
 
-    def __init__(self, question: Question, precision: str) -> None:
+    def __init__(self, question: Question, precision: str, estimate: float | None) -> None:
         self._q, self._precision = question, precision
         self.choices: dict[str, Way] = {}
         self.engines: dict[str, Engine] = {}
@@ -143,17 +152,8 @@ class _Trial:
         self.dropped: dict[str, str] = {}
         self._parities: dict[str, Parity] = {}
         self._laws: dict[str, Law] = {PLAIN.words: question.law}
-        self._reference, once = _run(question.plain, question.law, question.items)
-        self.estimate = None if question.total is None else once * question.total / len(self._items)
-
-    @property
-    def _items(self) -> Sequence[Any]:
-        return self._q.items
-
-    @property
-    def long(self) -> bool:
-        """Whether the run is worth a measurement; of unknown length, it is."""
-        return self.estimate is None or self.estimate >= LONG
+        self._reference, _ = _run(question.plain, question.law, question.items)
+        self.estimate = estimate
 
     def engine(self, name: str) -> None:
         """Try an engine's numbers until some hold the precision."""
@@ -170,7 +170,7 @@ class _Trial:
                 bar = PRECISIONS[EXACT if way.numbers == "f32" else self._precision].law / 2
                 law = find_law(self._q.classifier, engine, self._q.law, bar)
                 self._laws[way.words] = law
-            rows, _ = _run(engine, self._laws[way.words], self._items)
+            rows, _ = _run(engine, self._laws[way.words], self._q.items)
         except EngineError as error:
             self.dropped[way.words] = first_line(error)
             return False
@@ -182,7 +182,7 @@ class _Trial:
             self.dropped[way.words] = f"{parity.words}, and {self._precision} asks for more"
             return False
         self._parities[way.words] = parity
-        self.seconds[way.words] = _run(engine, self._laws[way.words], self._items)[1]
+        self.seconds[way.words] = _run(engine, self._laws[way.words], self._q.items)[1]
         self.choices[way.words], self.engines[way.words] = way, engine
         return True
 
@@ -215,4 +215,4 @@ def _run(engine: Engine, law: Law, items: Sequence[Any]) -> tuple[Rows, float]:
     return [rows[i] for i in range(len(items))], time.perf_counter() - began
 
 
-_TOGETHER = 4
+_TOGETHER, _TIMED = 4, 2  # items in a batch; items whose time tells that of the run
