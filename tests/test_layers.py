@@ -24,7 +24,7 @@ LAYERS = (
     (
         "embed",
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
-        | {"runner", "proving", "embedder", "inspection"},
+        | {"runner", "proving", "space", "embedder", "inspection"},
     ),
     ("work", {"rows", "steps", "ingest", "checking", "search", "projection"}),
     (
