@@ -16,7 +16,7 @@ LAYERS = (
     ("base", {"errors", "extras"}),
     (
         "source",
-        {"regions", "items", "folders", "tabular", "annotated", "itemtables"}
+        {"regions", "items", "folders", "tabular", "annotated", "itemtables", "naming"}
         | {"sources", "media", "layout", "shards"},
     ),
     ("split", {"splitting"}),
@@ -30,7 +30,7 @@ LAYERS = (
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
-        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing"},
+        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"},
     ),
     ("api", {"api", "__init__"}),
     ("faces", {"bridges", "cli"}),
