@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -284,31 +284,6 @@ def text(options: argparse.Namespace) -> None:
         report(f"BERT-base size, {len(texts)} texts of 4 to 120 words", times, total)
 
 
-def planner(options: argparse.Namespace) -> None:
-    """How much of the padded batches is padding, as items come, planned, and sorted."""
-    from bench import console
-
-    from penult.planner import Planner, waste
-
-    random = np.random.default_rng(0)
-    lengths = [int(16_000 * s) for s in random.uniform(1, 15, 2000)]
-    plan = Planner(640_000)
-    planned: list[list[int]] = []
-    for number, length in enumerate(lengths):
-        plan.offer(number, length)
-        while plan.full:
-            planned.append(plan.take())
-    while len(plan):
-        planned.append(plan.take())
-    order: Sequence[int]
-    rows = {"planned": waste(lengths, planned)}
-    for name, order in (("as they come", range(2000)), ("all sorted", np.argsort(lengths))):
-        batches = [list(map(int, order[i : i + BATCH])) for i in range(0, 2000, BATCH)]
-        rows[f"{name}, batches of {BATCH}"] = waste(lengths, batches)
-    said = ", ".join(f"{name} {share:.1%}" for name, share in rows.items())
-    console.print(f"padding in batches of 2000 clips of 1 to 15 s: {said}\n")
-
-
 def early_exit(options: argparse.Namespace) -> None:
     """A pass that ends behind layer k of 12, where no logits are wanted."""
     import torch
@@ -369,6 +344,5 @@ SECTIONS = {
     "audio": audio,
     "image": image,
     "text": text,
-    "planner": planner,
     "early-exit": early_exit,
 }

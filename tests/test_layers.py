@@ -16,7 +16,7 @@ LAYERS = (
     ("base", {"errors", "extras"}),
     (
         "source",
-        {"regions", "items", "folders", "tabular", "annotated", "itemtables"}
+        {"regions", "items", "folders", "tabular", "annotated", "itemtables", "naming"}
         | {"sources", "media", "layout", "shards"},
     ),
     ("split", {"splitting"}),
@@ -24,13 +24,13 @@ LAYERS = (
     (
         "embed",
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
-        | {"runner", "proving", "settling", "embedder", "inspection"},
+        | {"runner", "proving", "settling", "space", "embedder", "inspection"},
     ),
     ("work", {"rows", "steps", "ingest", "checking", "search", "projection"}),
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
-        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing"},
+        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"},
     ),
     ("api", {"api", "__init__"}),
     ("faces", {"bridges", "cli"}),

@@ -122,6 +122,8 @@ def _asked(source: Source, options: Options, like: Collection | None) -> dict[st
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
     asked |= {"sources": list(source.given)} if source.given else {}
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})
+
+
 def settle(collection: Collection, embedder: Embedder, source: Source, options: Options) -> str:
     """Take the engine for this run, that of the collection's first one where `auto` is asked for;
     in words, empty where there was no choice."""

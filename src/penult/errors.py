@@ -11,6 +11,8 @@
     │   ├── SourceError          paths, tables or metadata that cannot be read as items
     │   ├── CollectionError      not a collection, a filter that does not parse
     │   │   └── FingerprintMismatch  the vectors would not be comparable
+    │   ├── SpaceError           vectors that a space cannot be fitted to, or applied to
+    │   ├── LabelsError          labels or groups that do not fit the vectors or the question
     │   └── MissingExtra         an optional dependency is not installed
     ├── StoreError               the work failed: full disk, no permission: exit code 1
     │   ├── CollectionLocked     another process is writing
@@ -70,6 +72,14 @@ class CollectionError(UsageError):
 
 class FingerprintMismatch(CollectionError):
     """The collection holds vectors of another embedder."""
+
+
+class SpaceError(UsageError):
+    """A space cannot be fitted to these vectors, or applied to them."""
+
+
+class LabelsError(UsageError):
+    """Labels or groups do not fit the vectors, or are too few for what was asked."""
 
 
 class MissingExtra(UsageError):

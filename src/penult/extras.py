@@ -10,15 +10,18 @@ from penult.errors import MissingExtra
 # import name -> (extra of this package, what it is needed for)
 EXTRAS = {
     "av": ("video", "video and audio that libsndfile does not read (m4a, opus in mp4, …)"),
+    "evoc": ("cluster", "clusters"),
     "h5py": ("keras", "Keras models in HDF5 files"),
     "keras": ("keras", "Keras models"),
     "matplotlib": ("map", "pictures"),
     "onnx": ("onnx", "ONNX files"),
     "onnxruntime": ("onnx", "ONNX files"),
     "openvino": ("openvino", "running a torch model in OpenVINO"),
-    "sklearn": ("map", "maps and clusters"),
+    "sentence_transformers": ("names", "classes by their names"),
+    "skops": ("probe", "saved probes"),
     "timm": ("timm", "timm models"),
     "torchvision": ("image", "image and video preprocessing"),
+    "umap": ("map", "maps"),
 }
 
 

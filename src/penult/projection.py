@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from penult.extras import require
-
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -15,7 +13,6 @@ def project(vectors: FloatArray, seed: int = 0) -> FloatArray:
 
     The same vectors and seed give the same picture. Distances between far groups mean little.
     """
-    require("sklearn")
     from sklearn.manifold import TSNE
 
     if len(vectors) < 4:

@@ -108,8 +108,8 @@ def embed(
     from penult.adding import add, settle
     from penult.collection import Collection
     from penult.embedder import open_embedder
-    from penult.errors import UsageError
     from penult.engines.ways import PLAIN
+    from penult.errors import UsageError
     from penult.ingest import Options
     from penult.layout import Layout
     from penult.shards import Shard

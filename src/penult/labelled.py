@@ -1,0 +1,73 @@
+"""A collection's vectors with a name for each row: its class or its group. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penult.errors import LabelsError
+from penult.naming import namer
+
+if TYPE_CHECKING:
+    from penult.collection import Collection
+
+MARKED = "labels"  # the marks that were given in the collection
+PREDICTED = "label"  # the classifier's own label
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Rows in key order. keys: a table of their `id` and `region`. vectors: (n, d) float32, raw.
+    names: for each way of naming that was asked for, one name a row, None where it has none."""
+
+    keys: pa.Table
+    vectors: npt.NDArray[np.float32]
+    names: dict[str, list[str | None]]
+
+
+def labelled(collection: Collection, by: Sequence[str], where: str | None = None) -> Labelled:
+    """The rows that a filter leaves, named in each of these ways.
+
+    by: what `penult.naming.namer` takes (a metadata column, `folder`, a pattern of the path), or
+    `labels` (the marks given in the collection, the last yes for each row) or `label` (the
+    classifier's own).
+
+    Raises:
+        LabelsError: a way that names nothing here.
+    """
+    columns = [name for name in collection.columns if name not in ("vector", "logits")]
+    table, vectors = collection.vectors(where, columns)
+    rows = table.to_pylist()
+    names: dict[str, list[str | None]] = {}
+    for way in by:
+        if way == MARKED:
+            marks = marked(collection)
+            names[way] = [marks.get((row["id"], row["region"])) for row in rows]
+        elif way == PREDICTED:
+            names[way] = [row["label"] for row in rows]
+        else:
+            name = namer(way, columns)
+            names[way] = [name(row["id"], row) for row in rows]
+        if rows and not any(names[way]):
+            raise LabelsError(f"no row of {collection.path} has a name by {way!r}")
+    return Labelled(table.select(["id", "region"]), vectors, names)
+
+
+def marked(collection: Collection) -> dict[tuple[str, str], str]:
+    """The class of each marked row: of its marks with the same class the last one counts, and of
+    its classes that are marked yes the one marked last."""
+    standing: dict[tuple[str, str], dict[str, str]] = {}
+    for row in collection.labels().to_pylist():
+        classes = standing.setdefault((row["id"], row["region"]), {})
+        classes.pop(row["class"], None)  # so that the last mark stands last
+        classes[row["class"]] = row["mark"]
+    yes = {
+        key: [name for name, mark in classes.items() if mark == "yes"]
+        for key, classes in standing.items()
+    }
+    return {key: names[-1] for key, names in yes.items() if names}
