@@ -24,7 +24,7 @@ LAYERS = (
     (
         "embed",
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
-        | {"runner", "proving", "settling", "space", "embedder", "inspection"},
+        | {"fleet", "runner", "proving", "settling", "space", "embedder", "inspection"},
     ),
     ("work", {"rows", "steps", "ingest", "checking", "search", "projection"}),
     (

@@ -246,11 +246,11 @@ class Embedder:
         readings = self.runner.readings
         # On an accelerator torch is the one engine.
         engine = self.engine if self.device == "cpu" or self.engine != AUTO else TORCH
-        found = sample(self.runner, source, layout)
+        found = sample(self.runner, source, layout, self.precision)
         question = Question(
             classifier=self.classifier,
             readings=readings,
-            device=self.device,
+            device=self.device.split(",")[0],
             law=self.law,
             plain=self._plain,
             graphs=self.graphs,

@@ -14,6 +14,7 @@ EXTRAS = {
     "h5py": ("keras", "Keras models in HDF5 files"),
     "keras": ("keras", "Keras models"),
     "matplotlib": ("map", "pictures"),
+    "nncf": ("openvino", "running a model in eight bits"),
     "onnx": ("onnx", "ONNX files"),
     "onnxruntime": ("onnx", "ONNX files"),
     "openvino": ("openvino", "running a torch model in OpenVINO"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from penult.engines.base import EXACT
+from penult.engines.base import EXACT, TURBO
 from penult.engines.graphs import Graphs
 from penult.engines.ways import AUTO, ONNXRUNTIME, TORCH
 from penult.errors import EngineError, UsageError
@@ -19,6 +19,7 @@ from penult.runner import Ready, Runner
 from penult.sources import Failure, Source
 
 SAMPLED = 8  # items at most on which engines are measured
+SAMPLED_EIGHT_BITS = 32  # where nearest neighbours are counted
 OPENED = 4  # of the source, from which these are taken
 
 
@@ -30,11 +31,16 @@ class Sample:
     total: float | None
 
 
-def sample(runner: Runner, source: Iterable[Any], layout: Layout = Layout()) -> Sample:
+def sample(
+    runner: Runner, source: Iterable[Any], layout: Layout = Layout(), precision: str = EXACT
+) -> Sample:
     """A few prepared items of a source that can be iterated again; the classifier's own example
     where none of them can be opened."""
     classifier = runner.classifier
-    first = [pair for pair in islice(source, OPENED * 4) if not isinstance(pair, Failure)]
+    most = SAMPLED_EIGHT_BITS if precision == TURBO else SAMPLED
+    first = [
+        pair for pair in islice(source, max(most, OPENED * 4)) if not isinstance(pair, Failure)
+    ]
     regions = [
         pair
         for pair in layout.apply(first, classifier.modality, classifier.rate)
@@ -42,20 +48,20 @@ def sample(runner: Runner, source: Iterable[Any], layout: Layout = Layout()) -> 
     ]
     items: list[Any] = []
     size = 0
-    for ready in runner.prepare(_spread(regions)):
+    for ready in runner.prepare(_spread(regions, most)):
         if isinstance(ready, Ready):
             items.append(ready.inputs.tensors)
             size += max(value.numel() for value in ready.inputs.tensors.values())
-        if len(items) == SAMPLED or size > 2 * runner.budget:  # enough work to be timed
+        if len(items) == most or size > 2 * runner.budget * most / SAMPLED:  # enough to be timed
             break
     count = source.count() if isinstance(source, Source) else None
     total = None if count is None or not first else count * len(regions) / len(first)
     return Sample(items or [classifier.example().tensors], total)
 
 
-def _spread(regions: Sequence[Any]) -> Sequence[Any]:
+def _spread(regions: Sequence[Any], most: int) -> Sequence[Any]:
     """Some of all of them, in their order."""
-    step = max(1, len(regions) // SAMPLED)
+    step = max(1, len(regions) // most)
     return regions[::step]
 
 

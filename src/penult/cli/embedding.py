@@ -18,7 +18,7 @@ from penult.cli.options import (
     NOTHING,
     Asked,
     Channel,
-    Device,
+    Devices,
     Engine,
     Json,
     Model,
@@ -95,7 +95,7 @@ def embed(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait if another process is writing.")
     ] = False,
-    device: Device = "auto",
+    device: Devices = "auto",
     engine: Engine = "auto",
     precision: Precision = None,
     json: Json = False,

@@ -49,9 +49,16 @@ Engine = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="exact (cosine ≥ 0.999999 to torch in fp32) or fast (≥ 0.9999); else exact."),
+    typer.Option(
+        help="exact (cosine ≥ 0.999999 to torch in fp32), fast (≥ 0.9999) or turbo (≥ 0.999); "
+        "else exact."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Devices = Annotated[
+    str,
+    typer.Option("--device", "--devices", help="auto, cpu, cuda, cuda:N or mps; or cuda:0,cuda:1."),
+]
 
 ASKED: dict[str, Any] = {
     "checkpoint": Annotated[

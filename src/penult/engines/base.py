@@ -14,7 +14,7 @@ from penult.splitting.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
 
-EXACT, FAST = "exact", "fast"
+EXACT, FAST, TURBO = "exact", "fast", "turbo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +22,23 @@ class Precision:
     """How near vectors and logits are to those of torch in fp32, measured item by item.
 
     cosine: of two vectors of one item, at least. logits: their difference, relative to the largest
-    logit of the item, at most; of `fast` it is measured and shown, and not bounded, since what it
-    does to a label depends on the model. law: by how much an item alone and the same item in a
-    batch may differ, relative to the largest value.
+    logit of the item, at most; of `fast` and `turbo` it is measured and shown, and not bounded,
+    since what it does to a label depends on the model. law: by how much an item alone and the same
+    item in a batch may differ, relative to the largest value. neighbours: the share of items that
+    keep their nearest neighbour among those measured, at least.
     """
 
     name: str
     cosine: float
     logits: float
     law: float
+    neighbours: float = 0.0
 
 
 PRECISIONS = {
     EXACT: Precision(EXACT, 1 - 1e-6, 1e-4, 1e-5),
     FAST: Precision(FAST, 0.9999, float("inf"), 5e-2),
+    TURBO: Precision(TURBO, 0.999, float("inf"), 5e-2, 0.99),
 }
 
 

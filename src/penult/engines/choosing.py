@@ -6,9 +6,10 @@ prepared items and ways; neither files nor stores.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penult.batching import Law, find_law
@@ -22,6 +23,7 @@ from penult.errors import EngineError, MissingExtra, first_line
 from penult.padding import Batch
 
 LONG = 60.0  # seconds in torch from which on other engines are tried by `auto`
+WORTH = 1.3  # times as fast as without them, or eight bits are not worth what they cost
 
 Rows = list[list[FloatArray]]
 
@@ -103,8 +105,18 @@ def choose(question: Question, engine: str, precision: str) -> tuple[Choice, Eng
     estimate = _estimate(question) if engine == AUTO else None
     if estimate is not None and estimate < LONG:
         return Choice(PLAIN, question.law, estimate=estimate), question.plain
+    items, _ = _taken(question, len(question.items))
+    question = replace(question, items=items)
+    if engine == AUTO and not items:
+        return Choice(PLAIN, question.law), question.plain
     readings = [reading_key(reading) for reading in question.readings]
-    asked = [engine, precision, question.law.name, readings, versions("openvino", "onnxruntime")]
+    asked = [
+        engine,
+        precision,
+        question.law.name,
+        readings,
+        versions("openvino", "onnxruntime", "nncf"),
+    ]
     noted = question.graphs.recall(asked)
     if noted is not None:
         known = Choice.from_dict(noted)
@@ -118,6 +130,7 @@ def choose(question: Question, engine: str, precision: str) -> tuple[Choice, Eng
         trial.engine(name)
     if engine == AUTO and PLAIN.words not in trial.choices:
         trial.way(PLAIN)
+    trial.weigh_eight_bits()
     if not trial.choices:
         raise EngineError("; ".join(f"{name}: {why}" for name, why in trial.dropped.items()))
     best = min(trial.choices, key=lambda name: trial.seconds[name])
@@ -137,8 +150,23 @@ def _estimate(question: Question) -> float | None:
     """Seconds that the whole run would take in torch, from the first items; None: not known."""
     if question.total is None:
         return None
-    first = question.items[:_TIMED]
-    return _run(question.plain, question.law, first)[1] * question.total / len(first)
+    items, seconds = _taken(question, _TIMED)
+    return seconds * question.total / len(items) if items else None
+
+
+def _taken(question: Question, most: int) -> tuple[list[Any], float]:
+    """The first items that torch takes (one that is too short fails in the run, and is named
+    there), and the seconds that they took."""
+    taken, seconds = [], 0.0
+    for item in question.items:
+        began = time.perf_counter()
+        with contextlib.suppress(Exception):  # a model may raise anything on what it can't take
+            question.plain(Batch(item))
+            seconds += time.perf_counter() - began
+            taken.append(item)
+        if len(taken) == most:
+            break
+    return taken, seconds
 
 
 class _Trial:
@@ -156,10 +184,28 @@ class _Trial:
         self.estimate = estimate
 
     def engine(self, name: str) -> None:
-        """Try an engine's numbers until some hold the precision."""
+        """Try an engine's numbers until some hold the precision; eight bits are compared with
+        what would be taken without them."""
+        held = False
         for way in WAYS[self._precision]:
-            if way.engine == name and self.way(way):
+            if way.engine != name or (way.quantised and held):
+                continue
+            held = self.way(way) or held
+            if held and not way.quantised and way.words in self.choices:
                 return
+
+    def weigh_eight_bits(self) -> None:
+        """Drop eight bits if they are hardly faster than the best without them."""
+        others = {name: self.seconds[name] for name in self.choices if not self._eight(name)}
+        for name in [name for name in self.choices if self._eight(name)]:
+            if others and self.seconds[name] * WORTH > min(others.values()):
+                best = min(others, key=lambda other: others[other])
+                times = others[best] / self.seconds[name]
+                self.dropped[name] = f"only {times:.1f} × as fast as {best}"
+                del self.choices[name]
+
+    def _eight(self, name: str) -> bool:
+        return self.choices[name].quantised
 
     def way(self, way: Way) -> bool:
         """Try one way; whether it agrees with torch in fp32."""
@@ -171,7 +217,7 @@ class _Trial:
                 law = find_law(self._q.classifier, engine, self._q.law, bar)
                 self._laws[way.words] = law
             rows, _ = _run(engine, self._laws[way.words], self._q.items)
-        except EngineError as error:
+        except (EngineError, MissingExtra) as error:
             self.dropped[way.words] = first_line(error)
             return False
         except (RuntimeError, ValueError, IndexError) as error:  # an engine on a model it can't run

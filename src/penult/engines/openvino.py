@@ -1,4 +1,4 @@
-"""Run a torch classifier in OpenVINO: the same cut, recorded once, at fp32 or in bfloat16.
+"""Run a torch classifier in OpenVINO: the same cut, recorded once, in fp32, bfloat16 or int8.
 
 Every pass takes any batch and any length. Knows one runtime; which engine is best is not its.
 """
@@ -16,6 +16,7 @@ from penult.classifiers.base import Classifier
 from penult.engines.base import Reading, Readout
 from penult.engines.converting import Graph, Recipe, recording
 from penult.engines.graphs import Graphs, versions
+from penult.engines.quantising import GROUPS, quantise
 from penult.errors import EngineError, first_line
 from penult.extras import require
 from penult.padding import Batch
@@ -26,8 +27,9 @@ FILE = "model.xml"
 class OpenVinoEngine:
     """Runs the recorded cut; holds no state between batches.
 
-    numbers: `f32` or `bf16`, in which the processor multiplies. law: how items share a batch in
-    torch, which says whether the graph has a mask and masked norms. graphs: where it is kept.
+    numbers: `f32` or `bf16`, in which the processor multiplies, or one of `quantising.GROUPS`. law:
+    how items share a batch in torch, which says whether the graph has a mask and masked norms.
+    graphs: where it is kept.
     """
 
     def __init__(
@@ -45,15 +47,19 @@ class OpenVinoEngine:
         if numbers == "bf16" and not multiplies_bf16():
             raise EngineError("this processor does not multiply in bfloat16")
         asked = ["openvino", self._graph.recipe.key, versions("openvino")]
-        folder = graphs.get(asked, lambda aside: _record(self._graph, aside))
+        file = graphs.get(asked, lambda aside: _record(self._graph, aside)) / FILE
+        if numbers in GROUPS:
+            recorded = file
+            asked = ["int8", *asked, versions("nncf")]
+            file = graphs.get(asked, lambda aside: quantise(recorded, aside / FILE)) / FILE
         core = openvino.Core()
         settings = {
-            "INFERENCE_PRECISION_HINT": numbers,
+            **_settings(numbers),
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:
-            self._run = core.compile_model(core.read_model(folder / FILE), "CPU", settings)
+            self._run = core.compile_model(core.read_model(file), "CPU", settings)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot run the model: {first_line(error)}") from error
 
@@ -62,6 +68,16 @@ class OpenVinoEngine:
         values = [value.numpy() for value in self._graph.inputs(batch)]
         found = self._run(values)
         return self._graph.readout(batch, [found[i] for i in range(len(self.readings) + 1)])
+
+
+def _settings(numbers: str) -> dict[str, Any]:
+    """In which numbers the processor multiplies."""
+    if numbers not in GROUPS:
+        return {"INFERENCE_PRECISION_HINT": numbers}
+    return {
+        "INFERENCE_PRECISION_HINT": "bf16" if multiplies_bf16() else "f32",  # all the rest
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[numbers],
+    }
 
 
 def _record(graph: Graph, folder: Path) -> None:

@@ -18,21 +18,29 @@ from penult.engines.base import FloatArray, Precision
 @dataclass(frozen=True, slots=True)
 class Parity:
     """The worst of all items: cosine of the two vectors, difference of the logits relative to the
-    largest logit; and the share of items that keep their label."""
+    largest logit; and the shares of items that keep their label, and their nearest neighbour among
+    the others."""
 
     items: int
     cosine: float
     logits: float
     labels: float
+    neighbours: float = 1.0
 
     def holds(self, precision: Precision) -> bool:
         """Whether it is as near as a precision promises."""
-        return self.cosine >= precision.cosine and self.logits <= precision.logits
+        return (
+            self.cosine >= precision.cosine
+            and self.logits <= precision.logits
+            and self.neighbours >= precision.neighbours
+        )
 
     @property
     def words(self) -> str:
         """In a line."""
         labels = "" if self.labels == 1 else f", {1 - self.labels:.1%} of labels differ"
+        if self.neighbours < 1:
+            labels += f", {1 - self.neighbours:.1%} of nearest neighbours differ"
         return (
             f"cosine ≥ {_floor(self.cosine)} to torch fp32, logits within {self.logits:.1e}"
             f"{labels}, on {self.items} item{'' if self.items == 1 else 's'}"
@@ -57,7 +65,28 @@ def compare(
         cosine=min(cosines, default=1.0),
         logits=max(difference(one[:1], two[:1]) for one, two in pairs),
         labels=sum(_label(one[0]) == _label(two[0]) for one, two in pairs) / len(pairs),
+        neighbours=_neighbours([one[1:] for one, _ in pairs], [two[1:] for _, two in pairs]),
     )
+
+
+def _neighbours(
+    found: Sequence[Sequence[FloatArray]], expected: Sequence[Sequence[FloatArray]]
+) -> float:
+    """The share of items whose nearest neighbour by cosine is the same, over all readings."""
+    if len(found) < 3:  # with two items there is no choice of neighbour
+        return 1.0
+    kept = []
+    for one, two in zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True):
+        kept.append(np.mean(_nearest(one) == _nearest(two)))
+    return float(np.mean(kept)) if kept else 1.0
+
+
+def _nearest(vectors: Sequence[FloatArray]) -> Any:
+    rows = np.stack([vector.ravel() for vector in vectors]).astype(np.float64)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -np.inf)
+    return cosines.argmax(axis=1)
 
 
 def _label(logits: FloatArray) -> int:

@@ -5,6 +5,8 @@ Hidden states are captured by hooks, pooled inside the pass and never leave it.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -24,9 +26,10 @@ from penult.splitting.taps import Tap
 
 
 class TorchEngine:
-    """Runs the classifier's own module; holds no state between batches.
+    """Runs the classifier's own module, one batch at a time; holds no state between batches.
 
     numbers: `f32`, or `bf16` for matrix products in bfloat16 (autocast: norms and sums stay fp32).
+    module: a copy of the classifier's, to run in its place.
     """
 
     def __init__(
@@ -35,14 +38,17 @@ class TorchEngine:
         readings: Sequence[Reading],
         device: str = "cpu",
         numbers: str = "f32",
+        module: nn.Module | None = None,
     ) -> None:
         self.readings = list(readings)
         self.device = torch.device(device)
         self.numbers = numbers
-        self._module = classifier.module.to(self.device).eval()
+        self._classifier = classifier
+        self._module = (module or classifier.module).to(self.device).eval()
         self._base = self._module.get_submodule(classifier.base) if classifier.base else None
         self._output = classifier.output
         self._calls = Calls()
+        self._lock = threading.Lock()  # hooks are the module's: two passes would catch each other's
         self._fillings = {
             reading.entry: Filling(self._module, reading.entry)
             for reading in readings
@@ -56,7 +62,7 @@ class TorchEngine:
         own = own_positions(self._fillings, tensors, batch)
         norms = masked_norms(self._module, batch.lengths or []) if batch.norms else nullcontext()
         ends = None if logits else self._calls.ends(tensors, taps)
-        with torch.inference_mode(), self._numbers(), norms:
+        with self._lock, torch.inference_mode(), self._numbers(), norms:
             with captured(self._module, taps, ends) as caught:
                 given = self._pass(tensors)
             if given is not None:
@@ -72,6 +78,11 @@ class TorchEngine:
                 vectors.append(pool(hidden.float(), reading.pooling, reading.tap.channel, mask))
         rows = rows_of(given, batch, self._base) if given is not None and logits else nothing(batch)
         return Readout(rows, [as_array(vector) for vector in vectors])
+
+    def beside(self, device: str) -> TorchEngine:
+        """The same on another device, with a copy of the module: both can run at once."""
+        module = copy.deepcopy(self._module)
+        return TorchEngine(self._classifier, self.readings, device, self.numbers, module)
 
     def _pass(self, tensors: dict[str, Tensor]) -> Tensor | None:
         """The logits, or None if the pass was stopped since nothing behind was wanted."""

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from penult.batching import Law
 from penult.classifiers.base import Classifier
-from penult.engines.base import EXACT, FAST, PRECISIONS, Engine, Reading
+from penult.engines.base import EXACT, FAST, PRECISIONS, TURBO, Engine, Reading
 from penult.engines.graphs import Graphs
+from penult.engines.quantising import GROUPS
 from penult.engines.torch import TorchEngine
 from penult.errors import UsageError
 
@@ -21,10 +22,15 @@ ENGINES = (TORCH, OPENVINO, ONNXRUNTIME)
 
 
 class Way(NamedTuple):
-    """An engine, and the numbers in which it multiplies: f32 or bf16."""
+    """An engine, and the numbers in which it multiplies: f32, bf16 or a form of int8."""
 
     engine: str
     numbers: str = "f32"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it multiplies whole numbers of eight bits."""
+        return self.numbers in GROUPS
 
     @property
     def words(self) -> str:
@@ -35,8 +41,13 @@ class Way(NamedTuple):
 PLAIN = Way(TORCH)
 _EXACT = (PLAIN, Way(OPENVINO), Way(ONNXRUNTIME))
 _FAST = (Way(OPENVINO, "bf16"), Way(TORCH, "bf16"))
+_TURBO = tuple(Way(OPENVINO, numbers) for numbers in GROUPS)
 # In the order in which they are tried; of one engine the first that agrees is taken.
-WAYS: dict[str, tuple[Way, ...]] = {EXACT: _EXACT, FAST: (*_FAST, *_EXACT)}
+WAYS: dict[str, tuple[Way, ...]] = {
+    EXACT: _EXACT,
+    FAST: (*_FAST, *_EXACT),
+    TURBO: (*_TURBO, *_FAST, *_EXACT),
+}
 
 
 def check(engine: str, precision: str) -> None:
