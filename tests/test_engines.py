@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from penult.cli import run
 from penult.collection import Collection
 from penult.embedder import Embedder
 from penult.engines.base import PRECISIONS
+from penult.engines.graphs import Graphs
+from penult.engines.openvino import OpenVinoEngine
 from penult.engines.parity import compare
 from penult.engines.ways import PLAIN, Way
 from penult.errors import EngineError, ModelError, UsageError
+from penult.padding import Batch
 from test_batching import Small, calls_of
 
 CLIPS = [clip(0.4 + 0.3 * i, i) for i in range(6)]
@@ -109,6 +113,60 @@ def test_bfloat16_that_is_too_coarse_falls_back(
     emb = Embedder.from_classifier(load(tiny), engine="torch", precision="fast")
     emb.run(CLIPS)
     assert emb.way == PLAIN and emb.choice is not None and "torch bf16" in emb.choice.dropped
+
+
+@pytest.mark.parametrize("worth", [0.0, 1e9])
+def test_eight_bits_are_taken_where_they_are_worth_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, worth: float
+) -> None:
+    monkeypatch.setenv("PENULT_CACHE", str(cache.with_name(f"worth-{worth}")))
+    lenient = replace(PRECISIONS["turbo"], cosine=0.9, neighbours=0.0, law=1.0)
+    monkeypatch.setitem(choosing.PRECISIONS, "turbo", lenient)
+    monkeypatch.setattr(choosing, "WORTH", worth)
+    emb = Embedder.from_classifier(load(tiny), engine="openvino", precision="turbo")
+    emb.run(CLIPS)
+    assert emb.choice is not None
+    assert ("openvino int8 by 128" in emb.choice.dropped) == (worth > 0)
+    assert "openvino int8 by 128" in emb.choice.seconds
+    if worth:
+        assert not emb.way.quantised
+        assert "× as fast as openvino" in emb.choice.dropped["openvino int8 by 128"]
+
+
+def test_eight_bits_alone_and_together(tiny: Path, tmp_path: Path) -> None:
+    emb = Embedder.from_classifier(load(tiny))
+    graphs = Graphs("tests", tmp_path)
+    engine = OpenVinoEngine(emb.classifier, emb.runner.readings, emb.law, graphs, "int8 by 32")
+    items = [emb.classifier.preprocess(wave).tensors for wave in CLIPS]
+    alone = [engine(Batch(item)).row(0) for item in items]
+    together = engine(emb.law.batch(items))
+    exact = [emb.runner.engine(Batch(item)).row(0) for item in items]
+    assert compare([together.row(i) for i in range(6)], alone).cosine > 0.999
+    assert 0.98 < compare(alone, exact).cosine < 0.9999999  # near, and really in fewer bits
+
+
+def test_eight_bits_that_are_too_coarse_fall_back(tiny: Path, cache: Path) -> None:
+    """Half a dozen noisy clips of an untrained model: whatever is taken, holds what it promises."""
+    emb = Embedder.from_classifier(load(tiny), engine="openvino", precision="turbo")
+    result = emb.run(CLIPS)
+    rows = [[a, b] for a, b in zip(result.logits, result.vectors, strict=True)]
+    expected = Embedder.from_classifier(load(tiny)).run(CLIPS)
+    wanted = [[a, b] for a, b in zip(expected.logits, expected.vectors, strict=True)]
+    assert compare(rows, wanted).holds(PRECISIONS["turbo"])
+    assert emb.choice is not None
+    assert emb.way.quantised or any("int8" in name for name in emb.choice.dropped)
+
+
+def test_neighbours_are_counted() -> None:
+    rows = np.eye(6, dtype=np.float32)
+    rows[1] = [1, 0.5, 0, 0, 0, 0]
+    rows[3] = [0, 0, 1, 0.5, 0, 0]
+    rows[5] = [0, 0, 0, 0, 1, 0.5]
+    wanted = [[row, row] for row in rows]
+    assert compare(wanted, wanted).neighbours == 1.0
+    moved = rows.copy()
+    moved[1] = [0.5, 0.5, 0, 0, 1, 0]
+    assert compare([[row, row] for row in moved], wanted).neighbours < 0.9
 
 
 @pytest.mark.parametrize(
