@@ -26,14 +26,18 @@ LAYERS = (
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
         | {"runner", "proving", "space", "embedder", "inspection"},
     ),
-    ("work", {"rows", "steps", "ingest", "checking", "search", "projection"}),
+    (
+        "work",
+        {"rows", "steps", "ingest", "checking", "search", "projection"} | {"clusters", "probing"},
+    ),
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
-        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"},
+        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"}
+        | {"scanning", "nearest", "spaces", "clustered", "mapped"},
     ),
     ("api", {"api", "__init__"}),
-    ("faces", {"bridges", "cli"}),
+    ("faces", {"bridges", "cli", "sklearn"}),
 )
 LEVEL = {module: level for level, (_, modules) in enumerate(LAYERS) for module in modules}
 MODULES = sorted(SOURCE.rglob("*.py"))
