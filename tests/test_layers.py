@@ -28,13 +28,14 @@ LAYERS = (
     ),
     (
         "work",
-        {"rows", "steps", "ingest", "checking", "search", "projection"} | {"clusters", "probing"},
+        {"rows", "steps", "ingest", "checking", "search", "projection"}
+        | {"clusters", "diffusion", "probing"},
     ),
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
         | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"}
-        | {"scanning", "nearest", "spaces", "clustered", "mapped"},
+        | {"scanning", "nearest", "spaces", "placed", "clustered", "mapped"},
     ),
     ("api", {"api", "__init__"}),
     ("faces", {"bridges", "cli", "sklearn"}),

@@ -313,7 +313,7 @@ class Collection:
                     f"a label needs id, region, class and a mark out of {', '.join(MARKS)}; "
                     f"received {dict(record)}"
                 )
-        self._append("labels", records)
+        self.append("labels", records)
 
     def spaces(self) -> pa.Table:
         """The fitted spaces, oldest first; of several with one name the last one counts."""
@@ -322,7 +322,7 @@ class Collection:
     def add_space(self, space_id: str, name: str, about: Mapping[str, Any], data: bytes) -> None:
         """Appends a fitted space: what it is (kept as JSON) and its arrays as bytes."""
         record = {"space_id": space_id, "name": name, "about": json.dumps(about), "data": data}
-        self._append("spaces", [record])
+        self.append("spaces", [record])
 
     def fit_space(self, recipe: str, name: str | None = None, where: str | None = None) -> Space:
         """Fits a space, such as `scale+l2`, on the raw vectors and keeps it; see
@@ -337,7 +337,8 @@ class Collection:
         """
         return spaces.space_of(self, name)
 
-    def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Appends records to a side table (`penult.tables.SIDE`); needs no lock."""
         self._about()
         columns = tables.SIDE[name]
         stamped = [{"when": store.now(), **record} for record in records]

@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from penult.errors import LabelsError
 from penult.naming import namer
+from penult.rows import keys as keys_of
 
 if TYPE_CHECKING:
     from penult.collection import Collection
 
 MARKED = "labels"  # the marks that were given in the collection
 PREDICTED = "label"  # the classifier's own label
+CLUSTER = "cluster"  # of the clusters kept last; cluster:NAME of those kept under a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,12 @@ def labelled(collection: Collection, by: Sequence[str], where: str | None = None
     """The rows that a filter leaves, named in each of these ways.
 
     by: what `penult.naming.namer` takes (a metadata column, `folder`, a pattern of the path), or
-    `labels` (the marks given in the collection, the last yes for each row) or `label` (the
-    classifier's own).
+    `labels` (the marks given in the collection, the last yes for each row), `label` (the
+    classifier's own) or, where no column is called so, `cluster` (of the clusters that were kept
+    last) or `cluster:NAME`.
 
     Raises:
-        LabelsError: a way that names nothing here.
+        LabelsError: a way that names nothing here; only the classifier itself may have no label.
     """
     columns = [name for name in collection.columns if name not in ("vector", "logits")]
     table, vectors = collection.vectors(where, columns)
@@ -50,10 +53,14 @@ def labelled(collection: Collection, by: Sequence[str], where: str | None = None
             names[way] = [marks.get((row["id"], row["region"])) for row in rows]
         elif way == PREDICTED:
             names[way] = [row["label"] for row in rows]
+        elif way not in columns and way.partition(":")[0] == CLUSTER:
+            from penult.clustered import cluster_names
+
+            names[way] = cluster_names(collection, way, keys_of(table))
         else:
             name = namer(way, columns)
             names[way] = [name(row["id"], row) for row in rows]
-        if rows and not any(names[way]):
+        if rows and way != PREDICTED and not any(names[way]):
             raise LabelsError(f"no row of {collection.path} has a name by {way!r}")
     return Labelled(table.select(["id", "region"]), vectors, names)
 
