@@ -29,7 +29,7 @@ LAYERS = (
     (
         "work",
         {"rows", "steps", "ingest", "checking", "search", "projection"}
-        | {"clusters", "diffusion", "probing"},
+        | {"clusters", "diffusion", "probing", "probefiles", "joining"},
     ),
     (
         "store",

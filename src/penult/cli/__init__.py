@@ -10,7 +10,17 @@ from pathlib import Path
 import typer
 from typer.exceptions import Exit, TyperException
 
-from penult.cli import checking, collections, embedding, grouping, inspecting, models, tour, upkeep
+from penult.cli import (
+    checking,
+    collections,
+    embedding,
+    grouping,
+    inspecting,
+    models,
+    probes,
+    tour,
+    upkeep,
+)
 from penult.cli.output import (
     DONE,
     FAILED,
@@ -52,7 +62,17 @@ def root(
         raise Exit(DONE)
 
 
-for module in (inspecting, models, embedding, checking, collections, grouping, upkeep, tour):
+for module in (
+    inspecting,
+    models,
+    embedding,
+    checking,
+    collections,
+    grouping,
+    probes,
+    upkeep,
+    tour,
+):
     for command in module.COMMANDS:
         app.command()(command)
 

@@ -1,15 +1,18 @@
-"""Draw a map of vectors: one colour per class, its name beside it, classes that were never trained
-as stars."""
+"""Pictures: a map of vectors, one colour per class with its name beside it; a confusion matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from penult.errors import UsageError
 from penult.extras import require
+
+PICTURES = ("png", "svg", "pdf")
 
 
 def draw_map(
@@ -68,4 +71,49 @@ def draw_map(
     axes.set_aspect("equal", adjustable="datalim")
     for side in axes.spines.values():
         side.set_visible(False)
-    figure.savefig(path, dpi=130)
+    _written(figure, path)
+
+
+def draw_confusion(
+    path: Path, counts: npt.NDArray[np.int64], classes: Sequence[str], title: str
+) -> None:
+    """Write a picture of a confusion matrix (K, K), true by predicted, each row as shares."""
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
+    count = len(classes)
+    side = min(22.0, 3.2 + 0.42 * count)
+    figure = Figure(figsize=(max(side, 7.5), side), facecolor="#fbfaf7", layout="constrained")
+    axes = figure.add_subplot(facecolor="#fbfaf7")
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if count <= 40:
+        for true, said in zip(*np.nonzero(counts), strict=True):
+            dark = shares[true, said] > 0.55
+            axes.text(
+                said, true, f"{counts[true, said]:,}", ha="center", va="center",
+                fontsize=9 if count <= 20 else 6, color="white" if dark else "#333333",
+            )  # fmt: skip
+    size = max(3.0, min(10.0, 320 / count))
+    axes.set_xticks(range(count), classes, rotation=90 if count > 6 else 0, fontsize=size)
+    axes.set_yticks(range(count), classes, fontsize=size)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(title, loc="left", fontsize=9, color="#333333", pad=10, wrap=True)
+    axes.tick_params(length=0)
+    for edge in axes.spines.values():
+        edge.set_visible(False)
+    _written(figure, path)
+
+
+def _written(figure: Any, path: Path) -> None:
+    """The picture, aside first; its suffix says in which format."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in PICTURES:
+        raise UsageError(f"a picture is written as .{', .'.join(PICTURES)}, not as {path.name!r}")
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(aside, dpi=130, format=kind)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
