@@ -85,13 +85,25 @@ def _size(count: int) -> float:
     return 70 if count <= _FEW else max(2.0, min(26.0, 36_000 / count))
 
 
+def _densest(own: npt.NDArray[np.float32], spread: float) -> npt.NDArray[np.float32]:
+    """Where most of a class is: it may lie in several places."""
+    if len(own) <= 60:
+        middle: npt.NDArray[np.float32] = np.median(own, axis=0)
+        return middle
+    from sklearn.neighbors import KDTree
+
+    around = KDTree(own).query_radius(own, 0.03 * spread, count_only=True)
+    densest: npt.NDArray[np.float32] = own[int(around.argmax())]
+    return densest
+
+
 def _name(
     axes: Any, name: str, own: npt.NDArray[np.float32], colour: Any, bold: bool, spread: float
 ) -> None:
     """A class's name over the bulk of its group, not over an outlier."""
-    middle = np.median(own, axis=0)
+    middle = _densest(own, spread)
     away = np.linalg.norm(own - middle, axis=1)
-    near = own[away <= 2 * np.median(away)]
+    near = own[away <= (2 * np.median(away) if len(own) <= 60 else 0.03 * spread)]
     axes.annotate(
         # A dollar would begin a formula.
         name.replace("$", r"\$"),
