@@ -165,7 +165,9 @@ def test_they_are_kept_and_name_the_rows(made: Collection) -> None:
 
 
 def test_rows_that_come_later_have_none(made: Collection) -> None:
-    clustered.keep(made, clustered.find_clusters(made, How(), where="id LIKE '%a_%'"))
+    clustered.keep(
+        made, clustered.find_clusters(made, How("kmeans", 2), where="id LIKE '/calls/a%'")
+    )
     names = labelled(made, ["cluster"])
     with made.writer(MANIFEST) as writer:
         writer.write(batch(["/calls/z.wav"]))

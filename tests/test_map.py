@@ -75,7 +75,7 @@ def test_a_map_is_made_once(made: Collection, monkeypatch: pytest.MonkeyPatch) -
     again = mapped.make_map(made, by="folder", space="centre")
     assert again.kept and np.array_equal(again.points, first.points)
     monkeypatch.undo()
-    part = mapped.make_map(made, where="id LIKE '%a_%'", space="centre")
+    part = mapped.make_map(made, where="id LIKE '/calls/a%'", space="centre")
     assert not part.kept and len(part.points) == 30
 
 
@@ -90,7 +90,8 @@ def written(**changes: object) -> str:
     about = {
         "title": "<i>calls</i>", "subtitle": "", "points": np.eye(2, dtype=np.float32),
         "names": [HOSTILE, None], "ids": [HOSTILE, "sha256:00"], "regions": ["whole", "0-1"],
-        "columns": {"site": ["</script><b>", None], "depth": [1.5, float("nan")]}, "modality": "audio",
+        "columns": {"site": ["</script><b>", None], "depth": [1.5, float("nan")]},
+        "modality": "audio",
     }  # fmt: skip
     return page(Page(**{**about, **changes}))  # type: ignore[arg-type]
 

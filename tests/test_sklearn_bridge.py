@@ -1,4 +1,4 @@
-"""An embedder inside scikit-learn: pipelines, grids, clones, pickles, and nothing learnt from tests."""
+"""An embedder inside scikit-learn: pipelines, grids, clones, pickles; nothing learnt from tests."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from conftest import RATE, clip
 from penult.bridges import sklearn as bridge
 from penult.classifiers import demo_folder
 from penult.errors import ItemError, SourceError, TapError, UsageError
-from penult.space import fit
 from penult.sklearn import EmbeddingTransformer
+from penult.space import fit
 
 CLIPS = demo_folder().parent / "clips"
 
@@ -140,7 +140,6 @@ def test_clones_and_pickles_carry_no_weights() -> None:
         estimator_checks.check_parameters_default_constructible,
         estimator_checks.check_get_params_invariance,
         estimator_checks.check_set_params,
-        estimator_checks.check_do_not_raise_errors_in_init_or_set_param,
     ],
     ids=lambda check: check.__name__,
 )

@@ -45,24 +45,32 @@ def labelled(collection: Collection, by: Sequence[str], where: str | None = None
     """
     columns = [name for name in collection.columns if name not in ("vector", "logits")]
     table, vectors = collection.vectors(where, columns)
-    rows = table.to_pylist()
-    names: dict[str, list[str | None]] = {}
-    for way in by:
-        if way == MARKED:
-            marks = marked(collection)
-            names[way] = [marks.get((row["id"], row["region"])) for row in rows]
-        elif way == PREDICTED:
-            names[way] = [row["label"] for row in rows]
-        elif way not in columns and way.partition(":")[0] == CLUSTER:
-            from penult.clustered import cluster_names
-
-            names[way] = cluster_names(collection, way, keys_of(table))
-        else:
-            name = namer(way, columns)
-            names[way] = [name(row["id"], row) for row in rows]
-        if rows and way != PREDICTED and not any(names[way]):
-            raise LabelsError(f"no row of {collection.path} has a name by {way!r}")
+    names = {way: names_of(collection, table, way) for way in by}
     return Labelled(table.select(["id", "region"]), vectors, names)
+
+
+def names_of(collection: Collection, table: pa.Table, way: str) -> list[str | None]:
+    """What these rows (all scalar columns of them) are called in one way, as `labelled` has it.
+
+    Raises:
+        LabelsError: it names none of them; only the classifier itself may have no label.
+    """
+    rows = table.to_pylist()
+    if way == PREDICTED:
+        return [row["label"] for row in rows]
+    if way == MARKED:
+        marks = marked(collection)
+        names = [marks.get((row["id"], row["region"])) for row in rows]
+    elif way not in table.column_names and way.partition(":")[0] == CLUSTER:
+        from penult.clustered import cluster_names
+
+        names = cluster_names(collection, way, keys_of(table))
+    else:
+        name = namer(way, table.column_names)
+        names = [name(row["id"], row) for row in rows]
+    if rows and not any(names):
+        raise LabelsError(f"no row of {collection.path} has a name by {way!r}")
+    return names
 
 
 def marked(collection: Collection) -> dict[tuple[str, str], str]:

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from penult import placed, projection, rows, spaces
-from penult.errors import LabelsError, UsageError
-from penult.labelled import CLUSTER, MARKED, PREDICTED, marked
-from penult.naming import namer
+from penult.errors import StoreError, UsageError
+from penult.labelled import PREDICTED, names_of
 from penult.space import RAW
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def make_map(
     columns = [name for name in rows.scalar_columns(collection.schema) if name not in _HIDDEN]
     limit = most or projection.MOST[chosen]
     table, vectors = collection.vectors(where, columns, most=limit, seed=seed)
-    names = _named(collection, table, by)
+    names = names_of(collection, table, by)
     used = spaces.ready(collection, space)[0]
     about = {"method": chosen, "space": used.id, "seed": seed, "dim": 2, "rows": _digest(vectors)}
     points = _kept(collection, about, table)
@@ -78,25 +77,6 @@ def make_map(
         _keep(collection, about, table, found)
         return Map(table, found, names, by, chosen, space, matching, False)
     return Map(table, points, names, by, chosen, space, matching, True)
-
-
-def _named(collection: Collection, table: pa.Table, by: str) -> list[str | None]:
-    listed = table.to_pylist()
-    if by == MARKED:
-        marks = marked(collection)
-        names = [marks.get((row["id"], row["region"])) for row in listed]
-    elif by == PREDICTED:
-        return [row["label"] for row in listed]
-    elif by not in table.column_names and by.partition(":")[0] == CLUSTER:
-        from penult.clustered import cluster_names
-
-        return cluster_names(collection, by, rows.keys(table))
-    else:
-        name = namer(by, table.column_names)
-        names = [name(row["id"], row) for row in listed]
-    if not any(name is not None for name in names):
-        raise LabelsError(f"no row of {collection.path} has a name by {by!r}")
-    return names
 
 
 def _digest(vectors: npt.NDArray[np.float32]) -> str:
@@ -125,8 +105,6 @@ def _keep(
     table: pa.Table,
     points: npt.NDArray[np.float32],
 ) -> None:
-    from penult.errors import StoreError
-
     values = table.select(list(rows.KEY))
     for place, name in enumerate(("x", "y")):
         values = values.append_column(name, pa.array(points[:, place]))
