@@ -212,7 +212,10 @@ def test_on_real_clips(tmp_path: Path) -> None:
 def test_evoc() -> None:
     pytest.importorskip("evoc")
     rows, truth = blobs((200, 200, 200))
-    found = cluster(rows, How("evoc"), runs=0)
+    found = cluster(rows, How("evoc", 3), runs=0)
     agree = agreement(found.numbers, [str(t) for t in truth])
-    assert agree is not None and agree.clustered_ari > 0.9
-    assert np.array_equal(found.numbers, cluster(rows, How("evoc"), runs=0).numbers)
+    assert agree is not None and agree.ari > 0.95
+    assert np.array_equal(found.numbers, cluster(rows, How("evoc", 3), runs=0).numbers)
+    own = cluster(rows, How("evoc"), runs=0)  # finer, and none of them mixed
+    for one in own.clusters:
+        assert len(set(truth[own.numbers == one.number])) == 1
