@@ -26,14 +26,19 @@ LAYERS = (
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
         | {"fleet", "runner", "proving", "settling", "space", "embedder", "inspection"},
     ),
-    ("work", {"rows", "steps", "ingest", "checking", "search", "projection"}),
+    (
+        "work",
+        {"rows", "steps", "ingest", "checking", "search", "projection"}
+        | {"clusters", "diffusion", "probing", "probefiles", "joining"},
+    ),
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
-        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"},
+        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"}
+        | {"scanning", "nearest", "spaces", "placed", "clustered", "mapped"},
     ),
     ("api", {"api", "__init__"}),
-    ("faces", {"bridges", "cli"}),
+    ("faces", {"bridges", "cli", "sklearn"}),
 )
 LEVEL = {module: level for level, (_, modules) in enumerate(LAYERS) for module in modules}
 MODULES = sorted(SOURCE.rglob("*.py"))

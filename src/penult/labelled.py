@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from penult.errors import LabelsError
 from penult.naming import namer
+from penult.rows import keys as keys_of
 
 if TYPE_CHECKING:
     from penult.collection import Collection
 
 MARKED = "labels"  # the marks that were given in the collection
 PREDICTED = "label"  # the classifier's own label
+CLUSTER = "cluster"  # of the clusters kept last; cluster:NAME of those kept under a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +36,41 @@ def labelled(collection: Collection, by: Sequence[str], where: str | None = None
     """The rows that a filter leaves, named in each of these ways.
 
     by: what `penult.naming.namer` takes (a metadata column, `folder`, a pattern of the path), or
-    `labels` (the marks given in the collection, the last yes for each row) or `label` (the
-    classifier's own).
+    `labels` (the marks given in the collection, the last yes for each row), `label` (the
+    classifier's own) or, where no column is called so, `cluster` (of the clusters that were kept
+    last) or `cluster:NAME`.
 
     Raises:
-        LabelsError: a way that names nothing here.
+        LabelsError: a way that names nothing here; only the classifier itself may have no label.
     """
     columns = [name for name in collection.columns if name not in ("vector", "logits")]
     table, vectors = collection.vectors(where, columns)
-    rows = table.to_pylist()
-    names: dict[str, list[str | None]] = {}
-    for way in by:
-        if way == MARKED:
-            marks = marked(collection)
-            names[way] = [marks.get((row["id"], row["region"])) for row in rows]
-        elif way == PREDICTED:
-            names[way] = [row["label"] for row in rows]
-        else:
-            name = namer(way, columns)
-            names[way] = [name(row["id"], row) for row in rows]
-        if rows and not any(names[way]):
-            raise LabelsError(f"no row of {collection.path} has a name by {way!r}")
+    names = {way: names_of(collection, table, way) for way in by}
     return Labelled(table.select(["id", "region"]), vectors, names)
+
+
+def names_of(collection: Collection, table: pa.Table, way: str) -> list[str | None]:
+    """What these rows (all scalar columns of them) are called in one way, as `labelled` has it.
+
+    Raises:
+        LabelsError: it names none of them; only the classifier itself may have no label.
+    """
+    rows = table.to_pylist()
+    if way == PREDICTED:
+        return [row["label"] for row in rows]
+    if way == MARKED:
+        marks = marked(collection)
+        names = [marks.get((row["id"], row["region"])) for row in rows]
+    elif way not in table.column_names and way.partition(":")[0] == CLUSTER:
+        from penult.clustered import cluster_names
+
+        names = cluster_names(collection, way, keys_of(table))
+    else:
+        name = namer(way, table.column_names)
+        names = [name(row["id"], row) for row in rows]
+    if rows and not any(names):
+        raise LabelsError(f"no row of {collection.path} has a name by {way!r}")
+    return names
 
 
 def marked(collection: Collection) -> dict[tuple[str, str], str]:
