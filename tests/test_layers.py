@@ -24,15 +24,20 @@ LAYERS = (
     (
         "embed",
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
-        | {"runner", "proving", "space", "embedder", "inspection"},
+        | {"runner", "proving", "space", "embedder", "inspection", "headrows"},
     ),
-    ("work", {"rows", "steps", "ingest", "checking", "search", "projection"}),
+    (
+        "work",
+        {"rows", "steps", "ingest", "checking", "search", "projection", "classes", "calibration"}
+        | {"examples", "taught", "classfile", "predictions", "events", "zeroshot"},
+    ),
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
-        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"},
+        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"}
+        | {"marking"},
     ),
-    ("api", {"api", "__init__"}),
+    ("api", {"api", "__init__", "gathering", "classspace", "byname", "verifying"}),
     ("faces", {"bridges", "cli"}),
 )
 LEVEL = {module: level for level, (_, modules) in enumerate(LAYERS) for module in modules}

@@ -65,7 +65,7 @@ class Unknowns:
         assumption but that examples and members are drawn alike; never below 1 / (n + 1).
         """
         below = np.searchsorted(self.scores, scores, side="right")
-        return (1.0 + below) / (len(self.scores) + 1.0)
+        return np.asarray((1.0 + below) / (len(self.scores) + 1.0), np.float64)
 
     def threshold(self, level: float = LEVEL) -> tuple[float, str]:
         """(the score below which something is unknown at this level, what the level rests on).
@@ -89,7 +89,7 @@ class Unknowns:
                 f"{n} held-out scores are too few to tell what is unknown; {FEWEST} are needed. "
                 "Give more examples, or do without unknowns (unknown=0)"
             )
-        from scipy.stats import t
+        from scipy.stats import t  # type: ignore[import-untyped]
 
         spread = float(self.scores.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
         value = float(self.scores.mean()) + float(t.ppf(level, n - 1)) * spread
@@ -112,7 +112,7 @@ def probabilities(scores: Floats, targets: Targets, several: bool, unrelated: Fl
 
 
 def _tempered(scores: Floats, targets: Targets, guess: float) -> Probabilities:
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     known = ~np.isnan(scores)
     own = (targets == YES) & known & np.isfinite(np.where(known, scores, 0.0))

@@ -147,8 +147,10 @@ class Examples:
         """
         self._known(name)
         gone = None if keys is None else set(keys)
-        marks = [{n: m for n, m in one.items() if n != name or (gone is not None and key not in gone)}
-                 for key, one in zip(self.keys, self.marks, strict=True)]  # fmt: skip
+        marks = [
+            {n: m for n, m in one.items() if n != name or (gone is not None and key not in gone)}
+            for key, one in zip(self.keys, self.marks, strict=True)
+        ]
         if marks == [dict(one) for one in self.marks]:
             raise LabelsError(f"class {name!r} has none of these examples")
         return self._with(marks)
@@ -161,7 +163,8 @@ class Examples:
             said = [one.get(name) for one in self.marks]
             members = [i for i, mark in enumerate(said) if mark == "yes"]
             middle = self.keys[members[medoid(self.vectors[members])]] if members else None
-            found.append(Class(name, *(said.count(mark) for mark in MARKS), middle))
+            yes, no, unsure = (said.count(mark) for mark in MARKS)
+            found.append(Class(name, yes, no, unsure, middle))
         return sorted(found, key=lambda one: not (one.yes or one.no))
 
     def targets(self, names: Sequence[str]) -> Targets:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from penult.classifiers.from_onnx import OnnxClassifier
 from penult.embedder import Embedder
-from penult.errors import HeadNotFound
+from penult.errors import HeadNotFound, UsageError
 from penult.proving import example_of
 
 Floats = npt.NDArray[np.float64]
@@ -43,8 +43,8 @@ def head_rows(embedder: Embedder) -> npt.NDArray[np.float32]:
         rows = np.concatenate([head(one[None]) for one in np.eye(d, dtype=np.float32)]) - offset
         tried = np.random.default_rng(0).standard_normal((4, d)).astype(np.float32)
         found = np.concatenate([head(one[None]) for one in tried])
-    except (ValueError, RuntimeError, HeadNotFound) as error:
-        raise HeadNotFound(f"the head does not take its prelogits alone: {error}") from error
+    except (ValueError, RuntimeError, UsageError) as problem:
+        raise HeadNotFound(f"the head does not take its prelogits alone: {problem}") from problem
     if rows.shape != (d, k):
         raise HeadNotFound(f"the head gives {rows.shape[-1]} numbers for {k} classes. {_OTHER}")
     expected = tried @ rows + offset

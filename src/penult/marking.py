@@ -35,9 +35,7 @@ def read_examples(collection: Collection) -> tuple[Examples, list[Key]]:
     return examples, [key for key in marks if key not in found]
 
 
-def vectors_of(
-    collection: Collection, keys: Sequence[Key]
-) -> dict[Key, npt.NDArray[np.float32]]:
+def vectors_of(collection: Collection, keys: Sequence[Key]) -> dict[Key, npt.NDArray[np.float32]]:
     """The raw vectors of those of these rows that there are."""
     wanted = set(keys)
     ids = list(dict.fromkeys(id for id, _ in keys))

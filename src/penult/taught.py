@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult import classes
+from penult import space as spaces
 from penult.calibration import FEWEST, Probabilities, Unknowns, probabilities
 from penult.classes import NO, YES, Floats, HeldOut, Scorer, Targets
 from penult.errors import LabelsError
@@ -19,6 +20,8 @@ from penult.examples import Examples
 from penult.space import Space
 
 Background = Callable[[], npt.NDArray[np.float32]]
+AUTO = "auto"
+CENTRED_FROM = 20  # vectors, from which their mean is worth taking away
 _SAID = 0.5  # the probability from which one of several classes is said
 
 
@@ -56,9 +59,8 @@ class Taught:
                 f"method {method!r} is not known; {', '.join(classes.METHODS)} work, and without "
                 "one it is chosen"
             )
-        marks = [one for one in examples.marks]
         self.names = tuple(
-            name for name in examples.names if any(one.get(name) == "yes" for one in marks)
+            name for name in examples.names if any(one.get(name) == "yes" for one in examples.marks)
         )
         if not self.names:
             raise LabelsError(
@@ -205,6 +207,14 @@ class Taught:
             [(int(self._places[i]), float(a)) for i, a in zip(one, other, strict=True)]
             for one, other in zip(places, alike, strict=True)
         ]
+
+
+def fitted(recipe: str, cloud: npt.NDArray[np.float32]) -> Space:
+    """A recipe fitted to these vectors; `auto` takes their mean away where there are enough to know
+    it. Without that, cosines of vectors that all lean one way hardly tell unknown from known."""
+    if recipe == AUTO:
+        recipe = "centre" if len(cloud) >= CENTRED_FROM else spaces.RAW
+    return spaces.fit(recipe, cloud)
 
 
 def _best(scores: Floats) -> Floats:

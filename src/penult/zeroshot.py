@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +106,10 @@ class Verification:
     false_accepts: float
     missed: float
     strict: float
+
+    def to_dict(self) -> dict[str, float]:
+        """As JSON has it."""
+        return asdict(self)
 
 
 def verify(

@@ -10,7 +10,18 @@ from pathlib import Path
 import typer
 from typer.exceptions import Exit, TyperException
 
-from penult.cli import checking, collections, embedding, inspecting, models, tour, upkeep
+from penult.cli import (
+    checking,
+    collections,
+    embedding,
+    inspecting,
+    models,
+    predicting,
+    teaching,
+    tour,
+    upkeep,
+    verifying,
+)
 from penult.cli.output import (
     DONE,
     FAILED,
@@ -52,7 +63,18 @@ def root(
         raise Exit(DONE)
 
 
-for module in (inspecting, models, embedding, checking, collections, upkeep, tour):
+for module in (
+    inspecting,
+    models,
+    embedding,
+    checking,
+    collections,
+    teaching,
+    predicting,
+    verifying,
+    upkeep,
+    tour,
+):
     for command in module.COMMANDS:
         app.command()(command)
 
