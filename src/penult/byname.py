@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from penult.classifiers.base import REGRESSION, SINGLE_LABEL, FloatArray, predict
+from penult.classifiers.quiet import quiet
 from penult.collection import Collection
 from penult.errors import LabelsError, ModelError, UsageError, first_line
 from penult.extras import require
@@ -36,7 +37,8 @@ def text_embedder(folder: str | Path) -> Embed:
         )
     models = require("sentence_transformers")
     try:
-        model = models.SentenceTransformer(str(path), device="cpu", local_files_only=True)
+        with quiet():
+            model = models.SentenceTransformer(str(path), device="cpu", local_files_only=True)
     except Exception as error:  # whatever a broken folder makes of the library
         raise ModelError(
             f"{folder} cannot be opened as a sentence-transformers model: {first_line(error)}"

@@ -140,8 +140,11 @@ def group_counts(targets: Targets, groups: npt.NDArray[np.int64]) -> npt.NDArray
     return np.array([len(np.unique(groups[column == YES])) for column in targets.T], np.int64)
 
 
-def groups_of(vectors: npt.ArrayLike, ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """(n,): examples that must not be on both sides: parts of one item, and equal vectors."""
+def groups_of(
+    vectors: npt.ArrayLike, ids: Sequence[str], named: Sequence[str | None] | None = None
+) -> npt.NDArray[np.int64]:
+    """(n,): examples that must not be on both sides: parts of one item, equal vectors, and those
+    whose groups are named alike (a speaker, a site)."""
     rows = np.ascontiguousarray(np.asarray(vectors, np.float32))
     parent = list(range(len(rows)))
 
@@ -152,9 +155,11 @@ def groups_of(vectors: npt.ArrayLike, ids: Sequence[str]) -> npt.NDArray[np.int6
         return i
 
     first: dict[object, int] = {}
-    for i, (id, row) in enumerate(zip(ids, rows, strict=True)):
-        for key in (id, row.tobytes()):
-            parent[root(i)] = root(first.setdefault(key, i))
+    given = named if named is not None else [None] * len(rows)
+    for i, (id, row, name) in enumerate(zip(ids, rows, given, strict=True)):
+        for key in (("id", id), row.tobytes(), None if name is None else ("group", name)):
+            if key is not None:
+                parent[root(i)] = root(first.setdefault(key, i))
     return np.array([root(i) for i in range(len(rows))], np.int64)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from penult.errors import LabelsError, SpaceError, StoreError
+from penult.errors import LabelsError, SpaceError, StoreError, UsageError
 from penult.examples import Examples
 from penult.space import Space
 
@@ -68,6 +68,16 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
         space=_bytes(saved.space.to_bytes()),
     )
     return write_aside(target, buffer.getvalue())
+
+
+def check_free(path: Path | None, overwrite: bool) -> None:
+    """Refuse to write over a file.
+
+    Raises:
+        UsageError: there is one, and it was not said that it may go.
+    """
+    if path is not None and not overwrite and path.expanduser().exists():
+        raise UsageError(f"{path} exists already; --overwrite replaces it")
 
 
 def write_aside(path: Path, data: bytes) -> Path:

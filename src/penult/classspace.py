@@ -8,17 +8,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from penult import classfile, marking, rows
 from penult import space as spaces
-from penult.adding import manifest_of
 from penult.calibration import LEVEL
 from penult.collection import Collection
-from penult.embedder import Embedder, differences
 from penult.errors import FingerprintMismatch, ItemError, LabelsError, UsageError
 from penult.examples import Class, Examples, Key
 from penult.gathering import embedded, from_rows, pairs_of
@@ -26,10 +24,12 @@ from penult.layout import Layout
 from penult.naming import namer
 from penult.predictions import ClassPrediction, Near, Place, predictions
 from penult.querying import embedder_of
-from penult.runner import Outcome
 from penult.sources import Failure
 from penult.store import Manifest
 from penult.taught import AUTO, Taught, fitted
+
+if TYPE_CHECKING:
+    from penult.embedder import Embedder
 
 FloatArray = npt.NDArray[np.float32]
 HEAD = "classifier"  # what an example's id begins with that is a row of the classifier's head
@@ -62,7 +62,7 @@ class ClassSpace:
         self._opener: Callable[[], Embedder] | None = None
         self._taught: Taught | None = None
         self._fitted: spaces.Space | None = None
-        self._embedder = source if isinstance(source, Embedder) else None
+        self._embedder = None if isinstance(source, Collection) else _embedder(source)
         if self.collection is not None:
             if (manifest := self.collection.manifest) is None:
                 raise LabelsError(
@@ -72,12 +72,10 @@ class ClassSpace:
             self._manifest = manifest
             self._examples, self.missing = marking.read_examples(self.collection)
         elif self._embedder is not None:
+            from penult.adding import manifest_of
+
             self._manifest, self.missing = manifest_of(self._embedder), []
             self._examples = Examples.empty(self._manifest.dim)
-        else:
-            raise UsageError(
-                f"a class space is made of an Embedder or a Collection, not {type(source).__name__}"
-            )
 
     # ---- teaching
 
@@ -302,6 +300,8 @@ class ClassSpace:
         workers: int = 0,
     ) -> Iterator[ClassPrediction | Failure]:
         """Predictions of (item, region) pairs as they come, and the items that failed."""
+        from penult.runner import Outcome
+
         classifier = self.embedder.classifier
         self._check_taught(unknown)
         cut = layout.apply(pairs, classifier.modality, classifier.rate)
@@ -452,11 +452,24 @@ class ClassSpace:
         return predictions(self.taught, vectors, places, wanted, nearest)
 
     def _check_fingerprint(self, other: Any, name: str) -> None:
+        from penult.embedder import differences
+
         if differs := differences(self._manifest.fingerprint, other):
             raise FingerprintMismatch(
                 f"{name} gives other vectors than the class space was taught with: "
                 f"{'; '.join(differs)}"
             )
+
+
+def _embedder(source: object) -> Embedder:
+    from penult.embedder import Embedder
+
+    if not isinstance(source, Embedder):
+        raise UsageError(
+            f"a class space is made of an Embedder or a Collection, not of a "
+            f"{type(source).__name__}"
+        )
+    return source
 
 
 def _of_head(key: Key) -> bool:

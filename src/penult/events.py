@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
@@ -36,26 +36,44 @@ class Event:
     windows: int = 1
 
 
-def merged(events: Iterable[Event], gap: float = 0.0) -> list[Event]:
-    """Events of one class in one recording and channel that overlap, touch, or lie no more than
-    `gap` seconds apart, as one; by recording, channel and start. What has no seconds stays as it
-    is.
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A region and what is said of it: probabilities by class. start, end: seconds, or None."""
+
+    id: str
+    channel: int | None
+    start: float | None
+    end: float | None
+    said: Mapping[str, float]
+
+    def events(self) -> list[Event]:
+        """One event for each class."""
+        place = self.id, self.channel, self.start, self.end
+        return [Event(*place, name, share) for name, share in self.said.items()]
+
+
+def merged(windows: Iterable[Window], gap: float = 0.0) -> list[Event]:
+    """Windows of one recording and channel that follow each other and say the same class, as one
+    event; by recording, channel and start. What has no seconds stays as it is.
+
+    gap: seconds; windows of one class no farther apart are one event too, whatever is said in
+    between.
 
     Raises:
         UsageError: a gap that is negative.
     """
     if not gap >= 0:
         raise UsageError(f"a gap of {gap} s between events cannot be; give 0 or more seconds")
-    timed: dict[tuple[str, int, str], list[Event]] = {}
+    tracks: dict[tuple[str, int], list[Window]] = {}
     found: list[Event] = []
-    for event in events:
-        if event.start is None or event.end is None:
-            found.append(event)
+    for window in windows:
+        if window.start is None or window.end is None:
+            found += window.events()
         else:
-            place = (event.id, -1 if event.channel is None else event.channel, event.label)
-            timed.setdefault(place, []).append(event)
-    for several in timed.values():
-        found += _joined(sorted(several, key=lambda e: (e.start, e.end)), gap)
+            channel = -1 if window.channel is None else window.channel
+            tracks.setdefault((window.id, channel), []).append(window)
+    for track in tracks.values():
+        found += _joined(sorted(track, key=lambda w: (w.start, w.end)), gap)
     return sorted(found, key=_order)
 
 
@@ -96,21 +114,29 @@ def to_raven(events: Sequence[Event]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _joined(events: Sequence[Event], gap: float) -> list[Event]:
-    joined: list[Event] = []
-    for event in events:
-        last = joined[-1] if joined else None
-        # Ends and starts are exact to the microsecond; half of one is left for their difference.
-        if last and (event.start or 0.0) <= (last.end or 0.0) + gap + 5e-7:
-            joined[-1] = replace(
-                last,
-                end=max(last.end or 0.0, event.end or 0.0),
-                probability=max(last.probability, event.probability),
-                windows=last.windows + event.windows,
-            )
-        else:
-            joined.append(event)
-    return joined
+def _joined(track: Sequence[Window], gap: float) -> list[Event]:
+    done: list[Event] = []
+    last: dict[str, tuple[int, Event]] = {}  # of each class: its last window's place, and the event
+    for place, window in enumerate(track):
+        for event in window.events():
+            before, open_event = last.get(event.label, (-1, None))
+            if open_event is not None and _goes_on(open_event, event, place - before == 1, gap):
+                event = replace(
+                    open_event,
+                    end=max(open_event.end or 0.0, event.end or 0.0),
+                    probability=max(open_event.probability, event.probability),
+                    windows=open_event.windows + 1,
+                )
+            elif open_event is not None:
+                done.append(open_event)
+            last[event.label] = place, event
+    return done + [event for _, event in last.values()]
+
+
+def _goes_on(event: Event, other: Event, next_one: bool, gap: float) -> bool:
+    # Times are exact to the microsecond; half of one is left for their difference.
+    apart = (other.start or 0.0) - (event.end or 0.0) - 5e-7
+    return apart <= gap if next_one or gap > 0 else False
 
 
 def _order(event: Event) -> tuple[str, int, float, float, str]:

@@ -7,20 +7,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from penult.adding import add as add_rows
 from penult.collection import Collection
-from penult.embedder import Embedder
 from penult.errors import ItemError, LabelsError, RegionError, UsageError
 from penult.examples import Key
 from penult.marking import vectors_of
 from penult.regions import WHOLE, Region
-from penult.runner import Outcome
 from penult.sources import Entry, Failure, Item, Source, from_objects, from_paths
+
+if TYPE_CHECKING:
+    from penult.embedder import Embedder
 
 Vectors = dict[Key, npt.NDArray[np.float32]]
 
@@ -43,6 +43,8 @@ def embedded(embedder: Embedder, pairs: Iterable[Entry]) -> Vectors:
     Raises:
         ItemError: one of them cannot be embedded.
     """
+    from penult.runner import Outcome
+
     found: Vectors = {}
     for one in embedder.runner.stream(_good(pairs)):
         if not isinstance(one, Outcome):
@@ -68,6 +70,8 @@ def from_rows(
             part = "" if region == WHOLE else f" ({region.key})"
             raise LabelsError(f"{item.id!r}{part} is neither a file nor a row of {collection.path}")
     if missing:
+        from penult.adding import add as add_rows  # opens torch, which rows do without
+
         bare = [(replace(item, metadata={}), region) for item, region in missing]
         did = add_rows(collection, embedder(), Source(lambda: iter(bare)))
         found |= vectors_of(collection, list(wanted))

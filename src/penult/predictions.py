@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.classifiers.base import MULTI_LABEL, SINGLE_LABEL, Prediction
-from penult.events import Event
+from penult.events import Window
 from penult.taught import Taught
 
 
@@ -56,13 +56,11 @@ class ClassPrediction(Prediction):
     channel: int | None = None
     nearest: tuple[Near, ...] = ()
 
-    def events(self) -> list[Event]:
-        """One event for each class that is said."""
+    def window(self) -> Window:
+        """The region with the classes that are said."""
         share = dict(zip(self.labels, self.scores.tolist(), strict=True))
-        return [
-            Event(self.id, self.channel, self.start, self.end, name, share[name])
-            for name in self.said
-        ]
+        said = {name: share[name] for name in self.said}
+        return Window(self.id, self.channel, self.start, self.end, said)
 
 
 def predictions(

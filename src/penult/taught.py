@@ -4,7 +4,7 @@ vector: its class, how probable, or unknown. Knows no model and no collection.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,7 +43,8 @@ class Taught:
 
     method: prototype, knn, ridge or logistic; None chooses by cross-validation. several: whether
     an item may be of more than one class; None sees it from the examples. background: vectors of
-    anything, for thresholds where the examples are too few.
+    anything, for thresholds where the examples are too few. groups: for each example what it must
+    not share with those that it is scored by: its speaker, site or recording.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Taught:
         method: str | None = None,
         several: bool | None = None,
         background: Background | None = None,
+        groups: Sequence[str | None] | None = None,
     ) -> None:
         if method is not None and method not in classes.METHODS:
             raise LabelsError(
@@ -72,6 +74,7 @@ class Taught:
         self._places = np.flatnonzero(kept)
         self.examples, self.space = examples, space
         self._asked, self._background = method, background
+        self._named = None if groups is None else [groups[i] for i in self._places]
         self.several = bool((targets == YES).sum(axis=1).max(initial=0) > 1) if several is None \
             else several  # fmt: skip
 
@@ -82,7 +85,7 @@ class Taught:
     @cached_property
     def _groups(self) -> npt.NDArray[np.int64]:
         ids = [self.examples.keys[i][0] for i in self._places]
-        return classes.groups_of(self.examples.vectors[self._places], ids)
+        return classes.groups_of(self.examples.vectors[self._places], ids, self._named)
 
     @cached_property
     def _chosen(self) -> tuple[str, dict[str, float], HeldOut]:

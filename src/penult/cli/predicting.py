@@ -76,6 +76,7 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Write them to .csv, or to .txt as a Raven table.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
     names: Annotated[
         str | None, typer.Option(help="Classes by their names alone, with commas between.")
     ] = None,
@@ -94,10 +95,12 @@ def predict(
 
     Windows of one class that follow each other become one event.
     """
+    from penult.classfile import check_free
     from penult.errors import UsageError
 
     if out is not None and out.suffix not in (".csv", ".txt"):
         raise UsageError(f"--out {out}: .csv and .txt (a Raven selection table) can be written")
+    check_free(out, overwrite)
     if names is not None:
         cut = {"--window": window, "--method": method, "--unknown": unknown, "--nearest": nearest}
         if given := [name for name, value in cut.items() if value]:

@@ -52,9 +52,11 @@ def tell(
     items failed. gap: seconds between windows of one event. apart: do not merge windows."""
     from penult import events
 
-    timed = any(one.region != "whole" for one in found) and not apart
-    heard = [event for one in found for event in one.events()]
-    heard = events.merged(heard, gap) if timed else heard
+    cut = any(one.region != "whole" and one.start is not None for one in found)
+    timed = cut and not apart
+    regions = [one.window() for one in found]
+    heard = [e for one in regions for e in one.events()]
+    heard = events.merged(regions, gap) if timed else heard
     if out is not None:
         _write(out, found, heard, timed)
     if json:
@@ -64,7 +66,7 @@ def tell(
     else:
         _say_basis(facts)
         if out is None:
-            _show_events(heard) if timed else _show(found)
+            _show_events(heard) if timed else _show(found, "names" in facts)
         count = counted(len(heard), "event") if timed else counted(len(found), "prediction")
         tally = Counter(one.label or "unknown" for one in found)
         most = ", ".join(f"{shown(name)} {number:,}" for name, number in tally.most_common(8))
@@ -107,18 +109,13 @@ def _say_basis(facts: dict[str, Any]) -> None:
         say(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
 
 
-def _show(found: Found) -> None:
+def _show(found: Found, by_names: bool) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     near = any(one.nearest for one in found)
-    for name in (
-        "item",
-        "seconds",
-        "class",
-        "probability",
-        *(["nearest examples"] if near else []),
-    ):
-        table.add_column(name, justify="right" if name == "probability" else "left",
-                         overflow="fold")  # fmt: skip
+    measure = "cosine" if by_names else "probability"
+    columns = ["item", "seconds", "class", measure, *(["nearest examples"] if near else [])]
+    for name in columns:
+        table.add_column(name, justify="right" if name == measure else "left", overflow="fold")
     for one in found[:SHOWN]:
         said = ", ".join(one.said) if one.said else None
         table.add_row(

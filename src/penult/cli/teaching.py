@@ -114,6 +114,7 @@ def classes(
     save: Annotated[
         Path | None, typer.Option(help="Write the class space to this file (.npz) of its own.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
     space: Annotated[
         str, typer.Option(help="Recipe of the space to save: raw, centre, scale+l2, auto, …")
     ] = "auto",
@@ -123,11 +124,13 @@ def classes(
     json: Json = False,
 ) -> None:
     """List classes with their examples; rename, merge, forget, export or save them."""
-    from penult.classfile import write_aside
+    from penult.classfile import check_free, write_aside
     from penult.errors import UsageError
 
     if bool(merge) != bool(into):
         raise UsageError("--merge A --merge B --into C: both are needed")
+    for path in (csv, save):
+        check_free(path, overwrite)
     taught = opened(place, model, device, trust, space)
     if rename:
         taught.rename(*rename)
