@@ -110,9 +110,10 @@ def main() -> None:
             for seed in range(asked.seeds)
         ]  # fmt: skip
         line = [
-            f"{key} {np.mean(values):.3f} ± {1.96 * np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
+            f"{key} {np.mean(values):.3f} ± {half:.3f}"
             for key in results[0]
             for values in [[one[key] for one in results]]
+            for half in [1.96 * np.std(values, ddof=1) / len(values) ** 0.5]
         ]
         print(f"{shots:>3} examples: " + " · ".join(line), flush=True)
     for classes in (10, 100):

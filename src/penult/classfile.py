@@ -11,7 +11,7 @@ import json
 import os
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,15 @@ SUFFIX = ".npz"
 @dataclass(frozen=True)
 class Saved:
     """Examples with all that is needed to judge with them again. fingerprint, model: of the
-    embedder that gave the vectors. settings: method, several, level."""
+    embedder that gave the vectors. settings: method, several, level. groups: of
+    each example."""
 
     examples: Examples
     space: Space
     fingerprint: Mapping[str, str]
     model: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: Sequence[str | None] | None = None
 
 
 def write(path: str | os.PathLike[str], saved: Saved) -> Path:
@@ -59,6 +61,7 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
             {"id": id, "region": region, "marks": dict(marks)}
             for (id, region), marks in zip(examples.keys, examples.marks, strict=True)
         ],
+        "groups": None if saved.groups is None else list(saved.groups),
     }
     buffer = io.BytesIO()
     np.savez(
@@ -127,7 +130,15 @@ def read(path: str | os.PathLike[str]) -> Saved:
             tuple((row["id"], row["region"]) for row in rows),
             tuple({str(n): str(m) for n, m in row["marks"].items()} for row in rows),
         )
-        return Saved(examples, space, about["fingerprint"], about["model"], about["settings"])
+        about = {"groups": None, **about}
+        return Saved(
+            examples,
+            space,
+            about["fingerprint"],
+            about["model"],
+            about["settings"],
+            about["groups"],
+        )
     except FileNotFoundError as error:
         raise LabelsError(
             f"there is no file {source}; penult classes COLLECTION --save {source} makes one"

@@ -43,7 +43,9 @@ class ClassSpace:
     where there are twenty or more of them. method: prototype, knn, ridge or logistic; None chooses
     by cross-validation. several: whether an item may be of more than one class; None sees it from
     the examples. unknown: about this share of the items of known classes is called unknown, at
-    most; 0 calls nothing unknown.
+    most; 0 calls nothing unknown. groups: where it stands what examples must not share with those
+    that they are tried on, such as their speaker: a column, `folder` or a pattern of the path.
+    Without it the level holds for items of the same speakers, sites and days as the examples.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class ClassSpace:
         method: str | None = None,
         several: bool | None = None,
         unknown: float = LEVEL,
+        groups: str | None = None,
     ) -> None:
         if not 0 <= unknown < 1:
             raise LabelsError(f"unknown = {unknown:g}: it lies between 0 and 1, as 0.05")
         self.collection = source if isinstance(source, Collection) else None
         self.recipe, self.method, self.several, self.unknown = space, method, several, unknown
+        self.groups, self._group_of = groups, dict[Key, str | None]()
         self._opener: Callable[[], Embedder] | None = None
         self._taught: Taught | None = None
         self._fitted: spaces.Space | None = None
@@ -251,7 +255,14 @@ class ClassSpace:
             if (collection := self.collection) is not None:
                 keys = self._examples.keys
                 background = lambda: marking.sample(collection, 5000, keys)  # noqa: E731
-            self._taught = Taught(self._examples, self.space, self.method, self.several, background)
+            self._taught = Taught(
+                self._examples,
+                self.space,
+                self.method,
+                self.several,
+                background,
+                self._named_groups(),
+            )
         return self._taught
 
     @property
@@ -362,13 +373,19 @@ class ClassSpace:
         """Write one small file that needs no collection: raw examples, marks, space, settings."""
         settings = {
             "recipe": self.recipe,
-            "method": self.taught.method,
+            "groups": self.groups,
+            "method": self.method,
             "several": self.several,
             "unknown": self.unknown,
         }
         manifest = self._manifest
         saved = classfile.Saved(
-            self._examples, self.space, manifest.fingerprint, manifest.model, settings
+            self._examples,
+            self.space,
+            manifest.fingerprint,
+            manifest.model,
+            settings,
+            self._named_groups(),
         )
         return classfile.write(path, saved)
 
@@ -377,11 +394,10 @@ class ClassSpace:
         cls,
         path: str | os.PathLike[str],
         source: Embedder | None = None,
-        *,
-        method: str | None = None,
-        unknown: float | None = None,
+        **changed: Any,
     ) -> ClassSpace:
-        """A class space from its file. source: the embedder, if it is not where it was.
+        """A class space from its file. source: the embedder, if it is not where it was. changed:
+        method, several, unknown, groups, in place of those that were saved.
 
         Raises:
             LabelsError: no class space.
@@ -393,11 +409,12 @@ class ClassSpace:
         made._manifest = Manifest(
             saved.fingerprint, saved.examples.dim, len(saved.examples.names), saved.model
         )
-        settings = saved.settings
+        settings = {**saved.settings, **changed}
         made.recipe, made.several = settings["recipe"], settings["several"]
-        made.method = method or settings["method"]
-        made.unknown = settings["unknown"] if unknown is None else unknown
+        made.method, made.unknown = settings["method"], settings["unknown"]
         made._examples, made._fitted, made._taught = saved.examples, saved.space, None
+        made.groups = settings["groups"]
+        made._group_of = dict(zip(saved.examples.keys, saved.groups or [], strict=False))
         if source is not None:
             made.use(source)
         return made
@@ -424,6 +441,22 @@ class ClassSpace:
         if self.collection is not None:
             return from_rows(self.collection, pairs, lambda: self.embedder)
         return embedded(self.embedder, pairs)
+
+    def _named_groups(self) -> list[str | None] | None:
+        """The group of each example, read once for each."""
+        if self.groups is None:
+            return None
+        keys = self._examples.keys
+        if new := [key for key in keys if key not in self._group_of]:
+            if self.collection is not None:
+                self._group_of |= marking.groups_of(self.collection, new, self.groups)
+            else:
+                name_of = namer(self.groups)
+                self._group_of |= {key: name_of(key[0], {}) for key in new}
+        named = [self._group_of.get(key) for key in keys]
+        if keys and not any(named):
+            raise LabelsError(f"no example has a group by {self.groups!r}")
+        return named
 
     def _change(self, changed: Examples, source: str) -> None:
         """Take other examples, and write in the collection what changed of their marks."""

@@ -16,6 +16,7 @@ from penult.collection import Collection
 from penult.errors import LabelsError
 from penult.examples import Examples, Key, Marks
 from penult.labelled import TAKEN_BACK, labelled, standing
+from penult.naming import namer
 
 _ASKED = 200  # ids in one question
 SAMPLE = 50_000  # rows that a space is fitted to, or that serve as background
@@ -82,6 +83,19 @@ def named_rows(collection: Collection, by: str, where: str | None) -> dict[str, 
     if not named:
         raise LabelsError(f"no row of {collection.path} matches the filter")
     return named
+
+
+def groups_of(collection: Collection, keys: Sequence[Key], by: str) -> dict[Key, str | None]:
+    """The group of these rows; see `penult.naming.namer`."""
+    columns = [name for name in collection.columns if name not in rows.ARRAYS]
+    name_of = namer(by, columns)
+    ids = list(dict.fromkeys(id for id, _ in keys))
+    found: dict[Key, str | None] = {}
+    for at in range(0, len(ids), _ASKED):
+        where = f"id IN ({rows.quoted(ids[at : at + _ASKED])})"
+        for batch in collection.scan(columns, where):
+            found |= {(r["id"], r["region"]): name_of(r["id"], r) for r in batch.to_pylist()}
+    return {key: found.get(key) for key in keys}
 
 
 def sample(

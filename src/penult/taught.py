@@ -74,7 +74,7 @@ class Taught:
         self._places = np.flatnonzero(kept)
         self.examples, self.space = examples, space
         self._asked, self._background = method, background
-        self._named = None if groups is None else [groups[i] for i in self._places]
+        self._named = None if groups is None else [groups[int(i)] for i in self._places]
         self.several = bool((targets == YES).sum(axis=1).max(initial=0) > 1) if several is None \
             else several  # fmt: skip
 

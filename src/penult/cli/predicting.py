@@ -53,6 +53,13 @@ def predict(
             "calls none unknown. Else 0.05."
         ),
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="What examples are not tried on among themselves, such as a speaker: a column, "
+            "folder or pattern. The level then holds for new ones."
+        ),
+    ] = None,
     several: Annotated[
         bool | None,
         typer.Option("--several/--single", help="Several classes at once, or one; else as taught."),
@@ -109,7 +116,7 @@ def predict(
             place, items or [], names, names_model, mixed, where, device, channel, asked
         )
     else:
-        options = {"method": method, "unknown": unknown, "several": several}
+        options = {"method": method, "unknown": unknown, "several": several, "groups": groups}
         said = {name: value for name, value in options.items() if value is not None}
         taught = opened(place, model, device, bool(asked.get("trust")), space, **said)
         found, failures = _judged(

@@ -179,7 +179,7 @@ def opened(
     from penult.querying import embedder_of
 
     if place.endswith(".npz"):
-        taught = ClassSpace.load(place, **{k: v for k, v in asked.items() if k != "several"})
+        taught = ClassSpace.load(place, **asked)
     else:
         taught = ClassSpace(Collection.open(place, must_exist=True), space=space, **asked)
     if model is not None or device != "auto" or trust:
