@@ -131,14 +131,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
             tuple({str(n): str(m) for n, m in row["marks"].items()} for row in rows),
         )
         about = {"groups": None, **about}
-        return Saved(
-            examples,
-            space,
-            about["fingerprint"],
-            about["model"],
-            about["settings"],
-            about["groups"],
-        )
+        model, settings = dict(about["model"]), dict(about["settings"])
+        return Saved(examples, space, dict(about["fingerprint"]), model, settings, about["groups"])
     except FileNotFoundError as error:
         raise LabelsError(
             f"there is no file {source}; penult classes COLLECTION --save {source} makes one"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from penult.embedder import Embedder
 
 FloatArray = npt.NDArray[np.float32]
+_USUAL = {"space": AUTO, "method": None, "several": None, "unknown": LEVEL, "groups": None}
 HEAD = "classifier"  # what an example's id begins with that is a row of the classifier's head
 
 
@@ -58,10 +59,13 @@ class ClassSpace:
         unknown: float = LEVEL,
         groups: str | None = None,
     ) -> None:
-        if not 0 <= unknown < 1:
-            raise LabelsError(f"unknown = {unknown:g}: it lies between 0 and 1, as 0.05")
         self.collection = source if isinstance(source, Collection) else None
-        self.recipe, self.method, self.several, self.unknown = space, method, several, unknown
+        self.recipe, self.method, self.several, self.unknown = (
+            space,
+            method,
+            several,
+            _level(unknown),
+        )
         self.groups, self._group_of = groups, dict[Key, str | None]()
         self._opener: Callable[[], Embedder] | None = None
         self._taught: Taught | None = None
@@ -372,7 +376,7 @@ class ClassSpace:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one small file that needs no collection: raw examples, marks, space, settings."""
         settings = {
-            "recipe": self.recipe,
+            "space": self.recipe,
             "groups": self.groups,
             "method": self.method,
             "several": self.several,
@@ -397,7 +401,8 @@ class ClassSpace:
         **changed: Any,
     ) -> ClassSpace:
         """A class space from its file. source: the embedder, if it is not where it was. changed:
-        method, several, unknown, groups, in place of those that were saved.
+        space, method, several, unknown, groups, in place of those that were saved; another space
+        is fitted to the examples.
 
         Raises:
             LabelsError: no class space.
@@ -409,10 +414,11 @@ class ClassSpace:
         made._manifest = Manifest(
             saved.fingerprint, saved.examples.dim, len(saved.examples.names), saved.model
         )
-        settings = {**saved.settings, **changed}
-        made.recipe, made.several = settings["recipe"], settings["several"]
-        made.method, made.unknown = settings["method"], settings["unknown"]
-        made._examples, made._fitted, made._taught = saved.examples, saved.space, None
+        settings = {**_USUAL, **saved.settings, **changed}
+        made.recipe, made.several = str(settings["space"]), settings["several"]
+        made.method, made.unknown = settings["method"], _level(settings["unknown"])
+        made._examples, made._taught = saved.examples, None
+        made._fitted = None if "space" in changed else saved.space
         made.groups = settings["groups"]
         made._group_of = dict(zip(saved.examples.keys, saved.groups or [], strict=False))
         if source is not None:
@@ -503,6 +509,12 @@ def _embedder(source: object) -> Embedder:
             f"{type(source).__name__}"
         )
     return source
+
+
+def _level(unknown: float) -> float:
+    if not 0 <= unknown < 1:
+        raise LabelsError(f"unknown = {unknown:g}: it lies between 0 and 1, as 0.05")
+    return float(unknown)
 
 
 def _of_head(key: Key) -> bool:

@@ -44,8 +44,8 @@ def predict(
         typer.Option(help="prototype, knn, ridge or logistic; else chosen by cross-validation."),
     ] = None,
     space: Annotated[
-        str, typer.Option(help="Recipe of the class space: raw, centre, scale+l2, auto, …")
-    ] = "auto",
+        str | None, typer.Option(help="Recipe of the class space: raw, centre, scale+l2, auto, …")
+    ] = None,
     unknown: Annotated[
         float | None,
         typer.Option(
@@ -116,9 +116,14 @@ def predict(
             place, items or [], names, names_model, mixed, where, device, channel, asked
         )
     else:
-        options = {"method": method, "unknown": unknown, "several": several, "groups": groups}
-        said = {name: value for name, value in options.items() if value is not None}
-        taught = opened(place, model, device, bool(asked.get("trust")), space, **said)
+        said = {
+            "space": space,
+            "method": method,
+            "unknown": unknown,
+            "several": several,
+            "groups": groups,
+        }
+        taught = opened(place, model, device, bool(asked.get("trust")), **said)
         found, failures = _judged(
             taught, items or [], where, unknown, nearest, parsed(window), parsed(hop), channel
         )

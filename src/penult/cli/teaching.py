@@ -116,8 +116,8 @@ def classes(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
     space: Annotated[
-        str, typer.Option(help="Recipe of the space to save: raw, centre, scale+l2, auto, …")
-    ] = "auto",
+        str | None, typer.Option(help="Recipe of the space to save: raw, centre, scale+l2, auto, …")
+    ] = None,
     model: Model = None,
     device: Device = "auto",
     trust: Trust = False,
@@ -131,7 +131,7 @@ def classes(
         raise UsageError("--merge A --merge B --into C: both are needed")
     for path in (csv, save):
         check_free(path, overwrite)
-    taught = opened(place, model, device, trust, space)
+    taught = opened(place, model, device, trust, space=space)
     if rename:
         taught.rename(*rename)
     if merge and into:
@@ -166,7 +166,6 @@ def opened(
     model: str | None = None,
     device: str = "auto",
     trust: bool = False,
-    space: str = "auto",
     **asked: Any,
 ) -> ClassSpace:
     """The class space of a collection, or of a file.
@@ -178,10 +177,11 @@ def opened(
     from penult.collection import Collection
     from penult.querying import embedder_of
 
+    said = {name: value for name, value in asked.items() if value is not None}
     if place.endswith(".npz"):
-        taught = ClassSpace.load(place, **asked)
+        taught = ClassSpace.load(place, **said)
     else:
-        taught = ClassSpace(Collection.open(place, must_exist=True), space=space, **asked)
+        taught = ClassSpace(Collection.open(place, must_exist=True), **said)
     if model is not None or device != "auto" or trust:
         manifest = taught.manifest
         taught.opens(lambda: embedder_of(manifest, model, device=device, trust=trust))
