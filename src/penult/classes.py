@@ -121,7 +121,7 @@ def available(targets: Targets, groups: npt.NDArray[np.int64]) -> list[str]:
     """The methods that are worth comparing for these examples: with one example of a class, only
     prototypes."""
     counts = group_counts(targets, groups)
-    fewest = int(counts.min(initial=0))
+    fewest = int(counts.min()) if len(counts) else 0
     linear = fewest >= LINEAR_FROM and all(
         (column < 0).any() for column in targets.T
     )  # a head needs both sides
