@@ -420,7 +420,8 @@ class ClassSpace:
         made._examples, made._taught = saved.examples, None
         made._fitted = None if "space" in changed else saved.space
         made.groups = settings["groups"]
-        made._group_of = dict(zip(saved.examples.keys, saved.groups or [], strict=False))
+        kept = [] if "groups" in changed else saved.groups or []
+        made._group_of = dict(zip(saved.examples.keys, kept, strict=False))
         if source is not None:
             made.use(source)
         return made
