@@ -233,7 +233,7 @@ def test_verify(store: Path) -> None:
         (("predict", "KNOWN", "--groups", "colour"), "'colour' names nothing"),
         (("predict", "KNOWN", "--window", "1s"), "cut already"),
         (("predict", "KNOWN", "CLIP", "--where", "known"), "--where is for the rows"),
-        (("predict", "KNOWN", "CLIP", "--merge-gap", "-1"), "a gap of -1"),
+        (("predict", "KNOWN", "CLIP", "--merge-gap", "-1"), "--merge-gap"),
         (("predict", "KNOWN", "--names", "a,b"), "--names needs --names-model"),
         (("predict", "KNOWN", "--names", "a", "--names-model", "nowhere"), "is no folder"),
         (("verify", "STORE"), "no row of"),

@@ -75,7 +75,8 @@ def predict(
     ] = None,
     channel: Channel = None,
     merge_gap: Annotated[
-        float, typer.Option(help="Windows of one class so many seconds apart are one event.")
+        float,
+        typer.Option(min=0.0, help="Windows of one class so many seconds apart are one event."),
     ] = 0.0,
     windows: Annotated[
         bool, typer.Option("--windows", help="Every window by itself, not merged into events.")
@@ -153,9 +154,7 @@ def _judged(
     rows = len(items) == 1 and Path(items[0]).is_dir() and _is_collection(exists, Path(items[0]))
     if rows or not items:
         if window is not None or channel is not None:
-            raise UsageError(
-                "the rows of a collection are what they are: no --window, no --channel"
-            )
+            raise UsageError("rows of a collection are cut already: no --window, no --channel")
         if not items and taught.collection is None:
             raise UsageError("give items, or a collection whose rows are meant")
         asked = Collection.open(items[0], must_exist=True) if items else None
@@ -207,9 +206,7 @@ def _by_names(
     facts = {"names": wanted, "names_model": str(folder)}
     if Path(place).is_dir() and _is_collection(exists, Path(place)):
         if items:
-            raise UsageError(
-                "with --names a collection's own rows are meant; give a model for files"
-            )
+            raise UsageError("--names takes a collection's own rows; for files name the model")
         collection = Collection.open(place, must_exist=True)
         manifest = collection.manifest
         assert manifest is not None
