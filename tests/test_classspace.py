@@ -24,6 +24,7 @@ from penult.errors import (
     SpaceError,
     UsageError,
 )
+from zoo import save_text
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"
 WORDS = ("one", "two", "three", "four")
@@ -311,3 +312,18 @@ def test_items_that_fail_are_skipped_if_asked(space: ClassSpace, tmp_path: Path)
     with pytest.raises(ItemError, match="not readable"):
         space.predict(tmp_path, unknown=0)
     assert len(space.predict(tmp_path, unknown=0, on_error="skip")) == 1
+
+
+def test_texts_are_examples_and_rows(tmp_path: Path) -> None:
+    embedder = Embedder.from_classifier(penult.load(save_text(tmp_path / "texts")), device="cpu")
+    store = Collection.open(tmp_path / "texts.lance")
+    store.add(embedder, ["where is my card", "is my card lost"])
+    (tmp_path / "note.txt").write_text("a note in a file")
+    space = ClassSpace(store)
+    long = "a very long text " * 300
+    assert space.add("card", ["where is my card", long])[0][0].startswith("sha256:")
+    space.add("note", tmp_path / "note.txt")
+    assert store.count == 4
+    assert long in [row["text"] for row in store.vectors(columns=["text"])[0].to_pylist()]
+    assert space.predict("where is my card", unknown=0)[0].label == "card"
+    assert [one.name for one in ClassSpace(store).classes] == ["card", "note"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from penult.collection import Collection
 from penult.errors import ItemError, LabelsError, RegionError, UsageError
@@ -72,8 +73,11 @@ def from_rows(
     if missing:
         from penult.adding import add as add_rows  # opens torch, which rows do without
 
-        bare = [(replace(item, metadata={}), region) for item, region in missing]
-        did = add_rows(collection, embedder(), Source(lambda: iter(bare)))
+        # Of their metadata a text keeps itself, which has no file to be read from again.
+        kept = [(replace(i, metadata={n: v for n, v in i.metadata.items() if n == "text"}), region)
+                for i, region in missing]  # fmt: skip
+        columns = {"text": pa.string()} if any(i.metadata for i, _ in kept) else {}
+        did = add_rows(collection, embedder(), Source(lambda: iter(kept), columns))
         found |= vectors_of(collection, list(wanted))
         if did.failed:
             key = next(key for key in wanted if key not in found)
@@ -98,12 +102,19 @@ def _is_segment(item: Any) -> bool:
     )
 
 
+def _is_file(item: str | Path) -> bool:
+    try:
+        return Path(item).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # a text that can be no path
+        return False
+
+
 def _is_key(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and all(isinstance(i, str) for i in item)
 
 
 def _one(item: Any, modality: str) -> Iterator[Entry]:
-    if isinstance(item, (str, Path)) and modality != "text":
+    if isinstance(item, (str, Path)) and (modality != "text" or _is_file(item)):
         path = Path(item).expanduser()
         if path.exists():  # a folder or a table too
             yield from from_paths([path], modality)
