@@ -24,20 +24,22 @@ LAYERS = (
     (
         "embed",
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
-        | {"fleet", "runner", "proving", "settling", "space", "embedder", "inspection"},
+        | {"fleet", "runner", "proving", "settling", "space", "embedder", "inspection", "headrows"},
     ),
     (
         "work",
         {"rows", "steps", "ingest", "checking", "search", "projection"}
-        | {"clusters", "diffusion", "probing", "probefiles", "joining"},
+        | {"clusters", "diffusion", "probing", "probefiles", "joining"}
+        | {"classes", "calibration", "examples", "taught", "classfile", "predictions", "events"}
+        | {"zeroshot"},
     ),
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
         | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"}
-        | {"scanning", "nearest", "spaces", "placed", "clustered", "mapped"},
+        | {"scanning", "nearest", "spaces", "placed", "clustered", "mapped", "marking"},
     ),
-    ("api", {"api", "__init__"}),
+    ("api", {"api", "__init__", "gathering", "classspace", "byname", "verifying"}),
     ("faces", {"bridges", "cli", "sklearn"}),
 )
 LEVEL = {module: level for level, (_, modules) in enumerate(LAYERS) for module in modules}

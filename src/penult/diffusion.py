@@ -21,8 +21,8 @@ def diffused(rows: FloatArray, neighbours: int, seed: int = 0) -> FloatArray:
     What joins parts that hang together by few steps keeps its length; directions within a part,
     which a walk of four steps has mixed, shrink.
     """
-    from scipy.sparse import diags  # type: ignore[import-untyped]
-    from scipy.sparse.linalg import eigsh  # type: ignore[import-untyped]
+    from scipy.sparse import diags
+    from scipy.sparse.linalg import eigsh
     from sklearn.decomposition import PCA
     from sklearn.neighbors import kneighbors_graph
 

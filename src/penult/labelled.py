@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MARKED = "labels"  # the marks that were given in the collection
 PREDICTED = "label"  # the classifier's own label
 CLUSTER = "cluster"  # of the clusters kept last; cluster:NAME of those kept under a name
+TAKEN_BACK = "taken back"  # the source of a mark that undoes the one before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,20 @@ def names_of(collection: Collection, table: pa.Table, way: str) -> list[str | No
 def marked(collection: Collection) -> dict[tuple[str, str], str]:
     """The class of each marked row: of its marks with the same class the last one counts, and of
     its classes that are marked yes the one marked last."""
-    standing: dict[tuple[str, str], dict[str, str]] = {}
-    for row in collection.labels().to_pylist():
-        classes = standing.setdefault((row["id"], row["region"]), {})
-        classes.pop(row["class"], None)  # so that the last mark stands last
-        classes[row["class"]] = row["mark"]
     yes = {
         key: [name for name, mark in classes.items() if mark == "yes"]
-        for key, classes in standing.items()
+        for key, classes in standing(collection).items()
     }
     return {key: names[-1] for key, names in yes.items() if names}
+
+
+def standing(collection: Collection) -> dict[tuple[str, str], dict[str, str]]:
+    """The marks that count, by row and class, the last one last. Nothing is ever taken out of the
+    table: a mark whose source is TAKEN_BACK undoes those before it."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in collection.labels().to_pylist():
+        classes = found.setdefault((row["id"], row["region"]), {})
+        classes.pop(row["class"], None)  # so that the last mark stands last
+        if row["source"] != TAKEN_BACK:
+            classes[row["class"]] = row["mark"]
+    return {key: classes for key, classes in found.items() if classes}

@@ -18,9 +18,12 @@ from penult.cli import (
     inspecting,
     mapping,
     models,
+    predicting,
     probes,
+    teaching,
     tour,
     upkeep,
+    verifying,
 )
 from penult.cli.output import (
     DONE,
@@ -69,6 +72,9 @@ for module in (
     embedding,
     checking,
     collections,
+    teaching,
+    predicting,
+    verifying,
     grouping,
     mapping,
     probes,
