@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ def read_all(
 ) -> Read:
     """Run items once and keep every reading of each."""
     where = device_of(classifier, device)
-    runner = Runner(classifier, readings, where, lambda: find_law(classifier, runner.engine))
+    runner = Runner(classifier, readings, where, cache(lambda: find_law(classifier, runner.engine)))
     rows: list[tuple[FloatArray, ...]] = []
     items: list[Item] = []
     failures: list[Failure] = []
