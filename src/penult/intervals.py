@@ -9,13 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-DRAWS = 2000
+DRAWS = 1000
 LEVEL = 0.95
+
+Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean and the interval that holds it with 95 %; NaN where there is nothing to say."""
+    """A mean, and the interval that holds it with 95 %; NaN where there is nothing to say."""
 
     value: float
     low: float
@@ -25,54 +28,73 @@ class Estimate:
         """For JSON."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
+    def words(self) -> str:
+        """`63.9 % (58.1 to 70.2)`."""
+        if np.isnan(self.value):
+            return ""
+        if np.isnan(self.low):
+            return f"{100 * self.value:.1f} %"
+        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
-def estimate(
-    values: npt.ArrayLike, *clusters: npt.NDArray[np.int64], seed: int = 0, draws: int = DRAWS
-) -> Estimate:
-    """The mean of (n,) values, with an interval.
 
-    clusters: (n,) numbers from 0, one array for each way in which values hang together (their
-    class, their group). Each way is resampled on its own (the pigeonhole bootstrap: Owen, Annals of
-    Applied Statistics 2007); the interval is widened for few clusters, as t is wider than the
-    normal (expanded percentiles: Hesterberg, American Statistician 2015).
+NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+def estimate(values: npt.ArrayLike, *clusters: Rows, seed: int = 0) -> Estimate:
+    """`estimates` of one row of values."""
+    return estimates(np.asarray(values, np.float64).reshape(1, -1), *clusters, seed=seed)[0]
+
+
+def estimates(values: npt.ArrayLike, *clusters: Rows, seed: int = 0) -> list[Estimate]:
+    """The mean of each row of (m, n) values, NaN left out, with an interval.
+
+    clusters: (n,) numbers, one array for each way in which values hang together (their class,
+    their group); without one, each value stands for itself. Each way is resampled on its own (the
+    pigeonhole bootstrap: Owen, Annals of Applied Statistics 2007); the interval is widened for few
+    clusters, as t is wider than the normal (expanded percentiles: Hesterberg, American
+    Statistician 2015). All rows see the same draws.
     """
-    rows = np.asarray(values, np.float64).reshape(-1)
-    if not len(rows):
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    mean = float(rows.mean())
-    ways = [np.unique(way, return_inverse=True)[1].reshape(-1) for way in clusters]
-    ways = ways or [np.arange(len(rows))]
+    rows = np.asarray(values, np.float64)
+    known = np.isfinite(rows)
+    asked = known.any(axis=0)
+    if not asked.any():
+        return [NOTHING] * len(rows)
+    rows, known = rows[:, asked], known[:, asked]
+    ways = [np.unique(way[asked], return_inverse=True)[1].reshape(-1) for way in clusters]
+    ways = ways or [np.arange(rows.shape[1])]
     fewest = min(int(way.max()) + 1 for way in ways)
-    if fewest < 2:
-        return Estimate(mean, float("nan"), float("nan"))
-    means = _resampled(rows, ways, np.random.default_rng(seed), draws)
-    low, high = np.quantile(means, _tails(fewest))
-    return Estimate(mean, float(low), float(high))
+    total, count, weight = _cells(np.where(known, rows, 0.0), known, ways, seed)
+    found = []
+    for number in range(len(rows)):
+        below = count[number].sum()
+        mean = float(total[number].sum() / below) if below else float("nan")
+        if fewest < 2 or not below:
+            found.append(Estimate(mean, float("nan"), float("nan")))
+            continue
+        drawn = weight @ count[number]
+        kept = drawn > 0  # an empty draw of crossed clusters says nothing
+        means = (weight[kept] @ total[number]) / drawn[kept]
+        low, high = np.quantile(means, _tails(fewest))
+        found.append(Estimate(mean, float(low), float(high)))
+    return found
 
 
-def _resampled(
-    rows: npt.NDArray[np.float64],
-    ways: list[npt.NDArray[np.int64]],
-    random: np.random.Generator,
-    draws: int,
-) -> npt.NDArray[np.float64]:
-    """(draws,) means, with each cluster taken as often as it was drawn.
-
-    Summed by the cells of crossed clusters first, so that a draw costs cells and not values.
-    """
-    sizes = [int(way.max()) + 1 for way in ways]
-    cell = np.ravel_multi_index(tuple(ways), tuple(sizes))
-    there, at = np.unique(cell, return_inverse=True)
-    total = np.bincount(at.reshape(-1), rows)
-    count = np.bincount(at.reshape(-1)).astype(np.float64)
-    weight = np.ones((draws, len(there)))
-    for size, way in zip(sizes, np.unravel_index(there, tuple(sizes)), strict=True):
-        taken = random.multinomial(size, np.full(size, 1 / size), draws)
-        weight *= taken[:, way]
-    below = weight @ count
-    kept = below > 0  # an empty draw of crossed clusters says nothing
-    means: npt.NDArray[np.float64] = (weight[kept] @ total) / below[kept]
-    return means
+def _cells(
+    rows: Array, known: npt.NDArray[np.bool_], ways: list[Rows], seed: int
+) -> tuple[Array, Array, Array]:
+    """Sums and counts (m, cells) over the cells of crossed clusters, and how often each of the
+    draws takes each cell (draws, cells): a draw then costs cells and not values."""
+    random = np.random.default_rng(seed)
+    sizes = tuple(int(way.max()) + 1 for way in ways)
+    there, at = np.unique(np.ravel_multi_index(tuple(ways), sizes), return_inverse=True)
+    order = np.argsort(at.reshape(-1), kind="stable")
+    starts = np.searchsorted(at.reshape(-1)[order], np.arange(len(there)))
+    total = np.add.reduceat(rows[:, order], starts, axis=1)
+    count = np.add.reduceat(known[:, order].astype(np.float64), starts, axis=1)
+    weight = np.ones((DRAWS, len(there)))
+    for size, way in zip(sizes, np.unravel_index(there, sizes), strict=True):
+        weight *= random.multinomial(size, np.full(size, 1 / size), DRAWS)[:, way]
+    return total, count, weight
 
 
 def _tails(clusters: int) -> tuple[float, float]:

@@ -22,7 +22,7 @@ RAW = "raw"
 STEPS = ("centre", "scale", "whiten", "within", "pca:N", "l2")
 _SMALLEST = 1e-12
 _DIRECTIONS = 512  # that `within` damps, at most: those in which a class varies most
-_LEAST_SHRINKAGE = 0.01
+_LEAST_SHRINKAGE = 0.5  # of `within`: measured, docs/decisions/2026-11-22-choosing.md
 
 
 @dataclass(frozen=True, slots=True)
