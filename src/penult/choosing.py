@@ -150,7 +150,7 @@ def choose(material: Material, tell: Tell = lambda what: None) -> Choice:
 
 
 def ranked(material: Material, trials: Plan) -> dict[Setting, Array]:
-    """For every reading in every space that fits, the scores (3, n) of its trials."""
+    """For every reading in every space that fits, the scores (4, n) of its trials."""
     found = {}
     count = len(material.labels) // 2 + _extra(material)
     for name, vectors in material.vectors.items():
@@ -167,7 +167,7 @@ def fitting(count: int, width: int) -> tuple[str, ...]:
 
 
 def tried(material: Material, setting: Setting, trials: Plan) -> Array:
-    """The scores (3, n) of a setting, its space fitted on each support side."""
+    """The scores (4, n) of a setting, its space fitted on each support side."""
     vectors = material.joined(setting.readings)
     return trials.scores(vectors, lambda rows: material.space(setting, rows))
 
@@ -199,7 +199,7 @@ def evened(table: Mapping[Setting, Array], chains: Sequence[Sequence[str]]) -> d
 
 
 def scores_mean(scores: Array) -> Array:
-    """(3,) means over rows, without the measures that could not be taken."""
+    """(4,) means over rows, without the measures that could not be taken."""
     known = np.isfinite(scores).any(axis=1)
     means: Array = np.nanmean(scores[known], axis=1)
     return means
@@ -240,6 +240,12 @@ class Judged:
     labels: Rows
     groups: Rows
     by_class: bool
+
+    @property
+    def clusters(self) -> tuple[Rows, ...]:
+        """What is resampled: classes and groups; groups alone where the classes are the same on
+        both sides, so that nothing is claimed of others."""
+        return (self.labels, self.groups) if self.by_class else (self.groups,)
 
 
 def judged(material: Material, tell: Tell) -> Judged:
@@ -291,17 +297,14 @@ def _item_folds(material: Material) -> Iterator[tuple[Mask, Mask, Mask]]:
 def _asked(
     material: Material, setting: Setting, space: Space, asked: Mask, rows: Mask
 ) -> Array:
-    """(n,) the mean of one-shot and few-shot answers of the rows that are asked."""
+    """(n,) how the rows that are asked do in a crowd."""
     chosen = np.flatnonzero(rows)
     labels, _ = numbered(material.labels[chosen])
     groups, _ = numbered(material.groups[chosen])
     trials = plan(labels, groups, repeats=2, seed=SEED + 1)
-    scores = trials.scores(material.joined(setting.readings)[chosen], lambda _: space)[:2]
     answers = np.full(len(material.labels), np.nan)
-    known = np.isfinite(scores)
-    with np.errstate(invalid="ignore"):
-        means = np.where(known, scores, 0).sum(axis=0) / known.sum(axis=0)
-    answers[chosen] = means
+    scores = trials.scores(material.joined(setting.readings)[chosen], lambda _: space)
+    answers[chosen] = scores[MEASURES.index("in a crowd")]
     answers[~asked] = np.nan
     return answers
 
@@ -311,7 +314,7 @@ def _estimated(settings: Mapping[str, Setting], trial_of: Judged) -> tuple[Final
     found = []
     for name, setting in settings.items():
         values = trial_of.values[name]
-        ways = (trial_of.labels, trial_of.groups)
+        ways = trial_of.clusters
         found.append(
             Finalist(name, setting, estimate(values, *ways), estimate(values - base, *ways))
         )
@@ -327,7 +330,7 @@ def taken(finals: Sequence[Finalist], trial_of: Judged) -> Finalist:
     best = max(better.values(), key=lambda one: one.value.value)
     if PREFERRED in better:
         apart = trial_of.values[best.name] - trial_of.values[PREFERRED]
-        if not estimate(apart, trial_of.labels, trial_of.groups).low > 0:
+        if not estimate(apart, *trial_of.clusters).low > 0:
             return better[PREFERRED]
     return best
 

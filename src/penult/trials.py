@@ -1,5 +1,5 @@
-"""Trials of vectors in a space: one-shot and few-shot episodes and nearest neighbours, the same ones
-for every candidate, and the space fitted on support sides only.
+"""Trials of vectors in a space: episodes, crowds and nearest neighbours, the same ones for every
+candidate, and the space fitted on support sides only.
 
 Numpy in, numpy out; knows no model and no names of readings.
 """
@@ -16,7 +16,8 @@ from penult.episodes import Array, Episodes, Mask, Rows, able, answered, draw, p
 from penult.errors import LabelsError
 from penult.space import Space
 
-MEASURES = ("one-shot", "few-shot", "neighbours")
+MEASURES = ("one-shot", "few-shot", "neighbours", "in a crowd")
+CROWD = 19  # examples of other classes, beside the one of the query's own
 WAYS = 20
 FEW = (5, 3, 2)
 VOTERS = 5
@@ -45,7 +46,7 @@ class Plan:
         return max(one.ways for one, _ in self.episodes)
 
     def scores(self, vectors: npt.ArrayLike, fit: Fit) -> Array:
-        """(3, n): each row's share of right answers as a query, by measure; NaN where never asked.
+        """(4, n): each row's share of right answers as a query, by measure; NaN where never asked.
 
         fit: gives the space from the mask of the rows that it may see.
         """
@@ -53,14 +54,18 @@ class Plan:
         count = np.zeros_like(total)
         for side, drawn in zip(self.sides, self.episodes, strict=True):
             inner = products(fit(~side)(vectors))
+            near = cosines(inner, side)
             for number, episodes in enumerate(drawn):
                 if episodes is not None:
                     asked = episodes.query.ravel()
                     np.add.at(total[number], asked, answered(inner, episodes).ravel())
                     np.add.at(count[number], asked, 1)
-            asked, right = voted(inner, self.labels, side)
-            total[2, asked] += right
-            count[2, asked] += 1
+            asked = np.flatnonzero(side)
+            labels, there = self.labels[asked], self.labels[~side]
+            for number, found in ((2, voted(near, labels, there)), (3, crowded(near, labels, there))):
+                known = np.isfinite(found)
+                total[number, asked[known]] += found[known]
+                count[number, asked[known]] += 1
         with np.errstate(invalid="ignore"):
             return (total / np.where(count, count, np.nan)).astype(np.float32)
 
@@ -103,20 +108,48 @@ def few(labels: Rows, sides: Sequence[Mask]) -> int:
     return 1
 
 
-def voted(inner: Array, labels: Rows, side: Mask, k: int = VOTERS) -> tuple[Rows, Array]:
-    """(the rows of the query side, whether the vote of their k nearest support rows is right).
-
-    inner: (n, n), `products` of the vectors; near is by cosine.
-    """
-    asked, there = np.flatnonzero(side), np.flatnonzero(~side)
+def cosines(inner: Array, side: Mask) -> Array:
+    """(q, s) of the query side with the support side. inner: (n, n), `products` of vectors."""
     length = np.sqrt(np.maximum(np.diag(inner), 0.0))
     length = np.where(length > 0, length, 1.0)
-    near = (inner / length / length[:, None])[np.ix_(asked, there)]
-    k = min(k, len(there))
+    near: Array = (inner / length / length[:, None])[np.ix_(side, ~side)]
+    return near
+
+
+def voted(near: Array, labels: Rows, there: Rows, k: int = VOTERS) -> Array:
+    """(q,) whether the vote of the k nearest is right.
+
+    near: (q, s) cosines. labels: (q,) of the queries. there: (s,) of the support.
+    """
+    k = min(k, near.shape[1])
     top = np.argpartition(-near, k - 1, axis=1)[:, :k]
-    votes = np.zeros((len(asked), int(labels.max()) + 1))
+    votes = np.zeros((len(labels), int(max(labels.max(), there.max())) + 1))
     for column in range(k):
         cosine = np.take_along_axis(near, top[:, column : column + 1], axis=1)[:, 0]
         # A vote counts more than any sum of cosines can make up for.
-        np.add.at(votes, (np.arange(len(asked)), labels[there[top[:, column]]]), 1 + cosine / (4 * k))
-    return asked, (votes.argmax(axis=1) == labels[asked]).astype(np.float32)
+        np.add.at(votes, (np.arange(len(labels)), there[top[:, column]]), 1 + cosine / (4 * k))
+    return (votes.argmax(axis=1) == labels).astype(np.float32)
+
+
+def crowded(near: Array, labels: Rows, there: Rows, others: int = CROWD) -> Array:
+    """(q,) the probability that one example of the query's own class is nearer than all of
+    `others` examples of other classes, whose classes are drawn alike; NaN where either is absent.
+
+    Exact, not sampled. As hard with three classes as one-shot of many ways is, so that it tells
+    good from better where few classes are labelled. near, labels, there: as `voted`.
+    """
+    own = labels[:, None] == there[None]
+    size = np.bincount(there, minlength=int(max(labels.max(), there.max())) + 1)
+    share = 1.0 / size[there]
+    weight = np.where(own, 0.0, share[None])
+    whole = weight.sum(axis=1, keepdims=True)
+    weight = weight / np.where(whole > 0, whole, 1.0)
+    chance = np.zeros(len(labels))
+    for first in (own, ~own):  # equally near ones count half: once before, once behind
+        order = np.lexsort((~first, -near), axis=1)
+        nearer = np.take_along_axis(weight, order, axis=1).cumsum(axis=1)
+        mine = np.take_along_axis(own, order, axis=1)
+        chance += 0.5 * (np.maximum(1.0 - nearer, 0.0) ** others * mine).sum(axis=1)
+    examples = own.sum(axis=1)
+    asked = (examples > 0) & (whole[:, 0] > 0)
+    return np.where(asked, chance / np.maximum(examples, 1), np.nan)
