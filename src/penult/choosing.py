@@ -24,7 +24,7 @@ FUSED = "scale+l2"
 WITHIN = "scale+within+l2"
 SIZES = (1, 3, 5, 8, 16)  # how many readings are fused
 WIDEST = 4096  # numbers in a fused vector
-LEAST_CLASSES = 4  # that are divided into some to learn from and some to be asked
+LEAST_CLASSES = 3  # that are divided into some to fit spaces on and some to be asked
 NOTEBOOK = "notebook"
 PREFERRED = "5 fused, within classes"  # among those that are not clearly apart
 MOST = 600  # rows that are tried; spaces are fitted on all
@@ -103,7 +103,7 @@ class Finalist:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """setting: what was chosen. kept: whether that is the notebook's recipe. judged_on: `other
-    classes`, or `other items` where there are fewer than four classes. notes: what was left
+    classes`, or `other items` where there are two classes only. notes: what was left
     out, and why."""
 
     setting: Setting
@@ -243,15 +243,16 @@ class Judged:
 
     @property
     def clusters(self) -> tuple[Rows, ...]:
-        """What is resampled: classes and groups; groups alone where the classes are the same on
-        both sides, so that nothing is claimed of others."""
-        return (self.labels, self.groups) if self.by_class else (self.groups,)
+        """What is resampled: classes and groups; groups alone where the classes are too few to
+        say how much they differ."""
+        several = self.by_class and len(np.unique(self.labels)) > 3
+        return (self.labels, self.groups) if several else (self.groups,)
 
 
 def judged(material: Material, tell: Tell) -> Judged:
     """Each finalist made from a part of the material and asked about the rest.
 
-    The parts are classes where there are four or more, else items.
+    The parts are classes where there are three or more, else items.
     """
     n = len(material.labels)
     by_class = len(np.unique(material.labels)) >= LEAST_CLASSES
@@ -260,7 +261,7 @@ def judged(material: Material, tell: Tell) -> Judged:
     count: dict[str, Array] = {}
     for number, (learn, asked, trials_rows) in enumerate(folds):
         tell(f"judging the finalists on what they did not see: {number + 1} of {len(folds)}")
-        part = sampled(material.only(learn))
+        part = sampled(material.only(learn) if _several(material.labels[learn]) else material)
         values = evened(ranked(part, plan(part.labels, part.groups, repeats=1, count=100)), part.chains)
         for name, setting in finalists(values, part).items():
             space = material.space(setting, learn)
@@ -273,18 +274,24 @@ def judged(material: Material, tell: Tell) -> Judged:
     return Judged(values_of, material.labels, material.groups, by_class)
 
 
+def _several(labels: Rows) -> bool:
+    return len(np.unique(labels)) > 1
+
+
 def class_folds(labels: Rows, repeats: int = 2, seed: int = SEED) -> Iterator[tuple[Mask, Mask, Mask]]:
     """(the rows to learn from, the rows that are asked, the rows in the trials).
 
     Two or three parts of the classes, two or more in each, twice; each part is asked while the
-    others are learnt from.
+    others are learnt from. Of three classes each one is learnt from, and the others are asked.
     """
     random = np.random.default_rng(seed)
     classes = np.unique(labels)
     for _ in range(repeats):
-        for part in np.array_split(random.permutation(classes), 3 if len(classes) > 5 else 2):
+        for part in np.array_split(random.permutation(classes), 2 if len(classes) in (4, 5) else 3):
             asked = np.isin(labels, part)
-            yield ~asked, asked, asked
+            # Of three classes two are asked: a space that was fitted on the classes that are asked
+            # puts its centre between them, which would flatter it.
+            yield (~asked, asked, asked) if len(classes) > 3 else (asked, ~asked, ~asked)
 
 
 def _item_folds(material: Material) -> Iterator[tuple[Mask, Mask, Mask]]:
