@@ -24,15 +24,16 @@ LAYERS = (
     (
         "embed",
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
-        | {"runner", "proving", "space", "embedder", "inspection"},
+        | {"runner", "proving", "space", "embedder", "inspection", "readings"},
     ),
-    ("work", {"rows", "steps", "ingest", "checking", "search", "projection"}),
+    ("work", {"rows", "steps", "ingest", "checking", "search", "projection", "intervals", "episodes"}
+        | {"measures", "trials", "choosing", "freely", "evaluating"}),
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
         | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"},
     ),
-    ("api", {"api", "__init__"}),
+    ("api", {"api", "selection", "__init__"}),
     ("faces", {"bridges", "cli"}),
 )
 LEVEL = {module: level for level, (_, modules) in enumerate(LAYERS) for module in modules}

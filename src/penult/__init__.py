@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from penult.classifiers.base import Prediction
     from penult.collection import Collection
     from penult.embedder import Embedder, Result
+    from penult.selection import choose
     from penult.splitting.cut import split
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "Prediction",
     "Result",
     "__version__",
+    "choose",
     "load",
     "split",
 ]
@@ -37,6 +39,7 @@ _HOMES = {
     "Embedder": "penult.embedder",
     "Prediction": "penult.classifiers.base",
     "Result": "penult.embedder",
+    "choose": "penult.selection",
     "load": "penult.api",
     "split": "penult.splitting.cut",
 }

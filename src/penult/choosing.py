@@ -262,7 +262,9 @@ def judged(material: Material, tell: Tell) -> Judged:
     for number, (learn, asked, trials_rows) in enumerate(folds):
         tell(f"judging the finalists on what they did not see: {number + 1} of {len(folds)}")
         part = sampled(material.only(learn) if _several(material.labels[learn]) else material)
-        values = evened(ranked(part, plan(part.labels, part.groups, repeats=1, count=100)), part.chains)
+        values = evened(
+            ranked(part, plan(part.labels, part.groups, repeats=1, count=100)), part.chains
+        )
         for name, setting in finalists(values, part).items():
             space = material.space(setting, learn)
             answers = _asked(material, setting, space, asked, trials_rows)
@@ -270,7 +272,9 @@ def judged(material: Material, tell: Tell) -> Judged:
             total.setdefault(name, np.zeros(n))[known] += answers[known]
             count.setdefault(name, np.zeros(n))[known] += 1
     with np.errstate(invalid="ignore"):
-        values_of = {name: total[name] / np.where(count[name], count[name], np.nan) for name in total}
+        values_of = {
+            name: total[name] / np.where(count[name], count[name], np.nan) for name in total
+        }
     return Judged(values_of, material.labels, material.groups, by_class)
 
 
@@ -278,7 +282,9 @@ def _several(labels: Rows) -> bool:
     return len(np.unique(labels)) > 1
 
 
-def class_folds(labels: Rows, repeats: int = 2, seed: int = SEED) -> Iterator[tuple[Mask, Mask, Mask]]:
+def class_folds(
+    labels: Rows, repeats: int = 2, seed: int = SEED
+) -> Iterator[tuple[Mask, Mask, Mask]]:
     """(the rows to learn from, the rows that are asked, the rows in the trials).
 
     Two or three parts of the classes, two or more in each, twice; each part is asked while the
@@ -301,9 +307,7 @@ def _item_folds(material: Material) -> Iterator[tuple[Mask, Mask, Mask]]:
         yield ~side, side, np.ones(len(side), bool)
 
 
-def _asked(
-    material: Material, setting: Setting, space: Space, asked: Mask, rows: Mask
-) -> Array:
+def _asked(material: Material, setting: Setting, space: Space, asked: Mask, rows: Mask) -> Array:
     """(n,) how the rows that are asked do in a crowd."""
     chosen = np.flatnonzero(rows)
     labels, _ = numbered(material.labels[chosen])

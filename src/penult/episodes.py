@@ -88,9 +88,7 @@ def able(labels: Rows, query_side: Mask, shots: int, queries: int = 1) -> Rows:
     return np.flatnonzero((support >= shots) & (query >= queries)).astype(np.int64)
 
 
-def draw(
-    labels: Rows, query_side: Mask, ways: int, shots: int, count: int, seed: int
-) -> Episodes:
+def draw(labels: Rows, query_side: Mask, ways: int, shots: int, count: int, seed: int) -> Episodes:
     """`count` episodes of one query a class, supports from one side and queries from the other.
 
     Raises:

@@ -147,9 +147,9 @@ def pair_scores(
     return made[0], made[1]
 
 
-def _with_mates(one: Rows, two: Rows, labels: Rows, random: np.random.Generator) -> tuple[
-    Rows, Rows
-]:
+def _with_mates(
+    one: Rows, two: Rows, labels: Rows, random: np.random.Generator
+) -> tuple[Rows, Rows]:
     """Random pairs, half of them turned into pairs of one class, which are rare otherwise."""
     order = np.argsort(labels, kind="stable")
     first = np.searchsorted(labels[order], labels[one])

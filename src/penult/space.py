@@ -121,9 +121,7 @@ class Space:
             raise SpaceError(f"the saved space cannot be read: {error}") from error
 
 
-def fit(
-    recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = None
-) -> Space:
+def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = None) -> Space:
     """Fit a recipe to raw vectors (n, d).
 
     recipe: `raw`, or steps joined by +: `centre`; `scale` (each number centred, divided by its
@@ -220,9 +218,7 @@ def _within(rows: npt.NDArray[np.float64], labels: Sequence[object] | None) -> S
     return Step(mean, factor.astype(np.float32), along.astype(np.float32))
 
 
-def _residuals(
-    rows: npt.NDArray[np.float64], labels: Sequence[object]
-) -> npt.NDArray[np.float64]:
+def _residuals(rows: npt.NDArray[np.float64], labels: Sequence[object]) -> npt.NDArray[np.float64]:
     """The rows of classes that have two or more, less their class's mean; largest number 1."""
     known = np.array([label is not None for label in labels])
     names = np.unique([str(label) for label in labels if label is not None], return_inverse=True)[1]

@@ -62,7 +62,10 @@ class Plan:
                     np.add.at(count[number], asked, 1)
             asked = np.flatnonzero(side)
             labels, there = self.labels[asked], self.labels[~side]
-            for number, found in ((2, voted(near, labels, there)), (3, crowded(near, labels, there))):
+            for number, found in (
+                (2, voted(near, labels, there)),
+                (3, crowded(near, labels, there)),
+            ):
                 known = np.isfinite(found)
                 total[number, asked[known]] += found[known]
                 count[number, asked[known]] += 1
@@ -71,7 +74,13 @@ class Plan:
 
 
 def plan(
-    labels: Rows, groups: Rows, *, repeats: int = 3, count: int = 200, ways: int = WAYS, seed: int = 0
+    labels: Rows,
+    groups: Rows,
+    *,
+    repeats: int = 3,
+    count: int = 200,
+    ways: int = WAYS,
+    seed: int = 0,
 ) -> Plan:
     """Halves that share no group, `repeats` times, each asked from both sides.
 
@@ -79,7 +88,9 @@ def plan(
         LabelsError: fewer than two classes have items on both sides.
     """
     sides = tuple(
-        side for side in partitions(labels, groups, 2, repeats, seed) if len(able(labels, side, 1)) > 1
+        side
+        for side in partitions(labels, groups, 2, repeats, seed)
+        if len(able(labels, side, 1)) > 1
     )
     if not sides:
         raise LabelsError(
@@ -93,7 +104,9 @@ def plan(
         for k in (1, shots):
             classes = len(able(labels, side, k))
             fits = classes > 1 and (k > 1 or not both)
-            both.append(draw(labels, side, min(ways, classes), k, count, seed + number) if fits else None)
+            both.append(
+                draw(labels, side, min(ways, classes), k, count, seed + number) if fits else None
+            )
         first = both[0]
         assert first is not None  # its side has two classes
         drawn.append((first, both[1]))

@@ -29,10 +29,14 @@ Trust = Annotated[
 ]
 Tap = Annotated[
     str | None,
-    typer.Option(help="Where to read: backbone, prelogits, weighted, layer:N or a module's path."),
+    typer.Option(
+        help="Where to read: backbone, prelogits, weighted, layer:N or a module's path; "
+        "several, joined by commas, are read together."
+    ),
 ]
 Pooling = Annotated[
-    str | None, typer.Option(help="Over positions: mean, max, first, last or mean+std.")
+    str | None,
+    typer.Option(help="Over positions: mean, max, first, last or mean+std; or one for each tap."),
 ]
 PoolOver = Annotated[
     str | None,
