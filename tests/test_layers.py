@@ -26,8 +26,21 @@ LAYERS = (
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
         | {"runner", "proving", "space", "embedder", "inspection", "readings"},
     ),
-    ("work", {"rows", "steps", "ingest", "checking", "search", "projection", "intervals", "episodes"}
-        | {"measures", "trials", "choosing", "freely", "evaluating"}),
+    (
+        "work",
+        {"rows", "steps", "ingest", "checking", "search", "projection", "intervals", "episodes"}
+        | {
+            "measures",
+            "trials",
+            "choosing",
+            "freely",
+            "material",
+            "ranking",
+            "judging",
+            "reports",
+            "evaluating",
+        },
+    ),
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}

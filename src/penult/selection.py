@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from penult import choosing
 from penult.api import Classifier
-from penult.choosing import Choice, Material, Setting
+from penult.choosing import Choice
 from penult.classifiers import base
 from penult.embedder import Embedder
 from penult.engines.base import Reading
@@ -21,6 +21,7 @@ from penult.episodes import numbered
 from penult.errors import ItemError, LabelsError
 from penult.freely import Free, ranked_freely
 from penult.items import Failure, Item
+from penult.material import Material, Setting
 from penult.naming import namer
 from penult.readings import Read, chains_of, check_memory, name_of, read_all, readings_of
 from penult.sources import Source, from_objects

@@ -62,15 +62,14 @@ class Plan:
                     np.add.at(count[number], asked, 1)
             asked = np.flatnonzero(side)
             labels, there = self.labels[asked], self.labels[~side]
-            for number, found in (
-                (2, voted(near, labels, there)),
-                (3, crowded(near, labels, there)),
-            ):
+            rest = (voted(near, labels, there), crowded(near, labels, there))
+            for number, found in enumerate(rest, 2):
                 known = np.isfinite(found)
                 total[number, asked[known]] += found[known]
                 count[number, asked[known]] += 1
         with np.errstate(invalid="ignore"):
-            return (total / np.where(count, count, np.nan)).astype(np.float32)
+            shares: Array = (total / np.where(count, count, np.nan)).astype(np.float32)
+        return shares
 
 
 def plan(
@@ -100,7 +99,7 @@ def plan(
     shots = few(labels, sides)
     drawn = []
     for number, side in enumerate(sides):
-        both = []
+        both: list[Episodes | None] = []
         for k in (1, shots):
             classes = len(able(labels, side, k))
             fits = classes > 1 and (k > 1 or not both)
@@ -141,7 +140,8 @@ def voted(near: Array, labels: Rows, there: Rows, k: int = VOTERS) -> Array:
         cosine = np.take_along_axis(near, top[:, column : column + 1], axis=1)[:, 0]
         # A vote counts more than any sum of cosines can make up for.
         np.add.at(votes, (np.arange(len(labels)), there[top[:, column]]), 1 + cosine / (4 * k))
-    return (votes.argmax(axis=1) == labels).astype(np.float32)
+    right: Array = (votes.argmax(axis=1) == labels).astype(np.float32)
+    return right
 
 
 def crowded(near: Array, labels: Rows, there: Rows, others: int = CROWD) -> Array:
@@ -165,4 +165,5 @@ def crowded(near: Array, labels: Rows, there: Rows, others: int = CROWD) -> Arra
         chance += 0.5 * (np.maximum(1.0 - nearer, 0.0) ** others * mine).sum(axis=1)
     examples = own.sum(axis=1)
     asked = (examples > 0) & (whole[:, 0] > 0)
-    return np.where(asked, chance / np.maximum(examples, 1), np.nan)
+    found: Array = np.where(asked, chance / np.maximum(examples, 1), np.nan).astype(np.float32)
+    return found
