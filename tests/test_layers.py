@@ -29,17 +29,8 @@ LAYERS = (
     (
         "work",
         {"rows", "steps", "ingest", "checking", "search", "projection", "intervals", "episodes"}
-        | {
-            "measures",
-            "trials",
-            "choosing",
-            "freely",
-            "material",
-            "ranking",
-            "judging",
-            "reports",
-            "evaluating",
-        },
+        | {"measures", "trials", "choosing", "freely", "material", "ranking", "judging"}
+        | {"reports", "evaluating"},
     ),
     (
         "store",

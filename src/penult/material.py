@@ -102,7 +102,7 @@ def checked(material: Material) -> tuple[Material, tuple[str, ...]]:
                 f"{len(vectors)} vectors, {len(material.labels)} labels and "
                 f"{len(material.groups)} groups: give one label and one group for each item"
             )
-        bad = ~np.isfinite(vectors).all(axis=1)
+        bad: Mask = np.logical_not(np.isfinite(vectors).all(axis=1))
         if bad.any():
             raise SpaceError(
                 f"{int(bad.sum())} of {len(bad)} vectors of {name} are not finite, the first in "

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from typer.exceptions import Exit, TyperException
 
-from penult.cli import checking, collections, embedding, inspecting, models, tour, upkeep
+from penult.cli import checking, choosing, collections, embedding, inspecting, models, tour, upkeep
 from penult.cli.output import (
     DONE,
     FAILED,
@@ -52,7 +52,7 @@ def root(
         raise Exit(DONE)
 
 
-for module in (inspecting, models, embedding, checking, collections, upkeep, tour):
+for module in (inspecting, models, embedding, checking, collections, choosing, upkeep, tour):
     for command in module.COMMANDS:
         app.command()(command)
 
