@@ -1,4 +1,4 @@
-"""Preprocessing of the real classifiers that scripts/results.py measures, as their authors have it."""
+"""Preprocessing of the real classifiers that scripts/results.py measures, as in their sources."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from penult.episodes import Rows, numbered
 from penult.errors import LabelsError, SpaceError
 from penult.intervals import Estimate, estimate
 from penult.material import Material, checked, sampled
-from penult.space import RAW, fit
+from penult.space import RAW, Space, fit
 from penult.trials import CROWD, WAYS, plan
 
 MOST = 5000  # rows that are measured
@@ -44,18 +44,19 @@ def evaluate(
     vectors: npt.NDArray[np.float32],
     labels: Sequence[str | None],
     groups: Sequence[str | None] | None = None,
-    space: str = RAW,
+    space: str | Space = RAW,
     ways: int = WAYS,
 ) -> Evaluation:
     """Measure (n, d) raw vectors with their classes and groups; rows without a class are left out.
 
-    ways: classes in an episode, fewer where there are fewer.
+    space: a recipe, fitted on the support sides; or one that was fitted elsewhere. ways: classes
+    in an episode, fewer where there are fewer.
 
     Raises:
         LabelsError: too few classes, items or groups.
         SpaceError: values that are not finite, or a space that would see the labels.
     """
-    if "within" in space.split("+"):
+    if isinstance(space, str) and "within" in space.split("+"):
         raise SpaceError(
             f"the space {space!r} is fitted to the labels that it would be measured by; give one "
             "that does not look at labels, for example scale+l2"
@@ -66,9 +67,12 @@ def evaluate(
     rows, classes, mates = material.vectors["rows"], material.labels, material.groups
     if ways > (there := len(names)) and ways != WAYS:
         raise LabelsError(f"--ways {ways} asks for more classes than there are: {there}")
-    moved = fit(space, rows)(rows)
+    whole = fit(space, rows) if isinstance(space, str) else space
+    moved = whole(rows)
     trials = plan(classes, mates, ways=ways, repeats=5, count=500)
-    scores = trials.scores(rows, lambda seen: fit(space, rows[seen]))
+    scores = trials.scores(
+        rows, lambda seen: fit(space, rows[seen]) if isinstance(space, str) else space
+    )
     near = measures.neighbours(moved, classes, mates, NEIGHBOURS)
     asked = near.rows
     probe, probe_note = _probe(moved, classes, mates)
@@ -97,7 +101,7 @@ def evaluate(
         "α-ReQ": measures.alpha_req(rows),
     }  # fmt: skip
     return Evaluation(
-        space=space,
+        space=whole.recipe,
         estimates={name: estimate(*one) for name, one in named.items()},
         figures=figures,
         items=len(rows),

@@ -189,7 +189,7 @@ def _fitted(name: str, number: int, rows: npt.NDArray[np.float64]) -> Step:
         flat = deviation <= 1e-6 * np.maximum(np.abs(mean), _SMALLEST)
         one = 1.0 / np.where(flat, 1.0, deviation)
     elif name == "whiten":
-        one = _whitening(rows - mean)
+        one = _whitening(rows - mean, float(np.abs(mean).max(initial=0.0)))
     elif name == "pca":
         one = _directions(rows - mean, number)
     return Step(mean.astype(np.float32), one.astype(np.float32))
@@ -237,12 +237,13 @@ def _residuals(rows: npt.NDArray[np.float64], labels: Sequence[object]) -> npt.N
     return scaled
 
 
-def _whitening(centred: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _whitening(centred: npt.NDArray[np.float64], size: float) -> npt.NDArray[np.float64]:
     from sklearn.covariance import ledoit_wolf
 
     covariance, _ = ledoit_wolf(centred, assume_centered=True)
     values, turned = np.linalg.eigh(covariance)
-    floor = max(values.max() * _SMALLEST, np.finfo(np.float64).tiny)
+    # What hardly varies beside its own size is rounding: it must not be blown up into noise.
+    floor = max(values.max() * _SMALLEST, (1e-6 * size) ** 2, _SMALLEST**2)
     whitening: npt.NDArray[np.float64] = turned / np.sqrt(np.maximum(values, floor)) @ turned.T
     return whitening
 

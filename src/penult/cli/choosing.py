@@ -27,6 +27,7 @@ from penult.cli.progress import metered
 if TYPE_CHECKING:
     from penult.evaluating import Evaluation
     from penult.selection import Selection
+    from penult.space import Space
 
 CANDIDATES = 10  # that the table shows
 
@@ -109,7 +110,11 @@ def evaluate(
         str | None, typer.Option(help="Speaker, recording or site, never on both sides: as --by.")
     ] = None,
     space: Annotated[
-        str, typer.Option(help="raw, or steps joined by +: centre, scale, whiten, pca:N, l2.")
+        str,
+        typer.Option(
+            help="raw, or steps joined by + (centre, scale, whiten, pca:N, l2), or a saved "
+            "embedder, whose space it is."
+        ),
     ] = "raw",
     ways: Annotated[int, typer.Option(help="Classes in an episode, at most.")] = 20,
     where: Where = None,
@@ -129,7 +134,7 @@ def evaluate(
     rows = labelled(opened, [by] if groups in (None, by) else [by, str(groups)], where)
     mates = None if groups is None else rows.names[groups]
     with working("measuring"):
-        found = measured(rows.vectors, rows.names[by], mates, space, ways)
+        found = measured(rows.vectors, rows.names[by], mates, _space(space), ways)
     document = {"collection": str(opened.path), "by": by, "grouped_by": groups, "where": where}
     document |= reports.evaluation_document(found)
     if report is not None:
@@ -144,6 +149,20 @@ def evaluate(
 
 
 COMMANDS = (choose, evaluate)
+
+
+def _space(asked: str) -> str | Space:
+    """A recipe, or the space of a saved embedder."""
+    from penult.embedder import SPACE, is_embedder
+    from penult.errors import SpaceError
+    from penult.space import Space
+
+    if not is_embedder(asked):
+        return asked
+    kept = Path(asked) / SPACE
+    if not kept.is_file():
+        raise SpaceError(f"the embedder {asked} has no space of its own; leave --space out")
+    return Space.from_bytes(kept.read_bytes())
 
 
 def _write_choice(report: Path, found: Selection, model: str) -> None:
