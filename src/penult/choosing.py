@@ -114,7 +114,8 @@ def taken(finals: Sequence[Finalist], trial_of: Judged) -> Finalist:
     best = max(better.values(), key=lambda one: one.value.value)
     if PREFERRED in better:
         apart = trial_of.values[best.name] - trial_of.values[PREFERRED]
-        if not estimate(apart, *trial_of.clusters).low > 0:
+        # Of classes too: three say little about which of two good ways is better on others.
+        if not estimate(apart, trial_of.labels, trial_of.groups).low > 0:
             return better[PREFERRED]
     return best
 

@@ -122,9 +122,9 @@ def few(labels: Rows, sides: Sequence[Mask]) -> int:
 
 def cosines(inner: Array, side: Mask) -> Array:
     """(q, s) of the query side with the support side. inner: (n, n), `products` of vectors."""
-    root = np.sqrt(np.maximum(np.diag(inner), 0.0)).astype(np.float32)
-    length = np.where(root > 0, root, np.float32(1))
-    near: Array = (inner / length / length[:, None])[np.ix_(side, ~side)]
+    root = np.sqrt(np.maximum(np.diag(inner), 0.0))
+    length = np.where(root > 0, root, 1.0)
+    near: Array = (inner / length / length[:, None])[np.ix_(side, ~side)].astype(np.float32)
     return near
 
 
