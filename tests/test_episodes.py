@@ -82,7 +82,9 @@ def test_the_crowd_is_what_sampling_gives() -> None:
     for _ in range(trials):
         own = near[0, random.integers(4)]
         classes = random.integers(1, 3, 5)
-        rows = np.where(classes == 1, 4 + random.integers(9, size=5), 13 + random.integers(2, size=5))
+        rows = np.where(
+            classes == 1, 4 + random.integers(9, size=5), 13 + random.integers(2, size=5)
+        )
         hits += own > near[0, rows].max()
     assert abs(hits / trials - exact) < 0.01
 
