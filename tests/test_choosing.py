@@ -78,8 +78,8 @@ def test_it_decides_the_same_again() -> None:
 def test_a_leak_between_groups_does_not_help() -> None:
     """A layer that tells the group, and the class within it only: perfect, were groups mixed."""
     random = np.random.default_rng(0)
-    vectors, labels = layers(1, None, classes=6, each=24)
-    groups = np.tile(np.arange(4), 36)
+    vectors, labels = layers(1, None, classes=6, each=48)
+    groups = np.tile(np.arange(4), 72)
     code = 5 * random.standard_normal((24, 16))[labels * 4 + groups]
     vectors["layer:3 mean"] = (code + 0.01 * random.standard_normal(code.shape)).astype(np.float32)
     mixed = choose(material(vectors, labels))

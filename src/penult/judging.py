@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from penult.episodes import Array, Mask, Rows, numbered, partitions
+from penult.episodes import Mask, Rows, numbered, partitions
 from penult.errors import LabelsError, SpaceError
-from penult.material import SEED, Material, Setting, sampled
+from penult.material import SEED, Material, sampled
 from penult.ranking import evened, finalists, ranked
-from penult.space import Space
 from penult.trials import MEASURES, plan
 
 LEAST_CLASSES = 3  # that are divided into some to fit spaces on and some to be asked
@@ -65,19 +64,30 @@ def judged(material: Material, tell: Tell) -> Judged:
     return Judged(values_of, material.labels, material.groups, by_class)
 
 
-def _fold(material: Material, learn: Mask, asked: Mask, rows: Mask) -> dict[str, Array]:
+def _fold(
+    material: Material, learn: Mask, asked: Mask, rows: Mask
+) -> dict[str, npt.NDArray[np.float64]]:
     """Each finalist's answers (n,) in one division; none where it leaves too little to ask."""
     part = sampled(material.only(learn) if _several(material.labels[learn]) else material)
-    answers = {}
+    answers: dict[str, npt.NDArray[np.float64]] = {}
     try:
         trials = plan(part.labels, part.groups, repeats=1, count=100)
+        labels, groups = numbered(material.labels[rows])[0], numbered(material.groups[rows])[0]
+        asking = plan(labels, groups, repeats=2, seed=SEED + 1)
         values = evened(ranked(part, trials), part.chains)
         for name, setting in finalists(values, part).items():
             try:
                 space = material.space(setting, learn)
             except SpaceError:  # nothing varies within these classes
                 continue
-            answers[name] = _asked(material, setting, space, asked, rows)
+
+            def fitted(_: Mask, space: Space = space) -> Space:
+                return space
+
+            scores = asking.scores(material.joined(setting.readings)[rows], fitted)
+            answers[name] = np.full(len(rows), np.nan)
+            answers[name][rows] = scores[MEASURES.index("in a crowd")]
+            answers[name][~asked] = np.nan
     except LabelsError:
         return {}
     return answers
@@ -108,16 +118,3 @@ def class_folds(
 def _item_folds(material: Material) -> Iterator[tuple[Mask, Mask, Mask]]:
     for side in partitions(material.labels, material.groups, 2, 2, SEED):
         yield ~side, side, np.ones(len(side), bool)
-
-
-def _asked(material: Material, setting: Setting, space: Space, asked: Mask, rows: Mask) -> Array:
-    """(n,) how the rows that are asked do in a crowd."""
-    chosen = np.flatnonzero(rows)
-    labels, _ = numbered(material.labels[chosen])
-    groups, _ = numbered(material.groups[chosen])
-    trials = plan(labels, groups, repeats=2, seed=SEED + 1)
-    answers = np.full(len(material.labels), np.nan)
-    scores = trials.scores(material.joined(setting.readings)[chosen], lambda _: space)
-    answers[chosen] = scores[MEASURES.index("in a crowd")]
-    answers[~asked] = np.nan
-    return answers
