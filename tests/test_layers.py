@@ -24,14 +24,16 @@ LAYERS = (
     (
         "embed",
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
-        | {"fleet", "runner", "proving", "settling", "space", "embedder", "inspection", "headrows"},
+        | {"fleet", "runner", "proving", "settling", "space", "embedder", "inspection", "headrows"}
+        | {"readings"},
     ),
     (
         "work",
         {"rows", "steps", "ingest", "checking", "search", "projection"}
         | {"clusters", "diffusion", "probing", "probefiles", "joining"}
         | {"classes", "calibration", "examples", "taught", "classfile", "predictions", "events"}
-        | {"zeroshot"},
+        | {"zeroshot", "intervals", "episodes", "measures", "trials", "choosing", "freely"}
+        | {"material", "ranking", "judging", "reports", "evaluating"},
     ),
     (
         "store",
@@ -39,7 +41,7 @@ LAYERS = (
         | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"}
         | {"scanning", "nearest", "spaces", "placed", "clustered", "mapped", "marking"},
     ),
-    ("api", {"api", "__init__", "gathering", "classspace", "byname", "verifying"}),
+    ("api", {"api", "__init__", "gathering", "classspace", "byname", "verifying", "selection"}),
     ("faces", {"bridges", "cli", "sklearn"}),
 )
 LEVEL = {module: level for level, (_, modules) in enumerate(LAYERS) for module in modules}

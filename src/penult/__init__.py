@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from penult.classspace import ClassSpace
     from penult.collection import Collection
     from penult.embedder import Embedder, Result
+    from penult.selection import choose
     from penult.splitting.cut import split
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Prediction",
     "Result",
     "__version__",
+    "choose",
     "load",
     "split",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "Embedder": "penult.embedder",
     "Prediction": "penult.classifiers.base",
     "Result": "penult.embedder",
+    "choose": "penult.selection",
     "load": "penult.api",
     "split": "penult.splitting.cut",
 }

@@ -1,4 +1,4 @@
-"""The embedder: a classifier and one reading of it; items in, vectors and logits out, in one pass.
+"""The embedder: a classifier and its readings; items in, vectors and logits out, in one pass.
 
 Knows items and how to open them, and no store.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from penult.engines.ways import AUTO, TORCH
 from penult.errors import (
     ItemError,
     ModelError,
+    SpaceError,
     StoreError,
     TapError,
     UsageError,
@@ -36,11 +37,12 @@ from penult.errors import (
 from penult.layout import Layout
 from penult.media import audio, video
 from penult.pooling import POOLINGS, pooled_width, unknown
-from penult.proving import anatomy_of, certify, certify_on, tap_of
+from penult.proving import anatomy_of, certify, certify_on, taps_of
 from penult.regions import Region
 from penult.runner import Outcome, Runner, device_of
 from penult.settling import graphs_of, require_engine, sample
 from penult.sources import Failure, from_objects
+from penult.space import Space
 from penult.splitting.anatomy import Anatomy
 from penult.splitting.certificate import Certificate
 from penult.splitting.taps import Tap
@@ -49,6 +51,7 @@ FloatArray = npt.NDArray[np.float32]
 
 RECIPE = "1"  # changes whenever the same settings would give other vectors
 FILE = "penult.json"
+SPACE = "space.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,15 @@ class Result:
 
 
 class Embedder:
-    """A classifier and one reading (tap and pooling) of it."""
+    """A classifier and one reading (tap and pooling) of it, or several whose vectors are joined.
+
+    space: what `run` and `embed` apply to the joined vectors; a collection keeps them as they are.
+    """
 
     def __init__(
         self,
         classifier: Classifier,
-        tap: Tap,
+        tap: Tap | Sequence[Tap],
         pooling: str,
         *,
         pool_over: str = "all",
@@ -83,24 +89,29 @@ class Embedder:
         precision: str = EXACT,
         saved: Mapping[str, Any] | None = None,
         folder: Path | None = None,
+        space: Space | None = None,
     ) -> None:
-        if pooling not in POOLINGS:
-            raise TapError(unknown(pooling))
-        if not tap.positions and pooling == "mean+std":
-            raise TapError(
-                f"tap {tap.name!r} gives one vector per item, so there is nothing to pool: "
-                "choose pooling mean, or a tap with positions"
-            )
         self.classifier = classifier
-        self.tap = tap
-        self.pooling = pooling
+        self.taps = (tap,) if isinstance(tap, Tap) else tuple(tap)
+        self.poolings = _poolings(self.taps, pooling)
+        self.tap = replace(self.taps[0], name=",".join(one.name for one in self.taps))
+        self.pooling = pooling if len(set(self.poolings)) > 1 else self.poolings[0]
         ways.check(engine, precision)
         self.engine, self.precision = engine, precision
         device = require_engine(classifier, engine, precision, device)
         self.device = device_of(classifier, device)
         self.pool_over = pool_over
+        self.space = space
+        if space is not None and space.dim != self.dim:
+            raise SpaceError(
+                f"a space of {space.dim} numbers does not fit vectors of {self.dim}; fit it to "
+                "vectors of this embedder"
+            )
         self._saved, self._folder = dict(saved or {}), folder
-        readings = [Reading(tap, pooling, self._entry())]
+        readings = [
+            Reading(one, how, self._entry(one))
+            for one, how in zip(self.taps, self.poolings, strict=True)
+        ]
         self.runner = Runner(classifier, readings, self.device, lambda: self.batching)
         self._plain = self.runner.engine
         self.choice: Choice | None = None
@@ -112,14 +123,16 @@ class Embedder:
         classifier: Classifier,
         tap: str = "backbone",
         pooling: str = "mean",
-        space: None = None,
+        space: Space | None = None,
         precision: str = EXACT,
         engine: str = TORCH,
         device: str = "auto",
         pool_over: str = "all",
     ) -> Embedder:
-        """Read `classifier` at `tap`, pooled by `pooling`.
+        """Read `classifier` at `tap`, pooled by `pooling`; several, joined by commas, are read in
+        the same pass and joined: `layer:8,layer:9`, and `first` or `first,mean+std`.
 
+        space: fitted to such vectors; `run` and `embed` then give vectors in it.
         pool_over: of a model that takes every clip at one length, pool `all` positions, as the
         classifier's own head sees them, or only the `valid` ones, which the clip fills. precision:
         `exact` (cosine of at least 0.999999 to torch in fp32) or `fast` (0.9999). engine: `torch`,
@@ -129,22 +142,20 @@ class Embedder:
             TapError: the model has no such tap, or the pooling does not fit it.
             EngineError: the engine does not run this model.
         """
-        if space is not None:
-            raise UsageError(f"space={space!r}: this version has no spaces")
-        place = tap_of(classifier, tap)
         embedder = cls(
             classifier,
-            place,
+            taps_of(classifier, tap.split(",")),
             pooling,
             pool_over=pool_over,
             device=device,
             engine=engine,
             precision=precision,
+            space=space,
         )
         _ = embedder.law  # measured now, so that the first run is not slower than the next
         return embedder
 
-    def _entry(self) -> Tap | None:
+    def _entry(self, tap: Tap) -> Tap | None:
         """The tap in front of the first block, where only the clip's own positions are pooled."""
         if self.pool_over == "all":
             return None
@@ -157,18 +168,20 @@ class Embedder:
             )
         entry = self.anatomy.taps.get("layer:0") if self.classifier.engine == "torch" else None
         if entry is None or [entry.shape[a] for a in entry.positions] != [
-            self.tap.shape[a] for a in self.tap.positions
+            tap.shape[a] for a in tap.positions
         ]:
             raise TapError(
-                f"which positions of tap {self.tap.name!r} are valid cannot be measured: it has "
+                f"which positions of tap {tap.name!r} are valid cannot be measured: it has "
                 "not the positions that enter the first block; pool over all of them"
             )
         return entry
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
-        return pooled_width(self.pooling, self.tap.width)
+        """Numbers in a raw vector."""
+        return sum(
+            pooled_width(how, one.width) for one, how in zip(self.taps, self.poolings, strict=True)
+        )
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -182,7 +195,7 @@ class Embedder:
         return {
             **self.classifier.identity(),
             "reader": reader.get(self.classifier.modality, "1"),
-            "tap": f"{self.tap.name} ({self.tap.place})",
+            "tap": ", ".join(f"{one.name} ({one.place})" for one in self.taps),
             "pooling": self.pooling + ("" if self.pool_over == "all" else " over valid positions"),
             "precision": self.precision,
             "recipe": RECIPE,
@@ -311,7 +324,7 @@ class Embedder:
         logits = np.array(given, np.float32).reshape(-1, n_logits)
         vectors = np.array([row.vector for row in rows], np.float32)
         return Result(
-            vectors=vectors if rows else vectors.reshape(0, self.dim),
+            vectors=self._placed(vectors if rows else vectors.reshape(0, self.dim)),
             logits=logits,
             labels=[self.classifier.labels[i] for i in logits.argmax(axis=1)],
             ids=[row.item.id for row in rows],
@@ -320,9 +333,15 @@ class Embedder:
             failures=failures,
         )
 
+    def _placed(self, vectors: FloatArray) -> FloatArray:
+        return vectors if self.space is None else self.space(vectors)
+
     def embed(self, items: Any, *, logits: bool = True, **cut: Any) -> FloatArray:
-        """`run(items, …).vectors`, (n, d) float32. logits: False lets a forward pass in torch end
-        behind the tap, which at a middle layer is half of the work."""
+        """`run(items, …).vectors`, (n, d) float32; in the embedder's space, if it has one.
+
+        logits: False lets a forward pass in torch end behind the tap, which at a middle layer is
+        half of the work.
+        """
         self.runner.logits = logits
         try:
             return self.run(items, **cut).vectors
@@ -349,6 +368,8 @@ class Embedder:
             aside.mkdir()
             try:
                 self.classifier.save(aside)
+                if self.space is not None:
+                    (aside / SPACE).write_bytes(self.space.to_bytes())
                 (aside / FILE).write_text(json.dumps(self._description(), indent=2), "utf-8")
                 self.graphs.copy(aside)
                 _replace(aside, target)
@@ -362,7 +383,8 @@ class Embedder:
         return {
             "format": 1,
             "source": self.classifier.spec,
-            "tap": asdict(self.tap),
+            "tap": asdict(self.taps[0]),
+            **({"taps": [asdict(one) for one in self.taps]} if len(self.taps) > 1 else {}),
             "pooling": self.pooling,
             "pool_over": self.pool_over,
             "fingerprint": self.fingerprint,
@@ -393,9 +415,11 @@ class Embedder:
         path = Path(folder).expanduser()
         try:
             saved = json.loads((path / FILE).read_text("utf-8"))
-            tap = dict(saved["tap"])
-            tap["shape"] = tuple(tap["shape"])
-            chosen, pooling, expected = Tap(**tap), saved["pooling"], saved["fingerprint"]
+            taps = saved["taps"] if "taps" in saved else [saved["tap"]]
+            chosen = [Tap(**{**tap, "shape": tuple(tap["shape"])}) for tap in taps]
+            pooling, expected = saved["pooling"], saved["fingerprint"]
+            kept = path / SPACE
+            space = Space.from_bytes(kept.read_bytes()) if kept.is_file() else None
         except FileNotFoundError as error:
             raise ModelError(f"{path} is not a saved embedder: it has no {FILE}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -413,6 +437,7 @@ class Embedder:
             precision=precision or saved.get("precision", EXACT),
             saved=saved,
             folder=path.absolute(),
+            space=space,
         )
         asked = {"precision": embedder.precision}  # another one than was saved is no change of it
         differs = differences({**expected, **asked}, embedder.fingerprint)
@@ -423,8 +448,32 @@ class Embedder:
     def __repr__(self) -> str:
         return (
             f"Embedder({self.classifier.spec!r}, tap={self.tap.name!r}, "
-            f"pooling={self.pooling!r}, dim={self.dim})"
+            f"pooling={self.pooling!r}, dim={self.dim}"
+            + (f", space={self.space.recipe!r})" if self.space else ")")
         )
+
+
+def _poolings(taps: Sequence[Tap], pooling: str) -> tuple[str, ...]:
+    """One pooling for each tap: the same for all, or as many as there are taps.
+
+    Raises:
+        TapError: unknown, of another number, or nothing to pool.
+    """
+    named = tuple(pooling.split(","))
+    if not taps or len(named) not in (1, len(taps)):
+        raise TapError(f"{len(named)} poolings ({pooling}) for {len(taps)} taps; give one for each")
+    named = named * len(taps) if len(named) == 1 else named
+    for tap, how in zip(taps, named, strict=True):
+        if how not in POOLINGS:
+            raise TapError(unknown(how))
+        if how == "none" and len(taps) > 1:
+            raise TapError("pooling none keeps every position, so several taps cannot be joined")
+        if not tap.positions and how == "mean+std":
+            raise TapError(
+                f"tap {tap.name!r} gives one vector per item, so there is nothing to pool: "
+                "choose pooling mean, or a tap with positions"
+            )
+    return named
 
 
 def _numbered(entries: Iterable[Any], layout: Layout, classifier: Classifier) -> Iterator[Any]:
@@ -453,18 +502,18 @@ def open_embedder(
     how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
     if is_embedder(spec):
         saved = Embedder.load(spec, **how, trust=bool(asked.get("trust")))
-        if tap is None:
+        if tap in (None, saved.tap.name):
             if pooling in (None, saved.pooling) and pool_over in (None, saved.pool_over):
                 return saved
-            place = saved.tap
+            place: Sequence[Tap] = saved.taps
         else:
-            place = tap_of(saved.classifier, tap)
+            place = taps_of(saved.classifier, str(tap).split(","))
         over = pool_over or saved.pool_over
         pooling = pooling or saved.pooling
         how |= {"engine": saved.engine, "precision": saved.precision}
         return Embedder(saved.classifier, place, pooling, pool_over=over, **how)
     classifier = classifiers.load(spec, **asked)
-    place = tap_of(classifier, tap or "backbone")
+    place = taps_of(classifier, (tap or "backbone").split(","))
     how |= {"engine": engine or TORCH, "precision": precision or EXACT}
     return Embedder(classifier, place, pooling or "mean", pool_over=pool_over or "all", **how)
 

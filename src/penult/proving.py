@@ -42,10 +42,19 @@ def tap_of(classifier: Classifier, name: str) -> Tap:
     Raises:
         TapError: there is none; the message lists those that there are.
     """
+    return taps_of(classifier, [name])[0]
+
+
+def taps_of(classifier: Classifier, names: Sequence[str]) -> list[Tap]:
+    """The taps of these names; the model is looked at once.
+
+    Raises:
+        TapError: one is not there; the message lists those that are.
+    """
     if isinstance(classifier, OnnxClassifier):
-        return tap_of_graph(classifier.cut, name)
+        return [tap_of_graph(classifier.cut, name) for name in names]
     anatomy, example = anatomy_of(classifier), example_of(classifier)
-    return choose_tap(anatomy, classifier.module, example, name)
+    return [choose_tap(anatomy, classifier.module, example, name) for name in names]
 
 
 def certify(classifier: Classifier, examples: Sequence[Mapping[str, Tensor]] = ()) -> Certificate:

@@ -60,8 +60,8 @@ class Outcome:
 
     @property
     def vector(self) -> FloatArray:
-        """The vector of the first reading."""
-        return self.vectors[0]
+        """The vectors of all readings, joined."""
+        return self.vectors[0] if len(self.vectors) == 1 else np.concatenate(self.vectors)
 
     @property
     def class_logits(self) -> FloatArray:

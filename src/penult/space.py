@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,25 +19,31 @@ from penult.errors import SpaceError
 FloatArray = npt.NDArray[np.float32]
 
 RAW = "raw"
-STEPS = ("centre", "scale", "whiten", "pca:N", "l2")
+STEPS = ("centre", "scale", "whiten", "within", "pca:N", "l2")
 _SMALLEST = 1e-12
+_DIRECTIONS = 512  # that `within` damps, at most: those in which a class varies most
+_LEAST_SHRINKAGE = 0.5  # of `within`: measured, docs/decisions/2026-11-22-choosing.md
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """x ↦ (x − mean) · factor, or x ↦ x / ‖x‖ where both are None.
 
-    mean: (d,). factor: (d,) scales each number, (d, k) turns them into k others.
+    mean: (d,). factor: (d,) scales each number, (d, k) turns them into k others. along: (r, d)
+    orthonormal directions; then factor is (r,), and scales what lies along each of them.
     """
 
     mean: FloatArray | None = None
     factor: FloatArray | None = None
+    along: FloatArray | None = None
 
     def __call__(self, vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(n, d) → (n, d) or (n, k)."""
         if self.mean is None or self.factor is None:
             return unit(vectors)
         moved = vectors - self.mean
+        if self.along is not None:
+            return moved + ((moved @ self.along.T) * (self.factor - 1)) @ self.along
         return moved * self.factor if self.factor.ndim == 1 else moved @ self.factor
 
 
@@ -73,7 +80,7 @@ class Space:
             return RAW
         digest = hashlib.sha256(self.recipe.encode())
         for step in self.steps:
-            for part in (step.mean, step.factor):
+            for part in (step.mean, step.factor, *([] if step.along is None else [step.along])):
                 digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()[:16]
 
@@ -83,6 +90,8 @@ class Space:
         for number, step in enumerate(self.steps):
             if step.mean is not None and step.factor is not None:
                 arrays |= {f"mean{number}": step.mean, f"factor{number}": step.factor}
+            if step.along is not None:
+                arrays[f"along{number}"] = step.along
         buffer = io.BytesIO()
         np.savez(buffer, recipe=np.array(self.recipe), dim=np.array(self.dim), **arrays)
         return buffer.getvalue()
@@ -100,7 +109,11 @@ class Space:
                 steps = tuple(
                     Step()
                     if name == "l2"
-                    else Step(saved[f"mean{number}"], saved[f"factor{number}"])
+                    else Step(
+                        saved[f"mean{number}"],
+                        saved[f"factor{number}"],
+                        saved[f"along{number}"] if name == "within" else None,
+                    )
                     for number, (name, _) in enumerate(_parsed(recipe))
                 )
                 return cls(recipe, int(saved["dim"]), steps)
@@ -108,16 +121,20 @@ class Space:
             raise SpaceError(f"the saved space cannot be read: {error}") from error
 
 
-def fit(recipe: str, vectors: npt.ArrayLike) -> Space:
+def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = None) -> Space:
     """Fit a recipe to raw vectors (n, d).
 
     recipe: `raw`, or steps joined by +: `centre`; `scale` (each number centred, divided by its
     standard deviation); `whiten` (decorrelated, with the shrinkage of Ledoit and Wolf, 2004);
-    `pca:N` (the N directions of largest variance); `l2` (length one). For example `scale+l2`.
+    `within` (what varies within a class is damped, so that it counts as much as the rest: the
+    normalisation of Hatch, Kajarekar and Stolcke, 2006, with the same shrinkage); `pca:N` (the N
+    directions of largest variance); `l2` (length one). For example `scale+l2`.
+
+    labels: n classes, None for a row without one; only `within` looks at them.
 
     Raises:
         SpaceError: an unknown step, fewer than two vectors, more directions than they can have,
-            or values that are not finite.
+            values that are not finite, or no class of two rows for `within`.
     """
     rows = np.asarray(vectors, np.float64)
     if rows.ndim != 2:
@@ -128,7 +145,7 @@ def fit(recipe: str, vectors: npt.ArrayLike) -> Space:
     for name, number in wanted:
         if name != "l2" and len(rows) < 2:
             raise SpaceError(f"{recipe!r} is fitted to two vectors or more; received {len(rows)}")
-        step = _fitted(name, number, rows)
+        step = _within(rows, labels) if name == "within" else _fitted(name, number, rows)
         rows = step(rows)
         steps.append(step)
     return Space("+".join(_words(*one) for one in wanted) or RAW, dim, tuple(steps))
@@ -172,18 +189,61 @@ def _fitted(name: str, number: int, rows: npt.NDArray[np.float64]) -> Step:
         flat = deviation <= 1e-6 * np.maximum(np.abs(mean), _SMALLEST)
         one = 1.0 / np.where(flat, 1.0, deviation)
     elif name == "whiten":
-        one = _whitening(rows - mean)
+        one = _whitening(rows - mean, float(np.abs(mean).max(initial=0.0)))
     elif name == "pca":
         one = _directions(rows - mean, number)
     return Step(mean.astype(np.float32), one.astype(np.float32))
 
 
-def _whitening(centred: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _within(rows: npt.NDArray[np.float64], labels: Sequence[object] | None) -> Step:
+    """Damps the directions of variation within classes, relative to those that have none.
+
+    Up to a constant factor, the inverse root of the shrunk covariance within classes.
+    """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    if labels is None or len(labels) != len(rows):
+        given = "none" if labels is None else f"{len(labels)} labels for {len(rows)} vectors"
+        raise SpaceError(f"the step `within` needs a label (or None) for each vector; got {given}")
+    moved = _residuals(rows, labels)
+    shrinkage = max(ledoit_wolf_shrinkage(moved, assume_centered=True), _LEAST_SHRINKAGE)
+    wide = moved.shape[1] > len(moved)
+    values, turned = np.linalg.eigh(moved @ moved.T if wide else moved.T @ moved)
+    kept = np.flatnonzero(values > max(values[-1], 0.0) * 1e-9)[-_DIRECTIONS:]
+    values, turned = values[kept], turned[:, kept]
+    along = (moved.T @ turned / np.sqrt(values) if wide else turned).T
+    spread = shrinkage * (moved**2).sum() / moved.size
+    factor = np.sqrt(spread / ((1 - shrinkage) * values / len(moved) + spread))
+    mean = np.zeros(rows.shape[1], np.float32)
+    return Step(mean, factor.astype(np.float32), along.astype(np.float32))
+
+
+def _residuals(rows: npt.NDArray[np.float64], labels: Sequence[object]) -> npt.NDArray[np.float64]:
+    """The rows of classes that have two or more, less their class's mean; largest number 1."""
+    known = np.array([label is not None for label in labels])
+    names = np.unique([str(label) for label in labels if label is not None], return_inverse=True)[1]
+    sizes = np.bincount(names, minlength=1)
+    moved = rows[known][sizes[names] > 1]
+    if not len(moved):
+        raise SpaceError("the step `within` needs a class of two vectors or more; there is none")
+    names = np.unique(names[sizes[names] > 1], return_inverse=True)[1]
+    sums = np.zeros((names.max() + 1, rows.shape[1]))
+    np.add.at(sums, names, moved)
+    moved = moved - (sums / np.bincount(names)[:, None])[names]
+    largest = np.abs(moved).max()
+    if largest <= _SMALLEST:
+        raise SpaceError("the step `within`: the vectors of each class are all the same")
+    scaled: npt.NDArray[np.float64] = moved / largest
+    return scaled
+
+
+def _whitening(centred: npt.NDArray[np.float64], size: float) -> npt.NDArray[np.float64]:
     from sklearn.covariance import ledoit_wolf
 
     covariance, _ = ledoit_wolf(centred, assume_centered=True)
     values, turned = np.linalg.eigh(covariance)
-    floor = max(values.max() * _SMALLEST, np.finfo(np.float64).tiny)
+    # What hardly varies beside its own size is rounding: it must not be blown up into noise.
+    floor = max(values.max() * _SMALLEST, (1e-6 * size) ** 2, _SMALLEST**2)
     whitening: npt.NDArray[np.float64] = turned / np.sqrt(np.maximum(values, floor)) @ turned.T
     return whitening
 

@@ -12,6 +12,7 @@ from typer.exceptions import Exit, TyperException
 
 from penult.cli import (
     checking,
+    choosing,
     collections,
     embedding,
     grouping,
@@ -72,6 +73,7 @@ for module in (
     embedding,
     checking,
     collections,
+    choosing,
     teaching,
     predicting,
     verifying,

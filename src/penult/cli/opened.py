@@ -50,7 +50,7 @@ def require_proof(embedder: Embedder, items: Source | None = None) -> None:
         if items is not None:
             embedder.prove_on(items)
         proof = embedder.certificate
-    if embedder.tap.name == "prelogits" and not proof.ok:
+    if "prelogits" in embedder.tap.name.split(",") and not proof.ok:
         raise HeadNotFound(
             f"the head is not proved, so there are no prelogits: {proof.refusal}. "
             "Another tap works: --tap backbone"

