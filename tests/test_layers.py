@@ -24,8 +24,8 @@ LAYERS = (
     (
         "embed",
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
-        | {"fleet", "runner", "proving", "settling", "space", "embedder", "inspection", "headrows"}
-        | {"readings"},
+        | {"fleet", "runner", "proving", "settling", "space", "artefact", "embedder"}
+        | {"inspection", "headrows", "readings"},
     ),
     (
         "work",

@@ -17,6 +17,7 @@ from penult.ingest import Options, ingest
 from penult.rows import schema
 from penult.sides import append_missing
 from penult.sources import Source
+from penult.spaces import keep_own
 from penult.steps import Seen, Step
 from penult.store import Manifest
 from penult.writer import Writer
@@ -107,6 +108,8 @@ def add(
         summary.gone = gone(collection, source.given)
         if prune:
             summary.pruned = writer.remove(summary.gone)
+        if embedder.space is not None:
+            keep_own(collection, embedder.space)
         writer.finish("done", summary.counts())
     return summary
 

@@ -5,9 +5,6 @@ Knows items and how to open them, and no store.
 
 from __future__ import annotations
 
-import json
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from penult import classifiers
+from penult import artefact, classifiers
 from penult.batching import Law, find_law
 from penult.classifiers.base import Classifier, digest
 from penult.engines import ways
@@ -29,10 +26,7 @@ from penult.errors import (
     ItemError,
     ModelError,
     SpaceError,
-    StoreError,
     TapError,
-    UsageError,
-    first_line,
 )
 from penult.layout import Layout
 from penult.media import audio, video
@@ -50,8 +44,6 @@ from penult.splitting.taps import Tap
 FloatArray = npt.NDArray[np.float32]
 
 RECIPE = "1"  # changes whenever the same settings would give other vectors
-FILE = "penult.json"
-SPACE = "space.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,27 +349,12 @@ class Embedder:
             UsageError: the folder exists and is not an embedder.
             StoreError: it cannot be written.
         """
-        target = Path(folder).expanduser().absolute()
-        if target.exists() and not target.is_dir():
-            raise UsageError(f"{target} is a file; an embedder is saved as a folder, name another")
-        if target.exists() and not (target / FILE).is_file() and any(target.iterdir()):
-            raise UsageError(f"{target} exists and is not an embedder; name another folder")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
-            aside.mkdir()
-            try:
-                self.classifier.save(aside)
-                if self.space is not None:
-                    (aside / SPACE).write_bytes(self.space.to_bytes())
-                (aside / FILE).write_text(json.dumps(self._description(), indent=2), "utf-8")
-                self.graphs.copy(aside)
-                _replace(aside, target)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-        except OSError as error:
-            raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
-        return target
+
+        def parts(aside: Path) -> None:
+            self.classifier.save(aside)
+            self.graphs.copy(aside)
+
+        return artefact.write(folder, self._description(), self.space, parts)
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -413,34 +390,23 @@ class Embedder:
             ModelError: not an embedder, or its weights are not those that were saved.
         """
         path = Path(folder).expanduser()
-        try:
-            saved = json.loads((path / FILE).read_text("utf-8"))
-            taps = saved["taps"] if "taps" in saved else [saved["tap"]]
-            chosen = [Tap(**{**tap, "shape": tuple(tap["shape"])}) for tap in taps]
-            pooling, expected = saved["pooling"], saved["fingerprint"]
-            kept = path / SPACE
-            space = Space.from_bytes(kept.read_bytes()) if kept.is_file() else None
-        except FileNotFoundError as error:
-            raise ModelError(f"{path} is not a saved embedder: it has no {FILE}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path / FILE} cannot be read: {first_line(error)}") from error
-        classifier = classifiers.load(path, trust=trust)
-        over = saved.get("pool_over", "all")
-        kept = saved.get("engine", TORCH)
+        kept = artefact.read(path)
+        saved = kept.description
+        usual = saved.get("engine", TORCH)
         embedder = cls(
-            classifier,
-            chosen,
-            pooling,
-            pool_over=over,
+            classifiers.load(path, trust=trust),
+            kept.taps,
+            saved["pooling"],
+            pool_over=saved.get("pool_over", "all"),
             device=device,
-            engine=engine or (TORCH if ways.missing(kept) else kept),
+            engine=engine or (TORCH if ways.missing(usual) else usual),
             precision=precision or saved.get("precision", EXACT),
             saved=saved,
             folder=path.absolute(),
-            space=space,
+            space=kept.space,
         )
         asked = {"precision": embedder.precision}  # another one than was saved is no change of it
-        differs = differences({**expected, **asked}, embedder.fingerprint)
+        differs = differences({**saved["fingerprint"], **asked}, embedder.fingerprint)
         if differs:
             raise ModelError(f"{path} was changed since it was saved: {'; '.join(differs)}")
         return embedder
@@ -500,7 +466,7 @@ def open_embedder(
     asked: what else `penult.classifiers.load` takes.
     """
     how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
-    if is_embedder(spec):
+    if artefact.is_embedder(spec):
         saved = Embedder.load(spec, **how, trust=bool(asked.get("trust")))
         if tap in (None, saved.tap.name):
             if pooling in (None, saved.pooling) and pool_over in (None, saved.pool_over):
@@ -525,19 +491,3 @@ def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
         for name in dict.fromkeys([*one, *other])
         if one.get(name) != other.get(name)
     ]
-
-
-def is_embedder(spec: str | Path) -> bool:
-    """Whether a folder is a saved embedder."""
-    return (Path(spec).expanduser() / FILE).is_file()
-
-
-def _replace(aside: Path, target: Path) -> None:
-    """Put a finished folder in place; an older one there goes only once the new one is whole."""
-    if not target.exists():
-        aside.rename(target)
-        return
-    old = aside.with_name(f"{aside.name}-old")
-    target.rename(old)
-    aside.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 100_000  # rows that a space is fitted on at most
 SEED = 0
+OWN = "embedder"  # the name of the space that the rows' embedder has
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,16 @@ def fit_space(
     _check_name(name, fitted.recipe)
     _keep(collection, fitted, name or fitted.recipe, about)
     return fitted
+
+
+def keep_own(collection: Collection, own: Space) -> bool:
+    """Keeps the space of the embedder that the rows are from, as `embedder`; whether that is
+    news."""
+    known = stored(collection, OWN)
+    if known is not None and known.id == own.id:
+        return False
+    collection.add_space(own.id, OWN, {"recipe": own.recipe}, own.to_bytes())
+    return True
 
 
 def stored(collection: Collection, name: str) -> Space | None:

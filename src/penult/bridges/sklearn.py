@@ -15,7 +15,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
 from penult import space as spaces
-from penult.embedder import Embedder, is_embedder, open_embedder
+from penult.artefact import is_embedder
+from penult.embedder import Embedder, open_embedder
 from penult.errors import ItemError, SourceError, UsageError
 from penult.sources import Failure
 

@@ -153,7 +153,7 @@ COMMANDS = (choose, evaluate)
 
 def _space(asked: str) -> str | Space:
     """A recipe, or the space of a saved embedder."""
-    from penult.embedder import SPACE, is_embedder
+    from penult.artefact import SPACE, is_embedder
     from penult.errors import SpaceError
     from penult.space import Space
 

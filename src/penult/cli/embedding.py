@@ -270,6 +270,9 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: s
         soft_wrap=True,
     )
     stdout.print(proof_line(embedder), soft_wrap=True)
+    if embedder.space is not None:
+        recipe = escape(embedder.space.recipe)
+        stdout.print(f"its space {recipe} is kept: search --space embedder", soft_wrap=True)
     if summary.done + summary.replaced:
         spent = " · ".join(f"{what} {s:.1f} s" for what, s in summary.seconds.items())
         stdout.print(f"[dim]where the time went: {spent}[/]", soft_wrap=True)

@@ -7,7 +7,6 @@ Knows no runtime.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from penult.batching import MASKED_NORMS, Law, probe
 from penult.classifiers.base import Classifier
+from penult.classifiers.quiet import quiet
 from penult.engines.base import FloatArray, Reading, Readout
 from penult.engines.hooks import captured
 from penult.engines.torch import own_positions, rows_of
@@ -159,6 +159,5 @@ def reading_key(reading: Reading) -> list[str]:
 @contextmanager
 def recording() -> Iterator[None]:
     """Tracing warns of every Python branch; whether one matters is measured on items instead."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad():
         yield
