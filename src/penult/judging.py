@@ -12,6 +12,7 @@ from penult.episodes import Mask, Rows, numbered, partitions
 from penult.errors import LabelsError, SpaceError
 from penult.material import SEED, Material, sampled
 from penult.ranking import evened, finalists, ranked
+from penult.space import Space
 from penult.trials import MEASURES, plan
 
 LEAST_CLASSES = 3  # that are divided into some to fit spaces on and some to be asked
