@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import speed
 from rich.console import Console
 from rich.table import Table
 
@@ -81,49 +82,6 @@ def made_clips(folder: Path, total: float) -> list[Path]:
         paths.append(folder / f"{len(paths):03d}.wav")
         soundfile.write(paths[-1], wave.astype(np.float32), 16_000)
     return paths
-
-
-def the_notebook(paths: Sequence[Path], total: float, work: Path) -> None:
-    """Label and vector at wav2vec2-base size: by hand in two passes and in one, and here."""
-    import torch
-    import transformers
-
-    from penult.classifiers import load
-    from penult.embedder import Embedder
-
-    torch.manual_seed(0)
-    config = transformers.Wav2Vec2Config(num_labels=4)
-    transformers.Wav2Vec2ForSequenceClassification(config).eval().save_pretrained(work)
-    transformers.Wav2Vec2FeatureExtractor().save_pretrained(work)
-    model = transformers.AutoModelForAudioClassification.from_pretrained(work).eval()
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(work)
-    embedder = Embedder.from_classifier(load(work))
-
-    def inputs(path: Path) -> dict[str, torch.Tensor]:
-        wave, rate = soundfile.read(path, dtype="float32")
-        return dict(extractor(wave, sampling_rate=rate, return_tensors="pt"))
-
-    def two_passes() -> None:
-        with torch.inference_mode():
-            for path in paths:
-                tensors = inputs(path)
-                model(**tensors).logits.argmax(-1)
-                model.wav2vec2(**tensors).last_hidden_state.mean(dim=1)
-
-    def vector_only() -> None:
-        with torch.inference_mode():
-            for path in paths:
-                model.wav2vec2(**inputs(path)).last_hidden_state.mean(dim=1)
-
-    times = paired(
-        {
-            "the notebook: label, then vector (two passes)": two_passes,
-            "the notebook: vector only (one pass)": vector_only,
-            "Penult: label and vector (one pass)": lambda: embedder.run(paths),
-        },
-        rounds=3,
-    )
-    show(f"wav2vec2-base size, fp32, {len(paths)} clips, {total:.0f} s of audio", times)
 
 
 def proving(options: argparse.Namespace) -> None:
@@ -243,19 +201,6 @@ def show_passes(title: str, times: dict[str, float]) -> None:
     console.print(table, "")
 
 
-def notebook(options: argparse.Namespace) -> None:
-    """The main job against the notebook that it replaces."""
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        paths = (
-            sorted(options.clips.rglob("*.wav"))
-            if options.clips
-            else made_clips(work, options.seconds)
-        )
-        total = sum(soundfile.info(path).duration for path in paths)
-        the_notebook(paths, total, work / "model")
-
-
 # One function for each section; what it prints is a table or several.
 def planning(options: argparse.Namespace) -> None:
     """How much of what is computed is padding: 2000 clips of 1 to 15 s, in three ways."""
@@ -288,9 +233,9 @@ def planning(options: argparse.Namespace) -> None:
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "starting": starting,
-    "notebook": notebook,
     "planning": planning,
     "proving": proving,
+    **speed.SECTIONS,
 }
 
 
@@ -298,12 +243,14 @@ def main() -> None:
     """Run every section, or those that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=SECTIONS, help="a section; repeatable")
-    parser.add_argument("--clips", type=Path, help="a folder of wav files at 16 kHz")
-    parser.add_argument("--seconds", type=float, default=45.0, help="of audio, if made here")
+    parser.add_argument("--clips", type=Path, help="a folder of speech at 16 kHz")
+    parser.add_argument("--seconds", type=float, default=45.0, help="of audio")
+    parser.add_argument("--rounds", type=int, default=3, help="of each section on speed")
     options = parser.parse_args()
     for name in options.only or SECTIONS:
         SECTIONS[name](options)
 
 
 if __name__ == "__main__":
+    sys.modules["bench"] = sys.modules["__main__"]  # what speed.py imports is this
     main()

@@ -24,21 +24,26 @@ LAYERS = (
     (
         "embed",
         {"pooling", "padding", "filling", "planner", "batching", "engines", "opening", "workers"}
-        | {"runner", "proving", "space", "embedder", "inspection", "readings"},
+        | {"fleet", "runner", "proving", "settling", "space", "embedder", "inspection", "headrows"}
+        | {"readings"},
     ),
     (
         "work",
-        {"rows", "steps", "ingest", "checking", "search", "projection", "intervals", "episodes"}
-        | {"measures", "trials", "choosing", "freely", "material", "ranking", "judging"}
-        | {"reports", "evaluating"},
+        {"rows", "steps", "ingest", "checking", "search", "projection"}
+        | {"clusters", "diffusion", "probing", "probefiles", "joining"}
+        | {"classes", "calibration", "examples", "taught", "classfile", "predictions", "events"}
+        | {"zeroshot"}
+        | {"intervals", "episodes", "measures", "trials", "choosing", "freely", "material"}
+        | {"ranking", "judging", "reports", "evaluating"},
     ),
     (
         "store",
         {"store", "tables", "writer", "collection", "adding", "export", "querying"}
-        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"},
+        | {"newness", "sides", "taking", "gone", "merging", "indexing", "describing", "labelled"}
+        | {"scanning", "nearest", "spaces", "placed", "clustered", "mapped", "marking"},
     ),
-    ("api", {"api", "selection", "__init__"}),
-    ("faces", {"bridges", "cli"}),
+    ("api", {"api", "__init__", "gathering", "classspace", "byname", "verifying", "selection"}),
+    ("faces", {"bridges", "cli", "sklearn"}),
 )
 LEVEL = {module: level for level, (_, modules) in enumerate(LAYERS) for module in modules}
 MODULES = sorted(SOURCE.rglob("*.py"))

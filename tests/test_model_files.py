@@ -25,7 +25,7 @@ from penult.classifiers import load
 from penult.classifiers.formats import kind_of
 from penult.cli import run
 from penult.embedder import Embedder
-from penult.engines.torch import captured
+from penult.engines.hooks import captured
 from penult.errors import MissingExtra, ModelError, PenultError, UntrustedCode, UsageError
 from penult.splitting.cut import split
 from penult.splitting.taps import Tap

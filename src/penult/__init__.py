@@ -13,6 +13,7 @@ from penult.errors import PenultError
 if TYPE_CHECKING:
     from penult.api import Classifier, load
     from penult.classifiers.base import Prediction
+    from penult.classspace import ClassSpace
     from penult.collection import Collection
     from penult.embedder import Embedder, Result
     from penult.selection import choose
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassSpace",
     "Classifier",
     "Collection",
     "Embedder",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ClassSpace": "penult.classspace",
     "Classifier": "penult.api",
     "Collection": "penult.collection",
     "Embedder": "penult.embedder",

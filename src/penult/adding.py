@@ -9,6 +9,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from penult.embedder import Embedder
+from penult.engines.graphs import versions
+from penult.engines.ways import AUTO, ENGINES, missing
 from penult.errors import TapError
 from penult.gone import gone
 from penult.ingest import Options, ingest
@@ -41,6 +43,7 @@ class Summary:
     labels: int = 0
     gone: list[str] = field(default_factory=list)
     pruned: int = 0
+    engine: str = ""  # which, and why, where there was a choice
 
     def counts(self) -> dict[str, int]:
         """As the runs table keeps them."""
@@ -82,10 +85,10 @@ def add(
             "choose mean, max, first, last or mean+std"
         )
     options.layout.apply([], embedder.classifier.modality)  # refused before anything is written
+    summary = Summary(engine=settle(collection, embedder, source, options))
     manifest = manifest_of(embedder, options.logits, dtype)
     columns = dict(source.columns)
     rows = schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
-    summary = Summary()
     about = {**run_facts(embedder), **_asked(source, options, like), **(run or {})}
     with collection.writer(manifest, columns, about, wait=wait) as writer:
         summary.run_id = writer.run_id
@@ -119,6 +122,21 @@ def _asked(source: Source, options: Options, like: Collection | None) -> dict[st
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
     asked |= {"sources": list(source.given)} if source.given else {}
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})
+
+
+def settle(collection: Collection, embedder: Embedder, source: Source, options: Options) -> str:
+    """Take the engine for this run, that of the collection's first one where `auto` is asked for;
+    in words, empty where there was no choice."""
+    said = ""
+    if embedder.engine == AUTO and not embedder.settled and collection.manifest is not None:
+        engine = collection.manifest.engine
+        if engine in ENGINES and not missing(engine):
+            embedder.engine = engine
+            said = "as the collection's first run: "
+        elif engine in ENGINES:
+            said = f"the collection's first run was in {engine}, and {missing(engine)}; now: "
+    choice = embedder.settle(source, options.layout)
+    return said + choice.words if choice else ""
 
 
 def commit(writer: Writer, step: Step, rows: Any, summary: Summary) -> None:
@@ -168,8 +186,8 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
         labels=classifier.labels,
         logits=logits,
         dtype=dtype,
-        engine=classifier.engine,
-        precision="exact",
+        engine=embedder.way.engine,
+        precision=embedder.precision,
     )
 
 
@@ -180,10 +198,11 @@ def run_facts(embedder: Embedder) -> dict[str, Any]:
         "model": embedder.classifier.spec,
         "revision": embedder.classifier.describe().get("revision") or "",
         "device": embedder.device,
-        "engine": embedder.classifier.engine,
-        "precision": "exact",
+        "engine": embedder.way.words,
+        "precision": embedder.precision,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in packages},
+            **versions(embedder.way.engine),
         },
     }

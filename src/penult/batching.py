@@ -107,21 +107,26 @@ class Law:
         return cls(**{**document, "errors": errors})
 
 
-def find_law(classifier: Classifier, engine: Engine) -> Law:
-    """The way of batching that holds the padding law for this model and these readings.
+def find_law(
+    classifier: Classifier, engine: Engine, first: Law | None = None, bar: float = BAR
+) -> Law:
+    """The way of batching that holds the padding law for this model, readings and engine.
 
-    Measured on four short items: each alone, then all of them together in two orders.
+    Measured on four short items: each alone, then all of them together in two orders. first: what
+    holds in torch, for an engine that runs the same passes: only it and lesser ones are tried. bar:
+    the largest relative difference that the engine's precision allows.
     """
-    items = _probe(classifier)
+    items = probe(classifier)
     if items is None:
         return Law()
     alone = [engine(Batch(item)) for item in items]
     errors: dict[str, float] = {}
-    for law in _candidates(classifier, items):
+    candidates = _candidates(classifier, items) if first is None else _lesser(first)
+    for law in candidates:
         chosen = slice(None) if law.pads or not law.axes else slice(2, None)
         name = f"{law.name}, left" if law.left else law.name
         errors[name] = disagreement(engine, law, items[chosen], alone[chosen])
-        if errors[name] <= BAR:
+        if errors[name] <= bar:
             shortest = min(law.length(item) for item in items) if law.pads else 0
             return Law(law.name, law.axes, law.fill, law.left, shortest, errors)
     return Law(ALONE, axes_of(items), errors=errors)
@@ -164,7 +169,7 @@ def axes_of(items: Sequence[Tensors]) -> dict[str, int]:
     return axes
 
 
-def _probe(classifier: Classifier) -> list[Tensors] | None:
+def probe(classifier: Classifier) -> list[Tensors] | None:
     """Four prepared items of different content, the last two of one shape; None if the model takes
     no short synthetic item."""
     for factor in _SHORTER_FAILS:
@@ -202,6 +207,14 @@ def _candidates(classifier: Classifier, items: Sequence[Tensors]) -> Iterator[La
         if module is not None and any(isinstance(m, nn.GroupNorm) for m in module.modules()):
             yield Law(MASKED_NORMS, axes, fill)
     yield Law(EQUAL, axes)
+
+
+def _lesser(law: Law) -> Iterator[Law]:
+    """A law that is known to hold elsewhere, and what is left where it does not hold here."""
+    if law.name != ALONE:
+        yield law
+    if law.pads:
+        yield Law(EQUAL, law.axes)
 
 
 def _masks(classifier: Classifier, items: Sequence[Tensors]) -> bool:

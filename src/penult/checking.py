@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from penult.batching import ALONE, Law, axes_of, difference
 from penult.embedder import Embedder
+from penult.engines.base import EXACT, PRECISIONS
+from penult.engines.parity import Parity
 from penult.errors import EmptyItem
 from penult.padding import Batch, collate
 from penult.runner import Ready, Runner
@@ -31,11 +33,12 @@ class Measure:
     max_abs: float
     relative: float
     cosine: float
+    allowed: float = TOLERANCE
 
     @property
     def ok(self) -> bool:
-        """Whether the padding law allows it."""
-        return self.relative <= TOLERANCE
+        """Whether the padding law allows it, in the numbers that the engine multiplies in."""
+        return self.relative <= self.allowed
 
 
 @dataclass(slots=True)
@@ -43,7 +46,8 @@ class Report:
     """What was measured. batched: alone against together. order: together against together the
     other way round. drift: alone against alone again. plain: alone against the way that asks
     nobody, zeros behind the shorter ones and the mean over all of it; None where no item is padded.
-    broken: each promise that does not hold, in words."""
+    broken: each promise that does not hold, in words. parity: against torch in fp32, where
+    another engine or precision runs the items."""
 
     law: Law
     certificate: Certificate
@@ -54,12 +58,14 @@ class Report:
     batched: Measure | None = None
     order: Measure | None = None
     plain: Measure | None = None
+    engine: str = ""
+    parity: Parity | None = None
 
     @property
     def broken(self) -> list[str]:
         """Each promise that does not hold."""
         said = [
-            f"{what}: off by {measure.relative:.1e}, and {TOLERANCE:.0e} is allowed"
+            f"{what}: off by {measure.relative:.1e}, and {measure.allowed:.0e} is allowed"
             for what, measure in (
                 ("the same item twice", self.drift),
                 ("alone against in a batch", self.batched),
@@ -81,7 +87,9 @@ def check(embedder: Embedder, pairs: Iterable[Any], certificate: Certificate) ->
     Raises:
         EmptyItem: none of the items could be opened.
     """
-    report = Report(embedder.law, certificate)
+    report = Report(embedder.batching, certificate, engine=embedder.way.words)
+    report.parity = embedder.choice.parity if embedder.choice else None
+    bar = PRECISIONS[EXACT if embedder.way.numbers == "f32" else embedder.precision].law
     ready: list[Ready] = []
     for prepared in embedder.runner.prepare(pairs):
         if isinstance(prepared, Failure):
@@ -96,13 +104,13 @@ def check(embedder: Embedder, pairs: Iterable[Any], certificate: Certificate) ->
     runner = embedder.runner
     singles = [[number] for number in range(len(ready))]
     alone = _run(runner, ready, singles)
-    report.drift = compare(_run(runner, ready, singles), alone)
+    report.drift = compare(_run(runner, ready, singles), alone, bar)
     groups = _groups(report.law, ready, 4 * runner.budget)
     report.batches = [len(group) for group in groups]
     together = _run(runner, ready, groups)
-    report.batched = compare(together, alone)
+    report.batched = compare(together, alone, bar)
     backwards = [group[::-1] for group in groups[::-1]]
-    report.order = compare(_run(runner, ready, backwards), together)
+    report.order = compare(_run(runner, ready, backwards), together, bar)
     report.plain = _plain(runner, ready, alone)
     return report
 
@@ -110,13 +118,16 @@ def check(embedder: Embedder, pairs: Iterable[Any], certificate: Certificate) ->
 Values = list[npt.NDArray[np.float32]]  # one item's logits and its vectors
 
 
-def compare(found: Sequence[Values], expected: Sequence[Values]) -> Measure:
+def compare(
+    found: Sequence[Values], expected: Sequence[Values], allowed: float = TOLERANCE
+) -> Measure:
     """The largest difference between two runs over the same items."""
     pairs = list(zip(found, expected, strict=True))
     return Measure(
         max_abs=max(_max_abs(a, b) for a, b in pairs),
         relative=max(difference(a, b) for a, b in pairs),
         cosine=min(_cosine(a[-1], b[-1]) for a, b in pairs),
+        allowed=allowed,
     )
 
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from penult import indexing, rows, search, store, tables, writer
+from penult import indexing, nearest, rows, scanning, search, spaces, store, tables, writer
 from penult.errors import CollectionError
 from penult.indexing import Index
 from penult.search import Hit
+from penult.space import RAW, Space
 from penult.store import Manifest, store_errors
 from penult.writer import Writer
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from penult.embedder import Embedder
 
 MARKS = ("yes", "no", "unsure")
-_ROW = "_rowid"
 
 
 class Collection:
@@ -125,7 +124,8 @@ class Collection:
         table = self._items()
         if table is None:
             return iter(())
-        return self._stream(table, self._selected(table, columns), where, batch_size)
+        chosen = scanning.selected(self.path, table, columns)
+        return scanning.stream(self.path, table, chosen, where, batch_size)
 
     def ordered(
         self,
@@ -140,34 +140,26 @@ class Collection:
         table = self._items()
         if table is None:
             return iter(())
-        chosen = self._selected(table, columns)
-        places = self._places(table, where)
-        chunks = (places[at : at + batch_size] for at in range(0, len(places), batch_size))
-        return (batch for chunk in chunks for batch in self._taken(table, chosen, chunk))
+        chosen = scanning.selected(self.path, table, columns)
+        return scanning.ordered(self.path, table, chosen, where, batch_size)
 
     def vectors(
-        self, where: str | None = None, columns: Sequence[str] = rows.KEY
+        self,
+        where: str | None = None,
+        columns: Sequence[str] = rows.KEY,
+        most: int | None = None,
+        seed: int = 0,
     ) -> tuple[pa.Table, npt.NDArray[np.float32]]:
-        """The chosen columns of all rows as a table, and their vectors (n, d), in key order."""
+        """The chosen columns of all rows as a table, and their vectors (n, d), in key order.
+
+        most: of more rows only so many, drawn by chance, the same ones for a seed.
+        """
         table = self._items()
-        wanted = self._selected(table, columns) if table is not None else list(columns)
         if table is None:
-            about = self._about()
-            columns_of = pa.schema([self.schema.field(name) for name in wanted])
-            return columns_of.empty_table(), np.zeros((0, about.dim), np.float32)
-        places = self._places(table, where)
-        vectors = np.empty((len(places), self._about().dim), np.float32)
-        by_row = np.argsort(places)
-        parts = []
-        filled: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        for batch in self._stream(table, [*dict.fromkeys([*wanted, "vector"])], where, 1024, True):
-            row = batch.column(_ROW).to_numpy()
-            place = by_row[np.searchsorted(places, row, sorter=by_row)]
-            vectors[place] = rows.matrix(batch.column("vector"))
-            parts.append(batch.select(wanted))
-            filled.append(place)
-        keys = pa.Table.from_batches(parts, pa.schema([table.schema.field(n) for n in wanted]))
-        return keys.take(np.argsort(np.concatenate(filled))), vectors
+            columns_of = pa.schema([self.schema.field(name) for name in columns])
+            return columns_of.empty_table(), np.zeros((0, self._about().dim), np.float32)
+        chosen = scanning.selected(self.path, table, columns)
+        return scanning.vectors(self.path, table, chosen, where, most, seed)
 
     def add(
         self,
@@ -214,21 +206,27 @@ class Collection:
         where: str | None = None,
         metric: str = "cosine",
         *,
+        space: str | Space = RAW,
         flat: bool = False,
         indexed: bool = False,
     ) -> list[Hit]:
         """The k rows nearest to the query among those that match the filter.
 
-        Exact and flat, unless there is an index (`build_index`): that one is used for cosines,
-        without `flat`. indexed: use it even if it has not been measured yet.
+        Exact and flat, unless there is an index (`build_index`): that one is used for cosines of
+        raw vectors, without `flat`. indexed: use it even if it has not been measured yet.
 
         query: a raw vector (d,), a file, which is embedded as the rows were, or the id of a row.
 
-        Ties are in the order of (id, region). A stored zero vector has no direction: no search by
-        cosine finds it.
+        space: compare in this space: one that is kept here, a recipe (fitted and kept at first
+        use), or a `penult.space.Space`. Every row goes through it, so that it is always exact.
+
+        Ties are in the order of (id, region). A zero vector has no direction: no search by cosine
+        finds it.
 
         Raises:
-            CollectionError: a query of wrong size or not finite, a bad filter or metric.
+            CollectionError: a query of wrong size or not finite, a bad filter or metric, or the
+                index asked for in a space.
+            SpaceError: there is no such space.
         """
         if k < 1:
             raise CollectionError(f"k = {k}: at least one neighbour has to be asked for")
@@ -236,33 +234,20 @@ class Collection:
             from penult.querying import query_vector
 
             query = query_vector(self, query)
-        query = search.as_query(query, self._about().dim, metric)
+        if space != RAW and indexed:
+            raise CollectionError("the index is of raw vectors; it cannot search in a space")
+        # For cosine a raw query becomes a direction; a space is fitted to vectors as they are.
+        query = search.as_query(query, self._about().dim, metric if space == RAW else "l2")
         table = self._items()
         if table is None:
             return []
-        names = [*rows.scalar_columns(table.schema), search.DISTANCE]
-        fits = metric == "cosine" and not flat
-        approximate = indexed or (fits and indexing.is_ready(self.path))
-        asked, matching, probes = k + 16, 0, 0
-        if approximate:
-            with tables.asking(self.path, where, table.schema.names):
-                count = matching = int(table.count_rows())
-                if where is not None:
-                    matching = int(table.count_rows(where))
-            probes = indexing.probes(count, matching)
-        while True:
-            with tables.asking(self.path, where, table.schema.names):
-                builder = table.search(query, vector_column_name="vector").distance_type(metric)
-                if where is not None:
-                    builder = builder.where(where, prefilter=True)
-                builder = indexing.asked(builder, probes)
-                found = builder.select(names).limit(asked).to_arrow()
-            if probes and len(found) < min(asked, matching):  # too few rows in those lists
-                probes = 0
-            elif not search.is_cut_in_a_tie(found[search.DISTANCE].to_numpy(), k, asked):
-                return search.hits(found, k, metric)
-            else:
-                asked *= 4
+        if space != RAW:
+            used = space if isinstance(space, Space) else spaces.ready(self, space)[0]
+            moved = used(query)
+            query = search.as_query(moved, moved.size, metric)
+            return nearest.in_space(self.path, table, query, k, where, metric, used)
+        fast = indexed or (metric == "cosine" and not flat and indexing.is_ready(self.path))
+        return nearest.raw(self.path, table, query, k, where, metric, fast)
 
     def build_index(self, min_recall: float = 0.95) -> Index:
         """Makes searches by cosine fast and approximate, if the index is good enough; see
@@ -328,7 +313,7 @@ class Collection:
                     f"a label needs id, region, class and a mark out of {', '.join(MARKS)}; "
                     f"received {dict(record)}"
                 )
-        self._append("labels", records)
+        self.append("labels", records)
 
     def spaces(self) -> pa.Table:
         """The fitted spaces, oldest first; of several with one name the last one counts."""
@@ -337,9 +322,23 @@ class Collection:
     def add_space(self, space_id: str, name: str, about: Mapping[str, Any], data: bytes) -> None:
         """Appends a fitted space: what it is (kept as JSON) and its arrays as bytes."""
         record = {"space_id": space_id, "name": name, "about": json.dumps(about), "data": data}
-        self._append("spaces", [record])
+        self.append("spaces", [record])
 
-    def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    def fit_space(self, recipe: str, name: str | None = None, where: str | None = None) -> Space:
+        """Fits a space, such as `scale+l2`, on the raw vectors and keeps it; see
+        `penult.spaces.fit_space`."""
+        return spaces.fit_space(self, recipe, name, where)
+
+    def space(self, name: str) -> Space:
+        """The space that is kept under this name or recipe; of several the newest.
+
+        Raises:
+            SpaceError: there is none.
+        """
+        return spaces.space_of(self, name)
+
+    def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Appends records to a side table (`penult.tables.SIDE`); needs no lock."""
         self._about()
         columns = tables.SIDE[name]
         stamped = [{"when": store.now(), **record} for record in records]
@@ -363,56 +362,3 @@ class Collection:
             return tables.SIDE[name].empty_table()
         with store_errors(self.path):
             return table.to_arrow()
-
-    def _selected(self, table: Any, columns: Sequence[str] | None) -> list[str]:
-        names = list(table.schema.names)
-        if unknown := [name for name in columns or () if name not in names]:
-            raise CollectionError(
-                f"there is no column {unknown[0]!r} in {self.path}; columns: {', '.join(names)}"
-            )
-        return names if columns is None else list(columns)
-
-    def _stream(
-        self, table: Any, columns: list[str], where: str | None, size: int, row_id: bool = False
-    ) -> Iterator[pa.RecordBatch]:
-        names = table.schema.names
-        with tables.asking(self.path, where, names):
-            query = table.search().select(columns).limit(None).with_row_id(row_id)
-            if where is not None:
-                query = query.where(where)
-            reader = query.to_batches(size)
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            while True:
-                with tables.asking(self.path, where, names):
-                    batch = next(reader, None)
-                if batch is None:
-                    return
-                yield batch
-
-        return batches()
-
-    def _taken(
-        self, table: Any, columns: list[str], places: npt.NDArray[np.uint64]
-    ) -> list[pa.RecordBatch]:
-        """The rows at these places in the given order; LanceDB gives them in its own."""
-        with store_errors(self.path):
-            found = table.take_row_ids(places.tolist()).select(columns).with_row_id().to_arrow()
-        order = np.argsort(found[_ROW].to_numpy())[np.argsort(np.argsort(places))]
-        batches: list[pa.RecordBatch] = (
-            found.take(order).select(columns).combine_chunks().to_batches()
-        )
-        return batches
-
-    def _places(self, table: Any, where: str | None) -> npt.NDArray[np.uint64]:
-        """The row ids of the matching rows, in the order of their keys."""
-        parts = list(self._stream(table, list(rows.ORDER), where, 8192, True))
-        if not parts:
-            return np.zeros(0, np.uint64)
-        keys = pa.Table.from_batches(parts)
-        for name in ("channel", "start"):  # null comes first here, and last for an end
-            filled = pc.fill_null(keys[name], -1)
-            keys = keys.set_column(keys.schema.get_field_index(name), name, filled)
-        order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in rows.ORDER])
-        places: npt.NDArray[np.uint64] = keys[_ROW].take(order).to_numpy()
-        return places

@@ -20,7 +20,11 @@ import numpy.typing as npt
 from penult import classifiers
 from penult.batching import Law, find_law
 from penult.classifiers.base import Classifier, digest
-from penult.engines.base import Reading
+from penult.engines import ways
+from penult.engines.base import EXACT, Reading
+from penult.engines.choosing import Choice, Question, choose
+from penult.engines.graphs import Graphs
+from penult.engines.ways import AUTO, TORCH
 from penult.errors import (
     ItemError,
     ModelError,
@@ -36,6 +40,7 @@ from penult.pooling import POOLINGS, pooled_width, unknown
 from penult.proving import anatomy_of, certify, certify_on, taps_of
 from penult.regions import Region
 from penult.runner import Outcome, Runner, device_of
+from penult.settling import graphs_of, require_engine, sample
 from penult.sources import Failure, from_objects
 from penult.space import Space
 from penult.splitting.anatomy import Anatomy
@@ -80,7 +85,10 @@ class Embedder:
         *,
         pool_over: str = "all",
         device: str = "auto",
+        engine: str = TORCH,
+        precision: str = EXACT,
         saved: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
         space: Space | None = None,
     ) -> None:
         self.classifier = classifier
@@ -88,6 +96,9 @@ class Embedder:
         self.poolings = _poolings(self.taps, pooling)
         self.tap = replace(self.taps[0], name=",".join(one.name for one in self.taps))
         self.pooling = pooling if len(set(self.poolings)) > 1 else self.poolings[0]
+        ways.check(engine, precision)
+        self.engine, self.precision = engine, precision
+        device = require_engine(classifier, engine, precision, device)
         self.device = device_of(classifier, device)
         self.pool_over = pool_over
         self.space = space
@@ -96,12 +107,14 @@ class Embedder:
                 f"a space of {space.dim} numbers does not fit vectors of {self.dim}; fit it to "
                 "vectors of this embedder"
             )
+        self._saved, self._folder = dict(saved or {}), folder
         readings = [
             Reading(one, how, self._entry(one))
             for one, how in zip(self.taps, self.poolings, strict=True)
         ]
-        self.runner = Runner(classifier, readings, self.device, lambda: self.law)
-        self._saved = dict(saved or {})
+        self.runner = Runner(classifier, readings, self.device, lambda: self.batching)
+        self._plain = self.runner.engine
+        self.choice: Choice | None = None
         self.proved_on: list[str] = list(self._saved.get("proved_on", []))
 
     @classmethod
@@ -111,8 +124,8 @@ class Embedder:
         tap: str = "backbone",
         pooling: str = "mean",
         space: Space | None = None,
-        precision: Literal["exact"] = "exact",
-        engine: Literal["torch"] = "torch",
+        precision: str = EXACT,
+        engine: str = TORCH,
         device: str = "auto",
         pool_over: str = "all",
     ) -> Embedder:
@@ -121,18 +134,25 @@ class Embedder:
 
         space: fitted to such vectors; `run` and `embed` then give vectors in it.
         pool_over: of a model that takes every clip at one length, pool `all` positions, as the
-        classifier's own head sees them, or only the `valid` ones, which the clip fills.
+        classifier's own head sees them, or only the `valid` ones, which the clip fills. precision:
+        `exact` (cosine of at least 0.999999 to torch in fp32) or `fast` (0.9999). engine: `torch`,
+        `openvino`, `onnxruntime`, or `auto` for the fastest, measured on the first run's items.
 
         Raises:
             TapError: the model has no such tap, or the pooling does not fit it.
+            EngineError: the engine does not run this model.
         """
-        if precision != "exact" or engine != "torch":
-            raise UsageError(
-                f"precision={precision!r}, engine={engine!r}: this version runs in torch at exact "
-                "precision (fp32) only"
-            )
         places = taps_of(classifier, tap.split(","))
-        embedder = cls(classifier, places, pooling, pool_over=pool_over, device=device, space=space)
+        embedder = cls(
+            classifier,
+            places,
+            pooling,
+            pool_over=pool_over,
+            device=device,
+            engine=engine,
+            precision=precision,
+            space=space,
+        )
         _ = embedder.law  # measured now, so that the first run is not slower than the next
         return embedder
 
@@ -178,7 +198,7 @@ class Embedder:
             "reader": reader.get(self.classifier.modality, "1"),
             "tap": ", ".join(f"{one.name} ({one.place})" for one in self.taps),
             "pooling": self.pooling + ("" if self.pool_over == "all" else " over valid positions"),
-            "precision": "exact",
+            "precision": self.precision,
             "recipe": RECIPE,
         }
 
@@ -196,11 +216,65 @@ class Embedder:
 
     @cached_property
     def law(self) -> Law:
-        """How items may share a forward pass; measured once and saved with the embedder."""
+        """How items may share a pass of torch in fp32; measured once, saved with the embedder."""
         saved = self._saved.get("batching")
         if saved:
             return Law.from_dict(saved)
-        return find_law(self.classifier, self.runner.engine)
+        return find_law(self.classifier, self._plain)
+
+    @property
+    def batching(self) -> Law:
+        """How items share a forward pass of the engine that runs them."""
+        return self.choice.law if self.choice else self.law
+
+    @property
+    def way(self) -> ways.Way:
+        """The engine that runs the items, and in which numbers."""
+        if self.classifier.engine != TORCH:
+            return ways.Way(self.classifier.engine)
+        return self.choice.way if self.choice else ways.PLAIN
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known which engine runs the items."""
+        plain = self.engine == TORCH and self.precision == EXACT
+        return plain or self.choice is not None or self.classifier.engine != TORCH
+
+    @cached_property
+    def graphs(self) -> Graphs:
+        """Where recorded graphs of this classifier are kept."""
+        return graphs_of(self.classifier, self._folder)
+
+    def settle(self, source: Iterable[Any], layout: Layout = Layout()) -> Choice | None:
+        """Take the engine for a run over these items, measured on the first of them; what was
+        taken, or None where there is no choice. An embedder settles once.
+
+        source: can be iterated again.
+
+        Raises:
+            EngineError: the engine that was asked for cannot run this model at this precision.
+            MissingExtra: it is not installed.
+        """
+        if self.settled:
+            return self.choice
+        readings = self.runner.readings
+        # On an accelerator torch is the one engine.
+        engine = self.engine if self.device == "cpu" or self.engine != AUTO else TORCH
+        found = sample(self.runner, source, layout, self.precision)
+        question = Question(
+            classifier=self.classifier,
+            readings=readings,
+            device=self.device.split(",")[0],
+            law=self.law,
+            plain=self._plain,
+            graphs=self.graphs,
+            items=found.items,
+            total=found.total,
+        )
+        self.choice, opened = choose(question, engine, self.precision)
+        law = lambda: self.batching  # noqa: E731
+        self.runner = Runner(self.classifier, readings, self.device, law, opened)
+        return self.choice
 
     @property
     def fingerprint_id(self) -> str:
@@ -227,7 +301,10 @@ class Embedder:
         batch an item's values differ by less than 1e-5, relative, from those.
         """
         layout = Layout(window, hop, tile, overlap)
+        if not self.settled and isinstance(items, Iterator):
+            items = list(items)  # the first of them are looked at twice
         entries = from_objects(items, self.classifier.modality)
+        self.settle(entries, layout)
         rows: list[Outcome] = []
         failures: list[Failure] = []
         index: list[int] = []
@@ -244,7 +321,8 @@ class Embedder:
             else:
                 number = outcome
         n_logits = len(self.classifier.labels)
-        logits = np.array([row.class_logits for row in rows], np.float32).reshape(-1, n_logits)
+        given = [row.class_logits for row in rows if row.logits.size]
+        logits = np.array(given, np.float32).reshape(-1, n_logits)
         vectors = np.array([row.vector for row in rows], np.float32)
         return Result(
             vectors=self._placed(vectors if rows else vectors.reshape(0, self.dim)),
@@ -259,9 +337,15 @@ class Embedder:
     def _placed(self, vectors: FloatArray) -> FloatArray:
         return vectors if self.space is None else self.space(vectors)
 
-    def embed(self, items: Any, **cut: Any) -> FloatArray:
-        """`run(items, …).vectors`, (n, d) float32; in the embedder's space, if it has one."""
-        return self.run(items, **cut).vectors
+    def embed(self, items: Any, *, logits: bool = True, **cut: Any) -> FloatArray:
+        """`run(items, …).vectors`, (n, d) float32; in the embedder's space, if it
+        has one. logits: False lets a forward pass in torch end
+        behind the tap, which at a middle layer is half of the work."""
+        self.runner.logits = logits
+        try:
+            return self.run(items, **cut).vectors
+        finally:
+            self.runner.logits = True
 
     def save(self, folder: str | Path) -> Path:
         """Save the classifier and the reading; `Embedder.load` opens them again.
@@ -286,6 +370,7 @@ class Embedder:
                 if self.space is not None:
                     (aside / SPACE).write_bytes(self.space.to_bytes())
                 (aside / FILE).write_text(json.dumps(self._description(), indent=2), "utf-8")
+                self.graphs.copy(aside)
                 _replace(aside, target)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -305,12 +390,23 @@ class Embedder:
             "certificate": self.certificate.to_dict(),
             "proved_on": self.proved_on,
             "batching": self.law.to_dict(),
+            "precision": self.precision,
+            "engine": self.engine,
+            "choice": self.choice.to_dict() if self.choice else None,
             "classifier": self.classifier.describe(),
         }
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto", trust: bool = False) -> Embedder:
-        """Open a saved embedder.
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "auto",
+        trust: bool = False,
+        engine: str | None = None,
+        precision: str | None = None,
+    ) -> Embedder:
+        """Open a saved embedder. engine, precision: others than it was saved with.
 
         Raises:
             ModelError: not an embedder, or its weights are not those that were saved.
@@ -329,10 +425,21 @@ class Embedder:
             raise ModelError(f"{path / FILE} cannot be read: {first_line(error)}") from error
         classifier = classifiers.load(path, trust=trust)
         over = saved.get("pool_over", "all")
+        own = saved.get("engine", TORCH)
         embedder = cls(
-            classifier, chosen, pooling, pool_over=over, device=device, saved=saved, space=space
+            classifier,
+            chosen,
+            pooling,
+            pool_over=over,
+            device=device,
+            engine=engine or (TORCH if ways.missing(own) else own),
+            precision=precision or saved.get("precision", EXACT),
+            saved=saved,
+            folder=path.absolute(),
+            space=space,
         )
-        differs = differences(expected, embedder.fingerprint)
+        asked = {"precision": embedder.precision}  # another one than was saved is no change of it
+        differs = differences({**expected, **asked}, embedder.fingerprint)
         if differs:
             raise ModelError(f"{path} was changed since it was saved: {'; '.join(differs)}")
         return embedder
@@ -382,6 +489,8 @@ def open_embedder(
     *,
     pool_over: str | None = None,
     device: str = "auto",
+    engine: str | None = None,
+    precision: str | None = None,
     **asked: Any,
 ) -> Embedder:
     """Open a saved embedder, or make one from a classifier; tap and pooling override its own. How
@@ -389,8 +498,9 @@ def open_embedder(
 
     asked: what else `penult.classifiers.load` takes.
     """
+    how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
     if is_embedder(spec):
-        saved = Embedder.load(spec, device=device, trust=bool(asked.get("trust")))
+        saved = Embedder.load(spec, **how, trust=bool(asked.get("trust")))
         if tap in (None, saved.tap.name):
             if pooling in (None, saved.pooling) and pool_over in (None, saved.pool_over):
                 return saved
@@ -399,11 +509,12 @@ def open_embedder(
             place = taps_of(saved.classifier, str(tap).split(","))
         over = pool_over or saved.pool_over
         pooling = pooling or saved.pooling
-        return Embedder(saved.classifier, place, pooling, pool_over=over, device=device)
+        how |= {"engine": saved.engine, "precision": saved.precision}
+        return Embedder(saved.classifier, place, pooling, pool_over=over, **how)
     classifier = classifiers.load(spec, **asked)
     place = taps_of(classifier, (tap or "backbone").split(","))
-    over = pool_over or "all"
-    return Embedder(classifier, place, pooling or "mean", pool_over=over, device=device)
+    how |= {"engine": engine or TORCH, "precision": precision or EXACT}
+    return Embedder(classifier, place, pooling or "mean", pool_over=pool_over or "all", **how)
 
 
 def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

@@ -7,6 +7,7 @@
     │   │   └── UntrustedCode        opening it would run code that came with it
     │   ├── HeadNotFound         no head could be located or proved
     │   ├── TapError             a tap or pooling that the model does not have
+    │   ├── EngineError          an engine or a precision that cannot run this model here
     │   ├── SourceError          paths, tables or metadata that cannot be read as items
     │   ├── CollectionError      not a collection, a filter that does not parse
     │   │   └── FingerprintMismatch  the vectors would not be comparable
@@ -55,6 +56,10 @@ class HeadNotFound(UsageError):
 
 class TapError(UsageError):
     """The model has no such tap, or the pooling does not fit it."""
+
+
+class EngineError(UsageError):
+    """An engine that cannot run this model here, or not at this precision."""
 
 
 class SourceError(UsageError):

@@ -60,6 +60,18 @@ def export(
         return write(asides, collection.manifest, columns, collection.ordered(names, where, _BATCH))
 
 
+def write_csv(out: Path, table: pa.Table) -> None:
+    """Writes a table as a CSV, which appears when it is complete, in place of an older one.
+
+    Raises:
+        StoreError: full disk, no permission.
+    """
+    import pyarrow.csv as pc
+
+    with store_errors(out), _asides([out]) as asides:
+        pc.write_csv(table, asides[0])
+
+
 @contextlib.contextmanager
 def _asides(targets: list[Path]) -> Iterator[list[Path]]:
     """Names beside the targets, which get their own names when the block has succeeded."""

@@ -99,7 +99,7 @@ def _cells(
 
 def _tails(clusters: int) -> tuple[float, float]:
     """The quantiles between which 95 % lie, moved out for few clusters."""
-    from scipy import stats  # type: ignore[import-untyped]
+    from scipy import stats
 
     wide = stats.t.ppf((1 + LEVEL) / 2, clusters - 1) * np.sqrt(clusters / (clusters - 1))
     tail = float(stats.norm.cdf(-wide))

@@ -92,7 +92,7 @@ def _average_precision(relevant: npt.NDArray[np.bool_], there: npt.NDArray[np.bo
 def hubness(occurrence: Rows) -> float:
     """Skewness of the k-occurrence (Radovanović, Nanopoulos and Ivanović, JMLR 2010): 0 where all
     rows are near others equally often, large where a few hubs are near everything."""
-    from scipy.stats import skew  # type: ignore[import-untyped]
+    from scipy.stats import skew
 
     return float(skew(occurrence)) if np.ptp(occurrence) else 0.0
 

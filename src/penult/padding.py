@@ -120,26 +120,27 @@ def own_frames(backbone: nn.Module | None, batch: Batch, frames: int) -> Tensor 
 
 
 @contextmanager
-def masked_norms(module: nn.Module, lengths: Sequence[int]) -> Iterator[None]:
+def masked_norms(module: nn.Module, lengths: Sequence[int] | Tensor) -> Iterator[None]:
     """Group norms over time take their statistics from each item's own frames only.
 
     lengths: valid positions of each item along its time axis, which ends where the longest item
     ends. How many frames of an item are valid behind a convolution follows from the convolution's
     own arithmetic, so that the statistics are those of the item alone. The hooks are gone
-    afterwards.
+    afterwards. A pass that is being recorded takes the lengths as a tensor, one of its inputs.
     """
-    valid = {max(lengths): torch.tensor(lengths)}  # frames in the batch → valid ones of each item
+    own = torch.as_tensor(lengths)
+    valid = {int(own.max()): own}  # frames in the batch → valid ones of each item
 
     def convolved(conv: nn.Conv1d, args: Any, output: Tensor) -> None:
-        before = valid.get(args[0].shape[-1])
+        before = valid.get(int(args[0].shape[-1]))
         if before is None or isinstance(conv.padding, str):
             return
         reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
-        valid[output.shape[-1]] = (before + 2 * conv.padding[0] - reach) // conv.stride[0] + 1
+        valid[int(output.shape[-1])] = (before + 2 * conv.padding[0] - reach) // conv.stride[0] + 1
 
     def normed(norm: nn.GroupNorm, args: Any, output: Tensor) -> Tensor | None:
         hidden = args[0]
-        frames = valid.get(hidden.shape[-1])
+        frames = valid.get(int(hidden.shape[-1]))
         if hidden.ndim != 3 or frames is None:
             return None
         return _group_norm(norm, hidden, frames.to(hidden.device))

@@ -34,7 +34,9 @@ def pool(hidden: Tensor, pooling: str, channel: int = -1, mask: Tensor | None = 
         return hidden
     if mask is not None:
         mask = mask.to(device=hidden.device, dtype=torch.bool)
-        if mask.all():
+        # A pass that is being recorded has to serve for other masks, too.
+        recorded = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if not recorded and mask.all():
             mask = None
     if mask is not None and (
         hidden.ndim != 3 or mask.shape != (len(hidden), hidden.shape[3 - channel])

@@ -82,6 +82,7 @@ def _embedded(embedder: Embedder, query: str | Path, region: Region) -> npt.NDAr
     pair = next(iter(from_objects([content], embedder.classifier.modality)))
     if isinstance(pair, Failure):
         raise ItemError(pair.message)
+    embedder.runner.logits = False  # a query is not labelled: the pass ends behind the tap
     result = next(embedder.runner.stream([(pair[0], region)]))
     if isinstance(result, Failure):
         raise ItemError(result.message)
@@ -105,6 +106,8 @@ def embedder_of(
         about["tap"],
         about["pooling"],
         pool_over=about.get("pool_over"),
+        precision=manifest.fingerprint.get("precision"),
+        engine="torch",  # for one item no other is worth opening
         device=device,
         **{**about.get("asked", {}), "trust": trust},
     )

@@ -29,6 +29,7 @@ from penult.errors import (
     UsageError,
     first_line,
 )
+from penult.fleet import fleet
 from penult.opening import UNFORESEEN, Content, Opened, Wanted
 from penult.padding import Batch
 from penult.planner import Planner
@@ -94,11 +95,14 @@ def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str
 
 
 def device_of(classifier: Classifier, wanted: str = "auto") -> str:
-    """The device that is meant, of those that the classifier's engine has.
+    """The device that is meant, of those that the classifier's engine has; or several of them,
+    with commas between.
 
     Raises:
         UsageError: this machine has no such device.
     """
+    if "," in wanted:
+        return ",".join(device_of(classifier, one.strip()) for one in wanted.split(","))
     if classifier.engine == "torch":
         return pick_device(wanted)
     from penult.engines.onnxruntime import pick_onnx_device
@@ -109,6 +113,7 @@ def device_of(classifier: Classifier, wanted: str = "auto") -> str:
 class Runner:
     """Runs regions through a classifier, in batches that no region can tell from being alone.
 
+    device: where; several of them, with commas between, share the batches.
     law: how regions may share a batch, asked for once there are two; without one, each runs alone.
     """
 
@@ -118,13 +123,29 @@ class Runner:
         readings: Sequence[Reading],
         device: str = "cpu",
         law: Callable[[], Law] = Law,
+        engine: Engine | None = None,
     ) -> None:
         self.classifier = classifier
-        self.engine = open_engine(classifier, readings, device)
-        self._device = device
+        self.readings = list(readings)
+        self.logits = True  # whether they are wanted
+        self._devices = device.split(",")
+        self.engine = engine or open_engine(classifier, readings, self._devices[0])
         self.seconds: dict[str, float] = {}
         self._law = law
-        self.budget = BUDGETS[classifier.modality] * (1 if device == "cpu" else ACCELERATED)
+        faster = 1 if self._devices[0] == "cpu" else ACCELERATED
+        self.budget = BUDGETS[classifier.modality] * faster
+
+    @cached_property
+    def engines(self) -> list[Engine]:
+        """The engine, and one more for each further device, with its own copy of the model."""
+        if len(self._devices) == 1:
+            return [self.engine]
+        if not isinstance(self.engine, TorchEngine):
+            raise UsageError(
+                f"several devices ({', '.join(self._devices)}) are for models that torch runs; "
+                "share the items with --shard 1/2 and --shard 2/2 instead"
+            )
+        return [self.engine, *(self.engine.beside(device) for device in self._devices[1:])]
 
     def stream(
         self,
@@ -145,25 +166,34 @@ class Runner:
         single: list[int] = []  # waits alone: the law is not asked for as long as it is
         done: dict[int, Any] = {}  # results that an earlier region still holds back
         given = 0
-        for number, ready in enumerate(self.prepare(pairs, max_seconds, workers)):
-            if isinstance(ready, Ready):
-                waiting[number] = ready
-                single.append(number)
-            else:
-                done[number] = ready
-            if len(waiting) > 1:
-                for id in single:
-                    inputs = waiting[id].inputs.tensors
-                    kind = id if law().name == ALONE else law().kind(inputs)
-                    planner.offer(id, _size(waiting[id]), kind)
-                single.clear()
-            while planner.full or (planner and law().name == ALONE):
-                done |= self._run({id: waiting.pop(id) for id in planner.take()}, planner)
-            while given in done:
-                yield done.pop(given)
-                given += 1
-        while waiting:
-            done |= self._run({id: waiting.pop(id) for id in planner.take() or single}, planner)
+
+        def run(ids: Sequence[int]) -> None:
+            batch = {id: waiting.pop(id) for id in ids}
+            for results in engines.give(lambda engine: self._run(engine, batch, planner)):
+                done.update(results)
+
+        with fleet(self.engines) as engines:
+            for number, ready in enumerate(self.prepare(pairs, max_seconds, workers)):
+                if isinstance(ready, Ready):
+                    waiting[number] = ready
+                    single.append(number)
+                else:
+                    done[number] = ready
+                if len(waiting) > 1:
+                    for id in single:
+                        inputs = waiting[id].inputs.tensors
+                        kind = id if law().name == ALONE else law().kind(inputs)
+                        planner.offer(id, _size(waiting[id]), kind)
+                    single.clear()
+                while planner.full or (planner and law().name == ALONE):
+                    run(planner.take())
+                while given in done:
+                    yield done.pop(given)
+                    given += 1
+            while waiting:
+                run(planner.take() or single)
+            for results in engines.rest():
+                done.update(results)
             while given in done:
                 yield done.pop(given)
                 given += 1
@@ -213,18 +243,20 @@ class Runner:
         except Exception as error:  # the preprocessing may be anyone's
             return Failure.of(item, region, self._refused(content, error))
 
-    def _run(self, ready: dict[int, Ready], planner: Planner) -> dict[int, Outcome | Failure]:
+    def _run(
+        self, engine: Engine, ready: dict[int, Ready], planner: Planner
+    ) -> dict[int, Outcome | Failure]:
         """One forward pass; where it fails, the batch is taken apart until who is at fault fails
         alone."""
         ids, items = list(ready), list(ready.values())
         try:
             with self.spent("model"):
-                readout = self.engine(self.batch(items))
+                readout = engine(self.batch(items), self.logits)
         except PenultError:
             raise
         except Exception as error:  # a model may raise anything on an input that it can't take
             memory = out_of_memory(error)
-            if memory and self._device.startswith("cuda"):
+            if memory and self._devices[0].startswith("cuda"):
                 torch.cuda.empty_cache()
             if len(items) == 1:
                 reason = _too_long(error) if memory else self._refused(items[0].content, error)
@@ -236,7 +268,7 @@ class Runner:
             return {
                 id: result
                 for part in parts
-                for id, result in self._run({id: ready[id] for id in part}, planner).items()
+                for id, result in self._run(engine, {i: ready[i] for i in part}, planner).items()
             }
         return {id: _outcome(one, readout, row)
                 for row, (id, one) in enumerate(ready.items())}  # fmt: skip

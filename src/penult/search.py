@@ -60,6 +60,25 @@ def as_query(vector: npt.ArrayLike, dim: int, metric: str = "cosine") -> npt.NDA
     return query.astype(np.float32)
 
 
+def distances(
+    query: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], metric: str
+) -> npt.NDArray[np.float32]:
+    """How far each of the vectors (n, d) is from the query (d,), as the store measures it: one
+    minus the cosine or the dot product, or the squared Euclidean distance. Infinite where a zero
+    vector has no cosine."""
+    asked, rows = query.astype(np.float64), vectors.astype(np.float64)
+    if metric == "l2":
+        far = np.square(rows - asked).sum(axis=1)
+    elif metric == "dot":
+        far = 1.0 - rows @ asked
+    else:
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(asked)
+        none = lengths == 0
+        far = np.where(none, np.inf, 1.0 - rows @ asked / np.where(none, 1.0, lengths))
+    rounded: npt.NDArray[np.float32] = far.astype(np.float32)
+    return rounded
+
+
 def is_cut_in_a_tie(distances: npt.NDArray[np.float32], k: int, asked: int) -> bool:
     """Whether of `asked` nearest rows the k-th is as far as the last: more may be as near."""
     distances = np.sort(distances)

@@ -36,6 +36,9 @@ _COUNTS = dict.fromkeys(("done", "skipped", "replaced", "failed"), pa.int64())
 SIDE = {
     "labels": _columns("id region class mark who source", when=_TIME),
     "spaces": _columns("space_id name about", when=_TIME, data=pa.large_binary()),
+    # One record is one clustering or map of many rows: whole or not there. data: an arrow stream.
+    "clusters": _columns("clusters_id name about", when=_TIME, data=pa.large_binary()),
+    "maps": _columns("map_id name about", when=_TIME, data=pa.large_binary()),
     "runs": _columns(
         "run_id status command model revision device engine precision versions info",
         **{"started": _TIME, "ended": _TIME, **_COUNTS},

@@ -10,7 +10,22 @@ from pathlib import Path
 import typer
 from typer.exceptions import Exit, TyperException
 
-from penult.cli import checking, choosing, collections, embedding, inspecting, models, tour, upkeep
+from penult.cli import (
+    checking,
+    choosing,
+    collections,
+    embedding,
+    grouping,
+    inspecting,
+    mapping,
+    models,
+    predicting,
+    probes,
+    teaching,
+    tour,
+    upkeep,
+    verifying,
+)
 from penult.cli.output import (
     DONE,
     FAILED,
@@ -52,7 +67,22 @@ def root(
         raise Exit(DONE)
 
 
-for module in (inspecting, models, embedding, checking, collections, choosing, upkeep, tour):
+for module in (
+    inspecting,
+    models,
+    embedding,
+    checking,
+    collections,
+    choosing,
+    teaching,
+    predicting,
+    verifying,
+    grouping,
+    mapping,
+    probes,
+    upkeep,
+    tour,
+):
     for command in module.COMMANDS:
         app.command()(command)
 

@@ -13,11 +13,13 @@ from penult.cli.options import (
     NOTHING,
     Asked,
     Device,
+    Engine,
     Json,
     Model,
     Paths,
     Pooling,
     PoolOver,
+    Precision,
     Tap,
     opening,
 )
@@ -46,6 +48,8 @@ def check(
     pooling: Pooling = None,
     pool_over: PoolOver = None,
     device: Device = "auto",
+    engine: Engine = "auto",
+    precision: Precision = None,
     json: Json = False,
     asked: Asked = NOTHING,
 ) -> None:
@@ -60,7 +64,12 @@ def check(
 
     source = items_of(model, asked, paths)
     with working(f"loading {model}"):
-        embedder = open_embedder(model, tap, pooling, pool_over=pool_over, device=device, **asked)
+        embedder = open_embedder(
+            model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
+            precision=precision, **asked,
+        )  # fmt: skip
+    with working("measuring engines on the first items"):
+        embedder.settle(source)
     with working("proving the head"):
         certificate, on = certify_on(embedder.runner, source)
     with working("running the items alone and together"):
@@ -84,6 +93,8 @@ def _show(report: Report, on: list[str]) -> None:
     sizes = ", ".join(map(str, report.batches))
     stdout.print(f"[bold]law[/]  {report.law.words}")
     stdout.print(f"[dim]     {counted(len(report.items), 'item')} in batches of {sizes}[/]\n")
+    if report.parity is not None:
+        stdout.print(f"[bold]engine[/]  {report.engine}: {report.parity.words}\n", soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("measured", "largest difference", "relative", "cosine", ""):
         table.add_column(column, justify="left" if column in ("measured", "") else "right")
@@ -130,6 +141,8 @@ def _document(report: Report, on: list[str]) -> dict[str, Any]:
     return {
         "items": report.items,
         "law": report.law.to_dict(),
+        "engine": report.engine,
+        "parity": report.parity.to_dict() if report.parity else None,
         "batches": report.batches,
         "drift": figures(report.drift),
         "batched": figures(report.batched),

@@ -9,16 +9,41 @@ import typer
 from rich.table import Table
 
 from penult.cli.options import Device, Json, Trust
-from penult.cli.output import counted, emit, short, show, shown, stdout, working
+from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
 
 if TYPE_CHECKING:
+    from penult.collection import Collection
     from penult.search import Hit
+    from penult.space import Space as Fitted
 
 Store = Annotated[Path, typer.Argument(help="A collection, for example calls.lance.")]
 Where = Annotated[
     str | None,
     typer.Option(help="A filter in SQL over its columns: \"site = 'A' AND start > 60\"."),
 ]
+
+Space = Annotated[
+    str,
+    typer.Option(
+        help="Where to compare: raw, a recipe (centre, scale, whiten, pca:N, l2, joined by +: "
+        "fitted on the collection at first use and kept there), or a space's name."
+    ),
+]
+
+
+def space_of(collection: Collection, name: str) -> Fitted:
+    """The space of this name; says so on stderr where it had to be fitted first."""
+    from penult.spaces import ready
+
+    with working(f"fitting {name}"):
+        space, about = ready(collection, name)
+    if about is not None and name != "raw":
+        of = "" if about.rows == about.matching else f" of {about.matching:,}, drawn by chance"
+        say(
+            f"[dim]space {shown(name)}: fitted on {counted(about.rows, 'row')}{of}, "
+            f"kept in {shown(str(collection.path))}[/]"
+        )
+    return space
 
 
 def search(
@@ -34,11 +59,12 @@ def search(
     flat: Annotated[
         bool, typer.Option("--flat", help="Compare all rows, also where there is an index.")
     ] = False,
+    space: Space = "raw",
     device: Device = "auto",
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """Find what is nearest to a file, by the cosine of their vectors."""
+    """Find what is nearest to a file, by the cosine of their vectors, raw or in a space."""
     from penult.collection import Collection
     from penult.querying import query_vector
 
@@ -47,9 +73,14 @@ def search(
         vector = query_vector(
             opened, query, start=start, end=end, model=model, device=device, trust=trust
         )
-    hits = opened.search(vector, k=k, where=where, flat=flat)
+    used = space_of(opened, space)
+    if space != "raw" and opened.index is not None:
+        say("the index is of raw vectors: in a space every row is compared")
+    with working("searching"):
+        hits = opened.search(vector, k=k, where=where, space=used, flat=flat)
     if json:
-        emit({"collection": str(opened.path), "query": query, "hits": [_hit(hit) for hit in hits]})
+        facts = {"collection": str(opened.path), "query": query, "space": space}
+        emit({**facts, "hits": [_hit(hit) for hit in hits]})
         return
     if not hits:
         stdout.print("no row matches the filter" if where else "the collection has no rows")

@@ -18,11 +18,13 @@ from penult.cli.options import (
     NOTHING,
     Asked,
     Channel,
-    Device,
+    Devices,
+    Engine,
     Json,
     Model,
     Pooling,
     PoolOver,
+    Precision,
     Tap,
     opening,
 )
@@ -93,7 +95,9 @@ def embed(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait if another process is writing.")
     ] = False,
-    device: Device = "auto",
+    device: Devices = "auto",
+    engine: Engine = "auto",
+    precision: Precision = None,
     json: Json = False,
     asked: Asked = NOTHING,
 ) -> None:
@@ -101,9 +105,10 @@ def embed(
 
     What the collection has already is left alone; a run that was stopped goes on.
     """
-    from penult.adding import add
+    from penult.adding import add, settle
     from penult.collection import Collection
     from penult.embedder import open_embedder
+    from penult.engines.ways import PLAIN
     from penult.errors import UsageError
     from penult.ingest import Options
     from penult.layout import Layout
@@ -136,9 +141,17 @@ def embed(
     if part is not None:
         source = part.of(source)
     with working(f"loading {model}"):
-        embedder = open_embedder(model, tap, pooling, pool_over=pool_over, device=device, **asked)
+        kept = collection.manifest.precision or None if collection.manifest else None
+        embedder = open_embedder(
+            model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
+            precision=precision or kept, **asked,
+        )  # fmt: skip
     _say_metadata(source)
     require_proof(embedder, source)
+    with working("measuring engines on the first items"):
+        chosen = settle(collection, embedder, source, options)
+    if chosen and (embedder.way != PLAIN or engine != "auto"):
+        say(f"[dim]{shown(chosen)}[/]")
     with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
         if window is None and tile is None:
             _count_aside(source, meter)

@@ -14,11 +14,13 @@ from penult.cli.options import (
     Asked,
     Channel,
     Device,
+    Engine,
     Json,
     Model,
     Paths,
     Pooling,
     PoolOver,
+    Precision,
     Tap,
     opening,
 )
@@ -79,6 +81,8 @@ def convert(
     verify: Annotated[
         list[str] | None, typer.Option(help="Prove the head on this file; one more for a second.")
     ] = None,
+    engine: Engine = "torch",
+    precision: Precision = None,
     json: Json = False,
     asked: Asked = NOTHING,
 ) -> None:
@@ -89,12 +93,16 @@ def convert(
     from penult.embedder import open_embedder
 
     with working(f"loading {model}"):
-        embedder = open_embedder(model, tap, pooling, pool_over=pool_over, **asked)
-    require_proof(
-        embedder, source_of(verify, None, embedder.classifier.modality) if verify else None
-    )
+        embedder = open_embedder(
+            model, tap, pooling, pool_over=pool_over, engine=engine, precision=precision, **asked
+        )
+    source = source_of(verify, None, embedder.classifier.modality) if verify else None
+    require_proof(embedder, source)
     with working("measuring how items may share a batch"):
         law = embedder.law
+    if engine != "auto":  # its recording is saved, and what it was measured to give
+        with working(f"measuring {engine}"):
+            embedder.settle(source or ())
     saved = embedder.save(folder)
     if json:
         emit({"folder": str(saved), **embedder_facts(embedder)})
@@ -108,6 +116,8 @@ def convert(
     )
     stdout.print(proof_line(embedder), soft_wrap=True)
     stdout.print(f"[dim]batches: {law.words}[/]", soft_wrap=True)
+    if embedder.choice:
+        stdout.print(f"[dim]{shown(embedder.choice.words)}[/]", soft_wrap=True)
 
 
 COMMANDS = (classify, convert)

@@ -84,7 +84,10 @@ def embedder_facts(embedder: Embedder) -> dict[str, Any]:
         "fingerprint_id": embedder.fingerprint_id,
         "certificate": embedder.certificate.to_dict(),
         "proved_on": embedder.proved_on,
-        "batching": embedder.law.to_dict(),
+        "batching": embedder.batching.to_dict(),
+        "precision": embedder.precision,
+        "engine": embedder.way.words,
+        "choice": embedder.choice.to_dict() if embedder.choice else None,
     }
 
 

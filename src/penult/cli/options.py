@@ -45,7 +45,24 @@ PoolOver = Annotated[
 Channel = Annotated[
     str | None, typer.Option(help="A channel (from 0), or each; else the mean over channels.")
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="auto (the fastest, measured where a run is long), torch, openvino or onnxruntime."
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="exact (cosine ≥ 0.999999 to torch in fp32), fast (≥ 0.9999) or turbo (≥ 0.999); "
+        "else exact."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Devices = Annotated[
+    str,
+    typer.Option("--device", "--devices", help="auto, cpu, cuda, cuda:N or mps; or cuda:0,cuda:1."),
+]
 
 ASKED: dict[str, Any] = {
     "checkpoint": Annotated[

@@ -39,7 +39,7 @@ class OnnxEngine:
         model = self._graph.encoder(self._names)
         self._session = Session(model, threads or torch.get_num_threads(), device, self._graph.bare)
 
-    def __call__(self, batch: Batch) -> Readout:
+    def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the graph's inputs."""
         tensors = {name: value.numpy() for name, value in batch.tensors.items()}
         feeds = as_feeds(self._graph, tensors)
@@ -48,8 +48,8 @@ class OnnxEngine:
         for reading in self.readings:
             hidden = torch.from_numpy(found[reading.tap.module]).float()
             vectors.append(pool(hidden, reading.pooling, reading.tap.channel).numpy())
-        logits = found[self._names[0]].astype(np.float32)
-        return Readout(list(logits if logits.ndim > 1 else logits[:, None]), vectors)
+        given = found[self._names[0]].astype(np.float32)
+        return Readout(list(given if given.ndim > 1 else given[:, None]), vectors)
 
     def _run(self, feeds: dict[str, Array]) -> list[Array]:
         """The whole batch at once, or item by item where the graph takes one only."""

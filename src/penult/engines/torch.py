@@ -5,55 +5,68 @@ Hidden states are captured by hooks, pooled inside the pass and never leave it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from penult.classifiers.base import Classifier
-from penult.engines.base import FloatArray, Reading, Readout, as_array
+from penult.engines.base import FloatArray, Reading, Readout, as_array, nothing
+from penult.engines.hooks import Calls, Enough, captured
 from penult.errors import UsageError, first_line
 from penult.filling import Filling
 from penult.padding import Batch, frame_mask, masked_norms, own_frames
 from penult.pooling import pool
 from penult.splitting.head import logits_of
-from penult.splitting.operations import watching
-from penult.splitting.taps import INPUT, Tap
+from penult.splitting.taps import Tap
 
 
 class TorchEngine:
-    """Runs the classifier's own module; holds no state between batches."""
+    """Runs the classifier's own module, one batch at a time; holds no state between batches.
+
+    numbers: `f32`, or `bf16` for matrix products in bfloat16 (autocast: norms and sums stay fp32).
+    module: a copy of the classifier's, to run in its place.
+    """
 
     def __init__(
-        self, classifier: Classifier, readings: Sequence[Reading], device: str = "cpu"
+        self,
+        classifier: Classifier,
+        readings: Sequence[Reading],
+        device: str = "cpu",
+        numbers: str = "f32",
+        module: nn.Module | None = None,
     ) -> None:
         self.readings = list(readings)
         self.device = torch.device(device)
-        self._module = classifier.module.to(self.device).eval()
+        self.numbers = numbers
+        self._classifier = classifier
+        self._module = (module or classifier.module).to(self.device).eval()
         self._base = self._module.get_submodule(classifier.base) if classifier.base else None
         self._output = classifier.output
+        self._calls = Calls()
+        self._lock = threading.Lock()  # hooks are the module's: two passes would catch each other's
         self._fillings = {
             reading.entry: Filling(self._module, reading.entry)
             for reading in readings
             if reading.entry is not None
         }
 
-    def __call__(self, batch: Batch) -> Readout:
-        """Run one batch of the model's arguments."""
+    def __call__(self, batch: Batch, logits: bool = True) -> Readout:
+        """Run one batch of the model's arguments; without logits only as far as the readings."""
         tensors = {name: value.to(self.device) for name, value in batch.tensors.items()}
         taps = [reading.tap for reading in self.readings]
-        own = {
-            entry: filling.mask(tensors, batch.filled)
-            for entry, filling in self._fillings.items()
-            if batch.filled is not None
-        }
+        own = own_positions(self._fillings, tensors, batch)
         norms = masked_norms(self._module, batch.lengths or []) if batch.norms else nullcontext()
-        with torch.inference_mode(), norms, captured(self._module, taps) as caught:
-            logits = logits_of(self._module(**tensors), self._output)
+        ends = None if logits else self._calls.ends(tensors, taps)
+        with self._lock, torch.inference_mode(), self._numbers(), norms:
+            with captured(self._module, taps, ends) as caught:
+                given = self._pass(tensors)
+            if given is not None:
+                self._calls.learn(tensors, caught.counts)
             vectors = []
             for reading, hidden in zip(self.readings, caught(), strict=True):
                 mask = None
@@ -62,75 +75,44 @@ class TorchEngine:
                 elif len(reading.tap.positions) == 1:
                     length = hidden.shape[reading.tap.positions[0]]
                     mask = frame_mask(self._base, tensors, length)
-                vectors.append(pool(hidden, reading.pooling, reading.tap.channel, mask))
-        return Readout(self._rows(logits, batch), [as_array(vector) for vector in vectors])
+                vectors.append(pool(hidden.float(), reading.pooling, reading.tap.channel, mask))
+        rows = rows_of(given, batch, self._base) if given is not None and logits else nothing(batch)
+        return Readout(rows, [as_array(vector) for vector in vectors])
 
-    def _rows(self, logits: Tensor, batch: Batch) -> list[FloatArray]:
-        """Each item's logits; of logits per frame, the item's own frames."""
-        rows = list(as_array(logits))
-        own = own_frames(self._base, batch, logits.shape[1]) if logits.ndim == 3 else None
-        if own is None:
-            return rows
-        return [row[mask] for row, mask in zip(rows, own.numpy(), strict=True)]
+    def beside(self, device: str) -> TorchEngine:
+        """The same on another device, with a copy of the module: both can run at once."""
+        module = copy.deepcopy(self._module)
+        return TorchEngine(self._classifier, self.readings, device, self.numbers, module)
 
+    def _pass(self, tensors: dict[str, Tensor]) -> Tensor | None:
+        """The logits, or None if the pass was stopped since nothing behind was wanted."""
+        try:
+            return logits_of(self._module(**tensors), self._output)
+        except Enough:
+            return None
 
-@contextmanager
-def captured(module: nn.Module, taps: Sequence[Tap]) -> Iterator[Any]:
-    """Watch the taps' places; what is yielded gives, after a forward pass, one tensor per tap.
-
-    What is captured is cloned: wav2vec2 zeroes the projector's output in place after it left the
-    module. Nothing of it is left on the module afterwards, whatever happened.
-    """
-    inside = list(dict.fromkeys(tap for tap in taps if tap.operation))
-    seen: dict[Tap, deque[Tensor]] = {tap: deque(maxlen=tap.later + 1) for tap in inside}
-
-    def keep(tap: Tap, tensor: Tensor) -> None:
-        seen[tap].append(tensor.clone())
-
-    def caught() -> list[Tensor]:
-        for tap, values in seen.items():
-            if len(values) <= tap.later:
-                raise RuntimeError(f"the pass does not come by tap {tap.name!r} ({tap.place})")
-        at_modules = iter(hooked())
-        return [seen[tap][0] if tap.operation else next(at_modules) for tap in taps]
-
-    watched = watching(module, inside, keep) if inside else nullcontext()
-    with _hooked(module, [tap for tap in taps if not tap.operation]) as hooked, watched:
-        yield caught
+    def _numbers(self) -> Any:
+        if self.numbers == "f32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
 
-@contextmanager
-def _hooked(module: nn.Module, taps: Sequence[Tap]) -> Iterator[Any]:
-    """`captured` for taps on the edge of a module."""
-    seen: dict[tuple[str, str], list[dict[int, Tensor]]] = {}
-    wanted: dict[tuple[str, str], set[int]] = {}
-    for tap in taps:
-        wanted.setdefault((tap.module, tap.side), set()).add(tap.index)
+def own_positions(
+    fillings: Mapping[Tap, Filling], tensors: Mapping[str, Tensor], batch: Batch
+) -> dict[Tap, Tensor]:
+    """For each entry, (B, positions) that the clips fill; empty if that was not said."""
+    if batch.filled is None:
+        return {}
+    return {entry: filling.mask(tensors, batch.filled) for entry, filling in fillings.items()}
 
-    def keep(key: tuple[str, str], values: Any) -> None:
-        leaves = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-        seen.setdefault(key, []).append({index: leaves[index].clone() for index in wanted[key]})
 
-    handles = []
-    try:
-        for key in wanted:
-            target = module.get_submodule(key[0])
-            if key[1] == INPUT:
-
-                def before(_: Any, args: Any, kwargs: Any, key: Any = key) -> None:
-                    keep(key, (args, kwargs))
-
-                handles.append(target.register_forward_pre_hook(before, with_kwargs=True))
-            else:
-
-                def after(_: Any, args: Any, output: Any, key: Any = key) -> None:
-                    keep(key, output)
-
-                handles.append(target.register_forward_hook(after))
-        yield lambda: [seen[tap.module, tap.side][-1 - tap.call][tap.index] for tap in taps]
-    finally:
-        for handle in handles:
-            handle.remove()
+def rows_of(logits: Tensor, batch: Batch, base: nn.Module | None) -> list[FloatArray]:
+    """Each item's logits; of logits per frame, the item's own frames."""
+    rows = list(as_array(logits))
+    own = own_frames(base, batch, logits.shape[1]) if logits.ndim == 3 else None
+    if own is None:
+        return rows
+    return [row[mask] for row, mask in zip(rows, own.numpy(), strict=True)]
 
 
 def pick_device(wanted: str = "auto") -> str:

@@ -1,0 +1,348 @@
+"""The sections of bench.py on how fast items are embedded: engines side by side, in one run.
+
+Weights are random at the real sizes, saved to a folder that is gone afterwards; clips are real
+where they are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+WAYS = (
+    ("torch", "exact"),
+    ("onnxruntime", "exact"),
+    ("openvino", "exact"),
+    ("torch", "fast"),
+    ("openvino", "fast"),
+)
+SPEECH = Path(__file__).resolve().parents[2] / "shared" / "data" / "librispeech_speakers"
+BATCH = 8  # of the batches by hand
+Works = dict[str, Callable[[], object]]
+
+
+def mixed(folder: Path, total: float, clips: Path | None) -> list[Path]:
+    """Clips of 1 to 15 s until `total` seconds, cut from recordings of speech one after another."""
+    random = np.random.default_rng(0)
+    source = clips or SPEECH
+    files = sorted([*source.rglob("*.flac"), *source.rglob("*.wav")])
+    if not files:
+        from bench import made_clips
+
+        return made_clips(folder, total)
+    lengths: list[float] = []
+    while sum(lengths) < total:
+        lengths.append(float(random.uniform(1, 15)))
+    speech: list[Any] = []
+    for file in random.permutation(files):
+        speech.append(soundfile.read(file, dtype="float32")[0])
+        if sum(map(len, speech)) > 16_000 * sum(lengths):
+            break
+    whole = np.concatenate(speech)
+    ends = np.cumsum([round(16_000 * length) for length in lengths])
+    paths = []
+    for number, (wave, _) in enumerate(zip(np.split(whole, ends), lengths, strict=False)):
+        paths.append(folder / f"{number:03d}.wav")
+        soundfile.write(paths[-1], wave, 16_000)
+    return paths
+
+
+def peaks() -> dict[str, float]:
+    """GFLOP/s of a large matrix product in each engine and kind of numbers: the best of some."""
+    import openvino
+    import torch
+    from openvino import opset13 as ops
+
+    n = 2048
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    works: dict[str, Callable[[], object]] = {
+        "torch f32": lambda: a @ b,
+        "torch bf16": lambda x=a.bfloat16(), y=b.bfloat16(): x @ y,
+    }
+    for numbers in ("f32", "bf16"):
+        entry = ops.parameter([n, n], np.float32)
+        product = ops.matmul(entry, ops.constant(b.numpy()), False, False)
+        # Several in a row, so that copies in and out count for less.
+        for _ in range(3):
+            product = ops.matmul(product, ops.constant(b.numpy() / n), False, False)
+        settings = {
+            "INFERENCE_PRECISION_HINT": numbers,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        run = openvino.Core().compile_model(openvino.Model([product], [entry]), "CPU", settings)
+        works[f"openvino {numbers}"] = lambda run=run: run([a.numpy()])
+    found = {}
+    for name, work in works.items():
+        work()
+        times = []
+        for _ in range(6):
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+        found[name] = 2e-9 * n**3 * (4 if "openvino" in name else 1) / min(times)
+    return found
+
+
+def flops(model: Any, inputs: dict[str, Any]) -> float:
+    """GFLOP of one pass, counted by torch: two for each multiplication and addition."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    return counter.get_total_flops() / 1e9
+
+
+def report(title: str, times: dict[str, float], work: float) -> None:
+    """A table: seconds, the ratio to the first, and the share of this machine's own peak."""
+    from bench import console
+    from rich.table import Table
+
+    best = peaks()
+    tops = {n: max(v for k, v in best.items() if k.endswith(n)) for n in ("f32", "bf16")}
+    table = Table(title=f"{title}; {work:.0f} GFLOP", title_justify="left")
+    for column in ("what", "median seconds", "× the first", "GFLOP/s", "of f32 peak", "of bf16"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    first = next(iter(times.values()))
+    for name, value in times.items():
+        rate = work / value
+        shares = [f"{rate / tops[numbers]:.0%}" for numbers in ("f32", "bf16")]
+        table.add_row(name, f"{value:.2f}", f"{first / value:.2f}", f"{rate:.0f}", *shares)
+    console.print(table)
+    said = ", ".join(f"{name} {value:.0f}" for name, value in best.items())
+    console.print(f"matrix product of this machine just now, GFLOP/s: {said}\n")
+
+
+def ours(folder: Path, items: Any) -> Works:
+    """Penult with each engine and precision, settled and warm; what each was measured to give."""
+    from bench import console
+
+    from penult.classifiers import load
+    from penult.embedder import Embedder
+    from penult.errors import PenultError
+
+    works: Works = {}
+    for engine, precision in WAYS:
+        embedder = Embedder.from_classifier(load(folder), engine=engine, precision=precision)
+        try:
+            embedder.run(items)
+        except PenultError as error:
+            console.print(f"{engine} {precision}: {error}")
+            continue
+        parity = embedder.choice.parity if embedder.choice else None
+        console.print(f"[dim]Penult {engine} {precision}: {parity.words if parity else 'fp32'}[/]")
+        works[f"Penult, {embedder.way.words} ({precision})"] = lambda e=embedder: e.run(items)
+    return works
+
+
+def audio(options: argparse.Namespace) -> None:
+    """wav2vec2-base: the notebook, batches by hand, a pipeline, and Penult in each engine."""
+    import torch
+    import transformers
+    from bench import paired
+
+    with _models() as work:
+        torch.manual_seed(0)
+        folder = work / "model"
+        config = transformers.Wav2Vec2Config(num_labels=4)
+        transformers.Wav2Vec2ForSequenceClassification(config).eval().save_pretrained(folder)
+        transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
+        paths = mixed(work, options.seconds, options.clips)
+        total = sum(soundfile.info(path).duration for path in paths)
+        model = transformers.AutoModelForAudioClassification.from_pretrained(folder).eval()
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+
+        def read(path: Path) -> Any:
+            return soundfile.read(path, dtype="float32")[0]
+
+        def inputs(waves: Any, **more: Any) -> dict[str, Any]:
+            return dict(extractor(waves, sampling_rate=16_000, return_tensors="pt", **more))
+
+        def two_passes() -> None:
+            for path in paths:
+                tensors = inputs(read(path))
+                model(**tensors).logits.argmax(-1)
+                model.wav2vec2(**tensors).last_hidden_state.mean(dim=1)
+
+        def one_pass() -> None:
+            for path in paths:
+                model.wav2vec2(**inputs(read(path))).last_hidden_state.mean(dim=1)
+
+        def by_hand() -> None:  # its group norm sees the padding, so these vectors are off
+            for first in range(0, len(paths), BATCH):
+                waves = [read(path) for path in paths[first : first + BATCH]]
+                tensors = inputs(waves, padding=True, return_attention_mask=True)
+                hidden = model.wav2vec2(**tensors).last_hidden_state
+                mask = model._get_feature_vector_attention_mask(
+                    hidden.shape[1], tensors["attention_mask"]
+                )
+                (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+        pipe = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
+        works: Works = {
+            "the notebook: label, then vector (two passes)": two_passes,
+            "the notebook: vector only (one pass)": one_pass,
+            f"padded batches of {BATCH} by hand, vector only": by_hand,
+            "transformers' pipeline, label only": lambda: pipe([str(p) for p in paths]),
+            **ours(folder, paths),
+        }
+        with torch.inference_mode():
+            times = paired(works, rounds=options.rounds)
+        clip = inputs(np.concatenate([read(path) for path in paths])[: 16_000 * 10])
+        each = flops(model, clip) / (clip["input_values"].shape[1] / 16_000)
+        title = f"wav2vec2-base size, {len(paths)} clips of 1–15 s, {total:.0f} s of audio"
+        report(title, times, each * total)
+
+
+def image(options: argparse.Namespace) -> None:
+    """ViT-base: one picture at a time, batches by hand, and Penult in each engine."""
+    import torch
+    import transformers
+    from bench import paired
+
+    with _models() as work:
+        torch.manual_seed(0)
+        config = transformers.ViTConfig(num_labels=10)
+        transformers.ViTForImageClassification(config).eval().save_pretrained(work / "model")
+        transformers.ViTImageProcessor().save_pretrained(work / "model")
+        model = transformers.AutoModelForImageClassification.from_pretrained(work / "model").eval()
+        processor = transformers.AutoImageProcessor.from_pretrained(work / "model")
+        random = np.random.default_rng(0)
+        shape = (224, 224, 3)
+        pictures = [random.integers(0, 256, shape, dtype=np.uint8) for _ in range(24)]
+
+        def two_passes() -> None:
+            for picture in pictures:
+                tensors = processor(picture, return_tensors="pt")
+                model(**tensors).logits.argmax(-1)
+                model.vit(**tensors).last_hidden_state.mean(dim=1)
+
+        def by_hand() -> None:
+            for first in range(0, len(pictures), BATCH):
+                tensors = processor(pictures[first : first + BATCH], return_tensors="pt")
+                model.vit(**tensors).last_hidden_state.mean(dim=1)
+
+        works = {
+            "one at a time: label, then vector (two passes)": two_passes,
+            f"batches of {BATCH} by hand, vector only": by_hand,
+            **ours(work / "model", pictures),
+        }
+        with torch.inference_mode():
+            times = paired(works, rounds=options.rounds)
+        each = flops(model, dict(processor(pictures[0], return_tensors="pt")))
+        report(f"ViT-base size, {len(pictures)} pictures", times, each * len(pictures))
+
+
+def text(options: argparse.Namespace) -> None:
+    """BERT-base: one text at a time, batches by hand, and Penult in each engine."""
+    import torch
+    import transformers
+    from bench import paired
+
+    with _models() as work:
+        torch.manual_seed(0)
+        tokenizer = _tokenizer()
+        config = transformers.BertConfig(vocab_size=len(tokenizer), num_labels=10)
+        transformers.BertForSequenceClassification(config).eval().save_pretrained(work / "model")
+        tokenizer.save_pretrained(work / "model")
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(work / "model")
+        model.eval()
+        random = np.random.default_rng(0)
+        texts = [
+            " ".join(f"w{word}" for word in random.integers(0, 900, random.integers(4, 120)))
+            for _ in range(48)
+        ]
+
+        def two_passes() -> None:
+            for one in texts:
+                tensors = tokenizer(one, return_tensors="pt")
+                model(**tensors).logits.argmax(-1)
+                model.bert(**tensors).last_hidden_state.mean(dim=1)
+
+        def by_hand() -> None:
+            for first in range(0, len(texts), BATCH):
+                tensors = tokenizer(texts[first : first + BATCH], return_tensors="pt", padding=True)
+                hidden = model.bert(**tensors).last_hidden_state
+                mask = tensors["attention_mask"]
+                (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+        works = {
+            "one at a time: label, then vector (two passes)": two_passes,
+            f"padded batches of {BATCH} by hand, vector only": by_hand,
+            **ours(work / "model", texts),
+        }
+        with torch.inference_mode():
+            times = paired(works, rounds=options.rounds)
+        total = sum(flops(model, dict(tokenizer(one, return_tensors="pt"))) for one in texts)
+        report(f"BERT-base size, {len(texts)} texts of 4 to 120 words", times, total)
+
+
+def early_exit(options: argparse.Namespace) -> None:
+    """A pass that ends behind layer k of 12, where no logits are wanted."""
+    import torch
+    import transformers
+    from bench import paired, show
+
+    from penult.classifiers import load
+    from penult.embedder import Embedder
+
+    with _models() as work:
+        torch.manual_seed(0)
+        config = transformers.ViTConfig(num_labels=10)
+        transformers.ViTForImageClassification(config).eval().save_pretrained(work / "model")
+        transformers.ViTImageProcessor().save_pretrained(work / "model")
+        random = np.random.default_rng(0)
+        pictures = [random.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(16)]
+        classifier = load(work / "model")
+        works: Works = {}
+        for layer in (12, 6, 3):
+            embedder = Embedder.from_classifier(classifier, tap=f"layer:{layer}")
+            if not works:
+                works["layer 12 of 12, with logits"] = lambda e=embedder: e.embed(pictures)
+            name = f"layer {layer} of 12, without logits"
+            works[name] = lambda e=embedder: e.embed(pictures, logits=False)
+        show("ViT-base size, 16 pictures, torch fp32", paired(works, rounds=options.rounds))
+
+
+def _tokenizer() -> Any:
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(900))]
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]"
+    )
+
+
+class _models:  # noqa: N801  # a context, like a function
+    """A folder for models; recorded graphs are kept there too, and all of it is gone afterwards."""
+
+    def __enter__(self) -> Path:
+        import os
+
+        self._folder = tempfile.TemporaryDirectory()
+        os.environ["PENULT_CACHE"] = f"{self._folder.name}/cache"
+        return Path(self._folder.name)
+
+    def __exit__(self, *_: object) -> None:
+        import os
+
+        os.environ.pop("PENULT_CACHE")
+        self._folder.cleanup()
+
+
+SECTIONS = {
+    "audio": audio,
+    "image": image,
+    "text": text,
+    "early-exit": early_exit,
+}

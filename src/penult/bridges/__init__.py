@@ -1,0 +1,1 @@
+"""Penult inside other people's tools; one file per tool."""

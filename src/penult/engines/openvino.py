@@ -1,0 +1,115 @@
+"""Run a torch classifier in OpenVINO: the same cut, recorded once, in fp32, bfloat16 or int8.
+
+Every pass takes any batch and any length. Knows one runtime; which engine is best is not its.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from penult.batching import Law
+from penult.classifiers.base import Classifier
+from penult.engines.base import Reading, Readout
+from penult.engines.converting import Graph, Recipe, recording
+from penult.engines.graphs import Graphs, versions
+from penult.engines.quantising import GROUPS, quantise
+from penult.errors import EngineError, first_line
+from penult.extras import require
+from penult.padding import Batch
+
+FILE = "model.xml"
+
+
+class OpenVinoEngine:
+    """Runs the recorded cut; holds no state between batches.
+
+    numbers: `f32` or `bf16`, in which the processor multiplies, or one of `quantising.GROUPS`. law:
+    how items share a batch in torch, which says whether the graph has a mask and masked norms.
+    graphs: where it is kept.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        readings: Sequence[Reading],
+        law: Law,
+        graphs: Graphs,
+        numbers: str = "f32",
+    ) -> None:
+        openvino = require("openvino")
+        self.readings = list(readings)
+        self.numbers = numbers
+        self._graph = Graph(classifier, readings, Recipe(classifier, readings, law))
+        if numbers == "bf16" and not multiplies_bf16():
+            raise EngineError("this processor does not multiply in bfloat16")
+        asked = ["openvino", self._graph.recipe.key, versions("openvino")]
+        file = graphs.get(asked, lambda aside: _record(self._graph, aside)) / FILE
+        if numbers in GROUPS:
+            recorded = file
+            asked = ["int8", *asked, versions("nncf")]
+            file = graphs.get(asked, lambda aside: quantise(recorded, aside / FILE)) / FILE
+        core = openvino.Core()
+        settings = {
+            **_settings(numbers),
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            self._run = core.compile_model(core.read_model(file), "CPU", settings)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot run the model: {first_line(error)}") from error
+
+    def __call__(self, batch: Batch, logits: bool = True) -> Readout:
+        """Run one batch of the model's arguments."""
+        values = [value.numpy() for value in self._graph.inputs(batch)]
+        found = self._run(values)
+        return self._graph.readout(batch, [found[i] for i in range(len(self.readings) + 1)])
+
+
+def _settings(numbers: str) -> dict[str, Any]:
+    """In which numbers the processor multiplies."""
+    if numbers not in GROUPS:
+        return {"INFERENCE_PRECISION_HINT": numbers}
+    return {
+        "INFERENCE_PRECISION_HINT": "bf16" if multiplies_bf16() else "f32",  # all the rest
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[numbers],
+    }
+
+
+def _record(graph: Graph, folder: Path) -> None:
+    """Record the cut on the example of its recipe, and write it.
+
+    Raises:
+        EngineError: OpenVINO does not take the model.
+    """
+    import openvino
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    try:
+        with recording():
+            # Nothing is traced twice to compare: what the graph gives is measured on real items.
+            decoder = TorchScriptPythonDecoder(
+                graph.cut,
+                example_input=graph.example(),
+                trace_kwargs={"check_trace": False},
+            )
+            model = openvino.convert_model(decoder)
+    except Exception as error:  # whatever tracing a model may raise
+        raise EngineError(f"OpenVINO cannot record the model: {first_line(error)}") from error
+    if len(model.inputs) != len(graph.recipe.names):
+        raise EngineError(
+            f"OpenVINO recorded {len(model.inputs)} inputs of {len(graph.recipe.names)}"
+        )
+    openvino.save_model(model, folder / FILE, compress_to_fp16=False)
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for it: without them it is no faster."""
+    import openvino
+
+    capable: Any = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in capable

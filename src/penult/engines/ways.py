@@ -1,0 +1,96 @@
+"""The ways of running a classifier: which engine, in which numbers, and how one is opened.
+
+Knows the engines; which way is best for a run is not its.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from penult.batching import Law
+from penult.classifiers.base import Classifier
+from penult.engines.base import EXACT, FAST, PRECISIONS, TURBO, Engine, Reading
+from penult.engines.graphs import Graphs
+from penult.engines.quantising import GROUPS
+from penult.engines.torch import TorchEngine
+from penult.errors import UsageError
+
+AUTO, TORCH, OPENVINO, ONNXRUNTIME = "auto", "torch", "openvino", "onnxruntime"
+ENGINES = (TORCH, OPENVINO, ONNXRUNTIME)
+
+
+class Way(NamedTuple):
+    """An engine, and the numbers in which it multiplies: f32, bf16 or a form of int8."""
+
+    engine: str
+    numbers: str = "f32"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it multiplies whole numbers of eight bits."""
+        return self.numbers in GROUPS
+
+    @property
+    def words(self) -> str:
+        """`openvino bf16`."""
+        return f"{self.engine} {self.numbers}"
+
+
+PLAIN = Way(TORCH)
+_EXACT = (PLAIN, Way(OPENVINO), Way(ONNXRUNTIME))
+_FAST = (Way(OPENVINO, "bf16"), Way(TORCH, "bf16"))
+_TURBO = tuple(Way(OPENVINO, numbers) for numbers in GROUPS)
+# In the order in which they are tried; of one engine the first that agrees is taken.
+WAYS: dict[str, tuple[Way, ...]] = {
+    EXACT: _EXACT,
+    FAST: (*_FAST, *_EXACT),
+    TURBO: (*_TURBO, *_FAST, *_EXACT),
+}
+
+
+def check(engine: str, precision: str) -> None:
+    """Refuse what there is not.
+
+    Raises:
+        UsageError: no such engine or precision.
+    """
+    if engine not in (AUTO, *ENGINES):
+        raise UsageError(f"no engine {engine!r}; there are {AUTO}, {', '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
+
+
+def missing(engine: str) -> str:
+    """What to install for an engine; empty if it is here."""
+    needed = {OPENVINO: ("openvino",), ONNXRUNTIME: ("onnxruntime", "onnx")}.get(engine, ())
+    if all(find_spec(name) for name in needed):
+        return ""
+    extra = "onnx" if engine == ONNXRUNTIME else engine
+    return f"{engine} is not installed; install it with: pip install 'penult[{extra}]'"
+
+
+def open_way(
+    way: Way,
+    classifier: Classifier,
+    readings: Sequence[Reading],
+    device: str,
+    law: Law,
+    graphs: Graphs,
+) -> Engine:
+    """The engine of a way. law: how items share a batch in torch.
+
+    Raises:
+        EngineError: it cannot run this model.
+        MissingExtra: it is not installed.
+    """
+    if way.engine == TORCH:
+        return TorchEngine(classifier, readings, device, way.numbers)
+    if way.engine == OPENVINO:
+        from penult.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(classifier, readings, law, graphs, way.numbers)
+    from penult.engines.exported import ExportedEngine
+
+    return ExportedEngine(classifier, readings, law, graphs, way.numbers)

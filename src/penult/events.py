@@ -1,0 +1,148 @@
+"""Predictions of windows as events: neighbouring windows of one class in one recording become one.
+
+Also as a Raven selection table or CSV, which `annotated.py` and any table reader take. Knows no
+model and no collection.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+from penult.errors import UsageError
+
+RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Begin Path",
+         "Begin File", "File Offset (s)", "Class", "Confidence")  # fmt: skip
+COLUMNS = ("path", "start", "end", "channel", "class", "probability", "windows")
+VIEW = "Spectrogram 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A class that was heard or seen from start to end (seconds; None: the item has none).
+
+    probability: the highest of its windows. windows: how many there were.
+    """
+
+    id: str
+    channel: int | None
+    start: float | None
+    end: float | None
+    label: str
+    probability: float
+    windows: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A region and what is said of it: probabilities by class. start, end: seconds, or None."""
+
+    id: str
+    channel: int | None
+    start: float | None
+    end: float | None
+    said: Mapping[str, float]
+
+    def events(self) -> list[Event]:
+        """One event for each class."""
+        place = self.id, self.channel, self.start, self.end
+        return [Event(*place, name, share) for name, share in self.said.items()]
+
+
+def merged(windows: Iterable[Window], gap: float = 0.0) -> list[Event]:
+    """Windows of one recording and channel that follow each other and say the same class, as one
+    event; by recording, channel and start. What has no seconds stays as it is.
+
+    gap: seconds; windows of one class no farther apart are one event too, whatever is said in
+    between.
+
+    Raises:
+        UsageError: a gap that is negative.
+    """
+    if not gap >= 0:
+        raise UsageError(f"a gap of {gap} s between events cannot be; give 0 or more seconds")
+    tracks: dict[tuple[str, int], list[Window]] = {}
+    found: list[Event] = []
+    for window in windows:
+        if window.start is None or window.end is None:
+            found += window.events()
+        else:
+            channel = -1 if window.channel is None else window.channel
+            tracks.setdefault((window.id, channel), []).append(window)
+    for track in tracks.values():
+        found += _joined(sorted(track, key=lambda w: (w.start, w.end)), gap)
+    return sorted(found, key=_order)
+
+
+def to_csv(events: Iterable[Event]) -> str:
+    """One line for each event."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for e in events:
+        times = (_seconds(e.start), _seconds(e.end), "" if e.channel is None else e.channel)
+        writer.writerow([e.id, *times, e.label, f"{e.probability:.6g}", e.windows])
+    return text.getvalue()
+
+
+def to_raven(events: Sequence[Event]) -> str:
+    """A Raven selection table. Several recordings are told apart by path and offset; times count
+    from the beginning of each.
+
+    Raises:
+        UsageError: an event without seconds, or a path that the format cannot hold.
+    """
+    channels = any(e.channel is not None for e in events)
+    header = [name for name in RAVEN if channels or name != "Channel"]
+    lines = ["\t".join(header)]
+    for number, e in enumerate(events, 1):
+        if e.start is None or e.end is None:
+            raise UsageError(
+                f"a Raven table needs seconds, and {e.id} has none; write .csv instead"
+            )
+        values = dict(zip(RAVEN, (
+            str(number), VIEW, "0" if e.channel is None else str(e.channel + 1),
+            _seconds(e.start), _seconds(e.end), e.id, PurePath(e.id).name, _seconds(e.start),
+            e.label, f"{e.probability:.6g}"), strict=True))  # fmt: skip
+        cells = [values[name] for name in header]
+        if bad := next((c for c in cells if any(sign in c for sign in "\t\r\n")), None):
+            raise UsageError(f"a Raven table cannot hold {bad!r}: it has a tab or a line break")
+        lines.append("\t".join(cells))
+    return "\n".join([*lines, ""])
+
+
+def _joined(track: Sequence[Window], gap: float) -> list[Event]:
+    done: list[Event] = []
+    last: dict[str, tuple[int, Event]] = {}  # of each class: its last window's place, and the event
+    for place, window in enumerate(track):
+        for event in window.events():
+            before, open_event = last.get(event.label, (-1, None))
+            if open_event is not None and _goes_on(open_event, event, place - before == 1, gap):
+                event = replace(
+                    open_event,
+                    end=max(open_event.end or 0.0, event.end or 0.0),
+                    probability=max(open_event.probability, event.probability),
+                    windows=open_event.windows + 1,
+                )
+            elif open_event is not None:
+                done.append(open_event)
+            last[event.label] = place, event
+    return done + [event for _, event in last.values()]
+
+
+def _goes_on(event: Event, other: Event, next_one: bool, gap: float) -> bool:
+    # Times are exact to the microsecond; half of one is left for their difference.
+    apart = (other.start or 0.0) - (event.end or 0.0) - 5e-7
+    return apart <= gap if next_one or gap > 0 else False
+
+
+def _order(event: Event) -> tuple[str, int, float, float, str]:
+    channel = -1 if event.channel is None else event.channel
+    return event.id, channel, event.start or 0.0, event.end or 0.0, event.label
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}".rstrip("0").rstrip(".")

@@ -1,0 +1,65 @@
+"""Work for several engines at once, one thread for each; a single engine works in the caller's own.
+
+Knows neither batches nor items: what is run is a function of an engine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from penult.engines.base import Engine
+
+T = TypeVar("T")
+AHEAD = 2  # pieces of work that wait for each engine, so that none of them runs dry
+
+
+class Fleet(Generic[T]):
+    """Gives pieces of work to whichever engine is free."""
+
+    def __init__(self, engines: Sequence[Engine], pool: ThreadPoolExecutor | None) -> None:
+        self._free: SimpleQueue[Engine] = SimpleQueue()
+        for engine in engines:
+            self._free.put(engine)
+        self._only = engines[0]
+        self._pool = pool
+        self._most = AHEAD * len(engines)
+        self._flying: deque[Future[T]] = deque()
+
+    def give(self, work: Callable[[Engine], T]) -> Iterator[T]:
+        """Take on a piece of work; gives results of the oldest ones, as many as make room."""
+        if self._pool is None:
+            yield work(self._only)
+            return
+        self._flying.append(self._pool.submit(self._work, work))
+        while self._flying and (len(self._flying) >= self._most or self._flying[0].done()):
+            yield self._flying.popleft().result()
+
+    def rest(self) -> Iterator[T]:
+        """The results that are still to come."""
+        while self._flying:
+            yield self._flying.popleft().result()
+
+    def _work(self, work: Callable[[Engine], T]) -> T:
+        engine = self._free.get()
+        try:
+            return work(engine)
+        finally:
+            self._free.put(engine)
+
+
+@contextmanager
+def fleet(engines: Sequence[Engine]) -> Iterator[Fleet[Any]]:
+    """A fleet for a `with` block; work that has not begun when the block is left is dropped."""
+    if len(engines) == 1:
+        yield Fleet(engines, None)
+        return
+    pool = ThreadPoolExecutor(len(engines), thread_name_prefix="engine")
+    try:
+        yield Fleet(engines, pool)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

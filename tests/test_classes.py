@@ -1,0 +1,457 @@
+"""Classes from examples: scores, levels and probabilities on vectors whose truth is known."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from penult import classes, classfile
+from penult.calibration import Unknowns, calibration_error, probabilities
+from penult.errors import LabelsError, SpaceError, UsageError
+from penult.events import Window, merged, to_csv, to_raven
+from penult.examples import Examples
+from penult.space import RAW, fit
+from penult.taught import Taught
+from penult.zeroshot import conse, verify, worded
+
+DIM = 16
+
+
+def blobs(
+    n: int, kinds: int = 4, spread: float = 0.5, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """n vectors of each of so many kinds around directions that are at right angles."""
+    random = np.random.default_rng(seed)
+    names = np.repeat(np.arange(kinds), n)
+    noise = spread * random.standard_normal((len(names), DIM)) / DIM**0.5 * 2
+    return (np.eye(DIM)[names] + noise).astype(np.float32), names
+
+
+def taught_examples(vectors: np.ndarray, names: np.ndarray) -> Examples:
+    examples = Examples.empty(DIM)
+    for name in np.unique(names):
+        rows = np.flatnonzero(names == name)
+        examples = examples.with_marks(
+            f"c{name}", [(f"{row}.wav", "whole") for row in rows], vectors[rows]
+        )
+    return examples
+
+
+def taught(n: int, method: str | None = None, seed: int = 0, **options: object) -> Taught:
+    vectors, names = blobs(n, seed=seed)
+    return Taught(taught_examples(vectors, names), fit(RAW, vectors), method, **options)  # type: ignore[arg-type]
+
+
+def test_prototypes_are_the_means_of_directions() -> None:
+    vectors, names = blobs(5)
+    targets = np.where(names[:, None] == np.arange(4), 1, -1).astype(np.int8)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    means = np.stack([unit[names == k].mean(axis=0) for k in range(4)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    assert np.allclose(classes.fit("prototype", vectors, targets)(7 * vectors), unit @ means.T)
+
+
+@pytest.mark.parametrize("method", classes.METHODS)
+def test_every_method_finds_the_classes(method: str) -> None:
+    fresh, truth = blobs(50, seed=9)
+    judged = taught(8, method).judge(fresh)
+    assert (judged.label == truth).mean() > 0.9
+    assert np.allclose(judged.probability.sum(axis=1), 1)
+    assert np.array_equal(judged.said.argmax(axis=1), judged.label)
+
+
+@pytest.mark.parametrize("method", classes.METHODS)
+def test_a_hard_negative_changes_what_is_said(method: str) -> None:
+    vectors, names = blobs(8)
+    examples = taught_examples(vectors, names)
+    lookalike = (np.eye(DIM)[0] + 0.9 * np.eye(DIM)[9]).astype(np.float32)[None]
+    others = lookalike + 0.02 * np.random.default_rng(1).standard_normal((6, DIM))
+    space = fit(RAW, vectors)
+    before = Taught(examples, space, method).judge(others)
+    assert (before.label == 0).all()
+    keys = [(f"no{i}", "whole") for i in range(3)]
+    worse = examples.with_marks("c0", keys, others[:3], "no")
+    after = Taught(worse, space, method).judge(others)
+    assert (after.score[:, 0] < before.score[:, 0] - 0.05).all()
+    if method in ("prototype", "knn"):
+        assert (after.label != 0).all()
+        assert (after.probability[:, 0] == 0).all()
+    members = Taught(worse, space, method).judge(vectors[names == 0])
+    assert (members.label == 0).mean() > 0.8
+
+
+def test_unsure_is_never_used() -> None:
+    vectors, names = blobs(5)
+    examples = taught_examples(vectors, names)
+    more = examples.with_marks("c0", [("x", "whole")], vectors[names == 1][:1] * 3, "unsure")
+    asked = blobs(20, seed=3)[0]
+    one, other = (Taught(e, fit(RAW, vectors)).judge(asked, 0.1) for e in (examples, more))
+    assert np.array_equal(one.score, other.score) and np.array_equal(one.label, other.label)
+
+
+def test_several_classes_at_once() -> None:
+    random = np.random.default_rng(0)
+    has = random.random((80, 3)) < 0.5
+    vectors = (has @ np.eye(3, DIM) + 0.1 * random.standard_normal((80, DIM))).astype(np.float32)
+    examples = Examples.empty(DIM)
+    for k in range(3):
+        rows = np.flatnonzero(has[:50, k])
+        keys = [(str(row), "whole") for row in rows]
+        examples = examples.with_marks(f"c{k}", keys, vectors[rows])
+    found = Taught(examples, fit(RAW, vectors), "ridge")
+    assert found.several
+    asked = has[50:].any(axis=1)
+    said = found.judge(vectors[50:][asked]).said
+    assert (said == has[50:][asked]).mean() > 0.85
+    assert (said.sum(axis=1) > 1).any()
+
+
+def test_the_method_is_chosen_and_the_simplest_wins_a_draw() -> None:
+    assert taught(1).method == "prototype"
+    assert np.isnan(taught(1).accuracy["prototype"])
+    easy = taught(8)
+    assert easy.method == "prototype" and set(easy.accuracy) == set(classes.METHODS)
+    # Each class lies on both sides of the middle: a mean says nothing, neighbours do.
+    random = np.random.default_rng(0)
+    names = np.repeat([0, 1], 60)
+    vectors = np.eye(DIM)[names] * random.choice([-1, 1], 120)[:, None]
+    vectors = (vectors + 0.05 * random.standard_normal((120, DIM))).astype(np.float32)
+    assert Taught(taught_examples(vectors, names), fit(RAW, vectors)).method == "knn"
+
+
+def test_held_out_scores_never_saw_the_example() -> None:
+    vectors, names = blobs(3, spread=2.0)
+    targets = np.where(names[:, None] == np.arange(4), 1, -1).astype(np.int8)
+    groups = classes.groups_of(vectors, [str(i) for i in range(len(names))])
+    found = classes.held_out("prototype", vectors, targets, groups)
+    for row in range(len(names)):
+        rest = np.arange(len(names)) != row
+        expected = classes.fit("prototype", vectors[rest], targets[rest])(vectors[row][None])
+        assert np.allclose(found.scores[row], expected[0])
+
+
+def test_parts_of_one_item_equal_vectors_and_groups_stay_together() -> None:
+    vectors = np.eye(6, dtype=np.float32)
+    vectors[3] = vectors[0]
+    ids = ["a", "a", "b", "c", "d", "e"]
+    assert len(set(classes.groups_of(vectors, ids)[[0, 1, 3]])) == 1
+    assert len(set(classes.groups_of(vectors, ids))) == 4
+    named = [None, None, "s", None, "s", None]
+    groups = classes.groups_of(vectors, ids, named)
+    assert groups[2] == groups[4] and len(set(groups)) == 3
+
+
+@pytest.mark.parametrize("level", [0.02, 0.05, 0.2])
+def test_the_level_holds_on_average(level: float) -> None:
+    """Over many draws of examples the share of members that is called unknown is about the level,
+    and not above it by more than chance allows."""
+    rates = []
+    for seed in range(60):
+        fresh, _ = blobs(50, seed=1000 + seed)
+        rates.append((taught(15, "prototype", seed).judge(fresh, level).label < 0).mean())
+    error = np.std(rates, ddof=1) / len(rates) ** 0.5
+    assert np.mean(rates) <= level + 3 * error
+    assert np.mean(rates) >= level / 3
+
+
+@given(n=st.integers(19, 200), level=st.floats(0.05, 0.5), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_ranks_are_exact(n: int, level: float, seed: int) -> None:
+    """Conformal by ranks: P(score < threshold) ≤ level, for scores drawn alike."""
+    random = np.random.default_rng(seed)
+    below = sum(
+        (fresh := random.standard_normal(n + 1))[-1]
+        < Unknowns(np.sort(fresh[:-1]), "").threshold(level)[0]
+        for _ in range(200)
+    )
+    assert below <= binom.ppf(0.9999, 200, level)
+
+
+def test_unknowns_are_found_and_p_values_agree_with_the_level() -> None:
+    found = taught(20)
+    strange = (np.eye(DIM)[10:14] + 0.05).astype(np.float32)
+    assert (found.judge(strange, 0.05).label == -1).all()
+    assert (found.judge(strange).label >= 0).all()
+    asked = np.concatenate([strange, blobs(20, seed=5)[0]])
+    judged = found.judge(asked, 0.05)
+    assert np.array_equal(judged.label < 0, judged.p_value <= 0.05)
+
+
+def test_what_a_level_rests_on_is_said() -> None:
+    assert "by rank" in taught(20).threshold(0.05)[1]
+    assert "t distribution" in taught(3).threshold(0.05)[1]
+    assert "against the classes of the others" in taught(1).threshold(0.05)[1]
+    vectors, _ = blobs(1)
+    one = Examples.empty(DIM).with_marks("a", [("x", "whole")], vectors[:1])
+    with pytest.raises(LabelsError, match="1 example of 1 class in all cannot tell"):
+        Taught(one, fit(RAW, vectors)).judge(vectors, 0.05)
+    rows = blobs(50)[0]
+    some = Taught(one, fit(RAW, vectors), background=lambda: rows)
+    assert "rows of the collection" in some.threshold(0.05)[1]
+    assert (some.judge(rows, 0.05).label == 0).mean() == pytest.approx(0.05, abs=0.01)
+
+
+def test_with_one_example_of_each_class_the_level_still_holds() -> None:
+    rates = [(taught(1, seed=s).judge(blobs(50, seed=99 + s)[0], 0.1).label < 0).mean()
+             for s in range(40)]  # fmt: skip
+    assert np.mean(rates) <= 0.1
+
+
+def test_one_class_only() -> None:
+    vectors, names = blobs(30)
+    one = taught_examples(vectors[names == 0], names[names == 0])
+    found = Taught(one, fit(RAW, vectors))
+    assert found.method == "prototype"
+    judged = found.judge(vectors, 0.05)
+    assert (judged.label[names == 0] == 0).mean() > 0.9
+    assert (judged.label[names != 0] == -1).mean() > 0.9
+    with pytest.raises(LabelsError, match="needs what a class is not"):
+        Taught(one, fit(RAW, vectors), "ridge").judge(vectors)
+
+
+def test_identical_examples_count_as_one() -> None:
+    vectors, names = blobs(4)
+    vectors[names == 0] = vectors[0]
+    found = Taught(taught_examples(vectors, names), fit(RAW, vectors))
+    assert np.isfinite(found.threshold(0.05)[0])
+    assert found.judge(vectors[:1], 0.05).label[0] == 0
+    same = np.repeat(vectors[:1], 5, axis=0)
+    alone = Taught(taught_examples(same, np.zeros(5, int)), fit(RAW, vectors))
+    with pytest.raises(LabelsError, match="1 example of 1 class"):
+        alone.judge(vectors, 0.05)
+
+
+def test_probabilities_are_calibrated_where_examples_are_drawn_alike() -> None:
+    errors, raw = [], []
+    for seed in range(8):
+        vectors, names = blobs(20, spread=1.2, seed=seed)
+        found = Taught(taught_examples(vectors, names), fit(RAW, vectors), "prototype")
+        fresh, truth = blobs(250, spread=1.2, seed=500 + seed)
+        judged = found.judge(fresh)
+        right = judged.label == truth
+        assert 0.4 < right.mean() < 0.99
+        errors.append(calibration_error(judged.probability.max(axis=1), right))
+        shares = np.exp(judged.score)
+        raw.append(calibration_error((shares / shares.sum(1, keepdims=True)).max(axis=1), right))
+    assert np.mean(errors) < 0.08 < np.mean(raw) / 3
+
+
+def test_calibration_error_is_what_it_says() -> None:
+    assert calibration_error([0.8] * 10, [1] * 8 + [0] * 2) == pytest.approx(0)
+    assert calibration_error([0.9] * 10, [1] * 5 + [0] * 5) == pytest.approx(0.4)
+
+
+def test_a_guess_says_that_it_is_one() -> None:
+    none = np.full((2, 2), np.nan)
+    marks = np.array([[1, -1], [-1, 1]], np.int8)
+    assert "guessed" in probabilities(none, marks, False, np.zeros(0)).basis
+
+
+# ---- examples
+
+
+def test_rename_merge_remove() -> None:
+    e = Examples.empty(2)
+    e = e.with_marks("a", [("1", "whole"), ("2", "whole")], np.eye(2))
+    e = e.with_marks("b", [("2", "whole"), ("3", "0-1")], np.array([[0, 1], [1, 1]]))
+    e = e.with_marks("b", [("1", "whole")], np.array([[1.0, 0]]), "no")
+    e = e.with_marks("a", [("3", "0-1")], np.array([[1.0, 1]]), "no")
+    assert e.keys == (("1", "whole"), ("2", "whole"), ("3", "0-1"))
+    assert [(c.name, c.yes, c.no) for c in e.classes()] == [("a", 2, 1), ("b", 2, 1)]
+    whole = e.merged(["a"], "b")
+    assert [(c.name, c.yes, c.no) for c in whole.classes()] == [("b", 3, 0)]
+    named = e.renamed("a", "x")
+    assert sorted(named.names) == ["b", "x"] and len(named.keys) == 3
+    assert [c.name for c in e.without("b").classes()] == ["a"]
+    rest = e.without("a", [("1", "whole")]).classes()
+    assert {c.name: (c.yes, c.no) for c in rest} == {"a": (1, 1), "b": (2, 1)}
+    lines = list(csv.DictReader(io.StringIO(e.to_csv())))
+    assert len(lines) == 6 and set(lines[0]) == {"path", "region", "class", "mark"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e.renamed("q", "x"), "no class 'q'; there are a, b"),
+        (lambda e: e.renamed("a", "b"), "a class 'b' already"),
+        (lambda e: e.merged(["a"], "a"), "nothing to merge"),
+        (lambda e: e.without("q"), "no class 'q'"),
+        (lambda e: e.without("a", [("2", "whole")]), "none of these examples"),
+        (lambda e: e.with_marks("a", [("9", "w")], [[np.nan, 1]]), "9 has values .* not finite"),
+        (lambda e: e.with_marks("a", [("9", "w")], [[0.0, 0]]), "9 is zero"),
+        (lambda e: e.with_marks("a", [("9", "w")], np.eye(2)), r"1 examples with vectors of shape"),
+        (lambda e: e.with_marks("a", [("9", "w")], [[1.0, 2, 3]]), r"\(1, 3\); \(1, 2\)"),
+        (lambda e: e.with_marks("a", [("9", "w")], [[1.0, 2]], "maybe"), "mark 'maybe'"),
+        (lambda e: e.with_marks(" ", [("9", "w")], [[1.0, 2]]), "needs a name"),
+    ],
+)
+def test_bad_examples_are_refused_in_words(change: object, message: str) -> None:
+    e = Examples.empty(2).with_marks("a", [("1", "whole")], [[1, 0]])
+    e = e.with_marks("b", [("2", "whole")], [[0, 1]])
+    with pytest.raises(LabelsError, match=message):
+        change(e)  # type: ignore[operator]
+
+
+def test_bad_questions_are_refused_in_words() -> None:
+    found = taught(3)
+    with pytest.raises(SpaceError, match="not finite"):
+        found.judge(np.full((1, DIM), np.nan))
+    with pytest.raises(SpaceError, match="do not fit"):
+        found.judge(np.ones((1, DIM + 1)))
+    with pytest.raises(LabelsError, match="lies between 0 and 1"):
+        found.judge(np.ones((1, DIM)), 1.5)
+    with pytest.raises(LabelsError, match="method 'svm'"):
+        taught(3, "svm")
+    with pytest.raises(LabelsError, match="no class has an example"):
+        Taught(Examples.empty(3), fit(RAW, np.eye(3)))
+
+
+def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    vectors, names = blobs(3)
+    examples = taught_examples(vectors, names).with_marks("c1", [("0.wav", "whole")],
+                                                          vectors[:1], "no")  # fmt: skip
+    saved = classfile.Saved(examples, fit("centre", vectors), {"weights": "x"}, {"spec": "demo"},
+                            {"method": None}, ["g"] * len(vectors))  # fmt: skip
+    path = classfile.write(tmp_path / "a.npz", saved)
+    again = classfile.read(path)
+    assert again.examples.keys == examples.keys and again.groups == saved.groups
+    assert [dict(m) for m in again.examples.marks] == [dict(m) for m in examples.marks]
+    assert np.array_equal(again.examples.vectors, examples.vectors)
+    assert again.space.id == saved.space.id and again.fingerprint == saved.fingerprint
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+    with np.load(path, allow_pickle=False) as file:  # nothing in it is pickled
+        assert set(file) == {"about", "vectors", "space"}
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no zip", b"\x80\x04N.", None])
+def test_what_is_no_class_space_is_refused(tmp_path: Path, data: bytes | None) -> None:
+    path = tmp_path / "x.npz"
+    if data is None:
+        np.savez(path, vectors=np.eye(2))
+    else:
+        path.write_bytes(data)
+    with pytest.raises(LabelsError, match="is no saved class space"):
+        classfile.read(path)
+    with pytest.raises(LabelsError, match="there is no file"):
+        classfile.read(tmp_path / "y.npz")
+    with pytest.raises(LabelsError, match=r"saved as \.npz"):
+        classfile.write(tmp_path / "x.pkl", classfile.Saved(Examples.empty(2), fit(RAW, np.eye(2)),
+                                                            {}, {}))  # fmt: skip
+
+
+# ---- events
+
+
+def test_windows_that_follow_each_other_become_one_event() -> None:
+    said = ["a", "a", None, "a", "b", "b", "a"]
+    track = [Window("x.wav", None, i * 0.5, i * 0.5 + 1, {name: 0.5 + i / 100} if name else {})
+             for i, name in enumerate(said)]  # fmt: skip
+    found = merged([*reversed(track), Window("x.wav", 1, 0.0, 1.0, {"a": 0.9})])
+    assert [(e.label, e.channel, e.start, e.end, e.windows) for e in found] == [
+        ("a", None, 0.0, 1.5, 2),
+        ("a", None, 1.5, 2.5, 1),
+        ("b", None, 2.0, 3.5, 2),
+        ("a", None, 3.0, 4.0, 1),
+        ("a", 1, 0.0, 1.0, 1),
+    ]
+    assert found[0].probability == pytest.approx(0.51)
+    wide = merged(track, gap=0.5)
+    assert [(e.label, e.start, e.end) for e in wide] == [("a", 0.0, 4.0), ("b", 2.0, 3.5)]
+    with pytest.raises(UsageError, match="gap of -1"):
+        merged(track, -1)
+
+
+def test_windows_with_room_between_are_events_of_their_own() -> None:
+    track = [Window("x", None, i * 2.0, i * 2.0 + 1, {"a": 0.9}) for i in range(3)]
+    assert len(merged(track)) == 3
+    assert len(merged(track, gap=1.0)) == 1
+    picture = [Window("x.png", None, None, None, {"a": 0.9})] * 2
+    assert len(merged(picture)) == 2
+
+
+def test_tables_of_events() -> None:
+    event = merged([Window("/r/x.wav", 1, 0.25, 1.0, {"a, b": 0.9})])
+    assert list(csv.reader(io.StringIO(to_csv(event))))[1] == [
+        "/r/x.wav", "0.25", "1", "1", "a, b", "0.9", "1"]  # fmt: skip
+    with pytest.raises(UsageError, match="needs seconds"):
+        to_raven(merged([Window("x.png", None, None, None, {"a": 0.9})]))
+    with pytest.raises(UsageError, match="tab or a line break"):
+        to_raven(merged([Window("x\ty.wav", None, 0.0, 1.0, {"a": 0.9})]))
+
+
+# ---- by names, and pairs
+
+WORDS = {"cat": [1, 0, 0], "dog": [0.9, 0.4, 0], "car": [0, 0, 1], "lorry": [0, 0.2, 1],
+         "wolf": [0.8, 0.6, 0]}  # fmt: skip
+
+
+def embed(texts: list[str]) -> np.ndarray:
+    return np.array([WORDS[text] for text in texts])
+
+
+def test_conse_is_the_cosine_to_the_mixed_names() -> None:
+    shares = np.array([[0.6, 0.3, 0.1], [0.05, 0.05, 0.9]])
+    scores = conse(shares, ["cat", "dog", "car"], ["wolf", "lorry"], embed, top=2)
+    unit = {k: np.array(v) / np.linalg.norm(v) for k, v in WORDS.items()}
+    mixed = (0.6 * unit["cat"] + 0.3 * unit["dog"]) / 0.9
+    assert scores[0, 0] == pytest.approx(mixed @ unit["wolf"] / np.linalg.norm(mixed))
+    assert scores.argmax(axis=1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        (["LABEL_0", "LABEL_1"], ["wolf"], "say nothing of what they are"),
+        (["cat", "dog"], [], "names of classes are needed"),
+        (["cat", "dog"], ["wolf", "wolf"], "comes twice"),
+        (["cat"], ["wolf"], r"shape \(1, 2\) for 1 labels"),
+    ],
+)
+def test_names_that_cannot_be_compared(labels: list[str], names: list[str], message: str) -> None:
+    with pytest.raises(LabelsError, match=message):
+        conse(np.array([[0.5, 0.5]]), labels, names, embed)
+
+
+def test_labels_as_words() -> None:
+    assert worded("_silence_") == "silence"
+    assert worded("GreatTit") == "great tit"
+    assert worded("speech, male-voice") == "speech, male voice"
+
+
+def test_equal_error_rate_against_scikit_learn() -> None:
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    vectors, names = blobs(20, spread=2.0)
+    found = verify(vectors, [str(n) for n in names])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    left, right = np.triu_indices(len(names), 1)
+    alike, same = (unit @ unit.T)[left, right], names[left] == names[right]
+    false, hit, _ = roc_curve(same, alike, drop_intermediate=False)
+    at = np.nanargmin(np.abs(1 - hit - false))
+    assert found.eer == pytest.approx((1 - hit[at] + false[at]) / 2, abs=0.005)
+    assert found.auc == pytest.approx(roc_auc_score(same, alike), abs=1e-6)
+    assert found.low <= found.eer <= found.high
+    accepted = alike >= found.threshold
+    assert abs((~accepted[same]).mean() - accepted[~same].mean()) < 0.02
+    assert found.same + found.different == len(alike)
+
+
+def test_pairs_of_one_group_are_no_pairs_of_the_same() -> None:
+    vectors = np.repeat(np.eye(4), 4, axis=0) + 0.01
+    names, groups = list("aaaabbbbccccdddd"), [str(i // 2) for i in range(16)]
+    assert verify(vectors, names).same == 24
+    assert verify(vectors, names, groups).same == 16
+    assert verify(vectors, names).eer == 0
+    with pytest.raises(LabelsError, match="no pair of the same name from two groups"):
+        verify(vectors, names, names)
+    with pytest.raises(LabelsError, match="no pair of the different name"):
+        verify(vectors, ["a"] * 16)
+    with pytest.raises(LabelsError, match="are no pair"):
+        verify(vectors, [None] * 16)

@@ -1,0 +1,258 @@
+"""Choosing an engine: asked for, or measured; what is kept, saved and said of it; early exit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import penult.engines.choosing as choosing
+from conftest import clip
+from penult.batching import difference
+from penult.classifiers import load
+from penult.cli import run
+from penult.collection import Collection
+from penult.embedder import Embedder
+from penult.engines.base import PRECISIONS
+from penult.engines.graphs import Graphs
+from penult.engines.openvino import OpenVinoEngine
+from penult.engines.parity import compare
+from penult.engines.ways import PLAIN, Way
+from penult.errors import EngineError, ModelError, UsageError
+from penult.padding import Batch
+from test_batching import Small, calls_of
+
+CLIPS = [clip(0.4 + 0.3 * i, i) for i in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One for all tests: a recording is made once."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("PENULT_CACHE", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [("openvino", "exact"), ("openvino", "fast"), ("torch", "fast"), ("onnxruntime", "exact")],
+)
+def test_asked_for(tiny: Path, tmp_path: Path, engine: str, precision: str) -> None:
+    plain = Embedder.from_classifier(load(tiny))
+    expected = plain.run(CLIPS)
+    emb = Embedder.from_classifier(load(tiny), engine=engine, precision=precision)
+    result = emb.run(CLIPS)
+    assert emb.choice is not None and emb.choice.parity is not None and emb.way.engine == engine
+    assert emb.choice.parity.holds(PRECISIONS[precision])
+    assert "cosine ≥ 0.9999" in emb.choice.words
+    rows = [[a, b] for a, b in zip(result.logits, result.vectors, strict=True)]
+    wanted = [[a, b] for a, b in zip(expected.logits, expected.vectors, strict=True)]
+    assert compare(rows, wanted).holds(PRECISIONS[precision])
+    same = emb.fingerprint_id == plain.fingerprint_id
+    assert same == (precision == "exact")  # the engine is not in it, the precision is
+    again = Embedder.load(emb.save(tmp_path / "m"))
+    np.testing.assert_array_equal(again.embed(CLIPS), result.vectors)
+    assert (again.engine, again.precision) == (engine, precision)
+    saved = json.loads((tmp_path / "m" / "penult.json").read_text())
+    assert saved["choice"]["parity"]["items"] == 6
+    assert list((tmp_path / "m").glob("engines/*/model.*")) != [] or engine == "torch"
+
+
+def test_auto_measures_only_long_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    emb = Embedder.from_classifier(load(tiny), engine="auto")
+    plain = emb.run(CLIPS)
+    assert emb.way == PLAIN and emb.choice is not None and "60 s" in emb.choice.words
+    monkeypatch.setattr(choosing, "LONG", 0.0)
+    emb = Embedder.from_classifier(load(tiny), engine="auto")
+    result = emb.run(CLIPS)
+    assert emb.choice is not None and len(emb.choice.seconds) >= 2
+    assert emb.choice.seconds[emb.way.words] == min(emb.choice.seconds.values())
+    assert difference(result.vectors, plain.vectors) <= 1e-5
+    monkeypatch.setattr(choosing, "_Trial", lambda *_: pytest.fail("measured again"))
+    again = Embedder.from_classifier(load(tiny), engine="auto")
+    again.run(CLIPS)
+    assert again.way == emb.way
+
+
+def test_what_disagrees_is_dropped(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    def off(way: Way, *rest: Any) -> Any:
+        engine = opened(way, *rest)
+        if way.engine != "openvino":
+            return engine
+
+        def wrong(batch: Any, logits: bool = True) -> Any:
+            readout = engine(batch)
+            return readout._replace(vectors=[v + np.float32(0.5) for v in readout.vectors])
+
+        return wrong
+
+    opened = choosing.open_way
+    monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("other")))
+    monkeypatch.setattr(choosing, "LONG", 0.0)
+    monkeypatch.setattr(choosing, "open_way", off)
+    emb = Embedder.from_classifier(load(tiny), engine="auto")
+    emb.run(CLIPS)
+    assert emb.choice is not None and emb.way.engine != "openvino"
+    assert "exact asks for more" in emb.choice.dropped["openvino f32"]
+    with pytest.raises(EngineError, match="asks for more"):
+        Embedder.from_classifier(load(tiny), engine="openvino").run(CLIPS)
+
+
+def test_bfloat16_that_is_too_coarse_falls_back(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("coarse")))
+    strict = PRECISIONS["exact"]
+    monkeypatch.setitem(choosing.PRECISIONS, "fast", strict)
+    emb = Embedder.from_classifier(load(tiny), engine="torch", precision="fast")
+    emb.run(CLIPS)
+    assert emb.way == PLAIN and emb.choice is not None and "torch bf16" in emb.choice.dropped
+
+
+@pytest.mark.parametrize("worth", [0.0, 1e9])
+def test_eight_bits_are_taken_where_they_are_worth_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, worth: float
+) -> None:
+    monkeypatch.setenv("PENULT_CACHE", str(cache.with_name(f"worth-{worth}")))
+    lenient = replace(PRECISIONS["turbo"], cosine=0.9, neighbours=0.0, law=1.0)
+    monkeypatch.setitem(choosing.PRECISIONS, "turbo", lenient)
+    monkeypatch.setattr(choosing, "WORTH", worth)
+    emb = Embedder.from_classifier(load(tiny), engine="openvino", precision="turbo")
+    emb.run(CLIPS)
+    assert emb.choice is not None
+    assert ("openvino int8 by 128" in emb.choice.dropped) == (worth > 0)
+    assert "openvino int8 by 128" in emb.choice.seconds
+    if worth:
+        assert not emb.way.quantised
+        assert "× as fast as openvino" in emb.choice.dropped["openvino int8 by 128"]
+
+
+def test_eight_bits_alone_and_together(tiny: Path, tmp_path: Path) -> None:
+    emb = Embedder.from_classifier(load(tiny))
+    graphs = Graphs("tests", tmp_path)
+    engine = OpenVinoEngine(emb.classifier, emb.runner.readings, emb.law, graphs, "int8 by 32")
+    items = [emb.classifier.preprocess(wave).tensors for wave in CLIPS]
+    alone = [engine(Batch(item)).row(0) for item in items]
+    together = engine(emb.law.batch(items))
+    exact = [emb.runner.engine(Batch(item)).row(0) for item in items]
+    assert compare([together.row(i) for i in range(6)], alone).cosine > 0.999
+    assert 0.98 < compare(alone, exact).cosine < 0.9999999  # near, and really in fewer bits
+
+
+def test_eight_bits_that_are_too_coarse_fall_back(tiny: Path, cache: Path) -> None:
+    """Half a dozen noisy clips of an untrained model: whatever is taken, holds what it promises."""
+    emb = Embedder.from_classifier(load(tiny), engine="openvino", precision="turbo")
+    result = emb.run(CLIPS)
+    rows = [[a, b] for a, b in zip(result.logits, result.vectors, strict=True)]
+    expected = Embedder.from_classifier(load(tiny)).run(CLIPS)
+    wanted = [[a, b] for a, b in zip(expected.logits, expected.vectors, strict=True)]
+    assert compare(rows, wanted).holds(PRECISIONS["turbo"])
+    assert emb.choice is not None
+    assert emb.way.quantised or any("int8" in name for name in emb.choice.dropped)
+
+
+def test_neighbours_are_counted() -> None:
+    rows = np.eye(6, dtype=np.float32)
+    rows[1] = [1, 0.5, 0, 0, 0, 0]
+    rows[3] = [0, 0, 1, 0.5, 0, 0]
+    rows[5] = [0, 0, 0, 0, 1, 0.5]
+    wanted = [[row, row] for row in rows]
+    assert compare(wanted, wanted).neighbours == 1.0
+    moved = rows.copy()
+    moved[1] = [0.5, 0.5, 0, 0, 1, 0]
+    assert compare([[row, row] for row in moved], wanted).neighbours < 0.9
+
+
+@pytest.mark.parametrize(
+    "asked", [{"engine": "tensorrt"}, {"precision": "quick"}, {"engine": "openvino", "device": "x"}]
+)
+def test_what_there_is_not(tiny: Path, asked: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        Embedder.from_classifier(load(tiny), **asked)
+
+
+def test_a_saved_one_is_still_checked(tiny: Path, tmp_path: Path) -> None:
+    folder = Embedder.from_classifier(load(tiny)).save(tmp_path / "m")
+    file = folder / "penult.json"
+    saved = json.loads(file.read_text())
+    saved["fingerprint"]["weights"] = "0" * 16
+    file.write_text(json.dumps(saved))
+    with pytest.raises(ModelError, match="changed since"):
+        Embedder.load(folder, precision="fast")
+
+
+def test_a_collection_keeps_its_engine(
+    tiny: Path, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    into = str(tmp_path / "c.lance")
+    first, *rest = sorted(map(str, recordings.rglob("*.wav")))
+    assert run(["embed", str(tiny), first, "--into", into, "--engine", "openvino", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"] == "openvino f32"
+    assert run(["embed", str(tiny), *rest, "--into", into, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["engine"] == "openvino f32"
+    collection = Collection.open(into)
+    assert collection.manifest is not None and collection.manifest.engine == "openvino"
+    assert collection.count == 6
+    assert run(["search", into, first, "-k", "1", "--json"]) == 0
+
+
+def test_precisions_are_told_apart(
+    tiny: Path, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    into = str(tmp_path / "c.lance")
+    command = ["embed", str(tiny), str(recordings), "--into", into]
+    assert run([*command, "--precision", "fast", "--engine", "torch"]) == 0
+    assert run(command) == 0  # the collection's own
+    assert run([*command, "--precision", "exact"]) == 2
+    assert "precision" in capsys.readouterr().err
+    query = tmp_path / "other.wav"
+    query.write_bytes(next(recordings.rglob("*.wav")).read_bytes())
+    assert run(["search", into, str(query), "-k", "1", "--json"]) == 0
+
+
+def test_check_and_convert_name_the_engine(
+    tiny: Path, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ["--engine", "openvino", "--precision", "fast"]
+    assert run(["check", str(tiny), str(recordings), *how, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["engine"].startswith("openvino") and document["parity"]["cosine"] >= 0.9999
+    assert run(["convert", str(tiny), str(tmp_path / "m"), *how]) == 0
+    assert "engine openvino" in capsys.readouterr().out
+    assert Embedder.load(tmp_path / "m").engine == "openvino"
+
+
+def test_a_pass_ends_behind_the_tap(tiny: Path) -> None:
+    clf = load(tiny)
+    emb = Embedder.from_classifier(clf, tap="layer:1")
+    expected = emb.embed(CLIPS)
+    last = clf.module.wav2vec2.encoder.layers[1]  # behind which nothing is wanted
+    for wanted, runs in ((False, 0), (True, 1)):
+        calls, vectors = calls_of(last, lambda w=wanted: emb.embed(CLIPS, logits=w))  # type: ignore[misc]
+        assert (calls > 0) == bool(runs)
+        np.testing.assert_array_equal(vectors, expected)
+    assert emb.run(CLIPS).logits.shape == (6, len(clf.labels))
+
+
+def test_a_module_that_runs_per_chunk_is_not_cut_short() -> None:
+    from penult.engines.hooks import Calls
+    from penult.splitting.taps import Tap
+
+    tap, calls = Tap("t", "m", "output", 0, (1, 3), 1), Calls()
+    batches = [{"x": np.zeros((1, n))} for n in (4, 8, 12, 16)]
+    for number, batch in enumerate(batches[:3]):
+        calls.learn(batch, {("m", "output"): number})  # type: ignore[arg-type]
+    assert calls.ends(batches[3], [tap]) is None  # type: ignore[arg-type]
+    assert calls.ends(batches[1], [tap]) == {("m", "output"): 1}  # type: ignore[arg-type]
+
+
+def test_memory_is_still_watched() -> None:
+    emb = Embedder.from_classifier(load(Small().eval(), sample_rate=16_000), engine="auto")
+    assert emb.run([clip(0.5, i) for i in range(3)]).vectors.shape[0] == 3

