@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import soundfile
@@ -15,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 torch.set_num_threads(1)  # tests run side by side
+hypothesis.settings.register_profile("busy", deadline=None)  # and on busy machines
+hypothesis.settings.load_profile("busy")
 
 RATE = 16_000
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

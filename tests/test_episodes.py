@@ -94,7 +94,7 @@ def test_the_crowd_at_its_ends() -> None:
     good, tied = np.array([[0.9, 0.8, 0.1, 0.2]]), np.full((1, 4), 0.5)
     assert crowded(good, np.array([0]), there)[0] == 1
     assert crowded(-good, np.array([0]), there)[0] == 0
-    assert crowded(tied, np.array([0]), there)[0] == pytest.approx(0.5)
+    assert crowded(tied, np.array([0]), there)[0] == pytest.approx(1 / 20)
     assert np.isnan(crowded(good, np.array([2]), there)[0])
 
 

@@ -85,7 +85,7 @@ def space_of(collection: Collection, name: str) -> Space:
         there = sorted({RAW, *collection.spaces()["name"].to_pylist()})
         raise SpaceError(
             f"{collection.path} has no space {name!r} yet; it has {', '.join(there)}. "
-            f"fit_space({name!r}) fits one"
+            f"A recipe works too: {', '.join(STEPS)} joined by +, for example scale+l2"
         )
     return found
 
@@ -99,7 +99,7 @@ def ready(collection: Collection, name: str) -> tuple[Space, About | None]:
     """
     if (found := stored(collection, name)) is not None:
         return found, None
-    if not _is_recipe(name):
+    if not is_recipe(name):
         return space_of(collection, name), None
     fitted, about = _fitted(collection, name, None)
     try:
@@ -126,14 +126,15 @@ def _keep(collection: Collection, fitted: Space, name: str, about: About) -> Non
         collection.add_space(fitted.id, name, asdict(about), fitted.to_bytes())
 
 
-def _is_recipe(name: str) -> bool:
-    return all(word in STEPS or word.startswith("pca:") for word in name.split("+"))
+def is_recipe(name: str) -> bool:
+    """Whether a name is `raw` or steps joined by +."""
+    return name == RAW or all(word in STEPS or word.startswith("pca:") for word in name.split("+"))
 
 
 def _check_name(name: str | None, recipe: str) -> None:
     if name is None or name == recipe:
         return
-    if not name.strip() or name == RAW or _is_recipe(name):
+    if not name.strip() or name == RAW or is_recipe(name):
         raise SpaceError(
             f"a space {recipe!r} cannot be called {name!r}: that is empty or means another recipe; "
             "a name of its own works, such as 'calls-2024'"

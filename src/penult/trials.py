@@ -16,6 +16,7 @@ from penult.episodes import Array, Episodes, Mask, Rows, able, answered, draw, p
 from penult.errors import LabelsError
 from penult.space import Space
 
+_TIED = 1e-12  # a share that is none, but for rounding
 MEASURES = ("one-shot", "few-shot", "neighbours", "in a crowd")
 CROWD = 19  # examples of other classes, beside the one of the query's own
 WAYS = 20
@@ -144,6 +145,19 @@ def voted(near: Array, labels: Rows, there: Rows, k: int = VOTERS) -> Array:
     return right
 
 
+def _share_before(
+    near: Array, weight: npt.NDArray[np.float64], first: Mask
+) -> npt.NDArray[np.float64]:
+    """(q, s) the weight of what comes before each example, nearest first; of equally near ones
+    those in `first` lead."""
+    order = np.lexsort((~first, -near), axis=1)
+    before = np.empty_like(weight)
+    np.put_along_axis(
+        before, order, np.take_along_axis(weight, order, axis=1).cumsum(axis=1), axis=1
+    )
+    return before
+
+
 def crowded(near: Array, labels: Rows, there: Rows, others: int = CROWD) -> Array:
     """(q,) the probability that one example of the query's own class is nearer than all of
     `others` examples of other classes, whose classes are drawn alike; NaN where either is absent.
@@ -157,12 +171,14 @@ def crowded(near: Array, labels: Rows, there: Rows, others: int = CROWD) -> Arra
     weight = np.where(own, 0.0, share[None])
     whole = weight.sum(axis=1, keepdims=True)
     weight = weight / np.where(whole > 0, whole, 1.0)
-    chance = np.zeros(len(labels))
-    for first in (own, ~own):  # equally near ones count half: once before, once behind
-        order = np.lexsort((~first, -near), axis=1)
-        nearer = np.take_along_axis(weight, order, axis=1).cumsum(axis=1)
-        mine = np.take_along_axis(own, order, axis=1)
-        chance += 0.5 * (np.maximum(1.0 - nearer, 0.0) ** others * mine).sum(axis=1)
+    # Of the others a share is nearer than each example, and a share as near: these come before it
+    # or behind it by chance, each place as likely.
+    nearer, upto = (_share_before(near, weight, first) for first in (own, ~own))
+    tied = upto - nearer
+    left, rest = np.maximum(1.0 - nearer, 0.0), np.maximum(1.0 - upto, 0.0)
+    power = others + 1
+    spread = (left**power - rest**power) / (np.where(tied > _TIED, tied, 1.0) * power)
+    chance = (np.where(tied > _TIED, spread, left**others) * own).sum(axis=1)
     examples = own.sum(axis=1)
     asked = (examples > 0) & (whole[:, 0] > 0)
     found: Array = np.where(asked, chance / np.maximum(examples, 1), np.nan).astype(np.float32)

@@ -25,6 +25,7 @@ from penult.cli.output import (
 from penult.cli.progress import metered
 
 if TYPE_CHECKING:
+    from penult.collection import Collection
     from penult.evaluating import Evaluation
     from penult.selection import Selection
     from penult.space import Space
@@ -113,7 +114,7 @@ def evaluate(
         str,
         typer.Option(
             help="raw, or steps joined by + (centre, scale, whiten, pca:N, l2), or a saved "
-            "embedder, whose space it is."
+            "embedder, whose space it is, or the name of a space that the collection keeps."
         ),
     ] = "raw",
     ways: Annotated[int, typer.Option(help="Classes in an episode, at most.")] = 20,
@@ -133,8 +134,11 @@ def evaluate(
     opened = Collection.open(collection, must_exist=True)
     rows = labelled(opened, [by] if groups in (None, by) else [by, str(groups)], where)
     mates = None if groups is None else rows.names[groups]
+    used = _space(opened, space)
+    if not isinstance(used, str):
+        say("[dim]a fitted space is taken as it is: choose it on other items than these[/]")
     with working("measuring"):
-        found = measured(rows.vectors, rows.names[by], mates, _space(space), ways)
+        found = measured(rows.vectors, rows.names[by], mates, used, ways)
     document = {"collection": str(opened.path), "by": by, "grouped_by": groups, "where": where}
     document |= reports.evaluation_document(found)
     if report is not None:
@@ -151,14 +155,15 @@ def evaluate(
 COMMANDS = (choose, evaluate)
 
 
-def _space(asked: str) -> str | Space:
-    """A recipe, or the space of a saved embedder."""
+def _space(collection: Collection, asked: str) -> str | Space:
+    """A recipe, to be fitted on parts; or a space of the collection or of a saved embedder."""
     from penult.artefact import SPACE, is_embedder
     from penult.errors import SpaceError
     from penult.space import Space
+    from penult.spaces import is_recipe, space_of
 
     if not is_embedder(asked):
-        return asked
+        return asked if is_recipe(asked) else space_of(collection, asked)
     kept = Path(asked) / SPACE
     if not kept.is_file():
         raise SpaceError(f"the embedder {asked} has no space of its own; leave --space out")
