@@ -14,7 +14,7 @@ import torch
 
 from penult.batching import ALONE, find_law, probe
 from penult.classifiers import load
-from penult.embedder import Embedder, tap_of
+from penult.embedder import Embedder
 from penult.engines.base import EXACT, FAST, PRECISIONS, Reading
 from penult.engines.exported import ExportedEngine
 from penult.engines.graphs import Graphs
@@ -23,6 +23,7 @@ from penult.engines.parity import compare
 from penult.engines.torch import TorchEngine
 from penult.errors import EngineError
 from penult.padding import Batch
+from penult.proving import tap_of
 from zoo import AUDIO, save_audio, save_image, save_text, save_video
 
 ENGINES: dict[str, tuple[str, Any]] = {
@@ -72,15 +73,20 @@ def opened(name: str, emb: Embedder, folder: Path, readings: list[Reading] | Non
     return make(emb.classifier, readings or emb.runner.readings, emb.law, graphs)
 
 
+# Recording and exporting take seconds each: of these a few kinds are in the fast suite.
+FEW = {
+    "openvino": {"wav2vec2", "wav2vec2-bert", "whisper", "bert", "vit"},
+    "onnxruntime": {"bert", "vit"},
+    "torch": set(dict(MODELS)),
+}
 SWEEP = [
     pytest.param(
-        name, kind, norm,
-        marks=pytest.mark.slow if name.startswith("onnx") and kind not in ("bert", "vit") else (),
+        name, kind, norm, marks=() if kind in FEW[name.partition(" ")[0]] else pytest.mark.slow
     )
     for kind, norm in MODELS
     for name in ENGINES
     if name != "torch f32"
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "kind", "norm"), SWEEP)
@@ -112,13 +118,11 @@ def test_as_torch_alone_and_together(
 
 
 @pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last", "mean+std"])
-def test_every_pooling_and_several_taps_in_one_pass(
-    models: Any, tmp_path: Path, name: str, pooling: str
-) -> None:
+def test_every_pooling_and_several_taps_in_one_pass(models: Any, tmp_path: Path, name: str) -> None:
     emb = models("wav2vec2", "group")
     taps = [tap_of(emb.classifier, tap) for tap in ("layer:1", "backbone")]
-    readings = [Reading(tap, pooling) for tap in taps]
+    poolings = ("mean", "max", "first", "last", "mean+std")
+    readings = [Reading(tap, pooling) for tap in taps for pooling in poolings]
     items = probe(emb.classifier)
     assert items is not None
     batch = emb.law.batch(items[:3])
