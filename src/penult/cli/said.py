@@ -25,7 +25,7 @@ Found = list["ClassPrediction"]
 def facts_of(taught: ClassSpace, level: float | None) -> dict[str, Any]:
     """What predictions rest on."""
     fitted = taught.taught
-    wanted = taught.unknown if level is None else level
+    wanted = taught.settings.unknown if level is None else level
     threshold, basis = fitted.threshold(wanted) if wanted else (None, "")
     return {
         "classes": list(fitted.names),
