@@ -31,7 +31,7 @@ LAYERS = (
         {"rows", "steps", "ingest", "checking", "search", "projection"}
         | {"clusters", "diffusion", "probing", "probefiles", "joining"}
         | {"classes", "calibration", "examples", "taught", "classfile", "predictions", "events"}
-        | {"zeroshot"},
+        | {"zeroshot", "spooled"},
     ),
     (
         "store",

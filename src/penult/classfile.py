@@ -10,7 +10,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,7 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
         LabelsError: a name that does not end in .npz.
         StoreError: it cannot be written.
     """
-    target = Path(path).expanduser()
-    if target.suffix != SUFFIX:
-        raise LabelsError(f"a class space is saved as {SUFFIX}: {target.with_suffix(SUFFIX)}")
+    target = check_suffix(Path(path).expanduser())
     examples = saved.examples
     about = {
         "format": FORMAT,
@@ -73,6 +71,17 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
     return write_aside(target, buffer.getvalue())
 
 
+def check_suffix(path: Path) -> Path:
+    """The path of a class space.
+
+    Raises:
+        LabelsError: it does not end in .npz.
+    """
+    if path.suffix != SUFFIX:
+        raise LabelsError(f"a class space is saved as {SUFFIX}: {path.name}{SUFFIX} works")
+    return path
+
+
 def check_free(path: Path | None, overwrite: bool) -> None:
     """Refuse to write over a file.
 
@@ -83,8 +92,9 @@ def check_free(path: Path | None, overwrite: bool) -> None:
         raise UsageError(f"{path} exists already; --overwrite replaces it")
 
 
-def write_aside(path: Path, data: bytes) -> Path:
-    """Write a file, aside first, so that one of that name is whole or absent.
+def write_aside(path: Path, data: bytes | Iterable[bytes]) -> Path:
+    """Write a file, aside first, so that one of that name is whole or absent. data: at once, or in
+    parts.
 
     Raises:
         StoreError: it cannot be written.
@@ -92,7 +102,8 @@ def write_aside(path: Path, data: bytes) -> Path:
     target = path.expanduser()
     aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
-        aside.write_bytes(data)
+        with aside.open("wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
         aside.replace(target)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -119,7 +130,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
                 return _checked(about, vectors, Space.from_bytes(file["space"].tobytes()))
     except FileNotFoundError as error:
         raise LabelsError(
-            f"there is no file {source}; penult classes COLLECTION --save {source} makes one"
+            f"there is no file {source}; penult classes COLLECTION --save {source} makes one, and "
+            f"penult teach {source} CLASS EXAMPLES… --model MODEL begins one"
         ) from error
     except Exception as error:  # whatever a broken file makes of zip, numpy and JSON
         raise LabelsError(f"{source} is no saved class space: {first_line(error)}") from error

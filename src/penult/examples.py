@@ -168,13 +168,15 @@ class Examples:
 
     def classes(self) -> list[Class]:
         """The classes, in the order they came; those with nothing but `unsure` come last."""
-        names = self._all_names()
+        said: dict[str, dict[str, list[int]]] = {}
+        for i, one in enumerate(self.marks):
+            for name, mark in one.items():
+                said.setdefault(name, {each: [] for each in MARKS})[mark].append(i)
         found = []
-        for name in names:
-            said = [one.get(name) for one in self.marks]
-            members = [i for i, mark in enumerate(said) if mark == "yes"]
+        for name, marked in said.items():
+            members = marked["yes"]
             middle = self.keys[members[medoid(self.vectors[members])]] if members else None
-            yes, no, unsure = (said.count(mark) for mark in MARKS)
+            yes, no, unsure = (len(marked[mark]) for mark in MARKS)
             found.append(Class(name, yes, no, unsure, middle))
         return sorted(found, key=lambda one: not (one.yes or one.no))
 
@@ -183,14 +185,13 @@ class Examples:
         others unless it is marked so; what is marked no says nothing of other classes, and unsure
         nothing at all."""
         table = np.full((len(self.keys), len(names)), OPEN, np.int8)
+        place, value = {name: k for k, name in enumerate(names)}, {"yes": YES, "no": NO}
         for row, one in zip(table, self.marks, strict=True):
-            member = any(one.get(name) == "yes" for name in names)
-            for k, name in enumerate(names):
-                mark = one.get(name)
-                if mark is None:
-                    row[k] = IMPLIED if member else OPEN
-                else:
-                    row[k] = {"yes": YES, "no": NO, "unsure": OPEN}[mark]
+            said = [(place[name], mark) for name, mark in one.items() if name in place]
+            if any(mark == "yes" for _, mark in said):
+                row[:] = IMPLIED
+            for k, mark in said:
+                row[k] = value.get(mark, OPEN)
         return table
 
     def by_key(self) -> dict[Key, dict[str, str]]:
