@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +255,68 @@ def test_a_guess_says_that_it_is_one() -> None:
     assert "guessed" in probabilities(none, marks, False, np.zeros(0)).basis
 
 
+def test_members_that_a_negative_rules_out_count_as_unknown() -> None:
+    """A tenth of the members lie beside a hard negative. They are called unknown, and with them no
+    more than the level allows."""
+    random = np.random.default_rng(0)
+    rates = []
+    for _ in range(20):
+        vectors = np.eye(DIM)[np.zeros(400, int)] + 0.1 * random.standard_normal((400, DIM))
+        odd = np.arange(400) % 10 == 0
+        vectors[odd] += 2 * np.eye(DIM)[5]
+        against = np.eye(DIM)[:1] + 2 * np.eye(DIM)[5:6]
+        keys = [(str(i), "whole") for i in range(100)]
+        examples = Examples.empty(DIM).with_marks("a", keys, vectors[:100])
+        examples = examples.with_marks("a", [("no", "whole")], against, "no")
+        found = Taught(examples, fit(RAW, vectors), "prototype")
+        judged = found.judge(vectors[100:], 0.2)
+        assert (judged.label[odd[100:]] < 0).all()
+        rates.append((judged.label < 0).mean())
+    assert np.mean(rates) == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize(("level", "n"), [(0.29, 99), (0.57, 99), (0.58, 99), (0.05, 19)])
+def test_a_level_that_has_no_exact_binary_form_takes_the_rank_that_it_says(
+    level: float, n: int
+) -> None:
+    scores = np.arange(float(n))
+    found = Unknowns(scores, "")
+    assert np.array_equal(scores < found.threshold(level)[0], found.p_values(scores - 0.5) < level)
+
+
+def test_what_every_class_rules_out_is_no_hit() -> None:
+    scores = np.array([[-np.inf, -np.inf], [0.1, -np.inf], [np.nan, np.nan]])
+    marks = np.array([[1, -1], [1, -1], [1, -1]], np.int8)
+    right = classes.hits(scores, marks)
+    assert right[:2].tolist() == [0, 1] and np.isnan(right[2])
+
+
+def test_where_nothing_tells_how_usual_a_score_is_no_figure_is_made_up() -> None:
+    vectors, _ = blobs(1)
+    rows = blobs(50)[0]
+    one = Examples.empty(DIM).with_marks("a", [("x", "whole")], vectors[:1])
+    judged = Taught(one, fit(RAW, vectors), background=lambda: rows).judge(rows, 0.05)
+    assert np.isnan(judged.p_value).all()
+    # How probable: the share of the background that is less alike.
+    assert judged.probability[judged.label < 0].max() <= 0.96 <= judged.probability.max()
+    assert 0.4 < judged.probability.mean() < 0.6
+    assert np.isnan(Taught(one, fit(RAW, vectors)).judge(rows).p_value).all()
+
+
+def test_many_classes_of_many_examples_take_no_time() -> None:
+    random = np.random.default_rng(0)
+    names = [f"c{i % 300}" for i in range(6000)]
+    keys = [(f"{i}.wav", "whole") for i in range(6000)]
+    vectors = random.standard_normal((6000, 8)).astype(np.float32)
+    began = time.perf_counter()
+    found = Examples.empty(8).with_named(names, keys, vectors)
+    counted = {one.name: one.yes for one in found.classes()}
+    targets = found.targets(found.names)
+    assert time.perf_counter() - began < 2  # by one class after another it takes minutes
+    assert counted == dict.fromkeys(names, 20)
+    assert ((targets == 1).sum(axis=1) == 1).all() and (targets != 0).all()
+
+
 # ---- examples
 
 
@@ -455,3 +518,22 @@ def test_pairs_of_one_group_are_no_pairs_of_the_same() -> None:
         verify(vectors, ["a"] * 16)
     with pytest.raises(LabelsError, match="are no pair"):
         verify(vectors, [None] * 16)
+
+
+def test_among_many_names_all_pairs_of_the_same_are_compared() -> None:
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((5000, 8))
+    rows = np.concatenate([centres, centres]) + 0.3 * random.standard_normal((10_000, 8))
+    found = verify(rows, [str(i) for i in range(5000)] * 2)
+    assert found.same == 5000 and found.different > 1_900_000
+    assert found.low < found.eer < found.high < 0.2
+    # Of very many pairs of the same as many are drawn.
+    few = verify(np.concatenate([rows, rows[:1]]), ["a"] * 5000 + ["b"] * 5000 + ["a"])
+    assert few.same == 1_000_000 and few.different > 400_000
+    assert few.eer == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), -0.1, 2.0])
+def test_a_rate_that_cannot_be_is_refused(rate: float) -> None:
+    with pytest.raises(LabelsError, match="a rate lies between 0 and 1"):
+        verify(np.eye(4), ["a", "a", "b", "b"], false_accepts=rate)

@@ -250,7 +250,74 @@ def test_a_head_that_bends_is_refused(embedder: Embedder, monkeypatch: pytest.Mo
         headrows.head_rows(embedder)
 
 
+def test_the_heads_rows_survive_examples_of_another_size(embedder: Embedder) -> None:
+    """Rows of weights are shorter than vectors of items: a mean of both would belong to neither."""
+    space = ClassSpace(embedder, unknown=0)
+    space.add_head()
+    for word in ("apple", "banana", "no", "yes"):
+        space.add(word, clips_of(word))
+    space.add("eight", sorted(CLIPS.glob("eight_*.flac")))
+    assert len(space.examples.keys) >= 20 + 8 and space.space.recipe == "raw"
+    asked = [CLIPS / f"{w}_scottish-man.flac" for w in ("zero", "one", "two", "five", "six")]
+    said = [one.label for one in space.predict(asked)]
+    assert said == ["zero", "one", "two", "five", "six"]
+
+
+def test_an_id_that_looks_like_one_of_the_head_is_kept(embedder: Embedder, tmp_path: Path) -> None:
+    col = Collection.open(tmp_path / "c.lance")
+    (tmp_path / "t.csv").write_text(f"path,id\n{CLIPS / 'one_british-man.flac'},classifier:1\n")
+    col.add(embedder, tmp_path / "t.csv")
+    ClassSpace(col).add("one", ("classifier:1", "whole"))
+    assert [one.yes for one in ClassSpace(col).classes] == [1]
+
+
+def test_vectors_that_begin_alike_are_different_examples(embedder: Embedder) -> None:
+    space = ClassSpace(embedder, unknown=0)
+    vectors = np.zeros((2, embedder.dim), np.float32)
+    vectors[[0, 1], [-1, -2]] = 1  # what a ReLU gives begins with zeros
+    space.add_vectors("a", vectors[:1])
+    space.add_vectors("b", vectors[1:])
+    assert len(space.examples.keys) == 2
+    assert [one.label for one in space.predict_vectors(vectors)] == ["a", "b"]
+
+
+def test_a_file_goes_on_as_the_space_would(embedder: Embedder, tmp_path: Path) -> None:
+    """Its space is fitted to the examples: with more of them, to more."""
+    live = ClassSpace(embedder)
+    live.add("one", clips_of("one"))
+    again = ClassSpace.load(live.save(tmp_path / "s.npz"), embedder)
+    for space in (live, again):
+        assert space.space.recipe == "raw"
+        for word in ("two", "three", "four", "five", "six", "seven"):
+            space.add(word, clips_of(word))
+        assert space.space.recipe == "centre"
+    assert live.space.id == again.space.id
+
+
+def test_nothing_is_embedded_for_a_mark_that_there_is_not(words: Collection) -> None:
+    before = words.count
+    space = ClassSpace(words)
+    for teach in (space.add, space.add_named):
+        with pytest.raises(LabelsError, match="mark 'maybe'"):
+            teach("folder", [CLIPS.parent], mark="maybe")  # type: ignore[arg-type]
+    assert words.count == before
+
+
 # ---- what cannot be done
+
+
+def test_a_setting_that_there_is_not_is_refused(space: ClassSpace, tmp_path: Path) -> None:
+    path = space.save(tmp_path / "s.npz")
+    with pytest.raises(UsageError, match="no setting 'methd'"):
+        ClassSpace.load(path, methd="knn")
+    with pytest.raises(LabelsError, match="method 'svm'"):
+        ClassSpace.load(path, method="svm")
+    with pytest.raises(LabelsError, match="lies between 0 and 1"):
+        ClassSpace.load(path, unknown="much")
+    with pytest.raises(UsageError, match="not of a str"):
+        ClassSpace.load(path, "demo")  # type: ignore[arg-type]
+    with pytest.raises(LabelsError, match="0 or more"):
+        space.predict(clips_of("one"), nearest=-1)
 
 
 def test_vectors_of_another_embedder_are_refused(

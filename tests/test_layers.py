@@ -32,8 +32,8 @@ LAYERS = (
         {"rows", "steps", "ingest", "checking", "search", "projection"}
         | {"clusters", "diffusion", "probing", "probefiles", "joining"}
         | {"classes", "calibration", "examples", "taught", "classfile", "predictions", "events"}
-        | {"zeroshot", "intervals", "episodes", "measures", "trials", "choosing", "freely"}
-        | {"material", "ranking", "judging", "reports", "evaluating"},
+        | {"zeroshot", "spooled", "intervals", "episodes", "measures", "trials", "choosing"}
+        | {"freely", "material", "ranking", "judging", "reports", "evaluating"},
     ),
     (
         "store",

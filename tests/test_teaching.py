@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,15 @@ import pytest
 import soundfile
 
 import penult
+from penult import classfile
 from penult.classspace import ClassSpace
+from penult.cli.output import emit, emit_long
 from penult.collection import Collection
 from penult.embedder import Embedder
+from penult.examples import Examples
+from penult.predictions import ClassPrediction
 from penult.sources import from_paths
+from penult.space import RAW, fit
 from test_cli import ask
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"
@@ -184,6 +191,82 @@ def test_the_heads_classes(store: Path, tmp_path: Path) -> None:
     assert ask("classes", store, "--json").json["classes"] == []
 
 
+def test_a_file_begins_with_a_model_and_examples(tmp_path: Path) -> None:
+    path = tmp_path / "words.npz"
+    clips = [clip_of("apple", voice) for voice in VOICES]
+    began = ask("teach", path, "apple", *clips, "--model", "demo", "--tap", "prelogits")
+    assert began.code == 0 and "4 examples: apple" in began.out
+    assert ask("teach", path, "no", *(clip_of("no", voice) for voice in VOICES)).code == 0
+    said = ask("predict", path, clip_of("apple"), clip_of("no"), "--unknown", 0, "--json").json
+    assert [one["label"] for one in said["predictions"]] == ["apple", "no"]
+    refused = ask("teach", path, "no", clip_of("no"), "--model", "demo", "--tap", "backbone")
+    assert refused.code == 2 and "has its own" in refused.error
+    empty = tmp_path / "empty.npz"
+    refused = ask("teach", empty, "no", "absent.wav", "--model", "demo")
+    assert refused.code != 0 and not empty.exists()
+
+
+def test_of_several_changes_none_is_made_where_one_cannot_be(known: Path, tmp_path: Path) -> None:
+    before = ask("classes", known, "--json").json
+    for wrong in (
+        ("--remove", "absent"),
+        ("--merge", "absent", "--into", "five"),
+        ("--save", tmp_path / "x.pkl"),
+        ("--head",),
+    ):
+        assert ask("classes", known, "--rename", "two", "deux", *wrong).code == 2
+        assert ask("classes", known, "--json").json == before
+
+
+def test_marks_of_files_whose_names_are_no_utf8_are_exported(tmp_path: Path) -> None:
+    odd = Examples.empty(2).with_marks("a", [("caf\udce9.wav", "whole")], [[1, 0]])
+    path = classfile.write(tmp_path / "x.npz", classfile.Saved(odd, fit(RAW, np.eye(2)), {}, {}))
+    done = ask("classes", path, "--csv", tmp_path / "x.csv")
+    assert done.code == 0 and "caf\\udce9.wav,whole,a,yes" in (tmp_path / "x.csv").read_text()
+
+
+def test_predictions_do_not_pile_up_in_memory(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five thousand rows no more are alive at a time than are judged at once."""
+    path = tmp_path / "c.npz"
+    assert ask("classes", known, "--save", path).code == 0
+    made, most, gone = 0, 0, list[None]()
+
+    def many(
+        self: ClassSpace, collection: object, where: object, **asked: float
+    ) -> Iterator[ClassPrediction]:
+        nonlocal made, most
+        vectors = np.repeat(self.examples.vectors[:1], 50, axis=0)
+        for _ in range(100):
+            for one in self.predict_vectors(vectors):
+                weakref.finalize(one.scores, gone.append, None)
+                made += 1
+                most = max(most, made - len(gone))
+                yield one
+
+    monkeypatch.setattr(ClassSpace, "predict_collection", many)
+    for more in (("--json",), ("--out", tmp_path / "p.csv"), ()):
+        done = ask("predict", known, *more)
+        assert done.code == 0, done.err
+        assert most <= 120, more
+        if more == ("--json",):
+            assert len(done.json["predictions"]) == 5000
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 5001
+
+
+@pytest.mark.parametrize(
+    "items", [[], [{"a": [1], "b": "x\u2028\n", "c": float("nan")}, {"a": []}]]
+)
+def test_a_long_document_is_what_a_short_one_is(
+    items: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    emit({"place": "p", "found": items, "events": {"a": 1}, "out": None})
+    whole = capsys.readouterr().out
+    emit_long({"place": "p"}, "found", iter(items), {"events": {"a": 1}, "out": None})
+    assert capsys.readouterr().out == whole
+
+
 def test_by_names(store: Path, names_model: Path) -> None:
     asked = ("--names", "eight, nine", "--names-model", names_model, "--json")
     rows = ask("predict", store, "--where", "word = 'eight'", *asked)
@@ -232,6 +315,8 @@ def test_verify(store: Path) -> None:
         (("predict", "KNOWN", "--unknown", "2"), "lies between 0 and 1"),
         (("predict", "KNOWN", "--groups", "colour"), "'colour' names nothing"),
         (("predict", "KNOWN", "--window", "1s"), "cut already"),
+        (("predict", "KNOWN", "--hop", "1s"), "cut already"),
+        (("predict", "KNOWN", "--names", "a", "--groups", "voice"), "--groups is for classes"),
         (("predict", "KNOWN", "CLIP", "--where", "known"), "--where is for the rows"),
         (("predict", "KNOWN", "CLIP", "--merge-gap", "-1"), "--merge-gap"),
         (("predict", "KNOWN", "--names", "a,b"), "--names needs --names-model"),

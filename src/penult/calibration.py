@@ -49,7 +49,8 @@ class Probabilities:
 class Unknowns:
     """When something is no known class: its score is lower than almost all of these.
 
-    scores: ascending, of examples that the scorer was not shown. basis: where they are from and
+    scores: ascending, of examples that the scorer was not shown; minus infinity where every class
+    ruled one out. basis: where they are from and
     what the level means, in words. background: the scores are not of members but of anything, and
     the level is the share of them that is taken for known.
     """
@@ -59,12 +60,15 @@ class Unknowns:
     background: bool = False
 
     def p_values(self, scores: Floats) -> Floats:
-        """(m,): about the probability that a member of a known class scores as low as this.
+        """(m,): about the probability that a member of a known class scores as low as this; with
+        a background, the share of it that scores no higher.
 
         Conformal (Vovk et al., 2005): the rank among the held-out scores, which needs no
         assumption but that examples and members are drawn alike; never below 1 / (n + 1).
         """
         below = np.searchsorted(self.scores, scores, side="right")
+        if self.background:
+            return np.asarray(below / len(self.scores), np.float64)
         return np.asarray((1.0 + below) / (len(self.scores) + 1.0), np.float64)
 
     def threshold(self, level: float = LEVEL) -> tuple[float, str]:
@@ -80,19 +84,20 @@ class Unknowns:
             raise LabelsError(f"unknown at a level of {level:g}: it lies between 0 and 1, as 0.05")
         n = len(self.scores)
         if self.background:
-            return float(np.quantile(self.scores, 1.0 - level)), self.basis
-        place = math.floor(level * (n + 1))
+            return float(np.quantile(self.scores, 1.0 - level, method="higher")), self.basis
+        place = math.floor(level * (n + 1) + 1e-9)  # 0.29 · 100 is 28.999…
         if place >= 1:
             return float(self.scores[place - 1]), f"{self.basis}; by rank (conformal)"
-        if n < FEWEST:
+        finite = self.scores[np.isfinite(self.scores)]
+        if (n := len(finite)) < FEWEST:
             raise LabelsError(
                 f"{n} held-out scores are too few to tell what is unknown; {FEWEST} are needed. "
                 "Give more examples, or do without unknowns (unknown=0)"
             )
         from scipy.stats import t
 
-        spread = float(self.scores.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
-        value = float(self.scores.mean()) + float(t.ppf(level, n - 1)) * spread
+        spread = float(finite.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
+        value = float(finite.mean()) + float(t.ppf(level, n - 1)) * spread
         return value, (
             f"{self.basis}; by a t distribution, since a rank at {level:g} needs "
             f"{math.ceil(1 / level) - 1} scores"
@@ -113,6 +118,7 @@ def probabilities(scores: Floats, targets: Targets, several: bool, unrelated: Fl
 
 def _tempered(scores: Floats, targets: Targets, guess: float) -> Probabilities:
     from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
 
     known = ~np.isnan(scores)
     own = (targets == YES) & known & np.isfinite(np.where(known, scores, 0.0))
@@ -124,9 +130,8 @@ def _tempered(scores: Floats, targets: Targets, guess: float) -> Probabilities:
 
     def loss(log: float) -> float:
         scaled = values / math.exp(log)
-        top = scaled.max(axis=1)
-        total = np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        right = np.log(np.exp(np.where(mine, scaled, -np.inf) - top[:, None]).sum(axis=1) + 1e-300)
+        total = logsumexp(scaled, axis=1)
+        right = logsumexp(np.where(mine, scaled, -np.inf), axis=1)
         # The guess weighs as much as one example, so that few do not give certainty.
         prior = 0.5 * (log - math.log(guess)) ** 2
         return float((total - right).sum() + prior)

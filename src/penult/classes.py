@@ -226,8 +226,9 @@ def hits(scores: Floats, targets: Targets) -> Floats:
     """(m,): 1 where the best class is one of the example's own, 0 where not, NaN where the example
     has none that was scored."""
     own = (targets == YES) & ~np.isnan(scores)
-    best = np.nanargmax(np.where(np.isnan(scores), -np.inf, scores), axis=1)
-    right = np.take_along_axis(own, best[:, None], axis=1)[:, 0].astype(float)
+    best = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)[:, None]
+    said = own & (scores != _RULED_OUT)
+    right = np.take_along_axis(said, best, axis=1)[:, 0].astype(float)
     right[~own.any(axis=1)] = np.nan
     return right
 

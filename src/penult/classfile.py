@@ -10,16 +10,16 @@ import io
 import json
 import os
 import uuid
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from penult.errors import LabelsError, SpaceError, StoreError, UsageError
-from penult.examples import Examples
+from penult.errors import LabelsError, StoreError, UsageError, first_line
+from penult.examples import Examples, checked_mark, checked_name
 from penult.space import Space
 
 FORMAT = 1
@@ -47,9 +47,7 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
         LabelsError: a name that does not end in .npz.
         StoreError: it cannot be written.
     """
-    target = Path(path).expanduser()
-    if target.suffix != SUFFIX:
-        raise LabelsError(f"a class space is saved as {SUFFIX}: {target.with_suffix(SUFFIX)}")
+    target = check_suffix(Path(path).expanduser())
     examples = saved.examples
     about = {
         "format": FORMAT,
@@ -73,6 +71,17 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
     return write_aside(target, buffer.getvalue())
 
 
+def check_suffix(path: Path) -> Path:
+    """The path of a class space.
+
+    Raises:
+        LabelsError: it does not end in .npz.
+    """
+    if path.suffix != SUFFIX:
+        raise LabelsError(f"a class space is saved as {SUFFIX}: {path.name}{SUFFIX} works")
+    return path
+
+
 def check_free(path: Path | None, overwrite: bool) -> None:
     """Refuse to write over a file.
 
@@ -83,8 +92,9 @@ def check_free(path: Path | None, overwrite: bool) -> None:
         raise UsageError(f"{path} exists already; --overwrite replaces it")
 
 
-def write_aside(path: Path, data: bytes) -> Path:
-    """Write a file, aside first, so that one of that name is whole or absent.
+def write_aside(path: Path, data: bytes | Iterable[bytes]) -> Path:
+    """Write a file, aside first, so that one of that name is whole or absent. data: at once, or in
+    parts.
 
     Raises:
         StoreError: it cannot be written.
@@ -92,7 +102,8 @@ def write_aside(path: Path, data: bytes) -> Path:
     target = path.expanduser()
     aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
-        aside.write_bytes(data)
+        with aside.open("wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
         aside.replace(target)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -112,34 +123,41 @@ def read(path: str | os.PathLike[str]) -> Saved:
     try:
         with np.load(source, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
-            vectors = np.asarray(file["vectors"], np.float32)
-            space = Space.from_bytes(file["space"].tobytes())
-        if about.get("kind") != "penult class space":
-            raise ValueError("it says so nowhere")
-        if about["format"] > FORMAT:
-            raise LabelsError(
-                f"{source} has format {about['format']}, this Penult reads up to {FORMAT}: "
-                "upgrade penult"
-            )
-        rows = about["examples"]
-        if vectors.ndim != 2 or len(vectors) != len(rows) or vectors.shape[1] != space.dim:
-            raise ValueError(f"vectors of shape {vectors.shape} for {len(rows)} examples")
-        empty = Examples.empty(vectors.shape[1])
-        examples = Examples(
-            vectors if len(rows) else empty.vectors,
-            tuple((row["id"], row["region"]) for row in rows),
-            tuple({str(n): str(m) for n, m in row["marks"].items()} for row in rows),
-        )
-        about = {"groups": None, **about}
-        model, settings = dict(about["model"]), dict(about["settings"])
-        return Saved(examples, space, dict(about["fingerprint"]), model, settings, about["groups"])
+            if about.get("kind") != "penult class space":
+                raise ValueError("it says so nowhere")
+            if about["format"] <= FORMAT:
+                vectors = np.asarray(file["vectors"], np.float32)
+                return _checked(about, vectors, Space.from_bytes(file["space"].tobytes()))
     except FileNotFoundError as error:
         raise LabelsError(
-            f"there is no file {source}; penult classes COLLECTION --save {source} makes one"
+            f"there is no file {source}; penult classes COLLECTION --save {source} makes one, and "
+            f"penult teach {source} CLASS EXAMPLES… --model MODEL begins one"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, SpaceError,
-            zipfile.BadZipFile) as error:  # fmt: skip
-        raise LabelsError(f"{source} is no saved class space: {error}") from error
+    except Exception as error:  # whatever a broken file makes of zip, numpy and JSON
+        raise LabelsError(f"{source} is no saved class space: {first_line(error)}") from error
+    raise LabelsError(
+        f"{source} has format {about['format']}, this Penult reads up to {FORMAT}: upgrade penult"
+    )
+
+
+def _checked(about: Mapping[str, Any], vectors: npt.NDArray[np.float32], space: Space) -> Saved:
+    """What a file holds, if its parts fit each other."""
+    rows, groups = about["examples"], about.get("groups")
+    if vectors.ndim != 2 or len(vectors) != len(rows) or vectors.shape[1] != space.dim:
+        raise ValueError(f"vectors of shape {vectors.shape} for {len(rows)} examples")
+    if not np.isfinite(vectors).all():
+        raise ValueError("vectors have values that are not finite")
+    if groups is not None and len(groups) != len(rows):
+        raise ValueError(f"{len(groups)} groups for {len(rows)} examples")
+    keys = tuple((str(row["id"]), str(row["region"])) for row in rows)
+    if len(set(keys)) < len(keys):
+        raise ValueError("an example comes twice")
+    marks = tuple(
+        {checked_name(name): checked_mark(mark) for name, mark in row["marks"].items()}
+        for row in rows
+    )
+    return Saved(Examples(vectors, keys, marks), space, dict(about["fingerprint"]),
+                 dict(about["model"]), dict(about["settings"]), groups)  # fmt: skip
 
 
 def _bytes(data: bytes) -> Any:

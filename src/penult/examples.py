@@ -65,9 +65,32 @@ class Examples:
         Raises:
             LabelsError: an unknown mark, an empty name, vectors that do not fit.
         """
-        if mark not in MARKS:
-            raise LabelsError(f"mark {mark!r} is not known; {', '.join(MARKS)} work")
-        name = checked_name(name)
+        return self.with_named([checked_name(name)] * len(keys), keys, vectors, mark)
+
+    def with_named(
+        self,
+        names: Sequence[str],
+        keys: Sequence[Key],
+        vectors: npt.ArrayLike,
+        mark: str = "yes",
+    ) -> Examples:
+        """Further examples of several classes, a name for each; else as `with_marks`."""
+        mark, rows = checked_mark(mark), self._checked(keys, vectors)
+        place = {key: i for i, key in enumerate(self.keys)}
+        marks = [dict(one) for one in self.marks]
+        new, added = list(self.keys), []
+        for key, name, row in zip(keys, map(checked_name, names), rows, strict=True):
+            if key not in place:
+                place[key] = len(new)
+                new.append(key)
+                marks.append({})
+                added.append(row)
+            marks[place[key]].pop(name, None)
+            marks[place[key]][name] = mark
+        grown = np.concatenate([self.vectors, np.stack(added)]) if added else self.vectors
+        return Examples(grown, tuple(new), tuple(marks))
+
+    def _checked(self, keys: Sequence[Key], vectors: npt.ArrayLike) -> FloatArray:
         rows = np.asarray(vectors, np.float32)
         if rows.ndim != 2 or rows.shape != (len(keys), self.dim):
             raise LabelsError(
@@ -85,19 +108,7 @@ class Examples:
                 f"the vector of {keys[int(zero.argmax())][0]} is zero, which has no direction to "
                 "compare; leave it out"
             )
-        place = {key: i for i, key in enumerate(self.keys)}
-        marks = [dict(one) for one in self.marks]
-        new, added = list(self.keys), []
-        for key, row in zip(keys, rows, strict=True):
-            if key not in place:
-                place[key] = len(new)
-                new.append(key)
-                marks.append({})
-                added.append(row)
-            marks[place[key]].pop(name, None)
-            marks[place[key]][name] = mark
-        grown = np.concatenate([self.vectors, np.stack(added)]) if added else self.vectors
-        return Examples(grown, tuple(new), tuple(marks))
+        return rows
 
     def renamed(self, old: str, new: str) -> Examples:
         """A class by another name.
@@ -157,13 +168,15 @@ class Examples:
 
     def classes(self) -> list[Class]:
         """The classes, in the order they came; those with nothing but `unsure` come last."""
-        names = self._all_names()
+        said: dict[str, dict[str, list[int]]] = {}
+        for i, one in enumerate(self.marks):
+            for name, mark in one.items():
+                said.setdefault(name, {each: [] for each in MARKS})[mark].append(i)
         found = []
-        for name in names:
-            said = [one.get(name) for one in self.marks]
-            members = [i for i, mark in enumerate(said) if mark == "yes"]
+        for name, marked in said.items():
+            members = marked["yes"]
             middle = self.keys[members[medoid(self.vectors[members])]] if members else None
-            yes, no, unsure = (said.count(mark) for mark in MARKS)
+            yes, no, unsure = (len(marked[mark]) for mark in MARKS)
             found.append(Class(name, yes, no, unsure, middle))
         return sorted(found, key=lambda one: not (one.yes or one.no))
 
@@ -172,14 +185,13 @@ class Examples:
         others unless it is marked so; what is marked no says nothing of other classes, and unsure
         nothing at all."""
         table = np.full((len(self.keys), len(names)), OPEN, np.int8)
+        place, value = {name: k for k, name in enumerate(names)}, {"yes": YES, "no": NO}
         for row, one in zip(table, self.marks, strict=True):
-            member = any(one.get(name) == "yes" for name in names)
-            for k, name in enumerate(names):
-                mark = one.get(name)
-                if mark is None:
-                    row[k] = IMPLIED if member else OPEN
-                else:
-                    row[k] = {"yes": YES, "no": NO, "unsure": OPEN}[mark]
+            said = [(place[name], mark) for name, mark in one.items() if name in place]
+            if any(mark == "yes" for _, mark in said):
+                row[:] = IMPLIED
+            for k, mark in said:
+                row[k] = value.get(mark, OPEN)
         return table
 
     def by_key(self) -> dict[Key, dict[str, str]]:
@@ -221,3 +233,14 @@ def checked_name(name: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise LabelsError(f"a class needs a name; received {name!r}")
     return name.strip()
+
+
+def checked_mark(mark: str) -> str:
+    """A mark that there is.
+
+    Raises:
+        LabelsError: it is none.
+    """
+    if mark not in MARKS:
+        raise LabelsError(f"mark {mark!r} is not known; {', '.join(MARKS)} work")
+    return mark

@@ -4,9 +4,8 @@ store.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,12 +44,12 @@ class ClassPrediction(Prediction):
     label: None is unknown. scores: (K,) probabilities, for single-label given that it is one of
     the classes; score is the highest. logits: (K,) the scores that they were made from. said: all
     classes that are said, the best first. p_value: about how probable so low a score is for a
-    member of any class. start, end (seconds), channel: of the region. nearest: the nearest
-    examples, if they were asked for.
+    member of any class; NaN where nothing tells. start, end (seconds), channel: of the region.
+    nearest: the nearest examples, if they were asked for.
     """
 
     said: tuple[str, ...] = ()
-    p_value: float = 1.0
+    p_value: float = math.nan
     start: float | None = None
     end: float | None = None
     channel: int | None = None
@@ -96,19 +95,3 @@ def predictions(
                 Near(*examples.keys[n], dict(examples.marks[n]), alike) for n, alike in near[i]
             ),
         )
-
-
-def to_csv(found: Iterable[ClassPrediction]) -> str:
-    """One line for each region, unknown ones with an empty class: path, region, start, end,
-    channel, class, probability, p_value, said (with ; between)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    header = ("path", "region", "start", "end", "channel", "class", "probability", "p_value")
-    writer.writerow([*header, "said"])
-    for one in found:
-        part = one.region != "whole"
-        start, end = (one.start, one.end) if part else (None, None)
-        place = (one.id, one.region, start, end, one.channel)
-        shares = f"{one.score:.6g}", f"{one.p_value:.6g}"
-        writer.writerow([*place, one.label, *shares, ";".join(one.said)])
-    return text.getvalue()

@@ -29,7 +29,7 @@ _SAID = 0.5  # the probability from which one of several classes is said
 class Judged:
     """What is said of m vectors. label: the place of the best class, −1 for unknown. said: (m, K)
     the classes that are said, one of them or, for several at once, all that are more probable than
-    not. p_value: how usual such a score is for members of the classes."""
+    not. p_value: how usual such a score is for members of the classes; NaN where nothing tells."""
 
     label: npt.NDArray[np.int64]
     said: npt.NDArray[np.bool_]
@@ -138,23 +138,21 @@ class Taught:
         held, marks = self._near_held_out, self._targets[self._near_held_out.rows]
         own = ((marks == YES) & ~np.isnan(held.scores)).any(axis=1)
         if own.sum() >= FEWEST:
-            found = _best(held.scores[own])
-            return Unknowns(np.sort(found[np.isfinite(found)]),
-                            f"held-out scores of {int(own.sum())} examples")  # fmt: skip
+            # One that every class rules out counts too: it is a member that is called unknown.
+            found = np.sort(_best(held.scores[own]))
+            return Unknowns(found, f"held-out scores of {len(found)} examples")
         foreign = (marks == YES).any(axis=1) & ~np.isnan(held.scores).all(axis=1)
         if foreign.sum() >= FEWEST:
-            found = _best(held.scores[foreign])
             return Unknowns(
-                np.sort(found[np.isfinite(found)]),
+                np.sort(_best(held.scores[foreign])),
                 f"the {int(foreign.sum())} examples against the classes of the others: with one "
                 "example of a class none can be held out. Members score higher, so the level "
                 "holds, but few unknowns are found",
             )
         rows = self._background() if self._background else np.zeros((0, self.examples.dim))
         if len(rows) >= FEWEST:
-            found = _best(self._near(self.space(rows)))
             return Unknowns(
-                np.sort(found[np.isfinite(found)]),
+                np.sort(_best(self._near(self.space(rows)))),
                 f"{len(rows)} rows of the collection, since the examples are too few: about this "
                 "share of the rows is taken for known",
                 background=True,
@@ -185,12 +183,13 @@ class Taught:
         scores = self._scorer(rows)
         near = _best(self._near(rows))
         shares = self.probabilities(scores)
-        p_value = np.ones(len(rows))
-        if self.unknowns is not None and not self.unknowns.background:
-            p_value = self.unknowns.p_values(near)
+        usual = np.full(len(rows), np.nan)
+        if self.unknowns is not None:
+            usual = self.unknowns.p_values(near)
+        of_members = self.unknowns is not None and not self.unknowns.background
         one_sided = len(self.names) == 1 and not (self._targets == NO).any()
         if one_sided:  # nothing says what the class is not: how usual the score is has to serve
-            shares = p_value[:, None]
+            shares = np.nan_to_num(usual, nan=1.0)[:, None]
         label = np.where(np.isneginf(scores).all(axis=1), -1, scores.argmax(axis=1))
         if level:
             label = np.where(near < self.threshold(level)[0], -1, label)
@@ -199,6 +198,7 @@ class Taught:
         said[known, label[known]] = True
         if self.several:
             said[known] |= shares[known] >= _SAID
+        p_value = usual if of_members else np.full(len(rows), np.nan)
         return Judged(label, said, shares, scores, p_value)
 
     def nearest(self, vectors: npt.ArrayLike, k: int) -> list[list[tuple[int, float]]]:

@@ -16,6 +16,7 @@ from penult.errors import LabelsError
 from penult.space import unit
 
 Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
 Embed = Callable[[list[str]], npt.ArrayLike]  # n texts → (n, e)
 
 TOP = 10  # labels that are mixed, as in the paper
@@ -127,8 +128,10 @@ def verify(
     Raises:
         LabelsError: no pair of the same, or none of different ones.
     """
+    if not 0 <= false_accepts <= 1:
+        raise LabelsError(f"false accepts = {false_accepts}: a rate lies between 0 and 1, as 0.01")
     rows, named, grouped = _named(vectors, names, groups)
-    left, right = _pairs(len(rows), seed)
+    left, right = _pairs(named, seed)
     alike = np.empty(len(left))
     for at in range(0, len(left), 100_000):
         part = slice(at, at + 100_000)
@@ -174,14 +177,35 @@ def _named(
     return unit(rows[kept]), named, np.unique(texts, return_inverse=True)[1]
 
 
-def _pairs(n: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """All pairs of n things, or PAIRS of them drawn by chance."""
+def _pairs(named: Places, seed: int) -> tuple[Places, Places]:
+    """All pairs, or PAIRS of them: of the same name all, or half as many drawn by chance, since
+    among many names a pair drawn from all is hardly ever one."""
+    n = len(named)
     if n * (n - 1) // 2 <= PAIRS:
         left, right = np.triu_indices(n, 1)
         return left.astype(np.int64), right.astype(np.int64)
     random = np.random.default_rng(seed)
-    left = random.integers(0, n, PAIRS)
-    return left, (left + random.integers(1, n, PAIRS)) % n
+    same = _same_pairs(named, PAIRS // 2, random)
+    left = random.integers(0, n, PAIRS - len(same[0]))
+    right = (left + random.integers(1, n, len(left))) % n
+    apart = named[left] != named[right]
+    return np.append(same[0], left[apart]), np.append(same[1], right[apart])
+
+
+def _same_pairs(named: Places, most: int, random: np.random.Generator) -> tuple[Places, Places]:
+    """The pairs of the same name, or `most` of them drawn by chance."""
+    order, counts = np.argsort(named, kind="stable"), np.bincount(named)
+    first, pairs = np.cumsum(counts) - counts, counts * (counts - 1) // 2
+    if pairs.sum() > most:
+        of = random.choice(len(counts), most, p=pairs / pairs.sum())
+        one = random.integers(0, counts[of])
+        other = (one + random.integers(1, counts[of])) % counts[of]
+        return order[first[of] + one], order[first[of] + other]
+    # Row i is paired with each one behind it that has its name: so many of them there are.
+    behind = np.repeat(first + counts, counts) - np.arange(len(named)) - 1
+    left = np.repeat(np.arange(len(named)), behind)
+    step = np.arange(len(left)) - np.repeat(np.cumsum(behind) - behind, behind)
+    return order[left], order[left + 1 + step]
 
 
 def _equal(

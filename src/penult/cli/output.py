@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,29 @@ _UNLIMITED = 1 << 16
 
 def emit(document: Any) -> None:
     """Write one JSON document to stdout. Values that JSON has no word for (NaN) become null."""
-    text = json.dumps(_plain(document), ensure_ascii=False, indent=2)
+    print(_text(document), flush=True)
+
+
+def emit_long(
+    before: dict[str, Any], name: str, items: Iterable[Any], after: dict[str, Any]
+) -> None:
+    """As `emit`, one document of what is before, a list that need not fit into memory, and what is
+    after."""
+    print(_text(before).removesuffix("\n}"), end=f",\n  {_text(name)}: [")
+    between = ""
+    for item in items:
+        print(between, _text(item).replace("\n", "\n    "), sep="\n    ", end="")
+        between = ","
+    print("\n  ]" if between else "]", _text(after).removeprefix("{\n"), sep=",\n", flush=True)
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(_plain(value), ensure_ascii=False, indent=2)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # no UTF-8 terminal, or a name that is not UTF-8
-        text = json.dumps(_plain(document), indent=2)
-    print(text, flush=True)
+        text = json.dumps(_plain(value), indent=2)
+    return text
 
 
 def show(table: Table | Tree) -> None:

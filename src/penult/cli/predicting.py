@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,7 @@ from penult.cli.embedding import parsed
 from penult.cli.opened import items_of, source_of
 from penult.cli.options import NOTHING, Asked, Channel, Device, Json, opening
 from penult.cli.output import working
-from penult.cli.said import facts_of, tell
+from penult.cli.said import SHOWN, Form, facts_of, gathered, tell
 from penult.cli.teaching import Model, opened
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from penult.predictions import ClassPrediction
     from penult.sources import Failure
 
-Found = list["ClassPrediction"]
+Found = Iterator["ClassPrediction | Failure"]
 
 
 @opening
@@ -103,123 +105,133 @@ def predict(
 
     Windows of one class that follow each other become one event.
     """
+    from penult.spooled import Spool
+
+    _check_out(out, overwrite)
+    parts = Parts(items or [], where, parsed(window), parsed(hop), channel)
+    settings = {
+        "space": space,
+        "method": method,
+        "unknown": unknown,
+        "several": several,
+        "groups": groups,
+    }
+    form = Form(merge_gap, windows, out, json)
+    if names is not None:
+        given = {**settings, "window": window, "hop": hop, "nearest": nearest or None}
+        _check_names(given, names_model)
+        found, facts = _by_names(place, Names(names, str(names_model), mixed), parts, device, asked)
+    else:
+        taught = opened(place, model, device, bool(asked.get("trust")), **settings)
+        found, facts = _judged(taught, parts, unknown, nearest), None
+    with Spool(whole=json, shown=SHOWN) as spool:
+        with working("predicting"):
+            failures = gathered(found, spool)
+        rests_on = facts_of(taught, unknown) if facts is None else facts
+        tell(place, spool, failures, rests_on, form)
+
+
+COMMANDS = (predict,)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is asked about: items, or the rows of a collection, and how recordings are cut."""
+
+    items: list[str]
+    where: str | None
+    window: float | None
+    hop: float | None
+    channel: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Classes by name. folder: of the text model. mixed: labels that are mixed."""
+
+    wanted: str
+    folder: str
+    mixed: int
+
+
+def _check_out(out: Path | None, overwrite: bool) -> None:
     from penult.classfile import check_free
     from penult.errors import UsageError
 
     if out is not None and out.suffix not in (".csv", ".txt"):
         raise UsageError(f"--out {out}: .csv and .txt (a Raven selection table) can be written")
     check_free(out, overwrite)
-    if names is not None:
-        cut = {"--window": window, "--method": method, "--unknown": unknown, "--nearest": nearest}
-        if given := [name for name, value in cut.items() if value]:
-            raise UsageError(f"{given[0]} is for classes that were taught, not for --names")
-        found, failures, facts = _by_names(
-            place, items or [], names, names_model, mixed, where, device, channel, asked
-        )
-    else:
-        said = {
-            "space": space,
-            "method": method,
-            "unknown": unknown,
-            "several": several,
-            "groups": groups,
-        }
-        taught = opened(place, model, device, bool(asked.get("trust")), **said)
-        found, failures = _judged(
-            taught, items or [], where, unknown, nearest, parsed(window), parsed(hop), channel
-        )
-        facts = facts_of(taught, unknown)
-    tell(place, found, failures, facts, merge_gap, windows, out, json)
 
 
-COMMANDS = (predict,)
-
-
-def _judged(
-    taught: ClassSpace,
-    items: list[str],
-    where: str | None,
-    level: float | None,
-    nearest: int,
-    window: float | None,
-    hop: float | None,
-    channel: str | None,
-) -> tuple[Found, list[Failure]]:
-    from penult.collection import Collection
+def _check_names(given: dict[str, Any], folder: Path | None) -> None:
     from penult.errors import UsageError
-    from penult.layout import Layout
-    from penult.predictions import ClassPrediction
-    from penult.store import exists
 
-    rows = len(items) == 1 and Path(items[0]).is_dir() and _is_collection(exists, Path(items[0]))
-    if rows or not items:
-        if window is not None or channel is not None:
-            raise UsageError("rows of a collection are cut already: no --window, no --channel")
-        if not items and taught.collection is None:
-            raise UsageError("give items, or a collection whose rows are meant")
-        asked = Collection.open(items[0], must_exist=True) if items else None
-        with working("predicting"):
-            return [*taught.predict_collection(asked, where, unknown=level, nearest=nearest)], []
-    if where is not None:
-        raise UsageError("--where is for the rows of a collection, not for files")
-    source = source_of(items, channel, str(taught.manifest.model.get("modality")))
-    with working("predicting"):
-        found = list(taught.stream(source, Layout(window, hop), level, nearest))
-    good = [one for one in found if isinstance(one, ClassPrediction)]
-    return good, [one for one in found if not isinstance(one, ClassPrediction)]
-
-
-def _is_collection(exists: Any, path: Path) -> bool:
-    from penult.errors import CollectionError
-
-    try:
-        return bool(exists(path))
-    except CollectionError:
-        return False
-
-
-def _by_names(
-    place: str,
-    items: list[str],
-    names: str,
-    folder: Path | None,
-    mixed: int,
-    where: str | None,
-    device: str,
-    channel: str | None,
-    asked: Asked,
-) -> tuple[Found, list[Failure], dict[str, Any]]:
-    from penult.byname import ByName, text_embedder
-    from penult.classifiers import load
-    from penult.collection import Collection
-    from penult.errors import UsageError
-    from penult.predictions import ClassPrediction
-    from penult.runner import Runner, device_of
-    from penult.store import exists
-
+    if odd := [name for name, value in given.items() if value is not None]:
+        raise UsageError(f"--{odd[0]} is for classes that were taught, not for --names")
     if folder is None:
         raise UsageError(
             "--names needs --names-model FOLDER, a local sentence-transformers model such as "
             "all-MiniLM-L6-v2"
         )
-    wanted = names.split(",")
-    facts = {"names": wanted, "names_model": str(folder)}
-    if Path(place).is_dir() and _is_collection(exists, Path(place)):
-        if items:
+
+
+def _judged(taught: ClassSpace, parts: Parts, level: float | None, nearest: int) -> Found:
+    from penult.collection import Collection
+    from penult.errors import UsageError
+    from penult.layout import Layout
+
+    items = parts.items
+    rows = len(items) == 1 and _is_collection(items[0])
+    if rows or not items:
+        if (parts.window, parts.hop, parts.channel) != (None, None, None):
+            raise UsageError(
+                "rows of a collection are cut already: no --window, no --hop, no --channel"
+            )
+        if not items and taught.collection is None:
+            raise UsageError("give items, or a collection whose rows are meant")
+        asked = Collection.open(items[0], must_exist=True) if items else None
+        return taught.predict_collection(asked, parts.where, unknown=level, nearest=nearest)
+    if parts.where is not None:
+        raise UsageError("--where is for the rows of a collection, not for files")
+    source = source_of(items, parts.channel, str(taught.manifest.model.get("modality")))
+    return taught.stream(source, Layout(parts.window, parts.hop), level, nearest)
+
+
+def _is_collection(path: str) -> bool:
+    from penult.errors import CollectionError
+    from penult.store import exists
+
+    try:
+        return Path(path).is_dir() and exists(Path(path))
+    except CollectionError:
+        return False
+
+
+def _by_names(
+    place: str, names: Names, parts: Parts, device: str, asked: Asked
+) -> tuple[Found, dict[str, Any]]:
+    from penult.byname import ByName, text_embedder
+    from penult.classifiers import load
+    from penult.collection import Collection
+    from penult.errors import UsageError
+    from penult.runner import Runner, device_of
+
+    wanted = names.wanted.split(",")
+    facts = {"names": wanted, "names_model": names.folder}
+    if _is_collection(place):
+        if parts.items:
             raise UsageError("--names takes a collection's own rows; for files name the model")
         collection = Collection.open(place, must_exist=True)
         manifest = collection.manifest
         assert manifest is not None
-        with working("predicting"):
-            by_name = ByName(manifest.labels, str(manifest.model.get("kind")), wanted,
-                             text_embedder(folder), mixed)  # fmt: skip
-            return list(by_name.predict_collection(collection, where)), [], facts
-    source = items_of(place, asked, items, channel)
-    embed = text_embedder(folder)
+        kind, embed = str(manifest.model.get("kind")), text_embedder(names.folder)
+        by_name = ByName(manifest.labels, kind, wanted, embed, names.mixed)
+        return by_name.predict_collection(collection, parts.where), facts
+    if parts.where is not None:
+        raise UsageError("--where is for the rows of a collection, not for files")
+    source = items_of(place, asked, parts.items, parts.channel)
+    embed = text_embedder(names.folder)
     with working(f"loading {place}"):
         classifier = load(place, **asked)
-        by_name = ByName(classifier.labels, classifier.kind, wanted, embed, mixed)
-    with working("predicting"):
-        found = list(by_name.stream(Runner(classifier, [], device_of(classifier, device)), source))
-    good = [one for one in found if isinstance(one, ClassPrediction)]
-    return good, [one for one in found if not isinstance(one, ClassPrediction)], facts
+        by_name = ByName(classifier.labels, classifier.kind, wanted, embed, names.mixed)
+    return by_name.stream(Runner(classifier, [], device_of(classifier, device)), source), facts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,22 +11,22 @@ import typer
 from rich.table import Table
 
 from penult.cli.opened import failed
-from penult.cli.output import SOME_FAILED, counted, emit, say, short, show, shown, stdout
+from penult.cli.output import SOME_FAILED, counted, emit_long, say, short, show, shown, stdout
 
 if TYPE_CHECKING:
     from penult.classspace import ClassSpace
     from penult.events import Event
     from penult.predictions import ClassPrediction
     from penult.sources import Failure
+    from penult.spooled import Spool
 
 SHOWN = 20
-Found = list["ClassPrediction"]
 
 
 def facts_of(taught: ClassSpace, level: float | None) -> dict[str, Any]:
     """What predictions rest on."""
     fitted = taught.taught
-    wanted = taught.unknown if level is None else level
+    wanted = taught.settings.unknown if level is None else level
     threshold, basis = fitted.threshold(wanted) if wanted else (None, "")
     return {
         "classes": list(fitted.names),
@@ -38,60 +39,84 @@ def facts_of(taught: ClassSpace, level: float | None) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How to tell. gap: seconds between windows of one event. apart: do not merge windows."""
+
+    gap: float
+    apart: bool
+    out: Path | None
+    json: bool
+
+
+def gathered(found: Iterable[ClassPrediction | Failure], spool: Spool) -> list[Failure]:
+    """Keep predictions until all is done, for half an answer is not told; gives what failed."""
+    from penult.predictions import ClassPrediction
+
+    failures = []
+    for one in found:
+        if isinstance(one, ClassPrediction):
+            spool.add(one)
+        else:
+            failures.append(one)
+    return failures
+
+
 def tell(
-    place: str,
-    found: Found,
-    failures: list[Failure],
-    facts: dict[str, Any],
-    gap: float,
-    apart: bool,
-    out: Path | None,
-    json: bool,
+    place: str, found: Spool, failures: list[Failure], facts: dict[str, Any], form: Form
 ) -> None:
     """Tell predictions and what they rest on, or write them. Ends with exit code 3 where some
-    items failed. gap: seconds between windows of one event. apart: do not merge windows."""
+    items failed."""
     from penult import events
 
-    cut = any(one.region != "whole" and one.start is not None for one in found)
-    timed = cut and not apart
-    regions = [one.window() for one in found]
-    heard = [e for one in regions for e in one.events()]
-    heard = events.merged(regions, gap) if timed else heard
-    if out is not None:
-        _write(out, found, heard, timed)
-    if json:
-        emit({"place": place, **facts, "predictions": [_document(one) for one in found],
-              "events": [_event(one) for one in heard] if timed else None,
-              "out": out, "failures": [failed(one) for one in failures]})  # fmt: skip
+    heard = None
+    if found.cut and not form.apart:
+        heard = events.merged(found.windows(), form.gap)
+    if form.out is not None:
+        _write(form.out, found, heard)
+    if form.json:
+        emit_long({"place": place, **facts}, "predictions", found, {
+            "events": None if heard is None else [_event(one) for one in heard],
+            "out": form.out, "failures": [failed(one) for one in failures]})  # fmt: skip
     else:
         _say_basis(facts)
-        if out is None:
-            _show_events(heard) if timed else _show(found, "names" in facts)
-        count = counted(len(heard), "event") if timed else counted(len(found), "prediction")
-        tally = Counter(one.label or "unknown" for one in found)
-        most = ", ".join(f"{shown(name)} {number:,}" for name, number in tally.most_common(8))
-        stdout.print(f"[bold green]{count}[/]"
-                     + (f" of {counted(len(found), 'region')}" if timed else "")
-                     + (f": {most}" if most else "")
-                     + (", …" if len(tally) > 8 else ""), soft_wrap=True)  # fmt: skip
-        if out is not None:
-            stdout.print(f"written: [bold]{shown(str(out))}[/]", soft_wrap=True)
-        for one in failures:
-            say(f"[red]failed[/] {short(one.id)}: {shown(one.message)}")
+        if form.out is None:
+            _show(found, "names" in facts) if heard is None else _show_events(heard)
+        _sum_up(found, heard, form.out, failures)
     if failures:
         raise typer.Exit(SOME_FAILED)
 
 
-def _write(out: Path, found: Found, heard: list[Event], timed: bool) -> None:
+def _sum_up(
+    found: Spool, heard: list[Event] | None, out: Path | None, failures: list[Failure]
+) -> None:
+    most = ", ".join(
+        f"{shown(name or 'unknown')} {number:,}" for name, number in found.tally.most_common(8)
+    )
+    told = f"[bold green]{counted(len(found), 'prediction')}[/]"
+    if heard is not None:
+        told = f"[bold green]{counted(len(heard), 'event')}[/] of {counted(len(found), 'region')}"
+    stdout.print(
+        told + (f": {most}" if most else "") + (", …" if len(found.tally) > 8 else ""),
+        soft_wrap=True,
+    )
+    if out is not None:
+        stdout.print(f"written: [bold]{shown(str(out))}[/]", soft_wrap=True)
+    for one in failures:
+        say(f"[red]failed[/] {short(one.id)}: {shown(one.message)}")
+
+
+def _write(out: Path, found: Spool, heard: list[Event] | None) -> None:
     from penult import events
     from penult.classfile import write_aside
-    from penult.predictions import to_csv
 
+    lines: Iterable[str]
     if out.suffix == ".txt":
-        text = events.to_raven(heard)
+        each = (event for window in found.windows() for event in window.events())
+        lines = [events.to_raven(list(each) if heard is None else heard)]
     else:
-        text = events.to_csv(heard) if timed else to_csv(found)
-    write_aside(out, text.encode("utf-8", "backslashreplace"))
+        lines = found.to_csv() if heard is None else [events.to_csv(heard)]
+    write_aside(out, (line.encode("utf-8", "backslashreplace") for line in lines))
 
 
 def _say_basis(facts: dict[str, Any]) -> None:
@@ -109,14 +134,14 @@ def _say_basis(facts: dict[str, Any]) -> None:
         say(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
 
 
-def _show(found: Found, by_names: bool) -> None:
+def _show(found: Spool, by_names: bool) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    near = any(one.nearest for one in found)
+    near = any(one.nearest for one in found.first)
     measure = "cosine" if by_names else "probability"
     columns = ["item", "seconds", "class", measure, *(["nearest examples"] if near else [])]
     for name in columns:
         table.add_column(name, justify="right" if name == measure else "left", overflow="fold")
-    for one in found[:SHOWN]:
+    for one in found.first:
         said = ", ".join(one.said) if one.said else None
         table.add_row(
             short(one.id),
@@ -158,17 +183,6 @@ def _near(one: ClassPrediction) -> str:
 
 def _span(start: float | None, end: float | None) -> str:
     return "" if start is None or end is None else f"{start:.2f}-{end:.2f}"
-
-
-def _document(one: ClassPrediction) -> dict[str, Any]:
-    return {
-        "id": one.id, "region": one.region, "start": one.start, "end": one.end,
-        "channel": one.channel, "label": one.label, "said": list(one.said), "score": one.score,
-        "scores": dict(zip(one.labels, one.scores.tolist(), strict=True)),
-        "p_value": one.p_value,
-        "nearest": [{"id": n.id, "region": n.region, "marks": n.marks, "similarity": n.similarity}
-                    for n in one.nearest],
-    }  # fmt: skip
 
 
 def _event(one: Event) -> dict[str, Any]:

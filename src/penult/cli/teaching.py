@@ -9,11 +9,13 @@ import typer
 from rich.table import Table
 
 from penult.cli.collections import Where
-from penult.cli.options import Device, Json, Trust
+from penult.cli.opened import require_proof
+from penult.cli.options import Device, Json, Pooling, Tap, Trust
 from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
 
 if TYPE_CHECKING:
     from penult.classspace import ClassSpace
+    from penult.examples import Examples
 
 Place = Annotated[
     str, typer.Argument(help="A collection, or a class space that was saved (FILE.npz).")
@@ -47,6 +49,8 @@ def teach(
     ] = None,
     where: Where = None,
     model: Model = None,
+    tap: Tap = None,
+    pooling: Pooling = None,
     device: Device = "auto",
     trust: Trust = False,
     json: Json = False,
@@ -54,6 +58,7 @@ def teach(
     """Teach a class with one example or more: milliseconds, no training.
 
     An example that is no row of the collection becomes one. Marks are kept and never overwritten.
+    A FILE.npz that is not there yet is begun with --model, and needs no collection.
     """
     from penult.errors import UsageError
 
@@ -65,7 +70,15 @@ def teach(
         )
     if names is not None and (start is not None or end is not None):
         raise UsageError("--start and --end are for one class and its examples, not with --from")
-    space = opened(place, model, device, trust)
+    if model is not None and place.endswith(".npz") and not Path(place).expanduser().exists():
+        space = _begun(model, tap, pooling, device, trust)
+    elif tap is not None or pooling is not None:
+        raise UsageError(
+            f"--tap and --pooling are for a class space that begins: a FILE.npz that is not there "
+            f"yet, and --model; {place} has its own"
+        )
+    else:
+        space = opened(place, model, device, trust)
     with working("teaching"):
         if names is None:
             items: list[Any] = words[1:]
@@ -124,14 +137,19 @@ def classes(
     json: Json = False,
 ) -> None:
     """List classes with their examples; rename, merge, forget, export or save them."""
-    from penult.classfile import check_free, write_aside
+    from penult.classfile import check_free, check_suffix, write_aside
     from penult.errors import UsageError
 
     if bool(merge) != bool(into):
         raise UsageError("--merge A --merge B --into C: both are needed")
+    if head and save is None and not place.endswith(".npz"):
+        raise UsageError("--head needs --save FILE.npz: a collection keeps marks of its rows")
     for path in (csv, save):
         check_free(path, overwrite)
+    if save is not None:
+        check_suffix(save)
     taught = opened(place, model, device, trust, space=space)
+    _tried(taught.examples, rename, merge or [], into, remove or [])
     if rename:
         taught.rename(*rename)
     if merge and into:
@@ -140,12 +158,10 @@ def classes(
         taught.remove(name)
     if head:
         taught.add_head()
-        if save is None and not place.endswith(".npz"):
-            raise UsageError("--head needs --save FILE.npz: a collection keeps marks of its rows")
     if rename or merge or remove or head:
         _kept(taught, place)
     if csv is not None:
-        write_aside(csv, taught.to_csv().encode())
+        write_aside(csv, taught.to_csv().encode("utf-8", "backslashreplace"))
     if save is not None:
         taught.save(save)
     if json:
@@ -159,6 +175,34 @@ def classes(
 
 
 COMMANDS = (teach, classes)
+
+
+def _begun(
+    model: str, tap: str | None, pooling: str | None, device: str, trust: bool
+) -> ClassSpace:
+    from penult.classspace import ClassSpace
+    from penult.embedder import open_embedder
+
+    with working(f"opening {model}"):
+        embedder = open_embedder(model, tap, pooling, device=device, trust=trust)
+    require_proof(embedder)
+    return ClassSpace(embedder)
+
+
+def _tried(
+    examples: Examples,
+    rename: tuple[str, str] | None,
+    merge: list[str],
+    into: str | None,
+    remove: list[str],
+) -> None:
+    """Refuse changes of which one cannot be made before the first of them is."""
+    if rename:
+        examples = examples.renamed(*rename)
+    if merge and into:
+        examples = examples.merged(merge, into)
+    for name in remove:
+        examples = examples.without(name)
 
 
 def opened(
