@@ -394,3 +394,26 @@ def test_texts_are_examples_and_rows(tmp_path: Path) -> None:
     assert long in [row["text"] for row in store.vectors(columns=["text"])[0].to_pylist()]
     assert space.predict("where is my card", unknown=0)[0].label == "card"
     assert [one.name for one in ClassSpace(store).classes] == ["card", "note"]
+
+
+def test_the_embedders_own_space_serves_unasked(tmp_path: Path) -> None:
+    from penult.classifiers import demo_folder, load
+    from penult.space import fit
+
+    clips = sorted((demo_folder().parent / "clips").glob("t*.flac"))
+    plain = penult.Embedder.from_classifier(load("demo"), tap="prelogits")
+    own = fit("scale+l2", plain.embed(clips))
+    embedder = penult.Embedder.from_classifier(load("demo"), tap="prelogits", space=own)
+    saved = embedder.save(tmp_path / "own")
+    collection = penult.Collection.open(tmp_path / "c.lance")
+    collection.add(penult.Embedder.load(saved), clips)
+    assert collection.space("embedder").id == own.id
+    collection.add(penult.Embedder.load(saved), clips)
+    assert len(collection.spaces()) == 1  # kept once
+    assert np.array_equal(collection.vectors()[1], plain.embed(clips))  # rows stay raw
+    cls = penult.ClassSpace(collection)
+    for word in ("two", "three"):
+        cls.add(word, [clip for clip in clips if clip.stem.startswith(word)][:3])
+    assert cls.space.id == own.id
+    assert [one.label for one in cls.predict(clips[-1:])] == ["two"]
+    assert penult.ClassSpace(penult.Embedder.load(saved)).settings.space == "auto"

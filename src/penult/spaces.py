@@ -13,6 +13,7 @@ from penult import rows, space, tables
 from penult.errors import CollectionError, SpaceError, StoreError
 from penult.space import RAW, STEPS, Space
 from penult.store import store_errors
+from penult.taught import AUTO
 
 if TYPE_CHECKING:
     from penult.collection import Collection
@@ -73,6 +74,13 @@ def stored(collection: Collection, name: str) -> Space | None:
     if not len(found):
         return None
     return Space.from_bytes(found.sort_by("when")["data"][-1].as_py())
+
+
+def meant(collection: Collection, asked: str) -> Space | None:
+    """The space that is kept under this name; `auto` means the one of the rows' embedder. None for
+    a recipe, and where there is none."""
+    name = OWN if asked == AUTO else asked
+    return None if is_recipe(name) else stored(collection, name)
 
 
 def space_of(collection: Collection, name: str) -> Space:

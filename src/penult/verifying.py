@@ -14,6 +14,7 @@ from penult.errors import LabelsError
 from penult.labelled import labelled
 from penult.marking import sample
 from penult.querying import query_vector
+from penult.spaces import meant
 from penult.taught import AUTO, fitted
 from penult.zeroshot import Verification, verify
 
@@ -34,7 +35,7 @@ def verify_collection(
     found = labelled(collection, [by, *([groups] if groups else [])], where)
     if not len(found.vectors):
         raise LabelsError(f"no row of {collection.path} matches the filter")
-    there = fitted(space, sample(collection))
+    there = meant(collection, space) or fitted(space, sample(collection))
     named = found.names[by]
     grouped = found.names[groups] if groups else None
     return verify(there(found.vectors), named, grouped, false_accepts), there
