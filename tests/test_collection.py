@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -778,3 +779,17 @@ def test_importing_is_cheap():
     code = "import sys, penult.export; print('lancedb' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_search_sees_what_others_wrote_and_a_collection_made_anew(path):
+    mine = filled(path, batch(["a", "b"], seed=1))
+    query = rows.matrix(batch(["c"], seed=2).column("vector"))[0]
+    assert {hit.id for hit in mine.search(query)} == {"a", "b"}
+    filled(path, batch(["c"], seed=2))  # another handle, as another process has
+    assert mine.search(query, k=1)[0].id == "c"
+    shutil.rmtree(path)
+    with pytest.raises(CollectionError, match="no collection"):
+        mine.search(query)
+    filled(path, batch(["d"], seed=3))
+    assert [hit.id for hit in mine.search(query)] == ["d"]
+    assert pickle.loads(pickle.dumps(mine)).count == 1

@@ -35,6 +35,7 @@ class Collection:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._searched: tuple[Any, Any] = (None, None)  # an open table, and what it was opened of
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, must_exist: bool = False) -> Collection:
@@ -238,7 +239,7 @@ class Collection:
             raise CollectionError("the index is of raw vectors; it cannot search in a space")
         # For cosine a raw query becomes a direction; a space is fitted to vectors as they are.
         query = search.as_query(query, self._about().dim, metric if space == RAW else "l2")
-        table = self._items()
+        table = self._latest()
         if table is None:
             return []
         if space != RAW:
@@ -351,6 +352,22 @@ class Collection:
         if (manifest := self.manifest) is None:
             raise CollectionError(f"there is no collection at {self.path} yet")
         return manifest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    def _latest(self) -> Any | None:
+        """The table at its latest version, for searches: opened once, since to open it takes as
+        long as a search in its index does."""
+        self._about()
+        (table, opened_of), there = self._searched, store.mark(self.path)
+        if table is None or opened_of != there:
+            table = tables.opened(self.path, tables.ITEMS)
+            self._searched = (table, there)
+        else:
+            with store_errors(self.path):
+                table.checkout_latest()
+        return table
 
     def _items(self) -> Any | None:
         self._about()
