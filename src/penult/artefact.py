@@ -33,6 +33,20 @@ def is_embedder(spec: str | Path) -> bool:
     return (Path(spec).expanduser() / FILE).is_file()
 
 
+def check_target(folder: str | Path) -> Path:
+    """Where an embedder is to be saved; asked before long work too.
+
+    Raises:
+        UsageError: it exists and is not an embedder.
+    """
+    target = Path(folder).expanduser().absolute()
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file; an embedder is saved as a folder, name another")
+    if target.exists() and not (target / FILE).is_file() and any(target.iterdir()):
+        raise UsageError(f"{target} exists and is not an embedder; name another folder")
+    return target
+
+
 def write(
     folder: str | Path,
     description: Mapping[str, Any],
@@ -45,11 +59,7 @@ def write(
         UsageError: it exists and is not an embedder.
         StoreError: it cannot be written.
     """
-    target = Path(folder).expanduser().absolute()
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file; an embedder is saved as a folder, name another")
-    if target.exists() and not (target / FILE).is_file() and any(target.iterdir()):
-        raise UsageError(f"{target} exists and is not an embedder; name another folder")
+    target = check_target(folder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")

@@ -14,9 +14,9 @@ from penult import measures
 from penult.episodes import Rows, numbered
 from penult.errors import LabelsError, SpaceError
 from penult.intervals import Estimate, estimate
-from penult.material import Material, checked, sampled
+from penult.material import Material, checked, constant, groups_of_classes, sample
 from penult.space import RAW, Space, fit
-from penult.trials import CROWD, WAYS, plan
+from penult.trials import CROWD, WAYS, Plan, plan
 
 MOST = 5000  # rows that are measured
 HUB_NEIGHBOURS = 10
@@ -49,20 +49,15 @@ def evaluate(
 ) -> Evaluation:
     """Measure (n, d) raw vectors with their classes and groups; rows without a class are left out.
 
-    space: a recipe, fitted on the support sides; or one that was fitted elsewhere. ways: classes
-    in an episode, fewer where there are fewer.
+    space: a recipe, or a space that was fitted elsewhere. For episodes and the crowd a recipe is
+    fitted on the support sides; for the other measures, which have no sides, on all rows without
+    their classes. ways: classes in an episode, fewer where there are fewer.
 
     Raises:
         LabelsError: too few classes, items or groups.
         SpaceError: values that are not finite, or a space that would see the labels.
     """
-    if isinstance(space, str) and "within" in space.split("+"):
-        raise SpaceError(
-            f"the space {space!r} is fitted to the labels that it would be measured by; give one "
-            "that does not look at labels, for example scale+l2"
-        )
-    if ways < 2:
-        raise LabelsError(f"{ways}-way episodes ask nothing; give --ways 2 or more")
+    _check_asked(space, ways)
     material, names, notes = _material(vectors, labels, groups)
     rows, classes, mates = material.vectors["rows"], material.labels, material.groups
     if ways > (there := len(names)) and ways != WAYS:
@@ -73,12 +68,45 @@ def evaluate(
     scores = trials.scores(
         rows, lambda seen: fit(space, rows[seen]) if isinstance(space, str) else space
     )
+    estimates, more = _estimates(moved, scores, trials)
+    return Evaluation(
+        space=whole.recipe,
+        estimates=estimates,
+        figures=_figures(rows, moved, classes, mates),
+        items=len(rows),
+        classes=len(names),
+        groups=len(np.unique(mates)),
+        ways=trials.ways,
+        shots=trials.shots,
+        per_class=_per_class(scores[0], classes, names),
+        notes=(*notes, *more),
+    )
+
+
+def _check_asked(space: str | Space, ways: int) -> None:
+    if isinstance(space, str) and "within" in space.split("+"):
+        raise SpaceError(
+            f"the space {space!r} is fitted to the labels that it would be measured by; give one "
+            "that does not look at labels, for example scale+l2"
+        )
+    if ways < 2:
+        raise LabelsError(f"{ways}-way episodes ask nothing; give --ways 2 or more")
+
+
+def _estimates(
+    moved: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], trials: Plan
+) -> tuple[dict[str, Estimate], tuple[str, ...]]:
+    """What has an interval, and what is to be said of what has none. scores: of the trials."""
+    classes, mates = trials.labels, trials.groups
     near = measures.neighbours(moved, classes, mates, NEIGHBOURS)
     asked = near.rows
-    probe, probe_note = _probe(moved, classes, mates)
+    probe, notes = _probe(moved, classes, mates)
     few = {}
     if trials.shots > 1:
         few[f"{trials.ways}-way {trials.shots}-shot"] = (scores[1], classes, mates)
+    else:
+        alone = "no few-shot episodes: most classes have too few items for two examples"
+        notes = (alone, *notes)
     named = {
         f"{trials.ways}-way 1-shot": (scores[0], classes, mates),
         **few,
@@ -87,31 +115,23 @@ def evaluate(
         "linear probe": (probe, classes, mates),
         "retrieval, mean average precision": (near.precision, classes[asked], mates[asked]),
     }
-    if trials.shots == 1:
-        notes = (*notes, "no few-shot episodes: most classes have too few items for two examples")
+    return {name: estimate(*one) for name, one in named.items()}, notes
+
+
+def _figures(
+    rows: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], classes: Rows, mates: Rows
+) -> dict[str, float]:
+    """What has no interval. rows: raw. moved: in the space."""
     same, different = measures.pair_scores(moved, classes, mates)
-    figures = {
+    clusters = measures.clustering(moved, classes)
+    near = measures.neighbours(moved, classes, mates, HUB_NEIGHBOURS)
+    return {
         "verification, equal error rate": measures.equal_error_rate(same, different),
-        **{f"k-means, {name.upper()}": value
-           for name, value in measures.clustering(moved, classes).items()},
-        "hubness (skewness of 10-occurrence)": measures.hubness(
-            measures.neighbours(moved, classes, mates, HUB_NEIGHBOURS).occurrence
-        ),
+        **{f"k-means, {name.upper()}": value for name, value in clusters.items()},
+        "hubness (skewness of 10-occurrence)": measures.hubness(near.occurrence),
         "RankMe": measures.rank_me(rows),
         "α-ReQ": measures.alpha_req(rows),
-    }  # fmt: skip
-    return Evaluation(
-        space=whole.recipe,
-        estimates={name: estimate(*one) for name, one in named.items()},
-        figures=figures,
-        items=len(rows),
-        classes=len(names),
-        groups=len(np.unique(mates)),
-        ways=trials.ways,
-        shots=trials.shots,
-        per_class=_per_class(scores[0], classes, names),
-        notes=(*notes, *probe_note),
-    )
+    }
 
 
 def _material(
@@ -133,22 +153,21 @@ def _material(
     ]
     material = Material({"rows": vectors[held]}, classes, numbered(own)[0], "rows")
     found, notes = checked(material)
-    left = _names_left(material, found, names)
-    small = sampled(found, MOST)
-    if len(small.labels) < len(found.labels):
-        notes = (*notes, f"{len(small.labels):,} of {len(found.labels):,} rows were measured")
+    if constant(found.vectors["rows"]):
+        raise SpaceError(
+            f"all {len(found.labels):,} vectors are the same, so that nothing can be measured; "
+            "embed with another --tap or --pooling"
+        )
+    if len(found.labels) < len(material.labels):
+        spread = groups_of_classes(material.labels, material.groups)
+        names = [name for name, count in zip(names, spread, strict=True) if count > 1]
+    rows = sample(found.labels, found.groups, MOST)
+    names = [names[number] for number in np.unique(found.labels[rows])]
+    if not rows.all():
+        notes = (*notes, f"{int(rows.sum()):,} of {len(rows):,} rows were measured")
     if not held.all():
         notes = (*notes, f"{int((~held).sum()):,} of {len(held):,} rows have no class")
-    return small, left, notes
-
-
-def _names_left(before: Material, after: Material, names: list[str]) -> list[str]:
-    """The names of the classes that `checked` left in; it keeps their order."""
-    pairs = np.unique(np.stack([before.labels, before.groups]), axis=1)
-    spread = np.bincount(pairs[0], minlength=len(names))
-    if len(after.labels) == len(before.labels):
-        return names
-    return [name for name, count in zip(names, spread, strict=True) if count > 1]
+    return found.only(rows), names, notes
 
 
 def _probe(

@@ -6,7 +6,7 @@ Numpy in, numpy out; knows no model, and not which setting is good.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ from penult.errors import LabelsError, SpaceError
 from penult.space import RAW, Space, fit
 
 MOST = 600  # rows that are tried; spaces are fitted on all
+LEAST_EACH = 6  # rows of a class in a sample
 SEED = 0
+_ROUNDING = 1e-5  # of float32, added up over a network
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +68,32 @@ class Material:
 
 
 def sampled(material: Material, most: int = MOST, seed: int = SEED) -> Material:
-    """At most so many rows, as many of each class as there are, spread over its groups."""
-    n = len(material.labels)
-    if n <= most:
+    """At most so many rows: `sample` of them."""
+    if len(material.labels) <= most:
         return material
-    order = np.random.default_rng(seed).permutation(n)
+    return material.only(sample(material.labels, material.groups, most, seed))
+
+
+def sample(labels: Rows, groups: Rows, most: int, seed: int = SEED) -> Mask:
+    """Which rows stand for all where there are more than `most`: as many of each class as there
+    are, spread over its groups. Of very many classes some: one row of each would be no sample."""
+    n = len(labels)
+    rows = np.ones(n, bool)
+    if n <= most:
+        return rows
+    random = np.random.default_rng(seed)
+    classes = np.unique(labels)
+    if len(classes) > most // LEAST_EACH:
+        rows = np.isin(labels, random.choice(classes, max(2, most // LEAST_EACH), replace=False))
+    order = random.permutation(n)
     # Turn by turn: the first of each class and group, then the second of each, …
-    cells = material.labels * (int(material.groups.max()) + 1) + material.groups
+    cells = labels * (int(groups.max()) + 1) + groups
     order = order[np.argsort(_turns(cells[order]), kind="stable")]
-    order = order[np.argsort(_turns(material.labels[order]), kind="stable")]
-    rows = np.zeros(n, bool)
-    rows[order[:most]] = True
-    return material.only(rows)
+    order = order[np.argsort(_turns(labels[order]), kind="stable")]
+    order = order[rows[order]]
+    kept = np.zeros(n, bool)
+    kept[order[:most]] = True
+    return kept
 
 
 def _turns(labels: Rows) -> Rows:
@@ -91,42 +107,87 @@ def _turns(labels: Rows) -> Rows:
 
 
 def checked(material: Material) -> tuple[Material, tuple[str, ...]]:
-    """The material without the classes that cannot be tried, and what is to be said of them.
+    """The material without the readings and classes that cannot be tried, and what is to be said
+    of them.
 
     Raises:
         LabelsError: nothing can be compared on what is left.
+        SpaceError: values that are not finite.
     """
-    for name, vectors in material.vectors.items():
-        if len(vectors) != len(material.labels) or len(material.groups) != len(material.labels):
-            raise LabelsError(
-                f"{len(vectors)} vectors, {len(material.labels)} labels and "
-                f"{len(material.groups)} groups: give one label and one group for each item"
-            )
-        bad: Mask = np.logical_not(np.isfinite(vectors).all(axis=1))
-        if bad.any():
-            raise SpaceError(
-                f"{int(bad.sum())} of {len(bad)} vectors of {name} are not finite, the first in "
-                f"row {int(bad.argmax())}; leave these items out"
-            )
+    _check_vectors(material)
     classes = np.unique(material.labels)
     if len(classes) < 2:
         raise LabelsError(
             f"all {len(material.labels)} items are of one class; a choice needs items of two "
             "classes or more"
+            if len(classes)
+            else "no item has a class; a choice needs items of two classes or more"
         )
-    pairs = np.unique(np.stack([material.labels, material.groups]), axis=1)
-    spread = np.bincount(pairs[0], minlength=int(classes.max()) + 1)
+    material, note = _varying(material)
+    spread = groups_of_classes(material.labels, material.groups)
     good: Mask = (spread > 1)[material.labels]
-    if len(np.unique(material.labels[good])) < 2:
+    able = len(np.unique(material.labels[good]))
+    if able < 2:
         single = len(np.unique(material.groups)) == len(material.groups)
         what = "items" if single else "groups"
         raise LabelsError(
-            f"of {len(classes)} classes {len(np.unique(material.labels[good]))} have two {what} or "
-            "more, and two such classes are needed: one example serves as the support, and one of "
-            f"another {'item' if single else 'group'} as the query"
+            f"of {len(classes)} classes {able} have two {what} or more, and two such classes are "
+            "needed: one example serves as the support, and one of another "
+            f"{'item' if single else 'group'} as the query"
         )
-    left = len(classes) - len(np.unique(material.labels[good]))
-    if not left:
+    if able == len(classes):
+        return material, note
+    left = len(classes) - able
+    words = f"{left} of {len(classes)} classes were left out: all their items are of one group"
+    return material.only(good), (*note, words)
+
+
+def groups_of_classes(labels: Rows, groups: Rows) -> Rows:
+    """For each class number, of how many groups its items are."""
+    pairs = np.unique(np.stack([labels, groups]), axis=1)
+    return np.bincount(pairs[0]).astype(np.int64)
+
+
+def _check_vectors(material: Material) -> None:
+    """Refuse vectors without a label each, and values that are not finite."""
+    for vectors in material.vectors.values():
+        if len(vectors) != len(material.labels) or len(material.groups) != len(material.labels):
+            raise LabelsError(
+                f"{len(vectors)} vectors, {len(material.labels)} labels and "
+                f"{len(material.groups)} groups: give one label and one group for each item"
+            )
+    for kind, given in (("", material.vectors), ("unlabelled ", material.unlabelled)):
+        for name, vectors in given.items():
+            bad: Mask = np.logical_not(np.isfinite(vectors).all(axis=1))
+            if bad.any():
+                raise SpaceError(
+                    f"{int(bad.sum())} of {len(bad)} {kind}vectors of {name} are not finite, the "
+                    f"first in row {int(bad.argmax())}; leave these items out"
+                )
+
+
+def constant(vectors: npt.NDArray[np.float32]) -> bool:
+    """Whether all rows (n, d) are the same vector, but for rounding: then they tell nothing."""
+    if not vectors.size:
+        return True
+    largest = float(np.abs(vectors).max())
+    return bool((np.ptp(vectors, axis=0) <= _ROUNDING * largest).all())
+
+
+def _varying(material: Material) -> tuple[Material, tuple[str, ...]]:
+    """Without the readings that are the same for every item; the notebook's own always stays."""
+    flat = [name for name, vectors in material.vectors.items() if constant(vectors)]
+    out = [name for name in flat if name != material.baseline]
+    if not out:
         return material, ()
-    note = f"{left} of {len(classes)} classes were left out: all their items are of one group"
-    return material.only(good), (note,)
+
+    def kept(
+        vectors: Mapping[str, npt.NDArray[np.float32]],
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        return {name: values for name, values in vectors.items() if name not in out}
+
+    chains = [[name for name in chain if name not in out] for chain in material.chains]
+    note = f"left out, the same vector for every item: {', '.join(out)}"
+    changed = replace(material, vectors=kept(material.vectors), chains=chains,
+                      unlabelled=kept(material.unlabelled))  # fmt: skip
+    return changed, (note,)

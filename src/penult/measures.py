@@ -33,14 +33,18 @@ class Neighbours:
     occurrence: Rows
 
 
-def neighbours(vectors: npt.ArrayLike, labels: Rows, groups: Rows, k: int = 5) -> Neighbours:
+def neighbours(
+    vectors: npt.ArrayLike, labels: Rows, groups: Rows, k: int = 5, seed: int = 0
+) -> Neighbours:
     """Ask each row's nearest rows by cosine, its own group left out.
 
     vectors: (n, d). k: voters; of classes with as many votes the one with the larger summed
-    cosine wins. Needs n² numbers in blocks of 1024 rows.
+    cosine wins; equally near rows come in a random order. Needs n² numbers in blocks of 1024 rows.
     """
     rows = unit(np.asarray(vectors, np.float32))
     n, classes = len(rows), int(labels.max(initial=0)) + 1
+    # Rows often stand class by class: equally near ones must not come in that order.
+    mixed = np.random.default_rng(seed).permutation(n)
     asked, correct, precision = [], [], []
     occurrence = np.zeros(n, np.int64)
     for at in range(0, n, _BLOCK):
@@ -50,7 +54,7 @@ def neighbours(vectors: npt.ArrayLike, labels: Rows, groups: Rows, k: int = 5) -
         mine, near = mine[np.isfinite(near).any(axis=1)], near[np.isfinite(near).any(axis=1)]
         if not len(mine):
             continue
-        order = np.argsort(-near, axis=1, kind="stable")
+        order = mixed[np.argsort(-near[:, mixed], axis=1, kind="stable")]
         sorted_near = np.take_along_axis(near, order, axis=1)
         there = np.isfinite(sorted_near)
         asked.append(mine)

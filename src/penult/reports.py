@@ -23,11 +23,13 @@ from penult.material import Setting
 KINDS = (".html", ".json", ".png")
 SHOWN = "in a crowd"  # the measure of the picture
 
+_LONG = 45  # letters of a cell that may wrap
 _STYLE = (
-    "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem}"
+    "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem}"
     "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem .2rem 0;"
     "text-align:left;border-bottom:1px solid #ddd;vertical-align:top}th{color:#555}"
-    ".w{width:14rem}.b{background:#4878a8;height:.6rem;display:inline-block}.i{color:#777}img{max-width:100%}"
+    ".n{white-space:nowrap}.w{width:14rem}"
+    ".b{background:#4878a8;height:.6rem;display:inline-block}.i{color:#777}img{max-width:100%}"
 )
 
 
@@ -229,7 +231,9 @@ def _cell(value: Any) -> str:
         return (
             f'<td style="width:14rem"><span class=b style="width:{100 * share:.1f}%"></span></td>'
         )
-    return f"<td>{escape(str(value))}</td>"
+    text = str(value)
+    # A row is one line: figures, intervals and names do not wrap, long settings do.
+    return f"<td>{escape(text)}</td>" if len(text) > _LONG else f"<td class=n>{escape(text)}</td>"
 
 
 def _page(title: str, body: str) -> str:

@@ -77,44 +77,73 @@ def choose(
     origin = classifier.origin if isinstance(classifier, Classifier) else classifier
     source = items if isinstance(items, Source) else from_objects(items, origin.modality)
     more = _source_of(unlabelled, origin.modality)
-    _match(labels, source, "labels")
-    _match(groups, source, "groups")
+    _check_asked(labels, groups, source, more)
     readings = readings_of(origin)
     totals = [one.total for one in (source, more) if one is not None]
     check_memory(readings, None if None in totals else sum(total or 0 for total in totals))
     tell(f"reading {len(readings)} readings of each item")
     read = read_all(origin, source, readings, device, tick)
     _refuse(read, on_error)
-    vectors = dict(zip(map(name_of, readings), read.vectors, strict=True))
-    counts = {"labelled": 0, "unlabelled": len(read.items)}
-    baseline = next(name_of(one) for one in readings if one.tap.name == "backbone")
-    failures = list(read.failures)
     if labels is None:
-        free = ranked_freely(vectors)
-        setting = Setting((baseline,))
-        embedder = _embedder(origin, readings, setting, None, device)
-        return Selection(embedder, setting, None, free, counts, failures)
-    classes = _named(labels, read, source, "labels")
-    held = np.array([name is not None for name in classes], bool)
-    others = {name: rows[~held] for name, rows in vectors.items()} if not held.all() else {}
-    if more is not None:
-        extra = read_all(origin, more, readings, device, tick)
+        return _without_labels(origin, read, device)
+    extra = None if more is None else read_all(origin, more, readings, device, tick)
+    if extra is not None:
         _refuse(extra, on_error)
-        failures += extra.failures
-        for name, rows in zip(vectors, extra.vectors, strict=True):
-            others[name] = np.concatenate([others[name], rows]) if name in others else rows
-    material = Material(
-        {name: rows[held] for name, rows in vectors.items()},
-        _numbers([name for name in classes if name is not None]),
-        _groups(groups, read, source, held),
-        baseline,
-        others,
-        chains_of(readings),
-    )
-    counts = {"labelled": int(held.sum()), "unlabelled": len(others[baseline]) if others else 0}
+    held, material = _material(read, extra, source, labels, groups)
+    others = len(read.items) - int(held.sum()) + (len(extra.items) if extra else 0)
+    counts = {"labelled": int(held.sum()), "unlabelled": others}
     report = choosing.choose(material, tell)
     embedder = _embedder(origin, readings, report.setting, material, device)
+    failures = [*read.failures, *(extra.failures if extra else ())]
     return Selection(embedder, report.setting, report, None, counts, failures)
+
+
+def _check_asked(labels: By, groups: By, source: Source, more: Source | None) -> None:
+    """Refuse what does not fit before anything runs."""
+    for given, what in ((groups, "groups"), (more, "unlabelled items")):
+        if labels is None and given is not None:
+            raise LabelsError(
+                f"{what} were given without labels, and serve only beside labels; give labels too, "
+                "or leave them out"
+            )
+    _match(labels, source, "labels")
+    _match(groups, source, "groups")
+
+
+def _without_labels(origin: base.Classifier, read: Read, device: str) -> Selection:
+    """The notebook's recipe, and the readings by a measure that needs no labels."""
+    free = ranked_freely(dict(zip(map(name_of, read.readings), read.vectors, strict=True)))
+    setting = Setting((_baseline(read.readings),))
+    embedder = _embedder(origin, read.readings, setting, None, device)
+    counts = {"labelled": 0, "unlabelled": len(read.items)}
+    return Selection(embedder, setting, None, free, counts, list(read.failures))
+
+
+def _baseline(readings: Sequence[Reading]) -> str:
+    return next(name_of(one) for one in readings if one.tap.name == "backbone")
+
+
+def _material(
+    read: Read, extra: Read | None, source: Source, labels: Sequence[object] | str, groups: By
+) -> tuple[npt.NDArray[np.bool_], Material]:
+    """Which rows have a label, and what is decided on."""
+    names = [name_of(reading) for reading in read.readings]
+    classes = _named(labels, read, source, "labels")
+    held = np.array([name is not None for name in classes], bool)
+    others = {}
+    if extra is not None or not held.all():
+        parts = [read.vectors, *([extra.vectors] if extra else [])]
+        joined = [np.concatenate([a[~held], *rest]) for a, *rest in zip(*parts, strict=True)]
+        others = dict(zip(names, joined, strict=True))
+    material = Material(
+        {name: rows[held] for name, rows in zip(names, read.vectors, strict=True)},
+        numbered([name for name in classes if name is not None])[0],
+        _groups(groups, read, source, held),
+        _baseline(read.readings),
+        others,
+        chains_of(read.readings),
+    )
+    return held, material
 
 
 def _source_of(items: Any, modality: str) -> Source | None:
@@ -160,10 +189,6 @@ def _example(items: Sequence[Item]) -> str:
     return items[0].id if items else "none"
 
 
-def _numbers(names: Sequence[str]) -> npt.NDArray[np.int64]:
-    return numbered(names)[0]
-
-
 def _groups(
     by: By, read: Read, source: Source, held: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int64]:
@@ -172,7 +197,7 @@ def _groups(
         return np.arange(int(held.sum()))
     names = _named(by, read, source, "groups")
     own = [f"group {name}" if name is not None else f"item {at}" for at, name in enumerate(names)]
-    return _numbers([name for name, kept in zip(own, held, strict=True) if kept])
+    return numbered([name for name, kept in zip(own, held, strict=True) if kept])[0]
 
 
 def _embedder(

@@ -135,6 +135,9 @@ def voted(near: Array, labels: Rows, there: Rows, k: int = VOTERS) -> Array:
     near: (q, s) cosines. labels: (q,) of the queries. there: (s,) of the support.
     """
     k = min(k, near.shape[1])
+    # Rows often stand class by class: equally near ones must not come in that order.
+    mixed = np.random.default_rng(0).permutation(near.shape[1])
+    near, there = near[:, mixed], there[mixed]
     top = np.argpartition(-near, k - 1, axis=1)[:, :k]
     votes = np.zeros((len(labels), int(max(labels.max(), there.max())) + 1))
     for column in range(k):

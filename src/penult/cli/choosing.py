@@ -23,6 +23,7 @@ from penult.cli.output import (
     working,
 )
 from penult.cli.progress import metered
+from penult.errors import UsageError
 
 if TYPE_CHECKING:
     from penult.collection import Collection
@@ -66,8 +67,12 @@ def choose(
     are ranked by a measure that needs none.
     """
     from penult import classifiers, reports
+    from penult.artefact import check_target
     from penult.selection import choose as chosen
 
+    check_target(into)
+    if labels is None and (groups or unlabelled):
+        raise UsageError("--groups and --unlabelled serve only beside --labels; give --labels too")
     if report is not None:
         # Without labels there are no scores to draw.
         reports.check_kind(report, reports.KINDS if labels is not None else (".json",))
@@ -77,7 +82,8 @@ def choose(
     with working(f"loading {model}"):
         classifier = classifiers.load(model, **asked)
     with metered("reading", show=not json) as meter:
-        meter.expect(source.total)
+        totals = [one.total for one in (source, more) if one is not None]
+        meter.expect(None if None in totals else sum(total or 0 for total in totals))
         found = chosen(
             classifier,
             source,
