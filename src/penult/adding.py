@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from penult.sides import append_missing
 from penult.sources import Source
 from penult.spaces import keep_own
 from penult.steps import Seen, Step
-from penult.store import Manifest
+from penult.store import Manifest, check_same
 from penult.writer import Writer
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def _asked(source: Source, options: Options, like: Collection | None) -> dict[st
 def settle(collection: Collection, embedder: Embedder, source: Source, options: Options) -> str:
     """Take the engine for this run, that of the collection's first one where `auto` is asked for;
     in words, empty where there was no choice."""
+    if (ours := collection.manifest) is not None:  # another embedder's vectors need no engine
+        check_same(collection.path, ours, replace(ours, fingerprint=embedder.fingerprint))
     said = ""
     if embedder.engine == AUTO and not embedder.settled and collection.manifest is not None:
         engine = collection.manifest.engine

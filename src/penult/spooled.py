@@ -19,6 +19,7 @@ from penult.events import Window
 from penult.predictions import ClassPrediction
 
 Document = dict[str, Any]
+UNKNOWN = "unknown"  # what a table says of an item that is in none of the classes
 HEADER = ("path", "region", "start", "end", "channel", "class", "probability", "p_value", "said")
 
 
@@ -120,4 +121,4 @@ def _cells(one: Document) -> list[Any]:
     p_value = "" if math.isnan(one["p_value"]) else f"{one['p_value']:.6g}"
     shares = f"{one['score']:.6g}", p_value
     place = one["id"], one["region"], start, end, one["channel"]
-    return [*place, one["label"], *shares, ";".join(one["said"])]
+    return [*place, one["label"] or UNKNOWN, *shares, ";".join(one["said"])]

@@ -150,7 +150,7 @@ def embed(
     require_proof(embedder, source)
     with working("measuring engines on the first items"):
         chosen = settle(collection, embedder, source, options)
-    if chosen and (embedder.way != PLAIN or engine != "auto"):
+    if chosen and (embedder.way != PLAIN or engine != "auto" or embedder.precision != "exact"):
         say(f"[dim]{shown(chosen)}[/]")
     with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
         if window is None and tile is None:

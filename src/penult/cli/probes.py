@@ -32,7 +32,11 @@ def probe(
     ],
     group: Annotated[
         str | None,
-        typer.Option(help="What must not be on both sides, such as the speaker; named as --by."),
+        typer.Option(
+            "--group",
+            "--groups",
+            help="What must not be on both sides, such as the speaker; named as --by.",
+        ),
     ] = None,
     folds: Annotated[int, typer.Option(help="Parts, each of which is tested on once.")] = 5,
     where: Where = None,

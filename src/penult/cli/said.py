@@ -130,6 +130,13 @@ def _say_basis(facts: dict[str, Any]) -> None:
         + (f" (cross-validated: {tried})" if tried else "")
         + f", space {facts['space']}; probabilities: {facts['probabilities']}[/]"
     )
+    best = max((value for value in facts["accuracy"].values() if value == value), default=None)
+    if best is not None and number > 1 and best < 2 / number:
+        say(
+            f"[yellow]these examples hardly tell the classes apart: of those held out {best:.0%} "
+            f"were right, and {1 / number:.0%} are by chance. Give more of each, or look for a "
+            "better place to read with penult choose[/]"
+        )
     if unknown := facts["unknown"]:
         say(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
 

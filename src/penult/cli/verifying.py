@@ -46,7 +46,7 @@ def verify(
     from penult.verifying import same_or_different, verify_collection
 
     if pair and len(pair) != 2:
-        raise UsageError(f"{len(pair)} items are no pair; give two files, or none")
+        raise UsageError(f"a pair is two files or rows; received {len(pair)}. Give two, or none")
     opened = Collection.open(collection, must_exist=True)
     with working("comparing"):
         found, fitted = verify_collection(opened, by, groups, where, space, false_accepts)

@@ -30,7 +30,8 @@ def quantise(recorded: Path, target: Path) -> None:
     import openvino
 
     model = openvino.Core().read_model(recorded)
-    logging.getLogger("nncf").setLevel(logging.ERROR)
+    for name in ("nncf", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
             smaller = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
