@@ -190,7 +190,9 @@ def audio(options: argparse.Namespace) -> None:
             "the notebook: label, then vector (two passes)": two_passes,
             "the notebook: vector only (one pass)": one_pass,
             f"padded batches of {BATCH} by hand, vector only": by_hand,
-            "transformers' pipeline, label only": lambda: pipe([str(p) for p in paths]),
+            "transformers' pipeline, label only": lambda: pipe(
+                [{"raw": read(path), "sampling_rate": 16_000} for path in paths]
+            ),
             **ours(folder, paths),
         }
         with torch.inference_mode():
@@ -199,6 +201,46 @@ def audio(options: argparse.Namespace) -> None:
         each = flops(model, clip) / (clip["input_values"].shape[1] / 16_000)
         title = f"wav2vec2-base size, {len(paths)} clips of 1–15 s, {total:.0f} s of audio"
         report(title, times, each * total)
+
+
+def spectrogram(options: argparse.Namespace) -> None:
+    """AST: one clip at a time, sentence-transformers (which opens this one), and Penult."""
+    import torch
+    import transformers
+    from bench import paired
+    from sentence_transformers import SentenceTransformer
+
+    with _models() as work:
+        torch.manual_seed(0)
+        folder = work / "model"
+        config = transformers.ASTConfig(num_labels=10)
+        transformers.ASTForAudioClassification(config).eval().save_pretrained(folder)
+        transformers.ASTFeatureExtractor().save_pretrained(folder)
+        paths = mixed(work, 40, options.clips)[:6]
+        model = transformers.AutoModelForAudioClassification.from_pretrained(folder).eval()
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+        waves = [soundfile.read(path, dtype="float32")[0] for path in paths]
+
+        def inputs(wave: Any) -> dict[str, Any]:
+            return dict(extractor(wave, sampling_rate=16_000, return_tensors="pt"))
+
+        def two_passes() -> None:
+            for wave in waves:
+                tensors = inputs(wave)
+                model(**tensors).logits.argmax(-1)
+                model.audio_spectrogram_transformer(**tensors).last_hidden_state.mean(dim=1)
+
+        other = SentenceTransformer(str(folder), device="cpu")
+        sound = [{"array": wave, "sampling_rate": 16_000} for wave in waves]
+        works: Works = {
+            "one at a time: label, then vector (two passes)": two_passes,
+            "sentence-transformers, vector only": lambda: other.encode(sound, batch_size=BATCH),
+            **ours(folder, paths),
+        }
+        with torch.inference_mode():
+            times = paired(works, rounds=options.rounds)
+        each = flops(model, inputs(waves[0]))
+        report(f"AST-base size, {len(paths)} clips", times, each * len(paths))
 
 
 def image(options: argparse.Namespace) -> None:
@@ -342,6 +384,7 @@ class _models:  # noqa: N801  # a context, like a function
 
 SECTIONS = {
     "audio": audio,
+    "spectrogram": spectrogram,
     "image": image,
     "text": text,
     "early-exit": early_exit,
