@@ -322,7 +322,7 @@ def test_verify(store: Path) -> None:
         (("predict", "KNOWN", "--names", "a,b"), "--names needs --names-model"),
         (("predict", "KNOWN", "--names", "a", "--names-model", "nowhere"), "is no folder"),
         (("verify", "STORE"), "no row of"),
-        (("verify", "STORE", "--by", "word", "CLIP"), "1 items are no pair"),
+        (("verify", "STORE", "--by", "word", "CLIP"), "received 1. Give two, or none"),
         (("verify", "STORE", "--by", "word", "--where", "word = 'six'"), "of the different name"),
     ],
 )
