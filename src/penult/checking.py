@@ -15,7 +15,7 @@ import numpy.typing as npt
 from penult.batching import ALONE, Law, axes_of, difference
 from penult.embedder import Embedder
 from penult.engines.base import EXACT, PRECISIONS
-from penult.engines.parity import Parity
+from penult.engines.parity import Parity, cosine
 from penult.errors import EmptyItem
 from penult.padding import Batch, collate
 from penult.runner import Ready, Runner
@@ -126,7 +126,7 @@ def compare(
     return Measure(
         max_abs=max(_max_abs(a, b) for a, b in pairs),
         relative=max(difference(a, b) for a, b in pairs),
-        cosine=min(_cosine(a[-1], b[-1]) for a, b in pairs),
+        cosine=min(cosine(a[-1], b[-1]) for a, b in pairs),
         allowed=allowed,
     )
 
@@ -135,13 +135,6 @@ def _max_abs(one: Values, other: Values) -> float:
     if any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
         return float("inf")
     return max(float(np.abs(a - b).max(initial=0)) for a, b in zip(one, other, strict=True))
-
-
-def _cosine(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
-    a, b = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
-    if a.shape != b.shape:
-        return float("nan")
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
 
 
 def _groups(law: Law, ready: Sequence[Ready], most: int) -> list[list[int]]:

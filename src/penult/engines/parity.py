@@ -59,7 +59,7 @@ def compare(
     Without a vector (a classifier asked for its labels only) the logits alone are compared.
     """
     pairs = list(zip(found, expected, strict=True))
-    cosines = [_cosine(a, b) for one, two in pairs for a, b in zip(one[1:], two[1:], strict=True)]
+    cosines = [cosine(a, b) for one, two in pairs for a, b in zip(one[1:], two[1:], strict=True)]
     return Parity(
         items=len(pairs),
         cosine=min(cosines, default=1.0),
@@ -93,7 +93,9 @@ def _label(logits: FloatArray) -> int:
     return int(logits.reshape(-1, logits.shape[-1]).mean(axis=0).argmax())
 
 
-def _cosine(one: FloatArray, other: FloatArray) -> float:
+def cosine(one: FloatArray, other: FloatArray) -> float:
+    """Of two arrays as one vector each; -1 where they cannot be compared: other shapes, or values
+    that are not finite."""
     a, b = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
     if a.shape != b.shape or not np.isfinite(a).all():
         return -1.0
