@@ -268,7 +268,10 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     said = ask("embed", tiny, clips, "--into", path)
     assert said.code == 0 and said.err == ""  # piped: no progress
     first, second, proof, spent = said.out.splitlines()
-    assert re.fullmatch(r"where the time went: (\w+ [\d.]+ s( · |$)){4}", spent)
+    parts = " · ".join(
+        rf"{part} [\d.]+ s" for part in ("decode", "prepare", "wait", "model", "write")
+    )
+    assert re.fullmatch(f"where the time went: {parts}", spent)
     assert re.fullmatch(r"head proved on \d.wav and \d.wav: \d+ checks, largest error \S+", proof)
     assert first.startswith("6 embedded in ") and "× real time" in first
     assert second == f"{path}: 6 rows of 32 numbers, tap backbone, pooling mean"

@@ -572,6 +572,22 @@ def test_a_run_without_work_takes_away_what_compaction_has_left(path, monkeypatc
     assert Collection.open(path).count == 160
 
 
+def test_full_fragments_are_not_read_again(path, monkeypatch):
+    """So that a compaction costs the same however large the table is."""
+    monkeypatch.setattr(tables, "FRAGMENT", 16)
+
+    def files():
+        found = tables.opened(path, "items").to_lance().get_fragments()
+        return {file.path: part.count_rows() for part in found for file in part.data_files()}
+
+    filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(37)])
+    before = files()
+    assert len(before) == 9 and min(before.values()) >= 16
+    filled(path, *[batch([f"more-{n}-{k}" for k in range(4)], seed=n) for n in range(35)])
+    assert before.items() < files().items() and len(files()) in (17, 18)
+    assert Collection.open(path).count == 288 and len(set(all_keys(Collection.open(path)))) == 288
+
+
 def test_a_run_that_writes_little_leaves_the_files_alone(path):
     filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(40)])
     data = path / "items.lance" / "data"
@@ -754,6 +770,19 @@ def test_a_full_disk_is_named_and_leaves_whole_commits(small_disk):
     assert not list(small_disk.glob("*out*"))
 
 
+def test_compaction_without_room_is_told_and_loses_nothing(small_disk):
+    path, wide = small_disk / "c.lance", replace(MANIFEST, dim=512)
+    with Collection.open(path).writer(wide) as writer:
+        for n in range(8):
+            writer.write(batch([f"{n}-{k}" for k in range(36)], manifest=wide))
+        before = all_keys(Collection.open(path))
+        with pytest.warns(UserWarning, match=r"nothing is lost.*No space left"):
+            tables.tidy(writer.table, path)
+        assert all_keys(Collection.open(path)) == before
+        writer.revise({("0-0", "whole"): {"size": 7}})  # and the table still takes commits
+    assert Collection.open(path).count == 288
+
+
 def test_a_read_only_disk_can_be_read_and_refuses_in_words(small_disk):
     path = small_disk / "c.lance"
     filled(path, batch(["a"]))
@@ -771,6 +800,8 @@ def test_other_errors_are_not_hidden(path):
     for error in (RuntimeError("panic"), KeyError("x")):
         with pytest.raises(type(error)), store.store_errors(path):
             raise error
+    with pytest.raises(StoreError, match="No space left"), store.store_errors(path):
+        raise OSError("LanceError(IO): No space left on device (os error 28), x.rs:1:2")
     with pytest.raises(StoreError, match="gone"), store.store_errors(path):
         raise RuntimeError("lance error: LanceError(IO): Not found: x.lance")
 

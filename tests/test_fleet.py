@@ -12,8 +12,12 @@ import pytest
 from conftest import assert_law, clip
 from penult.classifiers import load
 from penult.embedder import Embedder
+from penult.engines.base import Readout
 from penult.errors import UsageError
 from penult.fleet import fleet
+from penult.padding import Batch
+from penult.runner import Outcome
+from penult.sources import from_objects
 
 
 def test_rows_are_those_of_one_device(tiny: Path) -> None:
@@ -38,6 +42,40 @@ def test_engines_run_at_once() -> None:
         given += list(engines.give(lambda engine: together.wait()))
         given += list(engines.rest())
     assert sorted(given) == [0, 1]
+
+
+def test_the_model_goes_on_while_results_are_written(tiny: Path) -> None:
+    """Who takes the results may take his time: the second batch ends after he has the first."""
+    embedder = Embedder.from_classifier(load(tiny))
+    engine, taken, calls = embedder.runner.engine, threading.Event(), []
+
+    def slow(batch: Batch, logits: bool = True) -> Readout:
+        calls.append(batch)
+        assert len(calls) != 2 or taken.wait(timeout=30)
+        return engine(batch, logits)
+
+    embedder.runner.engine = slow
+    clips = [clip(0.2, seed) for seed in range(6)]
+    results = embedder.runner.stream(from_objects(clips, "audio"), alone=True)
+    found = [next(results)]
+    taken.set()
+    found += results
+    assert [type(one) for one in found] == [Outcome] * 6
+    spent = embedder.runner.seconds
+    assert spent["model"] > 0 and spent["wait"] >= 0
+
+
+def test_a_few_items_need_no_thread(tiny: Path) -> None:
+    embedder = Embedder.from_classifier(load(tiny))
+    engine, threads = embedder.runner.engine, set()
+
+    def noted(batch: Batch, logits: bool = True) -> Readout:
+        threads.add(threading.current_thread())
+        return engine(batch, logits)
+
+    embedder.runner.engine = noted
+    embedder.run([clip(0.2 + 0.1 * (seed % 2), seed) for seed in range(6)])
+    assert threads == {threading.current_thread()}
 
 
 def test_results_come_in_order_and_errors_too() -> None:

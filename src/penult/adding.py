@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Summary:
     """What a run did: regions embedded anew, left alone, replaced, failed; of those embedded, how
     many the model did not see the whole of; seconds of media; seconds that each part of the work
-    took (`decode` is the wait for it, where worker processes do it); labels taken along; ids whose
-    files are gone, and how many rows of them were removed."""
+    took, much of it at the same time (see `Runner.spent`); labels taken along; ids whose files are
+    gone, and how many rows of them were removed."""
 
     run_id: str = ""
     done: int = 0

@@ -1,4 +1,4 @@
-"""Work for several engines at once, one thread for each; a single engine works in the caller's own.
+"""Work for engines, each in a thread of its own, so that nothing else has to wait for them.
 
 Knows neither batches nor items: what is run is a function of an engine.
 """
@@ -15,25 +15,30 @@ from typing import Any, Generic, TypeVar
 from penult.engines.base import Engine
 
 T = TypeVar("T")
-AHEAD = 2  # pieces of work that wait for each engine, so that none of them runs dry
+AHEAD = 4  # pieces of work for each engine that are under way, so that none of them runs dry
 
 
 class Fleet(Generic[T]):
     """Gives pieces of work to whichever engine is free."""
 
-    def __init__(self, engines: Sequence[Engine], pool: ThreadPoolExecutor | None) -> None:
+    def __init__(self, engines: Sequence[Engine], pool: ThreadPoolExecutor) -> None:
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for engine in engines:
             self._free.put(engine)
-        self._only = engines[0]
+        self._engines = engines
         self._pool = pool
         self._most = AHEAD * len(engines)
         self._flying: deque[Future[T]] = deque()
 
-    def give(self, work: Callable[[Engine], T]) -> Iterator[T]:
-        """Take on a piece of work; gives results of the oldest ones, as many as make room."""
-        if self._pool is None:
-            yield work(self._only)
+    def give(self, work: Callable[[Engine], T], meanwhile: bool = True) -> Iterator[T]:
+        """Take on a piece of work; gives results of the oldest ones, as many as make room.
+
+        meanwhile: whether the caller has something else to do. If not, a single engine works in
+        the caller's own thread.
+        """
+        if not meanwhile and len(self._engines) == 1:
+            yield from self.rest()
+            yield work(self._engines[0])
             return
         self._flying.append(self._pool.submit(self._work, work))
         while self._flying and (len(self._flying) >= self._most or self._flying[0].done()):
@@ -55,9 +60,6 @@ class Fleet(Generic[T]):
 @contextmanager
 def fleet(engines: Sequence[Engine]) -> Iterator[Fleet[Any]]:
     """A fleet for a `with` block; work that has not begun when the block is left is dropped."""
-    if len(engines) == 1:
-        yield Fleet(engines, None)
-        return
     pool = ThreadPoolExecutor(len(engines), thread_name_prefix="engine")
     try:
         yield Fleet(engines, pool)

@@ -6,6 +6,7 @@ other are cut out of one decoding.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -46,11 +47,12 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A region and its content, or why there is none."""
+    """A region and its content, or why there is none; and the seconds that this took."""
 
     item: Item
     region: Region
     content: Content | ItemError
+    seconds: float = 0.0
 
 
 def open_regions(pairs: Iterable[Pair | Any], wanted: Wanted) -> Iterator[Opened | Any]:
@@ -81,9 +83,11 @@ def _opened(group: Iterator[Pair], wanted: Wanted) -> Iterator[Opened]:
             yield pair[1]
 
     try:
+        began = time.perf_counter()
         for content in _READERS[wanted.modality](first[0], regions(), wanted):
             item, region = asked.popleft()
-            yield Opened(item, region, content)
+            yield Opened(item, region, content, time.perf_counter() - began)
+            began = time.perf_counter()
     except (OSError, MemoryError, ItemError, *UNFORESEEN) as error:  # ends this item, not the run
         rest = [*(asked or [first]), *group]
         yield from (Opened(item, region, _unforeseen(error)) for item, region in rest)

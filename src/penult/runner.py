@@ -6,11 +6,12 @@ Knows how a batch is made and run, and which readings it was asked for; no store
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,7 @@ class Runner:
         self._devices = device.split(",")
         self.engine = engine or open_engine(classifier, readings, self._devices[0])
         self.seconds: dict[str, float] = {}
+        self._clock = threading.Lock()
         self._law = law
         faster = 1 if self._devices[0] == "cpu" else ACCELERATED
         self.budget = BUDGETS[classifier.modality] * faster
@@ -167,12 +169,19 @@ class Runner:
         done: dict[int, Any] = {}  # results that an earlier region still holds back
         given = 0
 
-        def run(ids: Sequence[int]) -> None:
+        def run(ids: Sequence[int], meanwhile: bool = True) -> None:
             batch = {id: waiting.pop(id) for id in ids}
-            for results in engines.give(lambda engine: self._run(engine, batch, planner)):
+            work = partial(self._run, ready=batch, planner=planner)
+            for results in engines.give(work, meanwhile):
                 done.update(results)
 
-        with fleet(self.engines) as engines:
+        def ended() -> Iterator[Any]:
+            nonlocal given
+            while given in done:
+                yield done.pop(given)
+                given += 1
+
+        with self._waited(), fleet(self.engines) as engines:
             for number, ready in enumerate(self.prepare(pairs, max_seconds, workers)):
                 if isinstance(ready, Ready):
                     waiting[number] = ready
@@ -187,16 +196,13 @@ class Runner:
                     single.clear()
                 while planner.full or (planner and law().name == ALONE):
                     run(planner.take())
-                while given in done:
-                    yield done.pop(given)
-                    given += 1
+                yield from ended()
             while waiting:
-                run(planner.take() or single)
+                run(planner.take() or single, meanwhile=False)
+                yield from ended()
             for results in engines.rest():
                 done.update(results)
-            while given in done:
-                yield done.pop(given)
-                given += 1
+            yield from ended()
 
     def prepare(
         self,
@@ -209,25 +215,36 @@ class Runner:
         wanted = Wanted(classifier.modality, classifier.rate, classifier.frames, max_seconds)
         with Decoders(wanted, workers) as decoders:
             opened = decoders.open_regions(pairs)
-            while True:
-                with self.spent("decode"):
-                    one = next(opened, None)
-                if one is None:
-                    return
+            for one in opened:
                 if isinstance(one, Opened):
+                    self._add("decode", one.seconds)
                     with self.spent("prepare"):
                         one = self._prepared(one)
                 yield one
 
     @contextmanager
     def spent(self, what: str) -> Iterator[None]:
-        """Adds to the seconds that something took: `decode` (or the wait for it), `prepare`,
-        `model`."""
+        """Adds to the seconds that something took, whoever else was at work meanwhile: `decode`
+        (of all workers), `prepare`, `model`, `wait` (of an engine that had nothing to run)."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
+            self._add(what, time.perf_counter() - began)
+
+    @contextmanager
+    def _waited(self) -> Iterator[None]:
+        """What engines did not work of the time that this took was waiting."""
+        began, before = time.perf_counter(), self.seconds.get("model", 0.0)
+        try:
+            yield
+        finally:
+            whole = (time.perf_counter() - began) * len(self.engines)
+            self._add("wait", max(0.0, whole - (self.seconds.get("model", 0.0) - before)))
+
+    def _add(self, what: str, seconds: float) -> None:
+        with self._clock:
+            self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
     def _prepared(self, opened: Opened) -> Ready | Failure:
         """The model's inputs of a region."""

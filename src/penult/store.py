@@ -45,16 +45,16 @@ class Manifest:
 def store_errors(path: Path) -> Iterator[None]:
     """Translates what the operating system refuses into StoreError; lets all else pass.
 
-    LanceDB raises RuntimeError for it and has the reason in its text only.
+    LanceDB raises RuntimeError for it, Lance OSError, with the reason in its text only.
     """
     try:
         yield
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror or error}") from error
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         text = str(error)
         if code := re.search(r"\(os error (\d+)\)", text):
             raise StoreError(f"{path}: {os.strerror(int(code[1]))}") from error
+        if isinstance(error, OSError):
+            raise StoreError(f"{path}: {error.strerror or error}") from error
         if "LanceError(IO)" in text and "Not found" in text:
             raise StoreError(
                 f"{path}: a file of the collection is gone. Either it was damaged, or the reading "

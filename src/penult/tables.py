@@ -55,8 +55,10 @@ SIDE = {
 # and exports. Older versions go after an hour: nightly runs then keep one night's leftovers, where
 # LanceDB's own week would keep seven. A scan that takes longer says that it has to be repeated.
 KEEP = timedelta(hours=1)
-# LanceDB merges all fragments below 2^20 rows at once, so a compaction may rewrite that many rows.
-FRAGMENT = 1 << 20
+# Rows of a full fragment, which no compaction reads again: so neither its time nor its memory grows
+# with the table. LanceDB's own 2^20 has it rewrite up to 3 GB of vectors at a time.
+FRAGMENT = 1 << 16
+_AT_ONCE = 1024  # rows in memory while a fragment is rewritten
 INDEX_FROM = 50_000  # rows; below, reading all ids takes less than 3 ms
 MANY = 32  # fragments at the end of a run; fewer cost a lookup less than 4 ms
 _WIDER = "__wider"  # a column's next form, while it is being widened
@@ -211,7 +213,13 @@ def tidy(table: Any, path: Path, index: str | None = None) -> None:
                 from lancedb.index import BTree
 
                 table.create_index(index, config=BTree())
-            table.optimize(cleanup_older_than=KEEP)
+            data = table.to_lance()  # LanceDB's own `optimize` has none of these settings
+            data.optimize.compact_files(
+                target_rows_per_fragment=FRAGMENT, batch_size=_AT_ONCE, num_threads=1
+            )
+            data.optimize.optimize_indices()
+            data.cleanup_old_versions(KEEP)
+            table.checkout_latest()
     except StoreError as error:
         warnings.warn(f"could not be compacted, nothing is lost: {error}", stacklevel=2)
 

@@ -22,7 +22,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
-from penult.errors import DecodeError, ItemError, PenultError
+from penult.errors import DecodeError, PenultError
 from penult.opening import Opened, Pair, Wanted, open_regions, same_item
 
 AHEAD = 8  # items for each worker that are read before the first of them is asked for
@@ -97,9 +97,9 @@ class Decoders:
         assert task.worker is not None
         worker = self._workers[task.worker]
         for number, (item, region) in enumerate(task.pairs):
-            content = worker.receive(self._limit)
-            if isinstance(content, _Gone):
-                lost = DecodeError(content.words)
+            answer = worker.receive(self._limit)
+            if isinstance(answer, _Gone):
+                lost = DecodeError(answer.words)
                 yield from (Opened(one, part, lost) for one, part in task.pairs[number:])
                 worker.end()
                 self._workers[task.worker] = again = _Worker(self._wanted)
@@ -107,9 +107,9 @@ class Decoders:
                     if later.worker == task.worker:
                         again.send(later.pairs)
                 return
-            if isinstance(content, PenultError) and not isinstance(content, ItemError):
-                raise content
-            yield Opened(item, region, content)
+            if isinstance(answer, PenultError):
+                raise answer
+            yield Opened(item, region, *answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +198,12 @@ def serve() -> None:
 
 
 def _contents(pairs: list[Pair], wanted: Wanted) -> Iterator[Any]:
-    """One answer for each pair, whatever happens."""
+    """One answer for each pair, whatever happens: its content and the seconds that it took."""
     given = 0
     try:
         for opened in open_regions(pairs, wanted):
             given += 1
-            yield opened.content
+            yield opened.content, opened.seconds
     except PenultError as error:  # an extra that is missing: the run ends with it
         yield from [error] * (len(pairs) - given)
 

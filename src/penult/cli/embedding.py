@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from penult.sources import Source
 
 SHOWN = 5
+SPENT = ("decode", "prepare", "wait", "model", "write")  # of the time; these overlap
 
 
 @opening
@@ -274,7 +275,7 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: s
         recipe = escape(embedder.space.recipe)
         stdout.print(f"its space {recipe} is kept: search --space embedder", soft_wrap=True)
     if summary.done + summary.replaced:
-        spent = " · ".join(f"{what} {s:.1f} s" for what, s in summary.seconds.items())
+        spent = " · ".join(f"{what} {summary.seconds.get(what, 0.0):.1f} s" for what in SPENT)
         stdout.print(f"[dim]where the time went: {spent}[/]", soft_wrap=True)
     if summary.truncated:
         remedy = "; --window embeds all of it" if embedder.classifier.modality == "audio" else ""
