@@ -206,8 +206,8 @@ def planning(options: argparse.Namespace) -> None:
     """How much of what is computed is padding: 2000 clips of 1 to 15 s, in three ways."""
     import numpy as np
 
-    from penult.planner import Planner, waste
-    from penult.runner import BUDGETS
+    from penult.batches.planner import Planner, waste
+    from penult.embedding.runner import BUDGETS
 
     lengths = [int(n) for n in np.random.default_rng(0).uniform(16_000, 240_000, 2_000)]
     planner, planned = Planner(BUDGETS["audio"]), []

@@ -16,11 +16,11 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from penult import space
-from penult.calibration import calibration_error
-from penult.collection import Collection
-from penult.examples import Examples
-from penult.labelled import labelled
-from penult.taught import Taught
+from penult.store.collection import Collection
+from penult.store.labelled import labelled
+from penult.teaching.calibration import calibration_error
+from penult.teaching.examples import Examples
+from penult.teaching.taught import Taught
 
 
 def episode(

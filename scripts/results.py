@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from penult import classifiers
-from penult.choosing import choose
+from penult.choosing.deciding import choose
+from penult.choosing.material import Material, Setting
+from penult.choosing.ranking import fitting
 from penult.classifiers.base import Classifier
-from penult.episodes import answered, numbered, products
-from penult.intervals import Estimate, estimate
-from penult.material import Material, Setting
-from penult.ranking import fitting
-from penult.readings import chains_of, name_of, read_all, readings_of
+from penult.embedding.readings import chains_of, name_of, read_all, readings_of
+from penult.measuring.episodes import answered, numbered, products
+from penult.measuring.intervals import Estimate, estimate
+from penult.measuring.trials import plan
 from penult.sources import from_objects
-from penult.trials import plan
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SPLITS = 5
@@ -268,7 +268,7 @@ class _Runs:
     """The 20 runs: in each, twenty test pictures against twenty training pictures."""
 
     def __init__(self, clf: Classifier, folder: Path) -> None:
-        from penult.episodes import Episodes
+        from penult.measuring.episodes import Episodes
 
         pairs = []
         for run in sorted(folder.glob("run*")):

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from penult.adding import Summary, commit
-from penult.collection import Collection
-from penult.rows import schema
-from penult.steps import Step
-from penult.store import Manifest
+from penult.ingesting.rows import schema
+from penult.ingesting.steps import Step
+from penult.store.adding import Summary, commit
+from penult.store.collection import Collection
+from penult.store.folder import Manifest
 
 COMMIT = 256
 CLUSTER = 200  # rows around each centre
@@ -110,9 +110,9 @@ def grow(collection: Collection, options: argparse.Namespace) -> list[dict[str, 
 
 def again(collection: Collection, options: argparse.Namespace) -> dict[str, float]:
     """A second run over files that are all known: through source, ingest and store."""
-    from penult.ingest import Options, ingest
+    from penult.ingesting.ingest import Options, ingest
+    from penult.ingesting.steps import Seen
     from penult.sources import from_paths
-    from penult.steps import Seen
 
     for number in range(options.files):
         file = options.folder / "files" / f"{number // 1000:04}" / f"{number:08}.wav"
@@ -150,7 +150,7 @@ def again(collection: Collection, options: argparse.Namespace) -> dict[str, floa
     assert summary.skipped == options.files, summary
     took = time.perf_counter() - began
     began = time.perf_counter()
-    from penult.gone import gone
+    from penult.store.gone import gone
 
     assert gone(collection, [str(options.folder / "files" / "0000")]) == []
     return {

@@ -126,7 +126,7 @@ def ours(folder: Path, items: Any) -> Works:
     from bench import console
 
     from penult.classifiers import load
-    from penult.embedder import Embedder
+    from penult.embedding.embedder import Embedder
     from penult.errors import PenultError
 
     works: Works = {}
@@ -337,7 +337,7 @@ def early_exit(options: argparse.Namespace) -> None:
     from bench import paired, show
 
     from penult.classifiers import load
-    from penult.embedder import Embedder
+    from penult.embedding.embedder import Embedder
 
     with _models() as work:
         torch.manual_seed(0)

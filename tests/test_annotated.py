@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from penult.errors import SourceError
-from penult.layout import Layout
 from penult.media import audio
 from penult.regions import WHOLE, Region
 from penult.sources import Failure, from_paths
+from penult.sources.layout import Layout
 from test_media import noise, shared, written
 
 

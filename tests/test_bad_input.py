@@ -21,7 +21,7 @@ import torch
 
 import penult
 from conftest import RATE, assert_law, clip
-from penult.collection import Collection
+from penult.store.collection import Collection
 from test_cli import PENULT, Said, ask
 from zoo import save_audio
 

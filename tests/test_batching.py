@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conftest import RATE, clip
-from penult.batching import ALONE, EQUAL, MASKED_NORMS, PADDED, Law, difference
+from penult.batches.padding import masked_norms
 from penult.classifiers import load
-from penult.embedder import Embedder, open_embedder
+from penult.embedding.embedder import Embedder, open_embedder
+from penult.engines.law import ALONE, EQUAL, MASKED_NORMS, PADDED, Law, difference
 from penult.errors import ItemError, TapError
-from penult.padding import masked_norms
 from test_notebook import TASKS
 from zoo import build, save_audio, save_image, save_text
 

@@ -13,11 +13,11 @@ from torch import nn
 
 import penult.engines.torch as engine
 from conftest import RATE
-from penult.checking import check
 from penult.classifiers import load
 from penult.cli import run
-from penult.embedder import Embedder
-from penult.proving import certify_on
+from penult.embedding.checking import check
+from penult.embedding.embedder import Embedder
+from penult.embedding.proving import certify_on
 from penult.sources import from_paths
 from zoo import save_audio, save_image
 

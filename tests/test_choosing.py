@@ -12,13 +12,13 @@ import soundfile
 
 import penult
 from conftest import RATE, clip
-from penult.choosing import choose
-from penult.embedder import Embedder
-from penult.episodes import numbered
+from penult.choosing.deciding import choose
+from penult.choosing.freely import ranked_freely
+from penult.choosing.material import Material, Setting, sample, sampled
+from penult.choosing.ranking import NOTEBOOK
+from penult.embedding.embedder import Embedder
 from penult.errors import ItemError, LabelsError, SpaceError, TapError
-from penult.freely import ranked_freely
-from penult.material import Material, Setting, sample, sampled
-from penult.ranking import NOTEBOOK
+from penult.measuring.episodes import numbered
 from penult.space import fit
 from test_cli import ask
 

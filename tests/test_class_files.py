@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penult import classfile
 from penult.errors import LabelsError
-from penult.examples import Examples
 from penult.space import RAW, fit
+from penult.teaching import classfile
+from penult.teaching.examples import Examples
 
 Change = Callable[[dict[str, Any]], object]
 

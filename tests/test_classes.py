@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from penult import classes, classfile
-from penult.calibration import Unknowns, calibration_error, probabilities
 from penult.errors import LabelsError, SpaceError, UsageError
-from penult.events import Window, merged, to_csv, to_raven
-from penult.examples import Examples
 from penult.space import RAW, fit
-from penult.taught import Taught
-from penult.zeroshot import conse, verify, worded
+from penult.teaching import classes, classfile
+from penult.teaching.calibration import Unknowns, calibration_error, probabilities
+from penult.teaching.events import Window, merged, to_csv, to_raven
+from penult.teaching.examples import Examples
+from penult.teaching.taught import Taught
+from penult.teaching.zeroshot import conse, verify, worded
 
 DIM = 16
 

@@ -13,8 +13,7 @@ import soundfile
 import penult
 from conftest import RATE, clip
 from penult.classspace import ClassSpace
-from penult.collection import Collection
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
 from penult.errors import (
     CollectionError,
     FingerprintMismatch,
@@ -24,6 +23,7 @@ from penult.errors import (
     SpaceError,
     UsageError,
 )
+from penult.store.collection import Collection
 from zoo import save_text
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"
@@ -215,7 +215,7 @@ def test_windows_of_a_recording(space: ClassSpace, tmp_path: Path) -> None:
 
 
 def test_the_heads_rows_are_its_classes(words: Collection, embedder: Embedder) -> None:
-    from penult.headrows import head_rows
+    from penult.embedding.headrows import head_rows
 
     weight = embedder.classifier.module.classifier.weight.detach().numpy()
     assert np.allclose(head_rows(embedder), weight, atol=1e-5)
@@ -239,7 +239,7 @@ def test_where_the_head_gives_no_classes_it_says_what_works(tiny: Path) -> None:
 
 
 def test_a_head_that_bends_is_refused(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from penult import headrows
+    from penult.embedding import headrows
 
     def bent(embedder: Embedder) -> Callable[[np.ndarray], np.ndarray]:
         weights = np.ones((embedder.dim, len(embedder.classifier.labels)))

@@ -26,7 +26,7 @@ import soundfile
 import penult
 from conftest import RATE, clip
 from penult.cli import output, run
-from penult.collection import Collection
+from penult.store.collection import Collection
 from zoo import CLASSES, save_audio, save_text
 
 COMMANDS = (

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penult import clustered
-from penult.clusters import NOISE, How, agreement, cluster
-from penult.collection import Collection
-from penult.diffusion import diffused
 from penult.errors import LabelsError, UsageError
-from penult.labelled import labelled
+from penult.store import clustered
+from penult.store.collection import Collection
+from penult.store.labelled import labelled
+from penult.uses.clusters import NOISE, How, agreement, cluster
+from penult.uses.diffusion import diffused
 from test_cli import ask
 from test_collection import DIM, MANIFEST, batch, filled
 
@@ -79,7 +79,7 @@ def test_results_repeat_and_do_not_depend_on_the_lengths() -> None:
 
 
 def test_more_rows_than_are_clustered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penult.clusters._MOST", 200)
+    monkeypatch.setattr("penult.uses.clusters._MOST", 200)
     rows, truth = blobs((500, 300, 200))
     found = cluster(rows, How("kmeans", 3), runs=1)
     assert agreement(found.numbers, [str(t) for t in truth]).ari == 1  # type: ignore[union-attr]
@@ -200,7 +200,7 @@ def test_on_the_command_line(made: Collection, tmp_path: Path) -> None:
 def test_on_real_clips(tmp_path: Path) -> None:
     """Of the bundled clips, half the words of which the classifier never knew."""
     from penult.classifiers import demo_folder
-    from penult.embedder import open_embedder
+    from penult.embedding.embedder import open_embedder
 
     col = Collection.open(tmp_path / "words.lance")
     col.add(open_embedder("demo"), demo_folder().parent / "clips" / "clips.csv")

@@ -20,13 +20,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from penult import rows, store, tables
-from penult import writer as writer_module
-from penult.collection import Collection
 from penult.errors import CollectionError, CollectionLocked, FingerprintMismatch, StoreError
-from penult.rows import Known
+from penult.ingesting import rows
+from penult.ingesting.rows import Known
 from penult.sources import RESERVED, Failure
-from penult.store import Manifest
+from penult.store import folder as store
+from penult.store import tables
+from penult.store import writer as writer_module
+from penult.store.collection import Collection
+from penult.store.folder import Manifest
 
 DIM, CLASSES = 8, 3
 MANIFEST = Manifest(
@@ -620,8 +622,8 @@ WORKER = """
     import sys, time
     sys.path.insert(0, {tests!r})
     from test_collection import MANIFEST, batch
-    from penult.collection import Collection
-    from penult import tables
+    from penult.store.collection import Collection
+    from penult.store import tables
     from penult.sources import Failure
     import lancedb
     print("imported", flush=True)
@@ -763,7 +765,7 @@ def test_a_full_disk_is_named_and_leaves_whole_commits(small_disk):
             written += ids
     collection = Collection.open(path, must_exist=True)
     assert written and [name for name, _ in all_keys(collection)] == sorted(written)
-    from penult.export import export
+    from penult.store.export import export
 
     with pytest.raises(StoreError, match="No space left"):
         export(collection, small_disk / "out.npy")
@@ -807,7 +809,9 @@ def test_other_errors_are_not_hidden(path):
 
 
 def test_importing_is_cheap():
-    code = "import sys, penult.export; print('lancedb' in sys.modules, 'torch' in sys.modules)"
+    code = (
+        "import sys as s, penult.store.export; print('lancedb' in s.modules, 'torch' in s.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

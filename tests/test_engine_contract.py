@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from penult.batching import ALONE, find_law, probe
+from penult.batches.padding import Batch
 from penult.classifiers import load
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
+from penult.embedding.proving import tap_of
 from penult.engines.base import EXACT, FAST, PRECISIONS, Reading
 from penult.engines.exported import ExportedEngine
 from penult.engines.graphs import Graphs
+from penult.engines.law import ALONE, find_law, probe
 from penult.engines.openvino import OpenVinoEngine, multiplies_bf16
 from penult.engines.parity import compare
 from penult.engines.torch import TorchEngine
 from penult.errors import EngineError
-from penult.padding import Batch
-from penult.proving import tap_of
 from zoo import AUDIO, save_audio, save_image, save_text, save_video
 
 ENGINES: dict[str, tuple[str, Any]] = {

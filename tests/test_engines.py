@@ -12,19 +12,19 @@ import pytest
 
 import penult.engines.choosing as choosing
 from conftest import clip
-from penult.batching import difference
+from penult.batches.padding import Batch
 from penult.classifiers import load
 from penult.cli import run
-from penult.collection import Collection
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
 from penult.engines import ways
 from penult.engines.base import PRECISIONS
 from penult.engines.graphs import Graphs
+from penult.engines.law import difference
 from penult.engines.openvino import OpenVinoEngine
 from penult.engines.parity import compare
 from penult.engines.ways import PLAIN, Way
 from penult.errors import EngineError, ModelError, UsageError
-from penult.padding import Batch
+from penult.store.collection import Collection
 from test_batching import Small, calls_of
 
 CLIPS = [clip(0.4 + 0.3 * i, i) for i in range(6)]

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penult.episodes import Episodes, able, answered, draw, numbered, partitions, products
 from penult.errors import LabelsError
-from penult.intervals import estimate, estimates
-from penult.trials import cosines, crowded, plan, voted
+from penult.measuring.episodes import Episodes, able, answered, draw, numbered, partitions, products
+from penult.measuring.intervals import estimate, estimates
+from penult.measuring.trials import cosines, crowded, plan, voted
 
 
 def crossed(classes: int = 6, groups: int = 4, each: int = 3) -> tuple[np.ndarray, np.ndarray]:

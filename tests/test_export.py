@@ -11,9 +11,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from penult import rows
 from penult.errors import CollectionError, UsageError
-from penult.export import METADATA_KEY, export
+from penult.ingesting import rows
+from penult.store.export import METADATA_KEY, export
 from test_collection import CLASSES, DIM, MANIFEST, batch, filled
 
 REGIONS = ["whole", "ch0:0-5", "5-10", "10-15"]

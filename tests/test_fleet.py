@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from conftest import assert_law, clip
+from penult.batches.padding import Batch
 from penult.classifiers import load
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
+from penult.embedding.fleet import fleet
+from penult.embedding.runner import Outcome
 from penult.engines.base import Readout
 from penult.errors import UsageError
-from penult.fleet import fleet
-from penult.padding import Batch
-from penult.runner import Outcome
 from penult.sources import from_objects
 
 

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from conftest import clip
-from penult.collection import Collection
+from penult.store.collection import Collection
 from test_ingest import rows
 
 ITEMS, RATE = 600, 8000
@@ -29,9 +29,9 @@ def work(table: Path, path: Path) -> None:
     from torch import nn
 
     import penult
-    from penult.adding import add
-    from penult.ingest import Options
+    from penult.ingesting.ingest import Options
     from penult.sources import from_paths
+    from penult.store.adding import add
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -72,7 +72,8 @@ def processes() -> Iterator[Any]:
     """Processes that have the libraries loaded already, but nothing of the store."""
     context = multiprocessing.get_context("forkserver")
     # lancedb itself starts a thread, which a fork would not have.
-    slow = ["torch._dynamo", "lance_namespace", "penult.embedder", "penult.ingest", "test_kills"]
+    slow = ["torch._dynamo", "lance_namespace", "test_kills"]
+    slow += ["penult.embedding.embedder", "penult.ingesting.ingest"]
     context.set_forkserver_preload(slow)
     yield context
     for child in multiprocessing.active_children():

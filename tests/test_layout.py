@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from penult.errors import ItemError, UsageError
-from penult.layout import Layout, parse_seconds
 from penult.media import audio, image, video
 from penult.regions import WHOLE, Region
 from penult.sources import Failure, Item, from_objects, from_paths
+from penult.sources.layout import Layout, parse_seconds
 from test_media import PIXELS, encoded, film, noise, png, shared, wav, written
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import penult
 from conftest import clip
 from penult.classifiers import demo_folder, load
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
 from penult.errors import MissingExtra, UsageError
 from penult.splitting.head import logits_of
 from zoo import save_audio, save_image, save_text

@@ -17,9 +17,9 @@ from torch import nn
 import penult
 from conftest import clip
 from penult.classifiers import load
-from penult.collection import Collection
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
 from penult.errors import IncompleteWeights, ModelError, UntrustedCode, UsageError
+from penult.store.collection import Collection
 
 PACKAGE = """
 import numpy as np

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penult import mapped, projection
 from penult.cli.mappage import Page, page
 from penult.cli.picture import draw_map
-from penult.collection import Collection
 from penult.errors import MissingExtra, UsageError
-from penult.projection import project
+from penult.store import mapped
+from penult.store.collection import Collection
+from penult.uses import projection
+from penult.uses.projection import project
 from test_cli import ask
 from test_clusters import blobs
 from test_collection import DIM, batch, filled

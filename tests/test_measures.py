@@ -7,9 +7,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from penult import measures
+from penult.choosing.evaluating import evaluate
 from penult.errors import LabelsError, SpaceError
-from penult.evaluating import evaluate
+from penult.measuring import measures
 from penult.space import fit
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penult.collection import Collection
 from penult.errors import CollectionLocked, FingerprintMismatch, UsageError
-from penult.merging import merge
 from penult.sources import Failure
+from penult.store.collection import Collection
+from penult.store.merging import merge
 from test_cli import ask
 from test_collection import MANIFEST, all_keys, batch, filled
 from test_kills import files_of
@@ -119,8 +119,8 @@ def test_what_cannot_be_merged_is_said(places):
 KILLED = """
 import sys
 import lancedb
-from penult import merging
-from penult.collection import Collection
+from penult.store import merging
+from penult.store.collection import Collection
 merging._BATCH = 16
 *sources, into = [Collection.open(path) for path in sys.argv[1:]]
 print("ready", flush=True)
@@ -212,7 +212,7 @@ def test_an_index_is_measured_and_used(many):
 
 
 def test_an_index_that_finds_too_little_is_refused(many, monkeypatch):
-    from penult import indexing
+    from penult.store import indexing
 
     collection = many[0]
     monkeypatch.setattr(indexing, "PROBES", 1)

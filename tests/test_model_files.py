@@ -24,7 +24,7 @@ from conftest import clip
 from penult.classifiers import load
 from penult.classifiers.formats import kind_of
 from penult.cli import run
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
 from penult.engines.hooks import captured
 from penult.errors import MissingExtra, ModelError, PenultError, UntrustedCode, UsageError
 from penult.splitting.cut import split

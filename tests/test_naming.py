@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penult.errors import LabelsError
-from penult.naming import namer
+from penult.sources.naming import namer
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,17 @@ from torch import nn
 
 import penult
 from conftest import RATE, clip
+from penult.batches.padding import Batch
 from penult.classifiers import load
 from penult.classifiers.from_onnx import names_in
 from penult.cli import run
-from penult.collection import Collection
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
 from penult.engines.onnxruntime import OnnxEngine
 from penult.engines.torch import Reading
 from penult.errors import ItemError, ModelError, TapError, UsageError
-from penult.padding import Batch
 from penult.splitting.graph import Graph, Session
 from penult.splitting.onnx import GraphCut, before_scores, dissect_graph, find_logits, tap_of_graph
+from penult.store.collection import Collection
 
 needed = import_module if os.environ.get("CI") == "true" else pytest.importorskip
 onnx, onnxruntime = needed("onnx"), needed("onnxruntime")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from penult import probefiles
-from penult.collection import Collection
 from penult.errors import LabelsError, SourceError, UsageError
-from penult.joining import joined
-from penult.probing import confused, probe, trained
+from penult.store.collection import Collection
+from penult.uses import probefiles
+from penult.uses.joining import joined
+from penult.uses.probing import confused, probe, trained
 from test_cli import ask
 from test_clusters import blobs
 from test_collection import DIM, batch, filled

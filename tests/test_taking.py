@@ -12,13 +12,13 @@ import soundfile
 
 from conftest import RATE, assert_law, clip
 from penult.classifiers import load
-from penult.collection import Collection
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
 from penult.errors import CollectionError, FingerprintMismatch, RegionError, UsageError
-from penult.items import as_id, path_of
 from penult.regions import Region
-from penult.shards import Shard
 from penult.sources import from_paths
+from penult.sources.items import as_id, path_of
+from penult.sources.shards import Shard
+from penult.store.collection import Collection
 from test_cli import ask
 from test_ingest import rows
 
@@ -241,13 +241,13 @@ def test_gone_files_are_named_and_kept_unless_pruned(
 def test_a_table_and_a_folder_at_once_are_not_the_table_alone(
     embedder: Embedder, recordings: Path, tmp_path: Path
 ) -> None:
-    from penult.gone import gone
+    from penult.store.gone import gone
 
     extra = tmp_path / "extra"
     shutil.copytree(recordings / "a", extra)
     table = table_of(recordings)
     collection = Collection.open(tmp_path / "c")
-    from penult.adding import add
+    from penult.store.adding import add
 
     add(collection, embedder, from_paths([table, extra], "audio"))
     (extra / "1.wav").unlink()

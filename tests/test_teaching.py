@@ -13,15 +13,15 @@ import pytest
 import soundfile
 
 import penult
-from penult import classfile
 from penult.classspace import ClassSpace
 from penult.cli.output import emit, emit_long
-from penult.collection import Collection
-from penult.embedder import Embedder
-from penult.examples import Examples
-from penult.predictions import ClassPrediction
+from penult.embedding.embedder import Embedder
 from penult.sources import from_paths
 from penult.space import RAW, fit
+from penult.store.collection import Collection
+from penult.teaching import classfile
+from penult.teaching.examples import Examples
+from penult.teaching.predictions import ClassPrediction
 from test_cli import ask
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"

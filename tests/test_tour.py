@@ -11,7 +11,7 @@ import pytest
 import penult
 from penult.classifiers import demo_folder
 from penult.cli import run
-from penult.collection import Collection
+from penult.store.collection import Collection
 
 
 def test_the_tour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,19 +11,19 @@ import soundfile
 
 from conftest import RATE, clip
 from penult.classifiers import load
-from penult.collection import Collection
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
+from penult.embedding.opening import Content, Opened, Wanted, open_regions
+from penult.embedding.workers import Decoders
 from penult.errors import ItemError
-from penult.layout import Layout
-from penult.opening import Content, Opened, Wanted, open_regions
 from penult.sources import from_paths
-from penult.workers import Decoders
+from penult.sources.layout import Layout
+from penult.store.collection import Collection
 
 WANTED = Wanted("audio", RATE)
 
 CRASHING = """
 import os, sys, time
-if "from penult.workers import serve" in " ".join(sys.orig_argv):
+if "from penult.embedding.workers import serve" in " ".join(sys.orig_argv):
     from penult.media import audio
     load_many = audio.load_many
     def failing(content, *rest, **named):

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from penult.api import Classifier, load
     from penult.classifiers.base import Prediction
     from penult.classspace import ClassSpace
-    from penult.collection import Collection
-    from penult.embedder import Embedder, Result
+    from penult.embedding.embedder import Embedder, Result
     from penult.selection import choose
     from penult.splitting.cut import split
+    from penult.store.collection import Collection
 
 __version__ = "0.1.0"
 
@@ -38,10 +38,10 @@ __all__ = [
 _HOMES = {
     "ClassSpace": "penult.classspace",
     "Classifier": "penult.api",
-    "Collection": "penult.collection",
-    "Embedder": "penult.embedder",
+    "Collection": "penult.store.collection",
+    "Embedder": "penult.embedding.embedder",
     "Prediction": "penult.classifiers.base",
-    "Result": "penult.embedder",
+    "Result": "penult.embedding.embedder",
     "choose": "penult.selection",
     "load": "penult.api",
     "split": "penult.splitting.cut",

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from penult import classifiers
 from penult.classifiers import base
 from penult.classifiers.base import Prediction, predict
-from penult.embedder import Embedder, open_embedder
+from penult.embedding.embedder import Embedder, open_embedder
+from penult.embedding.runner import Outcome, Runner, device_of
 from penult.errors import ItemError
-from penult.runner import Outcome, Runner, device_of
 from penult.sources import Failure, from_objects
 
 

@@ -11,20 +11,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from penult import choosing
 from penult.api import Classifier
-from penult.choosing import Choice
+from penult.choosing import deciding as choosing
+from penult.choosing.deciding import Choice
+from penult.choosing.freely import Free, ranked_freely
+from penult.choosing.material import Material, Setting
 from penult.classifiers import base
-from penult.embedder import Embedder
+from penult.embedding.embedder import Embedder
+from penult.embedding.readings import Read, chains_of, check_memory, name_of, read_all, readings_of
 from penult.engines.base import Reading
-from penult.episodes import numbered
 from penult.errors import ItemError, LabelsError
-from penult.freely import Free, ranked_freely
-from penult.items import Failure, Item
-from penult.material import Material, Setting
-from penult.naming import namer
-from penult.readings import Read, chains_of, check_memory, name_of, read_all, readings_of
+from penult.measuring.episodes import numbered
 from penult.sources import Source, from_objects
+from penult.sources.items import Failure, Item
+from penult.sources.naming import namer
 from penult.space import RAW
 
 By = Sequence[object] | str | None

@@ -15,8 +15,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
 from penult import space as spaces
-from penult.artefact import is_embedder
-from penult.embedder import Embedder, open_embedder
+from penult.embedding.artefact import is_embedder
+from penult.embedding.embedder import Embedder, open_embedder
 from penult.errors import ItemError, SourceError, UsageError
 from penult.sources import Failure
 
@@ -257,7 +257,7 @@ def _opened(
     device: str,
     asked: tuple[tuple[str, Any], ...],
 ) -> Embedder:
-    from penult.proving import tap_of
+    from penult.embedding.proving import tap_of
 
     if is_embedder(model):
         return open_embedder(model, tap, pooling, device=device, **dict(asked))

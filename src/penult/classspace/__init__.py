@@ -12,27 +12,28 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from penult import classfile, marking
 from penult import space as spaces
-from penult.calibration import LEVEL
 from penult.classspace import fitting, keeping
 from penult.classspace.asking import Question
+from penult.classspace.gathering import pairs_of
 from penult.classspace.origin import Origin
 from penult.classspace.settings import Settings
 from penult.classspace.teaching import Groups, Named, by_head, by_item, by_row, of_head
-from penult.collection import Collection
 from penult.errors import ItemError, LabelsError, UsageError
-from penult.examples import Class, Examples, Key, checked_mark, checked_name
-from penult.gathering import pairs_of
-from penult.items import sha
-from penult.layout import Layout
-from penult.predictions import ClassPrediction, Near, Place
 from penult.sources import Failure
-from penult.store import Manifest
-from penult.taught import AUTO, Taught
+from penult.sources.items import sha
+from penult.sources.layout import Layout
+from penult.store import marking
+from penult.store.collection import Collection
+from penult.store.folder import Manifest
+from penult.teaching import classfile
+from penult.teaching.calibration import LEVEL
+from penult.teaching.examples import Class, Examples, Key, checked_mark, checked_name
+from penult.teaching.predictions import ClassPrediction, Near, Place
+from penult.teaching.taught import AUTO, Taught
 
 if TYPE_CHECKING:
-    from penult.embedder import Embedder
+    from penult.embedding.embedder import Embedder
 
 Mark = Literal["yes", "no", "unsure"]
 _NOTHING = Layout()
@@ -154,7 +155,7 @@ class ClassSpace:
     def add_from(self, by: str, where: str | None = None, mark: Mark = "yes") -> dict[str, int]:
         """Teach the classes that the collection's rows have already; gives how many examples each
         got. by: a metadata column, `folder`, a pattern of the path, or `label` (the classifier's
-        own); see `penult.labelled`.
+        own); see `penult.store.labelled`.
 
         Raises:
             LabelsError: a way that names nothing, or no collection.

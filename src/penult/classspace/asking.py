@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from penult import rows
 from penult.classspace.origin import Origin
-from penult.collection import Collection
 from penult.errors import LabelsError
-from penult.layout import Layout
-from penult.predictions import ClassPrediction, Place, predictions
+from penult.ingesting import rows
 from penult.sources import Entry, Failure
-from penult.taught import Taught
+from penult.sources.layout import Layout
+from penult.store.collection import Collection
+from penult.teaching.predictions import ClassPrediction, Place, predictions
+from penult.teaching.taught import Taught
 
 _COLUMNS = ("id", "region", "start", "end", "channel")
 
@@ -48,7 +48,7 @@ class Question:
         self, origin: Origin, pairs: Iterable[Entry], layout: Layout, workers: int = 0
     ) -> Iterator[ClassPrediction | Failure]:
         """What items are, as they come, and those that failed."""
-        from penult.runner import Outcome
+        from penult.embedding.runner import Outcome
 
         classifier = origin.embedder.classifier
         cut = layout.apply(pairs, classifier.modality, classifier.rate)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from penult import marking, spaces
 from penult.classspace.origin import Origin
 from penult.classspace.settings import Settings
 from penult.classspace.teaching import of_head
-from penult.examples import Examples
 from penult.space import RAW, Space
-from penult.taught import AUTO, Taught, fitted
+from penult.store import marking, spaces
+from penult.teaching.examples import Examples
+from penult.teaching.taught import AUTO, Taught, fitted
 
 BACKGROUND = 5000  # rows that serve as anything
 

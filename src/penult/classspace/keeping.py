@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from penult.classfile import Saved
 from penult.classspace.origin import Origin
 from penult.classspace.settings import Settings
 from penult.classspace.teaching import Groups
-from penult.examples import Examples
 from penult.space import Space
-from penult.store import Manifest
+from penult.store.folder import Manifest
+from penult.teaching.classfile import Saved
+from penult.teaching.examples import Examples
 
 OF_EXAMPLES = "space_of_examples"  # the space is fitted again to the examples, as they change
 

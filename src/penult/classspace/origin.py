@@ -7,15 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from penult.collection import Collection
+from penult.classspace.gathering import Vectors, embedded, from_rows
 from penult.errors import FingerprintMismatch, LabelsError, UsageError
-from penult.gathering import Vectors, embedded, from_rows
-from penult.querying import embedder_of
 from penult.sources import Entry
-from penult.store import Manifest
+from penult.store.collection import Collection
+from penult.store.folder import Manifest
+from penult.store.querying import embedder_of
 
 if TYPE_CHECKING:
-    from penult.embedder import Embedder
+    from penult.embedding.embedder import Embedder
 
 
 class Origin:
@@ -39,7 +39,7 @@ class Origin:
             UsageError: neither.
         """
         if not isinstance(source, Collection):
-            from penult.adding import manifest_of
+            from penult.store.adding import manifest_of
 
             embedder = checked(source)
             return cls(manifest_of(embedder), embedder=embedder)
@@ -88,7 +88,7 @@ class Origin:
         Raises:
             FingerprintMismatch: the fingerprint differs; it says in what.
         """
-        from penult.embedder import differences
+        from penult.embedding.embedder import differences
 
         if differs := differences(self.manifest.fingerprint, other):
             raise FingerprintMismatch(
@@ -103,7 +103,7 @@ def checked(source: object) -> Embedder:
     Raises:
         UsageError: it is none.
     """
-    from penult.embedder import Embedder
+    from penult.embedding.embedder import Embedder
 
     if not isinstance(source, Embedder):
         raise UsageError(

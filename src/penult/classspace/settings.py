@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from penult.calibration import LEVEL
-from penult.classes import METHODS
 from penult.errors import LabelsError, UsageError
-from penult.taught import AUTO
+from penult.teaching.calibration import LEVEL
+from penult.teaching.classes import METHODS
+from penult.teaching.taught import AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult import marking
+from penult.classspace.gathering import pairs_of
 from penult.classspace.origin import Origin
 from penult.errors import LabelsError
-from penult.examples import Key
-from penult.gathering import pairs_of
-from penult.naming import namer
+from penult.sources.naming import namer
 from penult.space import unit
+from penult.store import marking
+from penult.teaching.examples import Key
 
 HEAD = ("classifier:", "head")  # how the id begins, and the region, of a row of the head
 
@@ -80,7 +80,7 @@ def by_head(origin: Origin) -> Named:
     Raises:
         HeadNotFound: not the prelogits, no proof, or no linear head; it says what works.
     """
-    from penult.headrows import head_rows
+    from penult.embedding.headrows import head_rows
 
     weights = head_rows(origin.embedder).astype(np.float64)
     if origin.collection is not None:

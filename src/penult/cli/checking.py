@@ -37,7 +37,7 @@ from penult.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from penult.checking import Measure, Report
+    from penult.embedding.checking import Measure, Report
 
 
 @opening
@@ -58,9 +58,9 @@ def check(
 
     The first 16 items are taken; each is run some six times.
     """
-    from penult.checking import check as measured
-    from penult.embedder import open_embedder
-    from penult.proving import certify_on
+    from penult.embedding.checking import check as measured
+    from penult.embedding.embedder import open_embedder
+    from penult.embedding.proving import certify_on
 
     source = items_of(model, asked, paths)
     with working(f"loading {model}"):

@@ -26,10 +26,10 @@ from penult.cli.progress import metered
 from penult.errors import UsageError
 
 if TYPE_CHECKING:
-    from penult.collection import Collection
-    from penult.evaluating import Evaluation
+    from penult.choosing.evaluating import Evaluation
     from penult.selection import Selection
     from penult.space import Space
+    from penult.store.collection import Collection
 
 CANDIDATES = 10  # that the table shows
 
@@ -66,8 +66,9 @@ def choose(
     another beats it on classes that were not looked at. Without --labels it is kept, and layers
     are ranked by a measure that needs none.
     """
-    from penult import classifiers, reports
-    from penult.artefact import check_target
+    from penult import classifiers
+    from penult.choosing import reports
+    from penult.embedding.artefact import check_target
     from penult.selection import choose as chosen
 
     check_target(into)
@@ -130,10 +131,10 @@ def evaluate(
 ) -> None:
     """Measure what a collection's vectors are good for: few-shot episodes, neighbours, a probe,
     retrieval, pairs, clusters, hubs; with 95 % intervals. The same figures each time."""
-    from penult import reports
-    from penult.collection import Collection
-    from penult.evaluating import evaluate as measured
-    from penult.labelled import labelled
+    from penult.choosing import reports
+    from penult.choosing.evaluating import evaluate as measured
+    from penult.store.collection import Collection
+    from penult.store.labelled import labelled
 
     if report is not None:
         reports.check_kind(report, (".html", ".json"))
@@ -163,10 +164,10 @@ COMMANDS = (choose, evaluate)
 
 def _space(collection: Collection, asked: str) -> str | Space:
     """A recipe, to be fitted on parts; or a space of the collection or of a saved embedder."""
-    from penult.artefact import SPACE, is_embedder
+    from penult.embedding.artefact import SPACE, is_embedder
     from penult.errors import SpaceError
     from penult.space import Space
-    from penult.spaces import is_recipe, space_of
+    from penult.store.spaces import is_recipe, space_of
 
     if not is_embedder(asked):
         return asked if is_recipe(asked) else space_of(collection, asked)
@@ -177,7 +178,7 @@ def _space(collection: Collection, asked: str) -> str | Space:
 
 
 def _write_choice(report: Path, found: Selection, model: str) -> None:
-    from penult import reports
+    from penult.choosing import reports
 
     kind = report.suffix.lower()
     if kind == ".json":
@@ -191,7 +192,7 @@ def _write_choice(report: Path, found: Selection, model: str) -> None:
 
 
 def _facts(found: Selection) -> dict[str, Any]:
-    from penult import reports
+    from penult.choosing import reports
 
     facts: dict[str, Any] = {
         "setting": reports.setting_document(found.setting),

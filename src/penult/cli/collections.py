@@ -12,9 +12,9 @@ from penult.cli.options import Device, Json, Trust
 from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
 
 if TYPE_CHECKING:
-    from penult.collection import Collection
-    from penult.search import Hit
     from penult.space import Space as Fitted
+    from penult.store.collection import Collection
+    from penult.uses.search import Hit
 
 Store = Annotated[Path, typer.Argument(help="A collection, for example calls.lance.")]
 Where = Annotated[
@@ -33,7 +33,7 @@ Space = Annotated[
 
 def space_of(collection: Collection, name: str) -> Fitted:
     """The space of this name; says so on stderr where it had to be fitted first."""
-    from penult.spaces import ready
+    from penult.store.spaces import ready
 
     with working(f"fitting {name}"):
         space, about = ready(collection, name)
@@ -65,8 +65,8 @@ def search(
     json: Json = False,
 ) -> None:
     """Find what is nearest to a file, by the cosine of their vectors, raw or in a space."""
-    from penult.collection import Collection
-    from penult.querying import query_vector
+    from penult.store.collection import Collection
+    from penult.store.querying import query_vector
 
     opened = Collection.open(collection, must_exist=True)
     with working("searching"):
@@ -97,8 +97,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Write vectors, logits and metadata to one file that other tools read."""
-    from penult.collection import Collection
-    from penult.export import export as write
+    from penult.store.collection import Collection
+    from penult.store.export import export as write
 
     opened = Collection.open(collection, must_exist=True)
     rows = write(opened, out, where, logits, overwrite=overwrite)
@@ -115,7 +115,7 @@ def export(
 
 def failures(collection: Store, json: Json = False) -> None:
     """List the items that could not be embedded, and why."""
-    from penult.collection import Collection
+    from penult.store.collection import Collection
 
     found = Collection.open(collection, must_exist=True).failures().to_pylist()
     if json:

@@ -32,9 +32,9 @@ from penult.cli.output import SOME_FAILED, counted, emit, say, short, shown, std
 from penult.cli.progress import Meter, metered
 
 if TYPE_CHECKING:
-    from penult.adding import Summary
-    from penult.embedder import Embedder
+    from penult.embedding.embedder import Embedder
     from penult.sources import Source
+    from penult.store.adding import Summary
 
 SHOWN = 5
 SPENT = ("decode", "prepare", "wait", "model", "write")  # of the time; these overlap
@@ -106,16 +106,16 @@ def embed(
 
     What the collection has already is left alone; a run that was stopped goes on.
     """
-    from penult.adding import add, settle
-    from penult.collection import Collection
-    from penult.embedder import open_embedder
+    from penult.embedding.embedder import open_embedder
+    from penult.embedding.workers import default_workers
     from penult.engines.ways import PLAIN
     from penult.errors import UsageError
-    from penult.ingest import Options
-    from penult.layout import Layout
-    from penult.shards import Shard
-    from penult.taking import taken
-    from penult.workers import default_workers
+    from penult.ingesting.ingest import Options
+    from penult.sources.layout import Layout
+    from penult.sources.shards import Shard
+    from penult.store.adding import add, settle
+    from penult.store.collection import Collection
+    from penult.store.taking import taken
 
     part = Shard.parse(shard) if shard else None
     options = Options(
@@ -198,7 +198,7 @@ def _document(did: Summary, collection: Any) -> dict[str, Any]:
 
 def parsed(seconds: str | None) -> float | None:
     """`5s`, `250ms` or `1.5` as seconds."""
-    from penult.layout import parse_seconds
+    from penult.sources.layout import parse_seconds
 
     return None if seconds is None else parse_seconds(seconds)
 

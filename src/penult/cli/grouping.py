@@ -13,8 +13,8 @@ from penult.cli.options import Json
 from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
 
 if TYPE_CHECKING:
-    from penult.clustered import Clustered
-    from penult.clusters import Cluster
+    from penult.store.clustered import Clustered
+    from penult.uses.clusters import Cluster
 
 
 def cluster(
@@ -51,9 +51,9 @@ def cluster(
 
     They are kept in the collection: `penult map --by cluster` shows them.
     """
-    from penult import clustered
-    from penult.clusters import How
-    from penult.collection import Collection
+    from penult.store import clustered
+    from penult.store.collection import Collection
+    from penult.uses.clusters import How
 
     opened = Collection.open(collection, must_exist=True)
     how = How(method or ("kmeans" if clusters else "hdbscan"), clusters, min_size, seed)
@@ -62,7 +62,7 @@ def cluster(
         made = clustered.find_clusters(opened, how, space, where, by)
     kept = clustered.keep(opened, made, name)
     if out is not None:
-        from penult.export import write_csv
+        from penult.store.export import write_csv
 
         write_csv(out, made.table())
     for note in made.clustering.notes:

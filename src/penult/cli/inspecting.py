@@ -14,7 +14,7 @@ from penult.cli.options import NOTHING, Asked, Json, Model, opening
 from penult.cli.output import emit, short, show, shown, stdout, working
 
 if TYPE_CHECKING:
-    from penult.inspection import Inspection
+    from penult.embedding.inspection import Inspection
 
 SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token"}
 MEANINGS = {
@@ -50,7 +50,7 @@ def inspect(
     asked: Asked = NOTHING,
 ) -> None:
     """Show the architecture before and after the cut, the head, and every tap with its shape."""
-    from penult.inspection import Questions, look_into
+    from penult.embedding.inspection import Questions, look_into
 
     questions = Questions(head, tap or (), verify or (), all_taps)
     with working(f"looking into {model}"):

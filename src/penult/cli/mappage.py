@@ -83,7 +83,7 @@ def _document(about: Page) -> dict[str, Any]:
 
 def _urls(ids: Sequence[str]) -> dict[int, str]:
     """The addresses of files whose names are no UTF-8; of others the page makes them itself."""
-    from penult.items import path_of
+    from penult.sources.items import path_of
 
     return {
         place: "file://" + quote(os.fsencode(path_of(id)))

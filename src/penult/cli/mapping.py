@@ -12,8 +12,8 @@ from penult.cli.options import Json
 from penult.cli.output import counted, emit, say, shown, stdout, working
 
 if TYPE_CHECKING:
-    from penult.collection import Collection
-    from penult.mapped import Map
+    from penult.store.collection import Collection
+    from penult.store.mapped import Map
 
 _SHOWN = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
 _KEYS = ("id", "region", "kind")
@@ -46,10 +46,10 @@ def map_(
     The page can be searched, filtered and zoomed, and opens or plays what is clicked on.
     """
     from penult.cli.picture import PICTURES
-    from penult.collection import Collection
     from penult.errors import UsageError
     from penult.extras import require
-    from penult.mapped import make_map
+    from penult.store.collection import Collection
+    from penult.store.mapped import make_map
 
     suffix = out.suffix.lower().removeprefix(".")
     if suffix not in ("html", *PICTURES):
@@ -90,7 +90,7 @@ def _write(opened: Collection, made: Map, out: Path, title: str) -> None:
         draw_map(out, made.points, made.names, (), title, subtitle)
         return
     from penult.cli.mappage import Page, page
-    from penult.store import store_errors, write_aside
+    from penult.store.folder import store_errors, write_aside
 
     manifest = opened.manifest
     columns = {name: made.rows[name].to_pylist() for name in made.rows.column_names

@@ -40,7 +40,7 @@ def classify(
     """Ask the classifier itself: logits, class id, label and probability of every item."""
     from penult.api import prediction_of
     from penult.classifiers import load
-    from penult.runner import Outcome, Runner, device_of
+    from penult.embedding.runner import Outcome, Runner, device_of
 
     source = items_of(model, asked, paths, channel)
     with working(f"loading {model}"):
@@ -90,7 +90,7 @@ def convert(
 
     The proof of the head and the way of batching that was measured are saved with it.
     """
-    from penult.embedder import open_embedder
+    from penult.embedding.embedder import open_embedder
 
     with working(f"loading {model}"):
         embedder = open_embedder(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from penult.cli.output import shown, working
 
 if TYPE_CHECKING:
-    from penult.embedder import Embedder
+    from penult.embedding.embedder import Embedder
     from penult.sources import Source
 
 

@@ -19,8 +19,8 @@ from penult.cli.teaching import Model, opened
 
 if TYPE_CHECKING:
     from penult.classspace import ClassSpace
-    from penult.predictions import ClassPrediction
     from penult.sources import Failure
+    from penult.teaching.predictions import ClassPrediction
 
 Found = Iterator["ClassPrediction | Failure"]
 
@@ -105,7 +105,7 @@ def predict(
 
     Windows of one class that follow each other become one event.
     """
-    from penult.spooled import Spool
+    from penult.teaching.spooled import Spool
 
     _check_out(out, overwrite)
     parts = Parts(items or [], where, parsed(window), parsed(hop), channel)
@@ -155,8 +155,8 @@ class Names:
 
 
 def _check_out(out: Path | None, overwrite: bool) -> None:
-    from penult.classfile import check_free
     from penult.errors import UsageError
+    from penult.teaching.classfile import check_free
 
     if out is not None and out.suffix not in (".csv", ".txt"):
         raise UsageError(f"--out {out}: .csv and .txt (a Raven selection table) can be written")
@@ -176,9 +176,9 @@ def _check_names(given: dict[str, Any], folder: Path | None) -> None:
 
 
 def _judged(taught: ClassSpace, parts: Parts, level: float | None, nearest: int) -> Found:
-    from penult.collection import Collection
     from penult.errors import UsageError
-    from penult.layout import Layout
+    from penult.sources.layout import Layout
+    from penult.store.collection import Collection
 
     items = parts.items
     rows = len(items) == 1 and _is_collection(items[0])
@@ -199,7 +199,7 @@ def _judged(taught: ClassSpace, parts: Parts, level: float | None, nearest: int)
 
 def _is_collection(path: str) -> bool:
     from penult.errors import CollectionError
-    from penult.store import exists
+    from penult.store.folder import exists
 
     try:
         return Path(path).is_dir() and exists(Path(path))
@@ -210,11 +210,11 @@ def _is_collection(path: str) -> bool:
 def _by_names(
     place: str, names: Names, parts: Parts, device: str, asked: Asked
 ) -> tuple[Found, dict[str, Any]]:
-    from penult.byname import ByName, text_embedder
     from penult.classifiers import load
-    from penult.collection import Collection
+    from penult.classspace.byname import ByName, text_embedder
+    from penult.embedding.runner import Runner, device_of
     from penult.errors import UsageError
-    from penult.runner import Runner, device_of
+    from penult.store.collection import Collection
 
     wanted = names.wanted.split(",")
     facts = {"names": wanted, "names_model": names.folder}

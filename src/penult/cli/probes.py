@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from penult.collection import Collection
-    from penult.probing import Interval, Probed
+    from penult.store.collection import Collection
+    from penult.uses.probing import Interval, Probed
 
 
 def probe(
@@ -61,11 +61,11 @@ def probe(
     Each number standardised, then logistic regression; intervals of 95 % are over groups, or over
     rows where there are none.
     """
-    from penult.collection import Collection
-    from penult.probefiles import check_suffix
-    from penult.probefiles import save as write
-    from penult.probing import probe as measured
-    from penult.probing import trained
+    from penult.store.collection import Collection
+    from penult.uses.probefiles import check_suffix
+    from penult.uses.probefiles import save as write
+    from penult.uses.probing import probe as measured
+    from penult.uses.probing import trained
 
     if save is not None:
         check_suffix(save)
@@ -116,8 +116,8 @@ def _given(
     import numpy as np
 
     from penult.errors import LabelsError
-    from penult.joining import joined
-    from penult.labelled import labelled
+    from penult.store.labelled import labelled
+    from penult.uses.joining import joined
 
     found = labelled(opened, list(dict.fromkeys([by, *([group] if group else [])])), where)
     if not len(found.keys):
@@ -145,7 +145,7 @@ def _given(
 
 
 def _show(runs: dict[str, Probed], group: str | None) -> None:
-    from penult.probing import confused
+    from penult.uses.probing import confused
 
     probed = next(reversed(runs.values()))
     table = Table(box=None, header_style="bold", pad_edge=False)

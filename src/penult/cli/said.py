@@ -15,10 +15,10 @@ from penult.cli.output import SOME_FAILED, counted, emit_long, say, short, show,
 
 if TYPE_CHECKING:
     from penult.classspace import ClassSpace
-    from penult.events import Event
-    from penult.predictions import ClassPrediction
     from penult.sources import Failure
-    from penult.spooled import Spool
+    from penult.teaching.events import Event
+    from penult.teaching.predictions import ClassPrediction
+    from penult.teaching.spooled import Spool
 
 SHOWN = 20
 
@@ -51,7 +51,7 @@ class Form:
 
 def gathered(found: Iterable[ClassPrediction | Failure], spool: Spool) -> list[Failure]:
     """Keep predictions until all is done, for half an answer is not told; gives what failed."""
-    from penult.predictions import ClassPrediction
+    from penult.teaching.predictions import ClassPrediction
 
     failures = []
     for one in found:
@@ -67,7 +67,7 @@ def tell(
 ) -> None:
     """Tell predictions and what they rest on, or write them. Ends with exit code 3 where some
     items failed."""
-    from penult import events
+    from penult.teaching import events
 
     heard = None
     if found.cut and not form.apart:
@@ -107,8 +107,8 @@ def _sum_up(
 
 
 def _write(out: Path, found: Spool, heard: list[Event] | None) -> None:
-    from penult import events
-    from penult.classfile import write_aside
+    from penult.teaching import events
+    from penult.teaching.classfile import write_aside
 
     lines: Iterable[str]
     if out.suffix == ".txt":

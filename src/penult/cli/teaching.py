@@ -15,7 +15,7 @@ from penult.cli.output import counted, emit, say, short, show, shown, stdout, wo
 
 if TYPE_CHECKING:
     from penult.classspace import ClassSpace
-    from penult.examples import Examples
+    from penult.teaching.examples import Examples
 
 Place = Annotated[
     str, typer.Argument(help="A collection, or a class space that was saved (FILE.npz).")
@@ -137,8 +137,8 @@ def classes(
     json: Json = False,
 ) -> None:
     """List classes with their examples; rename, merge, forget, export or save them."""
-    from penult.classfile import check_free, check_suffix, write_aside
     from penult.errors import UsageError
+    from penult.teaching.classfile import check_free, check_suffix, write_aside
 
     if bool(merge) != bool(into):
         raise UsageError("--merge A --merge B --into C: both are needed")
@@ -181,7 +181,7 @@ def _begun(
     model: str, tap: str | None, pooling: str | None, device: str, trust: bool
 ) -> ClassSpace:
     from penult.classspace import ClassSpace
-    from penult.embedder import open_embedder
+    from penult.embedding.embedder import open_embedder
 
     with working(f"opening {model}"):
         embedder = open_embedder(model, tap, pooling, device=device, trust=trust)
@@ -218,8 +218,8 @@ def opened(
         LabelsError: neither is there.
     """
     from penult.classspace import ClassSpace
-    from penult.collection import Collection
-    from penult.querying import embedder_of
+    from penult.store.collection import Collection
+    from penult.store.querying import embedder_of
 
     said = {name: value for name, value in asked.items() if value is not None}
     if place.endswith(".npz"):

@@ -20,7 +20,7 @@ from penult.cli.output import emit, say, stdout
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from penult.collection import Collection
+    from penult.store.collection import Collection
 
 OUT = Path("penult-demo")
 
@@ -96,10 +96,10 @@ def _classify(rows: dict[str, dict[str, str]], show: _Show) -> dict[str, Any]:
 
 
 def _embed(clips: Path, into: Path, show: _Show) -> tuple[Collection, dict[str, Any]]:
-    from penult.adding import add
-    from penult.collection import Collection
-    from penult.embedder import open_embedder
+    from penult.embedding.embedder import open_embedder
     from penult.sources import from_paths
+    from penult.store.adding import add
+    from penult.store.collection import Collection
 
     embedder = open_embedder("demo")
     collection = Collection.open(into)
@@ -180,7 +180,7 @@ def _map(
 ) -> str | None:
     from penult.cli.picture import draw_map
     from penult.errors import MissingExtra
-    from penult.projection import project
+    from penult.uses.projection import project
 
     path = out / "map.png"
     try:

@@ -17,8 +17,8 @@ Wait = Annotated[bool, typer.Option("--wait", help="Wait if another process is w
 
 def info(collection: Store, json: Json = False) -> None:
     """What a collection holds: rows by kind, model, labels, runs, failures, index, size."""
-    from penult.collection import Collection
-    from penult.describing import describe
+    from penult.store.collection import Collection
+    from penult.store.describing import describe
 
     facts = describe(Collection.open(collection, must_exist=True))
     if json:
@@ -44,8 +44,8 @@ def merge(
 
     Labels, failures, runs and spaces come along. Done again, also after a kill, it gives the same.
     """
-    from penult.collection import Collection
-    from penult.merging import merge as bring_together
+    from penult.store.collection import Collection
+    from penult.store.merging import merge as bring_together
 
     opened = [Collection.open(path, must_exist=True) for path in collections]
     target = Collection.open(into)
@@ -76,8 +76,8 @@ def index(
     json: Json = False,
 ) -> None:
     """Make searches fast and approximate, by an index whose recall is measured first."""
-    from penult import indexing
-    from penult.collection import Collection
+    from penult.store import indexing
+    from penult.store.collection import Collection
 
     opened = Collection.open(collection, must_exist=True)
     if drop:

@@ -41,9 +41,9 @@ def verify(
     json: Json = False,
 ) -> None:
     """Measure how well pairs are told apart as same or different: equal error rate, threshold."""
-    from penult.collection import Collection
+    from penult.classspace.verifying import same_or_different, verify_collection
     from penult.errors import UsageError
-    from penult.verifying import same_or_different, verify_collection
+    from penult.store.collection import Collection
 
     if pair and len(pair) != 2:
         raise UsageError(f"a pair is two files or rows; received {len(pair)}. Give two, or none")

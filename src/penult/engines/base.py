@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from penult.padding import Batch
+from penult.batches.padding import Batch
 from penult.splitting.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from penult.batching import Law, find_law
+from penult.batches.padding import Batch
 from penult.classifiers.base import Classifier
 from penult.engines.base import EXACT, PRECISIONS, Engine, FloatArray, Reading
 from penult.engines.converting import reading_key
 from penult.engines.graphs import Graphs, versions
+from penult.engines.law import Law, find_law
 from penult.engines.parity import Parity, compare
 from penult.engines.ways import AUTO, ENGINES, PLAIN, WAYS, Way, missing, open_way
 from penult.errors import EngineError, MissingExtra, first_line
-from penult.padding import Batch
 
 LONG = 60.0  # seconds in torch from which on other engines are tried by `auto`
 WORTH = 1.3  # times as fast as without them, or eight bits are not worth what they cost

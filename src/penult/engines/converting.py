@@ -14,16 +14,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from penult.batching import MASKED_NORMS, Law, probe
+from penult.batches.filling import Filling
+from penult.batches.padding import MASK, Batch, frame_mask, masked_norms
+from penult.batches.pooling import pool
 from penult.classifiers.base import Classifier
 from penult.classifiers.quiet import quiet
 from penult.engines.base import FloatArray, Reading, Readout
 from penult.engines.hooks import captured
+from penult.engines.law import MASKED_NORMS, Law, probe
 from penult.engines.torch import own_positions, rows_of
 from penult.errors import EngineError
-from penult.filling import Filling
-from penult.padding import MASK, Batch, frame_mask, masked_norms
-from penult.pooling import pool
 from penult.splitting.head import logits_of
 
 LENGTHS = "lengths"  # (B,) valid positions of each item, for norms over these alone

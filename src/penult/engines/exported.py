@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from penult.batching import Law
+from penult.batches.padding import Batch
 from penult.classifiers.base import Classifier
 from penult.engines.base import Reading, Readout
 from penult.engines.converting import Graph, Recipe, recording
 from penult.engines.graphs import Graphs, versions
+from penult.engines.law import Law
 from penult.errors import EngineError, first_line
 from penult.extras import require
-from penult.padding import Batch
 
 FILE = "model.onnx"
 

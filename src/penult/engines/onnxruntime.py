@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from penult.batches.padding import Batch
+from penult.batches.pooling import pool
 from penult.classifiers.from_onnx import OnnxClassifier
 from penult.engines.base import Reading, Readout
 from penult.errors import TapError
-from penult.padding import Batch
-from penult.pooling import pool
 from penult.splitting.graph import Array, Session, as_feeds, has_cuda
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from penult.batching import difference
 from penult.engines.base import FloatArray, Precision
+from penult.engines.law import difference
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penult.batches.filling import Filling
+from penult.batches.padding import Batch, frame_mask, masked_norms, own_frames
+from penult.batches.pooling import pool
 from penult.classifiers.base import Classifier
 from penult.engines.base import FloatArray, Reading, Readout, as_array, nothing
 from penult.engines.hooks import Calls, Enough, captured
 from penult.errors import UsageError, first_line
-from penult.filling import Filling
-from penult.padding import Batch, frame_mask, masked_norms, own_frames
-from penult.pooling import pool
 from penult.splitting.head import logits_of
 from penult.splitting.taps import Tap
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from penult.batching import Law
 from penult.classifiers.base import Classifier
 from penult.engines.base import EXACT, FAST, PRECISIONS, TURBO, Engine, Reading
 from penult.engines.graphs import Graphs
+from penult.engines.law import Law
 from penult.engines.quantising import GROUPS
 from penult.engines.torch import TorchEngine, multiplies_bf16
 from penult.errors import EngineError, UsageError

@@ -1,0 +1,1 @@
+"""Where to read a classifier for another task, decided from labelled vectors. Knows no models."""

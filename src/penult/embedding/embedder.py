@@ -1,0 +1,494 @@
+"""The embedder: a classifier and its readings; items in, vectors and logits out, in one pass.
+
+Knows items and how to open them, and no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from penult import classifiers
+from penult.batches.pooling import POOLINGS, pooled_width, unknown
+from penult.classifiers.base import Classifier, digest
+from penult.embedding import artefact
+from penult.embedding.proving import anatomy_of, certify, certify_on, taps_of
+from penult.embedding.runner import Outcome, Runner, device_of
+from penult.embedding.settling import graphs_of, require_engine, sample
+from penult.engines import ways
+from penult.engines.base import EXACT, Reading
+from penult.engines.choosing import Choice, Question, choose
+from penult.engines.graphs import Graphs
+from penult.engines.law import Law, find_law
+from penult.engines.ways import AUTO, TORCH
+from penult.errors import (
+    ItemError,
+    ModelError,
+    SpaceError,
+    TapError,
+)
+from penult.media import audio, video
+from penult.regions import Region
+from penult.sources import Failure, from_objects
+from penult.sources.layout import Layout
+from penult.space import Space
+from penult.splitting.anatomy import Anatomy
+from penult.splitting.certificate import Certificate
+from penult.splitting.taps import Tap
+
+FloatArray = npt.NDArray[np.float32]
+
+RECIPE = "1"  # changes whenever the same settings would give other vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run gave, in the order of the items.
+
+    vectors: (n, d) float32. logits: (n, K). labels: the n predicted labels. item_index: for each
+    row, the item's place in the input. failures: the items that gave no row.
+    """
+
+    vectors: FloatArray
+    logits: FloatArray
+    labels: list[str]
+    ids: list[str]
+    regions: list[Region]
+    item_index: npt.NDArray[np.int64]
+    failures: list[Failure]
+
+
+class Embedder:
+    """A classifier and one reading (tap and pooling) of it, or several whose vectors are joined.
+
+    space: what `run` and `embed` apply to the joined vectors; a collection keeps them as they are.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        tap: Tap | Sequence[Tap],
+        pooling: str,
+        *,
+        pool_over: str = "all",
+        device: str = "auto",
+        engine: str = TORCH,
+        precision: str = EXACT,
+        saved: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+        space: Space | None = None,
+    ) -> None:
+        self.classifier = classifier
+        self.taps = (tap,) if isinstance(tap, Tap) else tuple(tap)
+        self.poolings = _poolings(self.taps, pooling)
+        self.tap = replace(self.taps[0], name=",".join(one.name for one in self.taps))
+        self.pooling = pooling if len(set(self.poolings)) > 1 else self.poolings[0]
+        ways.check(engine, precision)
+        self.engine, self.precision = engine, precision
+        device = require_engine(classifier, engine, precision, device)
+        self.device = device_of(classifier, device)
+        self.pool_over = pool_over
+        self.space = space
+        if space is not None and space.dim != self.dim:
+            raise SpaceError(
+                f"a space of {space.dim} numbers does not fit vectors of {self.dim}; fit it to "
+                "vectors of this embedder"
+            )
+        self._saved, self._folder = dict(saved or {}), folder
+        readings = [
+            Reading(one, how, self._entry(one))
+            for one, how in zip(self.taps, self.poolings, strict=True)
+        ]
+        self.runner = Runner(classifier, readings, self.device, lambda: self.batching)
+        self._plain = self.runner.engine
+        self.choice: Choice | None = None
+        self.proved_on: list[str] = list(self._saved.get("proved_on", []))
+
+    @classmethod
+    def from_classifier(
+        cls,
+        classifier: Classifier,
+        tap: str = "backbone",
+        pooling: str = "mean",
+        space: Space | None = None,
+        precision: str = EXACT,
+        engine: str = TORCH,
+        device: str = "auto",
+        pool_over: str = "all",
+    ) -> Embedder:
+        """Read `classifier` at `tap`, pooled by `pooling`; several, joined by commas, are read in
+        the same pass and joined: `layer:8,layer:9`, and `first` or `first,mean+std`.
+
+        space: fitted to such vectors; `run` and `embed` then give vectors in it.
+        pool_over: of a model that takes every clip at one length, pool `all` positions, as the
+        classifier's own head sees them, or only the `valid` ones, which the clip fills. precision:
+        `exact` (cosine of at least 0.999999 to torch in fp32) or `fast` (0.9999). engine: `torch`,
+        `openvino`, `onnxruntime`, or `auto` for the fastest, measured on the first run's items.
+
+        Raises:
+            TapError: the model has no such tap, or the pooling does not fit it.
+            EngineError: the engine does not run this model.
+        """
+        embedder = cls(
+            classifier,
+            taps_of(classifier, tap.split(",")),
+            pooling,
+            pool_over=pool_over,
+            device=device,
+            engine=engine,
+            precision=precision,
+            space=space,
+        )
+        _ = embedder.law  # measured now, so that the first run is not slower than the next
+        return embedder
+
+    def _entry(self, tap: Tap) -> Tap | None:
+        """The tap in front of the first block, where only the clip's own positions are pooled."""
+        if self.pool_over == "all":
+            return None
+        if self.pool_over != "valid":
+            raise TapError(f"pooling over {self.pool_over!r} is not known; choose all or valid")
+        if self.classifier.modality != "audio" or self.classifier.holds is None:
+            raise TapError(
+                "pooling over valid positions is for models that take every clip at one length; "
+                "this one takes each at its own, and pools its own positions always"
+            )
+        entry = self.anatomy.taps.get("layer:0") if self.classifier.engine == "torch" else None
+        if entry is None or [entry.shape[a] for a in entry.positions] != [
+            tap.shape[a] for a in tap.positions
+        ]:
+            raise TapError(
+                f"which positions of tap {tap.name!r} are valid cannot be measured: it has "
+                "not the positions that enter the first block; pool over all of them"
+            )
+        return entry
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a raw vector."""
+        return sum(
+            pooled_width(how, one.width) for one, how in zip(self.taps, self.poolings, strict=True)
+        )
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The classifier's parts, measured once."""
+        return anatomy_of(self.classifier)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What makes two vectors comparable, field by field."""
+        reader = {"audio": audio.RESAMPLER, "video": video.SAMPLING}
+        return {
+            **self.classifier.identity(),
+            "reader": reader.get(self.classifier.modality, "1"),
+            "tap": ", ".join(f"{one.name} ({one.place})" for one in self.taps),
+            "pooling": self.pooling + ("" if self.pool_over == "all" else " over valid positions"),
+            "precision": self.precision,
+            "recipe": RECIPE,
+        }
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The proof of the head, measured once and saved with the embedder."""
+        saved = self._saved.get("certificate")
+        return Certificate.from_dict(saved) if saved else certify(self.classifier)
+
+    def prove_on(self, pairs: Iterable[Any]) -> None:
+        """Prove the head on the first real items instead of a synthetic one; a saved proof stays,
+        and costs nothing. `proved_on` names them."""
+        if not self._saved.get("certificate"):
+            self.certificate, self.proved_on = certify_on(self.runner, pairs)
+
+    @cached_property
+    def law(self) -> Law:
+        """How items may share a pass of torch in fp32; measured once, saved with the embedder."""
+        saved = self._saved.get("batching")
+        if saved:
+            return Law.from_dict(saved)
+        return find_law(self.classifier, self._plain)
+
+    @property
+    def batching(self) -> Law:
+        """How items share a forward pass of the engine that runs them."""
+        return self.choice.law if self.choice else self.law
+
+    @property
+    def way(self) -> ways.Way:
+        """The engine that runs the items, and in which numbers."""
+        if self.classifier.engine != TORCH:
+            return ways.Way(self.classifier.engine)
+        return self.choice.way if self.choice else ways.PLAIN
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known which engine runs the items."""
+        plain = self.engine == TORCH and self.precision == EXACT
+        return plain or self.choice is not None or self.classifier.engine != TORCH
+
+    @cached_property
+    def graphs(self) -> Graphs:
+        """Where recorded graphs of this classifier are kept."""
+        return graphs_of(self.classifier, self._folder)
+
+    def settle(self, source: Iterable[Any], layout: Layout = Layout()) -> Choice | None:
+        """Take the engine for a run over these items, measured on the first of them; what was
+        taken, or None where there is no choice. An embedder settles once.
+
+        source: can be iterated again.
+
+        Raises:
+            EngineError: the engine that was asked for cannot run this model at this precision.
+            MissingExtra: it is not installed.
+        """
+        if self.settled:
+            return self.choice
+        readings = self.runner.readings
+        # On an accelerator torch is the one engine.
+        engine = self.engine if self.device == "cpu" or self.engine != AUTO else TORCH
+        found = sample(self.runner, source, layout, self.precision)
+        question = Question(
+            classifier=self.classifier,
+            readings=readings,
+            device=self.device.split(",")[0],
+            law=self.law,
+            plain=self._plain,
+            graphs=self.graphs,
+            items=found.items,
+            total=found.total,
+        )
+        self.choice, opened = choose(question, engine, self.precision)
+        law = lambda: self.batching  # noqa: E731
+        self.runner = Runner(self.classifier, readings, self.device, law, opened)
+        return self.choice
+
+    @property
+    def fingerprint_id(self) -> str:
+        """The fingerprint's hash."""
+        return digest(self.fingerprint)
+
+    def run(
+        self,
+        items: Any,
+        on_error: Literal["raise", "skip"] = "raise",
+        *,
+        window: float | None = None,
+        hop: float | None = None,
+        tile: int | None = None,
+        overlap: int = 0,
+        alone: bool = False,
+    ) -> Result:
+        """Vectors, logits and labels of items, all in one forward pass of each batch.
+
+        items: paths, folders, tables, arrays (n,) at the model's rate or (array, rate), bytes,
+        images, texts; one of them or many. on_error: `raise` stops at the first item that fails,
+        `skip` goes on and lists it in `failures`. window, hop: seconds; one row for each window.
+        tile, overlap: pixels; one row for each box of an image. alone: one item in each pass; in a
+        batch an item's values differ by less than 1e-5, relative, from those.
+        """
+        layout = Layout(window, hop, tile, overlap)
+        if not self.settled and isinstance(items, Iterator):
+            items = list(items)  # the first of them are looked at twice
+        entries = from_objects(items, self.classifier.modality)
+        self.settle(entries, layout)
+        rows: list[Outcome] = []
+        failures: list[Failure] = []
+        index: list[int] = []
+        number = -1
+        numbered = _numbered(entries, layout, self.classifier)
+        for outcome in self.runner.stream(numbered, alone=alone):
+            if isinstance(outcome, Outcome):
+                rows.append(outcome)
+                index.append(number)
+            elif isinstance(outcome, Failure):
+                if on_error == "raise":
+                    raise ItemError(outcome.words())
+                failures.append(outcome)
+            else:
+                number = outcome
+        n_logits = len(self.classifier.labels)
+        given = [row.class_logits for row in rows if row.logits.size]
+        logits = np.array(given, np.float32).reshape(-1, n_logits)
+        vectors = np.array([row.vector for row in rows], np.float32)
+        return Result(
+            vectors=self._placed(vectors if rows else vectors.reshape(0, self.dim)),
+            logits=logits,
+            labels=[self.classifier.labels[i] for i in logits.argmax(axis=1)],
+            ids=[row.item.id for row in rows],
+            regions=[row.region for row in rows],
+            item_index=np.array(index, np.int64),
+            failures=failures,
+        )
+
+    def _placed(self, vectors: FloatArray) -> FloatArray:
+        return vectors if self.space is None else self.space(vectors)
+
+    def embed(self, items: Any, *, logits: bool = True, **cut: Any) -> FloatArray:
+        """`run(items, …).vectors`, (n, d) float32; in the embedder's space, if it has one.
+
+        logits: False lets a forward pass in torch end behind the tap, which at a middle layer is
+        half of the work.
+        """
+        self.runner.logits = logits
+        try:
+            return self.run(items, **cut).vectors
+        finally:
+            self.runner.logits = True
+
+    def save(self, folder: str | Path) -> Path:
+        """Save the classifier and the reading; `Embedder.load` opens them again.
+
+        Written aside and renamed, so that a folder of that name is whole or absent.
+
+        Raises:
+            UsageError: the folder exists and is not an embedder.
+            StoreError: it cannot be written.
+        """
+
+        def parts(aside: Path) -> None:
+            self.classifier.save(aside)
+            self.graphs.copy(aside)
+
+        return artefact.write(folder, self._description(), self.space, parts)
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "source": self.classifier.spec,
+            "tap": asdict(self.taps[0]),
+            **({"taps": [asdict(one) for one in self.taps]} if len(self.taps) > 1 else {}),
+            "pooling": self.pooling,
+            "pool_over": self.pool_over,
+            "fingerprint": self.fingerprint,
+            "certificate": self.certificate.to_dict(),
+            "proved_on": self.proved_on,
+            "batching": self.law.to_dict(),
+            "precision": self.precision,
+            "engine": self.engine,
+            "choice": self.choice.to_dict() if self.choice else None,
+            "classifier": self.classifier.describe(),
+        }
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "auto",
+        trust: bool = False,
+        engine: str | None = None,
+        precision: str | None = None,
+    ) -> Embedder:
+        """Open a saved embedder. engine, precision: others than it was saved with.
+
+        Raises:
+            ModelError: not an embedder, or its weights are not those that were saved.
+        """
+        path = Path(folder).expanduser()
+        kept = artefact.read(path)
+        saved = kept.description
+        usual = saved.get("engine", TORCH)
+        embedder = cls(
+            classifiers.load(path, trust=trust),
+            kept.taps,
+            saved["pooling"],
+            pool_over=saved.get("pool_over", "all"),
+            device=device,
+            engine=engine or (TORCH if ways.missing(usual) else usual),
+            precision=precision or saved.get("precision", EXACT),
+            saved=saved,
+            folder=path.absolute(),
+            space=kept.space,
+        )
+        asked = {"precision": embedder.precision}  # another one than was saved is no change of it
+        differs = differences({**saved["fingerprint"], **asked}, embedder.fingerprint)
+        if differs:
+            raise ModelError(f"{path} was changed since it was saved: {'; '.join(differs)}")
+        return embedder
+
+    def __repr__(self) -> str:
+        return (
+            f"Embedder({self.classifier.spec!r}, tap={self.tap.name!r}, "
+            f"pooling={self.pooling!r}, dim={self.dim}"
+            + (f", space={self.space.recipe!r})" if self.space else ")")
+        )
+
+
+def _poolings(taps: Sequence[Tap], pooling: str) -> tuple[str, ...]:
+    """One pooling for each tap: the same for all, or as many as there are taps.
+
+    Raises:
+        TapError: unknown, of another number, or nothing to pool.
+    """
+    named = tuple(pooling.split(","))
+    if not taps or len(named) not in (1, len(taps)):
+        raise TapError(f"{len(named)} poolings ({pooling}) for {len(taps)} taps; give one for each")
+    named = named * len(taps) if len(named) == 1 else named
+    for tap, how in zip(taps, named, strict=True):
+        if how not in POOLINGS:
+            raise TapError(unknown(how))
+        if how == "none" and len(taps) > 1:
+            raise TapError("pooling none keeps every position, so several taps cannot be joined")
+        if not tap.positions and how == "mean+std":
+            raise TapError(
+                f"tap {tap.name!r} gives one vector per item, so there is nothing to pool: "
+                "choose pooling mean, or a tap with positions"
+            )
+    return named
+
+
+def _numbered(entries: Iterable[Any], layout: Layout, classifier: Classifier) -> Iterator[Any]:
+    """The regions of each entry, behind the entry's number."""
+    for number, entry in enumerate(entries):
+        yield number
+        yield from layout.apply([entry], classifier.modality, classifier.rate)
+
+
+def open_embedder(
+    spec: str | Path,
+    tap: str | None = None,
+    pooling: str | None = None,
+    *,
+    pool_over: str | None = None,
+    device: str = "auto",
+    engine: str | None = None,
+    precision: str | None = None,
+    **asked: Any,
+) -> Embedder:
+    """Open a saved embedder, or make one from a classifier; tap and pooling override its own. How
+    items may share a batch is measured once there are two of them.
+
+    asked: what else `penult.classifiers.load` takes.
+    """
+    how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
+    if artefact.is_embedder(spec):
+        saved = Embedder.load(spec, **how, trust=bool(asked.get("trust")))
+        if tap in (None, saved.tap.name):
+            if pooling in (None, saved.pooling) and pool_over in (None, saved.pool_over):
+                return saved
+            place: Sequence[Tap] = saved.taps
+        else:
+            place = taps_of(saved.classifier, str(tap).split(","))
+        over = pool_over or saved.pool_over
+        pooling = pooling or saved.pooling
+        how |= {"engine": saved.engine, "precision": saved.precision}
+        return Embedder(saved.classifier, place, pooling, pool_over=over, **how)
+    classifier = classifiers.load(spec, **asked)
+    place = taps_of(classifier, (tap or "backbone").split(","))
+    how |= {"engine": engine or TORCH, "precision": precision or EXACT}
+    return Embedder(classifier, place, pooling or "mean", pool_over=pool_over or "all", **how)
+
+
+def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """The fields in which two fingerprints differ, in words."""
+    return [
+        f"{name}: {one.get(name, 'absent')} against {other.get(name, 'absent')}"
+        for name in dict.fromkeys([*one, *other])
+        if one.get(name) != other.get(name)
+    ]

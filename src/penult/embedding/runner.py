@@ -1,0 +1,367 @@
+"""Items through a classifier: open regions, prepare them, run them in batches; one failure never
+stops the rest.
+
+Knows how a batch is made and run, and which readings it was asked for; no store, no faces.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from penult.batches.padding import Batch
+from penult.batches.planner import Planner
+from penult.classifiers.base import Classifier, Inputs
+from penult.embedding.fleet import fleet
+from penult.embedding.opening import UNFORESEEN, Content, Opened, Wanted
+from penult.embedding.workers import Decoders
+from penult.engines.base import Engine, FloatArray, Reading, Readout
+from penult.engines.law import ALONE, Law
+from penult.engines.torch import TorchEngine, pick_device
+from penult.errors import (
+    EmptyItem,
+    ItemError,
+    PenultError,
+    TooLong,
+    TooShort,
+    UsageError,
+    first_line,
+)
+from penult.regions import Region
+from penult.sources import Failure, Item
+
+# The longest padded batch: samples or features of sound (40 s at 16 kHz), tokens, pixels × 3.
+BUDGETS = {"audio": 640_000, "text": 4_096, "image": 16 * 3 * 224**2, "video": 48 * 3 * 224**2}
+ACCELERATED = 8  # times that on an accelerator
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc",
+              "failed to allocate memory")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one region gave. vectors: (d,) for each reading. logits: as the model returned them,
+    (…, K). start, end: seconds from the item's beginning, where it has a time axis."""
+
+    item: Item
+    region: Region
+    vectors: tuple[FloatArray, ...]
+    logits: FloatArray
+    start: float | None = None
+    end: float | None = None
+    truncated: float | None = None
+
+    @property
+    def vector(self) -> FloatArray:
+        """The vectors of all readings, joined."""
+        return self.vectors[0] if len(self.vectors) == 1 else np.concatenate(self.vectors)
+
+    @property
+    def class_logits(self) -> FloatArray:
+        """(K,): where a model gives logits per frame, their mean over the frames."""
+        flat: FloatArray = self.logits.reshape(-1, self.logits.shape[-1])
+        one: FloatArray = flat[0] if len(flat) == 1 else flat.mean(axis=0)
+        return one
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A region that waits for its forward pass."""
+
+    item: Item
+    region: Region
+    content: Content
+    inputs: Inputs
+
+
+def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str) -> Engine:
+    """What runs the classifier: torch for its module, ONNX Runtime for its graph."""
+    if classifier.engine == "torch":
+        return TorchEngine(classifier, readings, device)
+    from penult.classifiers.from_onnx import OnnxClassifier
+    from penult.engines.onnxruntime import OnnxEngine
+
+    if not isinstance(classifier, OnnxClassifier):
+        raise UsageError(f"there is no engine {classifier.engine!r}")
+    classifier.preparation()  # refused now, and not once for each item
+    return OnnxEngine(classifier, readings, device)
+
+
+def device_of(classifier: Classifier, wanted: str = "auto") -> str:
+    """The device that is meant, of those that the classifier's engine has; or several of them,
+    with commas between.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    if "," in wanted:
+        return ",".join(device_of(classifier, one.strip()) for one in wanted.split(","))
+    if classifier.engine == "torch":
+        return pick_device(wanted)
+    from penult.engines.onnxruntime import pick_onnx_device
+
+    return pick_onnx_device(wanted)
+
+
+class Runner:
+    """Runs regions through a classifier, in batches that no region can tell from being alone.
+
+    device: where; several of them, with commas between, share the batches.
+    law: how regions may share a batch, asked for once there are two; without one, each runs alone.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        readings: Sequence[Reading],
+        device: str = "cpu",
+        law: Callable[[], Law] = Law,
+        engine: Engine | None = None,
+    ) -> None:
+        self.classifier = classifier
+        self.readings = list(readings)
+        self.logits = True  # whether they are wanted
+        self._devices = device.split(",")
+        self.engine = engine or open_engine(classifier, readings, self._devices[0])
+        self.seconds: dict[str, float] = {}
+        self._clock = threading.Lock()
+        self._law = law
+        faster = 1 if self._devices[0] == "cpu" else ACCELERATED
+        self.budget = BUDGETS[classifier.modality] * faster
+
+    @cached_property
+    def engines(self) -> list[Engine]:
+        """The engine, and one more for each further device, with its own copy of the model."""
+        if len(self._devices) == 1:
+            return [self.engine]
+        if not isinstance(self.engine, TorchEngine):
+            raise UsageError(
+                f"several devices ({', '.join(self._devices)}) are for models that torch runs; "
+                "share the items with --shard 1/2 and --shard 2/2 instead"
+            )
+        return [self.engine, *(self.engine.beside(device) for device in self._devices[1:])]
+
+    def stream(
+        self,
+        pairs: Iterable[tuple[Item, Region] | Any],
+        max_seconds: float | None = None,
+        alone: bool = False,
+        workers: int = 0,
+    ) -> Iterator[Outcome | Failure | Any]:
+        """Run regions; results come in the order of the regions, and a region that fails is handed
+        on as a Failure. What is no pair comes out as it went in, in its place.
+
+        Some regions are read ahead, so that there are equal lengths to make batches of. workers:
+        processes that decode; 0 decodes in this one.
+        """
+        law = Law if alone else self._law
+        planner = Planner(self.budget)
+        waiting: dict[int, Ready] = {}
+        single: list[int] = []  # waits alone: the law is not asked for as long as it is
+        done: dict[int, Any] = {}  # results that an earlier region still holds back
+        given = 0
+
+        def run(ids: Sequence[int], meanwhile: bool = True) -> None:
+            batch = {id: waiting.pop(id) for id in ids}
+            work = partial(self._run, ready=batch, planner=planner)
+            for results in engines.give(work, meanwhile):
+                done.update(results)
+
+        def ended() -> Iterator[Any]:
+            nonlocal given
+            while given in done:
+                yield done.pop(given)
+                given += 1
+
+        with self._waited(), fleet(self.engines) as engines:
+            for number, ready in enumerate(self.prepare(pairs, max_seconds, workers)):
+                if isinstance(ready, Ready):
+                    waiting[number] = ready
+                    single.append(number)
+                else:
+                    done[number] = ready
+                if len(waiting) > 1:
+                    for id in single:
+                        inputs = waiting[id].inputs.tensors
+                        kind = id if law().name == ALONE else law().kind(inputs)
+                        planner.offer(id, _size(waiting[id]), kind)
+                    single.clear()
+                while planner.full or (planner and law().name == ALONE):
+                    run(planner.take())
+                yield from ended()
+            while waiting:
+                run(planner.take() or single, meanwhile=False)
+                yield from ended()
+            for results in engines.rest():
+                done.update(results)
+            yield from ended()
+
+    def prepare(
+        self,
+        pairs: Iterable[tuple[Item, Region] | Any],
+        max_seconds: float | None = None,
+        workers: int = 0,
+    ) -> Iterator[Ready | Failure | Any]:
+        """Regions opened and prepared for the model; what is no pair comes out as it went in."""
+        classifier = self.classifier
+        wanted = Wanted(classifier.modality, classifier.rate, classifier.frames, max_seconds)
+        with Decoders(wanted, workers) as decoders:
+            opened = decoders.open_regions(pairs)
+            for one in opened:
+                if isinstance(one, Opened):
+                    self._add("decode", one.seconds)
+                    with self.spent("prepare"):
+                        one = self._prepared(one)
+                yield one
+
+    @contextmanager
+    def spent(self, what: str) -> Iterator[None]:
+        """Adds to the seconds that something took, whoever else was at work meanwhile: `decode`
+        (of all workers), `prepare`, `model`, `wait` (of an engine that had nothing to run)."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add(what, time.perf_counter() - began)
+
+    @contextmanager
+    def _waited(self) -> Iterator[None]:
+        """What engines did not work of the time that this took was waiting."""
+        began, before = time.perf_counter(), self.seconds.get("model", 0.0)
+        try:
+            yield
+        finally:
+            whole = (time.perf_counter() - began) * len(self.engines)
+            self._add("wait", max(0.0, whole - (self.seconds.get("model", 0.0) - before)))
+
+    def _add(self, what: str, seconds: float) -> None:
+        with self._clock:
+            self.seconds[what] = self.seconds.get(what, 0.0) + seconds
+
+    def _prepared(self, opened: Opened) -> Ready | Failure:
+        """The model's inputs of a region."""
+        item, region, content = opened.item, opened.region, opened.content
+        if isinstance(content, ItemError):
+            return Failure.of(item, region, content)
+        try:
+            return Ready(item, region, content, self.classifier.preprocess(content.values))
+        except PenultError as error:
+            if not isinstance(error, ItemError):
+                raise
+            return Failure.of(item, region, error)
+        except Exception as error:  # the preprocessing may be anyone's
+            return Failure.of(item, region, self._refused(content, error))
+
+    def _run(
+        self, engine: Engine, ready: dict[int, Ready], planner: Planner
+    ) -> dict[int, Outcome | Failure]:
+        """One forward pass; where it fails, the batch is taken apart until who is at fault fails
+        alone."""
+        ids, items = list(ready), list(ready.values())
+        try:
+            with self.spent("model"):
+                readout = engine(self.batch(items), self.logits)
+        except PenultError:
+            raise
+        except Exception as error:  # a model may raise anything on an input that it can't take
+            memory = out_of_memory(error)
+            if memory and self._devices[0].startswith("cuda"):
+                torch.cuda.empty_cache()
+            if len(items) == 1:
+                reason = _too_long(error) if memory else self._refused(items[0].content, error)
+                return {ids[0]: Failure.of(items[0].item, items[0].region, reason)}
+            if memory:
+                planner.shrink(len(items) * max(_size(one) for one in items))
+                self.budget = planner.budget
+            parts = [ids[: len(ids) // 2], ids[len(ids) // 2 :]] if memory else [[i] for i in ids]
+            return {
+                id: result
+                for part in parts
+                for id, result in self._run(engine, {i: ready[i] for i in part}, planner).items()
+            }
+        return {id: _outcome(one, readout, row)
+                for row, (id, one) in enumerate(ready.items())}  # fmt: skip
+
+    def batch(self, items: Sequence[Ready]) -> Batch:
+        """What the engine is given of items that may share a forward pass."""
+        tensors = [one.inputs.tensors for one in items]
+        batch = Batch(tensors[0]) if len(tensors) == 1 else self._law().batch(tensors)
+        holds = self.classifier.holds
+        if holds is None or self.classifier.modality != "audio":
+            return batch
+        most = holds * (self.classifier.rate or 1)
+        return replace(batch, filled=[min(1.0, len(one.content.values) / most) for one in items])
+
+    def _refused(self, content: Content, error: Exception) -> ItemError:
+        if self.classifier.modality == "audio" and len(content.values) < self.shortest:
+            rate = self.classifier.rate or 1
+            return TooShort(
+                f"{len(content.values) / rate:.3f} s is shorter than what the model needs "
+                f"({self.shortest / rate:.3f} s)"
+            )
+        return ItemError(f"the model cannot take it: {first_line(error)}")
+
+    @cached_property
+    def shortest(self) -> int:
+        """The fewest samples that the model takes, measured; 0 if a second is not enough."""
+        rate = self.classifier.rate or 0
+        clip = (0.1 * np.random.default_rng(0).standard_normal(rate)).astype(np.float32)
+        low, high = 0, len(clip)
+        if not self._takes(clip):
+            return 0
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._takes(clip[:middle]) else (middle, high)
+        return high
+
+    def _takes(self, clip: FloatArray) -> bool:
+        try:
+            readout = self.engine(Batch(self.classifier.preprocess(clip).tensors))
+        except UNFORESEEN:
+            return False
+        return all(np.isfinite(values).all() for values in readout.row(0))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an engine says that a batch did not fit: each has its own words for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return any(words in said for words in _NO_MEMORY)
+
+
+def _too_long(error: BaseException) -> TooLong:
+    return TooLong(
+        f"does not fit into memory ({first_line(error)}); cut it with --window, or set "
+        "--max-seconds"
+    )
+
+
+def _size(ready: Ready) -> int:
+    """Numbers in the largest of a region's inputs."""
+    return max(value.numel() for value in ready.inputs.tensors.values())
+
+
+def _outcome(ready: Ready, readout: Readout, row: int) -> Outcome | Failure:
+    logits, *vectors = readout.row(row)
+    if not all(np.isfinite(values).all() for values in (logits, *vectors)):
+        reason = EmptyItem("the model gave values that are not finite")
+        return Failure.of(ready.item, ready.region, reason)
+    content = ready.content
+    return Outcome(
+        item=ready.item,
+        region=ready.region,
+        vectors=tuple(vectors),
+        logits=logits,
+        start=content.start,
+        end=content.end,
+        truncated=ready.inputs.truncated,
+    )

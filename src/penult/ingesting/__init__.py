@@ -1,0 +1,1 @@
+"""Items in, batches of rows out. Knows no store."""

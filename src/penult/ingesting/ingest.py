@@ -1,0 +1,285 @@
+"""Items in, batches of rows out: what is new is embedded, what is known is left alone.
+
+A pure generator. It asks two questions of whoever stores the rows ("what do you know of these
+ids?", "what failed before?") and knows no store; whoever runs it commits each step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from penult.embedding.embedder import Embedder
+from penult.embedding.runner import Outcome
+from penult.errors import DecodeError, UsageError
+from penult.ingesting.rows import Known
+from penult.ingesting.steps import Key, Seen, Step, Summing, row_of
+from penult.regions import Region
+from penult.sources import Failure, Item
+from penult.sources.layout import Layout
+
+Pair = tuple[Item, Region]
+Lookup = Callable[[Sequence[str]], Seen]
+Tick = Callable[[bool, float], None]
+
+CHUNK = 1000  # regions per question to the store
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to ingest. Rows are handed on after `commit_rows` or `commit_seconds`, so that a killed
+    run loses no more than that.
+
+    layout: how items are cut into windows or tiles. summary: one more row for each item that is
+    cut, the mean or maximum of its parts; `summarised` says for which ids, None is all of them.
+    alone: one region in each forward pass. workers: processes that decode, 0 for none.
+    """
+
+    logits: str = "all"
+    max_seconds: float | None = None
+    retry_failed: bool = False
+    layout: Layout = field(default_factory=Layout)
+    summary: Literal["mean", "max"] | None = None
+    summarised: Callable[[str], bool] | None = None
+    alone: bool = False
+    workers: int = 0
+    commit_rows: int = 256
+    commit_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise UsageError(f"a limit of {self.max_seconds:g} s lets nothing through; give more")
+        if self.summary not in (None, "mean", "max"):
+            raise UsageError(f"no summary {self.summary!r}; choose mean or max")
+
+
+def ingest(
+    embedder: Embedder,
+    pairs: Iterable[Pair | Failure],
+    lookup: Lookup,
+    options: Options = Options(),
+    tick: Tick = lambda embedded, seconds: None,
+) -> Iterator[Step]:
+    """Embed what the store does not have yet; `tick` hears of every region, whether it was
+    embedded and how many seconds of media that were.
+
+    A file whose size and time are unchanged is not read; one whose time is new is hashed, and
+    embedded again only if the hash is new. The last step is given even if it is empty.
+    """
+    classifier = embedder.classifier
+    regions = options.layout.apply(pairs, classifier.modality, classifier.rate)
+    deciding = _Deciding(lookup, options)
+    gathering = _Gathering(embedder, options, deciding.hashes)
+    since = time.monotonic()
+    try:
+        wanted = deciding.wanted(regions)
+        run = (options.max_seconds, options.alone, options.workers)
+        for result in embedder.runner.stream(wanted, *run):
+            rows, seconds = len(gathering.step.rows), gathering.step.seconds
+            gathering.take(result)
+            step = gathering.step
+            if isinstance(result, Outcome | Failure | _Kept):
+                tick(len(step.rows) > rows, step.seconds - seconds)
+            late = time.monotonic() - since > options.commit_seconds
+            if len(step.rows) >= options.commit_rows or late:
+                yield step
+                gathering.step, since = Step(), time.monotonic()
+    except KeyboardInterrupt:
+        yield gathering.step  # what is done by now is not lost
+        raise
+    yield gathering.step
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A region that the store has, and what else is new of it."""
+
+    key: Key
+    fresh: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    """An item whose content is another now, with its hash."""
+
+    id: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """All regions of an item were given; these channels of it are summed up."""
+
+    item: Item
+    channels: tuple[int | None, ...] = ()
+
+
+class _Deciding:
+    """Decides, region by region, what has to be embedded; the rest goes on as a note."""
+
+    def __init__(self, lookup: Lookup, options: Options) -> None:
+        self._lookup, self._options = lookup, options
+        self.hashes = _Hashes()
+
+    def wanted(self, regions: Iterable[Pair | Failure]) -> Iterator[Pair | Failure | Any]:
+        """Pairs to embed, and in their places notes on what is not to be embedded."""
+        for chunk in _chunks(regions):
+            seen = self._lookup(
+                [entry.id if isinstance(entry, Failure) else entry[0].id for entry, *_ in chunk]
+            )
+            for group in chunk:
+                if isinstance(group[0], Failure):
+                    yield from group
+                else:
+                    yield from self._item(group, seen)
+
+    def _item(self, group: list[Any], seen: Seen) -> Iterator[Pair | Failure | Any]:
+        item = group[0][0]
+        decided = [self._one(one, region, seen) for one, region in group]
+        if not self._is_summed(item.id) or all(region.kind == "whole" for _, region in group):
+            yield from (note for notes in decided for note in notes)
+            yield _Ended(item)
+            return
+        channels = tuple(dict.fromkeys(region.channel for _, region in group))
+        summaries = [(item.id, Region("summary", channel=channel).key) for channel in channels]
+        again = any(isinstance(notes[-1], tuple) for notes in decided) or any(
+            key not in seen.rows for key in summaries
+        )
+        for pair, notes in zip(group, decided, strict=True):
+            # A summary needs the vectors of all parts, also of those that the store has.
+            yield from [pair] if again and isinstance(notes[-1], _Kept) else notes
+        yield _Ended(item, channels if again else ())
+
+    def _is_summed(self, id: str) -> bool:
+        asked = self._options.summarised
+        return self._options.summary is not None and (asked is None or asked(id))
+
+    def _one(self, item: Item, region: Region, seen: Seen) -> list[Pair | Failure | Any]:
+        """What one region needs: its pair, or a note on why it needs nothing."""
+        key = item.id, region.key
+        before = seen.failures.get(key)
+        if before is not None and not self._options.retry_failed and _same_file(before, item):
+            return [before]
+        known = seen.rows.get(key)
+        if known is not None and _same_file(known, item) and item.size is not None:
+            return [_Kept(key, _news(item, key, seen))]
+        try:
+            content = self.hashes.of(item)
+        except OSError as error:
+            reason = DecodeError(f"cannot be read: {error.strerror}")
+            return [Failure.of(item, region, reason)]
+        if known is None:
+            return [(item, region)]
+        if known.content_hash != content:
+            return [_Changed(item.id, content), (item, region)]
+        fresh = {} if _same_file(known, item) else {"size": item.size, "mtime_ns": item.mtime_ns}
+        return [_Kept(key, fresh | _news(item, key, seen))]
+
+
+class _Gathering:
+    """Puts what the runner gives into the step that is committed next."""
+
+    def __init__(self, embedder: Embedder, options: Options, hashes: _Hashes) -> None:
+        self._classifier, self._options, self._hashes = embedder.classifier, options, hashes
+        self._sums: dict[int | None, Summing] = {}
+        self.step = Step()
+
+    def take(self, result: Any) -> None:
+        """One result or note, in the order of the regions."""
+        step = self.step
+        if isinstance(result, Failure):
+            step.failures.append(result)
+        elif isinstance(result, _Changed):
+            step.changed[result.id] = result.content
+        elif isinstance(result, _Kept):
+            step.skipped += 1
+            if result.fresh:
+                step.revised[result.key] = result.fresh
+        elif isinstance(result, _Ended):
+            self._sum_up(result)
+        else:
+            self._row(result)
+
+    def _row(self, outcome: Outcome) -> None:
+        item, region = outcome.item, outcome.region
+        self._add(outcome)
+        self.step.truncated += outcome.truncated is not None
+        if outcome.start is not None and outcome.end is not None:
+            self.step.seconds += outcome.end - outcome.start
+        if self._options.summary and region.kind != "whole":
+            how = self._options.summary
+            of = self._sums.setdefault(region.channel, Summing(how, item, region.channel))
+            of.add(outcome)
+
+    def _sum_up(self, ended: _Ended) -> None:
+        for channel in ended.channels:
+            summing = self._sums.get(channel)
+            summary = summing.outcome() if summing is not None else None
+            if summary is not None:
+                self._add(summary)
+        self._sums.clear()
+        self._hashes.forget(ended.item)
+
+    def _add(self, outcome: Outcome) -> None:
+        content = self._hashes.of(outcome.item)
+        self.step.rows.append(row_of(self._classifier, outcome, content, self._options.logits))
+
+
+def _chunks(regions: Iterable[Pair | Failure]) -> Iterator[list[list[Any]]]:
+    """Regions, one list for each item, some items at a time."""
+    chunk: list[list[Any]] = []
+    size = 0
+    for _, group in groupby(regions, key=lambda e: e.id if isinstance(e, Failure) else e[0].id):
+        chunk.append(list(group))
+        size += len(chunk[-1])
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _news(item: Item, key: Key, seen: Seen) -> dict[str, Any]:
+    """Metadata of an unchanged region that differs from what is stored."""
+    stored = seen.metadata.get(key, {})
+    return {
+        name: value
+        for name, value in item.metadata.items()
+        if stored.get(name) != value and not (value is None and name not in stored)
+    }
+
+
+def _same_file(stored: Known | Failure, item: Item) -> bool:
+    return stored.size == item.size and stored.mtime_ns == item.mtime_ns
+
+
+class _Hashes:
+    """Content hashes of the items that are on their way."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def of(self, item: Item) -> str:
+        if item.id not in self._known:
+            self._known[item.id] = _hash(item)
+        return self._known[item.id]
+
+    def forget(self, item: Item) -> None:
+        self._known.pop(item.id, None)
+
+
+def _hash(item: Item) -> str:
+    content = item.content
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(content, str):
+        content = content.encode()
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    return item.id.removeprefix("sha256:")

@@ -1,0 +1,1 @@
+"""What vectors are good for: clusters, maps, probes, searches. Numpy in; knows no models."""
