@@ -267,7 +267,8 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     path = tmp_path / "calls.lance"
     said = ask("embed", tiny, clips, "--into", path)
     assert said.code == 0 and said.err == ""  # piped: no progress
-    first, second, proof, spent = said.out.splitlines()
+    first, second, proof, spent, left = said.out.splitlines()
+    assert left == "left out, of another kind: 1 file (1 .csv)"
     parts = " · ".join(
         rf"{part} [\d.]+ s" for part in ("decode", "prepare", "wait", "model", "write")
     )
@@ -282,6 +283,21 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     assert said.code == 3
     assert f"{tmp_path / 'bad.wav'}: not readable as audio" in said.out
     assert said.out.splitlines()[-1] == f"penult failures {path} names each one and why"
+
+
+def test_files_of_another_kind_are_counted(tiny: Path, clips: Path, tmp_path: Path) -> None:
+    """Left out, as they should be, and never without a word."""
+    folder = shutil.copytree(clips, tmp_path / "mixed")
+    for name in ("a.txt", "deep/b.TXT", "deep/c.txt", "deep/d.docx", "e.docx", "LIES", ".hidden"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("no sound")
+    said = ask("embed", tiny, folder, "--into", tmp_path / "c.lance")
+    assert said.code == 0
+    wanted = "left out, of another kind: 7 files (3 .txt, 2 .docx, 1 without extension, 1 .csv)"
+    assert said.out.splitlines()[-1] == wanted
+    said = ask("embed", tiny, folder, "--into", tmp_path / "c.lance", "--json")
+    kinds = {".txt": 3, ".docx": 2, ".csv": 1, "without extension": 1}
+    assert json.loads(said.out)["left_out"] == kinds
 
 
 def test_segments_and_typed_metadata(tiny: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 WASTE = 0.15  # the share of a batch that may be padding
+HELD = 5_000_000  # numbers that may always be held back, 20 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Planner:
 
     def __init__(self, budget: int, most: int = 64, waiting: int = 128) -> None:
         self.budget, self.most, self.waiting = budget, most, waiting
-        self.hold = 8 * budget
+        self.hold = max(8 * budget, HELD)
         self._held: dict[int, Hashable] = {}  # id → kind, in the order of arrival
         self._kinds: dict[Hashable, list[_Waiting]] = {}
         self._length = 0

@@ -189,6 +189,7 @@ def _document(did: Summary, collection: Any) -> dict[str, Any]:
         **did.counts(),
         "gone": gone,
         "labels_taken": did.labels,
+        "left_out": did.left_out,
         "rows": collection.count,
         "seconds_of_media": did.media_seconds,
         "spent": did.seconds,
@@ -285,6 +286,14 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: s
             soft_wrap=True,
         )
     _show_taken_and_gone(summary)
+    if summary.left_out:
+        from penult.sources.folders import in_words
+
+        count = counted(sum(summary.left_out.values()), "file")
+        stdout.print(
+            f"[dim]left out, of another kind: {count} ({shown(in_words(summary.left_out))})[/]",
+            soft_wrap=True,
+        )
     if not summary.failed:
         return
     failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]

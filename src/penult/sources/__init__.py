@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from penult.errors import ItemError, SourceError
 from penult.media import extensions
 from penult.regions import WHOLE
 from penult.sources import annotated, tabular
-from penult.sources.folders import Recordings, Shelf, check_folder, in_folder
+from penult.sources.folders import Recordings, Shelf, check_folder, in_folder, others
 from penult.sources.items import (
     Entry,
     Failure,
@@ -38,7 +39,16 @@ from penult.sources.tables import RESERVED, Table, columns_of, open_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["RESERVED", "Entry", "Failure", "Item", "Source", "from_objects", "from_paths"]
+__all__ = [
+    "RESERVED",
+    "Entry",
+    "Failure",
+    "Item",
+    "Source",
+    "from_objects",
+    "from_paths",
+    "left_out",
+]
 
 TABLES = tabular.SUFFIXES
 
@@ -126,6 +136,12 @@ def from_paths(
             str(local(text)) for text in texts if text != "-" and local(text) not in shelf.folders
         ),
     )
+
+
+def left_out(source: Source, modality: str) -> Counter[str]:
+    """Files of another kind in the folders that were given: how many, by their extensions."""
+    folders = [path for path in map(Path, source.given) if path.is_dir()]
+    return sum((others(folder, extensions(modality)) for folder in folders), Counter())
 
 
 def from_objects(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from penult.regions import WHOLE
 from penult.sources.items import Failure, Placed, file_item
 
 _NONE = "there is no recording"
+_BARE = "without extension"
 
 Index = dict[str, list[Path]]  # by name and by name without extension, in small letters
 
@@ -53,25 +54,33 @@ def walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path | Failure
             yield Path(entry.path)
 
 
+def others(folder: Path, accepted: frozenset[str]) -> Counter[str]:
+    """How many files have none of the extensions, by their own."""
+    files = (found for found in walk(folder, set()) if isinstance(found, Path))
+    suffixes = (file.suffix.lower() for file in files)
+    return Counter(suffix or _BARE for suffix in suffixes if suffix not in accepted)
+
+
 def check_folder(folder: Path, accepted: frozenset[str]) -> None:
     """Stops at the first file that fits.
 
     Raises:
         SourceError: the folder has nothing to offer.
     """
-    others: Counter[str] = Counter()
     for found in walk(folder, set()):
-        if isinstance(found, Path):
-            suffix = found.suffix.lower()
-            if suffix in accepted:
-                return
-            others[suffix or "no extension"] += 1
-    found_instead = ", ".join(f"{count} {name}" for name, count in others.most_common(5))
+        if isinstance(found, Path) and found.suffix.lower() in accepted:
+            return
+    instead = others(folder, accepted)
     raise SourceError(
         f"{folder} holds no file that is {' '.join(sorted(accepted))}; "
-        + (f"it holds {found_instead}" if others else "it holds no files")
-        + (" and others" if len(others) > 5 else "")
+        + (f"it holds {in_words(instead)}" if instead else "it holds no files")
     )
+
+
+def in_words(kinds: Mapping[str, int], most: int = 5) -> str:
+    """`12 .txt, 3 .csv and others`, the most frequent first."""
+    first = ", ".join(f"{count:,} {name}" for name, count in Counter(kinds).most_common(most))
+    return first + (" and others" if len(kinds) > most else "")
 
 
 class Shelf:

@@ -15,7 +15,7 @@ from penult.errors import TapError
 from penult.ingesting.ingest import Options, ingest
 from penult.ingesting.rows import schema
 from penult.ingesting.steps import Seen, Step
-from penult.sources import Source
+from penult.sources import Source, left_out
 from penult.store.folder import Manifest, check_same
 from penult.store.gone import gone
 from penult.store.sides import append_missing
@@ -31,7 +31,8 @@ class Summary:
     """What a run did: regions embedded anew, left alone, replaced, failed; of those embedded, how
     many the model did not see the whole of; seconds of media; seconds that each part of the work
     took, much of it at the same time (see `Runner.spent`); labels taken along; ids whose files are
-    gone, and how many rows of them were removed."""
+    gone, and how many rows of them were removed; files of other kinds in the folders that were
+    given, by their extensions."""
 
     run_id: str = ""
     done: int = 0
@@ -44,6 +45,7 @@ class Summary:
     labels: int = 0
     gone: list[str] = field(default_factory=list)
     pruned: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     engine: str = ""  # which, and why, where there was a choice
 
     def counts(self) -> dict[str, int]:
@@ -106,6 +108,7 @@ def add(
         if like is not None:
             summary.labels = append_missing(like.path, collection.path, "labels", by="id")
         summary.gone = gone(collection, source.given)
+        summary.left_out = dict(left_out(source, embedder.classifier.modality))
         if prune:
             summary.pruned = writer.remove(summary.gone)
         if embedder.space is not None:
