@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ WAYS = (
 SPEECH = Path(__file__).resolve().parents[2] / "shared" / "data" / "librispeech_speakers"
 BATCH = 8  # of the batches by hand
 Works = dict[str, Callable[[], object]]
+Inputs = Callable[[Any], dict[str, Any]]
 
 
 def mixed(folder: Path, total: float, clips: Path | None) -> list[Path]:
@@ -151,193 +152,189 @@ def ours(folder: Path, items: Any) -> Works:
     return works
 
 
-def audio(options: argparse.Namespace) -> None:
-    """wav2vec2-base: the notebook, batches by hand, a pipeline, and Penult in each engine."""
+def two_passes(model: Any, inputs: Inputs, items: Sequence[Any]) -> Callable[[], None]:
+    """One item at a time: its label, and in a second pass its vector."""
+
+    def run() -> None:
+        for item in items:
+            tensors = inputs(item)
+            model(**tensors).logits.argmax(-1)
+            model.base_model(**tensors).last_hidden_state.mean(dim=1)
+
+    return run
+
+
+def one_pass(model: Any, inputs: Inputs, items: Sequence[Any]) -> Callable[[], None]:
+    """One item at a time, its vector only."""
+
+    def run() -> None:
+        for item in items:
+            model.base_model(**inputs(item)).last_hidden_state.mean(dim=1)
+
+    return run
+
+
+def by_hand(
+    model: Any, inputs: Inputs, items: Sequence[Any], mask_of: Callable[..., Any] | None = None
+) -> Callable[[], None]:
+    """Batches in the order of the items, the vectors only; averaged over a mask if there is one."""
+
+    def run() -> None:
+        for first in range(0, len(items), BATCH):
+            tensors = inputs(items[first : first + BATCH])
+            hidden = model.base_model(**tensors).last_hidden_state
+            if mask_of is None:
+                hidden.mean(dim=1)
+            else:
+                mask = mask_of(hidden, tensors)
+                (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+    return run
+
+
+def compared(title: str, works: Works, gflop: float, options: argparse.Namespace) -> None:
+    """Everything in turns, without gradients, as one table."""
     import torch
-    import transformers
     from bench import paired
 
+    with torch.inference_mode():
+        times = paired(works, rounds=options.rounds)
+    report(title, times, gflop)
+
+
+def saved(folder: Path, model: Any, processor: Any) -> Any:
+    """A model with random weights, saved as classifiers are, and opened again."""
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return type(model).from_pretrained(folder).eval()
+
+
+def audio(options: argparse.Namespace) -> None:
+    """wav2vec2-base: the notebook, batches by hand, a pipeline, and Penult in each engine."""
+    import transformers
+
     with _models() as work:
-        torch.manual_seed(0)
-        folder = work / "model"
         config = transformers.Wav2Vec2Config(num_labels=4)
-        transformers.Wav2Vec2ForSequenceClassification(config).eval().save_pretrained(folder)
-        transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
+        extractor = transformers.Wav2Vec2FeatureExtractor()
+        model = saved(
+            work / "model", transformers.Wav2Vec2ForSequenceClassification(config), extractor
+        )
         paths = mixed(work, options.seconds, options.clips)
         total = sum(soundfile.info(path).duration for path in paths)
-        model = transformers.AutoModelForAudioClassification.from_pretrained(folder).eval()
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
 
         def read(path: Path) -> Any:
             return soundfile.read(path, dtype="float32")[0]
 
-        def inputs(waves: Any, **more: Any) -> dict[str, Any]:
+        def inputs(clips: Any) -> dict[str, Any]:
+            one = isinstance(clips, Path)
+            waves = read(clips) if one else [read(path) for path in clips]
+            more = {} if one else {"padding": True, "return_attention_mask": True}
             return dict(extractor(waves, sampling_rate=16_000, return_tensors="pt", **more))
 
-        def two_passes() -> None:
-            for path in paths:
-                tensors = inputs(read(path))
-                model(**tensors).logits.argmax(-1)
-                model.wav2vec2(**tensors).last_hidden_state.mean(dim=1)
+        def mask_of(hidden: Any, tensors: dict[str, Any]) -> Any:
+            mask = tensors["attention_mask"]
+            return model._get_feature_vector_attention_mask(hidden.shape[1], mask)
 
-        def one_pass() -> None:
-            for path in paths:
-                model.wav2vec2(**inputs(read(path))).last_hidden_state.mean(dim=1)
-
-        def by_hand() -> None:  # its group norm sees the padding, so these vectors are off
-            for first in range(0, len(paths), BATCH):
-                waves = [read(path) for path in paths[first : first + BATCH]]
-                tensors = inputs(waves, padding=True, return_attention_mask=True)
-                hidden = model.wav2vec2(**tensors).last_hidden_state
-                mask = model._get_feature_vector_attention_mask(
-                    hidden.shape[1], tensors["attention_mask"]
-                )
-                (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-
-        pipe = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
+        pipe = transformers.pipeline(
+            "audio-classification", model=str(work / "model"), device="cpu"
+        )
         works: Works = {
-            "the notebook: label, then vector (two passes)": two_passes,
-            "the notebook: vector only (one pass)": one_pass,
-            f"padded batches of {BATCH} by hand, vector only": by_hand,
+            "the notebook: label, then vector (two passes)": two_passes(model, inputs, paths),
+            "the notebook: vector only (one pass)": one_pass(model, inputs, paths),
+            # Its group norm sees the padding, so that these vectors are off.
+            f"padded batches of {BATCH} by hand, vector only": by_hand(
+                model, inputs, paths, mask_of
+            ),
             "transformers' pipeline, label only": lambda: pipe(
                 [{"raw": read(path), "sampling_rate": 16_000} for path in paths]
             ),
-            **ours(folder, paths),
+            **ours(work / "model", paths),
         }
-        with torch.inference_mode():
-            times = paired(works, rounds=options.rounds)
-        clip = inputs(np.concatenate([read(path) for path in paths])[: 16_000 * 10])
-        each = flops(model, clip) / (clip["input_values"].shape[1] / 16_000)
+        whole = np.concatenate([read(path) for path in paths])[: 16_000 * 10]
+        clip = dict(extractor(whole, sampling_rate=16_000, return_tensors="pt"))
+        each = flops(model, clip) / (len(whole) / 16_000)
         title = f"wav2vec2-base size, {len(paths)} clips of 1–15 s, {total:.0f} s of audio"
-        report(title, times, each * total)
+        compared(title, works, each * total, options)
 
 
 def spectrogram(options: argparse.Namespace) -> None:
     """AST: one clip at a time, sentence-transformers (which opens this one), and Penult."""
-    import torch
     import transformers
-    from bench import paired
     from sentence_transformers import SentenceTransformer
 
     with _models() as work:
-        torch.manual_seed(0)
-        folder = work / "model"
+        extractor = transformers.ASTFeatureExtractor()
         config = transformers.ASTConfig(num_labels=10)
-        transformers.ASTForAudioClassification(config).eval().save_pretrained(folder)
-        transformers.ASTFeatureExtractor().save_pretrained(folder)
+        model = saved(work / "model", transformers.ASTForAudioClassification(config), extractor)
         paths = mixed(work, 40, options.clips)[:6]
-        model = transformers.AutoModelForAudioClassification.from_pretrained(folder).eval()
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
         waves = [soundfile.read(path, dtype="float32")[0] for path in paths]
 
         def inputs(wave: Any) -> dict[str, Any]:
             return dict(extractor(wave, sampling_rate=16_000, return_tensors="pt"))
 
-        def two_passes() -> None:
-            for wave in waves:
-                tensors = inputs(wave)
-                model(**tensors).logits.argmax(-1)
-                model.audio_spectrogram_transformer(**tensors).last_hidden_state.mean(dim=1)
-
-        other = SentenceTransformer(str(folder), device="cpu")
+        other = SentenceTransformer(str(work / "model"), device="cpu")
         sound = [{"array": wave, "sampling_rate": 16_000} for wave in waves]
         works: Works = {
-            "one at a time: label, then vector (two passes)": two_passes,
+            "one at a time: label, then vector (two passes)": two_passes(model, inputs, waves),
             "sentence-transformers, vector only": lambda: other.encode(sound, batch_size=BATCH),
-            **ours(folder, paths),
+            **ours(work / "model", paths),
         }
-        with torch.inference_mode():
-            times = paired(works, rounds=options.rounds)
-        each = flops(model, inputs(waves[0]))
-        report(f"AST-base size, {len(paths)} clips", times, each * len(paths))
+        work_of_all = flops(model, inputs(waves[0])) * len(paths)
+        compared(f"AST-base size, {len(paths)} clips", works, work_of_all, options)
 
 
 def image(options: argparse.Namespace) -> None:
     """ViT-base: one picture at a time, batches by hand, and Penult in each engine."""
-    import torch
     import transformers
-    from bench import paired
 
     with _models() as work:
-        torch.manual_seed(0)
+        processor = transformers.ViTImageProcessor()
         config = transformers.ViTConfig(num_labels=10)
-        transformers.ViTForImageClassification(config).eval().save_pretrained(work / "model")
-        transformers.ViTImageProcessor().save_pretrained(work / "model")
-        model = transformers.AutoModelForImageClassification.from_pretrained(work / "model").eval()
-        processor = transformers.AutoImageProcessor.from_pretrained(work / "model")
-        random = np.random.default_rng(0)
-        shape = (224, 224, 3)
-        pictures = [random.integers(0, 256, shape, dtype=np.uint8) for _ in range(24)]
+        model = saved(work / "model", transformers.ViTForImageClassification(config), processor)
+        pictures = made_pictures(24)
 
-        def two_passes() -> None:
-            for picture in pictures:
-                tensors = processor(picture, return_tensors="pt")
-                model(**tensors).logits.argmax(-1)
-                model.vit(**tensors).last_hidden_state.mean(dim=1)
-
-        def by_hand() -> None:
-            for first in range(0, len(pictures), BATCH):
-                tensors = processor(pictures[first : first + BATCH], return_tensors="pt")
-                model.vit(**tensors).last_hidden_state.mean(dim=1)
+        def inputs(some: Any) -> dict[str, Any]:
+            return dict(processor(some, return_tensors="pt"))
 
         works = {
-            "one at a time: label, then vector (two passes)": two_passes,
-            f"batches of {BATCH} by hand, vector only": by_hand,
+            "one at a time: label, then vector (two passes)": two_passes(model, inputs, pictures),
+            f"batches of {BATCH} by hand, vector only": by_hand(model, inputs, pictures),
             **ours(work / "model", pictures),
         }
-        with torch.inference_mode():
-            times = paired(works, rounds=options.rounds)
-        each = flops(model, dict(processor(pictures[0], return_tensors="pt")))
-        report(f"ViT-base size, {len(pictures)} pictures", times, each * len(pictures))
+        work_of_all = flops(model, inputs(pictures[0])) * len(pictures)
+        compared(f"ViT-base size, {len(pictures)} pictures", works, work_of_all, options)
 
 
 def text(options: argparse.Namespace) -> None:
     """BERT-base: one text at a time, batches by hand, and Penult in each engine."""
-    import torch
     import transformers
-    from bench import paired
 
     with _models() as work:
-        torch.manual_seed(0)
         tokenizer = _tokenizer()
         config = transformers.BertConfig(vocab_size=len(tokenizer), num_labels=10)
-        transformers.BertForSequenceClassification(config).eval().save_pretrained(work / "model")
-        tokenizer.save_pretrained(work / "model")
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(work / "model")
-        model.eval()
+        model = saved(work / "model", transformers.BertForSequenceClassification(config), tokenizer)
         random = np.random.default_rng(0)
         texts = [
             " ".join(f"w{word}" for word in random.integers(0, 900, random.integers(4, 120)))
             for _ in range(48)
         ]
 
-        def two_passes() -> None:
-            for one in texts:
-                tensors = tokenizer(one, return_tensors="pt")
-                model(**tensors).logits.argmax(-1)
-                model.bert(**tensors).last_hidden_state.mean(dim=1)
-
-        def by_hand() -> None:
-            for first in range(0, len(texts), BATCH):
-                tensors = tokenizer(texts[first : first + BATCH], return_tensors="pt", padding=True)
-                hidden = model.bert(**tensors).last_hidden_state
-                mask = tensors["attention_mask"]
-                (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        def inputs(some: Any) -> dict[str, Any]:
+            return dict(tokenizer(some, return_tensors="pt", padding=True))
 
         works = {
-            "one at a time: label, then vector (two passes)": two_passes,
-            f"padded batches of {BATCH} by hand, vector only": by_hand,
+            "one at a time: label, then vector (two passes)": two_passes(model, inputs, texts),
+            f"padded batches of {BATCH} by hand, vector only": by_hand(
+                model, inputs, texts, lambda hidden, tensors: tensors["attention_mask"]
+            ),
             **ours(work / "model", texts),
         }
-        with torch.inference_mode():
-            times = paired(works, rounds=options.rounds)
-        total = sum(flops(model, dict(tokenizer(one, return_tensors="pt"))) for one in texts)
-        report(f"BERT-base size, {len(texts)} texts of 4 to 120 words", times, total)
+        total = sum(flops(model, inputs(one)) for one in texts)
+        compared(f"BERT-base size, {len(texts)} texts of 4 to 120 words", works, total, options)
 
 
 def early_exit(options: argparse.Namespace) -> None:
     """A pass that ends behind layer k of 12, where no logits are wanted."""
-    import torch
     import transformers
     from bench import paired, show
 
@@ -345,12 +342,10 @@ def early_exit(options: argparse.Namespace) -> None:
     from penult.embedding.embedder import Embedder
 
     with _models() as work:
-        torch.manual_seed(0)
         config = transformers.ViTConfig(num_labels=10)
-        transformers.ViTForImageClassification(config).eval().save_pretrained(work / "model")
-        transformers.ViTImageProcessor().save_pretrained(work / "model")
-        random = np.random.default_rng(0)
-        pictures = [random.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(16)]
+        vit = transformers.ViTForImageClassification(config)
+        saved(work / "model", vit, transformers.ViTImageProcessor())
+        pictures = made_pictures(16)
         classifier = load(work / "model")
         works: Works = {}
         for layer in (12, 6, 3):
@@ -360,6 +355,12 @@ def early_exit(options: argparse.Namespace) -> None:
             name = f"layer {layer} of 12, without logits"
             works[name] = lambda e=embedder: e.embed(pictures, logits=False)
         show("ViT-base size, 16 pictures, torch fp32", paired(works, rounds=options.rounds))
+
+
+def made_pictures(count: int) -> list[Any]:
+    """Noise, 224 × 224, the same every time."""
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(count)]
 
 
 def _tokenizer() -> Any:
@@ -375,11 +376,15 @@ def _tokenizer() -> Any:
 
 
 class _models:  # noqa: N801  # a context, like a function
-    """A folder for models; recorded graphs are kept there too, and all of it is gone afterwards."""
+    """A folder for models, whose weights are the same every time; recorded graphs are kept there
+    too, and all of it is gone afterwards."""
 
     def __enter__(self) -> Path:
         import os
 
+        import torch
+
+        torch.manual_seed(0)
         self._folder = tempfile.TemporaryDirectory()
         os.environ["PENULT_CACHE"] = f"{self._folder.name}/cache"
         return Path(self._folder.name)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.classspace.origin import Origin
+from penult.embedding.workers import Decoding
 from penult.errors import LabelsError
 from penult.ingesting import rows
 from penult.sources import Entry, Failure
@@ -52,7 +53,7 @@ class Question:
 
         classifier = origin.embedder.classifier
         cut = layout.apply(pairs, classifier.modality, classifier.rate)
-        for one in origin.embedder.runner.stream(cut, workers=workers):
+        for one in origin.embedder.runner.stream(cut, Decoding(workers=workers)):
             if isinstance(one, Outcome):
                 place = Place(one.item.id, one.region.key, one.start, one.end, one.region.channel)
                 yield from self.vectors(one.vector[None], [place])

@@ -75,6 +75,10 @@ def embed(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode; 0 decodes in this one.")
     ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a file may take to decode before it counts as hanging."),
+    ] = None,
     logits: Annotated[str, typer.Option(help="Which logits to keep: all, top:K or none.")] = "all",
     fp16: Annotated[bool, typer.Option("--fp16", help="Keep vectors in half precision.")] = False,
     max_seconds: Annotated[
@@ -107,7 +111,7 @@ def embed(
     What the collection has already is left alone; a run that was stopped goes on.
     """
     from penult.embedding.embedder import open_embedder
-    from penult.embedding.workers import default_workers
+    from penult.embedding.workers import TIME_LIMIT, default_workers
     from penult.engines.ways import PLAIN
     from penult.errors import UsageError
     from penult.ingesting.ingest import Options
@@ -126,6 +130,7 @@ def embed(
         summary=summary,  # type: ignore[arg-type]
         alone=alone,
         workers=default_workers() if workers is None else workers,
+        time_limit=TIME_LIMIT if time_limit is None else time_limit,
     )
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
@@ -148,7 +153,7 @@ def embed(
             precision=precision or kept, **asked,
         )  # fmt: skip
     _say_metadata(source)
-    require_proof(embedder, source)
+    require_proof(embedder, source, options.decoding)
     with working("measuring engines on the first items"):
         chosen = settle(collection, embedder, source, options)
     if chosen and (embedder.way != PLAIN or engine != "auto" or embedder.precision != "exact"):

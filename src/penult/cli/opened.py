@@ -9,6 +9,7 @@ from penult.cli.output import shown, working
 
 if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
+    from penult.embedding.workers import Decoding
     from penult.sources import Source
 
 
@@ -39,16 +40,19 @@ def source_of(paths: list[str], channel: str | None, modality: str) -> Source:
     return from_paths(paths, modality, int(channel))
 
 
-def require_proof(embedder: Embedder, items: Source | None = None) -> None:
+def require_proof(
+    embedder: Embedder, items: Source | None = None, decoding: Decoding | None = None
+) -> None:
     """Prove the head, on the first of these items if there are any.
 
     Only an unproved head stops the prelogits; every other tap is what it says it is.
     """
+    from penult.embedding.workers import Decoding
     from penult.errors import HeadNotFound
 
     with working("proving the head"):
         if items is not None:
-            embedder.prove_on(items)
+            embedder.prove_on(items, decoding or Decoding())
         proof = embedder.certificate
     if "prelogits" in embedder.tap.name.split(",") and not proof.ok:
         raise HeadNotFound(

@@ -21,6 +21,7 @@ from penult.embedding import artefact
 from penult.embedding.proving import anatomy_of, certify, certify_on, taps_of
 from penult.embedding.runner import Outcome, Runner, device_of
 from penult.embedding.settling import graphs_of, require_engine, sample
+from penult.embedding.workers import Decoding
 from penult.engines import ways
 from penult.engines.base import EXACT, Reading
 from penult.engines.choosing import Choice, Question, choose
@@ -200,11 +201,11 @@ class Embedder:
         saved = self._saved.get("certificate")
         return Certificate.from_dict(saved) if saved else certify(self.classifier)
 
-    def prove_on(self, pairs: Iterable[Any]) -> None:
+    def prove_on(self, pairs: Iterable[Any], decoding: Decoding = Decoding()) -> None:
         """Prove the head on the first real items instead of a synthetic one; a saved proof stays,
         and costs nothing. `proved_on` names them."""
         if not self._saved.get("certificate"):
-            self.certificate, self.proved_on = certify_on(self.runner, pairs)
+            self.certificate, self.proved_on = certify_on(self.runner, pairs, decoding)
 
     @cached_property
     def law(self) -> Law:
@@ -237,7 +238,12 @@ class Embedder:
         """Where recorded graphs of this classifier are kept."""
         return graphs_of(self.classifier, self._folder)
 
-    def settle(self, source: Iterable[Any], layout: Layout = Layout()) -> Choice | None:
+    def settle(
+        self,
+        source: Iterable[Any],
+        layout: Layout = Layout(),
+        decoding: Decoding = Decoding(),
+    ) -> Choice | None:
         """Take the engine for a run over these items, measured on the first of them; what was
         taken, or None where there is no choice. An embedder settles once.
 
@@ -252,7 +258,7 @@ class Embedder:
         readings = self.runner.readings
         # On an accelerator torch is the one engine.
         engine = self.engine if self.device == "cpu" or self.engine != AUTO else TORCH
-        found = sample(self.runner, source, layout, self.precision)
+        found = sample(self.runner, source, layout, self.precision, decoding)
         question = Question(
             classifier=self.classifier,
             readings=readings,

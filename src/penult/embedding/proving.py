@@ -14,6 +14,7 @@ from torch import Tensor
 from penult.classifiers.base import Classifier, Inputs
 from penult.classifiers.from_onnx import OnnxClassifier
 from penult.embedding.runner import Ready, Runner
+from penult.embedding.workers import Decoding
 from penult.errors import PenultError, first_line
 from penult.regions import Region
 from penult.sources import Failure, Item
@@ -75,17 +76,20 @@ def certify(classifier: Classifier, examples: Sequence[Mapping[str, Tensor]] = (
         return Certificate.refused(f"the proof could not be run: {first_line(error)}")
 
 
-def certify_on(runner: Runner, pairs: Iterable[Any]) -> tuple[Certificate, list[str]]:
+def certify_on(
+    runner: Runner, pairs: Iterable[Any], decoding: Decoding = Decoding()
+) -> tuple[Certificate, list[str]]:
     """Prove the head on the first one or two items that can be opened; with their ids."""
     classifier = runner.classifier
     found: list[Ready] = []
-    for pair in islice(pairs, TRIED):
-        if isinstance(pair, Failure):
-            continue
-        choices = (next(runner.prepare([one])) for one in _beginnings(classifier, *pair))
-        found += islice((one for one in choices if isinstance(one, Ready)), 1)
-        if len(found) == 2:
-            break
+    with runner.preparing(decoding.briefly) as prepare:
+        for pair in islice(pairs, TRIED):
+            if isinstance(pair, Failure):
+                continue
+            choices = (one for part in _beginnings(classifier, *pair) for one in prepare([part]))
+            found += islice((one for one in choices if isinstance(one, Ready)), 1)
+            if len(found) == 2:
+                break
     if not found or classifier.engine != "torch":
         return certify(classifier), []
     examples = [_placed(classifier, one.inputs) for one in found]

@@ -22,7 +22,7 @@ from penult.batches.planner import Planner
 from penult.classifiers.base import Classifier, Inputs
 from penult.embedding.fleet import fleet
 from penult.embedding.opening import UNFORESEEN, Content, Opened, Wanted
-from penult.embedding.workers import Decoders
+from penult.embedding.workers import Decoders, Decoding
 from penult.engines.base import Engine, FloatArray, Reading, Readout
 from penult.engines.law import ALONE, Law
 from penult.engines.torch import TorchEngine, pick_device
@@ -153,15 +153,14 @@ class Runner:
     def stream(
         self,
         pairs: Iterable[tuple[Item, Region] | Any],
-        max_seconds: float | None = None,
+        decoding: Decoding = Decoding(),
         alone: bool = False,
-        workers: int = 0,
     ) -> Iterator[Outcome | Failure | Any]:
         """Run regions; results come in the order of the regions, and a region that fails is handed
         on as a Failure. What is no pair comes out as it went in, in its place.
 
-        Some regions are read ahead, so that there are equal lengths to make batches of. workers:
-        processes that decode; 0 decodes in this one.
+        Some regions are read ahead, so that there are equal lengths to make batches of. alone: one
+        region in each forward pass.
         """
         law = Law if alone else self._law
         planner = Planner(self.budget)
@@ -182,8 +181,9 @@ class Runner:
                 yield done.pop(given)
                 given += 1
 
+        prepared = self.prepare(pairs, decoding)
         with self._waited(), fleet(self.engines) as engines:
-            for number, ready in enumerate(self.prepare(pairs, max_seconds, workers)):
+            for number, ready in enumerate(prepared):
                 if isinstance(ready, Ready):
                     waiting[number] = ready
                     single.append(number)
@@ -206,22 +206,19 @@ class Runner:
             yield from ended()
 
     def prepare(
-        self,
-        pairs: Iterable[tuple[Item, Region] | Any],
-        max_seconds: float | None = None,
-        workers: int = 0,
+        self, pairs: Iterable[tuple[Item, Region] | Any], decoding: Decoding = Decoding()
     ) -> Iterator[Ready | Failure | Any]:
         """Regions opened and prepared for the model; what is no pair comes out as it went in."""
-        classifier = self.classifier
-        wanted = Wanted(classifier.modality, classifier.rate, classifier.frames, max_seconds)
-        with Decoders(wanted, workers) as decoders:
-            opened = decoders.open_regions(pairs)
-            for one in opened:
-                if isinstance(one, Opened):
-                    self._add("decode", one.seconds)
-                    with self.spent("prepare"):
-                        one = self._prepared(one)
-                yield one
+        with self.preparing(decoding) as prepare:
+            yield from prepare(pairs)
+
+    @contextmanager
+    def preparing(self, decoding: Decoding) -> Iterator[Callable[[Iterable[Any]], Iterator[Any]]]:
+        """`prepare` with the same worker processes for several calls, each used up."""
+        about = self.classifier
+        wanted = Wanted(about.modality, about.rate, about.frames, decoding.max_seconds)
+        with Decoders(wanted, decoding) as decoders:
+            yield lambda pairs: map(self._prepared, decoders.open_regions(pairs))
 
     @contextmanager
     def spent(self, what: str) -> Iterator[None]:
@@ -247,17 +244,23 @@ class Runner:
         with self._clock:
             self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
-    def _prepared(self, opened: Opened) -> Ready | Failure:
-        """The model's inputs of a region."""
-        item, region, content = opened.item, opened.region, opened.content
+    def _prepared(self, opened: Opened | Any) -> Ready | Failure | Any:
+        """A region with the model's inputs, or why it has none; what is none, as it is."""
+        if not isinstance(opened, Opened):
+            return opened
+        self._add("decode", opened.seconds)
+        with self.spent("prepare"):
+            return self._inputs(opened.item, opened.region, opened.content)
+
+    def _inputs(self, item: Item, region: Region, content: Content | ItemError) -> Ready | Failure:
         if isinstance(content, ItemError):
             return Failure.of(item, region, content)
         try:
             return Ready(item, region, content, self.classifier.preprocess(content.values))
-        except PenultError as error:
-            if not isinstance(error, ItemError):
-                raise
+        except ItemError as error:
             return Failure.of(item, region, error)
+        except PenultError:
+            raise
         except Exception as error:  # the preprocessing may be anyone's
             return Failure.of(item, region, self._refused(content, error))
 

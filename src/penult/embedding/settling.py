@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from penult.embedding.runner import Ready, Runner
+from penult.embedding.workers import Decoding
 from penult.engines.base import EXACT, TURBO
 from penult.engines.graphs import Graphs
 from penult.engines.ways import AUTO, ONNXRUNTIME, TORCH
@@ -32,7 +33,11 @@ class Sample:
 
 
 def sample(
-    runner: Runner, source: Iterable[Any], layout: Layout = Layout(), precision: str = EXACT
+    runner: Runner,
+    source: Iterable[Any],
+    layout: Layout = Layout(),
+    precision: str = EXACT,
+    decoding: Decoding = Decoding(),
 ) -> Sample:
     """A few prepared items of a source that can be iterated again; the classifier's own example
     where none of them can be opened."""
@@ -48,7 +53,7 @@ def sample(
     ]
     items: list[Any] = []
     size = 0
-    for ready in runner.prepare(_spread(regions, most)):
+    for ready in runner.prepare(_spread(regions, most), decoding.briefly):
         if isinstance(ready, Ready):
             items.append(ready.inputs.tensors)
             size += max(value.numel() for value in ready.inputs.tensors.values())

@@ -28,11 +28,32 @@ from penult.errors import DecodeError, PenultError
 AHEAD = 8  # items for each worker that are read before the first of them is asked for
 HELD = 64  # decoded regions of a worker that wait for the model
 TIME_LIMIT = 300.0  # seconds that one region may take to decode
+BRIEF_LIMIT = 30.0  # where another item does as well
 
 
 def default_workers() -> int:
     """Half of the machine's processors, four at most: a model is what needs most of them."""
     return min(4, max(1, (os.cpu_count() or 1) // 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How items are opened.
+
+    max_seconds: longer regions are refused, not read. workers: processes that decode; 0 decodes in
+    this one, which a file can then crash or hold up. time_limit: seconds that a worker may take for
+    one region, behind which its file counts as hanging.
+    """
+
+    max_seconds: float | None = None
+    workers: int = 0
+    time_limit: float = TIME_LIMIT
+
+    @property
+    def briefly(self) -> Decoding:
+        """For a look at a few items: one process at most, and less patience."""
+        limit = min(self.time_limit, BRIEF_LIMIT)
+        return Decoding(self.max_seconds, min(1, self.workers), limit)
 
 
 @dataclass(slots=True)
@@ -44,14 +65,10 @@ class _Task:
 
 
 class Decoders:
-    """Worker processes that decode; use as a context, so that they end.
+    """Worker processes that decode, if any; use as a context, so that they end."""
 
-    workers: how many; 0 decodes in this process. time_limit: seconds for one region, behind which
-    its file counts as hanging.
-    """
-
-    def __init__(self, wanted: Wanted, workers: int, time_limit: float = TIME_LIMIT) -> None:
-        self._wanted, self._count, self._limit = wanted, workers, time_limit
+    def __init__(self, wanted: Wanted, decoding: Decoding) -> None:
+        self._wanted, self._count, self._limit = wanted, decoding.workers, decoding.time_limit
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Decoders:
@@ -63,7 +80,8 @@ class Decoders:
             worker.end()
 
     def open_regions(self, pairs: Iterable[Pair | Any]) -> Iterator[Opened | Any]:
-        """As `opening.open_regions`: each region's content in order, the rest handed on."""
+        """As `opening.open_regions`: each region's content in order, the rest handed on. To be
+        asked again only once all of it is given."""
         if not self._workers:
             yield from open_regions(pairs, self._wanted)
             return

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome
+from penult.embedding.workers import TIME_LIMIT, Decoding
 from penult.errors import DecodeError, UsageError
 from penult.ingesting.rows import Known
 from penult.ingesting.steps import Key, Seen, Step, Summing, row_of
@@ -37,7 +38,7 @@ class Options:
 
     layout: how items are cut into windows or tiles. summary: one more row for each item that is
     cut, the mean or maximum of its parts; `summarised` says for which ids, None is all of them.
-    alone: one region in each forward pass. workers: processes that decode, 0 for none.
+    alone: one region in each forward pass. max_seconds, workers, time_limit: see `Decoding`.
     """
 
     logits: str = "all"
@@ -48,14 +49,22 @@ class Options:
     summarised: Callable[[str], bool] | None = None
     alone: bool = False
     workers: int = 0
+    time_limit: float = TIME_LIMIT
     commit_rows: int = 256
     commit_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise UsageError(f"a limit of {self.max_seconds:g} s lets nothing through; give more")
+        if not self.time_limit > 0:
+            raise UsageError(f"no file is decoded in {self.time_limit:g} s; give more")
         if self.summary not in (None, "mean", "max"):
             raise UsageError(f"no summary {self.summary!r}; choose mean or max")
+
+    @property
+    def decoding(self) -> Decoding:
+        """How items are opened."""
+        return Decoding(self.max_seconds, self.workers, self.time_limit)
 
 
 def ingest(
@@ -78,8 +87,7 @@ def ingest(
     since = time.monotonic()
     try:
         wanted = deciding.wanted(regions)
-        run = (options.max_seconds, options.alone, options.workers)
-        for result in embedder.runner.stream(wanted, *run):
+        for result in embedder.runner.stream(wanted, options.decoding, options.alone):
             rows, seconds = len(gathering.step.rows), gathering.step.seconds
             gathering.take(result)
             step = gathering.step

@@ -122,7 +122,7 @@ def _asked(source: Source, options: Options, like: Collection | None) -> dict[st
     usual = Options()
     asked: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("logits", "max_seconds", "retry_failed", "summary", "alone")
+        for name in ("logits", "max_seconds", "retry_failed", "summary", "alone", "time_limit")
         if getattr(options, name) != getattr(usual, name)
     }
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
@@ -143,7 +143,7 @@ def settle(collection: Collection, embedder: Embedder, source: Source, options: 
             said = "as the collection's first run: "
         elif engine in ENGINES:
             said = f"the collection's first run was in {engine}, and {missing(engine)}; now: "
-    choice = embedder.settle(source, options.layout)
+    choice = embedder.settle(source, options.layout, options.decoding)
     return said + choice.words if choice else ""
 
 
