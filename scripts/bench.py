@@ -22,7 +22,7 @@ import speed
 from rich.console import Console
 from rich.table import Table
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 
 def seconds(work: Callable[[], object]) -> float:

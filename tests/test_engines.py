@@ -16,7 +16,6 @@ from penult.batches.padding import Batch
 from penult.classifiers import load
 from penult.cli import run
 from penult.embedding.embedder import Embedder
-from penult.engines import ways
 from penult.engines.base import PRECISIONS
 from penult.engines.graphs import Graphs
 from penult.engines.law import difference
@@ -121,7 +120,7 @@ def test_bfloat16_without_instructions_for_it_is_not_run(
 ) -> None:
     """It would give the right values, a hundred times slower."""
     monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("without")))
-    monkeypatch.setattr(ways, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(choosing, "multiplies_bf16", lambda device: False)
     emb = Embedder.from_classifier(load(tiny), engine="torch", precision="fast")
     emb.run(CLIPS)
     assert emb.way == PLAIN and emb.choice is not None

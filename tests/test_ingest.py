@@ -49,13 +49,13 @@ def rows(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def counted(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids that are run from now on."""
     run: list[str] = []
-    prepared = embedder.runner._prepared
+    inputs = embedder.runner._inputs
 
-    def counting(opened: Any) -> Any:
-        run.append(opened.item.id)
-        return prepared(opened)
+    def counting(item: Any, *rest: Any) -> Any:
+        run.append(item.id)
+        return inputs(item, *rest)
 
-    monkeypatch.setattr(embedder.runner, "_prepared", counting)
+    monkeypatch.setattr(embedder.runner, "_inputs", counting)
     return run
 
 

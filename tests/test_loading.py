@@ -101,6 +101,18 @@ class _Code:
         return os.system, ("touch /tmp/penult-pickle-ran",)
 
 
+def test_an_embedder_goes_to_another_process_as_its_folder(tiny: Path, tmp_path: Path) -> None:
+    made = penult.Embedder.from_classifier(load(tiny), pooling="max")
+    with pytest.raises(UsageError, match="as its folder"):
+        pickle.dumps(made)
+    kept = penult.Embedder.load(made.save(tmp_path / "m"))
+    sent = pickle.dumps(kept)
+    assert len(sent) < 1000
+    again = pickle.loads(sent)
+    assert again.fingerprint == made.fingerprint
+    np.testing.assert_array_equal(again.embed([clip(0.5)]), made.embed([clip(0.5)]))
+
+
 def test_pickled_code_never_runs(tmp_path: Path) -> None:
     save_audio(tmp_path, "wav2vec2")
     (tmp_path / "model.safetensors").unlink()

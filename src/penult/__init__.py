@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from penult.api import Classifier, load
     from penult.classifiers.base import Prediction
     from penult.classspace import ClassSpace
-    from penult.embedding.embedder import Embedder, Result
+    from penult.embedding.embedder import Embedder
+    from penult.embedding.result import Result
     from penult.selection import choose
     from penult.splitting.cut import split
     from penult.store.collection import Collection
@@ -41,7 +42,7 @@ _HOMES = {
     "Collection": "penult.store.collection",
     "Embedder": "penult.embedding.embedder",
     "Prediction": "penult.classifiers.base",
-    "Result": "penult.embedding.embedder",
+    "Result": "penult.embedding.result",
     "choose": "penult.selection",
     "load": "penult.api",
     "split": "penult.splitting.cut",

@@ -30,8 +30,9 @@ from penult.classifiers.examples import content_of
 from penult.classifiers.from_torch import FILE
 from penult.errors import ModelError, UsageError, first_line
 from penult.extras import require
-from penult.splitting.graph import Graph, Port, Session, as_feeds
+from penult.splitting.graph import Graph, Port, as_feeds
 from penult.splitting.onnx import GraphCut, before_scores, find_logits
+from penult.splitting.session import Session
 
 SUFFIX = ".onnx"
 MODEL = "model.onnx"

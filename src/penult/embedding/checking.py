@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from penult.batches.padding import Batch, collate
 from penult.embedding.embedder import Embedder
-from penult.embedding.runner import Ready, Runner
+from penult.embedding.runner import Runner
+from penult.embedding.waiting import Ready
 from penult.engines.base import EXACT, PRECISIONS
 from penult.engines.law import ALONE, Law, axes_of, difference
 from penult.engines.parity import Parity, cosine

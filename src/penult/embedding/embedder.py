@@ -6,8 +6,9 @@ Knows items and how to open them, and no store.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from contextlib import closing
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from penult import classifiers
-from penult.batches.pooling import POOLINGS, pooled_width, unknown
+from penult.batches.pooling import pooled_width
 from penult.classifiers.base import Classifier, digest
 from penult.embedding import artefact
+from penult.embedding.asked import entry_for, poolings_for
 from penult.embedding.proving import anatomy_of, certify, certify_on, taps_of
-from penult.embedding.runner import Outcome, Runner, device_of
+from penult.embedding.result import Result, gathered
+from penult.embedding.runner import Runner, device_of
 from penult.embedding.settling import graphs_of, require_engine, sample
 from penult.embedding.workers import Decoding
 from penult.engines import ways
@@ -28,15 +31,9 @@ from penult.engines.choosing import Choice, Question, choose
 from penult.engines.graphs import Graphs
 from penult.engines.law import Law, find_law
 from penult.engines.ways import AUTO, TORCH
-from penult.errors import (
-    ItemError,
-    ModelError,
-    SpaceError,
-    TapError,
-)
+from penult.errors import ModelError, SpaceError, UsageError
 from penult.media import audio, video
-from penult.regions import Region
-from penult.sources import Failure, from_objects
+from penult.sources import from_objects
 from penult.sources.layout import Layout
 from penult.space import Space
 from penult.splitting.anatomy import Anatomy
@@ -46,23 +43,6 @@ from penult.splitting.taps import Tap
 FloatArray = npt.NDArray[np.float32]
 
 RECIPE = "1"  # changes whenever the same settings would give other vectors
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a run gave, in the order of the items.
-
-    vectors: (n, d) float32. logits: (n, K). labels: the n predicted labels. item_index: for each
-    row, the item's place in the input. failures: the items that gave no row.
-    """
-
-    vectors: FloatArray
-    logits: FloatArray
-    labels: list[str]
-    ids: list[str]
-    regions: list[Region]
-    item_index: npt.NDArray[np.int64]
-    failures: list[Failure]
 
 
 class Embedder:
@@ -83,11 +63,12 @@ class Embedder:
         precision: str = EXACT,
         saved: Mapping[str, Any] | None = None,
         folder: Path | None = None,
+        trust: bool = False,
         space: Space | None = None,
     ) -> None:
         self.classifier = classifier
         self.taps = (tap,) if isinstance(tap, Tap) else tuple(tap)
-        self.poolings = _poolings(self.taps, pooling)
+        self.poolings = poolings_for(self.taps, pooling)
         self.tap = replace(self.taps[0], name=",".join(one.name for one in self.taps))
         self.pooling = pooling if len(set(self.poolings)) > 1 else self.poolings[0]
         ways.check(engine, precision)
@@ -101,9 +82,9 @@ class Embedder:
                 f"a space of {space.dim} numbers does not fit vectors of {self.dim}; fit it to "
                 "vectors of this embedder"
             )
-        self._saved, self._folder = dict(saved or {}), folder
+        self._saved, self._folder, self._trust = dict(saved or {}), folder, trust
         readings = [
-            Reading(one, how, self._entry(one))
+            Reading(one, how, None if pool_over == "all" else self._entry(one))
             for one, how in zip(self.taps, self.poolings, strict=True)
         ]
         self.runner = Runner(classifier, readings, self.device, lambda: self.batching)
@@ -149,26 +130,8 @@ class Embedder:
         _ = embedder.law  # measured now, so that the first run is not slower than the next
         return embedder
 
-    def _entry(self, tap: Tap) -> Tap | None:
-        """The tap in front of the first block, where only the clip's own positions are pooled."""
-        if self.pool_over == "all":
-            return None
-        if self.pool_over != "valid":
-            raise TapError(f"pooling over {self.pool_over!r} is not known; choose all or valid")
-        if self.classifier.modality != "audio" or self.classifier.holds is None:
-            raise TapError(
-                "pooling over valid positions is for models that take every clip at one length; "
-                "this one takes each at its own, and pools its own positions always"
-            )
-        entry = self.anatomy.taps.get("layer:0") if self.classifier.engine == "torch" else None
-        if entry is None or [entry.shape[a] for a in entry.positions] != [
-            tap.shape[a] for a in tap.positions
-        ]:
-            raise TapError(
-                f"which positions of tap {tap.name!r} are valid cannot be measured: it has "
-                "not the positions that enter the first block; pool over all of them"
-            )
-        return entry
+    def _entry(self, tap: Tap) -> Tap:
+        return entry_for(self.classifier, self.anatomy, tap, self.pool_over)
 
     @property
     def dim(self) -> int:
@@ -303,37 +266,11 @@ class Embedder:
             items = list(items)  # the first of them are looked at twice
         entries = from_objects(items, self.classifier.modality)
         self.settle(entries, layout)
-        rows: list[Outcome] = []
-        failures: list[Failure] = []
-        index: list[int] = []
-        number = -1
         numbered = _numbered(entries, layout, self.classifier)
-        for outcome in self.runner.stream(numbered, alone=alone):
-            if isinstance(outcome, Outcome):
-                rows.append(outcome)
-                index.append(number)
-            elif isinstance(outcome, Failure):
-                if on_error == "raise":
-                    raise ItemError(outcome.words())
-                failures.append(outcome)
-            else:
-                number = outcome
-        n_logits = len(self.classifier.labels)
-        given = [row.class_logits for row in rows if row.logits.size]
-        logits = np.array(given, np.float32).reshape(-1, n_logits)
-        vectors = np.array([row.vector for row in rows], np.float32)
-        return Result(
-            vectors=self._placed(vectors if rows else vectors.reshape(0, self.dim)),
-            logits=logits,
-            labels=[self.classifier.labels[i] for i in logits.argmax(axis=1)],
-            ids=[row.item.id for row in rows],
-            regions=[row.region for row in rows],
-            item_index=np.array(index, np.int64),
-            failures=failures,
-        )
-
-    def _placed(self, vectors: FloatArray) -> FloatArray:
-        return vectors if self.space is None else self.space(vectors)
+        with closing(self.runner.stream(numbered, alone=alone)) as outcomes:
+            found = gathered(outcomes, self.classifier.labels, on_error)
+        vectors = found.vectors if len(found.ids) else found.vectors.reshape(0, self.dim)
+        return replace(found, vectors=vectors if self.space is None else self.space(vectors))
 
     def embed(self, items: Any, *, logits: bool = True, **cut: Any) -> FloatArray:
         """`run(items, …).vectors`, (n, d) float32; in the embedder's space, if it has one.
@@ -410,6 +347,7 @@ class Embedder:
             precision=precision or saved.get("precision", EXACT),
             saved=saved,
             folder=path.absolute(),
+            trust=trust,
             space=kept.space,
         )
         asked = {"precision": embedder.precision}  # another one than was saved is no change of it
@@ -418,35 +356,22 @@ class Embedder:
             raise ModelError(f"{path} was changed since it was saved: {'; '.join(differs)}")
         return embedder
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its folder and how it is run: another process opens it there again."""
+        if self._folder is None:
+            raise UsageError(
+                "an embedder goes to another process as its folder, and this one has none yet: "
+                "send Embedder.load(embedder.save(FOLDER))"
+            )
+        how = {"device": self.device, "engine": self.engine, "precision": self.precision}
+        return partial(Embedder.load, self._folder, trust=self._trust, **how), ()
+
     def __repr__(self) -> str:
         return (
             f"Embedder({self.classifier.spec!r}, tap={self.tap.name!r}, "
             f"pooling={self.pooling!r}, dim={self.dim}"
             + (f", space={self.space.recipe!r})" if self.space else ")")
         )
-
-
-def _poolings(taps: Sequence[Tap], pooling: str) -> tuple[str, ...]:
-    """One pooling for each tap: the same for all, or as many as there are taps.
-
-    Raises:
-        TapError: unknown, of another number, or nothing to pool.
-    """
-    named = tuple(pooling.split(","))
-    if not taps or len(named) not in (1, len(taps)):
-        raise TapError(f"{len(named)} poolings ({pooling}) for {len(taps)} taps; give one for each")
-    named = named * len(taps) if len(named) == 1 else named
-    for tap, how in zip(taps, named, strict=True):
-        if how not in POOLINGS:
-            raise TapError(unknown(how))
-        if how == "none" and len(taps) > 1:
-            raise TapError("pooling none keeps every position, so several taps cannot be joined")
-        if not tap.positions and how == "mean+std":
-            raise TapError(
-                f"tap {tap.name!r} gives one vector per item, so there is nothing to pool: "
-                "choose pooling mean, or a tap with positions"
-            )
-    return named
 
 
 def _numbered(entries: Iterable[Any], layout: Layout, classifier: Classifier) -> Iterator[Any]:

@@ -19,18 +19,21 @@ AHEAD = 4  # pieces of work for each engine that are under way, so that none of 
 
 
 class Fleet(Generic[T]):
-    """Gives pieces of work to whichever engine is free."""
+    """Gives pieces of work to whichever engine is free.
 
-    def __init__(self, engines: Sequence[Engine], pool: ThreadPoolExecutor) -> None:
+    hold: the sum of the sizes of what is under way; a piece that is larger is waited for.
+    """
+
+    def __init__(self, engines: Sequence[Engine], pool: ThreadPoolExecutor, hold: int) -> None:
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for engine in engines:
             self._free.put(engine)
-        self._engines = engines
-        self._pool = pool
-        self._most = AHEAD * len(engines)
-        self._flying: deque[Future[T]] = deque()
+        self._engines, self._pool, self._hold = engines, pool, hold
+        self._flying: deque[tuple[Future[T], int]] = deque()
 
-    def give(self, work: Callable[[Engine], T], meanwhile: bool = True) -> Iterator[T]:
+    def give(
+        self, work: Callable[[Engine], T], size: int = 1, meanwhile: bool = True
+    ) -> Iterator[T]:
         """Take on a piece of work; gives results of the oldest ones, as many as make room.
 
         meanwhile: whether the caller has something else to do. If not, a single engine works in
@@ -40,14 +43,28 @@ class Fleet(Generic[T]):
             yield from self.rest()
             yield work(self._engines[0])
             return
-        self._flying.append(self._pool.submit(self._work, work))
-        while self._flying and (len(self._flying) >= self._most or self._flying[0].done()):
-            yield self._flying.popleft().result()
+        self._flying.append((self._pool.submit(self._work, work), size))
+        while self._crowded:
+            yield self._oldest()
+        yield from self.ended()
+
+    @property
+    def _crowded(self) -> bool:
+        sizes = [size for _, size in self._flying]
+        return len(sizes) >= AHEAD * len(self._engines) or sum(sizes) > self._hold
+
+    def _oldest(self) -> T:
+        return self._flying.popleft()[0].result()
+
+    def ended(self) -> Iterator[T]:
+        """The results that are there already, the oldest first."""
+        while self._flying and self._flying[0][0].done():
+            yield self._oldest()
 
     def rest(self) -> Iterator[T]:
         """The results that are still to come."""
         while self._flying:
-            yield self._flying.popleft().result()
+            yield self._oldest()
 
     def _work(self, work: Callable[[Engine], T]) -> T:
         engine = self._free.get()
@@ -58,10 +75,10 @@ class Fleet(Generic[T]):
 
 
 @contextmanager
-def fleet(engines: Sequence[Engine]) -> Iterator[Fleet[Any]]:
+def fleet(engines: Sequence[Engine], hold: int) -> Iterator[Fleet[Any]]:
     """A fleet for a `with` block; work that has not begun when the block is left is dropped."""
     pool = ThreadPoolExecutor(len(engines), thread_name_prefix="engine")
     try:
-        yield Fleet(engines, pool)
+        yield Fleet(engines, pool, hold)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

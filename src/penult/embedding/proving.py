@@ -13,7 +13,8 @@ from torch import Tensor
 
 from penult.classifiers.base import Classifier, Inputs
 from penult.classifiers.from_onnx import OnnxClassifier
-from penult.embedding.runner import Ready, Runner
+from penult.embedding.runner import Runner
+from penult.embedding.waiting import Ready
 from penult.embedding.workers import Decoding
 from penult.errors import PenultError, first_line
 from penult.regions import Region

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -19,12 +19,13 @@ import torch
 
 from penult.batches.padding import Batch
 from penult.batches.planner import Planner
-from penult.classifiers.base import Classifier, Inputs
+from penult.classifiers.base import Classifier
 from penult.embedding.fleet import fleet
 from penult.embedding.opening import UNFORESEEN, Content, Opened, Wanted
+from penult.embedding.waiting import InOrder, Ready, Waiting
 from penult.embedding.workers import Decoders, Decoding
 from penult.engines.base import Engine, FloatArray, Reading, Readout
-from penult.engines.law import ALONE, Law
+from penult.engines.law import Law
 from penult.engines.torch import TorchEngine, pick_device
 from penult.errors import (
     EmptyItem,
@@ -42,6 +43,8 @@ from penult.sources import Failure, Item
 # more than that a processor's caches hold too little: it gets slower, not faster.
 BUDGETS = {"audio": 160_000, "text": 1_024, "image": 16 * 3 * 224**2, "video": 48 * 3 * 224**2}
 ACCELERATED = {"audio": 32, "text": 32, "image": 8, "video": 8}  # times that on an accelerator
+
+HELD_BACK = 4096  # results and notes that may wait for the turn of an earlier one
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc",
               "failed to allocate memory")  # fmt: skip
@@ -71,16 +74,6 @@ class Outcome:
         flat: FloatArray = self.logits.reshape(-1, self.logits.shape[-1])
         one: FloatArray = flat[0] if len(flat) == 1 else flat.mean(axis=0)
         return one
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A region that waits for its forward pass."""
-
-    item: Item
-    region: Region
-    content: Content
-    inputs: Inputs
 
 
 def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str) -> Engine:
@@ -155,59 +148,54 @@ class Runner:
         pairs: Iterable[tuple[Item, Region] | Any],
         decoding: Decoding = Decoding(),
         alone: bool = False,
-    ) -> Iterator[Outcome | Failure | Any]:
+    ) -> Generator[Outcome | Failure | Any, None, None]:
         """Run regions; results come in the order of the regions, and a region that fails is handed
         on as a Failure. What is no pair comes out as it went in, in its place.
 
         Some regions are read ahead, so that there are equal lengths to make batches of. alone: one
         region in each forward pass.
         """
-        law = Law if alone else self._law
         planner = Planner(self.budget)
-        waiting: dict[int, Ready] = {}
-        single: list[int] = []  # waits alone: the law is not asked for as long as it is
-        done: dict[int, Any] = {}  # results that an earlier region still holds back
-        given = 0
+        waiting, order = Waiting(planner, Law if alone else self._law), InOrder()
+        left = threading.Event()
 
-        def run(ids: Sequence[int], meanwhile: bool = True) -> None:
-            batch = {id: waiting.pop(id) for id in ids}
-            work = partial(self._run, ready=batch, planner=planner)
-            for results in engines.give(work, meanwhile):
-                done.update(results)
+        def run(meanwhile: bool = True) -> None:
+            batch = waiting.take()
+            size = sum(ready.size for ready in batch.values())
+            work = partial(self._run, ready=batch, planner=planner, left=left)
+            for results in engines.give(work, size, meanwhile):
+                order.put(results)
 
-        def ended() -> Iterator[Any]:
-            nonlocal given
-            while given in done:
-                yield done.pop(given)
-                given += 1
-
-        prepared = self.prepare(pairs, decoding)
-        with self._waited(), fleet(self.engines) as engines:
-            for number, ready in enumerate(prepared):
-                if isinstance(ready, Ready):
-                    waiting[number] = ready
-                    single.append(number)
-                else:
-                    done[number] = ready
-                if len(waiting) > 1:
-                    for id in single:
-                        inputs = waiting[id].inputs.tensors
-                        kind = id if law().name == ALONE else law().kind(inputs)
-                        planner.offer(id, _size(waiting[id]), kind)
-                    single.clear()
-                while planner.full or (planner and law().name == ALONE):
-                    run(planner.take())
-                yield from ended()
-            while waiting:
-                run(planner.take() or single, meanwhile=False)
-                yield from ended()
-            for results in engines.rest():
-                done.update(results)
-            yield from ended()
+        with (
+            closing(self.prepare(pairs, decoding)) as prepared,
+            self._waited(),
+            fleet(self.engines, planner.hold) as engines,
+        ):
+            try:
+                for number, ready in enumerate(prepared):
+                    if isinstance(ready, Ready):
+                        waiting.add(number, ready)
+                    else:
+                        order.put({number: ready})
+                    # A region that waits for others must not hold back all that comes behind it.
+                    crowded = len(order) > HELD_BACK
+                    while waiting.due or (crowded and waiting):
+                        run()
+                    for results in engines.rest() if crowded else engines.ended():
+                        order.put(results)
+                    yield from order.take()
+                while waiting:
+                    run(meanwhile=False)
+                    yield from order.take()
+                for results in engines.rest():
+                    order.put(results)
+                yield from order.take()
+            finally:
+                left.set()
 
     def prepare(
         self, pairs: Iterable[tuple[Item, Region] | Any], decoding: Decoding = Decoding()
-    ) -> Iterator[Ready | Failure | Any]:
+    ) -> Generator[Ready | Failure | Any, None, None]:
         """Regions opened and prepared for the model; what is no pair comes out as it went in."""
         with self.preparing(decoding) as prepare:
             yield from prepare(pairs)
@@ -265,10 +253,12 @@ class Runner:
             return Failure.of(item, region, self._refused(content, error))
 
     def _run(
-        self, engine: Engine, ready: dict[int, Ready], planner: Planner
+        self, engine: Engine, ready: dict[int, Ready], planner: Planner, left: threading.Event
     ) -> dict[int, Outcome | Failure]:
         """One forward pass; where it fails, the batch is taken apart until who is at fault fails
-        alone."""
+        alone. left: set once nobody wants the results any more."""
+        if left.is_set():
+            return {}
         ids, items = list(ready), list(ready.values())
         try:
             with self.spent("model"):
@@ -283,14 +273,13 @@ class Runner:
                 reason = _too_long(error) if memory else self._refused(items[0].content, error)
                 return {ids[0]: Failure.of(items[0].item, items[0].region, reason)}
             if memory:
-                planner.shrink(len(items) * max(_size(one) for one in items))
+                planner.shrink(len(items) * max(one.size for one in items))
                 self.budget = planner.budget
             parts = [ids[: len(ids) // 2], ids[len(ids) // 2 :]] if memory else [[i] for i in ids]
-            return {
-                id: result
-                for part in parts
-                for id, result in self._run(engine, {i: ready[i] for i in part}, planner).items()
-            }
+            found: dict[int, Outcome | Failure] = {}
+            for part in parts:
+                found |= self._run(engine, {id: ready[id] for id in part}, planner, left)
+            return found
         return {id: _outcome(one, readout, row)
                 for row, (id, one) in enumerate(ready.items())}  # fmt: skip
 
@@ -347,11 +336,6 @@ def _too_long(error: BaseException) -> TooLong:
         f"does not fit into memory ({first_line(error)}); cut it with --window, or set "
         "--max-seconds"
     )
-
-
-def _size(ready: Ready) -> int:
-    """Numbers in the largest of a region's inputs."""
-    return max(value.numel() for value in ready.inputs.tensors.values())
 
 
 def _outcome(ready: Ready, readout: Readout, row: int) -> Outcome | Failure:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from penult.embedding.runner import Ready, Runner
+from penult.embedding.runner import Runner
+from penult.embedding.waiting import Ready
 from penult.embedding.workers import Decoding
 from penult.engines.base import EXACT, TURBO
 from penult.engines.graphs import Graphs

@@ -19,7 +19,8 @@ from penult.engines.converting import reading_key
 from penult.engines.graphs import Graphs, versions
 from penult.engines.law import Law, find_law
 from penult.engines.parity import Parity, compare
-from penult.engines.ways import AUTO, ENGINES, PLAIN, WAYS, Way, missing, open_way
+from penult.engines.torch import multiplies_bf16
+from penult.engines.ways import AUTO, ENGINES, PLAIN, TORCH, WAYS, Way, missing, open_way
 from penult.errors import EngineError, MissingExtra, first_line
 
 LONG = 60.0  # seconds in torch from which on other engines are tried by `auto`
@@ -120,7 +121,8 @@ def choose(question: Question, engine: str, precision: str) -> tuple[Choice, Eng
     noted = question.graphs.recall(asked)
     if noted is not None:
         known = Choice.from_dict(noted)
-        return known, _open(question, known.way)
+        with contextlib.suppress(EngineError, MissingExtra):  # it is measured anew
+            return known, _open(question, known.way)
     trial = _Trial(question, precision, estimate)
     for name in ENGINES if engine == AUTO else (engine,):
         if why := missing(name):
@@ -211,6 +213,8 @@ class _Trial:
         """Try one way; whether it agrees with torch in fp32."""
         bars = PRECISIONS[self._precision]
         try:
+            if way == Way(TORCH, "bf16") and not multiplies_bf16(self._q.device):
+                raise EngineError("bfloat16 is no faster than fp32 here")
             engine = _open(self._q, way)
             if way != PLAIN:
                 bar = PRECISIONS[EXACT if way.numbers == "f32" else self._precision].law / 2

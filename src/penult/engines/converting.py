@@ -20,7 +20,7 @@ from penult.batches.pooling import pool
 from penult.classifiers.base import Classifier
 from penult.classifiers.quiet import quiet
 from penult.engines.base import FloatArray, Reading, Readout
-from penult.engines.hooks import captured
+from penult.engines.hooks import captured, lock_of
 from penult.engines.law import MASKED_NORMS, Law, probe
 from penult.engines.torch import own_positions, rows_of
 from penult.errors import EngineError
@@ -133,7 +133,8 @@ class Graph:
         """The graph's inputs, in order."""
         if self._fillings and batch.filled is None:
             batch = replace(batch, filled=[1.0] * len(batch))
-        own = own_positions(self._fillings, batch.tensors, batch)
+        with lock_of(self.cut.model):
+            own = own_positions(self._fillings, batch.tensors, batch)
         return self.recipe.inputs(batch, next(iter(own.values()), None))
 
     def example(self) -> tuple[Tensor, ...]:

@@ -12,7 +12,8 @@ from penult.batches.pooling import pool
 from penult.classifiers.from_onnx import OnnxClassifier
 from penult.engines.base import Reading, Readout
 from penult.errors import TapError
-from penult.splitting.graph import Array, Session, as_feeds, has_cuda
+from penult.splitting.graph import as_feeds
+from penult.splitting.session import Array, Session, has_cuda
 
 
 class OnnxEngine:

@@ -6,7 +6,6 @@ Hidden states are captured by hooks, pooled inside the pass and never leave it.
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from penult.batches.padding import Batch, frame_mask, masked_norms, own_frames
 from penult.batches.pooling import pool
 from penult.classifiers.base import Classifier
 from penult.engines.base import FloatArray, Reading, Readout, as_array, nothing
-from penult.engines.hooks import Calls, Enough, captured
+from penult.engines.hooks import Calls, Enough, captured, lock_of
 from penult.errors import UsageError, first_line
 from penult.splitting.head import logits_of
 from penult.splitting.taps import Tap
@@ -43,14 +42,14 @@ class TorchEngine:
         module: nn.Module | None = None,
     ) -> None:
         self.readings = list(readings)
-        self.device = torch.device(device)
+        self.device = _numbered(torch.device(device))
         self.numbers = numbers
         self._classifier = classifier
         self._module = (module or classifier.module).to(self.device).eval()
         self._base = self._module.get_submodule(classifier.base) if classifier.base else None
         self._output = classifier.output
         self._calls = Calls()
-        self._lock = threading.Lock()  # hooks are the module's: two passes would catch each other's
+        self._lock = lock_of(self._module)
         self._fillings = {
             reading.entry: Filling(self._module, reading.entry)
             for reading in readings
@@ -61,7 +60,8 @@ class TorchEngine:
         """Run one batch of the model's arguments; without logits only as far as the readings."""
         tensors = {name: value.to(self.device) for name, value in batch.tensors.items()}
         taps = [reading.tap for reading in self.readings]
-        own = own_positions(self._fillings, tensors, batch)
+        with self._lock:
+            own = own_positions(self._fillings, tensors, batch)
         norms = masked_norms(self._module, batch.lengths or []) if batch.norms else nullcontext()
         ends = None if logits else self._calls.ends(tensors, taps)
         with self._lock, torch.inference_mode(), self._numbers(), norms:
@@ -94,9 +94,16 @@ class TorchEngine:
             return None
 
     def _numbers(self) -> Any:
-        if self.numbers == "f32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        # Whatever the caller has set for himself: what this engine gives is told by its numbers.
+        lower = self.numbers == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=lower)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Which CUDA device is the current one depends on the thread, so that it is named."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def own_positions(

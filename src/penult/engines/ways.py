@@ -14,8 +14,8 @@ from penult.engines.base import EXACT, FAST, PRECISIONS, TURBO, Engine, Reading
 from penult.engines.graphs import Graphs
 from penult.engines.law import Law
 from penult.engines.quantising import GROUPS
-from penult.engines.torch import TorchEngine, multiplies_bf16
-from penult.errors import EngineError, UsageError
+from penult.engines.torch import TorchEngine
+from penult.errors import UsageError
 
 AUTO, TORCH, OPENVINO, ONNXRUNTIME = "auto", "torch", "openvino", "onnxruntime"
 ENGINES = (TORCH, OPENVINO, ONNXRUNTIME)
@@ -86,8 +86,6 @@ def open_way(
         MissingExtra: it is not installed.
     """
     if way.engine == TORCH:
-        if way.numbers == "bf16" and not multiplies_bf16(device):
-            raise EngineError("bfloat16 is no faster than fp32 here")
         return TorchEngine(classifier, readings, device, way.numbers)
     if way.engine == OPENVINO:
         from penult.engines.openvino import OpenVinoEngine

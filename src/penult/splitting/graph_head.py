@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from penult.errors import HeadNotFound
-from penult.splitting.graph import SHAPE_ONLY, Feeds, Graph, Node, Shape
+from penult.splitting.graph import SHAPE_ONLY, Graph, Node, Shape
+from penult.splitting.session import Feeds
 
 # Operations that contract an operand with another, by the places of those two among the inputs.
 CONTRACTIONS = {

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from penult.splitting.certificate import POWER, TOLERANCE, Certificate, Check
-from penult.splitting.graph import Array, Feeds, Graph, Session
+from penult.splitting.graph import Graph
 from penult.splitting.graph_head import GraphHead
+from penult.splitting.session import Array, Feeds, Session
 
 
 def prove(cut: GraphHead) -> Certificate:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penult.splitting.certificate import POWER, TOLERANCE
-from penult.splitting.graph import Array, Feeds, Node, Session
+from penult.splitting.graph import Node
 from penult.splitting.graph_head import GraphHead
 from penult.splitting.graph_proof import relative
+from penult.splitting.session import Array, Feeds, Session
 from penult.splitting.statements import Statement
 from penult.splitting.taps import Tap
 

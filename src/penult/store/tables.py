@@ -56,8 +56,9 @@ SIDE = {
 # LanceDB's own week would keep seven. A scan that takes longer says that it has to be repeated.
 KEEP = timedelta(hours=1)
 # Rows of a full fragment, which no compaction reads again: so neither its time nor its memory grows
-# with the table. LanceDB's own 2^20 has it rewrite up to 3 GB of vectors at a time.
-FRAGMENT = 1 << 16
+# with the table. LanceDB's own 2^20 has it rewrite up to 3 GB of vectors at a time; fragments below
+# 100,000 rows it counts as small.
+FRAGMENT = 100_000
 _AT_ONCE = 1024  # rows in memory while a fragment is rewritten
 INDEX_FROM = 50_000  # rows; below, reading all ids takes less than 3 ms
 MANY = 32  # fragments at the end of a run; fewer cost a lookup less than 4 ms
