@@ -561,6 +561,32 @@ def test_upkeep_compacts_and_forgets_old_versions(path, monkeypatch):
     assert tables.is_due(5, 0, 0)
 
 
+def test_indices_are_brought_up_to_date_where_that_pays(path, monkeypatch):
+    """The one on ids once there are an eighth more rows, the one of vectors at a run's end."""
+    monkeypatch.setattr(tables, "INDEX_FROM", 900)
+    filled(path, batch([str(n) for n in range(1600)], seed=1))
+    table = tables.opened(path, "items")
+    tables.tidy(table, path, index="id")
+    Collection.open(path).build_index(0.0)
+
+    def late():
+        fresh = tables.opened(path, "items")
+        names = {list(one.columns)[0]: one.name for one in fresh.list_indices()}
+        return {on: fresh.index_stats(name).num_unindexed_rows for on, name in names.items()}
+
+    assert late() == {"id": 0, "vector": 0}
+    filled(path, batch([f"more-{n}" for n in range(150)], seed=2))
+    tables.tidy(tables.opened(path, "items"), path, index="id", ended=False)
+    assert late() == {"id": 150, "vector": 150}
+    tables.tidy(tables.opened(path, "items"), path, index="id")
+    assert late() == {"id": 150, "vector": 0}
+    filled(path, batch([f"even-more-{n}" for n in range(60)], seed=3))
+    tables.tidy(tables.opened(path, "items"), path, index="id", ended=False)
+    assert late() == {"id": 0, "vector": 60}
+    found = Collection.open(path)
+    assert found.count == 1810 and found.get("even-more-7") and found.get("more-7")
+
+
 def test_a_run_without_work_takes_away_what_compaction_has_left(path, monkeypatch):
     filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(40)])
     data = path / "items.lance" / "data"

@@ -203,9 +203,10 @@ def is_due(commits: int, added: int, total: int) -> bool:
     return commits >= 1000 or (commits >= 100 and 2 * added >= total % FRAGMENT)
 
 
-def tidy(table: Any, path: Path, index: str | None = None) -> None:
+def tidy(table: Any, path: Path, index: str | None = None, ended: bool = True) -> None:
     """Compacts, updates the index on `index` (made once it pays) and drops versions over KEEP.
 
+    ended: whether the run is at its end, where an index of vectors is brought up to date, too.
     Compaction needs room on the disk; without it the table stays as it is, which is no failure.
     """
     try:
@@ -218,11 +219,24 @@ def tidy(table: Any, path: Path, index: str | None = None) -> None:
             data.optimize.compact_files(
                 target_rows_per_fragment=FRAGMENT, batch_size=_AT_ONCE, num_threads=1
             )
-            data.optimize.optimize_indices()
+            if stale := _stale(table, index, ended):
+                data.optimize.optimize_indices(index_names=stale)
             data.cleanup_old_versions(KEEP)
             table.checkout_latest()
     except StoreError as error:
         warnings.warn(f"could not be compacted, nothing is lost: {error}", stacklevel=2)
+
+
+def _stale(table: Any, index: str | None, ended: bool) -> list[str]:
+    """The indices to bring up to date. That costs as much as all rows of the index, so that on
+    `index` it is done once there are an eighth more of them; the others are for searches."""
+    found = []
+    for one in table.list_indices():
+        state = table.index_stats(one.name)
+        late = state.num_unindexed_rows if state is not None else 0
+        if late and (late > state.num_indexed_rows / 8 if list(one.columns) == [index] else ended):
+            found.append(one.name)
+    return found
 
 
 def _has_index(table: Any, column: str) -> bool:

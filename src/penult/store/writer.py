@@ -302,7 +302,7 @@ class Writer:
         self._commits += 1
         self._added += added
         if tables.is_due(self._commits, self._added, self._items.count_rows()):
-            tables.tidy(self._items, self._path, index="id")
+            tables.tidy(self._items, self._path, index="id", ended=False)
             self._commits = self._added = 0
 
     def _start(self, run: Mapping[str, Any]) -> None:
