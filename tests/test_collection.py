@@ -571,7 +571,7 @@ def test_indices_are_brought_up_to_date_where_that_pays(path, monkeypatch):
 
     def late():
         fresh = tables.opened(path, "items")
-        names = {list(one.columns)[0]: one.name for one in fresh.list_indices()}
+        names = {next(iter(one.columns)): one.name for one in fresh.list_indices()}
         return {on: fresh.index_stats(name).num_unindexed_rows for on, name in names.items()}
 
     assert late() == {"id": 0, "vector": 0}
