@@ -71,6 +71,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / GOOD[1], (np.stack([clip(0.5, i) for i in range(8)], axis=1), RATE))
     write(folder / GOOD[2], (clip(0.7, 3), RATE))
     (folder / "gone.wav").symlink_to(folder / "nowhere.wav")
+    os.mkfifo(folder / "pipe.wav")
     return folder
 
 
@@ -83,10 +84,11 @@ def test_each_one_is_named_and_the_rest_is_kept(tiny: Path, mixed: Path, tmp_pat
     path = tmp_path / "c.lance"
     said = ask("embed", tiny, mixed, "--into", path)
     assert said.code == 3 and "Traceback" not in said.out + said.err
-    assert said.out.startswith(f"3 embedded, {len(BAD) + 1} failed")
+    assert said.out.startswith(f"3 embedded, {len(BAD) + 2} failed")
     rows = ask("failures", path, "--json").json["failures"]
     why = {Path(row["id"]).name: row["message"] for row in rows}
-    assert set(why) == {*BAD, "gone.wav"}
+    assert set(why) == {*BAD, "gone.wav", "pipe.wav"}
+    assert "is a pipe or a device" in why["pipe.wav"]
     for name, (_, says) in BAD.items():
         assert says in why[name], (name, why[name])
         assert "\n" not in why[name] and 5 < len(why[name]) < 250
@@ -98,14 +100,14 @@ def test_each_one_is_named_and_the_rest_is_kept(tiny: Path, mixed: Path, tmp_pat
     for name in GOOD:
         assert_law(found[name], embedder.embed(mixed / name)[0])
     again = ask("embed", tiny, mixed, "--into", path, "--json").json
-    assert (again["done"], again["skipped"], again["failed"]) == (0, 3, len(BAD) + 1)
+    assert (again["done"], again["skipped"], again["failed"]) == (0, 3, len(BAD) + 2)
 
 
 def test_classify_names_them_too(tiny: Path, mixed: Path) -> None:
     said = ask("classify", tiny, mixed, "--json")
     assert said.code == 3 and "Traceback" not in said.err
     assert [Path(p["id"]).name for p in said.json["predictions"]] == list(GOOD)
-    assert len(said.json["failures"]) == len(BAD) + 1
+    assert len(said.json["failures"]) == len(BAD) + 2
 
 
 def test_a_clip_of_ten_milliseconds(tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_rows_that_cannot_be_used(tiny: Path, tmp_path: Path) -> None:
         "a.wav,0,0.5,,ann": None,
         "a.wav,,,,bob": None,
         "a.wav,0,0.5,,ann ": "same id and region (0-0.5) as in t.csv line 2",
-        "gone.wav,,,,ann": "cannot be read: No such file",
+        "gone.wav,,,,ann": "no such file",
         "a.wav,0.7,0.2,,ann": "end 0.2 s is not after start 0.7 s",
         "a.wav,0.5,99,,ann": "end 99 s lies beyond the end: it lasts 1 s",
         "a.wav,5,6,,ann": "start 5 s lies beyond the end",

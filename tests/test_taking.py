@@ -94,7 +94,7 @@ def test_what_has_no_file_any_more_is_named(
         "done": 5, "skipped": 0, "replaced": 0, "failed": 2,
     }  # fmt: skip
     said = {row["id"]: row["message"] for row in new.failures().to_pylist()}
-    assert "No such file" in said.pop(str(gone))
+    assert "no such file" in said.pop(str(gone))
     ((id, message),) = said.items()
     assert id.startswith("sha256:") and "array or bytes" in message
 

@@ -17,9 +17,10 @@ from typing import Any, Literal
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome
 from penult.embedding.workers import TIME_LIMIT, Decoding
-from penult.errors import DecodeError, UsageError
+from penult.errors import DecodeError, ItemError, UsageError
 from penult.ingesting.rows import Known
 from penult.ingesting.steps import Key, Seen, Step, Summing, row_of
+from penult.media import file_size
 from penult.regions import Region
 from penult.sources import Failure, Item
 from penult.sources.layout import Layout
@@ -178,8 +179,10 @@ class _Deciding:
             return [_Kept(key, _news(item, key, seen))]
         try:
             content = self.hashes.of(item)
-        except OSError as error:
-            reason = DecodeError(f"cannot be read: {error.strerror}")
+        except (OSError, ItemError) as error:
+            reason = error
+            if isinstance(error, OSError):
+                reason = DecodeError(f"cannot be read: {error.strerror}")
             return [Failure.of(item, region, reason)]
         if known is None:
             return [(item, region)]
@@ -284,6 +287,7 @@ class _Hashes:
 def _hash(item: Item) -> str:
     content = item.content
     if isinstance(content, Path):
+        file_size(content)  # refuses a pipe, which could block for ever
         with content.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(content, str):
