@@ -300,6 +300,12 @@ def test_files_of_another_kind_are_counted(tiny: Path, clips: Path, tmp_path: Pa
     assert json.loads(said.out)["left_out"] == kinds
 
 
+def test_a_list_on_standard_input(tiny: Path, clips: Path, tmp_path: Path) -> None:
+    listed = "\n".join(str(path) for path in sorted(clips.rglob("*.wav")))
+    said = ask("embed", tiny, "-", "--into", tmp_path / "c.lance", stdin=listed)
+    assert said.code == 0 and said.out.startswith("6 embedded")
+
+
 def test_segments_and_typed_metadata(tiny: Path, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "long.wav", np.stack([clip(2.0, 1), clip(2.0, 2)], axis=1), RATE)
     (tmp_path / "turns.csv").write_text(

@@ -11,7 +11,9 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -323,8 +325,10 @@ def _annotation(path: Path, modality: str) -> str:
 
 def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf) -> _Origin:
     if text == "-":
-        lines = _again_or_once(iter(stdin))
-        return _Origin("the list of paths", lambda _: _listed(lines()))
+        # The first lines are read twice, for the proof of the head and for the run: a copy of the
+        # unread start gives all of them again.
+        lines = tee(stdin, 1)[0]
+        return _Origin("the list of paths", lambda _: _listed(copy(lines)))
     path = local(text)
     if not path.exists():
         raise SourceError(f"no such file or folder: {text}")
