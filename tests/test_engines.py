@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 import penult.engines.choosing as choosing
-from conftest import clip
+from conftest import RATE, clip
 from penult.batches.padding import Batch
 from penult.classifiers import load
 from penult.cli import run
@@ -179,6 +183,37 @@ def test_neighbours_are_counted() -> None:
     moved = rows.copy()
     moved[1] = [0.5, 0.5, 0, 0, 1, 0]
     assert compare([[row, row] for row in moved], wanted).neighbours < 0.9
+
+
+def test_where_no_graph_can_be_kept_torch_runs_on(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder can be made in here")
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(choosing, "LONG", 0.0)
+    emb = Embedder.from_classifier(load(tiny), engine="auto")
+    assert len(emb.run(CLIPS).vectors) == len(CLIPS)
+    assert emb.way == PLAIN and emb.choice is not None
+    assert "PENULT_CACHE" in emb.choice.dropped["openvino f32"]
+    with pytest.raises(EngineError, match="PENULT_CACHE"):
+        Embedder.from_classifier(load(tiny), engine="openvino").run(CLIPS)
+
+
+def test_nothing_is_reported_to_the_network(tiny: Path, tmp_path: Path) -> None:
+    """OpenVINO's own reports need a module that it does without, and leave a folder at home."""
+    code = (
+        "import sys; from penult.cli import run; "
+        f"code = run(['embed', {str(tiny)!r}, {str(tmp_path / 'a.wav')!r}, '--into', "
+        f"{str(tmp_path / 'c')!r}, '--engine', 'openvino', '--precision', 'turbo']); "
+        "assert 'openvino' in sys.modules and 'nncf' in sys.modules; "
+        "assert sys.modules['openvino_telemetry'] is None; sys.exit(code)"
+    )
+    soundfile.write(tmp_path / "a.wav", CLIPS[0], RATE)
+    home = tmp_path / "home"
+    home.mkdir()
+    variables = {**os.environ, "HOME": str(home), "PENULT_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True, timeout=300)
+    assert not (home / "intel").exists()
 
 
 @pytest.mark.parametrize(

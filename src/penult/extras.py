@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 from penult.errors import MissingExtra
@@ -25,6 +26,10 @@ EXTRAS = {
     "umap": ("map", "maps"),
 }
 
+# What OpenVINO and NNCF report their use to the network with; where it cannot be imported, they
+# report nothing. A process that has imported it already goes on with it.
+_REPORTING = "openvino_telemetry"
+
 
 def require(module: str) -> ModuleType:
     """Import an optional module by its dotted name.
@@ -32,6 +37,8 @@ def require(module: str) -> ModuleType:
     Raises:
         MissingExtra: it is not installed; the message names the extra that brings it.
     """
+    if module.startswith(("openvino", "nncf")):
+        sys.modules.setdefault(_REPORTING, None)  # type: ignore[arg-type]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

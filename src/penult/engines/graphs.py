@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from penult.classifiers.base import digest
+from penult.errors import EngineError
 
 FOLDER = "engines"  # inside of a saved embedder
 CHOICE = "choice"
@@ -85,9 +86,12 @@ class Graphs:
             aside = place / f".{name}-{uuid.uuid4().hex[:8]}"
             try:
                 aside.mkdir(parents=True)
-            except OSError:
+            except OSError as error:
                 if place is self.places[-1]:
-                    raise
+                    raise EngineError(
+                        f"a graph cannot be kept in {place}: {error.strerror}; PENULT_CACHE names "
+                        "another folder"
+                    ) from error
                 continue
             try:
                 make(aside)
