@@ -6,7 +6,7 @@ export UV_PYTHON_DOWNLOADS := never
 READY := .venv/.ready
 BIN := .venv/bin
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all check check-all bench docs lock clean
 
 demo: $(READY)
 	$(BIN)/penult demo
@@ -21,7 +21,10 @@ check: $(READY)
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/mypy
-	$(BIN)/pytest tests/test_layers.py tests/test_docs.py
+	$(BIN)/pytest tests/test_layers.py tests/test_docs.py tests/test_packaging.py tests/test_typing.py
+
+check-all: check
+	$(BIN)/pytest -m "slow or not slow" --cov --cov-report=term
 
 bench: $(READY)
 	$(BIN)/python scripts/bench.py
@@ -29,8 +32,20 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python scripts/make_docs.py
 
-$(READY): pyproject.toml uv.lock | $(UV)
-	$(UV) sync --frozen --all-extras --compile-bytecode --python $(PYTHON)
+# Every pin stays where it is as long as pyproject.toml allows it; `make lock UPGRADE=--upgrade`
+# takes the newest. The file names no registry: any mirror that has these hashes will do.
+lock: | $(UV)
+	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-emit-package penult --custom-compile-command "make lock" \
+		--output-file requirements.lock --quiet $(UPGRADE)
+
+$(READY): .venv/.locked pyproject.toml src/penult/__init__.py # which has the version
+	$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.locked: requirements.lock | $(UV)
+	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	$(UV) pip sync --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
 	@touch $@
 
 .uv/bin/uv:

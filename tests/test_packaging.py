@@ -1,0 +1,110 @@
+"""What is installed: one version, types, metadata, and a lock that holds on any mirror."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import penult
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PENULT = (sys.executable, "-c", "from penult.cli import main; main()")
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def requirements() -> list[Requirement]:
+    """All that pyproject.toml asks for: dependencies, extras, what developing and building need."""
+    project = PROJECT["project"]
+    extras = [one for extra in project["optional-dependencies"].values() for one in extra]
+    texts = [*project["dependencies"], *extras, *PROJECT["dependency-groups"]["dev"]]
+    texts += PROJECT["build-system"]["requires"]
+    return [one for one in map(Requirement, texts) if one.name != "penult"]
+
+
+def pins() -> list[tuple[str, str, list[str]]]:
+    """The lock: name, version and hashes; a package may have one version for each Python."""
+    entries = re.findall(r"^([a-z0-9][^\s=]*)==(\S+)(.*(?:\n +--.*)*)", LOCK, re.M)
+    return [(name, number, re.findall(r"--hash=(\S+)", rest)) for name, number, rest in entries]
+
+
+def test_there_is_one_version() -> None:
+    assert "version" in PROJECT["project"]["dynamic"]
+    done = subprocess.run([*PENULT, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["penult", penult.__version__]
+    assert version("penult") == penult.__version__
+
+
+def test_the_types_are_shipped() -> None:
+    assert (files("penult") / "py.typed").is_file()
+
+
+def test_the_lock_has_a_hash_of_everything_and_names_no_place() -> None:
+    found = pins()
+    lines = [line for line in LOCK.splitlines() if not line.lstrip().startswith(("#", "--hash"))]
+    assert len(found) == len(lines) > 100
+    for name, _, hashes in found:
+        assert hashes, f"{name} has no hash"
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in hashes), name
+    assert not re.search(r"://|@|--(extra-)?index|--find-links|--trusted|file:", LOCK)
+
+
+@pytest.mark.parametrize("asked", requirements(), ids=str)
+def test_the_lock_is_what_the_project_asks_for(asked: Requirement) -> None:
+    locked = [number for name, number, _ in pins() if name == canonicalize_name(asked.name)]
+    assert locked, f"{asked.name} is not in requirements.lock: make lock"
+    for number in locked:
+        assert asked.specifier.contains(number), f"{number} is locked: make lock"
+
+
+def test_libraries_that_change_the_stored_or_the_computed_have_upper_bounds() -> None:
+    bounds = {one.name: {part.operator for part in one.specifier} for one in requirements()}
+    for name in ("lancedb", "pylance", "transformers"):
+        assert bounds[name] == {">=", "<"}
+
+
+def test_the_citation_can_be_read() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "type"} <= citation.keys()
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert citation["repository-code"] == PROJECT["project"]["urls"]["Homepage"]
+    assert [one["name"] for one in citation["authors"]] == [
+        one["name"] for one in PROJECT["project"]["authors"]
+    ]
+
+
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
+def test_an_issue_form_can_be_filled_in(path: Path) -> None:
+    form = yaml.safe_load(path.read_text())
+    if path.stem == "config":
+        assert all({"name", "url", "about"} == link.keys() for link in form["contact_links"])
+        return
+    assert {"name", "description", "body"} <= form.keys()
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert any(field.get("validations", {}).get("required") for field in fields)
+    ids = [field["id"] for field in fields]
+    assert len(set(ids)) == len(ids)
+    for command in re.findall(r"`penult (\w+)", path.read_text()):
+        done = subprocess.run([*PENULT, command, "--help"], stdout=subprocess.DEVNULL)
+        assert done.returncode == 0, f"penult {command} is no command"
+
+
+def test_hooks_fetch_nothing() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [one["repo"] for one in hooks["repos"]] == ["local"]
+    assert {hook["language"] for hook in hooks["repos"][0]["hooks"]} == {"system"}
