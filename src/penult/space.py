@@ -74,9 +74,14 @@ class Space:
         return moved
 
     @property
+    def is_raw(self) -> bool:
+        """Whether it leaves vectors as they are."""
+        return not self.steps
+
+    @property
     def id(self) -> str:
         """A hash of what the space does; vectors are comparable if fingerprint and this agree."""
-        if not self.steps:
+        if self.is_raw:
             return RAW
         digest = hashlib.sha256(self.recipe.encode())
         for step in self.steps:

@@ -28,7 +28,9 @@ class Origin:
         embedder: Embedder | None = None,
     ) -> None:
         self.manifest, self.collection, self._embedder = manifest, collection, embedder
-        self._opener: Callable[[], Embedder] = lambda: embedder_of(manifest)
+        self._opener: Callable[[], Embedder] = lambda: (
+            embedder_of(manifest) if collection is None else collection.embedder()
+        )
 
     @classmethod
     def of(cls, source: Embedder | Collection) -> Origin:

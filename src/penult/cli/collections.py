@@ -14,7 +14,7 @@ from penult.cli.output import counted, emit, say, short, show, shown, stdout, wo
 if TYPE_CHECKING:
     from penult.space import Space as Fitted
     from penult.store.collection import Collection
-    from penult.uses.search import Hit
+    from penult.uses.search import Hit, Hits
 
 Store = Annotated[Path, typer.Argument(help="A collection, for example calls.lance.")]
 Where = Annotated[
@@ -37,7 +37,7 @@ def space_of(collection: Collection, name: str) -> Fitted:
 
     with working(f"fitting {name}"):
         space, about = ready(collection, name)
-    if about is not None and name != "raw":
+    if about is not None:
         of = "" if about.rows == about.matching else f" of {about.matching:,}, drawn by chance"
         say(
             f"[dim]space {shown(name)}: fitted on {counted(about.rows, 'row')}{of}, "
@@ -74,18 +74,20 @@ def search(
             opened, query, start=start, end=end, model=model, device=device, trust=trust
         )
     used = space_of(opened, space)
-    if space != "raw" and opened.index is not None:
+    if not used.is_raw and opened.index is not None:
         say("the index is of raw vectors: in a space every row is compared")
     with working("searching"):
         hits = opened.search(vector, k=k, where=where, space=used, flat=flat)
     if json:
         facts = {"collection": str(opened.path), "query": query, "space": space}
+        facts |= {"searched": hits.searched}
         emit({**facts, "hits": [_hit(hit) for hit in hits]})
         return
     if not hits:
         stdout.print("no row matches the filter" if where else "the collection has no rows")
         return
     show(_hits_table(hits))
+    say(f"[dim]searched: {hits.searched}[/]")
 
 
 def export(
@@ -136,7 +138,7 @@ def failures(collection: Store, json: Json = False) -> None:
 COMMANDS = (search, export, failures)
 
 
-def _hits_table(hits: list[Hit]) -> Table:
+def _hits_table(hits: Hits) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     extra = list(hits[0].metadata) if hits else []
     for name in ("similarity", "item", "seconds", "label", "score", *extra):

@@ -147,7 +147,8 @@ def embed(
     if part is not None:
         source = part.of(source)
     with working(f"loading {model}"):
-        kept = collection.manifest.precision or None if collection.manifest else None
+        manifest = collection.manifest
+        kept = manifest.precision or None if manifest is not None else None
         embedder = open_embedder(
             model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
             precision=precision or kept, **asked,

@@ -136,8 +136,8 @@ def settle(collection: Collection, embedder: Embedder, source: Source, options: 
     if (ours := collection.manifest) is not None:  # another embedder's vectors need no engine
         check_same(collection.path, ours, replace(ours, fingerprint=embedder.fingerprint))
     said = ""
-    if embedder.engine == AUTO and not embedder.settled and collection.manifest is not None:
-        engine = collection.manifest.engine
+    if embedder.engine == AUTO and not embedder.settled and ours is not None:
+        engine = ours.engine
         if engine in ENGINES and not missing(engine):
             embedder.engine = engine
             said = "as the collection's first run: "

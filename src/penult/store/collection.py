@@ -19,12 +19,12 @@ from penult.errors import CollectionError
 from penult.ingesting import rows
 from penult.space import RAW, Space
 from penult.store import folder as store
-from penult.store import indexing, nearest, scanning, spaces, tables, writer
+from penult.store import indexing, nearest, querying, scanning, spaces, tables, writer
 from penult.store.folder import Manifest, store_errors
 from penult.store.indexing import Index
 from penult.store.writer import Writer
 from penult.uses import search
-from penult.uses.search import Hit
+from penult.uses.search import Hits
 
 if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
@@ -36,9 +36,11 @@ MARKS = ("yes", "no", "unsure")
 class Collection:
     """A folder with LanceDB tables. Every call reads the latest commit; reading never locks."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._searched: tuple[Any, Any] = (None, None)  # an open table, and what it was opened of
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._manifest: tuple[store.Mark, Manifest] | None = None
+        self._table: tuple[store.Mark, Any] | None = None  # the rows, opened for searches
+        self._embedders = querying.KeptEmbedder()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, must_exist: bool = False) -> Collection:
@@ -47,7 +49,7 @@ class Collection:
         Raises:
             CollectionError: something else is there, or nothing is and it must exist.
         """
-        collection = cls(Path(path))
+        collection = cls(path)
         if not store.exists(collection.path) and must_exist:
             raise CollectionError(
                 f"there is no collection at {path}; "
@@ -67,7 +69,8 @@ class Collection:
     @property
     def manifest(self) -> Manifest | None:
         """What all vectors share; None while the collection does not exist."""
-        return store.read_manifest(self.path) if self.exists else None
+        current = self._current()
+        return None if current is None else current[1]
 
     @property
     def schema(self) -> pa.Schema:
@@ -90,7 +93,7 @@ class Collection:
 
     def count_where(self, where: str | None) -> int:
         """The number of rows that a filter leaves."""
-        table = self._items() if self.exists else None
+        table = tables.opened(self.path, tables.ITEMS) if self._current() is not None else None
         if table is None:
             return 0
         with tables.asking(self.path, where, table.schema.names):
@@ -205,7 +208,7 @@ class Collection:
 
     def search(
         self,
-        query: npt.ArrayLike | str | Path,
+        query: npt.ArrayLike | str | os.PathLike[str],
         k: int = 10,
         where: str | None = None,
         metric: str = "cosine",
@@ -213,13 +216,16 @@ class Collection:
         space: str | Space = RAW,
         flat: bool = False,
         indexed: bool = False,
-    ) -> list[Hit]:
-        """The k rows nearest to the query among those that match the filter.
+        embedder: Embedder | None = None,
+    ) -> Hits:
+        """The k rows nearest to the query among those that match the filter: a list of `Hit`, with
+        `searched`, `index` or `all rows`.
 
         Exact and flat, unless there is an index (`build_index`): that one is used for cosines of
         raw vectors, without `flat`. indexed: use it even if it has not been measured yet.
 
         query: a raw vector (d,), a file, which is embedded as the rows were, or the id of a row.
+        embedder: for a file, in place of the collection's own (see `embedder`).
 
         space: compare in this space: one that is kept here, a recipe (fitted and kept at first
         use), or a `penult.space.Space`. Every row goes through it, so that it is always exact.
@@ -231,27 +237,37 @@ class Collection:
             CollectionError: a query of wrong size or not finite, a bad filter or metric, or the
                 index asked for in a space.
             SpaceError: there is no such space.
+            FingerprintMismatch: vectors of `embedder` are not comparable to the rows.
         """
         if k < 1:
             raise CollectionError(f"k = {k}: at least one neighbour has to be asked for")
-        if isinstance(query, str | Path):
-            from penult.store.querying import query_vector
-
-            query = query_vector(self, query)
-        if space != RAW and indexed:
-            raise CollectionError("the index is of raw vectors; it cannot search in a space")
-        # For cosine a raw query becomes a direction; a space is fitted to vectors as they are.
-        query = search.as_query(query, self._about().dim, metric if space == RAW else "l2")
-        table = self._latest()
+        if isinstance(query, str | os.PathLike):
+            query = querying.query_vector(self, query, embedder=embedder)
+        manifest, table = self._latest()
         if table is None:
-            return []
-        if space != RAW:
-            used = space if isinstance(space, Space) else spaces.ready(self, space)[0]
-            moved = used(query)
-            query = search.as_query(moved, moved.size, metric)
-            return nearest.in_space(self.path, table, query, k, where, metric, used)
-        fast = indexed or (metric == "cosine" and not flat and indexing.is_ready(self.path))
-        return nearest.raw(self.path, table, query, k, where, metric, fast)
+            return Hits()
+        used, dim = spaces.resolved(self, space), manifest.dim
+        if used.is_raw:
+            fast = indexed or (metric == "cosine" and not flat and indexing.is_ready(self.path))
+            direction = search.as_query(query, dim, metric)
+            return nearest.raw(self.path, table, direction, k, where, metric, fast)
+        if indexed:
+            raise CollectionError("the index is of raw vectors; it cannot search in a space")
+        moved = used(search.as_query(query, dim, "l2"))  # a space is fitted to vectors as they are
+        asked = search.as_query(moved, moved.size, metric)
+        # Rows are streamed and then taken by their places, which a later commit may change.
+        return nearest.in_space(self.path, self._items(), asked, k, where, metric, used)
+
+    def embedder(
+        self, model: str | None = None, *, device: str = "auto", trust: bool = False
+    ) -> Embedder:
+        """The embedder that the rows are from: opened when it is first needed, and kept as long as
+        the collection is the same. model: where it is now, if it is not where it was.
+
+        Raises:
+            FingerprintMismatch: what is there now would give other vectors.
+        """
+        return self._embedders.get(self._about(), model, device, trust)
 
     def build_index(self, min_recall: float = 0.95) -> Index:
         """Makes searches by cosine fast and approximate, if the index is good enough; see
@@ -269,7 +285,7 @@ class Collection:
 
     def get(self, id: str, region: str = "whole") -> dict[str, Any] | None:
         """One row; vector and logits as float32 arrays, top logits as a list of dicts."""
-        table = self._items()
+        _, table = self._latest()
         if table is None:
             return None
         where = f"id = {rows.quoted([id])} AND region = {rows.quoted([region])}"
@@ -351,26 +367,37 @@ class Collection:
             with store_errors(self.path):
                 table.add(pa.Table.from_pylist(stamped, schema=columns))
 
-    def _about(self) -> Manifest:
-        if (manifest := self.manifest) is None:
+    def _current(self) -> tuple[store.Mark, Manifest] | None:
+        """The manifest with its mark; read again only where another one was written."""
+        mark, kept = store.mark(self.path), self._manifest
+        if mark is None:
+            return None
+        if kept is None or kept[0] != mark:
+            kept = self._manifest = (mark, store.read_manifest(self.path))
+        return kept
+
+    def _there(self) -> tuple[store.Mark, Manifest]:
+        if (current := self._current()) is None:
             raise CollectionError(f"there is no collection at {self.path} yet")
-        return manifest
+        return current
+
+    def _about(self) -> Manifest:
+        return self._there()[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path,)
 
-    def _latest(self) -> Any | None:
-        """The table at its latest version, for searches: opened once, since to open it takes as
-        long as a search in its index does."""
-        self._about()
-        (table, opened_of), there = self._searched, store.mark(self.path)
-        if table is None or opened_of != there:
-            table = tables.opened(self.path, tables.ITEMS)
-            self._searched = (table, there)
-        else:
+    def _latest(self) -> tuple[Manifest, Any | None]:
+        """The manifest, and the table of rows at its latest version, for questions that are one
+        call: opened once, since to open it takes as long as a search in its index does."""
+        (mark, manifest), kept = self._there(), self._table
+        if kept is not None and kept[0] == mark:
             with store_errors(self.path):
-                table.checkout_latest()
-        return table
+                kept[1].checkout_latest()
+            return manifest, kept[1]
+        table = tables.opened(self.path, tables.ITEMS)
+        self._table = None if table is None else (mark, table)
+        return manifest, table
 
     def _items(self) -> Any | None:
         self._about()

@@ -18,6 +18,7 @@ FORMAT = 1
 MANIFEST = "collection.json"
 LOCK = "writer.lock"
 HOLDER = "writer.json"
+Mark = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,23 @@ def exists(path: Path) -> bool:
     """
     if (path / MANIFEST).is_file():
         return True
-    if path.exists() and not path.is_dir():
-        raise CollectionError(f"{path} is a file; a collection is a folder")
+    _check_free(path)
+    return False
+
+
+def _check_free(path: Path) -> None:
+    """Refuses what is there and can become no collection.
+
+    Raises:
+        CollectionError: a file, or a folder with other things in it.
+    """
     with store_errors(path):
-        names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        try:
+            names = sorted(entry.name for entry in path.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            if path.exists():
+                raise CollectionError(f"{path} is a file; a collection is a folder") from None
+            return
     # The manifest is written first, so nothing but these can come from us before it is there.
     foreign = [name for name in names if not name.startswith((LOCK, HOLDER, MANIFEST))]
     if foreign:
@@ -83,7 +97,6 @@ def exists(path: Path) -> bool:
             f"{path} is not a collection but {kind} {MANIFEST}; it holds {len(foreign)} other "
             f"entries, such as {foreign[0]!r}. Give a new or empty folder, or a collection"
         )
-    return False
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -106,10 +119,21 @@ def read_manifest(path: Path) -> Manifest:
         raise CollectionError(f"{path / MANIFEST} is damaged: {error}") from error
 
 
-def mark(path: Path) -> tuple[int, int]:
-    """What tells a collection from another one that was made at the same place later."""
+def mark(path: Path) -> Mark | None:
+    """What tells a collection from another one that was made at the same place later; None where
+    there is none.
+
+    Raises:
+        CollectionError: the path is something else.
+    """
     with store_errors(path / MANIFEST):
-        status = (path / MANIFEST).stat()
+        try:
+            status = (path / MANIFEST).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            status = None
+    if status is None:
+        _check_free(path)
+        return None
     return status.st_ino, status.st_mtime_ns
 
 

@@ -15,7 +15,7 @@ from penult.ingesting import rows
 from penult.space import Space
 from penult.store import indexing, scanning, tables
 from penult.uses import search
-from penult.uses.search import Hit
+from penult.uses.search import Hits
 
 _BATCH = 4096
 _MORE = 16  # rows asked for beyond k, so that a tie at the k-th is seen
@@ -31,7 +31,7 @@ _BEST = pa.schema(
 
 def raw(
     path: Path, table: Any, query: FloatArray, k: int, where: str | None, metric: str, fast: bool
-) -> list[Hit]:
+) -> Hits:
     """The k nearest rows by their stored vectors; `fast` asks the index."""
     names = [*rows.scalar_columns(table.schema), search.DISTANCE]
     asked, matching, probes = k + _MORE, 0, 0
@@ -51,14 +51,14 @@ def raw(
         if probes and len(found) < min(asked, matching):  # too few rows in those lists
             probes = 0
         elif not search.is_cut_in_a_tie(found[search.DISTANCE].to_numpy(), k, asked):
-            return search.hits(found, k, metric)
+            return search.hits(found, k, metric, search.INDEX if probes else search.ALL_ROWS)
         else:
             asked *= 4
 
 
 def in_space(
     path: Path, table: Any, query: FloatArray, k: int, where: str | None, metric: str, space: Space
-) -> list[Hit]:
+) -> Hits:
     """The k nearest rows in a space, exactly: every matching row goes through it.
 
     query: (d',), already in the space.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,43 +19,67 @@ if TYPE_CHECKING:
     from penult.store.folder import Manifest
 
 
+class KeptEmbedder:
+    """The embedder of a collection, opened once and kept until another one is asked for. Threads
+    that ask at once get the same one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: tuple[tuple[Manifest, str | None, str, bool], Embedder] | None = None
+
+    def get(self, manifest: Manifest, model: str | None, device: str, trust: bool) -> Embedder:
+        """The embedder of this manifest; see `embedder_of`."""
+        asked = (manifest, model, device, trust)
+        with self._lock:
+            if self._kept is None or self._kept[0] != asked:
+                self._kept = None  # not two models in memory at once
+                self._kept = asked, embedder_of(manifest, model, device=device, trust=trust)
+            return self._kept[1]
+
+
 def query_vector(
     collection: Collection,
-    query: str | Path,
+    query: str | os.PathLike[str],
     *,
     start: float | None = None,
     end: float | None = None,
     model: str | None = None,
     device: str = "auto",
     trust: bool = False,
+    embedder: Embedder | None = None,
 ) -> npt.NDArray[np.float32]:
-    """The vector (d,) of a row of the collection, or of a file, embedded as its rows were.
+    """The vector (d,) of a row of the collection, or of a file, embedded as its rows were: by this
+    embedder, or by the collection's own, which `model`, `device` and `trust` open.
 
     A row serves as it is stored if its file has not changed; then no model is opened.
 
     Raises:
         CollectionError: there is no such file and no such row.
         UsageError: the file cannot be embedded.
+        FingerprintMismatch: the embedder gives other vectors.
     """
     manifest = collection.manifest
     if manifest is None:
         raise CollectionError(f"there is no collection at {collection.path}")
+    if embedder is not None:
+        check_embedder(manifest, embedder)
     segment = start is not None or end is not None
     try:
         region = Region("segment", start or 0.0, end) if segment else Region()
     except ItemError as error:
         raise UsageError(f"the query's segment: {error}") from error
-    stored = _stored(collection, str(query), region)
+    query = os.fspath(query)
+    stored = _stored(collection, query, region)
     if stored is not None:
         return stored
     text = manifest.model.get("modality") == "text"
     if not text and not Path(query).expanduser().is_file():
         raise CollectionError(
-            f"{str(query)!r} is neither a file nor the id of a row of {collection.path}"
+            f"{query!r} is neither a file nor the id of a row of {collection.path}"
         )
-    embedder = embedder_of(manifest, model, device=device, trust=trust)
+    opened = embedder or collection.embedder(model, device=device, trust=trust)
     try:
-        return _embedded(embedder, query, region)
+        return _embedded(opened, query, region)
     except ItemError as error:
         raise UsageError(f"the query {query}: {error}") from error
 
@@ -74,7 +100,7 @@ def _stored(collection: Collection, query: str, region: Region) -> npt.NDArray[n
     return None
 
 
-def _embedded(embedder: Embedder, query: str | Path, region: Region) -> npt.NDArray[np.float32]:
+def _embedded(embedder: Embedder, query: str, region: Region) -> npt.NDArray[np.float32]:
     from penult.sources import Failure, from_objects
 
     path = Path(query).expanduser()
@@ -83,7 +109,10 @@ def _embedded(embedder: Embedder, query: str | Path, region: Region) -> npt.NDAr
     if isinstance(pair, Failure):
         raise ItemError(pair.message)
     embedder.runner.logits = False  # a query is not labelled: the pass ends behind the tap
-    result = next(embedder.runner.stream([(pair[0], region)]))
+    try:
+        result = next(embedder.runner.stream([(pair[0], region)]))
+    finally:
+        embedder.runner.logits = True
     if isinstance(result, Failure):
         raise ItemError(result.message)
     vector: npt.NDArray[np.float32] = result.vector
@@ -98,7 +127,7 @@ def embedder_of(
     Raises:
         FingerprintMismatch: what is there now would give other vectors.
     """
-    from penult.embedding.embedder import differences, open_embedder
+    from penult.embedding.embedder import open_embedder
 
     about = manifest.model
     embedder = open_embedder(
@@ -111,10 +140,20 @@ def embedder_of(
         device=device,
         **{**about.get("asked", {}), "trust": trust},
     )
-    differs = differences(manifest.fingerprint, embedder.fingerprint)
-    if differs:
+    check_embedder(manifest, embedder, "Name the right one with --model")
+    return embedder
+
+
+def check_embedder(manifest: Manifest, embedder: Embedder, advice: str = "") -> None:
+    """Refuses an embedder whose vectors are not comparable to those of a collection.
+
+    Raises:
+        FingerprintMismatch: the fingerprint differs; it says in what.
+    """
+    from penult.embedding.embedder import differences
+
+    if differs := differences(manifest.fingerprint, embedder.fingerprint):
         raise FingerprintMismatch(
             f"{embedder.classifier.spec!r} is not what the collection was made with: "
-            f"{'; '.join(differs)}. Name the right one with --model"
+            f"{'; '.join(differs)}. {advice or 'Leave embedder out, or give its own'}"
         )
-    return embedder

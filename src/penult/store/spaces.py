@@ -100,6 +100,11 @@ def space_of(collection: Collection, name: str) -> Space:
     return found
 
 
+def resolved(collection: Collection, asked: str | Space) -> Space:
+    """The space that is meant: a fitted one, or by its name or recipe, as `ready` finds it."""
+    return asked if isinstance(asked, Space) else ready(collection, asked)[0]
+
+
 def ready(collection: Collection, name: str) -> tuple[Space, About | None]:
     """The space of this name; a recipe that is not there yet is fitted and kept, and what it was
     fitted on is given with it. Where nothing may be written it is fitted for this once.

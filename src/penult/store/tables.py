@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,16 @@ def _session() -> Any:
 
 
 def connect(path: Path) -> Any:
-    """The folder as a LanceDB database."""
+    """The folder as a LanceDB database, which keeps nothing of what is in it."""
+    with store_errors(path):
+        return _connected(str(path.absolute()), os.getpid())
+
+
+@lru_cache(maxsize=64)
+def _connected(path: str, process: int) -> Any:
     import lancedb
 
-    with store_errors(path):
-        return lancedb.connect(str(path), session=_session())
+    return lancedb.connect(path, session=_session())
 
 
 def opened(path: Path, name: str) -> Any | None:

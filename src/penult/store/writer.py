@@ -50,13 +50,12 @@ class Written(NamedTuple):
 class Writer:
     """Commits to a collection; made by `Collection.writer`, which holds the lock for it."""
 
-    def __init__(self, path: Path, items: Any, run_id: str) -> None:
+    def __init__(self, path: Path, items: Any, sides: Mapping[str, Any], run_id: str) -> None:
         self.run_id = run_id
         self.finished = False
         self._path = path
         self._items = items
-        self._failures = tables.created(path, "failures", tables.SIDE["failures"])
-        self._runs = tables.created(path, "runs", tables.SIDE["runs"])
+        self._failures, self._runs = sides["failures"], sides["runs"]
         self._commits = tables.fragments(items)
         self._added = items.count_rows() if self._commits >= 100 else 0
         self._has_failures = self._failures.count_rows() > 0
@@ -351,10 +350,9 @@ def writing(
         path.mkdir(parents=True, exist_ok=True)
     with locked(path, str(run["command"]), wait):
         items = _items(path, manifest, metadata or {})
-        for name, columns in tables.SIDE.items():
-            tables.created(path, name, columns)
+        sides = {name: tables.created(path, name, columns) for name, columns in tables.SIDE.items()}
         run_id = f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        writer = Writer(path, items, run_id)
+        writer = Writer(path, items, sides, run_id)
         writer._start(run)
         try:
             yield writer

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from penult.errors import CollectionError
 from penult.ingesting.rows import COLUMNS
 
 METRICS = ("cosine", "dot", "l2")
+Searched = Literal["index", "all rows"]
+INDEX: Searched = "index"
+ALL_ROWS: Searched = "all rows"
 DISTANCE = "_distance"
 
 
@@ -33,6 +37,21 @@ class Hit:
     score: float | None
     similarity: float
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Hits(list[Hit]):
+    """The regions that a search found, nearest first.
+
+    searched: `index` if an approximate index was asked, `all rows` if every matching row was
+    compared.
+    """
+
+    def __init__(self, hits: Iterable[Hit] = (), searched: Searched = ALL_ROWS) -> None:
+        super().__init__(hits)
+        self.searched: Searched = searched
+
+    def __repr__(self) -> str:
+        return f"Hits({super().__repr__()}, searched={self.searched!r})"
 
 
 def as_query(vector: npt.ArrayLike, dim: int, metric: str = "cosine") -> npt.NDArray[np.float32]:
@@ -85,20 +104,21 @@ def is_cut_in_a_tie(distances: npt.NDArray[np.float32], k: int, asked: int) -> b
     return len(distances) == asked > k and bool(distances[k - 1] == distances[-1])
 
 
-def hits(found: pa.Table, k: int, metric: str = "cosine") -> list[Hit]:
+def hits(found: pa.Table, k: int, metric: str = "cosine", searched: Searched = ALL_ROWS) -> Hits:
     """The k nearest of the found rows, nearest first; ties in the order of (id, region)."""
     rows = found.to_pylist()
     rows.sort(key=lambda row: (row[DISTANCE], row["id"], row["region"]))
     extra = [name for name in found.column_names if name not in COLUMNS and name != DISTANCE]
     own = ("id", "region", "start", "end", "channel", "label", "score")
-    return [
+    found_hits = (
         Hit(
             **{name: row[name] for name in own},
             similarity=_similarity(row[DISTANCE], metric),
             metadata={name: row[name] for name in extra},
         )
         for row in rows[:k]
-    ]
+    )
+    return Hits(found_hits, searched)
 
 
 def _similarity(distance: float, metric: str) -> float:

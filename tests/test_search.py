@@ -1,0 +1,243 @@
+"""Searches from outside: which way one went, what it opens, and a collection made anew under it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import lancedb
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import penult
+from conftest import RATE, clip
+from penult.errors import FingerprintMismatch
+from penult.space import fit
+from test_cli import ask
+from test_collection import MANIFEST, batch, filled
+
+DIM, N, K = 64, 4000, 10
+
+
+def ids(hits: object) -> list[str]:
+    return [hit["id"] if isinstance(hit, dict) else hit.id for hit in hits]  # type: ignore[attr-defined]
+
+
+# ---- index or all rows
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[penult.Collection, np.ndarray]:
+    """Vectors without any structure: an index that looks into a third of its lists misses some."""
+    vectors = np.random.default_rng(0).standard_normal((N, DIM)).astype(np.float32)
+    manifest = replace(MANIFEST, dim=DIM)
+    rows = batch([f"{row:04}" for row in range(N)], manifest=manifest, vectors=vectors)
+    made = filled(tmp_path_factory.mktemp("search") / "c.lance", rows, manifest=manifest)
+    made.build_index(0.0)
+    return made, vectors
+
+
+def exact(vectors: np.ndarray, query: int) -> list[str]:
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return [f"{row:04}" for row in np.argsort(-(units @ units[query]), kind="stable")[:K]]
+
+
+def missed(vectors: np.ndarray, query: int, hits: object) -> int:
+    return len(set(exact(vectors, query)) - set(ids(hits)))
+
+
+def test_an_index_is_searched_and_says_so(indexed: tuple[penult.Collection, np.ndarray]) -> None:
+    made, vectors = indexed
+    found = {query: made.search(vectors[query], k=K) for query in range(40)}
+    assert {hits.searched for hits in found.values()} == {"index"}
+    assert sum(missed(vectors, query, hits) for query, hits in found.items()) > 0
+    flat = {query: made.search(vectors[query], k=K, flat=True) for query in range(40)}
+    assert {hits.searched for hits in flat.values()} == {"all rows"}
+    assert all(ids(hits) == exact(vectors, query) for query, hits in flat.items())
+
+
+def test_every_name_of_the_raw_space_takes_the_index(
+    indexed: tuple[penult.Collection, np.ndarray],
+) -> None:
+    made, vectors = indexed
+    wanted = made.search(vectors[3], k=K)
+    for space in ("raw", made.space("raw"), fit("raw", vectors)):
+        found = made.search(vectors[3], k=K, space=space)
+        assert found.searched == "index" and found == wanted
+    moved = fit("centre", vectors)
+    centred = made.search(vectors[3], k=K, space=moved)
+    assert centred.searched == "all rows" and missed(moved(vectors), 3, centred) == 0
+    assert made.search(vectors[3], metric="dot").searched == "all rows"  # not the index's metric
+    few = made.search(vectors[3], k=K, where="id < '0012'")
+    assert len(few) == K and few.searched in ("index", "all rows")
+
+
+def test_the_command_line_takes_the_index_unless_flat(
+    indexed: tuple[penult.Collection, np.ndarray],
+) -> None:
+    made, vectors = indexed
+    query = next(q for q in range(200) if missed(vectors, q, made.search(vectors[q], k=K)))
+    asked = ("search", made.path, f"{query:04}", "-k", K)
+    for options in ((), ("--space", "raw")):
+        document = ask(*asked, *options, "--json").json
+        assert document["searched"] == "index"
+        assert ids(document["hits"]) == ids(made.search(vectors[query], k=K))
+        assert missed(vectors, query, document["hits"]) > 0
+    document = ask(*asked, "--flat", "--json").json
+    assert document["searched"] == "all rows"
+    assert ids(document["hits"]) == exact(vectors, query)
+    assert ask(*asked, "--space", "centre", "--json").json["searched"] == "all rows"
+    assert "searched: index" in ask(*asked).err
+    assert "searched: all rows" in ask(*asked, "--flat").err
+
+
+# ---- one model for all searches
+
+FACTORY = """
+import torch
+
+opened, passes = [], []
+
+
+class Model(torch.nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        opened.append(width)
+        self.body = torch.nn.Conv1d(1, width, 400, 160)
+        self.fc = torch.nn.Linear(width, 3)
+
+    def forward(self, samples):
+        passes.append(len(samples))
+        return self.fc(self.body(samples[:, None]).relu().mean(-1))
+
+
+def wide():
+    return Model(24)
+"""
+
+
+class Sounds:
+    """A factory that counts what it builds and what that runs; files, and rows made by it."""
+
+    def __init__(self, folder: Path, module: ModuleType) -> None:
+        self.folder, self.module = folder, module
+        for name in ("Model", "wide"):
+            torch.manual_seed(0)
+            torch.save(getattr(module, name)().state_dict(), folder / f"{name}.pt")
+        self.files = []
+        for number in range(8):
+            self.files.append(folder / f"{number}.wav")
+            soundfile.write(self.files[-1], clip(0.5, number), RATE, subtype="PCM_16")
+        self.into = folder / "c.lance"
+
+    def embedder(self, name: str = "Model") -> penult.Embedder:
+        model = penult.load(
+            f"counted:{name}", checkpoint=self.folder / f"{name}.pt", sample_rate=RATE
+        )
+        return penult.Embedder.from_classifier(model.origin)
+
+    def collection(self, name: str = "Model") -> penult.Collection:
+        made = penult.Collection.open(self.into)
+        made.add(self.embedder(name), self.files[:4])
+        self.forget()
+        return made
+
+    def forget(self) -> None:
+        self.module.opened.clear()
+        self.module.passes.clear()
+
+
+@pytest.fixture
+def sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sounds:
+    (tmp_path / "counted.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "counted", raising=False)
+    return Sounds(tmp_path, __import__("counted"))
+
+
+def test_three_searches_with_files_open_one_model(sounds: Sounds) -> None:
+    made, wanted = sounds.collection(), sounds.embedder().embed(sounds.files[4:7])
+    sounds.forget()
+    first = made.search(sounds.files[4], k=1)
+    assert sounds.module.opened == [16]
+    sounds.module.passes.clear()
+    others = [made.search(str(file), k=1) for file in sounds.files[5:7]]
+    assert sounds.module.opened == [16] and sounds.module.passes == [1, 1]
+    rows = made.vectors()[1]
+    for hits, query in zip([first, *others], wanted, strict=True):
+        cosines = rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
+        assert hits[0].similarity == pytest.approx(cosines.max(), abs=1e-5)
+    space = penult.ClassSpace(made)
+    space.add("new", [sounds.files[7]])
+    assert sounds.module.opened == [16]
+
+
+def test_threads_that_search_at_once_open_one_model(sounds: Sounds) -> None:
+    made = sounds.collection()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda file: made.search(file, k=4), sounds.files[4:] * 4))
+    assert sounds.module.opened == [16]
+    for file, hits in zip(sounds.files[4:] * 4, found, strict=True):
+        assert ids(hits) == ids(made.search(file, k=4))
+
+
+def test_a_search_takes_an_embedder(sounds: Sounds) -> None:
+    made, own, other = sounds.collection(), sounds.embedder(), sounds.embedder("wide")
+    wanted = made.search(sounds.files[4], k=4)
+    sounds.forget()
+    again = penult.Collection.open(made.path).search(sounds.files[4], k=4, embedder=own)
+    assert again == wanted and sounds.module.opened == []
+    with pytest.raises(FingerprintMismatch, match=r"weights: \S+ against \S+"):
+        made.search(sounds.files[4], embedder=other)
+
+
+def test_a_collection_made_anew_is_searched_with_its_own_model(sounds: Sounds) -> None:
+    made = sounds.collection()
+    made.search(sounds.files[4])
+    shutil.rmtree(made.path)
+    sounds.collection("wide")
+    assert made.manifest is not None and made.manifest.dim == 24
+    hits = made.search(sounds.files[4], k=1)
+    assert sounds.module.opened == [24]
+    query = sounds.embedder("wide").embed([sounds.files[4]])[0]
+    rows = made.vectors()[1]
+    cosines = rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
+    assert hits[0].similarity == pytest.approx(cosines.max(), abs=1e-5)
+
+
+# ---- how often the folder is looked at
+
+
+def test_a_run_and_a_search_connect_once(sounds: Sounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+    connect = lancedb.connect
+
+    def counted(uri: object, *args: object, **options: object) -> object:
+        calls[str(uri)] += 1
+        return connect(uri, *args, **options)
+
+    read = []
+    monkeypatch.setattr(lancedb, "connect", counted)
+    monkeypatch.setattr(
+        Path, "read_text", _noting(Path.read_text, lambda path: read.append(path.name))
+    )
+    made = sounds.collection()
+    for file in sounds.files:
+        made.search(file, k=2)
+    assert calls == {str(made.path): 1}
+    assert read.count("collection.json") <= 2  # by the writer, and once by all searches
+
+
+def _noting(call: object, note: object) -> object:
+    def noted(path: Path, *args: object, **options: object) -> object:
+        note(path)  # type: ignore[operator]
+        return call(path, *args, **options)  # type: ignore[operator]
+
+    return noted
