@@ -1,0 +1,416 @@
+"""Cuts whose right place is known by construction: prelogits and logits in numpy, and each figure
+of the certificate by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import penult
+
+B, T, C, D, K = 2, 5, 4, 6, 3
+TOLERANCE, POWER = 1e-5, 1000.0
+X = torch.randn(B, T, C, generator=torch.Generator().manual_seed(0))
+OTHER = torch.randn(B, T, C, generator=torch.Generator().manual_seed(1))
+
+
+class Net(nn.Module):
+    """tanh of a layer over frames, then whatever `after` makes of it."""
+
+    def __init__(self, after: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.after = nn.Linear(C, D), after
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self, torch.tanh(self.up(x)), x)
+
+
+def numbers(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def frames(model: Net, x: Tensor = X) -> np.ndarray:
+    """(B, T, D) in numpy."""
+    return np.tanh(numbers(x) @ numbers(model.up.weight).T + numbers(model.up.bias))
+
+
+def layer(module: nn.Module, values: np.ndarray) -> np.ndarray:
+    weight, bias = numbers(module.weight), numbers(module.bias)  # type: ignore[arg-type]
+    return values @ weight.reshape(len(weight), -1).T + bias
+
+
+def close(found: Tensor, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(numbers(found), expected, rtol=1e-4, atol=1e-5)
+
+
+def fc(wide: int = D, classes: int = K) -> nn.Linear:
+    return nn.Linear(wide, classes)
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    exponent = np.exp(values - values.max(-1, keepdims=True))
+    return exponent / exponent.sum(-1, keepdims=True)
+
+
+# name → the net, the head's names, its prelogits and its logits from the hidden frames, in numpy
+FORMS: dict[str, tuple[Callable[[], Net], list[str], Callable[..., Any], Callable[..., Any]]] = {
+    "a layer on the mean": (
+        lambda: Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc()),
+        ["fc"], lambda m, h: h.mean(1), lambda m, z: layer(m.fc, z),
+    ),
+    "a layer on each frame": (
+        lambda: Net(lambda m, h, x: m.fc(h), fc=fc()),
+        ["fc"], lambda m, h: h, lambda m, z: layer(m.fc, z),
+    ),
+    "the mean of a layer on each frame": (
+        lambda: Net(lambda m, h, x: m.fc(h).max(1).values, fc=fc()),
+        ["fc"], lambda m, h: h, lambda m, z: layer(m.fc, z).max(1),
+    ),
+    "a softmax": (
+        lambda: Net(lambda m, h, x: m.fc(h.mean(1)).softmax(-1), fc=fc()),
+        ["fc"], lambda m, h: h.mean(1), lambda m, z: softmax(layer(m.fc, z)),
+    ),
+    "a bend behind": (
+        lambda: Net(lambda m, h, x: 3 * torch.tanh(m.fc(h[:, 0])), fc=fc()),
+        ["fc"], lambda m, h: h[:, 0], lambda m, z: 3 * np.tanh(layer(m.fc, z)),
+    ),
+    "scores that a layer calibrates": (
+        lambda: Net(lambda m, h, x: m.mix(m.fc(h.mean(1))), fc=fc(), mix=fc(K)),
+        ["fc"], lambda m, h: h.mean(1), lambda m, z: layer(m.mix, layer(m.fc, z)),
+    ),
+    "a layer behind a softmax": (
+        lambda: Net(lambda m, h, x: m.mix(m.fc(h.mean(1)).softmax(-1)), fc=fc(), mix=fc(K, 4)),
+        ["fc"], lambda m, h: h.mean(1), lambda m, z: layer(m.mix, softmax(layer(m.fc, z))),
+    ),
+    "a layer of as many numbers, bent": (
+        lambda: Net(lambda m, h, x: m.mix(torch.relu(m.fc(h.mean(1)))), fc=fc(), mix=fc(K)),
+        ["mix"], lambda m, h: np.maximum(layer(m.fc, h.mean(1)), 0),
+        lambda m, z: layer(m.mix, z),
+    ),
+    "a wider layer first": (
+        lambda: Net(lambda m, h, x: m.mix(m.fc(h.mean(1))), fc=fc(D, 5), mix=fc(5)),
+        ["mix"], lambda m, h: layer(m.fc, h.mean(1)), lambda m, z: layer(m.mix, z),
+    ),
+    "two layers on one thing": (
+        lambda: Net(lambda m, h, x: (lambda z: m.a(z) + m.b(z) ** 2)(h.mean(1)), a=fc(), b=fc()),
+        ["a", "b"], lambda m, h: h.mean(1), lambda m, z: layer(m.a, z) + layer(m.b, z) ** 2,
+    ),
+    "two layers on two things": (
+        lambda: Net(lambda m, h, x: m.a(h.mean(1)) + m.b(h.amax(1)), a=fc(), b=fc()),
+        ["a", "b"], lambda m, h: (h.mean(1), h.max(1)),
+        lambda m, z: layer(m.a, z[0]) + layer(m.b, z[1]),
+    ),
+    "a convolution over frames": (
+        lambda: Net(lambda m, h, x: m.fc(h.transpose(1, 2)).amax(2), fc=nn.Conv1d(D, K, 1)),
+        ["fc"], lambda m, h: h.transpose(0, 2, 1),
+        lambda m, z: layer(m.fc, z.transpose(0, 2, 1)).max(1),
+    ),
+    "one score": (
+        lambda: Net(lambda m, h, x: m.fc(h.mean(1)).squeeze(-1), fc=fc(D, 1)),
+        ["fc"], lambda m, h: h.mean(1), lambda m, z: layer(m.fc, z)[:, 0],
+    ),
+    "frames flattened": (
+        lambda: Net(lambda m, h, x: m.fc(h.flatten(1)), fc=fc(T * D)),
+        ["fc"], lambda m, h: h.reshape(B, -1), lambda m, z: layer(m.fc, z),
+    ),
+    "a product with features": (
+        lambda: Net(lambda m, h, x: m.fc(h.mean(1)) * h.mean((1, 2))[:, None], fc=fc()),
+        ["fc"], lambda m, h: h,  # which both are made from
+        lambda m, z: layer(m.fc, z.mean(1)) * z.mean((1, 2))[:, None],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_prelogits_and_logits_in_numpy(name: str) -> None:
+    build, names, prelogits, logits = FORMS[name]
+    model = build().eval()
+    cut = penult.split(model, X)
+    assert cut.certificate.ok, cut.certificate
+    assert cut.head.names == names
+    for x in (X, OTHER):
+        hidden = frames(model, x)
+        expected = prelogits(model, hidden)
+        found = cut.prelogits(x)
+        pairs = [(found, expected)] if isinstance(found, Tensor) else list(
+            zip(found, expected, strict=True))  # fmt: skip
+        for one, other in pairs:
+            close(one, other)
+        close(cut.logits(found), logits(model, expected))
+        close(cut.logits(found), numbers(model(x)))
+
+
+def test_a_pass_of_means_is_moved_in_front() -> None:
+    """fc(h).mean(1) = fc(h.mean(1)) for a linear layer: one vector per item is what is cut."""
+    model = Net(lambda m, h, x: m.fc(h).mean(1), fc=fc()).eval()
+    cut = penult.split(model, X)
+    z = cut.prelogits(X)
+    hidden = frames(model)
+    close(z, hidden if z.ndim == 3 else hidden.mean(1))
+    close(cut.logits(z), layer(model.fc, hidden.mean(1)))
+
+
+def test_a_named_head() -> None:
+    """In front of a block of two layers, or of the last one."""
+    block = nn.Sequential(fc(D, 5), nn.Tanh(), fc(5))
+    model = Net(lambda m, h, x: m.block(h.mean(1)), block=block).eval()
+    pooled = frames(model).mean(1)
+    inner = np.tanh(layer(block[0], pooled))
+    for asked, names, expected in (
+        ("block", ["block"], pooled), ("block.2", ["block.2"], inner), (None, ["block.2"], inner)
+    ):  # fmt: skip
+        cut = penult.split(model, X, head=asked)
+        assert cut.certificate.ok and cut.head.names == names
+        close(cut.prelogits(X), expected)
+        close(cut.logits(cut.prelogits(X)), layer(block[2], inner))
+    refused = penult.split(model, X, head="block.1").certificate
+    assert "'block.1' has no weights that its input meets: it is no head" in refused.refusal
+
+
+@pytest.mark.parametrize("output", ["b", 1])
+def test_one_of_several_outputs(output: str | int) -> None:
+    def both(m: Any, h: Tensor, x: Tensor) -> Any:
+        found = {"a": m.a(h.mean(1)), "b": m.b(h.amax(1))}
+        return found if isinstance(output, str) else tuple(found.values())
+
+    model = Net(both, a=fc(), b=fc()).eval()
+    cut = penult.split(model, X, output=output)
+    assert cut.certificate.ok and cut.head.names == ["b"]
+    close(cut.prelogits(X), frames(model).max(1))
+    close(cut.logits(cut.prelogits(X)), layer(model.b, frames(model).max(1)))
+
+
+REFUSED: dict[str, tuple[Callable[[], Net], str]] = {
+    "normed after the last weights": (
+        lambda: Net(lambda m, h, x: m.norm(m.fc(h)), fc=fc(), norm=nn.LayerNorm(K)),
+        "was normalised after its last weights",
+    ),
+    "normed and activated": (
+        lambda: Net(
+            lambda m, h, x: torch.relu(m.norm(m.fc(h.mean(1)))), fc=fc(), norm=nn.BatchNorm1d(K)
+        ),
+        "was normalised after its last weights",
+    ),
+    "the input meets weights at the end": (
+        lambda: Net(lambda m, h, x: m.fc(h.mean(1)) + m.short(x.flatten(1)), fc=fc(),
+                    short=fc(T * C)),
+        "the model's input itself meets weights on a short cut to the logits",
+    ),
+    "no weights": (
+        lambda: Net(lambda m, h, x: x.mean(1).softmax(-1)),
+        "no layer with weights lies between the input and the logits; seen on the way: ",
+    ),
+    "constant": (
+        lambda: Net(lambda m, h, x: m.fc.bias + torch.zeros(B, K), fc=fc()),
+        "no recorded operation leads from the input to the logits",
+    ),
+    "the input around the head": (
+        lambda: Net(lambda m, h, x: m.fc(h.mean(1)) * x.mean((1, 2))[:, None].exp(), fc=fc()),
+        "the logits depend on input 0 also around the head (fc)",
+    ),
+    "not finite": (
+        lambda: Net(lambda m, h, x: m.fc(h.mean(1)) * float("nan"), fc=fc()),
+        "the logits are not finite",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_classifier(name: str) -> None:
+    build, why = REFUSED[name]
+    certificate = penult.split(build().eval(), X).certificate
+    assert not certificate.ok and why in certificate.refusal
+    assert certificate.power == 0 and certificate.max_error != certificate.max_error
+
+
+def test_a_batch_norm_alone_is_no_encoder() -> None:
+    """Scores that are normed and not activated are still scores."""
+    model = Net(lambda m, h, x: m.norm(m.fc(h.mean(1))), fc=fc(), norm=nn.BatchNorm1d(K)).eval()
+    cut = penult.split(model, X)
+    assert cut.certificate.ok and cut.head.names == ["fc"]
+
+
+# ---- the certificate's figures
+
+
+def figures(certificate: Any) -> dict[str, float]:
+    """The largest figure of each check, by its name."""
+    found: dict[str, float] = {}
+    for check in certificate.checks:
+        if check.figure is not None:
+            found[check.name] = max(check.figure, found.get(check.name, 0.0))
+    return found
+
+
+def test_power_by_hand() -> None:
+    """The largest change between two given inputs, in tolerances of the first's largest logit."""
+    model = Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc()).eval()
+    one, other = numbers(model(X)), numbers(model(OTHER))
+    expected = np.abs(other - one).max() / np.abs(one).max() / TOLERANCE
+    certificate = penult.split(model, X, other_inputs=OTHER).certificate
+    assert certificate.ok and certificate.power == pytest.approx(expected, rel=1e-4)
+    assert figures(certificate)["power"] == certificate.power
+    notes = {check.name: check.note for check in certificate.checks}
+    assert notes["power"] == "tolerances between the logits of the two given inputs"
+    assert notes["weights loaded"] == "4 tensors lead to the logits, 0 not loaded"
+
+
+def test_two_inputs_that_are_too_alike_prove_nothing() -> None:
+    """A given second input at 900 tolerances is not enough; those that are made up are."""
+    model = Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc()).eval()
+    certificate = penult.split(model, X, other_inputs=X + 1e-7).certificate
+    assert certificate.ok and certificate.power >= POWER
+    notes = {check.name: check.note for check in certificate.checks}
+    assert notes["power"] == "tolerances between the logits of two inputs"
+    flat = Net(lambda m, h, x: m.fc(1e-4 * h.mean(1)) + 1, fc=fc()).eval()
+    nn.init.zeros_(flat.fc.bias)
+    refused = penult.split(flat, X).certificate
+    assert (
+        not refused.ok and "not proved: two clearly different inputs differ by" in refused.refusal
+    )
+    (power,) = [check for check in refused.checks if check.name == "power"]
+    assert 0 < (power.figure or 0) < POWER and not power.passed
+    assert f"differ by {power.figure:.0f} tolerances" in refused.refusal
+
+
+def test_missing_weights_are_counted() -> None:
+    model = Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc(), side=fc()).eval()
+    names = ["fc.weight", "up.bias", "up.weight", "side.weight", "nowhere"]
+    refused = penult.split(model, X, missing=names).certificate
+    assert refused.refusal.startswith("fc.weight, up.bias, up.weight on the way to the logits")
+    assert figures(refused) == {"weights loaded": 3.0}
+    assert refused.checks[0].note == "4 tensors lead to the logits, 3 not loaded"
+    every = penult.split(model, X, missing=[n for n, _ in model.named_parameters()]).certificate
+    assert every.refusal.startswith("fc.bias, fc.weight, up.bias … on the way to the logits")
+
+
+def test_a_tied_weight_is_loaded_under_any_of_its_names() -> None:
+    model = Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc(), twin=fc()).eval()
+    model.twin.weight = model.fc.weight
+    assert penult.split(model, X, missing=["fc.weight"]).certificate.ok
+    assert penult.split(model, X, missing=["twin.weight"]).certificate.ok
+    refused = penult.split(model, X, missing=["fc.weight", "twin.weight"]).certificate
+    assert "was not loaded" in refused.refusal
+
+
+class Off:
+    """Counts passes, and says by how much the logits of one of them are off."""
+
+    def __init__(self, number: int, by: float) -> None:
+        self.number, self.by, self.count = number, by, 0
+
+    def __call__(self) -> float:
+        self.count += 1
+        return self.by if self.count == self.number else 0.0
+
+
+def off_in(number: int, by: float) -> tuple[Any, float]:
+    """The certificate of a model of which one pass is off, and the largest logit of that pass."""
+    off = Off(number, by)
+    state = {"off": off}  # a plain object, which no pass can put back
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        return F.linear(h.mean(1), m.fc.weight, m.fc.bias + state["off"]())
+
+    model = Net(after, fc=fc()).eval()
+    certificate = penult.split(model, X, other_inputs=OTHER).certificate
+    off.number = -1
+    return certificate, float(np.abs(numbers(model(X)) + by).max())
+
+
+def test_two_passes_that_differ() -> None:
+    """The plain pass against the recorded one, off by what is allowed and by more than that."""
+    certificate, largest = off_in(1, 8e-6)
+    found = figures(certificate)["same twice"]
+    assert found == pytest.approx(8e-6 / largest, rel=0.1)
+    assert certificate.ok == (8e-6 / largest <= TOLERANCE)
+    refused, largest = off_in(1, 0.02)
+    assert not refused.ok and f"differ by {0.02 / largest:.1e}" in refused.refusal
+    assert figures(refused)["same twice"] == pytest.approx(0.02 / largest, rel=1e-3)
+
+
+def leaking(share: float) -> tuple[Any, float]:
+    """The certificate of a model whose logits get something of the input where no trace sees it,
+    and how much that is between the two inputs, relative to the largest logit."""
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        return m.fc(h.mean(1)) + share * float(x.detach().numpy().mean())
+
+    model = Net(after, fc=fc()).eval()
+    certificate = penult.split(model, X, other_inputs=OTHER).certificate
+    gap = abs(float(X.mean() - OTHER.mean())) * share
+    return certificate, gap / float(np.abs(numbers(model(X))).max())
+
+
+def test_what_passes_around_the_head_unseen() -> None:
+    refused, expected = leaking(0.5)
+    assert not refused.ok and expected > TOLERANCE
+    assert f"with the head's input exchanged the logits are off by {expected:.1e}: they depend" in (
+        refused.refusal
+    )
+    assert "than what enters fc" in refused.refusal
+    assert figures(refused)["interchange"] == pytest.approx(expected, rel=1e-3)
+    assert [check.passed for check in refused.checks] == [True, True, True, False]
+
+
+def test_the_largest_error_is_that_of_all_checks() -> None:
+    model = Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc()).eval()
+    certificate = penult.split(model, X).certificate
+    errors = [c.figure for c in certificate.checks
+              if c.name not in ("power", "weights loaded") and c.figure is not None]  # fmt: skip
+    assert certificate.max_error == max(errors) <= TOLERANCE
+    assert [check.name for check in certificate.checks] == [
+        "weights loaded", "same twice", "power", "interchange", "closed form", "round trip",
+        "round trip", "round trip", "same afterwards",
+    ]  # fmt: skip
+    notes = [check.note for check in certificate.checks if check.name == "round trip"]
+    assert notes == ["other values", "batch 3", "batch 1 and another length"]
+
+
+def test_a_certificate_in_words() -> None:
+    good = penult.split(Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc()).eval(), X).certificate
+    first, *lines = str(good).splitlines()
+    assert (
+        first == f"proved (largest error {good.max_error:.1e}, power {good.power:.0f} tolerances)"
+    )
+    assert len(lines) == len(good.checks)
+    assert lines[0] == "  ok weights loaded 0: 4 tensors lead to the logits, 0 not loaded"
+    bad, expected = leaking(0.5)
+    first, *lines = str(bad).splitlines()
+    assert first == f"not proved: {bad.refusal}"
+    assert lines[-1] == (f"  NO interchange {expected:.2g}: head's input taken from another run")
+    document = bad.to_dict()
+    assert document["max_error"] is None and document["ok"] is False
+    assert document["checks"][-1]["figure"] == pytest.approx(expected, rel=1e-3)
+    assert type(bad).from_dict(document).to_dict() == document
+
+
+def test_decisions_that_change_the_scores() -> None:
+    """A branch that this input never takes is tried, and where it changes the scores, named."""
+
+    def branching(share: float) -> Callable[..., Tensor]:
+        def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+            logits = m.fc(h.mean(1))
+            return logits if float(h.max()) < 5 else logits * share
+
+        return after
+
+    refused = penult.split(Net(branching(2.0), fc=fc()).eval(), X).certificate
+    assert not refused.ok and "decide how the scores are computed" in refused.refusal
+    assert refused.checks[-1].name == "decided otherwise" and not refused.checks[-1].passed
+    # Twice the scores, relative to the largest of them.
+    assert refused.checks[-1].figure == pytest.approx(0.5, rel=1e-3)
+    same = penult.split(Net(branching(1.0), fc=fc()).eval(), X).certificate
+    assert same.ok and figures(same)["decided otherwise"] <= TOLERANCE
