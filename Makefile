@@ -6,7 +6,7 @@ export UV_PYTHON_DOWNLOADS := never
 READY := .venv/.ready
 BIN := .venv/bin
 
-.PHONY: demo test test-all check check-all bench docs lock clean
+.PHONY: demo test test-all check check-all mutants bench docs lock clean
 
 demo: $(READY)
 	$(BIN)/penult demo
@@ -25,6 +25,10 @@ check: $(READY)
 
 check-all: check
 	$(BIN)/pytest -m "slow or not slow" --cov --cov-report=term
+
+# Small changes in the core modules, and whether their tests notice; for a night, not for CI.
+mutants: $(READY)
+	$(BIN)/python scripts/mutants.py --jobs 2
 
 bench: $(READY)
 	$(BIN)/python scripts/bench.py
