@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, Literal
 
 from penult import classifiers
@@ -54,7 +54,7 @@ def prediction_of(classifier: base.Classifier, outcome: Outcome) -> Prediction:
     )
 
 
-def load(spec: str | Path | Any, **asked: Any) -> Classifier:
+def load(spec: str | os.PathLike[str] | Any, **asked: Any) -> Classifier:
     """Open a classifier: a folder saved by transformers, a hub id (`owner/name[@revision]`), a
     saved embedder's folder, `timm:NAME`, `torchvision:NAME`, `package.module:factory`, a file
     (`.onnx`, TorchScript, torch.export's `.pt2`, `.keras`), a torch module, or `demo`, the bundled

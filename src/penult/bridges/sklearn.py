@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
@@ -42,7 +43,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
 
     def __init__(
         self,
-        model: str | Path = "demo",
+        model: str | os.PathLike[str] = "demo",
         tap: str | None = None,
         pooling: str | None = None,
         space: str | None = None,
@@ -108,13 +109,13 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
     @property
     def embedder(self) -> Embedder:
         """The open embedder; opened at first use."""
-        if not isinstance(self.model, str | Path):
+        if not isinstance(self.model, str | os.PathLike):
             raise UsageError(
                 f"model is a {type(self.model).__name__}; a transformer is copied and pickled, so "
                 "it takes a model's name or a saved embedder's folder: embedder.save('my-embedder')"
             )
         asked = tuple(sorted((self.asked or {}).items()))
-        return _opened(str(self.model), self.tap, self.pooling, self.device, asked)
+        return _opened(os.fspath(self.model), self.tap, self.pooling, self.device, asked)
 
     def _vectors(self, items: list[Any]) -> FloatArray:
         """The raw vectors; of files that were embedded before, from memory."""
@@ -164,7 +165,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
 
     def _items(self, given: Any) -> list[Any]:
         """One item a row: of a list, an array, a column of a table, or a table of one column."""
-        if isinstance(given, str | bytes | Path):
+        if isinstance(given, str | bytes | os.PathLike):
             raise UsageError(f"one item was given, {given!r}; give a list: [{given!r}]")
         if hasattr(given, "to_numpy"):
             given = given.to_numpy()
@@ -222,7 +223,7 @@ def _key(item: Any, text: bool) -> Hashable | None:
     """What an item is known by: a file's path, size and time, or a text; arrays by nothing."""
     if text and isinstance(item, str):
         return item
-    if not isinstance(item, str | Path):
+    if not isinstance(item, str | os.PathLike):
         return None
     try:
         path = Path(item).expanduser().absolute()

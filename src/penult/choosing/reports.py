@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -33,24 +34,26 @@ _STYLE = (
 )
 
 
-def check_kind(path: Path, kinds: Sequence[str] = KINDS) -> None:
+def check_kind(path: str | os.PathLike[str], kinds: Sequence[str] = KINDS) -> None:
     """Refuse a report of an unknown kind before any work is done.
 
     Raises:
         UsageError: the name ends otherwise, or its folder is not there.
     """
+    path = Path(path)
     if path.suffix.lower() not in kinds:
         raise UsageError(f"--report {path}: the name has to end in {' or '.join(kinds)}")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--report {path}: there is no folder {path.absolute().parent}")
 
 
-def write(path: Path, data: str | bytes) -> None:
+def write(path: str | os.PathLike[str], data: str | bytes) -> None:
     """Written aside, then renamed.
 
     Raises:
         StoreError: it cannot be written.
     """
+    path = Path(path)
     aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         aside.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)

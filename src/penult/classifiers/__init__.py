@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
@@ -46,7 +47,7 @@ SAFE_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
 PICKLED_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
-def load(spec: str | Path | Any, **asked: Any) -> Classifier:
+def load(spec: str | os.PathLike[str] | Any, **asked: Any) -> Classifier:
     """Open a classifier by what a user calls it, or a module that is at hand.
 
     spec: a folder, a hub id, `timm:NAME`, `torchvision:NAME`, a file (`FILE.onnx`,
@@ -61,7 +62,9 @@ def load(spec: str | Path | Any, **asked: Any) -> Classifier:
     """
     from penult.classifiers.asked import Asked
 
-    what = Asked(**asked)
+    spec = Path(spec) if isinstance(spec, os.PathLike) else spec
+    files = {n: Path(value) for n, value in asked.items() if isinstance(value, os.PathLike)}
+    what = Asked(**{**asked, **files})
     if what.output is not None and isinstance(spec, str | Path) and is_onnx(spec):
         if "#" in str(spec):
             raise UsageError(f"output {what.output!r}: {spec} names an output already")
@@ -179,8 +182,9 @@ def is_onnx(spec: str | Path) -> bool:
     return ONNX.fullmatch(str(spec)) is not None and not Path(spec).is_dir()
 
 
-def modality_of(spec: str | Path, **asked: Any) -> str:
+def modality_of(spec: str | os.PathLike[str], **asked: Any) -> str:
     """What a model takes (audio, image, video or text), without loading its weights."""
+    spec = os.fspath(spec)
     if asked.get("modality"):
         return str(asked["modality"])
     if asked.get("sample_rate"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,9 +39,9 @@ class Asked:
     logits, where there are several.
     """
 
-    checkpoint: str | Path | None = None
+    checkpoint: str | os.PathLike[str] | None = None
     preprocess: Prepare | str | None = None
-    labels: Sequence[str] | str | Path | None = None
+    labels: Sequence[str] | str | os.PathLike[str] | None = None
     sample_rate: int | None = None
     seconds: float | None = None
     modality: str | None = None
@@ -88,7 +89,11 @@ class Asked:
 
 def _whole(value: Any) -> Any:
     """A path as it is called from anywhere; names stay."""
-    return str(Path(value).expanduser().absolute()) if isinstance(value, str | Path) else [*value]
+    return (
+        str(Path(value).expanduser().absolute())
+        if isinstance(value, str | os.PathLike)
+        else [*value]
+    )
 
 
 def existing(spec: str | Path, asked: Asked) -> Path:
@@ -124,7 +129,7 @@ def with_length(asked: Asked, length: int | None, name: str) -> Asked:
     return replace(asked, seconds=length / rate)
 
 
-def label_names(labels: Sequence[str] | str | Path | None, n_logits: int) -> list[str]:
+def label_names(labels: Sequence[str] | str | os.PathLike[str] | None, n_logits: int) -> list[str]:
     """The labels that were given: names, or a file with one a line.
 
     Raises:
@@ -132,7 +137,7 @@ def label_names(labels: Sequence[str] | str | Path | None, n_logits: int) -> lis
     """
     if labels is None:
         return []
-    if isinstance(labels, str | Path):
+    if isinstance(labels, str | os.PathLike):
         path = Path(labels).expanduser()
         if not path.is_file():
             raise UsageError(f"no file of labels {str(path)!r}")

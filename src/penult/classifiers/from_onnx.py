@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -250,7 +251,7 @@ def open_onnx(spec: str | Path, asked: Asked) -> OnnxClassifier:
     graph = Graph.read(path)
     known = names_in(graph.metadata)
     n_labels = len(label_list) if (label_list := asked.labels or known) and not isinstance(
-        label_list, str | Path) else None  # fmt: skip
+        label_list, str | os.PathLike) else None  # fmt: skip
     output = find_logits(graph, wanted, n_labels)
     logits, scores = before_scores(graph, output)
     prepare: Prepare | None = None

@@ -4,6 +4,7 @@ and a local text model. Joins models, collections and `zeroshot.py`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from penult.teaching.zeroshot import TOP, Embed, checked, conse
 _NONE_OF_THEM = re.compile(r"_.+_")  # `_silence_`, `_unknown_`: how data sets mark what is no class
 
 
-def text_embedder(folder: str | Path) -> Embed:
+def text_embedder(folder: str | os.PathLike[str]) -> Embed:
     """A local sentence-transformers model as a function from texts to vectors.
 
     Raises:

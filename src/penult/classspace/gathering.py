@@ -4,6 +4,7 @@ now. Joins sources, embedders and collections.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,8 @@ def pairs_of(items: Any, modality: str) -> Iterator[Entry]:
     if _is_segment(items) or _is_key(items):
         items = [items]
     array = isinstance(items, tuple) and len(items) == 2 and hasattr(items[0], "__array__")
-    if isinstance(items, (str, Path)) or (isinstance(items, (list, tuple)) and not array):
-        for item in [items] if isinstance(items, (str, Path)) else items:
+    if isinstance(items, (str, os.PathLike)) or (isinstance(items, (list, tuple)) and not array):
+        for item in [items] if isinstance(items, (str, os.PathLike)) else items:
             yield from _one(item, modality)
     else:
         yield from from_objects(items, modality)
@@ -97,12 +98,12 @@ def _is_segment(item: Any) -> bool:
     return (
         isinstance(item, tuple)
         and len(item) == 3
-        and isinstance(item[0], (str, Path))
+        and isinstance(item[0], (str, os.PathLike))
         and all(value is None or isinstance(value, (int, float)) for value in item[1:])
     )
 
 
-def _is_file(item: str | Path) -> bool:
+def _is_file(item: str | os.PathLike[str]) -> bool:
     try:
         return Path(item).expanduser().is_file()
     except (OSError, ValueError, RuntimeError):  # a text that can be no path
@@ -114,12 +115,12 @@ def _is_key(item: Any) -> bool:
 
 
 def _one(item: Any, modality: str) -> Iterator[Entry]:
-    if isinstance(item, (str, Path)) and (modality != "text" or _is_file(item)):
+    if isinstance(item, (str, os.PathLike)) and (modality != "text" or _is_file(item)):
         path = Path(item).expanduser()
         if path.exists():  # a folder or a table too
             yield from from_paths([path], modality)
         else:  # it may be the id of a row
-            yield Item(str(item), path), WHOLE
+            yield Item(os.fspath(item), path), WHOLE
     elif _is_segment(item):
         path, start, end = item
         if modality not in ("audio", "video"):

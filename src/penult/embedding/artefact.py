@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -28,12 +29,12 @@ class Kept:
     space: Space | None
 
 
-def is_embedder(spec: str | Path) -> bool:
+def is_embedder(spec: str | os.PathLike[str]) -> bool:
     """Whether a folder is a saved embedder."""
     return (Path(spec).expanduser() / FILE).is_file()
 
 
-def check_target(folder: str | Path) -> Path:
+def check_target(folder: str | os.PathLike[str]) -> Path:
     """Where an embedder is to be saved; asked before long work too.
 
     Raises:
@@ -48,7 +49,7 @@ def check_target(folder: str | Path) -> Path:
 
 
 def write(
-    folder: str | Path,
+    folder: str | os.PathLike[str],
     description: Mapping[str, Any],
     space: Space | None,
     parts: Callable[[Path], None],

@@ -5,6 +5,7 @@ Knows items and how to open them, and no store.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -62,7 +63,7 @@ class Embedder:
         engine: str = TORCH,
         precision: str = EXACT,
         saved: Mapping[str, Any] | None = None,
-        folder: Path | None = None,
+        folder: str | os.PathLike[str] | None = None,
         trust: bool = False,
         space: Space | None = None,
     ) -> None:
@@ -82,7 +83,8 @@ class Embedder:
                 f"a space of {space.dim} numbers does not fit vectors of {self.dim}; fit it to "
                 "vectors of this embedder"
             )
-        self._saved, self._folder, self._trust = dict(saved or {}), folder, trust
+        self._saved, self._trust = dict(saved or {}), trust
+        self._folder = None if folder is None else Path(folder)
         readings = [
             Reading(one, how, None if pool_over == "all" else self._entry(one))
             for one, how in zip(self.taps, self.poolings, strict=True)
@@ -284,7 +286,7 @@ class Embedder:
         finally:
             self.runner.logits = True
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | os.PathLike[str]) -> Path:
         """Save the classifier and the reading; `Embedder.load` opens them again.
 
         Written aside and renamed, so that a folder of that name is whole or absent.
@@ -321,7 +323,7 @@ class Embedder:
     @classmethod
     def load(
         cls,
-        folder: str | Path,
+        folder: str | os.PathLike[str],
         *,
         device: str = "auto",
         trust: bool = False,
@@ -382,7 +384,7 @@ def _numbered(entries: Iterable[Any], layout: Layout, classifier: Classifier) ->
 
 
 def open_embedder(
-    spec: str | Path,
+    spec: str | os.PathLike[str],
     tap: str | None = None,
     pooling: str | None = None,
     *,

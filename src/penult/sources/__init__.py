@@ -85,7 +85,7 @@ class Source:
 
 
 def from_paths(
-    paths: Sequence[str | Path] | str | Path,
+    paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     modality: str,
     channel: int | Literal["each"] | None = None,
     stdin: TextIO | None = None,
@@ -102,7 +102,7 @@ def from_paths(
         SourceError: no such path, a folder without a fitting file, a table that cannot be used.
     """
     _check_channel(channel, modality)
-    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     if not paths:
         raise SourceError("no path was given; give files, folders, tables, or - for a list")
     texts = [os.fspath(path) for path in paths]
@@ -158,7 +158,7 @@ def from_objects(
         SourceError: an object of another kind, or as `from_paths`.
     """
     _check_channel(channel, modality)
-    if isinstance(objects, Path) or (isinstance(objects, str) and modality != "text"):
+    if isinstance(objects, os.PathLike) or (isinstance(objects, str) and modality != "text"):
         return from_paths([objects], modality, channel)
     things: Iterable[object]
     if _is_one(objects, modality):
@@ -260,7 +260,7 @@ def _again_or_once(things: Iterable[object]) -> Callable[[], Iterator[object]]:
 
 
 def _is_one(thing: object, modality: str) -> bool:
-    if isinstance(thing, (str, bytes, Path)) or _is_picture(thing):
+    if isinstance(thing, (str, bytes, os.PathLike)) or _is_picture(thing):
         return True
     if isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[1], (int, np.integer)):
         return True
@@ -276,7 +276,7 @@ def _is_picture(thing: object) -> bool:
 def _item(thing: Any, modality: str, index: int) -> Item:
     if isinstance(thing, str) and modality == "text":
         return text_item(thing, metadata={"text": thing})
-    if isinstance(thing, (str, Path)):
+    if isinstance(thing, (str, os.PathLike)):
         return file_item(absolute(thing))
     if isinstance(thing, bytes):
         return Item(sha(thing), thing)

@@ -124,6 +124,6 @@ def local(text: str, base: str = "") -> Path:
     return absolute(Path(base, text))
 
 
-def absolute(path: str | Path) -> Path:
+def absolute(path: str | os.PathLike[str]) -> Path:
     """The path from the root. A link's own name is the item's, wherever it points."""
     return Path(os.path.abspath(path))  # noqa: PTH100

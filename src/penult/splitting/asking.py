@@ -5,8 +5,8 @@ Every complaint is one sentence that says what was received and what would do.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def check_model(model: Any) -> None:
 
 
 def _instead(model: Any) -> str:
-    if isinstance(model, str | bytes | Path):
+    if isinstance(model, str | bytes | os.PathLike):
         return ": open the file first, for example with penult.load"
     if isinstance(model, Mapping):
         return ": weights alone say nothing of how they are used; build the model and load them"

@@ -259,7 +259,11 @@ class Collection:
         return nearest.in_space(self.path, self._items(), asked, k, where, metric, used)
 
     def embedder(
-        self, model: str | None = None, *, device: str = "auto", trust: bool = False
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        trust: bool = False,
     ) -> Embedder:
         """The embedder that the rows are from: opened when it is first needed, and kept as long as
         the collection is the same. model: where it is now, if it is not where it was.
@@ -267,7 +271,8 @@ class Collection:
         Raises:
             FingerprintMismatch: what is there now would give other vectors.
         """
-        return self._embedders.get(self._about(), model, device, trust)
+        place = None if model is None else os.fspath(model)
+        return self._embedders.get(self._about(), place, device, trust)
 
     def build_index(self, min_recall: float = 0.95) -> Index:
         """Makes searches by cosine fast and approximate, if the index is good enough; see

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ Batches = Iterator[pa.RecordBatch]
 
 def export(
     collection: Collection,
-    out_path: str | Path,
+    out_path: str | os.PathLike[str],
     where: str | None = None,
     logits: bool = True,
     *,
@@ -60,7 +61,7 @@ def export(
         return write(asides, collection.manifest, columns, collection.ordered(names, where, _BATCH))
 
 
-def write_csv(out: Path, table: pa.Table) -> None:
+def write_csv(out: str | os.PathLike[str], table: pa.Table) -> None:
     """Writes a table as a CSV, which appears when it is complete, in place of an older one.
 
     Raises:
@@ -68,6 +69,7 @@ def write_csv(out: Path, table: pa.Table) -> None:
     """
     import pyarrow.csv as pc
 
+    out = Path(out)
     with store_errors(out), _asides([out]) as asides:
         pc.write_csv(table, asides[0])
 

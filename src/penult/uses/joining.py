@@ -4,6 +4,7 @@ collection.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Features:
         return np.asarray(np.isfinite(self.values).all(axis=1))
 
 
-def joined(table: Path, ids: Sequence[str], regions: Sequence[str]) -> Features:
+def joined(table: str | os.PathLike[str], ids: Sequence[str], regions: Sequence[str]) -> Features:
     """The numeric columns of a CSV for these rows, found by its column `id` or `path` (paths as in
     other tables: relative ones start at the table's folder), and by `region` if it has one.
 
@@ -40,6 +41,7 @@ def joined(table: Path, ids: Sequence[str], regions: Sequence[str]) -> Features:
     import pyarrow as pa
     import pyarrow.csv as pc
 
+    table = Path(table)
     try:
         read = pc.read_csv(table)
     except (OSError, pa.ArrowException) as error:

@@ -5,6 +5,7 @@ no collection.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,15 @@ SUFFIXES = (".skops", ".onnx")
 _OPSET = 17
 
 
-def check_suffix(path: Path) -> None:
+def check_suffix(path: str | os.PathLike[str]) -> None:
     """Raises UsageError if a probe cannot be kept under this name, before anything is trained."""
+    path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"a probe is saved as {' or '.join(SUFFIXES)}, not as {path.name!r}")
     require("skops" if path.suffix == ".skops" else "onnx")
 
 
-def save(path: Path, pipeline: Pipeline, about: Mapping[str, Any]) -> None:
+def save(path: str | os.PathLike[str], pipeline: Pipeline, about: Mapping[str, Any]) -> None:
     """Writes a probe (`penult.uses.probing.trained`) aside and renames it.
 
     about: what it was trained on, kept with it: `pipeline.penult_` (JSON) or the graph's metadata.
@@ -37,6 +39,7 @@ def save(path: Path, pipeline: Pipeline, about: Mapping[str, Any]) -> None:
         UsageError: another suffix. MissingExtra: skops or onnx is not there.
         StoreError: it cannot be written.
     """
+    path = Path(path)
     check_suffix(path)
     if path.suffix == ".skops":
         pipeline.penult_ = json.dumps(about, ensure_ascii=False)
@@ -53,7 +56,7 @@ def save(path: Path, pipeline: Pipeline, about: Mapping[str, Any]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Pipeline:
+def load(path: str | os.PathLike[str]) -> Pipeline:
     """Opens a probe that was saved as .skops; nothing but scikit-learn's own types is read.
 
     Raises:
@@ -61,7 +64,7 @@ def load(path: Path) -> Pipeline:
     """
     skops = require("skops.io")
     try:
-        opened = skops.load(path)
+        opened = skops.load(os.fspath(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # zip, JSON and type errors, each of its own kind
