@@ -129,7 +129,7 @@ def again(collection: Collection, options: argparse.Namespace) -> dict[str, floa
 
         class runner:  # noqa: N801
             @staticmethod
-            def stream(wanted: Any, *_: Any) -> Iterator[Any]:
+            def stream(wanted: Any, *_: Any, **__: Any) -> Iterator[Any]:
                 for one in wanted:
                     assert not isinstance(one, tuple), "not known"
                     yield one

@@ -14,7 +14,7 @@ import penult
 SOURCE = Path(penult.__file__).parent
 # In this order data flows; a package imports from those above it, never from those below.
 LAYERS = (
-    ("base", ("errors", "extras", "regions", "space")),
+    ("base", ("errors", "extras", "locking", "regions", "space")),
     ("source", ("media", "sources")),
     ("split", ("splitting",)),
     ("classifier", ("classifiers",)),

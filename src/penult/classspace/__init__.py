@@ -20,6 +20,7 @@ from penult.classspace.origin import Origin
 from penult.classspace.settings import Settings
 from penult.classspace.teaching import Groups, Named, by_head, by_item, by_row, of_head
 from penult.errors import ItemError, LabelsError, UsageError
+from penult.locking import Guard
 from penult.sources import Failure
 from penult.sources.items import sha
 from penult.sources.layout import Layout
@@ -41,6 +42,7 @@ _NOTHING = Layout()
 
 class ClassSpace:
     """Classes that are taught by examples and live: adding one takes milliseconds and no training.
+    Several threads may share one.
 
     source: an embedder, or a collection, in which examples are kept as marks. space: a recipe of
     `penult.space.fit`, fitted to the collection's rows or else to the examples; `auto` centres
@@ -79,6 +81,7 @@ class ClassSpace:
         groups: Groups,
         space: spaces.Space | None = None,
     ) -> None:
+        self._guard = Guard()  # of the examples, and of what is fitted to them
         self._origin, self.settings = origin, settings
         self._examples, self._groups = examples, groups
         self._fixed = space  # fitted to what is not here: a collection's rows
@@ -123,7 +126,8 @@ class ClassSpace:
         if not found:
             raise LabelsError(f"class {name!r} was given no example; give files, rows or arrays")
         vectors = np.stack(list(found.values()))
-        self._change(self._examples.with_marks(name, list(found), vectors, mark), "teach")
+        with self._guard:
+            self._change(self._examples.with_marks(name, list(found), vectors, mark), "teach")
         return list(found)
 
     def add_vectors(
@@ -140,7 +144,8 @@ class ClassSpace:
         values = np.atleast_2d(np.asarray(vectors, np.float32))
         if keys is None:
             keys = [(f"vector:{sha(row.tobytes())}", "whole") for row in values]
-        self._change(self._examples.with_marks(name, keys, values, mark), "teach")
+        with self._guard:
+            self._change(self._examples.with_marks(name, keys, values, mark), "teach")
 
     def add_named(self, items: Any, by: str, mark: Mark = "yes") -> dict[str, int]:
         """Teach several classes at once; gives how many examples each got. by: where an item's
@@ -172,21 +177,25 @@ class ClassSpace:
             HeadNotFound: not the prelogits, no proof, or no linear head; it says what works.
         """
         head = by_head(self._origin)
-        self._examples = self._examples.with_named(head.names, head.keys, head.vectors)
-        self._taught = None
+        with self._guard:
+            self._examples = self._examples.with_named(head.names, head.keys, head.vectors)
+            self._taught = None
         return list(head.names)
 
     def rename(self, old: str, new: str) -> None:
         """Call a class by another name."""
-        self._change(self._examples.renamed(old, new), "rename")
+        with self._guard:
+            self._change(self._examples.renamed(old, new), "rename")
 
     def merge(self, names: Sequence[str], into: str) -> None:
         """Make one class of several."""
-        self._change(self._examples.merged(names, into), "merge")
+        with self._guard:
+            self._change(self._examples.merged(names, into), "merge")
 
     def remove(self, name: str, items: Iterable[Key] | None = None) -> None:
         """Forget a class, or its marks of some examples (id, region)."""
-        self._change(self._examples.without(name, items), "remove")
+        with self._guard:
+            self._change(self._examples.without(name, items), "remove")
 
     # ---- asking
 
@@ -211,21 +220,23 @@ class ClassSpace:
     def taught(self) -> Taught:
         """What is fitted to the examples: the method that was chosen, its cross-validated
         accuracy, what probabilities and thresholds rest on."""
-        if self._taught is None:
-            self._taught = fitting.taught_of(
-                self._origin, self.settings, self._examples, self.space, self._named_groups()
-            )
-        return self._taught
+        with self._guard:
+            if self._taught is None:
+                self._taught = fitting.taught_of(
+                    self._origin, self.settings, self._examples, self.space, self._named_groups()
+                )
+            return self._taught
 
     @property
     def space(self) -> spaces.Space:
         """The fitted space: to the rows of the collection, or else to the examples."""
-        if self._fixed is not None:
-            return self._fixed
-        space = fitting.space_of(self._origin, self.settings.space, self._examples)
-        if self.collection is not None:
-            self._fixed = space
-        return space
+        with self._guard:
+            if self._fixed is not None:
+                return self._fixed
+            space = fitting.space_of(self._origin, self.settings.space, self._examples)
+            if self.collection is not None:
+                self._fixed = space
+            return space
 
     def predict(
         self,
@@ -298,14 +309,15 @@ class ClassSpace:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one small file that needs no collection: raw examples, marks, space, settings."""
-        saved = keeping.saved(
-            self._origin,
-            self.settings,
-            self._examples,
-            self.space,
-            self._named_groups(),
-            self._fixed is None,
-        )
+        with self._guard:  # examples, and the space that is fitted to these
+            saved = keeping.saved(
+                self._origin,
+                self.settings,
+                self._examples,
+                self.space,
+                self._named_groups(),
+                self._fixed is None,
+            )
         return classfile.write(path, saved)
 
     @classmethod
@@ -342,8 +354,9 @@ class ClassSpace:
         return self._groups.of(self._origin, self._examples.keys)
 
     def _add(self, named: Named, mark: str, by: str) -> dict[str, int]:
-        changed = self._examples.with_named(named.names, named.keys, named.vectors, mark)
-        self._change(changed, f"teach --from {by}")
+        with self._guard:
+            changed = self._examples.with_named(named.names, named.keys, named.vectors, mark)
+            self._change(changed, f"teach --from {by}")
         return named.counts
 
     def _change(self, changed: Examples, source: str) -> None:

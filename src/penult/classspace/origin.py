@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from penult.classspace.gathering import Vectors, embedded, from_rows
 from penult.errors import FingerprintMismatch, LabelsError, UsageError
+from penult.locking import Guard
 from penult.sources import Entry
 from penult.store.collection import Collection
 from penult.store.folder import Manifest
@@ -28,6 +29,7 @@ class Origin:
         embedder: Embedder | None = None,
     ) -> None:
         self.manifest, self.collection, self._embedder = manifest, collection, embedder
+        self._guard = Guard()
         self._opener: Callable[[], Embedder] = lambda: (
             embedder_of(manifest) if collection is None else collection.embedder()
         )
@@ -55,10 +57,11 @@ class Origin:
     @property
     def embedder(self) -> Embedder:
         """What makes vectors of items; opened when it is first needed."""
-        if self._embedder is None:
-            self.use(self._opener())
-        assert self._embedder is not None
-        return self._embedder
+        with self._guard:
+            if self._embedder is None:
+                self.use(self._opener())
+            assert self._embedder is not None
+            return self._embedder
 
     def opens(self, opener: Callable[[], Embedder]) -> None:
         """Open the embedder this way, once it is needed."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from penult.engines.graphs import Graphs
 from penult.engines.law import Law, find_law
 from penult.engines.ways import AUTO, TORCH
 from penult.errors import ModelError, SpaceError, UsageError
+from penult.locking import Guard, Once
 from penult.media import audio, video
 from penult.sources import from_objects
 from penult.sources.layout import Layout
@@ -50,6 +51,7 @@ class Embedder:
     """A classifier and one reading (tap and pooling) of it, or several whose vectors are joined.
 
     space: what `run` and `embed` apply to the joined vectors; a collection keeps them as they are.
+    Several threads may share one.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Embedder:
         trust: bool = False,
         space: Space | None = None,
     ) -> None:
+        self._guard = Guard()
         self.classifier = classifier
         self.taps = (tap,) if isinstance(tap, Tap) else tuple(tap)
         self.poolings = poolings_for(self.taps, pooling)
@@ -89,7 +92,7 @@ class Embedder:
             Reading(one, how, None if pool_over == "all" else self._entry(one))
             for one, how in zip(self.taps, self.poolings, strict=True)
         ]
-        self.runner = Runner(classifier, readings, self.device, lambda: self.batching)
+        self.runner = Runner(classifier, readings, self.device, lambda: self.law)
         self._plain = self.runner.engine
         self.choice: Choice | None = None
         self.proved_on: list[str] = list(self._saved.get("proved_on", []))
@@ -142,12 +145,12 @@ class Embedder:
             pooled_width(how, one.width) for one, how in zip(self.taps, self.poolings, strict=True)
         )
 
-    @cached_property
+    @Once
     def anatomy(self) -> Anatomy:
         """The classifier's parts, measured once."""
         return anatomy_of(self.classifier)
 
-    @cached_property
+    @Once
     def fingerprint(self) -> dict[str, str]:
         """What makes two vectors comparable, field by field."""
         reader = {"audio": audio.RESAMPLER, "video": video.SAMPLING}
@@ -160,7 +163,7 @@ class Embedder:
             "recipe": RECIPE,
         }
 
-    @cached_property
+    @Once
     def certificate(self) -> Certificate:
         """The proof of the head, measured once and saved with the embedder."""
         saved = self._saved.get("certificate")
@@ -170,9 +173,11 @@ class Embedder:
         """Prove the head on the first real items instead of a synthetic one; a saved proof stays,
         and costs nothing. `proved_on` names them."""
         if not self._saved.get("certificate"):
-            self.certificate, self.proved_on = certify_on(self.runner, pairs, decoding)
+            proved = certify_on(self.runner, pairs, decoding)
+            with self._guard:
+                self.certificate, self.proved_on = proved
 
-    @cached_property
+    @Once
     def law(self) -> Law:
         """How items may share a pass of torch in fp32; measured once, saved with the embedder."""
         saved = self._saved.get("batching")
@@ -198,7 +203,7 @@ class Embedder:
         plain = self.engine == TORCH and self.precision == EXACT
         return plain or self.choice is not None or self.classifier.engine != TORCH
 
-    @cached_property
+    @Once
     def graphs(self) -> Graphs:
         """Where recorded graphs of this classifier are kept."""
         return graphs_of(self.classifier, self._folder)
@@ -208,21 +213,30 @@ class Embedder:
         source: Iterable[Any],
         layout: Layout = Layout(),
         decoding: Decoding = Decoding(),
+        engine: str | None = None,
     ) -> Choice | None:
         """Take the engine for a run over these items, measured on the first of them; what was
         taken, or None where there is no choice. An embedder settles once.
 
-        source: can be iterated again.
+        source: can be iterated again. engine: another one than the embedder was made with.
 
         Raises:
             EngineError: the engine that was asked for cannot run this model at this precision.
             MissingExtra: it is not installed.
         """
-        if self.settled:
-            return self.choice
+        with self._guard:
+            engine = engine or self.engine
+            if self.settled or (engine == TORCH and self.precision == EXACT):
+                return self.choice
+            # On an accelerator torch is the one engine.
+            if self.device != "cpu" and engine == AUTO:
+                engine = TORCH
+            return self._settle(engine, source, layout, decoding)
+
+    def _settle(
+        self, engine: str, source: Iterable[Any], layout: Layout, decoding: Decoding
+    ) -> Choice:
         readings = self.runner.readings
-        # On an accelerator torch is the one engine.
-        engine = self.engine if self.device == "cpu" or self.engine != AUTO else TORCH
         found = sample(self.runner, source, layout, self.precision, decoding)
         question = Question(
             classifier=self.classifier,
@@ -234,10 +248,12 @@ class Embedder:
             items=found.items,
             total=found.total,
         )
-        self.choice, opened = choose(question, engine, self.precision)
-        law = lambda: self.batching  # noqa: E731
-        self.runner = Runner(self.classifier, readings, self.device, law, opened)
-        return self.choice
+        choice, opened = choose(question, engine, self.precision)
+        # A run that is under way goes on with the runner that it has. The choice comes last:
+        # whoever sees it finds its runner.
+        self.runner = Runner(self.classifier, readings, self.device, lambda: choice.law, opened)
+        self.choice = choice
+        return choice
 
     @property
     def fingerprint_id(self) -> str:
@@ -263,28 +279,41 @@ class Embedder:
         tile, overlap: pixels; one row for each box of an image. alone: one item in each pass; in a
         batch an item's values differ by less than 1e-5, relative, from those.
         """
-        layout = Layout(window, hop, tile, overlap)
+        return self._run(items, on_error, Layout(window, hop, tile, overlap), alone)
+
+    def _run(
+        self,
+        items: Any,
+        on_error: Literal["raise", "skip"],
+        layout: Layout,
+        alone: bool,
+        logits: bool = True,
+    ) -> Result:
         if not self.settled and isinstance(items, Iterator):
             items = list(items)  # the first of them are looked at twice
         entries = from_objects(items, self.classifier.modality)
         self.settle(entries, layout)
         numbered = _numbered(entries, layout, self.classifier)
-        with closing(self.runner.stream(numbered, alone=alone)) as outcomes:
+        with closing(self.runner.stream(numbered, alone=alone, logits=logits)) as outcomes:
             found = gathered(outcomes, self.classifier.labels, on_error)
         vectors = found.vectors if len(found.ids) else found.vectors.reshape(0, self.dim)
         return replace(found, vectors=vectors if self.space is None else self.space(vectors))
 
-    def embed(self, items: Any, *, logits: bool = True, **cut: Any) -> FloatArray:
+    def embed(
+        self,
+        items: Any,
+        on_error: Literal["raise", "skip"] = "raise",
+        *,
+        logits: bool = True,
+        alone: bool = False,
+        **cut: Any,
+    ) -> FloatArray:
         """`run(items, …).vectors`, (n, d) float32; in the embedder's space, if it has one.
 
         logits: False lets a forward pass in torch end behind the tap, which at a middle layer is
-        half of the work.
+        half of the work. cut: window, hop, tile, overlap, as in `run`.
         """
-        self.runner.logits = logits
-        try:
-            return self.run(items, **cut).vectors
-        finally:
-            self.runner.logits = True
+        return self._run(items, on_error, Layout(**cut), alone, logits).vectors
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Save the classifier and the reading; `Embedder.load` opens them again.
@@ -303,6 +332,8 @@ class Embedder:
         return artefact.write(folder, self._description(), self.space, parts)
 
     def _description(self) -> dict[str, Any]:
+        with self._guard:
+            certificate, proved_on = self.certificate, self.proved_on
         return {
             "format": 1,
             "source": self.classifier.spec,
@@ -311,8 +342,8 @@ class Embedder:
             "pooling": self.pooling,
             "pool_over": self.pool_over,
             "fingerprint": self.fingerprint,
-            "certificate": self.certificate.to_dict(),
-            "proved_on": self.proved_on,
+            "certificate": certificate.to_dict(),
+            "proved_on": proved_on,
             "batching": self.law.to_dict(),
             "precision": self.precision,
             "engine": self.engine,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from penult.errors import (
     UsageError,
     first_line,
 )
+from penult.locking import Guard, Once
 from penult.regions import Region
 from penult.sources import Failure, Item
 
@@ -76,6 +77,50 @@ class Outcome:
         return one
 
 
+class Stopwatch:
+    """Seconds that each part of one run took, whoever else was at work meanwhile: `decode` (of all
+    workers), `prepare`, `model`, `wait` (of an engine that had nothing to run), `write`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._guard = Guard()
+
+    def add(self, part: str, seconds: float) -> None:
+        """Some more of a part; also from several threads at once."""
+        with self._guard:
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds what the block takes."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(part, time.perf_counter() - began)
+
+    @contextmanager
+    def waits(self, engines: int) -> Iterator[None]:
+        """Adds the time of these engines in which none of them worked."""
+        began, before = time.perf_counter(), self.seconds.get("model", 0.0)
+        try:
+            yield
+        finally:
+            whole = (time.perf_counter() - began) * engines
+            self.add("wait", max(0.0, whole - (self.seconds.get("model", 0.0) - before)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What belongs to one run and to no other. logits: whether they are wanted. left: set once
+    nobody wants the results any more."""
+
+    planner: Planner
+    logits: bool
+    watch: Stopwatch
+    left: threading.Event
+
+
 def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str) -> Engine:
     """What runs the classifier: torch for its module, ONNX Runtime for its graph."""
     if classifier.engine == "torch":
@@ -108,6 +153,8 @@ def device_of(classifier: Classifier, wanted: str = "auto") -> str:
 class Runner:
     """Runs regions through a classifier, in batches that no region can tell from being alone.
 
+    Several threads may share one: what is asked of a run is that run's, and a run that is under way
+    keeps the budget that it has.
     device: where; several of them, with commas between, share the batches.
     law: how regions may share a batch, asked for once there are two; without one, each runs alone.
     """
@@ -122,16 +169,14 @@ class Runner:
     ) -> None:
         self.classifier = classifier
         self.readings = list(readings)
-        self.logits = True  # whether they are wanted
         self._devices = device.split(",")
         self.engine = engine or open_engine(classifier, readings, self._devices[0])
-        self.seconds: dict[str, float] = {}
-        self._clock = threading.Lock()
         self._law = law
+        self._guard = Guard()
         times = 1 if self._devices[0] == "cpu" else ACCELERATED[classifier.modality]
         self.budget = BUDGETS[classifier.modality] * times
 
-    @cached_property
+    @Once
     def engines(self) -> list[Engine]:
         """The engine, and one more for each further device, with its own copy of the model."""
         if len(self._devices) == 1:
@@ -148,27 +193,30 @@ class Runner:
         pairs: Iterable[tuple[Item, Region] | Any],
         decoding: Decoding = Decoding(),
         alone: bool = False,
+        logits: bool = True,
+        watch: Stopwatch | None = None,
     ) -> Generator[Outcome | Failure | Any, None, None]:
         """Run regions; results come in the order of the regions, and a region that fails is handed
         on as a Failure. What is no pair comes out as it went in, in its place.
 
         Some regions are read ahead, so that there are equal lengths to make batches of. alone: one
-        region in each forward pass.
+        region in each forward pass. logits: False lets an engine stop behind the last reading, and
+        the outcomes have none. watch: keeps the seconds of this run.
         """
-        planner = Planner(self.budget)
+        planner, watch = Planner(self.budget), watch or Stopwatch()
         waiting, order = Waiting(planner, Law if alone else self._law), InOrder()
-        left = threading.Event()
+        about = _Run(planner, logits, watch, threading.Event())
 
         def run(meanwhile: bool = True) -> None:
             batch = waiting.take()
             size = sum(ready.size for ready in batch.values())
-            work = partial(self._run, ready=batch, planner=planner, left=left)
+            work = partial(self._run, ready=batch, run=about)
             for results in engines.give(work, size, meanwhile):
                 order.put(results)
 
         with (
-            closing(self.prepare(pairs, decoding)) as prepared,
-            self._waited(),
+            closing(self.prepare(pairs, decoding, watch)) as prepared,
+            watch.waits(len(self.engines)),
             fleet(self.engines, planner.hold) as engines,
         ):
             try:
@@ -191,53 +239,34 @@ class Runner:
                     order.put(results)
                 yield from order.take()
             finally:
-                left.set()
+                about.left.set()
 
     def prepare(
-        self, pairs: Iterable[tuple[Item, Region] | Any], decoding: Decoding = Decoding()
+        self,
+        pairs: Iterable[tuple[Item, Region] | Any],
+        decoding: Decoding = Decoding(),
+        watch: Stopwatch | None = None,
     ) -> Generator[Ready | Failure | Any, None, None]:
         """Regions opened and prepared for the model; what is no pair comes out as it went in."""
-        with self.preparing(decoding) as prepare:
+        with self.preparing(decoding, watch) as prepare:
             yield from prepare(pairs)
 
     @contextmanager
-    def preparing(self, decoding: Decoding) -> Iterator[Callable[[Iterable[Any]], Iterator[Any]]]:
+    def preparing(
+        self, decoding: Decoding, watch: Stopwatch | None = None
+    ) -> Iterator[Callable[[Iterable[Any]], Iterator[Any]]]:
         """`prepare` with the same worker processes for several calls, each used up."""
-        about = self.classifier
+        about, prepared = self.classifier, partial(self._prepared, watch or Stopwatch())
         wanted = Wanted(about.modality, about.rate, about.frames, decoding.max_seconds)
         with Decoders(wanted, decoding) as decoders:
-            yield lambda pairs: map(self._prepared, decoders.open_regions(pairs))
+            yield lambda pairs: map(prepared, decoders.open_regions(pairs))
 
-    @contextmanager
-    def spent(self, what: str) -> Iterator[None]:
-        """Adds to the seconds that something took, whoever else was at work meanwhile: `decode`
-        (of all workers), `prepare`, `model`, `wait` (of an engine that had nothing to run)."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._add(what, time.perf_counter() - began)
-
-    @contextmanager
-    def _waited(self) -> Iterator[None]:
-        """What engines did not work of the time that this took was waiting."""
-        began, before = time.perf_counter(), self.seconds.get("model", 0.0)
-        try:
-            yield
-        finally:
-            whole = (time.perf_counter() - began) * len(self.engines)
-            self._add("wait", max(0.0, whole - (self.seconds.get("model", 0.0) - before)))
-
-    def _add(self, what: str, seconds: float) -> None:
-        with self._clock:
-            self.seconds[what] = self.seconds.get(what, 0.0) + seconds
-
-    def _prepared(self, opened: Opened | Any) -> Ready | Failure | Any:
+    def _prepared(self, watch: Stopwatch, opened: Opened | Any) -> Ready | Failure | Any:
         """A region with the model's inputs, or why it has none; what is none, as it is."""
         if not isinstance(opened, Opened):
             return opened
-        self._add("decode", opened.seconds)
-        with self.spent("prepare"):
+        watch.add("decode", opened.seconds)
+        with watch.timed("prepare"):
             return self._inputs(opened.item, opened.region, opened.content)
 
     def _inputs(self, item: Item, region: Region, content: Content | ItemError) -> Ready | Failure:
@@ -253,16 +282,16 @@ class Runner:
             return Failure.of(item, region, self._refused(content, error))
 
     def _run(
-        self, engine: Engine, ready: dict[int, Ready], planner: Planner, left: threading.Event
+        self, engine: Engine, ready: dict[int, Ready], run: _Run
     ) -> dict[int, Outcome | Failure]:
         """One forward pass; where it fails, the batch is taken apart until who is at fault fails
-        alone. left: set once nobody wants the results any more."""
-        if left.is_set():
+        alone."""
+        if run.left.is_set():
             return {}
         ids, items = list(ready), list(ready.values())
         try:
-            with self.spent("model"):
-                readout = engine(self.batch(items), self.logits)
+            with run.watch.timed("model"):
+                readout = engine(self.batch(items), run.logits)
         except PenultError:
             raise
         except Exception as error:  # a model may raise anything on an input that it can't take
@@ -273,12 +302,13 @@ class Runner:
                 reason = _too_long(error) if memory else self._refused(items[0].content, error)
                 return {ids[0]: Failure.of(items[0].item, items[0].region, reason)}
             if memory:
-                planner.shrink(len(items) * max(one.size for one in items))
-                self.budget = planner.budget
+                run.planner.shrink(len(items) * max(one.size for one in items))
+                with self._guard:  # for later runs; whatever others find out, it never grows
+                    self.budget = min(self.budget, run.planner.budget)
             parts = [ids[: len(ids) // 2], ids[len(ids) // 2 :]] if memory else [[i] for i in ids]
             found: dict[int, Outcome | Failure] = {}
             for part in parts:
-                found |= self._run(engine, {id: ready[id] for id in part}, planner, left)
+                found |= self._run(engine, {id: ready[id] for id in part}, run)
             return found
         return {id: _outcome(one, readout, row)
                 for row, (id, one) in enumerate(ready.items())}  # fmt: skip
@@ -302,7 +332,7 @@ class Runner:
             )
         return ItemError(f"the model cannot take it: {first_line(error)}")
 
-    @cached_property
+    @Once
     def shortest(self) -> int:
         """The fewest samples that the model takes, measured; 0 if a second is not enough."""
         rate = self.classifier.rate or 0

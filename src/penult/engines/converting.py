@@ -20,10 +20,11 @@ from penult.batches.pooling import pool
 from penult.classifiers.base import Classifier
 from penult.classifiers.quiet import quiet
 from penult.engines.base import FloatArray, Reading, Readout
-from penult.engines.hooks import captured, lock_of
+from penult.engines.hooks import captured
 from penult.engines.law import MASKED_NORMS, Law, probe
 from penult.engines.torch import own_positions, rows_of
 from penult.errors import EngineError
+from penult.locking import lock_of
 from penult.splitting.head import logits_of
 
 LENGTHS = "lengths"  # (B,) valid positions of each item, for norms over these alone
@@ -158,7 +159,8 @@ def reading_key(reading: Reading) -> list[str]:
 
 
 @contextmanager
-def recording() -> Iterator[None]:
-    """Tracing warns of every Python branch; whether one matters is measured on items instead."""
-    with quiet(), torch.no_grad():
+def recording(module: nn.Module) -> Iterator[None]:
+    """While a module's pass is recorded. Tracing warns of every Python branch; whether one matters
+    is measured on items instead."""
+    with lock_of(module), quiet(), torch.no_grad():
         yield

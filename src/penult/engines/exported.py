@@ -69,7 +69,7 @@ def _export(graph: Graph, folder: Path) -> None:
     example = graph.example()
     names = graph.recipe.names
     try:
-        with recording():
+        with recording(graph.cut.model):
             torch.onnx.export(
                 graph.cut,
                 example,

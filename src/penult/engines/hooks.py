@@ -5,12 +5,10 @@ Knows modules and taps; nothing of pooling, batches or engines.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -21,15 +19,6 @@ from penult.splitting.taps import INPUT, Tap
 Place = tuple[str, str]  # a module and a side of it
 
 SHAPES = 3  # of inputs, in which the same count is taken to hold for every shape
-
-
-_LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
-
-
-def lock_of(module: nn.Module) -> threading.Lock:
-    """To be held by who sets hooks and runs the module: two passes at once would catch each
-    other's tensors."""
-    return _LOCKS.setdefault(module, threading.Lock())
 
 
 class Enough(BaseException):

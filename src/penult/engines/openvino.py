@@ -20,6 +20,7 @@ from penult.engines.law import Law
 from penult.engines.quantising import GROUPS, quantise
 from penult.errors import EngineError, first_line
 from penult.extras import require
+from penult.locking import Guard
 
 FILE = "model.xml"
 
@@ -52,6 +53,7 @@ class OpenVinoEngine:
             recorded = file
             asked = ["int8", *asked, versions("nncf")]
             file = graphs.get(asked, lambda aside: quantise(recorded, aside / FILE)) / FILE
+        self._guard = Guard()  # a compiled model has one request, for one pass at a time
         core = openvino.Core()
         settings = {
             **_settings(numbers),
@@ -66,7 +68,8 @@ class OpenVinoEngine:
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments."""
         values = [value.numpy() for value in self._graph.inputs(batch)]
-        found = self._run(values)
+        with self._guard:
+            found = self._run(values)
         return self._graph.readout(batch, [found[i] for i in range(len(self.readings) + 1)])
 
 
@@ -90,7 +93,7 @@ def _record(graph: Graph, folder: Path) -> None:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     try:
-        with recording():
+        with recording(graph.cut.model):
             # Nothing is traced twice to compare: what the graph gives is measured on real items.
             decoder = TorchScriptPythonDecoder(
                 graph.cut,

@@ -20,8 +20,9 @@ from penult.batches.padding import Batch, frame_mask, masked_norms, own_frames
 from penult.batches.pooling import pool
 from penult.classifiers.base import Classifier
 from penult.engines.base import FloatArray, Reading, Readout, as_array, nothing
-from penult.engines.hooks import Calls, Enough, captured, lock_of
+from penult.engines.hooks import Calls, Enough, captured
 from penult.errors import UsageError, first_line
+from penult.locking import lock_of
 from penult.splitting.head import logits_of
 from penult.splitting.taps import Tap
 
@@ -63,8 +64,8 @@ class TorchEngine:
         with self._lock:
             own = own_positions(self._fillings, tensors, batch)
         norms = masked_norms(self._module, batch.lengths or []) if batch.norms else nullcontext()
-        ends = None if logits else self._calls.ends(tensors, taps)
         with self._lock, torch.inference_mode(), self._numbers(), norms:
+            ends = None if logits else self._calls.ends(tensors, taps)
             with captured(self._module, taps, ends) as caught:
                 given = self._pass(tensors)
             if given is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penult.embedding.embedder import Embedder
-from penult.embedding.runner import Outcome
+from penult.embedding.runner import Outcome, Stopwatch
 from penult.embedding.workers import TIME_LIMIT, Decoding
 from penult.errors import DecodeError, ItemError, UsageError
 from penult.ingesting.rows import Known
@@ -74,9 +74,10 @@ def ingest(
     lookup: Lookup,
     options: Options = Options(),
     tick: Tick = lambda embedded, seconds: None,
+    watch: Stopwatch | None = None,
 ) -> Iterator[Step]:
     """Embed what the store does not have yet; `tick` hears of every region, whether it was
-    embedded and how many seconds of media that were.
+    embedded and how many seconds of media that were; `watch` keeps the seconds of the run.
 
     A file whose size and time are unchanged is not read; one whose time is new is hashed, and
     embedded again only if the hash is new. The last step is given even if it is empty.
@@ -88,7 +89,8 @@ def ingest(
     since = time.monotonic()
     try:
         wanted = deciding.wanted(regions)
-        for result in embedder.runner.stream(wanted, options.decoding, options.alone):
+        outcomes = embedder.runner.stream(wanted, options.decoding, options.alone, watch=watch)
+        for result in outcomes:
             rows, seconds = len(gathering.step.rows), gathering.step.seconds
             gathering.take(result)
             step = gathering.step

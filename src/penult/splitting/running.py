@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from penult.errors import HeadNotFound, UsageError, first_line
+from penult.locking import lock_of
 from penult.splitting.head import floats_of, logits_of
 from penult.splitting.trace import Trace, record
 from penult.splitting.variants import Inputs, other_values
@@ -162,7 +163,7 @@ def still(model: nn.Module) -> Iterator[State]:
     """Eval mode without gradients, one caller at a time; everything of the model, and torch's
     random state, is as before afterwards. Gives the state that the model is in by then."""
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with _ALONE:
+    with _ALONE, lock_of(model):
         before = State(model)
         # A frozen TorchScript module has no mode.
         modes = [(m, m.training) for m in model.modules() if hasattr(m, "training")]

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from penult.locking import lock_of
 from penult.splitting.deciding import Listener, decides
 
 
@@ -242,7 +243,7 @@ class _Swapper(_Recorder):  # type: ignore[no-untyped-call]
 @contextmanager
 def _watching(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Keep the recorder's stack of running modules; every hook is gone afterwards."""
-    handles = []
+    handles: list[Any] = []
 
     def enter(name: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -261,16 +262,17 @@ def _watching(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
 
         return hook
 
-    try:
-        for name, child in module.named_modules():
-            if isinstance(child, torch.jit.ScriptModule):
-                continue  # takes no hooks; its operations are seen all the same
-            handles.append(child.register_forward_pre_hook(enter(name), with_kwargs=True))
-            handles.append(child.register_forward_hook(leave(name), with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with lock_of(module):
+        try:
+            for name, child in module.named_modules():
+                if isinstance(child, torch.jit.ScriptModule):
+                    continue  # takes no hooks; its operations are seen all the same
+                handles.append(child.register_forward_pre_hook(enter(name), with_kwargs=True))
+                handles.append(child.register_forward_hook(leave(name), with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 # An operation of a forward pass: its name, its module, and how many such ran before it.

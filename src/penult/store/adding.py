@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from penult.embedding.embedder import Embedder
+from penult.embedding.runner import Stopwatch
 from penult.engines.graphs import versions
 from penult.engines.ways import AUTO, ENGINES, missing
 from penult.errors import TapError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class Summary:
     """What a run did: regions embedded anew, left alone, replaced, failed; of those embedded, how
     many the model did not see the whole of; seconds of media; seconds that each part of the work
-    took, much of it at the same time (see `Runner.spent`); labels taken along; ids whose files are
+    took, much of it at the same time (see `Stopwatch`); labels taken along; ids whose files are
     gone, and how many rows of them were removed; files of other kinds in the folders that were
     given, by their extensions."""
 
@@ -97,11 +98,11 @@ def add(
         summary.run_id = writer.run_id
         try:
             lookup = _lookup(writer, list(columns))
-            embedder.runner.seconds.clear()
-            for step in ingest(embedder, source, lookup, options, tick):
-                with embedder.runner.spent("write"):
+            watch = Stopwatch()
+            for step in ingest(embedder, source, lookup, options, tick, watch):
+                with watch.timed("write"):
                     commit(writer, step, rows, summary)
-            summary.seconds = dict(embedder.runner.seconds)
+            summary.seconds = watch.seconds
         except KeyboardInterrupt:
             writer.finish("stopped", summary.counts())
             raise
@@ -135,15 +136,15 @@ def settle(collection: Collection, embedder: Embedder, source: Source, options: 
     in words, empty where there was no choice."""
     if (ours := collection.manifest) is not None:  # another embedder's vectors need no engine
         check_same(collection.path, ours, replace(ours, fingerprint=embedder.fingerprint))
-    said = ""
+    said, engine = "", None
     if embedder.engine == AUTO and not embedder.settled and ours is not None:
-        engine = ours.engine
-        if engine in ENGINES and not missing(engine):
-            embedder.engine = engine
+        first = ours.engine
+        if first in ENGINES and not missing(first):
+            engine = first
             said = "as the collection's first run: "
-        elif engine in ENGINES:
-            said = f"the collection's first run was in {engine}, and {missing(engine)}; now: "
-    choice = embedder.settle(source, options.layout, options.decoding)
+        elif first in ENGINES:
+            said = f"the collection's first run was in {first}, and {missing(first)}; now: "
+    choice = embedder.settle(source, options.layout, options.decoding, engine)
     return said + choice.words if choice else ""
 
 

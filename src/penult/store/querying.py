@@ -108,11 +108,8 @@ def _embedded(embedder: Embedder, query: str, region: Region) -> npt.NDArray[np.
     pair = next(iter(from_objects([content], embedder.classifier.modality)))
     if isinstance(pair, Failure):
         raise ItemError(pair.message)
-    embedder.runner.logits = False  # a query is not labelled: the pass ends behind the tap
-    try:
-        result = next(embedder.runner.stream([(pair[0], region)]))
-    finally:
-        embedder.runner.logits = True
+    # A query is not labelled: the pass ends behind the tap.
+    result = next(embedder.runner.stream([(pair[0], region)], logits=False))
     if isinstance(result, Failure):
         raise ItemError(result.message)
     vector: npt.NDArray[np.float32] = result.vector
