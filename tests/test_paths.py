@@ -63,7 +63,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
         if not inspect.isclass(thing):
             yield from [(name, thing)] if callable(thing) else []
             continue
-        for method, function in inspect.getmembers(thing, inspect.isroutine):
+        for method, function in inspect.getmembers(thing, _is_method):
             ours = str(getattr(function, "__module__", "")).startswith("penult")
             if ours and (method == "__init__" or not method.startswith("_")):
                 yield f"{name}.{method}", function
@@ -71,6 +71,10 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ == module.__name__ and not name.startswith("_"):
                 yield f"{module.__name__.rpartition('.')[2]}.{name}", function
+
+
+def _is_method(thing: object) -> bool:
+    return inspect.isfunction(thing) or inspect.ismethod(thing)
 
 
 def path_parameters() -> list[str]:
