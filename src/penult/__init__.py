@@ -5,6 +5,7 @@ Nothing heavy is imported before it is used: `import penult` loads neither torch
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from penult.store.collection import Collection
 
 __version__ = "0.1.0"
+
+# Silent until a program, or the command line, says where to: loggers are named after modules.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "ClassSpace",

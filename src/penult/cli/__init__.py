@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -32,8 +33,10 @@ from penult.cli.output import (
     SOME_FAILED,
     STOPPED,
     WRONG_USAGE,
+    LogLevel,
     complain,
     forget_stdout,
+    logged,
 )
 from penult.errors import ItemError, PenultError, UsageError
 
@@ -51,6 +54,9 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def root(
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    log: LogLevel = typer.Option(
+        LogLevel.WARNING, envvar="PENULT_LOG", help="What to show of what happens, on stderr."
+    ),
 ) -> None:
     """Turn any trained classifier into an embedding model, and make the vectors useful.
 
@@ -60,6 +66,7 @@ def root(
 
     Exit codes: 0 done · 1 the work failed · 2 wrong usage · 3 done, but some items failed.
     """
+    logging.getLogger("penult").setLevel(log.upper())
     if version:
         from penult import __version__
 
@@ -100,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     try:
-        return _run(arguments, "--json" in arguments)
+        with logged():
+            return _run(arguments, "--json" in arguments)
     except SystemExit as error:  # typer's and rich's answer to a reader that has stopped
         return error.code if isinstance(error.code, int) else FAILED
     except BrokenPipeError:

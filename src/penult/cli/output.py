@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -105,6 +107,37 @@ def complain(message: str, kind: str, as_json: bool) -> None:
 def say(message: str, as_json: bool = False) -> None:
     """A line about what is being done: to stderr."""
     stderr.print(message, soft_wrap=True)
+
+
+class LogLevel(StrEnum):
+    """How much of what happens on the way is shown."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class _ToStderr(logging.Handler):
+    """Each record as one line on stderr, with nothing in it that moves the cursor."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        source = "note" if record.levelno >= logging.WARNING else record.name
+        stderr.print(f"[bold yellow]{source}[/] {shown(record.getMessage())}", soft_wrap=True)
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Show what is logged under `penult` while a command runs; from warnings on, at first."""
+    logger, handler = logging.getLogger("penult"), _ToStderr()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _plain(value: Any) -> Any:

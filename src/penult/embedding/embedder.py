@@ -5,6 +5,7 @@ Knows items and how to open them, and no store.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -42,6 +43,7 @@ from penult.splitting.anatomy import Anatomy
 from penult.splitting.certificate import Certificate
 from penult.splitting.taps import Tap
 
+log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
 
 RECIPE = "1"  # changes whenever the same settings would give other vectors
@@ -249,6 +251,7 @@ class Embedder:
             total=found.total,
         )
         choice, opened = choose(question, engine, self.precision)
+        log.info("%s", choice.words)
         # A run that is under way goes on with the runner that it has. The choice comes last:
         # whoever sees it finds its runner.
         self.runner = Runner(self.classifier, readings, self.device, lambda: choice.law, opened)

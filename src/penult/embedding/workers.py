@@ -6,6 +6,7 @@ Knows how to ask other processes for what `opening` does; no model.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import queue
@@ -25,6 +26,7 @@ from typing import IO, Any
 from penult.embedding.opening import Opened, Pair, Wanted, open_regions, same_item
 from penult.errors import DecodeError, PenultError
 
+log = logging.getLogger(__name__)
 AHEAD = 8  # items for each worker that are read before the first of them is asked for
 HELD = 64  # decoded regions of a worker that wait for the model
 TIME_LIMIT = 300.0  # seconds that one region may take to decode
@@ -118,6 +120,7 @@ class Decoders:
             answer = worker.receive(self._limit)
             if isinstance(answer, _Gone):
                 lost = DecodeError(answer.words)
+                log.info("%s %s; another worker takes over", item.id, answer.words)
                 yield from (Opened(one, part, lost) for one, part in task.pairs[number:])
                 worker.end()
                 self._workers[task.worker] = again = _Worker(self._wanted)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ from penult.errors import EngineError
 
 FOLDER = "engines"  # inside of a saved embedder
 CHOICE = "choice"
+log = logging.getLogger(__name__)
 
 
 def user_cache() -> Path:
@@ -95,6 +97,7 @@ class Graphs:
                 continue
             try:
                 make(aside)
+                log.info("graph recorded in %s", place / name)
                 with contextlib.suppress(OSError):  # another process was faster
                     aside.rename(place / name)
             finally:

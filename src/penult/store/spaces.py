@@ -5,7 +5,7 @@ Fitting one reads vectors and appends one record; no row is embedded or written 
 
 from __future__ import annotations
 
-import warnings
+import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from penult.teaching.taught import AUTO
 if TYPE_CHECKING:
     from penult.store.collection import Collection
 
+log = logging.getLogger(__name__)
 SAMPLE = 100_000  # rows that a space is fitted on at most
 SEED = 0
 OWN = "embedder"  # the name of the space that the rows' embedder has
@@ -120,7 +121,7 @@ def ready(collection: Collection, name: str) -> tuple[Space, About | None]:
     try:
         _keep(collection, fitted, fitted.recipe, about)
     except StoreError as error:
-        warnings.warn(f"the space {name} was fitted and could not be kept: {error}", stacklevel=2)
+        log.warning("the space %s was fitted and could not be kept: %s", name, error)
     return fitted, about
 
 

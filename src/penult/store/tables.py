@@ -8,10 +8,10 @@ plus 0.12 ms for each fragment (one per commit) that has not been compacted yet.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import cache, lru_cache
@@ -25,6 +25,7 @@ from penult.ingesting.rows import COLUMNS, metadata_types
 from penult.store.folder import store_errors
 
 ITEMS = "items"
+log = logging.getLogger(__name__)
 _TIME = pa.timestamp("us", "UTC")
 
 
@@ -228,8 +229,9 @@ def tidy(table: Any, path: Path, index: str | None = None, ended: bool = True) -
                 data.optimize.optimize_indices(index_names=stale)
             data.cleanup_old_versions(KEEP)
             table.checkout_latest()
+        log.info("%s: compacted %s", path, table.name)
     except StoreError as error:
-        warnings.warn(f"could not be compacted, nothing is lost: {error}", stacklevel=2)
+        log.warning("could not be compacted, nothing is lost: %s", error)
 
 
 def _stale(table: Any, index: str | None, ended: bool) -> list[str]:
