@@ -228,7 +228,7 @@ def test_choose_gives_an_embedder_that_is_saved_and_loaded(tones: Path, tiny: Pa
 
 def test_several_readings_and_a_space(tones: Path, tiny: Path, tmp_path: Path) -> None:
     files = sorted(tones.glob("*.wav"))[:6]
-    clf = penult.load(tiny).origin
+    clf = penult.load(tiny)
     one = Embedder.from_classifier(clf, "layer:1", "max").embed(files)
     two = Embedder.from_classifier(clf, "backbone", "mean+std").embed(files)
     joined = Embedder.from_classifier(clf, "layer:1,backbone", "max,mean+std")

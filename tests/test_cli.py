@@ -12,8 +12,11 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,13 @@ import soundfile
 import penult
 from conftest import RATE, clip
 from penult.cli import output, run
+from penult.extras import EXTRAS
 from penult.store.collection import Collection
 from zoo import CLASSES, save_audio, save_text
 
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))[
+    "project"
+]
 COMMANDS = (
     "inspect classify convert embed search export failures info merge index demo doctor".split()
 )
@@ -140,6 +147,41 @@ def test_doctor() -> None:
     said = ask("doctor", "--json")
     assert said.code == 0 and said.json["packages"]["torch"] and said.json["device"]
     assert "torch" in ask("doctor").out
+
+
+@pytest.mark.parametrize("module", EXTRAS)
+def test_doctor_finds_what_can_be_imported(module: str) -> None:
+    """Whatever its distribution is called: `umap` is brought by umap-learn."""
+    extra, _ = EXTRAS[module]
+    about = ask("doctor", "--json").json["extras"][module]
+    assert about["extra"] == extra
+    assert (about["version"] is not None) == (find_spec(module) is not None)
+    lines = [line.split() for line in ask("doctor").out.splitlines()]
+    (line,) = [line for line in lines if line[:1] == [module]]
+    assert ("not installed" in " ".join(line)) == (find_spec(module) is None)
+    brought = [re.split(r"[<>=]", one)[0] for one in PROJECT["optional-dependencies"][extra]]
+    if about["version"]:
+        assert about["version"] in {version_of(name) for name in (*brought, module)}
+
+
+def test_doctor_knows_every_extra() -> None:
+    about = ask("doctor", "--json").json["extras"]
+    assert {one["extra"] for one in about.values()} | {"all"} == set(
+        PROJECT["optional-dependencies"]
+    )
+
+
+def test_doctor_names_the_extra_of_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(penult.extras, "find_spec", lambda name: None)
+    assert ask("doctor", "--json").json["extras"]["umap"] == {"version": None, "extra": "map"}
+    assert "pip install 'penult[map]'" in ask("doctor").out
+
+
+def version_of(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 # ---- models

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from penult import Embedder, load
 from penult.batches.padding import Batch
-from penult.classifiers import load
-from penult.embedding.embedder import Embedder
 from penult.embedding.proving import tap_of
 from penult.engines.base import EXACT, FAST, PRECISIONS, Reading
 from penult.engines.exported import ExportedEngine

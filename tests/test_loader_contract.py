@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 import penult
 from conftest import clip
-from penult.classifiers import demo_folder, load
-from penult.embedding.embedder import Embedder
+from penult import Embedder
+from penult.classifiers import demo_folder
 from penult.errors import MissingExtra, UsageError
 from penult.splitting.head import logits_of
 from zoo import save_audio, save_image, save_text
@@ -76,7 +77,7 @@ class Opened:
     savable: bool = True
 
     def load(self) -> Any:
-        return load(self.spec, **self.asked)
+        return penult.load(self.spec, **self.asked)
 
 
 def rouse(module: nn.Module) -> nn.Module:
@@ -394,7 +395,7 @@ def test_its_identity_is_that_of_its_weights(name: str, origin: Opened, build: A
 
 
 def test_classify_gives_the_models_own_logits(origin: Opened) -> None:
-    clf = penult.load(origin.spec, **origin.asked)
+    clf = origin.load()
     for item in origin.items:
         logits = clf.classify(item)[0].logits
         expected = origin.raw(clf.preprocess(item).tensors)[0]
@@ -421,6 +422,35 @@ def test_embed_gives_vectors_and_leaves_no_mark(origin: Opened, embedder: Embedd
         assert [marks(part) for part in module.modules()] == before
 
 
+def test_a_run_gives_the_models_own_labels(origin: Opened, embedder: Embedder) -> None:
+    result = embedder.run(origin.items, alone=True)
+    said = embedder.classifier.classify(origin.items)
+    assert result.labels == [one.label for one in said]
+    for row, one in zip(result.logits, said, strict=True):
+        np.testing.assert_allclose(row, one.logits.reshape(-1, len(row)).mean(0), rtol=1e-5)
+
+
+def test_its_vectors_make_a_class_space(origin: Opened, embedder: Embedder, tmp_path: Path) -> None:
+    space = penult.ClassSpace(embedder, space="raw", unknown=0)
+    for name, item in zip("abc", origin.items, strict=True):
+        space.add(name, [item])
+    assert [one.label for one in space.predict(origin.items)] == [*"abc"]
+    if origin.savable:
+        again = penult.ClassSpace.load(space.save(tmp_path / "c.npz"), source=embedder)
+        assert [one.label for one in again.predict(origin.items)] == [*"abc"]
+
+
+def test_what_is_opened_is_a_classifier(origin: Opened) -> None:
+    clf = origin.load()
+    assert isinstance(clf, penult.Classifier)
+    assert repr(clf) == f"Classifier({clf.spec!r}, {len(clf.labels)} classes)"
+    with pytest.warns(DeprecationWarning, match=r"leave \.origin out"):
+        assert clf.origin is clf
+    assert not hasattr(clf, "no_such_name")
+    again = copy.copy(clf)
+    assert type(again) is type(clf) and again.labels == clf.labels and again.classify
+
+
 def marks(part: nn.Module) -> Any:
     return part.training, [*part._forward_hooks], [*part._forward_pre_hooks]
 
@@ -433,6 +463,8 @@ def test_what_is_saved_is_the_same_embedder(
             embedder.save(tmp_path / "emb")
         return
     again = Embedder.load(embedder.save(tmp_path / "emb"))
+    (found,) = again.classifier.classify(origin.items[0])
+    np.testing.assert_array_equal(found.logits, again.run(origin.items[0]).logits[0])
     assert again.fingerprint == embedder.fingerprint
     assert again.classifier.labels == embedder.classifier.labels
     assert again.classifier.kind == embedder.classifier.kind

@@ -316,7 +316,7 @@ def test_a_users_preprocessing(tmp_path: Path) -> None:
     clf = penult.load(path, **asked, labels=list("wxyz"))
     expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": clip(1.0)[None, :6]})[0][0]
     np.testing.assert_allclose(clf.classify(clip(1.0))[0].logits, expected, rtol=1e-5)
-    emb = Embedder.from_classifier(clf.origin, tap="prelogits")
+    emb = Embedder.from_classifier(clf, tap="prelogits")
     again = Embedder.load(emb.save(tmp_path / "emb"))
     assert (again.fingerprint, again.classifier.labels) == (emb.fingerprint, tuple("wxyz"))
     assert penult.load(path, sample_rate=RATE, preprocess=to_row).classify(clip(1.0))
@@ -401,7 +401,7 @@ def test_a_real_keyword_transformer(keywords: tuple[Path, Path, dict[str, Any]])
     assert certificate.ok and certificate.max_error == 0.0
     assert [check.name for check in certificate.checks] == [
         "round trip", "power", "other batch size"]  # fmt: skip
-    result = Embedder.from_classifier(clf.origin, tap="prelogits").run(clips)
+    result = Embedder.from_classifier(clf, tap="prelogits").run(clips)
     x = np.concatenate([clf.preprocess(soundfile.read(c, dtype="float32")[0]).tensors["waveform"]
                         for c in clips])  # fmt: skip
     model = onnx.load(str(path))

@@ -141,7 +141,7 @@ class Sounds:
         model = penult.load(
             f"counted:{name}", checkpoint=self.folder / f"{name}.pt", sample_rate=RATE
         )
-        return penult.Embedder.from_classifier(model.origin)
+        return penult.Embedder.from_classifier(model)
 
     def collection(self, name: str = "Model") -> penult.Collection:
         made = penult.Collection.open(self.into)

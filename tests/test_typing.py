@@ -32,7 +32,7 @@ def opened(model: str | Path) -> tuple[penult.Classifier, list[penult.Prediction
 
 
 def embedded(classifier: penult.Classifier, files: list[Path]) -> Vectors:
-    embedder = penult.Embedder.from_classifier(classifier.origin, tap="layer:2", pooling="mean")
+    embedder = penult.Embedder.from_classifier(classifier, tap="layer:2", pooling="mean")
     result: penult.Result = embedder.run(files, on_error="skip", window=1.0)
     folder: Path = embedder.save("reader")
     again = penult.Embedder.load(folder, device="cpu")

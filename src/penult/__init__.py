@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from penult.errors import PenultError
 
 if TYPE_CHECKING:
-    from penult.api import Classifier, load
-    from penult.classifiers.base import Prediction
+    from penult.api import load
+    from penult.classifiers.base import Classifier, Prediction
     from penult.classspace import ClassSpace
     from penult.embedding.embedder import Embedder
     from penult.embedding.result import Result
@@ -42,7 +42,7 @@ __all__ = [
 
 _HOMES = {
     "ClassSpace": "penult.classspace",
-    "Classifier": "penult.api",
+    "Classifier": "penult.classifiers.base",
     "Collection": "penult.store.collection",
     "Embedder": "penult.embedding.embedder",
     "Prediction": "penult.classifiers.base",

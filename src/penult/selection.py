@@ -11,12 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from penult.api import Classifier
 from penult.choosing import deciding as choosing
 from penult.choosing.deciding import Choice
 from penult.choosing.freely import Free, ranked_freely
 from penult.choosing.material import Material, Setting
-from penult.classifiers import base
+from penult.classifiers.base import Classifier
 from penult.embedding.embedder import Embedder
 from penult.embedding.readings import Read, chains_of, check_memory, name_of, read_all, readings_of
 from penult.engines.base import Reading
@@ -51,7 +50,7 @@ class Selection:
 
 
 def choose(
-    classifier: Classifier | base.Classifier,
+    classifier: Classifier,
     items: Any,
     labels: By = None,
     groups: By = None,
@@ -74,26 +73,25 @@ def choose(
     Raises:
         LabelsError: labels that do not fit the items, or are too few to compare anything.
     """
-    origin = classifier.origin if isinstance(classifier, Classifier) else classifier
-    source = items if isinstance(items, Source) else from_objects(items, origin.modality)
-    more = _source_of(unlabelled, origin.modality)
+    source = items if isinstance(items, Source) else from_objects(items, classifier.modality)
+    more = _source_of(unlabelled, classifier.modality)
     _check_asked(labels, groups, source, more)
-    readings = readings_of(origin)
+    readings = readings_of(classifier)
     totals = [one.total for one in (source, more) if one is not None]
     check_memory(readings, None if None in totals else sum(total or 0 for total in totals))
     tell(f"reading {len(readings)} readings of each item")
-    read = read_all(origin, source, readings, device, tick)
+    read = read_all(classifier, source, readings, device, tick)
     _refuse(read, on_error)
     if labels is None:
-        return _without_labels(origin, read, device)
-    extra = None if more is None else read_all(origin, more, readings, device, tick)
+        return _without_labels(classifier, read, device)
+    extra = None if more is None else read_all(classifier, more, readings, device, tick)
     if extra is not None:
         _refuse(extra, on_error)
     held, material = _material(read, extra, source, labels, groups)
     others = len(read.items) - int(held.sum()) + (len(extra.items) if extra else 0)
     counts = {"labelled": int(held.sum()), "unlabelled": others}
     report = choosing.choose(material, tell)
-    embedder = _embedder(origin, readings, report.setting, material, device)
+    embedder = _embedder(classifier, readings, report.setting, material, device)
     failures = [*read.failures, *(extra.failures if extra else ())]
     return Selection(embedder, report.setting, report, None, counts, failures)
 
@@ -110,11 +108,11 @@ def _check_asked(labels: By, groups: By, source: Source, more: Source | None) ->
     _match(groups, source, "groups")
 
 
-def _without_labels(origin: base.Classifier, read: Read, device: str) -> Selection:
+def _without_labels(classifier: Classifier, read: Read, device: str) -> Selection:
     """The notebook's recipe, and the readings by a measure that needs no labels."""
     free = ranked_freely(dict(zip(map(name_of, read.readings), read.vectors, strict=True)))
     setting = Setting((_baseline(read.readings),))
-    embedder = _embedder(origin, read.readings, setting, None, device)
+    embedder = _embedder(classifier, read.readings, setting, None, device)
     counts = {"labelled": 0, "unlabelled": len(read.items)}
     return Selection(embedder, setting, None, free, counts, list(read.failures))
 
@@ -201,7 +199,7 @@ def _groups(
 
 
 def _embedder(
-    classifier: base.Classifier,
+    classifier: Classifier,
     readings: Sequence[Reading],
     setting: Setting,
     material: Material | None,

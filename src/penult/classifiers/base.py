@@ -1,20 +1,24 @@
 """What every origin of classifiers gives: the module, its preprocessing, its labels, its identity.
 
 A classifier describes and never runs itself: engines run it. It knows nothing of taps, pooling,
-files or collections.
+files or collections; what answers `classify` is handed to it by who joins classifiers and engines.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from penult.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +43,7 @@ class Inputs:
     truncated: float | None = None
 
 
-class Classifier(Protocol):
+class Classifier(ABC):
     """A trained model f that gives K scores for an input, and what it takes to feed it.
 
     spec: what `penult.load` was given. modality: audio, image, video or text.
@@ -60,23 +64,30 @@ class Classifier(Protocol):
     engine: str
     reopen: dict[str, Any]
 
-    @property
-    def module(self) -> nn.Module:
-        """The torch module.
+    # What gives `classify` its predictions; whoever joins classifiers and engines sets it.
+    _answer: Callable[[Classifier, Any, str, str], list[Prediction]] | None = None
 
-        Raises:
-            UsageError: it has none.
-        """
+    if TYPE_CHECKING:  # fields of some classifiers, properties of others
+
+        @property
+        def module(self) -> nn.Module:
+            """The torch module.
+
+            Raises:
+                UsageError: it has none.
+            """
+
+        @property
+        def output(self) -> str | int | None:
+            """Which of several outputs holds the logits, where the model does not say it."""
 
     @property
-    def output(self) -> str | int | None:
-        """Which of several outputs holds the logits, where the model does not say it itself."""
-
-    @property
+    @abstractmethod
     def holds(self) -> float | None:
         """Seconds of sound that an input of fixed length holds; None if it is as long as the
         clip."""
 
+    @abstractmethod
     def preprocess(self, content: Any) -> Inputs:
         """Decoded content (samples, image, frames or text) → what the model's forward takes.
 
@@ -84,17 +95,56 @@ class Classifier(Protocol):
             ItemError: the content cannot be prepared.
         """
 
+    @abstractmethod
     def example(self, seed: int = 0) -> Inputs:
         """A short synthetic input of the model's own kind, the same for the same seed."""
 
+    @abstractmethod
     def identity(self) -> dict[str, str]:
         """The classifier's fields of the fingerprint: `weights` and `preprocessing`."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Facts for people and for `runs`: origin, class, revision, parameters, versions."""
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write everything that `penult.load(folder)` needs to open it again."""
+
+    def classify(
+        self, items: Any, on_error: Literal["raise", "skip"] = "raise", device: str = "auto"
+    ) -> list[Prediction]:
+        """The classifier's own answer for each item; `logits` are exactly what the model returns.
+
+        items: paths, folders, tables, arrays (n,) at the model's rate or (array, rate), bytes,
+        images or texts; one of them or many. `skip` leaves out the items that fail.
+
+        Raises:
+            ItemError: an item failed.
+            UsageError: the classifier was opened by a loader alone.
+        """
+        if self._answer is None:
+            raise UsageError(
+                f"{self!r} was opened by a loader alone, which runs no model; penult.load opens "
+                "one that classifies"
+            )
+        return self._answer(self, items, on_error, device)
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.spec!r}, {len(self.labels)} classes)"
+
+    if not TYPE_CHECKING:  # else every name would be known
+
+        def __getattr__(self, name: str) -> Any:
+            """`origin`, for one version more: what `penult.load` gives was once wrapped."""
+            if name != "origin":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            warnings.warn(
+                "classifier.origin is the classifier itself: leave .origin out",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return self
 
 
 @dataclass(frozen=True, slots=True)

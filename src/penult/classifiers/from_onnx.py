@@ -23,6 +23,7 @@ from penult.classifiers.asked import Asked, Prepare, label_names, preparation
 from penult.classifiers.base import (
     MULTI_LABEL,
     SINGLE_LABEL,
+    Classifier,
     Inputs,
     complete_labels,
     digest,
@@ -43,8 +44,8 @@ _LENGTHS = {"audio": 16_000, "image": 224, "video": 16, "text": 8}
 _NAMES = ("labels", "label_names", "class_names", "classes", "names", "id2label")
 
 
-@dataclass
-class OnnxClassifier:
+@dataclass(eq=False, repr=False)
+class OnnxClassifier(Classifier):
     """An ONNX graph and what it takes to feed it; see `penult.classifiers.base.Classifier`.
 
     logits: the tensor with one number per class. output: what the file returns of it. length: the

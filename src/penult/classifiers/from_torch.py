@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from penult.classifiers.asked import Asked, Prepare, imported, label_names, preparation
 from penult.classifiers.base import (
     SINGLE_LABEL,
+    Classifier,
     Inputs,
     complete_labels,
     digest,
@@ -36,8 +37,8 @@ FILE = "classifier.json"
 WEIGHTS = "model.safetensors"
 
 
-@dataclass
-class ModuleClassifier:
+@dataclass(eq=False, repr=False)
+class ModuleClassifier(Classifier):
     """A torch module and what it takes to feed it; see `penult.classifiers.base.Classifier`."""
 
     spec: str

@@ -21,6 +21,7 @@ from penult.classifiers.base import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
+    Classifier,
     Inputs,
     complete_labels,
     weights_digest,
@@ -60,8 +61,8 @@ WEIGHTS = (
 SIDE_FILES = {".json", ".txt", ".model", ".py"}  # settings, vocabularies, and code if there is any
 
 
-@dataclass
-class TransformersClassifier:
+@dataclass(eq=False, repr=False)
+class TransformersClassifier(Classifier):
     """A classifier of transformers; see `penult.classifiers.base.Classifier`."""
 
     spec: str

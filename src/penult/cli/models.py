@@ -38,8 +38,8 @@ def classify(
     asked: Asked = NOTHING,
 ) -> None:
     """Ask the classifier itself: logits, class id, label and probability of every item."""
-    from penult.api import prediction_of
     from penult.classifiers import load
+    from penult.embedding.result import prediction_of
     from penult.embedding.runner import Outcome, Runner, device_of
 
     source = items_of(model, asked, paths, channel)

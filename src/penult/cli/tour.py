@@ -202,21 +202,14 @@ def _map(
 def doctor(json: Json = False) -> None:
     """Say what is installed, what is missing, and which device would be used."""
     import platform
-    from importlib.metadata import PackageNotFoundError, version
 
     from penult import __version__
     from penult.engines.torch import pick_device
-    from penult.extras import EXTRAS
+    from penult.extras import EXTRAS, installed
 
-    def found(name: str) -> str | None:
-        try:
-            return version({"sklearn": "scikit-learn"}.get(name, name))
-        except PackageNotFoundError:
-            return None
-
-    needed = ("torch", "transformers", "numpy", "lancedb", "soundfile", "soxr", "pillow")
-    packages = {name: found(name) for name in needed}
-    extras = {name: (found(name), extra, what) for name, (extra, what) in EXTRAS.items()}
+    needed = ("torch", "transformers", "numpy", "lancedb", "soundfile", "soxr")
+    packages = {name: installed(name) for name in needed} | {"pillow": installed("PIL")}
+    extras = {name: (installed(name), extra, what) for name, (extra, what) in EXTRAS.items()}
     if json:
         emit(
             {

@@ -23,7 +23,7 @@ from penult.classifiers.base import Classifier, digest
 from penult.embedding import artefact
 from penult.embedding.asked import entry_for, poolings_for
 from penult.embedding.proving import anatomy_of, certify, certify_on, taps_of
-from penult.embedding.result import Result, gathered
+from penult.embedding.result import Result, answering, gathered
 from penult.embedding.runner import Runner, device_of
 from penult.embedding.settling import graphs_of, require_engine, sample
 from penult.embedding.workers import Decoding
@@ -72,7 +72,7 @@ class Embedder:
         space: Space | None = None,
     ) -> None:
         self._guard = Guard()
-        self.classifier = classifier
+        self.classifier = answering(classifier)
         self.taps = (tap,) if isinstance(tap, Tap) else tuple(tap)
         self.poolings = poolings_for(self.taps, pooling)
         self.tap = replace(self.taps[0], name=",".join(one.name for one in self.taps))

@@ -1,4 +1,5 @@
-"""What a run of an embedder gives: rows in the order of the items, and what failed."""
+"""What a run gives: an embedder's rows in the order of the items, a classifier's predictions, and
+what failed."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from penult.embedding.runner import Outcome
+from penult.classifiers.base import Classifier, Prediction, predict
+from penult.embedding.runner import Outcome, Runner, device_of
 from penult.engines.base import FloatArray
 from penult.errors import ItemError
 from penult.regions import Region
-from penult.sources import Failure
+from penult.sources import Failure, from_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +70,30 @@ def gathered(
         item_index=np.array(index, np.int64),
         failures=failures,
     )
+
+
+def prediction_of(classifier: Classifier, outcome: Outcome) -> Prediction:
+    """A region's logits as a Prediction."""
+    return predict(
+        classifier.kind, classifier.labels, outcome.logits, outcome.item.id, outcome.region.key
+    )
+
+
+def predictions_of(
+    classifier: Classifier, items: Any, on_error: str, device: str
+) -> list[Prediction]:
+    """See `Classifier.classify`."""
+    runner = Runner(classifier, [], device_of(classifier, device))
+    predictions = []
+    for outcome in runner.stream(from_objects(items, classifier.modality)):
+        if isinstance(outcome, Outcome):
+            predictions.append(prediction_of(classifier, outcome))
+        elif on_error == "raise":
+            raise ItemError(outcome.words())
+    return predictions
+
+
+def answering(classifier: Classifier) -> Classifier:
+    """The classifier, so that its `classify` runs it."""
+    classifier._answer = predictions_of
+    return classifier
