@@ -289,7 +289,7 @@ def test_a_pass_ends_behind_the_tap(tiny: Path) -> None:
 
 
 def test_a_module_that_runs_per_chunk_is_not_cut_short() -> None:
-    from penult.engines.hooks import Calls
+    from penult.splitting.hooks import Calls
     from penult.splitting.taps import Tap
 
     tap, calls = Tap("t", "m", "output", 0, (1, 3), 1), Calls()

@@ -25,9 +25,9 @@ from penult.classifiers import load
 from penult.classifiers.formats import kind_of
 from penult.cli import run
 from penult.embedding.embedder import Embedder
-from penult.engines.hooks import captured
 from penult.errors import MissingExtra, ModelError, PenultError, UntrustedCode, UsageError
 from penult.splitting.cut import split
+from penult.splitting.hooks import captured
 from penult.splitting.taps import Tap
 from test_loader_contract import rouse
 
@@ -94,7 +94,7 @@ def prepare(image: Any) -> torch.Tensor:
 
 
 def read(model: nn.Module, tap: Tap, x: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode(), captured(model, [tap, tap]) as caught:
+    with torch.inference_mode(), captured(model, [tap.spot, tap.spot]) as caught:
         model(x)
         first, second = caught()
     assert torch.equal(first, second)
@@ -161,8 +161,8 @@ def test_an_operation_is_counted_from_the_end() -> None:
 
 def test_a_tap_that_a_pass_does_not_come_by_is_told() -> None:
     gone = Tap("prelogits", "", "input", 0, (1, 8), 1, operation="aten.bmm")
-    said = pytest.raises(RuntimeError, match=r"prelogits.*input of bmm in the model")
-    with captured(module("linear"), [gone]) as caught, said:
+    said = pytest.raises(RuntimeError, match=r"the input of bmm in the model was not reached")
+    with captured(module("linear"), [gone.spot]) as caught, said:
         caught()
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from penult.splitting.hooks import captured
 from penult.splitting.taps import Tap
 
 
@@ -62,23 +63,13 @@ class Filling:
 
     def _entering(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """(1, positions, channels) in front of the first block; the pass ends there."""
-        seen: list[Tensor] = []
-
-        def stop(_: nn.Module, args: Any, kwargs: Any) -> None:
-            leaves = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-            seen.append(leaves[self._entry.index].clone())
-            raise _EnoughError
-
-        target = self._module.get_submodule(self._entry.module)
-        handle = target.register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with torch.inference_mode():
-                self._module(**tensors)
-        except _EnoughError:
-            pass
-        finally:
-            handle.remove()
-        return seen[0].movedim(self._entry.positions[0], 1)
+        spot = replace(self._entry.spot, call=0)
+        with (
+            torch.inference_mode(),
+            captured(self._module, [spot], ends={spot.place: 1}) as caught,
+        ):
+            self._module(**tensors)
+        return caught()[0].movedim(self._entry.positions[0], 1)
 
 
 class _Probe:
@@ -99,7 +90,3 @@ class _Probe:
         part = noise.narrow(self._axis, first, last - first).to(like.device, like.dtype)
         value.narrow(self._axis, first, last - first).copy_(part)
         return {**self._tensors, self._name: value}
-
-
-class _EnoughError(Exception):
-    """What was to be read has been read."""

@@ -20,12 +20,12 @@ from penult.batches.pooling import pool
 from penult.classifiers.base import Classifier
 from penult.classifiers.quiet import quiet
 from penult.engines.base import FloatArray, Reading, Readout
-from penult.engines.hooks import captured
 from penult.engines.law import MASKED_NORMS, Law, probe
 from penult.engines.torch import own_positions, rows_of
 from penult.errors import EngineError
 from penult.locking import lock_of
 from penult.splitting.head import logits_of
+from penult.splitting.hooks import captured
 
 LENGTHS = "lengths"  # (B,) valid positions of each item, for norms over these alone
 OWN = "own"  # (B, positions) that a clip fills of an input of fixed length
@@ -52,7 +52,7 @@ class Cut(nn.Module):
         lengths, own = tensors.pop(LENGTHS, None), tensors.pop(OWN, None)
         norms = nullcontext() if lengths is None else masked_norms(self.model, lengths)
         base = self.model.get_submodule(self._base) if self._base else None
-        with norms, captured(self.model, [reading.tap for reading in self.readings]) as caught:
+        with norms, captured(self.model, [one.tap.spot for one in self.readings]) as caught:
             logits = logits_of(self.model(**tensors), self._output)
         vectors = []
         for reading, hidden in zip(self.readings, caught(), strict=True):

@@ -20,10 +20,10 @@ from penult.batches.padding import Batch, frame_mask, masked_norms, own_frames
 from penult.batches.pooling import pool
 from penult.classifiers.base import Classifier
 from penult.engines.base import FloatArray, Reading, Readout, as_array, nothing
-from penult.engines.hooks import Calls, Enough, captured
 from penult.errors import UsageError, first_line
 from penult.locking import lock_of
 from penult.splitting.head import logits_of
+from penult.splitting.hooks import Calls, captured
 from penult.splitting.taps import Tap
 
 
@@ -66,9 +66,10 @@ class TorchEngine:
         norms = masked_norms(self._module, batch.lengths or []) if batch.norms else nullcontext()
         with self._lock, torch.inference_mode(), self._numbers(), norms:
             ends = None if logits else self._calls.ends(tensors, taps)
-            with captured(self._module, taps, ends) as caught:
-                given = self._pass(tensors)
-            if given is not None:
+            scores = None
+            with captured(self._module, [tap.spot for tap in taps], ends) as caught:
+                scores = logits_of(self._module(**tensors), self._output)
+            if not caught.stopped:
                 self._calls.learn(tensors, caught.counts)
             vectors = []
             for reading, hidden in zip(self.readings, caught(), strict=True):
@@ -79,20 +80,15 @@ class TorchEngine:
                     length = hidden.shape[reading.tap.positions[0]]
                     mask = frame_mask(self._base, tensors, length)
                 vectors.append(pool(hidden.float(), reading.pooling, reading.tap.channel, mask))
-        rows = rows_of(given, batch, self._base) if given is not None and logits else nothing(batch)
+        rows = (
+            rows_of(scores, batch, self._base) if scores is not None and logits else nothing(batch)
+        )
         return Readout(rows, [as_array(vector) for vector in vectors])
 
     def beside(self, device: str) -> TorchEngine:
         """The same on another device, with a copy of the module: both can run at once."""
         module = copy.deepcopy(self._module)
         return TorchEngine(self._classifier, self.readings, device, self.numbers, module)
-
-    def _pass(self, tensors: dict[str, Tensor]) -> Tensor | None:
-        """The logits, or None if the pass was stopped since nothing behind was wanted."""
-        try:
-            return logits_of(self._module(**tensors), self._output)
-        except Enough:
-            return None
 
     def _numbers(self) -> Any:
         # Whatever the caller has set for himself: what this engine gives is told by its numbers.

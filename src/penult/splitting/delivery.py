@@ -16,9 +16,9 @@ from torch import Tensor
 from penult.errors import HeadNotFound, TapError
 from penult.splitting.boundary import Boundary, Place, find_boundary
 from penult.splitting.passes import cut
-from penult.splitting.reading import Reader, Spot, kind_of
+from penult.splitting.reading import Reader, kind_of
 from penult.splitting.running import Question
-from penult.splitting.taps import INPUT
+from penult.splitting.taps import INPUT, Spot
 from penult.splitting.trace import Trace
 from penult.splitting.variants import Inputs
 

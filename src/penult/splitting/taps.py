@@ -21,6 +21,34 @@ from penult.splitting.trace import Call, Op, Read, Trace
 
 INPUT, OUTPUT = "input", "output"
 
+Place = tuple[str, str]  # a module and a side of it
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a tensor is read: the same fields as in `Tap`, and nothing of the tensor itself."""
+
+    module: str
+    side: str
+    index: int
+    call: int = 0
+    operation: str = ""
+    later: int = 0
+
+    @property
+    def place(self) -> Place:
+        """The module and its side."""
+        return self.module, self.side
+
+    @property
+    def words(self) -> str:
+        """`input of classifier`, `input of addmm in the model`."""
+        module = self.module or "the model"
+        if not self.operation:
+            return f"{self.side} of {module}"
+        number = f", {self.later} before the last" if self.later else ""
+        return f"{self.side} of {self.operation.removeprefix('aten.')}{number} in {module}"
+
 
 @dataclass(frozen=True, slots=True)
 class Tap:
@@ -46,11 +74,12 @@ class Tap:
     @property
     def place(self) -> str:
         """Where it is read, in words: `input of classifier`, `input of addmm in the model`."""
-        module = self.module or "the model"
-        if not self.operation:
-            return f"{self.side} of {module}"
-        number = f", {self.later} before the last" if self.later else ""
-        return f"{self.side} of {self.operation.removeprefix('aten.')}{number} in {module}"
+        return self.spot.words
+
+    @property
+    def spot(self) -> Spot:
+        """Where it is read."""
+        return Spot(self.module, self.side, self.index, self.call, self.operation, self.later)
 
     @property
     def width(self) -> int:
