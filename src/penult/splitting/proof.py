@@ -2,7 +2,7 @@
 
 The law is logits(prelogits(x)) = f(x), where `logits` sees nothing but the prelogits. Seven to
 eleven forward passes: a plain one before and after, one recorded for each other input, one with
-the prelogits exchanged, and two with Python's decisions turned round if it takes any.
+the prelogits exchanged, and two with branches on tensor values inverted if it takes any.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def prove(
         prover.powered()
         prover.interchanged()
         prover.round_trips()
-        prover.decided_otherwise()
+        prover.control_flow()
         prover.same_afterwards(state)
     except HeadNotFound as error:
         return Proof(
@@ -150,8 +150,8 @@ class _Prover:
         error = relative(self.question.logits(inputs), before.logits, self._largest)
         self._check("same afterwards", error <= TOLERANCE, error, note, _STATE.format(error=error))
 
-    def decided_otherwise(self) -> None:
-        """What Python reads off tensors (`if scores.max() > 0.9`), turned round, changes nothing.
+    def control_flow(self) -> None:
+        """Branches on tensor values (`if scores.max() > 0.9`), inverted, change nothing.
 
         A model that does not run that way, or gives no scores, is not held against it.
         """
@@ -165,12 +165,12 @@ class _Prover:
             error = law_error(self.question, self.program, other, self._largest)
             where = ", ".join(self._deciding[:3])
             self._check(
-                "decided otherwise",
+                "control flow",
                 error <= TOLERANCE,
                 error,
-                "values that Python reads, turned round",
-                f"values that Python reads (in {where}) decide how the scores are computed: "
-                f"decided the other way, logits(prelogits(x)) is off by {error:.1e}",
+                "branches on tensor values inverted",
+                f"branches on tensor values (in {where}) decide how the scores are computed: "
+                f"inverted, logits(prelogits(x)) is off by {error:.1e}",
             )
 
     def powered(self) -> None:
