@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
@@ -10,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from penult.choosing.evaluating import evaluate
 from penult.errors import LabelsError, SpaceError
 from penult.measuring import measures
+from penult.measuring.pairs import cosines, equal_error, find_pairs
 from penult.space import fit
 
 
@@ -51,27 +54,35 @@ def test_a_class_that_is_alone_has_no_precision() -> None:
         measures.neighbours(vectors, labels, np.zeros(8, int))
 
 
+def rate(same: Sequence[float], different: Sequence[float]) -> float:
+    kinds = np.repeat([True, False], [len(same), len(different)])
+    return equal_error(np.concatenate([same, different]), kinds).rate
+
+
 def test_equal_error_rate() -> None:
     from scipy.stats import norm
 
-    assert measures.equal_error_rate([0.9, 0.8], [0.1, 0.2]) == 0
-    assert measures.equal_error_rate([0.1, 0.2], [0.9, 0.8]) == 1
-    assert measures.equal_error_rate([0.5, 0.5], [0.5, 0.5]) == pytest.approx(0.5)
+    assert rate([0.9, 0.8], [0.1, 0.2]) == 0
+    assert rate([0.1, 0.2], [0.9, 0.8]) == 1
+    assert rate([0.5, 0.5], [0.5, 0.5]) == pytest.approx(0.5)
     random = np.random.default_rng(0)
     same, different = random.standard_normal(50_000) + 1, random.standard_normal(80_000) - 1
-    assert measures.equal_error_rate(same, different) == pytest.approx(norm.cdf(-1), abs=0.004)
+    assert rate(same, different) == pytest.approx(norm.cdf(-1), abs=0.004)
     with pytest.raises(LabelsError, match="pairs of both kinds; received 0 of one class"):
-        measures.equal_error_rate([], [0.1])
+        rate([], [0.1])
+    with pytest.raises(LabelsError, match="received 1 of one class and 0 of two"):
+        rate([0.1], [])
 
 
 def test_pairs_of_a_group_are_left_out() -> None:
     vectors, labels = blobs(3, 6)
     groups = np.arange(18) % 3
-    same, different = measures.pair_scores(vectors, labels, groups)
-    assert len(same) == 3 * 12 and len(different) == 3 * 24
-    few_same, few_different = measures.pair_scores(vectors, labels, groups, most=20)
-    assert len(few_same) <= 20 and len(few_different) == 20
-    assert (np.abs(few_same) <= 1 + 1e-9).all()
+    found = find_pairs(labels, groups, most=200)
+    assert found.same.sum() == 3 * 12 and (~found.same).sum() == 3 * 24
+    few = find_pairs(labels, groups, most=20)
+    assert few.same.sum() <= 10 and 0 < len(few.left) <= 20
+    assert (groups[few.left] != groups[few.right]).all()
+    assert (np.abs(cosines(vectors, few)) <= 1 + 1e-9).all()
 
 
 def test_clusters_of_blobs() -> None:

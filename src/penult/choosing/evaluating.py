@@ -15,10 +15,12 @@ from penult.errors import LabelsError, SpaceError
 from penult.measuring import measures
 from penult.measuring.episodes import Rows, numbered
 from penult.measuring.intervals import Estimate, estimate
+from penult.measuring.pairs import cosines, equal_error, find_pairs
 from penult.measuring.trials import CROWD, WAYS, Plan, plan
 from penult.space import RAW, Space, fit
 
 MOST = 5000  # rows that are measured
+PAIRS = 400_000  # that are compared at most
 HUB_NEIGHBOURS = 10
 NEIGHBOURS = 5
 
@@ -122,11 +124,11 @@ def _figures(
     rows: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], classes: Rows, mates: Rows
 ) -> dict[str, float]:
     """What has no interval. rows: raw. moved: in the space."""
-    same, different = measures.pair_scores(moved, classes, mates)
+    pairs = find_pairs(classes, mates, PAIRS)
     clusters = measures.clustering(moved, classes)
     near = measures.neighbours(moved, classes, mates, HUB_NEIGHBOURS)
     return {
-        "verification, equal error rate": measures.equal_error_rate(same, different),
+        "verification, equal error rate": equal_error(cosines(moved, pairs), pairs.same).rate,
         **{f"k-means, {name.upper()}": value for name, value in clusters.items()},
         "hubness (skewness of 10-occurrence)": measures.hubness(near.occurrence),
         "RankMe": measures.rank_me(rows),

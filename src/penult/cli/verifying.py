@@ -26,9 +26,7 @@ def verify(
     ] = "labels",
     groups: Annotated[
         str | None,
-        typer.Option(
-            help="Of two rows of one group (a recording, a session) no pair of the same is made."
-        ),
+        typer.Option(help="Two rows of one group (a recording, a session) are never compared."),
     ] = None,
     where: Where = None,
     space: Annotated[

@@ -1,4 +1,4 @@
-"""What labelled or unlabelled vectors are good for, in numbers: neighbours, retrieval, pairs,
+"""What labelled or unlabelled vectors are good for, in numbers: neighbours, retrieval,
 clusters, hubs, a linear probe, and label-free ranks. Numpy in, numpy out; knows no model.
 """
 
@@ -99,68 +99,6 @@ def hubness(occurrence: Rows) -> float:
     from scipy.stats import skew
 
     return float(skew(occurrence)) if np.ptp(occurrence) else 0.0
-
-
-def equal_error_rate(same_scores: npt.ArrayLike, different_scores: npt.ArrayLike) -> float:
-    """The error where as many pairs of one class are rejected as pairs of two are accepted.
-
-    Raises:
-        LabelsError: there are no pairs of one of the kinds.
-    """
-    from sklearn.metrics import roc_curve
-
-    same, different = np.ravel(same_scores), np.ravel(different_scores)
-    if not len(same) or not len(different):
-        raise LabelsError(
-            f"an equal error rate needs pairs of both kinds; received {len(same)} of one class and "
-            f"{len(different)} of two"
-        )
-    truth = np.repeat([1, 0], [len(same), len(different)])
-    accepted, found, _ = roc_curve(truth, np.concatenate([same, different]))
-    # Both rates run monotonically, so their difference has one crossing, between two thresholds.
-    gap = accepted + found - 1.0
-    after = int(np.argmax(gap >= 0))
-    before = max(after - 1, 0)
-    run = gap[after] - gap[before]
-    share = -gap[before] / run if run > 0 else 0.0
-    return float(accepted[before] + share * (accepted[after] - accepted[before]))
-
-
-def pair_scores(
-    vectors: npt.ArrayLike, labels: Rows, groups: Rows, most: int = 200_000, seed: int = 0
-) -> tuple[Array, Array]:
-    """Cosines of pairs of different groups: of one class, and of two; at most `most` of each,
-    drawn at random."""
-    rows = unit(np.asarray(vectors, np.float64))
-    random = np.random.default_rng(seed)
-    n = len(rows)
-    if n * (n - 1) // 2 <= 4 * most:
-        one, two = np.triu_indices(n, 1)
-    else:
-        one, two = random.integers(n, size=(2, 8 * most))
-        one, two = _with_mates(one, two, labels, random)
-    apart = groups[one] != groups[two]
-    one, two = one[apart], two[apart]
-    equal = labels[one] == labels[two]
-    made = []
-    for kind in (equal, ~equal):
-        chosen = np.flatnonzero(kind)
-        if len(chosen) > most:
-            chosen = np.sort(random.choice(chosen, most, replace=False))
-        made.append(np.einsum("nd,nd->n", rows[one[chosen]], rows[two[chosen]]))
-    return made[0], made[1]
-
-
-def _with_mates(
-    one: Rows, two: Rows, labels: Rows, random: np.random.Generator
-) -> tuple[Rows, Rows]:
-    """Random pairs, half of them turned into pairs of one class, which are rare otherwise."""
-    order = np.argsort(labels, kind="stable")
-    first = np.searchsorted(labels[order], labels[one])
-    size = np.bincount(labels)[labels[one]]
-    mate = order[first + (random.random(len(one)) * size).astype(np.int64)]
-    half = len(one) // 2
-    return one, np.concatenate([mate[:half], two[half:]])
 
 
 def clustering(vectors: npt.ArrayLike, labels: Rows, seed: int = 0) -> dict[str, float]:

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.errors import LabelsError
+from penult.measuring.pairs import Pairs, cosines, equal_error, find_pairs
 from penult.space import unit
 
 Floats = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
 Embed = Callable[[list[str]], npt.ArrayLike]  # n texts → (n, e)
 
 TOP = 10  # labels that are mixed, as in the paper
@@ -122,8 +122,8 @@ def verify(
 ) -> Verification:
     """Compare pairs of vectors (n, d), those without a name left out.
 
-    groups: two of one group are no pair of the same, so that one recording is never compared with
-    itself. The interval is a bootstrap over names, not over pairs, which are not independent.
+    groups: two of one group are no pair, so that one recording is never compared with itself. The
+    interval is a bootstrap over names, not over pairs, which are not independent.
 
     Raises:
         LabelsError: no pair of the same, or none of different ones.
@@ -131,26 +131,18 @@ def verify(
     if not 0 <= false_accepts <= 1:
         raise LabelsError(f"false accepts = {false_accepts}: a rate lies between 0 and 1, as 0.01")
     rows, named, grouped = _named(vectors, names, groups)
-    left, right = _pairs(named, seed)
-    alike = np.empty(len(left))
-    for at in range(0, len(left), 100_000):
-        part = slice(at, at + 100_000)
-        alike[part] = np.einsum("nd,nd->n", rows[left[part]], rows[right[part]])
-    same = named[left] == named[right]
-    if grouped is not None:
-        usable = ~same | (grouped[left] != grouped[right])
-        left, right, alike, same = left[usable], right[usable], alike[usable], same[usable]
+    pairs = find_pairs(named, grouped, PAIRS, seed)
+    alike, same = cosines(rows, pairs), pairs.same
     if not same.any() or same.all():
-        what = "same" if not same.any() else "different"
+        missing = "same" if not same.any() else "different"
         raise LabelsError(
             f"{len(rows)} named items in {len(set(named))} "
-            f"{'name' if len(set(named)) == 1 else 'names'} give no pair of the {what} name"
+            f"{'name' if len(set(named)) == 1 else 'names'} give no pair of the {missing} name"
             + (" from two groups" if grouped is not None else "")
             + "; two names are needed, and two items of one"
         )
-    order, weights = np.argsort(-alike, kind="stable"), np.ones(len(alike))
-    eer, threshold, auc = _equal(alike, same, order, weights)
-    low, high = _interval(alike, same, order, named[left], named[right], seed)
+    eer, threshold, auc = equal_error(alike, same)
+    low, high = _interval(alike, Pairs(named[pairs.left], named[pairs.right], same), seed)
     strict = float(np.quantile(alike[~same], 1 - false_accepts))
     return Verification(
         eer, low, high, threshold, auc, int(same.sum()), int((~same).sum()), len(set(named)),
@@ -177,74 +169,22 @@ def _named(
     return unit(rows[kept]), named, np.unique(texts, return_inverse=True)[1]
 
 
-def _pairs(named: Places, seed: int) -> tuple[Places, Places]:
-    """All pairs, or PAIRS of them: of the same name all, or half as many drawn by chance, since
-    among many names a pair drawn from all is hardly ever one."""
-    n = len(named)
-    if n * (n - 1) // 2 <= PAIRS:
-        left, right = np.triu_indices(n, 1)
-        return left.astype(np.int64), right.astype(np.int64)
+def _interval(alike: Floats, names: Pairs, seed: int, rounds: int = 200) -> tuple[float, float]:
+    """The 95 % interval of the error rate, by drawing names with replacement.
+
+    names: of both sides of each pair, as numbers.
+    """
     random = np.random.default_rng(seed)
-    same = _same_pairs(named, PAIRS // 2, random)
-    left = random.integers(0, n, PAIRS - len(same[0]))
-    right = (left + random.integers(1, n, len(left))) % n
-    apart = named[left] != named[right]
-    return np.append(same[0], left[apart]), np.append(same[1], right[apart])
-
-
-def _same_pairs(named: Places, most: int, random: np.random.Generator) -> tuple[Places, Places]:
-    """The pairs of the same name, or `most` of them drawn by chance."""
-    order, counts = np.argsort(named, kind="stable"), np.bincount(named)
-    first, pairs = np.cumsum(counts) - counts, counts * (counts - 1) // 2
-    if pairs.sum() > most:
-        of = random.choice(len(counts), most, p=pairs / pairs.sum())
-        one = random.integers(0, counts[of])
-        other = (one + random.integers(1, counts[of])) % counts[of]
-        return order[first[of] + one], order[first[of] + other]
-    # Row i is paired with each one behind it that has its name: so many of them there are.
-    behind = np.repeat(first + counts, counts) - np.arange(len(named)) - 1
-    left = np.repeat(np.arange(len(named)), behind)
-    step = np.arange(len(left)) - np.repeat(np.cumsum(behind) - behind, behind)
-    return order[left], order[left + 1 + step]
-
-
-def _equal(
-    alike: Floats, same: npt.NDArray[np.bool_], order: npt.NDArray[np.int64], weights: Floats
-) -> tuple[float, float, float]:
-    """(equal error rate, its threshold, area under the curve) of weighted pairs."""
-    sorted_same, weight, value = same[order], weights[order], alike[order]
-    hit = np.concatenate([[0.0], np.cumsum(weight * sorted_same)])
-    false = np.concatenate([[0.0], np.cumsum(weight * ~sorted_same)])
-    ends = np.append(np.flatnonzero(np.diff(value)) + 1, len(value))  # ties change sides together
-    hit, false = hit[[0, *ends]] / hit[-1], false[[0, *ends]] / false[-1]
-    gap = (1.0 - hit) - false  # from 1 down to −1
-    at = int(np.argmax(gap <= 0))
-    share = gap[at - 1] / (gap[at - 1] - gap[at])
-    eer = false[at - 1] + share * (false[at] - false[at - 1])
-    auc = float(np.trapezoid(hit, false))
-    return float(eer), float(value[ends[at - 1] - 1]), auc
-
-
-def _interval(
-    alike: Floats,
-    same: npt.NDArray[np.bool_],
-    order: npt.NDArray[np.int64],
-    left: npt.NDArray[np.int64],
-    right: npt.NDArray[np.int64],
-    seed: int,
-    rounds: int = 200,
-) -> tuple[float, float]:
-    """The 95 % interval of the error rate, by drawing names with replacement."""
-    random = np.random.default_rng(seed)
-    count = int(max(left.max(), right.max())) + 1
+    count = int(max(names.left.max(), names.right.max())) + 1
     if len(alike) > 200_000:  # of very many pairs, as many as give the interval its two digits
         chosen = np.sort(random.choice(len(alike), 200_000, replace=False))
-        alike, same, left, right = alike[chosen], same[chosen], left[chosen], right[chosen]
-        order = np.argsort(-alike, kind="stable")
+        alike, names = alike[chosen], Pairs(*(part[chosen] for part in names))
+    order = np.argsort(-alike, kind="stable")
     found = []
     for _ in range(rounds):
         drawn = np.bincount(random.integers(0, count, count), minlength=count).astype(float)
-        weights = np.where(same, drawn[left], drawn[left] * drawn[right])
-        if weights[same].sum() > 0 and weights[~same].sum() > 0:
-            found.append(_equal(alike, same, order, weights)[0])
+        left, right = drawn[names.left], drawn[names.right]
+        weights = np.where(names.same, left, left * right)
+        if weights[names.same].sum() > 0 and weights[~names.same].sum() > 0:
+            found.append(equal_error(alike, names.same, weights, order).rate)
     return (float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975)))
