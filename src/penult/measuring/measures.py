@@ -5,12 +5,16 @@ clusters, hubs, a linear probe, and label-free ranks. Numpy in, numpy out; knows
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from penult.errors import LabelsError
 from penult.space import unit
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -117,6 +121,24 @@ def clustering(vectors: npt.ArrayLike, labels: Rows, seed: int = 0) -> dict[str,
     }
 
 
+def linear_probe(strength: float = 1.0) -> Pipeline:
+    """Each number standardised, then multinomial logistic regression (Alain and Bengio, 2016).
+
+    strength: inverse of the L2 penalty, scikit-learn's C.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+
+
+def by_centrality(rows: Array) -> Rows:
+    """Numbers of unit vectors (n, d) from the largest sum of cosines to all of them downwards: the
+    medoid comes first."""
+    return np.argsort(-(rows @ rows.sum(axis=0)), kind="stable").astype(np.int64)
+
+
 def probe(
     vectors: npt.ArrayLike, labels: Rows, groups: Rows, folds: int = 5, seed: int = 0
 ) -> Array:
@@ -128,10 +150,6 @@ def probe(
     Raises:
         LabelsError: the groups leave no two classes to learn from.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     from penult.measuring.episodes import partitions
 
     rows = np.asarray(vectors, np.float64)
@@ -141,8 +159,7 @@ def probe(
         known = np.isin(labels, labels[~side])
         if len(np.unique(labels[~side])) < 2:
             continue
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        model.fit(rows[~side], labels[~side])
+        model = linear_probe().fit(rows[~side], labels[~side])
         asked = side & known
         if asked.any():
             right[asked] = model.predict(rows[asked]) == labels[asked]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.errors import LabelsError
+from penult.measuring.measures import by_centrality
 from penult.space import unit
 
 Floats = npt.NDArray[np.float64]
@@ -254,8 +255,7 @@ def nearest(
 
 def medoid(vectors: npt.ArrayLike) -> int:
     """The place of the vector with the largest sum of cosines to all of them."""
-    rows = _rows(vectors)
-    return int((rows @ rows.sum(axis=0)).argmax())
+    return int(by_centrality(_rows(vectors))[0])
 
 
 def _rows(vectors: npt.ArrayLike) -> Floats:

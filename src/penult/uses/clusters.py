@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from penult.errors import UsageError
 from penult.extras import require
+from penult.measuring.measures import by_centrality
 from penult.space import unit
 from penult.uses.diffusion import diffused
 
@@ -278,7 +279,7 @@ def _jaccard(own: npt.NDArray[np.bool_], other: Numbers) -> float:
 def _medoids(rows: FloatArray, numbers: Numbers, number: int, items: Sequence[str]) -> list[int]:
     """The three rows with the largest sum of cosines to their cluster, of different items."""
     own = np.flatnonzero(numbers == number)
-    order = own[np.argsort(-(rows[own] @ rows[own].sum(axis=0)), kind="stable")]
+    order = own[by_centrality(rows[own])]
     seen: dict[str | int, int] = {}
     for place in order.tolist():
         seen.setdefault(items[place] if items else place, place)

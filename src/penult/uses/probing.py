@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.errors import LabelsError
+from penult.measuring.measures import linear_probe
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -67,18 +68,6 @@ class Probed:
     notes: list[str] = field(default_factory=list)
 
 
-def pipeline(strength: float = 1.0) -> Pipeline:
-    """The probe: each number standardised, then multinomial logistic regression.
-
-    strength: inverse of the L2 penalty, scikit-learn's C.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-
-
 def probe(
     vectors: npt.ArrayLike,
     names: Sequence[str | None],
@@ -106,7 +95,7 @@ def probe(
     splits, folds = _splits(truth, own, folds, seed, notes)
     predicted = np.full(len(rows), -1, np.int64)
     for train, test in splits:
-        fitted = pipeline(strength).fit(every[rows[train]], truth[train])
+        fitted = linear_probe(strength).fit(every[rows[train]], truth[train])
         predicted[test] = fitted.predict(every[rows[test]])
     accuracy, balanced, f1 = _intervals(truth, predicted, own, len(classes), seed)
     confusion = np.zeros((len(classes), len(classes)), np.int64)
@@ -131,7 +120,7 @@ def probe(
 def trained(vectors: npt.ArrayLike, probed: Probed, strength: float = 1.0) -> Pipeline:
     """The probe on all rows that took part, to be kept; its classes are names."""
     names = np.array(probed.classes)[probed.truth]
-    return pipeline(strength).fit(np.asarray(vectors, np.float64)[probed.rows], names)
+    return linear_probe(strength).fit(np.asarray(vectors, np.float64)[probed.rows], names)
 
 
 def _checked(
