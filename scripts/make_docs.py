@@ -33,7 +33,8 @@ def cli_page() -> str:
         parts.append(f"## penult {name}")
         parts.append(_unwrapped(command.help or ""))
         rows = ["| argument or option | meaning |", "|---|---|"]
-        rows += [f"| {_names(p)} | {_meaning(p)} |" for p in command.params if p.name != "help"]
+        shown = [p for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
+        rows += [f"| {_names(p)} | {_meaning(p)} |" for p in shown]
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
 

@@ -60,7 +60,7 @@ def read(clf: Classifier, things: list[Any], labels: Sequence[str], groups: Sequ
 
 def keywords() -> Classifier:
     folder = SHARED / "w_kwt1"
-    asked = {"sample_rate": 16_000, "seconds": 1.0, "labels": folder / "labels.txt"}
+    asked = {"sample_rate": 16_000, "seconds": 1.0, "class_names": folder / "labels.txt"}
     return classifiers.load(folder / "kwt1.onnx", **asked)
 
 

@@ -183,7 +183,11 @@ def training_checkpoint(folder: Path, nudge: float) -> Opened:
     module = network(nudge=nudge, num_classes=9)
     weights = {f"module.{name}": value for name, value in module.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": weights, "optimizer": {}}, folder / "best.pth.tar")
-    asked = {"checkpoint": folder / "best.pth.tar", "preprocess": PREPARE, "labels": [*"abcdefghi"]}
+    asked = {
+        "checkpoint": folder / "best.pth.tar",
+        "preprocess": PREPARE,
+        "class_names": [*"abcdefghi"],
+    }
     return Opened("net_of_the_contract:Net", plain(module), pictures(), asked)
 
 

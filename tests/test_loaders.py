@@ -134,18 +134,18 @@ def test_a_factory_needs_weights_and_preprocessing(package: str, tmp_path: Path)
         load("no_such_package_at_all:build", checkpoint=path)
     with pytest.raises(ModelError, match="cannot be imported"):
         load(f"{package}:no_such", checkpoint=path)
-    with pytest.raises(UsageError, match="3 labels were given, and the model has 4 classes"):
+    with pytest.raises(UsageError, match="3 class names were given, and the model has 4 classes"):
         load(
             f"{package}:build",
             checkpoint=path,
             preprocess=f"{package}:to_tensor",
-            labels=["a", "b", "c"],
+            class_names=["a", "b", "c"],
         )
     clf = load(
         f"{package}:build",
         checkpoint=path,
         preprocess=f"{package}:to_batch",
-        labels=list("abcd"),
+        class_names=list("abcd"),
     )
     assert clf.labels == ("a", "b", "c", "d")
 
@@ -153,7 +153,7 @@ def test_a_factory_needs_weights_and_preprocessing(package: str, tmp_path: Path)
 def test_a_collection_finds_its_way_back(package: str, tmp_path: Path) -> None:
     """A collection opens a user's own network again to search in it."""
     path = trained(__import__(package).build(), tmp_path / "m.pth", LAYOUTS["nested"])
-    asked = {"checkpoint": path, "preprocess": f"{package}:to_tensor", "labels": list("wxyz")}
+    asked = {"checkpoint": path, "preprocess": f"{package}:to_tensor", "class_names": list("wxyz")}
     emb = Embedder.from_classifier(load(f"{package}:build", **asked), tap="prelogits")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -223,7 +223,7 @@ def test_timm_training_checkpoint(tmp_path: Path, entry: str | None) -> None:
         },
     )
     checkpoint = f"{path}#{entry}" if entry else path
-    clf = penult.load("timm:resnet18", checkpoint=checkpoint, labels=list("abcde"))
+    clf = penult.load("timm:resnet18", checkpoint=checkpoint, class_names=list("abcde"))
     assert clf.labels == ("a", "b", "c", "d", "e")
     inputs = clf.preprocess(picture()).tensors
     with torch.no_grad():

@@ -226,14 +226,14 @@ def test_what_is_asked_of_a_file_must_fit_it(tmp_path: Path) -> None:
     for asked, said in (
         ({"checkpoint": "other.pt"}, "brings its own weights"),
         ({"kind": "many"}, "single-label"),
-        ({"labels": ["a"]}, "1 labels were given, and the model has 5"),
+        ({"class_names": ["a"]}, "1 class names were given, and the model has 5"),
         ({"preprocess": None}, "--preprocess package.module:function"),
         ({"modality": "text"}, "does not take a string"),
         ({"preprocess": None, "sample_rate": 8000}, r"\(x \(1, 8000\)\)"),
     ):
         with pytest.raises(PenultError, match=said):
             load(path, **{"preprocess": prepare, **asked})
-    clf = load(path, preprocess=prepare, labels=[*"abcde"], kind="multi-label")
+    clf = load(path, preprocess=prepare, class_names=[*"abcde"], kind="multi-label")
     assert (clf.labels, clf.kind) == (tuple("abcde"), "multi-label")
 
 

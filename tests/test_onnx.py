@@ -313,7 +313,7 @@ def test_a_users_preprocessing(tmp_path: Path) -> None:
     nodes, weights, shape, _ = FORMS["gemm"]
     path = save(tmp_path / "m.onnx", nodes, weights, shape)
     asked = {"preprocess": "test_onnx:to_row", "sample_rate": RATE}
-    clf = penult.load(path, **asked, labels=list("wxyz"))
+    clf = penult.load(path, **asked, class_names=list("wxyz"))
     expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": clip(1.0)[None, :6]})[0][0]
     np.testing.assert_allclose(clf.classify(clip(1.0))[0].logits, expected, rtol=1e-5)
     emb = Embedder.from_classifier(clf, tap="prelogits")
@@ -322,8 +322,8 @@ def test_a_users_preprocessing(tmp_path: Path) -> None:
     assert penult.load(path, sample_rate=RATE, preprocess=to_row).classify(clip(1.0))
     with pytest.raises(ModelError, match="does not run on what it is given"):
         load(path, preprocess=to_integers, sample_rate=RATE)
-    with pytest.raises(UsageError, match="3 labels were given, and the model has 4"):
-        load(path, **asked, labels=list("abc"))
+    with pytest.raises(UsageError, match="3 class names were given, and the model has 4"):
+        load(path, **asked, class_names=list("abc"))
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_exported_by_torch(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def keywords(shared: Path) -> tuple[Path, Path, dict[str, Any]]:
     folder = shared / "w_kwt1"
-    asked = {"sample_rate": 16_000, "seconds": 1, "labels": folder / "labels.txt"}
+    asked = {"sample_rate": 16_000, "seconds": 1, "class_names": folder / "labels.txt"}
     return folder / "kwt1.onnx", shared / "kws_words" / "words", asked
 
 
@@ -425,7 +425,7 @@ def test_the_main_job_on_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path, words, asked = keywords
-    told = ["--sample-rate", "16000", "--seconds", "1", "--labels", str(asked["labels"])]
+    told = ["--sample-rate", "16000", "--seconds", "1", "--class-names", str(asked["class_names"])]
     assert run(["inspect", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["head"]["last_weight_layers"] == ["/head/Gemm"]

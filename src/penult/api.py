@@ -18,8 +18,8 @@ def load(spec: str | os.PathLike[str] | Any, **asked: Any) -> Classifier:
     (`.onnx`, TorchScript, torch.export's `.pt2`, `.keras`), a torch module, or `demo`, the bundled
     one.
 
-    asked: what a bare file cannot say: checkpoint, preprocess, labels, sample_rate, seconds,
-    modality, kind; trust allows code and pickles that come with the checkpoint to run. See
+    asked: what a bare file cannot say: checkpoint, preprocess, class_names, sample_rate,
+    seconds, modality, kind; trust allows code and pickles that come with the checkpoint to run. See
     `penult.classifiers.asked.Asked`.
 
     Raises:

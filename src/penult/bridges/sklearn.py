@@ -35,7 +35,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
     where to read; None takes the embedder's own, else `backbone` and `mean`. space: a recipe such
     as `scale+l2`, fitted in `fit` on the training items; None leaves vectors raw. device: as for an
     Embedder. on_error: `raise` stops at an item that fails, `nan` gives it a row of NaN. asked:
-    what else `penult.load` takes (labels, sample_rate, …).
+    what else `penult.load` takes (class_names, sample_rate, …).
 
     It is pickled and cloned as these settings, never with weights; models that are open, and the
     vectors of files that have not changed, are shared by all transformers of a process.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
@@ -60,11 +61,17 @@ def load(spec: str | os.PathLike[str] | Any, **asked: Any) -> Classifier:
         IncompleteWeights: its weights do not fill it.
         UntrustedCode: it brings code, and `trust` was not given.
     """
-    from penult.classifiers.asked import Asked
+    from penult.classifiers.asked import CLASS_NAMES, Asked, current
 
+    if CLASS_NAMES in asked:
+        warnings.warn(
+            "labels= is called class_names=; it goes in the next version",
+            DeprecationWarning,
+            stacklevel=3,
+        )
     spec = Path(spec) if isinstance(spec, os.PathLike) else spec
     files = {n: Path(value) for n, value in asked.items() if isinstance(value, os.PathLike)}
-    what = Asked(**{**asked, **files})
+    what = Asked(**current({**asked, **files}))
     if what.output is not None and isinstance(spec, str | Path) and is_onnx(spec):
         if "#" in str(spec):
             raise UsageError(f"output {what.output!r}: {spec} names an output already")
@@ -147,10 +154,11 @@ def _open_folder(spec: str | Path, asked: Asked) -> Classifier:
         )
     classifier = open_folder(folder, name, trust=asked.trust, facts={"revision": revision})
     classifier.output = asked.which
-    if asked.labels is not None:
-        from penult.classifiers.asked import label_names
+    if asked.class_names is not None:
+        from penult.classifiers.asked import class_names_of
 
-        classifier.labels = tuple(label_names(asked.labels, len(classifier.labels)))
+        names = class_names_of(asked.class_names, len(classifier.labels))
+        classifier.labels = tuple(names)
     return classifier
 
 
@@ -159,7 +167,7 @@ def _open_saved(folder: Path, saved: Path, asked: Asked) -> Classifier:
     try:
         recipe = json.loads(saved.read_text("utf-8"))
         origin, name, labels = recipe.pop("origin"), recipe.pop("name", None), recipe.pop("labels")
-        again = replace(asked, labels=labels, **recipe)
+        again = replace(asked, class_names=labels, **recipe)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{saved} cannot be read: {first_line(error)}") from error
     if origin == "transformers":

@@ -1,4 +1,4 @@
-"""What the caller says of a model that cannot say it itself: weights, labels, preprocessing, rate.
+"""What the caller says of a model that cannot say it itself: weights, classes, preprocessing, rate.
 
 Knows no origin of models; each one takes from here what it needs.
 """
@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from penult.errors import ModelError, UsageError, first_line
 Prepare = Callable[[Any], Any]
 
 KINDS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+CLASS_NAMES = "labels"  # the key of the class names in files, and their argument's name of old
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +33,16 @@ class Asked:
 
     checkpoint: a file of weights, `FILE#entry` where it has several copies. preprocess: a function,
     or `package.module:function`, from decoded content (PIL image, samples (n,), frames, text) to
-    the tensor or tensors of one item, without a batch axis. labels: names, or a file with one a
-    line. sample_rate: makes the model one of audio. seconds: a fixed length of audio, to which
-    shorter clips are padded with zeros at the end and longer ones cut. random: allow weights that
-    nobody trained, to look at an architecture. output: name or number of the one that holds the
-    logits, where there are several.
+    the tensor or tensors of one item, without a batch axis. class_names: of the outputs, or
+    a file with one a line. sample_rate: makes the model one of audio. seconds: a fixed length of
+    audio, to which shorter clips are padded with zeros at the end and longer ones cut. random:
+    allow weights that nobody trained, to look at an architecture. output: name or number of the
+    one that holds the logits, where there are several.
     """
 
     checkpoint: str | os.PathLike[str] | None = None
     preprocess: Prepare | str | None = None
-    labels: Sequence[str] | str | os.PathLike[str] | None = None
+    class_names: Sequence[str] | str | os.PathLike[str] | None = None
     sample_rate: int | None = None
     seconds: float | None = None
     modality: str | None = None
@@ -68,7 +69,7 @@ class Asked:
     def reopen(self) -> dict[str, Any]:
         """What a collection keeps of it: everything that has a name, with whole paths."""
         kept = {
-            "labels": self.labels if self.labels is None else _whole(self.labels),
+            CLASS_NAMES: None if self.class_names is None else _whole(self.class_names),
             "checkpoint": self.checkpoint if self.checkpoint is None else _whole(self.checkpoint),
             **self.recipe(),
         }
@@ -85,6 +86,19 @@ class Asked:
             "kind": self.kind,
             "output": self.output,
         }
+
+
+def current(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked, in a file or by a caller of an older version: `labels` are `class_names`.
+
+    Raises:
+        UsageError: both are given.
+    """
+    found = dict(asked)
+    older = found.pop(CLASS_NAMES, None)
+    if older is not None and found.get("class_names") is not None:
+        raise UsageError("class_names are given twice, once as labels, their name of old; drop it")
+    return found if older is None else found | {"class_names": older}
 
 
 def _whole(value: Any) -> Any:
@@ -129,24 +143,27 @@ def with_length(asked: Asked, length: int | None, name: str) -> Asked:
     return replace(asked, seconds=length / rate)
 
 
-def label_names(labels: Sequence[str] | str | os.PathLike[str] | None, n_logits: int) -> list[str]:
-    """The labels that were given: names, or a file with one a line.
+def class_names_of(
+    names: Sequence[str] | str | os.PathLike[str] | None, n_logits: int
+) -> list[str]:
+    """The class names that were given: as they are, or in a file with one a line.
 
     Raises:
         UsageError: there are more or fewer of them than logits.
     """
-    if labels is None:
+    if names is None:
         return []
-    if isinstance(labels, str | os.PathLike):
-        path = Path(labels).expanduser()
+    if isinstance(names, str | os.PathLike):
+        path = Path(names).expanduser()
         if not path.is_file():
-            raise UsageError(f"no file of labels {str(path)!r}")
+            raise UsageError(f"no file of class names {str(path)!r}")
         names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    else:
-        names = [str(name) for name in labels]
-    if len(names) != n_logits:
-        raise UsageError(f"{len(names)} labels were given, and the model has {n_logits} classes")
-    return names
+    given = [str(name) for name in names]
+    if len(given) != n_logits:
+        raise UsageError(
+            f"{len(given)} class names were given, and the model has {n_logits} classes"
+        )
+    return given
 
 
 def preparation(asked: Asked) -> tuple[Prepare, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Open an ONNX file as a classifier: its graph, what it takes, and which output is the logits.
 
-What a graph cannot say, the caller says: sample rate, seconds, labels, preprocessing.
+What a graph cannot say, the caller says: sample rate, seconds, class names, preprocessing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from penult.classifiers.asked import Asked, Prepare, label_names, preparation
+from penult.classifiers.asked import Asked, Prepare, class_names_of, preparation
 from penult.classifiers.base import (
     MULTI_LABEL,
     SINGLE_LABEL,
@@ -251,7 +251,7 @@ def open_onnx(spec: str | Path, asked: Asked) -> OnnxClassifier:
     path, wanted = parted(spec)
     graph = Graph.read(path)
     known = names_in(graph.metadata)
-    n_labels = len(label_list) if (label_list := asked.labels or known) and not isinstance(
+    n_labels = len(label_list) if (label_list := asked.class_names or known) and not isinstance(
         label_list, str | os.PathLike) else None  # fmt: skip
     output = find_logits(graph, wanted, n_labels)
     logits, scores = before_scores(graph, output)
@@ -275,7 +275,7 @@ def open_onnx(spec: str | Path, asked: Asked) -> OnnxClassifier:
     )
     _check_length(classifier)
     n_logits = _measured(classifier)
-    given = label_names(asked.labels, n_logits) or known
+    given = class_names_of(asked.class_names, n_logits) or known
     classifier.labels = complete_labels(given, n_logits)
     return classifier
 

@@ -1,6 +1,6 @@
 """Open any torch module as a classifier: one that is at hand, or one that a factory builds.
 
-What a bare module cannot say, the caller says: labels, preprocessing, sample rate. timm's and
+What a bare module cannot say, the caller says: class names, preprocessing, sample rate. timm's and
 torchvision's models are opened through here too.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from penult.classifiers.asked import Asked, Prepare, imported, label_names, preparation
+from penult.classifiers.asked import Asked, Prepare, class_names_of, imported, preparation
 from penult.classifiers.base import (
     SINGLE_LABEL,
     Classifier,
@@ -237,7 +237,7 @@ def assembled(
     n_logits = require_filled(
         module, classifier.example().tensors, loose, (), spec, classifier.output
     )
-    classifier.labels = complete_labels(label_names(asked.labels, n_logits), n_logits)
+    classifier.labels = complete_labels(class_names_of(asked.class_names, n_logits), n_logits)
     return classifier
 
 

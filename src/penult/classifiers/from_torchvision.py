@@ -49,7 +49,7 @@ def open_torchvision(name: str, asked: Asked) -> ModuleClassifier:
         prepare, settings = preparation(asked)
     facts = {"origin": "torchvision", **facts}
     classifier = assembled(module, asked, prepare, settings, loose, f"torchvision:{name}", facts)
-    if not classifier.facts.get("checkpoint") and asked.labels is None:
+    if not classifier.facts.get("checkpoint") and asked.class_names is None:
         classifier.labels = tuple(weights.meta["categories"])
     if not callable(asked.preprocess):
         classifier.recipe = {"origin": "torchvision", "name": name, **asked.recipe()}

@@ -188,7 +188,7 @@ def open_prepared(folder: Path, spec: str, asked: Asked) -> ModuleClassifier:
         asked = replace(asked, modality=modality)
     facts = {"origin": "transformers", "architecture": named}
     classifier = assembled(module, asked, prepare, settings, _loose(info), spec, facts)
-    if asked.labels is None:
+    if asked.class_names is None:
         classifier.labels = complete_labels(_names(config), len(classifier.labels))
     classifier.kind = asked.kind or _kind(config, len(classifier.labels))
     classifier.base = _base_path(module)

@@ -53,9 +53,6 @@ def choose(
     report: Annotated[
         Path | None, typer.Option(help="All figures: report.html, .json or .png.")
     ] = None,
-    class_names: Annotated[
-        str | None, typer.Option(help="A file with the model's own class names, one a line.")
-    ] = None,
     device: Device = "auto",
     json: Json = False,
     asked: Asked = NOTHING,
@@ -77,7 +74,6 @@ def choose(
     if report is not None:
         # Without labels there are no scores to draw.
         reports.check_kind(report, reports.KINDS if labels is not None else (".json",))
-    asked = asked | ({"labels": class_names} if class_names else {})
     source = items_of(model, asked, paths)
     more = items_of(model, asked, unlabelled) if unlabelled else None
     with working(f"loading {model}"):

@@ -71,7 +71,9 @@ ASKED: dict[str, Any] = {
     "preprocess": Annotated[
         str | None, typer.Option(help="package.module:function, from an item to tensors.")
     ],
-    "labels": Annotated[str | None, typer.Option(help="A file of class names, one a line.")],
+    "class_names": Annotated[
+        str | None, typer.Option(help="A file with the names of the model's classes, one a line.")
+    ],
     "sample_rate": Annotated[
         int | None, typer.Option(help="Of audio that the model takes, if it cannot say itself.")
     ],
@@ -86,6 +88,7 @@ ASKED: dict[str, Any] = {
     "trust": Annotated[
         bool, typer.Option("--trust", help="Allow code and pickles of the checkpoint to run.")
     ],
+    "labels": Annotated[str | None, typer.Option(hidden=True)],  # the class names' name of old
 }
 
 
@@ -99,7 +102,7 @@ def opening(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**given: Any) -> None:
         said = {name: given.pop(name, None) for name in shared}
         asked = {name: value for name, value in said.items() if value not in (None, False)}
-        command(**given, asked=asked)
+        command(**given, asked=_current(asked))
 
     own = [p for p in signature.parameters.values() if p.name != "asked"]
     added = [
@@ -117,3 +120,14 @@ def opening(command: Callable[..., None]) -> Callable[..., None]:
     described.__annotations__ = {p.name: p.annotation for p in [*named, *added]}
     del described.__wrapped__
     return wrapped
+
+
+def _current(asked: Asked) -> Asked:
+    """The class names under their own name, with a note where that of old was used."""
+    if "labels" not in asked:
+        return asked
+    from penult.classifiers.asked import current
+    from penult.cli.output import say
+
+    say("[dim]--labels FILE is called --class-names FILE; it goes in the next version[/]")
+    return current(asked)

@@ -124,6 +124,7 @@ def embedder_of(
     Raises:
         FingerprintMismatch: what is there now would give other vectors.
     """
+    from penult.classifiers.asked import current
     from penult.embedding.embedder import open_embedder
 
     about = manifest.model
@@ -135,7 +136,7 @@ def embedder_of(
         precision=manifest.fingerprint.get("precision"),
         engine="torch",  # for one item no other is worth opening
         device=device,
-        **{**about.get("asked", {}), "trust": trust},
+        **{**current(about.get("asked", {})), "trust": trust},
     )
     check_embedder(manifest, embedder, "Name the right one with --model")
     return embedder

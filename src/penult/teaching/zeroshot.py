@@ -50,7 +50,7 @@ def conse(
     if nameless := [label for label in labels if _PLACEHOLDER.fullmatch(label.strip())]:
         raise LabelsError(
             f"the classifier's labels say nothing of what they are ({nameless[0]!r}), so no other "
-            "name can be compared with them; give their names with --labels FILE"
+            "name can be compared with them; give their names with --class-names FILE"
         )
     if top < 1:
         raise LabelsError(f"{top} labels cannot be mixed; give one or more")
@@ -178,7 +178,8 @@ def _interval(alike: Floats, names: Pairs, seed: int, rounds: int = 200) -> tupl
     count = int(max(names.left.max(), names.right.max())) + 1
     if len(alike) > 200_000:  # of very many pairs, as many as give the interval its two digits
         chosen = np.sort(random.choice(len(alike), 200_000, replace=False))
-        alike, names = alike[chosen], Pairs(*(part[chosen] for part in names))
+        alike, left, right = alike[chosen], names.left[chosen], names.right[chosen]
+        names = Pairs(left, right, names.same[chosen])
     order = np.argsort(-alike, kind="stable")
     found = []
     for _ in range(rounds):
