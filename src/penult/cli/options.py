@@ -88,7 +88,9 @@ ASKED: dict[str, Any] = {
     "trust": Annotated[
         bool, typer.Option("--trust", help="Allow code and pickles of the checkpoint to run.")
     ],
-    "labels": Annotated[str | None, typer.Option(hidden=True)],  # the class names' name of old
+    "labels": Annotated[
+        str | None, typer.Option(hidden=True, help="--class-names, as it was called before.")
+    ],
 }
 
 
