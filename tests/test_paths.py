@@ -218,7 +218,7 @@ CALLS: dict[str, Call] = {
     "choose(unlabelled)": lambda w, p: _chosen(w, w.clips, p(w.more)),
     "load(spec)": lambda w, p: penult.load(p(w.saved)).classify([w.one]),
     "load(checkpoint)": lambda w, p: w.load(checkpoint=p(w.folder / "Model.pt")).classify([w.one]),
-    "load(labels)": lambda w, p: w.load(labels=p(w.labels)).classify([w.one]),
+    "load(class_names)": lambda w, p: w.load(class_names=p(w.labels)).classify([w.one]),
     "EmbeddingTransformer.__init__(model)": lambda w, p: _transformer(w, p(w.saved), [w.one]),
     "EmbeddingTransformer.fit(X)": lambda w, p: _transformer(w, w.saved, [p(w.one)]),
     "EmbeddingTransformer.transform(X)": lambda w, p: _transformer(w, w.saved, [p(w.one)]),
