@@ -95,7 +95,7 @@ def hidden(model: nn.Module, samples: np.ndarray, blocks: int) -> np.ndarray:
 def test_the_vectors_of_a_model_that_swallows_exceptions(zoo: dict, name: str) -> None:
     model, behind = zoo[name]().eval(), zoo["BEHIND"]
     classifier = penult.load(f"swallowing:{name}", sample_rate=RATE, seconds=1, random=True)
-    embedder = penult.Embedder.from_classifier(classifier.origin, tap="layer:1", engine="torch")
+    embedder = penult.Embedder.from_classifier(classifier, tap="layer:1", engine="torch")
     clips = [sound(1.0, seed) for seed in range(5)]
     wanted = [hidden(model, one, 1).mean(axis=0) for one in clips]
     for _ in range(2):
