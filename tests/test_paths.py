@@ -164,6 +164,13 @@ def _saved_embedder(world: World, as_form: Callable[[Path], Any]) -> Any:
     return penult.Embedder.load(path).embed([world.one])
 
 
+def _saved_classifier(world: World, as_form: Callable[[Path], Any]) -> Any:
+    folder = world.new()
+    folder.mkdir()
+    world.load().save(as_form(folder))
+    return penult.load(folder).classify([world.one])
+
+
 def _remade(world: World, folder: Any) -> Any:
     tap = Tap(**_tap(world.emb.taps[0]))
     made = penult.Embedder(world.emb.classifier, tap, "mean", folder=folder)
@@ -203,6 +210,7 @@ CALLS: dict[str, Call] = {
     "ClassSpace.save(path)": _saved_space,
     "ClassSpace.load(path)": lambda w, p: penult.ClassSpace.load(p(w.classes)).to_csv(),
     "Classifier.classify(items)": lambda w, p: w.load().classify([p(w.one), p(w.one)]),
+    "Classifier.save(folder)": _saved_classifier,
     "Collection.__init__(path)": lambda w, p: penult.Collection(p(w.into)).vectors()[1],
     "Collection.open(path)": lambda w, p: penult.Collection.open(p(w.into)).vectors()[1],
     "Collection.add(items)": lambda w, p: [_added(w, p(w.clips)), _added(w, [p(w.one)])],

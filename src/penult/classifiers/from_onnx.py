@@ -202,12 +202,13 @@ class OnnxClassifier(Classifier):
             **({"scores": self.scores} if self.scores else {}),
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """The file as it is, and what was asked of it.
 
         Raises:
             UsageError: nothing says how an item is prepared, or only a function without a name.
         """
+        folder = Path(folder)
         self.preparation()
         if callable(self.asked.preprocess):
             raise UsageError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -109,13 +110,14 @@ class ModuleClassifier(Classifier):
             **self.facts,
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Weights as safetensors, and how to build the module around them.
 
         Raises:
             UsageError: the module was given as an object, or its preprocessing as a function that
                 has no importable name.
         """
+        folder = Path(folder)
         from safetensors.torch import save_file
 
         if not self.recipe:

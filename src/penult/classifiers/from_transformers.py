@@ -7,6 +7,7 @@ class that transformers has is known here without a list of ours.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -116,12 +117,13 @@ class TransformersClassifier(Classifier):
             **self.facts,
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Copy the checkpoint's own files: any tool that reads transformers' folders can open it.
 
         Not `save_pretrained`: another layout of the file moves the mapped weights in memory, and
         with another alignment matrix products may round differently in the last bit.
         """
+        folder = Path(folder)
         for path in checkpoint_files(self.folder):
             shutil.copyfile(path, folder / path.name)
 
