@@ -325,3 +325,35 @@ def test_a_mix_of_layers_makes_the_last_hidden_states_partial(mix: bool) -> None
 def test_split_is_what_penult_exports() -> None:
     assert penult.split is split
     assert K == 7
+
+
+class Checking(nn.Module):
+    """Looks at its input, and takes no other way for it; or another head for loud ones."""
+
+    def __init__(self, other: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.fc = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.loud = nn.Linear(8, 5) if other else self.fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.body(x))
+        head = self.loud if x.abs().max() > 1000 else self.fc
+        return head(h)  # type: ignore[no-any-return]
+
+
+def test_branches_on_tensor_values_are_a_check_of_their_own() -> None:
+    cut = penult.split(Checking(other=False).eval(), torch.randn(3, 6))
+    assert cut.certificate.ok, cut.certificate
+    assert "  ok control flow 0: branches on tensor values inverted" in str(cut.certificate)
+    assert "control flow" in {check["name"] for check in cut.certificate.to_dict()["checks"]}
+    refused = penult.split(Checking(other=True).eval(), torch.randn(3, 6)).certificate
+    assert not refused.ok
+    assert "branches on tensor values (in the model) decide how the scores" in refused.refusal
+
+
+def test_a_certificate_with_the_name_of_old_is_read() -> None:
+    cut = penult.split(Checking(other=False).eval(), torch.randn(3, 6))
+    text = json.dumps(cut.certificate.to_dict()).replace("control flow", "decided otherwise")
+    again = Certificate.from_dict(json.loads(text))
+    assert again.ok and "decided otherwise" in str(again)
