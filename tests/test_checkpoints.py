@@ -239,12 +239,19 @@ def test_what_the_logits_never_see_may_be_missing(
     close(logits_of(saved(weights, tmp_path)), weights)
 
 
-def test_a_dozen_of_many_is_named(models: Any, weights: Weights, tmp_path: Path) -> None:
-    """16 tensors are missing: 12 are named, and 4 counted."""
+@pytest.mark.parametrize(("given", "rest"), [(0, "; and 4 more."), (3, "; and 1 more."), (4, ".")])
+def test_a_dozen_of_many_is_named(
+    models: Any, weights: Weights, tmp_path: Path, given: int, rest: str
+) -> None:
+    """Of 16 further tensors some are there: 12 of those missing are named, and others counted."""
+    names = [f"more.{n}.{kind}" for n in range(8) for kind in ("bias", "weight")]
+    shapes = {"bias": (3,), "weight": (3, 3)}
+    weights |= {name: torch.ones(shapes[name.split(".")[2]]) for name in names[:given]}
     with pytest.raises(IncompleteWeights) as caught:
         logits_of(saved(weights, tmp_path), "Many")
     assert str(caught.value).count("missing") == 12
-    assert "more.5.weight: missing; and 4 more." in str(caught.value)
+    last = names[given + 11]
+    assert f"{last}: missing{rest} Build the class" in str(caught.value)
 
 
 def test_nothing_that_fits(models: Any, tmp_path: Path) -> None:

@@ -242,6 +242,187 @@ def test_a_batch_norm_alone_is_no_encoder() -> None:
     assert cut.certificate.ok and cut.head.names == ["fc"]
 
 
+def _filled(z: Tensor) -> Tensor:
+    return z.masked_fill(torch.zeros(K, dtype=torch.bool), 0.0)
+
+
+# Scores stay scores through whatever does not bend them, so that the layer behind calibrates them.
+STRAIGHT: dict[str, Callable[[Tensor], Tensor]] = {
+    "view": lambda z: z.view(len(z), 1, K).view(len(z), K),
+    "reshape": lambda z: z.t().reshape(K, -1).t(),
+    "unsqueeze and squeeze": lambda z: z.unsqueeze(1).squeeze(1),
+    "select": lambda z: torch.stack([z, z])[0],
+    "slice": lambda z: torch.cat([z, z], 1)[:, :K],
+    "index": lambda z: z[:, [2, 1, 0]],
+    "index_select": lambda z: z.index_select(1, torch.tensor([2, 1, 0])),
+    "gather": lambda z: z.gather(1, torch.tensor([[2, 1, 0]]).expand(len(z), K)),
+    "permute": lambda z: z[:, None].permute(1, 0, 2)[0],
+    "transpose": lambda z: z[:, None].transpose(0, 1)[0],
+    "expand": lambda z: z[:, None].expand(-1, 4, -1).sum(1),
+    "repeat": lambda z: z.repeat(1, 2)[:, K:],
+    "cat": lambda z: torch.cat([z, 2 * z], 1)[:, K:],
+    "split": lambda z: torch.cat([z, z], 1).split(K, 1)[1],
+    "split by sizes": lambda z: torch.cat([z, z], 1).split([K, K], 1)[1],
+    "unbind": lambda z: torch.stack([z, z], 1).unbind(1)[1],
+    "clone": lambda z: z.clone(),
+    "detach": lambda z: z.detach(),
+    "contiguous": lambda z: z.t().contiguous().t(),
+    "to another type": lambda z: z.double().float(),
+    "mean": lambda z: torch.stack([z, 3 * z]).mean(0),
+    "sum": lambda z: torch.stack([z, 3 * z]).sum(0),
+    "add": lambda z: z + 1,
+    "add_": lambda z: z.clone().add_(1),
+    "sub": lambda z: z - 1,
+    "rsub": lambda z: torch.rsub(z, 1),
+    "mul": lambda z: z * 2,
+    "mul_": lambda z: z.clone().mul_(2),
+    "div": lambda z: z / 2,
+    "div_": lambda z: z.clone().div_(2),
+    "neg": lambda z: -z,
+    "average of pairs": lambda z: F.avg_pool2d(
+        z[:, :, None, None].expand(-1, -1, 2, 2), 2)[..., 0, 0],
+    "average of a map": lambda z: F.adaptive_avg_pool2d(
+        z[:, :, None, None].expand(-1, -1, 2, 3), 1)[..., 0, 0],
+    "masked_fill": _filled,
+    "masked_fill_": lambda z: z.clone().masked_fill_(torch.zeros(K, dtype=torch.bool), 0.0),
+    "copy_": lambda z: torch.empty_like(z).copy_(z),
+}  # fmt: skip
+BENT: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu, "exp": torch.exp, "tanh": torch.tanh, "square": lambda z: z * z,
+    "a share": lambda z: z / z.sum(1, keepdim=True), "largest": lambda z: z.clamp(min=0.1),
+    "sigmoid": torch.sigmoid, "absolute": torch.abs,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_scores_that_are_not_bent_are_scores(name: str) -> None:
+    model = Net(lambda m, h, x: m.mix(STRAIGHT[name](m.fc(h.mean(1)))), fc=fc(), mix=fc(K)).eval()
+    assert penult.split(model, X).head.names == ["fc"]
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_what_is_bent_is_features(name: str) -> None:
+    model = Net(lambda m, h, x: m.mix(BENT[name](m.fc(h.mean(1)))), fc=fc(), mix=fc(K)).eval()
+    assert penult.split(model, X).head.names == ["mix"]
+
+
+@pytest.mark.parametrize("softmax", [torch.softmax, torch.log_softmax])
+@pytest.mark.parametrize("classes", [K, 4])
+def test_shares_are_scores(softmax: Any, classes: int) -> None:
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        return m.mix(softmax(m.fc(h.mean(1)), dim=-1))
+
+    cut = penult.split(Net(after, fc=fc(), mix=fc(K, classes)).eval(), X)
+    assert cut.head.names == ["fc"] and cut.certificate.ok
+
+
+SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros_like": torch.zeros_like,
+    "ones_like": torch.ones_like,
+    "full_like": lambda v: torch.full_like(v, 0.5),
+    "empty_like": lambda v: torch.empty_like(v).fill_(2.0),
+    "new_zeros": lambda v: v.new_zeros(v.shape),
+    "new_ones": lambda v: v.new_ones(v.shape),
+    "new_full": lambda v: v.new_full(v.shape, 0.5),
+    "new_empty": lambda v: v.new_empty(v.shape).fill_(2.0),
+    "zero_": lambda v: v.clone().zero_(),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_has_only_the_inputs_shape_is_nothing_of_the_input(name: str) -> None:
+    """Made from the input around the head; no number of it is in there."""
+    model = Net(lambda m, h, x: m.fc(h.mean(1)) + SHAPES[name](x[:, 0, :K]), fc=fc()).eval()
+    cut = penult.split(model, X)
+    assert cut.certificate.ok and cut.head.names == ["fc"], cut.certificate.refusal
+    close(cut.prelogits(X), frames(model).mean(1))
+    extra = numbers(SHAPES[name](X[:, 0, :K]))
+    close(cut.logits(cut.prelogits(X)), layer(model.fc, frames(model).mean(1)) + extra)
+
+
+VIEWED: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda x: x,
+    "view": lambda x: x.view(len(x), -1),
+    "reshape": lambda x: x.reshape(len(x), -1),
+    "permute": lambda x: x.permute(0, 2, 1),
+    "transpose": lambda x: x.transpose(1, 2),
+    "unsqueeze": lambda x: x.unsqueeze(1),
+    "squeeze": lambda x: x.unsqueeze(1).squeeze(1),
+    "detach": lambda x: x.detach(),
+    "expand": lambda x: x[:, None].expand(-1, 2, -1, -1),
+}
+
+
+@pytest.mark.parametrize("name", VIEWED)
+def test_the_input_in_any_view_is_the_input(name: str) -> None:
+    short = fc(VIEWED[name](X).shape[-1])
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        return m.fc(h.mean(1)) + m.short(VIEWED[name](x)).reshape(len(x), -1, K).mean(1)
+
+    certificate = penult.split(Net(after, fc=fc(), short=short).eval(), X).certificate
+    assert "the model's input itself meets weights" in certificate.refusal
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(K), nn.GroupNorm(1, K)])
+def test_features_that_were_normed_are_no_scores(norm: nn.Module) -> None:
+    certificate = penult.split(
+        Net(lambda m, h, x: m.norm(m.fc(h.mean(1))), fc=fc(), norm=norm).eval(), X
+    ).certificate
+    assert "was normalised after its last weights (aten." in certificate.refusal
+    assert "look like features of an encoder" in certificate.refusal
+
+
+ACTIVATIONS = [
+    nn.ReLU(), nn.ReLU(inplace=True), nn.GELU(), nn.SiLU(), nn.SiLU(inplace=True), nn.Hardswish(),
+    nn.Hardtanh(), nn.LeakyReLU(), nn.LeakyReLU(inplace=True), nn.ELU(), nn.Mish(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_batch_norm_and_activation_are_an_encoders_end(activation: nn.Module) -> None:
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        return m.act(m.norm(m.fc(h.mean(1))))
+
+    layers = {"fc": fc(), "norm": nn.BatchNorm1d(K), "act": activation}
+    certificate = penult.split(Net(after, **layers).eval(), X).certificate
+    assert "was normalised after its last weights" in certificate.refusal
+    plain = Net(lambda m, h, x: m.act(m.fc(h.mean(1))), fc=fc(), act=activation).eval()
+    assert "normalised" not in penult.split(plain, X).certificate.refusal
+
+
+def test_where_no_other_input_can_be_made() -> None:
+    """A model that takes one content only: no power, and why."""
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        if not torch.equal(x.detach(), X):
+            raise RuntimeError("no such content")
+        return m.fc(h.mean(1))
+
+    refused = penult.split(Net(after, fc=fc()).eval(), X).certificate
+    assert "no other input could be made: no such content" in refused.refusal
+
+    def late(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        if float(x.detach().numpy().std()) > 2:  # the bolder second try
+            raise RuntimeError("too loud")
+        return m.fc(h.mean(1))
+
+    assert penult.split(Net(late, fc=fc()).eval(), X).certificate.ok
+
+
+def test_a_head_is_one_module_of_several_names() -> None:
+    """Parametrised weights belong to their module, tied tables to no one but who runs them."""
+    head = torch.nn.utils.parametrizations.weight_norm(fc())
+    cut = penult.split(Net(lambda m, h, x: m.fc(h.mean(1)), fc=head).eval(), X)
+    assert cut.certificate.ok and cut.head.names == ["fc"]
+    direct = Net(lambda m, h, x: F.linear(h.mean(1), m.box.weight, m.box.bias), box=fc()).eval()
+    assert penult.split(direct, X).head.names == ["box"]
+    inner = nn.Module()
+    inner.table = nn.Parameter(torch.zeros(K, D))
+    nested = Net(lambda m, h, x: F.linear(h.mean(1), m.inner.table), inner=inner).eval()
+    assert penult.split(nested, X).head.names == ["inner"]
+
+
 # ---- the certificate's figures
 
 

@@ -105,6 +105,12 @@ def test_plans_by_hand() -> None:
     assert taken([100, 102, 98], most=2) == [[102, 100], [98]]  # of equals the longer neighbour
 
 
+def test_places_beyond_the_ends_are_no_neighbours() -> None:
+    """Seven of 100, and 120 beside them: 140 of 960 are padding, and all go together."""
+    assert taken([100] * 7 + [120], budget=10_000) == [[120] + [100] * 7]
+    assert taken([120] + [100] * 7, budget=10_000) == [[120] + [100] * 7]
+
+
 def test_the_budget_by_hand() -> None:
     assert taken([10] * 7, budget=30) == [[10] * 3, [10] * 3, [10]]
     assert taken([10] * 7, budget=29) == [[10] * 2] * 3 + [[10]]

@@ -159,6 +159,13 @@ def test_rounding_is_not_blown_up(recipe: str) -> None:
     assert fit(recipe, rows)(rows)[:, 2].std() > 0.7
 
 
+@pytest.mark.parametrize("recipe", ["scale", "whiten", "within+l2"])
+def test_the_size_of_vectors_does_not_matter(recipe: str) -> None:
+    rows, labels = vectors(), [n % 4 for n in range(40)]
+    small = fit(recipe, 1e-9 * rows, labels)(1e-9 * FRESH)
+    close(small, fit(recipe, rows, labels)(FRESH), 1e-3)
+
+
 def test_steps_follow_each_other() -> None:
     rows = vectors()
     scaler = StandardScaler().fit(rows)
