@@ -316,6 +316,27 @@ def test_shares_are_scores(softmax: Any, classes: int) -> None:
     assert cut.head.names == ["fc"] and cut.certificate.ok
 
 
+@pytest.mark.parametrize("classes", [2, 3, 9])
+def test_scores_of_any_number_of_classes_are_calibrated(classes: int) -> None:
+    """By a matrix over classes, or by a convolution's scores of each frame before."""
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        return m.mix(m.fc(h.mean(1)))
+
+    model = Net(after, fc=fc(D, classes), mix=fc(classes, classes)).eval()
+    assert penult.split(model, X).head.names == ["fc"]
+    conv = Net(
+        lambda m, h, x: m.mix(m.fc(h.transpose(1, 2)).mean(2)),
+        fc=nn.Conv1d(D, classes, 1), mix=fc(classes, classes),
+    ).eval()  # fmt: skip
+    assert penult.split(conv, X).head.names == ["fc"]
+    wider = Net(
+        lambda m, h, x: m.mix(m.fc(h.transpose(1, 2)).mean(2)),
+        fc=nn.Conv1d(D, classes + 1, 1), mix=fc(classes + 1, classes),
+    ).eval()  # fmt: skip
+    assert penult.split(wider, X).head.names == ["mix"]
+
+
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros_like": torch.zeros_like,
     "ones_like": torch.ones_like,
@@ -589,7 +610,9 @@ def test_decisions_that_change_the_scores() -> None:
         return after
 
     refused = penult.split(Net(branching(2.0), fc=fc()).eval(), X).certificate
-    assert not refused.ok and "decide how the scores are computed" in refused.refusal
+    assert not refused.ok
+    assert "values that Python reads (in the model) decide how the scores" in refused.refusal
+    assert "decided the other way, logits(prelogits(x)) is off by 5.0e-01" in refused.refusal
     assert refused.checks[-1].name == "decided otherwise" and not refused.checks[-1].passed
     # Twice the scores, relative to the largest of them.
     assert refused.checks[-1].figure == pytest.approx(0.5, rel=1e-3)
