@@ -179,6 +179,48 @@ def test_a_named_head() -> None:
     assert "'block.1' has no weights that its input meets: it is no head" in refused.refusal
 
 
+def test_what_one_head_is_made_from_is_no_part_of_another() -> None:
+    """a(z) + b(tanh(u(z))): two stages, each with a head; but b(u(z)) is one matrix of z."""
+
+    def after(bend: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+        def both(m: Any, h: Tensor, x: Tensor) -> Tensor:
+            z = h.mean(1)
+            return m.a(z) + m.b(bend(m.u(z)))
+
+        return both
+
+    layers = {"a": fc(), "b": fc(4), "u": fc(D, 4)}
+    model = Net(after(torch.tanh), **layers).eval()
+    cut = penult.split(model, X)
+    assert cut.certificate.ok and cut.head.names == ["a", "b"]
+    z = frames(model).mean(1)
+    for found, expected in zip(cut.prelogits(X), (z, np.tanh(layer(model.u, z))), strict=True):
+        close(found, expected)
+    straight = penult.split(Net(after(lambda z: z), **layers).eval(), X)
+    assert straight.certificate.ok and straight.head.names == ["a", "b"]
+    close(straight.prelogits(X), z)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = fc(), fc()
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return self.a(one) + self.b(other)
+
+
+def test_a_named_head_of_two_inputs() -> None:
+    """Both are prelogits, in their order."""
+    apart = Net(lambda m, h, x: m.pair(h.mean(1), h.amax(1)), pair=Pair()).eval()
+    cut = penult.split(apart, X, head="pair")
+    assert cut.certificate.ok
+    for found, expected in zip(
+        cut.prelogits(X), (frames(apart).mean(1), frames(apart).max(1)), strict=True
+    ):
+        close(found, expected)
+
+
 @pytest.mark.parametrize("output", ["b", 1])
 def test_one_of_several_outputs(output: str | int) -> None:
     def both(m: Any, h: Tensor, x: Tensor) -> Any:
