@@ -162,6 +162,20 @@ def test_a_pass_of_means_is_moved_in_front() -> None:
     close(cut.logits(z), layer(model.fc, hidden.mean(1)))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_alone(bias: bool) -> None:
+    """A model of one layer: the input is its prelogits."""
+    torch.manual_seed(0)
+    conv = nn.Sequential(nn.Conv1d(T, K, C, bias=bias), nn.Flatten()).eval()
+    linear = nn.Linear(C, K, bias=bias).eval()
+    for model, name in ((conv, "0"), (linear, "")):
+        cut = penult.split(model, X)
+        assert cut.certificate.ok, cut.certificate
+        assert cut.head.names == [name] * bool(name)
+        close(cut.prelogits(X), numbers(X))
+        close(cut.logits(cut.prelogits(X)), numbers(model(X)))
+
+
 def test_a_named_head() -> None:
     """In front of a block of two layers, or of the last one."""
     block = nn.Sequential(fc(D, 5), nn.Tanh(), fc(5))
