@@ -222,7 +222,7 @@ def _static() -> nn.Module:
 
 
 def _float_head() -> nn.Module:
-    return nn.Sequential(*list(_static())[:-2], torch.ao.nn.quantized.DeQuantize(), fc())
+    return nn.Sequential(*list(_static())[:-2], torch.ao.nn.quantized.DeQuantize(), fc())  # type: ignore[call-overload]
 
 
 def _aware(watching: bool) -> nn.Module:

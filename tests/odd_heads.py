@@ -429,7 +429,7 @@ CASES: dict[str, Case] = {
     "gate of the input": _case(lambda m, h, x: m.fc(h) * x.mean((1, 2)).sigmoid()[:, None], cls=WithInput, layers=one(), refused="around the head"),
     "wide and deep": _case(lambda m, h, x: m.fc(h) + m.wide(x.flatten(1)), cls=WithInput, layers=lambda: {"fc": fc(), "wide": fc(T * 5)}, refused="input itself"),
     "fx": Case(lambda: torch.fx.symbolic_trace(Then(Map(), lambda m, h: m.fc(h.mean((2, 3))), fc=fc())), ("fc",), inputs=images),
-    "compiled": Case(lambda: torch.compile(Then(Map(), lambda m, h: m.fc(h.mean((2, 3))), fc=fc()), backend="eager"), None, inputs=images),
+    "compiled": Case(lambda: torch.compile(Then(Map(), lambda m, h: m.fc(h.mean((2, 3))), fc=fc()), backend="eager"), None, inputs=images),  # type: ignore[return-value]
     "scripted": Case(lambda: torch.jit.script(_sequence()), ("4",), inputs=images),
     "traced by jit": Case(lambda: torch.jit.trace(_sequence(), images()), ("4",), inputs=images),
     "exported": Case(lambda: torch.export.export(_sequence(), (images(),)).module(), None, inputs=images),

@@ -257,6 +257,8 @@ class Exchange(nn.Module):
 class Stateful(nn.Module):
     """Keeps something from one call to the next."""
 
+    mean: Tensor
+
     def __init__(self, how: str) -> None:
         super().__init__()
         self.body, self.fc, self.how = Pooled(), fc(), how

@@ -129,7 +129,12 @@ def timm_variants() -> list[str]:
     return names
 
 
-SHALLOW = ({"depth": 2}, {"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {})
+SHALLOW: tuple[dict[str, Any], ...] = (
+    {"depth": 2},
+    {"depths": (1, 1, 1, 1)},
+    {"layers": (1, 1, 1, 1)},
+    {},
+)
 
 
 def build_timm(name: str) -> Built:

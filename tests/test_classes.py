@@ -462,7 +462,7 @@ def embed(texts: list[str]) -> np.ndarray:
 def test_conse_is_the_cosine_to_the_mixed_names() -> None:
     shares = np.array([[0.6, 0.3, 0.1], [0.05, 0.05, 0.9]])
     scores = conse(shares, ["cat", "dog", "car"], ["wolf", "lorry"], embed, top=2)
-    unit = {k: np.array(v) / np.linalg.norm(v) for k, v in WORDS.items()}
+    unit = {k: np.array(v) / np.linalg.norm(np.array(v)) for k, v in WORDS.items()}
     mixed = (0.6 * unit["cat"] + 0.3 * unit["dog"]) / 0.9
     assert scores[0, 0] == pytest.approx(mixed @ unit["wolf"] / np.linalg.norm(mixed))
     assert scores.argmax(axis=1).tolist() == [0, 1]

@@ -184,7 +184,7 @@ def test_new_keys_are_appended_and_existing_ones_replaced(path):
 def test_what_the_writer_keeps_in_mind_is_true(path, monkeypatch, seen):
     monkeypatch.setattr(writer_module, "_SEEN", seen)
     rng = random.Random(seen)
-    there = set()
+    there: set[str] = set()
     with Collection.open(path).writer(MANIFEST) as writer:
         for step in range(25):
             ids = [str(rng.randrange(12)) for _ in range(3)]
@@ -728,7 +728,7 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(path):
     """From the creation on. A longer sweep: PENULT_KILLS=100, another one: PENULT_SEED=1."""
     rng = random.Random(int(os.environ.get("PENULT_SEED", "0")))
     kills = int(os.environ.get("PENULT_KILLS", "3"))
-    acknowledged = set()
+    acknowledged: set[str] = set()
     opened, longer = 0, 0.6
     for seed in range(kills):
         process = start(path, LOOP.replace("{seed}", str(seed)))

@@ -27,7 +27,7 @@ def test_every_command_is_explained() -> None:
 
     from penult.cli import app
 
-    for name, command in get_command(app).commands.items():
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
         assert command.help, f"penult {name} has no help"
         for param in command.params:
             assert param.name == "help" or param.help, f"penult {name} {param.name} has no help"

@@ -206,7 +206,7 @@ def test_an_index_is_measured_and_used(many):
     assert collection.search(vectors[17])[0].similarity == pytest.approx(1, abs=1e-5)  # exact
     new = np.random.default_rng(5).normal(size=(1, 32))
     filled(collection.path, batch(["new"], manifest=manifest, vectors=new), manifest=manifest)
-    assert collection.index.since == 1 and collection.search(new[0], k=1)[0].id == "new"
+    assert collection.index.since == 1 and collection.search(new[0], k=1)[0].id == "new"  # type: ignore[attr-defined]
     assert collection.search(vectors[3], metric="dot")[0].similarity > 1  # not the index's metric
     assert collection.drop_index() and collection.index is None and not collection.drop_index()
 

@@ -136,7 +136,7 @@ def test_arrays(recordings):
 
 
 def test_regions_are_asked_for_one_at_a_time(recordings):
-    asked = []
+    asked: list[object] = []
 
     def endless():
         while True:

@@ -229,7 +229,7 @@ def test_json_and_exit_code(package: Any) -> None:
     script = [sys.executable, ROOT / "scripts" / "structure.py", "--json", "--src"]
     for text, code in (("", 0), ("from pkg.b import x", 1)):
         src = package(a=text, b="import pkg.a")
-        done = subprocess.run([*script, src], capture_output=True, text=True)
+        done = subprocess.run([*map(str, script), src], capture_output=True, text=True)
         first = json.loads(done.stdout)[0]
         assert (done.returncode, first["value"], first["ok"]) == (code, code, not code)
 

@@ -202,7 +202,7 @@ def make_config(model_type: str, over: Mapping[str, Any] | None = None) -> Any:
 
     kind = CONFIG_MAPPING[model_type]
     settings = _merged(kind, {**OVERRIDES.get(model_type, {}), **(over or {})})
-    return kind(**settings, num_labels=CLASSES)
+    return kind(**settings, num_labels=CLASSES)  # type: ignore[call-arg]
 
 
 def _merged(kind: Any, over: Mapping[str, Any]) -> dict[str, Any]:

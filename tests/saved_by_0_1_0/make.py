@@ -77,7 +77,7 @@ def write_transformers(folder: Path) -> Path:
     """A tiny wav2vec2 as transformers saves it."""
     import transformers
 
-    config = transformers.Wav2Vec2Config(
+    config = transformers.Wav2Vec2Config(  # type: ignore[call-arg]
         hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
         conv_dim=(16, 24, 24), conv_stride=(5, 4, 2), conv_kernel=(10, 8, 3),
         num_feat_extract_layers=3, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4,
