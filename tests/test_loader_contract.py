@@ -449,7 +449,7 @@ def test_what_is_opened_is_a_classifier(origin: Opened) -> None:
     assert isinstance(clf, penult.Classifier)
     assert repr(clf) == f"Classifier({clf.spec!r}, {len(clf.labels)} classes)"
     with pytest.warns(DeprecationWarning, match=r"leave \.origin out"):
-        assert clf.origin is clf
+        assert clf.origin is clf  # type: ignore[attr-defined]
     assert not hasattr(clf, "no_such_name")
     again = copy.copy(clf)
     assert type(again) is type(clf) and again.labels == clf.labels and again.classify

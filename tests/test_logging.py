@@ -39,7 +39,7 @@ def test_an_engine_and_its_graph(
 ) -> None:
     def embed() -> list[str]:
         caplog.clear()
-        classifier = penult.load(tiny).origin
+        classifier = penult.load(tiny)
         penult.Embedder.from_classifier(classifier, engine="openvino").embed([clip(0.4)])
         return [f"{one.levelname} {one.getMessage()}" for one in caplog.records]
 
@@ -67,7 +67,7 @@ def test_a_worker_that_dies(
     tiny: Path, recordings: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     soundfile.write(recordings / "crash.wav", clip(1.0), RATE)
-    embedder = penult.Embedder.from_classifier(penult.load(tiny).origin)
+    embedder = penult.Embedder.from_classifier(penult.load(tiny))
     collection = penult.Collection.open(tmp_path / "c.lance")
     with caplog.at_level(logging.INFO, "penult"):
         assert collection.add(embedder, recordings, workers=1).failed == 1

@@ -397,7 +397,7 @@ def test_a_real_keyword_transformer(keywords: tuple[Path, Path, dict[str, Any]])
     clf = penult.load(path, **asked)
     clips = [words / f"{word}.wav" for word in KEYWORDS]
     assert [p.label for p in clf.classify(clips)] == list(KEYWORDS)
-    certificate = clf.cut.certificate
+    certificate = clf.cut.certificate  # type: ignore[attr-defined]
     assert certificate.ok and certificate.max_error == 0.0
     assert [check.name for check in certificate.checks] == [
         "round trip", "power", "other batch size"]  # fmt: skip
@@ -414,7 +414,7 @@ def test_a_real_keyword_transformer(keywords: tuple[Path, Path, dict[str, Any]])
     np.testing.assert_array_equal(result.logits, logits)
     optimised = onnxruntime.InferenceSession(str(path)).run(None, {"waveform": x})[0]
     np.testing.assert_allclose(result.logits, optimised, atol=1e-5)
-    taps = clf.cut.taps
+    taps = clf.cut.taps  # type: ignore[attr-defined]
     assert taps["backbone"].describe("time") == "time 99 × channel 64"
     assert [name for name in taps if name.startswith("layer:")] == [f"layer:{i}" for i in range(13)]
 
