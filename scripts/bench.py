@@ -63,7 +63,7 @@ def starting(options: argparse.Namespace) -> None:
     works = {
         "python -c pass": python("pass"),
         "import penult": python("import penult"),
-        "penult --help": python("from penult.cli import run; run(['--help'])"),
+        "penult --help": python("from penult.cli.main import run; run(['--help'])"),
         "import torch": python("import torch"),
     }
     show("starting", paired(works, rounds=5))
@@ -122,8 +122,8 @@ def of_module(model: Any, inputs: dict[str, Any]) -> dict[str, Callable[[], obje
     """A plain pass; the head and every tap located; the head proved; the prelogits."""
     import torch
 
-    from penult.splitting.anatomy import dissect
-    from penult.splitting.cut import split
+    from penult.tracing.anatomy import dissect
+    from penult.tracing.split import split
 
     def forward() -> None:
         with torch.inference_mode():
@@ -167,17 +167,17 @@ def exported(model: Any, example: Any, path: Path) -> None:
 
 def of_graph(path: Path, picture: Any) -> dict[str, Callable[[], object]]:
     """A plain run of the open graph; all of it located and proved, opening the parts included."""
-    from penult.splitting.graph import Graph
-    from penult.splitting.onnx import GraphCut, dissect_graph
+    from penult.tracing.onnx_anatomy import GraphCut, dissect_graph
+    from penult.tracing.onnx_graph import OnnxGraph
 
-    graph = Graph.read(path)
+    graph = OnnxGraph.read(path)
     name = graph.inputs[0].name
     random = np.random.default_rng(0)
     feeds = [{name: random.standard_normal(picture.shape).astype(np.float32)} for _ in range(3)]
     whole = graph.session(["logits"])
 
     def located() -> object:
-        fresh = Graph(graph.model)  # nothing measured yet, no session open
+        fresh = OnnxGraph(graph.model)  # nothing measured yet, no session open
         anatomy = dissect_graph(GraphCut(fresh, "logits", "logits", feeds))
         if anatomy.certificate is None or not anatomy.certificate.ok:
             raise SystemExit(f"the head is not proved, so there is no cost: {anatomy.certificate}")
@@ -185,7 +185,7 @@ def of_graph(path: Path, picture: Any) -> dict[str, Callable[[], object]]:
 
     return {
         "one run of the open graph": lambda: whole(feeds[0]),
-        "read the file and open it": lambda: Graph.read(path).session(["logits"]),
+        "read the file and open it": lambda: OnnxGraph.read(path).session(["logits"]),
         "locate and prove the head and every tap": located,
     }
 
@@ -206,8 +206,8 @@ def planning(options: argparse.Namespace) -> None:
     """How much of what is computed is padding: 2000 clips of 1 to 15 s, in three ways."""
     import numpy as np
 
-    from penult.batches.planner import Planner, waste
     from penult.embedding.runner import BUDGETS
+    from penult.engines.batching import Planner, waste
 
     lengths = [int(n) for n in np.random.default_rng(0).uniform(16_000, 240_000, 2_000)]
     planner, planned = Planner(BUDGETS["audio"]), []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from penult.cli import app
+from penult.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree: written by make docs -->", "<!-- end of tree -->"

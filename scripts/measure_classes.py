@@ -15,12 +15,12 @@ import time
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from penult import space
-from penult.store.collection import Collection
-from penult.store.labelled import labelled
-from penult.teaching.calibration import calibration_error
-from penult.teaching.examples import Examples
-from penult.teaching.taught import Taught
+from penult.analysis import space
+from penult.collection.collection import Collection
+from penult.collection.labels import labelled
+from penult.fewshot.calibration import calibration_error
+from penult.fewshot.examples import Examples
+from penult.fewshot.fitted import FittedClasses
 
 
 def episode(
@@ -48,7 +48,7 @@ def episode(
         examples = examples.with_marks(str(name), keys, vectors[rows])
     fitted = space.fit(recipe, vectors)  # unlabelled, as a collection's space is
     sides_of = [str(groups[int(id)]) for id, _ in examples.keys] if grouped else None
-    taught = Taught(examples, fitted, method, groups=sides_of)
+    taught = FittedClasses(examples, fitted, method, groups=sides_of)
     asked = ~teach
     if mixed:  # the same groups on both sides, never the same item
         asked = ~np.isin(np.arange(len(names)), [int(id) for id, _ in examples.keys])
@@ -77,10 +77,10 @@ def seconds_to_add(vectors: np.ndarray, classes: int) -> float:
         rows = random.choice(len(vectors), 5, replace=False)
         keys = [(f"{number}/{row}", "whole") for row in rows]
         examples = examples.with_marks(str(number), keys, vectors[rows])
-    Taught(examples, fitted, "prototype").judge(vectors[:1], 0.05)  # imports
+    FittedClasses(examples, fitted, "prototype").judge(vectors[:1], 0.05)  # imports
     began = time.perf_counter()
     examples = examples.with_marks("new", [("new", "whole")], vectors[:1])
-    Taught(examples, fitted, "prototype").judge(vectors[:1], 0.05)
+    FittedClasses(examples, fitted, "prototype").judge(vectors[:1], 0.05)
     return time.perf_counter() - began
 
 

@@ -48,20 +48,20 @@ MEMORY = 12 << 30  # bytes of data that a run may have: a mutant may never end
 CUTS = "tests/test_cut_values.py tests/test_splitting.py"
 TAUGHT = "tests/test_calibration.py tests/test_classes.py"
 MODULES = {
-    "pooling": ("penult.batches.pooling", "tests/test_pooling.py"),
-    "planner": ("penult.batches.planner", "tests/test_planner.py"),
-    "padding": ("penult.batches.padding", "tests/test_padding.py"),
-    "batch policy": ("penult.engines.law", "tests/test_batch_policy.py"),
-    "space": ("penult.space", "tests/test_space.py tests/test_space_values.py"),
-    "calibration": ("penult.teaching.calibration", TAUGHT),
-    "checkpoints": ("penult.classifiers.checkpoints", "tests/test_checkpoints.py"),
-    "regions": ("penult.regions", "tests/test_windows.py tests/test_regions.py"),
-    "windows": ("penult.sources.layout", "tests/test_windows.py tests/test_layout.py"),
-    "head": ("penult.splitting.head", CUTS),
-    "boundary": ("penult.splitting.boundary", CUTS),
-    "cut": ("penult.splitting.passes", CUTS),
-    "proof": ("penult.splitting.proof", CUTS),
-    "certificate": ("penult.splitting.certificate", CUTS),
+    "pooling": ("penult.engines.pooling", "tests/test_pooling.py"),
+    "planner": ("penult.engines.batching", "tests/test_planner.py"),
+    "padding": ("penult.engines.batching", "tests/test_padding.py"),
+    "batch policy": ("penult.engines.batch_policy", "tests/test_batch_policy.py"),
+    "space": ("penult.analysis.space", "tests/test_space.py tests/test_space_values.py"),
+    "calibration": ("penult.fewshot.calibration", TAUGHT),
+    "checkpoints": ("penult.models.checkpoints", "tests/test_checkpoints.py"),
+    "regions": ("penult.data.regions", "tests/test_windows.py tests/test_regions.py"),
+    "windows": ("penult.data.windows", "tests/test_windows.py tests/test_layout.py"),
+    "head": ("penult.tracing.head", CUTS),
+    "boundary": ("penult.tracing.boundary", CUTS),
+    "cut": ("penult.tracing.cut", CUTS),
+    "proof": ("penult.tracing.proof", CUTS),
+    "certificate": ("penult.tracing.certificate", CUTS),
 }  # fmt: skip
 # Imported once; every run is forked from here.
 PRELOADED = (

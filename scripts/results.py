@@ -17,16 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from penult import classifiers
-from penult.choosing.deciding import choose
-from penult.choosing.material import Material, Setting
-from penult.choosing.ranking import fitting
-from penult.classifiers.base import Classifier
+from penult.analysis.bootstrap import Estimate, estimate
+from penult.analysis.candidates import Material, Setting, fitting
+from penult.analysis.episodes import answered, numbered, plan, products
+from penult.analysis.selection import choose
+from penult.data.sources import from_objects
 from penult.embedding.readings import chains_of, name_of, read_all, readings_of
-from penult.measuring.episodes import answered, numbered, products
-from penult.measuring.intervals import Estimate, estimate
-from penult.measuring.trials import plan
-from penult.sources import from_objects
+from penult.models import specs
+from penult.models.base import Classifier
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SPLITS = 5
@@ -61,13 +59,13 @@ def read(clf: Classifier, things: list[Any], labels: Sequence[str], groups: Sequ
 def keywords() -> Classifier:
     folder = SHARED / "w_kwt1"
     asked = {"sample_rate": 16_000, "seconds": 1.0, "class_names": folder / "labels.txt"}
-    return classifiers.load(folder / "kwt1.onnx", **asked)
+    return specs.load(folder / "kwt1.onnx", **asked)
 
 
 def pictures() -> Classifier:
     weights = SHARED / "w_squeezenet_dc" / "squeezenet1_0_dc_fp16.safetensors"
     prepare = "scripts.real_models:squeezenet"
-    return classifiers.load("torchvision:squeezenet1_0", checkpoint=weights, preprocess=prepare)
+    return specs.load("torchvision:squeezenet1_0", checkpoint=weights, preprocess=prepare)
 
 
 def fsdd() -> Items:
@@ -81,7 +79,7 @@ def fsdd() -> Items:
 
 def librispeech_speakers() -> Items:
     """Ten clips of each of ten speakers, whole; YAMNet."""
-    clf = classifiers.load(
+    clf = specs.load(
         SHARED / "w_yamnet_hf",
         preprocess="scripts.real_models:yamnet",
         sample_rate=16_000,
@@ -147,7 +145,7 @@ def banking77() -> Items:
             rows[part] = list(csv.reader(file))[1:]
     intents = np.random.default_rng(0).permutation(sorted({row[1] for row in rows["test"]}))
     known, new = set(intents[:38]), set(intents[38:])
-    clf = classifiers.load(_trained(_first(20, rows["train"], known)))
+    clf = specs.load(_trained(_first(20, rows["train"], known)))
     texts, labels = zip(*_first(10, rows["test"], new), strict=True)
     return read(clf, list(texts), labels, range(len(texts)))
 
@@ -268,7 +266,7 @@ class _Runs:
     """The 20 runs: in each, twenty test pictures against twenty training pictures."""
 
     def __init__(self, clf: Classifier, folder: Path) -> None:
-        from penult.measuring.episodes import Episodes
+        from penult.analysis.episodes import Episodes
 
         pairs = []
         for run in sorted(folder.glob("run*")):

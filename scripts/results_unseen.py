@@ -17,15 +17,15 @@ sys.path.insert(0, str(ROOT))
 from scripts import results  # noqa: E402
 from scripts.results import SHARED, Items, read  # noqa: E402
 
-from penult import classifiers  # noqa: E402
-from penult.classifiers.base import Classifier  # noqa: E402
+from penult.models import specs  # noqa: E402
+from penult.models.base import Classifier  # noqa: E402
 
 SPLITS = 3
 TAKES = range(10, 14)  # of spoken digits: none of those that the rule was made on
 
 
 def sounds() -> Classifier:
-    return classifiers.load(
+    return specs.load(
         SHARED / "w_yamnet_hf",
         preprocess="scripts.real_models:yamnet",
         sample_rate=16_000,
@@ -44,7 +44,7 @@ def speakers() -> Items:
     """The speakers of fsdd, four takes a digit; the bundled keyword classifier; support and query
     say different digits. Chosen on three speakers, judged on the other three."""
     files, parts = spoken(TAKES)
-    return read(classifiers.load("demo"), files, [p[1] for p in parts], [p[0] for p in parts])
+    return read(specs.load("demo"), files, [p[1] for p in parts], [p[0] for p in parts])
 
 
 def digits() -> Items:

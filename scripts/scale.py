@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from penult.ingesting.rows import schema
-from penult.ingesting.steps import Step
-from penult.store.adding import Summary, commit
-from penult.store.collection import Collection
-from penult.store.folder import Manifest
+from penult.collection.add import Summary, commit
+from penult.collection.collection import Collection
+from penult.collection.ingest import CommitBatch
+from penult.collection.manifest import Manifest
+from penult.collection.schema import row_schema
 
 COMMIT = 256
 CLUSTER = 200  # rows around each centre
@@ -49,9 +49,9 @@ def vectors(rows: int, first: int, dim: int, spread: float = 0.7) -> np.ndarray:
     return chosen + spread * random.standard_normal((rows, dim), np.float32)
 
 
-def made(first: int, rows: int, options: argparse.Namespace) -> Step:
+def made(first: int, rows: int, options: argparse.Namespace) -> CommitBatch:
     """A step as the ingest gives it, with these rows; the first ones have files."""
-    step = Step()
+    step = CommitBatch()
     found = vectors(rows, first, options.dim)
     for place in range(rows):
         number = first + place
@@ -74,7 +74,7 @@ def grow(collection: Collection, options: argparse.Namespace) -> list[dict[str, 
     fingerprint = {"weights": "synthetic", "dim": str(options.dim)}
     manifest = Manifest(fingerprint, options.dim, 3, labels=("a", "b", "c"))
     metadata = {"site": pa.string()}
-    columns = schema(options.dim, 3, metadata=metadata)
+    columns = row_schema(options.dim, 3, metadata=metadata)
     points: list[dict[str, float]] = []
     with collection.writer(manifest, metadata, {"command": "scripts/scale.py"}) as writer:
         count, summary = collection.count, Summary()
@@ -110,9 +110,8 @@ def grow(collection: Collection, options: argparse.Namespace) -> list[dict[str, 
 
 def again(collection: Collection, options: argparse.Namespace) -> dict[str, float]:
     """A second run over files that are all known: through source, ingest and store."""
-    from penult.ingesting.ingest import Options, ingest
-    from penult.ingesting.steps import Seen
-    from penult.sources import from_paths
+    from penult.collection.ingest import Options, Seen, ingest
+    from penult.data.sources import from_paths
 
     for number in range(options.files):
         file = options.folder / "files" / f"{number // 1000:04}" / f"{number:08}.wav"
@@ -150,7 +149,7 @@ def again(collection: Collection, options: argparse.Namespace) -> dict[str, floa
     assert summary.skipped == options.files, summary
     took = time.perf_counter() - began
     began = time.perf_counter()
-    from penult.store.gone import gone
+    from penult.collection.add import gone
 
     assert gone(collection, [str(options.folder / "files" / "0000")]) == []
     return {

@@ -131,9 +131,9 @@ def ours(folder: Path, items: Any) -> Works:
     """Penult with each engine and precision, settled and warm; what each was measured to give."""
     from bench import console
 
-    from penult.classifiers import load
     from penult.embedding.embedder import Embedder
     from penult.errors import PenultError
+    from penult.models.specs import load
 
     works: Works = {}
     taken = set()
@@ -338,8 +338,8 @@ def early_exit(options: argparse.Namespace) -> None:
     import transformers
     from bench import paired, show
 
-    from penult.classifiers import load
     from penult.embedding.embedder import Embedder
+    from penult.models.specs import load
 
     with _models() as work:
         config = transformers.ViTConfig(num_labels=10)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from penult.errors import UsageError
-from penult.splitting.cut import Split, split
+from penult.tracing.split import Split, split
 
 TOLERANCE = 1e-5
 

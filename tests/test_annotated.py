@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penult.data import audio
+from penult.data.items import Failure
+from penult.data.regions import WHOLE, Region
+from penult.data.sources import from_paths
+from penult.data.windows import Layout
 from penult.errors import SourceError
-from penult.media import audio
-from penult.regions import WHOLE, Region
-from penult.sources import Failure, from_paths
-from penult.sources.layout import Layout
 from test_media import noise, shared, written
 
 

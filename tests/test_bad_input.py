@@ -21,7 +21,7 @@ import torch
 
 import penult
 from conftest import RATE, assert_law, clip
-from penult.store.collection import Collection
+from penult.collection.collection import Collection
 from test_cli import PENULT, Said, ask
 from zoo import save_audio
 
@@ -125,7 +125,7 @@ def test_a_clip_of_ten_milliseconds(tmp_path: Path) -> None:
 def test_what_no_reader_foresaw_ends_no_run(
     tiny: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from penult.media import audio
+    from penult.data import audio
 
     load_many = audio.load_many
 

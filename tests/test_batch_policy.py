@@ -16,10 +16,16 @@ from torch import Tensor
 
 import penult
 from conftest import clip
-from penult.batches.padding import Batch
-from penult.cli import run
+from penult.cli.main import run
 from penult.engines.base import Readout
-from penult.engines.law import Law, axes_of, difference, disagreement, find_law
+from penult.engines.batch_policy import (
+    BatchPolicy,
+    axes_of,
+    difference,
+    disagreement,
+    find_batch_policy,
+)
+from penult.engines.batching import Batch
 
 RATE = 8000
 MODELS = '''
@@ -138,8 +144,8 @@ def test_the_command_line_says_which(
     assert words in " ".join(capsys.readouterr().out.split())
 
 
-def law(**changes: Any) -> Law:
-    return Law(**{"name": "padded", "axes": {"x": 1}, "shortest": 3, **changes})
+def law(**changes: Any) -> BatchPolicy:
+    return BatchPolicy(**{"name": "padded", "axes": {"x": 1}, "shortest": 3, **changes})
 
 
 def item(length: int, **more: Tensor) -> dict[str, Tensor]:
@@ -238,14 +244,14 @@ def test_axes_that_differ() -> None:
 @pytest.mark.parametrize(
     ("first", "tried"),
     [
-        (Law("padded", {"x": 1}), ["padded", "equal lengths"]),
-        (Law("padded", {"x": 1}, left=True), ["padded, left", "equal lengths"]),
-        (Law("equal lengths", {"x": 1}), ["equal lengths"]),
-        (Law("alone", {"x": 1}), []),
+        (BatchPolicy("padded", {"x": 1}), ["padded", "equal lengths"]),
+        (BatchPolicy("padded", {"x": 1}, left=True), ["padded, left", "equal lengths"]),
+        (BatchPolicy("equal lengths", {"x": 1}), ["equal lengths"]),
+        (BatchPolicy("alone", {"x": 1}), []),
     ],
 )
 def test_another_engine_tries_what_holds_in_torch_and_less(
-    models: Any, first: Law, tried: list[str]
+    models: Any, first: BatchPolicy, tried: list[str]
 ) -> None:
     classifier = penult.Embedder.from_classifier(
         penult.load(models.Plain().eval(), sample_rate=RATE)
@@ -259,10 +265,10 @@ def test_another_engine_tries_what_holds_in_torch_and_less(
                 raise RuntimeError("a batch of one")
             return Readout([np.zeros(3, np.float32)], [])
 
-    found = find_law(classifier, Never(), first)
+    found = find_batch_policy(classifier, Never(), first)
     assert found.name == "alone" and list(found.errors) == tried
     assert all(error == float("inf") for error in found.errors.values())
-    assert Law.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert BatchPolicy.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_the_bar_is_the_largest_difference_that_passes(models: Any) -> None:
@@ -277,7 +283,7 @@ def test_the_bar_is_the_largest_difference_that_passes(models: Any) -> None:
             value = 1.0 if len(batch) == 1 else 1.01
             return Readout([np.full(3, value, np.float64)] * len(batch), [])
 
-    error = find_law(classifier, Coarse()).errors["equal lengths"]
+    error = find_batch_policy(classifier, Coarse()).errors["equal lengths"]
     assert error == pytest.approx(0.01)
-    assert find_law(classifier, Coarse(), bar=error).name == "equal lengths"
-    assert find_law(classifier, Coarse(), bar=error * 0.999).name == "alone"
+    assert find_batch_policy(classifier, Coarse(), bar=error).name == "equal lengths"
+    assert find_batch_policy(classifier, Coarse(), bar=error * 0.999).name == "alone"

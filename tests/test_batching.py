@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conftest import RATE, clip
-from penult.batches.padding import masked_norms
-from penult.classifiers import load
 from penult.embedding.embedder import Embedder, open_embedder
-from penult.engines.law import ALONE, EQUAL, MASKED_NORMS, PADDED, Law, difference
+from penult.engines.batch_policy import ALONE, EQUAL, MASKED_NORMS, PADDED, BatchPolicy, difference
+from penult.engines.batching import masked_norms
 from penult.errors import ItemError, TapError
+from penult.models.specs import load
 from test_notebook import TASKS
 from zoo import build, save_audio, save_image, save_text
 
@@ -276,8 +276,10 @@ def test_one_item_asks_for_no_law(tiny: Path) -> None:
 
 
 def test_a_law_is_json() -> None:
-    law = Law(PADDED, {"x": 1}, {"input_ids": 3}, True, 7, {"padded": 1e-7, "equal": float("inf")})
-    assert Law.from_dict(law.to_dict()) == law
+    law = BatchPolicy(
+        PADDED, {"x": 1}, {"input_ids": 3}, True, 7, {"padded": 1e-7, "equal": float("inf")}
+    )
+    assert BatchPolicy.from_dict(law.to_dict()) == law
 
 
 def test_windows_of_files_share_batches(tiny: Path) -> None:

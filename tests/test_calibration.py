@@ -9,12 +9,7 @@ import pytest
 from scipy import optimize, special, stats
 
 from penult.errors import LabelsError
-from penult.teaching.calibration import (
-    Probabilities,
-    Unknowns,
-    calibration_error,
-    probabilities,
-)
+from penult.fewshot.calibration import Probabilities, Unknowns, calibration_error, probabilities
 
 NAN, INF = np.nan, np.inf
 NOTHING = np.zeros(0)

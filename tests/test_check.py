@@ -13,12 +13,12 @@ from torch import nn
 
 import penult.engines.torch as engine
 from conftest import RATE
-from penult.classifiers import load
-from penult.cli import run
-from penult.embedding.checking import check
+from penult.cli.main import run
+from penult.data.sources import from_paths
+from penult.embedding.check import check
 from penult.embedding.embedder import Embedder
-from penult.embedding.proving import certify_on
-from penult.sources import from_paths
+from penult.embedding.inspect import certify_on
+from penult.models.specs import load
 from zoo import save_audio, save_image
 
 

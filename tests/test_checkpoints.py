@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import penult
-from penult.cli import run
+from penult.cli.main import run
 from penult.errors import IncompleteWeights, ModelError, UntrustedCode
 from zoo import save_audio
 

@@ -12,14 +12,13 @@ import soundfile
 
 import penult
 from conftest import RATE, clip
-from penult.choosing.deciding import choose
-from penult.choosing.freely import ranked_freely
-from penult.choosing.material import Material, Setting, sample, sampled
-from penult.choosing.ranking import NOTEBOOK
+from penult.analysis.candidates import NOTEBOOK, Material, Setting, sample, sampled
+from penult.analysis.episodes import numbered
+from penult.analysis.metrics import rank_without_labels
+from penult.analysis.selection import choose
+from penult.analysis.space import fit
 from penult.embedding.embedder import Embedder
 from penult.errors import ItemError, LabelsError, SpaceError, TapError
-from penult.measuring.episodes import numbered
-from penult.space import fit
 from test_cli import ask
 
 LAYERS = 5
@@ -193,7 +192,7 @@ def test_what_cannot_be_chosen_on() -> None:
     with pytest.raises(SpaceError, match="the first in row 5"):
         choose(material(vectors, labels))
     with pytest.raises(LabelsError, match="3 items without labels"):
-        ranked_freely({BASE: np.zeros((3, 4), np.float32)})
+        rank_without_labels({BASE: np.zeros((3, 4), np.float32)})
 
 
 # ---- through a classifier

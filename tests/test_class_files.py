@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penult.analysis.space import RAW, fit
 from penult.errors import LabelsError
-from penult.space import RAW, fit
-from penult.teaching import classfile
-from penult.teaching.examples import Examples
+from penult.fewshot import storage
+from penult.fewshot.examples import Examples
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -25,7 +25,7 @@ def examples() -> Examples:
 
 def changed(path: Path, change: Change, **arrays: Any) -> Path:
     """The file with another JSON text, or other arrays."""
-    classfile.write(path, classfile.Saved(examples(), fit(RAW, np.eye(2)), {"weights": "x"}, {}))
+    storage.write(path, storage.Saved(examples(), fit(RAW, np.eye(2)), {"weights": "x"}, {}))
     with np.load(path) as file:
         held = dict(file)
     about = json.loads(held["about"].tobytes())
@@ -55,13 +55,13 @@ def test_a_file_whose_parts_do_not_fit_is_refused(
 ) -> None:
     path = changed(tmp_path / "x.npz", change)
     with pytest.raises(LabelsError, match=f"x.npz .*{message}"):
-        classfile.read(path)
+        storage.read(path)
 
 
 def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     vectors = np.array([[1, 0], [0, np.nan], [1, 1]], np.float32)
     with pytest.raises(LabelsError, match="not finite"):
-        classfile.read(changed(tmp_path / "x.npz", lambda a: None, vectors=vectors))
+        storage.read(changed(tmp_path / "x.npz", lambda a: None, vectors=vectors))
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -71,10 +71,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     data[200:400] = b"\xff" * 200
     path.write_bytes(data)
     with pytest.raises(LabelsError, match="is no saved class space"):
-        classfile.read(path)
+        storage.read(path)
 
 
 def test_names_of_files_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
     odd = Examples.empty(2).with_marks("a\u2028b", [("caf\udce9 ;\n.wav", "whole")], [[1, 0]])
-    saved = classfile.Saved(odd, fit(RAW, np.eye(2)), {}, {})
-    assert classfile.read(classfile.write(tmp_path / "x.npz", saved)).examples.keys == odd.keys
+    saved = storage.Saved(odd, fit(RAW, np.eye(2)), {}, {})
+    assert storage.read(storage.write(tmp_path / "x.npz", saved)).examples.keys == odd.keys

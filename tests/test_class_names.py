@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import penult
-from penult.bridges.sklearn import EmbeddingTransformer
 from penult.embedding.embedder import open_embedder
 from penult.errors import UsageError
+from penult.sklearn import EmbeddingTransformer
 from test_cli import Said, ask
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"

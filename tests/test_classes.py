@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from penult.analysis.space import RAW, fit
+from penult.analysis.verification import verify
 from penult.errors import LabelsError, SpaceError, UsageError
-from penult.space import RAW, fit
-from penult.teaching import classes, classfile
-from penult.teaching.calibration import Unknowns, calibration_error, probabilities
-from penult.teaching.events import Window, merged, to_csv, to_raven
-from penult.teaching.examples import Examples
-from penult.teaching.taught import Taught
-from penult.teaching.zeroshot import conse, verify, worded
+from penult.fewshot import scorers, storage
+from penult.fewshot.calibration import Unknowns, calibration_error, probabilities
+from penult.fewshot.events import Window, merged, to_csv, to_raven
+from penult.fewshot.examples import Examples
+from penult.fewshot.fitted import FittedClasses
+from penult.fewshot.zeroshot import conse, worded
 
 DIM = 16
 
@@ -45,9 +46,9 @@ def taught_examples(vectors: np.ndarray, names: np.ndarray) -> Examples:
     return examples
 
 
-def taught(n: int, method: str | None = None, seed: int = 0, **options: object) -> Taught:
+def taught(n: int, method: str | None = None, seed: int = 0, **options: object) -> FittedClasses:
     vectors, names = blobs(n, seed=seed)
-    return Taught(taught_examples(vectors, names), fit(RAW, vectors), method, **options)  # type: ignore[arg-type]
+    return FittedClasses(taught_examples(vectors, names), fit(RAW, vectors), method, **options)  # type: ignore[arg-type]
 
 
 def test_prototypes_are_the_means_of_directions() -> None:
@@ -56,10 +57,10 @@ def test_prototypes_are_the_means_of_directions() -> None:
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     means = np.stack([unit[names == k].mean(axis=0) for k in range(4)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    assert np.allclose(classes.fit("prototype", vectors, targets)(7 * vectors), unit @ means.T)
+    assert np.allclose(scorers.fit("prototype", vectors, targets)(7 * vectors), unit @ means.T)
 
 
-@pytest.mark.parametrize("method", classes.METHODS)
+@pytest.mark.parametrize("method", scorers.METHODS)
 def test_every_method_finds_the_classes(method: str) -> None:
     fresh, truth = blobs(50, seed=9)
     judged = taught(8, method).judge(fresh)
@@ -68,23 +69,23 @@ def test_every_method_finds_the_classes(method: str) -> None:
     assert np.array_equal(judged.said.argmax(axis=1), judged.label)
 
 
-@pytest.mark.parametrize("method", classes.METHODS)
+@pytest.mark.parametrize("method", scorers.METHODS)
 def test_a_hard_negative_changes_what_is_said(method: str) -> None:
     vectors, names = blobs(8)
     examples = taught_examples(vectors, names)
     lookalike = (np.eye(DIM)[0] + 0.9 * np.eye(DIM)[9]).astype(np.float32)[None]
     others = lookalike + 0.02 * np.random.default_rng(1).standard_normal((6, DIM))
     space = fit(RAW, vectors)
-    before = Taught(examples, space, method).judge(others)
+    before = FittedClasses(examples, space, method).judge(others)
     assert (before.label == 0).all()
     keys = [(f"no{i}", "whole") for i in range(3)]
     worse = examples.with_marks("c0", keys, others[:3], "no")
-    after = Taught(worse, space, method).judge(others)
+    after = FittedClasses(worse, space, method).judge(others)
     assert (after.score[:, 0] < before.score[:, 0] - 0.05).all()
     if method in ("prototype", "knn"):
         assert (after.label != 0).all()
         assert (after.probability[:, 0] == 0).all()
-    members = Taught(worse, space, method).judge(vectors[names == 0])
+    members = FittedClasses(worse, space, method).judge(vectors[names == 0])
     assert (members.label == 0).mean() > 0.8
 
 
@@ -93,7 +94,7 @@ def test_unsure_is_never_used() -> None:
     examples = taught_examples(vectors, names)
     more = examples.with_marks("c0", [("x", "whole")], vectors[names == 1][:1] * 3, "unsure")
     asked = blobs(20, seed=3)[0]
-    one, other = (Taught(e, fit(RAW, vectors)).judge(asked, 0.1) for e in (examples, more))
+    one, other = (FittedClasses(e, fit(RAW, vectors)).judge(asked, 0.1) for e in (examples, more))
     assert np.array_equal(one.score, other.score) and np.array_equal(one.label, other.label)
 
 
@@ -106,7 +107,7 @@ def test_several_classes_at_once() -> None:
         rows = np.flatnonzero(has[:50, k])
         keys = [(str(row), "whole") for row in rows]
         examples = examples.with_marks(f"c{k}", keys, vectors[rows])
-    found = Taught(examples, fit(RAW, vectors), "ridge")
+    found = FittedClasses(examples, fit(RAW, vectors), "ridge")
     assert found.several
     asked = has[50:].any(axis=1)
     said = found.judge(vectors[50:][asked]).said
@@ -118,23 +119,23 @@ def test_the_method_is_chosen_and_the_simplest_wins_a_draw() -> None:
     assert taught(1).method == "prototype"
     assert np.isnan(taught(1).accuracy["prototype"])
     easy = taught(8)
-    assert easy.method == "prototype" and set(easy.accuracy) == set(classes.METHODS)
+    assert easy.method == "prototype" and set(easy.accuracy) == set(scorers.METHODS)
     # Each class lies on both sides of the middle: a mean says nothing, neighbours do.
     random = np.random.default_rng(0)
     names = np.repeat([0, 1], 60)
     vectors = np.eye(DIM)[names] * random.choice([-1, 1], 120)[:, None]
     vectors = (vectors + 0.05 * random.standard_normal((120, DIM))).astype(np.float32)
-    assert Taught(taught_examples(vectors, names), fit(RAW, vectors)).method == "knn"
+    assert FittedClasses(taught_examples(vectors, names), fit(RAW, vectors)).method == "knn"
 
 
 def test_held_out_scores_never_saw_the_example() -> None:
     vectors, names = blobs(3, spread=2.0)
     targets = np.where(names[:, None] == np.arange(4), 1, -1).astype(np.int8)
-    groups = classes.groups_of(vectors, [str(i) for i in range(len(names))])
-    found = classes.held_out("prototype", vectors, targets, groups)
+    groups = scorers.groups_of(vectors, [str(i) for i in range(len(names))])
+    found = scorers.held_out("prototype", vectors, targets, groups)
     for row in range(len(names)):
         rest = np.arange(len(names)) != row
-        expected = classes.fit("prototype", vectors[rest], targets[rest])(vectors[row][None])
+        expected = scorers.fit("prototype", vectors[rest], targets[rest])(vectors[row][None])
         assert np.allclose(found.scores[row], expected[0])
 
 
@@ -142,10 +143,10 @@ def test_parts_of_one_item_equal_vectors_and_groups_stay_together() -> None:
     vectors = np.eye(6, dtype=np.float32)
     vectors[3] = vectors[0]
     ids = ["a", "a", "b", "c", "d", "e"]
-    assert len(set(classes.groups_of(vectors, ids)[[0, 1, 3]])) == 1
-    assert len(set(classes.groups_of(vectors, ids))) == 4
+    assert len(set(scorers.groups_of(vectors, ids)[[0, 1, 3]])) == 1
+    assert len(set(scorers.groups_of(vectors, ids))) == 4
     named = [None, None, "s", None, "s", None]
-    groups = classes.groups_of(vectors, ids, named)
+    groups = scorers.groups_of(vectors, ids, named)
     assert groups[2] == groups[4] and len(set(groups)) == 3
 
 
@@ -192,9 +193,9 @@ def test_what_a_level_rests_on_is_said() -> None:
     vectors, _ = blobs(1)
     one = Examples.empty(DIM).with_marks("a", [("x", "whole")], vectors[:1])
     with pytest.raises(LabelsError, match="1 example of 1 class in all cannot tell"):
-        Taught(one, fit(RAW, vectors)).judge(vectors, 0.05)
+        FittedClasses(one, fit(RAW, vectors)).judge(vectors, 0.05)
     rows = blobs(50)[0]
-    some = Taught(one, fit(RAW, vectors), background=lambda: rows)
+    some = FittedClasses(one, fit(RAW, vectors), background=lambda: rows)
     assert "rows of the collection" in some.threshold(0.05)[1]
     assert (some.judge(rows, 0.05).label == 0).mean() == pytest.approx(0.05, abs=0.01)
 
@@ -208,23 +209,23 @@ def test_with_one_example_of_each_class_the_level_still_holds() -> None:
 def test_one_class_only() -> None:
     vectors, names = blobs(30)
     one = taught_examples(vectors[names == 0], names[names == 0])
-    found = Taught(one, fit(RAW, vectors))
+    found = FittedClasses(one, fit(RAW, vectors))
     assert found.method == "prototype"
     judged = found.judge(vectors, 0.05)
     assert (judged.label[names == 0] == 0).mean() > 0.9
     assert (judged.label[names != 0] == -1).mean() > 0.9
     with pytest.raises(LabelsError, match="needs what a class is not"):
-        Taught(one, fit(RAW, vectors), "ridge").judge(vectors)
+        FittedClasses(one, fit(RAW, vectors), "ridge").judge(vectors)
 
 
 def test_identical_examples_count_as_one() -> None:
     vectors, names = blobs(4)
     vectors[names == 0] = vectors[0]
-    found = Taught(taught_examples(vectors, names), fit(RAW, vectors))
+    found = FittedClasses(taught_examples(vectors, names), fit(RAW, vectors))
     assert np.isfinite(found.threshold(0.05)[0])
     assert found.judge(vectors[:1], 0.05).label[0] == 0
     same = np.repeat(vectors[:1], 5, axis=0)
-    alone = Taught(taught_examples(same, np.zeros(5, int)), fit(RAW, vectors))
+    alone = FittedClasses(taught_examples(same, np.zeros(5, int)), fit(RAW, vectors))
     with pytest.raises(LabelsError, match="1 example of 1 class"):
         alone.judge(vectors, 0.05)
 
@@ -233,7 +234,7 @@ def test_probabilities_are_calibrated_where_examples_are_drawn_alike() -> None:
     errors, raw = [], []
     for seed in range(8):
         vectors, names = blobs(20, spread=1.2, seed=seed)
-        found = Taught(taught_examples(vectors, names), fit(RAW, vectors), "prototype")
+        found = FittedClasses(taught_examples(vectors, names), fit(RAW, vectors), "prototype")
         fresh, truth = blobs(250, spread=1.2, seed=500 + seed)
         judged = found.judge(fresh)
         right = judged.label == truth
@@ -268,7 +269,7 @@ def test_members_that_a_negative_rules_out_count_as_unknown() -> None:
         keys = [(str(i), "whole") for i in range(100)]
         examples = Examples.empty(DIM).with_marks("a", keys, vectors[:100])
         examples = examples.with_marks("a", [("no", "whole")], against, "no")
-        found = Taught(examples, fit(RAW, vectors), "prototype")
+        found = FittedClasses(examples, fit(RAW, vectors), "prototype")
         judged = found.judge(vectors[100:], 0.2)
         assert (judged.label[odd[100:]] < 0).all()
         rates.append((judged.label < 0).mean())
@@ -287,7 +288,7 @@ def test_a_level_that_has_no_exact_binary_form_takes_the_rank_that_it_says(
 def test_what_every_class_rules_out_is_no_hit() -> None:
     scores = np.array([[-np.inf, -np.inf], [0.1, -np.inf], [np.nan, np.nan]])
     marks = np.array([[1, -1], [1, -1], [1, -1]], np.int8)
-    right = classes.hits(scores, marks)
+    right = scorers.hits(scores, marks)
     assert right[:2].tolist() == [0, 1] and np.isnan(right[2])
 
 
@@ -295,12 +296,12 @@ def test_where_nothing_tells_how_usual_a_score_is_no_figure_is_made_up() -> None
     vectors, _ = blobs(1)
     rows = blobs(50)[0]
     one = Examples.empty(DIM).with_marks("a", [("x", "whole")], vectors[:1])
-    judged = Taught(one, fit(RAW, vectors), background=lambda: rows).judge(rows, 0.05)
+    judged = FittedClasses(one, fit(RAW, vectors), background=lambda: rows).judge(rows, 0.05)
     assert np.isnan(judged.p_value).all()
     # How probable: the share of the background that is less alike.
     assert judged.probability[judged.label < 0].max() <= 0.96 <= judged.probability.max()
     assert 0.4 < judged.probability.mean() < 0.6
-    assert np.isnan(Taught(one, fit(RAW, vectors)).judge(rows).p_value).all()
+    assert np.isnan(FittedClasses(one, fit(RAW, vectors)).judge(rows).p_value).all()
 
 
 def test_many_classes_of_many_examples_take_no_time() -> None:
@@ -373,17 +374,17 @@ def test_bad_questions_are_refused_in_words() -> None:
     with pytest.raises(LabelsError, match="method 'svm'"):
         taught(3, "svm")
     with pytest.raises(LabelsError, match="no class has an example"):
-        Taught(Examples.empty(3), fit(RAW, np.eye(3)))
+        FittedClasses(Examples.empty(3), fit(RAW, np.eye(3)))
 
 
 def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     vectors, names = blobs(3)
     examples = taught_examples(vectors, names).with_marks("c1", [("0.wav", "whole")],
                                                           vectors[:1], "no")  # fmt: skip
-    saved = classfile.Saved(examples, fit("centre", vectors), {"weights": "x"}, {"spec": "demo"},
+    saved = storage.Saved(examples, fit("centre", vectors), {"weights": "x"}, {"spec": "demo"},
                             {"method": None}, ["g"] * len(vectors))  # fmt: skip
-    path = classfile.write(tmp_path / "a.npz", saved)
-    again = classfile.read(path)
+    path = storage.write(tmp_path / "a.npz", saved)
+    again = storage.read(path)
     assert again.examples.keys == examples.keys and again.groups == saved.groups
     assert [dict(m) for m in again.examples.marks] == [dict(m) for m in examples.marks]
     assert np.array_equal(again.examples.vectors, examples.vectors)
@@ -401,11 +402,11 @@ def test_what_is_no_class_space_is_refused(tmp_path: Path, data: bytes | None) -
     else:
         path.write_bytes(data)
     with pytest.raises(LabelsError, match="is no saved class space"):
-        classfile.read(path)
+        storage.read(path)
     with pytest.raises(LabelsError, match="there is no file"):
-        classfile.read(tmp_path / "y.npz")
+        storage.read(tmp_path / "y.npz")
     with pytest.raises(LabelsError, match=r"saved as \.npz"):
-        classfile.write(tmp_path / "x.pkl", classfile.Saved(Examples.empty(2), fit(RAW, np.eye(2)),
+        storage.write(tmp_path / "x.pkl", storage.Saved(Examples.empty(2), fit(RAW, np.eye(2)),
                                                             {}, {}))  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import soundfile
 
 import penult
 from conftest import RATE, clip
-from penult.classspace import ClassSpace
+from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
 from penult.errors import (
     CollectionError,
@@ -23,7 +23,7 @@ from penult.errors import (
     SpaceError,
     UsageError,
 )
-from penult.store.collection import Collection
+from penult.fewshot.classspace import ClassSpace
 from zoo import save_text
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"
@@ -215,7 +215,7 @@ def test_windows_of_a_recording(space: ClassSpace, tmp_path: Path) -> None:
 
 
 def test_the_heads_rows_are_its_classes(words: Collection, embedder: Embedder) -> None:
-    from penult.embedding.headrows import head_rows
+    from penult.embedding.readings import head_rows
 
     weight = embedder.classifier.module.classifier.weight.detach().numpy()
     assert np.allclose(head_rows(embedder), weight, atol=1e-5)
@@ -239,15 +239,15 @@ def test_where_the_head_gives_no_classes_it_says_what_works(tiny: Path) -> None:
 
 
 def test_a_head_that_bends_is_refused(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from penult.embedding import headrows
+    from penult.embedding import readings
 
     def bent(embedder: Embedder) -> Callable[[np.ndarray], np.ndarray]:
         weights = np.ones((embedder.dim, len(embedder.classifier.labels)))
         return lambda z: np.tanh(z @ weights)
 
-    monkeypatch.setattr(headrows, "_head", bent)
+    monkeypatch.setattr(readings, "_head", bent)
     with pytest.raises(HeadNotFound, match="not linear"):
-        headrows.head_rows(embedder)
+        readings.head_rows(embedder)
 
 
 def test_the_heads_rows_survive_examples_of_another_size(embedder: Embedder) -> None:
@@ -397,8 +397,8 @@ def test_texts_are_examples_and_rows(tmp_path: Path) -> None:
 
 
 def test_the_embedders_own_space_serves_unasked(tmp_path: Path) -> None:
-    from penult.classifiers import demo_folder, load
-    from penult.space import fit
+    from penult.analysis.space import fit
+    from penult.models.specs import demo_folder, load
 
     clips = sorted((demo_folder().parent / "clips").glob("t*.flac"))
     plain = penult.Embedder.from_classifier(load("demo"), tap="prelogits")

@@ -28,9 +28,10 @@ import soundfile
 
 import penult
 from conftest import RATE, clip
-from penult.cli import output, run
+from penult.cli import output
+from penult.cli.main import run
+from penult.collection.collection import Collection
 from penult.extras import EXTRAS
-from penult.store.collection import Collection
 from zoo import CLASSES, save_audio, save_text
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))[

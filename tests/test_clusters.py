@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penult.analysis.clustering import NOISE, How, agreement, cluster, diffused
+from penult.collection import derived
+from penult.collection.collection import Collection
+from penult.collection.labels import labelled
 from penult.errors import LabelsError, UsageError
-from penult.store import clustered
-from penult.store.collection import Collection
-from penult.store.labelled import labelled
-from penult.uses.clusters import NOISE, How, agreement, cluster
-from penult.uses.diffusion import diffused
 from test_cli import ask
 from test_collection import DIM, MANIFEST, batch, filled
 
@@ -79,7 +78,7 @@ def test_results_repeat_and_do_not_depend_on_the_lengths() -> None:
 
 
 def test_more_rows_than_are_clustered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penult.uses.clusters._MOST", 200)
+    monkeypatch.setattr("penult.analysis.clustering._MOST", 200)
     rows, truth = blobs((500, 300, 200))
     found = cluster(rows, How("kmeans", 3), runs=1)
     assert agreement(found.numbers, [str(t) for t in truth]).ari == 1  # type: ignore[union-attr]
@@ -145,9 +144,9 @@ def made(tmp_path: Path) -> Collection:
 
 def test_they_are_kept_and_name_the_rows(made: Collection) -> None:
     before = made.vectors()[1]
-    found = clustered.find_clusters(made, How(), by="{}_*.wav")
+    found = derived.find_clusters(made, How(), by="{}_*.wav")
     assert found.agreement is not None and found.agreement.ari == 1
-    assert clustered.keep(made, found) == "hdbscan"
+    assert derived.keep_clusters(made, found) == "hdbscan"
     names = labelled(made, ["cluster", "cluster:hdbscan", "{}_*.wav"]).names
     assert names["cluster"] == names["cluster:hdbscan"]
     pairs = set(zip(names["cluster"], names["{}_*.wav"], strict=True))
@@ -156,7 +155,7 @@ def test_they_are_kept_and_name_the_rows(made: Collection) -> None:
         "cluster 1",
         "cluster 2",
     }
-    clustered.keep(made, clustered.find_clusters(made, How("kmeans", 2)), "two")
+    derived.keep_clusters(made, derived.find_clusters(made, How("kmeans", 2)), "two")
     assert len(set(labelled(made, ["cluster"]).names["cluster"])) == 2
     assert len(set(labelled(made, ["cluster:hdbscan"]).names["cluster:hdbscan"])) == 3
     assert np.array_equal(made.vectors()[1], before)
@@ -165,8 +164,8 @@ def test_they_are_kept_and_name_the_rows(made: Collection) -> None:
 
 
 def test_rows_that_come_later_have_none(made: Collection) -> None:
-    clustered.keep(
-        made, clustered.find_clusters(made, How("kmeans", 2), where="id LIKE '/calls/a%'")
+    derived.keep_clusters(
+        made, derived.find_clusters(made, How("kmeans", 2), where="id LIKE '/calls/a%'")
     )
     names = labelled(made, ["cluster"])
     with made.writer(MANIFEST) as writer:
@@ -199,12 +198,12 @@ def test_on_the_command_line(made: Collection, tmp_path: Path) -> None:
 
 def test_on_real_clips(tmp_path: Path) -> None:
     """Of the bundled clips, half the words of which the classifier never knew."""
-    from penult.classifiers import demo_folder
     from penult.embedding.embedder import open_embedder
+    from penult.models.specs import demo_folder
 
     col = Collection.open(tmp_path / "words.lance")
     col.add(open_embedder("demo"), demo_folder().parent / "clips" / "clips.csv")
-    found = clustered.find_clusters(col, How(), by="word")
+    found = derived.find_clusters(col, How(), by="word")
     assert found.agreement is not None and found.agreement.ari > 0.9
 
 

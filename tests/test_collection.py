@@ -21,15 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from penult.collection import lance, manifest
+from penult.collection import schema as rows
+from penult.collection import writer as writer_module
+from penult.collection.collection import Collection
+from penult.collection.manifest import Manifest
+from penult.collection.schema import Known
+from penult.data.items import Failure
+from penult.data.tables import RESERVED
 from penult.errors import CollectionError, CollectionLocked, FingerprintMismatch, StoreError
-from penult.ingesting import rows
-from penult.ingesting.rows import Known
-from penult.sources import RESERVED, Failure
-from penult.store import folder as store
-from penult.store import tables
-from penult.store import writer as writer_module
-from penult.store.collection import Collection
-from penult.store.folder import Manifest
 
 DIM, CLASSES = 8, 3
 MANIFEST = Manifest(
@@ -46,7 +46,7 @@ def batch(ids, *, region="whole", seed=0, manifest=MANIFEST, vectors=None, **col
     rng = np.random.default_rng(seed)
     n = len(ids)
     metadata = {name: pa.array(values) for name, values in columns.items() if name not in _OWN}
-    schema = rows.schema(
+    schema = rows.row_schema(
         manifest.dim,
         manifest.n_logits,
         manifest.logits,
@@ -143,11 +143,11 @@ def test_damaged_and_newer_manifests_are_named(path):
 @pytest.mark.parametrize("stage", ["lock", "aside", "manifest", "table"])
 def test_a_creation_killed_at_any_stage_is_completed(path, stage):
     path.mkdir()
-    (path / store.LOCK).touch()
+    (path / manifest.LOCK).touch()
     if stage != "lock":
-        (path / (store.MANIFEST + ".tmp")).write_text('{"half')
+        (path / (manifest.MANIFEST + ".tmp")).write_text('{"half')
     if stage in ("manifest", "table"):
-        store.write_manifest(path, MANIFEST)
+        manifest.write_manifest(path, MANIFEST)
         collection = Collection.open(path, must_exist=True)
         assert collection.count == 0 and collection.search(np.ones(DIM)) == []
         assert collection.vectors()[1].shape == (0, DIM)
@@ -314,9 +314,9 @@ def test_integers_widen_to_floats_and_other_conflicts_are_named(path):
 
 def test_a_widening_that_was_killed_is_finished(path):
     collection = filled(path, batch(["a"], depth=[3]))
-    tables.opened(path, "items").add_columns({"depth__wider": "cast(depth as double)"})
+    lance.opened(path, "items").add_columns({"depth__wider": "cast(depth as double)"})
     filled(path, batch(["b"], depth=[2.5]))
-    items = tables.opened(path, "items")
+    items = lance.opened(path, "items")
     items.add_columns({"depth__wider_old": "cast(depth as bigint)"})
     filled(path, batch(["c"], depth=[1]))
     assert [name for name in collection.columns if "depth" in name] == ["depth"]
@@ -548,41 +548,41 @@ def test_labels_are_appended_also_while_a_run_writes(path):
 
 
 def test_upkeep_compacts_and_forgets_old_versions(path, monkeypatch):
-    monkeypatch.setattr(tables, "is_due", lambda commits, added, total: commits >= 5)
-    monkeypatch.setattr(tables, "INDEX_FROM", 20)
-    monkeypatch.setattr(tables, "MANY", 2)
-    monkeypatch.setattr(tables, "KEEP", timedelta(milliseconds=1))
+    monkeypatch.setattr(lance, "is_due", lambda commits, added, total: commits >= 5)
+    monkeypatch.setattr(lance, "INDEX_FROM", 20)
+    monkeypatch.setattr(lance, "MANY", 2)
+    monkeypatch.setattr(lance, "KEEP", timedelta(milliseconds=1))
     collection = filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(13)])
-    table = tables.opened(path, "items")
-    assert tables.fragments(table) <= 2 and len(table.list_versions()) < 8
+    table = lance.opened(path, "items")
+    assert lance.fragments(table) <= 2 and len(table.list_versions()) < 8
     assert [list(index.columns) for index in table.list_indices()] == [["id"]]
     assert collection.count == 52 and len(set(all_keys(collection))) == 52
     filled(path, batch(["0-0", "new"], seed=99))  # with an index, and rows outside of it
     assert collection.get("0-0")["content_hash"] == "hash-99" and collection.count == 53
-    assert tables.is_due(5, 0, 0)
+    assert lance.is_due(5, 0, 0)
 
 
 def test_indices_are_brought_up_to_date_where_that_pays(path, monkeypatch):
     """The one on ids once there are an eighth more rows, the one of vectors at a run's end."""
-    monkeypatch.setattr(tables, "INDEX_FROM", 900)
+    monkeypatch.setattr(lance, "INDEX_FROM", 900)
     filled(path, batch([str(n) for n in range(1600)], seed=1))
-    table = tables.opened(path, "items")
-    tables.tidy(table, path, index="id")
+    table = lance.opened(path, "items")
+    lance.tidy(table, path, index="id")
     Collection.open(path).build_index(0.0)
 
     def late():
-        fresh = tables.opened(path, "items")
+        fresh = lance.opened(path, "items")
         names = {next(iter(one.columns)): one.name for one in fresh.list_indices()}
         return {on: fresh.index_stats(name).num_unindexed_rows for on, name in names.items()}
 
     assert late() == {"id": 0, "vector": 0}
     filled(path, batch([f"more-{n}" for n in range(150)], seed=2))
-    tables.tidy(tables.opened(path, "items"), path, index="id", ended=False)
+    lance.tidy(lance.opened(path, "items"), path, index="id", ended=False)
     assert late() == {"id": 150, "vector": 150}
-    tables.tidy(tables.opened(path, "items"), path, index="id")
+    lance.tidy(lance.opened(path, "items"), path, index="id")
     assert late() == {"id": 150, "vector": 0}
     filled(path, batch([f"even-more-{n}" for n in range(60)], seed=3))
-    tables.tidy(tables.opened(path, "items"), path, index="id", ended=False)
+    lance.tidy(lance.opened(path, "items"), path, index="id", ended=False)
     assert late() == {"id": 0, "vector": 60}
     found = Collection.open(path)
     assert found.count == 1810 and found.get("even-more-7") and found.get("more-7")
@@ -594,7 +594,7 @@ def test_a_run_without_work_takes_away_what_compaction_has_left(path, monkeypatc
     assert len(list(data.iterdir())) == 41  # each commit's, and all of them in one
     filled(path)
     assert len(list(data.iterdir())) == 41  # a reader may still be at the former ones
-    monkeypatch.setattr(tables, "KEEP", timedelta(milliseconds=1))
+    monkeypatch.setattr(lance, "KEEP", timedelta(milliseconds=1))
     time.sleep(0.01)
     filled(path)
     assert len(list(data.iterdir())) == 1
@@ -603,10 +603,10 @@ def test_a_run_without_work_takes_away_what_compaction_has_left(path, monkeypatc
 
 def test_full_fragments_are_not_read_again(path, monkeypatch):
     """So that a compaction costs the same however large the table is."""
-    monkeypatch.setattr(tables, "FRAGMENT", 16)
+    monkeypatch.setattr(lance, "FRAGMENT", 16)
 
     def files():
-        found = tables.opened(path, "items").to_lance().get_fragments()
+        found = lance.opened(path, "items").to_lance().get_fragments()
         return {file.path: part.count_rows() for part in found for file in part.data_files()}
 
     filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(37)])
@@ -620,8 +620,8 @@ def test_full_fragments_are_not_read_again(path, monkeypatch):
 @pytest.mark.parametrize(("short", "small"), [(0, 0), (1, 1)])
 def test_a_full_fragment_is_none_that_waits_for_compaction(path, short, small):
     """LanceDB's own idea of a small one is ours, or large collections would never be tidy."""
-    filled(path, batch([str(n) for n in range(tables.FRAGMENT - short)]))
-    assert tables.fragments(tables.opened(path, "items")) == small
+    filled(path, batch([str(n) for n in range(lance.FRAGMENT - short)]))
+    assert lance.fragments(lance.opened(path, "items")) == small
 
 
 def test_a_run_that_writes_little_leaves_the_files_alone(path):
@@ -634,11 +634,11 @@ def test_a_run_that_writes_little_leaves_the_files_alone(path):
 
 
 def test_compaction_weighs_cost_against_lookups():
-    assert not tables.is_due(99, 10**6, 10)
-    assert tables.is_due(100, 6400, 6400)
-    assert not tables.is_due(100, 6400, 50_000)
-    assert tables.is_due(1000, 6400, 50_000)
-    assert tables.is_due(100, 6400, 20 * tables.FRAGMENT + 10)  # only what is behind full ones
+    assert not lance.is_due(99, 10**6, 10)
+    assert lance.is_due(100, 6400, 6400)
+    assert not lance.is_due(100, 6400, 50_000)
+    assert lance.is_due(1000, 6400, 50_000)
+    assert lance.is_due(100, 6400, 20 * lance.FRAGMENT + 10)  # only what is behind full ones
 
 
 def test_a_scan_outlives_commits_and_compaction(path):
@@ -656,9 +656,9 @@ WORKER = """
     import sys, time
     sys.path.insert(0, {tests!r})
     from test_collection import MANIFEST, batch
-    from penult.store.collection import Collection
+    from penult.collection.collection import Collection
     from penult.store import tables
-    from penult.sources import Failure
+    from penult.data.sources import Failure
     import lancedb
     print("imported", flush=True)
     with Collection.open({path!r}).writer(MANIFEST, run={{"command": "nightly"}}) as writer:
@@ -799,7 +799,7 @@ def test_a_full_disk_is_named_and_leaves_whole_commits(small_disk):
             written += ids
     collection = Collection.open(path, must_exist=True)
     assert written and [name for name, _ in all_keys(collection)] == sorted(written)
-    from penult.store.export import export
+    from penult.collection.export import export
 
     with pytest.raises(StoreError, match="No space left"):
         export(collection, small_disk / "out.npy")
@@ -812,7 +812,7 @@ def test_compaction_without_room_is_told_and_loses_nothing(small_disk, caplog):
         for n in range(8):
             writer.write(batch([f"{n}-{k}" for k in range(36)], manifest=wide))
         before = all_keys(Collection.open(path))
-        tables.tidy(writer.table, path)
+        lance.tidy(writer.table, path)
         assert re.search(r"nothing is lost.*No space left", caplog.text)
         assert all_keys(Collection.open(path)) == before
         writer.revise({("0-0", "whole"): {"size": 7}})  # and the table still takes commits
@@ -834,17 +834,18 @@ def test_a_read_only_disk_can_be_read_and_refuses_in_words(small_disk):
 
 def test_other_errors_are_not_hidden(path):
     for error in (RuntimeError("panic"), KeyError("x")):
-        with pytest.raises(type(error)), store.store_errors(path):
+        with pytest.raises(type(error)), manifest.store_errors(path):
             raise error
-    with pytest.raises(StoreError, match="No space left"), store.store_errors(path):
+    with pytest.raises(StoreError, match="No space left"), manifest.store_errors(path):
         raise OSError("LanceError(IO): No space left on device (os error 28), x.rs:1:2")
-    with pytest.raises(StoreError, match="gone"), store.store_errors(path):
+    with pytest.raises(StoreError, match="gone"), manifest.store_errors(path):
         raise RuntimeError("lance error: LanceError(IO): Not found: x.lance")
 
 
 def test_importing_is_cheap():
     code = (
-        "import sys as s, penult.store.export; print('lancedb' in s.modules, 'torch' in s.modules)"
+        "import sys as s, penult.collection.export; "
+        "print('lancedb' in s.modules, 'torch' in s.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -25,7 +25,7 @@ def test_generated_pages_are_fresh() -> None:
 def test_every_command_is_explained() -> None:
     from typer.main import get_command
 
-    from penult.cli import app
+    from penult.cli.main import app
 
     for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
         assert command.help, f"penult {name} has no help"

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from penult import Embedder, load
-from penult.batches.padding import Batch
-from penult.embedding.proving import tap_of
+from penult.embedding.inspect import tap_of
 from penult.engines.base import EXACT, FAST, PRECISIONS, Reading
-from penult.engines.exported import ExportedEngine
-from penult.engines.graphs import Graphs
-from penult.engines.law import ALONE, find_law, probe
+from penult.engines.batch_policy import ALONE, find_batch_policy, probe
+from penult.engines.batching import Batch
+from penult.engines.graph_cache import Graphs
+from penult.engines.onnxruntime import ExportedEngine
 from penult.engines.openvino import OpenVinoEngine, multiplies_bf16
 from penult.engines.parity import compare
 from penult.engines.torch import TorchEngine
@@ -107,7 +107,7 @@ def test_as_torch_alone_and_together(
     alone = [engine(Batch(item)).row(0) for item in items]
     parity = compare(alone, reference)
     assert parity.cosine >= precision.cosine and parity.logits <= precision.logits
-    law = find_law(emb.classifier, engine, emb.law, precision.law / 2)
+    law = find_batch_policy(emb.classifier, engine, emb.law, precision.law / 2)
     assert law.name == emb.law.name != ALONE
     group = range(len(items)) if law.pads or not law.axes else range(2, len(items))
     together = engine(law.batch([items[i] for i in group]))

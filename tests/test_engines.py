@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 import soundfile
 
-import penult.engines.choosing as choosing
+import penult.engines.autoselect as choosing
 from conftest import RATE, clip
-from penult.batches.padding import Batch
-from penult.classifiers import load
-from penult.cli import run
+from penult.cli.main import run
+from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
 from penult.engines.base import PRECISIONS
-from penult.engines.graphs import Graphs
-from penult.engines.law import difference
+from penult.engines.batch_policy import difference
+from penult.engines.batching import Batch
+from penult.engines.graph_cache import Graphs
 from penult.engines.openvino import OpenVinoEngine
 from penult.engines.parity import compare
-from penult.engines.ways import PLAIN, Way
+from penult.engines.registry import PLAIN, EngineMode
 from penult.errors import EngineError, ModelError, UsageError
-from penult.store.collection import Collection
+from penult.models.specs import load
 from test_batching import Small, calls_of
 
 CLIPS = [clip(0.4 + 0.3 * i, i) for i in range(6)]
@@ -85,7 +85,7 @@ def test_auto_measures_only_long_runs(tiny: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_disagrees_is_dropped(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    def off(way: Way, *rest: Any) -> Any:
+    def off(way: EngineMode, *rest: Any) -> Any:
         engine = opened(way, *rest)
         if way.engine != "openvino":
             return engine
@@ -202,7 +202,7 @@ def test_where_no_graph_can_be_kept_torch_runs_on(
 def test_nothing_is_reported_to_the_network(tiny: Path, tmp_path: Path) -> None:
     """OpenVINO's own reports need a module that it does without, and leave a folder at home."""
     code = (
-        "import sys; from penult.cli import run; "
+        "import sys; from penult.cli.main import run; "
         f"code = run(['embed', {str(tiny)!r}, {str(tmp_path / 'a.wav')!r}, '--into', "
         f"{str(tmp_path / 'c')!r}, '--engine', 'openvino', '--precision', 'turbo']); "
         "assert 'openvino' in sys.modules and 'nncf' in sys.modules; "
@@ -289,8 +289,8 @@ def test_a_pass_ends_behind_the_tap(tiny: Path) -> None:
 
 
 def test_a_module_that_runs_per_chunk_is_not_cut_short() -> None:
-    from penult.splitting.hooks import Calls
-    from penult.splitting.taps import Tap
+    from penult.tracing.hooks import Calls
+    from penult.tracing.taps import Tap
 
     tap, calls = Tap("t", "m", "output", 0, (1, 3), 1), Calls()
     batches = [{"x": np.zeros((1, n))} for n in (4, 8, 12, 16)]

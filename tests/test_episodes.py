@@ -7,10 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penult.analysis.bootstrap import estimate, estimates
+from penult.analysis.episodes import (
+    Episodes,
+    able,
+    answered,
+    cosines,
+    crowded,
+    draw,
+    numbered,
+    partitions,
+    plan,
+    products,
+    voted,
+)
 from penult.errors import LabelsError
-from penult.measuring.episodes import Episodes, able, answered, draw, numbered, partitions, products
-from penult.measuring.intervals import estimate, estimates
-from penult.measuring.trials import cosines, crowded, plan, voted
 
 
 def crossed(classes: int = 6, groups: int = 4, each: int = 3) -> tuple[np.ndarray, np.ndarray]:

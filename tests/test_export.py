@@ -11,9 +11,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from penult.collection import schema
+from penult.collection.export import METADATA_KEY, export
 from penult.errors import CollectionError, UsageError
-from penult.ingesting import rows
-from penult.store.export import METADATA_KEY, export
 from test_collection import CLASSES, DIM, MANIFEST, batch, filled
 
 REGIONS = ["whole", "ch0:0-5", "5-10", "10-15"]
@@ -74,7 +74,7 @@ def test_npy_and_its_keys_are_in_the_same_order(collection, tmp_path):
     assert vectors.dtype == np.float32 and vectors.shape == (12, DIM)
     assert bits(vectors) == bits([row["vector"] for row in expected])
     table = pa.csv.read_csv(tmp_path / "out.csv", parse_options=_LINES)
-    assert table.column_names == rows.scalar_columns(collection.schema)
+    assert table.column_names == schema.scalar_columns(collection.schema)
     for name in ("id", "region", "content_hash", "year", "start"):
         assert table[name].to_pylist() == [row[name] for row in expected], name
     np.testing.assert_array_equal(vectors, np.load(tmp_path / "out.npy", mmap_mode="r"))
@@ -89,7 +89,7 @@ def test_csv_spreads_vectors_and_logits_exactly(collection, tmp_path):
     convert = pa.csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
     table = pa.csv.read_csv(out, parse_options=_LINES, convert_options=convert)
     spread = [f"v{index}" for index in range(DIM)] + [f"logit_{index}" for index in range(CLASSES)]
-    assert table.column_names == rows.scalar_columns(collection.schema) + spread
+    assert table.column_names == schema.scalar_columns(collection.schema) + spread
     expected = in_order(collection)
     for prefix, name in (("v", "vector"), ("logit_", "logits")):
         width = len(expected[0][name])

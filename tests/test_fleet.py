@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from conftest import assert_law, clip
-from penult.batches.padding import Batch
-from penult.classifiers import load
+from penult.data.sources import from_objects
 from penult.embedding.embedder import Embedder
-from penult.embedding.fleet import fleet
 from penult.embedding.runner import Outcome, Stopwatch
+from penult.embedding.scheduling import engine_pool
 from penult.engines.base import Readout
+from penult.engines.batching import Batch
 from penult.errors import UsageError
-from penult.sources import from_objects
+from penult.models.specs import load
 
 
 def test_rows_are_those_of_one_device(tiny: Path) -> None:
@@ -39,7 +39,7 @@ def test_rows_are_those_of_one_device(tiny: Path) -> None:
 
 def test_engines_run_at_once() -> None:
     together = threading.Barrier(2, timeout=10)  # broken if only one of them runs
-    with fleet([object(), object()], hold=99) as engines:  # type: ignore[list-item]
+    with engine_pool([object(), object()], hold=99) as engines:  # type: ignore[list-item]
         given = list(engines.give(lambda engine: together.wait()))
         given += list(engines.give(lambda engine: together.wait()))
         given += list(engines.rest())
@@ -110,7 +110,7 @@ def test_what_the_caller_has_set_changes_nothing(tiny: Path) -> None:
 
 def test_a_large_piece_is_waited_for() -> None:
     gate = threading.Event()
-    with fleet([object()], hold=10) as engines:  # type: ignore[list-item]
+    with engine_pool([object()], hold=10) as engines:  # type: ignore[list-item]
         assert list(engines.give(lambda engine: gate.wait(10), size=5)) == []
         threading.Timer(0.05, gate.set).start()
         assert list(engines.give(lambda engine: "large", size=11)) == [True, "large"]
@@ -137,7 +137,7 @@ def test_results_come_in_order_and_errors_too() -> None:
         return number
 
     found: list[int] = []
-    with pytest.raises(ValueError, match="seven"), fleet([object()] * 3, hold=99) as engines:  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="seven"), engine_pool([object()] * 3, hold=99) as engines:  # type: ignore[list-item]
         for number in range(20):
             for result in engines.give(lambda engine, number=number: work(number)):
                 found.append(result)

@@ -20,13 +20,13 @@ import soundfile
 
 import penult
 from conftest import RATE, assert_law, clip
-from penult.classifiers import load
+from penult.collection.add import add
+from penult.collection.collection import Collection
+from penult.collection.ingest import Options
+from penult.data.sources import from_paths
 from penult.embedding.embedder import Embedder
 from penult.errors import CollectionLocked, FingerprintMismatch, UsageError
-from penult.ingesting.ingest import Options
-from penult.sources import from_paths
-from penult.store.adding import add
-from penult.store.collection import Collection
+from penult.models.specs import load
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_failures_are_named_and_tried_again(
 
 def test_two_writers(embedder: Embedder, recordings: Path, tmp_path: Path) -> None:
     """The second is refused at once, and says who is writing."""
-    from penult.store.adding import manifest_of
+    from penult.collection.add import manifest_of
 
     collection = Collection.open(tmp_path / "c")
     with (
@@ -270,8 +270,8 @@ def test_search_by_file_and_by_row(tiny: Path, recordings: Path, tmp_path: Path)
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from penult.cli import run
-from penult.ingesting.ingest import Options
+from penult.cli.main import run
+from penult.collection.ingest import Options
 defaults = list(Options.__init__.__defaults__)
 defaults[-2:] = [10, 0.05]  # rows and seconds between commits: many, so that a kill hits one
 Options.__init__.__defaults__ = tuple(defaults)

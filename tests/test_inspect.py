@@ -19,21 +19,21 @@ import sweep
 from conftest import RATE, clip
 from odd_heads import CASES, D, Frames, Then, fc, waves
 from penult.errors import HeadNotFound, TapError, UsageError
-from penult.splitting.cut import Split, split
-from penult.splitting.graph import Graph
-from penult.splitting.graph_statements import state_graph
-from penult.splitting.onnx import GraphCut
-from penult.splitting.passes import cut as recorded
-from penult.splitting.running import still
-from penult.splitting.variants import Inputs, other_batch, other_lengths, other_values
+from penult.tracing.cut import cut as recorded
+from penult.tracing.forward import still
+from penult.tracing.inputs import CallInputs, other_batch, other_lengths, other_values
+from penult.tracing.onnx_anatomy import GraphCut
+from penult.tracing.onnx_graph import OnnxGraph
+from penult.tracing.onnx_proof import state_graph
+from penult.tracing.split import Split, split
 from test_cli import ask
 from test_splitting import built
 
 # ---- the prelogits, by hooks and recorded
 
 
-def others(x: Any) -> list[Inputs]:
-    example = Inputs.of(x)
+def others(x: Any) -> list[CallInputs]:
+    example = CallInputs.of(x)
     more = [other_values(example, seed=9), other_batch(example, 5), other_batch(example, 1)]
     return [example, *(i for i in more if i), *list(other_lengths(example))[:1]]
 
@@ -323,7 +323,7 @@ def graph_of(parts: str, *weights: tuple[str, tuple[int, ...]]) -> GraphCut:
         value = random.standard_normal(shape).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     feeds = [{"x": random.standard_normal((1, 6, 5)).astype(np.float32)} for _ in range(3)]
-    return GraphCut(Graph(model), "y", "y", feeds)
+    return GraphCut(OnnxGraph(model), "y", "y", feeds)
 
 
 def test_statements_of_a_graph() -> None:
@@ -348,7 +348,7 @@ def test_statements_of_a_graph() -> None:
 
 
 def test_sessions_share_weights_and_give_the_same() -> None:
-    from penult.splitting.graph import Session
+    from penult.tracing.onnx_graph import Session
 
     cut = graph_of(
         "a = MatMul(x, A)\n b = Tanh(a)\n e = ReduceMean<axes = [1], keepdims = 0>(b)\n"

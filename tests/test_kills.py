@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from conftest import clip
-from penult.store.collection import Collection
+from penult.collection.collection import Collection
 from test_ingest import rows
 
 ITEMS, RATE = 600, 8000
@@ -29,9 +29,9 @@ def work(table: Path, path: Path) -> None:
     from torch import nn
 
     import penult
-    from penult.ingesting.ingest import Options
-    from penult.sources import from_paths
-    from penult.store.adding import add
+    from penult.collection.add import add
+    from penult.collection.ingest import Options
+    from penult.data.sources import from_paths
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -73,7 +73,7 @@ def processes() -> Iterator[Any]:
     context = multiprocessing.get_context("forkserver")
     # lancedb itself starts a thread, which a fork would not have.
     slow = ["torch._dynamo", "lance_namespace", "test_kills"]
-    slow += ["penult.embedding.embedder", "penult.ingesting.ingest"]
+    slow += ["penult.embedding.embedder", "penult.collection.ingest"]
     context.set_forkserver_preload(slow)
     yield context
     for child in multiprocessing.active_children():

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from penult.data import audio, image, video
+from penult.data.items import Failure, Item
+from penult.data.regions import WHOLE, Region
+from penult.data.sources import from_objects, from_paths
+from penult.data.windows import Layout, parse_seconds
 from penult.errors import ItemError, UsageError
-from penult.media import audio, image, video
-from penult.regions import WHOLE, Region
-from penult.sources import Failure, Item, from_objects, from_paths
-from penult.sources.layout import Layout, parse_seconds
 from test_media import PIXELS, encoded, film, noise, png, shared, wav, written
 
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 import penult
 from conftest import clip
 from penult import Embedder
-from penult.classifiers import demo_folder
 from penult.errors import MissingExtra, UsageError
-from penult.splitting.head import logits_of
+from penult.models.specs import demo_folder
+from penult.tracing.head import logits_of
 from zoo import save_audio, save_image, save_text
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is of yesterday
@@ -261,7 +261,7 @@ def onnx_file(folder: Path, nudge: float) -> Opened:
 
 
 def keras_module() -> Any:
-    from penult.classifiers.from_keras import imported_keras
+    from penult.models.loaders.keras import imported_keras
 
     try:
         return imported_keras()

@@ -16,10 +16,10 @@ from torch import nn
 
 import penult
 from conftest import clip
-from penult.classifiers import load
+from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
 from penult.errors import IncompleteWeights, ModelError, UntrustedCode, UsageError
-from penult.store.collection import Collection
+from penult.models.specs import load
 
 PACKAGE = """
 import numpy as np

@@ -14,8 +14,8 @@ import transformers
 
 import penult
 from conftest import RATE, clip
-from penult.classifiers import fetch, load
 from penult.errors import IncompleteWeights, ModelError, TapError, UntrustedCode, UsageError
+from penult.models.specs import fetch, load
 from zoo import CLASSES, save_audio, save_image, save_text, save_video
 
 
@@ -227,7 +227,7 @@ def test_image_video_and_text(tmp_path: Path) -> None:
 def test_long_text_is_cut_and_said(tmp_path: Path, kind: str, longest: int) -> None:
     """RoBERTa has two positions fewer than its table of positions."""
     emb = penult.Embedder.from_classifier(load(save_text(tmp_path, kind)))
-    from penult.sources import from_objects
+    from penult.data.sources import from_objects
 
     outcomes = list(emb.runner.stream(from_objects(["fox " * 200, "fox " * 5], "text")))
     assert [outcome.truncated for outcome in outcomes] == [longest, None]
@@ -235,7 +235,7 @@ def test_long_text_is_cut_and_said(tmp_path: Path, kind: str, longest: int) -> N
 
 @pytest.mark.parametrize(("kind", "kept"), [("whisper", 1.0), ("wav2vec2", None)])
 def test_long_clip_is_cut_and_said(tmp_path: Path, kind: str, kept: float | None) -> None:
-    from penult.sources import from_objects
+    from penult.data.sources import from_objects
 
     emb = penult.Embedder.from_classifier(load(save_audio(tmp_path, kind)))
     long, short = emb.runner.stream(from_objects([clip(3.0), clip(0.5)], "audio"))

@@ -13,7 +13,7 @@ import soundfile
 
 import penult
 from conftest import RATE, clip
-from penult.cli import run
+from penult.cli.main import run
 
 CRASHING = """
 import os, sys

@@ -9,11 +9,11 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from penult.choosing.evaluating import evaluate
+from penult.analysis import metrics
+from penult.analysis.evaluation import evaluate
+from penult.analysis.space import fit
+from penult.analysis.verification import cosines, equal_error, find_pairs
 from penult.errors import LabelsError, SpaceError
-from penult.measuring import measures
-from penult.measuring.pairs import cosines, equal_error, find_pairs
-from penult.space import fit
 
 
 def blobs(classes: int = 5, each: int = 12, spread: float = 0.5, seed: int = 0) -> tuple:
@@ -27,7 +27,7 @@ def blobs(classes: int = 5, each: int = 12, spread: float = 0.5, seed: int = 0) 
 def test_neighbours_are_those_of_scikit_learn() -> None:
     vectors, labels = blobs(spread=1.2)
     groups = np.arange(len(labels)) % 6
-    found = measures.neighbours(vectors, labels, groups, k=1)
+    found = metrics.neighbours(vectors, labels, groups, k=1)
     for group in range(6):
         out = groups == group
         model = KNeighborsClassifier(1, metric="cosine").fit(vectors[~out], labels[~out])
@@ -37,7 +37,7 @@ def test_neighbours_are_those_of_scikit_learn() -> None:
 
 def test_average_precision_is_that_of_scikit_learn() -> None:
     vectors, labels = blobs(spread=1.2)
-    found = measures.neighbours(vectors, labels, np.arange(len(labels)))
+    found = metrics.neighbours(vectors, labels, np.arange(len(labels)))
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for row in range(0, len(labels), 7):
         rest = np.arange(len(labels)) != row
@@ -48,10 +48,10 @@ def test_average_precision_is_that_of_scikit_learn() -> None:
 def test_a_class_that_is_alone_has_no_precision() -> None:
     vectors, labels = blobs(2, 4)
     labels[0] = 2
-    found = measures.neighbours(vectors, labels, np.arange(8))
+    found = metrics.neighbours(vectors, labels, np.arange(8))
     assert np.isnan(found.precision[0]) and np.isfinite(found.precision[1:]).all()
     with pytest.raises(LabelsError, match="all items are of one group"):
-        measures.neighbours(vectors, labels, np.zeros(8, int))
+        metrics.neighbours(vectors, labels, np.zeros(8, int))
 
 
 def rate(same: Sequence[float], different: Sequence[float]) -> float:
@@ -87,14 +87,14 @@ def test_pairs_of_a_group_are_left_out() -> None:
 
 def test_clusters_of_blobs() -> None:
     vectors, labels = blobs(spread=0.02)
-    assert measures.clustering(vectors, labels) == {"ari": 1.0, "nmi": 1.0}
+    assert metrics.clustering(vectors, labels) == {"ari": 1.0, "nmi": 1.0}
     noise = np.random.default_rng(0).standard_normal((60, 8))
-    assert measures.clustering(noise, labels)["ari"] < 0.2
+    assert metrics.clustering(noise, labels)["ari"] < 0.2
 
 
 def test_hubs() -> None:
-    assert measures.hubness(np.full(50, 5)) == 0
-    assert measures.hubness(np.r_[np.full(49, 1), 300]) > 6
+    assert metrics.hubness(np.full(50, 5)) == 0
+    assert metrics.hubness(np.r_[np.full(49, 1), 300]) > 6
 
 
 def test_probe_never_sees_a_group_twice() -> None:
@@ -104,22 +104,22 @@ def test_probe_never_sees_a_group_twice() -> None:
     labels = np.tile([0, 1], 60)
     code = random.standard_normal((24, 30))[groups * 2 + labels]
     vectors = code + 0.01 * random.standard_normal((120, 30))
-    leaked = np.nanmean(measures.probe(vectors, labels, np.arange(120)))
-    held = np.nanmean(measures.probe(vectors, labels, groups))
+    leaked = np.nanmean(metrics.probe(vectors, labels, np.arange(120)))
+    held = np.nanmean(metrics.probe(vectors, labels, groups))
     assert leaked > 0.95 and held < 0.75
     true, kinds = blobs(3, 20, 0.1)
-    assert np.nanmean(measures.probe(true, kinds, np.arange(60))) == 1
+    assert np.nanmean(metrics.probe(true, kinds, np.arange(60))) == 1
 
 
 def test_label_free_ranks() -> None:
     turned, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((50, 8)))
-    assert measures.rank_me(turned) == pytest.approx(8, rel=1e-4)
-    assert measures.rank_me(np.outer(np.arange(1, 9), np.ones(4))) == pytest.approx(1, abs=1e-3)
-    assert measures.rank_me(np.zeros((4, 3))) == 0
+    assert metrics.rank_me(turned) == pytest.approx(8, rel=1e-4)
+    assert metrics.rank_me(np.outer(np.arange(1, 9), np.ones(4))) == pytest.approx(1, abs=1e-3)
+    assert metrics.rank_me(np.zeros((4, 3))) == 0
     ranks = np.arange(1, 9)
     centred, _ = np.linalg.qr(turned - turned.mean(axis=0))
-    assert measures.alpha_req(centred * ranks**-0.75) == pytest.approx(1.5, abs=1e-6)
-    assert np.isnan(measures.alpha_req(np.ones((5, 4))))
+    assert metrics.alpha_req(centred * ranks**-0.75) == pytest.approx(1.5, abs=1e-6)
+    assert np.isnan(metrics.alpha_req(np.ones((5, 4))))
 
 
 def test_within_damps_what_varies_within_classes() -> None:
@@ -155,7 +155,7 @@ def test_an_evaluation_repeats_and_says_what_it_left_out() -> None:
 def test_equally_near_rows_are_not_in_favour_of_the_first_class() -> None:
     """Vectors that tell nothing: rows in the order of their classes give no better figures."""
     labels = np.repeat(np.arange(4), 25)
-    near = measures.neighbours(np.ones((100, 3)), labels, np.arange(100))
+    near = metrics.neighbours(np.ones((100, 3)), labels, np.arange(100))
     first = near.precision[labels == 0].mean()
     assert abs(first - near.precision[labels == 3].mean()) < 0.2 and first < 0.5
     names = [f"class {label}" for label in labels]

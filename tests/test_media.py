@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from penult import media
+from penult.data import audio, audio_stream, image, text, video
+from penult.data import files as media_files
+from penult.data.regions import WHOLE, Region
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, SourceError, TooLong
-from penult.media import audio, image, streams, text, video
-from penult.regions import WHOLE, Region
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CI = os.environ.get("CI") == "true"  # where nothing may be missing
@@ -105,15 +105,15 @@ def test_a_segment_is_a_part_of_the_whole(tmp_path, name, rate):
 def test_what_is_read_does_not_depend_on_the_size_of_the_reads(monkeypatch, files):
     for name, path in files.items():
         big = audio.load(path, WHOLE, 48000).samples
-        monkeypatch.setattr(streams, "BLOCK", 1000)
+        monkeypatch.setattr(audio_stream, "BLOCK", 1000)
         np.testing.assert_array_equal(audio.load(path, WHOLE, 48000).samples, big, err_msg=name)
         monkeypatch.undo()
 
 
 @pytest.mark.parametrize("name", ["mp3", "ogg", "flac"])
 def test_two_decoders_agree(files, name):
-    with media.opened_by_ffmpeg(files[name], "audio") as container:
-        other = np.concatenate([*streams._of_container(container).read(0, None)]).mean(axis=1)
+    with media_files.opened_by_ffmpeg(files[name], "audio") as container:
+        other = np.concatenate([*audio_stream._of_container(container).read(0, None)]).mean(axis=1)
     np.testing.assert_allclose(audio.load(files[name], WHOLE, 48000).samples, other, atol=1e-5)
 
 
@@ -424,9 +424,9 @@ def test_damaged_sound_never_crashes(files, data):
 @pytest.mark.parametrize("modality", ["audio", "image", "video", "text"])
 def test_random_bytes_behind_every_extension(tmp_path, modality):
     random = np.random.default_rng(0)
-    load = media.module(modality).load
+    load = media_files.module(modality).load
     rest = {"audio": (WHOLE, 16000), "video": (WHOLE, 4)}.get(modality, ())
-    for extension in sorted(media.extensions(modality)):
+    for extension in sorted(media_files.extensions(modality)):
         path = tmp_path / f"a{extension}"
         for raw in (b"", random.bytes(3000), b"\0" * 100):
             path.write_bytes(raw)
@@ -715,18 +715,18 @@ def test_a_truncated_video_is_told_by_its_own_promise(tmp_path):
 
 
 def test_modalities():
-    assert media.module("audio") is audio
-    assert ".flac" in media.extensions("audio")
+    assert media_files.module("audio") is audio
+    assert ".flac" in media_files.extensions("audio")
     with pytest.raises(SourceError, match="audio, image, text, video"):
-        media.extensions("smell")
-    for modality in media.MODALITIES:
-        assert all(e == e.lower() and e[0] == "." for e in media.extensions(modality))
+        media_files.extensions("smell")
+    for modality in media_files.MODALITIES:
+        assert all(e == e.lower() and e[0] == "." for e in media_files.extensions(modality))
 
 
 def test_importing_loads_nothing_heavy():
     program = (
-        "import sys, penult.sources, penult.media.audio, penult.media.image, "
-        "penult.media.text, penult.media.video\n"
+        "import sys, penult.data.sources, penult.data.audio, penult.data.image, "
+        "penult.data.text, penult.data.video\n"
         "print({'torch', 'transformers', 'pyarrow', 'soundfile', 'soxr', 'PIL', 'av'} "
         "& set(sys.modules))"
     )

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penult.collection.collection import Collection
+from penult.collection.transfer import merge
+from penult.data.items import Failure
 from penult.errors import CollectionLocked, FingerprintMismatch, UsageError
-from penult.sources import Failure
-from penult.store.collection import Collection
-from penult.store.merging import merge
 from test_cli import ask
 from test_collection import MANIFEST, all_keys, batch, filled
 from test_kills import files_of
@@ -120,7 +120,7 @@ KILLED = """
 import sys
 import lancedb
 from penult.store import merging
-from penult.store.collection import Collection
+from penult.collection.collection import Collection
 merging._BATCH = 16
 *sources, into = [Collection.open(path) for path in sys.argv[1:]]
 print("ready", flush=True)
@@ -212,15 +212,15 @@ def test_an_index_is_measured_and_used(many):
 
 
 def test_an_index_that_finds_too_little_is_refused(many, monkeypatch):
-    from penult.store import indexing
+    from penult.collection import index
 
     collection = many[0]
-    monkeypatch.setattr(indexing, "PROBES", 1)
-    monkeypatch.setattr(indexing, "REFINE", 1)
-    monkeypatch.setattr(indexing, "measured", lambda *_: (0.71, 1.0, 100))
+    monkeypatch.setattr(index, "PROBES", 1)
+    monkeypatch.setattr(index, "REFINE", 1)
+    monkeypatch.setattr(index, "measured", lambda *_: (0.71, 1.0, 100))
     said = ask("index", collection.path)
     assert said.code == 1 and "finds 0.710 of the 10" in said.error and "0.71 accepts" in said.error
-    assert collection.index is None and not indexing.is_ready(collection.path)
+    assert collection.index is None and not index.is_ready(collection.path)
     said = ask("index", collection.path, "--min-recall", 0.7)
     assert said.code == 0 and "recall@10 0.710" in said.out
     assert ask("index", collection.path, "--drop").out == "index removed; searches are exact\n"

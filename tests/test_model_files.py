@@ -21,14 +21,14 @@ from torch.nn import functional as F
 
 import penult
 from conftest import clip
-from penult.classifiers import load
-from penult.classifiers.formats import kind_of
-from penult.cli import run
+from penult.cli.main import run
 from penult.embedding.embedder import Embedder
 from penult.errors import MissingExtra, ModelError, PenultError, UntrustedCode, UsageError
-from penult.splitting.cut import split
-from penult.splitting.hooks import captured
-from penult.splitting.taps import Tap
+from penult.models.options import kind_of
+from penult.models.specs import load
+from penult.tracing.hooks import captured
+from penult.tracing.split import split
+from penult.tracing.taps import Tap
 from test_loader_contract import rouse
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is of yesterday
@@ -363,7 +363,7 @@ def test_compiled_packages_have_nothing_to_cut(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def keras() -> Any:
-    from penult.classifiers.from_keras import imported_keras
+    from penult.models.loaders.keras import imported_keras
 
     try:
         return imported_keras()

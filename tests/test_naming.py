@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from penult.data.items import namer
 from penult.errors import LabelsError
-from penult.sources.naming import namer
 
 
 @pytest.mark.parametrize(

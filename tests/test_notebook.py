@@ -12,7 +12,7 @@ from torch import nn
 
 import penult
 from conftest import RATE, clip
-from penult.classifiers import load
+from penult.models.specs import load
 from zoo import AUDIO, CLASSES, audio_extractor, save_audio
 
 TASKS = {

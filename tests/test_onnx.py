@@ -16,17 +16,23 @@ from torch import nn
 
 import penult
 from conftest import RATE, clip
-from penult.batches.padding import Batch
-from penult.classifiers import load
-from penult.classifiers.from_onnx import names_in
-from penult.cli import run
+from penult.cli.main import run
+from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
+from penult.engines.base import Reading
+from penult.engines.batching import Batch
 from penult.engines.onnxruntime import OnnxEngine
-from penult.engines.torch import Reading
 from penult.errors import ItemError, ModelError, TapError, UsageError
-from penult.splitting.graph import Graph, Session
-from penult.splitting.onnx import GraphCut, before_scores, dissect_graph, find_logits, tap_of_graph
-from penult.store.collection import Collection
+from penult.models.loaders.onnx import names_in
+from penult.models.specs import load
+from penult.tracing.onnx_anatomy import (
+    GraphCut,
+    before_scores,
+    dissect_graph,
+    find_logits,
+    tap_of_graph,
+)
+from penult.tracing.onnx_graph import OnnxGraph, Session
 
 needed = import_module if os.environ.get("CI") == "true" else pytest.importorskip
 onnx, onnxruntime = needed("onnx"), needed("onnxruntime")
@@ -67,7 +73,7 @@ def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
 
 
 def dissected(path: Path) -> GraphCut:
-    graph = Graph.read(path)
+    graph = OnnxGraph.read(path)
     output = find_logits(graph)
     logits, _ = before_scores(graph, output)
     port = graph.inputs[0]
@@ -237,7 +243,7 @@ def test_which_output_is_the_logits(tmp_path: Path) -> None:
     weights = [W0, weight("w", 8, 4), weight("v", 8, 5)]
     nodes = [*BODY, node("Gemm", "z w", "a"), node("Gemm", "z v", "c")]
     path = save(tmp_path / "m.onnx", nodes, weights, ("n", 6), ("z", "a"))
-    assert find_logits(Graph.read(path)) == "a"  # the other one is what it is made of
+    assert find_logits(OnnxGraph.read(path)) == "a"  # the other one is what it is made of
     path = save(tmp_path / "m.onnx", nodes, weights, ("n", 6), ("a", "c"))
     with pytest.raises(ModelError, match=r"'a', 'c'; name one of them as FILE\.onnx#OUTPUT"):
         load(path)

@@ -20,7 +20,7 @@ import penult
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PENULT = (sys.executable, "-c", "from penult.cli import main; main()")
+PENULT = (sys.executable, "-c", "from penult.cli.main import main; main()")
 LOCK = (ROOT / "requirements.lock").read_text()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from penult.batches.padding import (
+from penult.engines.batching import (
     Batch,
     collate,
     fill_of,

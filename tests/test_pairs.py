@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from penult.analysis.verification import equal_error
 from penult.errors import LabelsError
-from penult.measuring.pairs import equal_error
 from test_cli import ask
 from test_collection import MANIFEST, batch, filled
 

@@ -19,15 +19,15 @@ import soundfile
 
 import penult
 from conftest import RATE, clip
-from penult.choosing import reports
-from penult.classifiers.asked import Asked
+from penult.analysis import probe, probe_io
+from penult.collection import export
+from penult.models.options import LoadOptions
 from penult.sklearn import EmbeddingTransformer
-from penult.splitting.taps import Tap
-from penult.store import export
-from penult.uses import joining, probefiles, probing
+from penult.tracing.taps import Tap
+from penult.viz import report
 from test_search import FACTORY, Sounds
 
-MODULES = (export, joining, probefiles, reports)  # functions that read or write a user's file
+MODULES = (export, probe_io, probe_io, report)  # functions that read or write a user's file
 PATHS = {"path", "folder", "file", "out_path", "out", "report", "checkpoint"}
 ITEMS = {"items", "unlabelled", "X"}  # Any, and a path among what they take
 
@@ -78,7 +78,7 @@ def _is_method(thing: object) -> bool:
 
 
 def path_parameters() -> list[str]:
-    found = [f"load({one.name})" for one in fields(Asked) if "Path" in str(one.type)]
+    found = [f"load({one.name})" for one in fields(LoadOptions) if "Path" in str(one.type)]
     for name, function in public():
         for parameter in inspect.signature(function).parameters.values():
             if is_path(parameter):
@@ -110,9 +110,9 @@ class World(Sounds):
         self.classes = self.taught().save(folder / "classes.npz")
         vectors = self.rows.vectors()[1]
         names = ["a", "b"] * 8
-        self.probed = probing.trained(vectors, probing.probe(vectors, names))
+        self.probed = probe.trained(vectors, probe.probe(vectors, names))
         self.probe = folder / "kept.skops"
-        probefiles.save(self.probe, self.probed, {"by": "folder"})
+        probe_io.save(self.probe, self.probed, {"by": "folder"})
         self.table = folder / "features.csv"
         self.table.write_text(f"path,depth\n{self.one},3.5\n")
         self._made = 0
@@ -198,8 +198,8 @@ def _written(world: World, suffix: str, as_form: Any, write: Callable[[Any], Any
 
 def _probe(world: World, as_form: Callable[[Path], Any]) -> Any:
     path = world.new(".skops")
-    probefiles.save(as_form(path), world.probed, {"by": "folder"})
-    return probefiles.load(path).predict(world.rows.vectors()[1])
+    probe_io.save(as_form(path), world.probed, {"by": "folder"})
+    return probe_io.load(path).predict(world.rows.vectors()[1])
 
 
 CALLS: dict[str, Call] = {
@@ -237,14 +237,14 @@ CALLS: dict[str, Call] = {
         w, ".csv", p, lambda path: export.write_csv(path, pa.table({"a": [1]}))
     ),
     "joining.joined(table)": lambda w, p: (
-        joining.joined(p(w.table), [str(w.one)], ["whole"]).values
+        probe_io.joined(p(w.table), [str(w.one)], ["whole"]).values
     ),
-    "probefiles.check_suffix(path)": lambda w, p: probefiles.check_suffix(p(w.probe)),
+    "probefiles.check_suffix(path)": lambda w, p: probe_io.check_suffix(p(w.probe)),
     "probefiles.save(path)": _probe,
-    "probefiles.load(path)": lambda w, p: probefiles.load(p(w.probe)).predict(w.rows.vectors()[1]),
-    "reports.check_kind(path)": lambda w, p: reports.check_kind(p(w.new(".html"))),
+    "probefiles.load(path)": lambda w, p: probe_io.load(p(w.probe)).predict(w.rows.vectors()[1]),
+    "reports.check_kind(path)": lambda w, p: report.check_kind(p(w.new(".html"))),
     "reports.write(path)": lambda w, p: _written(
-        w, ".html", p, lambda path: reports.write(path, "page")
+        w, ".html", p, lambda path: report.write(path, "page")
     ),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penult.batches.planner import WASTE, Planner, waste
+from penult.engines.batching import WASTE, Planner, waste
 
 LENGTHS = st.lists(st.integers(1, 500), max_size=120)
 

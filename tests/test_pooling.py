@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import penult
-from penult.batches.pooling import pool, pooled_width
+from penult.engines.pooling import pool, pooled_width
 from penult.errors import TapError
 
 NAMES = ("mean", "max", "first", "last", "mean+std")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from penult.analysis import probe_io
+from penult.analysis.probe import confused, probe, trained
+from penult.analysis.probe_io import joined
+from penult.collection.collection import Collection
 from penult.errors import LabelsError, SourceError, UsageError
-from penult.store.collection import Collection
-from penult.uses import probefiles
-from penult.uses.joining import joined
-from penult.uses.probing import confused, probe, trained
 from test_cli import ask
 from test_clusters import blobs
 from test_collection import DIM, batch, filled
@@ -127,10 +127,10 @@ def test_saved_probes_give_the_same(sizes: tuple[int, ...], tmp_path: Path) -> N
     probed = probe(rows, names)
     model = trained(rows, probed)
     expected = model.predict_proba(rows)
-    for suffix in probefiles.SUFFIXES:
-        probefiles.save(tmp_path / f"probe{suffix}", model, {"classes": probed.classes})
+    for suffix in probe_io.SUFFIXES:
+        probe_io.save(tmp_path / f"probe{suffix}", model, {"classes": probed.classes})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe.onnx", "probe.skops"]
-    again = probefiles.load(tmp_path / "probe.skops")
+    again = probe_io.load(tmp_path / "probe.skops")
     assert np.array_equal(again.predict_proba(rows), expected)
     assert json.loads(again.penult_)["classes"] == probed.classes == list(again.classes_)
     session = onnxruntime.InferenceSession(tmp_path / "probe.onnx")
@@ -143,11 +143,11 @@ def test_saved_probes_give_the_same(sizes: tuple[int, ...], tmp_path: Path) -> N
 def test_what_cannot_be_saved_or_opened(tmp_path: Path) -> None:
     pytest.importorskip("skops")
     with pytest.raises(UsageError, match=r"saved as \.skops or \.onnx, not as 'probe.pkl'"):
-        probefiles.check_suffix(Path("probe.pkl"))
+        probe_io.check_suffix(Path("probe.pkl"))
     (tmp_path / "a.skops").write_text("nothing")
     for name in ("a.skops", "none.skops"):
         with pytest.raises(UsageError):
-            probefiles.load(tmp_path / name)
+            probe_io.load(tmp_path / name)
 
 
 def table(path: Path, *rows: list) -> Path:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penult.data.regions import WHOLE, Region, frame_at, tiles, windows
 from penult.errors import RegionError, UsageError
-from penult.regions import WHOLE, Region, frame_at, tiles, windows
 
 HALF_MS = 0.0005 + 1e-9
 

@@ -19,7 +19,7 @@ import soundfile
 import soxr
 
 import penult
-from penult.cli import run
+from penult.cli.main import run
 
 SAVED = Path(__file__).parent / "saved_by_0_1_0"
 SOXR = "1.1.0"
@@ -194,7 +194,7 @@ def head_space(root: Path) -> Any:
 
 def probe_of_skops(root: Path) -> Any:
     pytest.importorskip("skops")
-    from penult.uses.probefiles import load
+    from penult.analysis.probe_io import load
 
     probe = load(root / "probe.skops")
     vectors = embedder(root, "transformers").embed([root / clip for clip in CLIPS])

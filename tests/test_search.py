@@ -18,8 +18,8 @@ import torch
 
 import penult
 from conftest import RATE, clip
+from penult.analysis.space import fit
 from penult.errors import FingerprintMismatch
-from penult.space import fit
 from test_cli import ask
 from test_collection import MANIFEST, batch, filled
 

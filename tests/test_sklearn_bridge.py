@@ -19,11 +19,11 @@ from sklearn.utils import estimator_checks
 
 import penult
 from conftest import RATE, clip
-from penult.bridges import sklearn as bridge
-from penult.classifiers import demo_folder
+from penult import sklearn
+from penult.analysis.space import fit
 from penult.errors import ItemError, SourceError, TapError, UsageError
+from penult.models.specs import demo_folder
 from penult.sklearn import EmbeddingTransformer
-from penult.space import fit
 
 CLIPS = demo_folder().parent / "clips"
 
@@ -81,7 +81,7 @@ def test_in_a_pipeline_and_a_grid() -> None:
 def test_each_file_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
     run = EmbeddingTransformer._run
-    monkeypatch.setattr(bridge, "_MEMORY", bridge._Memory(1000))
+    monkeypatch.setattr(sklearn, "_MEMORY", sklearn._Memory(1000))
     monkeypatch.setattr(
         EmbeddingTransformer, "_run", lambda self, items: ran.append(len(items)) or run(self, items)
     )

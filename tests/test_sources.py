@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from penult.data import audio, text
+from penult.data.items import Failure, Item
+from penult.data.regions import WHOLE, Region
+from penult.data.sources import from_objects, from_paths
+from penult.data.tables import RESERVED
 from penult.errors import DecodeError, SourceError
-from penult.media import audio, text
-from penult.regions import WHOLE, Region
-from penult.sources import RESERVED, Failure, Item, from_objects, from_paths
 
 
 def items(source) -> list[Item]:

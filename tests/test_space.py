@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penult.analysis.space import RAW, Space, fit
 from penult.errors import SpaceError
-from penult.space import RAW, Space, fit
 
 RECIPES = ("raw", "l2", "centre", "centre+l2", "scale+l2", "whiten+l2", "l2+centre+l2", "pca:3+l2")
 

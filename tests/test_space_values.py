@@ -8,8 +8,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
+from penult.analysis.space import Space, fit
 from penult.errors import SpaceError
-from penult.space import Space, fit
 
 
 def vectors(n: int = 40, d: int = 6, seed: int = 0) -> np.ndarray:

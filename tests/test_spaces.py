@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penult.analysis.space import fit
+from penult.collection import spaces
+from penult.collection.collection import Collection
 from penult.errors import CollectionError, SpaceError
-from penult.space import fit
-from penult.store import spaces
-from penult.store.collection import Collection
 from test_cli import ask
 from test_collection import MANIFEST, batch, filled
 

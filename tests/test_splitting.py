@@ -18,10 +18,10 @@ from odd_routes import ROUTES
 from odd_scores import FORMS
 from oracle import examine
 from penult.errors import HeadNotFound, TapError, UsageError
-from penult.splitting.certificate import Certificate
-from penult.splitting.cut import split
-from penult.splitting.running import relative
-from penult.splitting.variants import Inputs, other_values
+from penult.tracing.certificate import Certificate
+from penult.tracing.forward import relative
+from penult.tracing.inputs import CallInputs, other_values
+from penult.tracing.split import split
 
 ALL = {**CASES, **FORMS, **ROUTES, **CALLS, **CHOICES}
 
@@ -130,7 +130,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_logits_remember_nothing() -> None:
     model = built(CASES["last token by index"])
-    first, second = words(), other_values(Inputs.of(words()), seed=4).kwargs
+    first, second = words(), other_values(CallInputs.of(words()), seed=4).kwargs
     cut = split(model, first)
     z = cut.prelogits(first)
     alone = cut.logits(z)

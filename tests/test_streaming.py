@@ -14,9 +14,9 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from penult.data import audio, audio_stream
+from penult.data.regions import WHOLE, Region, windows
 from penult.errors import ItemError
-from penult.media import audio, streams
-from penult.regions import WHOLE, Region, windows
 from test_media import EXACT, FORMATS, encoded, noise, pyav, wav, written
 
 NAMES = [*FORMATS, "m4a", "lie.mp3"]  # the last one has no length
@@ -153,7 +153,7 @@ def test_a_recording_is_decoded_once(monkeypatch, recordings, name):
     if name not in recordings:
         pytest.skip("needs PyAV")
     frames, opened = [], []
-    before = streams.opened
+    before = audio_stream.opened
 
     def counted(content, rate):
         opened.append(content)
@@ -164,11 +164,9 @@ def test_a_recording_is_decoded_once(monkeypatch, recordings, name):
         frames.append(0 if block is None else len(block))
         return block
 
-    from penult.media import tape
-
-    real = tape.Tape._next
-    monkeypatch.setattr(tape, "opened", counted)
-    monkeypatch.setattr(tape.Tape, "_next", lambda self: read(self, real=real))
+    real = audio_stream.ForwardReader._next
+    monkeypatch.setattr(audio_stream, "opened", counted)
+    monkeypatch.setattr(audio_stream.ForwardReader, "_next", lambda self: read(self, real=real))
     list(audio.load_many(recordings[name], every(3.0, 0.5, 0.1), 16000))
     assert len(opened) == 1
     assert sum(frames) < 3.3 * 16000
@@ -199,8 +197,8 @@ def test_lengths_are_counted_where_the_header_guesses(recordings):
 MEASURE = """
 import json, sys
 from pathlib import Path
-from penult.media import audio
-from penult.regions import Region, windows
+from penult.data.files import audio
+from penult.data.regions import Region, windows
 
 def resident():  # the most so far, in MB; what getrusage says begins with the parent's
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -11,14 +11,13 @@ import pytest
 import soundfile
 
 from conftest import RATE, assert_law, clip
-from penult.classifiers import load
+from penult.collection.collection import Collection
+from penult.data.items import as_id, path_of
+from penult.data.regions import Region
+from penult.data.sources import Shard, from_paths
 from penult.embedding.embedder import Embedder
 from penult.errors import CollectionError, FingerprintMismatch, RegionError, UsageError
-from penult.regions import Region
-from penult.sources import from_paths
-from penult.sources.items import as_id, path_of
-from penult.sources.shards import Shard
-from penult.store.collection import Collection
+from penult.models.specs import load
 from test_cli import ask
 from test_ingest import rows
 
@@ -241,13 +240,13 @@ def test_gone_files_are_named_and_kept_unless_pruned(
 def test_a_table_and_a_folder_at_once_are_not_the_table_alone(
     embedder: Embedder, recordings: Path, tmp_path: Path
 ) -> None:
-    from penult.store.gone import gone
+    from penult.collection.add import gone
 
     extra = tmp_path / "extra"
     shutil.copytree(recordings / "a", extra)
     table = table_of(recordings)
     collection = Collection.open(tmp_path / "c")
-    from penult.store.adding import add
+    from penult.collection.add import add
 
     add(collection, embedder, from_paths([table, extra], "audio"))
     (extra / "1.wav").unlink()

@@ -13,15 +13,15 @@ import pytest
 import soundfile
 
 import penult
-from penult.classspace import ClassSpace
+from penult.analysis.space import RAW, fit
 from penult.cli.output import emit, emit_long
+from penult.collection.collection import Collection
+from penult.data.sources import from_paths
 from penult.embedding.embedder import Embedder
-from penult.sources import from_paths
-from penult.space import RAW, fit
-from penult.store.collection import Collection
-from penult.teaching import classfile
-from penult.teaching.examples import Examples
-from penult.teaching.predictions import ClassPrediction
+from penult.fewshot import storage
+from penult.fewshot.classspace import ClassSpace
+from penult.fewshot.examples import Examples
+from penult.fewshot.predictions import ClassPrediction
 from test_cli import ask
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"
@@ -220,7 +220,7 @@ def test_of_several_changes_none_is_made_where_one_cannot_be(known: Path, tmp_pa
 
 def test_marks_of_files_whose_names_are_no_utf8_are_exported(tmp_path: Path) -> None:
     odd = Examples.empty(2).with_marks("a", [("caf\udce9.wav", "whole")], [[1, 0]])
-    path = classfile.write(tmp_path / "x.npz", classfile.Saved(odd, fit(RAW, np.eye(2)), {}, {}))
+    path = storage.write(tmp_path / "x.npz", storage.Saved(odd, fit(RAW, np.eye(2)), {}, {}))
     done = ask("classes", path, "--csv", tmp_path / "x.csv")
     assert done.code == 0 and "caf\\udce9.wav,whole,a,yes" in (tmp_path / "x.csv").read_text()
 

@@ -136,7 +136,7 @@ def saved(embedder: penult.Embedder, about: Call) -> Any:
 
 
 def proved(embedder: penult.Embedder, about: Call) -> Any:
-    from penult.sources import from_objects
+    from penult.data.sources import from_objects
 
     embedder.prove_on(from_objects(CLIPS[:2], "audio"))
     return embedder.certificate.ok
@@ -184,7 +184,7 @@ def test_an_embedder(tiny: Path, tmp_path: Path) -> None:
 
 
 def penult_tap(classifier: Any) -> Any:
-    from penult.embedding.proving import tap_of
+    from penult.embedding.inspect import tap_of
 
     return tap_of(classifier, "layer:1")
 
@@ -211,10 +211,9 @@ def test_labels_are_there_while_another_thread_wants_none(embedder: penult.Embed
 
 def test_seconds_are_those_of_the_run(embedder: penult.Embedder, tmp_path: Path) -> None:
     """Runs at once, into collections: a short one's seconds hold none of a long one's."""
+    from penult.collection.ingest import Seen, ingest
+    from penult.data.sources import from_objects
     from penult.embedding.runner import Stopwatch
-    from penult.ingesting.ingest import ingest
-    from penult.ingesting.steps import Seen
-    from penult.sources import from_objects
 
     nothing = Seen({}, {}, {})
     watches = [Stopwatch(), Stopwatch()]
@@ -471,7 +470,7 @@ def named(space: penult.ClassSpace, about: Call) -> Any:
 
 
 def streamed(space: penult.ClassSpace, about: Call) -> Any:
-    from penult.sources import from_objects
+    from penult.data.sources import from_objects
 
     return list(space.stream(from_objects(CLIPS, "audio")))
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import penult
-from penult.classifiers import demo_folder
-from penult.cli import run
-from penult.store.collection import Collection
+from penult.cli.main import run
+from penult.collection.collection import Collection
+from penult.models.specs import demo_folder
 
 
 def test_the_tour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

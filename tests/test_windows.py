@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from penult.data.items import Failure, Item
+from penult.data.regions import Region, frame_at, tiles, windows
+from penult.data.windows import Layout, parse_seconds
 from penult.errors import RegionError, UsageError
-from penult.regions import Region, frame_at, tiles, windows
-from penult.sources import Failure, Item
-from penult.sources.layout import Layout, parse_seconds
 from test_media import wav
 
 RATE = 1000
@@ -79,7 +79,7 @@ def test_what_lies_beyond_is_named() -> None:
 
 
 def test_videos_may_end_a_tenth_of_a_second_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    from penult.media import video
+    from penult.data import video
 
     monkeypatch.setattr(video, "seconds", lambda content: 3.0)
     assert cut(Layout(1.0), Region("segment", 2.0, 3.09), modality="video") == ["2-3"]

@@ -11,22 +11,28 @@ import pytest
 import soundfile
 
 from conftest import RATE, assert_law, clip
-from penult.classifiers import load
+from penult.collection.collection import Collection
+from penult.data.decode import (
+    Content,
+    DecodedRegion,
+    Decoders,
+    DecodeTarget,
+    Decoding,
+    open_regions,
+)
+from penult.data.sources import from_paths
+from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
-from penult.embedding.opening import Content, Opened, Wanted, open_regions
-from penult.embedding.workers import Decoders, Decoding
 from penult.errors import ItemError
-from penult.sources import from_paths
-from penult.sources.layout import Layout
-from penult.store.collection import Collection
+from penult.models.specs import load
 from test_cli import ask
 
-WANTED = Wanted("audio", RATE)
+WANTED = DecodeTarget("audio", RATE)
 
 CRASHING = """
 import os, sys, time
-if "from penult.embedding.workers import serve" in " ".join(sys.orig_argv):
-    from penult.media import audio
+if "from penult.data.decode import serve" in " ".join(sys.orig_argv):
+    from penult.data.files import audio
     load_many = audio.load_many
     def failing(content, *rest, **named):
         if "crash" in content.name:
@@ -48,8 +54,8 @@ def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
 
 
-def described(opened: Opened | object) -> object:
-    if not isinstance(opened, Opened):
+def described(opened: DecodedRegion | object) -> object:
+    if not isinstance(opened, DecodedRegion):
         return opened
     content = opened.content
     if isinstance(content, ItemError):

@@ -6,20 +6,25 @@ Nothing heavy is imported before it is used: `import penult` loads neither torch
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from penult.errors import PenultError
 
 if TYPE_CHECKING:
     from penult.api import load
-    from penult.classifiers.base import Classifier, Prediction
-    from penult.classspace import ClassSpace
+    from penult.collection.collection import Collection
     from penult.embedding.embedder import Embedder
-    from penult.embedding.result import Result
+    from penult.embedding.runner import Result
+    from penult.fewshot.classspace import ClassSpace
+    from penult.models.base import Classifier, Prediction
     from penult.selection import choose
-    from penult.splitting.cut import split
-    from penult.store.collection import Collection
+    from penult.tracing.split import split
 
 __version__ = "0.1.0"
 
@@ -41,15 +46,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ClassSpace": "penult.classspace",
-    "Classifier": "penult.classifiers.base",
-    "Collection": "penult.store.collection",
+    "ClassSpace": "penult.fewshot.classspace",
+    "Classifier": "penult.models.base",
+    "Collection": "penult.collection.collection",
     "Embedder": "penult.embedding.embedder",
-    "Prediction": "penult.classifiers.base",
-    "Result": "penult.embedding.result",
+    "Prediction": "penult.models.base",
+    "Result": "penult.embedding.runner",
     "choose": "penult.selection",
     "load": "penult.api",
-    "split": "penult.splitting.cut",
+    "split": "penult.tracing.split",
 }
 
 
@@ -63,3 +68,26 @@ if not TYPE_CHECKING:  # a type checker would take any name for one that is ther
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+# Where classes are now that pickles written by 0.1.0 name.
+_MOVED = {
+    "penult.bridges": "penult",
+    "penult.bridges.sklearn": "penult.sklearn",
+    "penult.space": "penult.analysis.space",
+}
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Give the modules of old pickles under their former names."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in _MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = import_module(_MOVED[module.__name__])
+
+
+sys.meta_path.append(_Moved())

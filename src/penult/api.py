@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from penult import classifiers
-from penult.classifiers.base import Classifier, Prediction
+from penult.data.items import Failure
 from penult.embedding.embedder import Embedder, open_embedder
-from penult.embedding.result import answering
-from penult.sources import Failure
+from penult.embedding.runner import answering
+from penult.models import specs
+from penult.models.base import Classifier, Prediction
 
 
 def load(spec: str | os.PathLike[str] | Any, **asked: Any) -> Classifier:
@@ -20,12 +20,12 @@ def load(spec: str | os.PathLike[str] | Any, **asked: Any) -> Classifier:
 
     asked: what a bare file cannot say: checkpoint, preprocess, class_names, sample_rate,
     seconds, modality, kind; trust allows code and pickles that come with the checkpoint to run. See
-    `penult.classifiers.asked.Asked`.
+    `penult.models.options.LoadOptions`.
 
     Raises:
         ModelError: there is no such model, or it is not a classifier that fills its weights.
     """
-    return answering(classifiers.load(spec, **asked))
+    return answering(specs.load(spec, **asked))
 
 
 __all__ = ["Classifier", "Embedder", "Failure", "Prediction", "load", "open_embedder"]

@@ -11,20 +11,26 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from penult.choosing import deciding as choosing
-from penult.choosing.deciding import Choice
-from penult.choosing.freely import Free, ranked_freely
-from penult.choosing.material import Material, Setting
-from penult.classifiers.base import Classifier
+from penult.analysis import selection
+from penult.analysis.candidates import Material, Setting
+from penult.analysis.episodes import numbered
+from penult.analysis.metrics import LabelFreeRank, rank_without_labels
+from penult.analysis.selection import Choice
+from penult.analysis.space import RAW
+from penult.data.items import Failure, Item, namer
+from penult.data.sources import Source, from_objects
 from penult.embedding.embedder import Embedder
-from penult.embedding.readings import Read, chains_of, check_memory, name_of, read_all, readings_of
+from penult.embedding.readings import (
+    ReadingSet,
+    chains_of,
+    check_memory,
+    name_of,
+    read_all,
+    readings_of,
+)
 from penult.engines.base import Reading
 from penult.errors import ItemError, LabelsError
-from penult.measuring.episodes import numbered
-from penult.sources import Source, from_objects
-from penult.sources.items import Failure, Item
-from penult.sources.naming import namer
-from penult.space import RAW
+from penult.models.base import Classifier
 
 By = Sequence[object] | str | None
 Tick = Callable[[bool, float], None]
@@ -44,7 +50,7 @@ class Selection:
     embedder: Embedder
     setting: Setting
     report: Choice | None
-    free: list[Free] | None
+    free: list[LabelFreeRank] | None
     counts: Mapping[str, int]
     failures: list[Failure]
 
@@ -90,7 +96,7 @@ def choose(
     held, material = _material(read, extra, source, labels, groups)
     others = len(read.items) - int(held.sum()) + (len(extra.items) if extra else 0)
     counts = {"labelled": int(held.sum()), "unlabelled": others}
-    report = choosing.choose(material, tell)
+    report = selection.choose(material, tell)
     embedder = _embedder(classifier, readings, report.setting, material, device)
     failures = [*read.failures, *(extra.failures if extra else ())]
     return Selection(embedder, report.setting, report, None, counts, failures)
@@ -108,9 +114,9 @@ def _check_asked(labels: By, groups: By, source: Source, more: Source | None) ->
     _match(groups, source, "groups")
 
 
-def _without_labels(classifier: Classifier, read: Read, device: str) -> Selection:
+def _without_labels(classifier: Classifier, read: ReadingSet, device: str) -> Selection:
     """The notebook's recipe, and the readings by a measure that needs no labels."""
-    free = ranked_freely(dict(zip(map(name_of, read.readings), read.vectors, strict=True)))
+    free = rank_without_labels(dict(zip(map(name_of, read.readings), read.vectors, strict=True)))
     setting = Setting((_baseline(read.readings),))
     embedder = _embedder(classifier, read.readings, setting, None, device)
     counts = {"labelled": 0, "unlabelled": len(read.items)}
@@ -122,11 +128,15 @@ def _baseline(readings: Sequence[Reading]) -> str:
 
 
 def _material(
-    read: Read, extra: Read | None, source: Source, labels: Sequence[object] | str, groups: By
+    read: ReadingSet,
+    extra: ReadingSet | None,
+    source: Source,
+    labels: Sequence[object] | str,
+    groups: By,
 ) -> tuple[npt.NDArray[np.bool_], Material]:
     """Which rows have a label, and what is decided on."""
     names = [name_of(reading) for reading in read.readings]
-    classes = _named(labels, read, source, "labels")
+    classes = _names_for_rows(labels, read, source, "labels")
     held = np.array([name is not None for name in classes], bool)
     others = {}
     if extra is not None or not held.all():
@@ -161,12 +171,14 @@ def _match(names: By, source: Source, what: str) -> None:
         )
 
 
-def _refuse(read: Read, on_error: str) -> None:
+def _refuse(read: ReadingSet, on_error: str) -> None:
     if read.failures and on_error == "raise":
         raise ItemError(read.failures[0].words())
 
 
-def _named(by: Sequence[object] | str, read: Read, source: Source, what: str) -> list[str | None]:
+def _names_for_rows(
+    by: Sequence[object] | str, read: ReadingSet, source: Source, what: str
+) -> list[str | None]:
     """A name for each row that was read."""
     if isinstance(by, str):
         name = namer(by, list(source.columns) or None)
@@ -188,12 +200,12 @@ def _example(items: Sequence[Item]) -> str:
 
 
 def _groups(
-    by: By, read: Read, source: Source, held: npt.NDArray[np.bool_]
+    by: By, read: ReadingSet, source: Source, held: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int64]:
     """A group for each labelled row; an item without one is a group of its own."""
     if by is None:
         return np.arange(int(held.sum()))
-    names = _named(by, read, source, "groups")
+    names = _names_for_rows(by, read, source, "groups")
     own = [f"group {name}" if name is not None else f"item {at}" for at, name in enumerate(names)]
     return numbered([name for name, kept in zip(own, held, strict=True) if kept])[0]
 

@@ -127,9 +127,8 @@ def write_onnx(path: Path) -> Path:
 
 def write_embedders() -> None:
     """Of a transformers folder, plain and with two taps and a space; of a factory; of ONNX."""
-    from safetensors.torch import save_file
-
     from penult.space import fit
+    from safetensors.torch import save_file
 
     made, clip = ROOT / "embedders", ROOT / "wavs/low_0.wav"
     tiny = write_transformers(ROOT / "tiny")

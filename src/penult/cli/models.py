@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from penult.cli.opened import embedder_facts, failed, items_of, proof_line, require_proof, source_of
+from penult.cli.documents import (
+    embedder_facts,
+    failed,
+    items_of,
+    proof_line,
+    require_proof,
+    source_of,
+)
 from penult.cli.options import (
     NOTHING,
     Asked,
@@ -38,9 +45,8 @@ def classify(
     asked: Asked = NOTHING,
 ) -> None:
     """Ask the classifier itself: logits, class id, label and probability of every item."""
-    from penult.classifiers import load
-    from penult.embedding.result import prediction_of
-    from penult.embedding.runner import Outcome, Runner, device_of
+    from penult.embedding.runner import Outcome, Runner, device_of, prediction_of
+    from penult.models.specs import load
 
     source = items_of(model, asked, paths, channel)
     with working(f"loading {model}"):

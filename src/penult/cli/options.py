@@ -128,8 +128,8 @@ def _current(asked: Asked) -> Asked:
     """The class names under their own name, with a note where that of old was used."""
     if "labels" not in asked:
         return asked
-    from penult.classifiers.asked import current
     from penult.cli.output import say
+    from penult.models.options import current
 
     say("[dim]--labels FILE is called --class-names FILE; it goes in the next version[/]")
     return current(asked)

@@ -1,1 +1,1 @@
-"""From a classifier to an embedder: items opened, run in batches, and what it gives."""
+"""From a classifier to an embedder: items in, vectors and logits out."""

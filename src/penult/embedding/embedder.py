@@ -17,31 +17,77 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from penult import classifiers
-from penult.batches.pooling import pooled_width
-from penult.classifiers.base import Classifier, digest
-from penult.embedding import artefact
-from penult.embedding.asked import entry_for, poolings_for
-from penult.embedding.proving import anatomy_of, certify, certify_on, taps_of
-from penult.embedding.result import Result, answering, gathered
-from penult.embedding.runner import Runner, device_of
-from penult.embedding.settling import graphs_of, require_engine, sample
-from penult.embedding.workers import Decoding
-from penult.engines import ways
+from penult.analysis.space import Space
+from penult.data import audio, video
+from penult.data.decode import Decoding
+from penult.data.sources import from_objects
+from penult.data.windows import Layout
+from penult.embedding import saving
+from penult.embedding.engine_choice import graphs_of, require_engine, sample
+from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
+from penult.embedding.runner import Result, Runner, answering, collect_results, device_of
+from penult.engines import registry
+from penult.engines.autoselect import EngineChoice, EngineTrial, choose
 from penult.engines.base import EXACT, Reading
-from penult.engines.choosing import Choice, Question, choose
-from penult.engines.graphs import Graphs
-from penult.engines.law import Law, find_law
-from penult.engines.ways import AUTO, TORCH
-from penult.errors import ModelError, SpaceError, UsageError
+from penult.engines.batch_policy import BatchPolicy, find_batch_policy
+from penult.engines.graph_cache import Graphs
+from penult.engines.pooling import POOLINGS, pooled_width, unknown
+from penult.engines.registry import AUTO, TORCH
+from penult.errors import ModelError, SpaceError, TapError, UsageError
 from penult.locking import Guard, Once
-from penult.media import audio, video
-from penult.sources import from_objects
-from penult.sources.layout import Layout
-from penult.space import Space
-from penult.splitting.anatomy import Anatomy
-from penult.splitting.certificate import Certificate
-from penult.splitting.taps import Tap
+from penult.models import specs
+from penult.models.base import Classifier, digest
+from penult.tracing.anatomy import Anatomy
+from penult.tracing.certificate import Certificate
+from penult.tracing.taps import Tap
+
+
+def poolings_for(taps: Sequence[Tap], pooling: str) -> tuple[str, ...]:
+    """One pooling for each tap: the same for all, or as many as there are taps.
+
+    Raises:
+        TapError: unknown, of another number, or nothing to pool.
+    """
+    named = tuple(pooling.split(","))
+    if not taps or len(named) not in (1, len(taps)):
+        raise TapError(f"{len(named)} poolings ({pooling}) for {len(taps)} taps; give one for each")
+    named = named * len(taps) if len(named) == 1 else named
+    for tap, how in zip(taps, named, strict=True):
+        if how not in POOLINGS:
+            raise TapError(unknown(how))
+        if how == "none" and len(taps) > 1:
+            raise TapError("pooling none keeps every position, so several taps cannot be joined")
+        if not tap.positions and how == "mean+std":
+            raise TapError(
+                f"tap {tap.name!r} gives one vector per item, so there is nothing to pool: "
+                "choose pooling mean, or a tap with positions"
+            )
+    return named
+
+
+def entry_for(classifier: Classifier, anatomy: Anatomy, tap: Tap, pool_over: str) -> Tap:
+    """The tap in front of the first block, if only the positions are pooled that a clip fills.
+
+    Raises:
+        TapError: not `valid`, or it cannot be measured which positions of the tap these are.
+    """
+    if pool_over != "valid":
+        raise TapError(f"pooling over {pool_over!r} is not known; choose all or valid")
+    if classifier.modality != "audio" or classifier.holds is None:
+        raise TapError(
+            "pooling over valid positions is for models that take every clip at one length; "
+            "this one takes each at its own, and pools its own positions always"
+        )
+    entry = anatomy.taps.get("layer:0") if classifier.engine == "torch" else None
+    if entry is None or [entry.shape[a] for a in entry.positions] != [
+        tap.shape[a] for a in tap.positions
+    ]:
+        raise TapError(
+            f"which positions of tap {tap.name!r} are valid cannot be measured: it has "
+            "not the positions that enter the first block; pool over all of them"
+        )
+    return entry
+
 
 log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
@@ -77,7 +123,7 @@ class Embedder:
         self.poolings = poolings_for(self.taps, pooling)
         self.tap = replace(self.taps[0], name=",".join(one.name for one in self.taps))
         self.pooling = pooling if len(set(self.poolings)) > 1 else self.poolings[0]
-        ways.check(engine, precision)
+        registry.check(engine, precision)
         self.engine, self.precision = engine, precision
         device = require_engine(classifier, engine, precision, device)
         self.device = device_of(classifier, device)
@@ -96,7 +142,7 @@ class Embedder:
         ]
         self.runner = Runner(classifier, readings, self.device, lambda: self.law)
         self._plain = self.runner.engine
-        self.choice: Choice | None = None
+        self.choice: EngineChoice | None = None
         self.proved_on: list[str] = list(self._saved.get("proved_on", []))
 
     @classmethod
@@ -180,24 +226,24 @@ class Embedder:
                 self.certificate, self.proved_on = proved
 
     @Once
-    def law(self) -> Law:
+    def law(self) -> BatchPolicy:
         """How items may share a pass of torch in fp32; measured once, saved with the embedder."""
         saved = self._saved.get("batching")
         if saved:
-            return Law.from_dict(saved)
-        return find_law(self.classifier, self._plain)
+            return BatchPolicy.from_dict(saved)
+        return find_batch_policy(self.classifier, self._plain)
 
     @property
-    def batching(self) -> Law:
+    def batching(self) -> BatchPolicy:
         """How items share a forward pass of the engine that runs them."""
         return self.choice.law if self.choice else self.law
 
     @property
-    def way(self) -> ways.Way:
+    def way(self) -> registry.EngineMode:
         """The engine that runs the items, and in which numbers."""
         if self.classifier.engine != TORCH:
-            return ways.Way(self.classifier.engine)
-        return self.choice.way if self.choice else ways.PLAIN
+            return registry.EngineMode(self.classifier.engine)
+        return self.choice.way if self.choice else registry.PLAIN
 
     @property
     def settled(self) -> bool:
@@ -216,7 +262,7 @@ class Embedder:
         layout: Layout = Layout(),
         decoding: Decoding = Decoding(),
         engine: str | None = None,
-    ) -> Choice | None:
+    ) -> EngineChoice | None:
         """Take the engine for a run over these items, measured on the first of them; what was
         taken, or None where there is no choice. An embedder settles once.
 
@@ -237,10 +283,10 @@ class Embedder:
 
     def _settle(
         self, engine: str, source: Iterable[Any], layout: Layout, decoding: Decoding
-    ) -> Choice:
+    ) -> EngineChoice:
         readings = self.runner.readings
         found = sample(self.runner, source, layout, self.precision, decoding)
-        question = Question(
+        question = EngineTrial(
             classifier=self.classifier,
             readings=readings,
             device=self.device.split(",")[0],
@@ -298,7 +344,7 @@ class Embedder:
         self.settle(entries, layout)
         numbered = _numbered(entries, layout, self.classifier)
         with closing(self.runner.stream(numbered, alone=alone, logits=logits)) as outcomes:
-            found = gathered(outcomes, self.classifier.labels, on_error)
+            found = collect_results(outcomes, self.classifier.labels, on_error)
         vectors = found.vectors if len(found.ids) else found.vectors.reshape(0, self.dim)
         return replace(found, vectors=vectors if self.space is None else self.space(vectors))
 
@@ -332,7 +378,7 @@ class Embedder:
             self.classifier.save(aside)
             self.graphs.copy(aside)
 
-        return artefact.write(folder, self._description(), self.space, parts)
+        return saving.write(folder, self._description(), self.space, parts)
 
     def _description(self) -> dict[str, Any]:
         with self._guard:
@@ -370,16 +416,16 @@ class Embedder:
             ModelError: not an embedder, or its weights are not those that were saved.
         """
         path = Path(folder).expanduser()
-        kept = artefact.read(path)
+        kept = saving.read(path)
         saved = kept.description
         usual = saved.get("engine", TORCH)
         embedder = cls(
-            classifiers.load(path, trust=trust),
+            specs.load(path, trust=trust),
             kept.taps,
             saved["pooling"],
             pool_over=saved.get("pool_over", "all"),
             device=device,
-            engine=engine or (TORCH if ways.missing(usual) else usual),
+            engine=engine or (TORCH if registry.missing(usual) else usual),
             precision=precision or saved.get("precision", EXACT),
             saved=saved,
             folder=path.absolute(),
@@ -431,10 +477,10 @@ def open_embedder(
     """Open a saved embedder, or make one from a classifier; tap and pooling override its own. How
     items may share a batch is measured once there are two of them.
 
-    asked: what else `penult.classifiers.load` takes.
+    asked: what else `penult.models.specs.load` takes.
     """
     how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
-    if artefact.is_embedder(spec):
+    if saving.is_embedder(spec):
         saved = Embedder.load(spec, **how, trust=bool(asked.get("trust")))
         if tap in (None, saved.tap.name):
             if pooling in (None, saved.pooling) and pool_over in (None, saved.pool_over):
@@ -446,7 +492,7 @@ def open_embedder(
         pooling = pooling or saved.pooling
         how |= {"engine": saved.engine, "precision": saved.precision}
         return Embedder(saved.classifier, place, pooling, pool_over=over, **how)
-    classifier = classifiers.load(spec, **asked)
+    classifier = specs.load(spec, **asked)
     place = taps_of(classifier, (tap or "backbone").split(","))
     how |= {"engine": engine or TORCH, "precision": precision or EXACT}
     return Embedder(classifier, place, pooling or "mean", pool_over=pool_over or "all", **how)

@@ -1,7 +1,5 @@
-"""Items through a classifier: open regions, prepare them, run them in batches; one failure never
-stops the rest.
-
-Knows how a batch is made and run, and which readings it was asked for; no store, no faces.
+"""Regions through a classifier in batches, and their outcomes as one result; one failure never
+stops the rest. Knows no store and no faces.
 """
 
 from __future__ import annotations
@@ -12,20 +10,20 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from penult.batches.padding import Batch
-from penult.batches.planner import Planner
-from penult.classifiers.base import Classifier
-from penult.embedding.fleet import fleet
-from penult.embedding.opening import UNFORESEEN, Content, Opened, Wanted
-from penult.embedding.waiting import InOrder, Ready, Waiting
-from penult.embedding.workers import Decoders, Decoding
+from penult.data.decode import UNFORESEEN, Content, DecodedRegion, Decoders, DecodeTarget, Decoding
+from penult.data.items import Failure, Item
+from penult.data.regions import Region
+from penult.data.sources import from_objects
+from penult.embedding.scheduling import InOrder, Ready, Waiting, engine_pool
 from penult.engines.base import Engine, FloatArray, Reading, Readout
-from penult.engines.law import Law
+from penult.engines.batch_policy import BatchPolicy
+from penult.engines.batching import Batch, Planner
 from penult.engines.torch import TorchEngine, pick_device
 from penult.errors import (
     EmptyItem,
@@ -37,8 +35,7 @@ from penult.errors import (
     first_line,
 )
 from penult.locking import Guard, Once
-from penult.regions import Region
-from penult.sources import Failure, Item
+from penult.models.base import Classifier, Prediction, predict
 
 # The longest padded batch: samples or features of sound (10 s at 16 kHz), tokens, pixels × 3. Of
 # more than that a processor's caches hold too little: it gets slower, not faster.
@@ -125,8 +122,8 @@ def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str
     """What runs the classifier: torch for its module, ONNX Runtime for its graph."""
     if classifier.engine == "torch":
         return TorchEngine(classifier, readings, device)
-    from penult.classifiers.from_onnx import OnnxClassifier
     from penult.engines.onnxruntime import OnnxEngine
+    from penult.models.loaders.onnx import OnnxClassifier
 
     if not isinstance(classifier, OnnxClassifier):
         raise UsageError(f"there is no engine {classifier.engine!r}")
@@ -164,7 +161,7 @@ class Runner:
         classifier: Classifier,
         readings: Sequence[Reading],
         device: str = "cpu",
-        law: Callable[[], Law] = Law,
+        law: Callable[[], BatchPolicy] = BatchPolicy,
         engine: Engine | None = None,
     ) -> None:
         self.classifier = classifier
@@ -204,7 +201,7 @@ class Runner:
         the outcomes have none. watch: keeps the seconds of this run.
         """
         planner, watch = Planner(self.budget), watch or Stopwatch()
-        waiting, order = Waiting(planner, Law if alone else self._law), InOrder()
+        waiting, order = Waiting(planner, BatchPolicy if alone else self._law), InOrder()
         about = _Run(planner, logits, watch, threading.Event())
 
         def run(meanwhile: bool = True) -> None:
@@ -217,7 +214,7 @@ class Runner:
         with (
             closing(self.prepare(pairs, decoding, watch)) as prepared,
             watch.waits(len(self.engines)),
-            fleet(self.engines, planner.hold) as engines,
+            engine_pool(self.engines, planner.hold) as engines,
         ):
             try:
                 for number, ready in enumerate(prepared):
@@ -257,13 +254,13 @@ class Runner:
     ) -> Iterator[Callable[[Iterable[Any]], Iterator[Any]]]:
         """`prepare` with the same worker processes for several calls, each used up."""
         about, prepared = self.classifier, partial(self._prepared, watch or Stopwatch())
-        wanted = Wanted(about.modality, about.rate, about.frames, decoding.max_seconds)
+        wanted = DecodeTarget(about.modality, about.rate, about.frames, decoding.max_seconds)
         with Decoders(wanted, decoding) as decoders:
             yield lambda pairs: map(prepared, decoders.open_regions(pairs))
 
-    def _prepared(self, watch: Stopwatch, opened: Opened | Any) -> Ready | Failure | Any:
+    def _prepared(self, watch: Stopwatch, opened: DecodedRegion | Any) -> Ready | Failure | Any:
         """A region with the model's inputs, or why it has none; what is none, as it is."""
-        if not isinstance(opened, Opened):
+        if not isinstance(opened, DecodedRegion):
             return opened
         watch.add("decode", opened.seconds)
         with watch.timed("prepare"):
@@ -383,3 +380,84 @@ def _outcome(ready: Ready, readout: Readout, row: int) -> Outcome | Failure:
         end=content.end,
         truncated=ready.inputs.truncated,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run gave, in the order of the items.
+
+    vectors: (n, d) float32. logits: (n, K). labels: the n predicted labels. item_index: for each
+    row, the item's place in the input. failures: the items that gave no row.
+    """
+
+    vectors: FloatArray
+    logits: FloatArray
+    labels: list[str]
+    ids: list[str]
+    regions: list[Region]
+    item_index: npt.NDArray[np.int64]
+    failures: list[Failure]
+
+
+def collect_results(
+    outcomes: Iterable[Outcome | Failure | int | Any],
+    labels: Sequence[str],
+    on_error: Literal["raise", "skip"],
+) -> Result:
+    """All outcomes as one result. An int among them is the number of the item that follows.
+
+    Raises:
+        ItemError: an item failed, and `on_error` is `raise`.
+    """
+    rows: list[Outcome] = []
+    failures: list[Failure] = []
+    index: list[int] = []
+    number = -1
+    for outcome in outcomes:
+        if isinstance(outcome, Outcome):
+            rows.append(outcome)
+            index.append(number)
+        elif isinstance(outcome, Failure):
+            if on_error == "raise":
+                raise ItemError(outcome.words())
+            failures.append(outcome)
+        else:
+            number = outcome
+    given = [row.class_logits for row in rows if row.logits.size]
+    logits = np.array(given, np.float32).reshape(-1, len(labels))
+    return Result(
+        vectors=np.array([row.vector for row in rows], np.float32),
+        logits=logits,
+        labels=[labels[i] for i in logits.argmax(axis=1)],
+        ids=[row.item.id for row in rows],
+        regions=[row.region for row in rows],
+        item_index=np.array(index, np.int64),
+        failures=failures,
+    )
+
+
+def prediction_of(classifier: Classifier, outcome: Outcome) -> Prediction:
+    """A region's logits as a Prediction."""
+    return predict(
+        classifier.kind, classifier.labels, outcome.logits, outcome.item.id, outcome.region.key
+    )
+
+
+def predictions_of(
+    classifier: Classifier, items: Any, on_error: str, device: str
+) -> list[Prediction]:
+    """See `Classifier.classify`."""
+    runner = Runner(classifier, [], device_of(classifier, device))
+    predictions = []
+    for outcome in runner.stream(from_objects(items, classifier.modality)):
+        if isinstance(outcome, Outcome):
+            predictions.append(prediction_of(classifier, outcome))
+        elif on_error == "raise":
+            raise ItemError(outcome.words())
+    return predictions
+
+
+def answering(classifier: Classifier) -> Classifier:
+    """The classifier, so that its `classify` runs it."""
+    classifier._answer = predictions_of
+    return classifier

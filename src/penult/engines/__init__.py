@@ -1,1 +1,1 @@
-"""How a forward pass is run; one file per engine."""
+"""How batches are made and run; one file for each engine."""

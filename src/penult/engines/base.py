@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from penult.batches.padding import Batch
-from penult.splitting.taps import Tap
+from penult.engines.batching import Batch
+from penult.tracing.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -1,19 +1,26 @@
-"""Run a classifier's graph in ONNX Runtime: one pass gives the logits and every reading."""
+"""Run in ONNX Runtime: a classifier that is a graph, or a torch classifier exported once, in
+fp32.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from penult.batches.padding import Batch
-from penult.batches.pooling import pool
-from penult.classifiers.from_onnx import OnnxClassifier
 from penult.engines.base import Reading, Readout
-from penult.errors import TapError
-from penult.splitting.graph import as_feeds
-from penult.splitting.session import Array, Session, has_cuda
+from penult.engines.batch_policy import BatchPolicy
+from penult.engines.batching import Batch
+from penult.engines.graph_cache import Graphs, versions
+from penult.engines.graph_export import ExportedGraph, Recipe, recording
+from penult.engines.pooling import pool
+from penult.errors import EngineError, TapError, first_line
+from penult.extras import require
+from penult.models.base import Classifier
+from penult.models.loaders.onnx import OnnxClassifier
+from penult.tracing.onnx_graph import Array, Session, as_feeds, has_cuda
 
 
 class OnnxEngine:
@@ -66,3 +73,69 @@ def pick_onnx_device(wanted: str = "auto") -> str:
     if wanted == "auto":
         return "cuda" if has_cuda() else "cpu"
     return wanted
+
+
+FILE = "model.onnx"
+
+
+class ExportedEngine:
+    """Runs the exported cut; holds no state between batches. See `OpenVinoEngine`."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        readings: Sequence[Reading],
+        law: BatchPolicy,
+        graphs: Graphs,
+        numbers: str = "f32",
+    ) -> None:
+        onnxruntime = require("onnxruntime")
+        require("onnx")
+        if numbers != "f32":
+            raise EngineError(f"ONNX Runtime is run in fp32 here, not in {numbers}")
+        self.readings = list(readings)
+        self.numbers = numbers
+        self._graph = ExportedGraph(classifier, readings, Recipe(classifier, readings, law))
+        asked = ["onnxruntime", self._graph.recipe.key, versions("onnx", "onnxruntime")]
+        folder = graphs.get(asked, lambda aside: _export(self._graph, aside))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(folder / FILE), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its errors have no common class
+            raise EngineError(f"ONNX Runtime cannot open it: {first_line(error)}") from error
+        self._names = [one.name for one in self._session.get_inputs()]
+
+    def __call__(self, batch: Batch, logits: bool = True) -> Readout:
+        """Run one batch of the model's arguments."""
+        inputs = zip(self._graph.recipe.names, self._graph.inputs(batch), strict=True)
+        feeds = {name: value.numpy() for name, value in inputs if name in self._names}
+        return self._graph.readout(batch, self._session.run(None, feeds))
+
+
+def _export(graph: ExportedGraph, folder: Path) -> None:
+    """Write the cut as an ONNX file, every axis of every input free.
+
+    Raises:
+        EngineError: the exporter does not take the model.
+    """
+    example = graph.example()
+    names = graph.recipe.names
+    try:
+        with recording(graph.cut.model):
+            torch.onnx.export(
+                graph.cut,
+                example,
+                str(folder / FILE),
+                dynamo=False,  # the other exporter needs one more library, and fixes more shapes
+                input_names=names,
+                dynamic_axes={
+                    name: {axis: f"{name}_{axis}" for axis in range(value.ndim)}
+                    for name, value in zip(names, example, strict=True)
+                },
+            )
+    except Exception as error:  # whatever tracing or exporting a model may raise
+        raise EngineError(f"the model cannot be exported to ONNX: {first_line(error)}") from error

@@ -1,26 +1,50 @@
-"""Run a torch classifier in OpenVINO: the same cut, recorded once, in fp32, bfloat16 or int8.
-
-Every pass takes any batch and any length. Knows one runtime; which engine is best is not its.
-"""
+"""Run a torch classifier in OpenVINO: the same cut, recorded once, in fp32, bfloat16 or int8."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from penult.batches.padding import Batch
-from penult.classifiers.base import Classifier
 from penult.engines.base import Reading, Readout
-from penult.engines.converting import Graph, Recipe, recording
-from penult.engines.graphs import Graphs, versions
-from penult.engines.law import Law
-from penult.engines.quantising import GROUPS, quantise
+from penult.engines.batch_policy import BatchPolicy
+from penult.engines.batching import Batch
+from penult.engines.graph_cache import Graphs, versions
+from penult.engines.graph_export import ExportedGraph, Recipe, recording
 from penult.errors import EngineError, first_line
 from penult.extras import require
 from penult.locking import Guard
+from penult.models.base import Classifier
+
+# Numbers that share a scale: more of them are faster, and rounded more coarsely.
+GROUPS = {"int8 by 128": 128, "int8 by 64": 64, "int8 by 32": 32}
+
+
+def quantise(recorded: Path, target: Path) -> None:
+    """Write a recorded OpenVINO graph again with weights in eight bits.
+
+    Raises:
+        EngineError: a graph that cannot be quantised.
+        MissingExtra: the tool for it is not installed.
+    """
+    nncf = require("nncf")
+    import openvino
+
+    model = openvino.Core().read_model(recorded)
+    for name in ("nncf", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+            smaller = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    except Exception as error:  # its own errors, and those of the runtime below
+        raise EngineError(f"the model cannot be quantised: {first_line(error)}") from error
+    openvino.save_model(smaller, target, compress_to_fp16=False)
+
 
 FILE = "model.xml"
 
@@ -37,14 +61,14 @@ class OpenVinoEngine:
         self,
         classifier: Classifier,
         readings: Sequence[Reading],
-        law: Law,
+        law: BatchPolicy,
         graphs: Graphs,
         numbers: str = "f32",
     ) -> None:
         openvino = require("openvino")
         self.readings = list(readings)
         self.numbers = numbers
-        self._graph = Graph(classifier, readings, Recipe(classifier, readings, law))
+        self._graph = ExportedGraph(classifier, readings, Recipe(classifier, readings, law))
         if numbers == "bf16" and not multiplies_bf16():
             raise EngineError("this processor does not multiply in bfloat16")
         asked = ["openvino", self._graph.recipe.key, versions("openvino")]
@@ -83,7 +107,7 @@ def _settings(numbers: str) -> dict[str, Any]:
     }
 
 
-def _record(graph: Graph, folder: Path) -> None:
+def _record(graph: ExportedGraph, folder: Path) -> None:
     """Record the cut on the example of its recipe, and write it.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from penult.engines.base import FloatArray, Precision
-from penult.engines.law import difference
+from penult.engines.batch_policy import difference
 
 
 @dataclass(frozen=True, slots=True)

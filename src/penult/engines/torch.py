@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penult.batches.filling import Filling
-from penult.batches.padding import Batch, frame_mask, masked_norms, own_frames
-from penult.batches.pooling import pool
-from penult.classifiers.base import Classifier
 from penult.engines.base import FloatArray, Reading, Readout, as_array, nothing
+from penult.engines.batching import Batch, frame_mask, masked_norms, own_frames
+from penult.engines.fixed_length import FilledPositions
+from penult.engines.pooling import pool
 from penult.errors import UsageError, first_line
 from penult.locking import lock_of
-from penult.splitting.head import logits_of
-from penult.splitting.hooks import Calls, captured
-from penult.splitting.taps import Tap
+from penult.models.base import Classifier
+from penult.tracing.head import logits_of
+from penult.tracing.hooks import Calls, captured
+from penult.tracing.taps import Tap
 
 
 class TorchEngine:
@@ -52,7 +52,7 @@ class TorchEngine:
         self._calls = Calls()
         self._lock = lock_of(self._module)
         self._fillings = {
-            reading.entry: Filling(self._module, reading.entry)
+            reading.entry: FilledPositions(self._module, reading.entry)
             for reading in readings
             if reading.entry is not None
         }
@@ -104,7 +104,7 @@ def _numbered(device: torch.device) -> torch.device:
 
 
 def own_positions(
-    fillings: Mapping[Tap, Filling], tensors: Mapping[str, Tensor], batch: Batch
+    fillings: Mapping[Tap, FilledPositions], tensors: Mapping[str, Tensor], batch: Batch
 ) -> dict[Tap, Tensor]:
     """For each entry, (B, positions) that the clips fill; empty if that was not said."""
     if batch.filled is None:

@@ -1,0 +1,286 @@
+"""Readings × spaces as candidates, and their ranking by few-shot trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.analysis.episodes import Array, Mask, Rows, TrialPlan
+from penult.analysis.space import RAW, Space, fit
+from penult.errors import LabelsError, SpaceError
+
+MOST = 600  # rows that are tried; spaces are fitted on all
+LEAST_EACH = 6  # rows of a class in a sample
+SEED = 0
+_ROUNDING = 1e-5  # of float32, added up over a network
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """readings: names, concatenated in this order. space: the recipe that is fitted to them."""
+
+    readings: tuple[str, ...]
+    space: str = RAW
+
+    def words(self) -> str:
+        """`layer:9 first & layer:10 first, scale+l2`."""
+        return f"{' & '.join(self.readings)}, {self.space}"
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is decided on. vectors: for each reading (n, d). labels, groups: (n,) numbers.
+    unlabelled: for each reading (m, d); spaces are fitted on them too. baseline: the notebook's
+    reading. chains: readings of one pooling in order of depth, in which neighbours are alike."""
+
+    vectors: Mapping[str, npt.NDArray[np.float32]]
+    labels: Rows
+    groups: Rows
+    baseline: str
+    unlabelled: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    chains: Sequence[Sequence[str]] = ()
+
+    def joined(self, readings: Sequence[str]) -> npt.NDArray[np.float32]:
+        """(n, sum of d)."""
+        return np.concatenate([self.vectors[name] for name in readings], axis=1)
+
+    def space(self, setting: Setting, rows: Mask) -> Space:
+        """The setting's space, fitted on these rows and on what has no label."""
+        own = self.joined(setting.readings)[rows]
+        labels: list[object] = list(self.labels[rows])
+        if self.unlabelled:
+            more = np.concatenate([self.unlabelled[name] for name in setting.readings], axis=1)
+            own, labels = np.concatenate([own, more]), labels + [None] * len(more)
+        return fit(setting.space, own, labels if "within" in setting.space else None)
+
+    def only(self, rows: Mask) -> Material:
+        """The same with some of the labelled rows; the others are as if they were not there."""
+        kept = {name: values[rows] for name, values in self.vectors.items()}
+        labels, groups = (np.unique(way[rows], return_inverse=True)[1].reshape(-1)
+                          for way in (self.labels, self.groups))  # fmt: skip
+        return Material(kept, labels, groups, self.baseline, self.unlabelled, self.chains)
+
+
+def sampled(material: Material, most: int = MOST, seed: int = SEED) -> Material:
+    """At most so many rows: `sample` of them."""
+    if len(material.labels) <= most:
+        return material
+    return material.only(sample(material.labels, material.groups, most, seed))
+
+
+def sample(labels: Rows, groups: Rows, most: int, seed: int = SEED) -> Mask:
+    """Which rows stand for all where there are more than `most`: as many of each class as there
+    are, spread over its groups. Of very many classes some: one row of each would be no sample."""
+    n = len(labels)
+    rows = np.ones(n, bool)
+    if n <= most:
+        return rows
+    random = np.random.default_rng(seed)
+    classes = np.unique(labels)
+    if len(classes) > most // LEAST_EACH:
+        rows = np.isin(labels, random.choice(classes, max(2, most // LEAST_EACH), replace=False))
+    order = random.permutation(n)
+    # Turn by turn: the first of each class and group, then the second of each, …
+    cells = labels * (int(groups.max()) + 1) + groups
+    order = order[np.argsort(_turns(cells[order]), kind="stable")]
+    order = order[np.argsort(_turns(labels[order]), kind="stable")]
+    order = order[rows[order]]
+    kept = np.zeros(n, bool)
+    kept[order[:most]] = True
+    return kept
+
+
+def _turns(labels: Rows) -> Rows:
+    """For each row, how many rows of the same number stand before it."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.r_[True, np.diff(labels[order]) != 0]
+    first = np.maximum.accumulate(np.where(starts, np.arange(len(labels)), 0))
+    turns = np.empty(len(labels), np.int64)
+    turns[order] = np.arange(len(labels)) - first
+    return turns
+
+
+def checked(material: Material) -> tuple[Material, tuple[str, ...]]:
+    """The material without the readings and classes that cannot be tried, and what is to be said
+    of them.
+
+    Raises:
+        LabelsError: nothing can be compared on what is left.
+        SpaceError: values that are not finite.
+    """
+    _check_vectors(material)
+    classes = np.unique(material.labels)
+    if len(classes) < 2:
+        raise LabelsError(
+            f"all {len(material.labels)} items are of one class; a choice needs items of two "
+            "classes or more"
+            if len(classes)
+            else "no item has a class; a choice needs items of two classes or more"
+        )
+    material, note = _varying(material)
+    spread = groups_of_classes(material.labels, material.groups)
+    good: Mask = (spread > 1)[material.labels]
+    able = len(np.unique(material.labels[good]))
+    if able < 2:
+        single = len(np.unique(material.groups)) == len(material.groups)
+        what = "items" if single else "groups"
+        raise LabelsError(
+            f"of {len(classes)} classes {able} have two {what} or more, and two such classes are "
+            "needed: one example serves as the support, and one of another "
+            f"{'item' if single else 'group'} as the query"
+        )
+    if able == len(classes):
+        return material, note
+    left = len(classes) - able
+    words = f"{left} of {len(classes)} classes were left out: all their items are of one group"
+    return material.only(good), (*note, words)
+
+
+def groups_of_classes(labels: Rows, groups: Rows) -> Rows:
+    """For each class number, of how many groups its items are."""
+    pairs = np.unique(np.stack([labels, groups]), axis=1)
+    return np.bincount(pairs[0]).astype(np.int64)
+
+
+def _check_vectors(material: Material) -> None:
+    """Refuse vectors without a label each, and values that are not finite."""
+    for vectors in material.vectors.values():
+        if len(vectors) != len(material.labels) or len(material.groups) != len(material.labels):
+            raise LabelsError(
+                f"{len(vectors)} vectors, {len(material.labels)} labels and "
+                f"{len(material.groups)} groups: give one label and one group for each item"
+            )
+    for kind, given in (("", material.vectors), ("unlabelled ", material.unlabelled)):
+        for name, vectors in given.items():
+            bad: Mask = np.logical_not(np.isfinite(vectors).all(axis=1))
+            if bad.any():
+                raise SpaceError(
+                    f"{int(bad.sum())} of {len(bad)} {kind}vectors of {name} are not finite, the "
+                    f"first in row {int(bad.argmax())}; leave these items out"
+                )
+
+
+def constant(vectors: npt.NDArray[np.float32]) -> bool:
+    """Whether all rows (n, d) are the same vector, but for rounding: then they tell nothing."""
+    if not vectors.size:
+        return True
+    largest = float(np.abs(vectors).max())
+    return bool((np.ptp(vectors, axis=0) <= _ROUNDING * largest).all())
+
+
+def _varying(material: Material) -> tuple[Material, tuple[str, ...]]:
+    """Without the readings that are the same for every item; the notebook's own always stays."""
+    flat = [name for name, vectors in material.vectors.items() if constant(vectors)]
+    out = [name for name in flat if name != material.baseline]
+    if not out:
+        return material, ()
+
+    def kept(
+        vectors: Mapping[str, npt.NDArray[np.float32]],
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        return {name: values for name, values in vectors.items() if name not in out}
+
+    chains = [[name for name in chain if name not in out] for chain in material.chains]
+    note = f"left out, the same vector for every item: {', '.join(out)}"
+    changed = replace(material, vectors=kept(material.vectors), chains=chains,
+                      unlabelled=kept(material.unlabelled))  # fmt: skip
+    return changed, (note,)
+
+
+SPACES = (RAW, "centre+l2", "scale+l2", "whiten+l2")
+WHITEN_MOST = 1024  # numbers in a vector that is whitened
+FUSED = "scale+l2"
+WITHIN = "scale+within+l2"
+SIZES = (1, 3, 5, 8, 16)  # how many readings are fused
+WIDEST = 4096  # numbers in a fused vector
+NOTEBOOK = "notebook"
+
+
+def ranked(material: Material, trials: TrialPlan) -> dict[Setting, Array]:
+    """For every reading in every space that fits, the scores (4, n) of its trials."""
+    found = {}
+    count = len(material.labels) // 2 + _extra(material)
+    for name, vectors in material.vectors.items():
+        for recipe in fitting(count, vectors.shape[1]):
+            setting = Setting((name,), recipe)
+            found[setting] = tried(material, setting, trials)
+    return found
+
+
+def fitting(count: int, width: int) -> tuple[str, ...]:
+    """The spaces that `count` vectors are enough for."""
+    whole = count >= width and width <= WHITEN_MOST
+    return SPACES if whole else SPACES[:-1]
+
+
+def tried(material: Material, setting: Setting, trials: TrialPlan) -> Array:
+    """The scores (4, n) of a setting, its space fitted on each support side."""
+    vectors = material.joined(setting.readings)
+    return trials.scores(vectors, lambda rows: material.space(setting, rows))
+
+
+def evened(table: Mapping[Setting, Array], chains: Sequence[Sequence[str]]) -> dict[Setting, float]:
+    """What settings are ranked by: the mean of the measures, half of it shared with the
+    neighbouring layers, and half with the reading's other spaces. The best of hundreds of noisy
+    values is not the best setting; neighbours tell noise from merit."""
+    means = {setting: float(np.nanmean(scores_mean(scores))) for setting, scores in table.items()}
+    beside: dict[str, list[str]] = {}
+    for chain in chains:
+        for at, name in enumerate(chain):
+            beside[name] = [chain[i] for i in (at - 1, at + 1) if 0 <= i < len(chain)]
+    smooth = {}
+    for setting, mean in means.items():
+        near = [
+            means[other]
+            for name in beside.get(setting.readings[0], [])
+            if (other := Setting((name,), setting.space)) in means
+        ]
+        smooth[setting] = (2 * mean + sum(near)) / (2 + len(near))
+    by_reading: dict[str, list[float]] = {}
+    for setting, mean in smooth.items():
+        by_reading.setdefault(setting.readings[0], []).append(mean)
+    return {
+        setting: 0.5 * mean + 0.5 * float(np.mean(by_reading[setting.readings[0]]))
+        for setting, mean in smooth.items()
+    }
+
+
+def scores_mean(scores: Array) -> Array:
+    """(4,) means over rows, without the measures that could not be taken."""
+    known = np.isfinite(scores).any(axis=1)
+    means: Array = np.nanmean(scores[known], axis=1)
+    return means
+
+
+def finalists(values: Mapping[Setting, float], material: Material) -> dict[str, Setting]:
+    """The settings that are judged, by the name of the way in which they were made."""
+    order = sorted(values, key=lambda setting: -values[setting])
+    found = {NOTEBOOK: Setting((material.baseline,)), "best single": order[0]}
+    readings = list(dict.fromkeys(setting.readings[0] for setting in order))
+    for size in SIZES:
+        names = _within_width(readings[:size], material)
+        if size > 1:
+            found[f"{size} fused"] = Setting(names, FUSED)
+        found[f"{size} fused, within classes" if size > 1 else "best single, within classes"] = (
+            Setting(names, WITHIN)
+        )
+    return found
+
+
+def _within_width(readings: Sequence[str], material: Material) -> tuple[str, ...]:
+    """The first of these, and the others as long as the vectors do not grow too wide."""
+    chosen: list[str] = []
+    width = 0
+    for name in readings:
+        own = material.vectors[name].shape[1]
+        if not chosen or width + own <= WIDEST:
+            chosen.append(name)
+            width += own
+    return tuple(chosen)
+
+
+def _extra(material: Material) -> int:
+    return len(next(iter(material.unlabelled.values()))) if material.unlabelled else 0

@@ -1,0 +1,330 @@
+"""Few-shot trials: N classes, K examples each, queries, and the share that is answered."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.analysis.space import Space
+from penult.errors import LabelsError
+
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Array = npt.NDArray[np.float32]
+
+_AT_ONCE = 1 << 24  # numbers that are gathered together
+
+
+@dataclass(frozen=True, slots=True)
+class Episodes:
+    """support: (E, N, K) rows. query: (E, N, Q) rows; the n-th of N is one class on both sides."""
+
+    support: Rows
+    query: Rows
+
+    @property
+    def ways(self) -> int:
+        """N, classes in an episode."""
+        return int(self.support.shape[1])
+
+    @property
+    def shots(self) -> int:
+        """K, examples of a class."""
+        return int(self.support.shape[2])
+
+
+def numbered(names: Sequence[object] | npt.NDArray[np.generic]) -> tuple[Rows, list[str]]:
+    """Names as numbers from 0, and the names in their order."""
+    kinds, numbers = np.unique(np.asarray([str(name) for name in names]), return_inverse=True)
+    return numbers.reshape(-1).astype(np.int64), kinds.tolist()
+
+
+def partitions(labels: Rows, groups: Rows, folds: int, repeats: int, seed: int) -> Iterator[Mask]:
+    """The query sides (n,) of `repeats` random divisions into folds: no group lies on both sides,
+    and every class is spread over the folds as evenly as its groups allow.
+
+    Raises:
+        LabelsError: there are fewer groups than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    count = len(np.unique(groups))
+    if count < folds:
+        raise LabelsError(
+            f"{count} groups cannot be divided into {folds} sides that share none; "
+            "give items of more groups, or no groups"
+        )
+    kind = StratifiedKFold if count == len(groups) else StratifiedGroupKFold
+    for repeat in range(repeats):
+        divided = kind(folds, shuffle=True, random_state=seed + repeat)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a class with fewer items than folds is left out later
+            for _, query in _divisions(divided, labels, groups):
+                side = np.zeros(len(labels), bool)
+                side[query] = True
+                yield side
+
+
+def _divisions(divided: object, labels: Rows, groups: Rows) -> Iterator[tuple[Rows, Rows]]:
+    try:
+        yield from divided.split(np.zeros(len(labels)), labels, groups)  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise LabelsError(
+            f"the items cannot be divided into sides: {error}; give more items of each class"
+        ) from error
+
+
+def able(labels: Rows, query_side: Mask, shots: int, queries: int = 1) -> Rows:
+    """The classes with `shots` items on the support side and `queries` on the query side."""
+    size = int(labels.max(initial=-1)) + 1
+    support = np.bincount(labels[~query_side], minlength=size)
+    query = np.bincount(labels[query_side], minlength=size)
+    return np.flatnonzero((support >= shots) & (query >= queries)).astype(np.int64)
+
+
+def draw(labels: Rows, query_side: Mask, ways: int, shots: int, count: int, seed: int) -> Episodes:
+    """`count` episodes of one query a class, supports from one side and queries from the other.
+
+    Raises:
+        LabelsError: fewer than `ways` classes have items enough on both sides.
+    """
+    classes = able(labels, query_side, shots)
+    if len(classes) < ways or ways < 2:
+        raise LabelsError(
+            f"{ways}-way {shots}-shot episodes need {max(ways, 2)} classes with {shots} examples "
+            f"and a query of another group; {len(classes)} have them"
+        )
+    random = np.random.default_rng(seed)
+    chosen = classes[_some(random, count, len(classes), ways)]
+    support = np.empty((count, ways, shots), np.int64)
+    query = np.empty((count, ways, 1), np.int64)
+    for one in classes:
+        at = chosen == one
+        rows = np.flatnonzero((labels == one) & ~query_side)
+        support[at] = rows[_some(random, int(at.sum()), len(rows), shots)]
+        rows = np.flatnonzero((labels == one) & query_side)
+        query[at] = rows[_some(random, int(at.sum()), len(rows), 1)]
+    return Episodes(support, query)
+
+
+def _some(random: np.random.Generator, times: int, of: int, many: int) -> Rows:
+    """(times, many): each row without repetition, out of `of`."""
+    if many == 1:
+        return random.integers(of, size=(times, 1))
+    return random.random((times, of)).argsort(axis=1)[:, :many]
+
+
+def products(vectors: npt.ArrayLike) -> Array:
+    """(n, n): the inner product of every pair; of it episodes and neighbours are read."""
+    rows = np.asarray(vectors, np.float32)
+    # Scaled so that no square of a large raw vector overflows: cosines do not change by it.
+    largest = float(np.abs(rows).max(initial=0.0))
+    rows = rows / largest if largest > 0 else rows
+    made: Array = rows @ rows.T
+    return made
+
+
+def answered(inner: Array, episodes: Episodes) -> Array:
+    """(E, N, Q): 1 where the nearest prototype is the query's own, by cosine; of m equally near
+    ones each gets 1/m.
+
+    inner: (n, n), `products` of the vectors. A class's prototype is the mean of its examples.
+    """
+    events, ways, shots = episodes.support.shape
+    queries = episodes.query.shape[2]
+    done = np.empty((events, ways, queries), np.float32)
+    step = max(1, _AT_ONCE // (ways * ways * shots * max(queries, shots)))
+    for at in range(0, events, step):
+        support, query = episodes.support[at : at + step], episodes.query[at : at + step]
+        near = inner[query[:, :, :, None, None], support[:, None, None]].sum(axis=-1)
+        square = inner[support[..., :, None], support[..., None, :]].sum(axis=(-2, -1))
+        length = np.sqrt(np.maximum(square, 0.0))
+        near = near / np.where(length > 0, length, 1.0)[:, None, None, :]
+        done[at : at + step] = _share(near)
+    return done
+
+
+def _share(near: Array) -> Array:
+    """(E, N, Q, N) similarities → the share of the answer that is right."""
+    best = near.max(axis=-1, keepdims=True)
+    # Rounding must not decide between prototypes that are the same vector.
+    ties = near >= best - 1e-6 * np.abs(best)
+    own = np.einsum("enqn->enq", ties)
+    share: Array = own / ties.sum(axis=-1)
+    return share
+
+
+_TIED = 1e-12  # a share that is none, but for rounding
+MEASURES = ("one-shot", "few-shot", "neighbours", "in a crowd")
+CROWD = 19  # examples of other classes, beside the one of the query's own
+WAYS = 20
+FEW = (5, 3, 2)
+VOTERS = 5
+
+Fit = Callable[[Mask], Space]  # from the rows that it may be fitted on to a space
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPlan:
+    """How vectors are tried: sides and episodes, drawn once for all candidates.
+
+    labels, groups: (n,) numbers. sides: query sides (n,). episodes: for each side, those of one
+    shot and those of a few (None where no two classes have so many). shots: how many a few are; 1
+    where there are none.
+    """
+
+    labels: Rows
+    groups: Rows
+    sides: tuple[Mask, ...]
+    episodes: tuple[tuple[Episodes, Episodes | None], ...]
+    shots: int
+
+    @property
+    def ways(self) -> int:
+        """The most classes in an episode."""
+        return max(one.ways for one, _ in self.episodes)
+
+    def scores(self, vectors: npt.ArrayLike, fit: Fit) -> Array:
+        """(4, n): each row's share of right answers as a query, by measure; NaN where never asked.
+
+        fit: gives the space from the mask of the rows that it may see.
+        """
+        total = np.zeros((len(MEASURES), len(self.labels)))
+        count = np.zeros_like(total)
+        for side, drawn in zip(self.sides, self.episodes, strict=True):
+            inner = products(fit(~side)(vectors))
+            near = cosines(inner, side)
+            for number, episodes in enumerate(drawn):
+                if episodes is not None:
+                    asked = episodes.query.ravel()
+                    np.add.at(total[number], asked, answered(inner, episodes).ravel())
+                    np.add.at(count[number], asked, 1)
+            asked = np.flatnonzero(side)
+            labels, there = self.labels[asked], self.labels[~side]
+            rest = (voted(near, labels, there), crowded(near, labels, there))
+            for number, found in enumerate(rest, 2):
+                known = np.isfinite(found)
+                total[number, asked[known]] += found[known]
+                count[number, asked[known]] += 1
+        with np.errstate(invalid="ignore"):
+            shares: Array = (total / np.where(count, count, np.nan)).astype(np.float32)
+        return shares
+
+
+def plan(
+    labels: Rows,
+    groups: Rows,
+    *,
+    repeats: int = 3,
+    count: int = 200,
+    ways: int = WAYS,
+    seed: int = 0,
+) -> TrialPlan:
+    """Halves that share no group, `repeats` times, each asked from both sides.
+
+    Raises:
+        LabelsError: fewer than two classes have items on both sides.
+    """
+    sides = tuple(
+        side
+        for side in partitions(labels, groups, 2, repeats, seed)
+        if len(able(labels, side, 1)) > 1
+    )
+    if not sides:
+        raise LabelsError(
+            "the items cannot be divided so that two classes have items on both sides and no group "
+            "is on both; give classes items of two groups or more, or give no groups"
+        )
+    shots = few(labels, sides)
+    drawn = []
+    for number, side in enumerate(sides):
+        both: list[Episodes | None] = []
+        for k in (1, shots):
+            classes = len(able(labels, side, k))
+            fits = classes > 1 and (k > 1 or not both)
+            both.append(
+                draw(labels, side, min(ways, classes), k, count, seed + number) if fits else None
+            )
+        first = both[0]
+        assert first is not None  # its side has two classes
+        drawn.append((first, both[1]))
+    return TrialPlan(labels, groups, sides, tuple(drawn), shots)
+
+
+def few(labels: Rows, sides: Sequence[Mask]) -> int:
+    """How many examples a few-shot episode takes: the most that most classes have; 1 for none."""
+    for shots in FEW:
+        if all(2 * len(able(labels, side, shots)) > len(able(labels, side, 1)) for side in sides):
+            return shots
+    return 1
+
+
+def cosines(inner: Array, side: Mask) -> Array:
+    """(q, s) of the query side with the support side. inner: (n, n), `products` of vectors."""
+    root = np.sqrt(np.maximum(np.diag(inner), 0.0))
+    length = np.where(root > 0, root, 1.0)
+    near: Array = (inner / length / length[:, None])[np.ix_(side, ~side)].astype(np.float32)
+    return near
+
+
+def voted(near: Array, labels: Rows, there: Rows, k: int = VOTERS) -> Array:
+    """(q,) whether the vote of the k nearest is right.
+
+    near: (q, s) cosines. labels: (q,) of the queries. there: (s,) of the support.
+    """
+    k = min(k, near.shape[1])
+    # Rows often stand class by class: equally near ones must not come in that order.
+    mixed = np.random.default_rng(0).permutation(near.shape[1])
+    near, there = near[:, mixed], there[mixed]
+    top = np.argpartition(-near, k - 1, axis=1)[:, :k]
+    votes = np.zeros((len(labels), int(max(labels.max(), there.max())) + 1))
+    for column in range(k):
+        cosine = np.take_along_axis(near, top[:, column : column + 1], axis=1)[:, 0]
+        # A vote counts more than any sum of cosines can make up for.
+        np.add.at(votes, (np.arange(len(labels)), there[top[:, column]]), 1 + cosine / (4 * k))
+    right: Array = (votes.argmax(axis=1) == labels).astype(np.float32)
+    return right
+
+
+def _share_before(
+    near: Array, weight: npt.NDArray[np.float64], first: Mask
+) -> npt.NDArray[np.float64]:
+    """(q, s) the weight of what comes before each example, nearest first; of equally near ones
+    those in `first` lead."""
+    order = np.lexsort((~first, -near), axis=1)
+    before = np.empty_like(weight)
+    np.put_along_axis(
+        before, order, np.take_along_axis(weight, order, axis=1).cumsum(axis=1), axis=1
+    )
+    return before
+
+
+def crowded(near: Array, labels: Rows, there: Rows, others: int = CROWD) -> Array:
+    """(q,) the probability that one example of the query's own class is nearer than all of
+    `others` examples of other classes, whose classes are drawn alike; NaN where either is absent.
+
+    Exact, not sampled. As hard with three classes as one-shot of many ways is, so that it tells
+    good from better where few classes are labelled. near, labels, there: as `voted`.
+    """
+    own = labels[:, None] == there[None]
+    size = np.bincount(there, minlength=int(max(labels.max(), there.max())) + 1)
+    share = 1.0 / size[there]
+    weight = np.where(own, 0.0, share[None])
+    whole = weight.sum(axis=1, keepdims=True)
+    weight = weight / np.where(whole > 0, whole, 1.0)
+    # Of the others a share is nearer than each example, and a share as near: these come before it
+    # or behind it by chance, each place as likely.
+    nearer, upto = (_share_before(near, weight, first) for first in (own, ~own))
+    tied = upto - nearer
+    left, rest = np.maximum(1.0 - nearer, 0.0), np.maximum(1.0 - upto, 0.0)
+    power = others + 1
+    spread = (left**power - rest**power) / (np.where(tied > _TIED, tied, 1.0) * power)
+    chance = (np.where(tied > _TIED, spread, left**others) * own).sum(axis=1)
+    examples = own.sum(axis=1)
+    asked = (examples > 0) & (whole[:, 0] > 0)
+    found: Array = np.where(asked, chance / np.maximum(examples, 1), np.nan).astype(np.float32)
+    return found

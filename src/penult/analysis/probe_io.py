@@ -1,0 +1,209 @@
+"""Probes as files, and a user's own feature columns joined to rows by their ids. Knows no
+collection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.data.items import as_id, local
+from penult.errors import SourceError, StoreError, UsageError, first_line
+from penult.extras import require
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+
+SUFFIXES = (".skops", ".onnx")
+_OPSET = 17
+
+
+def check_suffix(path: str | os.PathLike[str]) -> None:
+    """Raises UsageError if a probe cannot be kept under this name, before anything is trained."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"a probe is saved as {' or '.join(SUFFIXES)}, not as {path.name!r}")
+    require("skops" if path.suffix == ".skops" else "onnx")
+
+
+def save(path: str | os.PathLike[str], pipeline: Pipeline, about: Mapping[str, Any]) -> None:
+    """Writes a probe (`penult.analysis.probe.trained`) aside and renames it.
+
+    about: what it was trained on, kept with it: `pipeline.penult_` (JSON) or the graph's metadata.
+
+    Raises:
+        UsageError: another suffix. MissingExtra: skops or onnx is not there.
+        StoreError: it cannot be written.
+    """
+    path = Path(path)
+    check_suffix(path)
+    if path.suffix == ".skops":
+        pipeline.penult_ = json.dumps(about, ensure_ascii=False)
+        data = require("skops.io").dumps(pipeline)
+    else:
+        data = graph(pipeline, about).SerializeToString()
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> Pipeline:
+    """Opens a probe that was saved as .skops; nothing but scikit-learn's own types is read.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    skops = require("skops.io")
+    try:
+        opened = skops.load(os.fspath(path))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # zip, JSON and type errors, each of its own kind
+        raise UsageError(f"{path} is not a probe saved as .skops: {error}") from error
+    if not hasattr(opened, "penult_"):
+        raise UsageError(f"{path} is not a probe: it holds a {type(opened).__name__} of others")
+    return opened
+
+
+def graph(pipeline: Pipeline, about: Mapping[str, Any]) -> Any:
+    """An ONNX model: `vectors` (n, d) float32 → `probabilities` (n, K) and `label` (n,) strings."""
+    require("onnx")
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    scaler, head = (step for _, step in pipeline.steps)
+    weights, bias = head.coef_, head.intercept_
+    if len(head.classes_) == 2:  # one row for two classes: its logit against zero
+        weights, bias = np.vstack([0 * weights, weights]), np.concatenate([0 * bias, bias])
+    constants = {
+        "mean": scaler.mean_.astype(np.float32),
+        "scale": scaler.scale_.astype(np.float32),
+        "weights": np.ascontiguousarray(weights.T, np.float32),
+        "bias": bias.astype(np.float32),
+    }
+    names = np.array([str(name).encode() for name in head.classes_], object)
+    nodes = [
+        helper.make_node("Sub", ["vectors", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "scale"], ["standardised"]),
+        helper.make_node("Gemm", ["standardised", "weights", "bias"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["logits"], ["place"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["classes", "place"], ["label"], axis=0),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "penult-probe",
+        [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", len(scaler.mean_)])],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(names)]),
+            helper.make_tensor_value_info("label", TensorProto.STRING, ["n"]),
+        ],
+        [
+            *(numpy_helper.from_array(value, name) for name, value in constants.items()),
+            helper.make_tensor("classes", TensorProto.STRING, [len(names)], names.tolist()),
+        ],
+    )
+    opset = helper.make_opsetid("", _OPSET)
+    model = helper.make_model(made, opset_imports=[opset], producer_name="penult", ir_version=8)
+    helper.set_model_props(model, {"penult": json.dumps(about, ensure_ascii=False)})
+    checker.check_model(model)
+    return model
+
+
+_ID = ("id", "path")
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """names: the columns. values: (n, f), a row of NaN where an id is not in the table."""
+
+    names: list[str]
+    values: npt.NDArray[np.float64]
+
+    @property
+    def there(self) -> npt.NDArray[np.bool_]:
+        """Which rows have every value."""
+        return np.asarray(np.isfinite(self.values).all(axis=1))
+
+
+def joined(table: str | os.PathLike[str], ids: Sequence[str], regions: Sequence[str]) -> Features:
+    """The numeric columns of a CSV for these rows, found by its column `id` or `path` (paths as in
+    other tables: relative ones start at the table's folder), and by `region` if it has one.
+
+    Raises:
+        SourceError: no such table or column, a column of texts, an id twice, or no id in common.
+    """
+    import pyarrow as pa
+    import pyarrow.csv as pc
+
+    table = Path(table)
+    try:
+        read = pc.read_csv(table)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{table} cannot be read as a table: {first_line(error)}") from error
+    key = next((name for name in _ID if name in read.column_names), None)
+    if key is None:
+        raise SourceError(
+            f"{table} has no column id or path; it has {', '.join(read.column_names)}"
+        )
+    names = [name for name in read.column_names if name not in (*_ID, "region")]
+    for name in names:
+        kind = read.schema.field(name).type
+        if not (
+            pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        ):
+            raise SourceError(
+                f"{table}: the column {name!r} holds {kind}, and features are numbers"
+            )
+    if not names:
+        raise SourceError(f"{table} has no column besides its ids")
+    columns = [read[name].cast(pa.float64()) if not pa.types.is_boolean(read[name].type)
+               else read[name].cast(pa.int8()).cast(pa.float64()) for name in names]  # fmt: skip
+    values = np.stack([c.to_numpy() for c in columns], axis=1)
+    region = read["region"].to_pylist() if "region" in read.column_names else None
+    places = _places(table, [str(value) for value in read[key].to_pylist()], region)
+    found = [_place(places, id, own) for id, own in zip(ids, regions, strict=True)]
+    if ids and not any(place is not None for place in found):
+        raise SourceError(f"{table}: none of its ids is a row's; a row's id is {ids[0]!r}")
+    missing = np.full(len(names), np.nan)
+    return Features(
+        names,
+        np.array([missing if p is None else values[p] for p in found]).reshape(-1, len(names)),
+    )
+
+
+Key = tuple[str, str | None]
+
+
+def _places(table: Path, ids: list[str], regions: list[str] | None) -> dict[Key, int]:
+    places: dict[Key, int] = {}
+    for row, id in enumerate(ids):
+        region = regions[row] if regions else None
+        for name in {id, _absolute(id, table)}:
+            if (name, region) in places:
+                raise SourceError(f"{table}: {id!r} is there twice")
+            places[name, region] = row
+    return places
+
+
+def _absolute(id: str, table: Path) -> str:
+    try:
+        return as_id(local(id, str(table.absolute().parent)))
+    except SourceError:  # another machine's: an id as good as any
+        return id
+
+
+def _place(places: dict[Key, int], id: str, region: str) -> int | None:
+    return places.get((id, region), places.get((id, None)))

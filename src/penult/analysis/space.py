@@ -1,0 +1,281 @@
+"""A space: what is applied to raw vectors after pooling, fitted on vectors and kept beside them.
+
+Numpy in, numpy out; knows no model and no collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.errors import SpaceError
+
+FloatArray = npt.NDArray[np.float32]
+
+RAW = "raw"
+STEPS = ("centre", "scale", "whiten", "within", "pca:N", "l2")
+_SMALLEST = 1e-12
+_DIRECTIONS = 512  # that `within` damps, at most: those in which a class varies most
+_LEAST_SHRINKAGE = 0.5  # of `within`: measured, docs/decisions/2026-11-22-choosing.md
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """x ↦ (x − mean) · factor, or x ↦ x / ‖x‖ where both are None.
+
+    mean: (d,). factor: (d,) scales each number, (d, k) turns them into k others. along: (r, d)
+    orthonormal directions; then factor is (r,), and scales what lies along each of them.
+    """
+
+    mean: FloatArray | None = None
+    factor: FloatArray | None = None
+    along: FloatArray | None = None
+
+    def __call__(self, vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """(n, d) → (n, d) or (n, k)."""
+        if self.mean is None or self.factor is None:
+            return unit(vectors)
+        moved = vectors - self.mean
+        if self.along is not None:
+            return moved + ((moved @ self.along.T) * (self.factor - 1)) @ self.along
+        return moved * self.factor if self.factor.ndim == 1 else moved @ self.factor
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A fitted recipe: steps that are applied to raw vectors in their order."""
+
+    recipe: str
+    dim: int
+    steps: tuple[Step, ...] = ()
+
+    def __call__(self, vectors: npt.ArrayLike) -> FloatArray:
+        """(n, d) or (d,) → the same in this space, float32. A zero vector stays zero under l2.
+
+        Raises:
+            SpaceError: vectors of another width, or values that are not finite.
+        """
+        rows = np.asarray(vectors, np.float64)
+        if rows.ndim not in (1, 2) or rows.shape[-1] != self.dim:
+            raise SpaceError(
+                f"vectors of shape {rows.shape} do not fit a space of {self.dim} numbers; "
+                "embed them with the embedder that the space was fitted for"
+            )
+        _check_finite(rows)
+        for step in self.steps:
+            rows = step(rows)
+        moved: FloatArray = rows.astype(np.float32)
+        return moved
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it leaves vectors as they are."""
+        return not self.steps
+
+    @property
+    def id(self) -> str:
+        """A hash of what the space does; vectors are comparable if fingerprint and this agree."""
+        if self.is_raw:
+            return RAW
+        digest = hashlib.sha256(self.recipe.encode())
+        for step in self.steps:
+            for part in (step.mean, step.factor, *([] if step.along is None else [step.along])):
+                digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:16]
+
+    def to_bytes(self) -> bytes:
+        """One npz, without pickle."""
+        arrays: dict[str, Any] = {}
+        for number, step in enumerate(self.steps):
+            if step.mean is not None and step.factor is not None:
+                arrays |= {f"mean{number}": step.mean, f"factor{number}": step.factor}
+            if step.along is not None:
+                arrays[f"along{number}"] = step.along
+        buffer = io.BytesIO()
+        np.savez(buffer, recipe=np.array(self.recipe), dim=np.array(self.dim), **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Space:
+        """What `to_bytes` gave.
+
+        Raises:
+            SpaceError: it is something else.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as saved:
+                recipe = str(saved["recipe"])
+                steps = tuple(
+                    Step()
+                    if name == "l2"
+                    else Step(
+                        saved[f"mean{number}"],
+                        saved[f"factor{number}"],
+                        saved[f"along{number}"] if name == "within" else None,
+                    )
+                    for number, (name, _) in enumerate(_parsed(recipe))
+                )
+                return cls(recipe, int(saved["dim"]), steps)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise SpaceError(f"the saved space cannot be read: {error}") from error
+
+
+def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = None) -> Space:
+    """Fit a recipe to raw vectors (n, d).
+
+    recipe: `raw`, or steps joined by +: `centre`; `scale` (each number centred, divided by its
+    standard deviation); `whiten` (decorrelated, with the shrinkage of Ledoit and Wolf, 2004);
+    `within` (what varies within a class is damped, so that it counts as much as the rest: the
+    normalisation of Hatch, Kajarekar and Stolcke, 2006, with the same shrinkage); `pca:N` (the N
+    directions of largest variance); `l2` (length one). For example `scale+l2`.
+
+    labels: n classes, None for a row without one; only `within` looks at them.
+
+    Raises:
+        SpaceError: an unknown step, fewer than two vectors, more directions than they can have,
+            values that are not finite, or no class of two rows for `within`.
+    """
+    rows = np.asarray(vectors, np.float64)
+    if rows.ndim != 2:
+        raise SpaceError(f"a space is fitted to vectors (n, d); received shape {rows.shape}")
+    _check_finite(rows)
+    wanted = _parsed(recipe)
+    dim, steps = rows.shape[1], []
+    for name, number in wanted:
+        if name != "l2" and len(rows) < 2:
+            raise SpaceError(f"{recipe!r} is fitted to two vectors or more; received {len(rows)}")
+        step = _within(rows, labels) if name == "within" else _fitted(name, number, rows)
+        rows = step(rows)
+        steps.append(step)
+    return Space("+".join(_words(*one) for one in wanted) or RAW, dim, tuple(steps))
+
+
+def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Each vector divided by its length; a zero vector stays zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    divided: npt.NDArray[Any] = vectors / np.where(lengths > 0, lengths, 1.0)
+    return divided
+
+
+def _parsed(recipe: str) -> list[tuple[str, int]]:
+    """The steps of a recipe, each with its number (0 where it has none)."""
+    if recipe == RAW:
+        return []
+    steps = []
+    for word in recipe.split("+"):
+        name, _, number = word.partition(":")
+        pca = name == "pca" and number.isdecimal() and int(number) > 0
+        if not pca and word not in STEPS:
+            raise SpaceError(
+                f"the space {recipe!r} has the unknown step {word!r}; "
+                f"{RAW}, or {', '.join(STEPS)} joined by + work, for example scale+l2"
+            )
+        steps.append((name, int(number or 0)))
+    return steps
+
+
+def _words(name: str, number: int) -> str:
+    return f"{name}:{number}" if number else name
+
+
+def _fitted(name: str, number: int, rows: npt.NDArray[np.float64]) -> Step:
+    if name == "l2":
+        return Step()
+    mean, one = rows.mean(axis=0), np.ones(rows.shape[1])
+    if name == "scale":
+        deviation = rows.std(axis=0)
+        # A number that never changes says nothing; rounding must not be blown up into noise.
+        flat = deviation <= 1e-6 * np.maximum(np.abs(mean), _SMALLEST)
+        one = 1.0 / np.where(flat, 1.0, deviation)
+    elif name == "whiten":
+        one = _whitening(rows - mean, float(np.abs(mean).max(initial=0.0)))
+    elif name == "pca":
+        one = _directions(rows - mean, number)
+    return Step(mean.astype(np.float32), one.astype(np.float32))
+
+
+def _within(rows: npt.NDArray[np.float64], labels: Sequence[object] | None) -> Step:
+    """Damps the directions of variation within classes, relative to those that have none.
+
+    Up to a constant factor, the inverse root of the shrunk covariance within classes.
+    """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    if labels is None or len(labels) != len(rows):
+        given = "none" if labels is None else f"{len(labels)} labels for {len(rows)} vectors"
+        raise SpaceError(f"the step `within` needs a label (or None) for each vector; got {given}")
+    moved = _residuals(rows, labels)
+    shrinkage = max(ledoit_wolf_shrinkage(moved, assume_centered=True), _LEAST_SHRINKAGE)
+    wide = moved.shape[1] > len(moved)
+    values, turned = np.linalg.eigh(moved @ moved.T if wide else moved.T @ moved)
+    kept = np.flatnonzero(values > max(values[-1], 0.0) * 1e-9)[-_DIRECTIONS:]
+    values, turned = values[kept], turned[:, kept]
+    along = (moved.T @ turned / np.sqrt(values) if wide else turned).T
+    spread = shrinkage * (moved**2).sum() / moved.size
+    factor = np.sqrt(spread / ((1 - shrinkage) * values / len(moved) + spread))
+    mean = np.zeros(rows.shape[1], np.float32)
+    return Step(mean, factor.astype(np.float32), along.astype(np.float32))
+
+
+def _residuals(rows: npt.NDArray[np.float64], labels: Sequence[object]) -> npt.NDArray[np.float64]:
+    """The rows of classes that have two or more, less their class's mean; largest number 1."""
+    known = np.array([label is not None for label in labels])
+    names = np.unique([str(label) for label in labels if label is not None], return_inverse=True)[1]
+    sizes = np.bincount(names, minlength=1)
+    moved = rows[known][sizes[names] > 1]
+    if not len(moved):
+        raise SpaceError("the step `within` needs a class of two vectors or more; there is none")
+    names = np.unique(names[sizes[names] > 1], return_inverse=True)[1]
+    sums = np.zeros((names.max() + 1, rows.shape[1]))
+    np.add.at(sums, names, moved)
+    moved = moved - (sums / np.bincount(names)[:, None])[names]
+    largest = np.abs(moved).max()
+    if largest <= _SMALLEST:
+        raise SpaceError("the step `within`: the vectors of each class are all the same")
+    scaled: npt.NDArray[np.float64] = moved / largest
+    return scaled
+
+
+def _whitening(centred: npt.NDArray[np.float64], size: float) -> npt.NDArray[np.float64]:
+    from sklearn.covariance import ledoit_wolf
+
+    covariance, _ = ledoit_wolf(centred, assume_centered=True)
+    values, turned = np.linalg.eigh(covariance)
+    # What hardly varies beside its own size is rounding: it must not be blown up into noise.
+    floor = max(values.max() * _SMALLEST, (1e-6 * size) ** 2, _SMALLEST**2)
+    whitening: npt.NDArray[np.float64] = turned / np.sqrt(np.maximum(values, floor)) @ turned.T
+    return whitening
+
+
+def _directions(centred: npt.NDArray[np.float64], number: int) -> npt.NDArray[np.float64]:
+    most = min(len(centred) - 1, centred.shape[1])
+    if number > most:
+        raise SpaceError(
+            f"pca:{number} asks for more directions than {len(centred)} vectors of "
+            f"{centred.shape[1]} numbers have; pca:{most} works"
+        )
+    _, _, turned = np.linalg.svd(centred, full_matrices=False)
+    # The sign of a direction is arbitrary: fixed, so that every machine gives the same numbers.
+    largest = np.abs(turned).argmax(axis=1, keepdims=True)
+    directions: npt.NDArray[np.float64] = turned * np.sign(
+        np.take_along_axis(turned, largest, axis=1)
+    )
+    return directions[:number].T
+
+
+def _check_finite(rows: npt.NDArray[np.float64]) -> None:
+    bad = np.logical_not(np.isfinite(np.atleast_2d(rows)).all(axis=1))
+    if bad.any():
+        raise SpaceError(
+            f"{int(bad.sum())} of {len(bad)} vectors have values that are not finite, the first "
+            f"at row {int(bad.argmax())}; leave them out"
+        )
+
+
+AUTO = "auto"

@@ -1,1 +1,0 @@
-"""Penult inside other people's tools; one file per tool."""

@@ -1,0 +1,155 @@
+"""`penult check`: every promise of an embedder, measured on the user's own files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from penult.cli.documents import failed, items_of, named
+from penult.cli.options import (
+    NOTHING,
+    Asked,
+    Device,
+    Engine,
+    Json,
+    Model,
+    Paths,
+    Pooling,
+    PoolOver,
+    Precision,
+    Tap,
+    opening,
+)
+from penult.cli.output import (
+    FAILED,
+    SOME_FAILED,
+    counted,
+    emit,
+    say,
+    short,
+    show,
+    shown,
+    stdout,
+    working,
+)
+
+if TYPE_CHECKING:
+    from penult.embedding.check import Measure, Report
+
+
+@opening
+def check(
+    model: Model,
+    paths: Paths,
+    tap: Tap = None,
+    pooling: Pooling = None,
+    pool_over: PoolOver = None,
+    device: Device = "auto",
+    engine: Engine = "auto",
+    precision: Precision = None,
+    json: Json = False,
+    asked: Asked = NOTHING,
+) -> None:
+    """Measure every promise on your own files: the same vector alone and in a batch, again and in
+    another order, and the proof of the head. Exit code 1 if one is broken.
+
+    The first 16 items are taken; each is run some six times.
+    """
+    from penult.embedding.check import check as measured
+    from penult.embedding.embedder import open_embedder
+    from penult.embedding.inspect import certify_on
+
+    source = items_of(model, asked, paths)
+    with working(f"loading {model}"):
+        embedder = open_embedder(
+            model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
+            precision=precision, **asked,
+        )  # fmt: skip
+    with working("measuring engines on the first items"):
+        embedder.settle(source)
+    with working("proving the head"):
+        certificate, on = certify_on(embedder.runner, source)
+    with working("running the items alone and together"):
+        report = measured(embedder, source, certificate)
+    if json:
+        emit(_document(report, on))
+    else:
+        _show(report, on)
+    if report.broken:
+        raise typer.Exit(FAILED)
+    if report.failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+COMMANDS = (check,)
+
+
+def _show(report: Report, on: list[str]) -> None:
+    for failure in report.failures:
+        say(f"[red]failed[/] {short(failure.id)}: {shown(failure.message)}")
+    sizes = ", ".join(map(str, report.batches))
+    stdout.print(f"[bold]law[/]  {report.law.words}")
+    stdout.print(f"[dim]     {counted(len(report.items), 'item')} in batches of {sizes}[/]\n")
+    if report.parity is not None:
+        stdout.print(f"[bold]engine[/]  {report.engine}: {report.parity.words}\n", soft_wrap=True)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("measured", "largest difference", "relative", "cosine", ""):
+        table.add_column(column, justify="left" if column in ("measured", "") else "right")
+    for words, measure in _measures(report).items():
+        table.add_row(words, *_cells(measure, promised=True))
+    if report.plain is not None:
+        table.add_row("[dim]as others pad: zeros, no mask[/]", *_cells(report.plain, False))
+    show(table)
+    stdout.print(f"\n[bold]head[/]{named(on)}: {escape(str(report.certificate))}")
+    if report.broken:
+        for words in report.broken:
+            stdout.print(f"[bold red]broken[/] {shown(words)}", soft_wrap=True)
+        return
+    stdout.print("[bold green]every promise holds on these items[/]")
+
+
+def _measures(report: Report) -> dict[str, Measure]:
+    measures = {
+        "run again": report.drift,
+        "alone against together": report.batched,
+        "in another order": report.order,
+    }
+    return {words: measure for words, measure in measures.items() if measure is not None}
+
+
+def _cells(measure: Measure, promised: bool) -> list[str]:
+    style = "[dim]" if not promised else ""
+    verdict = ("[green]ok[/]" if measure.ok else "[bold red]BROKEN[/]") if promised else ""
+    figures = (f"{measure.max_abs:.1e}", f"{measure.relative:.1e}", f"{measure.cosine:.6f}")
+    return [*(style + figure for figure in figures), verdict]
+
+
+def _document(report: Report, on: list[str]) -> dict[str, Any]:
+    def figures(measure: Measure | None) -> dict[str, Any] | None:
+        if measure is None:
+            return None
+        return {
+            "max_abs": measure.max_abs,
+            "relative": measure.relative,
+            "cosine": measure.cosine,
+            "ok": measure.ok,
+        }
+
+    return {
+        "items": report.items,
+        "law": report.law.to_dict(),
+        "engine": report.engine,
+        "parity": report.parity.to_dict() if report.parity else None,
+        "batches": report.batches,
+        "drift": figures(report.drift),
+        "batched": figures(report.batched),
+        "order": figures(report.order),
+        "plain_padding": figures(report.plain),
+        "certificate": report.certificate.to_dict(),
+        "proved_on": on,
+        "broken": report.broken,
+        "failures": [failed(failure) for failure in report.failures],
+    }

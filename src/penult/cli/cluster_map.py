@@ -1,0 +1,250 @@
+"""`penult cluster` and `penult map`: groups of rows without labels; rows as points on a plane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from penult.cli.collection import Space, Store, Where, space_of
+from penult.cli.options import Json
+from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
+
+if TYPE_CHECKING:
+    from penult.analysis.clustering import Cluster
+    from penult.collection.collection import Collection
+    from penult.collection.derived import Clustered, Map
+
+
+def cluster(
+    collection: Store,
+    method: Annotated[
+        str | None,
+        typer.Option(help="hdbscan (the default), kmeans (the default with --clusters) or evoc."),
+    ] = None,
+    clusters: Annotated[
+        int | None, typer.Option(help="How many, for kmeans; about how many, for evoc.")
+    ] = None,
+    min_size: Annotated[
+        int | None, typer.Option(help="Rows in the smallest cluster; else √rows / 2, at least 5.")
+    ] = None,
+    space: Space = "raw",
+    where: Where = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="Names to compare the clusters with: a column, folder, labels, or a pattern of "
+            "the path such as '{}_*.wav'."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What to keep the clusters under; else the method.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A CSV of every row's cluster: clusters.csv.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything drawn by chance.")] = 0,
+    json: Json = False,
+) -> None:
+    """Find groups without any label, named by the classifier's own labels and by their medoids.
+
+    They are kept in the collection: `penult map --by cluster` shows them.
+    """
+    from penult.analysis.clustering import How
+    from penult.collection import derived
+    from penult.collection.collection import Collection
+
+    opened = Collection.open(collection, must_exist=True)
+    how = How(method or ("kmeans" if clusters else "hdbscan"), clusters, min_size, seed)
+    space_of(opened, space)
+    with working("clustering"):
+        made = derived.find_clusters(opened, how, space, where, by)
+    kept = derived.keep_clusters(opened, made, name)
+    if out is not None:
+        from penult.collection.export import write_csv
+
+        write_csv(out, made.table())
+    for note in made.clustering.notes:
+        say(note)
+    if json:
+        emit({"collection": str(opened.path), "name": kept, "space": space, **_document(made)})
+        return
+    _show(made)
+    path = short(str(opened.path))
+    stdout.print(
+        f"kept as [bold]{shown(kept)}[/]: penult map {path} map.html --by cluster"
+        + (f"; every row in [bold]{shown(str(out))}[/]" if out else ""),
+        soft_wrap=True,
+    )
+
+
+def _show(made: Clustered) -> None:
+    found = made.clustering
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    right = ("#", "rows", "stable")
+    for column in ("#", "rows", "stable", "name", "labels", *(["mostly"] if made.by else []),
+                   "medoid"):  # fmt: skip
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    most = _majorities(made)
+    for one in found.clusters:
+        stable = "" if one.stability is None else f"{one.stability:.2f}"
+        own = [shown(most[one.number])] if made.by else []
+        medoid = short(_named(made, one.medoids[0]))
+        cells = (str(one.number), f"{one.size:,}", stable, shown(one.name), _labels(one))
+        table.add_row(*cells, *own, medoid)
+    show(table)
+    facts = f"{counted(len(found.clusters), 'cluster')} of {counted(len(found.numbers), 'row')}"
+    facts += f", {found.noise:,} ({found.noise / len(found.numbers):.0%}) in none"
+    if found.stability is not None:
+        facts += f"; subsamples agree to {found.stability:.2f} (adjusted Rand index)"
+    stdout.print(facts, soft_wrap=True)
+    if (agree := made.agreement) is not None:
+        stdout.print(
+            f"with {shown(str(made.by))}: adjusted Rand index {agree.ari:.3f}, normalised mutual "
+            f"information {agree.nmi:.3f}; of the rows in clusters {agree.clustered_ari:.3f} and "
+            f"{agree.clustered_nmi:.3f}",
+            soft_wrap=True,
+        )
+
+
+def _labels(one: Cluster) -> str:
+    return ", ".join(f"{shown(share.label)} {share.share:.0%}" for share in one.labels[:3])
+
+
+def _named(made: Clustered, row: int) -> str:
+    id, region = (made.keys[name][row].as_py() for name in ("id", "region"))
+    return id if region == "whole" else f"{id} {region}"
+
+
+def _majorities(made: Clustered) -> list[str]:
+    """What most rows of each cluster are called."""
+    from collections import Counter
+
+    counts: list[Counter[str]] = [Counter() for _ in made.clustering.clusters]
+    for number, name in zip(made.clustering.numbers.tolist(), made.names or [], strict=False):
+        if number >= 0 and name is not None:
+            counts[number][name] += 1
+    return [
+        f"{most[0][0]} {most[0][1] / count.total():.0%}" if (most := count.most_common(1)) else ""
+        for count in counts
+    ]
+
+
+def _document(made: Clustered) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    found = made.clustering
+    return {
+        "asked": asdict(found.how),
+        "rows": len(found.numbers),
+        "noise": found.noise,
+        "stability": found.stability,
+        "by": made.by,
+        "agreement": asdict(made.agreement) if made.agreement else None,
+        "clusters": [
+            {**asdict(one), "medoids": [_named(made, row) for row in one.medoids]}
+            for one in found.clusters
+        ],
+        "notes": found.notes,
+    }
+
+
+_SHOWN = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
+_KEYS = ("id", "region", "kind")
+
+
+def map_(
+    collection: Store,
+    out: Annotated[Path, typer.Argument(help="map.html (one page, offline), map.png, .svg, .pdf.")],
+    method: Annotated[
+        str | None, typer.Option(help="tsne, umap or pca; else tsne up to 5,000 rows, then umap.")
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="What the colours are: label (the classifier's), cluster, labels, folder, a "
+            "column, or a pattern of the path such as '{}_*.wav'."
+        ),
+    ] = "label",
+    space: Space = "raw",
+    where: Where = None,
+    most: Annotated[
+        int | None, typer.Option(help="Points at most, drawn by chance; 20,000 for tsne, 100,000.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Else the collection's name.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything drawn by chance.")] = 0,
+    json: Json = False,
+) -> None:
+    """Draw every vector as a point, near to those that are like it.
+
+    The page can be searched, filtered and zoomed, and opens or plays what is clicked on.
+    """
+    from penult.collection.collection import Collection
+    from penult.collection.derived import make_map
+    from penult.errors import UsageError
+    from penult.extras import require
+    from penult.viz.plots import PICTURES
+
+    suffix = out.suffix.lower().removeprefix(".")
+    if suffix not in ("html", *PICTURES):
+        raise UsageError(f"a map is a .html, .{' or .'.join(PICTURES)} file, not {out.name!r}")
+    if suffix != "html":
+        require("matplotlib")
+    opened = Collection.open(collection, must_exist=True)
+    space_of(opened, space)
+    with working("placing the points"):
+        made = make_map(opened, by, method, space, where, most, seed)
+    if len(made.rows) < made.matching:
+        say(f"{len(made.rows):,} of {made.matching:,} rows, drawn by chance")
+    _write(opened, made, out, title or opened.path.name)
+    classes = len({name for name in made.names if name is not None})
+    if json:
+        facts = {"points": len(made.rows), "rows": made.matching, "classes": classes}
+        told = {"method": made.method, "space": space, "by": by, "seed": seed}
+        emit({"collection": str(opened.path), "file": str(out), **facts, **told})
+        return
+    stdout.print(
+        f"[bold]{shown(str(out))}[/]: {counted(len(made.rows), 'point')} by "
+        f"{_SHOWN[made.method]}, {classes:,} {'class' if classes == 1 else 'classes'} "
+        f"by {shown(by)}",
+        soft_wrap=True,
+    )
+
+
+map_.__name__ = "map"  # what typer calls the command
+
+
+def _write(opened: Collection, made: Map, out: Path, title: str) -> None:
+    from penult.viz.plots import draw_map
+
+    subtitle = f"{counted(len(made.rows), 'point')} · {_SHOWN[made.method]} · by {made.by}"
+    subtitle += "" if made.space == "raw" else f" · space {made.space}"
+    if out.suffix.lower() != ".html":
+        draw_map(out, made.points, made.names, (), title, subtitle)
+        return
+    from penult.collection.manifest import store_errors, write_aside
+    from penult.viz.map_page import Page, page
+
+    manifest = opened.manifest
+    columns = {name: made.rows[name].to_pylist() for name in made.rows.column_names
+               if name not in _KEYS}  # fmt: skip
+    text = page(
+        Page(
+            title,
+            subtitle,
+            made.points,
+            made.names,
+            made.rows["id"].to_pylist(),
+            made.rows["region"].to_pylist(),
+            {name: own for name, own in columns.items() if any(v is not None for v in own)},
+            str(manifest.model.get("modality")) if manifest else "",
+        )
+    )
+    with store_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(out, text)
+
+
+COMMANDS = (*(cluster,), *(map_,))

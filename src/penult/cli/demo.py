@@ -1,0 +1,239 @@
+"""The guided tour on the bundled classifier and clips, and a look at the installation."""
+
+from __future__ import annotations
+
+import csv
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from penult.cli import inspect
+from penult.cli.options import Json
+from penult.cli.output import emit, say, stdout
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from penult.collection.collection import Collection
+
+
+OUT = Path("penult-demo")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the collection and the map.")] = OUT,
+    json: Json = False,
+) -> None:
+    """Do the main job on the bundled classifier: inspect, classify, embed, search, one-shot."""
+    began = time.monotonic()
+    clips = Path(str(files("penult") / "demo" / "clips")) / "clips.csv"
+    with clips.open(newline="") as file:
+        rows = {str((clips.parent / row["path"]).resolve()): row for row in csv.DictReader(file)}
+    known = {row["word"] for row in rows.values() if row["known"] == "true"}
+    new = {row["word"] for row in rows.values()} - known
+    show = _Show(not json)
+
+    show.step(1, "inspect", "what is inside the bundled classifier, and where its head begins")
+    if not json:
+        inspect.inspect(model="demo")
+    show.step(2, "classify", f"{len(known)} words that it was trained on, voices it never heard")
+    report: dict[str, Any] = {"classify": _classify(rows, show)}
+    show.step(3, "embed", "label and vector of every clip in one pass, into a collection")
+    collection, report["embed"] = _embed(clips, out / "clips.lance", show)
+    words, voices, vectors = _loaded(collection)
+    show.step(4, "search", "the nearest clips, by other voices")
+    report["search"] = _search(collection, words, voices, vectors, new, show)
+    show.step(
+        5, "one-shot", f"one example each of {len(new)} words that it never knew, by one voice"
+    )
+    report["one_shot"] = _one_shot(words, voices, vectors, new, show)
+    show.step(6, "map", "every vector as a point")
+    report["map"] = _map(out, vectors, words, new, show)
+    report["seconds"] = round(time.monotonic() - began, 1)
+    if json:
+        emit(report)
+        return
+    stdout.print(f"\ndone in {report['seconds']} s. Now your own: penult inspect MODEL")
+
+
+class _Show:
+    """Prints the tour's steps, or nothing."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+
+    def step(self, number: int, name: str, what: str) -> None:
+        if self.on:
+            stdout.rule(f"[bold]{number} · {name}[/]  [dim]{what}[/]", align="left")
+
+    def line(self, text: str) -> None:
+        if self.on:
+            stdout.print(text)
+
+
+def _classify(rows: dict[str, dict[str, str]], show: _Show) -> dict[str, Any]:
+    from penult.api import load
+
+    trained = {path: row["word"] for path, row in rows.items() if row["known"] == "true"}
+    predictions = load("demo").classify([Path(path) for path in trained])
+    right = sum(trained[p.id] == p.label for p in predictions)
+    # One clip of each word, each by another voice.
+    chosen = predictions[:: len(set(trained.values())) + 1]
+    for prediction in chosen:
+        word = trained[prediction.id]
+        mark = "[green]✓[/]" if word == prediction.label else "[red]✗[/]"
+        show.line(
+            f"  {mark} {Path(prediction.id).name:<32} heard [bold]{prediction.label}[/] "
+            f"({prediction.score:.2f})"
+        )
+    show.line(f"  right: {_share(right, len(predictions))}")
+    return {"right": right, "of": len(predictions)}
+
+
+def _embed(clips: Path, into: Path, show: _Show) -> tuple[Collection, dict[str, Any]]:
+    from penult.collection.add import add
+    from penult.collection.collection import Collection
+    from penult.data.sources import from_paths
+    from penult.embedding.embedder import open_embedder
+
+    embedder = open_embedder("demo")
+    collection = Collection.open(into)
+    began = time.monotonic()
+    summary = add(collection, embedder, from_paths([clips], "audio"))
+    took = time.monotonic() - began
+    show.line(
+        f"  {summary.done} embedded, {summary.skipped} unchanged in {took:.1f} s → "
+        f"[bold]{escape(str(into))}[/]: {collection.count} vectors of {embedder.dim} numbers"
+    )
+    return collection, {**summary.counts(), "dim": embedder.dim, "collection": str(into)}
+
+
+def _loaded(
+    collection: Collection,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Words (n,), voices (n,) and vectors (n, d), of length one."""
+    keys, vectors = collection.vectors(columns=["word", "voice"])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.array(keys["word"].to_pylist()), np.array(keys["voice"].to_pylist()), unit
+
+
+def _search(
+    collection: Collection,
+    words: npt.NDArray[Any],
+    voices: npt.NDArray[Any],
+    vectors: npt.NDArray[np.float32],
+    new: set[str],
+    show: _Show,
+) -> dict[str, Any]:
+    word = sorted(new)[0]
+    asked = int(np.flatnonzero(words == word)[0])
+    where = f"voice <> '{voices[asked]}'"
+    hits = collection.search(vectors[asked], k=5, where=where)
+    show.line(f"  query: [bold]{word}[/] by {voices[asked]}, a word that it never knew")
+    for hit in hits:
+        mark = "[green]✓[/]" if hit.metadata["word"] == word else "[red]✗[/]"
+        show.line(
+            f"  {mark} {hit.similarity:.3f}  {hit.metadata['word']:<10} by {hit.metadata['voice']}"
+        )
+    similar = vectors @ vectors.T
+    similar[voices[:, None] == voices[None, :]] = -np.inf
+    right = int((words[similar.argmax(axis=1)] == words).sum())
+    show.line(f"  over all clips, the nearest one is the same word: {_share(right, len(words))}")
+    return {"query": word, "nearest_is_same_word": right, "of": len(words)}
+
+
+def _one_shot(
+    words: npt.NDArray[Any],
+    voices: npt.NDArray[Any],
+    vectors: npt.NDArray[np.float32],
+    new: set[str],
+    show: _Show,
+) -> dict[str, Any]:
+    """Each voice in turn gives one example of each new word; all other voices are asked."""
+    unknown = np.isin(words, sorted(new))
+    right = total = 0
+    for voice in sorted(set(voices)):
+        examples = np.flatnonzero(unknown & (voices == voice))
+        asked = np.flatnonzero(unknown & (voices != voice))
+        nearest = examples[(vectors[asked] @ vectors[examples].T).argmax(axis=1)]
+        right += int((words[nearest] == words[asked]).sum())
+        total += len(asked)
+    show.line(f"  {', '.join(sorted(new))}")
+    show.line(
+        f"  right: {_share(right, total)}; guessing would be right in {1 / len(new):.0%}. "
+        "No training, one vector per word."
+    )
+    return {"words": sorted(new), "right": right, "of": total, "chance": 1 / len(new)}
+
+
+def _map(
+    out: Path,
+    vectors: npt.NDArray[np.float32],
+    words: npt.NDArray[Any],
+    new: set[str],
+    show: _Show,
+) -> str | None:
+    from penult.analysis.projection import project
+    from penult.errors import MissingExtra
+    from penult.viz.plots import draw_map
+
+    path = out / "map.png"
+    try:
+        draw_map(
+            path,
+            project(vectors),
+            words.tolist(),
+            new,
+            "What the classifier hears",
+            f"{len(words)} clips · circles: words it was trained on · stars: words it never knew",
+        )
+    except MissingExtra as error:
+        say(str(error))
+        return None
+    show.line(f"  [bold]{escape(str(path))}[/]")
+    return str(path)
+
+
+def doctor(json: Json = False) -> None:
+    """Say what is installed, what is missing, and which device would be used."""
+    import platform
+
+    from penult import __version__
+    from penult.engines.torch import pick_device
+    from penult.extras import EXTRAS, installed
+
+    needed = ("torch", "transformers", "numpy", "lancedb", "soundfile", "soxr")
+    packages = {name: installed(name) for name in needed} | {"pillow": installed("PIL")}
+    extras = {name: (installed(name), extra, what) for name, (extra, what) in EXTRAS.items()}
+    if json:
+        emit(
+            {
+                "penult": __version__,
+                "python": platform.python_version(),
+                "device": pick_device(),
+                "packages": packages,
+                "extras": {name: {"version": v, "extra": e} for name, (v, e, _) in extras.items()},
+            }
+        )
+        return
+    stdout.print(f"penult {__version__} · Python {platform.python_version()} · {pick_device()}")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, number in packages.items():
+        table.add_row(name, number or "[red]missing[/]", "")
+    for name, (number, extra, what) in extras.items():
+        hint = what if number else f"{what}: pip install 'penult\\[{extra}]'"
+        table.add_row(name, number or "[dim]not installed[/]", f"[dim]{hint}[/]")
+    stdout.print(table)
+
+
+COMMANDS = (demo, doctor)
+
+
+def _share(right: int, total: int) -> str:
+    return f"[bold]{right} of {total}[/] ({right / total:.0%})"

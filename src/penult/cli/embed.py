@@ -1,0 +1,324 @@
+"""`penult embed`: items into a collection, with progress, a summary and a way to stop."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from penult.cli.documents import embedder_facts, items_of, modality_for, proof_line, require_proof
+from penult.cli.options import (
+    NOTHING,
+    Asked,
+    Channel,
+    Devices,
+    Engine,
+    Json,
+    Model,
+    Pooling,
+    PoolOver,
+    Precision,
+    Tap,
+    opening,
+)
+from penult.cli.output import (
+    SOME_FAILED,
+    Meter,
+    counted,
+    emit,
+    metered,
+    say,
+    short,
+    shown,
+    stdout,
+    working,
+)
+
+if TYPE_CHECKING:
+    from penult.collection.add import Summary
+    from penult.data.sources import Source
+    from penult.embedding.embedder import Embedder
+
+
+SHOWN = 5
+SPENT = ("decode", "prepare", "wait", "model", "write")  # of the time; these overlap
+
+
+@opening
+def embed(
+    model: Model,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or -."
+        ),
+    ] = None,
+    *,
+    into: Annotated[Path, typer.Option(help="The collection, for example calls.lance.")],
+    tap: Tap = None,
+    pooling: Pooling = None,
+    pool_over: PoolOver = None,
+    channel: Channel = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Cut recordings into windows of 5s, 250ms: a row for each."),
+    ] = None,
+    hop: Annotated[
+        str | None, typer.Option(help="From one window's start to the next; else the window.")
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Cut images into squares of so many pixels.")
+    ] = None,
+    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.")] = 0,
+    summary: Annotated[
+        str | None, typer.Option(help="One more row for each file that is cut: mean or max.")
+    ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="One item in each forward pass, no batches.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode; 0 decodes in this one.")
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a file may take to decode before it counts as hanging."),
+    ] = None,
+    logits: Annotated[str, typer.Option(help="Which logits to keep: all, top:K or none.")] = "all",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Keep vectors in half precision.")] = False,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Refuse longer recordings, instead of filling memory.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed before.")
+    ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="In place of paths: take along items and labels of a collection."),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove rows whose files are gone from these paths.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="Only one of n parts of the items: 1/4 … 4/4.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait if another process is writing.")
+    ] = False,
+    device: Devices = "auto",
+    engine: Engine = "auto",
+    precision: Precision = None,
+    json: Json = False,
+    asked: Asked = NOTHING,
+) -> None:
+    """Label and vector of every item, in one forward pass each, into a collection.
+
+    What the collection has already is left alone; a run that was stopped goes on.
+    """
+    from penult.collection.add import add, settle
+    from penult.collection.collection import Collection
+    from penult.collection.ingest import Options
+    from penult.collection.transfer import source_from_collection
+    from penult.data.decode import TIME_LIMIT, default_workers
+    from penult.data.sources import Shard
+    from penult.data.windows import Layout
+    from penult.embedding.embedder import open_embedder
+    from penult.engines.registry import PLAIN
+    from penult.errors import UsageError
+
+    part = Shard.parse(shard) if shard else None
+    options = Options(
+        logits=logits,
+        max_seconds=max_seconds,
+        retry_failed=retry_failed,
+        layout=Layout(parsed(window), parsed(hop), tile, overlap),
+        summary=summary,  # type: ignore[arg-type]
+        alone=alone,
+        workers=default_workers() if workers is None else workers,
+        time_limit=TIME_LIMIT if time_limit is None else time_limit,
+    )
+    collection = Collection.open(into)
+    old = Collection.open(like, must_exist=True) if like else None
+    if old is None and not paths:
+        raise UsageError(
+            "Missing argument 'paths': give files, folders, tables, - or --like OLD.lance; "
+            "see penult embed --help"
+        )
+    if old is None:
+        source = items_of(model, asked, paths or [], channel)
+    else:
+        modality = modality_for(model, asked)
+        source, options = source_from_collection(
+            old, collection, modality, options, bool(paths) or channel
+        )
+    if part is not None:
+        source = part.of(source)
+    with working(f"loading {model}"):
+        manifest = collection.manifest
+        kept = manifest.precision or None if manifest is not None else None
+        embedder = open_embedder(
+            model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
+            precision=precision or kept, **asked,
+        )  # fmt: skip
+    _say_metadata(source)
+    require_proof(embedder, source, options.decoding)
+    with working("measuring engines on the first items"):
+        chosen = settle(collection, embedder, source, options)
+    if chosen and (embedder.way != PLAIN or engine != "auto" or embedder.precision != "exact"):
+        say(f"[dim]{shown(chosen)}[/]")
+    with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
+        if window is None and tile is None:
+            _count_aside(source, meter)
+        did = add(
+            collection,
+            embedder,
+            source,
+            options,
+            dtype="float16" if fp16 else "float32",
+            wait=wait,
+            tick=meter.tick,
+            run={"shard": shard} if shard else None,
+            like=old,
+            prune=prune,
+        )
+        elapsed, rate = meter.elapsed, meter.rate()
+    if json:
+        emit({**_document(did, collection), "elapsed": elapsed, **embedder_facts(embedder)})
+    else:
+        took = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")
+        _show_summary(did, collection, embedder, took)
+    if did.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+COMMANDS = (embed,)
+
+
+def _document(did: Summary, collection: Any) -> dict[str, Any]:
+    """What `embed --json` says of a run."""
+    gone = {"count": len(did.gone), "first": did.gone[:SHOWN], "rows_removed": did.pruned}
+    return {
+        "collection": str(collection.path),
+        **did.counts(),
+        "gone": gone,
+        "labels_taken": did.labels,
+        "left_out": did.left_out,
+        "rows": collection.count,
+        "seconds_of_media": did.media_seconds,
+        "spent": did.seconds,
+        "run": did.run_id,
+    }
+
+
+def parsed(seconds: str | None) -> float | None:
+    """`5s`, `250ms` or `1.5` as seconds."""
+    from penult.data.windows import parse_seconds
+
+    return None if seconds is None else parse_seconds(seconds)
+
+
+def _count_aside(source: Source, meter: Meter) -> None:
+    """Count the items while the first ones are embedded, so that time left can be told."""
+    if source.total is not None:
+        meter.expect(source.total)
+    elif meter.shown:
+        threading.Thread(target=lambda: meter.expect(source.count()), daemon=True).start()
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C: commit what is done, say so, stop."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say_metadata(source: Source) -> None:
+    """Which columns of a table are kept, so that a misspelt `start` is seen."""
+    old = {new: name for name, new in source.renamed.items()}
+    kept = [
+        f"{new} ({kind}{f', from {shown(repr(old[new]))}' if new in old else ''})"
+        for new, kind in source.columns.items()
+    ]
+    if kept:
+        say(f"[dim]metadata: {', '.join(kept)}[/]")
+
+
+def _show_taken_and_gone(summary: Summary) -> None:
+    if summary.labels:
+        stdout.print(f"{counted(summary.labels, 'label')} taken along")
+    if gone := summary.gone:
+        names = ", ".join(short(id) for id in gone[:SHOWN]) + (", …" if len(gone) > SHOWN else "")
+        are = "is" if len(gone) == 1 else "are"
+        done = (
+            f"{counted(summary.pruned, 'row')} removed"
+            if summary.pruned
+            else "what the collection has of them stays; --prune removes it"
+        )
+        stdout.print(
+            f"[yellow]{counted(len(gone), 'file')} {are} gone: {names}; {done}[/]", soft_wrap=True
+        )
+
+
+def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: str) -> None:
+    parts = [f"[bold green]{summary.done:,} embedded[/]"]
+    if summary.skipped:
+        parts.append(f"{summary.skipped:,} unchanged")
+    if summary.replaced:
+        parts.append(f"{summary.replaced:,} replaced")
+    if summary.failed:
+        parts.append(f"[bold red]{summary.failed:,} failed[/]")
+    stdout.print(f"{', '.join(parts)} in {took}")
+    path = shown(str(collection.path))
+    stdout.print(
+        f"[bold]{path}[/]: {counted(collection.count, 'row')} of {embedder.dim} numbers, "
+        f"tap {escape(embedder.tap.name)}, pooling {embedder.pooling}",
+        soft_wrap=True,
+    )
+    stdout.print(proof_line(embedder), soft_wrap=True)
+    if embedder.space is not None:
+        recipe = escape(embedder.space.recipe)
+        stdout.print(f"its space {recipe} is kept: search --space embedder", soft_wrap=True)
+    if summary.done + summary.replaced:
+        spent = " · ".join(f"{what} {summary.seconds.get(what, 0.0):.1f} s" for what in SPENT)
+        stdout.print(f"[dim]where the time went: {spent}[/]", soft_wrap=True)
+    if summary.truncated:
+        remedy = "; --window embeds all of it" if embedder.classifier.modality == "audio" else ""
+        stdout.print(
+            f"[yellow]{counted(summary.truncated, 'item')} longer than what the model takes: the "
+            f"column truncated says how much of each it saw{remedy}[/]",
+            soft_wrap=True,
+        )
+    _show_taken_and_gone(summary)
+    if summary.left_out:
+        from penult.data.folders import in_words
+
+        count = counted(sum(summary.left_out.values()), "file")
+        stdout.print(
+            f"[dim]left out, of another kind: {count} ({shown(in_words(summary.left_out))})[/]",
+            soft_wrap=True,
+        )
+    if not summary.failed:
+        return
+    failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
+    for row in failed[:SHOWN]:
+        stdout.print(f"  [red]{short(row['id'])}[/]: {shown(row['message'])}", soft_wrap=True)
+    rest = summary.failed - SHOWN
+    more = f"  … and {rest:,} more; " if rest > 0 else ""
+    command = f"penult failures {shlex.quote(str(collection.path))}"
+    stdout.print(f"{more}{shown(command)} names each one and why", soft_wrap=True)

@@ -1,0 +1,203 @@
+"""`penult inspect`: the architecture before and after the cut, the head's proof, every tap."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from penult.cli.options import NOTHING, Asked, Json, Model, opening
+from penult.cli.output import emit, short, show, shown, stdout, working
+from penult.cli.tree import HEAD, draw, draw_cut, readable
+
+if TYPE_CHECKING:
+    from penult.embedding.inspect import Inspection
+
+
+SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token"}
+MEANINGS = {
+    "sufficient": "the logits can be had from it alone",
+    "partial": "they need it, and something else as well",
+    "unused": "they do not need it",
+    "not proved": "two inputs' logits differ too little to tell",
+}
+
+
+@opening
+def inspect(
+    model: Model,
+    depth: Annotated[int | None, typer.Option(min=1, help="Levels of the tree to show.")] = None,
+    verify: Annotated[
+        list[str] | None,
+        typer.Option(help="Prove the head on this file of yours; twice: on both, if alike."),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="The module that is the head, if it was not found.")
+    ] = None,
+    tap: Annotated[
+        list[str] | None,
+        typer.Option(help="A module, or a graph's tensor, to list as a tap; repeatable."),
+    ] = None,
+    all_taps: Annotated[
+        bool, typer.Option("--all-taps", help="Measure every layer, one forward pass each.")
+    ] = False,
+    random: Annotated[
+        bool, typer.Option("--random", help="Untrained weights: the architecture alone.")
+    ] = False,
+    json: Json = False,
+    asked: Asked = NOTHING,
+) -> None:
+    """Show the architecture before and after the cut, the head, and every tap with its shape."""
+    from penult.embedding.inspect import Questions, look_into
+
+    questions = Questions(head, tap or (), verify or (), all_taps)
+    with working(f"looking into {model}"):
+        found = look_into(model, questions, **asked, **({"random": True} if random else {}))
+    if json:
+        emit(_document(found))
+        return
+    _show_facts(found)
+    axis = SEQUENCES[found.classifier.modality]
+    before, after = _before_and_after(found, axis, depth)
+    before.label = f"[bold underline]before[/]  {before.label}"
+    after.label = f"[bold underline]after[/]   {after.label}"
+    for tree in (before, after):
+        show(tree)
+        stdout.print()
+    _show_proof(found)
+    show(_taps_table(found, axis, all_taps))
+    _show_meanings(found)
+
+
+COMMANDS = (inspect,)
+
+
+def _document(found: Inspection) -> dict[str, Any]:
+    """What `inspect --json` says."""
+    classifier, anatomy = found.classifier, found.anatomy
+    axis = SEQUENCES[classifier.modality]
+    return {
+        "model": classifier.spec,
+        **classifier.describe(),
+        "labels": classifier.labels,
+        "head": {
+            "last_weight_layers": anatomy.head,
+            "modules": sorted(anatomy.behind),
+            "refusal": anatomy.refusal or None,
+            "remark": found.remark or None,
+            "proved_on": found.proved_on or None,
+            "certificate": found.certificate.to_dict(),
+        },
+        "backbone": classifier.base,
+        "mixes_layers": anatomy.mixes_layers,
+        "taps": [
+            {
+                "name": name,
+                "module": tap.module,
+                "side": tap.side,
+                "place": tap.place,
+                "shape": tap.shape,
+                "width": tap.width,
+                "axes": tap.describe(axis),
+                "statement": found.statements.get(name),
+            }
+            for name, tap in anatomy.taps.items()
+        ],
+        "notes": found.notes,
+        "prepared": classifier.identity(),
+    }
+
+
+def _show_facts(found: Inspection) -> None:
+    facts, labels = found.classifier.describe(), found.classifier.labels
+    names = ", ".join(labels[:8]) + (", …" if len(labels) > 8 else "")
+    rate = f" at {facts['rate']:,} Hz" if facts.get("rate") else ""
+    stdout.print(
+        f"[bold]{escape(facts['class'])}[/]  {facts['modality']}{rate}, {facts['kind']}, "
+        f"{facts['classes']} classes ({escape(names)}), "
+        f"{readable(facts['parameters'])} parameters\n",
+        soft_wrap=True,
+    )
+    for note in found.notes:
+        stdout.print(f"[bold yellow]note[/] {shown(note)}\n", soft_wrap=True)
+
+
+def _before_and_after(found: Inspection, axis: str, depth: int | None) -> tuple[Tree, Tree]:
+    """The module tree, or the graph, with its head and without it."""
+    classifier: Any = found.classifier
+    anatomy = found.anatomy
+    pooled = _what_comes_out(anatomy, axis)
+    if classifier.engine == "torch":
+        before = draw(classifier.module, anatomy.behind, anatomy.head or (), depth)
+        return before, draw_cut(classifier.module, anatomy.behind, pooled)
+    from penult.cli.tree import draw_graph, draw_graph_cut
+
+    name = classifier.path.name
+    before = draw_graph(classifier.cut, name, anatomy, depth)
+    return before, draw_graph_cut(classifier.cut, name, anatomy, pooled)
+
+
+def _what_comes_out(anatomy: Any, axis: str) -> str:
+    tap = anatomy.taps.get("backbone")
+    if tap is None:
+        return "no hidden states with positions were found"
+    if not tap.positions:
+        return f"{tap.describe(axis)}: a vector of {tap.width} numbers"
+    return f"hidden states: {tap.describe(axis)}  →  mean  →  a vector of {tap.width} numbers"
+
+
+def _show_proof(found: Inspection) -> None:
+    """Each check with its figure, on what it was measured, and what else is to be said of it."""
+    proof = found.certificate
+    title = "[bold green]head[/]" if proof.ok else "[bold red]head[/]"
+    stdout.print(f"{title} {_in_options(str(proof))}", soft_wrap=True)
+    files = " and ".join(short(name) for name in found.proved_on)
+    where = f"on {files}" if files else "on a made-up input; --verify FILE measures it on yours"
+    stdout.print(f"[dim]measured {where}[/]\n", soft_wrap=True)
+    if found.anatomy.refusal and found.anatomy.refusal not in proof.refusal:
+        stdout.print(f"[bold red]head not found:[/] {_in_options(found.anatomy.refusal)}\n")
+    if found.remark:
+        stdout.print(f"[bold yellow]note[/] {shown(found.remark)}\n", soft_wrap=True)
+    if found.anatomy.mixes_layers:
+        stdout.print(
+            "[bold]note[/] this checkpoint mixes all of its layers with learned weights: the head "
+            "sees that mix (tap [cyan]weighted[/]), and not the last hidden states alone "
+            "(tap [cyan]backbone[/]).\n"
+        )
+
+
+def _in_options(text: str) -> str:
+    """Python's words for what can be named, in those of the command line."""
+    return escape(text.replace("(head=)", "(--head)").replace("(output=)", "(--output)"))
+
+
+def _taps_table(found: Inspection, axis: str, every: bool) -> Table:
+    taps = found.anatomy.taps
+    table = Table(title="taps", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in ("tap", "read at", "shape of one item", "numbers", "for the logits"):
+        table.add_column(column, justify="right" if column == "numbers" else "left")
+    layers = [name for name in taps if name.startswith("layer:")]
+    folded = [name for name in layers[1:-1] if not every and name not in found.statements]
+    for name, tap in taps.items():
+        if name in folded:
+            if name == folded[0]:
+                table.add_row(f"… {len(folded)} more", "", "", "", "[dim]--all-taps[/]")
+            continue
+        style = HEAD if name == "prelogits" else ""
+        said = found.statements.get(name, "[dim]not measured[/]")
+        table.add_row(
+            f"[cyan]{shown(name)}[/]", shown(tap.place), tap.describe(axis), str(tap.width), said,
+            style=style,
+        )  # fmt: skip
+    return table
+
+
+def _show_meanings(found: Inspection) -> None:
+    """What the words of the last column mean, of those that are there."""
+    seen = dict.fromkeys(found.statements.values())
+    lines = [f"{word}: {MEANINGS[word]}" for word in MEANINGS if word in seen]
+    if lines:
+        stdout.print(f"\n[dim]{' · '.join(lines)}[/]", soft_wrap=True)

@@ -1,0 +1,206 @@
+"""`penult probe`: how well a linear model reads classes off a collection's vectors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from penult.cli.collection import Store, Where
+from penult.cli.options import Json
+from penult.cli.output import counted, emit, say, show, shown, stdout, working
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from penult.analysis.probe import Interval, Probed
+    from penult.collection.collection import Collection
+
+
+def probe(
+    collection: Store,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="The classes: a column, folder, labels, label, cluster, or a pattern of the path "
+            "such as '{}_*.wav'."
+        ),
+    ],
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group",
+            "--groups",
+            help="What must not be on both sides, such as the speaker; named as --by.",
+        ),
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Parts, each of which is tested on once.")] = 5,
+    where: Where = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="A CSV of your own numbers, joined by its column id or path."),
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="Inverse of the penalty: smaller is more cautious.")
+    ] = 1.0,
+    picture: Annotated[
+        Path | None, typer.Option(help="The confusion matrix: confusion.png, .svg or .pdf.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="The probe trained on all rows: probe.skops or probe.onnx.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything drawn by chance.")] = 0,
+    json: Json = False,
+) -> None:
+    """Train and test a linear model on the vectors, on rows and groups kept apart.
+
+    Each number standardised, then logistic regression; intervals of 95 % are over groups, or over
+    rows where there are none.
+    """
+    from penult.analysis.probe import probe as measured
+    from penult.analysis.probe import trained
+    from penult.analysis.probe_io import check_suffix
+    from penult.analysis.probe_io import save as write
+    from penult.collection.collection import Collection
+
+    if save is not None:
+        check_suffix(save)
+    opened = Collection.open(collection, must_exist=True)
+    given = _given(opened, by, group, where, features)
+    with working("training and testing"):
+        runs = {
+            name: measured(matrix, given.names, given.groups, folds, seed, strength)
+            for name, matrix in given.matrices.items()
+        }
+    probed, matrix = next(reversed(runs.values())), next(reversed(given.matrices.values()))
+    if picture is not None:
+        from penult.viz.plots import draw_confusion
+
+        draw_confusion(picture, probed.confusion, probed.classes, _title(probed))
+    about = {"classes": probed.classes, "features": given.columns, "by": by, "group": group,
+             "rows": len(probed.rows), "fingerprint": _fingerprint(opened)}  # fmt: skip
+    if save is not None:
+        write(save, trained(matrix, probed, strength), about)
+    for note in [*given.notes, *probed.notes]:
+        say(shown(note))
+    if json:
+        emit({"collection": str(opened.path), "by": by, "group": group, **_document(runs)})
+        return
+    _show(runs, group)
+    for path, what in ((picture, "confusion matrix"), (save, "probe")):
+        if path is not None:
+            stdout.print(f"{what} in [bold]{shown(str(path))}[/]", soft_wrap=True)
+
+
+COMMANDS = (probe,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """matrices: what is probed, by name; the last one is all there is."""
+
+    matrices: dict[str, npt.NDArray[np.float64]]
+    names: list[str | None]
+    groups: list[str | None] | None
+    columns: list[str]
+    notes: list[str]
+
+
+def _given(
+    opened: Collection, by: str, group: str | None, where: str | None, features: Path | None
+) -> _Given:
+    import numpy as np
+
+    from penult.analysis.probe_io import joined
+    from penult.collection.labels import labelled
+    from penult.errors import LabelsError
+
+    found = labelled(opened, list(dict.fromkeys([by, *([group] if group else [])])), where)
+    if not len(found.keys):
+        raise LabelsError(f"no row of {opened.path} matches {where!r}" if where else
+                          f"{opened.path} has no rows")  # fmt: skip
+    vectors = found.vectors.astype(np.float64)
+    names, groups = found.names[by], found.names[group] if group else None
+    columns = [f"v{place}" for place in range(vectors.shape[1])]
+    if features is None:
+        return _Given({"vectors": vectors}, names, groups, columns, [])
+    own = joined(features, *(found.keys[name].to_pylist() for name in ("id", "region")))
+    there = own.there
+    notes = [
+        f"{int((~there).sum()):,} rows have no features, or not all of them, and were left out"
+    ]
+    matrices = {"vectors": vectors[there], "features": own.values[there]}
+    matrices["both"] = np.concatenate([vectors, own.values], axis=1)[there]
+    return _Given(
+        matrices,
+        [name for name, keep in zip(names, there, strict=True) if keep],
+        None if groups is None else [g for g, keep in zip(groups, there, strict=True) if keep],
+        [*columns, *own.names],
+        [] if there.all() else notes,
+    )
+
+
+def _show(runs: dict[str, Probed], group: str | None) -> None:
+    from penult.analysis.probe import confused
+
+    probed = next(reversed(runs.values()))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for name in ("rows", "precision", "recall", "F1"):
+        table.add_column(name, justify="right")
+    for one in probed.per_class:
+        figures = (f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
+        table.add_row(shown(one.name), f"{one.rows:,}", *figures)
+    show(table)
+    for true, said, count in confused(probed, 3):
+        stdout.print(f"[dim]{shown(true)} was taken for {shown(said)} {count} times[/]")
+    apart = f", {probed.groups} groups ({shown(group)}) kept apart" if group else ""
+    stdout.print(
+        f"\n{counted(len(probed.rows), 'row')}, {len(probed.classes)} classes, {probed.folds} folds"
+        f"{apart}; always the most frequent class: {probed.chance:.1%}",
+        soft_wrap=True,
+    )
+    for name, run in runs.items():
+        label = "" if len(runs) == 1 else f"{name}: "
+        stdout.print(f"{label}{_title(run)}", soft_wrap=True)
+
+
+def _title(probed: Probed) -> str:
+    def told(name: str, value: Interval) -> str:
+        return f"{name} {value.value:.1%} ({value.low:.1%} to {value.high:.1%})"
+
+    return " · ".join(
+        (
+            told("accuracy", probed.accuracy),
+            told("balanced", probed.balanced_accuracy),
+            told("macro F1", probed.macro_f1),
+        )
+    )
+
+
+def _document(runs: dict[str, Probed]) -> dict[str, Any]:
+    probed = next(reversed(runs.values()))
+    measures = ("accuracy", "balanced_accuracy", "macro_f1")
+    return {
+        "rows": len(probed.rows),
+        "classes": probed.classes,
+        "folds": probed.folds,
+        "groups": probed.groups,
+        "chance": probed.chance,
+        "measures": {
+            name: {measure: asdict(getattr(one, measure)) for measure in measures}
+            for name, one in runs.items()
+        },
+        "per_class": [asdict(one) for one in probed.per_class],
+        "confusion": probed.confusion,
+        "notes": probed.notes,
+    }
+
+
+def _fingerprint(opened: Collection) -> dict[str, str]:
+    manifest = opened.manifest
+    return dict(manifest.fingerprint) if manifest else {}

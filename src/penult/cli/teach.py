@@ -1,0 +1,339 @@
+"""Commands about classes from examples: teach, classes, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from penult.cli.collection import Where
+from penult.cli.documents import require_proof
+from penult.cli.options import Device, Json, Pooling, Tap, Trust
+from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
+
+if TYPE_CHECKING:
+    from penult.fewshot.classspace import ClassSpace
+    from penult.fewshot.examples import Examples
+
+
+Place = Annotated[
+    str, typer.Argument(help="A collection, or a class space that was saved (FILE.npz).")
+]
+Model = Annotated[str | None, typer.Option(help="The embedder, if it is not where it was.")]
+_SHOWN = 8
+
+
+def teach(
+    place: Place,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="CLASS EXAMPLES…: files, folders, tables with start and end, ids of rows. With "
+            "--from: only the examples, or nothing for the collection's rows."
+        ),
+    ] = None,
+    mark: Annotated[
+        str,
+        typer.Option(help="yes; no for what it is not though it looks alike; unsure, never used."),
+    ] = "yes",
+    start: Annotated[float | None, typer.Option(help="Example's beginning in seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="Example's end in seconds.")] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Where the classes' names stand: a column, folder, a pattern such as '{}_*', or "
+            "label: the classifier's own.",
+        ),
+    ] = None,
+    where: Where = None,
+    model: Model = None,
+    tap: Tap = None,
+    pooling: Pooling = None,
+    device: Device = "auto",
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Teach a class with one example or more: milliseconds, no training.
+
+    An example that is no row of the collection becomes one. Marks are kept and never overwritten.
+    A FILE.npz that is not there yet is begun with --model, and needs no collection.
+    """
+    from penult.errors import UsageError
+
+    words = list(what or [])
+    if names is None and len(words) < 2:
+        raise UsageError(
+            "a class and its examples are needed: penult teach COLLECTION CLASS EXAMPLES…, or "
+            "--from COLUMN for the names that the collection's rows have"
+        )
+    if names is not None and (start is not None or end is not None):
+        raise UsageError("--start and --end are for one class and its examples, not with --from")
+    if model is not None and place.endswith(".npz") and not Path(place).expanduser().exists():
+        space = _begun(model, tap, pooling, device, trust)
+    elif tap is not None or pooling is not None:
+        raise UsageError(
+            f"--tap and --pooling are for a class space that begins: a FILE.npz that is not there "
+            f"yet, and --model; {place} has its own"
+        )
+    else:
+        space = load_class_space(place, model, device, trust)
+    with working("teaching"):
+        if names is None:
+            items: list[Any] = words[1:]
+            if start is not None or end is not None:
+                items = [(item, start, end) for item in items]
+            taught = {words[0]: len(space.add(words[0], items, mark))}  # type: ignore[arg-type]
+        elif words:
+            taught = space.add_named(words, names, mark)  # type: ignore[arg-type]
+        else:
+            taught = space.add_from(names, where, mark)  # type: ignore[arg-type]
+        _kept(space, place)
+    if json:
+        emit({"place": place, "mark": mark, "taught": taught, "classes": listed(space)})
+        return
+    total = sum(taught.values())
+    several = "" if len(taught) == 1 else f" of {len(taught)} classes"
+    marked = {"yes": "", "no": ", marked no", "unsure": ", marked unsure"}[mark]
+    stdout.print(
+        f"[bold green]{counted(total, 'example')}[/]{several}{marked}: "
+        + shown(", ".join(list(taught)[:_SHOWN]))
+        + (", …" if len(taught) > _SHOWN else ""),
+        soft_wrap=True,
+    )
+    stdout.print(f"[bold]{shown(place)}[/]: {_counts(space)}", soft_wrap=True)
+
+
+def classes(
+    place: Place,
+    rename: Annotated[
+        tuple[str, str] | None, typer.Option(help="Call a class by another name: OLD NEW.")
+    ] = None,
+    merge: Annotated[
+        list[str] | None, typer.Option(help="Put this class into that of --into; may come again.")
+    ] = None,
+    into: Annotated[str | None, typer.Option(help="The class that --merge puts others into.")] = (
+        None
+    ),
+    remove: Annotated[
+        list[str] | None, typer.Option(help="Forget this class; its items stay.")
+    ] = None,
+    head: Annotated[
+        bool,
+        typer.Option("--head", help="Add the classifier's own classes, from its head's weights."),
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write all marks to this CSV file.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the class space to this file (.npz) of its own.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
+    space: Annotated[
+        str | None, typer.Option(help="Recipe of the space to save: raw, centre, scale+l2, auto, …")
+    ] = None,
+    model: Model = None,
+    device: Device = "auto",
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """List classes with their examples; rename, merge, forget, export or save them."""
+    from penult.errors import UsageError
+    from penult.fewshot.storage import check_free, check_suffix, write_aside
+
+    if bool(merge) != bool(into):
+        raise UsageError("--merge A --merge B --into C: both are needed")
+    if head and save is None and not place.endswith(".npz"):
+        raise UsageError("--head needs --save FILE.npz: a collection keeps marks of its rows")
+    for path in (csv, save):
+        check_free(path, overwrite)
+    if save is not None:
+        check_suffix(save)
+    taught = load_class_space(place, model, device, trust, space=space)
+    _tried(taught.examples, rename, merge or [], into, remove or [])
+    if rename:
+        taught.rename(*rename)
+    if merge and into:
+        taught.merge(merge, into)
+    for name in remove or []:
+        taught.remove(name)
+    if head:
+        taught.add_head()
+    if rename or merge or remove or head:
+        _kept(taught, place)
+    if csv is not None:
+        write_aside(csv, taught.to_csv().encode("utf-8", "backslashreplace"))
+    if save is not None:
+        taught.save(save)
+    if json:
+        emit({"place": place, "classes": listed(taught), "csv": csv, "saved": save,
+              "missing": [list(key) for key in taught.missing]})  # fmt: skip
+        return
+    _show(taught, place)
+    for path in (csv, save):
+        if path is not None:
+            stdout.print(f"written: [bold]{shown(str(path))}[/]", soft_wrap=True)
+
+
+def _begun(
+    model: str, tap: str | None, pooling: str | None, device: str, trust: bool
+) -> ClassSpace:
+    from penult.embedding.embedder import open_embedder
+    from penult.fewshot.classspace import ClassSpace
+
+    with working(f"opening {model}"):
+        embedder = open_embedder(model, tap, pooling, device=device, trust=trust)
+    require_proof(embedder)
+    return ClassSpace(embedder)
+
+
+def _tried(
+    examples: Examples,
+    rename: tuple[str, str] | None,
+    merge: list[str],
+    into: str | None,
+    remove: list[str],
+) -> None:
+    """Refuse changes of which one cannot be made before the first of them is."""
+    if rename:
+        examples = examples.renamed(*rename)
+    if merge and into:
+        examples = examples.merged(merge, into)
+    for name in remove:
+        examples = examples.without(name)
+
+
+def load_class_space(
+    place: str,
+    model: str | None = None,
+    device: str = "auto",
+    trust: bool = False,
+    **asked: Any,
+) -> ClassSpace:
+    """The class space of a collection, or of a file.
+
+    Raises:
+        LabelsError: neither is there.
+    """
+    from penult.collection.collection import Collection
+    from penult.collection.search import embedder_of
+    from penult.fewshot.classspace import ClassSpace
+
+    said = {name: value for name, value in asked.items() if value is not None}
+    if place.endswith(".npz"):
+        taught = ClassSpace.load(place, **said)
+    else:
+        taught = ClassSpace(Collection.open(place, must_exist=True), **said)
+    if model is not None or device != "auto" or trust:
+        manifest = taught.manifest
+        taught.opens(lambda: embedder_of(manifest, model, device=device, trust=trust))
+    if taught.missing:
+        say(
+            f"[yellow]{counted(len(taught.missing), 'mark')} of what is no row of {shown(place)} "
+            f"any more, such as {short(taught.missing[0][0])}: not used[/]"
+        )
+    return taught
+
+
+def listed(space: ClassSpace) -> list[dict[str, Any]]:
+    """What a JSON document says of the classes."""
+    return [
+        {"name": one.name, "yes": one.yes, "no": one.no, "unsure": one.unsure,
+         "medoid": {"id": one.medoid[0], "region": one.medoid[1]} if one.medoid else None}
+        for one in space.classes
+    ]  # fmt: skip
+
+
+def _kept(space: ClassSpace, place: str) -> None:
+    """A file is written again; a collection has its marks already."""
+    if space.collection is None:
+        space.save(place)
+
+
+def _counts(space: ClassSpace) -> str:
+    found = [one for one in space.classes if one.yes]
+    return f"{len(found)} class{'' if len(found) == 1 else 'es'}, " + counted(
+        len(space.examples.keys), "marked item"
+    )
+
+
+def _show(space: ClassSpace, place: str) -> None:
+    if not space.classes:
+        stdout.print(f"no classes yet: penult teach {shown(place)} CLASS EXAMPLES…", soft_wrap=True)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("class", "yes", "no", "unsure", "most typical example"):
+        table.add_column(name, justify="right" if name in ("yes", "no", "unsure") else "left",
+                         overflow="fold")  # fmt: skip
+    for one in space.classes:
+        typical = ""
+        if one.medoid:
+            region = "" if one.medoid[1] == "whole" else f" {one.medoid[1]}"
+            typical = short(one.medoid[0]) + shown(region)
+        table.add_row(shown(one.name), str(one.yes), str(one.no), str(one.unsure), typical)
+    show(table)
+
+
+def verify(
+    collection: Annotated[Path, typer.Argument(help="A collection, for example voices.lance.")],
+    pair: Annotated[
+        list[str] | None,
+        typer.Argument(help="Two files or ids of rows: the same, by this threshold?"),
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="What is the same: a column, folder, a pattern such as '{}_*', labels or label."
+        ),
+    ] = "labels",
+    groups: Annotated[
+        str | None,
+        typer.Option(help="Two rows of one group (a recording, a session) are never compared."),
+    ] = None,
+    where: Where = None,
+    space: Annotated[
+        str, typer.Option(help="Recipe of the space: raw, centre, scale+l2, auto, …")
+    ] = "auto",
+    false_accepts: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Also what is missed at this rate of them.")
+    ] = 0.01,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Measure how well pairs are told apart as same or different: equal error rate, threshold."""
+    from penult.collection.collection import Collection
+    from penult.errors import UsageError
+    from penult.fewshot.zeroshot import same_or_different, verify_collection
+
+    if pair and len(pair) != 2:
+        raise UsageError(f"a pair is two files or rows; received {len(pair)}. Give two, or none")
+    opened = Collection.open(collection, must_exist=True)
+    with working("comparing"):
+        found, fitted = verify_collection(opened, by, groups, where, space, false_accepts)
+        alike = same_or_different(opened, fitted, pair, device) if pair else None
+    same = None if alike is None else alike >= found.threshold
+    if json:
+        emit({"collection": str(collection), "by": by, "groups": groups, "space": fitted.recipe,
+              **found.to_dict(), "pair": pair, "similarity": alike, "same_name": same})  # fmt: skip
+        return
+    stdout.print(
+        f"equal error rate [bold]{100 * found.eer:.1f} %[/] (95 %: {100 * found.low:.1f} to "
+        f"{100 * found.high:.1f}), at cosine {found.threshold:.4f}; area under the curve "
+        f"{found.auc:.4f}",
+        soft_wrap=True,
+    )
+    stdout.print(
+        f"at {100 * false_accepts:g} % false accepts (cosine {found.strict:.4f}) "
+        f"{100 * found.missed:.1f} % of the same are missed",
+        soft_wrap=True,
+    )
+    stdout.print(
+        f"[dim]{found.same:,} pairs of the same {shown(by)}, {found.different:,} of different "
+        f"ones, {found.names:,} names; space {fitted.recipe}[/]",
+        soft_wrap=True,
+    )
+    if alike is not None:
+        stdout.print(f"[bold]{'same' if same else 'different'}[/]: cosine {alike:.4f}")
+
+
+COMMANDS = (*(teach, classes), *(verify,))

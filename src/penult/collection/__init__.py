@@ -1,0 +1,1 @@
+"""A collection on the disk: rows written, read, searched, indexed and looked after."""

@@ -1,0 +1,275 @@
+"""Run an ingest into a collection: each step is one commit, and the run is recorded."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penult.collection import schema
+from penult.collection.collection import Collection
+from penult.collection.ingest import CommitBatch, Options, Seen, ingest
+from penult.collection.manifest import Manifest, check_same
+from penult.collection.schema import row_schema
+from penult.collection.spaces import keep_own
+from penult.collection.transfer import append_missing
+from penult.collection.writer import Writer
+from penult.data.items import path_of
+from penult.data.sources import Source, left_out
+from penult.data.tables import PATH
+from penult.embedding.embedder import Embedder
+from penult.embedding.runner import Stopwatch
+from penult.engines.graph_cache import versions
+from penult.engines.registry import AUTO, ENGINES, missing
+from penult.errors import TapError
+
+if TYPE_CHECKING:
+    from penult.collection.collection import Collection
+
+
+_BATCH = 8192
+
+
+def gone(collection: Collection, given: Sequence[str]) -> list[str]:
+    """The ids of these items, each once. given: absolute paths of folders and tables.
+
+    A file that cannot be looked at, because a folder is closed to us, is not gone.
+    """
+    asked = _filter_of(collection, given)
+    if not asked or not collection.count:
+        return []
+    columns = [name for name in ("id", PATH) if name in collection.columns]
+    found: dict[str, None] = {}
+    last = None
+    for batch in collection.scan(columns, asked, _BATCH):
+        paths = batch.column(PATH) if PATH in columns else batch.column("id")
+        for id, path in zip(batch.column("id").to_pylist(), paths.to_pylist(), strict=True):
+            if id != last and id not in found and _is_gone(path or id):
+                found[id] = None
+            last = id
+    return list(found)
+
+
+def _filter_of(collection: Collection, given: Sequence[str]) -> str:
+    """A filter for the rows that a run over these folders and tables is about."""
+    folders = [path for path in given if Path(path).is_dir()]
+    conditions = [
+        f"starts_with(id, {schema.quoted([folder.rstrip('/') + '/'])})" for folder in folders
+    ]
+    if runs := list(_runs_of(collection, set(given))):
+        conditions.append(f"run_id IN ({schema.quoted(runs)})")
+    return " OR ".join(conditions)
+
+
+def _runs_of(collection: Collection, given: set[str]) -> Iterator[str]:
+    for run in collection.runs().to_pylist():
+        sources = json.loads(run["info"] or "{}").get("sources")
+        if sources and given.issuperset(sources):
+            yield run["run_id"]
+
+
+def _is_gone(path: str) -> bool:
+    file = path_of(path)
+    if not file.is_absolute():
+        return False  # a text, an array, or bytes
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run did: regions embedded anew, left alone, replaced, failed; of those embedded, how
+    many the model did not see the whole of; seconds of media; seconds that each part of the work
+    took, much of it at the same time (see `Stopwatch`); labels taken along; ids whose files are
+    gone, and how many rows of them were removed; files of other kinds in the folders that were
+    given, by their extensions."""
+
+    run_id: str = ""
+    done: int = 0
+    skipped: int = 0
+    replaced: int = 0
+    failed: int = 0
+    truncated: int = 0
+    media_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    labels: int = 0
+    gone: list[str] = field(default_factory=list)
+    pruned: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    engine: str = ""  # which, and why, where there was a choice
+
+    def counts(self) -> dict[str, int]:
+        """As the runs table keeps them."""
+        return {
+            "done": self.done,
+            "skipped": self.skipped,
+            "replaced": self.replaced,
+            "failed": self.failed,
+        }
+
+
+def add(
+    collection: Collection,
+    embedder: Embedder,
+    source: Source,
+    options: Options = Options(),
+    *,
+    dtype: str = "float32",
+    wait: bool = False,
+    tick: Callable[[bool, float], None] = lambda embedded, seconds: None,
+    run: dict[str, Any] | None = None,
+    like: Collection | None = None,
+    prune: bool = False,
+) -> Summary:
+    """Embed into a collection what it does not have yet; go on where an earlier run stopped.
+
+    like: whose labels are taken along, where `source` is `taking.source_of` it. prune: remove the
+    rows of files that are gone from the folders and tables of the source.
+
+    Raises:
+        FingerprintMismatch: the collection holds another embedder's vectors.
+        CollectionLocked: another process is writing.
+        TapError: the pooling leaves more than one vector per item.
+        StoreError: full disk, no permission.
+    """
+    if embedder.pooling == "none":
+        raise TapError(
+            "pooling 'none' gives one vector per position, and a collection keeps one per item; "
+            "choose mean, max, first, last or mean+std"
+        )
+    options.layout.apply([], embedder.classifier.modality)  # refused before anything is written
+    summary = Summary(engine=settle(collection, embedder, source, options))
+    manifest = manifest_of(embedder, options.logits, dtype)
+    columns = dict(source.columns)
+    rows = row_schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
+    about = {**run_facts(embedder), **_run_options(source, options, like), **(run or {})}
+    with collection.writer(manifest, columns, about, wait=wait) as writer:
+        summary.run_id = writer.run_id
+        try:
+            lookup = _lookup(writer, list(columns))
+            watch = Stopwatch()
+            for step in ingest(embedder, source, lookup, options, tick, watch):
+                with watch.timed("write"):
+                    commit(writer, step, rows, summary)
+            summary.seconds = watch.seconds
+        except KeyboardInterrupt:
+            writer.finish("stopped", summary.counts())
+            raise
+        if like is not None:
+            summary.labels = append_missing(like.path, collection.path, "labels", by="id")
+        summary.gone = gone(collection, source.given)
+        summary.left_out = dict(left_out(source, embedder.classifier.modality))
+        if prune:
+            summary.pruned = writer.remove(summary.gone)
+        if embedder.space is not None:
+            keep_own(collection, embedder.space)
+        writer.finish("done", summary.counts())
+    return summary
+
+
+def _run_options(source: Source, options: Options, like: Collection | None) -> dict[str, Any]:
+    """What was asked of a run, for its `info`: sources, and options that are not the usual ones."""
+    usual = Options()
+    asked: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("logits", "max_seconds", "retry_failed", "summary", "alone", "time_limit")
+        if getattr(options, name) != getattr(usual, name)
+    }
+    asked |= {name: value for name, value in asdict(options.layout).items() if value}
+    asked |= {"sources": list(source.given)} if source.given else {}
+    return asked | ({"like": str(like.path.absolute())} if like is not None else {})
+
+
+def settle(collection: Collection, embedder: Embedder, source: Source, options: Options) -> str:
+    """Take the engine for this run, that of the collection's first one where `auto` is asked for;
+    in words, empty where there was no choice."""
+    if (ours := collection.manifest) is not None:  # another embedder's vectors need no engine
+        check_same(collection.path, ours, replace(ours, fingerprint=embedder.fingerprint))
+    said, engine = "", None
+    if embedder.engine == AUTO and not embedder.settled and ours is not None:
+        first = ours.engine
+        if first in ENGINES and not missing(first):
+            engine = first
+            said = "as the collection's first run: "
+        elif first in ENGINES:
+            said = f"the collection's first run was in {first}, and {missing(first)}; now: "
+    choice = embedder.settle(source, options.layout, options.decoding, engine)
+    return said + choice.words if choice else ""
+
+
+def commit(writer: Writer, step: CommitBatch, rows: Any, summary: Summary) -> None:
+    """Write one step. Old rows of changed items go first: killed in between, the item counts as
+    not embedded, and the next run embeds it."""
+    gone = writer.prune(step.changed) if step.changed else 0
+    if step.rows:
+        written = writer.write(step.batch(rows))
+        replaced = min(gone + written.replaced, len(step.rows))
+        summary.replaced += replaced
+        summary.done += len(step.rows) - replaced
+    if step.revised:
+        writer.revise(step.revised)
+    if step.failures:
+        writer.fail(step.failures)
+    summary.skipped += step.skipped
+    summary.failed += len(step.failures)
+    summary.truncated += step.truncated
+    summary.media_seconds += step.seconds
+
+
+def _lookup(writer: Writer, metadata: Sequence[str]) -> Callable[[Sequence[str]], Seen]:
+    def lookup(ids: Sequence[str]) -> Seen:
+        rows, values = writer.known(ids, metadata)
+        return Seen(rows, values, writer.failed(ids))
+
+    return lookup
+
+
+def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32") -> Manifest:
+    """What all rows of this embedder share."""
+    classifier = embedder.classifier
+    return Manifest(
+        fingerprint=embedder.fingerprint,
+        dim=embedder.dim,
+        n_logits=len(classifier.labels),
+        model={
+            "spec": classifier.spec,
+            "tap": embedder.tap.name,
+            "pooling": embedder.pooling,
+            "pool_over": embedder.pool_over,
+            "modality": classifier.modality,
+            "kind": classifier.kind,
+            "asked": classifier.reopen,
+            "revision": classifier.describe().get("revision"),
+        },
+        labels=classifier.labels,
+        logits=logits,
+        dtype=dtype,
+        engine=embedder.way.engine,
+        precision=embedder.precision,
+    )
+
+
+def run_facts(embedder: Embedder) -> dict[str, Any]:
+    """What a row of `runs` says of how it was made."""
+    packages = ("penult", "torch", "transformers", "numpy", "lancedb", "soundfile", "soxr")
+    return {
+        "model": embedder.classifier.spec,
+        "revision": embedder.classifier.describe().get("revision") or "",
+        "device": embedder.device,
+        "engine": embedder.way.words,
+        "precision": embedder.precision,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+            **versions(embedder.way.engine),
+        },
+    }

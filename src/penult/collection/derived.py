@@ -1,0 +1,261 @@
+"""Derived per-row values (cluster ids, map coordinates) in a side table, one record per
+computation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penult.analysis import clustering as clusters
+from penult.analysis import projection
+from penult.analysis.clustering import Agreement, Clustering, How
+from penult.analysis.space import RAW
+from penult.collection import lance, schema, spaces
+from penult.collection.labels import PREDICTED, labelled, names_of
+from penult.collection.manifest import store_errors
+from penult.errors import CollectionError, LabelsError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from penult.collection.collection import Collection
+
+
+_IDS = {"clusters": "clusters_id", "maps": "map_id"}
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What was kept under a name. about: how it was worked out. table: `id`, `region`, values."""
+
+    id: str
+    name: str
+    about: dict[str, Any]
+    table: pa.Table
+
+
+def keep_derived(
+    collection: Collection, kind: str, name: str, about: Mapping[str, Any], table: pa.Table
+) -> str:
+    """Appends one record to the side table `clusters` or `maps`; gives its id.
+
+    Raises:
+        CollectionError: a name that is empty.
+    """
+    if not name.strip():
+        raise CollectionError(f"{kind} are kept under a name that is not empty")
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    data = sink.getvalue().to_pybytes()
+    text = json.dumps(about, ensure_ascii=False)
+    id = hashlib.sha256(text.encode() + data).hexdigest()[:16]
+    record = {_IDS[kind]: id, "name": name, "about": text, "data": data}
+    collection.append(kind, [record])
+    return id
+
+
+def read_derived(collection: Collection, kind: str, name: str | None = None) -> Derived | None:
+    """The record that was kept last, under this name if one is given."""
+    table = lance.opened(collection.path, kind) if collection.manifest is not None else None
+    if table is None:
+        return None
+    column = _IDS[kind]
+    with store_errors(collection.path):
+        asked = table.search().select([column, "name", "when"]).limit(None)
+        if name is not None:
+            asked = asked.where(f"name IN ({schema.quoted([name])})")
+        there = asked.to_arrow().sort_by("when").to_pylist()
+        if not there:
+            return None
+        where = f"{column} = '{there[-1][column]}'"
+        found = table.search().where(where).limit(1).to_arrow().to_pylist()[0]
+    with pa.ipc.open_stream(pa.BufferReader(found["data"])) as reader:
+        values = reader.read_all()
+    return Derived(found[column], found["name"], json.loads(found["about"]), values)
+
+
+@dataclass(frozen=True, slots=True)
+class Clustered:
+    """A clustering of the rows `keys` (their id and region, in key order). names: what the rows
+    are called by what was asked for; agreement: how far the clusters agree with it."""
+
+    keys: pa.Table
+    clustering: Clustering
+    space: str
+    where: str | None
+    by: str | None = None
+    names: list[str | None] | None = None
+    agreement: Agreement | None = None
+
+    def table(self) -> pa.Table:
+        """For each row its id, region, cluster (−1 is noise), the cluster's name, and its cosine
+        to the middle of it."""
+        numbers = self.clustering.numbers.tolist()
+        called = [None if n < 0 else self.clustering.clusters[n].name for n in numbers]
+        table = self.keys.append_column("cluster", pa.array(numbers, pa.int32()))
+        table = table.append_column("name", pa.array(called, pa.string()))
+        return table.append_column("central", pa.array(self.clustering.central, from_pandas=True))
+
+
+def find_clusters(
+    collection: Collection,
+    how: How,
+    space: str = RAW,
+    where: str | None = None,
+    by: str | None = None,
+) -> Clustered:
+    """Clusters the rows that a filter leaves, in a space, and compares them with their names `by`
+    something, as `penult.collection.labels.labelled` takes it.
+
+    Raises:
+        UsageError: no rows, or too few for what was asked.
+    """
+    found = labelled(collection, [PREDICTED, *([by] if by else [])], where)
+    if not len(found.keys):
+        what = f"no row of {collection.path} matches {where!r}" if where else "it has no rows"
+        raise UsageError(f"there is nothing to cluster in {collection.path}: {what}")
+    vectors = spaces.ready(collection, space)[0](found.vectors)
+    ids: list[str] = found.keys["id"].to_pylist()
+    clustering = clusters.cluster(vectors, how, found.names[PREDICTED], ids)
+    names = found.names[by] if by else None
+    agreement = clusters.agreement(clustering.numbers, names) if names else None
+    return Clustered(found.keys, clustering, space, where, by, names, agreement)
+
+
+def keep_clusters(collection: Collection, made: Clustered, name: str | None = None) -> str:
+    """Keeps a clustering beside the rows, under a name, else its method's; the newest of a name
+    counts. Gives the name."""
+    name = name or made.clustering.how.method
+    about: dict[str, Any] = {
+        "how": asdict(made.clustering.how),
+        "space": made.space,
+        "where": made.where,
+        "stability": made.clustering.stability,
+        "clusters": [asdict(one) for one in made.clustering.clusters],
+        "noise": made.clustering.noise,
+    }
+    keep_derived(collection, "clusters", name, about, made.table())
+    return name
+
+
+def cluster_names(
+    collection: Collection, way: str, keys: Sequence[tuple[str, str]]
+) -> list[str | None]:
+    """The name of each row's cluster by the clustering `cluster` (the newest) or `cluster:NAME`;
+    None for noise, and for a row that was not there.
+
+    Raises:
+        LabelsError: there is no such clustering.
+    """
+    _, _, name = way.partition(":")
+    found = read_derived(collection, "clusters", name or None)
+    if found is None:
+        called = f" called {name!r}" if name else ""
+        raise LabelsError(
+            f"{collection.path} has no clusters{called} yet; "
+            f"penult cluster {collection.path} finds and keeps them"
+        )
+    names = dict(zip(schema.keys(found.table), found.table["name"].to_pylist(), strict=True))
+    return [names.get(key) for key in keys]
+
+
+_HIDDEN = ("content_hash", "size", "mtime_ns", "run_id", "truncated")
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """rows: their scalar columns, in key order. points: (n, 2). names: what each row is called by
+    what was asked for. matching: the rows that there are, of which more than enough were drawn.
+    kept: the map was there already."""
+
+    rows: pa.Table
+    points: npt.NDArray[np.float32]
+    names: list[str | None]
+    by: str
+    method: str
+    space: str
+    matching: int
+    kept: bool
+
+
+def make_map(
+    collection: Collection,
+    by: str = PREDICTED,
+    method: str | None = None,
+    space: str = RAW,
+    where: str | None = None,
+    most: int | None = None,
+    seed: int = 0,
+) -> Map:
+    """Places the rows that a filter leaves on a plane and names them `by` what
+    `penult.collection.labels.labelled` takes. Of more than `most` rows so many are drawn by chance.
+
+    The coordinates are kept in the collection; the same map of the same rows is not made twice.
+
+    Raises:
+        UsageError: no rows, or an unknown method. LabelsError: `by` names nothing here.
+    """
+    matching = collection.count_where(where)
+    if not matching:
+        what = f"no row of {collection.path} matches {where!r}" if where else "it has no rows"
+        raise UsageError(f"there is nothing to draw of {collection.path}: {what}")
+    chosen = method or projection.method_for(min(matching, most or matching))
+    if chosen not in projection.MOST:
+        raise UsageError(f"method {chosen!r} is not known; {', '.join(projection.MOST)} work")
+    if most is not None and most < 1:
+        raise UsageError(f"a map of {most} rows cannot be drawn; one or more can")
+    columns = [name for name in schema.scalar_columns(collection.schema) if name not in _HIDDEN]
+    limit = most or projection.MOST[chosen]
+    table, vectors = collection.vectors(where, columns, most=limit, seed=seed)
+    names = names_of(collection, table, by)
+    used = spaces.ready(collection, space)[0]
+    about = {"method": chosen, "space": used.id, "seed": seed, "dim": 2, "rows": _digest(vectors)}
+    points = _read_map(collection, about, table)
+    if points is None:
+        found = projection.project(used(vectors), seed, chosen)
+        _keep_map(collection, about, table, found)
+        return Map(table, found, names, by, chosen, space, matching, False)
+    return Map(table, points, names, by, chosen, space, matching, True)
+
+
+def _digest(vectors: npt.NDArray[np.float32]) -> str:
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()[:16]
+
+
+def _map_name(about: dict[str, Any]) -> str:
+    return ":".join(str(about[part]) for part in ("method", "space", "seed", "rows"))
+
+
+def _read_map(
+    collection: Collection, about: dict[str, Any], table: pa.Table
+) -> npt.NDArray[np.float32] | None:
+    """The coordinates, if this map of these very rows was made before."""
+    found = read_derived(collection, "maps", _map_name(about))
+    if found is None or schema.keys(found.table) != schema.keys(table):
+        return None
+    return np.stack([found.table[name].to_numpy() for name in ("x", "y")], axis=1)
+
+
+def _keep_map(
+    collection: Collection,
+    about: dict[str, Any],
+    table: pa.Table,
+    points: npt.NDArray[np.float32],
+) -> None:
+    values = table.select(list(schema.KEY))
+    for place, name in enumerate(("x", "y")):
+        values = values.append_column(name, pa.array(points[:, place]))
+    try:
+        keep_derived(collection, "maps", _map_name(about), about, values)
+    except StoreError:  # a collection that may only be read has its map made anew each time
+        return

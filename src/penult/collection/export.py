@@ -1,0 +1,220 @@
+"""A collection as files for other tools, and a summary of what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from penult.collection import schema
+from penult.collection.collection import Collection
+from penult.collection.manifest import Manifest, store_errors
+from penult.errors import CollectionError, UsageError
+
+_COUNT_ROWS = 8192
+
+
+def describe(collection: Collection) -> dict[str, Any]:
+    """For a JSON document; rows are counted, vectors are not read.
+
+    Raises:
+        CollectionError: there is no collection.
+    """
+    if (manifest := collection.manifest) is None:
+        raise CollectionError(f"there is no collection at {collection.path}")
+    kinds: Counter[str] = Counter()
+    for batch in collection.scan(["kind"], batch_size=_COUNT_ROWS):
+        kinds.update(batch.column("kind").to_pylist())
+    runs = collection.runs().to_pylist()
+    labels = collection.labels()
+    index = collection.index
+    return {
+        "collection": str(collection.path),
+        "rows": sum(kinds.values()),
+        "kinds": dict(kinds.most_common()),
+        "dim": manifest.dim,
+        "dtype": manifest.dtype,
+        "logits": manifest.logits,
+        "classes": len(manifest.labels),
+        "model": manifest.model.get("spec"),
+        "revision": manifest.model.get("revision"),
+        "tap": manifest.model.get("tap"),
+        "pooling": manifest.model.get("pooling"),
+        "modality": manifest.model.get("modality"),
+        "created": manifest.created,
+        "fingerprint": dict(manifest.fingerprint),
+        "columns": collection.columns,
+        "labels": {"marks": len(labels), "classes": sorted(set(labels["class"].to_pylist()))},
+        "spaces": len(collection.spaces()),
+        "failures": len(collection.failures()),
+        "runs": [{name: run[name] for name in _RUN} for run in runs],
+        "bytes": _size(collection.path),
+        "index": index.to_dict() if index else None,
+    }
+
+
+_RUN = (
+    *("run_id", "status", "started", "ended", "command", "model", "revision", "device", "engine"),
+    *("precision", "versions", "info", "done", "skipped", "replaced", "failed"),
+)
+
+
+def _size(folder: Path) -> int:
+    with store_errors(folder):
+        return sum(
+            os.lstat(os.path.join(root, name)).st_size  # noqa: PTH118 - some thousand files
+            for root, _, names in os.walk(folder)
+            for name in names
+        )
+
+
+METADATA_KEY = b"penult"  # in a parquet file's schema: the manifest as JSON, fingerprint included
+_BATCH = 4096  # rows held in memory, and rows in one group of a .parquet
+Batches = Iterator[pa.RecordBatch]
+
+
+def export(
+    collection: Collection,
+    out_path: str | os.PathLike[str],
+    where: str | None = None,
+    logits: bool = True,
+    *,
+    overwrite: bool = False,
+) -> int:
+    """Writes the matching rows to a file by its suffix; gives their number.
+
+    .parquet: all columns as they are. .npy: the vectors (n, d) float32, and beside it a .csv with
+    the scalar columns in the same order. .csv: scalar columns, then v0 …, then logit_0 … (or
+    top_0_index, top_0_logit … where only the top logits are kept). The files appear when complete.
+
+    Raises:
+        UsageError: an unknown suffix, an existing file without `overwrite`, a bad filter.
+        StoreError: full disk, no permission; nothing appears then.
+    """
+    out = Path(out_path)
+    writers = {".parquet": _parquet, ".npy": _npy, ".csv": _csv}
+    if (write := writers.get(out.suffix.lower())) is None:
+        raise UsageError(
+            f"cannot export to {out.name!r}: the suffix decides; {', '.join(writers)} work"
+        )
+    targets = [out] if write is not _npy else [out, out.with_suffix(".csv")]
+    for target in targets:
+        if target.exists() and not overwrite:
+            raise UsageError(f"{target} exists; give another name, or overwrite it (--overwrite)")
+    names = [name for name in collection.columns if logits or name != "logits"]
+    columns = pa.schema([collection.schema.field(name) for name in names])
+    with store_errors(out), _asides(targets) as asides:
+        return write(asides, collection.manifest, columns, collection.ordered(names, where, _BATCH))
+
+
+def write_csv(out: str | os.PathLike[str], table: pa.Table) -> None:
+    """Writes a table as a CSV, which appears when it is complete, in place of an older one.
+
+    Raises:
+        StoreError: full disk, no permission.
+    """
+    import pyarrow.csv as pc
+
+    out = Path(out)
+    with store_errors(out), _asides([out]) as asides:
+        pc.write_csv(table, asides[0])
+
+
+@contextlib.contextmanager
+def _asides(targets: list[Path]) -> Iterator[list[Path]]:
+    """Names beside the targets, which get their own names when the block has succeeded."""
+    asides = [target.with_name(f".{target.name}.part") for target in targets]
+    try:
+        yield asides
+        for aside, target in zip(asides, targets, strict=True):
+            aside.replace(target)
+    finally:
+        for aside in asides:
+            aside.unlink(missing_ok=True)
+
+
+def _parquet(
+    paths: list[Path], manifest: Manifest | None, columns: pa.Schema, batches: Batches
+) -> int:
+    import pyarrow.parquet as pq
+
+    about = json.dumps(asdict(manifest) if manifest else {}, ensure_ascii=False)
+    schema = columns.with_metadata({METADATA_KEY: about.encode()})
+    count = 0
+    with pq.ParquetWriter(paths[0], schema) as file:
+        for batch in batches:
+            file.write_batch(batch.cast(schema))
+            count += batch.num_rows
+    return count
+
+
+def _npy(paths: list[Path], _: Manifest | None, columns: pa.Schema, batches: Batches) -> int:
+    import pyarrow.csv as pc
+
+    names = schema.scalar_columns(columns)
+    keys = pa.schema([columns.field(name) for name in names])
+    dim = columns.field("vector").type.list_size
+    header = {"descr": "<f4", "fortran_order": False, "shape": (0, dim)}
+    count = 0
+    with paths[0].open("wb") as file, pc.CSVWriter(paths[1], keys) as table:
+        np.lib.format.write_array_header_1_0(file, header)
+        for batch in batches:
+            file.write(schema.matrix(batch.column("vector")).astype("<f4").tobytes())
+            table.write_batch(batch.select(names))
+            count += batch.num_rows
+        # numpy leaves room in its header for more rows, so its length stays the same
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, dim)})
+    return count
+
+
+def _csv(paths: list[Path], manifest: Manifest | None, columns: pa.Schema, batches: Batches) -> int:
+    import pyarrow.csv as pc
+
+    top = int(manifest.logits.partition(":")[2] or 0) if manifest else 0
+    count = 0
+    first = _flat(pa.RecordBatch.from_pylist([], schema=columns), top)
+    with pc.CSVWriter(paths[0], first.schema) as file:
+        for batch in batches:
+            file.write_batch(_flat(batch, top))
+            count += batch.num_rows
+    return count
+
+
+def _flat(batch: pa.RecordBatch, top: int) -> pa.RecordBatch:
+    """The batch with one scalar column for each value of its vector and logits."""
+    scalars = {name: batch.column(name) for name in schema.scalar_columns(batch.schema)}
+    flat = _spread(batch.column("vector"), "v")
+    if "logits" in batch.schema.names and top:
+        lists = batch.column("logits").to_pylist()
+        for place in range(top):
+            for part, kind in (("index", pa.int32()), ("logit", pa.float32())):
+                values = [row[place][part] if row and place < len(row) else None for row in lists]
+                flat[f"top_{place}_{part}"] = pa.array(values, kind)
+    elif "logits" in batch.schema.names:
+        flat |= _spread(batch.column("logits"), "logit_")
+    if clash := sorted(scalars.keys() & flat.keys()):
+        raise UsageError(
+            f"metadata column {clash[0]!r} has the name of a vector's or logits' column in a .csv; "
+            "export to .parquet, or to .npy"
+        )
+    flat = scalars | flat
+    return pa.RecordBatch.from_arrays(list(flat.values()), names=list(flat))
+
+
+def _spread(column: pa.Array, prefix: str) -> dict[str, pa.Array]:
+    missing = column.is_null().to_numpy(zero_copy_only=False)
+    values = np.full((len(column), column.type.list_size), np.nan, np.float32)
+    values[~missing] = schema.matrix(column.drop_null())
+    return {
+        f"{prefix}{place}": pa.array(values[:, place], pa.float32(), mask=missing)
+        for place in range(values.shape[1])
+    }

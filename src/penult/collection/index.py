@@ -1,0 +1,215 @@
+"""An approximate index over a collection's vectors: made only with a measured recall.
+
+Inverted lists of scalar-quantised vectors (IVF_SQ), asked for more rows than are wanted, whose
+exact distances then decide. Rows written since are compared one by one, so none is ever missed
+for being new. See docs/benchmarks.md for what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.collection import lance, schema
+from penult.collection.manifest import locked, now, store_errors, write_aside
+from penult.errors import CollectionError, IndexRefused, UsageError
+
+if TYPE_CHECKING:
+    from penult.collection.collection import Collection
+
+
+NAME = "vectors"
+ABOUT = "index.json"  # there as long as the index may be used: written after it was measured
+MIN_ROWS = 1000
+PROBES = 20  # lists that are looked into; more where a filter leaves few rows
+REFINE = 4  # times as many rows as are wanted have their exact distances computed
+K = 10
+_SAMPLE = 100
+_BATCH = 8192
+_LOOK = ("id", "region", "vector")
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What an index is: measured on `sample` of the collection's own vectors against all rows."""
+
+    kind: str
+    metric: str
+    rows: int
+    recall: float  # of the ten nearest other rows
+    sample: int
+    milliseconds: float  # of a search, median
+    seconds: float  # to build
+    created: str
+    since: int = 0  # rows written since, which are compared one by one
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON document."""
+        return asdict(self)
+
+
+def is_ready(path: Path) -> bool:
+    """Whether there is an index that was measured and not refused."""
+    return (path / ABOUT).exists()
+
+
+def read(collection: Collection) -> Index | None:
+    """The index of a collection, and how many rows it does not have yet."""
+    if not is_ready(collection.path):
+        return None
+    table = lance.opened(collection.path, lance.ITEMS)
+    with store_errors(collection.path):
+        about = json.loads((collection.path / ABOUT).read_text(encoding="utf-8"))
+        state = table.index_stats(NAME) if table is not None else None
+    return Index(**{**about, "since": state.num_unindexed_rows}) if state else None
+
+
+def asked(builder: Any, probes: int) -> Any:
+    """A query that looks into so many lists of the index; into none: that compares all rows."""
+    if not probes:
+        return builder.bypass_vector_index()
+    return builder.nprobes(probes).refine_factor(REFINE)
+
+
+def probes(count: int, matching: int) -> int:
+    """Into how many lists to look where a filter leaves `matching` of `count` rows: the fewer, the
+    further away the nearest of them may lie."""
+    return min(_lists(count), math.ceil(PROBES * count / max(1, matching)))
+
+
+def _lists(count: int) -> int:
+    return max(1, round(math.sqrt(count)))
+
+
+def build(
+    collection: Collection, min_recall: float = 0.95, sample: int = _SAMPLE, wait: bool = False
+) -> Index:
+    """Builds the index anew and measures it; gives what it is.
+
+    Raises:
+        UsageError: too few rows, or a recall that is none.
+        IndexRefused: its recall is lower; there is no index then.
+        CollectionLocked: another process writes.
+    """
+    if not 0 <= min_recall <= 1:
+        raise UsageError(f"a recall of {min_recall:g} cannot be; it lies between 0 and 1")
+    path, count = collection.path, collection.count
+    if count < MIN_ROWS:
+        raise UsageError(
+            f"{path} has {count} rows: comparing all of them takes a few ms, and an index needs at "
+            f"least {MIN_ROWS}"
+        )
+    with locked(path, "penult index", wait):
+        _drop(path)
+        seconds = _create(path, count)
+        try:
+            recall, milliseconds, used = measured(collection, sample)
+            if recall < min_recall:
+                raise IndexRefused(
+                    f"the index of {path} finds {recall:.3f} of the {K} nearest rows, less than "
+                    f"{min_recall:g}: it was dropped, and searches stay exact. --min-recall "
+                    f"{math.floor(recall * 100) / 100:g} accepts it"
+                )
+        except BaseException:
+            _drop(path)
+            raise
+        made = now().isoformat("T", "seconds")
+        index = Index("IVF_SQ", "cosine", count, recall, used, milliseconds, seconds, made)
+        write_aside(path / ABOUT, json.dumps(index.to_dict(), indent=1))
+    return index
+
+
+def drop(collection: Collection, wait: bool = False) -> bool:
+    """Removes the index; gives whether there was one.
+
+    Raises:
+        CollectionError: there is no collection. CollectionLocked: another process writes.
+    """
+    if collection.manifest is None:
+        raise CollectionError(f"there is no collection at {collection.path}")
+    with locked(collection.path, "penult index --drop", wait):
+        return _drop(collection.path)
+
+
+def _create(path: Path, count: int) -> float:
+    from lancedb.index import IvfSq
+
+    table = lance.opened(path, lance.ITEMS)
+    assert table is not None
+    lists = _lists(count)
+    config = IvfSq(distance_type="cosine", num_partitions=lists, max_iterations=20, sample_rate=64)
+    began = time.perf_counter()
+    with store_errors(path):
+        table.create_index("vector", config=config, name=NAME, replace=True)
+    return time.perf_counter() - began
+
+
+def _drop(path: Path) -> bool:
+    with store_errors(path):
+        (path / ABOUT).unlink(missing_ok=True)
+        table = lance.opened(path, lance.ITEMS)
+        there = table is not None and NAME in [index.name for index in table.list_indices()]
+        if table is not None and there:
+            table.drop_index(NAME)
+    return there
+
+
+def measured(collection: Collection, sample: int = _SAMPLE) -> tuple[float, float, int]:
+    """Recall of the ten nearest rows besides the row itself, over rows drawn by chance; median
+    milliseconds of a search; how many were asked. An equally near row is as good."""
+    keys, queries = _drawn(collection, sample)
+    needed = _tenth(collection, keys, queries)
+    found, times = [], []
+    for key, query, least in zip(keys, queries, needed, strict=True):
+        began = time.perf_counter()
+        hits = collection.search(query, k=K + 1, indexed=True)
+        times.append(time.perf_counter() - began)
+        others = [hit.similarity for hit in hits if (hit.id, hit.region) != key][:K]
+        found.append(sum(similarity >= least - 1e-5 for similarity in others) / K)
+    return statistics.fmean(found), statistics.median(times) * 1e3, len(keys)
+
+
+def _drawn(collection: Collection, sample: int) -> tuple[list[tuple[str, str]], Matrix]:
+    table = lance.opened(collection.path, lance.ITEMS)
+    assert table is not None
+    with store_errors(collection.path):
+        count = table.count_rows()
+        places = np.random.default_rng(0).choice(count, min(2 * sample, count), replace=False)
+        found = table.take_offsets(sorted(places.tolist())).select(list(_LOOK)).to_arrow()
+    vectors = schema.matrix(found["vector"])
+    some = np.flatnonzero(np.linalg.norm(vectors, axis=1) > 0)[:sample]
+    keys = schema.keys(found)
+    return [keys[place] for place in some], vectors[some]
+
+
+def _tenth(collection: Collection, keys: list[tuple[str, str]], queries: Matrix) -> Matrix:
+    """The cosine of each query's tenth nearest row, itself left out; all rows are compared."""
+    units = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    own = {key: place for place, key in enumerate(keys)}
+    best = np.full((len(keys), K), -np.inf, np.float32)
+    for batch, vectors in _vectors(collection):
+        lengths = np.linalg.norm(vectors, axis=1)
+        cosines = units @ (vectors / np.where(lengths > 0, lengths, 1)[:, None]).T
+        cosines[:, lengths == 0] = -np.inf
+        for row, key in enumerate(schema.keys(batch)):
+            if key in own:
+                cosines[own[key], row] = -np.inf
+        both = np.concatenate([best, cosines], axis=1)
+        best = -np.partition(-both, K - 1, axis=1)[:, :K]
+    tenth: Matrix = best.min(axis=1)
+    return tenth
+
+
+def _vectors(collection: Collection) -> Iterator[tuple[Any, Matrix]]:
+    for batch in collection.scan(_LOOK, batch_size=_BATCH):
+        yield batch, schema.matrix(batch.column("vector"))

@@ -1,0 +1,375 @@
+"""LanceDB tables of a collection: opening, queries, columns, upkeep, and rows as streams."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from penult.collection import schema as rows
+from penult.collection.manifest import store_errors
+from penult.collection.schema import COLUMNS, metadata_types
+from penult.errors import CollectionError, StoreError
+
+ITEMS = "items"
+log = logging.getLogger(__name__)
+_TIME = pa.timestamp("us", "UTC")
+
+
+def _columns(texts: str, **others: pa.DataType) -> pa.Schema:
+    return pa.schema({**dict.fromkeys(texts.split(), pa.string()), **others})
+
+
+_COUNTS = dict.fromkeys(("done", "skipped", "replaced", "failed"), pa.int64())
+SIDE = {
+    "labels": _columns("id region class mark who source", when=_TIME),
+    "spaces": _columns("space_id name about", when=_TIME, data=pa.large_binary()),
+    # One record is one clustering or map of many rows: whole or not there. data: an arrow stream.
+    "clusters": _columns("clusters_id name about", when=_TIME, data=pa.large_binary()),
+    "maps": _columns("map_id name about", when=_TIME, data=pa.large_binary()),
+    "runs": _columns(
+        "run_id status command model revision device engine precision versions info",
+        **{"started": _TIME, "ended": _TIME, **_COUNTS},
+    ),
+    "failures": _columns(
+        "id region error message run_id",
+        when=_TIME,
+        size=pa.int64(),
+        mtime_ns=pa.int64(),
+    ),
+}
+
+# A reader holds the version it began with, until its call returns; the longest calls are scans
+# and exports. Older versions go after an hour: nightly runs then keep one night's leftovers, where
+# LanceDB's own week would keep seven. A scan that takes longer says that it has to be repeated.
+KEEP = timedelta(hours=1)
+# Rows of a full fragment, which no compaction reads again: so neither its time nor its memory grows
+# with the table. LanceDB's own 2^20 has it rewrite up to 3 GB of vectors at a time; fragments below
+# 100,000 rows it counts as small.
+FRAGMENT = 100_000
+_AT_ONCE = 1024  # rows in memory while a fragment is rewritten
+INDEX_FROM = 50_000  # rows; below, reading all ids takes less than 3 ms
+MANY = 32  # fragments at the end of a run; fewer cost a lookup less than 4 ms
+_WIDER = "__wider"  # a column's next form, while it is being widened
+
+
+@cache
+def _session() -> Any:
+    """What LanceDB keeps in memory, shared by all calls of this process: an index stays opened
+    from one search to the next, and no more than this is kept (its own limits are 6 and 1 GB)."""
+    import lancedb
+
+    return lancedb.Session(index_cache_size_bytes=2 << 30, metadata_cache_size_bytes=128 << 20)
+
+
+def connect(path: Path) -> Any:
+    """The folder as a LanceDB database, which keeps nothing of what is in it."""
+    with store_errors(path):
+        return _connected(str(path.absolute()), os.getpid())
+
+
+@lru_cache(maxsize=64)
+def _connected(path: str, process: int) -> Any:
+    import lancedb
+
+    return lancedb.connect(path, session=_session())
+
+
+def opened(path: Path, name: str) -> Any | None:
+    """A table at its latest version, which the handle keeps while others write; None if absent."""
+    with store_errors(path):
+        try:
+            return connect(path).open_table(name)
+        except ValueError as error:
+            if "was not found" in str(error):
+                return None
+            raise
+
+
+def created(path: Path, name: str, columns: pa.Schema) -> Any:
+    """The table, made if it is absent, or if a killed creation left a part of it."""
+    with store_errors(path):
+        return connect(path).create_table(name, schema=columns, exist_ok=True)
+
+
+def remade(path: Path, name: str, columns: pa.Schema) -> Any:
+    """The table, empty and with these columns, whatever it was before."""
+    with store_errors(path):
+        return connect(path).create_table(name, schema=columns, mode="overwrite")
+
+
+@contextlib.contextmanager
+def asking(path: Path, where: str | None, columns: list[str]) -> Iterator[None]:
+    """Translates errors of one query: its filter's in words, the system's as StoreError."""
+    with store_errors(path):
+        try:
+            if where is not None and ";" in re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", where):
+                raise ValueError("one condition is expected, without ';'")  # LanceDB drops the rest
+            yield
+        except (ValueError, RuntimeError) as error:
+            text = str(error)
+            if where is None or "os error" in text or "LanceError(IO)" in text:
+                raise
+            reason = re.sub(r",? ?\S*/\S+\.rs:\d+:\d+", "", text)
+            reason = re.sub(r"\.? ?Valid fields are .*", "", reason)
+            reason = reason.replace("Invalid input, ", "").replace("lance error: ", "").strip()
+            raise CollectionError(
+                f"the filter {where!r} does not work: {reason[:200]}. Columns: "
+                f"{', '.join(columns)}. Texts stand in single quotes (site = 'A'), column names "
+                "with spaces or signs in backticks (`my column` > 1)"
+            ) from error
+
+
+def add_metadata(table: Any, wanted: Mapping[str, pa.DataType], path: Path) -> None:
+    """Adds absent metadata columns (null for earlier rows), widens integers to floats.
+
+    Raises:
+        CollectionError: a column has a type into which the new values do not go.
+    """
+    wanted = metadata_types(wanted)
+    with store_errors(path):
+        _finish_widening(table)
+        present = {field.name: field.type for field in table.schema}
+        changes = {
+            name: _common(name, present[name], kind)
+            for name, kind in wanted.items()
+            if name in present
+        }
+        if absent := [pa.field(name, kind) for name, kind in wanted.items() if name not in present]:
+            table.add_columns(absent)
+        for name, kind in changes.items():
+            if kind != present[name]:
+                _widen(table, name, kind)
+
+
+def _common(name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
+    if old == new:
+        return new
+    numbers = all(pa.types.is_integer(t) or pa.types.is_floating(t) for t in (old, new))
+    if numbers and (pa.types.is_floating(old) != pa.types.is_floating(new)):
+        return pa.float64()
+    if numbers:
+        return max(old, new, key=lambda kind: (kind.bit_width, str(kind)))
+    raise CollectionError(
+        f"metadata column {name!r} holds {old} in this collection and {new} in the new items; "
+        "convert the new ones, or give the column another name"
+    )
+
+
+_SQL = {
+    "double": "double",
+    "float": "float",
+    "int64": "bigint",
+    "int32": "int",
+    "int16": "smallint",
+}
+
+
+def _widen(table: Any, name: str, kind: pa.DataType) -> None:
+    """In three commits, the middle one of which swaps: no reader ever misses the column."""
+    sql = f"cast(`{name}` as {_SQL.get(str(kind), 'double')})"
+    table.add_columns({name + _WIDER: sql})
+    _swap(table, name)
+
+
+def _swap(table: Any, name: str) -> None:
+    table.alter_columns(
+        {"path": name, "rename": name + _WIDER + "_old"},
+        {"path": name + _WIDER, "rename": name},
+    )
+    table.drop_columns([name + _WIDER + "_old"])
+
+
+def _finish_widening(table: Any) -> None:
+    """Takes away what a killed widening left: the column is there before and after the swap."""
+    left = [name for name in table.schema.names if name.endswith((_WIDER, _WIDER + "_old"))]
+    if left:
+        table.drop_columns(left)
+
+
+def is_due(commits: int, added: int, total: int) -> bool:
+    """Whether to compact after `commits` commits that added `added` of `total` rows.
+
+    Often enough that lookups stay below a few hundred ms, seldom enough that rewriting costs no
+    more than a few writes of each row: when the new rows weigh as much as what is rewritten.
+    """
+    return commits >= 1000 or (commits >= 100 and 2 * added >= total % FRAGMENT)
+
+
+def tidy(table: Any, path: Path, index: str | None = None, ended: bool = True) -> None:
+    """Compacts, updates the index on `index` (made once it pays) and drops versions over KEEP.
+
+    ended: whether the run is at its end, where an index of vectors is brought up to date, too.
+    Compaction needs room on the disk; without it the table stays as it is, which is no failure.
+    """
+    try:
+        with store_errors(path):
+            if index and table.count_rows() >= INDEX_FROM and not _has_index(table, index):
+                from lancedb.index import BTree
+
+                table.create_index(index, config=BTree())
+            data = table.to_lance()  # LanceDB's own `optimize` has none of these settings
+            data.optimize.compact_files(
+                target_rows_per_fragment=FRAGMENT, batch_size=_AT_ONCE, num_threads=1
+            )
+            if stale := _stale(table, index, ended):
+                data.optimize.optimize_indices(index_names=stale)
+            data.cleanup_old_versions(KEEP)
+            table.checkout_latest()
+        log.info("%s: compacted %s", path, table.name)
+    except StoreError as error:
+        log.warning("could not be compacted, nothing is lost: %s", error)
+
+
+def _stale(table: Any, index: str | None, ended: bool) -> list[str]:
+    """The indices to bring up to date. That costs as much as all rows of the index, so that on
+    `index` it is done once there are an eighth more of them; the others are for searches."""
+    found = []
+    for one in table.list_indices():
+        state = table.index_stats(one.name)
+        late = state.num_unindexed_rows if state is not None else 0
+        if late and (late > state.num_indexed_rows / 8 if list(one.columns) == [index] else ended):
+            found.append(one.name)
+    return found
+
+
+def _has_index(table: Any, column: str) -> bool:
+    return any(list(index.columns) == [column] for index in table.list_indices())
+
+
+def is_untidy(table: Any, folder: Path) -> bool:
+    """Whether a run should end with tidying: many commits, or files of versions past KEEP."""
+    if fragments(table) >= MANY:
+        return True
+    if not (folder / "data").is_dir():  # nothing has ever been written
+        return False
+    with store_errors(folder):
+        used = sum(entry.stat().st_size for entry in os.scandir(folder / "data"))
+        if used <= 1.5 * table.stats()["total_bytes"]:
+            return False
+        oldest = min(version["timestamp"] for version in table.list_versions())
+    return bool(oldest.timestamp() < time.time() - KEEP.total_seconds())
+
+
+def fragments(table: Any) -> int:
+    """The number of small fragments: about one for each commit since the last compaction."""
+    return int(table.stats()["fragment_stats"]["num_small_fragments"])
+
+
+def own_columns(columns: pa.Schema) -> list[pa.Field]:
+    """The fields of a schema that are no metadata."""
+    return [field for field in columns if field.name in COLUMNS]
+
+
+ROW = "_rowid"
+_KEYS_AT_ONCE = 8192
+_VECTORS_AT_ONCE = 1024
+Places = npt.NDArray[np.uint64]
+
+
+def selected(path: Path, table: Any, columns: Sequence[str] | None) -> list[str]:
+    """The names of these columns, or of all.
+
+    Raises:
+        CollectionError: there is no such column.
+    """
+    names = list(table.schema.names)
+    if unknown := [name for name in columns or () if name not in names]:
+        raise CollectionError(
+            f"there is no column {unknown[0]!r} in {path}; columns: {', '.join(names)}"
+        )
+    return names if columns is None else list(columns)
+
+
+def stream(
+    path: Path, table: Any, columns: list[str], where: str | None, size: int, row_id: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """The matching rows in no particular order, all of one commit; with `_rowid` if asked."""
+    names = table.schema.names
+    with asking(path, where, names):
+        query = table.search().select(columns).limit(None).with_row_id(row_id)
+        if where is not None:
+            query = query.where(where)
+        reader = query.to_batches(size)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        while True:
+            with asking(path, where, names):
+                batch = next(reader, None)
+            if batch is None:
+                return
+            yield batch
+
+    return batches()
+
+
+def ordered(
+    path: Path, table: Any, columns: list[str], where: str | None, size: int
+) -> Iterator[pa.RecordBatch]:
+    """The matching rows in the order of their keys."""
+    found = places(path, table, where)
+    chunks = (found[at : at + size] for at in range(0, len(found), size))
+    return (batch for chunk in chunks for batch in take_rows(path, table, columns, chunk))
+
+
+def vectors(
+    path: Path, table: Any, columns: list[str], where: str | None, most: int | None, seed: int
+) -> tuple[pa.Table, npt.NDArray[np.float32]]:
+    """The columns and the vectors (n, d) of the matching rows in the order of their keys; of more
+    than `most`, so many drawn by chance, the same ones for a seed."""
+    found = places(path, table, where)
+    if most is not None and len(found) > most:
+        drawn = np.random.default_rng(seed).choice(len(found), most, replace=False)
+        found = found[np.sort(drawn)]
+    matrix = np.empty((len(found), table.schema.field("vector").type.list_size), np.float32)
+    by_row = np.argsort(found)
+    parts: list[pa.RecordBatch] = []
+    filled: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    wanted = [*dict.fromkeys([*columns, "vector"])]
+    for batch in stream(path, table, wanted, where, _VECTORS_AT_ONCE, True) if len(found) else ():
+        row = batch.column(ROW).to_numpy()
+        spot = np.minimum(np.searchsorted(found, row, sorter=by_row), len(found) - 1)
+        place = by_row[spot]
+        if not (drawn_here := found[place] == row).all():
+            batch, place = batch.filter(pa.array(drawn_here)), place[drawn_here]
+        matrix[place] = rows.matrix(batch.column("vector"))
+        parts.append(batch.select(columns))
+        filled.append(place)
+    schema = pa.schema([table.schema.field(name) for name in columns])
+    keys = pa.Table.from_batches(parts, schema)
+    return keys.take(np.argsort(np.concatenate(filled))), matrix
+
+
+def take_rows(path: Path, table: Any, columns: list[str], wanted: Places) -> list[pa.RecordBatch]:
+    """The rows at these places in the given order; LanceDB gives them in its own."""
+    with store_errors(path):
+        found = table.take_row_ids(wanted.tolist()).select(columns).with_row_id().to_arrow()
+    order = np.argsort(found[ROW].to_numpy())[np.argsort(np.argsort(wanted))]
+    batches: list[pa.RecordBatch] = found.take(order).select(columns).combine_chunks().to_batches()
+    return batches
+
+
+def places(path: Path, table: Any, where: str | None) -> Places:
+    """The row ids of the matching rows, in the order of their keys."""
+    parts = list(stream(path, table, list(rows.ORDER), where, _KEYS_AT_ONCE, True))
+    if not parts:
+        return np.zeros(0, np.uint64)
+    keys = pa.Table.from_batches(parts)
+    for name in ("channel", "start"):  # null comes first here, and last for an end
+        filled = pc.fill_null(keys[name], -1)
+        keys = keys.set_column(keys.schema.get_field_index(name), name, filled)
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in rows.ORDER])
+    found: Places = keys[ROW].take(order).to_numpy()
+    return found

@@ -1,0 +1,347 @@
+"""Nearest rows: from a query (vector, file or row) to ranked hits, by the index or over all
+rows.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penult.analysis.space import Space
+from penult.collection import index, lance, schema
+from penult.collection.schema import COLUMNS
+from penult.data.regions import Region
+from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
+
+if TYPE_CHECKING:
+    from penult.collection.collection import Collection
+    from penult.collection.manifest import Manifest
+    from penult.embedding.embedder import Embedder
+
+
+METRICS = ("cosine", "dot", "l2")
+Searched = Literal["index", "all rows"]
+INDEX: Searched = "index"
+ALL_ROWS: Searched = "all rows"
+DISTANCE = "_distance"
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One region that a search found.
+
+    `similarity` is higher for nearer regions: the cosine, the dot product, or minus the
+    Euclidean distance. `start` and `end` are seconds; None is the item's beginning and end.
+    """
+
+    id: str
+    region: str
+    start: float | None
+    end: float | None
+    channel: int | None
+    label: str | None
+    score: float | None
+    similarity: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Hits(list[Hit]):
+    """The regions that a search found, nearest first.
+
+    searched: `index` if an approximate index was asked, `all rows` if every matching row was
+    compared.
+    """
+
+    def __init__(self, hits: Iterable[Hit] = (), searched: Searched = ALL_ROWS) -> None:
+        super().__init__(hits)
+        self.searched: Searched = searched
+
+    def __repr__(self) -> str:
+        return f"Hits({super().__repr__()}, searched={self.searched!r})"
+
+
+def as_query(vector: npt.ArrayLike, dim: int, metric: str = "cosine") -> npt.NDArray[np.float32]:
+    """The query as (dim,) float32; of length one for cosine, so that no scale overflows.
+
+    Raises:
+        CollectionError: wrong size, values that are not finite, a zero vector for cosine, or an
+            unknown metric.
+    """
+    if metric not in METRICS:
+        raise CollectionError(f"metric {metric!r} is not known; {', '.join(METRICS)} work")
+    query = np.asarray(vector, dtype=np.float64)
+    if query.shape != (dim,):
+        raise CollectionError(
+            f"the query has shape {query.shape}, the collection's vectors have ({dim},); "
+            "embed the query with the collection's own embedder"
+        )
+    if not np.isfinite(query).all():
+        raise CollectionError("the query has values that are not finite")
+    if metric == "cosine":
+        length = float(np.linalg.norm(query))
+        if length == 0:
+            raise CollectionError("the query is a zero vector, which has no direction to compare")
+        query = query / length
+    return query.astype(np.float32)
+
+
+def distances(
+    query: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], metric: str
+) -> npt.NDArray[np.float32]:
+    """How far each of the vectors (n, d) is from the query (d,), as the store measures it: one
+    minus the cosine or the dot product, or the squared Euclidean distance. Infinite where a zero
+    vector has no cosine."""
+    asked, rows = query.astype(np.float64), vectors.astype(np.float64)
+    if metric == "l2":
+        far = np.square(rows - asked).sum(axis=1)
+    elif metric == "dot":
+        far = 1.0 - rows @ asked
+    else:
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(asked)
+        none = lengths == 0
+        far = np.where(none, np.inf, 1.0 - rows @ asked / np.where(none, 1.0, lengths))
+    rounded: npt.NDArray[np.float32] = far.astype(np.float32)
+    return rounded
+
+
+def is_cut_in_a_tie(distances: npt.NDArray[np.float32], k: int, asked: int) -> bool:
+    """Whether of `asked` nearest rows the k-th is as far as the last: more may be as near."""
+    distances = np.sort(distances)
+    return len(distances) == asked > k and bool(distances[k - 1] == distances[-1])
+
+
+def hits(found: pa.Table, k: int, metric: str = "cosine", searched: Searched = ALL_ROWS) -> Hits:
+    """The k nearest of the found rows, nearest first; ties in the order of (id, region)."""
+    rows = found.to_pylist()
+    rows.sort(key=lambda row: (row[DISTANCE], row["id"], row["region"]))
+    extra = [name for name in found.column_names if name not in COLUMNS and name != DISTANCE]
+    own = ("id", "region", "start", "end", "channel", "label", "score")
+    found_hits = (
+        Hit(
+            **{name: row[name] for name in own},
+            similarity=_similarity(row[DISTANCE], metric),
+            metadata={name: row[name] for name in extra},
+        )
+        for row in rows[:k]
+    )
+    return Hits(found_hits, searched)
+
+
+def _similarity(distance: float, metric: str) -> float:
+    if metric == "l2":  # LanceDB gives the square
+        return -float(np.sqrt(max(distance, 0.0)))
+    similarity = 1.0 - distance
+    return min(max(similarity, -1.0), 1.0) if metric == "cosine" else similarity
+
+
+_BATCH = 4096
+_MORE = 16  # rows asked for beyond k, so that a tie at the k-th is seen
+FloatArray = npt.NDArray[np.float32]
+_BEST = pa.schema(
+    {
+        **dict.fromkeys(schema.KEY, pa.string()),
+        "place": pa.uint64(),
+        DISTANCE: pa.float32(),
+    }
+)
+
+
+def raw(
+    path: Path, table: Any, query: FloatArray, k: int, where: str | None, metric: str, fast: bool
+) -> Hits:
+    """The k nearest rows by their stored vectors; `fast` asks the index."""
+    names = [*schema.scalar_columns(table.schema), DISTANCE]
+    asked, matching, probes = k + _MORE, 0, 0
+    if fast:
+        with lance.asking(path, where, table.schema.names):
+            count = matching = int(table.count_rows())
+            if where is not None:
+                matching = int(table.count_rows(where))
+        probes = index.probes(count, matching)
+    while True:
+        with lance.asking(path, where, table.schema.names):
+            builder = table.search(query, vector_column_name="vector").distance_type(metric)
+            if where is not None:
+                builder = builder.where(where, prefilter=True)
+            builder = index.asked(builder, probes)
+            found = builder.select(names).limit(asked).to_arrow()
+        if probes and len(found) < min(asked, matching):  # too few rows in those lists
+            probes = 0
+        elif not is_cut_in_a_tie(found[DISTANCE].to_numpy(), k, asked):
+            return hits(found, k, metric, INDEX if probes else ALL_ROWS)
+        else:
+            asked *= 4
+
+
+def in_space(
+    path: Path, table: Any, query: FloatArray, k: int, where: str | None, metric: str, space: Space
+) -> Hits:
+    """The k nearest rows in a space, exactly: every matching row goes through it.
+
+    query: (d',), already in the space.
+    """
+    best = _BEST.empty_table()
+    for batch in lance.stream(path, table, [*schema.KEY, "vector"], where, _BATCH, True):
+        distance = distances(query, space(schema.matrix(batch.column("vector"))), metric)
+        columns = [*(batch.column(name) for name in schema.KEY), batch.column(lance.ROW)]
+        part = pa.table([*columns, pa.array(distance)], schema=_BEST)
+        best = _nearest(pa.concat_tables([best, part.filter(pa.array(np.isfinite(distance)))]), k)
+    places = best["place"].to_numpy()
+    names = schema.scalar_columns(table.schema)
+    found = pa.Table.from_batches(
+        lance.take_rows(path, table, names, places) if len(places) else [],
+        pa.schema([table.schema.field(name) for name in names]),
+    )
+    return hits(found.append_column(DISTANCE, best[DISTANCE]), k, metric)
+
+
+def _nearest(found: pa.Table, k: int) -> pa.Table:
+    order = [(DISTANCE, "ascending"), *((name, "ascending") for name in schema.KEY)]
+    return found.sort_by(order)[:k]
+
+
+class KeptEmbedder:
+    """The embedder of a collection, opened once and kept until another one is asked for. Threads
+    that ask at once get the same one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: tuple[tuple[Manifest, str | None, str, bool], Embedder] | None = None
+
+    def get(self, manifest: Manifest, model: str | None, device: str, trust: bool) -> Embedder:
+        """The embedder of this manifest; see `embedder_of`."""
+        asked = (manifest, model, device, trust)
+        with self._lock:
+            if self._kept is None or self._kept[0] != asked:
+                self._kept = None  # not two models in memory at once
+                self._kept = asked, embedder_of(manifest, model, device=device, trust=trust)
+            return self._kept[1]
+
+
+def query_vector(
+    collection: Collection,
+    query: str | os.PathLike[str],
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    model: str | None = None,
+    device: str = "auto",
+    trust: bool = False,
+    embedder: Embedder | None = None,
+) -> npt.NDArray[np.float32]:
+    """The vector (d,) of a row of the collection, or of a file, embedded as its rows were: by this
+    embedder, or by the collection's own, which `model`, `device` and `trust` open.
+
+    A row serves as it is stored if its file has not changed; then no model is opened.
+
+    Raises:
+        CollectionError: there is no such file and no such row.
+        UsageError: the file cannot be embedded.
+        FingerprintMismatch: the embedder gives other vectors.
+    """
+    manifest = collection.manifest
+    if manifest is None:
+        raise CollectionError(f"there is no collection at {collection.path}")
+    if embedder is not None:
+        check_embedder(manifest, embedder)
+    segment = start is not None or end is not None
+    try:
+        region = Region("segment", start or 0.0, end) if segment else Region()
+    except ItemError as error:
+        raise UsageError(f"the query's segment: {error}") from error
+    query = os.fspath(query)
+    stored = _stored(collection, query, region)
+    if stored is not None:
+        return stored
+    text = manifest.model.get("modality") == "text"
+    if not text and not Path(query).expanduser().is_file():
+        raise CollectionError(
+            f"{query!r} is neither a file nor the id of a row of {collection.path}"
+        )
+    opened = embedder or collection.embedder(model, device=device, trust=trust)
+    try:
+        return _embedded(opened, query, region)
+    except ItemError as error:
+        raise UsageError(f"the query {query}: {error}") from error
+
+
+def _stored(collection: Collection, query: str, region: Region) -> npt.NDArray[np.float32] | None:
+    path = Path(query).expanduser().absolute()
+    for id in (query, str(path)):
+        row = collection.get(id, region.key)
+        if row is None:
+            continue
+        file = Path(row["id"])
+        if row["size"] is not None and file.is_file():
+            status = file.stat()
+            if (status.st_size, status.st_mtime_ns) != (row["size"], row["mtime_ns"]):
+                continue
+        vector: npt.NDArray[np.float32] = row["vector"]
+        return vector
+    return None
+
+
+def _embedded(embedder: Embedder, query: str, region: Region) -> npt.NDArray[np.float32]:
+    from penult.data.items import Failure
+    from penult.data.sources import from_objects
+
+    path = Path(query).expanduser()
+    content = path if path.is_file() else query
+    pair = next(iter(from_objects([content], embedder.classifier.modality)))
+    if isinstance(pair, Failure):
+        raise ItemError(pair.message)
+    # A query is not labelled: the pass ends behind the tap.
+    result = next(embedder.runner.stream([(pair[0], region)], logits=False))
+    if isinstance(result, Failure):
+        raise ItemError(result.message)
+    vector: npt.NDArray[np.float32] = result.vector
+    return vector
+
+
+def embedder_of(
+    manifest: Manifest, model: str | None = None, *, device: str = "auto", trust: bool = False
+) -> Embedder:
+    """The embedder that a collection was made with.
+
+    Raises:
+        FingerprintMismatch: what is there now would give other vectors.
+    """
+    from penult.embedding.embedder import open_embedder
+    from penult.models.options import current
+
+    about = manifest.model
+    embedder = open_embedder(
+        model or about["spec"],
+        about["tap"],
+        about["pooling"],
+        pool_over=about.get("pool_over"),
+        precision=manifest.fingerprint.get("precision"),
+        engine="torch",  # for one item no other is worth opening
+        device=device,
+        **{**current(about.get("asked", {})), "trust": trust},
+    )
+    check_embedder(manifest, embedder, "Name the right one with --model")
+    return embedder
+
+
+def check_embedder(manifest: Manifest, embedder: Embedder, advice: str = "") -> None:
+    """Refuses an embedder whose vectors are not comparable to those of a collection.
+
+    Raises:
+        FingerprintMismatch: the fingerprint differs; it says in what.
+    """
+    from penult.embedding.embedder import differences
+
+    if differs := differences(manifest.fingerprint, embedder.fingerprint):
+        raise FingerprintMismatch(
+            f"{embedder.classifier.spec!r} is not what the collection was made with: "
+            f"{'; '.join(differs)}. {advice or 'Leave embedder out, or give its own'}"
+        )

@@ -1,0 +1,399 @@
+"""Between collections: merge, side tables, and the items of one to embed again with another
+model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from penult.collection import lance, schema
+from penult.collection.collection import Collection
+from penult.collection.ingest import Options
+from penult.collection.manifest import Manifest, check_same, differing, locked, store_errors
+from penult.collection.writer import Writer
+from penult.data.items import Entry, Failure, Item, file_item, path_of, text_item
+from penult.data.regions import Region
+from penult.data.sources import Source
+from penult.data.tables import PATH
+from penult.data.windows import Layout
+from penult.errors import FingerprintMismatch, SourceError, UsageError
+
+_SIDE_ROWS = 1000
+
+
+def append_missing(source: Path, target: Path, name: str, by: str) -> int:
+    """Appends the rows of a side table that the target's does not have, all columns alike; gives
+    how many. by: the column to look them up with."""
+    theirs = lance.opened(source, name)
+    if theirs is None:
+        return 0
+    columns = lance.SIDE[name]
+    ours = lance.created(target, name, columns)
+    appended = 0
+    with store_errors(source):
+        batches = theirs.search().select(columns.names).limit(None).to_batches(_SIDE_ROWS)
+    for batch in batches:
+        table = pa.Table.from_batches([batch]).cast(columns)
+        there = {_whole(row) for row in having(ours, target, by, table[by].to_pylist())}
+        fresh = {_whole(row): row for row in table.to_pylist()}
+        missing = [row for whole, row in fresh.items() if whole not in there]
+        if missing:
+            with store_errors(target):
+                ours.add(pa.Table.from_pylist(missing, schema=columns))
+            appended += len(missing)
+    return appended
+
+
+def having(table: Any, path: Path, column: str, values: list[str]) -> list[dict[str, Any]]:
+    """The rows of a side table that have one of these values in a column."""
+    unique = [value for value in dict.fromkeys(values) if value is not None]
+    if not unique:
+        return []
+    with store_errors(path):
+        found = (
+            table.search().where(f"{column} IN ({schema.quoted(unique)})").limit(None).to_arrow()
+        )
+    listed: list[dict[str, Any]] = found.select(table.schema.names).to_pylist()
+    return listed
+
+
+def _whole(row: dict[str, Any]) -> str:
+    return json.dumps(row, default=repr, sort_keys=True)
+
+
+_MERGE_ROWS = 2048
+_ITEM = ("", "whole")  # regions under which an item fails that could not be cut
+
+Row = dict[str, Any]
+Rank = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Merged:
+    """What a merge did: rows that are new, that replaced an older one, that were there already."""
+
+    new: int = 0
+    replaced: int = 0
+    there: int = 0
+    failures: int = 0
+    labels: int = 0
+    spaces: int = 0
+    runs: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """For a JSON document."""
+        return asdict(self)
+
+
+def merge(sources: Sequence[Collection], into: Collection, *, wait: bool = False) -> Merged:
+    """Brings all that the sources have into one collection, which may be there already.
+
+    Of two rows with one key that of the newer run counts; values of metadata that it lacks are
+    taken from the other. If an item's content differs, only the rows of the newer content stay.
+    Labels and spaces are appended; a failure stays only if no source has its row.
+
+    Raises:
+        FingerprintMismatch: they are not of one embedder; names every field that differs.
+        CollectionLocked: one of them is being written.
+    """
+    manifest = _one_manifest(sources, into)
+    did = Merged()
+    with contextlib.ExitStack() as held:
+        for source in sources:
+            if os.access(source.path, os.W_OK):  # else nobody here can write to it
+                held.enter_context(locked(source.path, f"merge into {into.path}", wait))
+        about = {"sources": [str(source.path.absolute()) for source in sources]}
+        writer = held.enter_context(into.writer(manifest, None, {"merged": about}, wait=wait))
+        for source in sources:
+            lance.add_metadata(writer.table, schema.metadata_of(source.schema), into.path)
+        started: dict[str, Rank] = {}
+        for source in sources:
+            did.runs += _take_runs(source, into)
+        for run in into.runs().to_pylist():
+            started[run["run_id"]] = (run["started"], run["run_id"])
+        for source in sources:
+            _Rows(source, writer, started, did).take()
+        for source in sources:
+            did.failures += _take_failures(source, writer)
+            did.labels += append_missing(source.path, into.path, "labels", by="id")
+            did.spaces += append_missing(source.path, into.path, "spaces", by="space_id")
+        counts = {"done": did.new, "replaced": did.replaced, "skipped": did.there}
+        writer.finish("done", counts)
+    return did
+
+
+def _one_manifest(sources: Sequence[Collection], into: Collection) -> Manifest:
+    places = [source.path.resolve() for source in sources]
+    if not sources or into.path.resolve() in places or len(set(places)) < len(places):
+        raise UsageError(
+            "give collections that differ from each other and from the one that they go into"
+        )
+    found = [
+        (c.path, c.manifest) for c in (into, *sources) if c.manifest and (c != into or c.count)
+    ]
+    path, ours = found[0]
+    for other, theirs in found[1:]:
+        if lines := differing(ours, theirs, f"{path} has", f"{other}"):
+            raise FingerprintMismatch(
+                f"{other} and {path} hold vectors of different embedders, which cannot be "
+                "compared:\n" + "\n".join(lines) + "\nEmbed the items of one of them anew: "
+                f"penult embed MODEL --like {other} --into another.lance"
+            )
+        check_same(path, ours, theirs)
+    return ours
+
+
+def _take_runs(source: Collection, into: Collection) -> int:
+    ours = set(into.runs()["run_id"].to_pylist())
+    theirs = [run for run in source.runs().to_pylist() if run["run_id"] not in ours]
+    for run in theirs:
+        if run["status"] == "running":  # we hold its lock
+            run["status"] = "killed"
+    if theirs:
+        table = lance.created(into.path, "runs", lance.SIDE["runs"])
+        with store_errors(into.path):
+            table.add(pa.Table.from_pylist(theirs, schema=lance.SIDE["runs"]))
+    return len(theirs)
+
+
+class _Rows:
+    """Takes the rows of one source."""
+
+    def __init__(
+        self, source: Collection, writer: Writer, started: Mapping[str, Rank], did: Merged
+    ) -> None:
+        self._source, self._writer, self._started, self._did = source, writer, started, did
+        self._scalars = [
+            n for n in schema.scalar_columns(writer.table.schema) if n in source.columns
+        ]
+        self._metadata = list(schema.metadata_of(writer.table.schema))
+
+    def take(self) -> None:
+        """Batch by batch; each is a commit."""
+        for batch in self._source.scan(batch_size=_MERGE_ROWS):
+            stored = self._stored(batch.column("id").to_pylist())
+            if stored:
+                batch = self._winning(batch, stored)
+            written = self._writer.write(batch)
+            self._did.new += written.new
+            self._did.replaced += written.replaced
+
+    def _stored(self, ids: Iterable[str]) -> dict[str, dict[str, Row]]:
+        """What the collection has of these items, by id and region."""
+        found: dict[str, dict[str, Row]] = {}
+        columns = schema.scalar_columns(self._writer.table.schema)
+        for row in self._writer.rows_of(list(ids), columns):
+            found.setdefault(row["id"], {})[row["region"]] = row
+        return found
+
+    def _winning(self, batch: pa.RecordBatch, stored: dict[str, dict[str, Row]]) -> pa.RecordBatch:
+        """The rows that are to be written, with metadata that only the older ones have."""
+        theirs = batch.select(self._scalars).to_pylist()
+        lost = self._older(theirs, stored)
+        taken: list[int] = []
+        filled: list[Row] = []
+        revised: dict[tuple[str, str], Row] = {}
+        for place, row in enumerate(theirs):
+            ours = stored.get(row["id"], {}).get(row["region"])
+            if row["id"] in lost:
+                self._did.there += 1
+            elif ours is None:
+                taken.append(place)
+                filled.append({})
+            elif self._rank(row) > self._rank(ours):
+                taken.append(place)
+                filled.append(self._lacking(row, ours))
+            else:
+                self._did.there += 1
+                if lacking := self._lacking(ours, row):
+                    revised[row["id"], row["region"]] = lacking
+        self._writer.revise(revised)
+        table = pa.Table.from_batches([batch]).take(pa.array(taken, pa.int64()))
+        for name in self._metadata:
+            if name not in table.column_names:
+                kind = self._writer.table.schema.field(name)
+                table = table.append_column(kind, pa.nulls(len(table), kind.type))
+        table = (
+            schema.conform(table.to_batches(), self._writer.table.schema, "") if taken else table
+        )
+        table = schema.revised(table, filled)
+        chunks: list[pa.RecordBatch] = table.combine_chunks().to_batches()
+        return chunks[0] if chunks else batch.slice(0, 0)
+
+    def _older(self, theirs: list[Row], stored: dict[str, dict[str, Row]]) -> set[str]:
+        """The ids whose content here is newer; of those whose content there is newer, what is
+        stored goes away."""
+        hashes = {row["id"]: row["content_hash"] for row in theirs}
+        differ = [id for id in hashes if self._hash(stored.get(id)) not in (None, hashes[id])]
+        differ = [id for id in differ if hashes[id] is not None]
+        if not differ:
+            return set()
+        newest: dict[str, Rank] = {}
+        where = f"id IN ({schema.quoted(differ)})"
+        for batch in self._source.scan(["id", "run_id"], where):
+            for row in batch.to_pylist():
+                rank = self._started.get(row["run_id"], ())
+                newest[row["id"]] = max(newest.get(row["id"], ()), rank)
+        ours = {
+            id: max(self._started.get(row["run_id"], ()) for row in stored[id].values())
+            for id in differ
+        }
+        newer = {id: hashes[id] for id in differ if newest.get(id, ()) > ours[id]}
+        self._writer.prune(newer)
+        for id in newer:
+            stored.pop(id)
+        return set(differ) - newer.keys()
+
+    @staticmethod
+    def _hash(stored: dict[str, Row] | None) -> str | None:
+        hashes = [row["content_hash"] for row in (stored or {}).values() if row["content_hash"]]
+        return hashes[0] if hashes else None
+
+    def _rank(self, row: Row) -> Rank:
+        """Greater for newer rows; total, so that the order of the sources does not matter."""
+        run = self._started.get(row["run_id"], ())
+        rest = {name: row.get(name) for name in sorted(self._scalars)}
+        return (*run, row["mtime_ns"] or 0, json.dumps(rest, default=str))
+
+    def _lacking(self, row: Row, other: Row) -> Row:
+        names = [n for n in self._metadata if row.get(n) is None and other.get(n) is not None]
+        return {name: other[name] for name in names}
+
+
+def _take_failures(source: Collection, writer: Writer) -> int:
+    """Failures of what has no row; of two for one region the newer."""
+    taken = 0
+    for failures in _in_parts(source.failures().to_pylist()):
+        ids = [row["id"] for row in failures]
+        there = {(row["id"], row["region"]) for row in writer.rows_of(ids, list(schema.KEY))}
+        items = {id for id, _ in there}
+        before = writer.failure_rows(ids)
+        fresh = [
+            row
+            for row in failures
+            if (row["id"], row["region"]) not in there
+            and not (row["region"] in _ITEM and row["id"] in items)
+            and _is_newer(row, before.get((row["id"], row["region"])))
+        ]
+        writer.fail_again(fresh)
+        taken += len(fresh)
+    return taken
+
+
+def _is_newer(row: Row, before: Row | None) -> bool:
+    return before is None or row["when"] > before["when"]
+
+
+def _in_parts(failures: list[Row]) -> Iterator[list[Row]]:
+    for start in range(0, len(failures), _MERGE_ROWS):
+        yield failures[start : start + _MERGE_ROWS]
+
+
+_OWN = ("id", "region", "kind", "start")
+_TEXT = "text"
+_MADE = "kind = 'summary'"  # from the other rows, not from a file
+_SOURCE_ROWS = 4096
+
+
+def source_from_collection(
+    old: Collection, new: Collection, modality: str, options: Options, given: object = False
+) -> tuple[Source, Options]:
+    """The source that a collection is, and the options with the way its summaries were made.
+
+    given: whether something else was asked for, that the old collection decides.
+
+    Raises:
+        UsageError: the two are the same, or something else was given.
+    """
+    if old.path.absolute() == new.path.absolute():
+        raise UsageError(f"{new.path} cannot be made like itself; name another collection")
+    if given or options.layout != Layout():
+        raise UsageError(
+            f"items and their regions are taken from {old.path}: give no paths, no channel, "
+            "no windows and no tiles with it"
+        )
+    summary, items = options.summary or summary_of(old), _Items(old, modality)
+    asked = replace(options, summary=summary, summarised=items.had_summary)  # type: ignore[arg-type]
+    return items.source(), asked
+
+
+class _Items:
+    """The items and regions of a collection with their metadata, in the order of their ids.
+
+    Holds the keys of all rows in memory. What has no file any more comes as a Failure, or fails
+    when it is read.
+    """
+
+    def __init__(self, old: Collection, modality: str) -> None:
+        had = old.manifest.model.get("modality") if old.manifest else None
+        if had not in (None, modality):
+            raise UsageError(f"{old.path} holds {had} items, and this model takes {modality}")
+        self._old, self._modality = old, modality
+        self._metadata = schema.metadata_of(old.schema)
+        self._summed: set[str] = set()  # of items that are on their way
+
+    def source(self) -> Source:
+        """All but the summaries, which are made of the others and not of files."""
+        return Source(self._entries, self._metadata, self._old.count_where(f"NOT ({_MADE})"))
+
+    def had_summary(self, id: str) -> bool:
+        """Whether the item that was given had one; to be asked once."""
+        had = id in self._summed
+        self._summed.discard(id)
+        return had
+
+    def _entries(self) -> Iterator[Entry]:
+        batches = self._old.ordered([*_OWN, *self._metadata], None, _SOURCE_ROWS)
+        found = (row for batch in batches for row in batch.to_pylist())
+        for id, group in groupby(found, key=itemgetter("id")):
+            # Channels of one recording together, by their start, so that it is decoded once.
+            for row in sorted(group, key=lambda row: row["start"] or 0.0):
+                if row["kind"] == "summary":
+                    self._summed.add(id)
+                else:
+                    yield _entry(row, list(self._metadata), self._modality)
+
+
+def summary_of(old: Collection) -> str | None:
+    """How the summaries of a collection were made, as its runs say; None if it has none.
+
+    Raises:
+        UsageError: it has some, and no run or more than one way is written down.
+    """
+    if not old.count_where(_MADE):
+        return None
+    infos = [json.loads(info) for info in old.runs()["info"].to_pylist() if info]
+    ways = sorted({info["summary"] for info in infos if info.get("summary")})
+    if len(ways) != 1:
+        known = f"made in {len(ways)} ways ({', '.join(ways)})" if ways else "nobody wrote down how"
+        raise UsageError(f"{old.path} has summaries, {known}; say which: --summary mean or max")
+    return str(ways[0])
+
+
+def _entry(row: dict[str, Any], metadata: list[str], modality: str) -> Entry:
+    item = _item(row, {name: row[name] for name in metadata}, modality)
+    if isinstance(item, Failure):
+        return item
+    return item, Region.of_key(row["region"], row["kind"])
+
+
+def _item(row: dict[str, Any], metadata: dict[str, Any], modality: str) -> Item | Failure:
+    id = row["id"]
+    if modality == _TEXT and isinstance(metadata.get(_TEXT), str):
+        return text_item(metadata[_TEXT], id, metadata)
+    path = path_of(metadata.get(PATH) or id)
+    if path.is_absolute():
+        return file_item(path, id, metadata)
+    what = "was an array or bytes" if id.startswith("sha256:") else "has no path"
+    message = f"{id} {what}, so there is no file to embed anew; give it to the new model yourself"
+    return Failure(id, row["region"], SourceError.__name__, message)

@@ -1,0 +1,431 @@
+"""The one writer of a collection: each call is one commit, whole or not at all, also when
+killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penult.collection import lance, schema
+from penult.collection.manifest import (
+    Manifest,
+    check_same,
+    exists,
+    locked,
+    now,
+    read_manifest,
+    store_errors,
+    write_manifest,
+)
+from penult.collection.schema import Known
+from penult.data.items import Failure
+from penult.errors import CollectionError, StoreError
+
+_MERGE = 65_536  # hashes that wait to be sorted among the others
+
+Hashes = npt.NDArray[np.int64]
+
+
+class IdFilter:
+    """Hashes of ids. Two ids may share one: then a new id is looked up in vain, no more."""
+
+    def __init__(self, batches: Iterable[Sequence[str]] = ()) -> None:
+        parts = [_hashes(batch) for batch in batches]
+        self._sorted: Hashes = np.sort(np.concatenate(parts)) if parts else _hashes([])
+        self._latest: set[int] = set()
+
+    def perhaps(self, ids: Sequence[str]) -> list[str]:
+        """Those that may be known; all others are certainly new."""
+        hashes = _hashes(ids)
+        places = np.searchsorted(self._sorted, hashes)
+        found = np.zeros(len(hashes), bool)
+        inside = places < len(self._sorted)
+        found[inside] = self._sorted[places[inside]] == hashes[inside]
+        return [
+            id
+            for id, there, value in zip(ids, found, hashes.tolist(), strict=True)
+            if there or value in self._latest
+        ]
+
+    def add(self, ids: Iterable[str]) -> None:
+        """Notes ids that the table has from now on."""
+        self._latest.update(map(hash, ids))
+        if len(self._latest) > _MERGE:
+            latest = np.fromiter(self._latest, np.int64, len(self._latest))
+            self._sorted = np.sort(np.concatenate([self._sorted, latest]))
+            self._latest.clear()
+
+
+def _hashes(ids: Sequence[str]) -> Hashes:
+    return np.fromiter(map(hash, ids), np.int64, len(ids))
+
+
+Key = tuple[str, str]  # (id, region)
+COUNTS = ("done", "skipped", "replaced", "failed")
+STATUSES = ("done", "stopped", "failed")
+_ITEM = ("", "whole")  # regions under which an item fails that could not be cut
+_CHUNK = 1000  # ids in one filter
+_SEEN = 100_000  # ids whose regions the writer keeps in mind
+
+
+class Written(NamedTuple):
+    """How many rows of a commit were new, and how many replaced one with the same key."""
+
+    new: int
+    replaced: int
+
+
+class Writer:
+    """Commits to a collection; made by `Collection.writer`, which holds the lock for it."""
+
+    def __init__(self, path: Path, items: Any, sides: Mapping[str, Any], run_id: str) -> None:
+        self.run_id = run_id
+        self.finished = False
+        self._path = path
+        self._items = items
+        self._failures, self._runs = sides["failures"], sides["runs"]
+        self._commits = lance.fragments(items)
+        self._added = items.count_rows() if self._commits >= 100 else 0
+        self._has_failures = self._failures.count_rows() > 0
+        # The regions that the table has of an id. Nobody else writes, so it stays true; it spares
+        # `write` a second lookup, which costs more with each commit until the next compaction.
+        self._seen: dict[str, set[str]] = {}
+        self._ids: IdFilter | None = None  # all that the table has, once it is asked for some
+
+    def known(
+        self, ids: Sequence[str], metadata: Sequence[str] = ()
+    ) -> tuple[dict[Key, Known], dict[Key, dict[str, Any]]]:
+        """What the collection has of these items, and its values in these metadata columns."""
+        if len(self._seen) > _SEEN:
+            self._seen.clear()
+        there = set(self._items.schema.names)
+        return self._learn(ids, [name for name in metadata if name in there])
+
+    def _learn(
+        self, ids: Sequence[str], metadata: Sequence[str] = ()
+    ) -> tuple[dict[Key, Known], dict[Key, dict[str, Any]]]:
+        self._seen.update({id: set() for id in ids})
+        known, values = {}, {}
+        wanted = [*schema.KEY, "size", "mtime_ns", "content_hash", *metadata]
+        for row in self._lookup(self._items, self._perhaps(ids), wanted):
+            key = row["id"], row["region"]
+            known[key] = Known(row["size"], row["mtime_ns"], row["content_hash"])
+            values[key] = {name: row[name] for name in metadata}
+            self._seen[key[0]].add(key[1])
+        return known, values
+
+    def _perhaps(self, ids: Sequence[str]) -> list[str]:
+        """Of these ids, those that the table may have."""
+        if self._ids is None:
+            with store_errors(self._path):
+                found = self._items.search().select(["id"]).limit(None).to_batches(8192)
+                self._ids = IdFilter(batch.column("id").to_pylist() for batch in found)
+        return self._ids.perhaps(ids)
+
+    def failed(self, ids: Sequence[str]) -> dict[Key, Failure]:
+        """What is in `failures` of these items, by (id, region)."""
+        if not self._has_failures:
+            return {}
+        found = self._lookup(self._failures, ids, list(Failure.__dataclass_fields__))
+        return {(row["id"], row["region"]): Failure(**row) for row in found}
+
+    @property
+    def table(self) -> Any:
+        """The table of rows, as this writer sees it."""
+        return self._items
+
+    def rows_of(self, ids: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """These columns of all rows of these items."""
+        return self._lookup(self._items, self._perhaps(ids), list(columns))
+
+    def failure_rows(self, ids: Sequence[str]) -> dict[Key, dict[str, Any]]:
+        """All that is written down of these items' failures."""
+        found = self._lookup(self._failures, ids, lance.SIDE["failures"].names)
+        return {(row["id"], row["region"]): row for row in found}
+
+    def fail_again(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Records failures as another collection has them, with their own runs and times."""
+        if rows:
+            with store_errors(self._path):
+                columns = lance.SIDE["failures"]
+                self._merge(self._failures, pa.Table.from_pylist(list(rows), schema=columns))
+            self._has_failures = True
+
+    def write(self, batches: pa.RecordBatch | Iterable[pa.RecordBatch]) -> Written:
+        """Commits rows: new keys are appended, existing ones replaced, their failures cleared.
+
+        Of several rows with one key the last counts. A null `run_id` becomes this run's.
+
+        Raises:
+            CollectionError: columns that do not fit, or vectors that are not finite.
+            StoreError: full disk, no permission; nothing of this call is in the collection.
+        """
+        parts = [batches] if isinstance(batches, pa.RecordBatch) else list(batches)
+        parts = [part for part in parts if part.num_rows]
+        if not parts:
+            return Written(0, 0)
+        for part in parts:
+            self._take_in(part.schema)
+        table = schema.conform(parts, self._items.schema, self.run_id)
+        keys = set(schema.keys(table))
+        if len(self._seen) > _SEEN:
+            self._seen.clear()
+        self._learn([id for id, _ in keys if id not in self._seen])
+        there = {(id, region) for id, region in keys if region in self._seen[id]}
+        with store_errors(self._path):
+            if there:  # reads all keys: only where something is replaced
+                self._merge(self._items, table)
+            else:
+                self._items.add(table)
+        for id, region in keys:
+            self._seen[id].add(region)
+        if self._ids is not None:
+            self._ids.add(id for id, _ in keys)
+        self._clear(keys)
+        self._committed(len(table))
+        return Written(len(keys) - len(there), len(there))
+
+    def revise(self, changes: Mapping[Key, Mapping[str, Any]]) -> None:
+        """Notes new values of regions whose content is unchanged: size, mtime_ns, metadata.
+
+        Vectors and run stay. Rewrites the rows all the same: LanceDB updates single columns of a
+        few rows at the price of the whole column. Keys that are not there are left out.
+
+        Raises:
+            CollectionError: a column that is not there, or a value that does not fit it.
+        """
+        ids = list(dict.fromkeys(id for id, _ in changes))
+        for start in range(0, len(ids), _CHUNK):
+            table = self._read(ids[start : start + _CHUNK])
+            table = table.filter(
+                pa.array([key in changes for key in schema.keys(table)], pa.bool_())
+            )
+            if not len(table):
+                continue
+            revised = schema.revised(table, [changes[key] for key in schema.keys(table)])
+            with store_errors(self._path):
+                self._merge(self._items, revised)
+            self._committed(len(table))
+
+    def prune(self, hashes: Mapping[str, str]) -> int:
+        """Removes rows of these items whose content hash is another; gives how many.
+
+        To be called before the regions of a changed item are written: it may have fewer of them
+        now. Killed in between, the item counts as not embedded.
+        """
+        found = self._lookup(self._items, list(hashes), ["id", "content_hash"])
+        stale = [row["id"] for row in found if row["content_hash"] not in (None, hashes[row["id"]])]
+        ids = list(dict.fromkeys(stale))
+        for start in range(0, len(ids), 100):  # each id has its own hash: no list of both serves
+            where = " OR ".join(
+                f"(id = {schema.quoted([id])} AND content_hash <> {schema.quoted([hashes[id]])})"
+                for id in ids[start : start + 100]
+            )
+            with store_errors(self._path):
+                self._items.delete(where)
+            for id in ids[start : start + 100]:
+                self._seen.pop(id, None)
+        return len(stale)
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Removes all rows and failures of these items; gives how many rows. Labels stay."""
+        before = self._items.count_rows()
+        for start in range(0, len(ids), _CHUNK):
+            where = f"id IN ({schema.quoted(ids[start : start + _CHUNK])})"
+            with store_errors(self._path):
+                self._items.delete(where)
+                self._failures.delete(where)
+            self._commits += 1
+        for id in ids:
+            self._seen.pop(id, None)
+        return int(before - self._items.count_rows())
+
+    def fail(self, failures: Iterable[Failure]) -> None:
+        """Records failures; a later one of the same (id, region) replaces the earlier."""
+        last = {(failure.id, failure.region): failure for failure in failures}
+        if not last:
+            return
+        columns = lance.SIDE["failures"]
+        names = list(Failure.__dataclass_fields__)
+        rest = {"run_id": self.run_id, "when": now()}
+        records = [{name: getattr(f, name) for name in names} | rest for f in last.values()]
+        with store_errors(self._path):
+            self._merge(self._failures, pa.Table.from_pylist(records, schema=columns))
+        self._has_failures = True
+
+    def finish(self, status: str = "done", counts: Mapping[str, int] | None = None) -> None:
+        """Closes the run with its status (done, stopped, failed) and counts of items.
+
+        Tidies up after a run that is done; one that has been stopped should end at once.
+        """
+        if status not in STATUSES or not set(counts or {}) <= set(COUNTS):
+            raise ValueError(f"status {status!r}, counts {counts}: not {STATUSES} and {COUNTS}")
+        values = {"status": status, "ended": now(), **(counts or {})}
+        with store_errors(self._path):
+            self._runs.update(where=f"run_id = {schema.quoted([self.run_id])}", values=values)
+        self.finished = True
+        if status != "done":
+            return
+        if lance.is_untidy(self._items, self._path / f"{lance.ITEMS}.lance"):
+            lance.tidy(self._items, self._path, index="id")
+        for table in (self._runs, self._failures):
+            if lance.fragments(table) >= lance.MANY:
+                lance.tidy(table, self._path)
+
+    def _lookup(self, table: Any, ids: Sequence[str], columns: list[str]) -> Iterator[Any]:
+        unique = list(dict.fromkeys(ids))
+        for start in range(0, len(unique), _CHUNK):
+            where = f"id IN ({schema.quoted(unique[start : start + _CHUNK])})"
+            with store_errors(self._path):
+                query = table.search().where(where).select(columns).limit(None)
+                found = query.to_arrow()
+            yield from found.to_pylist()
+
+    def _read(self, ids: Sequence[str]) -> pa.Table:
+        with store_errors(self._path):
+            query = self._items.search().where(f"id IN ({schema.quoted(ids)})").limit(None)
+            return query.to_arrow()
+
+    @staticmethod
+    def _merge(table: Any, new: pa.Table) -> None:
+        merge = table.merge_insert(list(schema.KEY)).when_matched_update_all()
+        merge.when_not_matched_insert_all().execute(new)
+
+    def _take_in(self, columns: pa.Schema) -> None:
+        own = self._items.schema
+        metadata = schema.metadata_of(columns)
+        if any(name not in own.names or own.field(name).type != t for name, t in metadata.items()):
+            lance.add_metadata(self._items, metadata, self._path)
+
+    def _clear(self, keys: set[Key]) -> None:
+        """Forgets failures of regions that are there now, and earlier runs' of whole items."""
+        if not self._has_failures:
+            return
+        columns = [*schema.KEY, "run_id"]
+        ids = list({id for id, _ in keys})
+        for row in list(self._lookup(self._failures, ids, columns)):
+            key = row["id"], row["region"]
+            # This run's failure of a whole item may have come while other regions were on the way.
+            if key in keys or (key[1] in _ITEM and row["run_id"] != self.run_id):
+                self._forget(*key)
+
+    def _forget(self, id: str, region: str) -> None:
+        with store_errors(self._path):
+            self._failures.delete(
+                f"id = {schema.quoted([id])} AND region = {schema.quoted([region])}"
+            )
+
+    def _forget_those_of(self, run_id: str) -> None:
+        """Clears what a killed run had no time to: failures older than the rows that it wrote."""
+        wrote = f"run_id = {schema.quoted([run_id])} AND id IN "
+        query = self._failures.search().where(f"run_id <> {schema.quoted([run_id])}")
+        for batch in query.select(list(schema.KEY)).limit(None).to_batches(_CHUNK):
+            keys = schema.keys(batch)
+            where = wrote + f"({schema.quoted([id for id, _ in keys])})"
+            found = self._items.search().where(where).select(list(schema.KEY)).limit(None)
+            there = set(schema.keys(found.to_arrow()))
+            ids = {id for id, _ in there}
+            for id, region in keys:
+                if (id, region) in there or (region in _ITEM and id in ids):
+                    self._forget(id, region)
+
+    def _committed(self, added: int) -> None:
+        self._commits += 1
+        self._added += added
+        if lance.is_due(self._commits, self._added, self._items.count_rows()):
+            lance.tidy(self._items, self._path, index="id", ended=False)
+            self._commits = self._added = 0
+
+    def _start(self, run: Mapping[str, Any]) -> None:
+        """Marks runs that nobody ended as killed, completes their work, records this one."""
+        with store_errors(self._path):
+            left = self._runs.search().where("status = 'running'").select(["run_id"]).limit(None)
+            for row in left.to_list():
+                self._forget_those_of(row["run_id"])
+                where = f"run_id = {schema.quoted([row['run_id']])}"
+                self._runs.update(where=where, values={"status": "killed"})
+            self._runs.add(pa.Table.from_pylist([self._row(run)], schema=lance.SIDE["runs"]))
+
+    def _row(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {"run_id": self.run_id, "started": now(), "status": "running"}
+        rest = dict(run)
+        if "versions" in rest:
+            row["versions"] = json.dumps(rest.pop("versions"))
+        for name in ("command", "model", "revision", "device", "engine", "precision"):
+            if name in rest:
+                row[name] = str(rest.pop(name))
+        return row | {"info": json.dumps(rest, default=str) if rest else None}
+
+
+def _command() -> str:
+    """The command line of this process, such that it can be typed again."""
+    name, *arguments = sys.argv or [""]
+    return shlex.join([Path(name).name or "python", *arguments])
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path,
+    manifest: Manifest,
+    metadata: Mapping[str, pa.DataType] | None = None,
+    run: Mapping[str, Any] | None = None,
+    wait: bool = False,
+) -> Iterator[Writer]:
+    """Locks a collection, makes or completes it, and gives its writer; ends the run at exit.
+
+    Raises:
+        CollectionLocked: another process writes. FingerprintMismatch: another embedder's vectors.
+    """
+    run = {"command": _command(), **(run or {})}
+    exists(path)  # refuses other folders before anything is put into them
+    with store_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with locked(path, str(run["command"]), wait):
+        items = _items(path, manifest, metadata or {})
+        sides = {name: lance.created(path, name, columns) for name, columns in lance.SIDE.items()}
+        run_id = f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        writer = Writer(path, items, sides, run_id)
+        writer._start(run)
+        try:
+            yield writer
+        except BaseException as error:
+            if not writer.finished:
+                with contextlib.suppress(StoreError):  # then the next writer marks it as killed
+                    writer.finish("failed" if isinstance(error, Exception) else "stopped")
+            raise
+        if not writer.finished:
+            writer.finish("done")
+
+
+def _items(path: Path, manifest: Manifest, metadata: Mapping[str, pa.DataType]) -> Any:
+    """The table of rows, in step with the manifest. A collection without rows is nobody's yet."""
+    columns = schema.row_schema(manifest.dim, manifest.n_logits, manifest.logits, manifest.dtype)
+    items = lance.opened(path, lance.ITEMS)
+    empty = items is None or items.count_rows() == 0
+    if exists(path):
+        ours = read_manifest(path)
+        try:
+            check_same(path, ours, manifest)
+        except CollectionError:
+            if not empty:
+                raise
+            write_manifest(path, manifest)
+    else:
+        write_manifest(path, manifest)
+    if items is None:
+        items = lance.created(path, lance.ITEMS, columns)
+    elif empty and lance.own_columns(items.schema) != list(columns):
+        items = lance.remade(path, lance.ITEMS, columns)
+    lance.add_metadata(items, metadata, path)
+    return items

@@ -1,0 +1,1 @@
+"""From what the user names to decoded values: items, regions, windows, media."""

@@ -1,0 +1,317 @@
+"""Segments as annotation programs write them: Raven, Audacity, RTTM. Knows no audio.
+
+Each becomes a table with the columns path, start, end, channel, and the annotation's own ones.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penult.data import tables
+from penult.data.folders import Recordings
+from penult.errors import SourceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+PLACE = ("path", "start", "end", "channel")  # what every annotation becomes, besides metadata
+
+_HEAD = 1 << 16  # bytes: where a table shows what it is
+_RTTM = ("file", "channel", "start", "duration", "orthography", "speaker_type", "speaker")
+_RTTM_TYPES = frozenset(
+    "SPEAKER SPKR-INFO SEGMENT NOSCORE NO_RT_METADATA LEXEME NON-LEX NON-SPEECH FILLER EDIT SU IP "
+    "CB A/P END".split()
+)
+_AUDACITY = ("label", "low_frequency", "high_frequency")
+
+Rows = Callable[[], Iterator[tables.Row]]
+
+
+class _BadRow(Exception):
+    """What is wrong with one row; the others go on."""
+
+
+def kind_of(path: Path) -> str:
+    """Which program's table a file is: raven, audacity or rttm; empty if it is none.
+
+    A .txt can be anything, so its first line decides.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".rttm":
+        return "rttm"
+    if suffix != ".txt":
+        return ""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_HEAD).decode("utf-8", "replace").removeprefix("\ufeff")
+    except OSError:
+        return ""
+    cells = next((line for line in start.splitlines() if line.strip()), "").split("\t")
+    if cells[0].strip() == "Selection" or "Begin Time (s)" in map(str.strip, cells):
+        return "raven"
+    return "audacity" if len(cells) > 1 and all(map(_is_number, cells[:2])) else ""
+
+
+def opened(path: Path, kind: str, recordings: Recordings) -> tables.OpenTable:
+    """An annotation as a table: rows are read anew at each call, a bad one says what is wrong.
+
+    Raises:
+        SourceError: no such format, or the recording of the whole table cannot be found.
+    """
+    columns, rows = {"raven": _raven, "audacity": _audacity, "rttm": _rttm}[kind](path, recordings)
+    types, total = tables.scanned(lambda: _metadata(rows(), columns), list(columns))
+    if kind != "raven":  # columns that the format has, and this table does not use
+        used = {n for _, row in rows() for n in columns if isinstance(row, dict) and row[n]}
+        types = {name: type for name, type in types.items() if name in used or name == "label"}
+    return tables.OpenTable("line", rows, {**_place_types(), **types}, total)
+
+
+def _place_types() -> dict[str, pa.DataType]:
+    import pyarrow as pa
+
+    return {"path": pa.string(), "start": pa.float64(), "end": pa.float64(), "channel": pa.int64()}
+
+
+def _metadata(rows: Iterator[tables.Row], columns: Sequence[str]) -> Iterator[tables.Row]:
+    for line, row in rows:
+        yield line, row if isinstance(row, str) else {name: row[name] for name in columns}
+
+
+def _row(
+    path: Path | str, span: tuple[float, float], channel: int | None, metadata: dict[str, Any]
+) -> dict[str, Any]:
+    if isinstance(path, str):
+        raise _BadRow(path)
+    # Sums of decimals end in noise; keys are exact to the microsecond.
+    start, end = (round(seconds, 6) for seconds in span)
+    return {**metadata, "path": str(path), "start": start, "end": end, "channel": channel}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _number(cell: str | None, name: str) -> float:
+    if cell is None or not _is_number(cell):
+        raise _BadRow(f"{name} {cell or ''!r} is not a number")
+    return float(cell)
+
+
+# ---- Raven: selection tables, as BirdNET writes them too
+
+
+def _raven(path: Path, recordings: Recordings) -> tuple[list[str], Rows]:
+    table = _Raven(path, recordings)
+    return list(table.metadata.values()), table.rows
+
+
+class _Raven:
+    """A selection table: its columns by their names in small letters."""
+
+    def __init__(self, path: Path, recordings: Recordings) -> None:
+        self._path, self._recordings = path, recordings
+        line, header = next(self._records())
+        names = [name.casefold() for name in header]
+        self._at = {name: index for index, name in enumerate(names)}
+        if len(self._at) < len(names):
+            twice = next(name for name in header if names.count(name.casefold()) > 1)
+            raise SourceError(f"{path} has more than one column {twice!r}")
+        for name in ("Begin Time (s)", "End Time (s)"):
+            if name.casefold() not in self._at:
+                raise SourceError(
+                    f"{path}: line {line} names no column {name!r}, which a Raven selection table "
+                    f"has; it names {', '.join(header)}"
+                )
+        self.metadata = {  # by the column's place
+            index: f"{name}_given" if name in (*PLACE, "id") else name
+            for index, name in enumerate(header)
+            if name.casefold() not in _RAVEN_PLACE
+        }
+        self._found: dict[tuple[str | None, str | None], Path | str] = {}
+        self._shown, files = self._survey()
+        self._recording = None if self._names_files else recordings.of_table()
+        if len(files) > 1 and "file offset (s)" not in self._at:
+            raise SourceError(
+                f"{path} has selections in more than one file ({', '.join(sorted(files)[:2])}, …) "
+                "and no column 'File Offset (s)', so where they lie in their files is not known; "
+                "add that measurement in Raven, or save one table for each file"
+            )
+
+    @property
+    def _names_files(self) -> bool:
+        return "begin path" in self._at or "begin file" in self._at
+
+    def rows(self) -> Iterator[tables.Row]:
+        """Every selection once, and what is wrong with it."""
+        records = self._records()
+        width = len(next(records)[1])
+        for line, record in records:
+            if len(record) != width:
+                yield line, f"{len(record)} fields, where the header names {width}"
+                continue
+            if self._shown.get(self._selection(record), line) != line:
+                continue
+            try:
+                yield line, self._row(record)
+            except _BadRow as error:
+                yield line, str(error)
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        for number, line in tables.lines(self._path):
+            if line.strip():
+                yield number, [cell.strip() for cell in line.rstrip("\r\n").split("\t")]
+
+    def _cell(self, record: list[str], name: str) -> str | None:
+        index = self._at.get(name)
+        return None if index is None or index >= len(record) else record[index] or None
+
+    def _selection(self, record: list[str]) -> tuple[str | None, ...]:
+        return tuple(self._cell(record, name) for name in _RAVEN_SELECTION)
+
+    def _survey(self) -> tuple[dict[tuple[str | None, ...], int], set[str]]:
+        """Which line to use of a selection that is listed for each view, and the files named."""
+        shown: dict[tuple[str | None, ...], int] = {}
+        files: set[str] = set()
+        records = self._records()
+        next(records)
+        for line, record in records:
+            files.add(self._cell(record, "begin file") or self._cell(record, "begin path") or "")
+            view = self._cell(record, "view")
+            if view:
+                first = shown.setdefault(self._selection(record), line)
+                if first != line and view.startswith("Spectrogram"):
+                    shown[self._selection(record)] = line
+        return shown, files - {""}
+
+    def _row(self, record: list[str]) -> dict[str, Any]:
+        begin = _number(self._cell(record, "begin time (s)"), "Begin Time (s)")
+        end = _number(self._cell(record, "end time (s)"), "End Time (s)")
+        if "file offset (s)" in self._at:
+            # Begin and end count from the first of several files, the offset within this one.
+            offset = _number(self._cell(record, "file offset (s)"), "File Offset (s)")
+            begin, end = offset, offset + (end - begin)
+        first, last = self._cell(record, "begin file"), self._cell(record, "end file")
+        if first and last and first != last:
+            raise _BadRow(f"the selection goes on from {first} into {last}; make two of it")
+        channel = self._cell(record, "channel")
+        metadata = {name: record[index] or None for index, name in self.metadata.items()}
+        return _row(self._file(record), (begin, end), _counted_from_one(channel), metadata)
+
+    def _file(self, record: list[str]) -> Path | str:
+        if self._recording is not None:
+            return self._recording
+        named = self._cell(record, "begin path"), self._cell(record, "begin file")
+        if named not in self._found:
+            self._found[named] = self._look_for(*named)
+        return self._found[named]
+
+    def _look_for(self, path: str | None, name: str | None) -> Path | str:
+        if path:
+            there = self._path.parent / path
+            if there.is_file():
+                return there
+            name = name or re.split(r"[\\/]", path)[-1]  # the table may come from Windows
+        return self._recordings.named(name) if name else "Begin Path and Begin File are empty"
+
+
+_RAVEN_PLACE = ("begin time (s)", "end time (s)", "channel", "begin path", "begin file",
+                "file offset (s)", "end file", "end path")  # fmt: skip
+_RAVEN_SELECTION = ("selection", "channel", "begin time (s)", "end time (s)", "begin path",
+                    "begin file", "file offset (s)")  # fmt: skip
+
+
+def _counted_from_one(cell: str | None) -> int | None:
+    """A channel that counts from 1 as one that counts from 0; 0 is what says all of them."""
+    if cell is None:
+        return None
+    if not cell.isdecimal():
+        raise _BadRow(f"channel {cell!r} is not a whole number; the first one is 1")
+    return int(cell) - 1 if int(cell) else None
+
+
+# ---- Audacity: labels
+
+
+def _audacity(path: Path, recordings: Recordings) -> tuple[Sequence[str], Rows]:
+    recording = recordings.of_table()
+
+    def rows() -> Iterator[tables.Row]:
+        waiting: tuple[int, list[str]] | None = None
+        for number, line in tables.lines(path):
+            cells = line.rstrip("\r\n").split("\t")
+            if not line.strip():
+                continue
+            if cells[0] != "\\":
+                if waiting:
+                    yield _label(recording, *waiting, [])
+                waiting = number, cells
+            elif waiting:
+                yield _label(recording, *waiting, cells[1:])
+                waiting = None
+            else:
+                yield number, "a frequency range without a label before it"
+        if waiting:
+            yield _label(recording, *waiting, [])
+
+    return _AUDACITY, rows
+
+
+def _label(
+    recording: Path, line: int, cells: list[str], frequencies: list[str]
+) -> tuple[int, dict[str, Any] | str]:
+    try:
+        if len(cells) < 2:
+            raise _BadRow(f"{cells[0][:40]!r} is no label: start, end and text, with tabs between")
+        start, end = _number(cells[0], "start"), _number(cells[1], "end")
+        if start == end:
+            raise _BadRow(f"a point label at {start:g} s has no length; make it a region")
+        low, high = ([*frequencies, "", ""])[:2]
+        texts = ("\t".join(cells[2:]).strip(), _frequency(low), _frequency(high))
+        metadata = {name: text or None for name, text in zip(_AUDACITY, texts, strict=True)}
+        return line, _row(recording, (start, end), None, metadata)
+    except _BadRow as error:
+        return line, str(error)
+
+
+def _frequency(cell: str) -> str:
+    return cell.strip() if _is_number(cell) and float(cell) >= 0 else ""  # -1: none was given
+
+
+# ---- RTTM: who speaks when
+
+
+def _rttm(path: Path, recordings: Recordings) -> tuple[Sequence[str], Rows]:
+    columns = (*_RTTM[4:], "confidence", "lookahead")
+
+    def rows() -> Iterator[tables.Row]:
+        for number, line in tables.lines(path):
+            fields = line.split()
+            if not fields or fields[0].startswith(";;"):
+                continue
+            if fields[0] not in _RTTM_TYPES:
+                yield number, f"not RTTM: a line begins with SPEAKER, not {fields[0][:40]!r}"
+            elif fields[0] == "SPEAKER":
+                try:
+                    yield number, _turn(fields[1:], columns, recordings)
+                except _BadRow as error:
+                    yield number, str(error)
+
+    return columns, rows
+
+
+def _turn(fields: list[str], columns: Sequence[str], recordings: Recordings) -> dict[str, Any]:
+    if len(fields) < len(_RTTM):
+        raise _BadRow(f"{len(fields) + 1} fields, where a SPEAKER line has 9 or 10")
+    given = [None if field == "<NA>" else field for field in (*fields, "<NA>", "<NA>", "<NA>")]
+    start, duration = _number(given[2], "start"), _number(given[3], "duration")
+    metadata = dict(zip(columns, given[4:], strict=False))
+    span = start, start + duration
+    return _row(recordings.named(fields[0]), span, _counted_from_one(given[1]), metadata)

@@ -1,0 +1,287 @@
+"""Sound from a file, bytes or an array, cut, mixed to one channel and resampled, in this order.
+
+Knows nothing of windows, batches or models. Cutting at the file's own rate comes first, so that a
+segment has the samples of the cut-out file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from penult.data.audio_stream import UNFORESEEN, ForwardReader, Stream, opened
+from penult.data.regions import Region, frame_at
+from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, first_line
+
+_LIBSNDFILE = "wav wave bwf flac mp3 ogg oga opus aiff aif aifc au snd caf w64 rf64"
+_FFMPEG = "m4a m4b aac mka webm wma amr ac3 wv ape"
+EXTENSIONS = frozenset(f".{name}" for name in f"{_LIBSNDFILE} {_FFMPEG}".split())
+RESAMPLER: str  # names the resampler, for fingerprints; made when it is first asked for
+
+_HIGHEST_RATE = 10_000_000  # Hz; ultrasound recorders stay below 1 MHz
+_LOWEST_SHARE = 8  # below an eighth of the model's rate, nothing that it hears can be in the file
+
+
+@dataclass(frozen=True, slots=True)
+class AudioInfo:
+    """What the header says. `exact`: decoding gives this number of frames; else about as many.
+
+    `rate` is in Hz; it and `seconds` are 0 for an array whose rate was not given. `missing` are
+    the frames that are promised beyond those `frames`, and are not there.
+    """
+
+    rate: int
+    channels: int
+    frames: int
+    seconds: float
+    exact: bool
+    missing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One channel of sound: `samples` (n,) float32 at the rate that was asked for.
+
+    `seconds` is its length before resampling, `start` and `end` are the region's.
+    """
+
+    samples: np.ndarray
+    seconds: float
+    start: float | None
+    end: float | None
+
+
+def info(content: object, *, source_rate: int | None = None, exact: bool = False) -> AudioInfo:
+    """Rate, channels and length of a Path's, bytes' or an array's sound.
+
+    It is decoded only where the header has no length, or, with `exact`, where that is not exact.
+
+    Raises:
+        DecodeError, EmptyItem: as `load`.
+    """
+    with opened(content, source_rate or 0) as stream:
+        frames, missing, known = stream.frames, stream.missing, stream.slack == 0
+        if frames is None or (exact and not known):
+            frames, promised = sum(len(block) for block in stream.read(0, None)), frames
+            if promised is not None and stream.slack is not None:
+                short = promised - frames
+                missing = short if short > stream.slack else 0
+            known = True
+        seconds = frames / stream.rate if stream.rate > 0 else 0.0
+        return AudioInfo(stream.rate, stream.channels, frames, seconds, known, missing)
+
+
+def load(
+    content: object,
+    region: Region,
+    rate: int,
+    *,
+    max_seconds: float | None = None,
+    source_rate: int | None = None,
+) -> Clip:
+    """The region's samples at `rate` Hz: one channel of it, or the mean over all.
+
+    `content` is a Path, bytes or an array: (n,) or (channels, n) at `source_rate` (None: already at
+    `rate`), integers being scaled to ±1. `max_seconds` limits the region's length, and the memory.
+
+    Raises:
+        DecodeError: no sound, damaged, shorter than its header says, a rate that cannot be.
+        EmptyItem: no samples, nothing but zeros, values that are not finite.
+        TooLong: the region is longer than `max_seconds`.
+        RegionError: a start, end or channel that the item does not have.
+    """
+    with opened(content, rate if source_rate is None else source_rate) as stream:
+        mono = _cut(stream, stream.read, region, rate, max_seconds)
+    return _clip(mono, stream.rate, rate, region)
+
+
+def load_many(
+    content: object,
+    regions: Iterable[Region],
+    rate: int,
+    *,
+    max_seconds: float | None = None,
+    source_rate: int | None = None,
+) -> Iterator[Clip | ItemError]:
+    """For each region what `load` gives, to the bit, or the error that it raises, in their order.
+
+    The sound is opened once and read forward; what is kept starts at the last region's start. So
+    starts should not decrease: one that does is decoded from the beginning again, or sought for.
+    """
+    with ForwardReader(content, rate if source_rate is None else source_rate) as tape:
+        for region in regions:
+            result: Clip | ItemError
+            try:
+                result = _from_tape(tape, region, rate, max_seconds)
+                if tape.damaged and tape.stream.seeks:
+                    tape.close()  # another way to the same place may lead around the damage
+                    result = load(
+                        content, region, rate, max_seconds=max_seconds, source_rate=source_rate
+                    )
+            except ItemError as error:
+                result = error.with_traceback(None)  # which would keep the samples alive
+            except MemoryError:
+                result = TooLong("does not fit into memory; set a limit, or cut it into windows")
+            except UNFORESEEN as error:  # as in a run of single items
+                result = DecodeError(f"cannot be read: {first_line(error)}")
+            yield result
+
+
+def _from_tape(
+    tape: ForwardReader, region: Region, rate: int, max_seconds: float | None
+) -> Clip | ItemError:
+    stream = tape.stream
+    try:
+        mono = _cut(stream, tape.read, region, rate, max_seconds)
+        return _clip(mono, stream.rate, rate, region)
+    except ItemError as error:
+        return error.with_traceback(None)
+
+
+_Read = Callable[[int, int | None], Iterator[np.ndarray]]
+
+
+def _cut(
+    stream: Stream, read: _Read, region: Region, rate: int, max_seconds: float | None
+) -> np.ndarray:
+    """(n,) float32: the region at the stream's own rate, one channel or the mean over all."""
+    _check_rate(stream.rate, rate)
+    if region.channel is not None and region.channel >= stream.channels:
+        raise RegionError(
+            f"there is no channel {region.channel}: the sound has {stream.channels} "
+            "(they count from 0)"
+        )
+    first, last = _frames_of(region, stream)
+    limit = None if max_seconds is None else math.floor(max_seconds * stream.rate)
+    if limit is not None and stream.slack is not None:
+        _check_length((stream.frames if last is None else last) or 0, first, limit, stream)
+    mono = _collect(stream, read(first, last), (first, last), region.channel, limit)
+    _check_complete(stream, first, last, len(mono))
+    return mono
+
+
+def _clip(mono: np.ndarray, source: int, rate: int, region: Region) -> Clip:
+    seconds = len(mono) / source
+    _check_signal(mono)
+    samples = mono if source == rate else _resample(mono, source, rate)
+    return Clip(samples, seconds, region.start, region.end)
+
+
+def _check_rate(rate: int, wanted: int) -> None:
+    if not 0 < rate <= _HIGHEST_RATE:
+        raise DecodeError(f"a sample rate of {rate} Hz cannot be; the header is wrong")
+    if rate * _LOWEST_SHARE < wanted:
+        raise DecodeError(
+            f"a sample rate of {rate} Hz holds nothing above {rate // 2} Hz, too little for a "
+            f"model that hears {wanted} Hz; the header is wrong, or this is no recording for it"
+        )
+
+
+def _frames_of(region: Region, stream: Stream) -> tuple[int, int | None]:
+    """The region's first and last frame, checked where the length is known; None is the end."""
+    for value in (region.start, region.end):
+        if value is not None and not math.isfinite(value):
+            raise RegionError(f"a region's seconds must be finite, not {value}")
+    first = frame_at(region.start or 0.0, stream.rate)
+    last = None if region.end is None else frame_at(region.end, stream.rate)
+    if stream.frames is None or stream.slack is None:
+        return first, last
+    total = stream.frames + stream.missing
+    if region.start is not None and first >= total + stream.slack:
+        raise _beyond(f"start {region.start:g} s", total, stream.rate)
+    if last is not None and last > total + stream.slack + _tolerance(stream.rate):
+        raise _beyond(f"end {region.end:g} s", total, stream.rate)
+    if last is not None and stream.slack == 0:
+        last = min(last, total)
+    if stream.missing and (last is None or last > stream.frames):
+        raise _truncated(stream.frames, total)
+    return first, last
+
+
+def _tolerance(rate: int) -> int:
+    return max(1, rate // 1000)  # a millisecond: what rounding in a table may cost
+
+
+def _beyond(what: str, frames: int, rate: int) -> RegionError:
+    return RegionError(f"{what} lies beyond the end: it lasts {frames / rate:.6g} s")
+
+
+def _truncated(found: int, promised: int) -> DecodeError:
+    return DecodeError(f"truncated or damaged: holds {found} frames of the {promised} it promises")
+
+
+def _check_length(last: int, first: int, limit: int, stream: Stream) -> None:
+    if last - first > limit:
+        raise TooLong(
+            f"lasts {(last - first) / stream.rate:.6g} s, longer than the limit of "
+            f"{limit / stream.rate:.6g} s; raise the limit or cut it into windows"
+        )
+
+
+def _collect(
+    stream: Stream,
+    blocks: Iterator[np.ndarray],
+    span: tuple[int, int | None],
+    channel: int | None,
+    limit: int | None,
+) -> np.ndarray:
+    """(n,) float32 of one channel, or of the mean over all."""
+    (first, last), parts, got = span, [], 0
+    for block in blocks:
+        block = block if last is None else block[: last - first - got]
+        # Summed in float64: the same mean whatever the block, and never an overflow.
+        one = block.mean(axis=1, dtype=np.float64) if channel is None else block[:, channel]
+        parts.append(one.astype(np.float32))
+        got += len(block)
+        if limit is not None:
+            _check_length(first + got, first, limit, stream)
+        if last is not None and first + got >= last:
+            break
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _check_complete(stream: Stream, first: int, last: int | None, got: int) -> None:
+    """Compare what was decoded with what the header and the region promise."""
+    end = first + got
+    if last is not None and end >= last:
+        return
+    promised = 0 if stream.frames is None or stream.slack is None else stream.frames
+    if end + (stream.slack or 0) < promised:
+        raise _truncated(end, promised)
+    if last is not None and end + _tolerance(stream.rate) < last:
+        raise _beyond(f"end {last / stream.rate:g} s", end, stream.rate)
+    if got == 0 and first > 0:
+        raise RegionError(f"start {first / stream.rate:g} s lies beyond the end")
+
+
+def _check_signal(mono: np.ndarray) -> None:
+    if len(mono) == 0:
+        raise EmptyItem("holds no samples")
+    if not np.isfinite(mono).all():
+        raise EmptyItem("holds samples that are not finite (NaN or infinite)")
+    if not mono.any():
+        raise EmptyItem("nothing but zeros (digital silence)")
+
+
+def _resample(mono: np.ndarray, source: int, rate: int) -> np.ndarray:
+    import soxr
+
+    # HQ computes in float32 whatever it is given: float64 gives the same samples (measured).
+    samples: np.ndarray = soxr.resample(mono, source, rate, quality="HQ")
+    if len(samples) == 0:
+        raise EmptyItem(f"{len(mono)} samples at {source} Hz are none at {rate} Hz")
+    return samples
+
+
+if not TYPE_CHECKING:  # a type checker would take every name of this module for a str
+
+    def __getattr__(name: str) -> str:
+        if name != "RESAMPLER":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import soxr
+
+        return f"soxr-HQ/{soxr.__version__} (libsoxr {soxr.__libsoxr_version__})"

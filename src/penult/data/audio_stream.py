@@ -1,0 +1,363 @@
+"""Blocks of an open recording, read forward: a file, bytes or an array in the order of time."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from penult.data.files import ffmpeg_errors, file_size, opened_by_ffmpeg
+from penult.errors import DecodeError, EmptyItem, ItemError, first_line
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+
+BLOCK = 1 << 16  # values per read: what bounds the memory of a many-channel file
+
+# Writers that cannot seek back leave one of these sizes: the length is then simply not known.
+_PLACEHOLDER = 0x7FFFF000
+# Seeking is exact here (measured). In Vorbis it lands elsewhere near the end of the file, in MP3
+# the bit reservoir is missing and whole frames differ: these are decoded from the beginning.
+_SEEKABLE = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+_HEADERLESS = "not readable as audio: without a header nothing says its rate"
+_UNKNOWN_FORMAT = (1, 4)  # libsndfile's codes: format not recognised, encoding not supported
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Sound that is open: `read(first, last)` yields blocks (n, channels) float32 from frame
+    `first` on, at least to frame `last`, to the end where that is None.
+
+    Where `seeks`, it can be called again and again and reads no further than `last`, so that
+    damage behind does not matter. Elsewhere it can be called once, and its blocks lie at the same
+    places whatever is asked for: damage is met at the same frame by everyone who comes that far.
+    """
+
+    rate: int
+    channels: int
+    frames: int | None  # None: not known before decoding
+    slack: int | None  # by how much decoding may fall short of `frames`; None: it is an estimate
+    missing: int  # frames that the header promises and the file does not hold
+    seeks: bool
+    read: Callable[[int, int | None], Iterator[np.ndarray]]
+
+
+@contextmanager
+def opened(content: object, array_rate: int) -> Iterator[Stream]:
+    """The sound of a Path, of bytes, or of an array of that rate, until the `with` ends.
+
+    Raises:
+        DecodeError: it is no sound, or nothing here can read it.
+        EmptyItem: no bytes, or no samples.
+    """
+    if isinstance(content, np.ndarray):
+        yield _of_array(content, array_rate)
+        return
+    if not isinstance(content, (Path, bytes)):
+        raise DecodeError(f"a {type(content).__name__} is no sound; give a Path, bytes or an array")
+    if not (len(content) if isinstance(content, bytes) else file_size(content)):
+        raise EmptyItem("the file is empty (0 bytes)")
+    import soundfile
+
+    with ExitStack() as stack:
+        source = _Bytes(content) if isinstance(content, bytes) else _named(content)
+        handle = None
+        try:
+            handle = stack.enter_context(_forward_reader()(source))
+        except TypeError as error:  # what soundfile says of .raw
+            raise DecodeError(_HEADERLESS) from error
+        except soundfile.LibsndfileError as error:
+            if error.code not in _UNKNOWN_FORMAT:
+                said = error.error_string.strip()
+                raise DecodeError(f"not readable as audio: libsndfile: {said}") from error
+        if handle is None:
+            yield _of_container(stack.enter_context(opened_by_ffmpeg(content, "audio")))
+        else:
+            yield _of_libsndfile(handle, content)
+
+
+def _of_array(values: np.ndarray, rate: int) -> Stream:
+    if values.ndim not in (1, 2):
+        raise DecodeError(f"an array of shape {values.shape} is no sound; give (n,), (channels, n)")
+    if values.ndim == 2 and values.shape[0] > values.shape[1]:
+        raise DecodeError(
+            f"an array of shape {values.shape} has more channels than samples; give (channels, n)"
+        )
+    columns = np.atleast_2d(values).T
+    size = values.dtype.itemsize
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+            columns = columns.astype(np.float32)
+    elif values.dtype.kind in "iu" and size <= 4:
+        middle = 0 if values.dtype.kind == "i" else 2 ** (8 * size - 1)
+        columns = ((columns.astype(np.float64) - middle) / 2 ** (8 * size - 1)).astype(np.float32)
+    else:
+        raise DecodeError(f"samples of type {values.dtype} have no known scale; give floats in ±1")
+    return Stream(
+        rate,
+        columns.shape[1],
+        len(columns),
+        slack=0,
+        missing=0,
+        seeks=True,
+        read=lambda first, last: iter((columns[first:last],)),
+    )
+
+
+def _named(path: Path) -> bytes | Path:
+    """A path as soundfile takes it: as bytes, since it refuses a str that is not UTF-8."""
+    return path if os.name == "nt" else os.fsencode(path)
+
+
+class _Bytes(io.BytesIO):
+    """Bytes in which a seek to before the beginning, as damaged headers ask for, goes nowhere."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:  # would be printed, not raised, from within libsndfile
+            return self.tell()
+
+
+@cache
+def _forward_reader() -> Any:
+    """soundfile's reader without its habit of seeking after each read.
+
+    That seek makes what MP3 and Opus decode depend on the size of the reads (measured).
+    """
+    import soundfile
+
+    class ForwardReader(soundfile.SoundFile):  # type: ignore[misc]
+        def seekable(self) -> bool:
+            return False
+
+    return ForwardReader
+
+
+def _of_libsndfile(handle: Any, content: Path | bytes) -> Stream:
+    if handle.format == "RAW":  # libsndfile takes anything called .au or .vox for that
+        raise DecodeError(_HEADERLESS)
+    log, frames = handle.extra_info, handle.frames
+    wrong = re.search(r"Bytes/sec\s*:\s*(-?\d+) \(should be (-?\d+)\)", log)
+    if wrong:
+        raise DecodeError(
+            f"the header contradicts itself: it says {wrong[1]} bytes a second, "
+            f"and a rate and frame size that make {wrong[2]}"
+        )
+    slack: int | None = 0
+    if handle.format == "MP3":
+        slack = 4 * 1152 if _mp3_has_length(content) else None
+    known = frames < 1 << 62  # a streamed FLAC has no length
+    direct = known and handle.subtype.startswith(_SEEKABLE)
+
+    def read(first: int, last: int | None) -> Iterator[np.ndarray]:
+        import soundfile
+
+        step = max(1, BLOCK // handle.channels)
+        done = 0
+        try:
+            if direct:
+                done = handle.seek(first)
+            while size := step if last is None or not direct else min(step, last - done):
+                block = handle.read(size, dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                if done + len(block) > first:
+                    yield block[max(0, first - done) :]
+                done += len(block)
+        except soundfile.LibsndfileError as error:
+            promised = f" of the {frames} it promises" if known else ""
+            raise DecodeError(
+                f"truncated or damaged: some {done} frames{promised} can be read "
+                f"({error.error_string.strip() or 'the decoder lost its way'})"
+            ) from error
+
+    return Stream(
+        handle.samplerate,
+        handle.channels,
+        frames if known else None,
+        slack if known else None,
+        _missing_frames(log, frames),
+        direct,
+        read,
+    )
+
+
+def _missing_frames(log: str, frames: int) -> int:
+    """How many frames a header promises beyond the file's end: libsndfile only notes it."""
+    pattern = r"^\s*(data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)"
+    for _, promised, found in re.findall(pattern, log, re.MULTILINE):
+        excess = int(promised) - int(found)
+        if excess > 0 and int(found) and int(promised) < _PLACEHOLDER:
+            return max(1, round(frames * excess / int(found)))
+    return 0
+
+
+def _mp3_has_length(content: Path | bytes) -> bool:
+    """Whether an MP3's first frame carries its length; otherwise the bit rate gives a guess."""
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        head = file.read(10)
+        if head.startswith(b"ID3"):
+            size = 0
+            for byte in head[6:10]:
+                size = size << 7 | byte & 0x7F
+            file.seek(10 + size)
+            head = b""
+        head += file.read(4096)
+    return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def _of_container(container: InputContainer) -> Stream:
+    from av import AudioResampler
+
+    if not container.streams.audio:
+        raise DecodeError("the file holds no sound")
+    stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise DecodeError("not readable as audio: FFmpeg has no decoder for it")
+    decoded = container.decode(stream)
+    head = next(decoded, None)
+    if head is None:
+        raise EmptyItem("holds no samples")
+    # The first frame knows: some AAC headers give half of the rate that is decoded.
+    rate, channels = head.sample_rate, head.layout.nb_channels
+    length = None
+    if stream.duration is not None and stream.time_base is not None:
+        length = float(stream.duration * stream.time_base)
+    elif container.duration is not None and len(container.streams) == 1:
+        length = container.duration / 1e6
+    # Of these two the length is written down; elsewhere FFmpeg guesses it from the bit rate.
+    counted = container.format.name.startswith(("mov", "matroska"))
+
+    def read(first: int, last: int | None) -> Iterator[np.ndarray]:
+        convert, done = AudioResampler(format="flt"), 0
+        with ffmpeg_errors("audio"):
+            for frame in chain([head], decoded, [None]):
+                for piece in convert.resample(frame):
+                    block = piece.to_ndarray().reshape(-1, channels)
+                    if done + len(block) > first:
+                        yield block[max(0, first - done) :]
+                    done += len(block)
+
+    frames = None if length is None else round(length * rate)
+    slack = max(rate // 10, 4096) if counted and frames is not None else None
+    return Stream(rate, channels, frames, slack, 0, False, read)
+
+
+UNFORESEEN = (OSError, ValueError, RuntimeError, IndexError, TypeError)  # what decoders raise
+
+
+class ForwardReader:
+    """`read` gives what the stream's own gives, and may be called again and again.
+
+    A stretch that begins before what is kept is decoded from the beginning, or sought for where
+    the format seeks exactly; so is a stretch far ahead. Where decoding fails, `damaged` is set,
+    and everyone who comes that far gets the same error.
+    """
+
+    def __init__(self, content: object, array_rate: int) -> None:
+        self._content, self._array_rate = content, array_rate
+        self._resources = ExitStack()
+        self._stream: Stream | None = None
+        self._unreadable: ItemError | None = None
+        self._start(iter(()), 0)
+
+    def __enter__(self) -> ForwardReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget everything; the next use opens the stream again."""
+        self._stream = None
+        self._start(iter(()), 0)
+        self._resources.close()
+
+    @property
+    def stream(self) -> Stream:
+        """The stream, opened if it is not open.
+
+        Raises:
+            ItemError: it cannot be opened.
+        """
+        if self._unreadable is not None:
+            raise _again(self._unreadable)
+        if self._stream is None:
+            try:
+                self._stream = self._resources.enter_context(
+                    opened(self._content, self._array_rate)
+                )
+            except ItemError as error:
+                self._unreadable = _again(error)
+                raise
+            self._start(self._stream.read(0, None), 0)
+        return self._stream
+
+    def read(self, first: int, last: int | None) -> Iterator[np.ndarray]:
+        """Blocks (n, channels) float32 from frame `first` on, at least to `last` or to the end."""
+        self._wind(first)
+        for begin, block in tuple(self._kept):
+            yield block[max(0, first - begin) :]
+        while last is None or self._end < last:
+            begin, found = self._end, self._next()
+            if found is None:
+                return
+            self._forget(first)
+            if self._end > first:
+                yield found[max(0, first - begin) :]
+
+    def _start(self, blocks: Iterator[np.ndarray], first: int) -> None:
+        self._blocks = blocks
+        self._kept: deque[tuple[int, np.ndarray]] = deque()
+        self._begin = self._end = first
+        self.damaged: ItemError | None = None
+
+    def _wind(self, first: int) -> None:
+        back = first < self._begin
+        if self.stream.seeks and (back or first - self._end > BLOCK // self.stream.channels):
+            self._start(self.stream.read(first, None), first)
+        elif back:
+            self.close()
+            _ = self.stream
+        self._forget(first)
+
+    def _forget(self, first: int) -> None:
+        while self._kept and self._kept[0][0] + len(self._kept[0][1]) <= first:
+            begin, block = self._kept.popleft()
+            self._begin = begin + len(block)
+
+    def _next(self) -> np.ndarray | None:
+        if self.damaged is not None:
+            raise _again(self.damaged)
+        try:
+            block = next(self._blocks, None)
+        except ItemError as error:
+            self.damaged = _again(error)
+            raise
+        except UNFORESEEN as error:
+            self.damaged = DecodeError(f"cannot be read: {first_line(error)}")
+            raise _again(self.damaged) from error
+        except BaseException:
+            self.close()  # the decoder stopped half way, and would go on as if nothing were missing
+            raise
+        if block is not None:
+            self._kept.append((self._end, block))
+            self._end += len(block)
+        return block
+
+
+def _again(error: ItemError) -> ItemError:
+    """The same error anew: one that is raised often would carry every place where it was."""
+    return type(error)(str(error))

@@ -1,0 +1,390 @@
+"""Regions to decoded values: sound, images, frames and texts, in order, in worker processes.
+Knows no model.
+
+A worker that dies on a file, or hangs on it, is replaced, and the file is named as a failure.
+Regions of one item that come one after the other are cut out of one decoding.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain, groupby, islice, tee
+from pathlib import Path
+from typing import IO, Any
+
+from penult.data import audio, image, text, video
+from penult.data.items import Item
+from penult.data.regions import Region
+from penult.errors import DecodeError, ItemError, PenultError, RegionError, TooLong, first_line
+
+# What a library may raise on a file that it was not written for.
+UNFORESEEN = (ValueError, RuntimeError, IndexError, TypeError, AssertionError, ZeroDivisionError)
+
+Pair = tuple[Item, Region]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTarget:
+    """What a model takes: its modality, samples per second of sound, frames of a video; and the
+    longest region, in seconds, that is read at all."""
+
+    modality: str
+    rate: int | None = None
+    frames: int | None = None
+    max_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A region's decoded content, and where in the item it lies (seconds; None: no time axis)."""
+
+    values: Any
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedRegion:
+    """A region and its content, or why there is none; and the seconds that this took."""
+
+    item: Item
+    region: Region
+    content: Content | ItemError
+    seconds: float = 0.0
+
+
+def open_regions(
+    pairs: Iterable[Pair | Any], wanted: DecodeTarget
+) -> Iterator[DecodedRegion | Any]:
+    """Each region's content, in order; what is no pair is handed on as it is."""
+    for key, group in groupby(pairs, key=same_item):
+        if key is None:
+            yield from group
+        else:
+            yield from _opened(group, wanted)
+
+
+def same_item(value: Any) -> tuple[str, Any] | None:
+    """What regions of one item have in common; None for what is no pair."""
+    if type(value) is not tuple:
+        return None
+    content = value[0].content
+    return value[0].id, content if isinstance(content, Path) else id(content)
+
+
+def _opened(group: Iterator[Pair], wanted: DecodeTarget) -> Iterator[DecodedRegion]:
+    """The regions of one item, from one pass over it."""
+    asked: deque[Pair] = deque()
+    first = next(group)
+
+    def regions() -> Iterator[Region]:
+        for pair in chain([first], group):
+            asked.append(pair)
+            yield pair[1]
+
+    try:
+        began = time.perf_counter()
+        for content in _READERS[wanted.modality](first[0], regions(), wanted):
+            item, region = asked.popleft()
+            yield DecodedRegion(item, region, content, time.perf_counter() - began)
+            began = time.perf_counter()
+    except (OSError, MemoryError, ItemError, *UNFORESEEN) as error:  # ends this item, not the run
+        rest = [*(asked or [first]), *group]
+        yield from (DecodedRegion(item, region, _unforeseen(error)) for item, region in rest)
+
+
+Contents = Iterator[Content | ItemError]
+
+
+def _sounds(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Contents:
+    ahead, regions = tee(regions)
+    clips = audio.load_many(
+        item.content,
+        ahead,
+        wanted.rate or 0,
+        max_seconds=wanted.max_seconds,
+        source_rate=item.rate,
+    )
+    for clip, region in zip(clips, regions, strict=True):
+        if isinstance(clip, ItemError):
+            yield clip
+            continue
+        start = region.start or 0.0
+        yield Content(
+            clip.samples, start, start + clip.seconds if region.end is None else region.end
+        )
+
+
+def _pictures(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Contents:
+    pictures = image.load_many(item.content, (_box(region) for region in regions))
+    for picture in pictures:
+        yield picture if isinstance(picture, ItemError) else Content(picture)
+
+
+def _box(region: Region) -> Any:
+    if region.start is not None or region.end is not None:
+        raise RegionError(f"an image has no time axis to cut {region.key!r} from")
+    return region.box
+
+
+def _videos(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Contents:
+    for region in regions:
+        try:
+            frames = video.load(item.content, region, wanted.frames or 16)
+            yield Content(frames, region.start, region.end)
+        except ItemError as error:
+            yield error
+
+
+def _texts(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Contents:
+    for region in regions:
+        try:
+            if region.kind != "whole":
+                raise RegionError(f"text has no time axis to cut {region.key!r} from")
+            yield Content(text.load(item.content))
+        except ItemError as error:
+            yield error
+
+
+_READERS = {"audio": _sounds, "image": _pictures, "video": _videos, "text": _texts}
+
+
+def _unforeseen(error: BaseException) -> ItemError:
+    if isinstance(error, ItemError):
+        return error
+    if isinstance(error, MemoryError):
+        return TooLong("does not fit into memory; set --max-seconds or cut it with --window")
+    return DecodeError(f"cannot be read: {first_line(error)}")
+
+
+log = logging.getLogger(__name__)
+AHEAD = 8  # items for each worker that are read before the first of them is asked for
+HELD = 64  # decoded regions of a worker that wait for the model
+TIME_LIMIT = 300.0  # seconds that one region may take to decode
+BRIEF_LIMIT = 30.0  # where another item does as well
+
+
+def default_workers() -> int:
+    """Half of the machine's processors, four at most: a model is what needs most of them."""
+    return min(4, max(1, (os.cpu_count() or 1) // 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How items are opened.
+
+    max_seconds: longer regions are refused, not read. workers: processes that decode; 0 decodes in
+    this one, which a file can then crash or hold up. time_limit: seconds that a worker may take for
+    one region, behind which its file counts as hanging.
+    """
+
+    max_seconds: float | None = None
+    workers: int = 0
+    time_limit: float = TIME_LIMIT
+
+    @property
+    def briefly(self) -> Decoding:
+        """For a look at a few items: one process at most, and less patience."""
+        limit = min(self.time_limit, BRIEF_LIMIT)
+        return Decoding(self.max_seconds, min(1, self.workers), limit)
+
+
+@dataclass(slots=True)
+class _Task:
+    """Consecutive regions of one item, or something that is only handed on."""
+
+    pairs: list[Any]
+    worker: int | None = None  # None: not for a worker
+
+
+class Decoders:
+    """Worker processes that decode, if any; use as a context, so that they end."""
+
+    def __init__(self, wanted: DecodeTarget, decoding: Decoding) -> None:
+        self._wanted, self._count, self._limit = wanted, decoding.workers, decoding.time_limit
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Decoders:
+        self._workers = [_Worker(self._wanted) for _ in range(self._count)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def open_regions(self, pairs: Iterable[Pair | Any]) -> Iterator[DecodedRegion | Any]:
+        """As `opening.open_regions`: each region's content in order, the rest handed on. To be
+        asked again only once all of it is given."""
+        if not self._workers:
+            yield from open_regions(pairs, self._wanted)
+            return
+        tasks = self._tasks(pairs)
+        ahead: deque[_Task] = deque()
+        while True:
+            for task in islice(tasks, AHEAD * self._count - len(ahead)):
+                ahead.append(task)
+                if task.worker is not None:
+                    self._workers[task.worker].send(task.pairs)
+            if not ahead:
+                return
+            task = ahead[0]
+            if task.worker is None:
+                yield from open_regions(task.pairs, self._wanted)
+            else:
+                yield from self._received(task, ahead)
+            ahead.popleft()
+
+    def _tasks(self, pairs: Iterable[Pair | Any]) -> Iterator[_Task]:
+        turn = 0
+        for key, group in groupby(pairs, key=same_item):
+            if key is None or not isinstance(key[1], Path):
+                yield from (_Task([one]) for one in group)  # it is here already
+            else:
+                yield _Task(list(group), turn % self._count)
+                turn += 1
+
+    def _received(self, task: _Task, ahead: deque[_Task]) -> Iterator[DecodedRegion]:
+        """A task's regions; if its worker fails, the rest of them are failures of its item."""
+        assert task.worker is not None
+        worker = self._workers[task.worker]
+        for number, (item, region) in enumerate(task.pairs):
+            answer = worker.receive(self._limit)
+            if isinstance(answer, _Gone):
+                lost = DecodeError(answer.words)
+                log.info("%s %s; another worker takes over", item.id, answer.words)
+                yield from (DecodedRegion(one, part, lost) for one, part in task.pairs[number:])
+                worker.end()
+                self._workers[task.worker] = again = _Worker(self._wanted)
+                for later in islice(ahead, 1, None):
+                    if later.worker == task.worker:
+                        again.send(later.pairs)
+                return
+            if isinstance(answer, PenultError):
+                raise answer
+            yield DecodedRegion(item, region, *answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """The worker is not there any more, or does not answer."""
+
+    words: str
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One process: what it is asked goes through one thread, what it answers through another, so
+    that neither side ever waits for the other to listen."""
+
+    wanted: DecodeTarget
+    process: subprocess.Popen[bytes] = field(init=False)
+    _asked: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    _answers: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(HELD))
+
+    def __post_init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from penult.data.decode import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # decoders print there what they think of a file
+        )
+        self.send(self.wanted)
+        for target in (self._write, self._read):
+            threading.Thread(target=target, daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        self._asked.put(message)
+
+    def receive(self, limit: float) -> Any:
+        """The next answer, or `_Gone`."""
+        try:
+            answer = self._answers.get(timeout=limit)
+        except queue.Empty:
+            return _Gone(f"takes longer than {limit:g} s to decode")
+        if answer is not None:
+            return answer
+        code = self.process.wait()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return _Gone(f"ends the process that decodes it ({how})")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._asked.put(None)
+        with suppress(queue.Empty):  # makes room for the thread that may wait to give an answer
+            while True:
+                self._answers.get_nowait()
+
+    def _write(self) -> None:
+        pipe = self.process.stdin
+        assert pipe is not None
+        with suppress(OSError, ValueError), pipe:
+            while (message := self._asked.get()) is not None:
+                _put(pipe, message)
+
+    def _read(self) -> None:
+        pipe = self.process.stdout
+        assert pipe is not None
+        with pipe:
+            while True:
+                try:
+                    answer = _get(pipe)
+                except (EOFError, OSError, ValueError):
+                    answer = None
+                self._answers.put(answer)
+                if answer is None:
+                    return
+
+
+def serve() -> None:
+    """A worker's life: read what to decode from standard input, write contents, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks
+    answers = os.fdopen(os.dup(1), "wb")
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  what a decoder prints is no answer
+        os.dup2(nowhere.fileno(), 1)
+    with suppress(EOFError, BrokenPipeError):
+        wanted = _get(sys.stdin.buffer)
+        while True:
+            for content in _contents(_get(sys.stdin.buffer), wanted):
+                _put(answers, content)
+
+
+def _contents(pairs: list[Pair], wanted: DecodeTarget) -> Iterator[Any]:
+    """One answer for each pair, whatever happens: its content and the seconds that it took."""
+    given = 0
+    try:
+        for opened in open_regions(pairs, wanted):
+            given += 1
+            yield opened.content, opened.seconds
+    except PenultError as error:  # an extra that is missing: the run ends with it
+        yield from [error] * (len(pairs) - given)
+
+
+def _put(pipe: IO[bytes], message: Any) -> None:
+    data = pickle.dumps(message, protocol=5)
+    pipe.write(struct.pack("<Q", len(data)) + data)
+    pipe.flush()
+
+
+def _get(pipe: IO[bytes]) -> Any:
+    size = pipe.read(8)
+    if len(size) < 8:
+        raise EOFError
+    (length,) = struct.unpack("<Q", size)
+    data = pipe.read(length)
+    if len(data) < length:
+        raise EOFError
+    return pickle.loads(data)  # noqa: S301  from our own process

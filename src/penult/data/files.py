@@ -1,0 +1,113 @@
+"""Files: sizes, bytes, FFmpeg, and which module reads which extension. Knows no folders and no
+models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from penult.errors import DecodeError, MissingExtra, SourceError
+from penult.extras import require
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+
+MODALITIES = ("audio", "image", "text", "video")
+
+
+def module(modality: str) -> ModuleType:
+    """The module that reads a modality: it has `EXTENSIONS` and `load(content, …)`.
+
+    Raises:
+        SourceError: there is no such modality.
+    """
+    if modality not in MODALITIES:
+        raise SourceError(f"no modality {modality!r}; there are {', '.join(MODALITIES)}")
+    return importlib.import_module(f"penult.data.{modality}")
+
+
+def extensions(modality: str) -> frozenset[str]:
+    """The file extensions that a folder of this modality is searched for, as `.wav`."""
+    found: frozenset[str] = module(modality).EXTENSIONS
+    return found
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file that can be read.
+
+    Raises:
+        DecodeError: there is none, it is a folder or a device, or it may not be read.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise DecodeError(f"is a folder, not a file: {path}")
+        if not stat.S_ISREG(status.st_mode):
+            # Opening a pipe or a device could block for ever.
+            raise DecodeError(f"is a pipe or a device, not a file: {path}")
+        with path.open("rb"):
+            return status.st_size
+    except FileNotFoundError as error:
+        raise DecodeError(f"no such file: {path}") from error
+    except PermissionError as error:
+        raise DecodeError(f"no permission to read: {path}") from error
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it, a failing disk
+        raise DecodeError(f"cannot be read: {path}: {error}") from error
+
+
+def read_bytes(content: Path | bytes) -> bytes:
+    """The bytes of a file, or the bytes that were given.
+
+    Raises:
+        DecodeError: as `file_size`.
+    """
+    if isinstance(content, bytes):
+        return content
+    file_size(content)
+    try:
+        return content.read_bytes()
+    except OSError as error:
+        raise DecodeError(f"cannot be read: {content}: {error}") from error
+
+
+@contextmanager
+def opened_by_ffmpeg(content: Path | bytes, kind: str) -> Iterator[InputContainer]:
+    """A container opened by PyAV; what goes wrong inside the `with` is a DecodeError too.
+
+    Raises:
+        DecodeError: PyAV is not installed (the message names the extra), or FFmpeg cannot read it.
+    """
+    try:
+        av = require("av")
+    except MissingExtra as error:
+        # One file of a run needs it: the run goes on and names the file.
+        raise DecodeError(f"not readable as {kind} without an extra: {error}") from error
+    with (
+        ffmpeg_errors(kind),
+        io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file,
+        # A play list must not make FFmpeg open other files or addresses.
+        av.open(
+            file, options={"protocol_whitelist": "none"}, metadata_errors="replace"
+        ) as container,
+    ):
+        yield container
+
+
+@contextmanager
+def ffmpeg_errors(kind: str) -> Iterator[None]:
+    """Turn what PyAV raises inside the `with` into a DecodeError."""
+    import av
+
+    try:
+        yield
+    except (av.FFmpegError, OSError, ValueError, IndexError, OverflowError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise DecodeError(f"not readable as {kind}: FFmpeg: {said}") from error

@@ -1,0 +1,164 @@
+"""Folders as a stream of files, and where a recording lies that is known by name only."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from penult.data.items import Failure, Placed, file_item
+from penult.data.regions import WHOLE
+from penult.errors import SourceError
+
+_NONE = "there is no recording"
+_BARE = "without extension"
+
+Index = dict[str, list[Path]]  # by name and by name without extension, in small letters
+
+
+def in_folder(folder: Path, accepted: frozenset[str]) -> Iterator[Placed]:
+    """Every file of a folder with one of the extensions."""
+    for found in walk(folder, set()):
+        if isinstance(found, Failure):
+            yield 0, found
+        elif found.suffix.lower() in accepted:
+            yield 0, (file_item(found), WHOLE)
+
+
+def walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path | Failure]:
+    """Every file that is not hidden, each folder in the order of its names and entered once."""
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        reason = f"the folder cannot be read: {error.strerror}"
+        yield Failure(str(folder), WHOLE.key, SourceError.__name__, reason)
+        return
+    if (status.st_dev, status.st_ino) in entered:
+        return  # a link that leads back, or a second way to the same folder
+    entered.add((status.st_dev, status.st_ino))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself: a file that fails when it is read
+            is_folder = False
+        if is_folder:
+            yield from walk(Path(entry.path), entered)
+        else:
+            yield Path(entry.path)
+
+
+def others(folder: Path, accepted: frozenset[str]) -> Counter[str]:
+    """How many files have none of the extensions, by their own."""
+    files = (found for found in walk(folder, set()) if isinstance(found, Path))
+    suffixes = (file.suffix.lower() for file in files)
+    return Counter(suffix or _BARE for suffix in suffixes if suffix not in accepted)
+
+
+def check_folder(folder: Path, accepted: frozenset[str]) -> None:
+    """Stops at the first file that fits.
+
+    Raises:
+        SourceError: the folder has nothing to offer.
+    """
+    for found in walk(folder, set()):
+        if isinstance(found, Path) and found.suffix.lower() in accepted:
+            return
+    instead = others(folder, accepted)
+    raise SourceError(
+        f"{folder} holds no file that is {' '.join(sorted(accepted))}; "
+        + (f"it holds {in_words(instead)}" if instead else "it holds no files")
+    )
+
+
+def in_words(kinds: Mapping[str, int], most: int = 5) -> str:
+    """`12 .txt, 3 .csv and others`, the most frequent first."""
+    first = ", ".join(f"{count:,} {name}" for name, count in Counter(kinds).most_common(most))
+    return first + (" and others" if len(kinds) > most else "")
+
+
+class Shelf:
+    """The recordings of folders by their names, each folder looked through once, when needed."""
+
+    def __init__(self, folders: Sequence[Path], accepted: frozenset[str]) -> None:
+        self.folders, self.accepted = folders, accepted
+        self._beside: dict[Path, Index] = {}
+
+    def beside(self, table: Path) -> Index:
+        """Those in the same folder as a table."""
+        folder = table.parent
+        if folder not in self._beside:
+            with os.scandir(folder) as listing:
+                paths = [Path(entry.path) for entry in listing if not entry.name.startswith(".")]
+            self._beside[folder] = self._index(paths)
+        return self._beside[folder]
+
+    @cached_property
+    def given(self) -> Index:
+        """Those anywhere in the folders that were given."""
+        entered: set[tuple[int, int]] = set()
+        found = [path for folder in self.folders for path in walk(folder, entered)]
+        return self._index([path for path in found if isinstance(path, Path)])
+
+    def _index(self, paths: list[Path]) -> Index:
+        index: Index = {}
+        for path in sorted(paths):
+            if path.suffix.lower() in self.accepted:
+                for name in (path.name, path.stem):
+                    index.setdefault(name.casefold(), []).append(path)
+        return index
+
+
+@dataclass(frozen=True, slots=True)
+class Recordings:
+    """The files that a table may mean by a name: those beside it, then those of the shelf."""
+
+    table: Path
+    shelf: Shelf
+
+    def named(self, name: str) -> Path | str:
+        """The file of that name, with or without its extension, or what is wrong with the name."""
+        for index in (self.shelf.beside(self.table), self.shelf.given):
+            found = index.get(name.casefold(), [])
+            found = (
+                [path for path in found if path.name == name]
+                or [path for path in found if path.stem == name]
+                or found  # recorders and tables disagree about .WAV and .wav
+            )
+            if len(found) > 1:
+                listed = ", ".join(map(str, found[:3])) + (", …" if len(found) > 3 else "")
+                return (
+                    f"{name!r} may be any of {len(found)} recordings: {listed}; leave one of them"
+                )
+            if found:
+                return found[0]
+        return self._none_called(name)
+
+    def of_table(self) -> Path:
+        """The recording that is called as the table, as `rec.wav` is by `rec.Table.1.txt`.
+
+        Raises:
+            SourceError: there is none, or more than one.
+        """
+        parts = self.table.name.split(".")
+        for count in range(len(parts) - 1, 0, -1):  # the longest name that fits is meant
+            found = self.named(".".join(parts[:count]))
+            if isinstance(found, Path):
+                return found
+            if not found.startswith(_NONE):
+                raise SourceError(f"{self.table}: {found}")
+        raise SourceError(
+            f"{self.table} names no recording, and {self._none_called(parts[0])}; put the "
+            "recording beside the table, call both the same, or give its folder with the table"
+        )
+
+    def _none_called(self, name: str) -> str:
+        any_extension = "" if Path(name).suffix.lower() in self.shelf.accepted else ".*"
+        given = "".join(f", nor in {folder}" for folder in self.shelf.folders)
+        return f"{_NONE} {name + any_extension!r} beside {self.table.name}{given}"

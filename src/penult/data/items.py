@@ -1,0 +1,190 @@
+"""An item and how it is named: what is embedded, or a failure with its reason. Knows no folders
+and no tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from penult.data.regions import Region
+from penult.errors import LabelsError, SourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    Content = Path | bytes | np.ndarray | str | Image.Image
+
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One recording, picture, video or text.
+
+    `id` is the table's, else the absolute path, else `sha256:…` of the array, bytes or text.
+    `content` is a str only where it is the text itself. `size` (bytes) and `mtime_ns` are the
+    file's, None without a file. `rate` (Hz) is an audio array's; None is the model's own.
+    """
+
+    id: str
+    content: Content
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    size: int | None = None
+    mtime_ns: int | None = None
+    rate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An item that could not be made or used: `error` is the class, `message` says why."""
+
+    id: str
+    region: str
+    error: str
+    message: str
+    size: int | None = None
+    mtime_ns: int | None = None
+
+    @classmethod
+    def of(cls, item: Item, region: Region, error: Exception) -> Failure:
+        """The record of an item that could not be used."""
+        name = type(error).__name__
+        return cls(item.id, region.key, name, str(error), item.size, item.mtime_ns)
+
+    def words(self) -> str:
+        """The message, with the item's name if it is not in it."""
+        return self.message if self.id in self.message else f"{self.id}: {self.message}"
+
+
+Entry = tuple[Item, Region] | Failure
+Placed = tuple[int, Entry]  # with the line or row of its table, 0 where there is none
+
+
+def failure(item: Item, region: str, error: Exception, where: str = "") -> Failure:
+    """Why a region of an item cannot be used; `where` names the line of its table."""
+    message = f"{where}: {error}" if where else str(error)
+    return Failure(item.id, region, type(error).__name__, message, item.size, item.mtime_ns)
+
+
+def sha(*parts: bytes) -> str:
+    """The id of what has no name."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def text_item(text: str, id: str | None = None, metadata: Mapping[str, object] = {}) -> Item:
+    """A text, named by its words."""
+    return Item(id or sha(text.encode("utf-8", "backslashreplace")), text, metadata)
+
+
+def file_item(path: Path, id: str | None = None, metadata: Mapping[str, object] = {}) -> Item:
+    """A file, named by its path; one that is not there fails when it is read."""
+    name = as_id(path)
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return Item(id or name, path, metadata)
+    return Item(id or name, path, metadata, status.st_size, status.st_mtime_ns)
+
+
+def as_id(path: Path) -> str:
+    """The path as an id. What is not UTF-8 could not be stored: its bytes are written out."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def path_of(id: str) -> Path:
+    """The path that an id names: the reverse of what `file_item` makes of a path."""
+    path = Path(id)
+    if "\\udc" not in id or os.path.lexists(path):
+        return path
+    return Path(re.sub(r"\\udc([89a-f][0-9a-f])", lambda m: chr(0xDC00 + int(m[1], 16)), id))
+
+
+def local(text: str, base: str = "") -> Path:
+    """The absolute path; relative ones start at `base`, else at the working directory.
+
+    Raises:
+        SourceError: it lies on another machine.
+    """
+    if text.startswith("file://"):
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise SourceError(f"{text} lies on another machine; Penult fetches no remote URL")
+        text = unquote(parts.path)
+    elif _URI.match(text):
+        raise SourceError(f"Penult fetches no remote URL: {text}; download it and give its path")
+    return absolute(Path(base, text))
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The path from the root. A link's own name is the item's, wherever it points."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+FOLDER = "folder"
+Namer = Callable[[str, Mapping[str, object]], str | None]
+
+
+def namer(by: str, columns: Collection[str] | None = None) -> Namer:
+    """From an item's id and metadata to its name; None where it has none.
+
+    by: `folder`, the name of the folder that holds the file; a metadata column; or a pattern of
+    the path's end with the name in braces, where * is anything: `{}_*_*.wav` reads 7 from
+    `7_jackson_32.wav`, `{}/*/*.flac` the folder two levels up. columns: the metadata columns
+    there are, if they are known.
+
+    Raises:
+        LabelsError: there is no such column, or the pattern has not one pair of braces.
+    """
+    if columns is not None and by in columns:
+        return lambda id, metadata: named(metadata.get(by))
+    if by == FOLDER:
+        return lambda id, metadata: path_of(id).parent.name or None
+    if "{" in by or "}" in by:
+        return _pattern(by)
+    if columns is None:
+        return lambda id, metadata: named(metadata.get(by))
+    there = f"columns: {', '.join(columns)}" if columns else "there are no metadata columns"
+    raise LabelsError(
+        f"{by!r} names nothing: {there}; `folder` and a pattern such as '{{}}_*.wav' work too"
+    )
+
+
+def named(value: object) -> str | None:
+    """A value as a name; None for what is no name: null, NaN, an empty text."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers with gaps becomes one of floats
+    return str(value).strip() or None
+
+
+def _pattern(by: str) -> Namer:
+    if by.count("{}") != 1 or by.count("{") != 1 or by.count("}") != 1:
+        raise LabelsError(f"the pattern {by!r} needs one {{}}, where the name stands: '{{}}_*.wav'")
+    parts = PurePath(by).parts
+    before, after = (
+        "".join("[^/]*" if sign == "*" else re.escape(sign) for sign in half)
+        for half in "/".join(parts).split("{}")
+    )
+    # The name takes as little as the signs behind it allow: {}_* is what stands before the first _.
+    matcher = re.compile(f"{before}([^/]+?){after}", re.DOTALL)
+
+    def name(id: str, metadata: Mapping[str, object]) -> str | None:
+        tail = "/".join(path_of(id).parts[-len(parts) :])
+        found = matcher.fullmatch(tail)
+        return named(found[1]) if found else None
+
+    return name

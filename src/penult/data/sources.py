@@ -1,0 +1,391 @@
+"""Paths, objects, standard input and shards as one stream of (item, region) entries."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from copy import copy
+from dataclasses import dataclass, field, replace
+from itertools import tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import numpy as np
+
+from penult.data import annotation_files, tables
+from penult.data.files import extensions
+from penult.data.folders import Recordings, Shelf, check_folder, in_folder, others
+from penult.data.items import (
+    Entry,
+    Failure,
+    Item,
+    Placed,
+    absolute,
+    failure,
+    file_item,
+    local,
+    sha,
+    text_item,
+)
+from penult.data.regions import WHOLE
+from penult.data.tables import RESERVED, Table, columns_of, open_table
+from penult.errors import ItemError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+__all__ = [
+    "RESERVED",
+    "Entry",
+    "Failure",
+    "Item",
+    "Source",
+    "from_objects",
+    "from_paths",
+    "left_out",
+]
+
+TABLES = tables.SUFFIXES
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Iterate over it for (Item, Region) pairs and Failures; again and again, if the input allows.
+
+    `columns` are the metadata's names and Arrow types, `renamed` maps a table's names to those.
+    `total` is how many there are at most, None where that would cost a search. `searched` are the
+    folders that were given only to look for the recordings of annotations in; `given` are the other
+    folders, tables and files, by their absolute paths.
+    """
+
+    start: Callable[[], Iterator[Entry]]
+    columns: dict[str, pa.DataType] = field(default_factory=dict)
+    total: int | None = None
+    renamed: dict[str, str] = field(default_factory=dict)
+    countable: bool = False
+    searched: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+
+    def count(self) -> int | None:
+        """How many there are, by a search of its own if need be; None where that is not possible
+        without using the input up, or without opening every item."""
+        if self.total is None and self.countable:
+            return sum(1 for _ in self)
+        return self.total
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.start()
+
+
+def from_paths(
+    paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    modality: str,
+    channel: int | Literal["each"] | None = None,
+    stdin: TextIO | None = None,
+) -> Source:
+    """Files, folders, tables and `-` (one path per line of `stdin`), as a command line names them.
+
+    An (id, region) that comes twice is taken once, or is a Failure where the rows differ; knowing
+    this costs some 130 bytes per row (no file is compared), and nothing for a single folder.
+
+    Raven, Audacity and RTTM annotations are tables of segments. Where one is given, folders are
+    where its recordings are looked for, after the table's own, and not embedded themselves.
+
+    Raises:
+        SourceError: no such path, a folder without a fitting file, a table that cannot be used.
+    """
+    _check_channel(channel, modality)
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    if not paths:
+        raise SourceError("no path was given; give files, folders, tables, or - for a list")
+    texts = [os.fspath(path) for path in paths]
+    shelf = _shelf(texts, modality)
+    origins = [
+        _origin(text, modality, stdin or sys.stdin, shelf)
+        for text in texts
+        if text == "-" or local(text) not in shelf.folders
+    ]
+    columns, renamed = columns_of([origin.table for origin in origins if origin.table])
+    totals = [origin.total for origin in origins]
+
+    def start() -> Iterator[Entry]:
+        placed = (
+            (number, *found)
+            for number, origin in enumerate(origins)
+            for found in _by_channel(origin.entries(columns), channel)
+        )
+        if len(origins) > 1 or not origins[0].distinct:
+            return _once_each(placed, origins)
+        return (entry for _, _, entry in placed)
+
+    known = None if None in totals or channel == "each" else sum(total or 0 for total in totals)
+    countable = channel != "each" and "-" not in texts
+    return Source(
+        start,
+        columns,
+        known,
+        renamed,
+        countable,
+        tuple(map(str, shelf.folders)),
+        tuple(
+            str(local(text)) for text in texts if text != "-" and local(text) not in shelf.folders
+        ),
+    )
+
+
+def left_out(source: Source, modality: str) -> Counter[str]:
+    """Files of another kind in the folders that were given: how many, by their extensions."""
+    folders = [path for path in map(Path, source.given) if path.is_dir()]
+    return sum((others(folder, extensions(modality)) for folder in folders), Counter())
+
+
+def from_objects(
+    objects: object, modality: str, channel: int | Literal["each"] | None = None
+) -> Source:
+    """One thing or an iterable of them: paths, bytes, arrays, (array, rate), PIL images, texts.
+
+    For the modality text a str is the text itself. A single path is taken as `from_paths` does.
+    Nothing is left out, so the k-th object gives the k-th entry (unless `channel` is "each").
+
+    Raises:
+        SourceError: an object of another kind, or as `from_paths`.
+    """
+    _check_channel(channel, modality)
+    if isinstance(objects, os.PathLike) or (isinstance(objects, str) and modality != "text"):
+        return from_paths([objects], modality, channel)
+    things: Iterable[object]
+    if _is_one(objects, modality):
+        things = (objects,)
+    elif isinstance(objects, Iterable):
+        things = objects
+    else:
+        raise SourceError(f"cannot embed a {type(objects).__name__}; {_ACCEPTED}")
+    total = len(things) if isinstance(things, Sized) and channel != "each" else None
+    again = _again_or_once(things)
+
+    def start() -> Iterator[Entry]:
+        made = ((0, (_item(thing, modality, i), WHOLE)) for i, thing in enumerate(again()))
+        return (entry for _, entry in _by_channel(made, channel))
+
+    return Source(start, _text_column() if modality == "text" else {}, total)
+
+
+def _text_column() -> dict[str, pa.DataType]:
+    import pyarrow as pa
+
+    return {"text": pa.string()}
+
+
+def _check_channel(channel: object, modality: str) -> None:
+    extensions(modality)  # raises where there is no such modality
+    number = isinstance(channel, int) and not isinstance(channel, bool) and channel >= 0
+    if channel is not None and channel != "each" and not number:
+        raise SourceError(f"channel {channel!r} is neither a number from 0 on nor 'each'")
+    if channel is not None and modality != "audio":
+        raise SourceError(f"a channel can be chosen in audio only, not in {modality}")
+
+
+def _by_channel(entries: Iterable[Placed], channel: int | str | None) -> Iterator[Placed]:
+    """Give each region that names no channel the chosen one, or one region per channel."""
+    for line, entry in entries:
+        if channel is None or isinstance(entry, Failure) or entry[1].channel is not None:
+            yield line, entry
+            continue
+        item, region = entry
+        if isinstance(channel, int):
+            yield line, (item, replace(region, channel=channel))
+            continue
+        from penult.data import audio
+
+        try:
+            count = audio.info(item.content, source_rate=item.rate).channels
+        except ItemError as error:
+            yield line, failure(item, region.key, error)
+        else:
+            for number in range(count):
+                yield line, (item, replace(region, channel=number))
+
+
+def _once_each(placed: Iterable[tuple[int, int, Entry]], origins: list[_Origin]) -> Iterator[Entry]:
+    # Per key one integer, not the row: where it first stood, and 32 bits to tell the rows apart.
+    seen: dict[int, int] = {}
+    for number, line, entry in placed:
+        if isinstance(entry, Failure):
+            yield entry
+            continue
+        item, region = entry
+        key = _digest(item.id, region.key, size=8)
+        row = _digest(item.content, sorted(item.metadata.items()), size=4)
+        first = seen.setdefault(key, (number << 32 | line) << 32 | row)
+        if first == (number << 32 | line) << 32 | row:
+            yield entry
+        elif first & 0xFFFFFFFF != row:
+            before = origins[first >> 64].place(first >> 32 & 0xFFFFFFFF)
+            error = SourceError(
+                f"same id and region ({region.key}) as in {before}, but another path or other "
+                "metadata; give one of them another id"
+            )
+            yield failure(item, region.key, error, origins[number].place(line))
+
+
+def _digest(*parts: object, size: int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=size).digest())
+
+
+# ---- objects
+
+
+_ACCEPTED = "give paths, bytes, arrays, (array, rate) pairs, PIL images or texts"
+
+
+def _again_or_once(things: Iterable[object]) -> Callable[[], Iterator[object]]:
+    if not isinstance(things, Iterator):
+        return lambda: iter(things)
+    used: list[bool] = []
+
+    def once() -> Iterator[object]:
+        if used:
+            raise SourceError("the items can be read only once; give a list to read them again")
+        used.append(True)
+        return things
+
+    return once
+
+
+def _is_one(thing: object, modality: str) -> bool:
+    if isinstance(thing, (str, bytes, os.PathLike)) or _is_picture(thing):
+        return True
+    if isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[1], (int, np.integer)):
+        return True
+    # A column of a data frame is an array too, but one of paths or texts.
+    return hasattr(thing, "__array__") and np.asarray(thing).dtype.kind in "biufc"
+
+
+def _is_picture(thing: object) -> bool:
+    pillow = sys.modules.get("PIL.Image")  # nobody holds a picture who has not imported it
+    return pillow is not None and isinstance(thing, pillow.Image)
+
+
+def _item(thing: Any, modality: str, index: int) -> Item:
+    if isinstance(thing, str) and modality == "text":
+        return text_item(thing, metadata={"text": thing})
+    if isinstance(thing, (str, os.PathLike)):
+        return file_item(absolute(thing))
+    if isinstance(thing, bytes):
+        return Item(sha(thing), thing)
+    if _is_picture(thing):
+        return Item(sha(f"{thing.mode} {thing.size}".encode(), thing.tobytes()), thing)
+    rate = None
+    if isinstance(thing, tuple) and len(thing) == 2:
+        thing, rate = thing[0], int(thing[1])
+    if not hasattr(thing, "__array__"):
+        raise SourceError(f"item {index} is a {type(thing).__name__}; {_ACCEPTED}")
+    array = np.asarray(thing)
+    about = f"{array.dtype.str} {array.shape}" + (f" {rate}" if modality == "audio" else "")
+    return Item(sha(about.encode(), array.tobytes()), array, rate=rate)
+
+
+# ---- paths
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """One of the paths that were given: what it yields, and how to name a place in it."""
+
+    name: str
+    entries: Callable[[dict[str, pa.DataType]], Iterator[Placed]]
+    total: int | None = None
+    table: Table | None = None
+    distinct: bool = False  # nothing in it can come twice
+
+    def place(self, line: int) -> str:
+        unit = self.table.unit if self.table else "line"
+        return f"{self.name} {unit} {line}" if line else self.name
+
+
+def _shelf(texts: list[str], modality: str) -> Shelf:
+    """Where annotations find their recordings: in the folders that were given with them."""
+    paths = [local(text) for text in texts if text != "-"]
+    folders = []
+    if any(_annotation(path, modality) for path in paths):
+        folders = [path for path in paths if path.is_dir()]
+    return Shelf(folders, extensions(modality))
+
+
+def _annotation(path: Path, modality: str) -> str:
+    return annotation_files.kind_of(path) if modality in ("audio", "video") else ""
+
+
+def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf) -> _Origin:
+    if text == "-":
+        # The first lines are read twice, for the proof of the head and for the run: a copy of the
+        # unread start gives all of them again.
+        lines = tee(stdin, 1)[0]
+        return _Origin("the list of paths", lambda _: _listed(copy(lines)))
+    path = local(text)
+    if not path.exists():
+        raise SourceError(f"no such file or folder: {text}")
+    if path.is_dir():
+        check_folder(path, shelf.accepted)
+        return _Origin(text, lambda _: in_folder(path, shelf.accepted), distinct=True)
+    opened = None
+    if path.suffix.lower() in TABLES:
+        opened = tables.opened(path)
+    elif kind := _annotation(path, modality):
+        opened = annotation_files.opened(path, kind, Recordings(path, shelf))
+    if opened:
+        table = open_table(path, modality, opened)
+        return _Origin(path.name, table.entries, table.total, table)
+    return _Origin(text, lambda _: iter([(0, (file_item(path), WHOLE))]), 1, distinct=True)
+
+
+def _listed(lines: Iterable[object]) -> Iterator[Placed]:
+    for number, line in enumerate(lines, 1):
+        text = str(line).rstrip("\r\n")
+        if not text:
+            continue
+        try:
+            yield number, (file_item(local(text)), WHOLE)
+        except SourceError as error:
+            yield number, failure(Item(text, text), WHOLE.key, error, f"line {number}")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part `number` of `of_all`, counted from 1. All regions of an item are in one part."""
+
+    number: int
+    of_all: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """`2/4` as the second of four.
+
+        Raises:
+            UsageError: it is no such part.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        shard = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
+        if not 1 <= shard.number <= shard.of_all:
+            raise UsageError(f"{text!r} is no part of a whole; of four they are 1/4, 2/4, 3/4, 4/4")
+        return shard
+
+    def has(self, id: str) -> bool:
+        """Whether an item is in this part."""
+        digest = hashlib.blake2b(id.encode("utf-8", "backslashreplace"), digest_size=8).digest()
+        return int.from_bytes(digest) % self.of_all == self.number - 1
+
+    def of(self, source: Source) -> Source:
+        """The source with only the items, and the failures, of this part."""
+
+        def start() -> Iterator[Entry]:
+            for entry in source:
+                if self.has(entry.id if isinstance(entry, Failure) else entry[0].id):
+                    yield entry
+
+        return replace(source, start=start, total=None)

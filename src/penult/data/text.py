@@ -1,0 +1,38 @@
+"""One text from a file, bytes or a string. Knows nothing of tokens or tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penult.data.files import read_bytes
+from penult.errors import DecodeError, EmptyItem
+
+EXTENSIONS = frozenset({".txt", ".md"})
+
+
+def load(content: object) -> str:
+    """The text of a Path or of bytes, as UTF-8 without its byte order mark; a str is the text.
+
+    Raises:
+        DecodeError: not UTF-8 (the message names the byte), no such file.
+        EmptyItem: nothing but white space.
+    """
+    if isinstance(content, str):
+        text = content
+    elif isinstance(content, (Path, bytes)):
+        text = _decode(read_bytes(content))
+    else:
+        raise DecodeError(f"a {type(content).__name__} is no text; give a str, a Path or bytes")
+    if not text.strip():
+        raise EmptyItem("the text is empty" if not text else "the text is nothing but white space")
+    return text
+
+
+def _decode(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DecodeError(
+            f"not UTF-8: byte {error.start} is 0x{raw[error.start]:02x} ({error.reason}); "
+            "convert the file to UTF-8"
+        ) from error

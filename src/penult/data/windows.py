@@ -1,0 +1,270 @@
+"""How items are divided: recordings into windows, pictures into tiles. Knows no models.
+
+A stage between a source and whoever runs the regions: pairs of (item, region) in, more of them
+out, as they are asked for. Only headers are read, except where a header's length is not exact.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from penult.data import audio, image, video
+from penult.data.items import Entry, Failure, Item
+from penult.data.regions import Region, tiles, windows
+from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, SourceError, UsageError
+
+_UNITS = {
+    "": 1.0,
+    "s": 1.0,
+    "ms": 1e-3,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "min": 60.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_TIME = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([a-zµ]*)\s*", re.IGNORECASE)
+_LATE = {"audio": 0.001, "video": 0.1}  # s: how much later a segment may end, as in decoding
+_CLASH = (
+    "the same window ({}) lies in another segment that has other metadata; give segments that do "
+    "not overlap, or one of them another id"
+)
+
+
+def parse_seconds(text: str) -> float:
+    """A length of time as people write it: `5s`, `5`, `250ms`, `1.5`, `2min`.
+
+    Raises:
+        UsageError: it is none, or not positive.
+    """
+    match = _TIME.fullmatch(text)
+    unit = match and _UNITS.get(match[2].lower())
+    if not match or not unit:
+        raise UsageError(f"{text!r} is no length of time; 5s, 2.5, 250ms and 2min are")
+    seconds = float(match[1]) * unit
+    if not 1e-6 <= seconds < math.inf:
+        raise UsageError(f"{text!r} is no length of time to cut at; give more than 0 s")
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Windows of `window` seconds, one each `hop` (default: as long as the window), or square tiles
+    of `tile` pixels that have `overlap` pixels in common. Nothing given: regions stay as they are.
+    """
+
+    window: float | None = None
+    hop: float | None = None
+    tile: int | None = None
+    overlap: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hop is not None and self.window is None:
+            raise UsageError(f"a hop of {self.hop:g} s needs a window; give both")
+        for name, value in (("window", self.window), ("hop", self.hop)):
+            if value is not None and not 1e-6 <= value < math.inf:
+                raise UsageError(f"a {name} of {value:g} s cannot be; give seconds, more than 0")
+        if self.overlap and self.tile is None:
+            raise UsageError(f"an overlap of {self.overlap} pixels needs tiles; give their size")
+        if self.tile is not None:
+            tiles(0, 0, self.tile, self.overlap)  # which says what is wrong with them
+
+    def apply(
+        self,
+        pairs: Iterable[Entry],
+        modality: str,
+        rate: int | None = None,
+    ) -> Iterator[Entry]:
+        """The pairs with each whole item and each segment replaced by its windows or tiles.
+
+        Windows of one item come by their start, also where segments overlap or channels are kept
+        apart, so that a recording can be decoded once. `rate` is that of arrays without one. What
+        cannot be divided becomes a Failure.
+
+        Raises:
+            UsageError: this cannot be done to items of that kind.
+        """
+        if self.window is not None and modality not in ("audio", "video"):
+            raise UsageError(
+                f"{modality} has no seconds to cut windows from; audio and video have"
+                + ("; pictures can be cut into tiles" if modality == "image" else "")
+            )
+        if self.tile is not None and modality != "image":
+            raise UsageError(
+                f"tiles are cut from images, not from {modality}"
+                + ("" if modality == "text" else "; give a window in seconds instead")
+            )
+        if self.tile is not None:
+            return self._tiled(pairs)
+        if self.window is not None:
+            return self._windowed(pairs, _Ruler(modality, rate))
+        return iter(pairs)
+
+    def _tiled(self, pairs: Iterable[Entry]) -> Iterator[Entry]:
+        assert self.tile is not None
+        for pair in pairs:
+            if isinstance(pair, Failure):
+                yield pair
+                continue
+            item, region = pair
+            try:
+                left, top, right, bottom = region.box or (0, 0, *image.size(item.content))
+            except ItemError as error:
+                yield Failure.of(item, region, error)
+                continue
+            for a, b, c, d in tiles(right - left, bottom - top, self.tile, self.overlap):
+                yield item, Region("box", box=(left + a, top + b, left + c, top + d))
+
+    def _windowed(self, pairs: Iterable[Entry], ruler: _Ruler) -> Iterator[Entry]:
+        merged = _Merged()
+        for pair in pairs:
+            if isinstance(pair, Failure):
+                yield pair
+                continue
+            item, region = pair
+            yield from merged.before(item, region)
+            if region.kind not in ("whole", "segment"):
+                merged.put(item, iter((region,)))
+                continue
+            try:
+                end = ruler.end_of(item, region)
+            except ItemError as error:
+                yield Failure.of(item, region, error)
+                continue
+            merged.put(item, self._windows_of(region, end))
+            if region.end is None and (lost := ruler.lost(item)):
+                yield Failure.of(item, replace(region, kind="segment", start=end), lost)
+        yield from merged.rest()
+
+    def _windows_of(self, region: Region, end: float) -> Iterator[Region]:
+        assert self.window is not None
+        begin = round(region.start or 0.0, 6)
+        for start, stop in windows(end - begin, self.window, self.hop or self.window):
+            yield replace(
+                region, kind="window", start=round(begin + start, 6), end=round(begin + stop, 6)
+            )
+
+
+class _Ruler:
+    """How long items last. One is measured once, also if many of its segments come in a row."""
+
+    def __init__(self, modality: str, rate: int | None) -> None:
+        self._modality, self._rate = modality, rate
+        self._measured: tuple[Item, audio.AudioInfo | float | ItemError] | None = None
+
+    def end_of(self, item: Item, region: Region) -> float:
+        """Where a region ends, in seconds from the item's beginning.
+
+        Raises:
+            ItemError: the item cannot be read, or does not reach as far as the region does.
+        """
+        found = self._of(item)
+        if isinstance(found, audio.AudioInfo) and not found.exact:
+            if region.end is not None and region.end <= found.seconds:
+                return region.end  # as far as can be told: counting would decode the whole file
+            found = self._of(item, exact=True)
+        length = found.seconds if isinstance(found, audio.AudioInfo) else found
+        late = _LATE[self._modality]
+        for what, value, limit in (
+            ("start", region.start, length - 1e-6),
+            ("end", region.end, length + late),
+        ):
+            if value is not None and value > limit:
+                raise RegionError(
+                    f"{what} {value:g} s lies beyond the end: it lasts {length:.6g} s"
+                )
+        return length if region.end is None else min(region.end, length)
+
+    def lost(self, item: Item) -> DecodeError | None:
+        """What is wrong with an item that promises more than it holds."""
+        found = self._of(item)
+        if not isinstance(found, audio.AudioInfo) or not found.missing:
+            return None
+        return DecodeError(
+            f"truncated or damaged: holds {found.frames} frames of the "
+            f"{found.frames + found.missing} it promises; what is there was cut into windows"
+        )
+
+    def _of(self, item: Item, exact: bool = False) -> audio.AudioInfo | float:
+        if self._measured is None or not _same(self._measured[0], item) or exact:
+            try:
+                self._measured = item, self._measure(item, exact)
+            except ItemError as error:
+                self._measured = item, error.with_traceback(None)
+        found = self._measured[1]
+        if isinstance(found, ItemError):
+            raise type(found)(str(found))
+        return found
+
+    def _measure(self, item: Item, exact: bool) -> audio.AudioInfo | float:
+        if self._modality == "video":
+            return video.seconds(item.content)
+        found = audio.info(item.content, source_rate=item.rate or self._rate, exact=exact)
+        if not found.frames:
+            raise EmptyItem("holds no samples")
+        if not found.rate:
+            raise RegionError("an array without a rate has no seconds; give (array, rate)")
+        return found
+
+
+class _Merged:
+    """The parts of one item's regions as one sequence by their start, each part once."""
+
+    def __init__(self) -> None:
+        self._item: Item | None = None
+        self._start, self._regions = 0.0, set[str]()  # where the last region starts, and all there
+        self._heap: list[tuple[float, float, int, Region, Item, Iterator[Region]]] = []
+        self._order = count()
+        self._place, self._given = -1.0, dict[str, Item]()  # the last part's start, and all there
+
+    def before(self, item: Item, region: Region) -> Iterator[Entry]:
+        """What comes before the parts of this region, which is the next one to be put."""
+        start = region.start or 0.0
+        # The same region again is the same thing given twice, and not another part of it.
+        again = start < self._start or (start == self._start and region.key in self._regions)
+        if self._item is None or not _same(item, self._item) or again:
+            yield from self.rest()
+            self._item = item
+        if start != self._start:
+            self._start, self._regions = start, set()
+        self._regions.add(region.key)
+        while self._heap and self._heap[0][0] < start:
+            yield from self._pop()
+
+    def put(self, item: Item, parts: Iterator[Region]) -> None:
+        """Add the parts of a region, which are in the order of their starts."""
+        part = next(parts, None)
+        if part is not None:
+            place = part.start or 0.0, math.inf if part.end is None else part.end
+            heapq.heappush(self._heap, (*place, next(self._order), part, item, parts))
+
+    def rest(self) -> Iterator[Entry]:
+        """All that is left of the item."""
+        while self._heap:
+            yield from self._pop()
+        self._start, self._regions = 0.0, set()
+        self._place, self._given = -1.0, {}
+
+    def _pop(self) -> Iterator[Entry]:
+        start, _, _, part, item, parts = heapq.heappop(self._heap)
+        if start != self._place:
+            self._place, self._given = start, {}
+        other = self._given.get(part.key)
+        if other is None:
+            self._given[part.key] = item
+            yield item, part
+        elif other.metadata != item.metadata:
+            yield Failure.of(item, part, SourceError(_CLASH.format(part.key)))
+        self.put(item, parts)
+
+
+def _same(one: Item, other: Item) -> bool:
+    a, b = one.content, other.content
+    same = a is b or (isinstance(a, (Path, bytes)) and isinstance(b, (Path, bytes)) and a == b)
+    return same and one.id == other.id

@@ -1,0 +1,181 @@
+"""`check`: every promise of an embedder, measured on the user's own items.
+
+Knows an embedder and how to run it; what is printed of the report is the face's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.data.items import Failure
+from penult.embedding.embedder import Embedder
+from penult.embedding.runner import Runner
+from penult.embedding.scheduling import Ready
+from penult.engines.base import EXACT, PRECISIONS
+from penult.engines.batch_policy import ALONE, BatchPolicy, axes_of, difference
+from penult.engines.batching import Batch, collate
+from penult.engines.parity import Parity, cosine
+from penult.errors import EmptyItem
+from penult.tracing.certificate import TOLERANCE, Certificate
+
+ITEMS = 16  # as many are run; each some six times
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One comparison over all items: the largest absolute and relative difference of vectors and
+    logits, and the smallest cosine between two vectors of one item."""
+
+    max_abs: float
+    relative: float
+    cosine: float
+    allowed: float = TOLERANCE
+
+    @property
+    def ok(self) -> bool:
+        """Whether the padding law allows it, in the numbers that the engine multiplies in."""
+        return self.relative <= self.allowed
+
+
+@dataclass(slots=True)
+class Report:
+    """What was measured. batched: alone against together. order: together against together the
+    other way round. drift: alone against alone again. plain: alone against the way that asks
+    nobody, zeros behind the shorter ones and the mean over all of it; None where no item is padded.
+    broken: each promise that does not hold, in words. parity: against torch in fp32, where
+    another engine or precision runs the items."""
+
+    law: BatchPolicy
+    certificate: Certificate
+    items: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    drift: Measure | None = None
+    batched: Measure | None = None
+    order: Measure | None = None
+    plain: Measure | None = None
+    engine: str = ""
+    parity: Parity | None = None
+
+    @property
+    def broken(self) -> list[str]:
+        """Each promise that does not hold."""
+        said = [
+            f"{what}: off by {measure.relative:.1e}, and {measure.allowed:.0e} is allowed"
+            for what, measure in (
+                ("the same item twice", self.drift),
+                ("alone against in a batch", self.batched),
+                ("in another order", self.order),
+            )
+            if measure is not None and not measure.ok
+        ]
+        if not self.certificate.ok:
+            said.append(f"the head is not proved: {self.certificate.refusal}")
+        return said
+
+
+def check(embedder: Embedder, pairs: Iterable[Any], certificate: Certificate) -> Report:
+    """Run the first items alone, again, together and in the other order, and compare.
+
+    pairs: (item, region), of which the first 16 are taken. certificate: of the head, on whatever
+    it was measured.
+
+    Raises:
+        EmptyItem: none of the items could be opened.
+    """
+    report = Report(embedder.batching, certificate, engine=embedder.way.words)
+    report.parity = embedder.choice.parity if embedder.choice else None
+    bar = PRECISIONS[EXACT if embedder.way.numbers == "f32" else embedder.precision].law
+    ready: list[Ready] = []
+    for prepared in embedder.runner.prepare(pairs):
+        if isinstance(prepared, Failure):
+            report.failures.append(prepared)
+        elif isinstance(prepared, Ready):
+            ready.append(prepared)
+        if len(ready) == ITEMS:
+            break
+    if not ready:
+        raise EmptyItem("none of these items could be opened, so there is nothing to check")
+    report.items = [one.item.id for one in ready]
+    runner = embedder.runner
+    singles = [[number] for number in range(len(ready))]
+    alone = _run(runner, ready, singles)
+    report.drift = compare(_run(runner, ready, singles), alone, bar)
+    groups = _groups(report.law, ready, 4 * runner.budget)
+    report.batches = [len(group) for group in groups]
+    together = _run(runner, ready, groups)
+    report.batched = compare(together, alone, bar)
+    backwards = [group[::-1] for group in groups[::-1]]
+    report.order = compare(_run(runner, ready, backwards), together, bar)
+    report.plain = _plain(runner, ready, alone)
+    return report
+
+
+Values = list[npt.NDArray[np.float32]]  # one item's logits and its vectors
+
+
+def compare(
+    found: Sequence[Values], expected: Sequence[Values], allowed: float = TOLERANCE
+) -> Measure:
+    """The largest difference between two runs over the same items."""
+    pairs = list(zip(found, expected, strict=True))
+    return Measure(
+        max_abs=max(_max_abs(a, b) for a, b in pairs),
+        relative=max(difference(a, b) for a, b in pairs),
+        cosine=min(cosine(a[-1], b[-1]) for a, b in pairs),
+        allowed=allowed,
+    )
+
+
+def _max_abs(one: Values, other: Values) -> float:
+    if any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
+        return float("inf")
+    return max(float(np.abs(a - b).max(initial=0)) for a, b in zip(one, other, strict=True))
+
+
+def _groups(law: BatchPolicy, ready: Sequence[Ready], most: int) -> list[list[int]]:
+    """Batches of all items of one kind, however different their lengths: the hardest case.
+
+    most: numbers in the padded inputs of a batch.
+    """
+    groups: dict[Any, list[list[int]]] = {}
+    for number, one in enumerate(ready):
+        item = one.inputs.tensors
+        size = max(value.numel() for value in item.values())
+        kind = number if law.name == ALONE else law.kind(item)
+        batches = groups.setdefault(kind, [[]])
+        if batches[-1] and (len(batches[-1]) + 1) * size > most:
+            batches.append([])
+        batches[-1].append(number)
+    return [batch for batches in groups.values() for batch in batches]
+
+
+def _run(runner: Runner, ready: Sequence[Ready], groups: Sequence[Sequence[int]]) -> list[Values]:
+    """Each item's values, run in these batches as any run would."""
+    rows: dict[int, Values] = {}
+    for group in groups:
+        readout = runner.engine(runner.batch([ready[i] for i in group]))
+        rows |= {index: readout.row(row) for row, index in enumerate(group)}
+    return [rows[index] for index in range(len(ready))]
+
+
+def _plain(runner: Runner, ready: Sequence[Ready], alone: Sequence[Values]) -> Measure | None:
+    """What a batch padded with zeros and without a mask would have given."""
+    tensors = [one.inputs.tensors for one in ready]
+    axes = axes_of(tensors)
+    if not axes:
+        return None
+    bare = [{n: v for n, v in item.items() if not n.endswith("mask")} for item in tensors]
+    padded = collate(bare, {n: a for n, a in axes.items() if n in bare[0]}, {})
+    try:
+        readout = runner.engine(Batch(padded))
+    except Exception:  # it needs its mask: then nobody can leave it out
+        return None
+    rows = [readout.row(row) for row in range(len(tensors))]
+    found = compare(rows, alone)
+    return found if np.isfinite(found.max_abs) else None  # other shapes: logits of each frame

@@ -1,0 +1,109 @@
+"""A saved embedder as a folder: written aside and renamed, and read again. Knows no classifier."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penult.analysis.space import Space
+from penult.errors import ModelError, SpaceError, StoreError, UsageError, first_line
+from penult.tracing.taps import Tap
+
+FILE = "penult.json"
+SPACE = "space.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedEmbedder:
+    """What a folder says. description: as it was written, with at least `pooling` and
+    `fingerprint`."""
+
+    description: dict[str, Any]
+    taps: list[Tap]
+    space: Space | None
+
+
+def is_embedder(spec: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a saved embedder."""
+    return (Path(spec).expanduser() / FILE).is_file()
+
+
+def check_target(folder: str | os.PathLike[str]) -> Path:
+    """Where an embedder is to be saved; asked before long work too.
+
+    Raises:
+        UsageError: it exists and is not an embedder.
+    """
+    target = Path(folder).expanduser().absolute()
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file; an embedder is saved as a folder, name another")
+    if target.exists() and not (target / FILE).is_file() and any(target.iterdir()):
+        raise UsageError(f"{target} exists and is not an embedder; name another folder")
+    return target
+
+
+def write(
+    folder: str | os.PathLike[str],
+    description: Mapping[str, Any],
+    space: Space | None,
+    parts: Callable[[Path], None],
+) -> Path:
+    """Write a folder, whole or not at all. parts: writes all the rest into it.
+
+    Raises:
+        UsageError: it exists and is not an embedder.
+        StoreError: it cannot be written.
+    """
+    target = check_target(folder)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+        aside.mkdir()
+        try:
+            parts(aside)
+            if space is not None:
+                (aside / SPACE).write_bytes(space.to_bytes())
+            (aside / FILE).write_text(json.dumps(description, indent=2), "utf-8")
+            _replace(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
+    return target
+
+
+def read(path: Path) -> SavedEmbedder:
+    """What `write` wrote.
+
+    Raises:
+        ModelError: it is not a saved embedder, or cannot be read.
+    """
+    try:
+        saved = json.loads((path / FILE).read_text("utf-8"))
+        taps = saved["taps"] if "taps" in saved else [saved["tap"]]
+        chosen = [Tap(**{**tap, "shape": tuple(tap["shape"])}) for tap in taps]
+        _ = saved["pooling"], dict(saved["fingerprint"])
+        file = path / SPACE
+        space = Space.from_bytes(file.read_bytes()) if file.is_file() else None
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is not a saved embedder: it has no {FILE}") from error
+    except (OSError, ValueError, KeyError, TypeError, SpaceError) as error:
+        raise ModelError(f"{path / FILE} cannot be read: {first_line(error)}") from error
+    return SavedEmbedder(saved, chosen, space)
+
+
+def _replace(aside: Path, target: Path) -> None:
+    """Put a finished folder in place; an older one there goes only once the new one is whole."""
+    if not target.exists():
+        aside.rename(target)
+        return
+    old = aside.with_name(f"{aside.name}-old")
+    target.rename(old)
+    aside.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

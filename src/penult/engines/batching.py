@@ -1,0 +1,262 @@
+"""Batches: planned from lengths under a budget, padded, masked. Knows no model and no pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WASTE = 0.15  # the share of a batch that may be padding
+HELD = 5_000_000  # numbers that may always be held back, 20 MB
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    id: int
+    length: int
+
+
+class Planner:
+    """Gathers items and gives them back in batches of similar length.
+
+    budget: the longest length × the number of items of a batch stays below it; an item that is
+    longer goes alone. most: items in a batch. waiting: items held back at most, so that there is
+    something to choose from. `hold` bounds what is held in sum of lengths, too.
+    """
+
+    def __init__(self, budget: int, most: int = 64, waiting: int = 128) -> None:
+        self.budget, self.most, self.waiting = budget, most, waiting
+        self.hold = max(8 * budget, HELD)
+        self._held: dict[int, Hashable] = {}  # id → kind, in the order of arrival
+        self._kinds: dict[Hashable, list[_Queued]] = {}
+        self._length = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def offer(self, id: int, length: int, kind: Hashable = None) -> None:
+        """An item has arrived. Only items of one kind share a batch."""
+        self._held[id] = kind
+        self._kinds.setdefault(kind, []).append(_Queued(id, length))
+        self._length += length
+
+    @property
+    def full(self) -> bool:
+        """Whether a batch is to be taken before more is offered."""
+        return len(self._held) >= self.waiting or self._length >= self.hold
+
+    def take(self) -> list[int]:
+        """The ids of the next batch, longest first; empty if nothing waits.
+
+        The item that has waited longest is always in it, so that no item waits for ever and
+        results can be given in the order of arrival; around it, the neighbours in length that
+        cost the least padding.
+        """
+        if not self._held:
+            return []
+        oldest, kind = next(iter(self._held.items()))
+        group = sorted(self._kinds[kind], key=lambda one: (-one.length, one.id))
+        first = last = next(i for i, one in enumerate(group) if one.id == oldest)
+        while (wider := self._wider(group, first, last)) is not None:
+            first, last = wider
+        batch = group[first : last + 1]
+        self._remove(kind, batch)
+        return [one.id for one in batch]
+
+    def _wider(self, group: list[_Queued], first: int, last: int) -> tuple[int, int] | None:
+        """The window with one neighbour more, whichever costs less padding, if one fits."""
+        if last - first + 1 >= self.most:
+            return None
+        choices = []
+        for start, end in ((first - 1, last), (first, last + 1)):
+            if start < 0 or end >= len(group):
+                continue
+            padded = group[start].length * (end - start + 1)
+            waste = padded - sum(one.length for one in group[start : end + 1])
+            if padded <= self.budget and waste <= WASTE * padded:
+                choices.append((waste, start, end))
+        return min(choices)[1:] if choices else None
+
+    def _remove(self, kind: Hashable, batch: list[_Queued]) -> None:
+        gone = {one.id for one in batch}
+        for id in gone:
+            del self._held[id]
+        left = [one for one in self._kinds[kind] if one.id not in gone]
+        if left:
+            self._kinds[kind] = left
+        else:
+            del self._kinds[kind]
+        self._length -= sum(one.length for one in batch)
+
+    def shrink(self, length: int) -> None:
+        """A batch of this padded length did not fit into memory: none gets longer than half."""
+        self.budget = max(1, min(self.budget, length // 2))
+
+
+def waste(lengths: list[int], batches: list[list[int]]) -> float:
+    """The share of all padded positions that is padding. batches: indices into lengths."""
+    padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+    return 1 - sum(lengths[i] for batch in batches for i in batch) / padded if padded else 0.0
+
+
+Tensors = Mapping[str, Tensor]
+
+MASK = "attention_mask"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items that share a forward pass.
+
+    tensors: the model's arguments, each with a batch axis in front. lengths: each item's valid
+    positions, where items were padded. left: the padding is in front. norms: statistics over time
+    are to be taken over each item's own positions. filled: the share that each item fills of an
+    input of fixed length.
+    """
+
+    tensors: Tensors
+    lengths: Sequence[int] | None = None
+    left: bool = False
+    norms: bool = False
+    filled: Sequence[float] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    @property
+    def own(self) -> Tensor | None:
+        """(B, L) of the positions that are an item's own; None if nothing was padded."""
+        if self.lengths is None:
+            return None
+        lengths = torch.tensor(self.lengths)[:, None]
+        places = torch.arange(max(self.lengths))
+        return places >= max(self.lengths) - lengths if self.left else places < lengths
+
+
+def collate(
+    items: Sequence[Tensors], axes: Mapping[str, int], fill: Mapping[str, float], left: bool = False
+) -> dict[str, Tensor]:
+    """One batch of items that each have a batch axis of 1.
+
+    axes: for each input that grows with the item, the axis that does: it is padded at its end (or
+    at its beginning) with `fill` (0 where nothing is named). Inputs of one shape are not padded.
+    """
+    return {
+        name: torch.cat(_padded([item[name] for item in items], axes.get(name), fill, name, left))
+        for name in items[0]
+    }
+
+
+def _padded(
+    values: list[Tensor], axis: int | None, fill: Mapping[str, float], name: str, left: bool
+) -> list[Tensor]:
+    if axis is None:
+        return values
+    longest = max(value.shape[axis] for value in values)
+    padded = []
+    for value in values:
+        sides = [0] * (2 * (value.ndim - axis))  # pairs of (before, after), the last axis first
+        sides[-2 if left else -1] = longest - value.shape[axis]
+        padded.append(nn.functional.pad(value, sides, value=fill.get(name, 0)))
+    return padded
+
+
+def with_mask(tensors: Tensors, axis: int) -> dict[str, Tensor]:
+    """An item's inputs and a mask of ones over `axis` of the first of them, if it has no mask."""
+    if any(name.endswith(MASK) for name in tensors):
+        return dict(tensors)
+    first = next(iter(tensors.values()))
+    return {**tensors, MASK: torch.ones(1, first.shape[axis], dtype=torch.long)}
+
+
+def fill_of(module: nn.Module) -> dict[str, float]:
+    """What each input is padded with, where that is not 0: token ids with the model's own id."""
+    config = getattr(module, "config", None)
+    for holder in (config, getattr(config, "text_config", None)):
+        id = getattr(holder, "pad_token_id", None)
+        if isinstance(id, int) and id >= 0:
+            return {"input_ids": id}
+    return {}
+
+
+def frame_mask(backbone: nn.Module | None, tensors: Tensors, positions: int) -> Tensor | None:
+    """(B, positions) of the valid positions, or None where the model is given no mask for them.
+
+    A mask that the model takes at the resolution of its hidden states serves as it is; one over
+    samples is reduced by the model itself, the way its own head does it (see also
+    huggingface/transformers#25307, which asks for this mask).
+    """
+    mask = next((value for name, value in tensors.items() if name.endswith(MASK)), None)
+    if mask is None or mask.ndim != 2:
+        return None
+    if mask.shape[1] == positions:
+        return mask.bool()
+    reduce = getattr(backbone, "_get_feature_vector_attention_mask", None)
+    if reduce is None:
+        return None
+    with torch.no_grad():
+        return torch.as_tensor(reduce(positions, mask)).bool()
+
+
+def own_frames(backbone: nn.Module | None, batch: Batch, frames: int) -> Tensor | None:
+    """(B, frames): which frames of what a model returns are an item's own; None if all are."""
+    own = batch.own
+    return None if own is None else frame_mask(backbone, {MASK: own.long()}, frames)
+
+
+@contextmanager
+def masked_norms(module: nn.Module, lengths: Sequence[int] | Tensor) -> Iterator[None]:
+    """Group norms over time take their statistics from each item's own frames only.
+
+    lengths: valid positions of each item along its time axis, which ends where the longest item
+    ends. How many frames of an item are valid behind a convolution follows from the convolution's
+    own arithmetic, so that the statistics are those of the item alone. The hooks are gone
+    afterwards. A pass that is being recorded takes the lengths as a tensor, one of its inputs.
+    """
+    own = torch.as_tensor(lengths)
+    valid = {int(own.max()): own}  # frames in the batch → valid ones of each item
+
+    def convolved(conv: nn.Conv1d, args: Any, output: Tensor) -> None:
+        before = valid.get(int(args[0].shape[-1]))
+        if before is None or isinstance(conv.padding, str):
+            return
+        reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
+        valid[int(output.shape[-1])] = (before + 2 * conv.padding[0] - reach) // conv.stride[0] + 1
+
+    def normed(norm: nn.GroupNorm, args: Any, output: Tensor) -> Tensor | None:
+        hidden = args[0]
+        frames = valid.get(int(hidden.shape[-1]))
+        if hidden.ndim != 3 or frames is None:
+            return None
+        return _group_norm(norm, hidden, frames.to(hidden.device))
+
+    handles = [
+        child.register_forward_hook(convolved if isinstance(child, nn.Conv1d) else normed)
+        for child in module.modules()
+        if isinstance(child, nn.Conv1d | nn.GroupNorm)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _group_norm(norm: nn.GroupNorm, hidden: Tensor, frames: Tensor) -> Tensor:
+    """(B, C, T) normalised by the mean and variance of each item's first frames, per group."""
+    size, _, length = hidden.shape
+    grouped = hidden.reshape(size, norm.num_groups, -1, length)  # (B, G, C/G, T)
+    mask = torch.arange(length, device=hidden.device) < frames[:, None]
+    mask = mask[:, None, None]
+    count = frames[:, None, None, None] * grouped.shape[2]
+    mean = (grouped * mask).sum(dim=(2, 3), keepdim=True) / count
+    centred = (grouped - mean) * mask
+    variance = centred.square().sum(dim=(2, 3), keepdim=True) / count
+    scaled = (centred * torch.rsqrt(variance + norm.eps)).reshape(hidden.shape)
+    if norm.weight is not None:
+        scaled = scaled * norm.weight[:, None] + norm.bias[:, None]
+    return scaled

@@ -1,0 +1,168 @@
+"""A classifier's cut as one plain module: tensors in, logits and pooled vectors out.
+
+Runtimes that take a recorded graph (OpenVINO, ONNX Runtime) get this module, so that they run the
+same embedder as torch does: masks, masked norms and pooling are inside, hidden states never leave.
+Knows no runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from penult.engines.base import FloatArray, Reading, Readout
+from penult.engines.batch_policy import MASKED_NORMS, BatchPolicy, probe
+from penult.engines.batching import MASK, Batch, frame_mask, masked_norms
+from penult.engines.fixed_length import FilledPositions
+from penult.engines.pooling import pool
+from penult.engines.torch import own_positions, rows_of
+from penult.errors import EngineError
+from penult.locking import lock_of
+from penult.models.base import Classifier
+from penult.models.processors import quiet
+from penult.tracing.head import logits_of
+from penult.tracing.hooks import captured
+
+LENGTHS = "lengths"  # (B,) valid positions of each item, for norms over these alone
+OWN = "own"  # (B, positions) that a clip fills of an input of fixed length
+
+
+class CutModule(nn.Module):
+    """Logits and one vector per reading of a batch; every input and output is a plain tensor.
+
+    names: of the inputs, in order: the model's arguments, `lengths` if norms are masked, `own` if
+    a reading pools what a clip fills.
+    """
+
+    def __init__(
+        self, classifier: Classifier, readings: Sequence[Reading], names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.model = classifier.module
+        self.readings, self.names = list(readings), list(names)
+        self._base, self._output = classifier.base, classifier.output
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The model's arguments in the order of `names` → (logits, vector of each reading)."""
+        tensors = dict(zip(self.names, values, strict=True))
+        lengths, own = tensors.pop(LENGTHS, None), tensors.pop(OWN, None)
+        norms = nullcontext() if lengths is None else masked_norms(self.model, lengths)
+        base = self.model.get_submodule(self._base) if self._base else None
+        with norms, captured(self.model, [one.tap.spot for one in self.readings]) as caught:
+            logits = logits_of(self.model(**tensors), self._output)
+        vectors = []
+        for reading, hidden in zip(self.readings, caught(), strict=True):
+            mask = own if reading.entry is not None else None
+            if reading.entry is None and len(reading.tap.positions) == 1:
+                mask = frame_mask(base, tensors, hidden.shape[reading.tap.positions[0]])
+            vectors.append(pool(hidden, reading.pooling, reading.tap.channel, mask))
+        return (logits.float(), *(vector.float() for vector in vectors))
+
+
+class Recipe:
+    """Which inputs a recorded graph has, and how a batch becomes them.
+
+    law: how items are to share a batch; where it pads, every pass gets a mask (of ones, where
+    nothing is padded), so that one graph serves all batches.
+    """
+
+    def __init__(
+        self, classifier: Classifier, readings: Sequence[Reading], law: BatchPolicy
+    ) -> None:
+        for reading in readings:
+            if reading.tap.operation:
+                raise EngineError(
+                    f"tap {reading.tap.name!r} lies inside of a module ({reading.tap.place}), "
+                    "where a recorded graph cannot be read"
+                )
+        self.law = law
+        self.key = [law.name, law.left, dict(law.axes), [reading_key(one) for one in readings]]
+        items = probe(classifier)
+        if items is None:
+            raise EngineError("the model takes no short synthetic item, on which to record it")
+        self.masked = law.pads
+        self.norms = law.name == MASKED_NORMS
+        self.own = any(reading.entry is not None for reading in readings)
+        self._axis = next(iter(law.axes.values()), None)
+        example = law.batch(items[:3]) if law.pads else law.batch(items[2:])
+        self.example = example
+        self.names = list(self._full(example))
+        if self.norms:
+            self.names.append(LENGTHS)
+        if self.own:
+            self.names.append(OWN)
+
+    def _full(self, batch: Batch) -> dict[str, Tensor]:
+        tensors = dict(batch.tensors)
+        if self.masked and self._axis is not None and not any(n.endswith(MASK) for n in tensors):
+            first = next(iter(tensors.values()))
+            tensors[MASK] = torch.ones(len(first), first.shape[self._axis], dtype=torch.long)
+        return tensors
+
+    def inputs(self, batch: Batch, own: Tensor | None = None) -> list[Tensor]:
+        """A batch's tensors in the order of `names`."""
+        tensors = self._full(batch)
+        if self.norms:
+            longest = self.law.length(tensors)
+            lengths = batch.lengths or [longest] * len(batch)
+            tensors[LENGTHS] = torch.tensor(list(lengths))
+        if self.own:
+            if own is None:
+                raise EngineError("which positions a clip fills was not said")
+            tensors[OWN] = own
+        if set(tensors) != set(self.names):
+            raise EngineError(f"recorded with {self.names}, received {list(tensors)}")
+        return [tensors[name] for name in self.names]
+
+
+class ExportedGraph:
+    """One recorded cut: how it is made, and how batches go in and readouts come out."""
+
+    def __init__(self, classifier: Classifier, readings: Sequence[Reading], recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.cut = CutModule(classifier, readings, recipe.names).eval()
+        self._base = classifier.module.get_submodule(classifier.base) if classifier.base else None
+        self._fillings = {
+            reading.entry: FilledPositions(classifier.module, reading.entry)
+            for reading in readings
+            if reading.entry is not None
+        }
+
+    def inputs(self, batch: Batch) -> list[Tensor]:
+        """The graph's inputs, in order."""
+        if self._fillings and batch.filled is None:
+            batch = replace(batch, filled=[1.0] * len(batch))
+        with lock_of(self.cut.model):
+            own = own_positions(self._fillings, batch.tensors, batch)
+        return self.recipe.inputs(batch, next(iter(own.values()), None))
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs to record the pass on: of a padded batch, if any is to be padded."""
+        example = self.recipe.example
+        filled = [0.5] * len(example) if self._fillings else None
+        return tuple(self.inputs(replace(example, filled=filled)))
+
+    def readout(self, batch: Batch, values: Sequence[FloatArray]) -> Readout:
+        """Logits and vectors of the batch's items, from the graph's outputs."""
+        logits, *vectors = values
+        rows = rows_of(torch.from_numpy(logits), batch, self._base)
+        return Readout(rows, vectors)
+
+
+def reading_key(reading: Reading) -> list[str]:
+    """What a reading is, as text."""
+    tap = reading.tap
+    where = f"{tap.place}, tensor {tap.index}, call {tap.call}"
+    return [where, reading.pooling, "all" if reading.entry is None else reading.entry.place]
+
+
+@contextmanager
+def recording(module: nn.Module) -> Iterator[None]:
+    """While a module's pass is recorded. Tracing warns of every Python branch; whether one matters
+    is measured on items instead."""
+    with lock_of(module), quiet(), torch.no_grad():
+        yield

@@ -1,0 +1,1 @@
+"""Classes from examples: scores, probabilities, and the level of unknown."""

@@ -1,0 +1,178 @@
+"""From scores to probabilities, and to a level of error at which something is called unknown.
+
+Numpy in, small dataclasses out; knows no classes' names, no model and no collection.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.errors import LabelsError
+from penult.fewshot.scorers import OPEN, YES, Floats, Targets
+
+LEVEL = 0.05
+FEWEST = 3  # scores, below which nothing is said of how they are spread
+_SPREAD = 1.2  # the temperature that is guessed, in standard deviations of unrelated scores
+_GUESS = 0.3  # where even these are too few
+_STEEPEST = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Probabilities:
+    """Scores (m, K) as probabilities: a softmax of scores / temperature (Guo et al., 2017), or, for
+    several classes at once, a sigmoid of (scores − offset) / temperature each (Platt, 1999).
+
+    basis: what the figures were fitted to, in words.
+    """
+
+    temperature: float
+    offset: float = 0.0
+    several: bool = False
+    basis: str = ""
+
+    def __call__(self, scores: Floats) -> Floats:
+        """(m, K) → (m, K). A class that is ruled out (minus infinity) has probability 0."""
+        values = (scores - self.offset) / self.temperature
+        if self.several:
+            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)))
+        top = values.max(axis=1, keepdims=True)
+        exponent = np.exp(values - np.where(np.isfinite(top), top, 0.0))
+        total = exponent.sum(axis=1, keepdims=True)
+        return np.asarray(exponent / np.where(total > 0, total, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Unknowns:
+    """When something is no known class: its score is lower than almost all of these.
+
+    scores: ascending, of examples that the scorer was not shown; minus infinity where every class
+    ruled one out. basis: where they are from and
+    what the level means, in words. background: the scores are not of members but of anything, and
+    the level is the share of them that is taken for known.
+    """
+
+    scores: Floats
+    basis: str
+    background: bool = False
+
+    def p_values(self, scores: Floats) -> Floats:
+        """(m,): about the probability that a member of a known class scores as low as this; with
+        a background, the share of it that scores no higher.
+
+        Conformal (Vovk et al., 2005): the rank among the held-out scores, which needs no
+        assumption but that examples and members are drawn alike; never below 1 / (n + 1).
+        """
+        below = np.searchsorted(self.scores, scores, side="right")
+        if self.background:
+            return np.asarray(below / len(self.scores), np.float64)
+        return np.asarray((1.0 + below) / (len(self.scores) + 1.0), np.float64)
+
+    def threshold(self, level: float = LEVEL) -> tuple[float, str]:
+        """(the score below which something is unknown at this level, what the level rests on).
+
+        level: about this share of the items of known classes is called unknown, at most. With
+        fewer scores than a rank needs, a t distribution is fitted to them.
+
+        Raises:
+            LabelsError: a level outside of 0 to 1, or too few scores to say anything.
+        """
+        if not 0.0 < level < 1.0:
+            raise LabelsError(f"unknown at a level of {level:g}: it lies between 0 and 1, as 0.05")
+        n = len(self.scores)
+        if self.background:
+            return float(np.quantile(self.scores, 1.0 - level, method="higher")), self.basis
+        place = math.floor(level * (n + 1) + 1e-9)  # 0.29 · 100 is 28.999…
+        if place >= 1:
+            return float(self.scores[place - 1]), f"{self.basis}; by rank (conformal)"
+        finite = self.scores[np.isfinite(self.scores)]
+        if (n := len(finite)) < FEWEST:
+            raise LabelsError(
+                f"{n} held-out scores are too few to tell what is unknown; {FEWEST} are needed. "
+                "Give more examples, or do without unknowns (unknown=0)"
+            )
+        from scipy.stats import t
+
+        spread = float(finite.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
+        value = float(finite.mean()) + float(t.ppf(level, n - 1)) * spread
+        return value, (
+            f"{self.basis}; by a t distribution, since a rank at {level:g} needs "
+            f"{math.ceil(1 / level) - 1} scores"
+        )
+
+
+def probabilities(scores: Floats, targets: Targets, several: bool, unrelated: Floats) -> (
+    Probabilities
+):  # fmt: skip
+    """Fit temperature (and offset) to held-out scores (m, K), NaN where there is none, by the
+    likelihood of what is marked. unrelated: (n,) scores of examples for classes that are not their
+    own: where nothing was held out, the temperature is guessed from their spread.
+    """
+    spread = float(unrelated.std()) if len(unrelated) >= FEWEST else 0.0
+    guess = _SPREAD * spread if spread > 0 else _GUESS
+    return _platt(scores, targets, guess) if several else _tempered(scores, targets, guess)
+
+
+def _tempered(scores: Floats, targets: Targets, guess: float) -> Probabilities:
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    known = ~np.isnan(scores)
+    own = (targets == YES) & known & np.isfinite(np.where(known, scores, 0.0))
+    usable = own.any(axis=1) & (known.sum(axis=1) > 1)
+    if not usable.any():
+        return Probabilities(guess, basis="a temperature that is guessed, not measured: one "
+                             "example of each class leaves none to measure it on")  # fmt: skip
+    values, mine = np.where(known, scores, -np.inf)[usable], own[usable]
+
+    def loss(log: float) -> float:
+        scaled = values / math.exp(log)
+        total = logsumexp(scaled, axis=1)
+        right = logsumexp(np.where(mine, scaled, -np.inf), axis=1)
+        # The guess weighs as much as one example, so that few do not give certainty.
+        prior = 0.5 * (log - math.log(guess)) ** 2
+        return float((total - right).sum() + prior)
+
+    found = minimize_scalar(loss, bounds=(math.log(_STEEPEST), math.log(100.0)), method="bounded")
+    n = int(usable.sum())
+    return Probabilities(math.exp(float(found.x)), basis=f"a temperature fitted to {n} held-out "
+                         f"example{'s' if n > 1 else ''}")  # fmt: skip
+
+
+def _platt(scores: Floats, targets: Targets, guess: float) -> Probabilities:
+    from scipy.optimize import minimize
+
+    said = np.isfinite(scores) & (targets != OPEN)
+    values, truth = scores[said], (targets == YES)[said]
+    if not (truth.any() and (~truth).any()):
+        middle = float(values.mean()) if len(values) else 0.5
+        return Probabilities(guess, middle, True, "guessed, not measured: no example could be held "
+                             "out on both sides")  # fmt: skip
+    # Each side weighs half: how frequent a class is among examples says nothing of its frequency.
+    weight = np.where(truth, 0.5 / truth.sum(), 0.5 / (~truth).sum()) * len(truth)
+    sign = np.where(truth, 1.0, -1.0)
+
+    def loss(at: npt.NDArray[np.float64]) -> float:
+        margin = sign * (values - at[1]) / math.exp(at[0])
+        return float((weight * np.logaddexp(0.0, -margin)).sum()
+                     + 0.5 * (at[0] - math.log(guess)) ** 2)  # fmt: skip
+
+    middle = 0.5 * float(values[truth].mean() + values[~truth].mean())
+    found = minimize(loss, np.array([math.log(guess), middle]), method="Nelder-Mead")
+    temperature = max(math.exp(float(found.x[0])), _STEEPEST)
+    return Probabilities(temperature, float(found.x[1]), True,
+                         f"fitted to {int(truth.sum())} held-out pairs of example and class that "
+                         f"belong together, and {int((~truth).sum())} that do not")  # fmt: skip
+
+
+def calibration_error(probabilities: npt.ArrayLike, right: npt.ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error (Naeini et al., 2015): |accuracy − probability|, averaged over
+    bins of equal width by how many fall into each. probabilities: (n,) of what was said."""
+    said, hit = np.asarray(probabilities, np.float64), np.asarray(right, np.float64)
+    place = np.minimum((said * bins).astype(int), bins - 1)
+    gaps = [abs(hit[place == b].mean() - said[place == b].mean()) * (place == b).mean()
+            for b in np.unique(place)]  # fmt: skip
+    return float(sum(gaps))

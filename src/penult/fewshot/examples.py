@@ -1,0 +1,246 @@
+"""Examples of classes: raw vectors with marks (yes, no, unsure), as values that are never changed
+in place. Knows no model and no collection.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.collection.schema import Key
+from penult.errors import LabelsError
+from penult.fewshot.scorers import IMPLIED, NO, OPEN, YES, Targets, medoid
+
+MARKS = ("yes", "no", "unsure")
+Marks = Mapping[Key, Mapping[str, str]]  # the marks of each example, by class
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """One class. yes, no, unsure: how many examples are marked so. medoid: of those marked yes,
+    the one nearest to all of them: (id, region)."""
+
+    name: str
+    yes: int
+    no: int
+    unsure: int
+    medoid: Key | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """vectors: (n, d) raw. keys: n of (id, region). marks: for each, what it is for each class."""
+
+    vectors: FloatArray
+    keys: tuple[Key, ...] = ()
+    marks: tuple[Mapping[str, str], ...] = field(default=())
+
+    @classmethod
+    def empty(cls, dim: int) -> Examples:
+        """No examples, of `dim` numbers each."""
+        return cls(np.zeros((0, dim), np.float32))
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def names(self) -> list[str]:
+        """The classes that have an example marked yes or no, in the order they came."""
+        said = (name for marks in self.marks for name, mark in marks.items() if mark != "unsure")
+        return list(dict.fromkeys(said))
+
+    def with_marks(
+        self, name: str, keys: Sequence[Key], vectors: npt.ArrayLike, mark: str = "yes"
+    ) -> Examples:
+        """Further examples; what is there already keeps its place and gets the new mark.
+
+        Raises:
+            LabelsError: an unknown mark, an empty name, vectors that do not fit.
+        """
+        return self.with_named([checked_name(name)] * len(keys), keys, vectors, mark)
+
+    def with_named(
+        self,
+        names: Sequence[str],
+        keys: Sequence[Key],
+        vectors: npt.ArrayLike,
+        mark: str = "yes",
+    ) -> Examples:
+        """Further examples of several classes, a name for each; else as `with_marks`."""
+        mark, rows = checked_mark(mark), self._checked(keys, vectors)
+        place = {key: i for i, key in enumerate(self.keys)}
+        marks = [dict(one) for one in self.marks]
+        new, added = list(self.keys), []
+        for key, name, row in zip(keys, map(checked_name, names), rows, strict=True):
+            if key not in place:
+                place[key] = len(new)
+                new.append(key)
+                marks.append({})
+                added.append(row)
+            marks[place[key]].pop(name, None)
+            marks[place[key]][name] = mark
+        grown = np.concatenate([self.vectors, np.stack(added)]) if added else self.vectors
+        return Examples(grown, tuple(new), tuple(marks))
+
+    def _checked(self, keys: Sequence[Key], vectors: npt.ArrayLike) -> FloatArray:
+        rows = np.asarray(vectors, np.float32)
+        if rows.ndim != 2 or rows.shape != (len(keys), self.dim):
+            raise LabelsError(
+                f"{len(keys)} examples with vectors of shape {rows.shape}; ({len(keys)}, "
+                f"{self.dim}) is needed: one vector of this reading for each"
+            )
+        bad = ~np.isfinite(rows).all(axis=1)
+        if bad.any():
+            raise LabelsError(
+                f"the vector of {keys[int(bad.argmax())][0]} has values that are not finite; "
+                "leave it out"
+            )
+        if (zero := ~rows.any(axis=1)).any():
+            raise LabelsError(
+                f"the vector of {keys[int(zero.argmax())][0]} is zero, which has no direction to "
+                "compare; leave it out"
+            )
+        return rows
+
+    def renamed(self, old: str, new: str) -> Examples:
+        """A class by another name.
+
+        Raises:
+            LabelsError: there is no such class, or there is one of the new name.
+        """
+        self._known(old)
+        new = checked_name(new)
+        if new in self._all_names():
+            raise LabelsError(f"there is a class {new!r} already; merge puts {old!r} into it")
+        return self._with([{new if n == old else n: m for n, m in one.items()}
+                           for one in self.marks])  # fmt: skip
+
+    def merged(self, names: Sequence[str], into: str) -> Examples:
+        """Several classes as one. An example of any of them is one of the whole; it is marked no
+        only if it is that for all of them.
+
+        Raises:
+            LabelsError: there is no such class.
+        """
+        into = checked_name(into)
+        parts = list(dict.fromkeys(n for n in names if n != into))
+        if not parts:
+            raise LabelsError(f"nothing to merge into {into!r}; name one class or more beside it")
+        for name in parts:
+            self._known(name)
+        every = [*parts, *([into] if into in self._all_names() else [])]
+        marks = []
+        for one in self.marks:
+            said = [one.get(name) for name in every]
+            kept = {n: m for n, m in one.items() if n not in every}
+            if "yes" in said:
+                kept[into] = "yes"
+            elif all(mark == "no" for mark in said):
+                kept[into] = "no"
+            elif any(said):
+                kept[into] = "unsure"
+            marks.append(kept)
+        return self._with(marks)
+
+    def without(self, name: str, keys: Iterable[Key] | None = None) -> Examples:
+        """Without a class, or without its marks of some examples.
+
+        Raises:
+            LabelsError: there is no such class, or it has none of these examples.
+        """
+        self._known(name)
+        gone = None if keys is None else set(keys)
+        marks = [
+            {n: m for n, m in one.items() if n != name or (gone is not None and key not in gone)}
+            for key, one in zip(self.keys, self.marks, strict=True)
+        ]
+        if marks == [dict(one) for one in self.marks]:
+            raise LabelsError(f"class {name!r} has none of these examples")
+        return self._with(marks)
+
+    def classes(self) -> list[Class]:
+        """The classes, in the order they came; those with nothing but `unsure` come last."""
+        said: dict[str, dict[str, list[int]]] = {}
+        for i, one in enumerate(self.marks):
+            for name, mark in one.items():
+                said.setdefault(name, {each: [] for each in MARKS})[mark].append(i)
+        found = []
+        for name, marked in said.items():
+            members = marked["yes"]
+            middle = self.keys[members[medoid(self.vectors[members])]] if members else None
+            yes, no, unsure = (len(marked[mark]) for mark in MARKS)
+            found.append(Class(name, yes, no, unsure, middle))
+        return sorted(found, key=lambda one: not (one.yes or one.no))
+
+    def targets(self, names: Sequence[str]) -> Targets:
+        """(n, K): what each example says of each class. A member of one class is none of the
+        others unless it is marked so; what is marked no says nothing of other classes, and unsure
+        nothing at all."""
+        table = np.full((len(self.keys), len(names)), OPEN, np.int8)
+        place, value = {name: k for k, name in enumerate(names)}, {"yes": YES, "no": NO}
+        for row, one in zip(table, self.marks, strict=True):
+            said = [(place[name], mark) for name, mark in one.items() if name in place]
+            if any(mark == "yes" for _, mark in said):
+                row[:] = IMPLIED
+            for k, mark in said:
+                row[k] = value.get(mark, OPEN)
+        return table
+
+    def by_key(self) -> dict[Key, dict[str, str]]:
+        """The marks of each example that has any."""
+        return {key: dict(one) for key, one in zip(self.keys, self.marks, strict=True) if one}
+
+    def to_csv(self) -> str:
+        """One line for each mark: path, region, class, mark."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "region", "class", "mark"])
+        for (id, region), one in zip(self.keys, self.marks, strict=True):
+            writer.writerows([id, region, name, mark] for name, mark in one.items())
+        return text.getvalue()
+
+    def _with(self, marks: Sequence[Mapping[str, str]]) -> Examples:
+        """These marks; what has none goes."""
+        kept = [i for i, one in enumerate(marks) if one]
+        return Examples(self.vectors[kept], tuple(self.keys[i] for i in kept),
+                        tuple(marks[i] for i in kept))  # fmt: skip
+
+    def _all_names(self) -> list[str]:
+        return list(dict.fromkeys(name for one in self.marks for name in one))
+
+    def _known(self, name: str) -> None:
+        if name not in (there := self._all_names()):
+            raise LabelsError(
+                f"there is no class {name!r}; "
+                + (f"there are {', '.join(sorted(there)[:20])}" if there else "there is none yet")
+            )
+
+
+def checked_name(name: str) -> str:
+    """A class's name without spaces around it.
+
+    Raises:
+        LabelsError: nothing is left of it.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise LabelsError(f"a class needs a name; received {name!r}")
+    return name.strip()
+
+
+def checked_mark(mark: str) -> str:
+    """A mark that there is.
+
+    Raises:
+        LabelsError: it is none.
+    """
+    if mark not in MARKS:
+        raise LabelsError(f"mark {mark!r} is not known; {', '.join(MARKS)} work")
+    return mark

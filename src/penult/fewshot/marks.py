@@ -1,0 +1,110 @@
+"""Examples of classes in a collection: read from its append-only table of marks, and changed there.
+Knows no model.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.collection import schema
+from penult.collection.collection import Collection
+from penult.collection.labels import _ASKED, TAKEN_BACK, labelled, standing
+from penult.collection.schema import Key
+from penult.errors import LabelsError
+from penult.fewshot.examples import Examples, Marks
+
+SAMPLE = 50_000  # rows that a space is fitted to, or that serve as background
+
+
+def read_examples(collection: Collection) -> tuple[Examples, list[Key]]:
+    """The marked rows with their vectors, and the marked ones that are no rows (any more)."""
+    manifest = collection.manifest
+    empty = Examples.empty(manifest.dim if manifest else 0)
+    marks = standing(collection)
+    found = vectors_of(collection, list(marks))
+    there = [key for key in marks if key in found]
+    if not there:
+        return empty, list(marks)
+    vectors = np.stack([found[key] for key in there])
+    examples = Examples(vectors, tuple(there), tuple(marks[key] for key in there))
+    return examples, [key for key in marks if key not in found]
+
+
+def vectors_of(collection: Collection, keys: Sequence[Key]) -> dict[Key, npt.NDArray[np.float32]]:
+    """The raw vectors of those of these rows that there are."""
+    wanted = set(keys)
+    ids = list(dict.fromkeys(id for id, _ in keys))
+    found: dict[Key, npt.NDArray[np.float32]] = {}
+    for at in range(0, len(ids), _ASKED):
+        where = f"id IN ({schema.quoted(ids[at : at + _ASKED])})"
+        for batch in collection.scan([*schema.KEY, "vector"], where):
+            vectors = schema.matrix(batch.column("vector"))
+            pairs = zip(batch["id"].to_pylist(), batch["region"].to_pylist(), strict=True)
+            for key, vector in zip(pairs, vectors, strict=True):
+                if key in wanted:
+                    found[key] = vector.astype(np.float32)
+    return found
+
+
+def write_changes(
+    collection: Collection, before: Marks, after: Marks, source: str, who: str | None = None
+) -> int:
+    """Append what turns the marks `before` into those `after`; gives how many marks that takes."""
+    by = who or user()
+    records: list[dict[str, Any]] = []
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key, {}), after.get(key, {})
+        record = {"id": key[0], "region": key[1], "who": by}
+        gone = [name for name in old if name not in new]
+        records += [record | {"class": n, "mark": "unsure", "source": TAKEN_BACK} for n in gone]
+        records += [record | {"class": name, "mark": mark, "source": source}
+                    for name, mark in new.items() if old.get(name) != mark]  # fmt: skip
+    collection.append_labels(records)
+    return len(records)
+
+
+def named_rows(collection: Collection, by: str, where: str | None) -> dict[str, list[Key]]:
+    """The rows of each name; see `penult.collection.labels.labelled`.
+
+    Raises:
+        LabelsError: a way that names nothing here, or no row.
+    """
+    found = labelled(collection, [by], where)
+    named: dict[str, list[Key]] = {}
+    for row, name in zip(found.keys.to_pylist(), found.names[by], strict=True):
+        if name is not None:
+            named.setdefault(name, []).append((row["id"], row["region"]))
+    if not named:
+        raise LabelsError(f"no row of {collection.path} matches the filter")
+    return named
+
+
+def sample(
+    collection: Collection, most: int = SAMPLE, without: Iterable[Key] = ()
+) -> npt.NDArray[np.float32]:
+    """The raw vectors of the collection's rows, or of `most` of them, evenly by their keys, without
+    those that have values that are not finite."""
+    every = max(1, -(-collection.count // most))
+    left_out, parts, place = set(without), [], 0
+    for batch in collection.ordered([*schema.KEY, "vector"]):
+        vectors = schema.matrix(batch.column("vector"))
+        keys = zip(batch["id"].to_pylist(), batch["region"].to_pylist(), strict=True)
+        kept = [(place + i) % every == 0 and key not in left_out for i, key in enumerate(keys)]
+        kept_rows = vectors[np.array(kept, bool)].astype(np.float32)
+        parts.append(kept_rows[np.isfinite(kept_rows).all(axis=1)])
+        place += len(vectors)
+    dim = collection.manifest.dim if collection.manifest else 0
+    return np.concatenate([np.zeros((0, dim), np.float32), *parts])
+
+
+def user() -> str:
+    """Who marks: the name of the account."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an account without a name
+        return "unknown"

@@ -1,0 +1,350 @@
+"""Classes from examples: scores by prototypes, nearest examples or a linear head; which of them, by
+cross-validation. Numpy in, numpy out; knows no model and no collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.analysis.metrics import by_centrality
+from penult.analysis.space import unit
+from penult.errors import LabelsError
+
+Floats = npt.NDArray[np.float64]
+Targets = npt.NDArray[np.int8]  # (n, K): what each example says of each class
+
+YES, OPEN, IMPLIED, NO = 1, 0, -1, -2  # a member; not said; a member of another class; marked no
+
+METHODS = ("prototype", "knn", "ridge", "logistic")
+NEIGHBOURS = 3  # of a class, whose mean similarity is its score by k-NN
+FOLDS = 10
+EXACT = 64  # groups, up to which each is left out by itself
+MOST = 4000  # examples that are cross-validated; of more, as many from each class
+LINEAR_FROM = 4  # groups of a class from which a linear head is worth trying
+LOGISTIC_TO = 60_000  # examples × classes, up to which a logistic head is fitted in a second or so
+_ALPHAS = np.logspace(-3, 2, 11)
+_RULED_OUT = -np.inf
+
+
+class Scorer(Protocol):
+    """Scores of vectors for each class; higher is nearer, minus infinity is ruled out."""
+
+    def __call__(self, vectors: npt.ArrayLike) -> Floats:
+        """(m, d) → (m, K)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prototypes:
+    """The cosine to the mean of each class's examples (Snell et al., 2017, for cosines). Where a
+    negative example of a class is nearer than its mean, the class is ruled out.
+
+    means: (K, d), of length one. negatives: for each class, (n, d) of length one.
+    """
+
+    means: Floats
+    negatives: tuple[Floats, ...]
+
+    def __call__(self, vectors: npt.ArrayLike) -> Floats:
+        """(m, d) → (m, K)."""
+        rows = _rows(vectors)
+        return _without_negatives(rows, rows @ self.means.T, self.negatives)
+
+
+@dataclass(frozen=True, slots=True)
+class NearestExamples:
+    """The mean cosine to the nearest examples of each class, so that a large class has no more
+    votes than a small one. Where a negative example is nearer than the nearest member, the class
+    is ruled out.
+    """
+
+    members: tuple[Floats, ...]
+    negatives: tuple[Floats, ...]
+
+    def __call__(self, vectors: npt.ArrayLike) -> Floats:
+        """(m, d) → (m, K)."""
+        rows = _rows(vectors)
+        scores, nearest = np.empty((2, len(rows), len(self.members)))
+        for k, members in enumerate(self.members):
+            alike = rows @ members.T
+            most = min(NEIGHBOURS, len(members))
+            best = np.partition(alike, -most, axis=1)[:, -most:]
+            scores[:, k], nearest[:, k] = best.mean(axis=1), best.max(axis=1)
+        ruled = _without_negatives(rows, nearest, self.negatives)
+        return np.where(np.isneginf(ruled), ruled, scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear head: weights (K, d), offsets (K,)."""
+
+    weights: Floats
+    offsets: Floats
+
+    def __call__(self, vectors: npt.ArrayLike) -> Floats:
+        """(m, d) → (m, K)."""
+        return _rows(vectors) @ self.weights.T + self.offsets
+
+
+def fit(method: str, vectors: npt.ArrayLike, targets: Targets) -> Scorer:
+    """A scorer for each class from examples (n, d) and what they say of it (n, K).
+
+    Vectors are compared by their direction: each is divided by its length first.
+
+    Raises:
+        LabelsError: an unknown method, vectors that are not finite, a class without an example, a
+            linear head for one class without a negative.
+    """
+    if method not in METHODS:
+        raise LabelsError(f"method {method!r} is not known; {', '.join(METHODS)} work")
+    rows = _rows(vectors)
+    if targets.ndim != 2 or len(rows) != len(targets):
+        raise LabelsError(
+            f"{len(rows)} vectors and marks of shape {targets.shape}; one row of marks belongs to "
+            "each vector"
+        )
+    if empty := [k for k in range(targets.shape[1]) if not (targets[:, k] == YES).any()]:
+        raise LabelsError(f"class number {empty[0]} has no example that is marked yes; add one")
+    negatives = tuple(rows[column == NO] for column in targets.T)
+    if method == "prototype":
+        means = np.stack([rows[column == YES].mean(axis=0) for column in targets.T])
+        return Prototypes(unit(means), negatives)
+    if method == "knn":
+        return NearestExamples(tuple(rows[column == YES] for column in targets.T), negatives)
+    return _linear(method, rows, targets)
+
+
+def available(targets: Targets, groups: npt.NDArray[np.int64]) -> list[str]:
+    """The methods that are worth comparing for these examples: with one example of a class, only
+    prototypes."""
+    counts = group_counts(targets, groups)
+    fewest = int(counts.min()) if len(counts) else 0
+    linear = fewest >= LINEAR_FROM and all(
+        (column < 0).any() for column in targets.T
+    )  # a head needs both sides
+    methods = ["prototype"]
+    if np.median(counts) >= 2:
+        methods.append("knn")
+    if linear:
+        methods.append("ridge")
+        if targets.size <= LOGISTIC_TO:
+            methods.append("logistic")
+    return methods
+
+
+def group_counts(targets: Targets, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(K,): how many groups have a member of each class."""
+    return np.array([len(np.unique(groups[column == YES])) for column in targets.T], np.int64)
+
+
+def groups_of(
+    vectors: npt.ArrayLike, ids: Sequence[str], named: Sequence[str | None] | None = None
+) -> npt.NDArray[np.int64]:
+    """(n,): examples that must not be on both sides: parts of one item, equal vectors, and those
+    whose groups are named alike (a speaker, a site)."""
+    rows = np.ascontiguousarray(np.asarray(vectors, np.float32))
+    parent = list(range(len(rows)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[object, int] = {}
+    given = named if named is not None else [None] * len(rows)
+    for i, (id, row, name) in enumerate(zip(ids, rows, given, strict=True)):
+        for key in (("id", id), row.tobytes(), None if name is None else ("group", name)):
+            if key is not None:
+                parent[root(i)] = root(first.setdefault(key, i))
+    return np.array([root(i) for i in range(len(rows))], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Scores of examples by scorers that were not shown them, nor others of their group.
+
+    rows: (m,) which of the examples. scores: (m, K); NaN where a class had no other member.
+    """
+
+    rows: npt.NDArray[np.int64]
+    scores: Floats
+
+
+def held_out(
+    method: str, vectors: npt.ArrayLike, targets: Targets, groups: npt.NDArray[np.int64]
+) -> HeldOut:
+    """Each group scored without itself: leave one out, or ten folds where there are many groups."""
+    rows = _sampled(targets)
+    chosen, marks, group = _rows(vectors)[rows], targets[rows], groups[rows]
+    scores = np.full(marks.shape, np.nan)
+    # A linear head takes longer to fit, and ten folds of it say as much.
+    folds = _folds(marks, group, FOLDS if method in ("ridge", "logistic") else EXACT)
+    for fold in range(int(folds.max(initial=-1)) + 1):
+        out = folds == fold
+        known = np.flatnonzero((marks[~out] == YES).any(axis=0))
+        if not len(known):
+            continue
+        rest = marks[~out][:, known]
+        if method in ("ridge", "logistic") and not all((column < 0).any() for column in rest.T):
+            continue
+        scorer = fit(method, chosen[~out], rest)
+        scores[np.ix_(out, known)] = scorer(chosen[out])
+    return HeldOut(rows, scores)
+
+
+def choose(
+    vectors: npt.ArrayLike, targets: Targets, groups: npt.NDArray[np.int64]
+) -> tuple[str, dict[str, float], HeldOut]:
+    """The method with the best cross-validated accuracy: (its name, each one's accuracy, its
+    held-out scores).
+
+    Prototypes are kept unless another is better by more than one standard error of the paired
+    differences: of methods that cannot be told apart, the simplest.
+    """
+    results = {name: held_out(name, vectors, targets, groups)
+               for name in available(targets, groups)}  # fmt: skip
+    right = {name: hits(result.scores, targets[result.rows]) for name, result in results.items()}
+    usable = ~np.isnan(np.stack(list(right.values()))).any(axis=0)
+    accuracy = {name: float(value[usable].mean()) if usable.any() else float("nan")
+                for name, value in right.items()}  # fmt: skip
+    best, margin = "prototype", 0.0
+    for name, value in right.items():
+        gain = (value - right["prototype"])[usable]
+        if len(gain) < 2 or name == "prototype":
+            continue
+        error = gain.std(ddof=1) / np.sqrt(len(gain))
+        if gain.mean() > max(margin, error):
+            best, margin = name, float(gain.mean())
+    return best, accuracy, results[best]
+
+
+def hits(scores: Floats, targets: Targets) -> Floats:
+    """(m,): 1 where the best class is one of the example's own, 0 where not, NaN where the example
+    has none that was scored."""
+    own = (targets == YES) & ~np.isnan(scores)
+    best = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)[:, None]
+    said = own & (scores != _RULED_OUT)
+    right = np.take_along_axis(said, best, axis=1)[:, 0].astype(float)
+    right[~own.any(axis=1)] = np.nan
+    return right
+
+
+def nearest(
+    vectors: npt.ArrayLike, examples: npt.ArrayLike, k: int
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The k examples nearest to each vector, nearest first: (m, k) places, and their cosines."""
+    rows, others = _rows(vectors), _rows(examples)
+    places, alikes = [], []
+    step = max(1, 20_000_000 // max(1, len(others)))
+    for start in range(0, len(rows), step):
+        alike = rows[start : start + step] @ others.T
+        order = np.argsort(-alike, axis=1, kind="stable")[:, :k]
+        places.append(order)
+        alikes.append(np.take_along_axis(alike, order, axis=1))
+    none = np.zeros((0, min(k, len(others))))
+    return (
+        np.concatenate([none.astype(np.int64), *places]),
+        np.concatenate([none, *alikes]),
+    )
+
+
+def medoid(vectors: npt.ArrayLike) -> int:
+    """The place of the vector with the largest sum of cosines to all of them."""
+    return int(by_centrality(_rows(vectors))[0])
+
+
+def _rows(vectors: npt.ArrayLike) -> Floats:
+    rows = np.asarray(vectors, np.float64)
+    if rows.ndim != 2:
+        raise LabelsError(f"vectors of shape {rows.shape}; (n, d) is needed")
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        raise LabelsError(
+            f"{int(bad.sum())} of {len(rows)} vectors have values that are not finite, the first "
+            f"at row {int(bad.argmax())}; leave them out"
+        )
+    return unit(rows)
+
+
+def _without_negatives(rows: Floats, scores: Floats, negatives: Sequence[Floats]) -> Floats:
+    for k, against in enumerate(negatives):
+        if len(against):
+            ruled = (rows @ against.T).max(axis=1) > scores[:, k]
+            scores[ruled, k] = _RULED_OUT
+    return scores
+
+
+def _linear(method: str, rows: Floats, targets: Targets) -> Linear:
+    lonely = [k for k, column in enumerate(targets.T) if not (column < 0).any()]
+    if lonely:
+        raise LabelsError(
+            f"a {method} head needs what a class is not: give a second class, or examples marked "
+            "no; prototype and knn work without"
+        )
+    solve: Callable[[Floats, Targets], tuple[Floats, Floats]]
+    solve = _ridge if method == "ridge" else _logistic
+    if (targets != OPEN).all():
+        return Linear(*solve(rows, targets))
+    parts = []  # a mark of no says nothing of the other classes
+    for column in targets.T:
+        said = column != OPEN
+        parts.append(solve(rows[said], column[said, None]))
+    return Linear(*(np.concatenate([part[i] for part in parts]) for i in (0, 1)))
+
+
+def _ridge(rows: Floats, targets: Targets) -> tuple[Floats, Floats]:
+    from sklearn.linear_model import RidgeCV
+
+    head: Any = RidgeCV(_ALPHAS).fit(rows, np.where(targets == YES, 1.0, -1.0))
+    return head.coef_.reshape(targets.shape[1], -1), np.atleast_1d(head.intercept_)
+
+
+def _logistic(rows: Floats, targets: Targets) -> tuple[Floats, Floats]:
+    from sklearn.linear_model import LogisticRegression
+
+    classes = targets.shape[1]
+    single = classes > 2 and ((targets == YES).sum(axis=1) == 1).all()
+    wanted = [targets.argmax(axis=1)] if single else [column == YES for column in targets.T]
+    weights, offsets = [], []
+    for answer in wanted:
+        # Directions have length one: C = 30 is what C = 30 / d would be for standardised numbers.
+        head: Any = LogisticRegression(C=30.0, class_weight="balanced", max_iter=300)
+        head.fit(rows, answer)
+        weights.append(head.coef_)
+        offsets.append(head.intercept_)
+    return np.concatenate(weights), np.concatenate(offsets)
+
+
+def _sampled(targets: Targets) -> npt.NDArray[np.int64]:
+    """All examples, or MOST of them with as many of each class as can be."""
+    if len(targets) <= MOST:
+        return np.arange(len(targets))
+    random = np.random.default_rng(0)
+    order = random.permutation(len(targets))
+    place = np.empty(len(targets))
+    first = np.where((targets == YES).any(axis=1), (targets == YES).argmax(axis=1), -1)
+    for name in np.unique(first):
+        members = order[first[order] == name]
+        place[members] = np.arange(len(members))
+    return np.sort(np.argsort(place, kind="stable")[:MOST])
+
+
+def _folds(targets: Targets, groups: npt.NDArray[np.int64], exact: int) -> npt.NDArray[np.int64]:
+    """Groups dealt out so that each class is spread over the folds."""
+    names, index = np.unique(groups, return_inverse=True)
+    if len(names) <= exact:
+        return np.asarray(index, np.int64)
+    random = np.random.default_rng(0)
+    class_of = np.full(len(names), -1)
+    said = (targets == YES).any(axis=1)
+    class_of[index[said]] = (targets == YES).argmax(axis=1)[said]
+    shuffled = random.permutation(len(names))
+    dealt = shuffled[np.argsort(class_of[shuffled], kind="stable")]
+    fold = np.empty(len(names), np.int64)
+    fold[dealt] = np.arange(len(names)) % FOLDS
+    return np.asarray(fold[index], np.int64)

@@ -1,0 +1,195 @@
+"""Convert a class space to and from its saved form: one npz of plain arrays and one JSON text."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.analysis.space import Space
+from penult.collection.manifest import Manifest
+from penult.errors import LabelsError, StoreError, UsageError, first_line
+from penult.fewshot.examples import Examples, checked_mark, checked_name
+from penult.fewshot.fitted import Settings
+from penult.fewshot.labelling import Groups
+from penult.fewshot.vectors import Origin
+
+FORMAT = 1
+SUFFIX = ".npz"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Examples with all that is needed to judge with them again. fingerprint, model: of the
+    embedder that gave the vectors. settings: method, several, level. groups: of
+    each example."""
+
+    examples: Examples
+    space: Space
+    fingerprint: Mapping[str, str]
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: Sequence[str | None] | None = None
+
+
+def write(path: str | os.PathLike[str], saved: Saved) -> Path:
+    """Write the file, aside first.
+
+    Raises:
+        LabelsError: a name that does not end in .npz.
+        StoreError: it cannot be written.
+    """
+    target = check_suffix(Path(path).expanduser())
+    examples = saved.examples
+    about = {
+        "format": FORMAT,
+        "kind": "penult class space",
+        "fingerprint": dict(saved.fingerprint),
+        "model": dict(saved.model),
+        "settings": dict(saved.settings),
+        "examples": [
+            {"id": id, "region": region, "marks": dict(marks)}
+            for (id, region), marks in zip(examples.keys, examples.marks, strict=True)
+        ],
+        "groups": None if saved.groups is None else list(saved.groups),
+    }
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        about=_bytes(json.dumps(about).encode()),
+        vectors=examples.vectors.astype("<f4"),
+        space=_bytes(saved.space.to_bytes()),
+    )
+    return write_aside(target, buffer.getvalue())
+
+
+def check_suffix(path: Path) -> Path:
+    """The path of a class space.
+
+    Raises:
+        LabelsError: it does not end in .npz.
+    """
+    if path.suffix != SUFFIX:
+        raise LabelsError(f"a class space is saved as {SUFFIX}: {path.name}{SUFFIX} works")
+    return path
+
+
+def check_free(path: Path | None, overwrite: bool) -> None:
+    """Refuse to write over a file.
+
+    Raises:
+        UsageError: there is one, and it was not said that it may go.
+    """
+    if path is not None and not overwrite and path.expanduser().exists():
+        raise UsageError(f"{path} exists already; --overwrite replaces it")
+
+
+def write_aside(path: Path, data: bytes | Iterable[bytes]) -> Path:
+    """Write a file, aside first, so that one of that name is whole or absent. data: at once, or in
+    parts.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    target = path.expanduser()
+    aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with aside.open("wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
+        aside.replace(target)
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+    return target
+
+
+def read(path: str | os.PathLike[str]) -> Saved:
+    """What `write` wrote.
+
+    Raises:
+        LabelsError: there is no such file, or it is no class space.
+    """
+    source = Path(path).expanduser()
+    try:
+        with np.load(source, allow_pickle=False) as file:
+            about = json.loads(file["about"].tobytes())
+            if about.get("kind") != "penult class space":
+                raise ValueError("it says so nowhere")
+            if about["format"] <= FORMAT:
+                vectors = np.asarray(file["vectors"], np.float32)
+                return _checked(about, vectors, Space.from_bytes(file["space"].tobytes()))
+    except FileNotFoundError as error:
+        raise LabelsError(
+            f"there is no file {source}; penult classes COLLECTION --save {source} makes one, and "
+            f"penult teach {source} CLASS EXAMPLES… --model MODEL begins one"
+        ) from error
+    except Exception as error:  # whatever a broken file makes of zip, numpy and JSON
+        raise LabelsError(f"{source} is no saved class space: {first_line(error)}") from error
+    raise LabelsError(
+        f"{source} has format {about['format']}, this Penult reads up to {FORMAT}: upgrade penult"
+    )
+
+
+def _checked(about: Mapping[str, Any], vectors: npt.NDArray[np.float32], space: Space) -> Saved:
+    """What a file holds, if its parts fit each other."""
+    rows, groups = about["examples"], about.get("groups")
+    if vectors.ndim != 2 or len(vectors) != len(rows) or vectors.shape[1] != space.dim:
+        raise ValueError(f"vectors of shape {vectors.shape} for {len(rows)} examples")
+    if not np.isfinite(vectors).all():
+        raise ValueError("vectors have values that are not finite")
+    if groups is not None and len(groups) != len(rows):
+        raise ValueError(f"{len(groups)} groups for {len(rows)} examples")
+    keys = tuple((str(row["id"]), str(row["region"])) for row in rows)
+    if len(set(keys)) < len(keys):
+        raise ValueError("an example comes twice")
+    marks = tuple(
+        {checked_name(name): checked_mark(mark) for name, mark in row["marks"].items()}
+        for row in rows
+    )
+    return Saved(Examples(vectors, keys, marks), space, dict(about["fingerprint"]),
+                 dict(about["model"]), dict(about["settings"]), groups)  # fmt: skip
+
+
+def _bytes(data: bytes) -> Any:
+    return np.frombuffer(data, np.uint8)
+
+
+OF_EXAMPLES = "space_of_examples"  # the space is fitted again to the examples, as they change
+
+
+def saved(
+    origin: Origin,
+    settings: Settings,
+    examples: Examples,
+    space: Space,
+    groups: Sequence[str | None] | None,
+    of_examples: bool,
+) -> Saved:
+    """All that is needed to judge again without a collection."""
+    manifest, about = origin.manifest, settings.to_dict() | {OF_EXAMPLES: of_examples}
+    return Saved(examples, space, manifest.fingerprint, manifest.model, about, groups)
+
+
+def restored(
+    saved: Saved, changed: Mapping[str, Any]
+) -> tuple[Origin, Settings, Examples, Groups, Space | None]:
+    """What a class space is made of, with changed settings; no space is one to be fitted."""
+    settings, examples = Settings.of(saved.settings, changed), saved.examples
+    manifest = Manifest(saved.fingerprint, examples.dim, len(examples.names), saved.model)
+    known = {}
+    if "groups" not in changed and saved.groups is not None:
+        known = dict(zip(examples.keys, saved.groups, strict=True))
+    fixed = "space" not in changed and not saved.settings.get(OF_EXAMPLES)
+    groups = Groups(settings.groups, known)
+    return Origin(manifest), settings, examples, groups, saved.space if fixed else None

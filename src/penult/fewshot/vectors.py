@@ -1,0 +1,245 @@
+"""Where vectors of examples come from: an embedder, or the rows of a collection."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penult.collection.collection import Collection
+from penult.collection.manifest import Manifest
+from penult.collection.schema import Key
+from penult.collection.search import embedder_of
+from penult.data.items import Entry, Failure, Item
+from penult.data.regions import WHOLE, Region
+from penult.data.sources import Source, from_objects, from_paths
+from penult.errors import FingerprintMismatch, ItemError, LabelsError, RegionError, UsageError
+from penult.fewshot.marks import vectors_of
+from penult.locking import Guard
+
+if TYPE_CHECKING:
+    from penult.embedding.embedder import Embedder
+
+
+Vectors = dict[Key, npt.NDArray[np.float32]]
+
+
+def pairs_of(items: Any, modality: str) -> Iterator[Entry]:
+    """Items and their regions. A (path, start, end) is a segment, an (id, region) a row."""
+    if _is_segment(items) or _is_key(items):
+        items = [items]
+    array = isinstance(items, tuple) and len(items) == 2 and hasattr(items[0], "__array__")
+    if isinstance(items, (str, os.PathLike)) or (isinstance(items, (list, tuple)) and not array):
+        for item in [items] if isinstance(items, (str, os.PathLike)) else items:
+            yield from _one(item, modality)
+    else:
+        yield from from_objects(items, modality)
+
+
+def embedded(embedder: Embedder, pairs: Iterable[Entry]) -> Vectors:
+    """The raw vector of each, by (id, region).
+
+    Raises:
+        ItemError: one of them cannot be embedded.
+    """
+    from penult.embedding.runner import Outcome
+
+    found: Vectors = {}
+    for one in embedder.runner.stream(_good(pairs)):
+        if not isinstance(one, Outcome):
+            raise ItemError(one.words())
+        found[one.item.id, one.region.key] = one.vector
+    return found
+
+
+def from_rows(
+    collection: Collection, pairs: Iterable[Entry], embedder: Callable[[], Embedder]
+) -> Vectors:
+    """The raw vectors of these rows of a collection; what is no row yet becomes one.
+
+    Raises:
+        LabelsError: an (id, region) that is no row.
+        ItemError: an item that cannot be embedded.
+    """
+    wanted = {(item.id, region.key): (item, region) for item, region in _good(pairs)}
+    found = vectors_of(collection, list(wanted))
+    missing = [pair for key, pair in wanted.items() if key not in found]
+    for item, region in missing:
+        if isinstance(item.content, Path) and not item.content.exists():
+            part = "" if region == WHOLE else f" ({region.key})"
+            raise LabelsError(f"{item.id!r}{part} is neither a file nor a row of {collection.path}")
+    if missing:
+        from penult.collection.add import add as add_rows  # opens torch, which rows do without
+
+        # Of their metadata a text keeps itself, which has no file to be read from again.
+        kept = [(replace(i, metadata={n: v for n, v in i.metadata.items() if n == "text"}), region)
+                for i, region in missing]  # fmt: skip
+        columns = {"text": pa.string()} if any(i.metadata for i, _ in kept) else {}
+        did = add_rows(collection, embedder(), Source(lambda: iter(kept), columns))
+        found |= vectors_of(collection, list(wanted))
+        if did.failed:
+            key = next(key for key in wanted if key not in found)
+            why = [r["message"] for r in collection.failures().to_pylist() if r["id"] == key[0]]
+            raise ItemError(f"{key[0]}: {why[-1] if why else 'it cannot be embedded'}")
+    return {key: found[key] for key in wanted if key in found}
+
+
+def _good(pairs: Iterable[Entry]) -> Iterator[tuple[Item, Region]]:
+    for pair in pairs:
+        if isinstance(pair, Failure):
+            raise ItemError(pair.words())
+        yield pair
+
+
+def _is_segment(item: Any) -> bool:
+    return (
+        isinstance(item, tuple)
+        and len(item) == 3
+        and isinstance(item[0], (str, os.PathLike))
+        and all(value is None or isinstance(value, (int, float)) for value in item[1:])
+    )
+
+
+def _is_file(item: str | os.PathLike[str]) -> bool:
+    try:
+        return Path(item).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # a text that can be no path
+        return False
+
+
+def _is_key(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(i, str) for i in item)
+
+
+def _one(item: Any, modality: str) -> Iterator[Entry]:
+    if isinstance(item, (str, os.PathLike)) and (modality != "text" or _is_file(item)):
+        path = Path(item).expanduser()
+        if path.exists():  # a folder or a table too
+            yield from from_paths([path], modality)
+        else:  # it may be the id of a row
+            yield Item(os.fspath(item), path), WHOLE
+    elif _is_segment(item):
+        path, start, end = item
+        if modality not in ("audio", "video"):
+            raise UsageError(f"{path}: {modality} has no seconds; audio and video have")
+        try:
+            region = Region("segment", float(start or 0.0), None if end is None else float(end))
+        except RegionError as error:
+            raise UsageError(f"{path}: {error}") from error
+        for pair in from_objects([path], modality):
+            yield pair if isinstance(pair, Failure) else (pair[0], region)
+    elif _is_key(item):
+        id, key = item
+        path = Path(id)
+        kind = "whole" if key in ("whole", "summary") or key.endswith(":whole") else "segment"
+        if key.startswith("box:"):
+            kind = "box"
+        region = WHOLE if key == "whole" else Region.of_key(key, kind)
+        yield Item(id, path), region
+    else:
+        yield from from_objects([item], modality)
+
+
+class Origin:
+    """manifest: what all vectors share. collection: whose rows examples are, if they are rows."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        collection: Collection | None = None,
+        embedder: Embedder | None = None,
+    ) -> None:
+        self.manifest, self.collection, self._embedder = manifest, collection, embedder
+        self._guard = Guard()
+        self._opener: Callable[[], Embedder] = lambda: (
+            embedder_of(manifest) if collection is None else collection.embedder()
+        )
+
+    @classmethod
+    def of(cls, source: Embedder | Collection) -> Origin:
+        """Of an embedder, or of a collection.
+
+        Raises:
+            LabelsError: a collection that is not there.
+            UsageError: neither.
+        """
+        if not isinstance(source, Collection):
+            from penult.collection.add import manifest_of
+
+            embedder = checked(source)
+            return cls(manifest_of(embedder), embedder=embedder)
+        if (manifest := source.manifest) is None:
+            raise LabelsError(
+                f"there is no collection at {source.path}; "
+                f"penult embed MODEL FOLDER --into {source.path} makes one"
+            )
+        return cls(manifest, source)
+
+    @property
+    def embedder(self) -> Embedder:
+        """What makes vectors of items; opened when it is first needed."""
+        with self._guard:
+            if self._embedder is None:
+                self.use(self._opener())
+            assert self._embedder is not None
+            return self._embedder
+
+    def opens(self, opener: Callable[[], Embedder]) -> None:
+        """Open the embedder this way, once it is needed."""
+        self._opener = opener
+
+    def use(self, embedder: Embedder) -> None:
+        """Take this embedder.
+
+        Raises:
+            FingerprintMismatch: it gives other vectors.
+        """
+        self.check(checked(embedder).fingerprint, embedder.classifier.spec)
+        self._embedder = embedder
+
+    @property
+    def modality(self) -> str:
+        """What kind of items there are."""
+        return str(self.manifest.model.get("modality") or self.embedder.classifier.modality)
+
+    def vectors_of(self, pairs: Iterable[Entry]) -> Vectors:
+        """The raw vector of each (item, region); what is no row of the collection becomes one."""
+        if self.collection is not None:
+            return from_rows(self.collection, pairs, lambda: self.embedder)
+        return embedded(self.embedder, pairs)
+
+    def check(self, other: Mapping[str, str], name: str) -> None:
+        """Refuse the vectors of another embedder.
+
+        Raises:
+            FingerprintMismatch: the fingerprint differs; it says in what.
+        """
+        from penult.embedding.embedder import differences
+
+        if differs := differences(self.manifest.fingerprint, other):
+            raise FingerprintMismatch(
+                f"{name} gives other vectors than the class space was taught with: "
+                f"{'; '.join(differs)}"
+            )
+
+
+def checked(source: object) -> Embedder:
+    """The embedder that was given.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from penult.embedding.embedder import Embedder
+
+    if not isinstance(source, Embedder):
+        raise UsageError(
+            f"a class space is made of an Embedder or a Collection, not of a "
+            f"{type(source).__name__}"
+        )
+    return source

@@ -1,0 +1,252 @@
+"""Classes by their names alone, and pairs of rows or files as same or different."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.analysis import space as vector_space
+from penult.analysis.space import AUTO, unit
+from penult.analysis.verification import (
+    Verification,
+    verify,
+)
+from penult.collection.collection import Collection
+from penult.collection.labels import labelled
+from penult.collection.search import query_vector
+from penult.collection.spaces import meant
+from penult.data.items import Failure
+from penult.embedding.runner import Outcome, Runner
+from penult.errors import LabelsError, ModelError, UsageError, first_line
+from penult.extras import require
+from penult.fewshot.fitted import fitted
+from penult.fewshot.marks import sample
+from penult.fewshot.predictions import ClassPrediction, Location
+from penult.models.base import REGRESSION, SINGLE_LABEL, FloatArray, predict
+from penult.models.processors import quiet
+
+Floats = npt.NDArray[np.float64]
+Embed = Callable[[list[str]], npt.ArrayLike]  # n texts → (n, e)
+
+TOP = 10  # labels that are mixed, as in the paper
+_PLACEHOLDER = re.compile(r"(label|class)?[_ -]?\d+", re.IGNORECASE)
+
+
+def conse(
+    probabilities: npt.ArrayLike,
+    labels: Sequence[str],
+    names: Sequence[str],
+    embed: Embed,
+    top: int = TOP,
+) -> Floats:
+    """Scores (n, C) of unseen classes by their names: the cosine between a name and the mix of the
+    classifier's `top` most probable labels, weighted by their probabilities (convex combination of
+    semantic embeddings; Norouzi et al., 2013).
+
+    probabilities: (n, K) of the classifier. labels: its K names. names: C others.
+
+    Raises:
+        LabelsError: labels that say nothing (LABEL_0), a name that is empty or comes twice,
+            probabilities that do not fit.
+    """
+    shares = np.asarray(probabilities, np.float64)
+    if shares.ndim != 2 or shares.shape[1] != len(labels):
+        raise LabelsError(f"probabilities of shape {shares.shape} for {len(labels)} labels")
+    if not np.isfinite(shares).all() or (shares < 0).any():
+        raise LabelsError("probabilities have values that are negative or not finite")
+    wanted = checked(names)
+    if nameless := [label for label in labels if _PLACEHOLDER.fullmatch(label.strip())]:
+        raise LabelsError(
+            f"the classifier's labels say nothing of what they are ({nameless[0]!r}), so no other "
+            "name can be compared with them; give their names with --class-names FILE"
+        )
+    if top < 1:
+        raise LabelsError(f"{top} labels cannot be mixed; give one or more")
+    words = [worded(text) for text in (*labels, *wanted)]
+    vectors = unit(np.asarray(embed(words), np.float64))
+    known, unseen = vectors[: len(labels)], vectors[len(labels) :]
+    order = np.argsort(-shares, axis=1, kind="stable")
+    kept = np.zeros_like(shares)
+    best = order[:, :top]
+    np.put_along_axis(kept, best, np.take_along_axis(shares, best, axis=1), axis=1)
+    total = kept.sum(axis=1, keepdims=True)
+    mixed = (kept / np.where(total > 0, total, 1.0)) @ known
+    return np.asarray(unit(mixed) @ unseen.T)
+
+
+def checked(names: Sequence[str]) -> list[str]:
+    """The names without spaces around them.
+
+    Raises:
+        LabelsError: none, an empty one, or one that comes twice.
+    """
+    wanted = [name.strip() for name in names]
+    if not wanted or not all(wanted):
+        raise LabelsError(f"names of classes are needed, and none empty; received {list(names)}")
+    if len(set(wanted)) < len(wanted):
+        twice = next(name for name in wanted if wanted.count(name) > 1)
+        raise LabelsError(f"the name {twice!r} comes twice; name each class once")
+    return wanted
+
+
+def worded(label: str) -> str:
+    """A label as words: `_silence_` → `silence`, `GreatTit` → `great tit`."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label.replace("_", " ").replace("-", " "))
+    return " ".join(spaced.split()).lower() or label
+
+
+_NONE_OF_THEM = re.compile(r"_.+_")  # `_silence_`, `_unknown_`: how data sets mark what is no class
+
+
+def text_embedder(folder: str | os.PathLike[str]) -> Embed:
+    """A local sentence-transformers model as a function from texts to vectors.
+
+    Raises:
+        ModelError: there is no such model in the folder. Nothing is downloaded.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ModelError(
+            f"{folder} is no folder; a sentence-transformers model is needed, saved by its save()"
+        )
+    models = require("sentence_transformers")
+    try:
+        with quiet():
+            model = models.SentenceTransformer(str(path), device="cpu", local_files_only=True)
+    except Exception as error:  # whatever a broken folder makes of the library
+        raise ModelError(
+            f"{folder} cannot be opened as a sentence-transformers model: {first_line(error)}"
+        ) from error
+    return lambda texts: model.encode(texts, show_progress_bar=False)
+
+
+class ByName:
+    """Unseen classes by name, for a classifier with these labels. `top`: labels that are mixed."""
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        kind: str,
+        names: Sequence[str],
+        embed: Embed,
+        top: int = TOP,
+    ) -> None:
+        if kind == REGRESSION:
+            raise LabelsError("a regression has no classes whose names could be compared")
+        self.labels, self.kind, self.top, self._embed = labels, kind, top, embed
+        self.names = tuple(checked(names))
+        self._used = [k for k, label in enumerate(labels) if not _NONE_OF_THEM.fullmatch(label)]
+        if not self._used:
+            raise LabelsError(f"the classifier has no label that names something: {list(labels)}")
+        self._vectors: dict[str, FloatArray] = {}
+        self._scores(np.zeros((1, len(labels)), np.float32))  # refused before an item is opened
+
+    def _texts(self, texts: list[str]) -> Any:
+        """Each text embedded once."""
+        if new := [text for text in dict.fromkeys(texts) if text not in self._vectors]:
+            self._vectors |= dict(zip(new, np.asarray(self._embed(new)), strict=True))
+        return np.stack([self._vectors[text] for text in texts])
+
+    def _scores(self, shares: Any) -> Any:
+        labels = [self.labels[k] for k in self._used]
+        return conse(shares[:, self._used], labels, self.names, self._texts, self.top)
+
+    def judge(self, logits: FloatArray, place: Location) -> ClassPrediction:
+        """One region's logits (K,) or (frames, K) as a prediction; its scores are cosines."""
+        said = predict(self.kind, self.labels, logits)
+        shares = said.scores.reshape(-1, said.scores.shape[-1]).mean(axis=0, keepdims=True)
+        scores = self._scores(shares)[0].astype(np.float32)
+        best = int(scores.argmax())
+        return ClassPrediction(
+            id=place.id,
+            region=place.region,
+            kind=SINGLE_LABEL,
+            label=self.names[best],
+            index=best,
+            score=float(scores[best]),
+            scores=scores,
+            logits=scores,
+            labels=self.names,
+            said=(self.names[best],),
+            start=place.start,
+            end=place.end,
+            channel=place.channel,
+        )
+
+    def stream(self, runner: Runner, pairs: Iterable[Any]) -> Iterator[ClassPrediction | Failure]:
+        """Predictions of (item, region) pairs as they come, and the items that failed."""
+        for one in runner.stream(pairs):
+            if isinstance(one, Outcome):
+                place = Location(
+                    one.item.id, one.region.key, one.start, one.end, one.region.channel
+                )
+                yield self.judge(one.logits, place)
+            else:
+                yield one
+
+    def predict_collection(
+        self, collection: Collection, where: str | None = None
+    ) -> Iterator[ClassPrediction]:
+        """Predictions of a collection's rows, from the logits that it keeps.
+
+        Raises:
+            UsageError: it keeps none.
+        """
+        if "logits" not in collection.columns:
+            raise UsageError(
+                f"{collection.path} keeps no logits, which names are compared by; embed with "
+                "--logits all, or give the model and the items"
+            )
+        columns = ["id", "region", "start", "end", "channel", "logits"]
+        for batch in collection.ordered(columns, where):
+            for row in batch.to_pylist():
+                logits = row.pop("logits")
+                if logits is not None:
+                    yield self.judge(_whole(logits, len(self.labels)), Location(**row))
+
+
+def _whole(logits: list[Any], count: int) -> FloatArray:
+    """All K logits; of the top ones, those that were not kept count as impossible."""
+    if not logits or not isinstance(logits[0], dict):
+        return np.asarray(logits, np.float32)
+    values = np.full(count, -np.inf, np.float32)
+    for one in logits:
+        values[one["index"]] = one["logit"]
+    return values
+
+
+def verify_collection(
+    collection: Collection,
+    by: str,
+    groups: str | None = None,
+    where: str | None = None,
+    space: str = AUTO,
+    false_accepts: float = 0.01,
+) -> tuple[Verification, vector_space.Space]:
+    """How well the rows that a filter leaves are told apart, and the space that they are in.
+
+    Raises:
+        LabelsError: a way that names nothing, no pair of the same, or none of different ones.
+    """
+    found = labelled(collection, [by, *([groups] if groups else [])], where)
+    if not len(found.vectors):
+        raise LabelsError(f"no row of {collection.path} matches the filter")
+    there = meant(collection, space) or fitted(space, sample(collection))
+    named = found.names[by]
+    grouped = found.names[groups] if groups else None
+    return verify(there(found.vectors), named, grouped, false_accepts), there
+
+
+def same_or_different(
+    collection: Collection, space: vector_space.Space, pair: Sequence[str], device: str = "auto"
+) -> float:
+    """The cosine of two files or rows in the space."""
+    vectors = np.stack([query_vector(collection, one, device=device) for one in pair])
+    one, other = vector_space.unit(space(vectors).astype(np.float64))
+    return float(one @ other)

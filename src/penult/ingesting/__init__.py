@@ -1,1 +1,0 @@
-"""Items in, batches of rows out. Knows no store."""

@@ -1,0 +1,1 @@
+"""Open a classifier: options, checkpoints, preprocessing, one loader for each origin."""

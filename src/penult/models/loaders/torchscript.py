@@ -1,0 +1,166 @@
+"""Open a TorchScript file as a classifier: what torch.jit.save wrote, scripted, traced or frozen.
+
+TorchScript modules take no hooks, so nothing is seen of their inner modules being called; their
+weights are shown as a tree of plain modules all the same, and taps name operations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penult.errors import ModelError, UsageError, first_line
+from penult.models.base import weights_digest
+from penult.models.checkpoints import refuse_scripted_code
+from penult.models.module import ModuleClassifier, assembled, from_file, require_steady
+from penult.models.options import LoadOptions, checkpoint_advice, existing, members, preparation
+from penult.models.processors import quiet
+
+# Not part of what a model computes: where its source was, and which run wrote the archive.
+_ASIDE = re.compile(r".*\.debug_pkl|\.data/.*|byteorder|version")
+_SHOWN = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride")
+
+
+class Scripted(nn.Module):
+    """A TorchScript module as a plain one: its weights by name, its forward, one way of running."""
+
+    program: Any
+
+    def __init__(self, program: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.__dict__["program"] = program  # not a child: nothing of it takes hooks
+        self.takes = tuple(_arguments(program))
+        _show(self, program)
+
+    def forward(self, **tensors: Tensor) -> Any:
+        """What the module returns; not optimised, so that the tenth run is the first to the bit."""
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return self.program(**tensors)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scripted:
+        there = fn(torch.empty(0)).device
+        if any(constant.device != there for constant in self.constants()):
+            raise UsageError(
+                f"this TorchScript module was frozen or traced with weights on "
+                f"{self.constants()[0].device} inside of its code, which do not move to {there}: "
+                f"say --device {self.constants()[0].device}, or save it again from there"
+            )
+        self.program._apply(fn)
+        _show(self, self.program)
+        return self
+
+    def constants(self) -> list[Tensor]:
+        """Weights that are part of the code: those of a frozen module."""
+        graph = self.program.inlined_graph  # its nodes go when it goes
+        nodes = graph.findAllNodes("prim::Constant")
+        found = [node.t("value") for node in nodes if _is_tensor(node)]
+        return [tensor for tensor in found if tensor.ndim]
+
+    def digest(self) -> str:
+        """Hash of the weights, also of those that are part of the code."""
+        inside = {f"constant {number}": value for number, value in enumerate(self.constants())}
+        return weights_digest(self, inside)
+
+
+class _Part(nn.Module):
+    """Stands for a module inside of a TorchScript module: shows its weights, and is never run."""
+
+
+def _show(part: nn.Module, script: Any) -> None:
+    """Give a module the parameters, buffers and parts of a TorchScript module, as they are now."""
+    for name, parameter in script.named_parameters(recurse=False):
+        part._parameters[name] = parameter  # a plain tensor there
+    for name, buffer in script.named_buffers(recurse=False):
+        part.register_buffer(name, buffer)
+    for name, child in script.named_children():
+        if name not in part._modules:
+            kind = getattr(child, "original_name", "") or "Module"
+            part.add_module(name, type(kind, (_Part,), {})())
+            for setting in _SHOWN:
+                if hasattr(child, setting):
+                    part._modules[name].__dict__[setting] = getattr(child, setting)
+        shown = part._modules[name]
+        if shown is not None:
+            _show(shown, child)
+
+
+def _arguments(program: Any) -> list[str]:
+    return [argument.name for argument in program.forward.schema.arguments[1:]]
+
+
+def _is_tensor(node: Any) -> bool:
+    return bool(node.hasAttribute("value") and node.kindOf("value") == "t")
+
+
+def open_torchscript(spec: str | Path, asked: LoadOptions) -> ModuleClassifier:
+    """A file that torch.jit.save wrote.
+
+    Raises:
+        ModelError: it is no TorchScript, or cannot be run on what it is given.
+        UntrustedCode: its code reads or writes files, and `trust` was not given.
+    """
+    path = existing(spec, asked)
+    why = _no_torchscript(path)
+    if why:
+        raise ModelError(why)
+    if not asked.trust:
+        refuse_scripted_code(path)
+    try:
+        with quiet():  # each version of torch says again that TorchScript is of yesterday
+            program = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be opened as TorchScript: {first_line(error)}") from error
+    classifier = open_scripted(program, asked, str(path))
+    classifier.weigh = lambda digest=_file_digest(path): digest
+    return from_file(classifier, path, "torchscript", asked)
+
+
+def open_scripted(program: Any, asked: LoadOptions, spec: str) -> ModuleClassifier:
+    """A TorchScript module that is at hand."""
+    if hasattr(program, "training"):  # a frozen one has no mode
+        program.eval()
+    name = getattr(program, "original_name", "") or "TorchScript"
+    module: Scripted = type(name, (Scripted,), {})(program)
+    prepare, settings = preparation(asked)
+    classifier = assembled(module, asked, prepare, settings, {}, spec, _facts(module))
+    classifier.weigh = module.digest
+    require_steady(classifier, "save it again after model.eval()")
+    return classifier
+
+
+def _facts(module: Scripted) -> dict[str, Any]:
+    weights = [*module.parameters(), *module.constants()]
+    return {
+        "origin": "torchscript",
+        "parameters": sum(tensor.numel() for tensor in weights),
+        "frozen": next(module.parameters(), None) is None,
+    }
+
+
+def _no_torchscript(path: Path) -> str:
+    """Why a file is no TorchScript; empty if it looks like some."""
+    names = members(path)
+    if any("/code/" in name for name in names):
+        return ""
+    if any(name.endswith("/data.pkl") for name in names):
+        return f"{path} is what torch.save writes, and no TorchScript: {checkpoint_advice(path)}"
+    return f"{path} is no TorchScript: torch.jit.save writes a zip archive with code in it"
+
+
+def _file_digest(path: Path) -> str:
+    """Hash of what the file computes with: code, constants, weights; not when and where it was
+    saved."""
+    total = hashlib.sha256()
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            inside = name.partition("/")[2]
+            if not _ASIDE.fullmatch(inside):
+                total.update(f"{inside}|".encode() + archive.read(name))
+    return total.hexdigest()[:16]

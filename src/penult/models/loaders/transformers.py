@@ -1,0 +1,339 @@
+"""Open a classifier that transformers saved: a folder, or an id on the hub.
+
+Works through the auto classes' own tables, so every audio, image, video and text classification
+class that transformers has is known here without a list of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from penult.errors import ModelError, UntrustedCode, first_line
+from penult.models.base import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    Classifier,
+    Inputs,
+    complete_labels,
+    weights_digest,
+)
+from penult.models.checkpoints import require_filled
+from penult.models.module import ModuleClassifier, assembled
+from penult.models.options import LoadOptions, preparation
+from penult.models.processors import (
+    AudioPreparer,
+    Preparer,
+    TextPreparer,
+    frames_of,
+    longest_text,
+    open_preparer,
+    quiet,
+    require_files,
+)
+
+# The auto classes' tables of classification classes, and the modality of each.
+TASKS = (
+    ("audio", "AutoModelForAudioClassification", "MODEL_FOR_AUDIO_CLASSIFICATION"),
+    ("audio", "AutoModelForAudioXVector", "MODEL_FOR_AUDIO_XVECTOR"),
+    ("audio", "AutoModelForAudioFrameClassification", "MODEL_FOR_AUDIO_FRAME_CLASSIFICATION"),
+    ("image", "AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION"),
+    ("video", "AutoModelForVideoClassification", "MODEL_FOR_VIDEO_CLASSIFICATION"),
+    ("text", "AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION"),
+    ("text", "AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION"),
+)
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+SIDE_FILES = {".json", ".txt", ".model", ".py"}  # settings, vocabularies, and code if there is any
+
+
+@dataclass(eq=False, repr=False)
+class TransformersClassifier(Classifier):
+    """A classifier of transformers; see `penult.models.base.Classifier`."""
+
+    spec: str
+    modality: str
+    kind: str
+    labels: tuple[str, ...]
+    rate: int | None
+    frames: int | None
+    module: nn.Module
+    base: str | None
+    preparer: Preparer
+    folder: Path
+    reopen: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    engine: str = "torch"
+    output: str | int | None = None  # it names its logits itself
+
+    @property
+    def holds(self) -> float | None:
+        """Seconds in an input of fixed length; see `Classifier.holds`."""
+        return self.preparer.kept_seconds() if isinstance(self.preparer, AudioPreparer) else None
+
+    def preprocess(self, content: Any) -> Inputs:
+        """Decoded content → the model's keyword arguments; see `Classifier.preprocess`."""
+        tensors, truncated = self.preparer(content)
+        return Inputs(tensors, truncated)
+
+    def example(self, seed: int = 0) -> Inputs:
+        """One second of noise, a noise image or a short text, prepared as any other item."""
+        return self.preprocess(self.preparer.example(seed))
+
+    def identity(self) -> dict[str, str]:
+        """`weights` and `preprocessing` of the fingerprint."""
+        return {
+            "weights": weights_digest(self.module),
+            "preprocessing": self.preparer.digest(),
+            "truncation": self.preparer.truncation(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for people and for a collection's runs."""
+        parameters = sum(p.numel() for p in self.module.parameters())
+        return {
+            "origin": "transformers",
+            "class": type(self.module).__name__,
+            "modality": self.modality,
+            "kind": self.kind,
+            "classes": len(self.labels),
+            "parameters": parameters,
+            "rate": self.rate,
+            **self.facts,
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Copy the checkpoint's own files: any tool that reads transformers' folders can open it.
+
+        Not `save_pretrained`: another layout of the file moves the mapped weights in memory, and
+        with another alignment matrix products may round differently in the last bit.
+        """
+        folder = Path(folder)
+        for path in checkpoint_files(self.folder):
+            shutil.copyfile(path, folder / path.name)
+
+
+def open_folder(
+    folder: Path, spec: str, *, trust: bool = False, facts: Mapping[str, Any] | None = None
+) -> TransformersClassifier:
+    """Open a folder that holds `config.json`, weights and a preprocessor.
+
+    Raises:
+        ModelError: not a classifier, or a file is missing or unreadable.
+        IncompleteWeights: the weights do not fill the model.
+        UntrustedCode: the folder brings code, and `trust` was not given.
+    """
+    config = _read_config(folder, spec, trust)
+    auto, modality, named = _task(config, spec)
+    _require_weights(folder, spec)
+    require_files(folder, modality)
+    module, info = _load_weights(folder, spec, auto, config, trust)
+    preparer = open_preparer(folder, modality, config, trust)
+    if isinstance(preparer, TextPreparer):
+        preparer.longest = longest_text(preparer, config, module)
+    base = _base_path(module)
+    classifier = TransformersClassifier(
+        spec=spec,
+        modality=modality,
+        kind=SINGLE_LABEL,
+        labels=(),
+        rate=preparer.rate if isinstance(preparer, AudioPreparer) else None,
+        frames=frames_of(config) if modality == "video" else None,
+        module=module,
+        base=base,
+        preparer=preparer,
+        folder=folder,
+        facts={"architecture": named, **(facts or {})},
+    )
+    with quiet():
+        tensors = classifier.example().tensors
+        n_logits = require_filled(module, tensors, _loose(info), info["unexpected_keys"], spec)
+    classifier.labels = complete_labels(_names(config), n_logits)
+    classifier.kind = _kind(config, n_logits)
+    return classifier
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """A checkpoint's own files: one format of weights, settings, vocabularies, code."""
+    weights = next(name for name in WEIGHTS if (folder / name).is_file())
+    stem = weights.partition(".")[0]
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and (path.suffix in SIDE_FILES or path.name.startswith(stem))
+    ]
+
+
+def open_prepared(folder: Path, spec: str, asked: LoadOptions) -> ModuleClassifier:
+    """Open a folder's model with the caller's own preprocessing instead of the checkpoint's."""
+    config = _read_config(folder, spec, asked.trust)
+    auto, modality, named = _task(config, spec)
+    _require_weights(folder, spec)
+    module, info = _load_weights(folder, spec, auto, config, asked.trust)
+    prepare, settings = preparation(asked)
+    if asked.modality is None and asked.sample_rate is None:
+        asked = replace(asked, modality=modality)
+    facts = {"origin": "transformers", "architecture": named}
+    classifier = assembled(module, asked, prepare, settings, _loose(info), spec, facts)
+    if asked.class_names is None:
+        classifier.labels = complete_labels(_names(config), len(classifier.labels))
+    classifier.kind = asked.kind or _kind(config, len(classifier.labels))
+    classifier.base = _base_path(module)
+    if not callable(asked.preprocess):
+        classifier.recipe = {"origin": "transformers", **asked.recipe()}
+        classifier.files = checkpoint_files(folder)
+    return classifier
+
+
+def _loose(info: Mapping[str, Any]) -> dict[str, str]:
+    """What loading could not fill: name → why."""
+    loose = {str(key): "missing" for key in info["missing_keys"]}
+    for key, stored, expected in info["mismatched_keys"]:
+        loose[str(key)] = f"{tuple(stored)} in the checkpoint, {tuple(expected)} in the model"
+    return loose
+
+
+def _names(config: Any) -> list[str]:
+    return [str(config.id2label[i]) for i in sorted(config.id2label)]
+
+
+def read_modality(folder: Path, spec: str, trust: bool = False) -> str:
+    """audio, image, video or text, read off the configuration alone."""
+    return _task(_read_config(folder, spec, trust), spec)[1]
+
+
+def _read_config(folder: Path, spec: str, trust: bool) -> Any:
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{spec!r} has no config.json, so it was not saved by transformers' save_pretrained"
+        )
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} holds {type(raw).__name__}, not an object of settings")
+    if raw.get("auto_map") and not trust:
+        raise UntrustedCode(
+            f"{spec!r} brings its own code ({', '.join(sorted(raw['auto_map']))} in its "
+            "config.json), which would run on this machine; read it, then say --trust"
+        )
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(
+            f"{spec!r}: transformers cannot read its config.json "
+            f"(model_type {raw.get('model_type')!r}): {first_line(error)}"
+        ) from error
+    except Exception as error:  # strict configurations raise their own validation errors
+        raise ModelError(f"{spec!r}: its config.json is not valid: {first_line(error)}") from error
+
+
+def _task(config: Any, spec: str) -> tuple[Any, str, str]:
+    """(auto class, modality, architecture): by the architecture that the checkpoint names, else
+    by what its model type can be.
+
+    A name that transformers does not know (a custom head) falls to the model type's own class;
+    whether the weights fill that is checked later, so nothing is guessed in silence.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    named = list(config.architectures or [])
+    possible = []
+    for modality, auto, table in TASKS:
+        classes = getattr(modeling_auto, f"{table}_MAPPING_NAMES").get(config.model_type)
+        for name in [classes] if isinstance(classes, str) else list(classes or ()):
+            if name in named:
+                return getattr(transformers, auto), modality, name
+            possible.append((getattr(transformers, auto), modality, name))
+    known = [name for name in named if hasattr(transformers, name)]
+    if known or not possible:
+        what = ", ".join(named) or f"a {config.model_type} without a named architecture"
+        options = ", ".join(sorted({name for _, _, name in possible}))
+        raise ModelError(
+            f"{spec!r} is {what}, which is not a classifier"
+            + (f"; for {config.model_type} these are: {options}" if options else "")
+        )
+    return possible[0]
+
+
+def _require_weights(folder: Path, spec: str) -> None:
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise ModelError(
+            f"{spec!r} holds no weights: expected {WEIGHTS[0]} or {WEIGHTS[2]}, found {found}"
+        )
+
+
+def _load_weights(
+    folder: Path, spec: str, auto: Any, config: Any, trust: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    import pickle
+
+    try:
+        with quiet():
+            module, info = auto.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=trust,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # so that each one can be named
+                output_loading_info=True,
+                weights_only=not trust,
+            )
+    except pickle.UnpicklingError as error:
+        raise UntrustedCode(
+            f"{spec!r}: its pytorch_model.bin is a pickle that asks to run code "
+            f"({first_line(error)}); nothing was run. Ask for safetensors, or if you trust "
+            "whoever made it say --trust"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
+        raise ModelError(f"{spec!r} cannot be opened: {first_line(error)}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in {"safetensors", "safetensors_rust"}:
+            raise ModelError(f"{spec!r}: its safetensors are damaged: {error}") from error
+        raise
+    return module.eval(), info
+
+
+def _kind(config: Any, n_logits: int) -> str:
+    named = {
+        "regression": REGRESSION,
+        "single_label_classification": SINGLE_LABEL,
+        "multi_label_classification": MULTI_LABEL,
+    }.get(config.problem_type)
+    return named or (REGRESSION if n_logits == 1 else SINGLE_LABEL)
+
+
+def _base_path(module: nn.Module) -> str | None:
+    """Where transformers itself says the backbone is, else the largest direct child."""
+    base = getattr(module, "base_model", module)
+    for name, child in module.named_modules():
+        if child is base and name:
+            return str(name)
+    children = dict(module.named_children())
+    if not children:
+        return None
+    sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in children.items()}
+    return max(sizes, key=lambda name: sizes[name])

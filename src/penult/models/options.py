@@ -1,0 +1,281 @@
+"""Options of `load`, and the kinds of model files. Knows no origin of models; each loader takes
+from here what it needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from penult.errors import ModelError, UsageError, first_line
+from penult.models.base import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+TORCHSCRIPT, EXPORT, KERAS = "torchscript", "export", "keras"
+
+# What a suffix promises. `.pt` and `.pth` promise nothing: most of them are checkpoints.
+SUFFIXES = {
+    ".ts": TORCHSCRIPT,
+    ".torchscript": TORCHSCRIPT,
+    ".jit": TORCHSCRIPT,
+    ".pt2": EXPORT,
+    ".keras": KERAS,
+    ".h5": KERAS,
+    ".hdf5": KERAS,
+}
+CHECKPOINTS = {".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl"}
+
+
+def kind_of(spec: str | Path) -> str | None:
+    """torchscript, export or keras, if a file of that kind is named; whether it exists or not."""
+    path = Path(spec).expanduser()
+    promised = SUFFIXES.get(path.suffix.lower())
+    if promised == KERAS or path.is_dir():
+        return None if path.is_dir() else promised
+    if promised is None and path.suffix.lower() not in CHECKPOINTS:
+        return None
+    return _kind_inside(members(path)) or promised
+
+
+def _kind_inside(names: list[str]) -> str | None:
+    """What an archive is, by what torch puts into each kind of it, below one folder."""
+    inside = {name.partition("/")[2] for name in names}
+    if "archive_format" in inside or any(name.startswith("serialized_exported") for name in names):
+        return EXPORT
+    if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
+        return TORCHSCRIPT
+    return None
+
+
+def existing_file(spec: str | Path) -> Path:
+    """The absolute path of a file.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = Path(spec).expanduser().absolute()
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}")
+    return path
+
+
+def members(path: Path) -> list[str]:
+    """Names in a zip archive; none if it is no such archive, or not there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return []
+
+
+def checkpoint_advice(path: Path) -> str:
+    """What would work for a file of weights that was named as a model."""
+    return (
+        "it holds weights, or a pickled module, and no network that can be run: give what builds "
+        f"the network as the model, and this file with --checkpoint {path.name} "
+        "(package.module:factory, timm:NAME or torchvision:NAME)"
+    )
+
+
+Prepare = Callable[[Any], Any]
+
+KINDS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+CLASS_NAMES = "labels"  # the key of the class names in files, and their argument's name of old
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What the caller says of a model that cannot say it itself.
+
+    checkpoint: a file of weights, `FILE#entry` where it has several copies. preprocess: a function,
+    or `package.module:function`, from decoded content (PIL image, samples (n,), frames, text) to
+    the tensor or tensors of one item, without a batch axis. class_names: of the outputs, or
+    a file with one a line. sample_rate: makes the model one of audio. seconds: a fixed length of
+    audio, to which shorter clips are padded with zeros at the end and longer ones cut. random:
+    allow weights that nobody trained, to look at an architecture. output: name or number of the
+    one that holds the logits, where there are several.
+    """
+
+    checkpoint: str | os.PathLike[str] | None = None
+    preprocess: Prepare | str | None = None
+    class_names: Sequence[str] | str | os.PathLike[str] | None = None
+    sample_rate: int | None = None
+    seconds: float | None = None
+    modality: str | None = None
+    kind: str | None = None
+    trust: bool = False
+    random: bool = False
+    output: str | None = None
+
+    @property
+    def which(self) -> str | int | None:
+        """The output that is asked for: its number, or its name."""
+        named = self.output
+        return int(named) if named is not None and named.isdigit() else named
+
+    def require_kind(self) -> None:
+        """Refuse a kind that there is not.
+
+        Raises:
+            UsageError: it is none of single-label, multi-label and regression.
+        """
+        if self.kind not in (None, *KINDS):
+            raise UsageError(f"kind {self.kind!r} is not known; choose one of {', '.join(KINDS)}")
+
+    def reopen(self) -> dict[str, Any]:
+        """What a collection keeps of it: everything that has a name, with whole paths."""
+        kept = {
+            CLASS_NAMES: None if self.class_names is None else _whole(self.class_names),
+            "checkpoint": self.checkpoint if self.checkpoint is None else _whole(self.checkpoint),
+            **self.recipe(),
+        }
+        return {name: value for name, value in kept.items() if value is not None}
+
+    def recipe(self) -> dict[str, Any]:
+        """What a saved embedder keeps of it, to be asked again."""
+        named = self.preprocess if isinstance(self.preprocess, str) else None
+        return {
+            "preprocess": named,
+            "sample_rate": self.sample_rate,
+            "seconds": self.seconds,
+            "modality": self.modality,
+            "kind": self.kind,
+            "output": self.output,
+        }
+
+
+def current(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked, in a file or by a caller of an older version: `labels` are `class_names`.
+
+    Raises:
+        UsageError: both are given.
+    """
+    found = dict(asked)
+    older = found.pop(CLASS_NAMES, None)
+    if older is not None and found.get("class_names") is not None:
+        raise UsageError("class_names are given twice, once as labels, their name of old; drop it")
+    return found if older is None else found | {"class_names": older}
+
+
+def _whole(value: Any) -> Any:
+    """A path as it is called from anywhere; names stay."""
+    return (
+        str(Path(value).expanduser().absolute())
+        if isinstance(value, str | os.PathLike)
+        else [*value]
+    )
+
+
+def existing(spec: str | Path, asked: LoadOptions) -> Path:
+    """The path of a model file that brings its own weights.
+
+    Raises:
+        ModelError: there is no such file.
+        UsageError: other weights were asked for.
+    """
+    path = existing_file(spec)
+    if asked.checkpoint is not None:
+        raise UsageError(
+            f"{path.name} brings its own weights; --checkpoint goes with a name or a factory that "
+            "brings none (timm:NAME, torchvision:NAME, package.module:factory)"
+        )
+    return path
+
+
+def with_length(asked: LoadOptions, length: int | None, name: str) -> LoadOptions:
+    """What was asked, with the seconds of sound that a model of fixed length takes.
+
+    Raises:
+        UsageError: other seconds were asked for.
+    """
+    rate = asked.sample_rate
+    if length is None or rate is None or asked.preprocess is not None:
+        return asked
+    if asked.seconds is not None and round(asked.seconds * rate) != length:
+        raise UsageError(
+            f"{name} takes exactly {length} samples, {length / rate:g} s at {rate} Hz, and "
+            f"--seconds is {asked.seconds:g}"
+        )
+    return replace(asked, seconds=length / rate)
+
+
+def class_names_of(
+    names: Sequence[str] | str | os.PathLike[str] | None, n_logits: int
+) -> list[str]:
+    """The class names that were given: as they are, or in a file with one a line.
+
+    Raises:
+        UsageError: there are more or fewer of them than logits.
+    """
+    if names is None:
+        return []
+    if isinstance(names, str | os.PathLike):
+        path = Path(names).expanduser()
+        if not path.is_file():
+            raise UsageError(f"no file of class names {str(path)!r}")
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    given = [str(name) for name in names]
+    if len(given) != n_logits:
+        raise UsageError(
+            f"{len(given)} class names were given, and the model has {n_logits} classes"
+        )
+    return given
+
+
+def preparation(asked: LoadOptions) -> tuple[Prepare, dict[str, Any]]:
+    """The user's own preprocessing and what tells it from another one: its source.
+
+    Without one, audio goes in as samples; anything else needs one.
+    """
+    prepare = asked.preprocess
+    if isinstance(prepare, str):
+        prepare = imported(prepare, "a preprocessing function")
+    if prepare is None:
+        if asked.sample_rate is None:
+            raise UsageError(
+                "nothing says how an item is prepared for this model: give "
+                "--preprocess package.module:function, or --sample-rate if it takes raw samples"
+            )
+        return torch.from_numpy, {"samples": asked.sample_rate}
+    return prepare, {"rate": asked.sample_rate, "source": source_of(prepare)}
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """Hash of the file that a function comes from, so that a change of it is a change."""
+    target = inspect.unwrap(function)
+    try:
+        path = inspect.getsourcefile(target if hasattr(target, "__code__") else type(target))
+        text = Path(path).read_bytes() if path else inspect.getsource(target).encode()
+    except (TypeError, OSError):
+        text = repr(target).encode()
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def imported(spec: str, what: str) -> Callable[..., Any]:
+    """`package.module:name` → the object; the current folder is looked in too.
+
+    Raises:
+        ModelError: there is no such module or name, or it cannot be called.
+    """
+    module, colon, name = spec.partition(":")
+    if not colon or not name:
+        raise ModelError(f"{what} is named as package.module:function, received {spec!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"{what} {spec!r} cannot be imported: {first_line(error)}") from error
+    if not callable(found):
+        raise ModelError(f"{what} {spec!r} is a {type(found).__name__}, which cannot be called")
+    return found  # type: ignore[no-any-return]

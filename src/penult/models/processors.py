@@ -1,0 +1,330 @@
+"""A checkpoint's own preprocessing: decoded content in, the model's keyword arguments out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from penult.errors import ModelError, first_line
+from penult.models.base import digest
+from penult.models.synthetic import content_of, noise
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own reports off the terminal: what matters is raised or told by us."""
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, _progress_bars()
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            _progress_bars(True)
+
+
+def _progress_bars(on: bool = False) -> bool:
+    """Switch transformers' progress bars; returns how they were."""
+    if "transformers.utils" not in sys.modules:  # other libraries' files are opened without it
+        return False
+    from transformers.utils import logging as hf_logging
+
+    was = bool(hf_logging.is_progress_bar_enabled())
+    switch: Any = hf_logging.enable_progress_bar if on else hf_logging.disable_progress_bar
+    switch()
+    return was
+
+
+Prepared = tuple[dict[str, Tensor], float | None]
+
+
+class Preparer(Protocol):
+    """Prepares one item; `digest` tells two preprocessings apart."""
+
+    def __call__(self, content: Any) -> Prepared:
+        """(tensors with a batch axis of 1, what was kept if something was cut off)."""
+
+    def example(self, seed: int) -> Any:
+        """A short synthetic item."""
+
+    def digest(self) -> str:
+        """Hash of every setting."""
+
+    def truncation(self) -> str:
+        """What is cut off, in words."""
+
+
+class AudioPreparer:
+    """Samples (n,) at `rate` → input values or features, by a feature extractor."""
+
+    def __init__(self, extractor: Any) -> None:
+        self._extractor = extractor
+        self.rate = int(extractor.sampling_rate)
+        self._kept: float | bool | None = False  # seconds; None: everything; False: not yet known
+
+    def __call__(self, content: Any) -> Prepared:
+        """Prepare one clip; what is kept is in seconds."""
+        tensors = self._tensors(content)
+        kept = self.kept_seconds()
+        return tensors, kept if kept is not None and len(content) > kept * self.rate else None
+
+    def _tensors(self, samples: Any) -> dict[str, Tensor]:
+        values = self._extractor(samples, sampling_rate=self.rate, return_tensors="pt")
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def example(self, seed: int) -> Any:
+        """One second of noise."""
+        return self._noise(seed, 1.0)
+
+    def _noise(self, seed: int, seconds: float) -> Any:
+        return noise(seed, seconds, self.rate)
+
+    def kept_seconds(self) -> float | None:
+        """How much of a long clip reaches the model; None if all of it does.
+
+        Measured, not read off a setting: the shortest beginning of a long clip that still gives
+        the same input, to the millisecond.
+        """
+        if self._kept is False:
+            self._kept = self._measure_kept()
+        return None if self._kept is None else float(self._kept)
+
+    def _measure_kept(self) -> float | None:
+        shapes = {
+            tuple(sorted((name, tuple(value.shape)) for name, value in self._tensors(clip).items()))
+            for clip in (self._noise(0, 1.0), self._noise(0, 2.5))
+        }
+        if len(shapes) > 1:
+            return None
+        low, high = 0.0, 1.0
+        while self._differs(high) and high < 600:
+            low, high = high, 2 * high
+        while high - low > 0.001:
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._differs(middle) else (low, middle)
+        return round(high, 2)
+
+    def _differs(self, seconds: float) -> bool:
+        """Whether the model's input changes if a clip goes on after `seconds`."""
+        clip = self._noise(1, seconds)
+        # The continuation is quieter, so that no peak level of the whole clip changes with it.
+        longer = np.concatenate([clip, 0.5 * self._noise(2, seconds)])
+        first, second = self._tensors(clip), self._tensors(longer)
+        return any(not np.array_equal(first[name], second[name]) for name in first)
+
+    def digest(self) -> str:
+        """Hash of the extractor's settings and of which filter bank computes its features."""
+        from transformers.utils.import_utils import is_speech_available
+
+        return digest([type(self._extractor).__name__, _settings(self._extractor),
+                       "kaldi" if is_speech_available() else "numpy"])  # fmt: skip
+
+    def truncation(self) -> str:
+        """`none`, or the seconds that are kept."""
+        kept = self.kept_seconds()
+        return "none" if kept is None else f"first {kept:g} s"
+
+
+class ImagePreparer:
+    """A PIL image → pixel values, by an image processor."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, content: Any) -> Prepared:
+        """Prepare one image."""
+        values = self._processor(images=content, return_tensors="pt")
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}, None
+
+    def example(self, seed: int) -> Any:
+        """A noise image of 320 × 240 pixels."""
+        return content_of("image", seed)
+
+    def digest(self) -> str:
+        """Hash of the processor's settings and of the backend that resizes."""
+        return digest([type(self._processor).__name__, _settings(self._processor)])
+
+    def truncation(self) -> str:
+        """Cropping is part of the processor's settings."""
+        return "none"
+
+
+class VideoPreparer(ImagePreparer):
+    """Frames (T, H, W, 3) → pixel values, by a video processor or by an image processor that
+    takes the frames of one clip as a list."""
+
+    def __init__(self, processor: Any, frames: int) -> None:
+        super().__init__(processor)
+        self._frames = frames
+
+    def __call__(self, content: Any) -> Prepared:
+        """Prepare one clip's frames."""
+        if "VideoProcessor" in type(self._processor).__name__:
+            values = self._processor(videos=content, return_tensors="pt")
+        else:
+            values = self._processor(list(content), return_tensors="pt")
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}, None
+
+    def example(self, seed: int) -> Any:
+        """Noise frames of 320 × 240 pixels."""
+        return content_of("video", seed, frames=self._frames)
+
+    def truncation(self) -> str:
+        """Frames are sampled over the whole clip."""
+        return f"{self._frames} frames sampled evenly"
+
+
+class TextPreparer:
+    """A text → token ids, by a tokenizer, cut at what the model can take."""
+
+    def __init__(self, tokenizer: Any, longest: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.longest = longest
+
+    def __call__(self, content: Any) -> Prepared:
+        """Prepare one text; what is kept is in tokens."""
+        values = self.tokenizer(content, return_tensors="pt")
+        length = values["input_ids"].shape[1]
+        if self.longest is None or length <= self.longest:
+            return dict(values), None
+        cut = self.tokenizer(content, truncation=True, max_length=self.longest, return_tensors="pt")
+        return dict(cut), float(self.longest)
+
+    def example(self, seed: int) -> Any:
+        """A short text; other seeds, other words."""
+        return content_of("text", seed)
+
+    def digest(self) -> str:
+        """Hash of the vocabulary, the rules and the special tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = backend.to_str() if backend is not None else self.tokenizer.get_vocab()
+        return digest([type(self.tokenizer).__name__, rules, self.tokenizer.padding_side,
+                       str(self.tokenizer.special_tokens_map)])  # fmt: skip
+
+    def truncation(self) -> str:
+        """`none`, or the tokens that are kept."""
+        return "none" if self.longest is None else f"first {self.longest} tokens"
+
+
+def _settings(processor: Any) -> dict[str, Any]:
+    settings = {
+        name: value
+        for name, value in processor.to_dict().items()
+        if name
+        not in {"processor_class", "_processor_class", "transformers_version", "name_or_path"}
+    }
+    text = json.dumps(settings, default=_exactly, sort_keys=True)
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def _exactly(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    return str(value)
+
+
+_FILES = {
+    "text": ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json",
+             "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    "audio": ("preprocessor_config.json", "processor_config.json"),
+    "image": ("preprocessor_config.json", "processor_config.json"),
+    "video": ("preprocessor_config.json", "processor_config.json",
+              "video_preprocessor_config.json"),
+}  # fmt: skip
+
+
+def require_files(folder: Path, modality: str) -> None:
+    """Check that the folder says how its model's input is prepared.
+
+    Raises:
+        ModelError: it does not; the message names the file that is missing.
+    """
+    files = _FILES[modality]
+    if not any((folder / name).is_file() for name in files):
+        raise ModelError(
+            f"{folder} has no {files[0]}: without it nothing says how {modality} is prepared for "
+            "this model. Copy that file from the checkpoint that it was fine-tuned from, save the "
+            "preprocessing that it was trained with there, or name your own with --preprocess"
+        )
+
+
+def open_preparer(folder: Path, modality: str, config: Any, trust: bool) -> Preparer:
+    """The checkpoint's own feature extractor, image or video processor, or tokenizer.
+
+    Raises:
+        ModelError: it cannot be opened.
+    """
+    import transformers
+
+    auto = {"audio": "AutoFeatureExtractor", "text": "AutoTokenizer"}.get(
+        modality, "AutoImageProcessor"
+    )
+    if modality == "video" and (folder / "video_preprocessor_config.json").is_file():
+        auto = "AutoVideoProcessor"
+    try:
+        with quiet():
+            opened = getattr(transformers, auto).from_pretrained(
+                folder, trust_remote_code=trust, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ModelError(
+            f"{folder}: its {_FILES[modality][0]} cannot be used: {first_line(error)}"
+        ) from error
+    if modality == "audio":
+        return _audio(opened, folder)
+    if modality == "text":
+        return TextPreparer(opened)
+    if modality == "video":
+        return VideoPreparer(opened, frames_of(config))
+    return ImagePreparer(opened)
+
+
+def _audio(extractor: Any, folder: Path) -> AudioPreparer:
+    if not getattr(extractor, "sampling_rate", None):
+        raise ModelError(
+            f"{folder}: its preprocessor_config.json names no sampling_rate, so it does not "
+            "prepare audio"
+        )
+    return AudioPreparer(extractor)
+
+
+def frames_of(config: Any) -> int:
+    """Frames per clip that a video model takes."""
+    for name in ("num_frames", "frames_per_clip"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    return 16
+
+
+def longest_text(preparer: TextPreparer, config: Any, module: nn.Module) -> int | None:
+    """Tokens that the model has positions for; None if nothing limits them."""
+    limits = []
+    if preparer.tokenizer.model_max_length < 1_000_000:
+        limits.append(int(preparer.tokenizer.model_max_length))
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    positions = getattr(text, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        limits.append(positions - _first_position(module))
+    return min(limits) if limits else None
+
+
+def _first_position(module: nn.Module) -> int:
+    """Where a model's positions begin: RoBERTa and its kin count from padding_idx + 1."""
+    for name, child in module.named_modules():
+        if name.endswith("position_embeddings") and isinstance(child, nn.Embedding):
+            return 0 if child.padding_idx is None else child.padding_idx + 1
+    return 0

@@ -1,1 +1,0 @@
-"""Where to cut: record a forward pass, walk back to the head, list the taps."""

@@ -1,1 +1,0 @@
-"""A collection: what is kept on the disk, how it is written, read, searched and looked after."""

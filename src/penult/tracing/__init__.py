@@ -1,0 +1,1 @@
+"""Record a forward pass, find the head, cut there and prove the cut; for torch and for ONNX."""

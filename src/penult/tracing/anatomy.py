@@ -1,0 +1,242 @@
+"""Parts of a classifier, measured on one short input: head, taps, and what the logits need of a
+tap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from penult.errors import HeadNotFound, TapError
+from penult.tracing.boundary import find_boundary
+from penult.tracing.certificate import POWER, TOLERANCE, Certificate
+from penult.tracing.forward import SplitTarget, relative
+from penult.tracing.head import VIEWS, Head, find_head, logits_of
+from penult.tracing.inputs import CallInputs
+from penult.tracing.taps import INPUT, Tap, find_taps, tap_at
+from penult.tracing.trace import Address, Op, TensorRead, Trace, address_of, record, run_swapped
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """Where things are in a model.
+
+    head: None where none was found; refusal then says why. taps: by name. behind: modules that
+    run behind the backbone tap, so that the embedder does not need them. certificate: the proof of
+    the head, where it was asked for.
+    """
+
+    head: tuple[str, ...] | None
+    refusal: str
+    after: tuple[str, ...]
+    taps: Mapping[str, Tap]
+    logits: tuple[int, ...]
+    behind: frozenset[str]
+    certificate: Certificate | None = None
+
+    @property
+    def mixes_layers(self) -> bool:
+        """Whether the head sees a learned mix of layers and not the last hidden states alone."""
+        return "weighted" in self.taps
+
+
+def dissect(
+    module: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    base: str | None,
+    output: str | int | None = None,
+    named: str | None = None,
+) -> Anatomy:
+    """Run the model once on `tensors` and find its parts.
+
+    output: which of several float outputs is meant. named: the module that the user calls head.
+    """
+    trace = record(module, kwargs=tensors)
+    trace.output = logits_of(trace.output, output)
+    head, refusal = locate(trace, named)
+    taps = find_taps(trace, head, module, base)
+    return Anatomy(
+        head=head.names if head else None,
+        refusal=refusal,
+        after=head.after if head else (),
+        taps=taps,
+        logits=tuple(trace.output.shape),
+        behind=_behind(trace, taps.get("backbone")),
+    )
+
+
+def locate(trace: Trace, named: str | None = None) -> tuple[Head | None, str]:
+    """(the head, why there is none). named: the module that the user calls so."""
+    try:
+        found = find_head(trace) if named is None else find_boundary(trace, None, named).head
+    except HeadNotFound as error:
+        return None, str(error)
+    return found, ""
+
+
+def choose_tap(
+    anatomy: Anatomy, module: nn.Module, tensors: Mapping[str, torch.Tensor], name: str
+) -> Tap:
+    """The tap called `name`: one of the named ones, `layer:-1` for the last layer, or a module.
+
+    Raises:
+        TapError: there is no such tap; the message lists those that there are.
+    """
+    layers = [tap for tap in anatomy.taps if tap.startswith("layer:")]
+    if name.startswith("layer:-") and name[7:].isdigit() and 0 < int(name[7:]) <= len(layers):
+        name = layers[-int(name[7:])]
+    if name in anatomy.taps:
+        return anatomy.taps[name]
+    if name in dict(module.named_modules()) and name:
+        return tap_at(record(module, kwargs=tensors), name)
+    known = [tap for tap in anatomy.taps if tap not in layers]
+    if layers:
+        known.append(f"{layers[0]} … {layers[-1]}")
+    raise TapError(
+        f"this model has no tap {name!r}; it has {', '.join(known)}, or name one of its modules "
+        "(penult inspect shows them)"
+    )
+
+
+def _behind(trace: Trace, backbone: Tap | None) -> frozenset[str]:
+    """Modules that run only after the backbone's hidden states are there."""
+    if backbone is None:
+        return frozenset()
+    calls = trace.calls_of(backbone.module)
+    if not calls:
+        return frozenset()
+    done = calls[-1 - backbone.call].last
+    late = {call.module for call in trace.calls if call.first >= done and call.module}
+    return frozenset(late - {call.module for call in trace.calls if call.first < done})
+
+
+Statement = Literal["sufficient", "partial", "unused", "not proved"]
+
+
+def state(
+    question: SplitTarget, example: CallInputs, taps: Sequence[Tap], given: CallInputs | None = None
+) -> dict[str, Statement]:
+    """Run another input with a tap's tensor taken from the example, and compare the logits.
+
+    One recorded pass over the example finds every tap's tensor, one is over the other input, and
+    one for each tap has its tensor exchanged. given: the other input, where the caller has one.
+    `not proved`: the logits of the two inputs do not differ enough to tell, or the pass over the
+    other one runs elsewhere.
+
+    Raises:
+        TapError: the example does not come by a tap.
+    """
+    trace, _ = question.record(example)
+    mine = logits_of(trace.output, question.output)
+    swaps = [_swap(trace, tap, mine) for tap in taps]
+    mine = mine.clone()
+    del trace  # every activation of a pass
+    other, theirs = _other(question, example, given, mine)
+    if other is None or theirs is None:
+        return {tap.name: "not proved" for tap in taps}
+    return {
+        tap.name: _compared(_exchanged(question, other, swap), mine, theirs)
+        if isinstance(swap, _Swap)
+        else swap
+        for tap, swap in zip(taps, swaps, strict=True)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """Where a tensor is met first after it was made: which operand of an operation, its value."""
+
+    address: Address
+    number: int
+    value: Tensor
+
+
+def _swap(trace: Trace, tap: Tap, logits: Tensor) -> _Swap | Statement:
+    """Where to exchange a tap's tensor, or what is to be said of it without a pass.
+
+    Not where it leaves the module: what ran inside may have used it by then. BERT's pooler reads
+    the last hidden states in the base model that returns both.
+    """
+    read = _read_at(trace, tap)
+    same, made = _aliases(read)
+    for op in trace.ops[0 if made is None else made.index + 1 :]:
+        if op.name in VIEWS and any(id(tensor) in same for tensor in op.writes):
+            continue  # another view of the same numbers
+        for number, operand in enumerate(op.reads):
+            if id(operand.tensor) in same:
+                value = trace.value(operand.tensor, op.index).clone()
+                return _Swap(address_of(trace, op), number, value)
+    return "sufficient" if id(logits) in same else "unused"
+
+
+def _read_at(trace: Trace, tap: Tap) -> TensorRead:
+    """The tensor that the tap names, as it was in this pass."""
+    if tap.operation:
+        ops = [op for op in trace.ops if (op.name, op.module) == (tap.operation, tap.module)]
+        if len(ops) > tap.later:
+            op = ops[-1 - tap.later]
+            reads = (
+                op.reads
+                if tap.side == INPUT
+                else [TensorRead(t, op, op.depends) for t in op.writes]
+            )
+            if tap.index < len(reads):
+                return reads[tap.index]
+    else:
+        calls = trace.calls_of(tap.module)
+        if len(calls) > tap.call:
+            call = calls[-1 - tap.call]
+            reads = call.inputs if tap.side == INPUT else call.outputs
+            if tap.index < len(reads):
+                return reads[tap.index]
+    raise TapError(f"{tap.name!r} was not reached by the example")
+
+
+def _aliases(read: TensorRead) -> tuple[set[int], Op | None]:
+    """(identities of the tensors that are views of the same numbers, what made those)."""
+    same, maker = {id(read.tensor)}, read.producer
+    while maker is not None and maker.name in VIEWS:
+        source = next((r for r in maker.reads if r.depends), None)
+        if source is None or source.tensor.numel() != read.tensor.numel():
+            break
+        same |= {id(source.tensor), *(id(tensor) for tensor in maker.writes)}
+        maker = source.producer
+    return same, maker
+
+
+def _compared(mixed: Tensor | None, mine: Tensor, theirs: Tensor) -> Statement:
+    if mixed is None:
+        return "not proved"
+    if relative(mixed, mine) <= TOLERANCE:
+        return "sufficient"
+    return "unused" if relative(mixed, theirs) <= TOLERANCE else "partial"
+
+
+def _other(
+    question: SplitTarget, example: CallInputs, given: CallInputs | None, mine: Tensor
+) -> tuple[CallInputs | None, Tensor | None]:
+    """Another input whose logits differ enough, and its logits; None where there is none."""
+    for inputs, _ in question.others(example, given):
+        try:
+            theirs = question.logits(inputs)
+        except Exception:  # noqa: S112  the model has its own idea of what an input is
+            continue
+        if POWER * TOLERANCE <= relative(theirs, mine) < float("inf"):
+            return inputs, theirs
+    return None, None
+
+
+def _exchanged(question: SplitTarget, other: CallInputs, swap: _Swap) -> Tensor | None:
+    """The other input's logits with the tensor exchanged; None where the pass never came by."""
+    copy = other.copy()
+    swaps = {swap.address: [(swap.number, swap.value)]}
+    try:
+        with torch.no_grad():
+            output = run_swapped(question.model, copy.args, copy.kwargs, swaps)
+            return None if output is None else logits_of(output, question.output).clone()
+    except (RuntimeError, HeadNotFound):  # the tensor has another shape for the other input
+        return None

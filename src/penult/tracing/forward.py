@@ -1,0 +1,180 @@
+"""Run a model without leaving a mark on it: plainly or recorded, always on copies of its inputs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from penult.errors import HeadNotFound, UsageError, first_line
+from penult.locking import lock_of
+from penult.tracing.head import floats_of, logits_of
+from penult.tracing.inputs import CallInputs, other_values
+from penult.tracing.trace import Trace, record
+
+# Modes, buffers and random state belong to everyone who holds the model: one at a time.
+_ALONE = threading.RLock()
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTarget:
+    """What is to be cut. output: which of several. named: the module that the user calls head."""
+
+    model: nn.Module
+    output: str | int | None
+    named: str | None
+
+    def first(self, example: CallInputs) -> Tensor | None:
+        """f(x) on the example; None if it has no logits.
+
+        Raises:
+            UsageError: the model does not accept the example, or returns several float tensors.
+        """
+        copy = example.copy()
+        try:
+            with torch.no_grad():
+                output = self.model(*copy.args, **copy.kwargs)
+        except Exception as error:
+            shapes = ", ".join(f"{k}: {tuple(v.shape)}" for k, v in example.tensors().items())
+            raise UsageError(
+                f"the model does not accept the example inputs ({shapes}): "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+        try:
+            return logits_of(output, self.output).clone()
+        except HeadNotFound as error:
+            if floats_of(output):
+                raise UsageError(f"{error}; say which is meant (output=)") from error
+            return None
+
+    def logits(self, inputs: CallInputs) -> Tensor:
+        """f(x), in one plain pass."""
+        with torch.no_grad():
+            copy = inputs.copy()
+            return logits_of(self.model(*copy.args, **copy.kwargs), self.output).clone()
+
+    def record(
+        self, inputs: CallInputs, decide: Callable[[Any], Any] | None = None
+    ) -> tuple[Trace, CallInputs]:
+        """A recorded pass, and the very tensors that it was run on. decide: see `record`."""
+        copy = inputs.copy()
+        return record(self.model, copy.args, copy.kwargs, decide), copy
+
+    def others(
+        self, example: CallInputs, given: CallInputs | None
+    ) -> Iterator[tuple[CallInputs, str]]:
+        """Inputs of the example's shapes with other content, the likeliest first, and what they
+        are. given: one that the caller has."""
+        if given is not None:
+            yield given, "the two given inputs"
+        config = getattr(self.model, "config", None)
+        special = [
+            value
+            for name in ("pad_token_id", "eos_token_id", "sep_token_id", "bos_token_id")
+            for value in tree_leaves(getattr(config, name, None))
+            if isinstance(value, int)
+        ]
+        for seed, gain in ((1, 1.0), (2, 4.0)):
+            yield other_values(example, special, seed, gain), "two inputs"
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters and buffers, by name."""
+        return {
+            **dict(self.model.named_buffers(remove_duplicate=False)),
+            **dict(self.model.named_parameters(remove_duplicate=False)),
+        }
+
+
+def relative(one: Tensor, other: Tensor, largest: float = float("inf")) -> float:
+    """The largest difference, relative to the largest of `other`; not finite numbers must agree.
+
+    largest: numbers beyond this do not count as large: fillers, such as -1e9 for what is masked.
+    """
+    if one.shape != other.shape:
+        return float("inf")
+    a, b = one.detach().double(), other.detach().double()
+    finite = torch.isfinite(b)
+    if not torch.equal(finite, torch.isfinite(a)) or not torch.equal(
+        torch.nan_to_num(a[~finite]), torch.nan_to_num(b[~finite])
+    ):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    size = b[finite].abs().max().clamp(min=1e-30, max=max(largest, 1e-30))
+    return float((a[finite] - b[finite]).abs().max() / size)
+
+
+def moving_size(one: Tensor, other: Tensor) -> float:
+    """The largest score among those that differ between two inputs: fillers do not."""
+    if one.shape != other.shape:
+        return float("inf")
+    moving = (one != other) & torch.isfinite(one) & torch.isfinite(other)
+    pairs = torch.stack([one[moving], other[moving]]).double()
+    return float(pairs.abs().max()) if pairs.numel() else 0.0
+
+
+class State:
+    """What a model is made of besides its weights' values: modes, buffers, Python attributes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attributes = [(m, dict(m.__dict__)) for m in model.modules()]
+        inner = [value for _, own in self._attributes for value in own.values()]
+        self._lists = [(v, list(v)) for v in inner if type(v) is list]
+        self._dicts = [(v, dict(v)) for v in inner if isinstance(v, dict)]
+        self._buffers = [(b, b.detach().clone()) for b in model.buffers()]
+
+    def changed(self) -> bool:
+        """Whether a forward pass left something behind."""
+        return (
+            any(_other(m.__dict__, own) for m, own in self._attributes)
+            or any(_other(dict(enumerate(v)), dict(enumerate(old))) for v, old in self._lists)
+            or any(_other(v, old) for v, old in self._dicts)
+            or any(not torch.equal(b, old) for b, old in self._buffers)
+        )
+
+    def put_back(self) -> None:
+        """Undo whatever forward passes have changed."""
+        for module, own in self._attributes:
+            for name in [n for n in module.__dict__ if n not in own]:
+                del module.__dict__[name]
+            module.__dict__.update(own)
+        for value, old in self._lists:
+            value[:] = old
+        for mapping, before in self._dicts:
+            if _other(mapping, before):
+                mapping.clear()
+                mapping.update(before)
+        with torch.no_grad():
+            for buffer, content in self._buffers:
+                if not torch.equal(buffer, content):
+                    buffer.copy_(content)
+
+
+def _other(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
+    return now.keys() != before.keys() or any(now[key] is not before[key] for key in before)
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[State]:
+    """Eval mode without gradients, one caller at a time; everything of the model, and torch's
+    random state, is as before afterwards. Gives the state that the model is in by then."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with _ALONE, lock_of(model):
+        before = State(model)
+        # A frozen TorchScript module has no mode.
+        modes = [(m, m.training) for m in model.modules() if hasattr(m, "training")]
+        try:
+            with torch.random.fork_rng(devices=sorted(d or 0 for d in devices)), torch.no_grad():
+                for module, _ in modes:
+                    module.training = False
+                yield State(model)
+        finally:
+            before.put_back()
+            for module, mode in modes:
+                module.training = mode

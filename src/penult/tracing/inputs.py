@@ -1,0 +1,263 @@
+"""Other inputs made from an example: other values, another batch size, length or mask.
+
+Nothing here knows a model. Whether it accepts such an input is found by trying; the certificate's
+checks are only as good as these inputs are different, and that difference is measured (power).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+@dataclass(frozen=True, slots=True)
+class CallInputs:
+    """What a model is called with: positional arguments and keyword arguments."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, x: Any) -> CallInputs:
+        """From a mapping of keyword arguments, a tuple of arguments, or one tensor."""
+        if isinstance(x, Mapping):
+            return cls((), {str(key): value for key, value in x.items()})
+        return cls(tuple(x), {}) if isinstance(x, tuple | list) else cls((x,), {})
+
+    def tensors(self) -> dict[str | int, Tensor]:
+        """The tensors among them, by name or position; nested ones as `name.0`, `name.1` …"""
+        found: dict[str | int, Tensor] = {}
+
+        def note(key: str | int, value: Tensor) -> Tensor:
+            found[key] = value
+            return value
+
+        self.map(note)
+        return found
+
+    def map(self, change: Callable[[str | int, Tensor], Tensor]) -> CallInputs:
+        """The same with every tensor changed."""
+
+        def one(key: str | int, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(key, value)
+            leaves, spec = tree_flatten(value)
+            changed = [
+                change(f"{key}.{number}", leaf) if isinstance(leaf, Tensor) else leaf
+                for number, leaf in enumerate(leaves)
+            ]
+            return tree_unflatten(changed, spec)
+
+        return CallInputs(
+            tuple(one(index, value) for index, value in enumerate(self.args)),
+            {key: one(key, value) for key, value in self.kwargs.items()},
+        )
+
+    def copy(self) -> CallInputs:
+        """A copy that a model may overwrite."""
+        return self.map(lambda _, value: value.clone())
+
+    @property
+    def batch(self) -> int | None:
+        """The size of the first tensor's leading axis, which is the batch if any is."""
+        first = next(iter(self.tensors().values()))
+        return first.shape[0] if first.ndim else None
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Another input, and in what it is other."""
+
+    inputs: CallInputs
+    note: str
+
+
+def is_mask(key: str | int, value: Tensor) -> bool:
+    """Whether an input says which positions are valid."""
+    named = not isinstance(key, str) or "mask" in key
+    return named and value.ndim == 2 and bool(((value == 0) | (value == 1)).all())
+
+
+def other_values(
+    inputs: CallInputs, special: Sequence[int] = (), seed: int = 0, gain: float = 1.0
+) -> CallInputs:
+    """The same shapes and masks with other content.
+
+    Floats: noise of the same mean, spread and range, every sample with a gain of its own. Without
+    floats, the first integer tensor's ids are drawn anew among those that are there; ids that may
+    mean something to the model (special, padded, first or last) stay in place. gain: 1, or larger
+    for the bolder second try, which draws anew whatever is not padded.
+    """
+    random = torch.Generator().manual_seed(seed)
+    mask = next((v for k, v in inputs.tensors().items() if is_mask(k, v)), None)
+    floats = [k for k, v in inputs.tensors().items() if v.is_floating_point() and not is_mask(k, v)]
+    ids = [k for k, v in inputs.tensors().items() if _is_ids(k, v)][:1] if not floats else []
+
+    def change(key: str | int, value: Tensor) -> Tensor:
+        if key in floats:
+            return _noise(value, random, gain, mask)
+        return _ids(value, random, special, mask, gain > 1) if key in ids else value.clone()
+
+    return inputs.map(change)
+
+
+def _is_ids(key: str | int, value: Tensor) -> bool:
+    whole = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+    return whole and value.ndim >= 1 and not is_mask(key, value)
+
+
+def _noise(value: Tensor, random: torch.Generator, gain: float, mask: Tensor | None) -> Tensor:
+    data = value.detach().float().cpu()
+    finite = data[torch.isfinite(data)]
+    mean = finite.mean() if finite.numel() else torch.tensor(0.0)
+    spread = finite.std(correction=0) if finite.numel() > 1 else torch.tensor(0.0)
+    spread = spread if spread > 0 else mean.abs().clamp(min=1.0)
+    rows = (max(data.shape[0], 1) if data.ndim else 1,) + (1,) * max(data.ndim - 1, 0)
+    gains = gain * (0.5 + torch.rand(rows, generator=random))
+    shift = spread * torch.randn(rows, generator=random) * gain
+    noise = mean + shift + spread * gains * torch.randn(data.shape or (1,), generator=random)
+    noise = noise.reshape(data.shape)
+    if gain == 1.0 and finite.numel() > 1 and finite.max() > finite.min():
+        noise = noise.clamp(finite.min(), finite.max())
+    if mask is not None and mask.shape == value.shape:
+        noise = torch.where(mask.cpu() == 0, data, noise)
+    return noise.to(value.dtype).to(value.device)
+
+
+def _ids(
+    value: Tensor, random: torch.Generator, special: Sequence[int], mask: Tensor | None, bold: bool
+) -> Tensor:
+    data = value.cpu()
+    fixed = torch.isin(data, torch.tensor(list(special) or [-1], dtype=data.dtype))
+    if data.ndim > 1:
+        ends = torch.unique(torch.cat([data[:, :1].flatten(), data[:, -1:].flatten()]))
+        fixed |= torch.isin(data, ends)
+    padded = torch.zeros_like(fixed)
+    if mask is not None and mask.shape == value.shape:
+        padded = mask.cpu() == 0
+    free = torch.unique(data[~(fixed | padded)])
+    if free.numel() < 2:
+        return value.clone()
+    fixed = padded if bold else fixed | padded
+    drawn = free[torch.randint(free.numel(), data.shape, generator=random)]
+    return torch.where(fixed, data, drawn).to(value.device)
+
+
+def other_batch(inputs: CallInputs, size: int) -> CallInputs | None:
+    """The same samples, repeated or cut to another batch size; None where there is no batch.
+
+    What has another leading size (a graph that all samples share) stays as it is.
+    """
+    batch = inputs.batch
+    if not batch:
+        return None
+    rows = torch.arange(size) % batch
+
+    def change(_: str | int, value: Tensor) -> Tensor:
+        shared = value.ndim == 0 or value.shape[0] != batch
+        return value.clone() if shared else value[rows.to(value.device)].clone()
+
+    return inputs.map(change)
+
+
+def other_mask(inputs: CallInputs) -> CallInputs | None:
+    """The last quarter of what is valid in the first sample becomes padding."""
+    masks = {key: value for key, value in inputs.tensors().items() if is_mask(key, value)}
+    if not masks:
+        return None
+
+    def change(key: str | int, value: Tensor) -> Tensor:
+        value = value.clone()
+        if key in masks:
+            valid = value[0].nonzero().flatten()
+            if len(valid) >= 4:
+                value[0, valid[-(len(valid) // 4) :]] = 0
+        return value
+
+    return inputs.map(change)
+
+
+def other_lengths(inputs: CallInputs) -> Iterator[CallInputs]:
+    """Inputs of another length, or images of another size, most likely first.
+
+    Sequences lose a quarter of their positions, not at the ends: those may mean something. Odd
+    sizes come first: a model that pads to a multiple and trims its scores is told by no other. No
+    two axes that were equal stay equal, or which of them a number comes from could not be told.
+    """
+    tensors = inputs.tensors().values()
+    largest = max(tensors, key=lambda value: (value.ndim, value.numel()), default=None)
+    if largest is None:
+        return
+    rank = largest.ndim
+    images = rank in {4, 5} and largest.is_floating_point()
+    for rows, columns in ((37, 75), (32, 64), (32, 32)) if images else ():
+        larger = _resized(inputs, rank, rows, columns)
+        if rank == 5:
+            yield from _shortened(larger)
+        yield larger
+    if rank != 4 or not images:
+        yield from _shortened(inputs)
+
+
+def _shortened(inputs: CallInputs) -> Iterator[CallInputs]:
+    """A quarter of the positions fewer, in every tensor that is as long as the largest."""
+    largest = max(inputs.tensors().values(), key=lambda value: (value.ndim, value.numel()))
+    axes = sorted(range(1, min(largest.ndim, 3)), key=lambda axis: -largest.shape[axis])
+    for axis in axes:
+        length = largest.shape[axis]
+        fewer = length - length // 4
+        odd = fewer - 1 + fewer % 2
+        if length >= 8 and odd < fewer:
+            yield _cut_to(inputs, axis, length, odd)
+        if length >= 4:
+            yield _cut_to(inputs, axis, length, fewer)
+
+
+def _cut_to(inputs: CallInputs, axis: int, length: int, fewer: int) -> CallInputs:
+    kept = torch.cat([torch.tensor([0]), torch.arange(length - fewer + 1, length)])
+
+    def shorter(_: str | int, value: Tensor) -> Tensor:
+        if value.ndim <= axis or value.shape[axis] != length:
+            return value.clone()
+        return value.index_select(axis, kept.to(value.device))
+
+    return inputs.map(shorter)
+
+
+def _resized(inputs: CallInputs, rank: int, rows: int, columns: int) -> CallInputs:
+    """Images with more rows and columns, by repetition of what is there."""
+
+    def larger(_: str | int, value: Tensor) -> Tensor:
+        if value.ndim != rank:
+            return value.clone()
+        height, width = value.shape[-2:]
+        down, right = torch.arange(height + rows) % height, torch.arange(width + columns) % width
+        return value[..., down, :][..., right].clone()
+
+    return inputs.map(larger)
+
+
+def kinds_of_others(inputs: CallInputs) -> Iterator[list[Variant]]:
+    """Another batch size, then another length: for each, what to try in order."""
+    three, one = other_batch(inputs, 3), other_batch(inputs, 1)
+    batches = []
+    if three is not None:
+        three = other_values(three, seed=3) if _has_floats(three) else three
+        masked = other_mask(three)
+        if masked is not None:
+            batches.append(Variant(masked, "batch 3 and another mask"))
+        batches.append(Variant(three, "batch 3"))
+    yield batches
+    lengths = [Variant(v, "batch 1 and another length") for v in other_lengths(one)] if one else []
+    if one is not None:
+        lengths.append(Variant(one, "batch 1"))
+    yield lengths
+
+
+def _has_floats(inputs: CallInputs) -> bool:
+    return any(value.is_floating_point() for value in inputs.tensors().values())

@@ -1,0 +1,163 @@
+"""An ONNX graph as a classifier: which output is the logits, its taps, and its proved cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from penult.errors import HeadNotFound, ModelError, TapError, UsageError
+from penult.tracing.anatomy import Anatomy
+from penult.tracing.certificate import Certificate
+from penult.tracing.onnx_graph import OnnxGraph
+from penult.tracing.onnx_head import RESHAPES, GraphHead
+from penult.tracing.onnx_proof import prove
+from penult.tracing.onnx_structure import channel_axis, cut_points, layers
+from penult.tracing.taps import Tap
+
+TENSOR = "tensor"  # the side of a tap that is named by its tensor
+
+# What turns logits into probabilities, and what the scores are then.
+ENDS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+
+
+def find_logits(graph: OnnxGraph, wanted: str | None = None, n_labels: int | None = None) -> str:
+    """Which of the outputs is that of the classifier.
+
+    wanted: the one that the user names. n_labels: how many labels there are, where it is known.
+
+    Raises:
+        ModelError: none can be, or several can; they are named.
+    """
+    floats = [name for name in graph.outputs if graph.is_float(name) and name in graph.depends]
+    if wanted is not None:
+        if wanted in floats:
+            return wanted
+        raise UsageError(f"{wanted!r} is no output of floats of this graph: {_listed(floats)}")
+    if not floats:
+        raise ModelError("the graph gives no tensor of floats, so no logits can be read from it")
+    named = [name for name in floats if name.lower() == "logits"]
+    above = {n for name in floats for node in graph.upstream([name]) for n in node.reads}
+    last = named or [name for name in floats if name not in above]
+    if len(last) > 1 and n_labels is not None:
+        sizes = {v.name: v.type.tensor_type.shape.dim for v in graph.model.graph.output}
+        last = [n for n in last if sizes[n] and sizes[n][-1].dim_value == n_labels] or last
+    if len(last) == 1:
+        return str(last[0])
+    raise ModelError(
+        f"the graph has several outputs that could be the logits: {_listed(last)}; "
+        "name one of them as FILE.onnx#OUTPUT"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "there is none"
+
+
+def before_scores(graph: OnnxGraph, output: str) -> tuple[str, str]:
+    """(the tensor that holds the logits, what the file makes of them): an output of probabilities
+    has its logits in front of the last softmax or sigmoid."""
+    name = output
+    while (node := graph.producers.get(name)) is not None:
+        if node.op in ENDS:
+            return node.reads[0], ENDS[node.op]
+        if node.op not in RESHAPES:
+            break
+        name = node.reads[0]
+    return output, ""
+
+
+class GraphCut(GraphHead):
+    """A graph, dissected: head and cut, their proof, and the taps."""
+
+    def tap(self, name: str, tensor: str) -> Tap:
+        """A tensor of the graph as a tap."""
+        return Tap(name, tensor, TENSOR, 0, self.shapes[tensor], channel_axis(self, tensor))
+
+    @cached_property
+    def taps(self) -> dict[str, Tap]:
+        """`backbone`, `prelogits`, `layer:0` … `layer:N`."""
+        try:
+            places = self.cut.places if self.certificate.ok else ()
+        except HeadNotFound:
+            places = ()
+        end = places[0] if len(places) == 1 else self.logits
+        points = [name for name in cut_points(self.graph, end) if self._is_hidden(name)]
+        taps = {}
+        if points:
+            taps["backbone"] = self.tap("backbone", points[-1])
+        if len(places) == 1:
+            taps["prelogits"] = self.tap("prelogits", places[0])
+            taps.setdefault("backbone", self.tap("backbone", places[0]))
+        for number, name in enumerate(layers(self.graph, end)):
+            if not self._is_hidden(name):
+                continue  # the input itself enters the first block
+            taps[f"layer:{number}"] = self.tap(f"layer:{number}", name)
+        return taps
+
+    def _is_hidden(self, name: str) -> bool:
+        """Whether a tensor has items in front, positions and channels."""
+        shape, batch = self.shapes.get(name, ()), len(next(iter(self.examples[0].values())))
+        ports = {port.name for port in self.graph.inputs}
+        return (
+            len(shape) > 2
+            and shape[0] == batch
+            and name not in ports
+            and self.graph.is_float(name)
+            and sum(size > 1 for size in shape[1:]) > 1
+        )
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The proof by running, or why there is none."""
+        try:
+            return prove(self)
+        except HeadNotFound as error:
+            return Certificate.refused(str(error))
+
+
+def dissect_graph(cut: GraphCut) -> Anatomy:
+    """The parts of a graph, in the words of any other model's."""
+    certificate = cut.certificate
+    names: tuple[str, ...] | None = None
+    after: tuple[str, ...] = ()
+    if certificate.ok:
+        names = tuple(node.name or node.writes[0] for node in cut.cut.heads)
+        after = cut.cut.after
+    taps = cut.taps
+    behind = cut._region([cut.output], [taps["backbone"].module])[0] if "backbone" in taps else []
+    return Anatomy(
+        head=names,
+        refusal=certificate.refusal,
+        after=after,
+        taps=taps,
+        logits=cut.shapes[cut.logits],
+        behind=frozenset(node.writes[0] for node in behind),
+        certificate=certificate,
+    )
+
+
+def tap_of_graph(cut: GraphCut, name: str) -> Tap:
+    """The tap of that name, `layer:-1` for the last layer, or any tensor of the graph.
+
+    Raises:
+        TapError: there is none, or it holds no numbers of one item.
+    """
+    taps = cut.taps
+    numbered = [tap for tap in taps if tap.startswith("layer:")]
+    if name.startswith("layer:-") and name[7:].isdigit() and 0 < int(name[7:]) <= len(numbered):
+        name = numbered[-int(name[7:])]
+    if name in taps:
+        return taps[name]
+    if name in cut.graph.depends:
+        shape, batch = cut.shapes.get(name, ()), len(next(iter(cut.examples[0].values())))
+        if len(shape) > 1 and shape[0] == batch and cut.graph.is_float(name):
+            return cut.tap(name, name)
+        raise TapError(f"the tensor {name!r} has shape {shape}: it holds no floats of one item")
+    known = [tap for tap in taps if tap not in numbered]
+    if numbered:
+        known.append(f"{numbered[0]} … {numbered[-1]}")
+    refused = f" ({cut.certificate.refusal})" if name == "prelogits" else ""
+    raise TapError(
+        f"this graph has no tap {name!r}{refused}; it has {', '.join(known) or 'none'}, or name "
+        "one of its tensors (penult inspect shows them)"
+    )

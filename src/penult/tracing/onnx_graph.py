@@ -1,0 +1,458 @@
+"""An ONNX file as a graph and as an open session: what depends on what, which shapes, cut where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.errors import ModelError, UsageError, first_line
+from penult.extras import require
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+
+class Session:
+    """A graph, open in ONNX Runtime: arrays in, arrays out, batch axis first on both sides.
+
+    Every operation runs as the file says, one after the other: with graph optimisations the
+    numbers would change with the tensors that are read, and head and encoder would not make
+    exactly the whole. bare: the graph has no batch axis of its own. weights: those that `model`
+    only names, as the runtime holds them; several sessions share them. once: it is not run often
+    enough for weights to be laid out for speed first.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        threads: int = 1,
+        device: str = "cpu",
+        bare: bool = False,
+        weights: Mapping[str, Any] | None = None,
+        once: bool = False,
+    ) -> None:
+        runtime = require("onnxruntime")
+        options = runtime.SessionOptions()
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what goes wrong is raised
+        if once:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if weights:
+            options.add_external_initializers([*weights], [*weights.values()])
+        try:
+            self._session = runtime.InferenceSession(model, options, providers=_providers(device))
+        except Exception as error:
+            if not _of_the_runtime(error):
+                raise
+            raise ModelError(f"ONNX Runtime cannot open the graph: {first_line(error)}") from error
+        self.inputs = [port.name for port in self._session.get_inputs()]
+        self.types = {port.name: str(port.type) for port in self._session.get_outputs()}
+        self._bare = bare
+
+    def __call__(self, feeds: Feeds) -> list[Array]:
+        """The outputs, in their order.
+
+        Raises:
+            ValueError: the graph does not take these.
+        """
+        given = {name: feeds[name][0] if self._bare else feeds[name] for name in self.inputs}
+        try:
+            found = self._session.run(None, given)
+        except Exception as error:
+            if not _of_the_runtime(error):
+                raise
+            raise ValueError(_readable(error)) from error
+        return [value[None] for value in found] if self._bare else list(found)
+
+
+def _of_the_runtime(error: Exception) -> bool:
+    return type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError)
+
+
+def _readable(error: Exception) -> str:
+    """What the runtime says, without its codes and the place in its own source."""
+    lines = " ".join(str(error).split()).partition(" Please fix either")[0]
+    return lines.rpartition("Status Message: ")[2].rpartition(" : ")[2][:300]
+
+
+def _providers(device: str) -> list[Any]:
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return ["CPUExecutionProvider"]
+    if kind == "cuda" and has_cuda():
+        return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
+    raise UsageError(
+        f"no device {device!r} for ONNX files here; this onnxruntime has "
+        f"{', '.join(require('onnxruntime').get_available_providers())}: choose --device cpu"
+    )
+
+
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime can use a CUDA device."""
+    return "CUDAExecutionProvider" in require("onnxruntime").get_available_providers()
+
+
+Shape = tuple[int, ...]
+
+# Operations that look at their operand's shape alone.
+SHAPE_ONLY = frozenset({"Shape", "Size"})
+FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(bfloat16)")
+_SHARED_FROM = 1024  # numbers in a weight that sessions share; small ones tell shapes
+_SHARED_TYPES = {1, 2, 3, 6, 7, 10, 11}  # float, uint8, int8, int32, int64, float16, double
+_LARGEST = 2**31 - 1  # a serialised graph cannot be larger
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation. reads: its inputs, those that a nested graph takes from outside included."""
+
+    index: int
+    op: str
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    proto: Any
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """The value of an attribute, or the default."""
+        from onnx import helper
+
+        for attribute in self.proto.attribute:
+            if attribute.name == name:
+                return helper.get_attribute_value(attribute)
+        return default
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input of the graph. shape: None where a length is free; None as a whole if unknown."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...] | None
+
+    def __str__(self) -> str:
+        sizes = ["?" if size is None else str(size) for size in self.shape or ()]
+        return f"{self.name} {self.dtype} ({', '.join(sizes)})"
+
+
+class OnnxGraph:
+    """A file's graph, with its functions inlined. path: where it was read from."""
+
+    def __init__(self, model: Any, path: Path | None = None) -> None:
+        onnx = require("onnx")
+        if model.functions:
+            model = require("onnx.inliner").inline_local_functions(model)
+        self.model = model
+        self.path = path
+        graph = model.graph
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        sparse = {tensor.values.name for tensor in graph.sparse_initializer}
+        self.inputs = [_port(v) for v in graph.input if v.name not in self.initializers]
+        self.outputs = [value.name for value in graph.output]
+        given = {*self.initializers, *sparse, *(port.name for port in self.inputs)}
+        self.nodes = [_node(index, proto) for index, proto in enumerate(_in_order(graph, given))]
+        self.producers = {name: node for node in self.nodes for name in node.writes}
+        self.depends = self._dependent()
+        self._weights: dict[int, int] = {}  # numbers in a node's weights
+        self._helper = onnx.helper
+
+    @classmethod
+    def read(cls, path: Path) -> OnnxGraph:
+        """Open an ONNX file, with the files of weights beside it.
+
+        Raises:
+            ModelError: it is none, or a part of it is missing.
+        """
+        onnx = require("onnx")
+        try:
+            model = onnx.load(str(path))
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
+        except Exception as error:  # protobuf's DecodeError, and what checks its external files
+            raise ModelError(f"{path} is no ONNX file: {first_line(error)}") from error
+        if not model.graph.node or not model.graph.output:
+            raise ModelError(f"{path} is no ONNX file: it holds no graph")
+        if model.ByteSize() > _LARGEST:
+            raise ModelError(f"{path} has more than 2 GB of weights, more than can be cut here")
+        return cls(model, path)
+
+    def _dependent(self) -> set[str]:
+        """Tensors whose values come from the inputs; their shapes alone do not count."""
+        found = {port.name for port in self.inputs}
+        for node in self.nodes:
+            if node.op not in SHAPE_ONLY and not found.isdisjoint(node.reads):
+                found.update(node.writes)
+        return found
+
+    @property
+    def bare(self) -> bool:
+        """Whether the graph takes one item without a batch axis: samples and nothing else."""
+        return [port.shape is not None and len(port.shape) for port in self.inputs] == [1]
+
+    @property
+    def any_batch(self) -> bool:
+        """Whether several items fit into one run and leave each other alone there.
+
+        A scale that is measured on the fly is measured on all of them together.
+        """
+        if self.bare or any(node.op.startswith("DynamicQuantize") for node in self.nodes):
+            return False
+        return all(port.shape and port.shape[0] is None for port in self.inputs)
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return {entry.key: entry.value for entry in self.model.metadata_props}
+
+    @cached_property
+    def types(self) -> dict[str, str]:
+        """The type of every tensor that a node writes, as the runtime infers it."""
+        names = [name for node in self.nodes for name in node.writes]
+        types = self.opened(self._copied(self.upstream(names), names, True), once=True).types
+        return {**types, **{port.name: f"tensor({port.dtype})" for port in self.inputs}}
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor holds floating-point numbers."""
+        return self.types.get(name, "") in (*FLOATS, "tensor(float32)", "tensor(float64)")
+
+    def constant(self, name: str) -> Array | None:
+        """The value of an initializer or a Constant node; None of anything else."""
+        from onnx import numpy_helper
+
+        if name in self.initializers:
+            return np.asarray(numpy_helper.to_array(self.initializers[name]))
+        node = self.producers.get(name)
+        if node is None or node.op != "Constant":
+            return None
+        for attribute in node.proto.attribute:
+            if attribute.name == "value":
+                return np.asarray(numpy_helper.to_array(attribute.t))
+            if attribute.name.startswith(("value_int", "value_float")):
+                return np.asarray(self._helper.get_attribute_value(attribute))
+        return None
+
+    def shapes(self, feeds: Feeds) -> dict[str, Shape]:
+        """The measured shape of every tensor, in one run that keeps none of them."""
+        kinds = self.types
+        wanted = [n for node in self.nodes for n in node.writes if kinds[n].startswith("tensor(")]
+        model = self._copied(self.nodes, [f"{name}\0shape" for name in wanted], light=True)
+        for name in wanted:
+            model.graph.node.append(self._helper.make_node("Shape", [name], [f"{name}\0shape"]))
+        found = self.opened(model, bare=False, once=True)(self._unbatched(feeds))
+        measured = {n: tuple(map(int, value)) for n, value in zip(wanted, found, strict=True)}
+        measured.update({name: tuple(t.dims) for name, t in self.initializers.items()})
+        measured.update({name: value.shape for name, value in self._unbatched(feeds).items()})
+        if self.bare:
+            for name in self.depends & measured.keys():
+                measured[name] = (1, *measured[name])
+        return measured
+
+    def _unbatched(self, feeds: Feeds) -> Feeds:
+        return {n: value[0] for n, value in feeds.items()} if self.bare else feeds
+
+    def upstream(self, names: Iterable[str]) -> list[Node]:
+        """Every node that the tensors are computed from, constants included, in order."""
+        pending, found = list(names), {}
+        while pending:
+            node = self.producers.get(pending.pop())
+            if node is not None and node.index not in found:
+                found[node.index] = node
+                pending += node.reads
+        return [found[index] for index in sorted(found)]
+
+    def weights_of(self, node: Node) -> int:
+        """Numbers in the weights that a node reads, directly or through constant nodes."""
+        if node.index not in self._weights:
+            own = [name for name in node.reads if name not in self.depends]
+            names = {*own, *(name for n in self.upstream(own) for name in n.reads)}
+            self._weights[node.index] = sum(self._sizes.get(name, 0) for name in names)
+        return self._weights[node.index]
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {name: int(np.prod(tensor.dims)) for name, tensor in self.initializers.items()}
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers in all weights."""
+        read = {name for node in self.nodes for name in node.reads}
+        return sum(size for name, size in self._sizes.items() if name in read)
+
+    def encoder(self, outputs: Sequence[str]) -> bytes:
+        """A model with the same inputs that gives the named tensors and holds no more."""
+        return _bytes(self._copied(self.upstream(outputs), outputs))
+
+    def session(self, outputs: Sequence[str], threads: int = 1, device: str = "cpu") -> Session:
+        """A session that gives the named tensors; all sessions of a graph share its weights."""
+        return self.opened(self._copied(self.upstream(outputs), outputs, True), threads, device)
+
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """The large weights as the runtime holds them: no session reads or keeps its own."""
+        from onnx import numpy_helper
+
+        runtime = require("onnxruntime")
+        large = {
+            name: np.array(numpy_helper.to_array(tensor))
+            for name, tensor in self.initializers.items()
+            if self._sizes[name] >= _SHARED_FROM and tensor.data_type in _SHARED_TYPES
+        }
+        return {n: runtime.OrtValue.ortvalue_from_numpy(value) for n, value in large.items()}
+
+    def _named(self, name: str) -> Any:
+        """An initializer without its values, which are handed over beside the model."""
+        from onnx import TensorProto
+
+        whole = self.initializers[name]
+        only = TensorProto(name=name, data_type=whole.data_type, dims=whole.dims)
+        only.data_location = TensorProto.EXTERNAL
+        only.external_data.add(key="location", value="shared")
+        return only
+
+    def _copied(self, nodes: Iterable[Node], outputs: Sequence[str], light: bool = False) -> Any:
+        """A model of some of the nodes, its outputs not typed: the runtime infers them.
+
+        light: its large weights are only named, for `opened`.
+        """
+        onnx = require("onnx")
+        nodes = list(nodes)
+        model = onnx.ModelProto(
+            ir_version=self.model.ir_version,
+            opset_import=self.model.opset_import,
+            producer_name="penult",
+        )
+        graph, read = model.graph, {name for node in nodes for name in node.reads} | {*outputs}
+        graph.name = self.model.graph.name or "graph"
+        graph.node.extend(node.proto for node in nodes)
+        graph.input.extend(v for v in self.model.graph.input if v.name not in self.initializers)
+        own = [name for name in self.initializers if name in read]
+        named = {name for name in own if light and name in self._shared}
+        graph.initializer.extend(
+            self._named(name) if name in named else self.initializers[name] for name in own
+        )
+        graph.sparse_initializer.extend(self.model.graph.sparse_initializer)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        return model
+
+    def tail(
+        self,
+        nodes: Iterable[Node],
+        inputs: Mapping[str, Shape],
+        outputs: Sequence[str],
+        light: bool = False,
+    ) -> Any:
+        """A model of some of the nodes that starts at tensors in the middle of the graph.
+
+        light: its large weights are only named, for `opened`.
+        """
+        from onnx import TensorProto
+
+        model = self._copied(nodes, outputs, light)
+        del model.graph.input[:]
+        kinds = {"float": "FLOAT", "float32": "FLOAT", "float64": "DOUBLE"}
+        for name, shape in inputs.items():
+            kind = self.types[name].removeprefix("tensor(").removesuffix(")")
+            number = TensorProto.DataType.Value(kinds.get(kind, kind.upper()))
+            rank = len(shape) - self.bare
+            free = [None] * rank
+            model.graph.input.append(self._helper.make_tensor_value_info(name, number, free))
+        return model
+
+    def opened(
+        self,
+        model: Any,
+        threads: int = 1,
+        device: str = "cpu",
+        bare: bool | None = None,
+        once: bool = False,
+    ) -> Session:
+        """A session of a model that was cut from this graph, given the weights that it names."""
+        names = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
+        weights = {name: self._shared[name] for name in names}
+        bare = self.bare if bare is None else bare
+        return Session(_bytes(model), threads, device, bare, weights, once)
+
+
+def _bytes(model: Any) -> bytes:
+    return bytes(model.SerializeToString())
+
+
+def _port(value: Any) -> Port:
+    from onnx import helper
+
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not kind.elem_type:
+        raise ModelError(f"the input {value.name!r} is no tensor, which can't be fed here")
+    sizes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
+             for d in kind.shape.dim]  # fmt: skip
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return Port(value.name, dtype, tuple(sizes) if kind.HasField("shape") else None)
+
+
+def _in_order(graph: Any, given: set[str]) -> list[Any]:
+    """The nodes, each behind what it reads: files from some converters are in disorder."""
+    found: list[Any] = []
+    there, pending = set(given), [(proto, _reads(proto)) for proto in graph.node]
+    while pending:
+        waiting = []
+        for proto, reads in pending:
+            if there.issuperset(reads):
+                found.append(proto)
+                there.update(proto.output)
+            else:
+                waiting.append((proto, reads))
+        if len(waiting) == len(pending):
+            missing = sorted({name for _, reads in waiting for name in reads} - there)
+            raise ModelError(f"the graph reads {missing[0]!r}, which nothing in it writes")
+        pending = waiting
+    return found
+
+
+def _reads(proto: Any) -> list[str]:
+    return list(dict.fromkeys([*(name for name in proto.input if name), *_captured(proto)]))
+
+
+def _node(index: int, proto: Any) -> Node:
+    reads = _reads(proto)
+    writes = tuple(name for name in proto.output if name)
+    return Node(index, proto.op_type, proto.name, tuple(reads), writes, proto)
+
+
+def _captured(proto: Any) -> Iterator[str]:
+    """What the nested graphs of an If, Loop or Scan take from outside."""
+    for attribute in proto.attribute:
+        for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+            own = {value.name for value in graph.input} | {t.name for t in graph.initializer}
+            for node in graph.node:
+                yield from (n for n in (*node.input, *_captured(node)) if n and n not in own)
+                own.update(node.output)
+            yield from (value.name for value in graph.output if value.name not in own)
+
+
+def as_feeds(graph: OnnxGraph, tensors: Mapping[str, Any]) -> dict[str, Array]:
+    """Tensors or arrays in the types that the graph takes.
+
+    Raises:
+        ValueError: one is missing, or floats were given for whole numbers.
+    """
+    feeds = {}
+    for port in graph.inputs:
+        if port.name not in tensors:
+            raise ValueError(f"the graph's input {port.name!r} was not given")
+        value = np.asarray(tensors[port.name])
+        if value.dtype != port.dtype:
+            if port.dtype.kind in "iu" and value.dtype.kind == "f":
+                raise ValueError(f"{port.name!r} takes {port.dtype}, and was given {value.dtype}")
+            value = value.astype(port.dtype)
+        feeds[port.name] = np.ascontiguousarray(value)
+    return feeds

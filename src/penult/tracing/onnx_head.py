@@ -1,0 +1,299 @@
+"""The head of a graph: walk back from the logits to the last operation with weights, and cut there.
+
+The rules are those of `head.py` and `boundary.py`, on a graph instead of a recorded forward pass:
+names of operations and which tensors are constant, no names of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from penult.errors import HeadNotFound
+from penult.tracing.onnx_graph import SHAPE_ONLY, Feeds, Node, OnnxGraph, Shape
+
+# Operations that contract an operand with another, by the places of those two among the inputs.
+CONTRACTIONS = {
+    "Gemm": (0, 1), "MatMul": (0, 1), "Conv": (0, 1), "ConvTranspose": (0, 1), "Einsum": (0, 1),
+    "MatMulInteger": (0, 1), "ConvInteger": (0, 1), "QLinearMatMul": (0, 3), "QLinearConv": (0, 3),
+    "FusedMatMul": (0, 1), "FusedGemm": (0, 1), "FusedConv": (0, 1), "QGemm": (0, 3),
+    "DynamicQuantizeMatMul": (0, 1), "MatMulIntegerToFloat": (0, 1), "MatMulNBits": (0, 1),
+    "CDist": (0, 1),
+}  # fmt: skip
+CONVOLUTIONS = {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv"}
+
+# Operations with graphs inside, and those that decide instead of scoring.
+NESTED = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+_DECISIONS = frozenset({"ArgMax", "ArgMin", "TopK", "Hardmax", "OneHot", "NonMaxSuppression"})
+
+# Operations between a linear head and the logits that bend nothing.
+LINEAR_AFTER = frozenset(
+    "Identity Cast CastLike Transpose Reshape Flatten Squeeze Unsqueeze Expand Gather GatherND "
+    "GatherElements Slice Split Concat ReduceMean ReduceSum Mean Sum Add Sub Mul Div Neg Dropout "
+    "GlobalAveragePool AveragePool DequantizeLinear QuantizeLinear".split()
+)
+RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Cast"}
+_QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
+_FEATURE_NORMS = {"LayerNormalization", "GroupNormalization", "SimplifiedLayerNormalization",
+                  "SkipLayerNormalization", "RMSNormalization", "InstanceNormalization",
+                  "LpNormalization"}  # fmt: skip
+_NORMS = _FEATURE_NORMS | {"BatchNormalization"}
+_ACTIVATIONS = {"Relu", "Gelu", "Elu", "LeakyRelu", "HardSwish", "Mish", "Clip", "Erf", "PRelu"}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphHeadCut:
+    """Where a graph is cut. heads: the last nodes with weights. places: the tensors that enter
+    them. tail: what runs behind. after: operations of the tail that are not linear."""
+
+    heads: tuple[Node, ...]
+    places: tuple[str, ...]
+    tail: tuple[Node, ...]
+    after: tuple[str, ...]
+
+
+class GraphHead:
+    """A graph, dissected on one input: shapes, head and cut.
+
+    logits: the tensor with one number per class. output: what the file returns of it.
+    """
+
+    def __init__(
+        self, graph: OnnxGraph, logits: str, output: str, examples: Sequence[Feeds]
+    ) -> None:
+        self.graph = graph
+        self.logits = logits
+        self.output = output
+        self.examples = list(examples)
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Every tensor's shape on the first example."""
+        return self.graph.shapes(self.examples[0])
+
+    @property
+    def n_logits(self) -> int:
+        """K."""
+        shape = self.shapes[self.logits]
+        return shape[-1] if len(shape) > 1 else 1
+
+    @cached_property
+    def cut(self) -> GraphHeadCut:
+        """Where to cut.
+
+        Raises:
+            HeadNotFound: nowhere, and why.
+        """
+        heads, after = self._heads()
+        places = list(dict.fromkeys(self._stepped_back(node) for node in heads))
+        places = self._independent(places)
+        tail, reached = self._region([self.logits, self.output], places)
+        if reached:
+            raise HeadNotFound(
+                f"the input reaches the logits around the last weights (through {reached[0]!r}), "
+                "so no tensor in front of them carries everything; read the graph at one of its "
+                "other tensors"
+            )
+        self._refuse_encoders(heads, places)
+        return GraphHeadCut(tuple(heads), tuple(places), tuple(tail), tuple(dict.fromkeys(after)))
+
+    def _heads(self) -> tuple[list[Node], list[str]]:
+        found, after = self._walk(self.logits)
+        while len(found) == 1 and self._is_calibration(found[0]):
+            upstream, between = self._walk(self._entering(found[0]))
+            if not upstream or between or any(self._width(n) != self.n_logits for n in upstream):
+                break
+            found = upstream
+        opaque = {*after} & (NESTED | _DECISIONS)
+        if opaque:
+            raise HeadNotFound(
+                f"the way from the last weights to the output runs through {', '.join(opaque)}: "
+                "it decides or branches there, and gives no scores that a head could be found for"
+            )
+        if not found:
+            seen = ", ".join(dict.fromkeys(after)) or "nothing"
+            raise HeadNotFound(
+                "no operation with weights lies between the input and the logits; seen on the "
+                f"way: {seen}"
+            )
+        return sorted(found, key=lambda node: node.index), after
+
+    def _walk(self, name: str) -> tuple[list[Node], list[str]]:
+        """Nodes with weights that are met first going back, and what bends on the way."""
+        graph, found, after = self.graph, [], []
+        pending, seen = [name], set()
+        while pending:
+            read = pending.pop()
+            node = graph.producers.get(read)
+            if node is None or node.index in seen:
+                continue
+            if node.op == "DynamicQuantizeLinear" and read != node.writes[0]:
+                continue  # the scale of what enters an integer product, multiplied back behind it
+            seen.add(node.index)
+            if self.is_weight_layer(node):
+                found.append(node)
+                continue
+            reads = [n for n in node.reads if n in graph.depends]
+            if node.op not in LINEAR_AFTER or (node.op in {"Mul", "Div"} and len(reads) > 1):
+                after.append(node.op)
+            pending += reads
+        return found, after
+
+    def is_weight_layer(self, node: Node) -> bool:
+        """Whether a node contracts what depends on the input with what does not."""
+        if node.op not in CONTRACTIONS:
+            return self._spreads(node)
+        pair = [node.proto.input[place] for place in CONTRACTIONS[node.op]
+                if place < len(node.proto.input)]  # fmt: skip
+        return len(pair) == 2 and sum(name in self.graph.depends for name in pair) == 1
+
+    def _spreads(self, node: Node) -> bool:
+        """As `head._spreads`: prototypes, met element by element."""
+        if node.op not in {"Mul", "Sub"} or len(node.reads) != 2:
+            return False
+        depends = [name in self.graph.depends for name in node.reads]
+        if sum(depends) != 1 or any(name not in self.shapes for name in node.reads):
+            return False
+        one, other = (self.shapes[name] for name in node.reads)
+        z, weight = (one, other) if depends[0] else (other, one)
+        rank = max(len(z), len(weight))
+        z, weight = ((1,) * (rank - len(shape)) + shape for shape in (z, weight))
+        pairs = list(zip(z, weight, strict=True))
+        return any(a == 1 < b for a, b in pairs) and any(a == b > 1 for a, b in pairs)
+
+    def _entering(self, node: Node) -> str:
+        """What a weight layer reads of the input: in floats, before it was quantised."""
+        places = CONTRACTIONS.get(node.op, (0, 1))
+        name = next(n for p in places if (n := node.proto.input[p]) in self.graph.depends)
+        maker = self.graph.producers.get(name)
+        if maker is not None and maker.op in _QUANTIZERS:
+            return maker.reads[0]
+        return str(name)
+
+    def _stepped_back(self, node: Node) -> str:
+        """What enters, before it was folded into a matrix product's shape."""
+        best = name = self._entering(node)
+        batch = self.shapes[self.logits][0] if self.shapes[self.logits] else 1
+        spread = node.op not in CONTRACTIONS  # z was given an axis for the prototypes
+        while spread or self.shapes[best][:1] != (batch,):
+            maker = self.graph.producers.get(name)
+            if maker is None or maker.op not in RESHAPES:
+                return best
+            name = maker.reads[0]
+            if self.shapes[name][:1] == (batch,):
+                best = name
+        return best
+
+    def _is_calibration(self, node: Node) -> bool:
+        """Whether a node maps K to K, and its input is not what the file calls an output."""
+        entering = self._entering(node)
+        weight = next((n for n in node.reads[:2] if n not in self.graph.depends), "")
+        square = (self.n_logits, self.n_logits)
+        shape = tuple(size for size in self.shapes.get(weight, ()) if size != 1)
+        return shape == square and self.n_logits > 1 and entering not in self.graph.outputs
+
+    def _width(self, node: Node) -> int:
+        shape = self.shapes[node.writes[0]]
+        return shape[1 if node.op in CONVOLUTIONS else -1]
+
+    def _region(self, ends: Iterable[str], places: Sequence[str]) -> tuple[list[Node], list[str]]:
+        """(nodes between places and ends, inputs of the graph that reach the ends around them)."""
+        graph, nodes, reached = self.graph, {}, []
+        pending, ports = list(ends), {port.name for port in graph.inputs}
+        while pending:
+            name = pending.pop()
+            if name in places:
+                continue
+            if name in ports:
+                reached.append(name)
+            node = graph.producers.get(name)
+            if node is not None and node.index not in nodes:
+                nodes[node.index] = node
+                if node.op not in SHAPE_ONLY:
+                    pending += node.reads
+        return [nodes[index] for index in sorted(nodes)], reached
+
+    def _independent(self, places: list[str]) -> list[str]:
+        """Drop what is computed from the others alone."""
+        for place in list(places):
+            others = [other for other in places if other != place]
+            if others and not self._region([place], others)[1]:
+                places = others
+        return places
+
+    def _refuse_encoders(self, heads: Sequence[Node], places: Sequence[str]) -> None:
+        """As `boundary._refuse_encoders`: features that were normed and activated are no scores."""
+        outputs = [node.writes[0] for node in heads]
+        tail, _ = self._region([self.logits], [*outputs, *places])
+        after = {n.op for n in tail if not self.graph.depends.isdisjoint(n.writes)}
+        norms = after & _NORMS
+        if norms & _FEATURE_NORMS or (norms and after & _ACTIVATIONS):
+            raise HeadNotFound(
+                f"what the graph returns was normalised after its last weights "
+                f"({', '.join(sorted(norms))}): these look like features of an encoder, not like "
+                "scores of a classifier"
+            )
+        found = {node.index for node in heads}
+        for node in heads:
+            between, _ = self._region([self._entering(node)], places)
+            ops = {n.op for n in between}
+            if found & {n.index for n in between} and ops & _NORMS:
+                raise HeadNotFound(
+                    "a residual stream with norms in it reaches the output: this looks like an "
+                    "encoder without a classifier"
+                )
+        ports = {port.name for port in self.graph.inputs}
+        if ports & {*places} and len(places) > 1:
+            raise HeadNotFound(
+                "the input itself meets weights on a short cut to the logits, so nothing less "
+                "than the whole input would do as prelogits"
+            )
+
+    def head_model(self) -> Any:
+        """The second half as a model of its own: prelogits in, logits and the file's output out."""
+        cut = self.cut
+        outputs = list(dict.fromkeys([self.logits, self.output]))
+        inputs = {name: self.shapes[name] for name in cut.places}
+        nodes = {name for node in cut.tail for name in node.writes} | {*cut.places}
+        model = self.graph.tail(cut.tail, inputs, outputs)
+        del model.graph.node[:]
+        for node in cut.tail:
+            source = node.reads[0] if node.reads else ""
+            if node.op in SHAPE_ONLY and source in self.graph.depends and source not in nodes:
+                model.graph.node.extend(self._shape_from(node, cut.places[0]))
+            else:
+                model.graph.node.append(node.proto)
+        return model
+
+    def _shape_from(self, node: Node, place: str) -> list[Any]:
+        """What a shape of the first half was, with the batch size of the prelogits in it.
+
+        Only where the rest of the shape is the same for every input is that right: the proof sees.
+        """
+        from onnx import helper, numpy_helper
+
+        shape = self.shapes[node.reads[0]]
+        name, write = node.name or node.writes[0], node.writes[0]
+        if node.op == "Size" or shape[:1] != self.shapes[place][:1]:
+            value = np.array(int(np.prod(shape)) if node.op == "Size" else shape, np.int64)
+            return [helper.make_node("Constant", [], [write], value=numpy_helper.from_array(value))]
+        start, end = node.attribute("start", 0), node.attribute("end", len(shape))
+        parts = {f"{name}\0zero": [0], f"{name}\0rest": shape[1:], f"{name}\0start": [start],
+                 f"{name}\0end": [end]}  # fmt: skip
+        made = [
+            helper.make_node("Constant", [], [key],
+                             value=numpy_helper.from_array(np.array(value, np.int64)))
+            for key, value in parts.items()
+        ]  # fmt: skip
+        zero, rest, first, last = parts
+        return [
+            *made,
+            helper.make_node("Shape", [place], [f"{name}\0place"]),
+            helper.make_node("Gather", [f"{name}\0place", zero], [f"{name}\0batch"]),
+            helper.make_node("Concat", [f"{name}\0batch", rest], [f"{name}\0all"], axis=0),
+            helper.make_node("Slice", [f"{name}\0all", first, last], [write]),
+        ]

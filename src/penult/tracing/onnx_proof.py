@@ -1,0 +1,210 @@
+"""Prove the cut of a graph by running it, and measure what its logits need of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from penult.tracing.anatomy import Statement
+from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
+from penult.tracing.onnx_graph import Array, Feeds, Node, OnnxGraph, Session
+from penult.tracing.onnx_head import GraphHead
+from penult.tracing.taps import Tap
+
+
+def prove(cut: GraphHead) -> Certificate:
+    """Run both halves and the whole on several inputs, and compare.
+
+    Raises:
+        HeadNotFound: there is nothing to prove.
+    """
+    places = cut.cut.places
+    outputs = list(dict.fromkeys([cut.logits, cut.output]))
+    whole, front = cut.graph.session(outputs), cut.graph.session([*outputs, *places])
+    halves = Halves(whole, front, cut.graph.opened(cut.head_model()), places)
+    expected = [whole(feeds) for feeds in cut.examples[:2]]
+    power = _power([values[0] for values in expected])
+    if power < POWER:  # two that the graph hardly tells apart: the others as well
+        expected += [whole(feeds) for feeds in cut.examples[2:]]
+        power = _power([values[0] for values in expected])
+    checks = [
+        _round_trip(halves, cut.examples[: len(expected)], expected),
+        Check("power", power >= POWER, power, "the logits of two inputs differ"),
+    ]
+    if cut.graph.any_batch:
+        checks.append(_batch(halves, cut.examples[:2], expected[:2]))
+    if shorter := _shorter(cut.graph, cut.examples[0]):
+        checks.append(_other_length(halves, shorter))
+    return _judged(checks, power)
+
+
+def _judged(checks: Sequence[Check], power: float) -> Certificate:
+    errors = [c.figure for c in checks if c.name != "power" and c.figure is not None]
+    failed = [check for check in checks if not check.passed]
+    refusal = f"{failed[0].name}: {failed[0].note}" if failed else ""
+    if [check.name for check in failed] == ["power"]:
+        refusal = (
+            f"the logits hardly change with the input (by {power:.0f} tolerances, and {POWER:.0f} "
+            "are needed), so nothing was tested"
+        )
+    return Certificate(not failed, max(errors, default=0.0), power, tuple(checks), refusal)
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """The whole and its halves, open. places: what enters the head."""
+
+    whole: Session
+    front: Session
+    head: Session
+    places: Sequence[str]
+
+    def error(self, feeds: Feeds, expected: Sequence[Array]) -> float:
+        """The largest difference that the cut makes, relative to the largest value."""
+        found = self.front(feeds)
+        entering = dict(zip(self.places, found[len(expected) :], strict=True))
+        again = self.head(entering)
+        pairs = [*zip(expected, found, strict=False), *zip(expected, again, strict=True)]
+        return max(relative(one, other) for one, other in pairs)
+
+
+def relative(expected: Array, found: Array) -> float:
+    """Largest difference over the largest value; infinite where shapes differ or values are not
+    finite."""
+    if expected.shape != found.shape:
+        return float("inf")
+    one, other = expected.astype(np.float64), found.astype(np.float64)
+    difference = float(np.abs(one - other).max(initial=0.0))
+    largest = float(np.abs(one).max(initial=0.0))
+    if not np.isfinite(difference) or not np.isfinite(largest):
+        return float("inf")
+    return difference / max(largest, 1e-30) if difference else 0.0
+
+
+def _power(logits: Sequence[Array]) -> float:
+    """By how many tolerances the logits of the inputs differ; 0 where that cannot be told."""
+    pairs = [(a, b) for i, a in enumerate(logits) for b in logits[i + 1 :] if a.shape == b.shape]
+    found = [relative(a, b) for a, b in pairs]
+    return max((value / TOLERANCE for value in found if np.isfinite(value)), default=0.0)
+
+
+def _round_trip(
+    halves: Halves, examples: Sequence[Feeds], expected: Sequence[Sequence[Array]]
+) -> Check:
+    pairs = zip(examples, expected, strict=True)
+    error = max(halves.error(feeds, values) for feeds, values in pairs)
+    note = f"head(encoder(x)) against the file's own output, {len(examples)} inputs"
+    return Check("round trip", error <= TOLERANCE, error, note)
+
+
+def _batch(halves: Halves, examples: Sequence[Feeds], expected: Sequence[Sequence[Array]]) -> Check:
+    """Another batch size, and every item in it as it is alone."""
+    batch = {name: np.concatenate([feeds[name] for feeds in examples]) for name in examples[0]}
+    note = f"a batch of {len(examples)} against the same items alone"
+    try:
+        error = halves.error(batch, [np.concatenate(rows) for rows in zip(*expected, strict=True)])
+    except ValueError as problem:
+        return _unless_whole(halves, batch, "other batch size", problem)
+    return Check("other batch size", error <= TOLERANCE, error, note)
+
+
+def _unless_whole(halves: Halves, feeds: Feeds, name: str, problem: ValueError) -> Check:
+    """A failure, unless the whole does not take such an input either."""
+    try:
+        halves.whole(feeds)
+    except ValueError:
+        return Check(name, True, None, "the graph itself does not take it")
+    return Check(name, False, None, f"the whole takes it, its halves don't: {problem}")
+
+
+def _shorter(graph: OnnxGraph, feeds: Feeds) -> dict[str, Array] | None:
+    """A shorter input, where the graph leaves a length free."""
+    port = graph.inputs[0]
+    if len(graph.inputs) != 1 or port.shape is None or port.shape[-1] is not None:
+        return None
+    values = feeds[port.name]
+    length = max(1, values.shape[-1] * 3 // 4)
+    return {port.name: np.ascontiguousarray(values[..., :length])}
+
+
+def _other_length(halves: Halves, feeds: Feeds) -> Check:
+    try:
+        expected = halves.whole(feeds)
+    except ValueError:
+        return Check("other length", True, None, "the graph itself does not take it")
+    try:
+        error = halves.error(feeds, expected)
+    except ValueError as problem:
+        return Check("other length", False, None, f"the head alone does not take it: {problem}")
+    return Check("other length", error <= TOLERANCE, error, "a shorter input")
+
+
+def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
+    """For each tap: what enters from the first example, everything else from another one."""
+    if not taps:
+        return {}
+    names = list(dict.fromkeys(tap.module for tap in taps))
+    whole = cut.graph.session([cut.logits, *names])
+    mine, *values = whole(cut.examples[0])
+    seen = dict(zip(names, values, strict=True))
+    other, theirs = _other(cut, whole, mine)
+    if other is None or theirs is None:
+        return {tap.name: "not proved" for tap in taps}
+    found: dict[str, Statement] = {}
+    for tap in taps:
+        mixed = exchanged(cut, other, tap.module, seen[tap.module])
+        if mixed is None:
+            found[tap.name] = "not proved"
+        elif relative(mine, mixed) <= TOLERANCE:
+            found[tap.name] = "sufficient"
+        else:
+            found[tap.name] = "unused" if relative(theirs, mixed) <= TOLERANCE else "partial"
+    return found
+
+
+def _other(cut: GraphHead, whole: Session, mine: Array) -> tuple[Feeds | None, Array | None]:
+    """Another example of the same shapes whose logits differ enough, and its logits."""
+    first = cut.examples[0]
+    for feeds in cut.examples[1:]:
+        if any(feeds[name].shape != first[name].shape for name in first):
+            continue
+        theirs = whole(feeds)[0]
+        if POWER * TOLERANCE <= relative(mine, theirs) < float("inf"):
+            return feeds, theirs
+    return None, None
+
+
+def exchanged(cut: GraphHead, other: Feeds, name: str, value: Array) -> Array | None:
+    """The other input's logits with the tensor `name` taken from elsewhere; None if that does not
+    run."""
+    graph = cut.graph
+    if name == cut.logits:
+        return value
+    nodes = _around(cut, name)
+    read = {tensor for node in nodes for tensor in node.reads}
+    ports = {port.name for port in graph.inputs} & read
+    inputs = {tensor: cut.shapes[tensor] for tensor in (name, *sorted(ports))}
+    model = graph.tail(nodes, inputs, [cut.logits], light=True)
+    for node in model.graph.node:  # what makes it, where that makes something else as well
+        for number, written in enumerate(node.output):
+            if written == name:
+                node.output[number] = f"{name}\0own"
+    try:
+        return graph.opened(model)({**other, name: value})[0]
+    except ValueError:
+        return None
+
+
+def _around(cut: GraphHead, name: str) -> list[Node]:
+    """Every node that the logits need once the tensor `name` is given."""
+    found: dict[int, Node] = {}
+    pending = [cut.logits]
+    while pending:
+        tensor = pending.pop()
+        node = cut.graph.producers.get(tensor)
+        if tensor != name and node is not None and node.index not in found:
+            found[node.index] = node
+            pending += node.reads
+    return [found[index] for index in sorted(found)]

@@ -1,0 +1,297 @@
+"""Prove a cut: run the model on inputs that differ, and measure that the law holds for each.
+
+The law is logits(prelogits(x)) = f(x), where `logits` sees nothing but the prelogits. Seven to
+eleven forward passes: a plain one before and after, one recorded for each other input, one with
+the prelogits exchanged, and two with branches on tensor values inverted if it takes any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penult.errors import HeadNotFound, first_line
+from penult.tracing.boundary import Boundary, find_boundary
+from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
+from penult.tracing.cut import Fitting, PassCut, cut, law_error
+from penult.tracing.forward import SplitTarget, State, moving_size, relative
+from penult.tracing.head import logits_of
+from penult.tracing.inputs import CallInputs, kinds_of_others
+from penult.tracing.replay import Program
+from penult.tracing.trace import Trace, address_of, inverted, run_swapped
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A program for what follows the head, and its certificate."""
+
+    program: Program | None
+    certificate: Certificate
+    names: tuple[str, ...] = ()
+
+
+def prove(
+    question: SplitTarget,
+    example: CallInputs,
+    missing: Collection[str],
+    state: State,
+    other: CallInputs | None = None,
+) -> Proof:
+    """Find the cut and certify it, or say why not. state: of the model before any pass. other: a
+    second input of the same shapes; without one, the example with other values in it.
+
+    Raises:
+        UsageError: the example does not fit, or the output to cut is not clear.
+    """
+    plain = question.first(example)
+    try:
+        trace, inputs = question.record(example)
+        first = cut(question, trace, inputs)
+    except HeadNotFound as error:
+        return Proof(None, Certificate.refused(_with_advice(str(error))))
+    prover = _Prover(question, (example, other), trace, first)
+    del trace, inputs  # every activation of a pass: one such at a time is enough
+    try:
+        prover.weights_loaded(missing)
+        prover.same_twice(plain)
+        prover.powered()
+        prover.interchanged()
+        prover.round_trips()
+        prover.control_flow()
+        prover.same_afterwards(state)
+    except HeadNotFound as error:
+        return Proof(
+            None, Certificate.refused(_with_advice(str(error)), tuple(prover.checks)), first.names
+        )
+    return Proof(prover.program, prover.certificate(), first.names)
+
+
+def _with_advice(reason: str) -> str:
+    if "head=" in reason or "; give " in reason:
+        return reason
+    return f"{reason}; name the module that is the head (head=), or read the model at another tap"
+
+
+_STATE = (
+    "two passes over the same input differ by {error:.1e}: the model is random in eval mode, or "
+    "keeps a state, so no cut can give what it returns"
+)
+
+
+class _Prover:
+    """The checks, one after the other; each raises HeadNotFound if the proof ends with it."""
+
+    def __init__(
+        self,
+        question: SplitTarget,
+        inputs: tuple[CallInputs, CallInputs | None],
+        trace: Trace,
+        first: PassCut,
+    ) -> None:
+        self.question, (self.example, self.given), self.first = question, inputs, first
+        self.checks: list[Check] = []
+        self.program: Program | None = None
+        self.power = 0.0
+        self._second: tuple[CallInputs, PassCut] | None = None
+        boundary = find_boundary(trace, question.output, question.named)
+        self._swaps = _swaps(trace, boundary)
+        self._used = trace.weights_used([boundary.logits])
+        self._deciding = list(dict.fromkeys(name or "the model" for name in trace.decisions))
+        self._largest = float("inf")  # scores beyond this are fillers
+
+    def _check(self, name: str, passed: bool, figure: float | None, note: str, why: str) -> None:
+        self.checks.append(Check(name, passed, figure, note))
+        if not passed:
+            raise HeadNotFound(why)
+
+    def weights_loaded(self, missing: Collection[str]) -> None:
+        """No parameter on the way to the logits is one that the checkpoint did not fill."""
+        weights = self.question.weights()
+        aliases: dict[int, set[str]] = {}  # a tied weight is loaded if any of its names is
+        for name, tensor in weights.items():
+            aliases.setdefault(id(tensor), set()).add(name)
+        absent = sorted(
+            n for n in self._used if n in weights and aliases[id(weights[n])] <= set(missing)
+        )
+        named = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
+        self._check(
+            "weights loaded",
+            not absent,
+            float(len(absent)),
+            f"{len(self._used)} tensors lead to the logits, {len(absent)} not loaded",
+            f"{named} on the way to the logits was not loaded: the scores are random",
+        )
+
+    def same_twice(self, plain: Tensor | None) -> None:
+        """The recorded pass gives what the plain one gave."""
+        if not torch.isfinite(self.first.logits).any():
+            raise HeadNotFound("the logits are not finite; give an example that gets scores")
+        error = float("inf") if plain is None else relative(self.first.logits, plain)
+        self._check(
+            "same twice",
+            error <= TOLERANCE,
+            error,
+            "recorded against plain pass",
+            _STATE.format(error=error),
+        )
+
+    def same_afterwards(self, state: State) -> None:
+        """An earlier call changes nothing: the example gives the same once other inputs went
+        through, or, if they left something behind, another input gives the same without it."""
+        assert self._second is not None
+        inputs, before, note = self.example, self.first, "the example once more, after others"
+        if state.changed():
+            state.put_back()
+            inputs, before = self._second
+            note = "another input, without what earlier calls left behind"
+        error = relative(self.question.logits(inputs), before.logits, self._largest)
+        self._check("same afterwards", error <= TOLERANCE, error, note, _STATE.format(error=error))
+
+    def control_flow(self) -> None:
+        """Branches on tensor values (`if scores.max() > 0.9`), inverted, change nothing.
+
+        A model that does not run that way, or gives no scores, is not held against it.
+        """
+        assert self.program is not None
+        for forced in (1e30, -1e30) if self._deciding else ():
+            try:
+                decide = partial(inverted, forced=forced)
+                other = cut(self.question, *self.question.record(self.example, decide))
+            except Exception:  # noqa: S112  most often a check that raises
+                continue
+            error = law_error(self.question, self.program, other, self._largest)
+            where = ", ".join(self._deciding[:3])
+            self._check(
+                "control flow",
+                error <= TOLERANCE,
+                error,
+                "branches on tensor values inverted",
+                f"branches on tensor values (in {where}) decide how the scores are computed: "
+                f"inverted, logits(prelogits(x)) is off by {error:.1e}",
+            )
+
+    def powered(self) -> None:
+        """A second input whose logits are clearly different."""
+        failed: Exception | None = None
+        between = "two inputs"
+        for inputs, said in self.question.others(self.example, self.given):
+            try:
+                second = cut(self.question, *self.question.record(inputs))
+            except HeadNotFound as error:
+                raise HeadNotFound(f"for another input, {error}") from error
+            except Exception as error:  # the model has its own idea of what an input is
+                failed = error
+                continue
+            size = moving_size(second.logits, self.first.logits)
+            power = relative(second.logits, self.first.logits, size) / TOLERANCE
+            if power > self.power:
+                self.power, self._second, between = power, (inputs, second), said
+                self._largest = 10 * size
+            if self.power >= POWER:
+                break
+        if failed is not None and self._second is None:
+            raise HeadNotFound(f"no other input could be made: {first_line(failed)}")
+        note = f"tolerances between the logits of {between}"
+        self._check(
+            "power",
+            POWER <= self.power < float("inf"),
+            self.power,
+            note,
+            f"not proved: two clearly different inputs differ by {self.power:.0f} "
+            f"tolerances in their logits, and {POWER:.0f} are needed to test anything; "
+            "give example inputs that the model tells apart, or check its weights",
+        )
+
+    def interchanged(self) -> None:
+        """The second input with the head's input taken from the first gives the first's logits."""
+        assert self._second is not None
+        copy = self._second[0].copy()
+        try:
+            output = run_swapped(self.question.model, copy.args, copy.kwargs, self._swaps)
+            error = float("inf")
+            if output is not None:
+                logits = logits_of(output, self.question.output)
+                error = relative(logits, self.first.logits, self._largest)
+        except RuntimeError:  # what enters the head has another shape for the other input
+            error = float("inf")
+        self._check(
+            "interchange",
+            error <= TOLERANCE,
+            error,
+            "head's input taken from another run",
+            f"with the head's input exchanged the logits are off by {error:.1e}: they "
+            "depend on something else than what enters "
+            f"{', '.join(self.first.names) or 'the functional head'}",
+        )
+
+    def round_trips(self) -> None:
+        """Closed form on the example, then the law for every other input."""
+        assert self._second is not None
+        cuts = [("other values", self._second[1])]
+        for variants in kinds_of_others(self._second[0]):
+            for variant in variants:
+                try:
+                    trace, inputs = self.question.record(variant.inputs)
+                except Exception:  # noqa: S112  the model does not take such an input
+                    continue
+                try:
+                    cuts.append((variant.note, cut(self.question, trace, inputs)))
+                except HeadNotFound as error:
+                    raise HeadNotFound(f"with {variant.note}, {error}") from error
+                break
+            else:
+                self.checks.append(
+                    Check(
+                        "round trip",
+                        True,
+                        None,
+                        f"{variants[-1].note if variants else 'other shape'}: "
+                        "not applicable, the model refuses it",
+                    )
+                )
+        fitting = Fitting(self.question, self.first, self._largest)
+        self.program, more = fitting.program(cuts, self._second[0])
+        cuts += more
+        self._law("closed form", "replay on the captured tensor", self.first)
+        for note, other in cuts:
+            self._law("round trip", note, other)
+
+    def _law(self, name: str, note: str, one: PassCut) -> None:
+        assert self.program is not None
+        error = law_error(self.question, self.program, one, self._largest)
+        dtype = str(one.logits.dtype).removeprefix("torch.")
+        short = "" if dtype in {"float32", "float64"} else f" ({dtype}: try float32)"
+        self._check(
+            name,
+            error <= TOLERANCE,
+            error,
+            note,
+            f"logits(prelogits(x)) is off by {error:.1e}{short} for {note}",
+        )
+
+    def certificate(self) -> Certificate:
+        """The certificate of a proof whose checks all passed."""
+        errors = [
+            c.figure
+            for c in self.checks
+            if c.figure is not None and c.name not in {"power", "weights loaded"}
+        ]
+        return Certificate(True, max(errors), self.power, tuple(self.checks))
+
+
+def _swaps(trace: Trace, boundary: Boundary) -> dict[Any, list[tuple[int, Tensor]]]:
+    """For each tensor at the boundary: the first operation behind that reads it, and its value."""
+    swaps: dict[Any, list[tuple[int, Tensor]]] = {}
+    for place in boundary.places:
+        value = trace.value(place.tensor, place.at).clone()
+        for op in boundary.tail.ops:
+            number = next((n for n, r in enumerate(op.reads) if r.tensor is place.tensor), None)
+            if number is not None and op.index >= place.at:
+                swaps.setdefault(address_of(trace, op), []).append((number, value))
+                break
+    return swaps

@@ -1,0 +1,315 @@
+"""Run what follows the head again, as a pure function of the prelogits.
+
+A recorded tail is a list of torch operations with the sizes of one input in it. Several recordings
+of inputs of different shape, laid over each other, show which numbers are sizes; each is written
+as a product of the prelogits' own sizes. A number that no such product explains means that the
+tail needs more of the input than the prelogits, and is an error, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from penult.errors import HeadNotFound, UsageError
+from penult.tracing.boundary import Place, region
+from penult.tracing.head import SHAPE_ONLY
+from penult.tracing.trace import Op, TensorRead, Trace
+
+_AXES = {f"aten.{name}" for name in ("permute", "transpose", "unsqueeze", "squeeze", "sum", "mean")}
+_RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape"}
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A value that the program makes, or is given, by number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A parameter or buffer, looked up in the module at every run."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A number that is factor × the product of powers of the prelogits' sizes + offset."""
+
+    factor: Fraction
+    powers: tuple[tuple[int, int], ...]  # (which of the sizes, power)
+    offset: int
+    whole: bool
+
+    def at(self, sizes: Sequence[int]) -> int | float:
+        """The number, for prelogits of these sizes."""
+        value = self.factor * prod(Fraction(sizes[i]) ** p for i, p in self.powers) + self.offset
+        return int(value) if self.whole else float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A tensor of one number, which is a size. like: one that the trace showed."""
+
+    size: Size
+    like: Tensor
+
+    def at(self, sizes: Sequence[int]) -> Tensor:
+        """The tensor, for prelogits of these sizes."""
+        return torch.full_like(self.like, self.size.at(sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayStep:
+    """One operation: `func(*args, **kwargs)`, flattened, with slots, weights and sizes in it."""
+
+    func: Any
+    name: str
+    leaves: tuple[Any, ...]
+    spec: Any
+    makes: tuple[int, ...]
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes to one of its operands."""
+        schema = getattr(self.func, "_schema", None)
+        return schema is not None and bool(schema.is_mutable)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A tail as one trace shows it. sizes: of the tensors that enter, one after the other."""
+
+    steps: tuple[ReplayStep, ...]
+    sizes: tuple[int, ...]
+    result: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A tail for prelogits of any shape. ranks: of the tensors that enter."""
+
+    steps: tuple[ReplayStep, ...]
+    ranks: tuple[int, ...]
+    result: int
+    single: Program | None = None  # what runs instead for a batch of one
+
+    def run(self, values: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+        """The logits. values: the prelogits, which are left as they are."""
+        if [value.ndim for value in values] != list(self.ranks):
+            shapes = ", ".join(str(tuple(value.shape)) for value in values)
+            raise UsageError(f"prelogits of {shapes}; these have {self.ranks} axes in this model")
+        sizes = [size for value in values for size in value.shape]
+        if self.single is not None and values[0].shape[0] == 1:
+            return self.single.run(values, weights)
+        slots: dict[int, Any] = {number: value.clone() for number, value in enumerate(values)}
+        for step in self.steps:
+            args, kwargs = tree_unflatten(
+                [_filled_in(leaf, slots, weights, sizes, step.writes) for leaf in step.leaves],
+                step.spec,
+            )
+            made = tree_flatten(step.func(*args, **kwargs))[0]
+            tensors = [leaf for leaf in made if isinstance(leaf, Tensor)]
+            slots.update(zip(step.makes, tensors, strict=True))
+        result: Tensor = slots[self.result]
+        return result
+
+
+def _filled_in(
+    leaf: Any,
+    slots: Mapping[int, Any],
+    weights: Mapping[str, Tensor],
+    sizes: Sequence[int],
+    writes: bool,
+) -> Any:
+    if isinstance(leaf, Slot):
+        return slots[leaf.number]
+    if isinstance(leaf, Weight):
+        leaf = weights[leaf.name]
+    if isinstance(leaf, Tensor):  # the model's own: what would write to it gets a copy
+        return leaf.clone() if writes else leaf
+    return leaf.at(sizes) if isinstance(leaf, Size | Scalar) else leaf
+
+
+class Lister:
+    """Writes down one trace's tail, step by step. weights: id of a tensor → its name."""
+
+    def __init__(self, trace: Trace, weights: Mapping[int, str]) -> None:
+        self._trace = trace
+        self._weights = weights
+        self._slots: dict[int, int] = {}
+        self._kept: list[Tensor] = []  # identities of freed tensors are reused
+        self._count = 0
+        self._steps: list[ReplayStep] = []
+        self._done: set[int] = set()
+
+    def enter(self, tensor: Tensor) -> int:
+        """A new slot, which holds `tensor` from now on."""
+        self._slots[id(tensor)] = self._count
+        self._kept.append(tensor)
+        self._count += 1
+        return self._count - 1
+
+    def add(self, func: Callable[..., Any], name: str, args: Any, made: Sequence[Tensor]) -> None:
+        """One step. args: (args, kwargs) as they were, tensors included."""
+        leaves, spec = tree_flatten(args)
+        written = tuple(self._reference(leaf) for leaf in leaves)
+        makes = tuple(self._slots[id(t)] if id(t) in self._slots else self.enter(t) for t in made)
+        self._steps.append(ReplayStep(func, name, written, spec, makes))
+
+    def add_up_to(self, root: TensorRead, places: Sequence[Place]) -> None:
+        """Every operation between `places` and `root` that is not written down yet."""
+        ops = region(self._trace, root, places).ops
+        overwrites = any(op.func._schema.is_mutable for op in ops)
+        for op in ops:
+            if op.index in self._done:
+                continue
+            self._done.add(op.index)
+            if op.name == "aten.clone" and not overwrites and id(op.reads[0].tensor) in self._slots:
+                # Whether torch copies before it folds depends on strides, not on values.
+                self._slots[id(op.writes[0])] = self._slots[id(op.reads[0].tensor)]
+                self._kept.append(op.writes[0])
+            else:
+                self._add_op(op)
+
+    def _add_op(self, op: Op) -> None:
+        made = op.writes
+        if op.name in _RESHAPES:
+            args = (op.args[0], [*op.args[1]])
+            self.add(torch.reshape, "reshape", (args, {}), made)
+        elif op.name in SHAPE_ONLY:
+            value = self._trace.value(made[0], op.index + 1)  # it may be filled in afterwards
+            number = float(value.flatten()[0]) if value.numel() and "empty" not in op.name else 0.0
+            kwargs = {"dtype": value.dtype, "device": value.device}
+            self.add(torch.full, op.name, (([*value.shape], number), kwargs), made)
+        else:
+            self.add(op.func, op.name, (op.args, op.kwargs), made)
+
+    def _reference(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) in self._slots:
+            return Slot(self._slots[id(leaf)])
+        name = self._weights.get(id(leaf))
+        return Weight(name) if name is not None else leaf
+
+    def finish(self, sizes: Sequence[int], result: Tensor) -> Listing:
+        """The listing whose result is the tensor `result`."""
+        return Listing(tuple(self._steps), tuple(sizes), self._slots[id(result)])
+
+
+def generalise(listings: Sequence[Listing], ranks: Sequence[int]) -> Program:
+    """One program for every shape, from the same tail listed at several shapes.
+
+    Raises:
+        HeadNotFound: the tails differ in more than sizes of the prelogits.
+    """
+    first = listings[0]
+    for other in listings[1:]:
+        one, two = [s.name for s in first.steps], [s.name for s in other.steps]
+        if one != two:
+            parted = next((b for a, b in zip(one, two, strict=False) if a != b), two[-1])
+            raise HeadNotFound(
+                f"what follows the head is {len(one)} operations for one input and {len(two)} "
+                f"others for another, {parted} for example: a loop over samples or positions, or "
+                "something that depends on more than the prelogits"
+            )
+    steps = []
+    for versions in zip(*(listing.steps for listing in listings), strict=True):
+        if any(v.spec != versions[0].spec or v.makes != versions[0].makes for v in versions):
+            raise HeadNotFound(f"{versions[0].name} after the head takes other operands each time")
+        columns = zip(*(version.leaves for version in versions), strict=True)
+        leaves = _leaves(list(columns), [x.sizes for x in listings], versions[0].name)
+        steps.append(
+            ReplayStep(
+                versions[0].func, versions[0].name, leaves, versions[0].spec, versions[0].makes
+            )
+        )
+    return Program(tuple(steps), tuple(ranks), first.result)
+
+
+def _leaves(columns: Sequence[Any], sizes: Sequence[Any], name: str) -> tuple[Any, ...]:
+    """What stands for all the versions of an operation's arguments. Of a shape, one size may be
+    left open: the others give it."""
+    found: list[Any] = []
+    open_size = name == "reshape"
+    for column in columns:
+        try:
+            found.append(_common(column, sizes, name))
+        except HeadNotFound:
+            if not open_size or not all(type(size) is int for size in column):
+                raise
+            found.append(-1)
+            open_size = False
+    return tuple(found)
+
+
+def _common(column: Sequence[Any], sizes: Sequence[Sequence[int]], name: str) -> Any:
+    """What stands for all the versions of one argument."""
+    first = column[0]
+    if isinstance(first, torch.ScriptObject):  # packed weights: no two can be compared
+        return first
+    if isinstance(first, Tensor):
+        if all(isinstance(o, Tensor) and _same(first, o) for o in column):
+            return first
+        if all(isinstance(o, Tensor) and o.numel() == 1 for o in column):
+            size = _explain([o.item() for o in column], sizes)
+            if size is not None:
+                return Scalar(size, first)
+        raise HeadNotFound(
+            f"{name} after the head takes a constant that changes with the input: a shape, or "
+            "something computed outside of torch"
+        )
+    if all(type(o) is type(first) and o == first for o in column):
+        return first
+    numbers = name not in _AXES and all(isinstance(o, int | float) for o in column)
+    if numbers and not any(isinstance(o, bool) for o in column):
+        size = _explain(column, sizes)
+        if size is not None:
+            return size
+    raise HeadNotFound(
+        f"{name} after the head takes a value that changes with the input and is no size of the "
+        "prelogits"
+    )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (
+        one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    )
+
+
+def _explain(numbers: Sequence[int | float], sizes: Sequence[Sequence[int]]) -> Size | None:
+    """The simplest product of sizes that gives every one of the numbers."""
+    whole = all(isinstance(number, int) for number in numbers)
+    for powers in _products(len(sizes[0])):
+        products = [prod(Fraction(size[i]) ** p for i, p in powers) for size in sizes]
+        if any(p == 0 for p in products):
+            continue
+        ratios = [Fraction(n).limit_denominator(10**9) / p
+                  for n, p in zip(numbers, products, strict=True)]  # fmt: skip
+        if all(abs(float(r / (ratios[0] or 1)) - 1) < 1e-12 for r in ratios):
+            return Size(ratios[0], powers, 0, whole)
+        offsets = {Fraction(n) - p for n, p in zip(numbers, products, strict=True)}
+        if whole and len(offsets) == 1:
+            return Size(Fraction(1), powers, int(offsets.pop()), whole)
+    return None
+
+
+def _products(count: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Single sizes, then products and quotients of two, then products of three."""
+    yield from (((i, 1),) for i in range(count))
+    yield from (((i, -1),) for i in range(count))
+    yield from (((i, 1), (j, 1)) for i, j in combinations(range(count), 2))
+    yield from (((i, -1), (j, -1)) for i, j in combinations(range(count), 2))
+    yield from (((i, 1), (j, 1), (k, 1)) for i, j, k in combinations(range(count), 3))

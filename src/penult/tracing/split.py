@@ -1,0 +1,379 @@
+"""Cut a classifier in two, prelogits and logits, with the proof that the halves make the whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from penult.errors import HeadNotFound, PenultError, TapError, UsageError, first_line
+from penult.tracing.anatomy import Statement, locate, state
+from penult.tracing.boundary import Boundary, Place, find_boundary
+from penult.tracing.certificate import Certificate
+from penult.tracing.cut import cut
+from penult.tracing.forward import SplitTarget, still
+from penult.tracing.head import logits_of
+from penult.tracing.hooks import Reader, kind_of
+from penult.tracing.inputs import CallInputs
+from penult.tracing.proof import Proof, prove
+from penult.tracing.replay import Program
+from penult.tracing.taps import INPUT, Spot, Tap, find_taps, tap_at
+from penult.tracing.trace import Trace
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no module with weights.
+
+    Raises:
+        UsageError: what it is, and what to do with it.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"split takes a torch module, not {type(model).__name__}{_instead(model)}")
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise UsageError(
+            f"{', '.join(lazy[:3])} get their shapes in the first call (lazy layers): call the "
+            "model once, then split it"
+        )
+    if any(p.device.type == "meta" for p in (*model.parameters(), *model.buffers())):
+        raise UsageError("the model's weights are on the meta device: load them first")
+
+
+def _instead(model: Any) -> str:
+    if isinstance(model, str | bytes | os.PathLike):
+        return ": open the file first, for example with penult.load"
+    if isinstance(model, Mapping):
+        return ": weights alone say nothing of how they are used; build the model and load them"
+    if isinstance(model, type):
+        return ": give an instance, not its class"
+    if isinstance(model, torch.export.ExportedProgram):
+        return ": give its .module()"
+    return ""
+
+
+def check_inputs(model: nn.Module, inputs: CallInputs) -> None:
+    """Refuse inputs that no model could be tried on.
+
+    Raises:
+        UsageError: no tensor, an empty or a sparse one, or one on another device.
+    """
+    tensors = inputs.tensors()
+    if not tensors:
+        given = {type(value).__name__ for value in (*inputs.args, *inputs.kwargs.values())}
+        raise UsageError(
+            f"the example inputs hold no tensor but {', '.join(sorted(given)) or 'nothing'}; give "
+            "what the model is called with"
+        )
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_nested:
+            raise UsageError(f"the example input {name} is {value.layout}; give a dense tensor")
+        if value.ndim and not value.shape[0]:
+            raise UsageError(f"the example input {name} is empty, {tuple(value.shape)}")
+    there = {p.device for p in (*model.parameters(), *model.buffers())}
+    here = {value.device for value in tensors.values()}
+    if len(there) == 1 and not here & there:
+        raise UsageError(f"the model is on {there.pop()}, the example inputs on {here.pop()}")
+
+
+def check_shapes(inputs: CallInputs, other: CallInputs) -> None:
+    """Refuse a second input that is not of the first one's shapes.
+
+    Raises:
+        UsageError: both shapes.
+    """
+    one, two = (
+        {key: tuple(value.shape) for key, value in x.tensors().items()} for x in (inputs, other)
+    )
+    if one != two:
+        raise UsageError(
+            f"the two example inputs have different shapes, {one} and {two}; give two of one shape"
+        )
+
+
+class DeliveryPlan(NamedTuple):
+    """Where hooks read the prelogits. calls: how often each spot's module ran."""
+
+    spots: tuple[Spot, ...]
+    calls: tuple[int, ...]
+
+
+class Delivery:
+    """Gives the prelogits of any input."""
+
+    def __init__(self, question: SplitTarget, reader: Reader) -> None:
+        self._question = question
+        self._reader = reader
+        self._plans: dict[Any, DeliveryPlan | None] = {}
+
+    def __call__(self, inputs: CallInputs) -> tuple[Tensor, ...]:
+        """What enters the head, one tensor for each of its places."""
+        kind = kind_of(inputs)
+        plan = self._plans.get(kind)
+        values = None if plan is None else self._hooked(inputs, plan)
+        if values is not None:
+            return values
+        trace, copies = self._question.record(inputs)
+        values = cut(self._question, trace, copies).values
+        if kind not in self._plans:
+            self._reader.learn(inputs, trace)
+            plan = self._planned(trace, len(values))
+            del trace  # every activation of a pass
+            self._plans[kind] = plan if plan and self._agrees(inputs, plan, values) else None
+        return values
+
+    def _hooked(self, inputs: CallInputs, plan: DeliveryPlan) -> tuple[Tensor, ...] | None:
+        """The values by hooks; None where the head ran more or less often than it should."""
+        try:
+            values = tuple(self._reader.read(inputs, plan.spots))
+        except (TapError, AttributeError):  # not reached, or no longer there
+            return None
+        calls = tuple(self._reader.calls(inputs, spot.place) for spot in plan.spots)
+        return values if calls == plan.calls else None
+
+    def _agrees(self, inputs: CallInputs, plan: DeliveryPlan, recorded: tuple[Tensor, ...]) -> bool:
+        values = self._hooked(inputs, plan)
+        return values is not None and all(
+            torch.equal(one, other) for one, other in zip(values, recorded, strict=True)
+        )
+
+    def _planned(self, trace: Trace, count: int) -> DeliveryPlan | None:
+        """A spot for each tensor at the boundary, if all of them enter a module of the head."""
+        try:
+            boundary = find_boundary(trace, self._question.output, self._question.named)
+        except HeadNotFound:
+            return None
+        if boundary.tail.open or len(boundary.places) != count:
+            return None  # what is delivered was moved, and enters nothing
+        spots = [_entering(trace, boundary, place) for place in boundary.places]
+        found = tuple(spot for spot in spots if spot is not None)
+        if len(found) < len(spots):
+            return None
+        return DeliveryPlan(found, tuple(len(trace.calls_of(spot.module)) for spot in found))
+
+
+def _entering(trace: Trace, boundary: Boundary, place: Place) -> Spot | None:
+    """Where a tensor enters a module of the head, with the value that it has at the boundary."""
+    value = trace.value(place.tensor, place.at)
+    for name in boundary.head.names:
+        calls = trace.calls_of(name)
+        for number, call in enumerate(calls):
+            for index, read in enumerate(call.inputs):
+                # The same object: nothing was written to it in between.
+                if read.tensor is place.tensor and trace.value(read.tensor, call.first) is value:
+                    return Spot(name, INPUT, index, len(calls) - 1 - number)
+    return None
+
+
+class HeadNames(NamedTuple):
+    """The head. names: the modules of the last weight layers; empty for a functional head."""
+
+    names: list[str]
+
+
+def split(
+    model: nn.Module,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...] | Tensor,
+    *,
+    output: str | int | None = None,
+    head: str | None = None,
+    missing: Collection[str] = (),
+    other_inputs: Mapping[str, Any] | tuple[Any, ...] | Tensor | None = None,
+) -> Split:
+    """Find the head of any classifier and prove the cut, in less than 12 forward passes.
+
+    example_inputs: one real, short input, as keyword arguments, positional arguments or one
+    tensor, batch first. output: which of several float outputs. head: the module to cut in front
+    of. missing: names of parameters that were not loaded. other_inputs: a second real input of the
+    same shapes to prove it on, instead of one that is made up. The model is left as it was.
+
+    Raises:
+        UsageError: not a module, inputs that it does not accept or whose shapes differ, no such
+            output or module.
+    """
+    check_model(model)
+    inputs = CallInputs.of(example_inputs)
+    check_inputs(model, inputs)
+    if head is not None and head not in dict(model.named_modules()):
+        raise UsageError(f"head={head!r}: the model has no module of that name")
+    other = None if other_inputs is None else CallInputs.of(other_inputs)
+    if other is not None:
+        check_shapes(inputs, other)
+    question = SplitTarget(model, output, head)
+    with still(model) as state_before:
+        proof = prove(question, inputs, missing, state_before, other)
+    return Split(question, (inputs, other), proof)
+
+
+class Split:
+    """A classifier, cut. The law: logits(prelogits(x)) is what f(x) returns, for every x."""
+
+    def __init__(
+        self, question: SplitTarget, inputs: tuple[CallInputs, CallInputs | None], proof: Proof
+    ) -> None:
+        self._question = question
+        self._example, self._other = inputs
+        self._program = proof.program
+        self._reader = Reader(question.model)
+        self._deliver = Delivery(question, self._reader)
+        self._modules: dict[str, Tap] = {}  # taps that were named by their module
+        self.certificate: Certificate = proof.certificate
+        self.head = HeadNames(list(proof.names))
+
+    def prelogits(
+        self, x: Mapping[str, Any] | tuple[Any, ...] | Tensor
+    ) -> Tensor | tuple[Tensor, ...]:
+        """What enters the head for this input: one tensor, or a tuple in the head's order.
+
+        Raises:
+            HeadNotFound: the cut was refused.
+            UsageError: the model does not accept the input.
+        """
+        self._proved()
+        inputs = CallInputs.of(x)
+        with self._accepting(inputs):
+            values = self._deliver(inputs)
+        return values[0] if len(values) == 1 else values
+
+    def read(
+        self, x: Mapping[str, Any] | tuple[Any, ...] | Tensor, taps: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The hidden states at several taps, in one forward pass that ends behind the last one.
+
+        taps: names of taps, or of modules for what leaves them. The first pass over inputs of a
+        shape is whole: it counts how often each module runs.
+
+        Raises:
+            TapError: there is no such tap.
+            HeadNotFound: prelogits of a cut that was refused.
+            UsageError: the model does not accept the input.
+        """
+        if "prelogits" in taps:
+            self._proved()
+        found = dict(zip(taps, self._found(taps), strict=True))
+        inputs = CallInputs.of(x)
+        with self._accepting(inputs):
+            values = self._reader.taps(inputs, list(found.values()))
+        return dict(zip(found, values, strict=True))
+
+    @contextmanager
+    def _accepting(self, inputs: CallInputs) -> Iterator[None]:
+        """Run the model on an input of the caller's: what it raises is told in a sentence."""
+        with still(self._question.model):
+            try:
+                yield
+            except PenultError:
+                raise
+            except Exception as error:
+                shapes = ", ".join(str(tuple(v.shape)) for v in inputs.tensors().values())
+                raise UsageError(
+                    f"the model does not accept this input ({shapes}): {first_line(error)}"
+                ) from error
+
+    def logits(self, z: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The logits, from the prelogits alone.
+
+        Raises:
+            HeadNotFound: the cut was refused.
+            UsageError: these are no prelogits of this model.
+        """
+        program = self._proved()
+        values = (z,) if isinstance(z, Tensor) else tuple(z)
+        try:
+            with torch.no_grad():
+                return program.run(values, self._question.weights())
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(value.shape)) for value in values)
+            raise UsageError(
+                f"no prelogits of this model: {shapes}: {first_line(error)}"
+            ) from error
+
+    def _proved(self) -> Program:
+        if self._program is None:
+            raise HeadNotFound(self.certificate.refusal)
+        return self._program
+
+    @cached_property
+    def taps(self) -> dict[str, Tap]:
+        """The named places where hidden states can be read."""
+        model = self._question.model
+        with still(model):
+            trace, _ = self._question.record(self._example)
+        self._reader.learn(self._example, trace)
+        try:
+            trace.output = logits_of(trace.output, self._question.output)
+        except HeadNotFound:
+            return {}
+        head, _ = locate(trace, self._question.named)
+        prefix = getattr(model, "base_model_prefix", "")
+        base = prefix if prefix and prefix in dict(model.named_children()) else None
+        return find_taps(trace, head, model, base)
+
+    def tap(self, name: str) -> Tap:
+        """A named tap, or the output of any module.
+
+        Raises:
+            TapError: there is none of that name.
+        """
+        return self._found([name])[0]
+
+    def _found(self, names: Iterable[str]) -> list[Tap]:
+        """The taps of these names; modules that were not asked for before share one pass."""
+        names = list(names)
+        known = {**self.taps, **self._modules}
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        modules = dict(self._question.model.named_modules())
+        for name in new:
+            if not name or name not in modules:
+                raise TapError(f"no tap {name!r}; there are {', '.join(self.taps)}, and any module")
+        if new:
+            with still(self._question.model):
+                trace, _ = self._question.record(self._example)
+            self._modules |= {name: tap_at(trace, name) for name in new}
+        known |= self._modules
+        return [known[name] for name in names]
+
+    def statement(self, name: str) -> Statement:
+        """What the logits need of a tap, measured: `sufficient`, `partial` or `unused`."""
+        return self.statements([name])[name]
+
+    def statements(self, names: Iterable[str] | None = None) -> dict[str, Statement]:
+        """What the logits need of each tap, of all named ones by default: two passes, and one
+        more for each."""
+        taps = self._found(self.taps if names is None else names)
+        with still(self._question.model):
+            return state(self._question, self._example, taps, self._other)
+
+    @property
+    def remark(self) -> str:
+        """Where the library's own word on its classifier differs from what was found; else empty.
+
+        It is said and no more: what is proved does not rest on it.
+        """
+        says = getattr(self._question.model, "get_classifier", None)
+        if not callable(says) or self._program is None:
+            return ""
+        try:
+            named = says()
+        except Exception:  # another library's method of the same name
+            return ""
+        modules = {id(m): name for name, m in self._question.model.named_modules()}
+        wanted = [modules[id(m)] for m in tree_leaves(named) if id(m) in modules]
+        if not wanted or set(wanted) & set(self.head.names):
+            return ""
+        return f"get_classifier() says {', '.join(wanted)}; the trace says otherwise"
+
+    def __str__(self) -> str:
+        names = ", ".join(self.head.names) or ("functional" if self._program else "not found")
+        lines = [f"head: {names}", f"certificate: {self.certificate}"]
+        lines += [f"remark: {self.remark}"] if self.remark else []
+        lines += ["taps:"]
+        lines += [f"  {name}: {tap.describe()} ({tap.place})"
+                  for name, tap in self.taps.items()]  # fmt: skip
+        return "\n".join(lines)

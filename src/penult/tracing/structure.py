@@ -1,0 +1,159 @@
+"""Repeated blocks of a model, and which axis of a recorded tensor holds the channels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from penult.tracing.head import logits_of
+from penult.tracing.trace import Call, Op, TensorRead, Trace
+
+
+def find_blocks(trace: Trace, before: set[int], module: nn.Module) -> list[str]:
+    """The names of the repeated blocks, in the order in which they run.
+
+    Blocks are modules of one class with numbered names, each of which runs on what the one before
+    it left: in one container, or in several (a ResNet's stages). Blocks inside of blocks are none;
+    of several kinds, those count that hold most of the weights.
+    """
+    modules = dict(module.named_modules())
+    ran = {call.module for call in trace.calls}
+    numbered = [n for n in modules if n.rpartition(".")[2].isdigit() and n in ran]
+    kinds = Counter(type(modules[name]) for name in numbered)
+    repeated = [name for name in numbered if kinds[type(modules[name])] > 1]
+    alike: dict[type[nn.Module], list[str]] = {}
+    for name in repeated:
+        if not any(name.startswith(f"{other}.") for other in repeated):
+            alike.setdefault(type(modules[name]), []).append(name)
+    best: tuple[int, list[str]] = (0, [])
+    for names in alike.values():
+        for chain in _chains(trace, names, before):
+            size = sum(p.numel() for name in chain for p in modules[name].parameters())
+            if len(chain) > 1 and size > best[0]:
+                best = (size, chain)
+    return best[1]
+
+
+def first_float(reads: Sequence[TensorRead], least: int = 2) -> int | None:
+    """Index of the first float tensor that depends on the input; least: axes that it has."""
+    for index, read in enumerate(reads):
+        if read.depends and read.tensor.is_floating_point() and read.tensor.ndim >= least:
+            return index
+    return None
+
+
+def _chains(trace: Trace, names: Sequence[str], before: set[int]) -> Iterator[list[str]]:
+    """Runs of modules, each of which reads what the one before it left."""
+    batch = logits_of(trace.output).shape[0]
+    chain: list[str] = []
+    last: TensorRead | None = None
+    for name in sorted(names, key=lambda name: trace.calls_of(name)[-1].first):
+        edges = _edges(trace.calls_of(name)[-1])
+        if edges is None:
+            continue
+        entry, left = edges
+        if left.producer is None or left.producer.index not in before:
+            continue
+        if left.tensor.shape[0] != batch:  # batch folded into another axis
+            continue
+        if last is not None and not _leads(trace, last, entry):
+            yield chain
+            chain = []
+        chain.append(name)
+        last = left
+    yield chain
+
+
+def _edges(call: Call) -> tuple[TensorRead, TensorRead] | None:
+    """The hidden states that enter a block, and those that leave it."""
+    entry, leave = first_float(call.inputs, least=3), first_float(call.outputs, least=3)
+    if entry is None or leave is None:
+        return None
+    return call.inputs[entry], call.outputs[leave]
+
+
+def _leads(trace: Trace, source: TensorRead, target: TensorRead) -> bool:
+    """Whether one tensor is made from another."""
+    assert source.producer is not None
+    for op in trace.upstream([target]):
+        if op.index <= source.producer.index:
+            return op is source.producer
+    return False
+
+
+# What an operation says about the channel axis of what it reads (rank → axis).
+_CHANNEL_FIRST = {"convolution", "native_batch_norm", "_native_batch_norm_legit_no_training",
+                  "native_group_norm", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
+                  "max_pool2d_with_indices", "avg_pool2d", "cudnn_batch_norm",
+                  "_native_batch_norm_legit"}  # fmt: skip
+_REDUCTIONS = {"mean", "sum", "amax", "max", "logsumexp"}
+
+
+def channel_axis(trace: Trace, read: TensorRead) -> int:
+    """Which axis of a tensor holds the channels, read off the operations that use or made it.
+
+    Convolutions and batch norm say axis 1, layer norm and linear layers say the last one, a mean
+    over some axes says the one that it leaves. Without evidence: axis 1 of maps, else the last.
+    """
+    tensor = read.tensor
+    if tensor.ndim == 2:
+        return 1
+    for axis in _evidence(trace, read):
+        return axis
+    return 1 if tensor.ndim == 4 else tensor.ndim - 1
+
+
+def _evidence(trace: Trace, read: TensorRead) -> Iterator[int]:
+    """Axes that operations point to: users first, in order, then the makers, latest first."""
+    order = {id(read.tensor): tuple(range(read.tensor.ndim))}  # axes of it, in terms of the tap's
+    start = 0 if read.producer is None else read.producer.index + 1
+    for op in trace.ops[start:]:
+        for user in op.reads:
+            axes = order.get(id(user.tensor))
+            if axes is None:
+                continue
+            said = _says(op, user.tensor)
+            if said is not None and axes[said] != 0:
+                yield axes[said]
+            for made in op.writes:
+                if op.name in {"aten.permute", "aten.transpose", "aten.t"}:
+                    order[id(made)] = _permuted(op, axes)
+                elif made.shape == user.tensor.shape:
+                    order[id(made)] = axes
+    maker = read.producer
+    while maker is not None and maker.writes and maker.writes[0].shape == read.tensor.shape:
+        said = _says(maker, maker.writes[0])
+        if said is not None and said != 0:
+            yield said
+        maker = next((r.producer for r in maker.reads if r.depends and r.producer), None)
+
+
+def _says(op: Op, tensor: torch.Tensor) -> int | None:
+    name, rank = op.name.removeprefix("aten."), tensor.ndim
+    if name in _CHANNEL_FIRST:
+        return 1
+    if name == "native_layer_norm":
+        return rank - 1 if len(op.args[1]) == 1 else None
+    if name in {"view", "_unsafe_view", "reshape"}:
+        # Positions folded into the batch for a matrix product: the last axis stays.
+        made = op.writes[0]
+        return rank - 1 if made.ndim == 2 and made.shape[-1] == tensor.shape[-1] else None
+    if name in _REDUCTIONS and len(op.args) > 1:
+        if op.writes[0].ndim == rank:
+            return None  # kept for broadcasting: a norm's statistics, not a pooling
+        dims = [op.args[1]] if isinstance(op.args[1], int) else list(op.args[1] or [])
+        left = set(range(1, rank)) - {dim % rank for dim in dims}
+        return left.pop() if len(left) == 1 else None
+    return None
+
+
+def _permuted(op: Op, axes: tuple[int, ...]) -> tuple[int, ...]:
+    if op.name == "aten.permute":
+        return tuple(axes[dim] for dim in op.args[1])
+    first, second = (0, 1) if op.name == "aten.t" else op.args[1:3]
+    swapped = list(axes)
+    swapped[first], swapped[second] = swapped[second], swapped[first]
+    return tuple(swapped)

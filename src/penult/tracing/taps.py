@@ -1,0 +1,291 @@
+"""The named places where hidden states can be read, found in a recorded forward pass.
+
+A tap names a module, a side of it and one of the tensors there, so that a plain hook can deliver
+it. Where no module's edge carries the tensor (a functional head, TorchScript's insides), it names
+an operation instead. Which axis is the channel is read off what the model itself does with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from penult.errors import HeadNotFound, TapError
+from penult.tracing.boundary import find_boundary
+from penult.tracing.head import VIEWS, Head, logits_of
+from penult.tracing.structure import channel_axis, find_blocks, first_float
+from penult.tracing.trace import Call, Op, TensorRead, Trace
+
+INPUT, OUTPUT = "input", "output"
+
+Place = tuple[str, str]  # a module and a side of it
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a tensor is read: the same fields as in `Tap`, and nothing of the tensor itself."""
+
+    module: str
+    side: str
+    index: int
+    call: int = 0
+    operation: str = ""
+    later: int = 0
+
+    @property
+    def place(self) -> Place:
+        """The module and its side."""
+        return self.module, self.side
+
+    @property
+    def words(self) -> str:
+        """`input of classifier`, `input of addmm in the model`."""
+        module = self.module or "the model"
+        if not self.operation:
+            return f"{self.side} of {module}"
+        number = f", {self.later} before the last" if self.later else ""
+        return f"{self.side} of {self.operation.removeprefix('aten.')}{number} in {module}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A place to read hidden states.
+
+    module: qualified name. side: what enters it or what leaves it. index: which of the tensors
+    there, flattened. call: which call of the module, counted from the last (0 is the last).
+    shape: as measured on the example, batch first. channel: the axis that pooling never touches.
+    operation: where it is not empty, side and index are of this operation, inside of the module.
+    later: how many operations of that name run in that module after it.
+    """
+
+    name: str
+    module: str
+    side: str
+    index: int
+    shape: tuple[int, ...]
+    channel: int
+    call: int = 0
+    operation: str = ""
+    later: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where it is read, in words: `input of classifier`, `input of addmm in the model`."""
+        return self.spot.words
+
+    @property
+    def spot(self) -> Spot:
+        """Where it is read."""
+        return Spot(self.module, self.side, self.index, self.call, self.operation, self.later)
+
+    @property
+    def width(self) -> int:
+        """Numbers per position."""
+        return self.shape[self.channel]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Axes over which pooling runs: time, tokens, or height and width."""
+        return tuple(i for i in range(1, len(self.shape)) if i != self.channel)
+
+    def describe(self, sequence: str = "position") -> str:
+        """The shape in words: `time 49 × channel 768`. sequence: what a single axis counts."""
+        names = {0: (), 1: (sequence,), 2: ("height", "width"), 3: ("time", "height", "width")}
+        roles = dict(zip(self.positions, names.get(len(self.positions), ()), strict=False))
+        roles[self.channel] = "channel"
+        return " × ".join(
+            f"{roles.get(axis, 'position')} {self.shape[axis]}"
+            for axis in range(1, len(self.shape))
+        )
+
+
+def find_taps(
+    trace: Trace, head: Head | None, module: nn.Module, base: str | None
+) -> dict[str, Tap]:
+    """Every named tap of a model: `backbone`, `prelogits`, `weighted`, `layer:0` … `layer:N`."""
+    entering = trace.reads if head is None else head.prelogits
+    before = {op.index for op in trace.upstream(entering)}
+    backbone = _backbone(trace, before, base)
+    taps = {"backbone": backbone} if backbone else {}
+    prelogits = _prelogits(trace, head) if head is not None else None
+    if prelogits is not None:
+        taps["prelogits"] = prelogits
+        taps.setdefault("backbone", _renamed(prelogits, "backbone"))
+    weighted = _weighted(trace, taps.get("backbone"))
+    if weighted is not None:
+        taps["weighted"] = weighted
+    for number, tap in enumerate(_layers(trace, before, module)):
+        taps[f"layer:{number}"] = _renamed(tap, f"layer:{number}")
+    return taps
+
+
+def tap_at(trace: Trace, name: str) -> Tap:
+    """The output of the module called `name`, as a tap.
+
+    Raises:
+        TapError: the model has no such module, or it gave no float tensor.
+    """
+    calls = trace.calls_of(name)
+    if not calls:
+        raise TapError(f"no module called {name!r} ran in the forward pass")
+    index = first_float(calls[-1].outputs)
+    if index is None:
+        raise TapError(f"{name!r} returns no float tensor with a batch axis")
+    return _tap(trace, name, calls[-1], OUTPUT, index)
+
+
+def _tap(trace: Trace, name: str, call: Call, side: str, index: int) -> Tap:
+    read = (call.inputs if side == INPUT else call.outputs)[index]
+    calls = trace.calls_of(call.module)
+    return Tap(
+        name=name,
+        module=call.module,
+        side=side,
+        index=index,
+        shape=tuple(read.tensor.shape),
+        channel=channel_axis(trace, read),
+        call=len(calls) - 1 - next(i for i, other in enumerate(calls) if other is call),
+    )
+
+
+def _renamed(tap: Tap, name: str) -> Tap:
+    return replace(tap, name=name)
+
+
+def _backbone(trace: Trace, before: set[int], base: str | None) -> Tap | None:
+    """What the named base returns first; else the last thing before the head with a position axis.
+
+    before: operations upstream of the head. A base that returns the logits, or something behind
+    the head, is no backbone.
+    """
+    end = max(before, default=0)
+    for call in reversed(trace.calls_of(base) if base else []):
+        index = first_float(call.outputs)
+        producer = call.outputs[index].producer if index is not None else None
+        # A norm of a base that the head leaves aside is not upstream of it, and still its end.
+        if index is not None and producer is not None and producer.index <= end:
+            return _tap(trace, "backbone", call, OUTPUT, index)
+    candidates = [
+        (producer.index, -call.module.count("."), call, index)
+        for call in trace.calls
+        if (index := first_float(call.outputs, least=3)) is not None
+        if (producer := call.outputs[index].producer) is not None and producer.index in before
+    ]
+    if not candidates:
+        return _backbone_inside(trace, before)
+    _, _, call, index = max(candidates, key=lambda candidate: candidate[:2])
+    return _tap(trace, "backbone", call, OUTPUT, index)
+
+
+def _backbone_inside(trace: Trace, before: set[int]) -> Tap | None:
+    """What an operation made last, before the head, that has more than one position.
+
+    Where no module's output has any: modules that are not seen being called, functional models.
+    """
+    batch = logits_of(trace.output).shape[0]
+    for op in reversed(trace.ops):
+        if op.index not in before or op.name in VIEWS or not op.depends:
+            continue
+        for index, made in enumerate(op.writes[:1]):
+            wide = sum(size > 1 for size in made.shape[1:]) >= 2
+            if wide and made.is_floating_point() and made.shape[0] == batch:
+                return _inside(trace, "backbone", op, OUTPUT, index)
+    return None
+
+
+def _prelogits(trace: Trace, head: Head) -> Tap | None:
+    """The one tensor that enters the head: its module's input, or an operation's operand."""
+    if len(head.names) == 1:
+        calls = trace.calls_of(head.names[0])
+        index = first_float(calls[-1].inputs) if calls else None
+        if index is not None:
+            return _tap(trace, "prelogits", calls[-1], INPUT, index)
+    try:
+        boundary = find_boundary(trace)
+    except HeadNotFound:
+        return None
+    if len(boundary.places) != 1 or boundary.tail.open:
+        return None  # several tensors, or one that is made only by moving what follows the head
+    place = boundary.places[0]
+    for op in trace.ops[place.at :]:
+        for index, read in enumerate(op.reads):
+            if read.tensor is place.tensor:
+                return _inside(trace, "prelogits", op, INPUT, index)
+    return None
+
+
+def _inside(trace: Trace, name: str, op: Op, side: str, index: int) -> Tap:
+    """A tensor of an operation as a tap. Counted from the end, where the head is: recurrent
+    layers run more often for longer inputs."""
+    read = op.reads[index] if side == INPUT else TensorRead(op.writes[index], op, op.depends)
+    alike = (o for o in trace.ops[op.index + 1 :] if (o.name, o.module) == (op.name, op.module))
+    return Tap(
+        name=name,
+        module=op.module,
+        side=side,
+        index=index,
+        shape=tuple(read.tensor.shape),
+        channel=channel_axis(trace, read),
+        operation=op.name,
+        later=sum(1 for _ in alike),
+    )
+
+
+def _weighted(trace: Trace, backbone: Tap | None) -> Tap | None:
+    """The checkpoint's own learned mix of layers: a weight with one number per layer, outside of
+    the backbone, meets a stack of hidden states; the mix is what the next module receives."""
+    if backbone is None:
+        return None
+    for op in trace.ops:
+        if op.name != "aten.mul" or not op.depends or op.module == backbone.module:
+            continue
+        mix = next((read for read in op.reads if not read.depends), None)
+        if (
+            mix is None
+            or mix.producer is None
+            or mix.tensor.numel() != max(mix.tensor.shape, default=0)
+        ):
+            continue
+        stacked = tuple(op.writes[0].shape)
+        if not trace.weights_used([mix]) or len(stacked) != len(backbone.shape) + 1:
+            continue
+        layers = len(stacked) - mix.tensor.ndim + mix.tensor.shape.index(mix.tensor.numel())
+        tap = _receiver(trace, op, stacked[:layers] + stacked[layers + 1 :])
+        if tap is not None:
+            return tap
+    return None
+
+
+def _receiver(trace: Trace, source: Op, shape: tuple[int, ...]) -> Tap | None:
+    """The first module behind `source` that receives a tensor of the given shape made from it."""
+    behind = {source.index}
+    for op in trace.ops[source.index + 1 :]:
+        if any(read.producer is not None and read.producer.index in behind for read in op.reads):
+            behind.add(op.index)
+    for call in sorted(trace.calls, key=lambda call: call.first):
+        if call.first <= source.index:
+            continue
+        for index, read in enumerate(call.inputs):
+            made = read.producer is not None and read.producer.index in behind
+            if made and tuple(read.tensor.shape) == shape:
+                return _tap(trace, "weighted", call, INPUT, index)
+    return None
+
+
+def _layers(trace: Trace, before: set[int], module: nn.Module) -> list[Tap]:
+    """What enters the first of the model's repeated blocks, and what leaves each of them."""
+    return _block_taps(trace, find_blocks(trace, before, module))
+
+
+def _block_taps(trace: Trace, names: Sequence[str]) -> list[Tap]:
+    taps = []
+    for number, name in enumerate(names):
+        call = trace.calls_of(name)[-1]
+        if number == 0:
+            index = first_float(call.inputs, least=3)
+            taps.append(_tap(trace, name, call, INPUT, index or 0))
+        index = first_float(call.outputs, least=3)
+        taps.append(_tap(trace, name, call, OUTPUT, index or 0))
+    return taps

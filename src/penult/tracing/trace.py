@@ -1,0 +1,372 @@
+"""Record one real forward pass: every operation, which module ran it, and what it read and
+wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from penult.locking import lock_of
+
+# What gives the place of the largest: a whole number that chooses, and no length.
+_CHOOSING = {f"aten.{name}" for name in ("argmax", "argmin", "max", "min", "topk", "sort")}
+
+# How values leave torch without an operation.
+_LEAVING = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
+
+
+def read_values(result: Any, makers: Sequence[str]) -> bool:
+    """Whether what an operation gave to Python may decide something. makers: names of the
+    operations that had made what it read."""
+    if isinstance(result, bool | float):
+        return True
+    return isinstance(result, int) and bool(_CHOOSING & set(makers))
+
+
+def inverted(value: Any, forced: float) -> Any:
+    """Something else to tell Python. forced: what takes the place of a float."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return 0 if value else 1
+    if isinstance(value, float):
+        return forced
+    if isinstance(value, list):
+        return [one if type(one) is int else inverted(one, forced) for one in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "bf":
+        return ~value if value.dtype.kind == "b" else np.full_like(value, forced)
+    return value
+
+
+class Listener(TorchFunctionMode):
+    """Sees the values that leave torch by `.tolist()` and `.numpy()`. depends: whether a tensor
+    is made from the input. told: what Python gets instead of such a value."""
+
+    def __init__(self, depends: Callable[[torch.Tensor], bool], told: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._depends, self._told = depends, told
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return self._told(result) if func in _LEAVING and self._depends(args[0]) else result
+
+
+@dataclass(slots=True)
+class TensorRead:
+    """A tensor as an operation or a module saw it, and the operation that had made it by then.
+
+    producer is None for what the trace did not see being made: inputs, weights, constants.
+    """
+
+    tensor: torch.Tensor
+    producer: Op | None
+    depends: bool  # on the model's input
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """One recorded operation."""
+
+    index: int
+    name: str  # "aten.addmm"
+    module: str  # qualified name of the innermost module that was running, "" for the root
+    reads: list[TensorRead]
+    writes: list[torch.Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    depends: bool
+    func: Any = None  # what to call to run it again
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call of a module: what came in and what went out, flattened."""
+
+    module: str
+    inputs: list[TensorRead]
+    outputs: list[TensorRead] = field(default_factory=list)
+    first: int = 0  # index of the first operation inside
+    last: int = 0  # one past the last operation inside
+
+
+@dataclass(slots=True)
+class Trace:
+    """A recorded forward pass. output: whatever the module returned; reads: its tensors."""
+
+    ops: list[Op]
+    calls: list[Call]
+    output: Any
+    reads: list[TensorRead]
+    leaves: dict[int, str]  # storage → name of the parameter or buffer that lives there
+    decisions: list[str]  # modules in which Python read values that depend on the input
+    makers: dict[int, Op] = field(default_factory=dict)  # id of a tensor → what first returned it
+    past: dict[int, list[tuple[int, torch.Tensor]]] = field(default_factory=dict)
+
+    def value(self, tensor: torch.Tensor, at: int) -> torch.Tensor:
+        """What a tensor held when operation number `at` was about to run."""
+        for overwritten, before in self.past.get(id(tensor), ()):
+            if overwritten >= at:
+                return before
+        return tensor
+
+    def name_of(self, tensor: torch.Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, or is a view of."""
+        return self.leaves.get(_storage(tensor))
+
+    def calls_of(self, module: str) -> list[Call]:
+        """Every call of a module, in the order in which they ended."""
+        return [call for call in self.calls if call.module == module]
+
+    def upstream(self, roots: Sequence[TensorRead]) -> Iterator[Op]:
+        """Every operation that the given tensors depend on, latest first."""
+        pending = {read.producer.index: read.producer for read in roots if read.producer}
+        while pending:
+            op = pending.pop(max(pending))
+            yield op
+            for read in op.reads:
+                if read.producer is not None:
+                    pending[read.producer.index] = read.producer
+
+    def weights_used(self, roots: Sequence[TensorRead]) -> set[str]:
+        """Names of the parameters and buffers that the given tensors depend on."""
+        reads = [read for op in self.upstream(roots) for read in op.reads]
+        names = (self.name_of(read.tensor) for read in [*reads, *roots] if read.producer is None)
+        return {name for name in names if name is not None}
+
+
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """Every tensor in nested containers, and in the attributes of objects that are none."""
+    found = []
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type):
+            inner = tree_leaves(list(vars(leaf).values()))
+            found += [value for value in inner if isinstance(value, torch.Tensor)]
+    return found
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    # A tensor of no elements has no address of its own.
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and opaque (mkldnn) tensors have none
+        return id(tensor)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(
+        self, inputs: Sequence[torch.Tensor], decide: Callable[[Any], Any] | None = None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._decide = decide
+        self.decisions: list[str] = []
+        self.ops: list[Op] = []
+        self.calls: list[Call] = []
+        self.stack: list[Call] = []
+        self._made: dict[int, tuple[torch.Tensor, Op]] = {}  # id → (kept alive, its operation)
+        self._written: dict[int, Op] = {}  # storage → the last operation that wrote to it
+        self._inputs = {_storage(tensor) for tensor in inputs}
+        self._living: dict[int, dict[int, torch.Tensor]] = {}  # storage → what was seen on it
+        self.makers: dict[int, Op] = {}
+        self.past: dict[int, list[tuple[int, torch.Tensor]]] = {}
+
+    def read(self, tensor: torch.Tensor) -> TensorRead:
+        made = self._made.get(id(tensor))
+        written = self._written.get(_storage(tensor))
+        producer = made[1] if made is not None else None
+        if written is not None and (producer is None or written.index > producer.index):
+            producer = written
+        depends = producer.depends if producer else _storage(tensor) in self._inputs
+        return TensorRead(tensor, producer, depends)
+
+    def reads(self, values: Any) -> list[TensorRead]:
+        return [self.read(leaf) for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+    def told(self, value: Any) -> Any:
+        """What Python is told of a value that depends on the input."""
+        self.decisions.append(self.stack[-1].module if self.stack else "")
+        return value if self._decide is None else self._decide(value)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        reads = self.reads((args, kwargs))
+        mutated = list(_mutated(func, args, kwargs))
+        for read in reads:
+            self._living.setdefault(_storage(read.tensor), {})[id(read.tensor)] = read.tensor
+        for storage in {_storage(tensor) for tensor in mutated}:
+            for key, tensor in self._living.get(storage, {}).items():
+                self.past.setdefault(key, []).append((len(self.ops), tensor.clone()))
+        if str(func.overloadpacket) == "aten.nonzero" and any(read.depends for read in reads):
+            args = (args[0] == 0,) if self.told(True) is False else args
+        result = func(*args, **kwargs)
+        writes = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        op = Op(
+            index=len(self.ops),
+            name=str(func.overloadpacket),
+            module=self.stack[-1].module if self.stack else "",
+            reads=reads,
+            writes=writes,
+            args=args,
+            kwargs=kwargs,
+            depends=any(read.depends for read in reads),
+            func=func,
+        )
+        self.ops.append(op)
+        if op.depends and read_values(result, [r.producer.name for r in reads if r.producer]):
+            return self.told(result)
+        for tensor in writes:
+            self._made[id(tensor)] = (tensor, op)
+            self.makers.setdefault(id(tensor), op)
+            self._living.setdefault(_storage(tensor), {})[id(tensor)] = tensor
+        for tensor in mutated:
+            self._written[_storage(tensor)] = op
+        return result
+
+
+def _mutated(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors that an operation writes to in place, read off its schema."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[position] if position < len(args) else kwargs.get(argument.name)
+        yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+class _Swapper(_Recorder):  # type: ignore[no-untyped-call]
+    """Writes other values into operands, each just before its operation runs; records nothing."""
+
+    def __init__(self, swaps: Mapping[Address, Sequence[tuple[int, torch.Tensor]]]) -> None:
+        super().__init__([])
+        self._swaps = swaps
+        self._ran: dict[tuple[str, str], int] = {}
+        self.swapped = 0
+
+    def reads(self, values: Any) -> list[TensorRead]:
+        return []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        key = str(func.overloadpacket), self.stack[-1].module if self.stack else ""
+        self._ran[key] = self._ran.get(key, 0) + 1
+        leaves, spec = tree_flatten((args, kwargs or {}))
+        places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        for number, value in self._swaps.get((*key, self._ran[key] - 1), ()):
+            tensor = leaves[places[number]]
+            if 0 in tensor.stride():  # several positions share their memory
+                leaves[places[number]] = value.clone()
+            else:
+                tensor.copy_(value)
+            self.swapped += 1
+        args, kwargs = tree_unflatten(leaves, spec)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _watching(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Keep the recorder's stack of running modules; every hook is gone afterwards."""
+    handles: list[Any] = []
+
+    def enter(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            call = Call(name, recorder.reads((args, kwargs)), first=len(recorder.ops))
+            recorder.stack.append(call)
+
+        return hook
+
+    def leave(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            call = recorder.stack.pop()
+            while call.module != name:  # a child that raised, and was caught further out
+                call = recorder.stack.pop()
+            call.outputs, call.last = recorder.reads(output), len(recorder.ops)
+            recorder.calls.append(call)
+
+        return hook
+
+    with lock_of(module):
+        try:
+            for name, child in module.named_modules():
+                if isinstance(child, torch.jit.ScriptModule):
+                    continue  # takes no hooks; its operations are seen all the same
+                handles.append(child.register_forward_pre_hook(enter(name), with_kwargs=True))
+                handles.append(child.register_forward_hook(leave(name), with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+# An operation of a forward pass: its name, its module, and how many such ran before it.
+Address = tuple[str, str, int]
+
+
+def address_of(trace: Trace, op: Op) -> Address:
+    """Where to find an operation again in a pass over another input of the same shape."""
+    before = sum(o.name == op.name and o.module == op.module for o in trace.ops[: op.index])
+    return op.name, op.module, before
+
+
+def run_swapped(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    swaps: Mapping[Address, Sequence[tuple[int, torch.Tensor]]],
+) -> Any:
+    """What the module returns when operands are overwritten: per operation, which of its tensors
+    and with what. None if not all of these operations ran."""
+    swapper = _Swapper(swaps)
+    with torch.no_grad(), _watching(module, swapper), swapper:
+        output = module(*args, **kwargs)
+    return output if swapper.swapped == sum(len(swap) for swap in swaps.values()) else None
+
+
+def record(
+    module: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    decide: Callable[[Any], Any] | None = None,
+) -> Trace:
+    """Run `module(*args, **kwargs)` once, without gradients, and record it.
+
+    decide: what Python is told instead of values that depend on the input.
+
+    The module's weights, buffers, hooks and mode are as before afterwards. The trace keeps every
+    intermediate tensor alive: use short inputs, and let go of it soon.
+    """
+    kwargs = dict(kwargs or {})
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    recorder = _Recorder(tensors, decide)
+    listening = Listener(lambda tensor: recorder.read(tensor).depends, recorder.told)
+    with torch.no_grad(), _watching(module, recorder), listening, recorder:
+        output = module(*args, **kwargs)
+    leaves = {
+        _storage(tensor): name
+        for source in (module.named_buffers, module.named_parameters)
+        for name, tensor in source(remove_duplicate=False)
+    }
+    return Trace(
+        recorder.ops,
+        recorder.calls,
+        output,
+        [recorder.read(tensor) for tensor in tensors_in(output)],
+        leaves,
+        recorder.decisions,
+        recorder.makers,
+        recorder.past,
+    )

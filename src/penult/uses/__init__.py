@@ -1,1 +1,0 @@
-"""What vectors are good for: clusters, maps, probes, searches. Numpy in; knows no models."""

@@ -1,0 +1,1 @@
+"""Pictures and pages: plots, the map page, reports."""

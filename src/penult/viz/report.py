@@ -1,0 +1,261 @@
+"""A choice or an evaluation as JSON, as a picture, or as one HTML file that needs no network.
+
+Knows the small objects that it shows; nothing of models or collections.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from penult.analysis.candidates import Setting
+from penult.analysis.evaluation import Evaluation
+from penult.analysis.metrics import LabelFreeRank
+from penult.analysis.selection import Choice, Score
+from penult.errors import StoreError, UsageError
+from penult.extras import require
+
+KINDS = (".html", ".json", ".png")
+SHOWN = "in a crowd"  # the measure of the picture
+
+_LONG = 45  # letters of a cell that may wrap
+_STYLE = (
+    "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem}"
+    "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem .2rem 0;"
+    "text-align:left;border-bottom:1px solid #ddd;vertical-align:top}th{color:#555}"
+    ".n{white-space:nowrap}.w{width:14rem}"
+    ".b{background:#4878a8;height:.6rem;display:inline-block}.i{color:#777}img{max-width:100%}"
+)
+
+
+def check_kind(path: str | os.PathLike[str], kinds: Sequence[str] = KINDS) -> None:
+    """Refuse a report of an unknown kind before any work is done.
+
+    Raises:
+        UsageError: the name ends otherwise, or its folder is not there.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in kinds:
+        raise UsageError(f"--report {path}: the name has to end in {' or '.join(kinds)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--report {path}: there is no folder {path.absolute().parent}")
+
+
+def write(path: str | os.PathLike[str], data: str | bytes) -> None:
+    """Written aside, then renamed.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        aside.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def setting_document(setting: Setting) -> dict[str, Any]:
+    """A setting for JSON."""
+    return {"readings": list(setting.readings), "space": setting.space}
+
+
+def choice_document(choice: Choice) -> dict[str, Any]:
+    """A choice for JSON."""
+    return {
+        "setting": setting_document(choice.setting),
+        "kept_the_notebooks_recipe": choice.kept,
+        "judged_on": choice.judged_on,
+        "ways": choice.ways,
+        "shots": choice.shots,
+        "finalists": [
+            {
+                "name": one.name,
+                "setting": setting_document(one.setting),
+                "accuracy": one.value.as_dict(),
+                "gain": one.gain.as_dict(),
+            }
+            for one in choice.finalists
+        ],
+        "candidates": [
+            {
+                **setting_document(one.setting),
+                **{name: found.as_dict() for name, found in one.measured.items()},
+                "ranked_by": one.rank_value,
+            }
+            for one in choice.scores
+        ],
+        "notes": list(choice.notes),
+    }
+
+
+def free_document(free: Sequence[LabelFreeRank]) -> list[dict[str, Any]]:
+    """Readings ranked without labels, for JSON."""
+    return [{"reading": o.reading, "rank_me": o.rank_me, "alpha_req": o.alpha} for o in free]
+
+
+def evaluation_document(found: Evaluation) -> dict[str, Any]:
+    """An evaluation for JSON."""
+    return {
+        "space": found.space,
+        "items": found.items,
+        "classes": found.classes,
+        "groups": found.groups,
+        "ways": found.ways,
+        "shots": found.shots,
+        "estimates": {name: one.as_dict() for name, one in found.estimates.items()},
+        "figures": dict(found.figures),
+        "one_shot_by_class": dict(found.per_class),
+        "notes": list(found.notes),
+    }
+
+
+def choice_picture(choice: Choice) -> bytes:
+    """PNG: the score by layer, one line for each pooling, in its best space.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    require("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    lines: dict[str, dict[int, Score]] = {}
+    others: dict[str, Score] = {}
+    for score in choice.scores:
+        tap, _, pooling = score.setting.readings[0].partition(" ")
+        kind, _, number = tap.partition(":")
+        places: dict[Any, Score] = lines.setdefault(pooling, {}) if kind == "layer" else others
+        key = int(number) if kind == "layer" else f"{tap} {pooling}"
+        if key not in places or _height(score) > _height(places[key]):
+            places[key] = score
+    for pooling, scores in sorted(lines.items()):
+        layers = sorted(scores)
+        if layers:
+            heights = [100 * _height(scores[layer]) for layer in layers]
+            line = axes.plot(layers, heights, marker="o", ms=3, label=pooling)[0]
+            low = [100 * scores[layer].measured[SHOWN].low for layer in layers]
+            high = [100 * scores[layer].measured[SHOWN].high for layer in layers]
+            axes.fill_between(layers, low, high, alpha=0.08, color=line.get_color())
+    for name, style in ((choice.finalists[0].setting.readings[0], "--"), ("prelogits mean", ":")):
+        if name in others:
+            axes.axhline(100 * _height(others[name]), ls=style, c="0.3", lw=1, label=name)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("one example of its class nearest among 20, %")
+    axes.set_title("Each layer and pooling in its best space, with 95 % intervals", fontsize=10)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _height(score: Score) -> float:
+    return score.measured[SHOWN].value
+
+
+def choice_page(choice: Choice, title: str) -> str:
+    """A choice as one HTML file; with the picture where matplotlib is installed."""
+    try:
+        picture = base64.b64encode(choice_picture(choice)).decode()
+        image = f'<img alt="score by layer" src="data:image/png;base64,{picture}">'
+    except UsageError:
+        image = "<p class=i>No picture: matplotlib is not installed.</p>"
+    measures = list(choice.scores[0].measured) if choice.scores else []
+    finalists = _table(
+        ["way to choose", f"on {choice.judged_on}", "gain over the notebook's recipe", "setting"],
+        [[o.name, o.value.words(), o.gain.words(), o.setting.words()] for o in choice.finalists],
+    )
+    candidates = _table(
+        ["reading", "space", *measures],
+        [
+            [one.setting.words().rpartition(", ")[0], one.setting.space]
+            + [one.measured[name].words() for name in measures]
+            for one in choice.scores
+        ],
+    )
+    kept = " (the notebook's recipe was kept)" if choice.kept else ""
+    notes = "".join(f"<p class=i>{escape(note)}</p>" for note in choice.notes)
+    return _page(
+        title,
+        f"<p>Chosen: <b>{escape(choice.setting.words())}</b>{kept}</p>{notes}{image}"
+        f"<h2>Finalists, judged on {choice.judged_on}</h2>{finalists}"
+        f"<h2>Every reading in every space</h2><p class=i>{choice.ways}-way episodes; few-shot: "
+        f"{choice.shots} examples.</p>{candidates}",
+    )
+
+
+def evaluation_page(found: Evaluation, title: str) -> str:
+    """An evaluation as one HTML file."""
+    estimates = _table(
+        ["measure", "value (95 % interval)", ""],
+        [[name, one.words(), _Bar(one.value)] for name, one in found.estimates.items()],
+    )
+    figures = _table(
+        ["measure", "value"], [[name, f"{value:.4f}"] for name, value in found.figures.items()]
+    )
+    classes = _table(
+        ["class", f"{found.ways}-way 1-shot", ""],
+        [[name, f"{100 * value:.1f} %", _Bar(value)] for name, value in found.per_class.items()],
+    )
+    notes = "".join(f"<p class=i>{escape(note)}</p>" for note in found.notes)
+    return _page(
+        title,
+        f"<p>{found.items:,} items, {found.classes:,} classes, {found.groups:,} groups; space "
+        f"{escape(found.space)}.</p>{notes}{estimates}{figures}"
+        f"<h2>By class, the hardest first</h2>{classes}",
+    )
+
+
+class _Bar(float):
+    """A share that is drawn as a bar."""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<table><tr>{cells}</tr>{lines}</table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, _Bar):
+        share = min(max(value, 0.0), 1.0) if value == value else 0.0
+        return (
+            f'<td style="width:14rem"><span class=b style="width:{100 * share:.1f}%"></span></td>'
+        )
+    text = str(value)
+    # A row is one line: figures, intervals and names do not wrap, long settings do.
+    return f"<td>{escape(text)}</td>" if len(text) > _LONG else f"<td class=n>{escape(text)}</td>"
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>\n"
+    )
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """Strict JSON: values that it has no word for become null."""
+    import json
+    import math
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(dict(document)), ensure_ascii=False, indent=2) + "\n"
