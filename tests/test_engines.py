@@ -96,10 +96,10 @@ def test_what_disagrees_is_dropped(
 
         return wrong
 
-    opened = choosing.open_way
+    opened = choosing.open_mode
     monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("other")))
     monkeypatch.setattr(choosing, "LONG", 0.0)
-    monkeypatch.setattr(choosing, "open_way", off)
+    monkeypatch.setattr(choosing, "open_mode", off)
     emb = Embedder.from_classifier(load(tiny), engine="auto")
     emb.run(CLIPS)
     assert emb.choice is not None and emb.way.engine != "openvino"

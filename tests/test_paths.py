@@ -236,14 +236,14 @@ CALLS: dict[str, Call] = {
     "export.write_csv(out)": lambda w, p: _written(
         w, ".csv", p, lambda path: export.write_csv(path, pa.table({"a": [1]}))
     ),
-    "joining.joined(table)": lambda w, p: (
+    "probe_io.joined(table)": lambda w, p: (
         probe_io.joined(p(w.table), [str(w.one)], ["whole"]).values
     ),
-    "probefiles.check_suffix(path)": lambda w, p: probe_io.check_suffix(p(w.probe)),
-    "probefiles.save(path)": _probe,
-    "probefiles.load(path)": lambda w, p: probe_io.load(p(w.probe)).predict(w.rows.vectors()[1]),
-    "reports.check_kind(path)": lambda w, p: report.check_kind(p(w.new(".html"))),
-    "reports.write(path)": lambda w, p: _written(
+    "probe_io.check_suffix(path)": lambda w, p: probe_io.check_suffix(p(w.probe)),
+    "probe_io.save(path)": _probe,
+    "probe_io.load(path)": lambda w, p: probe_io.load(p(w.probe)).predict(w.rows.vectors()[1]),
+    "report.check_kind(path)": lambda w, p: report.check_kind(p(w.new(".html"))),
+    "report.write(path)": lambda w, p: _written(
         w, ".html", p, lambda path: report.write(path, "page")
     ),
 }

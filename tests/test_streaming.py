@@ -197,7 +197,7 @@ def test_lengths_are_counted_where_the_header_guesses(recordings):
 MEASURE = """
 import json, sys
 from pathlib import Path
-from penult.data.files import audio
+from penult.data import audio
 from penult.data.regions import Region, windows
 
 def resident():  # the most so far, in MB; what getrusage says begins with the parent's

@@ -32,7 +32,7 @@ WANTED = DecodeTarget("audio", RATE)
 CRASHING = """
 import os, sys, time
 if "from penult.data.decode import serve" in " ".join(sys.orig_argv):
-    from penult.data.files import audio
+    from penult.data import audio
     load_many = audio.load_many
     def failing(content, *rest, **named):
         if "crash" in content.name:

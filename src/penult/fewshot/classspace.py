@@ -154,12 +154,12 @@ class ClassSpace:
 
     source: an embedder, or a collection, in which examples are kept as marks. space: a recipe of
     `penult.analysis.space.fit`, fitted to the collection's rows or else to the examples; `auto`
-    centres where there are twenty or more of them. method: prototype, knn, ridge or logistic; None chooses
-    by cross-validation. several: whether an item may be of more than one class; None sees it from
-    the examples. unknown: about this share of the items of known classes is called unknown, at
-    most; 0 calls nothing unknown. groups: where it stands what examples must not share with those
-    that they are tried on, such as their speaker: a column, `folder` or a pattern of the path.
-    Without it the level holds for items of the same speakers, sites and days as the examples.
+    centres where there are twenty or more of them. method: prototype, knn, ridge or logistic; None
+    chooses by cross-validation. several: whether an item may be of more than one class; None sees
+    it from the examples. unknown: about this share of the items of known classes is called unknown,
+    at most; 0 calls nothing unknown. groups: where it stands what examples must not share with
+    those that they are tried on, such as their speaker: a column, `folder` or a pattern of the
+    path. Without it the level holds for items of the same speakers, sites and days as the examples.
     """
 
     def __init__(
