@@ -74,7 +74,18 @@ FORMS: dict[str, tuple[Callable[[], Net], list[str], Callable[..., Any], Callabl
         lambda: Net(lambda m, h, x: m.fc(h), fc=fc()),
         ["fc"], lambda m, h: h, lambda m, z: layer(m.fc, z),
     ),
-    "the mean of a layer on each frame": (
+    "frames first": (
+        lambda: Net(lambda m, h, x: m.fc(h).transpose(0, 1), fc=fc()),
+        ["fc"], lambda m, h: h, lambda m, z: layer(m.fc, z).transpose(1, 0, 2),
+    ),
+    "beside the normed": (
+        lambda: Net(lambda m, h, x: (lambda z: m.a(z) + m.b(m.norm(z)))(h.mean(1)), a=fc(), b=fc(),
+                    norm=nn.LayerNorm(D, elementwise_affine=False)),
+        ["a", "b"], lambda m, h: h.mean(1),
+        lambda m, z: layer(m.a, z) + layer(m.b, (z - z.mean(1, keepdims=True))
+                                           / np.sqrt(z.var(1, keepdims=True) + 1e-5)),
+    ),
+    "the largest of a layer on each frame": (
         lambda: Net(lambda m, h, x: m.fc(h).max(1).values, fc=fc()),
         ["fc"], lambda m, h: h, lambda m, z: layer(m.fc, z).max(1),
     ),
@@ -160,6 +171,30 @@ def test_a_pass_of_means_is_moved_in_front() -> None:
     hidden = frames(model)
     close(z, hidden if z.ndim == 3 else hidden.mean(1))
     close(cut.logits(z), layer(model.fc, hidden.mean(1)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("behind", ["mean", "first", "half of two"])
+def test_frames_in_the_batch_are_taken_out_of_it(behind: str, bias: bool) -> None:
+    """A head over (B · T, D) whose scores are averaged or picked: one vector per item."""
+
+    def pick(values: Any) -> Any:
+        return {"mean": values.mean(1), "first": values[:, 0],
+                "half of two": (values[:, 1] + values[:, 3]) / 2}[behind]  # fmt: skip
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        return pick(m.fc(h.reshape(-1, D)).reshape(len(x), -1, K))
+
+    model = Net(after, fc=nn.Linear(D, K, bias=bias)).eval()
+    cut = penult.split(model, X)
+    assert cut.certificate.ok, cut.certificate
+    assert cut.head.names == ["fc"]
+    for x in (X, OTHER, X[:1]):
+        z = cut.prelogits(x)
+        assert isinstance(z, Tensor) and len(z) == len(x)
+        if behind != "half of two":
+            close(z, pick(frames(model, x)))
+        close(cut.logits(z), numbers(model(x)))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -599,6 +634,18 @@ def test_two_passes_that_differ() -> None:
     assert figures(refused)["same twice"] == pytest.approx(0.02 / largest, rel=1e-3)
 
 
+def test_a_first_pass_without_scores() -> None:
+    """What a model returns on its first call only is not what is cut."""
+    calls = []
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Any:
+        calls.append(1)
+        return m.fc(h.mean(1)) if len(calls) > 1 else {"ids": x.argmax(1)}
+
+    refused = penult.split(Net(after, fc=fc()).eval(), X).certificate
+    assert "two passes over the same input differ by inf" in refused.refusal
+
+
 def leaking(share: float) -> tuple[Any, float]:
     """The certificate of a model whose logits get something of the input where no trace sees it,
     and how much that is between the two inputs, relative to the largest logit."""
@@ -655,6 +702,11 @@ def test_a_certificate_in_words() -> None:
     assert type(bad).from_dict(document).to_dict() == document
 
 
+class Gate(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z if float(z.max()) < 1e9 else 2 * z
+
+
 def test_decisions_that_change_the_scores() -> None:
     """A branch that this input never takes is tried, and where it changes the scores, named."""
 
@@ -669,6 +721,10 @@ def test_decisions_that_change_the_scores() -> None:
     assert not refused.ok
     assert "(in the model) decide how the scores are computed" in refused.refusal
     assert "logits(prelogits(x)) is off by 5.0e-01" in refused.refusal
+    within = Net(lambda m, h, x: m.gate(m.fc(h.mean(1))) * (1 + float(h.max() > 5)), fc=fc(),
+                 gate=Gate()).eval()  # fmt: skip
+    two = penult.split(within, X).certificate
+    assert "(in gate, the model) decide how" in two.refusal
     assert refused.checks[-1].name == "control flow" and not refused.checks[-1].passed
     # Twice the scores, relative to the largest of them.
     assert refused.checks[-1].figure == pytest.approx(0.5, rel=1e-3)
