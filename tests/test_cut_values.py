@@ -578,6 +578,100 @@ def test_two_inputs_that_are_too_alike_prove_nothing() -> None:
     assert f"differ by {power.figure:.0f} tolerances" in refused.refusal
 
 
+@pytest.mark.parametrize(("power", "enough"), [(1100, True), (1900, True), (900, False)])
+def test_a_thousand_tolerances_are_needed(power: float, enough: bool) -> None:
+    """A second input that differs by so much: taken, or others are made up."""
+    model = Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc()).double().eval()
+    x, other = X.double(), OTHER.double()
+    largest = model(x).abs().max()
+
+    def power_at(share: float) -> float:
+        moved = model(x + share * (other - x)) - model(x)
+        return float(moved.abs().max() / largest) / TOLERANCE
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power_at(middle) > power else (middle, high)
+    given = x + high * (other - x)
+    certificate = penult.split(model, x, other_inputs=given).certificate
+    assert certificate.ok
+    (check,) = [check for check in certificate.checks if check.name == "power"]
+    if enough:
+        assert certificate.power == pytest.approx(power, rel=1e-3)
+        assert check.note.endswith("the two given inputs")
+    else:
+        assert certificate.power > 1000 and check.note.endswith("of two inputs")
+
+
+def test_scores_that_are_ruled_out_by_the_input_are_no_power() -> None:
+    """Minus infinity for another class with every input: what differs is not a number."""
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        unseen = torch.from_numpy(x.detach().numpy()[:, 0, :K] > 0)
+        return m.fc(h.mean(1)).masked_fill(unseen, -torch.inf)
+
+    refused = penult.split(Net(after, fc=fc()).eval(), X).certificate
+    assert not refused.ok
+    assert "differ by inf tolerances" in refused.refusal
+
+
+def test_advice_is_given_once() -> None:
+    """The head's name helps where a head was not found, and is not asked for elsewhere."""
+    model = Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc()).eval()
+    refused = penult.split(model, X, missing=["fc.weight"]).certificate.refusal
+    assert refused == (
+        "fc.weight on the way to the logits was not loaded: the scores are random; name the module "
+        "that is the head (head=), or read the model at another tap"
+    )
+    three = ["fc.weight", "fc.bias", "up.bias"]
+    refused = penult.split(model, X, missing=three).certificate.refusal
+    assert refused.startswith("fc.bias, fc.weight, up.bias on the way")
+    encoder = Net(lambda m, h, x: m.norm(m.fc(h.mean(1))), fc=fc(), norm=nn.LayerNorm(K)).eval()
+    assert penult.split(encoder, X).certificate.refusal.count("head=") == 1
+    flat = Net(lambda m, h, x: m.fc(1e-4 * h.mean(1)) + 100, fc=fc()).eval()
+    refused = penult.split(flat, X).certificate.refusal
+    assert refused.endswith("that the model tells apart, or check its weights")
+    nan = Net(lambda m, h, x: m.fc(h.mean(1)) * float("nan"), fc=fc()).eval()
+    assert "head=" not in penult.split(nan, X).certificate.refusal
+
+
+def test_inputs_that_the_model_refuses_are_not_held_against_it() -> None:
+    """Two of another batch and length: of a fixed length, and of a fixed batch too."""
+
+    def strict(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        if x.shape != X.shape:
+            raise RuntimeError("two items of five frames")
+        return m.fc(h.mean(1))
+
+    for model, refusals in (
+        (Net(lambda m, h, x: m.fc(h.flatten(1)), fc=fc(T * D)), 0),
+        (Net(strict, fc=fc()), 2),
+    ):
+        certificate = penult.split(model.eval(), X).certificate
+        assert certificate.ok
+        trips = [check for check in certificate.checks if check.name == "round trip"]
+        assert len(trips) == 3 and all(check.passed for check in trips)
+        without = [check for check in trips if check.figure is None]
+        assert len(without) == refusals
+        assert all(one.note.endswith("not applicable, the model refuses it") for one in without)
+
+
+def test_what_enters_the_head_has_another_shape_for_the_other_input() -> None:
+    """As many frames as the input says: those of another one do not fit."""
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        chosen = h[:, : int((x.detach().numpy()[:, :, 0] > 0).sum())]
+        return m.fc(chosen).view(len(h), chosen.shape[1], K).amax(1)
+
+    x, other = X.clone(), X.clone() + 1
+    x[:, :, 0], other[:, :, 0] = -1, -1
+    x[0, :2, 0], other[0, :4, 0] = 1, 1
+    refused = penult.split(Net(after, fc=fc()).eval(), x, other_inputs=other).certificate
+    assert not refused.ok
+    assert "with the head's input exchanged the logits are off by inf" in refused.refusal
+
+
 def test_missing_weights_are_counted() -> None:
     model = Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc(), side=fc()).eval()
     names = ["fc.weight", "up.bias", "up.weight", "side.weight", "nowhere"]
@@ -698,6 +792,8 @@ def test_a_certificate_in_words() -> None:
     assert lines[-1] == (f"  NO interchange {expected:.2g}: head's input taken from another run")
     document = bad.to_dict()
     assert document["max_error"] is None and document["ok"] is False
+    assert list(document) == ["ok", "max_error", "power", "checks", "refusal"]
+    assert isinstance(document["checks"], list)
     assert document["checks"][-1]["figure"] == pytest.approx(expected, rel=1e-3)
     assert type(bad).from_dict(document).to_dict() == document
 
