@@ -70,7 +70,7 @@ def test_public_names() -> None:
     for name in penult.__all__:
         assert getattr(penult, name) is not None
     with pytest.raises(AttributeError):
-        _ = penult.no_such_name
+        _ = penult.no_such_name  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("code", ["import penult", "from penult.cli import run; run(['--help'])"])
