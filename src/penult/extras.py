@@ -1,4 +1,4 @@
-"""Optional dependencies: the one place that imports them, and knows which extra brings them."""
+"""Optional dependencies and plugins: what other packages bring, found and imported in one place."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import importlib
 import sys
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
-from penult.errors import MissingExtra
+from penult.errors import MissingExtra, UsageError, first_line
 
 # import name -> (extra of this package, what it is needed for)
 EXTRAS = {
@@ -71,3 +72,38 @@ def require(module: str) -> ModuleType:
             f"{package} is not installed; it is needed for {purpose}. "
             f"Install it with: pip install 'penult[{extra}]'"
         ) from error
+
+
+# Groups of entry points by which another package adds to this one, and what each adds.
+LOADERS, POOLINGS, ENGINES = "penult.loaders", "penult.poolings", "penult.engines"
+PLUGINS = {LOADERS: "loader", POOLINGS: "pooling", ENGINES: "engine"}
+
+
+def plugins(group: str) -> dict[str, EntryPoint]:
+    """The entry points of installed packages in a group, by name; read from their metadata, none
+    of them imported. Of two with one name the first on the path counts."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=group):
+        found.setdefault(entry.name, entry)
+    return dict(sorted(found.items()))
+
+
+def load_plugin(entry: EntryPoint) -> Any:
+    """Import what an entry point names.
+
+    Raises:
+        UsageError: its package cannot be imported, or has no such name.
+    """
+    try:
+        return entry.load()
+    except Exception as error:  # a package of somebody else may raise anything
+        kind = PLUGINS.get(entry.group, "plugin")
+        raise UsageError(
+            f"{kind} {entry.name!r} of {package_of(entry)} cannot be imported from {entry.value}: "
+            f"{type(error).__name__}: {first_line(error)}. Mend or uninstall that package"
+        ) from error
+
+
+def package_of(entry: EntryPoint) -> str:
+    """`NAME VERSION` of the package that an entry point comes from."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unnamed package"
