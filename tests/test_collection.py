@@ -145,7 +145,8 @@ def test_a_creation_killed_at_any_stage_is_completed(path, stage):
     path.mkdir()
     (path / manifest.LOCK).touch()
     if stage != "lock":
-        (path / (manifest.MANIFEST + ".tmp")).write_text('{"half')
+        (path / (manifest.MANIFEST + ".tmp")).write_text('{"half')  # of 0.1.0
+        (path / f".{manifest.MANIFEST}-0a1b2c3d").write_text('{"half')
     if stage in ("manifest", "table"):
         manifest.write_manifest(path, MANIFEST)
         collection = Collection.open(path, must_exist=True)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from penult.data.files import write_file
 from penult.data.items import as_id, local
-from penult.errors import SourceError, StoreError, UsageError, first_line
+from penult.errors import SourceError, UsageError, first_line
 from penult.extras import require
 
 if TYPE_CHECKING:
@@ -50,14 +51,7 @@ def save(path: str | os.PathLike[str], pipeline: Pipeline, about: Mapping[str, A
         data = require("skops.io").dumps(pipeline)
     else:
         data = graph(pipeline, about).SerializeToString()
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    write_file(path, [data])
 
 
 def load(path: str | os.PathLike[str]) -> Pipeline:

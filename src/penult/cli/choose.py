@@ -131,6 +131,7 @@ def evaluate(
     from penult.analysis.evaluation import evaluate as measured
     from penult.collection.collection import Collection
     from penult.collection.labels import labelled
+    from penult.data.files import write_file
     from penult.viz import report as reports
 
     if report is not None:
@@ -149,7 +150,7 @@ def evaluate(
         title = f"{opened.path.name} by {by}"
         html = report.suffix.lower() == ".html"
         page = reports.evaluation_page(found, title) if html else reports.as_json(document)
-        reports.write(report, page)
+        write_file(report, [page.encode()])
     if json:
         emit(document)
         return
@@ -175,17 +176,19 @@ def _space(collection: Collection, asked: str) -> str | Space:
 
 
 def _write_choice(report: Path, found: Selection, model: str) -> None:
+    from penult.data.files import write_file
     from penult.viz import report as reports
 
     kind = report.suffix.lower()
     if kind == ".json":
-        reports.write(report, reports.as_json(_facts(found)))
+        write_file(report, [reports.as_json(_facts(found)).encode()])
         return
     assert found.report is not None  # refused before the run
     if kind == ".png":
-        reports.write(report, reports.choice_picture(found.report))
+        write_file(report, [reports.choice_picture(found.report)])
     else:
-        reports.write(report, reports.choice_page(found.report, f"Which layer of {model}"))
+        page = reports.choice_page(found.report, f"Which layer of {model}")
+        write_file(report, [page.encode()])
 
 
 def _facts(found: Selection) -> dict[str, Any]:

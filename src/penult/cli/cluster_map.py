@@ -224,7 +224,8 @@ def _write(opened: Collection, made: Map, out: Path, title: str) -> None:
     if out.suffix.lower() != ".html":
         draw_map(out, made.points, made.names, (), title, subtitle)
         return
-    from penult.collection.manifest import store_errors, write_aside
+    from penult.collection.manifest import store_errors
+    from penult.data.files import write_file
     from penult.viz.map_page import Page, page
 
     manifest = opened.manifest
@@ -244,7 +245,7 @@ def _write(opened: Collection, made: Map, out: Path, title: str) -> None:
     )
     with store_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(out, text)
+    write_file(out, [text.encode()])
 
 
 COMMANDS = (*(cluster,), *(map_,))

@@ -338,8 +338,8 @@ def _sum_up(
 
 
 def _write(out: Path, found: Spool, heard: list[Event] | None) -> None:
+    from penult.data.files import write_file
     from penult.fewshot import events
-    from penult.fewshot.storage import write_aside
 
     lines: Iterable[str]
     if out.suffix == ".txt":
@@ -347,7 +347,7 @@ def _write(out: Path, found: Spool, heard: list[Event] | None) -> None:
         lines = [events.to_raven(list(each) if heard is None else heard)]
     else:
         lines = found.to_csv() if heard is None else [events.to_csv(heard)]
-    write_aside(out, (line.encode("utf-8", "backslashreplace") for line in lines))
+    write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
 
 
 def _say_basis(facts: dict[str, Any]) -> None:

@@ -138,8 +138,9 @@ def classes(
     json: Json = False,
 ) -> None:
     """List classes with their examples; rename, merge, forget, export or save them."""
+    from penult.data.files import write_file
     from penult.errors import UsageError
-    from penult.fewshot.storage import check_free, check_suffix, write_aside
+    from penult.fewshot.storage import check_free, check_suffix
 
     if bool(merge) != bool(into):
         raise UsageError("--merge A --merge B --into C: both are needed")
@@ -162,7 +163,7 @@ def classes(
     if rename or merge or remove or head:
         _kept(taught, place)
     if csv is not None:
-        write_aside(csv, taught.to_csv().encode("utf-8", "backslashreplace"))
+        write_file(csv, [taught.to_csv().encode("utf-8", "backslashreplace")])
     if save is not None:
         taught.save(save)
     if json:

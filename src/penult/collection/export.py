@@ -17,6 +17,7 @@ import pyarrow as pa
 from penult.collection import schema
 from penult.collection.collection import Collection
 from penult.collection.manifest import Manifest, store_errors
+from penult.data.files import file_aside
 from penult.errors import CollectionError, UsageError
 
 _COUNT_ROWS = 8192
@@ -111,7 +112,8 @@ def export(
             raise UsageError(f"{target} exists; give another name, or overwrite it (--overwrite)")
     names = [name for name in collection.columns if logits or name != "logits"]
     columns = pa.schema([collection.schema.field(name) for name in names])
-    with store_errors(out), _asides(targets) as asides:
+    with store_errors(out), contextlib.ExitStack() as stack:
+        asides = [stack.enter_context(file_aside(target)) for target in targets]
         return write(asides, collection.manifest, columns, collection.ordered(names, where, _BATCH))
 
 
@@ -124,21 +126,8 @@ def write_csv(out: str | os.PathLike[str], table: pa.Table) -> None:
     import pyarrow.csv as pc
 
     out = Path(out)
-    with store_errors(out), _asides([out]) as asides:
-        pc.write_csv(table, asides[0])
-
-
-@contextlib.contextmanager
-def _asides(targets: list[Path]) -> Iterator[list[Path]]:
-    """Names beside the targets, which get their own names when the block has succeeded."""
-    asides = [target.with_name(f".{target.name}.part") for target in targets]
-    try:
-        yield asides
-        for aside, target in zip(asides, targets, strict=True):
-            aside.replace(target)
-    finally:
-        for aside in asides:
-            aside.unlink(missing_ok=True)
+    with store_errors(out), file_aside(out) as aside:
+        pc.write_csv(table, aside)
 
 
 def _parquet(

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from penult.data.files import file_aside
 from penult.errors import CollectionError, CollectionLocked, FingerprintMismatch, StoreError
 
 FORMAT = 1
@@ -90,7 +91,8 @@ def _check_free(path: Path) -> None:
                 raise CollectionError(f"{path} is a file; a collection is a folder") from None
             return
     # The manifest is written first, so nothing but these can come from us before it is there.
-    foreign = [name for name in names if not name.startswith((LOCK, HOLDER, MANIFEST))]
+    own = (LOCK, HOLDER, MANIFEST, f".{HOLDER}-", f".{MANIFEST}-")
+    foreign = [name for name in names if not name.startswith(own)]
     if foreign:
         kind = "a LanceDB folder without" if foreign[0].endswith(".lance") else "a folder without"
         raise CollectionError(
@@ -146,12 +148,8 @@ def write_manifest(path: Path, manifest: Manifest) -> Manifest:
 
 def write_aside(path: Path, text: str) -> None:
     """Writes a file such that a kill leaves the old one or the new one, never a part."""
-    aside = path.with_name(path.name + ".tmp")
-    with store_errors(path), aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-        aside.replace(path)
+    with store_errors(path), file_aside(path) as aside:
+        aside.write_text(text, "utf-8")
 
 
 def now() -> datetime:

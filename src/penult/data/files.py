@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
+import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from penult.errors import DecodeError, MissingExtra, SourceError
+from penult.errors import DecodeError, MissingExtra, SourceError, StoreError
 from penult.extras import require
 
 if TYPE_CHECKING:
@@ -76,6 +79,57 @@ def read_bytes(content: Path | bytes) -> bytes:
         return content.read_bytes()
     except OSError as error:
         raise DecodeError(f"cannot be read: {content}: {error}") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+@contextmanager
+def file_aside(path: Path) -> Iterator[Path]:
+    """A new name beside `path` to write to. After the block the file is on the disk and replaces
+    `path` in one step; after an error `path` is as it was, and nothing else is left."""
+    aside = _beside(path)
+    try:
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """As `file_aside`, for a folder: an empty new one, in whose place `path` comes. An older folder
+    there goes once the new one is whole."""
+    aside = _beside(path)
+    old = aside.with_name(f"{aside.name}-old")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if path.exists():
+            path.rename(old)
+        aside.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_file(path: Path, parts: Iterable[bytes]) -> Path:
+    """Write these parts to a file that is whole or absent; gives its path without `~`.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    target = path.expanduser()
+    try:
+        with file_aside(target) as aside, aside.open("wb") as file:
+            file.writelines(parts)
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
+    return target
 
 
 @contextmanager

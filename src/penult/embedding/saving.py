@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from penult.analysis.space import Space
+from penult.data.files import folder_aside
 from penult.errors import ModelError, SpaceError, StoreError, UsageError, first_line
 from penult.tracing.taps import Tap
 
@@ -63,16 +62,11 @@ def write(
     target = check_target(folder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
-        aside.mkdir()
-        try:
+        with folder_aside(target) as aside:
             parts(aside)
             if space is not None:
                 (aside / SPACE).write_bytes(space.to_bytes())
             (aside / FILE).write_text(json.dumps(description, indent=2), "utf-8")
-            _replace(aside, target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
@@ -96,14 +90,3 @@ def read(path: Path) -> SavedEmbedder:
     except (OSError, ValueError, KeyError, TypeError, SpaceError) as error:
         raise ModelError(f"{path / FILE} cannot be read: {first_line(error)}") from error
     return SavedEmbedder(saved, chosen, space)
-
-
-def _replace(aside: Path, target: Path) -> None:
-    """Put a finished folder in place; an older one there goes only once the new one is whole."""
-    if not target.exists():
-        aside.rename(target)
-        return
-    old = aside.with_name(f"{aside.name}-old")
-    target.rename(old)
-    aside.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from penult.data.files import file_aside
 from penult.errors import EngineError
 from penult.models.base import digest
 
@@ -118,11 +119,10 @@ class Graphs:
         """Keep an answer; it is measured again where it cannot be written."""
         for place in self.places:
             path = self._note(place, asked)
-            aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
             try:
                 place.mkdir(parents=True, exist_ok=True)
-                aside.write_text(json.dumps(answer, indent=1), "utf-8")
-                aside.replace(path)
+                with file_aside(path) as aside:
+                    aside.write_text(json.dumps(answer, indent=1), "utf-8")
             except OSError:
                 continue
             return

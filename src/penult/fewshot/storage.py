@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import numpy.typing as npt
 
 from penult.analysis.space import Space
 from penult.collection.manifest import Manifest
-from penult.errors import LabelsError, StoreError, UsageError, first_line
+from penult.data.files import write_file
+from penult.errors import LabelsError, UsageError, first_line
 from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.fitted import Settings
 from penult.fewshot.labelling import Groups
@@ -69,7 +68,7 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
         vectors=examples.vectors.astype("<f4"),
         space=_bytes(saved.space.to_bytes()),
     )
-    return write_aside(target, buffer.getvalue())
+    return write_file(target, [buffer.getvalue()])
 
 
 def check_suffix(path: Path) -> Path:
@@ -91,27 +90,6 @@ def check_free(path: Path | None, overwrite: bool) -> None:
     """
     if path is not None and not overwrite and path.expanduser().exists():
         raise UsageError(f"{path} exists already; --overwrite replaces it")
-
-
-def write_aside(path: Path, data: bytes | Iterable[bytes]) -> Path:
-    """Write a file, aside first, so that one of that name is whole or absent. data: at once, or in
-    parts.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    target = path.expanduser()
-    aside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        with aside.open("wb") as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
-        aside.replace(target)
-    except OSError as error:
-        raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-    return target
 
 
 def read(path: str | os.PathLike[str]) -> Saved:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from penult.data.files import file_aside
 from penult.errors import UsageError
 from penult.extras import require
 
@@ -156,10 +157,6 @@ def _written(figure: Any, path: Path) -> None:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in PICTURES:
         raise UsageError(f"a picture is written as .{', .'.join(PICTURES)}, not as {path.name!r}")
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_aside(path) as aside:
         figure.savefig(aside, dpi=130, format=kind)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,7 +17,7 @@ from penult.analysis.candidates import Setting
 from penult.analysis.evaluation import Evaluation
 from penult.analysis.metrics import LabelFreeRank
 from penult.analysis.selection import Choice, Score
-from penult.errors import StoreError, UsageError
+from penult.errors import UsageError
 from penult.extras import require
 
 KINDS = (".html", ".json", ".png")
@@ -45,22 +44,6 @@ def check_kind(path: str | os.PathLike[str], kinds: Sequence[str] = KINDS) -> No
         raise UsageError(f"--report {path}: the name has to end in {' or '.join(kinds)}")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--report {path}: there is no folder {path.absolute().parent}")
-
-
-def write(path: str | os.PathLike[str], data: str | bytes) -> None:
-    """Written aside, then renamed.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        aside.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def setting_document(setting: Setting) -> dict[str, Any]:
