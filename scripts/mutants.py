@@ -49,8 +49,7 @@ CUTS = "tests/test_cut_values.py tests/test_splitting.py"
 TAUGHT = "tests/test_calibration.py tests/test_classes.py"
 MODULES = {
     "pooling": ("penult.engines.pooling", "tests/test_pooling.py"),
-    "planner": ("penult.engines.batching", "tests/test_planner.py"),
-    "padding": ("penult.engines.batching", "tests/test_padding.py"),
+    "batching": ("penult.engines.batching", "tests/test_planner.py tests/test_padding.py"),
     "batch policy": ("penult.engines.batch_policy", "tests/test_batch_policy.py"),
     "space": ("penult.analysis.space", "tests/test_space.py tests/test_space_values.py"),
     "calibration": ("penult.fewshot.calibration", TAUGHT),

@@ -89,9 +89,9 @@ def test_a_module_that_is_not_there(
 
 
 @pytest.mark.slow
-def test_two_mutants_of_pooling() -> None:
+def test_two_mutants_of_pooling(mutants: ModuleType) -> None:
     """The working tree stays as it is, and the figures add up."""
-    module = ROOT / "src" / "penult" / "batches" / "pooling.py"
+    module = ROOT / mutants.path_of("pooling")
     before = module.read_bytes()
     command = [
         sys.executable,
