@@ -47,13 +47,18 @@ MEMORY = 12 << 30  # bytes of data that a run may have: a mutant may never end
 # Each module and the tests about it, the quickest first.
 CUTS = "tests/test_cut_values.py tests/test_splitting.py"
 TAUGHT = "tests/test_calibration.py tests/test_classes.py"
+WEIGHTS = (
+    "tests/test_checkpoints.py "
+    "tests/test_model_files.py::test_exported_programs_that_would_run_code "
+    "tests/test_model_files.py::test_scripts_that_write_files_are_not_loaded"
+)
 MODULES = {
     "pooling": ("penult.engines.pooling", "tests/test_pooling.py"),
     "batching": ("penult.engines.batching", "tests/test_planner.py tests/test_padding.py"),
     "batch policy": ("penult.engines.batch_policy", "tests/test_batch_policy.py"),
     "space": ("penult.analysis.space", "tests/test_space.py tests/test_space_values.py"),
     "calibration": ("penult.fewshot.calibration", TAUGHT),
-    "checkpoints": ("penult.models.checkpoints", "tests/test_checkpoints.py"),
+    "checkpoints": ("penult.models.checkpoints", WEIGHTS),
     "regions": ("penult.data.regions", "tests/test_windows.py tests/test_regions.py"),
     "windows": ("penult.data.windows", "tests/test_windows.py tests/test_layout.py"),
     "head": ("penult.tracing.head", CUTS),
@@ -255,7 +260,8 @@ def checked(names: list[str]) -> dict[str, str]:
     if unknown:
         sys.exit(f"no module {', '.join(unknown)} in the table; it has {', '.join(MODULES)}")
     for name in names:
-        for file in (path_of(name), *MODULES[name][1].split()):
+        for named in (path_of(name), *MODULES[name][1].split()):
+            file = named.partition("::")[0]
             if not (ROOT / file).is_file():
                 print(f"{name}: there is no {file}; where it was moved or renamed, change the "
                       "table MODULES in scripts/mutants.py", file=sys.stderr)  # fmt: skip

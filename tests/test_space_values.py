@@ -198,8 +198,12 @@ def test_every_array_counts_for_the_id() -> None:
 
 @pytest.mark.parametrize("recipe", ["pca", "pca:0", "pca:x", "l2:3", "", "centre+"])
 def test_recipes_that_cannot_be(recipe: str) -> None:
-    with pytest.raises(SpaceError, match="has the unknown step"):
+    with pytest.raises(SpaceError, match="has the unknown step") as caught:
         fit(recipe, vectors())
+    every = (
+        "raw, or centre, scale, whiten, within, pca:N, l2 joined by + work, for example scale+l2"
+    )
+    assert str(caught.value).endswith(every)
 
 
 def test_shapes_that_cannot_be() -> None:
