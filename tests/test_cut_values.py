@@ -428,6 +428,20 @@ def test_scores_of_any_number_of_classes_are_calibrated(classes: int) -> None:
     assert penult.split(wider, X).head.names == ["mix"]
 
 
+@pytest.mark.parametrize("returned", [True, False])
+def test_what_is_returned_beside_the_logits_is_no_scores(returned: bool) -> None:
+    """An embedding of as many numbers as there are classes, and a layer on it."""
+
+    def after(m: Any, h: Tensor, x: Tensor) -> dict[str, Tensor]:
+        embedding = m.fc(h.mean(1))
+        found = {"logits": m.mix(embedding), "embedding": embedding}
+        return found if returned else {"logits": found["logits"]}
+
+    cut = penult.split(Net(after, fc=fc(), mix=fc(K)).eval(), X)
+    assert cut.certificate.ok
+    assert cut.head.names == (["mix"] if returned else ["fc"])
+
+
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros_like": torch.zeros_like,
     "ones_like": torch.ones_like,
@@ -583,11 +597,11 @@ def test_a_thousand_tolerances_are_needed(power: float, enough: bool) -> None:
     """A second input that differs by so much: taken, or others are made up."""
     model = Net(lambda m, h, x: m.fc(h.mean(1)), fc=fc()).double().eval()
     x, other = X.double(), OTHER.double()
-    largest = model(x).abs().max()
+    largest = model(x).detach().abs().max()
 
     def power_at(share: float) -> float:
         moved = model(x + share * (other - x)) - model(x)
-        return float(moved.abs().max() / largest) / TOLERANCE
+        return float(moved.detach().abs().max() / largest) / TOLERANCE
 
     low, high = 0.0, 1.0
     for _ in range(60):

@@ -61,6 +61,7 @@ def test_whole_recordings(
         (2.0, 3.001, ["2-3"]),  # a millisecond late, as decoding allows, ends with the recording
         (2.0, 3.0015, ["RegionError 2-3.0015"]),
         (2.9999, None, ["2.9999-3"]),
+        (2.999999, None, ["2.999999-3"]),  # the last microsecond
         (3.0, None, ["RegionError 3-end"]),  # it starts where nothing is left
         (3.5, 4.0, ["RegionError 3.5-4"]),
     ],
