@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penult.analysis.clustering import NOISE, How, agreement, cluster, diffused
+from penult.analysis.clustering import NOISE, ClusterOptions, agreement, cluster, diffused
 from penult.collection import derived
 from penult.collection.collection import Collection
 from penult.collection.labels import labelled
@@ -35,7 +35,7 @@ def blobs(
 @pytest.mark.parametrize("d", [8, 64])
 def test_planted_groups_are_found(sizes: tuple[int, ...], d: int) -> None:
     rows, truth = blobs(sizes, d, noise=0.1)
-    found = cluster(rows, How(), runs=2)
+    found = cluster(rows, ClusterOptions(), runs=2)
     agree = agreement(found.numbers, [str(number) for number in truth])
     assert agree is not None and agree.ari > 0.95 and len(found.clusters) == len(sizes)
     assert [one.size for one in found.clusters] == sorted(sizes, reverse=True)
@@ -46,7 +46,7 @@ def test_kmeans_and_what_is_said_of_a_cluster() -> None:
     rows, truth = blobs((60, 40, 20))
     labels = ["cat" if t == 0 else "dog" if i % 4 else None for i, t in enumerate(truth.tolist())]
     items = [f"{i // 5}" for i in range(len(rows))]
-    found = cluster(rows, How("kmeans", 3), labels, items)
+    found = cluster(rows, ClusterOptions("kmeans", 3), labels, items)
     first, second, third = found.clusters
     assert (first.size, second.size, third.size) == (60, 40, 20)
     assert (first.name, second.name, third.name) == ("cat", "dog", "dog · 2")
@@ -62,25 +62,27 @@ def test_kmeans_and_what_is_said_of_a_cluster() -> None:
 
 def test_stray_rows_are_noise_and_no_structure_is_unstable() -> None:
     rows, truth = blobs((80, 80), d=12, noise=0.1, stray=40)
-    found = cluster(rows, How(), runs=2)
+    found = cluster(rows, ClusterOptions(), runs=2)
     assert (found.numbers[truth == -1] == NOISE).mean() > 0.8
     assert np.isnan(found.central[found.numbers == NOISE]).all()
-    clear = cluster(blobs((50, 50, 50))[0], How("kmeans", 3)).stability
-    shapeless = cluster(np.random.default_rng(0).standard_normal((150, 64)), How("kmeans", 3))
+    clear = cluster(blobs((50, 50, 50))[0], ClusterOptions("kmeans", 3)).stability
+    shapeless = cluster(
+        np.random.default_rng(0).standard_normal((150, 64)), ClusterOptions("kmeans", 3)
+    )
     assert clear is not None and shapeless.stability is not None
     assert shapeless.stability < 0.3 < 0.99 < clear
 
 
 def test_results_repeat_and_do_not_depend_on_the_lengths() -> None:
     rows, _ = blobs((50, 40, 30), stray=10)
-    one, other = cluster(rows, How()), cluster(rows * 7, How())
+    one, other = cluster(rows, ClusterOptions()), cluster(rows * 7, ClusterOptions())
     assert np.array_equal(one.numbers, other.numbers) and one.clusters == other.clusters
 
 
 def test_more_rows_than_are_clustered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penult.analysis.clustering._MOST", 200)
     rows, truth = blobs((500, 300, 200))
-    found = cluster(rows, How("kmeans", 3), runs=1)
+    found = cluster(rows, ClusterOptions("kmeans", 3), runs=1)
     assert agreement(found.numbers, [str(t) for t in truth]).ari == 1  # type: ignore[union-attr]
     assert "found on 200 rows" in found.notes[0]
 
@@ -105,34 +107,43 @@ def test_diffusion_joins_what_hangs_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "how", "says"),
+    ("rows", "options", "says"),
     [
-        (np.zeros((0, 4)), How(), "two rows or more"),
-        (np.ones((1, 4)), How(), "two rows or more"),
-        (np.eye(4), How("dbscan"), "'dbscan' is not known; hdbscan, kmeans, evoc work"),
-        (np.eye(4), How("kmeans"), "needs the number of clusters"),
-        (np.eye(4), How("kmeans", 5), "5 clusters were asked for; 4 rows"),
-        (np.eye(4)[[0, 0, 0, 1]], How("kmeans", 3), "2 of them different"),
-        (np.eye(4), How("kmeans", 0), "have 1 to 4"),
-        (np.eye(4), How("hdbscan", 3), "--method kmeans takes one"),
-        (np.eye(4), How(min_size=9), "2 to 4 work"),
-        (np.array([[1.0, np.nan]] * 5), How(), "5 of 5 vectors have values that are not finite"),
+        (np.zeros((0, 4)), ClusterOptions(), "two rows or more"),
+        (np.ones((1, 4)), ClusterOptions(), "two rows or more"),
+        (np.eye(4), ClusterOptions("dbscan"), "'dbscan' is not known; hdbscan and kmeans work"),
+        (
+            np.eye(4),
+            ClusterOptions("evoc"),
+            "'evoc', which is no longer there; hdbscan and kmeans work",
+        ),
+        (np.eye(4), ClusterOptions("kmeans"), "needs the number of clusters"),
+        (np.eye(4), ClusterOptions("kmeans", 5), "5 clusters were asked for; 4 rows"),
+        (np.eye(4)[[0, 0, 0, 1]], ClusterOptions("kmeans", 3), "2 of them different"),
+        (np.eye(4), ClusterOptions("kmeans", 0), "have 1 to 4"),
+        (np.eye(4), ClusterOptions("hdbscan", 3), "--method kmeans takes one"),
+        (np.eye(4), ClusterOptions(min_size=9), "2 to 4 work"),
+        (
+            np.array([[1.0, np.nan]] * 5),
+            ClusterOptions(),
+            "5 of 5 vectors have values that are not finite",
+        ),
     ],
 )
-def test_what_is_refused(rows: np.ndarray, how: How, says: str) -> None:
+def test_what_is_refused(rows: np.ndarray, options: ClusterOptions, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        cluster(rows, how)
+        cluster(rows, options)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 6, 17])
 def test_few_rows_and_equal_rows(n: int) -> None:
     random = np.random.default_rng(0)
-    found = cluster(random.standard_normal((n, 32)), How())
+    found = cluster(random.standard_normal((n, 32)), ClusterOptions())
     assert found.noise + sum(one.size for one in found.clusters) == n
-    same = cluster(np.tile(random.standard_normal(32), (n, 1)), How())
+    same = cluster(np.tile(random.standard_normal(32), (n, 1)), ClusterOptions())
     assert [one.size for one in same.clusters] == [n] and "are the same" in same.notes[0]
     twice = np.repeat(random.standard_normal((2, 32)), n, axis=0)
-    assert [one.size for one in cluster(twice, How("kmeans", 2)).clusters] == [n, n]
+    assert [one.size for one in cluster(twice, ClusterOptions("kmeans", 2)).clusters] == [n, n]
 
 
 @pytest.fixture
@@ -144,7 +155,7 @@ def made(tmp_path: Path) -> Collection:
 
 def test_they_are_kept_and_name_the_rows(made: Collection) -> None:
     before = made.vectors()[1]
-    found = derived.find_clusters(made, How(), by="{}_*.wav")
+    found = derived.find_clusters(made, ClusterOptions(), by="{}_*.wav")
     assert found.agreement is not None and found.agreement.ari == 1
     assert derived.keep_clusters(made, found) == "hdbscan"
     names = labelled(made, ["cluster", "cluster:hdbscan", "{}_*.wav"]).names
@@ -155,7 +166,7 @@ def test_they_are_kept_and_name_the_rows(made: Collection) -> None:
         "cluster 1",
         "cluster 2",
     }
-    derived.keep_clusters(made, derived.find_clusters(made, How("kmeans", 2)), "two")
+    derived.keep_clusters(made, derived.find_clusters(made, ClusterOptions("kmeans", 2)), "two")
     assert len(set(labelled(made, ["cluster"]).names["cluster"])) == 2
     assert len(set(labelled(made, ["cluster:hdbscan"]).names["cluster:hdbscan"])) == 3
     assert np.array_equal(made.vectors()[1], before)
@@ -165,7 +176,7 @@ def test_they_are_kept_and_name_the_rows(made: Collection) -> None:
 
 def test_rows_that_come_later_have_none(made: Collection) -> None:
     derived.keep_clusters(
-        made, derived.find_clusters(made, How("kmeans", 2), where="id LIKE '/calls/a%'")
+        made, derived.find_clusters(made, ClusterOptions("kmeans", 2), where="id LIKE '/calls/a%'")
     )
     names = labelled(made, ["cluster"])
     with made.writer(MANIFEST) as writer:
@@ -203,18 +214,5 @@ def test_on_real_clips(tmp_path: Path) -> None:
 
     col = Collection.open(tmp_path / "words.lance")
     col.add(open_embedder("demo"), demo_folder().parent / "clips" / "clips.csv")
-    found = derived.find_clusters(col, How(), by="word")
+    found = derived.find_clusters(col, ClusterOptions(), by="word")
     assert found.agreement is not None and found.agreement.ari > 0.9
-
-
-@pytest.mark.slow
-def test_evoc() -> None:
-    pytest.importorskip("evoc")
-    rows, truth = blobs((200, 200, 200))
-    found = cluster(rows, How("evoc", 3), runs=0)
-    agree = agreement(found.numbers, [str(t) for t in truth])
-    assert agree is not None and agree.ari > 0.95
-    assert np.array_equal(found.numbers, cluster(rows, How("evoc", 3), runs=0).numbers)
-    own = cluster(rows, How("evoc"), runs=0)  # finer, and none of them mixed
-    for one in own.clusters:
-        assert len(set(truth[own.numbers == one.number])) == 1

@@ -16,7 +16,6 @@ from penult.errors import MissingExtra, UsageError, first_line
 # import name -> (extra of this package, what it is needed for)
 EXTRAS = {
     "av": ("video", "video and audio that libsndfile does not read (m4a, opus in mp4, …)"),
-    "evoc": ("cluster", "clusters"),
     "h5py": ("keras", "Keras models in HDF5 files"),
     "keras": ("keras", "Keras models"),
     "matplotlib": ("map", "pictures"),

@@ -1,10 +1,13 @@
-"""Clusters of vectors: found, measured, and named by labels. Numpy in, a small dataclass out."""
+"""Clusters of vectors: HDBSCAN and k-means, their stability, names and agreement with labels. Numpy
+in, a small dataclass out.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +15,7 @@ import numpy.typing as npt
 from penult.analysis.metrics import by_centrality
 from penult.analysis.space import unit
 from penult.errors import UsageError
-from penult.extras import require
 
-METHODS = ("hdbscan", "kmeans", "evoc")
 NOISE = -1
 _MOST = 10_000  # rows that are clustered; the others join their nearest of these
 _RUNS = 10  # subsamples for the stability
@@ -25,9 +26,9 @@ Numbers = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
-class How:
-    """How to cluster. clusters: how many, for kmeans (and evoc, about). min_size: rows in the
-    smallest cluster of hdbscan and evoc; None takes √n / 2, at least 5."""
+class ClusterOptions:
+    """method: hdbscan or kmeans. clusters: how many, for kmeans. min_size: rows in the smallest
+    cluster of hdbscan; None takes √n / 2, at least 5."""
 
     method: str = "hdbscan"
     clusters: int | None = None
@@ -36,8 +37,8 @@ class How:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """How often a label is in a cluster: `count` rows, `share` of it, and `overall` of all."""
+class LabelShare:
+    """A label in a cluster: `count` rows, `share` of the cluster, and `overall` of all rows."""
 
     label: str
     count: int
@@ -47,21 +48,23 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """One cluster; the largest has number 0. medoids: the row that is nearest to all others, then
-    the next, each of another item. stability: how much of it comes again in subsamples, 0 to 1."""
+    """One cluster; the largest has number 0. medoids: the row with the largest sum of cosines to
+    the others, then the next, each of another item. stability: mean Jaccard index with the most
+    similar cluster of each subsample, 0 to 1."""
 
     number: int
     size: int
     name: str
     medoids: list[int]
-    labels: list[Share]
+    labels: list[LabelShare]
     stability: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """With given names. ari, nmi: noise counted as a group of its own. Those of `clustered` are of
-    the rows in clusters only. rows: how many have a name."""
+    """Agreement of clusters with names: adjusted Rand index and normalised mutual information. ari,
+    nmi: noise counted as a cluster of its own. clustered_ari, clustered_nmi: of the rows in
+    clusters only. rows: how many have a name."""
 
     ari: float
     nmi: float
@@ -69,13 +72,17 @@ class Agreement:
     clustered_nmi: float
     rows: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Clustering:
     """numbers: each row's cluster, −1 is noise. central: each row's cosine to the middle of its
     cluster, NaN for noise. stability: the mean adjusted Rand index of subsamples."""
 
-    how: How
+    options: ClusterOptions
     numbers: Numbers
     central: npt.NDArray[np.float32]
     clusters: list[Cluster]
@@ -87,10 +94,21 @@ class Clustering:
         """Rows in no cluster."""
         return int((self.numbers == NOISE).sum())
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; medoids are numbers of rows."""
+        return {
+            "asked": asdict(self.options),
+            "rows": len(self.numbers),
+            "noise": self.noise,
+            "stability": self.stability,
+            "clusters": [asdict(one) for one in self.clusters],
+            "notes": self.notes,
+        }
+
 
 def cluster(
     vectors: npt.ArrayLike,
-    how: How,
+    options: ClusterOptions,
     labels: Sequence[str | None] = (),
     items: Sequence[str] = (),
     runs: int = _RUNS,
@@ -98,13 +116,13 @@ def cluster(
     """Cluster vectors (n, d) by their directions.
 
     HDBSCAN (Campello et al., 2013) runs on diffusion coordinates of the nearest neighbours; k-means
-    and evoc on vectors of length one. labels name the clusters; items say which rows are of one
-    file. runs: subsamples for the stability; 0 leaves it out.
+    on vectors of length one. labels: name the clusters. items: the file of each row; the medoids of
+    a cluster are of different files. runs: subsamples for the stability; 0 leaves it out.
 
     Raises:
         UsageError: too few rows, more clusters than different rows, vectors that are not finite.
     """
-    rows, how = _checked(vectors, how)
+    rows, options = _checked(vectors, options)
     notes: list[str] = []
     if np.ptp(rows, axis=0).max() <= 1e-9:
         numbers = np.zeros(len(rows), np.int32)
@@ -113,19 +131,19 @@ def cluster(
     else:
         if len(rows) > _MOST:
             notes.append(f"found on {_MOST:,} rows; the others joined their nearest of these")
-        numbers = _by_size(_assigned(rows, how))
-    again = _stability(rows, numbers, how, runs) if runs else None
+        numbers = _by_size(_assigned(rows, options))
+    stable = _stability(rows, numbers, options, runs) if runs else None
     count = int(numbers.max()) + 1
     shares = [_shares(labels, numbers, number) for number in range(count)] if labels else []
-    named = _names(shares, count)
+    names = _names(shares, count)
     found = [
         Cluster(
             number,
             int((numbers == number).sum()),
-            named[number],
+            names[number],
             _medoids(rows, numbers, number, items),
             shares[number] if shares else [],
-            again[1][number] if again else None,
+            stable[1][number] if stable else None,
         )
         for number in range(count)
     ]
@@ -134,68 +152,72 @@ def cluster(
             "no cluster: every row is noise; a smaller --min-size, or kmeans, may find some"
         )
     central = _central(rows, numbers)
-    return Clustering(how, numbers, central, found, again[0] if again else None, notes)
+    return Clustering(options, numbers, central, found, stable[0] if stable else None, notes)
 
 
 def agreement(numbers: Numbers, names: Sequence[str | None]) -> Agreement | None:
-    """How far clusters agree with names; None if fewer than two rows have one. Adjusted Rand index
+    """Agreement of clusters with names; None if fewer than two rows have one. Adjusted Rand index
     (Hubert and Arabie, 1985) and normalised mutual information."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    there = np.array([name is not None for name in names], bool)
-    given = np.array([name or "" for name in names], object)
-    if there.sum() < 2:
+    named = np.array([name is not None for name in names], bool)
+    every = np.array([name or "" for name in names], object)
+    if named.sum() < 2:
         return None
-    inside = there & (numbers != NOISE)
+    inside = named & (numbers != NOISE)
 
     def both(rows: npt.NDArray[np.bool_]) -> tuple[float, float]:
         if not rows.any():
             return 0.0, 0.0
-        truth, found = given[rows].astype(str), numbers[rows]
+        truth, found = every[rows].astype(str), numbers[rows]
         return (
             float(adjusted_rand_score(truth, found)),
             float(normalized_mutual_info_score(truth, found)),
         )
 
-    return Agreement(*both(there), *both(inside), int(there.sum()))
+    return Agreement(*both(named), *both(inside), int(named.sum()))
 
 
-def _checked(vectors: npt.ArrayLike, how: How) -> tuple[FloatArray, How]:
+def _checked(vectors: npt.ArrayLike, options: ClusterOptions) -> tuple[FloatArray, ClusterOptions]:
+    """Unit vectors, and the options with a smallest size."""
     rows = np.asarray(vectors, np.float64)
-    if how.method not in METHODS:
-        raise UsageError(f"method {how.method!r} is not known; {', '.join(METHODS)} work")
+    if options.method not in _METHODS:
+        gone = ", which is no longer there" if options.method == "evoc" else " is not known"
+        raise UsageError(f"method {options.method!r}{gone}; {' and '.join(_METHODS)} work")
     if rows.ndim != 2 or len(rows) < 2:
         raise UsageError(f"clusters need two rows or more; received shape {rows.shape}")
     if bad := int(np.logical_not(np.isfinite(rows).all(axis=1)).sum()):
         raise UsageError(f"{bad} of {len(rows)} vectors have values that are not finite")
     rows = unit(rows)
-    if how.method == "kmeans" and how.clusters is None:
+    if options.method == "kmeans" and options.clusters is None:
         raise UsageError("kmeans needs the number of clusters: --clusters 10")
-    if how.method == "hdbscan" and how.clusters is not None:
+    if options.method == "hdbscan" and options.clusters is not None:
         raise UsageError("hdbscan finds the number of clusters itself; --method kmeans takes one")
-    if how.clusters is not None:
+    if options.clusters is not None:
         different = len(np.unique(rows.astype(np.float32), axis=0))
-        if not 1 <= how.clusters <= different:
+        if not 1 <= options.clusters <= different:
             raise UsageError(
-                f"{how.clusters} clusters were asked for; {len(rows)} rows, {different} of them "
-                f"different, have 1 to {different}"
+                f"{options.clusters} clusters were asked for; {len(rows)} rows, {different} of "
+                f"them different, have 1 to {different}"
             )
-    if how.min_size is not None and not 2 <= how.min_size <= len(rows):
+    size = options.min_size
+    if size is not None and not 2 <= size <= len(rows):
         raise UsageError(
-            f"a smallest cluster of {how.min_size} rows: of {len(rows)} rows, 2 to {len(rows)} work"
+            f"a smallest cluster of {size} rows: of {len(rows)} rows, 2 to {len(rows)} work"
         )
-    size = how.min_size or min(len(rows), max(5, round(len(rows) ** 0.5 / 2)))
-    return rows, How(how.method, how.clusters, size, how.seed)
+    return rows, replace(
+        options, min_size=size or min(len(rows), max(5, round(len(rows) ** 0.5 / 2)))
+    )
 
 
-def _assigned(rows: FloatArray, how: How) -> Numbers:
-    """Each row's cluster, in no particular order."""
+def _assigned(rows: FloatArray, options: ClusterOptions) -> Numbers:
+    """The cluster of each row, in no particular order; of many rows, by the nearest of a sample."""
     from sklearn.neighbors import NearestNeighbors
 
     if len(rows) <= _MOST:
-        return _found(rows, how, 1.0)
-    drawn = np.sort(np.random.default_rng(how.seed).choice(len(rows), _MOST, replace=False))
-    numbers = _found(rows[drawn], how, _MOST / len(rows))
+        return _fitted(rows, options, 1.0)
+    drawn = np.sort(np.random.default_rng(options.seed).choice(len(rows), _MOST, replace=False))
+    numbers = _fitted(rows[drawn], options, _MOST / len(rows))
     nearest = NearestNeighbors(n_neighbors=1).fit(rows[drawn])
     every = [
         nearest.kneighbors(rows[at : at + 4096], return_distance=False)[:, 0]
@@ -205,31 +227,33 @@ def _assigned(rows: FloatArray, how: How) -> Numbers:
     return found
 
 
-def _found(rows: FloatArray, how: How, share: float) -> Numbers:
-    """The clusters of a part of all rows."""
-    size = max(2, round((how.min_size or 5) * share))
-    if how.method == "kmeans":
-        from sklearn.cluster import KMeans
+def _fitted(rows: FloatArray, options: ClusterOptions, share: float) -> Numbers:
+    """The clusters of a `share` of all rows."""
+    return _METHODS[options.method](rows, options, share).astype(np.int32)
 
-        model = KMeans(how.clusters, n_init=10 if share == 1 else 3, random_state=how.seed)
-    elif how.method == "evoc":
-        evoc = require("evoc")
-        model = evoc.EVoC(
-            base_min_cluster_size=size,
-            approx_n_clusters=how.clusters,
-            n_neighbors=max(2, min(15, len(rows) - 1)),
-            random_state=how.seed,
-        )
-        return np.asarray(model.fit_predict(rows.astype(np.float32)), np.int32)
-    else:
-        from sklearn.cluster import HDBSCAN
 
-        if len(rows) <= size:
-            return np.full(len(rows), NOISE, np.int32)
-        # Distances between directions of many numbers differ little; between neighbours they do.
-        rows = diffused(rows, min(15, max(4, size)), how.seed) if rows.shape[1] > _FLAT else rows
-        model = HDBSCAN(min_cluster_size=size, min_samples=min(5, size), copy=True)
-    return np.asarray(model.fit_predict(rows), np.int32)
+def _kmeans(rows: FloatArray, options: ClusterOptions, share: float) -> npt.NDArray[Any]:
+    from sklearn.cluster import KMeans
+
+    model = KMeans(options.clusters, n_init=10 if share == 1 else 3, random_state=options.seed)
+    return np.asarray(model.fit_predict(rows))
+
+
+def _hdbscan(rows: FloatArray, options: ClusterOptions, share: float) -> npt.NDArray[Any]:
+    from sklearn.cluster import HDBSCAN
+
+    size = max(2, round((options.min_size or 5) * share))
+    if len(rows) <= size:
+        return np.full(len(rows), NOISE)
+    # Distances between directions of many numbers differ little; between neighbours they do.
+    if rows.shape[1] > _FLAT:
+        rows = diffused(rows, min(15, max(4, size)), options.seed)
+    model = HDBSCAN(min_cluster_size=size, min_samples=min(5, size), copy=True)
+    return np.asarray(model.fit_predict(rows))
+
+
+_METHODS: dict[str, Callable[[FloatArray, ClusterOptions, float], npt.NDArray[Any]]]
+_METHODS = {"hdbscan": _hdbscan, "kmeans": _kmeans}
 
 
 def _by_size(numbers: Numbers) -> Numbers:
@@ -245,25 +269,25 @@ def _by_size(numbers: Numbers) -> Numbers:
 
 
 def _stability(
-    rows: FloatArray, numbers: Numbers, how: How, runs: int
+    rows: FloatArray, numbers: Numbers, options: ClusterOptions, runs: int
 ) -> tuple[float, list[float]] | None:
     """The mean adjusted Rand index with clusterings of subsamples; and of each cluster the mean
     Jaccard index with the most similar one in each (Hennig, 2007)."""
     from sklearn.metrics import adjusted_rand_score
 
     size = min(_SAMPLE, round(_SHARE * len(rows)))
-    if size < 4 or (how.clusters or 0) > size:
+    if size < 4 or (options.clusters or 0) > size:
         return None
-    random = np.random.default_rng(how.seed)
+    random = np.random.default_rng(options.seed)
     count = int(numbers.max()) + 1
-    agree, again = [], np.zeros((runs, count))
+    rand, jaccard = [], np.zeros((runs, count))
     for run in range(runs):
         drawn = np.sort(random.choice(len(rows), size, replace=False))
-        other = _found(rows[drawn], how, size / len(rows))
-        agree.append(adjusted_rand_score(numbers[drawn], other))
+        other = _fitted(rows[drawn], options, size / len(rows))
+        rand.append(adjusted_rand_score(numbers[drawn], other))
         for number in range(count):
-            again[run, number] = _jaccard(numbers[drawn] == number, other)
-    return float(np.mean(agree)), [float(value) for value in again.mean(axis=0)]
+            jaccard[run, number] = _jaccard(numbers[drawn] == number, other)
+    return float(np.mean(rand)), [float(value) for value in jaccard.mean(axis=0)]
 
 
 def _jaccard(own: npt.NDArray[np.bool_], other: Numbers) -> float:
@@ -293,8 +317,8 @@ def _central(rows: FloatArray, numbers: Numbers) -> npt.NDArray[np.float32]:
     return central
 
 
-def _shares(labels: Sequence[str | None], numbers: Numbers, number: int) -> list[Share]:
-    """Labels of a cluster, first what sets it apart: share · log(share / overall)."""
+def _shares(labels: Sequence[str | None], numbers: Numbers, number: int) -> list[LabelShare]:
+    """The labels of a cluster, the most characteristic first: share · log(share / overall)."""
     overall = Counter(label for label in labels if label is not None)
     own = Counter(
         label
@@ -302,7 +326,7 @@ def _shares(labels: Sequence[str | None], numbers: Numbers, number: int) -> list
         if found == number and label is not None
     )
     shares = [
-        Share(label, count, count / own.total(), overall[label] / overall.total())
+        LabelShare(label, count, count / own.total(), overall[label] / overall.total())
         for label, count in own.items()
     ]
     return sorted(
@@ -310,15 +334,15 @@ def _shares(labels: Sequence[str | None], numbers: Numbers, number: int) -> list
     )[:5]
 
 
-def _names(shares: list[list[Share]], count: int) -> list[str]:
-    """Each cluster's name: the labels that make it up, and a number where two are called alike."""
-    names, taken = [], Counter[str]()
+def _names(shares: list[list[LabelShare]], count: int) -> list[str]:
+    """The name of each cluster: its leading labels, and a number where another has that name."""
+    names, counts = [], Counter[str]()
     for number in range(count):
         own = shares[number] if shares else []
         leading = [share.label for share in own[:3] if share.share >= 0.2]
         name = " / ".join(leading or [share.label for share in own[:2]]) or f"cluster {number}"
-        taken[name] += 1
-        names.append(name if taken[name] == 1 else f"{name} · {taken[name]}")
+        counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name} · {counts[name]}")
     return names
 
 
@@ -331,7 +355,7 @@ def diffused(rows: FloatArray, neighbours: int, seed: int = 0) -> FloatArray:
     """(n, d) → (n, k ≤ 32): eigenvectors of a random walk between neighbours, each times its
     eigenvalue to the fourth (Coifman and Lafon, 2006).
 
-    What joins parts that hang together by few steps keeps its length; directions within a part,
+    Directions between parts that few neighbours join keep their length; directions within a part,
     which a walk of four steps has mixed, shrink.
     """
     from scipy.sparse import diags

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -22,11 +22,9 @@ def cluster(
     collection: Store,
     method: Annotated[
         str | None,
-        typer.Option(help="hdbscan (the default), kmeans (the default with --clusters) or evoc."),
+        typer.Option(help="hdbscan (the default) or kmeans (the default with --clusters)."),
     ] = None,
-    clusters: Annotated[
-        int | None, typer.Option(help="How many, for kmeans; about how many, for evoc.")
-    ] = None,
+    clusters: Annotated[int | None, typer.Option(help="How many, for kmeans.")] = None,
     min_size: Annotated[
         int | None, typer.Option(help="Rows in the smallest cluster; else √rows / 2, at least 5.")
     ] = None,
@@ -52,15 +50,16 @@ def cluster(
 
     They are kept in the collection: `penult map --by cluster` shows them.
     """
-    from penult.analysis.clustering import How
+    from penult.analysis.clustering import ClusterOptions
     from penult.collection import derived
     from penult.collection.collection import Collection
 
     opened = Collection.open(collection, must_exist=True)
-    how = How(method or ("kmeans" if clusters else "hdbscan"), clusters, min_size, seed)
+    method = method or ("kmeans" if clusters else "hdbscan")
+    options = ClusterOptions(method, clusters, min_size, seed)
     space_of(opened, space)
     with working("clustering"):
-        made = derived.find_clusters(opened, how, space, where, by)
+        made = derived.find_clusters(opened, options, space, where, by)
     kept = derived.keep_clusters(opened, made, name)
     if out is not None:
         from penult.collection.export import write_csv
@@ -69,7 +68,7 @@ def cluster(
     for note in made.clustering.notes:
         say(note)
     if json:
-        emit({"collection": str(opened.path), "name": kept, "space": space, **_document(made)})
+        emit({"collection": str(opened.path), "name": kept, "space": space, **made.to_dict()})
         return
     _show(made)
     path = short(str(opened.path))
@@ -91,7 +90,7 @@ def _show(made: Clustered) -> None:
     for one in found.clusters:
         stable = "" if one.stability is None else f"{one.stability:.2f}"
         own = [shown(most[one.number])] if made.by else []
-        medoid = short(_named(made, one.medoids[0]))
+        medoid = short(made.row_name(one.medoids[0]))
         cells = (str(one.number), f"{one.size:,}", stable, shown(one.name), _labels(one))
         table.add_row(*cells, *own, medoid)
     show(table)
@@ -113,11 +112,6 @@ def _labels(one: Cluster) -> str:
     return ", ".join(f"{shown(share.label)} {share.share:.0%}" for share in one.labels[:3])
 
 
-def _named(made: Clustered, row: int) -> str:
-    id, region = (made.keys[name][row].as_py() for name in ("id", "region"))
-    return id if region == "whole" else f"{id} {region}"
-
-
 def _majorities(made: Clustered) -> list[str]:
     """What most rows of each cluster are called."""
     from collections import Counter
@@ -130,25 +124,6 @@ def _majorities(made: Clustered) -> list[str]:
         f"{most[0][0]} {most[0][1] / count.total():.0%}" if (most := count.most_common(1)) else ""
         for count in counts
     ]
-
-
-def _document(made: Clustered) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    found = made.clustering
-    return {
-        "asked": asdict(found.how),
-        "rows": len(found.numbers),
-        "noise": found.noise,
-        "stability": found.stability,
-        "by": made.by,
-        "agreement": asdict(made.agreement) if made.agreement else None,
-        "clusters": [
-            {**asdict(one), "medoids": [_named(made, row) for row in one.medoids]}
-            for one in found.clusters
-        ],
-        "notes": found.notes,
-    }
 
 
 _SHOWN = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}

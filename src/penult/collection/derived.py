@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from penult.analysis import clustering as clusters
 from penult.analysis import projection
-from penult.analysis.clustering import Agreement, Clustering, How
+from penult.analysis.clustering import Agreement, Clustering, ClusterOptions
 from penult.analysis.space import RAW
 from penult.collection import lance, schema, spaces
 from penult.collection.labels import PREDICTED, labelled, names_of
@@ -95,6 +95,26 @@ class Clustered:
     names: list[str | None] | None = None
     agreement: Agreement | None = None
 
+    def row_name(self, row: int) -> str:
+        """The id of a row, and its region where that is not the whole item."""
+        id, region = (self.keys[name][row].as_py() for name in ("id", "region"))
+        return id if region == "whole" else f"{id} {region}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult cluster --json` prints it; medoids are names of rows."""
+        found = self.clustering.to_dict()
+        clusters, notes = found.pop("clusters"), found.pop("notes")
+        for one in clusters:
+            one["medoids"] = [self.row_name(row) for row in one["medoids"]]
+        agreement = self.agreement.to_dict() if self.agreement else None
+        return {
+            **found,
+            "by": self.by,
+            "agreement": agreement,
+            "clusters": clusters,
+            "notes": notes,
+        }
+
     def table(self) -> pa.Table:
         """For each row its id, region, cluster (−1 is noise), the cluster's name, and its cosine
         to the middle of it."""
@@ -107,7 +127,7 @@ class Clustered:
 
 def find_clusters(
     collection: Collection,
-    how: How,
+    options: ClusterOptions,
     space: str = RAW,
     where: str | None = None,
     by: str | None = None,
@@ -124,7 +144,7 @@ def find_clusters(
         raise UsageError(f"there is nothing to cluster in {collection.path}: {what}")
     vectors = spaces.ready(collection, space)[0](found.vectors)
     ids: list[str] = found.keys["id"].to_pylist()
-    clustering = clusters.cluster(vectors, how, found.names[PREDICTED], ids)
+    clustering = clusters.cluster(vectors, options, found.names[PREDICTED], ids)
     names = found.names[by] if by else None
     agreement = clusters.agreement(clustering.numbers, names) if names else None
     return Clustered(found.keys, clustering, space, where, by, names, agreement)
@@ -133,9 +153,9 @@ def find_clusters(
 def keep_clusters(collection: Collection, made: Clustered, name: str | None = None) -> str:
     """Keeps a clustering beside the rows, under a name, else its method's; the newest of a name
     counts. Gives the name."""
-    name = name or made.clustering.how.method
+    name = name or made.clustering.options.method
     about: dict[str, Any] = {
-        "how": asdict(made.clustering.how),
+        "how": asdict(made.clustering.options),
         "space": made.space,
         "where": made.where,
         "stability": made.clustering.stability,
