@@ -42,12 +42,12 @@ def both_ways(cut: Split, x: Any) -> None:
     """To the bit, on the first input of a kind and on later ones."""
     compared = 0
     for inputs in others(x):
-        with still(cut._question.model):
+        with still(cut._target.model):
             try:
-                trace, copies = cut._question.record(inputs)
+                trace, copies = cut._target.record(inputs)
             except Exception:
                 continue  # the model takes one shape only
-            wanted = recorded(cut._question, trace, copies).values
+            wanted = recorded(cut._target, trace, copies).values
         for _ in range(2):
             got = cut.prelogits(inputs.args or inputs.kwargs)
             got = got if isinstance(got, tuple) else (got,)

@@ -5,7 +5,7 @@ tap.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -53,10 +53,28 @@ def dissect(
 ) -> Anatomy:
     """Run the model once on `tensors` and find its parts.
 
-    output: which of several float outputs is meant. named: the module that the user calls head.
+    base: the module whose first output is the backbone's. output: which of several float outputs
+    holds the logits. named: the module that the user calls head.
+
+    Raises:
+        HeadNotFound: the model returns no logits.
     """
-    trace = record(module, kwargs=tensors)
-    trace.output = logits_of(trace.output, output)
+    return anatomy_of(module, record(module, kwargs=tensors), base, output, named)
+
+
+def anatomy_of(
+    module: nn.Module,
+    trace: Trace,
+    base: str | None,
+    output: str | int | None = None,
+    named: str | None = None,
+) -> Anatomy:
+    """The parts of a model, from a recorded pass; as `dissect`.
+
+    Raises:
+        HeadNotFound: the model returned no logits.
+    """
+    trace = replace(trace, output=logits_of(trace.output, output))
     head, refusal = locate(trace, named)
     taps = find_taps(trace, head, module, base)
     return Anatomy(
@@ -118,7 +136,7 @@ Statement = Literal["sufficient", "partial", "unused", "not proved"]
 
 
 def state(
-    question: SplitTarget, example: CallInputs, taps: Sequence[Tap], given: CallInputs | None = None
+    target: SplitTarget, example: CallInputs, taps: Sequence[Tap], given: CallInputs | None = None
 ) -> dict[str, Statement]:
     """Run another input with a tap's tensor taken from the example, and compare the logits.
 
@@ -130,16 +148,16 @@ def state(
     Raises:
         TapError: the example does not come by a tap.
     """
-    trace, _ = question.record(example)
-    mine = logits_of(trace.output, question.output)
+    trace, _ = target.record(example)
+    mine = logits_of(trace.output, target.output)
     swaps = [_swap(trace, tap, mine) for tap in taps]
     mine = mine.clone()
     del trace  # every activation of a pass
-    other, theirs = _other(question, example, given, mine)
+    other, theirs = _other(target, example, given, mine)
     if other is None or theirs is None:
         return {tap.name: "not proved" for tap in taps}
     return {
-        tap.name: _compared(_exchanged(question, other, swap), mine, theirs)
+        tap.name: _compared(_exchanged(target, other, swap), mine, theirs)
         if isinstance(swap, _Swap)
         else swap
         for tap, swap in zip(taps, swaps, strict=True)
@@ -217,12 +235,12 @@ def _compared(mixed: Tensor | None, mine: Tensor, theirs: Tensor) -> Statement:
 
 
 def _other(
-    question: SplitTarget, example: CallInputs, given: CallInputs | None, mine: Tensor
+    target: SplitTarget, example: CallInputs, given: CallInputs | None, mine: Tensor
 ) -> tuple[CallInputs | None, Tensor | None]:
     """Another input whose logits differ enough, and its logits; None where there is none."""
-    for inputs, _ in question.others(example, given):
+    for inputs, _ in target.others(example, given):
         try:
-            theirs = question.logits(inputs)
+            theirs = target.logits(inputs)
         except Exception:  # noqa: S112  the model has its own idea of what an input is
             continue
         if POWER * TOLERANCE <= relative(theirs, mine) < float("inf"):
@@ -230,13 +248,13 @@ def _other(
     return None, None
 
 
-def _exchanged(question: SplitTarget, other: CallInputs, swap: _Swap) -> Tensor | None:
+def _exchanged(target: SplitTarget, other: CallInputs, swap: _Swap) -> Tensor | None:
     """The other input's logits with the tensor exchanged; None where the pass never came by."""
     copy = other.copy()
     swaps = {swap.address: [(swap.number, swap.value)]}
     try:
         with torch.no_grad():
-            output = run_swapped(question.model, copy.args, copy.kwargs, swaps)
-            return None if output is None else logits_of(output, question.output).clone()
+            output = run_swapped(target.model, copy.args, copy.kwargs, swaps)
+            return None if output is None else logits_of(output, target.output).clone()
     except (RuntimeError, HeadNotFound):  # the tensor has another shape for the other input
         return None

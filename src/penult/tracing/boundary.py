@@ -35,7 +35,7 @@ _ACTIVATIONS = {f"aten.{name}{suffix}" for suffix in ("", "_") for name in (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CutPoint:
     """A tensor of the trace, as it was when operation number `at` was about to run."""
 
     read: TensorRead
@@ -48,7 +48,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class Subgraph:
     """The operations between a boundary and a tensor. open: the model's inputs that reach the
     tensor around the boundary."""
 
@@ -61,12 +61,12 @@ class Boundary:
     """Where to cut. tail: what runs between the cut and the logits."""
 
     head: Head
-    places: tuple[Place, ...]
+    places: tuple[CutPoint, ...]
     logits: TensorRead
-    tail: Region
+    tail: Subgraph
 
 
-def region(trace: Trace, root: TensorRead, places: Iterable[Place]) -> Region:
+def subgraph(trace: Trace, root: TensorRead, places: Iterable[CutPoint]) -> Subgraph:
     """Everything that `root` is computed from, back to `places`."""
     limits = {id(place.tensor): place.at for place in places}
     ops: dict[int, Op] = {}
@@ -86,7 +86,7 @@ def region(trace: Trace, root: TensorRead, places: Iterable[Place]) -> Region:
                 ops[op.index] = op
                 if op.name not in SHAPE_ONLY:
                     pending += op.reads
-    return Region(tuple(ops[index] for index in sorted(ops)), tuple(reached))
+    return Subgraph(tuple(ops[index] for index in sorted(ops)), tuple(reached))
 
 
 def find_boundary(
@@ -104,24 +104,24 @@ def find_boundary(
         _refuse_encoders(trace, head, root, places)
     else:
         calls = trace.calls_of(named)
-        entered = [Place(read, call.first) for call in calls for read in call.inputs]
+        entered = [CutPoint(read, call.first) for call in calls for read in call.inputs]
         entered = [p for p in entered if p.read.depends and carries(p.tensor)]
         places = _independent(trace, _once(entered))
-    return Boundary(head, tuple(places), root, region(trace, root, places))
+    return Boundary(head, tuple(places), root, subgraph(trace, root, places))
 
 
-def _places(trace: Trace, head: Head, sizes: Sequence[int]) -> list[Place]:
+def _places(trace: Trace, head: Head, sizes: Sequence[int]) -> list[CutPoint]:
     """What enters the head's layers, and the features that meet weights made from the input."""
     pairs = [(op, read) for op in head.ops for read in operands(op) if read.depends]
     entered = _once(stepped_back(op, sizes, read) for op, read in pairs)
     # LoRA's second matrix reads A·z, the base weight z itself. But the stages of a backbone that
     # has a head after each of them are no part of a head, so what bends is not put into it.
     met = _once(stepped_back(op, sizes, read) for op, read in head.features)
-    met = [place for place in met if region(trace, place.read, entered).open]
+    met = [place for place in met if subgraph(trace, place.read, entered).open]
     return _independent(trace, _once([*entered, *met]), head)
 
 
-def _once(places: Iterable[Place]) -> list[Place]:
+def _once(places: Iterable[CutPoint]) -> list[CutPoint]:
     return list({id(place.tensor): place for place in places}.values())
 
 
@@ -139,7 +139,7 @@ def _named_head(trace: Trace, output: str | int | None, named: str) -> Head:
     return Head(layers, (named,), tuple(entering(op) for op in layers), n_logits, ())
 
 
-def stepped_back(op: Op, sizes: Sequence[int], operand: TensorRead | None = None) -> Place:
+def stepped_back(op: Op, sizes: Sequence[int], operand: TensorRead | None = None) -> CutPoint:
     """What enters a weight layer, before it was folded into a matrix product's shape.
 
     A linear layer over (B, T, D) is a product of (B·T, D); users expect (B, T, D). sizes: of the
@@ -150,7 +150,7 @@ def stepped_back(op: Op, sizes: Sequence[int], operand: TensorRead | None = None
     tries = [(_back_to(op, batch, read), batch) for batch in batches]
     in_front = [found for found, batch in tries if _leads(found, batch)]
     best = max(in_front, key=lambda found: found.tensor.ndim, default=tries[0][0])
-    return Place(best, 0 if best.producer is None else best.producer.index + 1)
+    return CutPoint(best, 0 if best.producer is None else best.producer.index + 1)
 
 
 def _leads(read: TensorRead, batch: int) -> bool:
@@ -177,12 +177,12 @@ def _wide_axes(read: TensorRead) -> int:
     return sum(size != 1 for size in read.tensor.shape)
 
 
-def _independent(trace: Trace, places: list[Place], head: Head | None = None) -> list[Place]:
+def _independent(trace: Trace, places: list[CutPoint], head: Head | None = None) -> list[CutPoint]:
     """Drop what is computed from the others alone. With a head: by its own layers, without
     weights, or linearly."""
     for place in list(places):
         others = [other for other in places if other is not place]
-        between = region(trace, place.read, others)
+        between = subgraph(trace, place.read, others)
         if others and not between.open and (head is None or _is_short(trace, between.ops, head)):
             places = others
     return places
@@ -198,7 +198,9 @@ def _is_short(trace: Trace, ops: Sequence[Op], head: Head) -> bool:
     return not any(carries(tensor) for op in bends for tensor in op.writes)
 
 
-def _refuse_encoders(trace: Trace, head: Head, root: TensorRead, places: Sequence[Place]) -> None:
+def _refuse_encoders(
+    trace: Trace, head: Head, root: TensorRead, places: Sequence[CutPoint]
+) -> None:
     """Refuse what has the form of a head and is the end of an encoder.
 
     Raises:
@@ -206,8 +208,8 @@ def _refuse_encoders(trace: Trace, head: Head, root: TensorRead, places: Sequenc
             or an input that meets weights right before the output.
     """
     name = "name the head's module (head=), or read the model at one of its modules"
-    outputs = [Place(_written(op), op.index + 1) for op in head.ops]
-    after = {op.name for op in region(trace, root, outputs).ops if op.depends}
+    outputs = [CutPoint(_written(op), op.index + 1) for op in head.ops]
+    after = {op.name for op in subgraph(trace, root, outputs).ops if op.depends}
     if after & _FEATURE_NORMS or (after & _NORMS and after & _ACTIVATIONS):
         raise HeadNotFound(
             "what the model returns was normalised after its last weights "
@@ -216,7 +218,7 @@ def _refuse_encoders(trace: Trace, head: Head, root: TensorRead, places: Sequenc
         )
     found = {op.index for op in head.ops}
     for op in head.ops:
-        between = region(trace, entering(op), places).ops
+        between = subgraph(trace, entering(op), places).ops
         if found & {o.index for o in between} and _NORMS & {o.name for o in between}:
             through = op.module or op.name
             raise HeadNotFound(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from penult.errors import HeadNotFound, UsageError
-from penult.tracing.boundary import Boundary, Place, find_boundary, region, stepped_back
+from penult.tracing.boundary import Boundary, CutPoint, find_boundary, stepped_back, subgraph
 from penult.tracing.certificate import TOLERANCE
 from penult.tracing.forward import SplitTarget, relative
 from penult.tracing.head import LINEAR_AFTER, VIEWS
@@ -37,7 +37,7 @@ def affine(z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Layer:
     """One run of a linear layer: what entered, (…, D), and what left, (…, K), its bias added."""
 
-    entered: Place
+    entered: CutPoint
     left: Tensor
     bias: TensorRead | None
 
@@ -111,8 +111,10 @@ class Move:
             id(x.left): trace.value(x.entered.tensor, x.entered.at) for x in self._layers
         }
         n_scores, width = self._op.writes[0].shape[-1], next(iter(values.values())).shape[-1]
-        places = [Place(TensorRead(x.left, None, True), len(trace.ops) + 1) for x in self._layers]
-        for op in region(trace, joint, places).ops:
+        places = [
+            CutPoint(TensorRead(x.left, None, True), len(trace.ops) + 1) for x in self._layers
+        ]
+        for op in subgraph(trace, joint, places).ops:
             if not any(id(read.tensor) in values for read in op.reads):
                 continue
             if op.name not in LINEAR_AFTER:
@@ -153,7 +155,7 @@ def _layer(trace: Trace, op: Op, sizes: Sequence[int]) -> Layer:
                 break
             left, bias = later.writes[0], added
     if tuple(left.shape) != shape:
-        return Layer(Place(entering(op), op.index), op.writes[0], bias)
+        return Layer(CutPoint(entering(op), op.index), op.writes[0], bias)
     return Layer(entered, left, bias)
 
 
@@ -192,14 +194,14 @@ class PassCut:
     names: tuple[str, ...]
 
 
-def cut(question: SplitTarget, trace: Trace, inputs: CallInputs) -> PassCut:
+def cut(target: SplitTarget, trace: Trace, inputs: CallInputs) -> PassCut:
     """Cut a recorded pass.
 
     Raises:
         HeadNotFound: it can't be cut, and why.
     """
-    boundary = find_boundary(trace, question.output, question.named)
-    names = {id(tensor): name for name, tensor in question.weights().items()}
+    boundary = find_boundary(trace, target.output, target.named)
+    names = {id(tensor): name for name, tensor in target.weights().items()}
     move = _move(trace, boundary, inputs)
     lister = Lister(trace, names)
     if move is None:
@@ -260,14 +262,14 @@ def _list_moved(lister: Lister, move: Move, z: Tensor, boundary: Boundary) -> No
     shape = [*joint.tensor.shape]
     lister.add(torch.reshape, "reshape", ((made, shape), {}), [joint.tensor])
     index = len(boundary.tail.ops) and joint.producer and joint.producer.index + 1
-    lister.add_up_to(boundary.logits, [Place(joint, int(index or 0))])
+    lister.add_up_to(boundary.logits, [CutPoint(joint, int(index or 0))])
 
 
-def law_error(question: SplitTarget, program: Program, one: PassCut, largest: float) -> float:
+def law_error(target: SplitTarget, program: Program, one: PassCut, largest: float) -> float:
     """By how much the law fails for one input. largest: see `relative`."""
     try:
         with torch.no_grad():
-            again = program.run(one.values, question.weights())
+            again = program.run(one.values, target.weights())
     except (RuntimeError, UsageError, TypeError, ValueError, IndexError):
         return float("inf")  # the tail does not even run for this shape
     return relative(again, one.logits, largest)
@@ -277,7 +279,7 @@ def law_error(question: SplitTarget, program: Program, one: PassCut, largest: fl
 class Fitting:
     """Fits a program to the cut of the example, `first`, and to others."""
 
-    question: SplitTarget
+    target: SplitTarget
     first: PassCut
     largest: float
 
@@ -315,7 +317,7 @@ class Fitting:
         return generalise([one.listing for one in cuts], ranks)
 
     def _fits(self, program: Program, one: PassCut) -> bool:
-        return law_error(self.question, program, one, self.largest) <= TOLERANCE
+        return law_error(self.target, program, one, self.largest) <= TOLERANCE
 
     def _by_batch(self, inputs: CallInputs) -> Iterator[tuple[str, PassCut]]:
         """So that batches of one and of several are both seen at two lengths."""
@@ -326,7 +328,7 @@ class Fitting:
         for note, variants in tries:
             for variant in variants:
                 try:
-                    yield note, cut(self.question, *self.question.record(variant))
+                    yield note, cut(self.target, *self.target.record(variant))
                     break
                 except (HeadNotFound, RuntimeError, ValueError, TypeError, IndexError):
                     continue

@@ -24,11 +24,13 @@ _ALONE = threading.RLock()
 
 @dataclass(frozen=True, slots=True)
 class SplitTarget:
-    """What is to be cut. output: which of several. named: the module that the user calls head."""
+    """A model to cut. output: which of several float outputs holds the logits. named: the module
+    that the user calls head. base: the module whose first output is the backbone's."""
 
     model: nn.Module
     output: str | int | None
     named: str | None
+    base: str | None = None
 
     def first(self, example: CallInputs) -> Tensor | None:
         """f(x) on the example; None if it has no logits.

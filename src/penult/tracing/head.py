@@ -167,7 +167,7 @@ def find_head(trace: Trace, output: str | int | None = None) -> Head:
 
 
 @dataclass(slots=True)
-class _Way:
+class _WalkBack:
     """What is met going back from a tensor. layers: the first ones with weights. bends: names of
     what is not linear in between. features: what meets weights that are made from the input, or
     goes around a layer. joined: whether one way ended at what enters a layer of another."""
@@ -180,7 +180,7 @@ class _Way:
 
 def _walk(
     trace: Trace, root: TensorRead, n_logits: int, allowed: Collection[str] | None = None
-) -> _Way:
+) -> _WalkBack:
     """Go back from `root` to the layers with weights, latest operations first.
 
     What enters a layer that was found is not followed further: `(z @ W) * z` has one head. Nor is
@@ -188,7 +188,7 @@ def _walk(
     But scores that reach the logits unbent are scores, whatever else reads them.
     allowed: what may bend on the way; the walk ends at anything else.
     """
-    way = _Way()
+    way = _WalkBack()
     pending = {root.producer.index: (root.producer, False)} if root.producer else {}
     entered: set[int] = set()
     before: dict[int, TensorRead] = {}
@@ -278,7 +278,7 @@ def _before_scores(
             yield op
 
 
-def _works_on_scores(op: Op, way: _Way, n_logits: int) -> bool:
+def _works_on_scores(op: Op, way: _WalkBack, n_logits: int) -> bool:
     """Whether a layer calibrates, mixes or sums up scores: (K, K) after a linear head, a matrix
     that leaves the axis of classes alone, anything after a softmax."""
     if way.joined:

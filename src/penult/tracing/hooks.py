@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from penult.errors import TapError
 from penult.tracing.inputs import CallInputs
-from penult.tracing.taps import INPUT, OUTPUT, Place, Spot, Tap
-from penult.tracing.trace import TensorRead, Trace, _Recorder, _watching
+from penult.tracing.taps import INPUT, OUTPUT, ModuleSide, Spot, Tap
+from penult.tracing.trace import TensorRead, _Recorder, _watching
 
 SHAPES = 3  # of inputs, in which the same count is taken to hold for every shape
 
@@ -42,14 +42,16 @@ class Calls:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[Any, dict[Place, int]] = {}
+        self._seen: dict[Any, dict[ModuleSide, int]] = {}
 
-    def learn(self, tensors: Mapping[str, Tensor], counts: Mapping[Place, int]) -> None:
+    def learn(self, tensors: Mapping[str, Tensor], counts: Mapping[ModuleSide, int]) -> None:
         """Keep what a whole pass counted."""
         if len(self._seen) < SHAPES:
             self._seen.setdefault(_shape(tensors), dict(counts))
 
-    def ends(self, tensors: Mapping[str, Tensor], taps: Sequence[Tap]) -> dict[Place, int] | None:
+    def ends(
+        self, tensors: Mapping[str, Tensor], taps: Sequence[Tap]
+    ) -> dict[ModuleSide, int] | None:
         """How often each place will be passed; None if that is not known."""
         if not taps or any(tap.operation for tap in taps):
             return None
@@ -70,17 +72,17 @@ class Captured:
     call that is needed; what a model returned all the same, is then no output of it.
     """
 
-    def __init__(self, spots: Sequence[Spot], ends: Mapping[Place, int] | None) -> None:
+    def __init__(self, spots: Sequence[Spot], ends: Mapping[ModuleSide, int] | None) -> None:
         self.stopped = False
         self._spots, self._ends = list(spots), ends
         self._seen: dict[Spot, deque[Tensor]] = {
             spot: deque(maxlen=1 + (spot.later if spot.operation else spot.call)) for spot in spots
         }
-        self._at: dict[Place, list[Spot]] = {}
+        self._at: dict[ModuleSide, list[Spot]] = {}
         for spot in self._seen:
             if not spot.operation:
                 self._at.setdefault(spot.place, []).append(spot)
-        self.counts: dict[Place, int] = dict.fromkeys(self._at, 0)
+        self.counts: dict[ModuleSide, int] = dict.fromkeys(self._at, 0)
 
     def __call__(self) -> list[Tensor]:
         """One tensor per spot.
@@ -98,11 +100,11 @@ class Captured:
             raise Unreached(f"the {spot.words} was not reached in a forward pass over this input")
         return self._seen[spot][-1 - back]
 
-    def _left(self, place: Place) -> int:
+    def _left(self, place: ModuleSide) -> int:
         """Calls that are still to come at a place."""
         return max(0, self._ends[place] - self.counts[place]) if self._ends else 0
 
-    def look(self, place: Place, leaves: Sequence[Any]) -> None:
+    def look(self, place: ModuleSide, leaves: Sequence[Any]) -> None:
         """Keep the tensors at a place. A clone of each: wav2vec2 zeroes the projector's output in
         place after it left the module."""
         if self.stopped:  # by a model that catches everything, and went on
@@ -128,14 +130,14 @@ class Captured:
             module = model.get_submodule(place[0])
             if place[1] == INPUT:
 
-                def enter(_: Any, args: Any, kwargs: Any, place: Place = place) -> None:
+                def enter(_: Any, args: Any, kwargs: Any, place: ModuleSide = place) -> None:
                     if getattr(_running, "token", None) is token:
                         self.look(place, tree_leaves((args, kwargs)))
 
                 yield module.register_forward_pre_hook(enter, with_kwargs=True)
             else:
 
-                def leave(_: Any, args: Any, output: Any, place: Place = place) -> None:
+                def leave(_: Any, args: Any, output: Any, place: ModuleSide = place) -> None:
                     if getattr(_running, "token", None) is token:
                         self.look(place, tree_leaves(output))
 
@@ -144,7 +146,7 @@ class Captured:
 
 @contextmanager
 def captured(
-    model: nn.Module, spots: Sequence[Spot], ends: Mapping[Place, int] | None = None
+    model: nn.Module, spots: Sequence[Spot], ends: Mapping[ModuleSide, int] | None = None
 ) -> Iterator[Captured]:
     """Read the spots in the pass that is run meanwhile.
 
@@ -229,22 +231,19 @@ class Reader:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._calls: dict[Any, dict[Place, int]] = {}
+        self._calls: dict[Any, dict[ModuleSide, int]] = {}
 
-    def learn(self, inputs: CallInputs, trace: Trace) -> None:
-        """Count the calls of a whole pass that was recorded."""
-        counts: dict[Place, int] = {}
-        for call in trace.calls:
-            for side in (INPUT, OUTPUT):
-                counts[call.module, side] = counts.get((call.module, side), 0) + 1
-        self._remember(inputs, counts)
+    def learn(self, inputs: CallInputs, calls: Mapping[str, int]) -> None:
+        """Keep how often each module ran in a whole pass."""
+        sides = (INPUT, OUTPUT)
+        self._remember(inputs, {(name, side): n for name, n in calls.items() for side in sides})
 
-    def _remember(self, inputs: CallInputs, counts: Mapping[Place, int]) -> None:
+    def _remember(self, inputs: CallInputs, counts: Mapping[ModuleSide, int]) -> None:
         if len(self._calls) > REMEMBERED:
             self._calls.clear()
         self._calls.setdefault(shape_of(inputs), {}).update(counts)
 
-    def calls(self, inputs: CallInputs, place: Place) -> int | None:
+    def calls(self, inputs: CallInputs, place: ModuleSide) -> int | None:
         """How often a place is passed for inputs of this shape; None if that is not known."""
         return self._calls.get(shape_of(inputs), {}).get(place)
 

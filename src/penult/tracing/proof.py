@@ -7,8 +7,9 @@ the prelogits exchanged, and two with branches on tensor values inverted if it t
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from penult.errors import HeadNotFound, first_line
+from penult.tracing.anatomy import Anatomy, anatomy_of
 from penult.tracing.boundary import Boundary, find_boundary
 from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
 from penult.tracing.cut import Fitting, PassCut, cut, law_error
@@ -28,15 +30,21 @@ from penult.tracing.trace import Trace, address_of, inverted, run_swapped
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A program for what follows the head, and its certificate."""
+    """A program for what follows the head, and its certificate.
+
+    names: modules of the head. anatomy: the model's parts, found in the same recorded pass; None
+    where the model returned no logits. calls: how often each module ran in it.
+    """
 
     program: Program | None
     certificate: Certificate
     names: tuple[str, ...] = ()
+    anatomy: Anatomy | None = None
+    calls: Mapping[str, int] = field(default_factory=dict)
 
 
 def prove(
-    question: SplitTarget,
+    target: SplitTarget,
     example: CallInputs,
     missing: Collection[str],
     state: State,
@@ -48,15 +56,19 @@ def prove(
     Raises:
         UsageError: the example does not fit, or the output to cut is not clear.
     """
-    plain = question.first(example)
+    plain = target.first(example)
+    proof = Proof(None, Certificate.refused(""))
+    checks: list[Check] = []
     try:
-        trace, inputs = question.record(example)
-        first = cut(question, trace, inputs)
-    except HeadNotFound as error:
-        return Proof(None, Certificate.refused(_with_advice(str(error))))
-    prover = _Prover(question, (example, other), trace, first)
-    del trace, inputs  # every activation of a pass: one such at a time is enough
-    try:
+        trace, inputs = target.record(example)
+        proof = replace(proof, calls=Counter(call.module for call in trace.calls))
+        anatomy = anatomy_of(target.model, trace, target.base, target.output, target.named)
+        proof = replace(proof, anatomy=anatomy)
+        first = cut(target, trace, inputs)
+        proof = replace(proof, names=first.names)
+        prover = _Prover(target, (example, other), trace, first)
+        checks = prover.checks
+        del trace, inputs  # every activation of a pass: one such at a time is enough
         prover.weights_loaded(missing)
         prover.same_twice(plain)
         prover.powered()
@@ -65,10 +77,13 @@ def prove(
         prover.control_flow()
         prover.same_afterwards(state)
     except HeadNotFound as error:
-        return Proof(
-            None, Certificate.refused(_with_advice(str(error)), tuple(prover.checks)), first.names
-        )
-    return Proof(prover.program, prover.certificate(), first.names)
+        return _certified(proof, Certificate.refused(_with_advice(str(error)), tuple(checks)))
+    return _certified(replace(proof, program=prover.program), prover.certificate())
+
+
+def _certified(proof: Proof, certificate: Certificate) -> Proof:
+    anatomy = None if proof.anatomy is None else replace(proof.anatomy, certificate=certificate)
+    return replace(proof, certificate=certificate, anatomy=anatomy)
 
 
 def _with_advice(reason: str) -> str:
@@ -88,17 +103,17 @@ class _Prover:
 
     def __init__(
         self,
-        question: SplitTarget,
+        target: SplitTarget,
         inputs: tuple[CallInputs, CallInputs | None],
         trace: Trace,
         first: PassCut,
     ) -> None:
-        self.question, (self.example, self.given), self.first = question, inputs, first
+        self.target, (self.example, self.given), self.first = target, inputs, first
         self.checks: list[Check] = []
         self.program: Program | None = None
         self.power = 0.0
         self._second: tuple[CallInputs, PassCut] | None = None
-        boundary = find_boundary(trace, question.output, question.named)
+        boundary = find_boundary(trace, target.output, target.named)
         self._swaps = _swaps(trace, boundary)
         self._used = trace.weights_used([boundary.logits])
         self._deciding = list(dict.fromkeys(name or "the model" for name in trace.decisions))
@@ -111,7 +126,7 @@ class _Prover:
 
     def weights_loaded(self, missing: Collection[str]) -> None:
         """No parameter on the way to the logits is one that the checkpoint did not fill."""
-        weights = self.question.weights()
+        weights = self.target.weights()
         aliases: dict[int, set[str]] = {}  # a tied weight is loaded if any of its names is
         for name, tensor in weights.items():
             aliases.setdefault(id(tensor), set()).add(name)
@@ -149,7 +164,7 @@ class _Prover:
             state.put_back()
             inputs, before = self._second
             note = "another input, without what earlier calls left behind"
-        error = relative(self.question.logits(inputs), before.logits, self._largest)
+        error = relative(self.target.logits(inputs), before.logits, self._largest)
         self._check("same afterwards", error <= TOLERANCE, error, note, _STATE.format(error=error))
 
     def control_flow(self) -> None:
@@ -161,10 +176,10 @@ class _Prover:
         for forced in (1e30, -1e30) if self._deciding else ():
             try:
                 decide = partial(inverted, forced=forced)
-                other = cut(self.question, *self.question.record(self.example, decide))
+                other = cut(self.target, *self.target.record(self.example, decide))
             except Exception:  # noqa: S112  most often a check that raises
                 continue
-            error = law_error(self.question, self.program, other, self._largest)
+            error = law_error(self.target, self.program, other, self._largest)
             where = ", ".join(self._deciding[:3])
             self._check(
                 "control flow",
@@ -179,9 +194,9 @@ class _Prover:
         """A second input whose logits are clearly different."""
         failed: Exception | None = None
         between = "two inputs"
-        for inputs, said in self.question.others(self.example, self.given):
+        for inputs, said in self.target.others(self.example, self.given):
             try:
-                second = cut(self.question, *self.question.record(inputs))
+                second = cut(self.target, *self.target.record(inputs))
             except HeadNotFound as error:
                 raise HeadNotFound(f"for another input, {error}") from error
             except Exception as error:  # the model has its own idea of what an input is
@@ -212,10 +227,10 @@ class _Prover:
         assert self._second is not None
         copy = self._second[0].copy()
         try:
-            output = run_swapped(self.question.model, copy.args, copy.kwargs, self._swaps)
+            output = run_swapped(self.target.model, copy.args, copy.kwargs, self._swaps)
             error = float("inf")
             if output is not None:
-                logits = logits_of(output, self.question.output)
+                logits = logits_of(output, self.target.output)
                 error = relative(logits, self.first.logits, self._largest)
         except RuntimeError:  # what enters the head has another shape for the other input
             error = float("inf")
@@ -236,11 +251,11 @@ class _Prover:
         for variants in kinds_of_others(self._second[0]):
             for variant in variants:
                 try:
-                    trace, inputs = self.question.record(variant.inputs)
+                    trace, inputs = self.target.record(variant.inputs)
                 except Exception:  # noqa: S112  the model does not take such an input
                     continue
                 try:
-                    cuts.append((variant.note, cut(self.question, trace, inputs)))
+                    cuts.append((variant.note, cut(self.target, trace, inputs)))
                 except HeadNotFound as error:
                     raise HeadNotFound(f"with {variant.note}, {error}") from error
                 break
@@ -254,7 +269,7 @@ class _Prover:
                         "not applicable, the model refuses it",
                     )
                 )
-        fitting = Fitting(self.question, self.first, self._largest)
+        fitting = Fitting(self.target, self.first, self._largest)
         self.program, more = fitting.program(cuts, self._second[0])
         cuts += more
         self._law("closed form", "replay on the captured tensor", self.first)
@@ -263,7 +278,7 @@ class _Prover:
 
     def _law(self, name: str, note: str, one: PassCut) -> None:
         assert self.program is not None
-        error = law_error(self.question, self.program, one, self._largest)
+        error = law_error(self.target, self.program, one, self._largest)
         dtype = str(one.logits.dtype).removeprefix("torch.")
         short = "" if dtype in {"float32", "float64"} else f" ({dtype}: try float32)"
         self._check(

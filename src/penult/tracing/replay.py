@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from penult.errors import HeadNotFound, UsageError
-from penult.tracing.boundary import Place, region
+from penult.tracing.boundary import CutPoint, subgraph
 from penult.tracing.head import SHAPE_ONLY
 from penult.tracing.trace import Op, TensorRead, Trace
 
@@ -167,9 +167,9 @@ class Lister:
         makes = tuple(self._slots[id(t)] if id(t) in self._slots else self.enter(t) for t in made)
         self._steps.append(ReplayStep(func, name, written, spec, makes))
 
-    def add_up_to(self, root: TensorRead, places: Sequence[Place]) -> None:
+    def add_up_to(self, root: TensorRead, places: Sequence[CutPoint]) -> None:
         """Every operation between `places` and `root` that is not written down yet."""
-        ops = region(self._trace, root, places).ops
+        ops = subgraph(self._trace, root, places).ops
         overwrites = any(op.func._schema.is_mutable for op in ops)
         for op in ops:
             if op.index in self._done:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -14,17 +14,16 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from penult.errors import HeadNotFound, PenultError, TapError, UsageError, first_line
-from penult.tracing.anatomy import Statement, locate, state
-from penult.tracing.boundary import Boundary, Place, find_boundary
+from penult.tracing.anatomy import Anatomy, Statement, state
+from penult.tracing.boundary import Boundary, CutPoint, find_boundary
 from penult.tracing.certificate import Certificate
 from penult.tracing.cut import cut
 from penult.tracing.forward import SplitTarget, still
-from penult.tracing.head import logits_of
 from penult.tracing.hooks import Reader, kind_of
 from penult.tracing.inputs import CallInputs
 from penult.tracing.proof import Proof, prove
 from penult.tracing.replay import Program
-from penult.tracing.taps import INPUT, Spot, Tap, find_taps, tap_at
+from penult.tracing.taps import INPUT, Spot, Tap, tap_at
 from penult.tracing.trace import Trace
 
 
@@ -107,8 +106,8 @@ class DeliveryPlan(NamedTuple):
 class Delivery:
     """Gives the prelogits of any input."""
 
-    def __init__(self, question: SplitTarget, reader: Reader) -> None:
-        self._question = question
+    def __init__(self, target: SplitTarget, reader: Reader) -> None:
+        self._target = target
         self._reader = reader
         self._plans: dict[Any, DeliveryPlan | None] = {}
 
@@ -119,10 +118,10 @@ class Delivery:
         values = None if plan is None else self._hooked(inputs, plan)
         if values is not None:
             return values
-        trace, copies = self._question.record(inputs)
-        values = cut(self._question, trace, copies).values
+        trace, copies = self._target.record(inputs)
+        values = cut(self._target, trace, copies).values
         if kind not in self._plans:
-            self._reader.learn(inputs, trace)
+            self._reader.learn(inputs, Counter(call.module for call in trace.calls))
             plan = self._planned(trace, len(values))
             del trace  # every activation of a pass
             self._plans[kind] = plan if plan and self._agrees(inputs, plan, values) else None
@@ -146,7 +145,7 @@ class Delivery:
     def _planned(self, trace: Trace, count: int) -> DeliveryPlan | None:
         """A spot for each tensor at the boundary, if all of them enter a module of the head."""
         try:
-            boundary = find_boundary(trace, self._question.output, self._question.named)
+            boundary = find_boundary(trace, self._target.output, self._target.named)
         except HeadNotFound:
             return None
         if boundary.tail.open or len(boundary.places) != count:
@@ -158,7 +157,7 @@ class Delivery:
         return DeliveryPlan(found, tuple(len(trace.calls_of(spot.module)) for spot in found))
 
 
-def _entering(trace: Trace, boundary: Boundary, place: Place) -> Spot | None:
+def _entering(trace: Trace, boundary: Boundary, place: CutPoint) -> Spot | None:
     """Where a tensor enters a module of the head, with the value that it has at the boundary."""
     value = trace.value(place.tensor, place.at)
     for name in boundary.head.names:
@@ -198,31 +197,59 @@ def split(
             output or module.
     """
     check_model(model)
-    inputs = CallInputs.of(example_inputs)
+    target = SplitTarget(model, output, head, _named_base(model))
+    return examine(target, example_inputs, missing, other_inputs)
+
+
+def _named_base(model: nn.Module) -> str | None:
+    """The base of a transformers model, which names it itself."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return prefix if prefix and prefix in dict(model.named_children()) else None
+
+
+def examine(
+    target: SplitTarget,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...] | Tensor,
+    missing: Collection[str] = (),
+    other_inputs: Mapping[str, Any] | tuple[Any, ...] | Tensor | None = None,
+) -> Split:
+    """Parts and proof of a model that is in one piece: `Split.anatomy` and `Split.certificate`,
+    from one recorded pass over the example and the proof's passes over other inputs. The other
+    parameters are those of `split`.
+
+    Raises:
+        UsageError: inputs that the model does not accept or whose shapes differ, no such output or
+            module.
+    """
+    model, inputs = target.model, CallInputs.of(example_inputs)
     check_inputs(model, inputs)
-    if head is not None and head not in dict(model.named_modules()):
-        raise UsageError(f"head={head!r}: the model has no module of that name")
+    if target.named is not None and target.named not in dict(model.named_modules()):
+        raise UsageError(f"head={target.named!r}: the model has no module of that name")
     other = None if other_inputs is None else CallInputs.of(other_inputs)
     if other is not None:
         check_shapes(inputs, other)
-    question = SplitTarget(model, output, head)
     with still(model) as state_before:
-        proof = prove(question, inputs, missing, state_before, other)
-    return Split(question, (inputs, other), proof)
+        proof = prove(target, inputs, missing, state_before, other)
+    return Split(target, (inputs, other), proof)
 
 
 class Split:
-    """A classifier, cut. The law: logits(prelogits(x)) is what f(x) returns, for every x."""
+    """A classifier, cut. The law: logits(prelogits(x)) is what f(x) returns, for every x.
+
+    anatomy: the model's parts; None where the model returns no logits. certificate: the proof.
+    """
 
     def __init__(
-        self, question: SplitTarget, inputs: tuple[CallInputs, CallInputs | None], proof: Proof
+        self, target: SplitTarget, inputs: tuple[CallInputs, CallInputs | None], proof: Proof
     ) -> None:
-        self._question = question
+        self._target = target
         self._example, self._other = inputs
         self._program = proof.program
-        self._reader = Reader(question.model)
-        self._deliver = Delivery(question, self._reader)
+        self._reader = Reader(target.model)
+        self._deliver = Delivery(target, self._reader)
         self._modules: dict[str, Tap] = {}  # taps that were named by their module
+        self._reader.learn(self._example, proof.calls)
+        self.anatomy: Anatomy | None = proof.anatomy
         self.certificate: Certificate = proof.certificate
         self.head = HeadNames(list(proof.names))
 
@@ -265,7 +292,7 @@ class Split:
     @contextmanager
     def _accepting(self, inputs: CallInputs) -> Iterator[None]:
         """Run the model on an input of the caller's: what it raises is told in a sentence."""
-        with still(self._question.model):
+        with still(self._target.model):
             try:
                 yield
             except PenultError:
@@ -287,7 +314,7 @@ class Split:
         values = (z,) if isinstance(z, Tensor) else tuple(z)
         try:
             with torch.no_grad():
-                return program.run(values, self._question.weights())
+                return program.run(values, self._target.weights())
         except RuntimeError as error:
             shapes = ", ".join(str(tuple(value.shape)) for value in values)
             raise UsageError(
@@ -299,21 +326,10 @@ class Split:
             raise HeadNotFound(self.certificate.refusal)
         return self._program
 
-    @cached_property
-    def taps(self) -> dict[str, Tap]:
+    @property
+    def taps(self) -> Mapping[str, Tap]:
         """The named places where hidden states can be read."""
-        model = self._question.model
-        with still(model):
-            trace, _ = self._question.record(self._example)
-        self._reader.learn(self._example, trace)
-        try:
-            trace.output = logits_of(trace.output, self._question.output)
-        except HeadNotFound:
-            return {}
-        head, _ = locate(trace, self._question.named)
-        prefix = getattr(model, "base_model_prefix", "")
-        base = prefix if prefix and prefix in dict(model.named_children()) else None
-        return find_taps(trace, head, model, base)
+        return {} if self.anatomy is None else self.anatomy.taps
 
     def tap(self, name: str) -> Tap:
         """A named tap, or the output of any module.
@@ -328,13 +344,13 @@ class Split:
         names = list(names)
         known = {**self.taps, **self._modules}
         new = [name for name in dict.fromkeys(names) if name not in known]
-        modules = dict(self._question.model.named_modules())
+        modules = dict(self._target.model.named_modules())
         for name in new:
             if not name or name not in modules:
                 raise TapError(f"no tap {name!r}; there are {', '.join(self.taps)}, and any module")
         if new:
-            with still(self._question.model):
-                trace, _ = self._question.record(self._example)
+            with still(self._target.model):
+                trace, _ = self._target.record(self._example)
             self._modules |= {name: tap_at(trace, name) for name in new}
         known |= self._modules
         return [known[name] for name in names]
@@ -347,8 +363,8 @@ class Split:
         """What the logits need of each tap, of all named ones by default: two passes, and one
         more for each."""
         taps = self._found(self.taps if names is None else names)
-        with still(self._question.model):
-            return state(self._question, self._example, taps, self._other)
+        with still(self._target.model):
+            return state(self._target, self._example, taps, self._other)
 
     @property
     def remark(self) -> str:
@@ -356,14 +372,14 @@ class Split:
 
         It is said and no more: what is proved does not rest on it.
         """
-        says = getattr(self._question.model, "get_classifier", None)
+        says = getattr(self._target.model, "get_classifier", None)
         if not callable(says) or self._program is None:
             return ""
         try:
             named = says()
         except Exception:  # another library's method of the same name
             return ""
-        modules = {id(m): name for name, m in self._question.model.named_modules()}
+        modules = {id(m): name for name, m in self._target.model.named_modules()}
         wanted = [modules[id(m)] for m in tree_leaves(named) if id(m) in modules]
         if not wanted or set(wanted) & set(self.head.names):
             return ""

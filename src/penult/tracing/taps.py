@@ -20,7 +20,7 @@ from penult.tracing.trace import Call, Op, TensorRead, Trace
 
 INPUT, OUTPUT = "input", "output"
 
-Place = tuple[str, str]  # a module and a side of it
+ModuleSide = tuple[str, str]  # a module and a side of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Spot:
     later: int = 0
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ModuleSide:
         """The module and its side."""
         return self.module, self.side
 
