@@ -14,7 +14,7 @@ import soundfile
 
 import penult
 from penult.analysis.space import RAW, fit
-from penult.cli.output import emit, emit_long
+from penult.cli.output import print_json, print_json_stream
 from penult.collection.collection import Collection
 from penult.data.sources import from_paths
 from penult.embedding.embedder import Embedder
@@ -261,9 +261,9 @@ def test_predictions_do_not_pile_up_in_memory(
 def test_a_long_document_is_what_a_short_one_is(
     items: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    emit({"place": "p", "found": items, "events": {"a": 1}, "out": None})
+    print_json({"place": "p", "found": items, "events": {"a": 1}, "out": None})
     whole = capsys.readouterr().out
-    emit_long({"place": "p"}, "found", iter(items), {"events": {"a": 1}, "out": None})
+    print_json_stream({"place": "p"}, "found", iter(items), {"events": {"a": 1}, "out": None})
     assert capsys.readouterr().out == whole
 
 

@@ -8,30 +8,32 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from penult.cli.documents import failed, items_of, named
 from penult.cli.options import (
-    NOTHING,
-    Asked,
+    NO_OPTIONS,
     Device,
     Engine,
     Json,
     Model,
+    ModelOptions,
     Paths,
     Pooling,
     PoolOver,
     Precision,
     Tap,
-    opening,
+    items_of,
+    with_model_options,
 )
 from penult.cli.output import (
     FAILED,
     SOME_FAILED,
     counted,
-    emit,
-    say,
-    short,
-    show,
-    shown,
+    failed,
+    named,
+    print_json,
+    print_note,
+    print_table,
+    printable,
+    printable_path,
     stdout,
     working,
 )
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from penult.embedding.check import Measure, Report
 
 
-@opening
+@with_model_options
 def check(
     model: Model,
     paths: Paths,
@@ -51,7 +53,7 @@ def check(
     engine: Engine = "auto",
     precision: Precision = None,
     json: Json = False,
-    asked: Asked = NOTHING,
+    model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Measure every promise on your own files: the same vector alone and in a batch, again and in
     another order, and the proof of the head. Exit code 1 if one is broken.
@@ -62,11 +64,11 @@ def check(
     from penult.embedding.embedder import open_embedder
     from penult.embedding.inspect import certify_on
 
-    source = items_of(model, asked, paths)
+    source = items_of(model, model_options, paths)
     with working(f"loading {model}"):
         embedder = open_embedder(
             model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
-            precision=precision, **asked,
+            precision=precision, **model_options,
         )  # fmt: skip
     with working("measuring engines on the first items"):
         embedder.settle(source)
@@ -75,7 +77,7 @@ def check(
     with working("running the items alone and together"):
         report = measured(embedder, source, certificate)
     if json:
-        emit(_document(report, on))
+        print_json(_document(report, on))
     else:
         _show(report, on)
     if report.broken:
@@ -89,7 +91,7 @@ COMMANDS = (check,)
 
 def _show(report: Report, on: list[str]) -> None:
     for failure in report.failures:
-        say(f"[red]failed[/] {short(failure.id)}: {shown(failure.message)}")
+        print_note(f"[red]failed[/] {printable_path(failure.id)}: {printable(failure.message)}")
     sizes = ", ".join(map(str, report.batches))
     stdout.print(f"[bold]law[/]  {report.law.words}")
     stdout.print(f"[dim]     {counted(len(report.items), 'item')} in batches of {sizes}[/]\n")
@@ -102,11 +104,11 @@ def _show(report: Report, on: list[str]) -> None:
         table.add_row(words, *_cells(measure, promised=True))
     if report.plain is not None:
         table.add_row("[dim]as others pad: zeros, no mask[/]", *_cells(report.plain, False))
-    show(table)
+    print_table(table)
     stdout.print(f"\n[bold]head[/]{named(on)}: {escape(str(report.certificate))}")
     if report.broken:
         for words in report.broken:
-            stdout.print(f"[bold red]broken[/] {shown(words)}", soft_wrap=True)
+            stdout.print(f"[bold red]broken[/] {printable(words)}", soft_wrap=True)
         return
     stdout.print("[bold green]every promise holds on these items[/]")
 

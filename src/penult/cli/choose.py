@@ -9,17 +9,27 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Store, Where
-from penult.cli.documents import embedder_facts, failed, items_of
-from penult.cli.options import NOTHING, Asked, Device, Json, Model, Paths, opening
+from penult.cli.options import (
+    NO_OPTIONS,
+    Device,
+    Json,
+    Model,
+    ModelOptions,
+    Paths,
+    items_of,
+    with_model_options,
+)
 from penult.cli.output import (
     SOME_FAILED,
     counted,
-    emit,
+    embedder_facts,
+    failed,
     metered,
-    say,
-    short,
-    show,
-    shown,
+    print_json,
+    print_note,
+    print_table,
+    printable,
+    printable_path,
     stdout,
     working,
 )
@@ -35,7 +45,7 @@ if TYPE_CHECKING:
 CANDIDATES = 10  # that the table shows
 
 
-@opening
+@with_model_options
 def choose(
     model: Model,
     paths: Paths,
@@ -56,7 +66,7 @@ def choose(
     ] = None,
     device: Device = "auto",
     json: Json = False,
-    asked: Asked = NOTHING,
+    model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Find the layers, pooling and space that serve best, from a few labelled items.
 
@@ -75,10 +85,10 @@ def choose(
     if report is not None:
         # Without labels there are no scores to draw.
         reports.check_kind(report, reports.KINDS if labels is not None else (".json",))
-    source = items_of(model, asked, paths)
-    more = items_of(model, asked, unlabelled) if unlabelled else None
+    source = items_of(model, model_options, paths)
+    more = items_of(model, model_options, unlabelled) if unlabelled else None
     with working(f"loading {model}"):
-        classifier = specs.load(model, **asked)
+        classifier = specs.load(model, **model_options)
     with metered("reading", show=not json) as meter:
         totals = [one.total for one in (source, more) if one is not None]
         meter.expect(None if None in totals else sum(total or 0 for total in totals))
@@ -91,14 +101,14 @@ def choose(
             device=device,
             on_error="skip",
             tick=meter.tick,
-            tell=lambda what: say(f"[dim]{what}[/]"),
+            tell=lambda what: print_note(f"[dim]{what}[/]"),
         )
     with working("proving the head"):
         saved = found.embedder.save(into)
     if report is not None:
         _write_choice(report, found, model)
     if json:
-        emit(_choice(found, saved, report))
+        print_json(_choice(found, saved, report))
     else:
         _show_choice(found, saved, report)
     if found.failures:
@@ -141,7 +151,7 @@ def evaluate(
     mates = None if groups is None else rows.names[groups]
     used = _space(opened, space)
     if not isinstance(used, str):
-        say("[dim]a fitted space is taken as it is: choose it on other items than these[/]")
+        print_note("[dim]a fitted space is taken as it is: choose it on other items than these[/]")
     with working("measuring"):
         found = measured(rows.vectors, rows.names[by], mates, used, ways)
     document = {"collection": str(opened.path), "by": by, "grouped_by": groups, "where": where}
@@ -152,7 +162,7 @@ def evaluate(
         page = reports.evaluation_page(found, title) if html else reports.as_json(document)
         write_file(report, [page.encode()])
     if json:
-        emit(document)
+        print_json(document)
         return
     _show_evaluation(found, report)
 
@@ -160,18 +170,18 @@ def evaluate(
 COMMANDS = (choose, evaluate)
 
 
-def _space(collection: Collection, asked: str) -> str | Space:
+def _space(collection: Collection, model_options: str) -> str | Space:
     """A recipe, to be fitted on parts; or a space of the collection or of a saved embedder."""
     from penult.analysis.space import Space
     from penult.collection.spaces import is_recipe, space_of
     from penult.embedding.saving import SPACE, is_embedder
     from penult.errors import SpaceError
 
-    if not is_embedder(asked):
-        return asked if is_recipe(asked) else space_of(collection, asked)
-    kept = Path(asked) / SPACE
+    if not is_embedder(model_options):
+        return model_options if is_recipe(model_options) else space_of(collection, model_options)
+    kept = Path(model_options) / SPACE
     if not kept.is_file():
-        raise SpaceError(f"the embedder {asked} has no space of its own; leave --space out")
+        raise SpaceError(f"the embedder {model_options} has no space of its own; leave --space out")
     return Space.from_bytes(kept.read_bytes())
 
 
@@ -218,24 +228,24 @@ def _choice(found: Selection, saved: Path, report: Path | None) -> dict[str, Any
 
 def _show_choice(found: Selection, saved: Path, report: Path | None) -> None:
     for one in found.failures:
-        say(f"[red]failed[/] {short(one.id)}: {shown(one.message)}")
+        print_note(f"[red]failed[/] {printable_path(one.id)}: {printable(one.message)}")
     if found.report is None:
         _show_free(found)
     else:
         choice = found.report
         for note in choice.notes:
-            say(f"[yellow]{shown(note)}[/]")
+            print_note(f"[yellow]{printable(note)}[/]")
         table = _table(f"on {choice.judged_on}", "value", "gain over the notebook's recipe")
         for final in choice.finalists:
             mark = "[bold green]" if final.setting == choice.setting else ""
             table.add_row(mark + final.name, final.value.words(), final.gain.words())
-        show(table)
+        print_table(table)
         stdout.print()
         table = _table("single readings, best first", "space", *choice.scores[0].measured)
         for score in choice.scores[:CANDIDATES]:
             figures = [estimate.words() for estimate in score.measured.values()]
             table.add_row(score.setting.readings[0], score.setting.space, *figures)
-        show(table)
+        print_table(table)
         stdout.print(
             f"[dim]{len(choice.scores)} candidates on {counted(found.counts['labelled'], 'item')}; "
             f"{choice.ways}-way episodes, few-shot: {choice.shots} examples; in a crowd: one "
@@ -245,20 +255,20 @@ def _show_choice(found: Selection, saved: Path, report: Path | None) -> None:
     kept = found.report is not None and found.report.kept
     why = ": nothing beats the notebook's recipe clearly" if kept else ""
     stdout.print(
-        f"chosen [bold]{shown(found.setting.words())}[/]{why}; "
-        f"{found.embedder.dim} numbers, saved in [bold]{shown(str(saved))}[/]",
+        f"chosen [bold]{printable(found.setting.words())}[/]{why}; "
+        f"{found.embedder.dim} numbers, saved in [bold]{printable(str(saved))}[/]",
         soft_wrap=True,
     )
     if report is not None:
-        stdout.print(f"report in [bold]{shown(str(report))}[/]", soft_wrap=True)
+        stdout.print(f"report in [bold]{printable(str(report))}[/]", soft_wrap=True)
 
 
 def _show_free(found: Selection) -> None:
     table = _table("without labels", "RankMe", "α-ReQ")
     for one in (found.free or [])[:CANDIDATES]:
         table.add_row(one.reading, f"{one.rank_me:.1f}", f"{one.alpha:.2f}")
-    show(table)
-    say(
+    print_table(table)
+    print_note(
         "[yellow]a ranking without labels is a weak hint (docs/choosing.md has how weak), so the "
         "notebook's recipe is kept; a few labelled items of three classes or more decide better[/]"
     )
@@ -274,15 +284,15 @@ def _table(*heads: str) -> Table:
 def _show_evaluation(found: Evaluation, report: Path | None) -> None:
     stdout.print(
         f"{counted(found.items, 'item')} of {found.classes:,} classes in "
-        f"{counted(found.groups, 'group')}, space {shown(found.space)}"
+        f"{counted(found.groups, 'group')}, space {printable(found.space)}"
     )
     for note in found.notes:
-        say(f"[yellow]{shown(note)}[/]")
+        print_note(f"[yellow]{printable(note)}[/]")
     table = _table("measure", "value (95 % interval)")
     for name, one in found.estimates.items():
         table.add_row(name, one.words())
     for name, value in found.figures.items():
         table.add_row(name, f"{100 * value:.1f} %" if "error rate" in name else f"{value:.3f}")
-    show(table)
+    print_table(table)
     if report is not None:
-        stdout.print(f"report in [bold]{shown(str(report))}[/]", soft_wrap=True)
+        stdout.print(f"report in [bold]{printable(str(report))}[/]", soft_wrap=True)

@@ -10,7 +10,16 @@ from rich.table import Table
 
 from penult.cli.collection import Space, Store, Where, space_of
 from penult.cli.options import Json
-from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
+from penult.cli.output import (
+    counted,
+    print_json,
+    print_note,
+    print_table,
+    printable,
+    printable_path,
+    stdout,
+    working,
+)
 
 if TYPE_CHECKING:
     from penult.analysis.clustering import Cluster
@@ -66,15 +75,16 @@ def cluster(
 
         write_csv(out, made.table())
     for note in made.clustering.notes:
-        say(note)
+        print_note(note)
     if json:
-        emit({"collection": str(opened.path), "name": kept, "space": space, **made.to_dict()})
+        document = {"collection": str(opened.path), "name": kept, "space": space}
+        print_json({**document, **made.to_dict()})
         return
     _show(made)
-    path = short(str(opened.path))
+    path = printable_path(str(opened.path))
     stdout.print(
-        f"kept as [bold]{shown(kept)}[/]: penult map {path} map.html --by cluster"
-        + (f"; every row in [bold]{shown(str(out))}[/]" if out else ""),
+        f"kept as [bold]{printable(kept)}[/]: penult map {path} map.html --by cluster"
+        + (f"; every row in [bold]{printable(str(out))}[/]" if out else ""),
         soft_wrap=True,
     )
 
@@ -89,11 +99,11 @@ def _show(made: Clustered) -> None:
     most = _majorities(made)
     for one in found.clusters:
         stable = "" if one.stability is None else f"{one.stability:.2f}"
-        own = [shown(most[one.number])] if made.by else []
-        medoid = short(made.row_name(one.medoids[0]))
-        cells = (str(one.number), f"{one.size:,}", stable, shown(one.name), _labels(one))
+        own = [printable(most[one.number])] if made.by else []
+        medoid = printable_path(made.row_name(one.medoids[0]))
+        cells = (str(one.number), f"{one.size:,}", stable, printable(one.name), _labels(one))
         table.add_row(*cells, *own, medoid)
-    show(table)
+    print_table(table)
     facts = f"{counted(len(found.clusters), 'cluster')} of {counted(len(found.numbers), 'row')}"
     facts += f", {found.noise:,} ({found.noise / len(found.numbers):.0%}) in none"
     if found.stability is not None:
@@ -101,15 +111,15 @@ def _show(made: Clustered) -> None:
     stdout.print(facts, soft_wrap=True)
     if (agree := made.agreement) is not None:
         stdout.print(
-            f"with {shown(str(made.by))}: adjusted Rand index {agree.ari:.3f}, normalised mutual "
-            f"information {agree.nmi:.3f}; of the rows in clusters {agree.clustered_ari:.3f} and "
-            f"{agree.clustered_nmi:.3f}",
+            f"agreement with {printable(str(made.by))}: adjusted Rand index {agree.ari:.3f}, "
+            f"normalised mutual information {agree.nmi:.3f}; among the rows in clusters only: "
+            f"{agree.clustered_ari:.3f} and {agree.clustered_nmi:.3f}",
             soft_wrap=True,
         )
 
 
 def _labels(one: Cluster) -> str:
-    return ", ".join(f"{shown(share.label)} {share.share:.0%}" for share in one.labels[:3])
+    return ", ".join(f"{printable(share.label)} {share.share:.0%}" for share in one.labels[:3])
 
 
 def _majorities(made: Clustered) -> list[str]:
@@ -172,18 +182,18 @@ def map_(
     with working("placing the points"):
         made = make_map(opened, by, method, space, where, most, seed)
     if len(made.rows) < made.matching:
-        say(f"{len(made.rows):,} of {made.matching:,} rows, drawn by chance")
+        print_note(f"{len(made.rows):,} of {made.matching:,} rows, drawn by chance")
     _write(opened, made, out, title or opened.path.name)
     classes = len({name for name in made.names if name is not None})
     if json:
         facts = {"points": len(made.rows), "rows": made.matching, "classes": classes}
         told = {"method": made.method, "space": space, "by": by, "seed": seed}
-        emit({"collection": str(opened.path), "file": str(out), **facts, **told})
+        print_json({"collection": str(opened.path), "file": str(out), **facts, **told})
         return
     stdout.print(
-        f"[bold]{shown(str(out))}[/]: {counted(len(made.rows), 'point')} by "
+        f"[bold]{printable(str(out))}[/]: {counted(len(made.rows), 'point')} by "
         f"{_SHOWN[made.method]}, {classes:,} {'class' if classes == 1 else 'classes'} "
-        f"by {shown(by)}",
+        f"by {printable(by)}",
         soft_wrap=True,
     )
 

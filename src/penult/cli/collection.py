@@ -9,7 +9,16 @@ import typer
 from rich.table import Table
 
 from penult.cli.options import Device, Json, Trust
-from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
+from penult.cli.output import (
+    counted,
+    print_json,
+    print_note,
+    print_table,
+    printable,
+    printable_path,
+    stdout,
+    working,
+)
 
 if TYPE_CHECKING:
     from penult.analysis.space import Space as Fitted
@@ -40,9 +49,9 @@ def space_of(collection: Collection, name: str) -> Fitted:
         space, about = ready(collection, name)
     if about is not None:
         of = "" if about.rows == about.matching else f" of {about.matching:,}, drawn by chance"
-        say(
-            f"[dim]space {shown(name)}: fitted on {counted(about.rows, 'row')}{of}, "
-            f"kept in {shown(str(collection.path))}[/]"
+        print_note(
+            f"[dim]space {printable(name)}: fitted on {counted(about.rows, 'row')}{of}, "
+            f"kept in {printable(str(collection.path))}[/]"
         )
     return space
 
@@ -76,19 +85,19 @@ def search(
         )
     used = space_of(opened, space)
     if not used.is_raw and opened.index is not None:
-        say("the index is of raw vectors: in a space every row is compared")
+        print_note("the index is of raw vectors: in a space every row is compared")
     with working("searching"):
         hits = opened.search(vector, k=k, where=where, space=used, flat=flat)
     if json:
         facts = {"collection": str(opened.path), "query": query, "space": space}
         facts |= {"searched": hits.searched}
-        emit({**facts, "hits": [_hit(hit) for hit in hits]})
+        print_json({**facts, "hits": [_hit(hit) for hit in hits]})
         return
     if not hits:
         stdout.print("no row matches the filter" if where else "the collection has no rows")
         return
-    show(_hits_table(hits))
-    say(f"[dim]searched: {hits.searched}[/]")
+    print_table(_hits_table(hits))
+    print_note(f"[dim]searched: {hits.searched}[/]")
 
 
 def export(
@@ -107,11 +116,11 @@ def export(
     rows = write(opened, out, where, logits, overwrite=overwrite)
     ids = out.with_suffix(".csv") if out.suffix == ".npy" else None
     if json:
-        emit({"file": str(out), "ids": str(ids) if ids else None, "rows": rows})
+        print_json({"file": str(out), "ids": str(ids) if ids else None, "rows": rows})
         return
     stdout.print(
-        f"{counted(rows, 'row')} in [bold]{shown(str(out))}[/]"
-        + (f", their ids in [bold]{shown(str(ids))}[/]" if ids else ""),
+        f"{counted(rows, 'row')} in [bold]{printable(str(out))}[/]"
+        + (f", their ids in [bold]{printable(str(ids))}[/]" if ids else ""),
         soft_wrap=True,
     )
 
@@ -122,7 +131,7 @@ def failures(collection: Store, json: Json = False) -> None:
 
     found = Collection.open(collection, must_exist=True).failures().to_pylist()
     if json:
-        emit({"collection": str(collection), "failures": found})
+        print_json({"collection": str(collection), "failures": found})
         return
     if not found:
         stdout.print("no failures")
@@ -132,8 +141,8 @@ def failures(collection: Store, json: Json = False) -> None:
         table.add_column(name, overflow="fold")
     for row in found:
         region = "" if row["region"] == "whole" else row["region"]
-        table.add_row(short(row["id"]), shown(region), shown(row["message"]))
-    show(table)
+        table.add_row(printable_path(row["id"]), printable(region), printable(row["message"]))
+    print_table(table)
 
 
 def _hits_table(hits: Hits) -> Table:
@@ -146,12 +155,12 @@ def _hits_table(hits: Hits) -> Table:
         whole = hit.start is None or hit.end is None
         table.add_row(
             f"{hit.similarity:.4f}",
-            short(hit.id),
+            printable_path(hit.id),
             "" if whole else f"{hit.start:.2f}-{hit.end:.2f}",
-            shown(hit.label or ""),
+            printable(hit.label or ""),
             "" if hit.score is None else f"{hit.score:.3f}",
             *(
-                shown(str(hit.metadata[name])) if hit.metadata[name] is not None else ""
+                printable(str(hit.metadata[name])) if hit.metadata[name] is not None else ""
                 for name in extra
             ),
         )
@@ -182,14 +191,14 @@ def info(collection: Store, json: Json = False) -> None:
 
     facts = describe(Collection.open(collection, must_exist=True))
     if json:
-        emit(facts)
+        print_json(facts)
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in _lines(facts):
-        table.add_row(name, shown(value))
-    show(table)
+        table.add_row(name, printable(value))
+    print_table(table)
 
 
 def merge(
@@ -212,7 +221,7 @@ def merge(
     with working("merging"):
         did = bring_together(opened, target, wait=wait)
     if json:
-        emit({"collection": str(into), "rows": target.count, **did.to_dict()})
+        print_json({"collection": str(into), "rows": target.count, **did.to_dict()})
         return
     stdout.print(
         f"[bold green]{did.new:,} new[/], {did.replaced:,} replaced, {did.there:,} there already; "
@@ -220,7 +229,7 @@ def merge(
         f"{counted(did.runs, 'run')}",
         soft_wrap=True,
     )
-    stdout.print(f"[bold]{shown(str(into))}[/]: {counted(target.count, 'row')}", soft_wrap=True)
+    stdout.print(f"[bold]{printable(str(into))}[/]: {counted(target.count, 'row')}", soft_wrap=True)
 
 
 def index(
@@ -243,14 +252,14 @@ def index(
     if drop:
         dropped = index.drop(opened, wait)
         if json:
-            emit({"collection": str(collection), "dropped": dropped})
+            print_json({"collection": str(collection), "dropped": dropped})
             return
         stdout.print("index removed; searches are exact" if dropped else "there was no index")
         return
     with working("building and measuring"):
         made = index.build(opened, min_recall, wait=wait)
     if json:
-        emit({"collection": str(collection), **made.to_dict()})
+        print_json({"collection": str(collection), **made.to_dict()})
         return
     stdout.print(
         f"{counted(made.rows, 'row')} in {made.seconds:.1f} s; recall@10 {made.recall:.3f} on "

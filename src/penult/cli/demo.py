@@ -15,7 +15,7 @@ from rich.table import Table
 
 from penult.cli import inspect
 from penult.cli.options import Json
-from penult.cli.output import emit, say, stdout
+from penult.cli.output import print_json, print_note, stdout
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,7 +57,7 @@ def demo(
     report["map"] = _map(out, vectors, words, new, show)
     report["seconds"] = round(time.monotonic() - began, 1)
     if json:
-        emit(report)
+        print_json(report)
         return
     stdout.print(f"\ndone in {report['seconds']} s. Now your own: penult inspect MODEL")
 
@@ -194,7 +194,7 @@ def _map(
             f"{len(words)} clips · circles: words it was trained on · stars: words it never knew",
         )
     except MissingExtra as error:
-        say(str(error))
+        print_note(str(error))
         return None
     show.line(f"  [bold]{escape(str(path))}[/]")
     return str(path)
@@ -212,7 +212,7 @@ def doctor(json: Json = False) -> None:
     packages = {name: installed(name) for name in needed} | {"pillow": installed("PIL")}
     extras = {name: (installed(name), extra, what) for name, (extra, what) in EXTRAS.items()}
     if json:
-        emit(
+        print_json(
             {
                 "penult": __version__,
                 "python": platform.python_version(),

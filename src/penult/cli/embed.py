@@ -13,36 +13,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from penult.cli.documents import embedder_facts, items_of, modality_for, proof_line, require_proof
 from penult.cli.options import (
-    NOTHING,
-    Asked,
+    NO_OPTIONS,
     Channel,
     Devices,
     Engine,
     Json,
     Model,
+    ModelOptions,
     Pooling,
     PoolOver,
     Precision,
     Tap,
-    opening,
+    items_of,
+    modality_for,
+    seconds_of,
+    with_model_options,
 )
 from penult.cli.output import (
     SOME_FAILED,
     Meter,
     counted,
-    emit,
+    embedder_facts,
     metered,
-    say,
-    short,
-    shown,
+    print_json,
+    print_note,
+    printable,
+    printable_path,
+    proof_line,
     stdout,
     working,
 )
+from penult.errors import UsageError
 
 if TYPE_CHECKING:
     from penult.collection.add import Summary
+    from penult.collection.collection import Collection
+    from penult.collection.ingest import Options
     from penult.data.sources import Source
     from penult.embedding.embedder import Embedder
 
@@ -51,7 +58,7 @@ SHOWN = 5
 SPENT = ("decode", "prepare", "wait", "model", "write")  # of the time; these overlap
 
 
-@opening
+@with_model_options
 def embed(
     model: Model,
     paths: Annotated[
@@ -115,13 +122,13 @@ def embed(
     engine: Engine = "auto",
     precision: Precision = None,
     json: Json = False,
-    asked: Asked = NOTHING,
+    model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Label and vector of every item, in one forward pass each, into a collection.
 
     What the collection has already is left alone; a run that was stopped goes on.
     """
-    from penult.collection.add import add, settle
+    from penult.collection.add import add
     from penult.collection.collection import Collection
     from penult.collection.ingest import Options
     from penult.collection.transfer import source_from_collection
@@ -129,15 +136,13 @@ def embed(
     from penult.data.sources import Shard
     from penult.data.windows import Layout
     from penult.embedding.embedder import open_embedder
-    from penult.engines.registry import PLAIN
-    from penult.errors import UsageError
 
     part = Shard.parse(shard) if shard else None
     options = Options(
         logits=logits,
         max_seconds=max_seconds,
         retry_failed=retry_failed,
-        layout=Layout(parsed(window), parsed(hop), tile, overlap),
+        layout=Layout(seconds_of(window), seconds_of(hop), tile, overlap),
         summary=summary,  # type: ignore[arg-type]
         alone=alone,
         workers=default_workers() if workers is None else workers,
@@ -145,55 +150,35 @@ def embed(
     )
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
-    if old is None and not paths:
-        raise UsageError(
-            "Missing argument 'paths': give files, folders, tables, - or --like OLD.lance; "
-            "see penult embed --help"
-        )
     if old is None:
-        source = items_of(model, asked, paths or [], channel)
+        source = items_of(model, model_options, _paths(paths), channel)
     else:
-        modality = modality_for(model, asked)
-        source, options = source_from_collection(
-            old, collection, modality, options, bool(paths) or channel
-        )
+        modality, others = modality_for(model, model_options), bool(paths) or channel
+        source, options = source_from_collection(old, collection, modality, options, others)
     if part is not None:
         source = part.of(source)
     with working(f"loading {model}"):
-        manifest = collection.manifest
-        kept = manifest.precision or None if manifest is not None else None
         embedder = open_embedder(
             model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
-            precision=precision or kept, **asked,
+            precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
-    _say_metadata(source)
-    require_proof(embedder, source, options.decoding)
-    with working("measuring engines on the first items"):
-        chosen = settle(collection, embedder, source, options)
-    if chosen and (embedder.way != PLAIN or engine != "auto" or embedder.precision != "exact"):
-        say(f"[dim]{shown(chosen)}[/]")
+    _prepare(collection, embedder, source, options)
     with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
         if window is None and tile is None:
             _count_aside(source, meter)
-        did = add(
-            collection,
-            embedder,
-            source,
-            options,
-            dtype="float16" if fp16 else "float32",
-            wait=wait,
-            tick=meter.tick,
-            run={"shard": shard} if shard else None,
-            like=old,
+        summary_of_run = add(
+            collection, embedder, source, options, dtype="float16" if fp16 else "float32",
+            wait=wait, tick=meter.tick, run={"shard": shard} if shard else None, like=old,
             prune=prune,
-        )
+        )  # fmt: skip
         elapsed, rate = meter.elapsed, meter.rate()
     if json:
-        emit({**_document(did, collection), "elapsed": elapsed, **embedder_facts(embedder)})
+        facts = {"elapsed": elapsed, **embedder_facts(embedder)}
+        print_json({**_document(summary_of_run, collection), **facts})
     else:
-        took = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")
-        _show_summary(did, collection, embedder, took)
-    if did.failed:
+        duration = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")
+        _show_summary(summary_of_run, collection, embedder, duration)
+    if summary_of_run.failed:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -216,11 +201,35 @@ def _document(did: Summary, collection: Any) -> dict[str, Any]:
     }
 
 
-def parsed(seconds: str | None) -> float | None:
-    """`5s`, `250ms` or `1.5` as seconds."""
-    from penult.data.windows import parse_seconds
+def _paths(paths: list[str] | None) -> list[str]:
+    if not paths:
+        raise UsageError(
+            "Missing argument 'paths': give files, folders, tables, - or --like OLD.lance; "
+            "see penult embed --help"
+        )
+    return paths
 
-    return None if seconds is None else parse_seconds(seconds)
+
+def _precision_of(collection: Collection) -> str | None:
+    """The precision of a collection's rows, where it has any: later runs keep to it."""
+    manifest = collection.manifest
+    return None if manifest is None else manifest.precision or None
+
+
+def _prepare(collection: Collection, embedder: Embedder, source: Source, options: Options) -> None:
+    """Prove the head and choose the engine on the first items, and print what was settled."""
+    from penult.collection.add import settle
+    from penult.embedding.embedder import require_proof
+    from penult.engines.registry import PLAIN
+
+    _print_metadata(source)
+    by_default = embedder.engine == "auto" and embedder.precision == "exact"
+    with working("proving the head"):
+        require_proof(embedder, source, options.decoding)
+    with working("measuring engines on the first items"):
+        choice = settle(collection, embedder, source, options)
+    if choice and (embedder.way != PLAIN or not by_default):
+        print_note(f"[dim]{printable(choice)}[/]")
 
 
 def _count_aside(source: Source, meter: Meter) -> None:
@@ -248,22 +257,24 @@ def _interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say_metadata(source: Source) -> None:
+def _print_metadata(source: Source) -> None:
     """Which columns of a table are kept, so that a misspelt `start` is seen."""
     old = {new: name for name, new in source.renamed.items()}
     kept = [
-        f"{new} ({kind}{f', from {shown(repr(old[new]))}' if new in old else ''})"
+        f"{new} ({kind}{f', from {printable(repr(old[new]))}' if new in old else ''})"
         for new, kind in source.columns.items()
     ]
     if kept:
-        say(f"[dim]metadata: {', '.join(kept)}[/]")
+        print_note(f"[dim]metadata: {', '.join(kept)}[/]")
 
 
 def _show_taken_and_gone(summary: Summary) -> None:
     if summary.labels:
         stdout.print(f"{counted(summary.labels, 'label')} taken along")
     if gone := summary.gone:
-        names = ", ".join(short(id) for id in gone[:SHOWN]) + (", …" if len(gone) > SHOWN else "")
+        names = ", ".join(printable_path(id) for id in gone[:SHOWN]) + (
+            ", …" if len(gone) > SHOWN else ""
+        )
         are = "is" if len(gone) == 1 else "are"
         done = (
             f"{counted(summary.pruned, 'row')} removed"
@@ -275,7 +286,7 @@ def _show_taken_and_gone(summary: Summary) -> None:
         )
 
 
-def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: str) -> None:
+def _show_summary(summary: Summary, collection: Any, embedder: Embedder, duration: str) -> None:
     parts = [f"[bold green]{summary.done:,} embedded[/]"]
     if summary.skipped:
         parts.append(f"{summary.skipped:,} unchanged")
@@ -283,8 +294,8 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: s
         parts.append(f"{summary.replaced:,} replaced")
     if summary.failed:
         parts.append(f"[bold red]{summary.failed:,} failed[/]")
-    stdout.print(f"{', '.join(parts)} in {took}")
-    path = shown(str(collection.path))
+    stdout.print(f"{', '.join(parts)} in {duration}")
+    path = printable(str(collection.path))
     stdout.print(
         f"[bold]{path}[/]: {counted(collection.count, 'row')} of {embedder.dim} numbers, "
         f"tap {escape(embedder.tap.name)}, pooling {embedder.pooling}",
@@ -310,15 +321,17 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, took: s
 
         count = counted(sum(summary.left_out.values()), "file")
         stdout.print(
-            f"[dim]left out, of another kind: {count} ({shown(in_words(summary.left_out))})[/]",
+            f"[dim]left out, of another kind: {count} ({printable(in_words(summary.left_out))})[/]",
             soft_wrap=True,
         )
     if not summary.failed:
         return
     failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
     for row in failed[:SHOWN]:
-        stdout.print(f"  [red]{short(row['id'])}[/]: {shown(row['message'])}", soft_wrap=True)
+        stdout.print(
+            f"  [red]{printable_path(row['id'])}[/]: {printable(row['message'])}", soft_wrap=True
+        )
     rest = summary.failed - SHOWN
     more = f"  … and {rest:,} more; " if rest > 0 else ""
     command = f"penult failures {shlex.quote(str(collection.path))}"
-    stdout.print(f"{more}{shown(command)} names each one and why", soft_wrap=True)
+    stdout.print(f"{more}{printable(command)} names each one and why", soft_wrap=True)

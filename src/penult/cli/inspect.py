@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from penult.cli.options import NOTHING, Asked, Json, Model, opening
-from penult.cli.output import emit, short, show, shown, stdout, working
+from penult.cli.options import NO_OPTIONS, Json, Model, ModelOptions, with_model_options
+from penult.cli.output import print_json, print_table, printable, printable_path, stdout, working
 from penult.cli.tree import HEAD, draw, draw_cut, readable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MEANINGS = {
 }
 
 
-@opening
+@with_model_options
 def inspect(
     model: Model,
     depth: Annotated[int | None, typer.Option(min=1, help="Levels of the tree to show.")] = None,
@@ -48,16 +48,16 @@ def inspect(
         bool, typer.Option("--random", help="Untrained weights: the architecture alone.")
     ] = False,
     json: Json = False,
-    asked: Asked = NOTHING,
+    model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Show the architecture before and after the cut, the head, and every tap with its shape."""
     from penult.embedding.inspect import Questions, look_into
 
     questions = Questions(head, tap or (), verify or (), all_taps)
     with working(f"looking into {model}"):
-        found = look_into(model, questions, **asked, **({"random": True} if random else {}))
+        found = look_into(model, questions, **model_options, **({"random": True} if random else {}))
     if json:
-        emit(_document(found))
+        print_json(_document(found))
         return
     _show_facts(found)
     axis = SEQUENCES[found.classifier.modality]
@@ -65,10 +65,10 @@ def inspect(
     before.label = f"[bold underline]before[/]  {before.label}"
     after.label = f"[bold underline]after[/]   {after.label}"
     for tree in (before, after):
-        show(tree)
+        print_table(tree)
         stdout.print()
     _show_proof(found)
-    show(_taps_table(found, axis, all_taps))
+    print_table(_taps_table(found, axis, all_taps))
     _show_meanings(found)
 
 
@@ -122,7 +122,7 @@ def _show_facts(found: Inspection) -> None:
         soft_wrap=True,
     )
     for note in found.notes:
-        stdout.print(f"[bold yellow]note[/] {shown(note)}\n", soft_wrap=True)
+        stdout.print(f"[bold yellow]note[/] {printable(note)}\n", soft_wrap=True)
 
 
 def _before_and_after(found: Inspection, axis: str, depth: int | None) -> tuple[Tree, Tree]:
@@ -154,13 +154,13 @@ def _show_proof(found: Inspection) -> None:
     proof = found.certificate
     title = "[bold green]head[/]" if proof.ok else "[bold red]head[/]"
     stdout.print(f"{title} {_in_options(str(proof))}", soft_wrap=True)
-    files = " and ".join(short(name) for name in found.proved_on)
+    files = " and ".join(printable_path(name) for name in found.proved_on)
     where = f"on {files}" if files else "on a made-up input; --verify FILE measures it on yours"
     stdout.print(f"[dim]measured {where}[/]\n", soft_wrap=True)
     if found.anatomy.refusal and found.anatomy.refusal not in proof.refusal:
         stdout.print(f"[bold red]head not found:[/] {_in_options(found.anatomy.refusal)}\n")
     if found.remark:
-        stdout.print(f"[bold yellow]note[/] {shown(found.remark)}\n", soft_wrap=True)
+        stdout.print(f"[bold yellow]note[/] {printable(found.remark)}\n", soft_wrap=True)
     if found.anatomy.mixes_layers:
         stdout.print(
             "[bold]note[/] this checkpoint mixes all of its layers with learned weights: the head "
@@ -187,11 +187,14 @@ def _taps_table(found: Inspection, axis: str, every: bool) -> Table:
                 table.add_row(f"… {len(folded)} more", "", "", "", "[dim]--all-taps[/]")
             continue
         style = HEAD if name == "prelogits" else ""
-        said = found.statements.get(name, "[dim]not measured[/]")
         table.add_row(
-            f"[cyan]{shown(name)}[/]", shown(tap.place), tap.describe(axis), str(tap.width), said,
+            f"[cyan]{printable(name)}[/]",
+            printable(tap.place),
+            tap.describe(axis),
+            str(tap.width),
+            found.statements.get(name, "[dim]not measured[/]"),
             style=style,
-        )  # fmt: skip
+        )
     return table
 
 

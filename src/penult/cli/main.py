@@ -31,9 +31,9 @@ from penult.cli.output import (
     STOPPED,
     WRONG_USAGE,
     LogLevel,
-    complain,
-    forget_stdout,
+    discard_stdout,
     logged,
+    print_error,
 )
 from penult.errors import ItemError, PenultError, UsageError
 
@@ -109,7 +109,7 @@ def run(arguments: list[str]) -> int:
     except SystemExit as error:  # typer's and rich's answer to a reader that has stopped
         return error.code if isinstance(error.code, int) else FAILED
     except BrokenPipeError:
-        forget_stdout()
+        discard_stdout()
         return FAILED
 
 
@@ -122,24 +122,24 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except Exit as error:
         return int(error.exit_code)
     except TyperException as error:
-        complain(_with_hint(error, arguments), "UsageError", as_json)
+        print_error(_with_hint(error, arguments), "UsageError", as_json)
         return WRONG_USAGE
     except UsageError as error:
-        complain(str(error), type(error).__name__, as_json)
+        print_error(str(error), type(error).__name__, as_json)
         return WRONG_USAGE
     except BrokenPipeError:
         raise
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        complain(f"{place}{error.strerror or error}", type(error).__name__, as_json)
+        print_error(f"{place}{error.strerror or error}", type(error).__name__, as_json)
         return FAILED
     except PenultError as error:
-        complain(str(error), type(error).__name__, as_json)
+        print_error(str(error), type(error).__name__, as_json)
         return SOME_FAILED if isinstance(error, ItemError) else FAILED
     except (KeyboardInterrupt, typer.Abort):
         kept = ". What was committed stays; the same command goes on from there"
         message = "stopped" + (kept if arguments[:1] == ["embed"] else "")
-        complain(message, "KeyboardInterrupt", as_json)
+        print_error(message, "KeyboardInterrupt", as_json)
         return STOPPED
 
 

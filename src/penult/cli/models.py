@@ -8,33 +8,38 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from penult.cli.documents import (
-    embedder_facts,
-    failed,
-    items_of,
-    proof_line,
-    require_proof,
-    source_of,
-)
 from penult.cli.options import (
-    NOTHING,
-    Asked,
+    NO_OPTIONS,
     Channel,
     Device,
     Engine,
     Json,
     Model,
+    ModelOptions,
     Paths,
     Pooling,
     PoolOver,
     Precision,
     Tap,
-    opening,
+    items_of,
+    source_of,
+    with_model_options,
 )
-from penult.cli.output import SOME_FAILED, emit, say, short, shown, stdout, working
+from penult.cli.output import (
+    SOME_FAILED,
+    embedder_facts,
+    failed,
+    print_json,
+    print_note,
+    printable,
+    printable_path,
+    proof_line,
+    stdout,
+    working,
+)
 
 
-@opening
+@with_model_options
 def classify(
     model: Model,
     paths: Paths,
@@ -42,21 +47,21 @@ def classify(
     channel: Channel = None,
     device: Device = "auto",
     json: Json = False,
-    asked: Asked = NOTHING,
+    model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Ask the classifier itself: logits, class id, label and probability of every item."""
     from penult.embedding.runner import Outcome, Runner, device_of, prediction_of
     from penult.models.specs import load
 
-    source = items_of(model, asked, paths, channel)
+    source = items_of(model, model_options, paths, channel)
     with working(f"loading {model}"):
-        classifier = load(model, **asked)
+        classifier = load(model, **model_options)
     runner = Runner(classifier, [], device_of(classifier, device))
     predictions, failures = [], []
     for outcome in runner.stream(source):
         if not isinstance(outcome, Outcome):
             failures.append(outcome)
-            say(f"[red]failed[/] {short(outcome.id)}: {shown(outcome.message)}")
+            print_note(f"[red]failed[/] {printable_path(outcome.id)}: {printable(outcome.message)}")
             continue
         prediction = prediction_of(classifier, outcome)
         if json:
@@ -64,7 +69,7 @@ def classify(
         else:
             _show_prediction(prediction, top)
     if json:
-        emit(
+        print_json(
             {
                 "model": classifier.spec,
                 "kind": classifier.kind,
@@ -77,7 +82,7 @@ def classify(
         raise typer.Exit(SOME_FAILED)
 
 
-@opening
+@with_model_options
 def convert(
     model: Model,
     folder: Annotated[Path, typer.Argument(help="Where the embedder is saved.")],
@@ -90,20 +95,27 @@ def convert(
     engine: Engine = "torch",
     precision: Precision = None,
     json: Json = False,
-    asked: Asked = NOTHING,
+    model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Save a classifier as an embedder: one folder that any command takes as its MODEL.
 
     The proof of the head and the way of batching that was measured are saved with it.
     """
-    from penult.embedding.embedder import open_embedder
+    from penult.embedding.embedder import open_embedder, require_proof
 
     with working(f"loading {model}"):
         embedder = open_embedder(
-            model, tap, pooling, pool_over=pool_over, engine=engine, precision=precision, **asked
+            model,
+            tap,
+            pooling,
+            pool_over=pool_over,
+            engine=engine,
+            precision=precision,
+            **model_options,
         )
     source = source_of(verify, None, embedder.classifier.modality) if verify else None
-    require_proof(embedder, source)
+    with working("proving the head"):
+        require_proof(embedder, source)
     with working("measuring how items may share a batch"):
         law = embedder.law
     if engine != "auto":  # its recording is saved, and what it was measured to give
@@ -111,11 +123,11 @@ def convert(
             embedder.settle(source or ())
     saved = embedder.save(folder)
     if json:
-        emit({"folder": str(saved), **embedder_facts(embedder)})
+        print_json({"folder": str(saved), **embedder_facts(embedder)})
         return
     stdout.print(
-        f"saved [bold]{shown(str(saved))}[/]: tap [cyan]{escape(embedder.tap.name)}[/], pooling "
-        f"[cyan]{embedder.pooling}[/], {embedder.dim} numbers per "
+        f"saved [bold]{printable(str(saved))}[/]: tap [cyan]{escape(embedder.tap.name)}[/], "
+        f"pooling [cyan]{embedder.pooling}[/], {embedder.dim} numbers per "
         f"{'position' if embedder.pooling == 'none' else 'item'}, "
         f"fingerprint {embedder.fingerprint_id}",
         soft_wrap=True,
@@ -123,7 +135,7 @@ def convert(
     stdout.print(proof_line(embedder), soft_wrap=True)
     stdout.print(f"[dim]batches: {law.words}[/]", soft_wrap=True)
     if embedder.choice:
-        stdout.print(f"[dim]{shown(embedder.choice.words)}[/]", soft_wrap=True)
+        stdout.print(f"[dim]{printable(embedder.choice.words)}[/]", soft_wrap=True)
 
 
 COMMANDS = (classify, convert)
@@ -131,11 +143,11 @@ COMMANDS = (classify, convert)
 
 def _show_prediction(prediction: Any, top: int) -> None:
     where = "" if prediction.region == "whole" else f" [dim]{prediction.region}[/]"
-    stdout.print(f"[bold]{short(prediction.id)}[/]{where}", soft_wrap=True)
+    stdout.print(f"[bold]{printable_path(prediction.id)}[/]{where}", soft_wrap=True)
     for place, best in enumerate(prediction.top(top)):
         style = "bold green" if place == 0 else "dim"
         stdout.print(
-            f"  [{style}]{best.score:7.4f}  {shown(best.label)}[/]"
+            f"  [{style}]{best.score:7.4f}  {printable(best.label)}[/]"
             f"  [dim]class {best.index}, logit {best.logit:.4f}[/]",
             soft_wrap=True,
         )

@@ -1,17 +1,22 @@
-"""Options that several commands share: how to open a model that cannot say everything itself."""
+"""Options that several commands share, and how a model and its items are opened from them."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-NOTHING: dict[str, Any] = {}
+from penult.cli.output import print_note, working
+from penult.errors import UsageError
 
-Asked = dict[str, Any]  # what `opening` collects
+if TYPE_CHECKING:
+    from penult.data.sources import Source
+
+ModelOptions = dict[str, Any]  # how `penult.load` opens a model: the options of MODEL_OPTIONS
+NO_OPTIONS: ModelOptions = {}
 Model = Annotated[
     str,
     typer.Argument(
@@ -64,7 +69,7 @@ Devices = Annotated[
     typer.Option("--device", "--devices", help="auto, cpu, cuda, cuda:N or mps; or cuda:0,cuda:1."),
 ]
 
-ASKED: dict[str, Any] = {
+MODEL_OPTIONS: dict[str, Any] = {
     "checkpoint": Annotated[
         str | None, typer.Option(help="Weights for a named model or factory: FILE or FILE#entry.")
     ],
@@ -94,19 +99,23 @@ ASKED: dict[str, Any] = {
 }
 
 
-def opening(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options above, handed on as its one argument `asked`; an option that the
-    command has under the same name stays its own."""
+def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options above, collected in its one argument `model_options`.
+
+    An option that the command declares itself under the same name stays the command's.
+    """
     signature = inspect.signature(command, eval_str=True)
-    shared = {name: kind for name, kind in ASKED.items() if name not in signature.parameters}
+    shared = {
+        name: kind for name, kind in MODEL_OPTIONS.items() if name not in signature.parameters
+    }
 
     @functools.wraps(command)
-    def wrapped(**given: Any) -> None:
-        said = {name: given.pop(name, None) for name in shared}
-        asked = {name: value for name, value in said.items() if value not in (None, False)}
-        command(**given, asked=_current(asked))
+    def wrapped(**arguments: Any) -> None:
+        values = {name: arguments.pop(name, None) for name in shared}
+        options = {name: value for name, value in values.items() if value not in (None, False)}
+        command(**arguments, model_options=_current(options))
 
-    own = [p for p in signature.parameters.values() if p.name != "asked"]
+    own = [p for p in signature.parameters.values() if p.name != "model_options"]
     added = [
         inspect.Parameter(
             name,
@@ -116,20 +125,52 @@ def opening(command: Callable[..., None]) -> Callable[..., None]:
         )
         for name, annotation in shared.items()
     ]
-    named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
     described: Any = wrapped
-    described.__signature__ = signature.replace(parameters=[*named, *added])
-    described.__annotations__ = {p.name: p.annotation for p in [*named, *added]}
+    described.__signature__ = signature.replace(parameters=[*keywords, *added])
+    described.__annotations__ = {p.name: p.annotation for p in [*keywords, *added]}
     del described.__wrapped__
     return wrapped
 
 
-def _current(asked: Asked) -> Asked:
-    """The class names under their own name, with a note where that of old was used."""
-    if "labels" not in asked:
-        return asked
-    from penult.cli.output import say
+def _current(options: ModelOptions) -> ModelOptions:
+    """The class names under their present name, with a note where the former one was used."""
+    if "labels" not in options:
+        return options
     from penult.models.options import current
 
-    say("[dim]--labels FILE is called --class-names FILE; it goes in the next version[/]")
-    return current(asked)
+    print_note("[dim]--labels FILE is now called --class-names FILE; the next version drops it[/]")
+    return current(options)
+
+
+def items_of(
+    model: str, model_options: ModelOptions, paths: list[str], channel: str | None = None
+) -> Source:
+    """The items for a model. Wrong paths are refused before the weights are loaded."""
+    return source_of(paths, channel, modality_for(model, model_options))
+
+
+def modality_for(model: str, model_options: ModelOptions) -> str:
+    """The modality of a model, read before the weights are loaded."""
+    from penult.models.specs import modality_of
+
+    with working(f"opening {model}"):
+        return modality_of(model, **model_options)
+
+
+def source_of(paths: list[str], channel: str | None, modality: str) -> Source:
+    """The items at these paths."""
+    from penult.data.sources import from_paths
+
+    if channel is None or channel == "each":
+        return from_paths(paths, modality, channel)  # type: ignore[arg-type]
+    if not (channel.isascii() and channel.isdigit()):
+        raise UsageError(f"--channel {channel!r} is neither a number from 0 nor 'each'")
+    return from_paths(paths, modality, int(channel))
+
+
+def seconds_of(duration: str | None) -> float | None:
+    """`5s`, `250ms` or `1.5` as seconds."""
+    from penult.data.windows import parse_seconds
+
+    return None if duration is None else parse_seconds(duration)

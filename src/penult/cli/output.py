@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
 import numpy as np
@@ -31,6 +31,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.tree import Tree
 
+if TYPE_CHECKING:
+    from penult.embedding.embedder import Embedder
+
 DONE, FAILED, WRONG_USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130  # how a command ends
 
 stdout = Console(highlight=False, soft_wrap=False)
@@ -39,16 +42,15 @@ stderr = Console(stderr=True, highlight=False)
 _UNLIMITED = 1 << 16
 
 
-def emit(document: Any) -> None:
+def print_json(document: Any) -> None:
     """Write one JSON document to stdout. Values that JSON has no word for (NaN) become null."""
     print(_text(document), flush=True)
 
 
-def emit_long(
+def print_json_stream(
     before: dict[str, Any], name: str, items: Iterable[Any], after: dict[str, Any]
 ) -> None:
-    """As `emit`, one document of what is before, a list that need not fit into memory, and what is
-    after."""
+    """As `print_json`, for a document with one long list: it is read item by item."""
     print(_text(before).removesuffix("\n}"), end=f",\n  {_text(name)}: [")
     between = ""
     for item in items:
@@ -66,7 +68,7 @@ def _text(value: Any) -> str:
     return text
 
 
-def show(table: Table | Tree) -> None:
+def print_table(table: Table | Tree) -> None:
     """Write a table or tree to stdout: as wide as it is where no one looks, so that no value is
     cut."""
     console = stdout if stdout.is_terminal else Console(highlight=False, width=_UNLIMITED)
@@ -88,34 +90,34 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """A name from outside, for `print`: no markup of ours, no control characters of its own."""
     fine = (c.isprintable() or category(c) == "Zs" for c in text)
     return escape("".join(c if ok else repr(c)[1:-1] for c, ok in zip(text, fine, strict=True)))
 
 
-def short(path: str) -> str:
+def printable_path(path: str) -> str:
     """A path as it is called from here, for `print`."""
     try:
-        return shown(str(Path(path).relative_to(Path.cwd())))
+        return printable(str(Path(path).relative_to(Path.cwd())))
     except ValueError:
-        return shown(path)
+        return printable(path)
 
 
-def forget_stdout() -> None:
+def discard_stdout() -> None:
     """Drop what is still to be written: no one reads it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def complain(message: str, kind: str, as_json: bool) -> None:
+def print_error(message: str, kind: str, as_json: bool) -> None:
     """Say in one sentence what went wrong."""
     if as_json:
-        emit({"error": {"type": kind, "message": message}})
+        print_json({"error": {"type": kind, "message": message}})
     stderr.print("[bold red]penult:[/]", end=" ")
     stderr.print(message, markup=False, soft_wrap=True)
 
 
-def say(message: str, as_json: bool = False) -> None:
+def print_note(message: str, as_json: bool = False) -> None:
     """A line about what is being done: to stderr."""
     stderr.print(message, soft_wrap=True)
 
@@ -134,7 +136,7 @@ class _ToStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         source = "note" if record.levelno >= logging.WARNING else record.name
-        stderr.print(f"[bold yellow]{source}[/] {shown(record.getMessage())}", soft_wrap=True)
+        stderr.print(f"[bold yellow]{source}[/] {printable(record.getMessage())}", soft_wrap=True)
 
 
 @contextmanager
@@ -220,3 +222,49 @@ def metered(title: str, show: bool) -> Iterator[Meter]:
     )
     with Progress(*columns, console=stderr, transient=True) as progress:
         yield Meter(progress, progress.add_task(title, total=None, rate=""))
+
+
+def proof_line(embedder: Embedder) -> str:
+    """The head's proof and what it was measured on, in a line."""
+    proof = embedder.certificate
+    if proof.ok:
+        return (
+            f"[dim]head proved{named(embedder.proved_on)}: {len(proof.checks)} checks, "
+            f"largest error {proof.max_error:.1g}[/]"
+        )
+    return f"[dim]head not proved: {printable(proof.refusal)}[/]"
+
+
+def named(ids: list[str]) -> str:
+    """` on a.wav and b.wav`, or nothing."""
+    return (
+        f" on {printable(' and '.join(dict.fromkeys(Path(id).name for id in ids)))}" if ids else ""
+    )
+
+
+def embedder_facts(embedder: Embedder) -> dict[str, Any]:
+    """What a JSON document says of an embedder."""
+    return {
+        "model": embedder.classifier.spec,
+        "tap": embedder.tap.name,
+        "pooling": embedder.pooling,
+        "dim": embedder.dim,
+        "fingerprint": embedder.fingerprint,
+        "fingerprint_id": embedder.fingerprint_id,
+        "certificate": embedder.certificate.to_dict(),
+        "proved_on": embedder.proved_on,
+        "batching": embedder.batching.to_dict(),
+        "precision": embedder.precision,
+        "engine": embedder.way.words,
+        "choice": embedder.choice.to_dict() if embedder.choice else None,
+    }
+
+
+def failed(failure: Any) -> dict[str, Any]:
+    """What a JSON document says of an item that failed."""
+    return {
+        "id": failure.id,
+        "region": failure.region,
+        "error": failure.error,
+        "message": failure.message,
+    }

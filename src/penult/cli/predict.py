@@ -13,17 +13,26 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Where
-from penult.cli.documents import failed, items_of, source_of
-from penult.cli.embed import parsed
-from penult.cli.options import NOTHING, Asked, Channel, Device, Json, opening
+from penult.cli.options import (
+    NO_OPTIONS,
+    Channel,
+    Device,
+    Json,
+    ModelOptions,
+    items_of,
+    seconds_of,
+    source_of,
+    with_model_options,
+)
 from penult.cli.output import (
     SOME_FAILED,
     counted,
-    emit_long,
-    say,
-    short,
-    show,
-    shown,
+    failed,
+    print_json_stream,
+    print_note,
+    print_table,
+    printable,
+    printable_path,
     stdout,
     working,
 )
@@ -39,7 +48,7 @@ if TYPE_CHECKING:
 Found = Iterator["ClassPrediction | Failure"]
 
 
-@opening
+@with_model_options
 def predict(
     place: Annotated[
         str,
@@ -113,7 +122,7 @@ def predict(
     model: Model = None,
     device: Device = "auto",
     json: Json = False,
-    asked: Asked = NOTHING,
+    model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Say what items are, or that they are unknown: by the classes that were taught, or by names.
 
@@ -122,7 +131,7 @@ def predict(
     from penult.fewshot.predictions import Spool
 
     _check_out(out, overwrite)
-    parts = Parts(items or [], where, parsed(window), parsed(hop), channel)
+    parts = Parts(items or [], where, seconds_of(window), seconds_of(hop), channel)
     settings = {
         "space": space,
         "method": method,
@@ -134,9 +143,13 @@ def predict(
     if names is not None:
         given = {**settings, "window": window, "hop": hop, "nearest": nearest or None}
         _check_names(given, names_model)
-        found, facts = _by_names(place, Names(names, str(names_model), mixed), parts, device, asked)
+        found, facts = _by_names(
+            place, Names(names, str(names_model), mixed), parts, device, model_options
+        )
     else:
-        taught = load_class_space(place, model, device, bool(asked.get("trust")), **settings)
+        taught = load_class_space(
+            place, model, device, bool(model_options.get("trust")), **settings
+        )
         found, facts = _judged(taught, parts, unknown, nearest), None
     with Spool(whole=json, shown=SHOWN) as spool:
         with working("predicting"):
@@ -150,7 +163,7 @@ COMMANDS = (predict,)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What is asked about: items, or the rows of a collection, and how recordings are cut."""
+    """The items to predict, or the rows of a collection, and how recordings are cut."""
 
     items: list[str]
     where: str | None
@@ -203,8 +216,8 @@ def _judged(taught: ClassSpace, parts: Parts, level: float | None, nearest: int)
             )
         if not items and taught.collection is None:
             raise UsageError("give items, or a collection whose rows are meant")
-        asked = Collection.open(items[0], must_exist=True) if items else None
-        return taught.predict_collection(asked, parts.where, unknown=level, nearest=nearest)
+        model_options = Collection.open(items[0], must_exist=True) if items else None
+        return taught.predict_collection(model_options, parts.where, unknown=level, nearest=nearest)
     if parts.where is not None:
         raise UsageError("--where is for the rows of a collection, not for files")
     source = source_of(items, parts.channel, str(taught.manifest.model.get("modality")))
@@ -222,7 +235,7 @@ def _is_collection(path: str) -> bool:
 
 
 def _by_names(
-    place: str, names: Names, parts: Parts, device: str, asked: Asked
+    place: str, names: Names, parts: Parts, device: str, model_options: ModelOptions
 ) -> tuple[Found, dict[str, Any]]:
     from penult.collection.collection import Collection
     from penult.embedding.runner import Runner, device_of
@@ -243,10 +256,10 @@ def _by_names(
         return by_name.predict_collection(collection, parts.where), facts
     if parts.where is not None:
         raise UsageError("--where is for the rows of a collection, not for files")
-    source = items_of(place, asked, parts.items, parts.channel)
+    source = items_of(place, model_options, parts.items, parts.channel)
     embed = text_embedder(names.folder)
     with working(f"loading {place}"):
-        classifier = load(place, **asked)
+        classifier = load(place, **model_options)
         by_name = ByName(classifier.labels, classifier.kind, wanted, embed, names.mixed)
     return by_name.stream(Runner(classifier, [], device_of(classifier, device)), source), facts
 
@@ -306,7 +319,7 @@ def print_predictions(
     if form.out is not None:
         _write(form.out, found, heard)
     if form.json:
-        emit_long({"place": place, **facts}, "predictions", found, {
+        print_json_stream({"place": place, **facts}, "predictions", found, {
             "events": None if heard is None else [_event(one) for one in heard],
             "out": form.out, "failures": [failed(one) for one in failures]})  # fmt: skip
     else:
@@ -322,7 +335,7 @@ def _sum_up(
     found: Spool, heard: list[Event] | None, out: Path | None, failures: list[Failure]
 ) -> None:
     most = ", ".join(
-        f"{shown(name or 'unknown')} {number:,}" for name, number in found.tally.most_common(8)
+        f"{printable(name or 'unknown')} {number:,}" for name, number in found.tally.most_common(8)
     )
     told = f"[bold green]{counted(len(found), 'prediction')}[/]"
     if heard is not None:
@@ -332,9 +345,9 @@ def _sum_up(
         soft_wrap=True,
     )
     if out is not None:
-        stdout.print(f"written: [bold]{shown(str(out))}[/]", soft_wrap=True)
+        stdout.print(f"written: [bold]{printable(str(out))}[/]", soft_wrap=True)
     for one in failures:
-        say(f"[red]failed[/] {short(one.id)}: {shown(one.message)}")
+        print_note(f"[red]failed[/] {printable_path(one.id)}: {printable(one.message)}")
 
 
 def _write(out: Path, found: Spool, heard: list[Event] | None) -> None:
@@ -356,20 +369,20 @@ def _say_basis(facts: dict[str, Any]) -> None:
     tried = ", ".join(f"{name} {value:.3f}" for name, value in facts["accuracy"].items()
                       if value == value)  # fmt: skip
     number = len(facts["classes"])
-    say(
+    print_note(
         f"[dim]{number} class{'' if number == 1 else 'es'}, {facts['method']}"
         + (f" (cross-validated: {tried})" if tried else "")
         + f", space {facts['space']}; probabilities: {facts['probabilities']}[/]"
     )
     best = max((value for value in facts["accuracy"].values() if value == value), default=None)
     if best is not None and number > 1 and best < 2 / number:
-        say(
+        print_note(
             f"[yellow]these examples hardly tell the classes apart: of those held out {best:.0%} "
             f"were right, and {1 / number:.0%} are by chance. Give more of each, or look for a "
             "better place to read with penult choose[/]"
         )
     if unknown := facts["unknown"]:
-        say(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
+        print_note(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
 
 
 def _show(found: Spool, by_names: bool) -> None:
@@ -382,13 +395,13 @@ def _show(found: Spool, by_names: bool) -> None:
     for one in found.first:
         said = ", ".join(one.said) if one.said else None
         table.add_row(
-            short(one.id),
+            printable_path(one.id),
             _span(one.start, one.end) if one.region != "whole" else "",
-            shown(said) if said else "[dim]unknown[/]",
+            printable(said) if said else "[dim]unknown[/]",
             f"{one.score:.3f}" if said else f"[dim]{one.score:.3f}[/]",
             *([_near(one)] if near else []),
         )
-    show(table)
+    print_table(table)
     _more(len(found))
 
 
@@ -398,10 +411,10 @@ def _show_events(heard: list[Event]) -> None:
         table.add_column(name, justify="right" if name in ("probability", "windows") else "left",
                          overflow="fold")  # fmt: skip
     for one in heard[:SHOWN]:
-        table.add_row(short(one.id), "" if one.channel is None else str(one.channel),
-                      _span(one.start, one.end), shown(one.label), f"{one.probability:.3f}",
+        table.add_row(printable_path(one.id), "" if one.channel is None else str(one.channel),
+                      _span(one.start, one.end), printable(one.label), f"{one.probability:.3f}",
                       str(one.windows))  # fmt: skip
-    show(table)
+    print_table(table)
     _more(len(heard))
 
 
@@ -416,7 +429,7 @@ def _near(one: ClassPrediction) -> str:
         name = Path(near.id).name + ("" if near.region == "whole" else f" {near.region}")
         marks = ", ".join(n if m == "yes" else f"{m} {n}" for n, m in near.marks.items())
         parts.append(f"{name} ({marks}) {near.similarity:.3f}")
-    return shown("; ".join(parts))
+    return printable("; ".join(parts))
 
 
 def _span(start: float | None, end: float | None) -> str:

@@ -11,7 +11,15 @@ from rich.table import Table
 
 from penult.cli.collection import Store, Where
 from penult.cli.options import Json
-from penult.cli.output import counted, emit, say, show, shown, stdout, working
+from penult.cli.output import (
+    counted,
+    print_json,
+    print_note,
+    print_table,
+    printable,
+    stdout,
+    working,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,14 +94,14 @@ def probe(
     if save is not None:
         write(save, trained(matrix, probed, strength), about)
     for note in [*given.notes, *probed.notes]:
-        say(shown(note))
+        print_note(printable(note))
     if json:
-        emit({"collection": str(opened.path), "by": by, "group": group, **_document(runs)})
+        print_json({"collection": str(opened.path), "by": by, "group": group, **_document(runs)})
         return
     _show(runs, group)
     for path, what in ((picture, "confusion matrix"), (save, "probe")):
         if path is not None:
-            stdout.print(f"{what} in [bold]{shown(str(path))}[/]", soft_wrap=True)
+            stdout.print(f"{what} in [bold]{printable(str(path))}[/]", soft_wrap=True)
 
 
 COMMANDS = (probe,)
@@ -154,11 +162,11 @@ def _show(runs: dict[str, Probed], group: str | None) -> None:
         table.add_column(name, justify="right")
     for one in probed.per_class:
         figures = (f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
-        table.add_row(shown(one.name), f"{one.rows:,}", *figures)
-    show(table)
+        table.add_row(printable(one.name), f"{one.rows:,}", *figures)
+    print_table(table)
     for true, said, count in confused(probed, 3):
-        stdout.print(f"[dim]{shown(true)} was taken for {shown(said)} {count} times[/]")
-    apart = f", {probed.groups} groups ({shown(group)}) kept apart" if group else ""
+        stdout.print(f"[dim]{printable(true)} was taken for {printable(said)} {count} times[/]")
+    apart = f", {probed.groups} groups ({printable(group)}) kept apart" if group else ""
     stdout.print(
         f"\n{counted(len(probed.rows), 'row')}, {len(probed.classes)} classes, {probed.folds} folds"
         f"{apart}; always the most frequent class: {probed.chance:.1%}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,9 +10,17 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Where
-from penult.cli.documents import require_proof
 from penult.cli.options import Device, Json, Pooling, Tap, Trust
-from penult.cli.output import counted, emit, say, short, show, shown, stdout, working
+from penult.cli.output import (
+    counted,
+    print_json,
+    print_note,
+    print_table,
+    printable,
+    printable_path,
+    stdout,
+    working,
+)
 
 if TYPE_CHECKING:
     from penult.fewshot.classspace import ClassSpace
@@ -27,7 +36,7 @@ _SHOWN = 8
 
 def teach(
     place: Place,
-    what: Annotated[
+    examples: Annotated[
         list[str] | None,
         typer.Argument(
             help="CLASS EXAMPLES…: files, folders, tables with start and end, ids of rows. With "
@@ -63,47 +72,61 @@ def teach(
     """
     from penult.errors import UsageError
 
-    words = list(what or [])
-    if names is None and len(words) < 2:
-        raise UsageError(
-            "a class and its examples are needed: penult teach COLLECTION CLASS EXAMPLES…, or "
-            "--from COLUMN for the names that the collection's rows have"
-        )
-    if names is not None and (start is not None or end is not None):
-        raise UsageError("--start and --end are for one class and its examples, not with --from")
+    arguments = list(examples or [])
+    _check_teach(arguments, names, start, end)
     if model is not None and place.endswith(".npz") and not Path(place).expanduser().exists():
-        space = _begun(model, tap, pooling, device, trust)
+        space = _new_class_space(model, tap, pooling, device, trust)
     elif tap is not None or pooling is not None:
         raise UsageError(
-            f"--tap and --pooling are for a class space that begins: a FILE.npz that is not there "
-            f"yet, and --model; {place} has its own"
+            "--tap and --pooling begin a new class space: a FILE.npz that does not exist yet, with "
+            f"--model; the tap and pooling of {place} are fixed"
         )
     else:
         space = load_class_space(place, model, device, trust)
     with working("teaching"):
-        if names is None:
-            items: list[Any] = words[1:]
-            if start is not None or end is not None:
-                items = [(item, start, end) for item in items]
-            taught = {words[0]: len(space.add(words[0], items, mark))}  # type: ignore[arg-type]
-        elif words:
-            taught = space.add_named(words, names, mark)  # type: ignore[arg-type]
+        if names is not None:
+            taught = _add_named(space, arguments, names, where, mark)
         else:
-            taught = space.add_from(names, where, mark)  # type: ignore[arg-type]
-        _kept(space, place)
+            class_name, *files = arguments
+            items: list[Any] = files
+            if start is not None or end is not None:
+                items = [(item, start, end) for item in files]
+            taught = {class_name: len(space.add(class_name, items, mark))}  # type: ignore[arg-type]
+        _save_file(space, place)
     if json:
-        emit({"place": place, "mark": mark, "taught": taught, "classes": listed(space)})
+        print_json({"place": place, "mark": mark, "taught": taught, "classes": listed(space)})
         return
     total = sum(taught.values())
     several = "" if len(taught) == 1 else f" of {len(taught)} classes"
     marked = {"yes": "", "no": ", marked no", "unsure": ", marked unsure"}[mark]
     stdout.print(
         f"[bold green]{counted(total, 'example')}[/]{several}{marked}: "
-        + shown(", ".join(list(taught)[:_SHOWN]))
+        + printable(", ".join(list(taught)[:_SHOWN]))
         + (", …" if len(taught) > _SHOWN else ""),
         soft_wrap=True,
     )
-    stdout.print(f"[bold]{shown(place)}[/]: {_counts(space)}", soft_wrap=True)
+    stdout.print(f"[bold]{printable(place)}[/]: {_counts(space)}", soft_wrap=True)
+
+
+def _check_teach(
+    arguments: list[str], names: str | None, start: float | None, end: float | None
+) -> None:
+    from penult.errors import UsageError
+
+    if names is None and len(arguments) < 2:
+        raise UsageError(
+            "a class and its examples are needed: penult teach COLLECTION CLASS EXAMPLES…, or "
+            "--from COLUMN for classes named by a column of the collection"
+        )
+    if names is not None and (start is not None or end is not None):
+        raise UsageError("--start and --end are for one class and its examples, not with --from")
+
+
+def _add_named(
+    space: ClassSpace, items: list[str], names: str, where: str | None, mark: Any
+) -> dict[str, int]:
+    """Examples named by a column, folder or pattern: these items, or the collection's rows."""
+    return space.add_named(items, names, mark) if items else space.add_from(names, where, mark)
 
 
 def classes(
@@ -143,7 +166,7 @@ def classes(
     from penult.fewshot.storage import check_free, check_suffix
 
     if bool(merge) != bool(into):
-        raise UsageError("--merge A --merge B --into C: both are needed")
+        raise UsageError("--merge and --into go together: --merge A --merge B --into C")
     if head and save is None and not place.endswith(".npz"):
         raise UsageError("--head needs --save FILE.npz: a collection keeps marks of its rows")
     for path in (csv, save):
@@ -151,57 +174,66 @@ def classes(
     if save is not None:
         check_suffix(save)
     taught = load_class_space(place, model, device, trust, space=space)
-    _tried(taught.examples, rename, merge or [], into, remove or [])
-    if rename:
-        taught.rename(*rename)
-    if merge and into:
-        taught.merge(merge, into)
-    for name in remove or []:
-        taught.remove(name)
-    if head:
-        taught.add_head()
-    if rename or merge or remove or head:
-        _kept(taught, place)
+    changes = _Changes(rename, merge or [], into or "", remove or [], head)
+    if changes.apply(taught):
+        _save_file(taught, place)
     if csv is not None:
         write_file(csv, [taught.to_csv().encode("utf-8", "backslashreplace")])
     if save is not None:
         taught.save(save)
     if json:
-        emit({"place": place, "classes": listed(taught), "csv": csv, "saved": save,
-              "missing": [list(key) for key in taught.missing]})  # fmt: skip
+        facts = {"csv": csv, "saved": save, "missing": [list(key) for key in taught.missing]}
+        print_json({"place": place, "classes": listed(taught), **facts})
         return
     _show(taught, place)
-    for path in (csv, save):
-        if path is not None:
-            stdout.print(f"written: [bold]{shown(str(path))}[/]", soft_wrap=True)
+    for path in filter(None, (csv, save)):
+        stdout.print(f"written: [bold]{printable(str(path))}[/]", soft_wrap=True)
 
 
-def _begun(
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """Changes to the classes of a class space, made in this order."""
+
+    rename: tuple[str, str] | None
+    merge: list[str]
+    into: str
+    remove: list[str]
+    head: bool
+
+    def apply(self, space: ClassSpace) -> bool:
+        """Make all of them, or none where one cannot be made; whether there were any."""
+        self._check(space.examples)
+        if self.rename:
+            space.rename(*self.rename)
+        if self.merge:
+            space.merge(self.merge, self.into)
+        for name in self.remove:
+            space.remove(name)
+        if self.head:
+            space.add_head()
+        return bool(self.rename or self.merge or self.remove or self.head)
+
+    def _check(self, examples: Examples) -> None:
+        """Make them on a copy, which raises what the changes themselves would raise."""
+        if self.rename:
+            examples = examples.renamed(*self.rename)
+        if self.merge:
+            examples = examples.merged(self.merge, self.into)
+        for name in self.remove:
+            examples = examples.without(name)
+
+
+def _new_class_space(
     model: str, tap: str | None, pooling: str | None, device: str, trust: bool
 ) -> ClassSpace:
-    from penult.embedding.embedder import open_embedder
+    from penult.embedding.embedder import open_embedder, require_proof
     from penult.fewshot.classspace import ClassSpace
 
     with working(f"opening {model}"):
         embedder = open_embedder(model, tap, pooling, device=device, trust=trust)
-    require_proof(embedder)
+    with working("proving the head"):
+        require_proof(embedder)
     return ClassSpace(embedder)
-
-
-def _tried(
-    examples: Examples,
-    rename: tuple[str, str] | None,
-    merge: list[str],
-    into: str | None,
-    remove: list[str],
-) -> None:
-    """Refuse changes of which one cannot be made before the first of them is."""
-    if rename:
-        examples = examples.renamed(*rename)
-    if merge and into:
-        examples = examples.merged(merge, into)
-    for name in remove:
-        examples = examples.without(name)
 
 
 def load_class_space(
@@ -209,29 +241,29 @@ def load_class_space(
     model: str | None = None,
     device: str = "auto",
     trust: bool = False,
-    **asked: Any,
+    **settings: Any,
 ) -> ClassSpace:
-    """The class space of a collection, or of a file.
+    """The class space of a collection, or of a file. settings: see ClassSpace; None is unset.
 
     Raises:
-        LabelsError: neither is there.
+        LabelsError: there is no such collection or file.
     """
     from penult.collection.collection import Collection
     from penult.collection.search import embedder_of
     from penult.fewshot.classspace import ClassSpace
 
-    said = {name: value for name, value in asked.items() if value is not None}
+    chosen = {name: value for name, value in settings.items() if value is not None}
     if place.endswith(".npz"):
-        taught = ClassSpace.load(place, **said)
+        taught = ClassSpace.load(place, **chosen)
     else:
-        taught = ClassSpace(Collection.open(place, must_exist=True), **said)
+        taught = ClassSpace(Collection.open(place, must_exist=True), **chosen)
     if model is not None or device != "auto" or trust:
         manifest = taught.manifest
         taught.opens(lambda: embedder_of(manifest, model, device=device, trust=trust))
     if taught.missing:
-        say(
-            f"[yellow]{counted(len(taught.missing), 'mark')} of what is no row of {shown(place)} "
-            f"any more, such as {short(taught.missing[0][0])}: not used[/]"
+        print_note(
+            f"[yellow]{counted(len(taught.missing), 'mark')} not used: the marked rows are no "
+            f"longer in {printable(place)}, for example {printable_path(taught.missing[0][0])}[/]"
         )
     return taught
 
@@ -245,8 +277,8 @@ def listed(space: ClassSpace) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _kept(space: ClassSpace, place: str) -> None:
-    """A file is written again; a collection has its marks already."""
+def _save_file(space: ClassSpace, place: str) -> None:
+    """Write a class space that lives in a file; a collection has stored its marks already."""
     if space.collection is None:
         space.save(place)
 
@@ -260,7 +292,9 @@ def _counts(space: ClassSpace) -> str:
 
 def _show(space: ClassSpace, place: str) -> None:
     if not space.classes:
-        stdout.print(f"no classes yet: penult teach {shown(place)} CLASS EXAMPLES…", soft_wrap=True)
+        stdout.print(
+            f"no classes yet: penult teach {printable(place)} CLASS EXAMPLES…", soft_wrap=True
+        )
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("class", "yes", "no", "unsure", "most typical example"):
@@ -270,9 +304,9 @@ def _show(space: ClassSpace, place: str) -> None:
         typical = ""
         if one.medoid:
             region = "" if one.medoid[1] == "whole" else f" {one.medoid[1]}"
-            typical = short(one.medoid[0]) + shown(region)
-        table.add_row(shown(one.name), str(one.yes), str(one.no), str(one.unsure), typical)
-    show(table)
+            typical = printable_path(one.medoid[0]) + printable(region)
+        table.add_row(printable(one.name), str(one.yes), str(one.no), str(one.unsure), typical)
+    print_table(table)
 
 
 def verify(
@@ -314,8 +348,9 @@ def verify(
         alike = same_or_different(opened, fitted, pair, device) if pair else None
     same = None if alike is None else alike >= found.threshold
     if json:
-        emit({"collection": str(collection), "by": by, "groups": groups, "space": fitted.recipe,
-              **found.to_dict(), "pair": pair, "similarity": alike, "same_name": same})  # fmt: skip
+        options = {"by": by, "groups": groups, "space": fitted.recipe}
+        answer = {"pair": pair, "similarity": alike, "same_name": same}
+        print_json({"collection": str(collection), **options, **found.to_dict(), **answer})
         return
     stdout.print(
         f"equal error rate [bold]{100 * found.eer:.1f} %[/] (95 %: {100 * found.low:.1f} to "
@@ -329,7 +364,7 @@ def verify(
         soft_wrap=True,
     )
     stdout.print(
-        f"[dim]{found.same:,} pairs of the same {shown(by)}, {found.different:,} of different "
+        f"[dim]{found.same:,} pairs of the same {printable(by)}, {found.different:,} of different "
         f"ones, {found.names:,} names; space {fitted.recipe}[/]",
         soft_wrap=True,
     )

@@ -33,7 +33,7 @@ from penult.engines.batch_policy import BatchPolicy, find_batch_policy
 from penult.engines.graph_cache import Graphs
 from penult.engines.pooling import POOLINGS, pooled_width, unknown
 from penult.engines.registry import AUTO, TORCH
-from penult.errors import ModelError, SpaceError, TapError, UsageError
+from penult.errors import HeadNotFound, ModelError, SpaceError, TapError, UsageError
 from penult.locking import Guard, Once
 from penult.models import specs
 from penult.models.base import Classifier, digest
@@ -505,3 +505,20 @@ def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
         for name in dict.fromkeys([*one, *other])
         if one.get(name) != other.get(name)
     ]
+
+
+def require_proof(
+    embedder: Embedder, pairs: Iterable[Any] | None = None, decoding: Decoding = Decoding()
+) -> None:
+    """Prove the head, on the first of these items where there are any.
+
+    Raises:
+        HeadNotFound: the tap is `prelogits` and the head is not proved; other taps need no head.
+    """
+    if pairs is not None:
+        embedder.prove_on(pairs, decoding)
+    if "prelogits" in embedder.tap.name.split(",") and not embedder.certificate.ok:
+        raise HeadNotFound(
+            f"the head is not proved, so there are no prelogits: {embedder.certificate.refusal}. "
+            "Another tap works: --tap backbone"
+        )
