@@ -144,11 +144,15 @@ def ours(folder: Path, items: Any) -> Works:
         except PenultError as error:
             console.print(f"{engine} {precision}: {error}")
             continue
-        choice = embedder.choice
+        choice = embedder.runner.choice
         console.print(f"[dim]Penult {engine} {precision}: {choice.words if choice else 'fp32'}[/]")
-        if embedder.way not in taken:  # where bfloat16 or eight bits do not serve, fp32 is run
-            taken.add(embedder.way)
-            works[f"Penult, {embedder.way.words} ({precision})"] = lambda e=embedder: e.run(items)
+        if (
+            embedder.runner.mode not in taken
+        ):  # where bfloat16 or eight bits do not serve, fp32 is run
+            taken.add(embedder.runner.mode)
+            works[f"Penult, {embedder.runner.mode.words} ({precision})"] = lambda e=embedder: e.run(
+                items
+            )
     return works
 
 

@@ -18,6 +18,7 @@ from penult.data.sources import from_paths
 from penult.embedding.check import check
 from penult.embedding.embedder import Embedder
 from penult.embedding.inspect import certify_on
+from penult.embedding.source_sample import SourceSample
 from penult.models.specs import load
 from zoo import save_audio, save_image
 
@@ -123,7 +124,7 @@ def test_nothing_is_marked(tiny: Path, recordings: Path) -> None:
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
     before = {n: v.clone() for n, v in emb.classifier.module.state_dict().items()}
     source = from_paths([str(recordings)], "audio")
-    report = check(emb, source, certify_on(emb.runner, source)[0])
+    report = check(emb, source, certify_on(emb.runner, SourceSample(source))[0])
     assert not report.broken
     after = emb.classifier.module.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

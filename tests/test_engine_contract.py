@@ -69,7 +69,7 @@ def opened(name: str, emb: Embedder, folder: Path, readings: list[Reading] | Non
     if name.endswith("bf16") and name.startswith("openvino") and not multiplies_bf16():
         pytest.skip("this processor does not multiply in bfloat16")
     graphs = Graphs("tests", folder)
-    return make(emb.classifier, readings or emb.runner.readings, emb.law, graphs)
+    return make(emb.classifier, readings or emb.runner.readings, emb.runner.law, graphs)
 
 
 # Recording and exporting take seconds each: of these a few kinds are in the fast suite.
@@ -107,8 +107,8 @@ def test_as_torch_alone_and_together(
     alone = [engine(Batch(item)).row(0) for item in items]
     parity = compare(alone, reference)
     assert parity.cosine >= precision.cosine and parity.logits <= precision.logits
-    law = find_batch_policy(emb.classifier, engine, emb.law, precision.law / 2)
-    assert law.name == emb.law.name != ALONE
+    law = find_batch_policy(emb.classifier, engine, emb.runner.law, precision.law / 2)
+    assert law.name == emb.runner.law.name != ALONE
     group = range(len(items)) if law.pads or not law.axes else range(2, len(items))
     together = engine(law.batch([items[i] for i in group]))
     rows = [together.row(row) for row in range(len(group))]
@@ -124,7 +124,7 @@ def test_every_pooling_and_several_taps_in_one_pass(models: Any, tmp_path: Path,
     readings = [Reading(tap, pooling) for tap in taps for pooling in poolings]
     items = probe(emb.classifier)
     assert items is not None
-    batch = emb.law.batch(items[:3])
+    batch = emb.runner.law.batch(items[:3])
     expected = TorchEngine(emb.classifier, readings)(batch)
     found = opened(name, emb, tmp_path, readings)(batch)
     precision = PRECISIONS[ENGINES[name][0]]
@@ -144,7 +144,7 @@ def test_logits_per_frame_keep_each_items_own(tmp_path: Path, name: str) -> None
     items = probe(emb.classifier)
     assert items is not None
     alone = [TorchEngine(emb.classifier, emb.runner.readings)(Batch(item)) for item in items]
-    together = opened(name, emb, tmp_path / "graphs")(emb.law.batch(items))
+    together = opened(name, emb, tmp_path / "graphs")(emb.runner.law.batch(items))
     for row, one in enumerate(alone):
         assert together.logits[row].shape == one.logits[0].shape
 

@@ -50,9 +50,13 @@ def test_asked_for(tiny: Path, tmp_path: Path, engine: str, precision: str) -> N
     expected = plain.run(CLIPS)
     emb = Embedder.from_classifier(load(tiny), engine=engine, precision=precision)
     result = emb.run(CLIPS)
-    assert emb.choice is not None and emb.choice.parity is not None and emb.way.engine == engine
-    assert emb.choice.parity.holds(PRECISIONS[precision])
-    assert "cosine ≥ 0.9999" in emb.choice.words or emb.way == PLAIN
+    assert (
+        emb.runner.choice is not None
+        and emb.runner.choice.parity is not None
+        and emb.runner.mode.engine == engine
+    )
+    assert emb.runner.choice.parity.holds(PRECISIONS[precision])
+    assert "cosine ≥ 0.9999" in emb.runner.choice.words or emb.runner.mode == PLAIN
     rows = [[a, b] for a, b in zip(result.logits, result.vectors, strict=True)]
     wanted = [[a, b] for a, b in zip(expected.logits, expected.vectors, strict=True)]
     assert compare(rows, wanted).holds(PRECISIONS[precision])
@@ -69,17 +73,23 @@ def test_asked_for(tiny: Path, tmp_path: Path, engine: str, precision: str) -> N
 def test_auto_measures_only_long_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emb = Embedder.from_classifier(load(tiny), engine="auto")
     plain = emb.run(CLIPS)
-    assert emb.way == PLAIN and emb.choice is not None and "60 s" in emb.choice.words
+    assert (
+        emb.runner.mode == PLAIN
+        and emb.runner.choice is not None
+        and "60 s" in emb.runner.choice.words
+    )
     monkeypatch.setattr(choosing, "LONG", 0.0)
     emb = Embedder.from_classifier(load(tiny), engine="auto")
     result = emb.run(CLIPS)
-    assert emb.choice is not None and len(emb.choice.seconds) >= 2
-    assert emb.choice.seconds[emb.way.words] == min(emb.choice.seconds.values())
+    assert emb.runner.choice is not None and len(emb.runner.choice.seconds) >= 2
+    assert emb.runner.choice.seconds[emb.runner.mode.words] == min(
+        emb.runner.choice.seconds.values()
+    )
     assert difference(result.vectors, plain.vectors) <= 1e-5
     monkeypatch.setattr(choosing, "_Trial", lambda *_: pytest.fail("measured again"))
     again = Embedder.from_classifier(load(tiny), engine="auto")
     again.run(CLIPS)
-    assert again.way == emb.way
+    assert again.runner.mode == emb.runner.mode
 
 
 def test_what_disagrees_is_dropped(
@@ -102,8 +112,8 @@ def test_what_disagrees_is_dropped(
     monkeypatch.setattr(choosing, "open_mode", off)
     emb = Embedder.from_classifier(load(tiny), engine="auto")
     emb.run(CLIPS)
-    assert emb.choice is not None and emb.way.engine != "openvino"
-    assert "exact asks for more" in emb.choice.dropped["openvino f32"]
+    assert emb.runner.choice is not None and emb.runner.mode.engine != "openvino"
+    assert "exact asks for more" in emb.runner.choice.dropped["openvino f32"]
     with pytest.raises(EngineError, match="asks for more"):
         Embedder.from_classifier(load(tiny), engine="openvino").run(CLIPS)
 
@@ -116,7 +126,11 @@ def test_bfloat16_that_is_too_coarse_falls_back(
     monkeypatch.setitem(choosing.PRECISIONS, "fast", strict)
     emb = Embedder.from_classifier(load(tiny), engine="torch", precision="fast")
     emb.run(CLIPS)
-    assert emb.way == PLAIN and emb.choice is not None and "torch bf16" in emb.choice.dropped
+    assert (
+        emb.runner.mode == PLAIN
+        and emb.runner.choice is not None
+        and "torch bf16" in emb.runner.choice.dropped
+    )
 
 
 def test_bfloat16_without_instructions_for_it_is_not_run(
@@ -127,8 +141,8 @@ def test_bfloat16_without_instructions_for_it_is_not_run(
     monkeypatch.setattr(choosing, "multiplies_bf16", lambda device: False)
     emb = Embedder.from_classifier(load(tiny), engine="torch", precision="fast")
     emb.run(CLIPS)
-    assert emb.way == PLAIN and emb.choice is not None
-    assert "no faster than fp32" in emb.choice.dropped["torch bf16"]
+    assert emb.runner.mode == PLAIN and emb.runner.choice is not None
+    assert "no faster than fp32" in emb.runner.choice.dropped["torch bf16"]
 
 
 @pytest.mark.parametrize("worth", [0.0, 1e9])
@@ -141,21 +155,23 @@ def test_eight_bits_are_taken_where_they_are_worth_it(
     monkeypatch.setattr(choosing, "WORTH", worth)
     emb = Embedder.from_classifier(load(tiny), engine="openvino", precision="turbo")
     emb.run(CLIPS)
-    assert emb.choice is not None
-    assert ("openvino int8 by 128" in emb.choice.dropped) == (worth > 0)
-    assert "openvino int8 by 128" in emb.choice.seconds
+    assert emb.runner.choice is not None
+    assert ("openvino int8 by 128" in emb.runner.choice.dropped) == (worth > 0)
+    assert "openvino int8 by 128" in emb.runner.choice.seconds
     if worth:
-        assert not emb.way.quantised
-        assert "× as fast as openvino" in emb.choice.dropped["openvino int8 by 128"]
+        assert not emb.runner.mode.quantised
+        assert "× as fast as openvino" in emb.runner.choice.dropped["openvino int8 by 128"]
 
 
 def test_eight_bits_alone_and_together(tiny: Path, tmp_path: Path) -> None:
     emb = Embedder.from_classifier(load(tiny))
     graphs = Graphs("tests", tmp_path)
-    engine = OpenVinoEngine(emb.classifier, emb.runner.readings, emb.law, graphs, "int8 by 32")
+    engine = OpenVinoEngine(
+        emb.classifier, emb.runner.readings, emb.runner.law, graphs, "int8 by 32"
+    )
     items = [emb.classifier.preprocess(wave).tensors for wave in CLIPS]
     alone = [engine(Batch(item)).row(0) for item in items]
-    together = engine(emb.law.batch(items))
+    together = engine(emb.runner.law.batch(items))
     exact = [emb.runner.engine(Batch(item)).row(0) for item in items]
     assert compare([together.row(i) for i in range(6)], alone).cosine > 0.999
     assert 0.98 < compare(alone, exact).cosine < 0.9999999  # near, and really in fewer bits
@@ -169,8 +185,8 @@ def test_eight_bits_that_are_too_coarse_fall_back(tiny: Path, cache: Path) -> No
     expected = Embedder.from_classifier(load(tiny)).run(CLIPS)
     wanted = [[a, b] for a, b in zip(expected.logits, expected.vectors, strict=True)]
     assert compare(rows, wanted).holds(PRECISIONS["turbo"])
-    assert emb.choice is not None
-    assert emb.way.quantised or any("int8" in name for name in emb.choice.dropped)
+    assert emb.runner.choice is not None
+    assert emb.runner.mode.quantised or any("int8" in name for name in emb.runner.choice.dropped)
 
 
 def test_neighbours_are_counted() -> None:
@@ -193,8 +209,8 @@ def test_where_no_graph_can_be_kept_torch_runs_on(
     monkeypatch.setattr(choosing, "LONG", 0.0)
     emb = Embedder.from_classifier(load(tiny), engine="auto")
     assert len(emb.run(CLIPS).vectors) == len(CLIPS)
-    assert emb.way == PLAIN and emb.choice is not None
-    assert "PENULT_CACHE" in emb.choice.dropped["openvino f32"]
+    assert emb.runner.mode == PLAIN and emb.runner.choice is not None
+    assert "PENULT_CACHE" in emb.runner.choice.dropped["openvino f32"]
     with pytest.raises(EngineError, match="PENULT_CACHE"):
         Embedder.from_classifier(load(tiny), engine="openvino").run(CLIPS)
 

@@ -14,6 +14,7 @@ import transformers
 
 import penult
 from conftest import RATE, clip
+from penult.embedding.inspect import anatomy_of
 from penult.errors import IncompleteWeights, ModelError, TapError, UntrustedCode, UsageError
 from penult.models.specs import fetch, load
 from zoo import CLASSES, save_audio, save_image, save_text, save_video
@@ -56,7 +57,7 @@ def test_three_files_of_old(tmp_path: Path, mix: bool) -> None:
         assert path.name in {"config.json", "preprocessor_config.json", "pytorch_model.bin"}
     embedder = penult.Embedder.from_classifier(load(tmp_path))
     np.testing.assert_allclose(embedder.embed(clip(0.7)), before, rtol=1e-5, atol=1e-6)
-    assert ("weighted" in embedder.anatomy.taps) is mix
+    assert ("weighted" in anatomy_of(embedder.classifier).taps) is mix
 
 
 @pytest.mark.parametrize("missing", ["classifier.weight", "projector.bias", "layer_weights"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ from penult.analysis import probe, probe_io
 from penult.collection import export
 from penult.models.options import LoadOptions
 from penult.sklearn import EmbeddingTransformer
-from penult.tracing.taps import Tap
 from penult.viz import report
 from test_search import FACTORY, Sounds
 
@@ -171,16 +169,6 @@ def _saved_classifier(world: World, as_form: Callable[[Path], Any]) -> Any:
     return penult.load(folder).classify([world.one])
 
 
-def _remade(world: World, folder: Any) -> Any:
-    tap = Tap(**_tap(world.emb.taps[0]))
-    made = penult.Embedder(world.emb.classifier, tap, "mean", folder=folder)
-    return pickle.loads(pickle.dumps(made)).embed([world.one])  # opened there again
-
-
-def _tap(tap: Tap) -> dict[str, Any]:
-    return {one.name: getattr(tap, one.name) for one in fields(tap)}
-
-
 def _chosen(world: World, items: Any, unlabelled: Any) -> Any:
     found = penult.choose(world.load(), items, "folder", unlabelled=unlabelled, device="cpu")
     return found.setting, found.counts
@@ -217,7 +205,6 @@ CALLS: dict[str, Call] = {
     "Collection.add(like)": lambda w, p: _added(w, None, like=p(w.into)),
     "Collection.search(query)": lambda w, p: w.rows.search(p(w.files[0]), k=3),
     "Collection.embedder(model)": lambda w, p: w.rows.embedder(p(w.saved)).embed([w.one]),
-    "Embedder.__init__(folder)": lambda w, p: _remade(w, p(w.saved)),
     "Embedder.run(items)": lambda w, p: w.emb.run(p(w.clips)).logits,
     "Embedder.embed(items)": lambda w, p: w.emb.embed([p(w.one), p(w.files[0])]),
     "Embedder.save(folder)": _saved_embedder,

@@ -135,10 +135,15 @@ def saved(embedder: penult.Embedder, about: Call) -> Any:
     return penult.Embedder.load(folder, device="cpu").embed(CLIPS[:2])
 
 
-def proved(embedder: penult.Embedder, about: Call) -> Any:
+def sample() -> Any:
     from penult.data.sources import from_objects
+    from penult.embedding.source_sample import SourceSample
 
-    embedder.prove_on(from_objects(CLIPS[:2], "audio"))
+    return SourceSample(from_objects(CLIPS[:2], "audio"))
+
+
+def proved(embedder: penult.Embedder, about: Call) -> Any:
+    embedder.prove_on(sample())
     return embedder.certificate.ok
 
 
@@ -148,23 +153,22 @@ def made(embedder: penult.Embedder, about: Call) -> Any:
 
 
 EMBEDDER: Table = {
-    "anatomy": lambda e, _: e.anatomy,
-    "batching": lambda e, _: e.batching.name,
     "certificate": lambda e, _: e.certificate.ok,
     "dim": lambda e, _: e.dim,
     "embed": lambda e, _: e.embed(CLIPS, logits=False),
     "fingerprint": lambda e, _: e.fingerprint,
     "fingerprint_id": lambda e, _: e.fingerprint_id,
     "from_classifier": made,
-    "graphs": lambda e, _: e.graphs.fingerprint,
-    "law": lambda e, _: e.law,
     "load": lambda e, about: saved(e, about),
     "prove_on": proved,
     "run": lambda e, _: e.run(CLIPS),
     "save": saved,
-    "settle": lambda e, _: e.settle(CLIPS),
-    "settled": lambda e, _: e.settled,
-    "way": lambda e, _: e.way.words,
+    "settle": lambda e, _: e.settle(sample()),
+}
+RUNNER: Table = {
+    "runner.law": lambda e, _: e.runner.law,
+    "runner.mode": lambda e, _: e.runner.mode.words,
+    "runner.shortest": lambda e, _: e.runner.shortest,
 }
 
 
@@ -178,7 +182,7 @@ def test_an_embedder(tiny: Path, tmp_path: Path) -> None:
     classifier = penult.load(tiny)  # one module, on which all of them set their hooks
     together(
         lambda: penult.Embedder(classifier, penult_tap(classifier), "mean", device="cpu"),
-        EMBEDDER,
+        {**EMBEDDER, **RUNNER},
         tmp_path / "e",
     )
 
@@ -296,7 +300,7 @@ def test_an_engine_settles_while_others_run(tiny: Path, tmp_path: Path) -> None:
         for found in pool.map(work, range(4)):
             np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-3, atol=1e-4)
             assert found.labels == expected.labels
-    assert emb.settled and emb.way.engine == "openvino" and emb.engine == "openvino"
+    assert emb.runner.mode.engine == "openvino" and emb.engine == "openvino"
 
 
 def test_a_collections_engine_is_not_set_on_the_embedder(tiny: Path, tmp_path: Path) -> None:

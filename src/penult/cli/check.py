@@ -63,17 +63,19 @@ def check(
     from penult.embedding.check import check as measured
     from penult.embedding.embedder import open_embedder
     from penult.embedding.inspect import certify_on
+    from penult.embedding.source_sample import SourceSample
 
     source = items_of(model, model_options, paths)
+    sample = SourceSample(source)
     with working(f"loading {model}"):
         embedder = open_embedder(
             model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
             precision=precision, **model_options,
         )  # fmt: skip
     with working("measuring engines on the first items"):
-        embedder.settle(source)
+        embedder.settle(sample)
     with working("proving the head"):
-        certificate, on = certify_on(embedder.runner, source)
+        certificate, on = certify_on(embedder.runner, sample)
     with working("running the items alone and together"):
         report = measured(embedder, source, certificate)
     if json:

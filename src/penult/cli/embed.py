@@ -220,15 +220,17 @@ def _prepare(collection: Collection, embedder: Embedder, source: Source, options
     """Prove the head and choose the engine on the first items, and print what was settled."""
     from penult.collection.add import settle
     from penult.embedding.embedder import require_proof
+    from penult.embedding.source_sample import SourceSample
     from penult.engines.registry import PLAIN
 
     _print_metadata(source)
     by_default = embedder.engine == "auto" and embedder.precision == "exact"
+    sample = SourceSample(source, options.layout, options.decoding)
     with working("proving the head"):
-        require_proof(embedder, source, options.decoding)
+        require_proof(embedder, sample)
     with working("measuring engines on the first items"):
-        choice = settle(collection, embedder, source, options)
-    if choice and (embedder.way != PLAIN or not by_default):
+        choice = settle(collection, embedder, sample)
+    if choice and (embedder.runner.mode != PLAIN or not by_default):
         print_note(f"[dim]{printable(choice)}[/]")
 
 

@@ -101,7 +101,9 @@ def convert(
 
     The proof of the head and the way of batching that was measured are saved with it.
     """
+    from penult.data.sources import from_objects
     from penult.embedding.embedder import open_embedder, require_proof
+    from penult.embedding.source_sample import SourceSample
 
     with working(f"loading {model}"):
         embedder = open_embedder(
@@ -113,14 +115,14 @@ def convert(
             precision=precision,
             **model_options,
         )
-    source = source_of(verify, None, embedder.classifier.modality) if verify else None
+    sample = SourceSample(source_of(verify, None, embedder.classifier.modality)) if verify else None
     with working("proving the head"):
-        require_proof(embedder, source)
+        require_proof(embedder, sample)
     with working("measuring how items may share a batch"):
-        law = embedder.law
+        law = embedder.runner.law
     if engine != "auto":  # its recording is saved, and what it was measured to give
         with working(f"measuring {engine}"):
-            embedder.settle(source or ())
+            embedder.settle(sample or SourceSample(from_objects((), embedder.classifier.modality)))
     saved = embedder.save(folder)
     if json:
         print_json({"folder": str(saved), **embedder_facts(embedder)})
@@ -134,8 +136,8 @@ def convert(
     )
     stdout.print(proof_line(embedder), soft_wrap=True)
     stdout.print(f"[dim]batches: {law.words}[/]", soft_wrap=True)
-    if embedder.choice:
-        stdout.print(f"[dim]{printable(embedder.choice.words)}[/]", soft_wrap=True)
+    if embedder.runner.choice:
+        stdout.print(f"[dim]{printable(embedder.runner.choice.words)}[/]", soft_wrap=True)
 
 
 COMMANDS = (classify, convert)

@@ -244,6 +244,7 @@ def named(ids: list[str]) -> str:
 
 def embedder_facts(embedder: Embedder) -> dict[str, Any]:
     """What a JSON document says of an embedder."""
+    choice = embedder.runner.choice
     return {
         "model": embedder.classifier.spec,
         "tap": embedder.tap.name,
@@ -253,10 +254,10 @@ def embedder_facts(embedder: Embedder) -> dict[str, Any]:
         "fingerprint_id": embedder.fingerprint_id,
         "certificate": embedder.certificate.to_dict(),
         "proved_on": embedder.proved_on,
-        "batching": embedder.batching.to_dict(),
+        "batching": embedder.runner.law.to_dict(),
         "precision": embedder.precision,
-        "engine": embedder.way.words,
-        "choice": embedder.choice.to_dict() if embedder.choice else None,
+        "engine": embedder.runner.mode.words,
+        "choice": choice.to_dict() if choice else None,
     }
 
 

@@ -23,6 +23,7 @@ from penult.data.sources import Source, left_out
 from penult.data.tables import PATH
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Stopwatch
+from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
 from penult.engines.registry import AUTO, ENGINES, missing
 from penult.errors import TapError
@@ -147,7 +148,8 @@ def add(
             "choose mean, max, first, last or mean+std"
         )
     options.layout.apply([], embedder.classifier.modality)  # refused before anything is written
-    summary = Summary(engine=settle(collection, embedder, source, options))
+    sample = SourceSample(source, options.layout, options.decoding)
+    summary = Summary(engine=settle(collection, embedder, sample))
     manifest = manifest_of(embedder, options.logits, dtype)
     columns = dict(source.columns)
     rows = row_schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
@@ -189,20 +191,20 @@ def _run_options(source: Source, options: Options, like: Collection | None) -> d
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})
 
 
-def settle(collection: Collection, embedder: Embedder, source: Source, options: Options) -> str:
+def settle(collection: Collection, embedder: Embedder, sample: SourceSample) -> str:
     """Take the engine for this run, that of the collection's first one where `auto` is asked for;
     in words, empty where there was no choice."""
     if (ours := collection.manifest) is not None:  # another embedder's vectors need no engine
         check_same(collection.path, ours, replace(ours, fingerprint=embedder.fingerprint))
     said, engine = "", None
-    if embedder.engine == AUTO and not embedder.settled and ours is not None:
+    if embedder.engine == AUTO and embedder.runner.choice is None and ours is not None:
         first = ours.engine
         if first in ENGINES and not missing(first):
             engine = first
             said = "as the collection's first run: "
         elif first in ENGINES:
             said = f"the collection's first run was in {first}, and {missing(first)}; now: "
-    choice = embedder.settle(source, options.layout, options.decoding, engine)
+    choice = embedder.settle(sample, engine)
     return said + choice.words if choice else ""
 
 
@@ -244,7 +246,7 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
             "spec": classifier.spec,
             "tap": embedder.tap.name,
             "pooling": embedder.pooling,
-            "pool_over": embedder.pool_over,
+            "pool_over": embedder.runner.readings[0].pool_over,
             "modality": classifier.modality,
             "kind": classifier.kind,
             "asked": classifier.reopen,
@@ -253,7 +255,7 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
         labels=classifier.labels,
         logits=logits,
         dtype=dtype,
-        engine=embedder.way.engine,
+        engine=embedder.runner.mode.engine,
         precision=embedder.precision,
     )
 
@@ -265,11 +267,11 @@ def run_facts(embedder: Embedder) -> dict[str, Any]:
         "model": embedder.classifier.spec,
         "revision": embedder.classifier.describe().get("revision") or "",
         "device": embedder.device,
-        "engine": embedder.way.words,
+        "engine": embedder.runner.mode.words,
         "precision": embedder.precision,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in packages},
-            **versions(embedder.way.engine),
+            **versions(embedder.runner.mode.engine),
         },
     }

@@ -82,11 +82,13 @@ def load(
     *,
     max_seconds: float | None = None,
     source_rate: int | None = None,
+    first_seconds: float | None = None,
 ) -> Clip:
     """The region's samples at `rate` Hz: one channel of it, or the mean over all.
 
     `content` is a Path, bytes or an array: (n,) or (channels, n) at `source_rate` (None: already at
-    `rate`), integers being scaled to ±1. `max_seconds` limits the region's length, and the memory.
+    `rate`), integers being scaled to ±1. `max_seconds` limits the region's length, and the memory;
+    with `first_seconds` the rest of a longer region is left, and `max_seconds` does not matter.
 
     Raises:
         DecodeError: no sound, damaged, shorter than its header says, a rate that cannot be.
@@ -95,7 +97,7 @@ def load(
         RegionError: a start, end or channel that the item does not have.
     """
     with opened(content, rate if source_rate is None else source_rate) as stream:
-        mono = _cut(stream, stream.read, region, rate, max_seconds)
+        mono = _cut(stream, stream.read, region, rate, (max_seconds, first_seconds))
     return _clip(mono, stream.rate, rate, region)
 
 
@@ -106,21 +108,28 @@ def load_many(
     *,
     max_seconds: float | None = None,
     source_rate: int | None = None,
+    first_seconds: float | None = None,
 ) -> Iterator[Clip | ItemError]:
     """For each region what `load` gives, to the bit, or the error that it raises, in their order.
 
     The sound is opened once and read forward; what is kept starts at the last region's start. So
     starts should not decrease: one that does is decoded from the beginning again, or sought for.
     """
+    limits = max_seconds, first_seconds
     with ForwardReader(content, rate if source_rate is None else source_rate) as tape:
         for region in regions:
             result: Clip | ItemError
             try:
-                result = _from_tape(tape, region, rate, max_seconds)
+                result = _from_tape(tape, region, rate, limits)
                 if tape.damaged and tape.stream.seeks:
                     tape.close()  # another way to the same place may lead around the damage
                     result = load(
-                        content, region, rate, max_seconds=max_seconds, source_rate=source_rate
+                        content,
+                        region,
+                        rate,
+                        max_seconds=max_seconds,
+                        source_rate=source_rate,
+                        first_seconds=first_seconds,
                     )
             except ItemError as error:
                 result = error.with_traceback(None)  # which would keep the samples alive
@@ -131,23 +140,20 @@ def load_many(
             yield result
 
 
-def _from_tape(
-    tape: ForwardReader, region: Region, rate: int, max_seconds: float | None
-) -> Clip | ItemError:
+def _from_tape(tape: ForwardReader, region: Region, rate: int, limits: _Limits) -> Clip | ItemError:
     stream = tape.stream
     try:
-        mono = _cut(stream, tape.read, region, rate, max_seconds)
+        mono = _cut(stream, tape.read, region, rate, limits)
         return _clip(mono, stream.rate, rate, region)
     except ItemError as error:
         return error.with_traceback(None)
 
 
 _Read = Callable[[int, int | None], Iterator[np.ndarray]]
+_Limits = tuple[float | None, float | None]  # max_seconds, first_seconds
 
 
-def _cut(
-    stream: Stream, read: _Read, region: Region, rate: int, max_seconds: float | None
-) -> np.ndarray:
+def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits) -> np.ndarray:
     """(n,) float32: the region at the stream's own rate, one channel or the mean over all."""
     _check_rate(stream.rate, rate)
     if region.channel is not None and region.channel >= stream.channels:
@@ -156,10 +162,17 @@ def _cut(
             "(they count from 0)"
         )
     first, last = _frames_of(region, stream)
-    limit = None if max_seconds is None else math.floor(max_seconds * stream.rate)
-    if limit is not None and stream.slack is not None:
-        _check_length((stream.frames if last is None else last) or 0, first, limit, stream)
-    mono = _collect(stream, read(first, last), (first, last), region.channel, limit)
+    longest, enough = (None if one is None else math.floor(one * stream.rate) for one in limits)
+    if enough is not None and (last is None or last - first > enough):
+        mono = _collect(
+            stream, read(first, first + enough), (first, first + enough), region.channel
+        )
+        if len(mono) == enough:
+            return mono
+    else:
+        if longest is not None and enough is None and stream.slack is not None:
+            _check_length((stream.frames if last is None else last) or 0, first, longest, stream)
+        mono = _collect(stream, read(first, last), (first, last), region.channel, longest)
     _check_complete(stream, first, last, len(mono))
     return mono
 
@@ -227,7 +240,7 @@ def _collect(
     blocks: Iterator[np.ndarray],
     span: tuple[int, int | None],
     channel: int | None,
-    limit: int | None,
+    limit: int | None = None,
 ) -> np.ndarray:
     """(n,) float32 of one channel, or of the mean over all."""
     (first, last), parts, got = span, [], 0

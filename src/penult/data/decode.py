@@ -38,13 +38,14 @@ Pair = tuple[Item, Region]
 
 @dataclass(frozen=True, slots=True)
 class DecodeTarget:
-    """What a model takes: its modality, samples per second of sound, frames of a video; and the
-    longest region, in seconds, that is read at all."""
+    """What a model takes: its modality, samples per second of sound, frames of a video. For sound:
+    the longest region, in seconds, that is read at all, and how many of its first are enough."""
 
     modality: str
     rate: int | None = None
     frames: int | None = None
     max_seconds: float | None = None
+    first_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +118,15 @@ def _sounds(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Cont
         wanted.rate or 0,
         max_seconds=wanted.max_seconds,
         source_rate=item.rate,
+        first_seconds=wanted.first_seconds,
     )
     for clip, region in zip(clips, regions, strict=True):
         if isinstance(clip, ItemError):
             yield clip
             continue
         start = region.start or 0.0
-        yield Content(
-            clip.samples, start, start + clip.seconds if region.end is None else region.end
-        )
+        is_open = region.end is None or wanted.first_seconds is not None
+        yield Content(clip.samples, start, start + clip.seconds if is_open else region.end)
 
 
 def _pictures(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Contents:
@@ -188,12 +189,14 @@ class Decoding:
 
     max_seconds: longer regions are refused, not read. workers: processes that decode; 0 decodes in
     this one, which a file can then crash or hold up. time_limit: seconds that a worker may take for
-    one region, behind which its file counts as hanging.
+    one region, behind which its file counts as hanging. first_seconds: of each region of sound as
+    many are read, and the rest is left, however long it is.
     """
 
     max_seconds: float | None = None
     workers: int = 0
     time_limit: float = TIME_LIMIT
+    first_seconds: float | None = None
 
     @property
     def briefly(self) -> Decoding:

@@ -88,9 +88,9 @@ def check(embedder: Embedder, pairs: Iterable[Any], certificate: Certificate) ->
     Raises:
         EmptyItem: none of the items could be opened.
     """
-    report = Report(embedder.batching, certificate, engine=embedder.way.words)
-    report.parity = embedder.choice.parity if embedder.choice else None
-    bar = PRECISIONS[EXACT if embedder.way.numbers == "f32" else embedder.precision].law
+    report = Report(embedder.runner.law, certificate, engine=embedder.runner.mode.words)
+    report.parity = embedder.runner.choice.parity if embedder.runner.choice else None
+    bar = PRECISIONS[EXACT if embedder.runner.mode.numbers == "f32" else embedder.precision].law
     ready: list[Ready] = []
     for prepared in embedder.runner.prepare(pairs):
         if isinstance(prepared, Failure):

@@ -19,21 +19,28 @@ import numpy.typing as npt
 
 from penult.analysis.space import Space
 from penult.data import audio, video
-from penult.data.decode import Decoding
 from penult.data.sources import from_objects
 from penult.data.windows import Layout
 from penult.embedding import saving
-from penult.embedding.engine_choice import graphs_of, require_engine, sample
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
 from penult.embedding.runner import Result, Runner, answering, collect_results, device_of
+from penult.embedding.saving import SavedEmbedder
+from penult.embedding.source_sample import SourceSample
 from penult.engines import registry
 from penult.engines.autoselect import EngineChoice, EngineTrial, choose
-from penult.engines.base import EXACT, Reading
+from penult.engines.base import EXACT, FAST, TURBO, Reading
 from penult.engines.batch_policy import BatchPolicy, find_batch_policy
 from penult.engines.graph_cache import Graphs
 from penult.engines.pooling import POOLINGS, pooled_width, unknown
-from penult.engines.registry import AUTO, TORCH
-from penult.errors import HeadNotFound, ModelError, SpaceError, TapError, UsageError
+from penult.engines.registry import AUTO, ONNXRUNTIME, TORCH
+from penult.errors import (
+    EngineError,
+    HeadNotFound,
+    ModelError,
+    SpaceError,
+    TapError,
+    UsageError,
+)
 from penult.locking import Guard, Once
 from penult.models import specs
 from penult.models.base import Classifier, digest
@@ -89,10 +96,35 @@ def entry_for(classifier: Classifier, anatomy: Anatomy, tap: Tap, pool_over: str
     return entry
 
 
+def require_engine(classifier: Classifier, engine: str, precision: str, device: str) -> str:
+    """The device for an engine: the cpu where that is all it runs on.
+
+    Raises:
+        EngineError: this classifier is not for that engine.
+        UsageError: this device is not.
+    """
+    if classifier.engine != TORCH:
+        if engine not in (AUTO, TORCH, ONNXRUNTIME):
+            raise EngineError(
+                f"an ONNX file is run by ONNX Runtime itself, not by {engine}; leave --engine out"
+            )
+        if precision != EXACT:
+            raise EngineError(
+                f"precision {precision!r} is for torch models; an ONNX file is run as it is"
+            )
+        return device
+    if engine in (AUTO, TORCH) or device == "cpu":
+        return device
+    if device == "auto":
+        return "cpu"
+    raise UsageError(f"engine {engine!r} runs on the cpu here, not on {device!r}")
+
+
 log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
 
 RECIPE = "1"  # changes whenever the same settings would give other vectors
+SAMPLED = {EXACT: 8, FAST: 8, TURBO: 32}  # regions for engines; of eight bits nearest neighbours
 
 
 class Embedder:
@@ -112,38 +144,33 @@ class Embedder:
         device: str = "auto",
         engine: str = TORCH,
         precision: str = EXACT,
-        saved: Mapping[str, Any] | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        trust: bool = False,
         space: Space | None = None,
     ) -> None:
         self._guard = Guard()
         self.classifier = answering(classifier)
-        self.taps = (tap,) if isinstance(tap, Tap) else tuple(tap)
-        self.poolings = poolings_for(self.taps, pooling)
-        self.tap = replace(self.taps[0], name=",".join(one.name for one in self.taps))
-        self.pooling = pooling if len(set(self.poolings)) > 1 else self.poolings[0]
+        taps = (tap,) if isinstance(tap, Tap) else tuple(tap)
+        poolings = poolings_for(taps, pooling)
+        self.tap = replace(taps[0], name=",".join(one.name for one in taps))
+        self.pooling = pooling if len(set(poolings)) > 1 else poolings[0]
         registry.check(engine, precision)
         self.engine, self.precision = engine, precision
         device = require_engine(classifier, engine, precision, device)
         self.device = device_of(classifier, device)
-        self.pool_over = pool_over
+        readings = [
+            Reading(one, how, None if pool_over == "all" else self._entry(one, pool_over))
+            for one, how in zip(taps, poolings, strict=True)
+        ]
+        self.runner = Runner(classifier, readings, self.device, lambda: self._law)
+        self._plain = self.runner.engine
         self.space = space
         if space is not None and space.dim != self.dim:
             raise SpaceError(
                 f"a space of {space.dim} numbers does not fit vectors of {self.dim}; fit it to "
                 "vectors of this embedder"
             )
-        self._saved, self._trust = dict(saved or {}), trust
-        self._folder = None if folder is None else Path(folder)
-        readings = [
-            Reading(one, how, None if pool_over == "all" else self._entry(one))
-            for one, how in zip(self.taps, self.poolings, strict=True)
-        ]
-        self.runner = Runner(classifier, readings, self.device, lambda: self.law)
-        self._plain = self.runner.engine
-        self.choice: EngineChoice | None = None
-        self.proved_on: list[str] = list(self._saved.get("proved_on", []))
+        self.proved_on: list[str] = []
+        self._saved: SavedEmbedder | None = None
+        self._trust = False
 
     @classmethod
     def from_classifier(
@@ -180,33 +207,35 @@ class Embedder:
             precision=precision,
             space=space,
         )
-        _ = embedder.law  # measured now, so that the first run is not slower than the next
+        _ = embedder._law  # measured now, so that the first run is not slower than the next
         return embedder
-
-    def _entry(self, tap: Tap) -> Tap:
-        return entry_for(self.classifier, self.anatomy, tap, self.pool_over)
 
     @property
     def dim(self) -> int:
         """Numbers in a raw vector."""
-        return sum(
-            pooled_width(how, one.width) for one, how in zip(self.taps, self.poolings, strict=True)
-        )
+        return sum(pooled_width(one.pooling, one.tap.width) for one in self.runner.readings)
+
+    @property
+    def _pool_over(self) -> str:
+        return self.runner.readings[0].pool_over
+
+    def _entry(self, tap: Tap, pool_over: str) -> Tap:
+        return entry_for(self.classifier, self._anatomy, tap, pool_over)
 
     @Once
-    def anatomy(self) -> Anatomy:
-        """The classifier's parts, measured once."""
+    def _anatomy(self) -> Anatomy:
         return anatomy_of(self.classifier)
 
     @Once
     def fingerprint(self) -> dict[str, str]:
         """What makes two vectors comparable, field by field."""
         reader = {"audio": audio.RESAMPLER, "video": video.SAMPLING}
+        taps = [one.tap for one in self.runner.readings]
         return {
             **self.classifier.identity(),
             "reader": reader.get(self.classifier.modality, "1"),
-            "tap": ", ".join(f"{one.name} ({one.place})" for one in self.taps),
-            "pooling": self.pooling + ("" if self.pool_over == "all" else " over valid positions"),
+            "tap": ", ".join(f"{one.name} ({one.place})" for one in taps),
+            "pooling": self.pooling + ("" if self._pool_over == "all" else " over valid positions"),
             "precision": self.precision,
             "recipe": RECIPE,
         }
@@ -214,95 +243,82 @@ class Embedder:
     @Once
     def certificate(self) -> Certificate:
         """The proof of the head, measured once and saved with the embedder."""
-        saved = self._saved.get("certificate")
+        saved = self._description.get("certificate")
         return Certificate.from_dict(saved) if saved else certify(self.classifier)
 
-    def prove_on(self, pairs: Iterable[Any], decoding: Decoding = Decoding()) -> None:
+    def prove_on(self, sample: SourceSample) -> None:
         """Prove the head on the first real items instead of a synthetic one; a saved proof stays,
         and costs nothing. `proved_on` names them."""
-        if not self._saved.get("certificate"):
-            proved = certify_on(self.runner, pairs, decoding)
+        if not self._description.get("certificate"):
+            proved = certify_on(self.runner, sample)
             with self._guard:
                 self.certificate, self.proved_on = proved
 
+    @property
+    def _description(self) -> dict[str, Any]:
+        """As it was saved; empty if it was not."""
+        return self._saved.description if self._saved else {}
+
     @Once
-    def law(self) -> BatchPolicy:
+    def _law(self) -> BatchPolicy:
         """How items may share a pass of torch in fp32; measured once, saved with the embedder."""
-        saved = self._saved.get("batching")
+        saved = self._description.get("batching")
         if saved:
             return BatchPolicy.from_dict(saved)
         return find_batch_policy(self.classifier, self._plain)
 
-    @property
-    def batching(self) -> BatchPolicy:
-        """How items share a forward pass of the engine that runs them."""
-        return self.choice.law if self.choice else self.law
-
-    @property
-    def way(self) -> registry.EngineMode:
-        """The engine that runs the items, and in which numbers."""
-        if self.classifier.engine != TORCH:
-            return registry.EngineMode(self.classifier.engine)
-        return self.choice.way if self.choice else registry.PLAIN
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is known which engine runs the items."""
-        plain = self.engine == TORCH and self.precision == EXACT
-        return plain or self.choice is not None or self.classifier.engine != TORCH
-
     @Once
-    def graphs(self) -> Graphs:
+    def _graphs(self) -> Graphs:
         """Where recorded graphs of this classifier are kept."""
-        return graphs_of(self.classifier, self._folder)
+        folder = self._saved.folder if self._saved else None
+        return Graphs(digest(self.classifier.identity()), folder)
 
-    def settle(
-        self,
-        source: Iterable[Any],
-        layout: Layout = Layout(),
-        decoding: Decoding = Decoding(),
-        engine: str | None = None,
-    ) -> EngineChoice | None:
-        """Take the engine for a run over these items, measured on the first of them; what was
-        taken, or None where there is no choice. An embedder settles once.
+    def settle(self, sample: SourceSample, engine: str | None = None) -> EngineChoice | None:
+        """Choose the engine for a run over a source, measured on its first items; None where there
+        is no choice. An embedder settles once.
 
-        source: can be iterated again. engine: another one than the embedder was made with.
+        engine: another one than the embedder was made with.
 
         Raises:
-            EngineError: the engine that was asked for cannot run this model at this precision.
+            EngineError: the engine cannot run this model at this precision.
             MissingExtra: it is not installed.
         """
         with self._guard:
             engine = engine or self.engine
-            if self.settled or (engine == TORCH and self.precision == EXACT):
-                return self.choice
+            if self._is_settled or (engine == TORCH and self.precision == EXACT):
+                return self.runner.choice
             # On an accelerator torch is the one engine.
             if self.device != "cpu" and engine == AUTO:
                 engine = TORCH
-            return self._settle(engine, source, layout, decoding)
+            trial = self._trial(sample)
+            choice, opened = choose(trial, engine, self.precision)
+            log.info("%s", choice.words)
+            # A run that is under way goes on with the runner that it has.
+            self.runner = Runner(
+                self.classifier, trial.readings, self.device, lambda: choice.law, opened, choice
+            )
+            return choice
 
-    def _settle(
-        self, engine: str, source: Iterable[Any], layout: Layout, decoding: Decoding
-    ) -> EngineChoice:
-        readings = self.runner.readings
-        found = sample(self.runner, source, layout, self.precision, decoding)
-        question = EngineTrial(
+    @property
+    def _is_settled(self) -> bool:
+        """Whether it is known which engine runs the items."""
+        plain = self.engine == TORCH and self.precision == EXACT
+        return plain or self.runner.choice is not None or self.classifier.engine != TORCH
+
+    def _trial(self, sample: SourceSample) -> EngineTrial:
+        """What the engines are measured on: a few regions of the run, or a synthetic one."""
+        regions, total = sample.regions(self.runner, SAMPLED[self.precision])
+        items = [one.inputs.tensors for one in regions]
+        return EngineTrial(
             classifier=self.classifier,
-            readings=readings,
+            readings=self.runner.readings,
             device=self.device.split(",")[0],
-            law=self.law,
+            law=self._law,
             plain=self._plain,
-            graphs=self.graphs,
-            items=found.items,
-            total=found.total,
+            graphs=self._graphs,
+            items=items or [self.classifier.example().tensors],
+            total=total,
         )
-        choice, opened = choose(question, engine, self.precision)
-        log.info("%s", choice.words)
-        # A run that is under way goes on with the runner that it has. The choice comes last:
-        # whoever sees it finds its runner.
-        self.runner = Runner(self.classifier, readings, self.device, lambda: choice.law, opened)
-        self.choice = choice
-        return choice
 
     @property
     def fingerprint_id(self) -> str:
@@ -338,10 +354,10 @@ class Embedder:
         alone: bool,
         logits: bool = True,
     ) -> Result:
-        if not self.settled and isinstance(items, Iterator):
+        if not self._is_settled and isinstance(items, Iterator):
             items = list(items)  # the first of them are looked at twice
         entries = from_objects(items, self.classifier.modality)
-        self.settle(entries, layout)
+        self.settle(SourceSample(entries, layout))
         numbered = _numbered(entries, layout, self.classifier)
         with closing(self.runner.stream(numbered, alone=alone, logits=logits)) as outcomes:
             found = collect_results(outcomes, self.classifier.labels, on_error)
@@ -376,27 +392,28 @@ class Embedder:
 
         def parts(aside: Path) -> None:
             self.classifier.save(aside)
-            self.graphs.copy(aside)
+            self._graphs.copy(aside)
 
-        return saving.write(folder, self._description(), self.space, parts)
+        return saving.write(folder, self._to_save(), self.space, parts)
 
-    def _description(self) -> dict[str, Any]:
+    def _to_save(self) -> dict[str, Any]:
         with self._guard:
             certificate, proved_on = self.certificate, self.proved_on
+        taps = [asdict(one.tap) for one in self.runner.readings]
         return {
             "format": 1,
             "source": self.classifier.spec,
-            "tap": asdict(self.taps[0]),
-            **({"taps": [asdict(one) for one in self.taps]} if len(self.taps) > 1 else {}),
+            "tap": taps[0],
+            **({"taps": taps} if len(taps) > 1 else {}),
             "pooling": self.pooling,
-            "pool_over": self.pool_over,
+            "pool_over": self._pool_over,
             "fingerprint": self.fingerprint,
             "certificate": certificate.to_dict(),
             "proved_on": proved_on,
-            "batching": self.law.to_dict(),
+            "batching": self._law.to_dict(),
             "precision": self.precision,
             "engine": self.engine,
-            "choice": self.choice.to_dict() if self.choice else None,
+            "choice": self.runner.choice.to_dict() if self.runner.choice else None,
             "classifier": self.classifier.describe(),
         }
 
@@ -427,11 +444,10 @@ class Embedder:
             device=device,
             engine=engine or (TORCH if registry.missing(usual) else usual),
             precision=precision or saved.get("precision", EXACT),
-            saved=saved,
-            folder=path.absolute(),
-            trust=trust,
             space=kept.space,
         )
+        embedder._saved, embedder._trust = kept, trust
+        embedder.proved_on = list(saved.get("proved_on", []))
         asked = {"precision": embedder.precision}  # another one than was saved is no change of it
         differs = differences({**saved["fingerprint"], **asked}, embedder.fingerprint)
         if differs:
@@ -440,13 +456,13 @@ class Embedder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As its folder and how it is run: another process opens it there again."""
-        if self._folder is None:
+        if self._saved is None:
             raise UsageError(
                 "an embedder goes to another process as its folder, and this one has none yet: "
                 "send Embedder.load(embedder.save(FOLDER))"
             )
         how = {"device": self.device, "engine": self.engine, "precision": self.precision}
-        return partial(Embedder.load, self._folder, trust=self._trust, **how), ()
+        return partial(Embedder.load, self._saved.folder, trust=self._trust, **how), ()
 
     def __repr__(self) -> str:
         return (
@@ -482,13 +498,14 @@ def open_embedder(
     how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
     if saving.is_embedder(spec):
         saved = Embedder.load(spec, **how, trust=bool(asked.get("trust")))
+        readings = saved.runner.readings
+        over = pool_over or readings[0].pool_over
         if tap in (None, saved.tap.name):
-            if pooling in (None, saved.pooling) and pool_over in (None, saved.pool_over):
+            if pooling in (None, saved.pooling) and over == readings[0].pool_over:
                 return saved
-            place: Sequence[Tap] = saved.taps
+            place = [one.tap for one in readings]
         else:
             place = taps_of(saved.classifier, str(tap).split(","))
-        over = pool_over or saved.pool_over
         pooling = pooling or saved.pooling
         how |= {"engine": saved.engine, "precision": saved.precision}
         return Embedder(saved.classifier, place, pooling, pool_over=over, **how)
@@ -507,16 +524,14 @@ def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     ]
 
 
-def require_proof(
-    embedder: Embedder, pairs: Iterable[Any] | None = None, decoding: Decoding = Decoding()
-) -> None:
+def require_proof(embedder: Embedder, sample: SourceSample | None = None) -> None:
     """Prove the head, on the first of these items where there are any.
 
     Raises:
         HeadNotFound: the tap is `prelogits` and the head is not proved; other taps need no head.
     """
-    if pairs is not None:
-        embedder.prove_on(pairs, decoding)
+    if sample is not None:
+        embedder.prove_on(sample)
     if "prelogits" in embedder.tap.name.split(",") and not embedder.certificate.ok:
         raise HeadNotFound(
             f"the head is not proved, so there are no prelogits: {embedder.certificate.refusal}. "

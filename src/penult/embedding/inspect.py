@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penult.data.decode import DecodedRegion, DecodeTarget, Decoding, open_regions
-from penult.data.items import Failure, Item
-from penult.data.regions import Region
+from penult.data.decode import DecodedRegion, DecodeTarget, open_regions
+from penult.data.items import Failure
 from penult.data.sources import from_paths
 from penult.embedding.runner import Runner
-from penult.embedding.scheduling import Ready
+from penult.embedding.source_sample import SourceSample
 from penult.errors import (
     IncompleteWeights,
     ItemError,
@@ -39,9 +38,6 @@ from penult.tracing.onnx_graph import as_feeds
 from penult.tracing.onnx_proof import state_graph
 from penult.tracing.split import split
 from penult.tracing.taps import Tap
-
-PROOF_SECONDS = 2.0  # of a recording, on which the head is proved
-TRIED = 16  # items, to find two that can be opened
 
 # What a model that does not take the proof's variants of an input may raise.
 _REFUSALS = (PenultError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
@@ -93,35 +89,12 @@ def certify(classifier: Classifier, examples: Sequence[Mapping[str, Tensor]] = (
         return Certificate.refused(f"the proof could not be run: {first_line(error)}")
 
 
-def certify_on(
-    runner: Runner, pairs: Iterable[Any], decoding: Decoding = Decoding()
-) -> tuple[Certificate, list[str]]:
+def certify_on(runner: Runner, sample: SourceSample) -> tuple[Certificate, list[str]]:
     """Prove the head on the first one or two items that can be opened; with their ids."""
     classifier = runner.classifier
-    found: list[Ready] = []
-    with runner.preparing(decoding.briefly) as prepare:
-        for pair in islice(pairs, TRIED):
-            if isinstance(pair, Failure):
-                continue
-            choices = (one for part in _beginnings(classifier, *pair) for one in prepare([part]))
-            found += islice((one for one in choices if isinstance(one, Ready)), 1)
-            if len(found) == 2:
-                break
-    if not found or classifier.engine != "torch":
-        return certify(classifier), []
+    found = sample.beginnings(runner) if classifier.engine == "torch" else []
     examples = [_placed(classifier, one.inputs) for one in found]
     return certify(classifier, examples), [one.item.id for one in found]
-
-
-def _beginnings(
-    classifier: Classifier, item: Item, region: Region
-) -> Iterator[tuple[Item, Region]]:
-    """A recording's first seconds, if it has as many, and the region: a proof keeps all of a pass
-    in memory, and holds for every length."""
-    if classifier.modality == "audio":
-        start = region.start or 0.0
-        yield item, Region("segment", start, start + PROOF_SECONDS, region.channel)
-    yield item, region
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

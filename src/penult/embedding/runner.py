@@ -21,9 +21,11 @@ from penult.data.items import Failure, Item
 from penult.data.regions import Region
 from penult.data.sources import from_objects
 from penult.embedding.scheduling import InOrder, Ready, Waiting, engine_pool
+from penult.engines.autoselect import EngineChoice
 from penult.engines.base import Engine, FloatArray, Reading, Readout
 from penult.engines.batch_policy import BatchPolicy
 from penult.engines.batching import Batch, Planner
+from penult.engines.registry import EngineMode
 from penult.engines.torch import TorchEngine, pick_device
 from penult.errors import (
     EmptyItem,
@@ -152,8 +154,9 @@ class Runner:
 
     Several threads may share one: what is asked of a run is that run's, and a run that is under way
     keeps the budget that it has.
-    device: where; several of them, with commas between, share the batches.
-    law: how regions may share a batch, asked for once there are two; without one, each runs alone.
+    device: where; several of them, with commas between, share the batches. law: gives how regions
+    may share a batch, once there are two; without one, each runs alone. engine, choice: another
+    engine than the classifier's own, and why it was taken.
     """
 
     def __init__(
@@ -163,8 +166,10 @@ class Runner:
         device: str = "cpu",
         law: Callable[[], BatchPolicy] = BatchPolicy,
         engine: Engine | None = None,
+        choice: EngineChoice | None = None,
     ) -> None:
         self.classifier = classifier
+        self.choice = choice
         self.readings = list(readings)
         self._devices = device.split(",")
         self.engine = engine or open_engine(classifier, readings, self._devices[0])
@@ -184,6 +189,18 @@ class Runner:
                 "share the items with --shard 1/2 and --shard 2/2 instead"
             )
         return [self.engine, *(self.engine.beside(device) for device in self._devices[1:])]
+
+    @property
+    def law(self) -> BatchPolicy:
+        """How regions share a forward pass of the engine that runs them."""
+        return self._law()
+
+    @property
+    def mode(self) -> EngineMode:
+        """The engine that runs the regions, and in which numbers."""
+        if self.choice is not None:
+            return self.choice.way
+        return EngineMode(self.classifier.engine)
 
     def stream(
         self,
@@ -245,26 +262,18 @@ class Runner:
         watch: Stopwatch | None = None,
     ) -> Generator[Ready | Failure | Any, None, None]:
         """Regions opened and prepared for the model; what is no pair comes out as it went in."""
-        with self.preparing(decoding, watch) as prepare:
-            yield from prepare(pairs)
-
-    @contextmanager
-    def preparing(
-        self, decoding: Decoding, watch: Stopwatch | None = None
-    ) -> Iterator[Callable[[Iterable[Any]], Iterator[Any]]]:
-        """`prepare` with the same worker processes for several calls, each used up."""
-        about, prepared = self.classifier, partial(self._prepared, watch or Stopwatch())
-        wanted = DecodeTarget(about.modality, about.rate, about.frames, decoding.max_seconds)
-        with Decoders(wanted, decoding) as decoders:
-            yield lambda pairs: map(prepared, decoders.open_regions(pairs))
-
-    def _prepared(self, watch: Stopwatch, opened: DecodedRegion | Any) -> Ready | Failure | Any:
-        """A region with the model's inputs, or why it has none; what is none, as it is."""
-        if not isinstance(opened, DecodedRegion):
-            return opened
-        watch.add("decode", opened.seconds)
-        with watch.timed("prepare"):
-            return self._inputs(opened.item, opened.region, opened.content)
+        watch, model = watch or Stopwatch(), self.classifier
+        limits = decoding.max_seconds, decoding.first_seconds
+        target = DecodeTarget(model.modality, model.rate, model.frames, *limits)
+        with Decoders(target, decoding) as decoders:
+            for decoded in decoders.open_regions(pairs):
+                if not isinstance(decoded, DecodedRegion):
+                    yield decoded
+                    continue
+                watch.add("decode", decoded.seconds)
+                with watch.timed("prepare"):
+                    ready = self._inputs(decoded.item, decoded.region, decoded.content)
+                yield ready
 
     def _inputs(self, item: Item, region: Region, content: Content | ItemError) -> Ready | Failure:
         if isinstance(content, ItemError):
@@ -313,7 +322,7 @@ class Runner:
     def batch(self, items: Sequence[Ready]) -> Batch:
         """What the engine is given of items that may share a forward pass."""
         tensors = [one.inputs.tensors for one in items]
-        batch = Batch(tensors[0]) if len(tensors) == 1 else self._law().batch(tensors)
+        batch = Batch(tensors[0]) if len(tensors) == 1 else self.law.batch(tensors)
         holds = self.classifier.holds
         if holds is None or self.classifier.modality != "audio":
             return batch

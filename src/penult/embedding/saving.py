@@ -20,9 +20,10 @@ SPACE = "space.npz"
 
 @dataclass(frozen=True, slots=True)
 class SavedEmbedder:
-    """What a folder says. description: as it was written, with at least `pooling` and
+    """What a folder holds. description: as it was written, with at least `pooling` and
     `fingerprint`."""
 
+    folder: Path
     description: dict[str, Any]
     taps: list[Tap]
     space: Space | None
@@ -89,4 +90,4 @@ def read(path: Path) -> SavedEmbedder:
         raise ModelError(f"{path} is not a saved embedder: it has no {FILE}") from error
     except (OSError, ValueError, KeyError, TypeError, SpaceError) as error:
         raise ModelError(f"{path / FILE} cannot be read: {first_line(error)}") from error
-    return SavedEmbedder(saved, chosen, space)
+    return SavedEmbedder(path.absolute(), saved, chosen, space)

@@ -53,6 +53,11 @@ class Reading(NamedTuple):
     pooling: str
     entry: Tap | None = None
 
+    @property
+    def pool_over(self) -> str:
+        """Which positions are pooled: `all`, or the `valid` ones."""
+        return "all" if self.entry is None else "valid"
+
 
 class Readout(NamedTuple):
     """logits: for each item, (…, K) as the model returned them for it, padding left out.

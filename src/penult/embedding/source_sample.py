@@ -1,0 +1,81 @@
+"""The first items of a source, opened once: for the proof of the head and the choice of an engine.
+
+Knows how items are opened and prepared; the proof is `inspect`'s, the measurement the engines'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from penult.data.decode import Decoding
+from penult.data.items import Failure
+from penult.data.sources import Source
+from penult.data.windows import Layout
+from penult.embedding.runner import Runner
+from penult.embedding.scheduling import Ready
+
+BEGINNING = 2.0  # seconds of a recording on which the head is proved
+ENTRIES = 16  # of the source, from which the sample is taken
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSample:
+    """The first items of a source that can be iterated again, prepared when they are needed.
+
+    layout, decoding: how the run divides and opens its items.
+    """
+
+    source: Source
+    layout: Layout = field(default_factory=Layout)
+    decoding: Decoding = field(default_factory=Decoding)
+    _whole: dict[tuple[str, str], Ready] = field(default_factory=dict)  # by id and region
+
+    def beginnings(self, runner: Runner, count: int = 2) -> list[Ready]:
+        """The first `count` items that can be opened; of a recording no more than two seconds: a
+        proof keeps all of a pass in memory, and holds for every length."""
+        found: list[Ready] = []
+        classifier = runner.classifier
+        rate = classifier.rate or 0
+        brief = replace(self.decoding.briefly, first_seconds=BEGINNING)
+        with closing(runner.prepare(self._entries(ENTRIES), brief)) as prepared:
+            for ready in prepared:
+                if not isinstance(ready, Ready):
+                    continue
+                found.append(ready)
+                if classifier.modality != "audio" or len(ready.content.values) < BEGINNING * rate:
+                    self._whole[ready.item.id, ready.region.key] = ready
+                if len(found) == count:
+                    break
+        return found
+
+    def regions(self, runner: Runner, count: int) -> tuple[list[Ready], float | None]:
+        """At most `count` prepared regions of the run, spread over its first items, and how many
+        the whole run has (None: not known). Fewer where they are large: enough to be timed."""
+        classifier = runner.classifier
+        first = list(self._entries(max(count, ENTRIES)))
+        divided = self.layout.apply(first, classifier.modality, classifier.rate)
+        regions = [entry for entry in divided if not isinstance(entry, Failure)]
+        found: list[Ready] = []
+        size, enough = 0, 2 * runner.budget * count / 8
+        for ready in self._prepared(runner, regions[:: max(1, len(regions) // count)]):
+            found.append(ready)
+            size += ready.size
+            if len(found) == count or size > enough:
+                break
+        total = self.source.count()
+        return found, total * len(regions) / len(first) if total is not None and first else None
+
+    def _entries(self, count: int) -> Iterator[Any]:
+        return (entry for entry in islice(self.source, count) if not isinstance(entry, Failure))
+
+    def _prepared(self, runner: Runner, regions: Sequence[Any]) -> Iterator[Ready]:
+        """Those that are there already first."""
+        known = [(item.id, region.key) for item, region in regions]
+        yield from (self._whole[key] for key in known if key in self._whole)
+        fresh = [pair for pair, key in zip(regions, known, strict=True) if key not in self._whole]
+        with closing(runner.prepare(fresh, self.decoding.briefly)) as prepared:
+            yield from (ready for ready in prepared if isinstance(ready, Ready))
