@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from penult.errors import HeadNotFound, UsageError
 from penult.tracing.boundary import Boundary, CutPoint, find_boundary, stepped_back, subgraph
 from penult.tracing.certificate import TOLERANCE
 from penult.tracing.forward import SplitTarget, relative
-from penult.tracing.head import LINEAR_AFTER, VIEWS
+from penult.tracing.head import LINEAR_AFTER, VIEWS, logits_of
+from penult.tracing.hooks import captured
 from penult.tracing.inputs import CallInputs, other_batch, other_lengths
 from penult.tracing.replay import Lister, Listing, Program, generalise
+from penult.tracing.taps import INPUT, Spot
 from penult.tracing.trace import Op, TensorRead, Trace
 from penult.tracing.weight_layers import entering, weight_of
 
@@ -184,14 +186,57 @@ def _constant_over_scores(side: Tensor) -> bool:
     return bool((side == side[..., :1]).all())
 
 
+class CapturePlan(NamedTuple):
+    """Where hooks read the prelogits. calls: how often each spot's module ran."""
+
+    spots: tuple[Spot, ...]
+    calls: tuple[int, ...]
+
+
+def plan_capture(trace: Trace, boundary: Boundary) -> CapturePlan | None:
+    """A spot for each tensor at the boundary; None unless all of them enter a module of the head
+    and carry everything."""
+    if boundary.tail.open:
+        return None  # the prelogits were moved, and enter nothing
+    spots = [_entry_of(trace, boundary, place) for place in boundary.places]
+    found = tuple(spot for spot in spots if spot is not None)
+    if len(found) < len(spots):
+        return None
+    return CapturePlan(found, tuple(len(trace.calls_of(spot.module)) for spot in found))
+
+
+def _entry_of(trace: Trace, boundary: Boundary, place: CutPoint) -> Spot | None:
+    """Where a tensor enters a module of the head, with the value that it has at the boundary."""
+    value = trace.value(place.tensor, place.at)
+    for name in boundary.head.names:
+        calls = trace.calls_of(name)
+        for number, call in enumerate(calls):
+            for index, read in enumerate(call.inputs):
+                # The same object: nothing was written to it in between.
+                if read.tensor is place.tensor and trace.value(read.tensor, call.first) is value:
+                    return Spot(name, INPUT, index, len(calls) - 1 - number)
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class PassCut:
-    """A pass, cut. values: the prelogits. listing: what led from them to the logits."""
+    """A pass, cut. values: the prelogits. listing: what led from them to the logits. names: of the
+    head's modules. plan: where hooks read the prelogits, if they can."""
 
     values: tuple[Tensor, ...]
     listing: Listing
     logits: Tensor
     names: tuple[str, ...]
+    plan: CapturePlan | None = None
+
+    def program(self, others: Sequence[PassCut] = ()) -> Program:
+        """What runs the tail of this pass, and of others.
+
+        Raises:
+            HeadNotFound: no program runs all of them.
+        """
+        listings = [one.listing for one in (self, *others)]
+        return generalise(listings, [value.ndim for value in self.values])
 
 
 def cut(target: SplitTarget, trace: Trace, inputs: CallInputs) -> PassCut:
@@ -215,7 +260,23 @@ def cut(target: SplitTarget, trace: Trace, inputs: CallInputs) -> PassCut:
     sizes = [size for value in values for size in value.shape]
     logits = boundary.logits.tensor
     listing = lister.finish(sizes, logits)
-    return PassCut(values, listing, logits.detach().clone(), boundary.head.names)
+    plan = plan_capture(trace, boundary) if move is None else None
+    return PassCut(values, listing, logits.detach().clone(), boundary.head.names, plan)
+
+
+def cut_by_hooks(target: SplitTarget, inputs: CallInputs, first: PassCut) -> PassCut | None:
+    """A plain pass, cut by hooks where `first`, a recorded one, was cut, and taken to have the same
+    tail; None where the prelogits are not read by hooks, or the head runs more or less often."""
+    if first.plan is None:
+        return None
+    spots, calls = first.plan
+    copy = inputs.copy()
+    with torch.no_grad(), captured(target.model, spots) as found:
+        output = target.model(*copy.args, **copy.kwargs)
+    if tuple(found.counts[spot.place] for spot in spots) != calls:
+        return None
+    logits = logits_of(output, target.output).detach().clone()
+    return replace(first, values=tuple(found()), logits=logits)
 
 
 def _move(trace: Trace, boundary: Boundary, inputs: CallInputs) -> Move | None:
@@ -297,7 +358,7 @@ class Fitting:
         others = [one for _, one in noted]
         reason = HeadNotFound("what follows the head is not the same for every shape")
         try:
-            program = self._general([self.first, *others])
+            program = self.first.program(others)
             if all(self._fits(program, one) for one in others):
                 return program, []
         except HeadNotFound as error:
@@ -310,11 +371,7 @@ class Fitting:
         several = [one for one in cuts if one.values[0].shape[0] != 1]
         if not single or not several:
             raise reason
-        return replace(self._general(several), single=self._general(single)), more
-
-    def _general(self, cuts: Sequence[PassCut]) -> Program:
-        ranks = [value.ndim for value in self.first.values]
-        return generalise([one.listing for one in cuts], ranks)
+        return replace(several[0].program(several[1:]), single=single[0].program(single[1:])), more
 
     def _fits(self, program: Program, one: PassCut) -> bool:
         return law_error(self.target, program, one, self.largest) <= TOLERANCE

@@ -1,8 +1,10 @@
 """Prove a cut: run the model on inputs that differ, and measure that the law holds for each.
 
 The law is logits(prelogits(x)) = f(x), where `logits` sees nothing but the prelogits. Seven to
-eleven forward passes: a plain one before and after, one recorded for each other input, one with
-the prelogits exchanged, and two with branches on tensor values inverted if it takes any.
+eleven forward passes: a plain and a recorded one over the example, one for each other input, one
+with the prelogits exchanged, one or two with branches on tensor values inverted if it takes any,
+and a plain one at the end. Those over other inputs are recorded too, unless what follows the head
+is a linear layer: its operations are the same for every input, and the law shows it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from penult.errors import HeadNotFound, first_line
 from penult.tracing.anatomy import Anatomy, anatomy_of
 from penult.tracing.boundary import Boundary, find_boundary
 from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
-from penult.tracing.cut import Fitting, PassCut, cut, law_error
+from penult.tracing.cut import Fitting, PassCut, cut, cut_by_hooks, law_error
 from penult.tracing.forward import SplitTarget, State, moving_size, relative
 from penult.tracing.head import logits_of
 from penult.tracing.inputs import CallInputs, kinds_of_others
 from penult.tracing.replay import Program
-from penult.tracing.trace import Trace, address_of, inverted, run_swapped
+from penult.tracing.trace import Inversion, Trace, address_of, run_swapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,10 @@ _STATE = (
 )
 
 
+class _InputRefused(Exception):
+    """The model does not take an input that was made for the proof."""
+
+
 class _Prover:
     """The checks, one after the other; each raises HeadNotFound if the proof ends with it."""
 
@@ -118,6 +123,7 @@ class _Prover:
         self._used = trace.weights_used([boundary.logits])
         self._deciding = list(dict.fromkeys(name or "the model" for name in trace.decisions))
         self._largest = float("inf")  # scores beyond this are fillers
+        self._linear = first.program() if first.listing.is_linear else None
 
     def _check(self, name: str, passed: bool, figure: float | None, note: str, why: str) -> None:
         self.checks.append(Check(name, passed, figure, note))
@@ -174,21 +180,24 @@ class _Prover:
         """
         assert self.program is not None
         for forced in (1e30, -1e30) if self._deciding else ():
+            inversion = Inversion(forced)
             try:
-                decide = partial(inverted, forced=forced)
-                other = cut(self.target, *self.target.record(self.example, decide))
-            except Exception:  # noqa: S112  most often a check that raises
-                continue
-            error = law_error(self.target, self.program, other, self._largest)
-            where = ", ".join(self._deciding[:3])
-            self._check(
-                "control flow",
-                error <= TOLERANCE,
-                error,
-                "branches on tensor values inverted",
-                f"branches on tensor values (in {where}) decide how the scores are computed: "
-                f"inverted, logits(prelogits(x)) is off by {error:.1e}",
-            )
+                other = cut(self.target, *self.target.record(self.example, inversion))
+            except Exception:  # noqa: S110  most often a check that raises
+                pass
+            else:
+                error = self._law_error(self.program, other)
+                where = ", ".join(self._deciding[:3])
+                self._check(
+                    "control flow",
+                    error <= TOLERANCE,
+                    error,
+                    "branches on tensor values inverted",
+                    f"branches on tensor values (in {where}) decide how the scores are computed: "
+                    f"inverted, logits(prelogits(x)) is off by {error:.1e}",
+                )
+            if not inversion.floats:
+                return  # another number to invert floats with makes no difference
 
     def powered(self) -> None:
         """A second input whose logits are clearly different."""
@@ -196,7 +205,7 @@ class _Prover:
         between = "two inputs"
         for inputs, said in self.target.others(self.example, self.given):
             try:
-                second = cut(self.target, *self.target.record(inputs))
+                second = self._cut(inputs)
             except HeadNotFound as error:
                 raise HeadNotFound(f"for another input, {error}") from error
             except Exception as error:  # the model has its own idea of what an input is
@@ -251,11 +260,9 @@ class _Prover:
         for variants in kinds_of_others(self._second[0]):
             for variant in variants:
                 try:
-                    trace, inputs = self.target.record(variant.inputs)
-                except Exception:  # noqa: S112  the model does not take such an input
+                    cuts.append((variant.note, self._cut(variant.inputs)))
+                except _InputRefused:
                     continue
-                try:
-                    cuts.append((variant.note, cut(self.target, trace, inputs)))
                 except HeadNotFound as error:
                     raise HeadNotFound(f"with {variant.note}, {error}") from error
                 break
@@ -276,9 +283,32 @@ class _Prover:
         for note, other in cuts:
             self._law("round trip", note, other)
 
+    def _cut(self, inputs: CallInputs) -> PassCut:
+        """A pass over another input, cut: a plain one with hooks where what follows the head is a
+        linear layer, which the law is tried with at once; else, or if it fails, a recorded one.
+
+        Raises:
+            HeadNotFound: it can't be cut.
+            _InputRefused: the model does not take such an input.
+        """
+        try:
+            if self._linear is not None:
+                one = cut_by_hooks(self.target, inputs, self.first)
+                if one is not None and self._law_error(self._linear, one) <= TOLERANCE:
+                    return one
+            trace, inputs = self.target.record(inputs)
+        except HeadNotFound:
+            raise
+        except Exception as error:
+            raise _InputRefused(first_line(error)) from error
+        return cut(self.target, trace, inputs)
+
+    def _law_error(self, program: Program, one: PassCut) -> float:
+        return law_error(self.target, program, one, self._largest)
+
     def _law(self, name: str, note: str, one: PassCut) -> None:
         assert self.program is not None
-        error = law_error(self.target, self.program, one, self._largest)
+        error = self._law_error(self.program, one)
         dtype = str(one.logits.dtype).removeprefix("torch.")
         short = "" if dtype in {"float32", "float64"} else f" ({dtype}: try float32)"
         self._check(

@@ -25,6 +25,7 @@ from penult.tracing.head import SHAPE_ONLY
 from penult.tracing.trace import Op, TensorRead, Trace
 
 _AXES = {f"aten.{name}" for name in ("permute", "transpose", "unsqueeze", "squeeze", "sum", "mean")}
+_LINEAR = {"aten.t", "aten.mm", "aten.addmm", "aten.linear"}
 _RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape"}
 
 
@@ -93,6 +94,12 @@ class Listing:
     steps: tuple[ReplayStep, ...]
     sizes: tuple[int, ...]
     result: int
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear layer over (B, D) and nothing else, which torch runs in the same
+        way for every B."""
+        return all(step.name in _LINEAR for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +216,15 @@ class Lister:
 
 
 def generalise(listings: Sequence[Listing], ranks: Sequence[int]) -> Program:
-    """One program for every shape, from the same tail listed at several shapes.
+    """One program for every shape, from the same tail listed at several shapes; a single listing
+    is a program as it is.
 
     Raises:
         HeadNotFound: the tails differ in more than sizes of the prelogits.
     """
     first = listings[0]
+    if all(listing is first for listing in listings):
+        return Program(first.steps, tuple(ranks), first.result)
     for other in listings[1:]:
         one, two = [s.name for s in first.steps], [s.name for s in other.steps]
         if one != two:

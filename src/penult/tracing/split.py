@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +16,14 @@ from torch.utils._pytree import tree_leaves
 
 from penult.errors import HeadNotFound, PenultError, TapError, UsageError, first_line
 from penult.tracing.anatomy import Anatomy, Statement, state
-from penult.tracing.boundary import Boundary, CutPoint, find_boundary
 from penult.tracing.certificate import Certificate
-from penult.tracing.cut import cut
+from penult.tracing.cut import CapturePlan, cut
 from penult.tracing.forward import SplitTarget, still
 from penult.tracing.hooks import Reader, kind_of
 from penult.tracing.inputs import CallInputs
 from penult.tracing.proof import Proof, prove
 from penult.tracing.replay import Program
-from penult.tracing.taps import INPUT, Spot, Tap, tap_at
-from penult.tracing.trace import Trace
+from penult.tracing.taps import Tap, tap_at
 
 
 def check_model(model: Any) -> None:
@@ -96,20 +95,13 @@ def check_shapes(inputs: CallInputs, other: CallInputs) -> None:
         )
 
 
-class DeliveryPlan(NamedTuple):
-    """Where hooks read the prelogits. calls: how often each spot's module ran."""
-
-    spots: tuple[Spot, ...]
-    calls: tuple[int, ...]
-
-
 class Delivery:
     """Gives the prelogits of any input."""
 
     def __init__(self, target: SplitTarget, reader: Reader) -> None:
         self._target = target
         self._reader = reader
-        self._plans: dict[Any, DeliveryPlan | None] = {}
+        self._plans: dict[Any, CapturePlan | None] = {}
 
     def __call__(self, inputs: CallInputs) -> tuple[Tensor, ...]:
         """What enters the head, one tensor for each of its places."""
@@ -119,15 +111,15 @@ class Delivery:
         if values is not None:
             return values
         trace, copies = self._target.record(inputs)
-        values = cut(self._target, trace, copies).values
+        one = cut(self._target, trace, copies)
         if kind not in self._plans:
             self._reader.learn(inputs, Counter(call.module for call in trace.calls))
-            plan = self._planned(trace, len(values))
             del trace  # every activation of a pass
-            self._plans[kind] = plan if plan and self._agrees(inputs, plan, values) else None
-        return values
+            agrees = one.plan is not None and self._agrees(inputs, one.plan, one.values)
+            self._plans[kind] = one.plan if agrees else None
+        return one.values
 
-    def _hooked(self, inputs: CallInputs, plan: DeliveryPlan) -> tuple[Tensor, ...] | None:
+    def _hooked(self, inputs: CallInputs, plan: CapturePlan) -> tuple[Tensor, ...] | None:
         """The values by hooks; None where the head ran more or less often than it should."""
         try:
             values = tuple(self._reader.read(inputs, plan.spots))
@@ -136,38 +128,11 @@ class Delivery:
         calls = tuple(self._reader.calls(inputs, spot.place) for spot in plan.spots)
         return values if calls == plan.calls else None
 
-    def _agrees(self, inputs: CallInputs, plan: DeliveryPlan, recorded: tuple[Tensor, ...]) -> bool:
+    def _agrees(self, inputs: CallInputs, plan: CapturePlan, recorded: tuple[Tensor, ...]) -> bool:
         values = self._hooked(inputs, plan)
         return values is not None and all(
             torch.equal(one, other) for one, other in zip(values, recorded, strict=True)
         )
-
-    def _planned(self, trace: Trace, count: int) -> DeliveryPlan | None:
-        """A spot for each tensor at the boundary, if all of them enter a module of the head."""
-        try:
-            boundary = find_boundary(trace, self._target.output, self._target.named)
-        except HeadNotFound:
-            return None
-        if boundary.tail.open or len(boundary.places) != count:
-            return None  # what is delivered was moved, and enters nothing
-        spots = [_entering(trace, boundary, place) for place in boundary.places]
-        found = tuple(spot for spot in spots if spot is not None)
-        if len(found) < len(spots):
-            return None
-        return DeliveryPlan(found, tuple(len(trace.calls_of(spot.module)) for spot in found))
-
-
-def _entering(trace: Trace, boundary: Boundary, place: CutPoint) -> Spot | None:
-    """Where a tensor enters a module of the head, with the value that it has at the boundary."""
-    value = trace.value(place.tensor, place.at)
-    for name in boundary.head.names:
-        calls = trace.calls_of(name)
-        for number, call in enumerate(calls):
-            for index, read in enumerate(call.inputs):
-                # The same object: nothing was written to it in between.
-                if read.tensor is place.tensor and trace.value(read.tensor, call.first) is value:
-                    return Spot(name, INPUT, index, len(calls) - 1 - number)
-    return None
 
 
 class HeadNames(NamedTuple):
@@ -245,10 +210,8 @@ class Split:
         self._target = target
         self._example, self._other = inputs
         self._program = proof.program
-        self._reader = Reader(target.model)
-        self._deliver = Delivery(target, self._reader)
+        self._calls = proof.calls
         self._modules: dict[str, Tap] = {}  # taps that were named by their module
-        self._reader.learn(self._example, proof.calls)
         self.anatomy: Anatomy | None = proof.anatomy
         self.certificate: Certificate = proof.certificate
         self.head = HeadNames(list(proof.names))
@@ -325,6 +288,16 @@ class Split:
         if self._program is None:
             raise HeadNotFound(self.certificate.refusal)
         return self._program
+
+    @cached_property
+    def _reader(self) -> Reader:
+        reader = Reader(self._target.model)
+        reader.learn(self._example, self._calls)
+        return reader
+
+    @cached_property
+    def _deliver(self) -> Delivery:
+        return Delivery(self._target, self._reader)
 
     @property
     def taps(self) -> Mapping[str, Tap]:

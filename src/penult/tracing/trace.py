@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,49 +19,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from penult.locking import lock_of
 
-# What gives the place of the largest: a whole number that chooses, and no length.
-_CHOOSING = {f"aten.{name}" for name in ("argmax", "argmin", "max", "min", "topk", "sort")}
+# Operations whose whole number is a choice among positions, and no length.
+_CHOICES = {f"aten.{name}" for name in ("argmax", "argmin", "max", "min", "topk", "sort")}
 
 # How values leave torch without an operation.
 _LEAVING = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
-
-
-def read_values(result: Any, makers: Sequence[str]) -> bool:
-    """Whether what an operation gave to Python may decide something. makers: names of the
-    operations that had made what it read."""
-    if isinstance(result, bool | float):
-        return True
-    return isinstance(result, int) and bool(_CHOOSING & set(makers))
-
-
-def inverted(value: Any, forced: float) -> Any:
-    """Something else to tell Python. forced: what takes the place of a float."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return 0 if value else 1
-    if isinstance(value, float):
-        return forced
-    if isinstance(value, list):
-        return [one if type(one) is int else inverted(one, forced) for one in value]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "bf":
-        return ~value if value.dtype.kind == "b" else np.full_like(value, forced)
-    return value
-
-
-class Listener(TorchFunctionMode):
-    """Sees the values that leave torch by `.tolist()` and `.numpy()`. depends: whether a tensor
-    is made from the input. told: what Python gets instead of such a value."""
-
-    def __init__(self, depends: Callable[[torch.Tensor], bool], told: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self._depends, self._told = depends, told
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        return self._told(result) if func in _LEAVING and self._depends(args[0]) else result
 
 
 @dataclass(slots=True)
@@ -121,10 +84,6 @@ class Trace:
                 return before
         return tensor
 
-    def name_of(self, tensor: torch.Tensor) -> str | None:
-        """The parameter or buffer that a tensor is, or is a view of."""
-        return self.leaves.get(_storage(tensor))
-
     def calls_of(self, module: str) -> list[Call]:
         """Every call of a module, in the order in which they ended."""
         return [call for call in self.calls if call.module == module]
@@ -141,9 +100,9 @@ class Trace:
 
     def weights_used(self, roots: Sequence[TensorRead]) -> set[str]:
         """Names of the parameters and buffers that the given tensors depend on."""
-        reads = [read for op in self.upstream(roots) for read in op.reads]
-        names = (self.name_of(read.tensor) for read in [*reads, *roots] if read.producer is None)
-        return {name for name in names if name is not None}
+        reads = [*roots, *(read for op in self.upstream(roots) for read in op.reads)]
+        storages = {_storage(read.tensor) for read in reads if read.producer is None}
+        return {self.leaves[storage] for storage in storages if storage in self.leaves}
 
 
 def tensors_in(values: Any) -> list[torch.Tensor]:
@@ -195,8 +154,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def reads(self, values: Any) -> list[TensorRead]:
         return [self.read(leaf) for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
-    def told(self, value: Any) -> Any:
-        """What Python is told of a value that depends on the input."""
+    def enter(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """A module begins to run: a pre-hook."""
+        self.stack.append(Call(name, self.reads((args, kwargs)), first=len(self.ops)))
+
+    def leave(self, name: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A module has run: a hook."""
+        call = self.stack.pop()
+        while call.module != name:  # a child that raised, and was caught further out
+            call = self.stack.pop()
+        call.outputs, call.last = self.reads(output), len(self.ops)
+        self.calls.append(call)
+
+    def read_by_python(self, value: Any) -> Any:
+        """Note a value that depends on the input; what Python gets in place of it."""
         self.decisions.append(self.stack[-1].module if self.stack else "")
         return value if self._decide is None else self._decide(value)
 
@@ -212,7 +183,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for key, tensor in self._living.get(storage, {}).items():
                 self.past.setdefault(key, []).append((len(self.ops), tensor.clone()))
         if str(func.overloadpacket) == "aten.nonzero" and any(read.depends for read in reads):
-            args = (args[0] == 0,) if self.told(True) is False else args
+            args = (args[0] == 0,) if self.read_by_python(True) is False else args
         result = func(*args, **kwargs)
         writes = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         op = Op(
@@ -227,8 +198,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             func=func,
         )
         self.ops.append(op)
-        if op.depends and read_values(result, [r.producer.name for r in reads if r.producer]):
-            return self.told(result)
+        if op.depends and _is_decision(op, result):
+            return self.read_by_python(result)
         for tensor in writes:
             self._made[id(tensor)] = (tensor, op)
             self.makers.setdefault(id(tensor), op)
@@ -238,6 +209,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def _is_decision(op: Op, result: Any) -> bool:
+    """Whether the value that an operation gave to Python may decide something: a whole number only
+    if it is a choice among positions, and no length."""
+    if isinstance(result, bool | float):
+        return True
+    makers = {read.producer.name for read in op.reads if read.producer}
+    return isinstance(result, int) and not makers.isdisjoint(_CHOICES)
+
+
 def _mutated(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
     """The tensors that an operation writes to in place, read off its schema."""
     for position, argument in enumerate(func._schema.arguments):
@@ -245,6 +225,51 @@ def _mutated(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
             continue
         value = args[position] if position < len(args) else kwargs.get(argument.name)
         yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+@dataclass(slots=True)
+class Inversion:
+    """Inverts what Python reads of a tensor: booleans, choices, and floats, which become `forced`.
+
+    floats: whether a float was among them, so that another `forced` would be another pass.
+    """
+
+    forced: float
+    floats: bool = False
+
+    def __call__(self, value: Any) -> Any:
+        """Another value of the same type."""
+        if isinstance(value, bool):
+            return not value
+        if isinstance(value, int):
+            return 0 if value else 1
+        if isinstance(value, list):
+            return [one if type(one) is int else self(one) for one in value]
+        if isinstance(value, np.ndarray) and value.dtype.kind == "b":
+            return ~value
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            self.floats = True
+            return np.full_like(value, self.forced)
+        if isinstance(value, float):
+            self.floats = True
+            return self.forced
+        return value
+
+
+class _PythonReads(TorchFunctionMode):
+    """Sees the values that leave torch by `.tolist()` and `.numpy()`."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _LEAVING and self._recorder.read(args[0]).depends:
+            return self._recorder.read_by_python(result)
+        return result
 
 
 class _Swapper(_Recorder):  # type: ignore[no-untyped-call]
@@ -281,31 +306,14 @@ class _Swapper(_Recorder):  # type: ignore[no-untyped-call]
 def _watching(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Keep the recorder's stack of running modules; every hook is gone afterwards."""
     handles: list[Any] = []
-
-    def enter(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            call = Call(name, recorder.reads((args, kwargs)), first=len(recorder.ops))
-            recorder.stack.append(call)
-
-        return hook
-
-    def leave(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            call = recorder.stack.pop()
-            while call.module != name:  # a child that raised, and was caught further out
-                call = recorder.stack.pop()
-            call.outputs, call.last = recorder.reads(output), len(recorder.ops)
-            recorder.calls.append(call)
-
-        return hook
-
     with lock_of(module):
         try:
             for name, child in module.named_modules():
                 if isinstance(child, torch.jit.ScriptModule):
                     continue  # takes no hooks; its operations are seen all the same
-                handles.append(child.register_forward_pre_hook(enter(name), with_kwargs=True))
-                handles.append(child.register_forward_hook(leave(name), with_kwargs=True))
+                enter, leave = partial(recorder.enter, name), partial(recorder.leave, name)
+                handles.append(child.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(child.register_forward_hook(leave, with_kwargs=True))
             yield
         finally:
             for handle in handles:
@@ -344,7 +352,7 @@ def record(
 ) -> Trace:
     """Run `module(*args, **kwargs)` once, without gradients, and record it.
 
-    decide: what Python is told instead of values that depend on the input.
+    decide: gives another value for each that Python reads and that depends on the input.
 
     The module's weights, buffers, hooks and mode are as before afterwards. The trace keeps every
     intermediate tensor alive: use short inputs, and let go of it soon.
@@ -352,8 +360,8 @@ def record(
     kwargs = dict(kwargs or {})
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     recorder = _Recorder(tensors, decide)
-    listening = Listener(lambda tensor: recorder.read(tensor).depends, recorder.told)
-    with torch.no_grad(), _watching(module, recorder), listening, recorder:
+    python_reads = _PythonReads(recorder)
+    with torch.no_grad(), _watching(module, recorder), python_reads, recorder:
         output = module(*args, **kwargs)
     leaves = {
         _storage(tensor): name
