@@ -105,6 +105,48 @@ def test_locating_and_proving_stay_under_twelve_forward_passes(name: str) -> Non
     assert model.passes.count < 12
 
 
+@pytest.mark.parametrize("reads", ["a boolean", "a number"])
+def test_branches_are_inverted_once_unless_a_number_is_read(reads: str) -> None:
+    """A number is replaced by a large and by a small one, in two passes; a boolean has one other
+    value."""
+
+    def after(m: nn.Module, h: torch.Tensor) -> torch.Tensor:
+        loud = float(h.max()) > 1e3 if reads == "a number" else bool((h > 1e3).any())
+        return m.fc(h.mean(1).clone() if loud else h.mean(1))
+
+    plain = Counting(built(CASES["linear"]))
+    branching = Counting(Then(Frames(), after, fc=fc()))
+    first, second = split(plain, waves()).certificate, split(branching, waves()).certificate
+    assert first.ok and second.ok, second
+    more = 1 if reads == "a boolean" else 2
+    assert branching.passes.count == plain.passes.count + more
+    assert [check.name for check in second.checks].count("control flow") == more
+    assert "control flow" not in {check.name for check in first.checks}
+
+
+@pytest.mark.parametrize("shape", ["batch", "length"])
+def test_what_goes_around_a_linear_head_for_other_shapes_alone_is_found(shape: str) -> None:
+    """The example and another input of its shape keep the law."""
+
+    def around(x: torch.Tensor) -> bool:
+        return len(x) == 3 if shape == "batch" else x.shape[1] != T
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fc = Frames(), fc()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.fc(self.body(x).mean(1))
+            return y + x.mean((1, 2))[:, None] if around(x) else y
+
+    torch.manual_seed(0)
+    certificate = split(Around().eval(), waves()).certificate
+    assert not certificate.ok
+    assert "around the head (fc)" in certificate.refusal
+    assert ("batch 3" if shape == "batch" else "another length") in certificate.refusal
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = Counting(linear_on())
     model.inner.drop.eval()  # flags that differ from module to module

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 
@@ -148,8 +149,8 @@ def stepped_back(op: Op, sizes: Sequence[int], operand: TensorRead | None = None
     read = operand or entering(op)
     batches = sizes[:-1][:2] or (*sizes, 1)[:1]
     tries = [(_back_to(op, batch, read), batch) for batch in batches]
-    in_front = [found for found, batch in tries if _leads(found, batch)]
-    best = max(in_front, key=lambda found: found.tensor.ndim, default=tries[0][0])
+    in_front = [(found.tensor.ndim, found) for found, batch in tries if _leads(found, batch)]
+    _, best = max(in_front, key=itemgetter(0), default=(0, tries[0][0]))
     return CutPoint(best, 0 if best.producer is None else best.producer.index + 1)
 
 
@@ -208,7 +209,7 @@ def _refuse_encoders(
             or an input that meets weights right before the output.
     """
     name = "name the head's module (head=), or read the model at one of its modules"
-    outputs = [CutPoint(_written(op), op.index + 1) for op in head.ops]
+    outputs = [CutPoint(TensorRead(op.writes[0], op, op.depends), op.index + 1) for op in head.ops]
     after = {op.name for op in subgraph(trace, root, outputs).ops if op.depends}
     if after & _FEATURE_NORMS or (after & _NORMS and after & _ACTIVATIONS):
         raise HeadNotFound(
@@ -231,10 +232,6 @@ def _refuse_encoders(
             "the model's input itself meets weights on a short cut to the logits, so nothing less "
             f"than the whole input would do as prelogits; {name}"
         )
-
-
-def _written(op: Op) -> TensorRead:
-    return TensorRead(op.writes[0], op, op.depends)
 
 
 def _is_input(read: TensorRead) -> bool:

@@ -6,13 +6,14 @@ checks are only as good as these inputs are different, and that difference is me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,35 +33,22 @@ class CallInputs:
     def tensors(self) -> dict[str | int, Tensor]:
         """The tensors among them, by name or position; nested ones as `name.0`, `name.1` …"""
         found: dict[str | int, Tensor] = {}
-
-        def note(key: str | int, value: Tensor) -> Tensor:
-            found[key] = value
-            return value
-
-        self.map(note)
+        for key, value in [*enumerate(self.args), *self.kwargs.items()]:
+            for number, leaf in enumerate(tree_leaves(value)):
+                if isinstance(leaf, Tensor):
+                    found[key if leaf is value else f"{key}.{number}"] = leaf
         return found
 
-    def map(self, change: Callable[[str | int, Tensor], Tensor]) -> CallInputs:
-        """The same with every tensor changed."""
-
-        def one(key: str | int, value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return change(key, value)
-            leaves, spec = tree_flatten(value)
-            changed = [
-                change(f"{key}.{number}", leaf) if isinstance(leaf, Tensor) else leaf
-                for number, leaf in enumerate(leaves)
-            ]
-            return tree_unflatten(changed, spec)
-
-        return CallInputs(
-            tuple(one(index, value) for index, value in enumerate(self.args)),
-            {key: one(key, value) for key, value in self.kwargs.items()},
-        )
+    def with_tensors(self, tensors: Iterable[Tensor]) -> CallInputs:
+        """The same with other tensors, in the order of `tensors()`."""
+        leaves, spec = tree_flatten((self.args, dict(self.kwargs)))
+        fresh = iter(tensors)
+        leaves = [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return CallInputs(*tree_unflatten(leaves, spec))
 
     def copy(self) -> CallInputs:
         """A copy that a model may overwrite."""
-        return self.map(lambda _, value: value.clone())
+        return self.with_tensors([value.clone() for value in self.tensors().values()])
 
     @property
     def batch(self) -> int | None:
@@ -94,16 +82,19 @@ def other_values(
     for the bolder second try, which draws anew whatever is not padded.
     """
     random = torch.Generator().manual_seed(seed)
-    mask = next((v for k, v in inputs.tensors().items() if is_mask(k, v)), None)
-    floats = [k for k, v in inputs.tensors().items() if v.is_floating_point() and not is_mask(k, v)]
-    ids = [k for k, v in inputs.tensors().items() if _is_ids(k, v)][:1] if not floats else []
-
-    def change(key: str | int, value: Tensor) -> Tensor:
-        if key in floats:
-            return _noise(value, random, gain, mask)
-        return _ids(value, random, special, mask, gain > 1) if key in ids else value.clone()
-
-    return inputs.map(change)
+    tensors = inputs.tensors()
+    mask = next((value for key, value in tensors.items() if is_mask(key, value)), None)
+    floats = any(v.is_floating_point() and not is_mask(k, v) for k, v in tensors.items())
+    ids = None if floats else next((k for k, v in tensors.items() if _is_ids(k, v)), None)
+    changed = []
+    for key, value in tensors.items():
+        if value.is_floating_point() and not is_mask(key, value):
+            changed.append(_noise(value, random, gain, mask))
+        elif key == ids:
+            changed.append(_ids(value, random, special, mask, gain > 1))
+        else:
+            changed.append(value.clone())
+    return inputs.with_tensors(changed)
 
 
 def _is_ids(key: str | int, value: Tensor) -> bool:
@@ -157,29 +148,21 @@ def other_batch(inputs: CallInputs, size: int) -> CallInputs | None:
     if not batch:
         return None
     rows = torch.arange(size) % batch
-
-    def change(_: str | int, value: Tensor) -> Tensor:
-        shared = value.ndim == 0 or value.shape[0] != batch
-        return value.clone() if shared else value[rows.to(value.device)].clone()
-
-    return inputs.map(change)
+    return inputs.with_tensors(
+        value[rows.to(value.device)] if value.ndim and value.shape[0] == batch else value.clone()
+        for value in inputs.tensors().values()
+    )
 
 
 def other_mask(inputs: CallInputs) -> CallInputs | None:
     """The last quarter of what is valid in the first sample becomes padding."""
-    masks = {key: value for key, value in inputs.tensors().items() if is_mask(key, value)}
-    if not masks:
-        return None
-
-    def change(key: str | int, value: Tensor) -> Tensor:
-        value = value.clone()
-        if key in masks:
-            valid = value[0].nonzero().flatten()
-            if len(valid) >= 4:
-                value[0, valid[-(len(valid) // 4) :]] = 0
-        return value
-
-    return inputs.map(change)
+    tensors = inputs.copy().tensors()
+    masks = [value for key, value in tensors.items() if is_mask(key, value)]
+    for value in masks:
+        valid = value[0].nonzero().flatten()
+        if len(valid) >= 4:
+            value[0, valid[-(len(valid) // 4) :]] = 0
+    return inputs.with_tensors(tensors.values()) if masks else None
 
 
 def other_lengths(inputs: CallInputs) -> Iterator[CallInputs]:
@@ -189,8 +172,7 @@ def other_lengths(inputs: CallInputs) -> Iterator[CallInputs]:
     sizes come first: a model that pads to a multiple and trims its scores is told by no other. No
     two axes that were equal stay equal, or which of them a number comes from could not be told.
     """
-    tensors = inputs.tensors().values()
-    largest = max(tensors, key=lambda value: (value.ndim, value.numel()), default=None)
+    largest = _largest(inputs)
     if largest is None:
         return
     rank = largest.ndim
@@ -204,12 +186,18 @@ def other_lengths(inputs: CallInputs) -> Iterator[CallInputs]:
         yield from _shortened(inputs)
 
 
+def _largest(inputs: CallInputs) -> Tensor | None:
+    """The tensor with most axes; of several, that with most numbers."""
+    tensors = inputs.tensors().values()
+    rank = max((value.ndim for value in tensors), default=0)
+    return max((v for v in tensors if v.ndim == rank), key=Tensor.numel, default=None)
+
+
 def _shortened(inputs: CallInputs) -> Iterator[CallInputs]:
     """A quarter of the positions fewer, in every tensor that is as long as the largest."""
-    largest = max(inputs.tensors().values(), key=lambda value: (value.ndim, value.numel()))
-    axes = sorted(range(1, min(largest.ndim, 3)), key=lambda axis: -largest.shape[axis])
-    for axis in axes:
-        length = largest.shape[axis]
+    largest = _largest(inputs)
+    sizes = () if largest is None else largest.shape[1:3]
+    for length, axis in sorted(zip(sizes, (1, 2), strict=False), key=itemgetter(0), reverse=True):
         fewer = length - length // 4
         odd = fewer - 1 + fewer % 2
         if length >= 8 and odd < fewer:
@@ -220,26 +208,24 @@ def _shortened(inputs: CallInputs) -> Iterator[CallInputs]:
 
 def _cut_to(inputs: CallInputs, axis: int, length: int, fewer: int) -> CallInputs:
     kept = torch.cat([torch.tensor([0]), torch.arange(length - fewer + 1, length)])
-
-    def shorter(_: str | int, value: Tensor) -> Tensor:
-        if value.ndim <= axis or value.shape[axis] != length:
-            return value.clone()
-        return value.index_select(axis, kept.to(value.device))
-
-    return inputs.map(shorter)
+    return inputs.with_tensors(
+        value.index_select(axis, kept.to(value.device))
+        if value.ndim > axis and value.shape[axis] == length
+        else value.clone()
+        for value in inputs.tensors().values()
+    )
 
 
 def _resized(inputs: CallInputs, rank: int, rows: int, columns: int) -> CallInputs:
     """Images with more rows and columns, by repetition of what is there."""
-
-    def larger(_: str | int, value: Tensor) -> Tensor:
-        if value.ndim != rank:
-            return value.clone()
-        height, width = value.shape[-2:]
-        down, right = torch.arange(height + rows) % height, torch.arange(width + columns) % width
-        return value[..., down, :][..., right].clone()
-
-    return inputs.map(larger)
+    changed = []
+    for value in inputs.tensors().values():
+        if value.ndim == rank:
+            height, width = value.shape[-2:]
+            value = value[..., torch.arange(height + rows) % height, :]
+            value = value[..., torch.arange(width + columns) % width]
+        changed.append(value.clone())
+    return inputs.with_tensors(changed)
 
 
 def kinds_of_others(inputs: CallInputs) -> Iterator[list[Variant]]:
@@ -247,7 +233,8 @@ def kinds_of_others(inputs: CallInputs) -> Iterator[list[Variant]]:
     three, one = other_batch(inputs, 3), other_batch(inputs, 1)
     batches = []
     if three is not None:
-        three = other_values(three, seed=3) if _has_floats(three) else three
+        if any(value.is_floating_point() for value in inputs.tensors().values()):
+            three = other_values(three, seed=3)
         masked = other_mask(three)
         if masked is not None:
             batches.append(Variant(masked, "batch 3 and another mask"))
@@ -257,7 +244,3 @@ def kinds_of_others(inputs: CallInputs) -> Iterator[list[Variant]]:
     if one is not None:
         lengths.append(Variant(one, "batch 1"))
     yield lengths
-
-
-def _has_floats(inputs: CallInputs) -> bool:
-    return any(value.is_floating_point() for value in inputs.tensors().values())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 import torch
 from torch import nn
 
 from penult.tracing.head import logits_of
-from penult.tracing.trace import Call, Op, TensorRead, Trace
+from penult.tracing.trace import Op, TensorRead, Trace
 
 
 def find_blocks(trace: Trace, before: set[int], module: nn.Module) -> list[str]:
@@ -24,12 +25,12 @@ def find_blocks(trace: Trace, before: set[int], module: nn.Module) -> list[str]:
     numbered = [n for n in modules if n.rpartition(".")[2].isdigit() and n in ran]
     kinds = Counter(type(modules[name]) for name in numbered)
     repeated = [name for name in numbered if kinds[type(modules[name])] > 1]
-    alike: dict[type[nn.Module], list[str]] = {}
+    by_class: dict[type[nn.Module], list[str]] = {}
     for name in repeated:
         if not any(name.startswith(f"{other}.") for other in repeated):
-            alike.setdefault(type(modules[name]), []).append(name)
+            by_class.setdefault(type(modules[name]), []).append(name)
     best: tuple[int, list[str]] = (0, [])
-    for names in alike.values():
+    for names in by_class.values():
         for chain in _chains(trace, names, before):
             size = sum(p.numel() for name in chain for p in modules[name].parameters())
             if len(chain) > 1 and size > best[0]:
@@ -50,29 +51,21 @@ def _chains(trace: Trace, names: Sequence[str], before: set[int]) -> Iterator[li
     batch = logits_of(trace.output).shape[0]
     chain: list[str] = []
     last: TensorRead | None = None
-    for name in sorted(names, key=lambda name: trace.calls_of(name)[-1].first):
-        edges = _edges(trace.calls_of(name)[-1])
-        if edges is None:
+    for call in sorted((trace.calls_of(name)[-1] for name in names), key=attrgetter("first")):
+        entry, leave = first_float(call.inputs, least=3), first_float(call.outputs, least=3)
+        if entry is None or leave is None:
             continue
-        entry, left = edges
+        left = call.outputs[leave]
         if left.producer is None or left.producer.index not in before:
             continue
         if left.tensor.shape[0] != batch:  # batch folded into another axis
             continue
-        if last is not None and not _leads(trace, last, entry):
+        if last is not None and not _leads(trace, last, call.inputs[entry]):
             yield chain
             chain = []
-        chain.append(name)
+        chain.append(call.module)
         last = left
     yield chain
-
-
-def _edges(call: Call) -> tuple[TensorRead, TensorRead] | None:
-    """The hidden states that enter a block, and those that leave it."""
-    entry, leave = first_float(call.inputs, least=3), first_float(call.outputs, least=3)
-    if entry is None or leave is None:
-        return None
-    return call.inputs[entry], call.outputs[leave]
 
 
 def _leads(trace: Trace, source: TensorRead, target: TensorRead) -> bool:
@@ -84,7 +77,7 @@ def _leads(trace: Trace, source: TensorRead, target: TensorRead) -> bool:
     return False
 
 
-# What an operation says about the channel axis of what it reads (rank → axis).
+# Operations with the channels at axis 1 of what they read.
 _CHANNEL_FIRST = {"convolution", "native_batch_norm", "_native_batch_norm_legit_no_training",
                   "native_group_norm", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
                   "max_pool2d_with_indices", "avg_pool2d", "cudnn_batch_norm",
@@ -95,8 +88,8 @@ _REDUCTIONS = {"mean", "sum", "amax", "max", "logsumexp"}
 def channel_axis(trace: Trace, read: TensorRead) -> int:
     """Which axis of a tensor holds the channels, read off the operations that use or made it.
 
-    Convolutions and batch norm say axis 1, layer norm and linear layers say the last one, a mean
-    over some axes says the one that it leaves. Without evidence: axis 1 of maps, else the last.
+    Convolutions and batch norm have axis 1, layer norm and linear layers the last one, a mean over
+    some axes the one that it leaves. Without evidence: axis 1 of maps, else the last.
     """
     tensor = read.tensor
     if tensor.ndim == 2:
@@ -115,9 +108,9 @@ def _evidence(trace: Trace, read: TensorRead) -> Iterator[int]:
             axes = order.get(id(user.tensor))
             if axes is None:
                 continue
-            said = _says(op, user.tensor)
-            if said is not None and axes[said] != 0:
-                yield axes[said]
+            axis = _channel_of(op, user.tensor)
+            if axis is not None and axes[axis] != 0:
+                yield axes[axis]
             for made in op.writes:
                 if op.name in {"aten.permute", "aten.transpose", "aten.t"}:
                     order[id(made)] = _permuted(op, axes)
@@ -125,13 +118,14 @@ def _evidence(trace: Trace, read: TensorRead) -> Iterator[int]:
                     order[id(made)] = axes
     maker = read.producer
     while maker is not None and maker.writes and maker.writes[0].shape == read.tensor.shape:
-        said = _says(maker, maker.writes[0])
-        if said is not None and said != 0:
-            yield said
+        axis = _channel_of(maker, maker.writes[0])
+        if axis is not None and axis != 0:
+            yield axis
         maker = next((r.producer for r in maker.reads if r.depends and r.producer), None)
 
 
-def _says(op: Op, tensor: torch.Tensor) -> int | None:
+def _channel_of(op: Op, tensor: torch.Tensor) -> int | None:
+    """The channel axis of what an operation reads or makes, if the operation shows it."""
     name, rank = op.name.removeprefix("aten."), tensor.ndim
     if name in _CHANNEL_FIRST:
         return 1

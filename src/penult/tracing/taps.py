@@ -7,7 +7,6 @@ an operation instead. Which axis is the channel is read off what the model itsel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -112,13 +111,11 @@ def find_taps(
     prelogits = _prelogits(trace, head) if head is not None else None
     if prelogits is not None:
         taps["prelogits"] = prelogits
-        taps.setdefault("backbone", _renamed(prelogits, "backbone"))
+        taps.setdefault("backbone", replace(prelogits, name="backbone"))
     weighted = _weighted(trace, taps.get("backbone"))
     if weighted is not None:
         taps["weighted"] = weighted
-    for number, tap in enumerate(_layers(trace, before, module)):
-        taps[f"layer:{number}"] = _renamed(tap, f"layer:{number}")
-    return taps
+    return taps | {tap.name: tap for tap in _layers(trace, before, module)}
 
 
 def tap_at(trace: Trace, name: str) -> Tap:
@@ -148,10 +145,6 @@ def _tap(trace: Trace, name: str, call: Call, side: str, index: int) -> Tap:
         channel=channel_axis(trace, read),
         call=len(calls) - 1 - next(i for i, other in enumerate(calls) if other is call),
     )
-
-
-def _renamed(tap: Tap, name: str) -> Tap:
-    return replace(tap, name=name)
 
 
 def _backbone(trace: Trace, before: set[int], base: str | None) -> Tap | None:
@@ -220,7 +213,7 @@ def _inside(trace: Trace, name: str, op: Op, side: str, index: int) -> Tap:
     """A tensor of an operation as a tap. Counted from the end, where the head is: recurrent
     layers run more often for longer inputs."""
     read = op.reads[index] if side == INPUT else TensorRead(op.writes[index], op, op.depends)
-    alike = (o for o in trace.ops[op.index + 1 :] if (o.name, o.module) == (op.name, op.module))
+    same = (o for o in trace.ops[op.index + 1 :] if (o.name, o.module) == (op.name, op.module))
     return Tap(
         name=name,
         module=op.module,
@@ -229,7 +222,7 @@ def _inside(trace: Trace, name: str, op: Op, side: str, index: int) -> Tap:
         shape=tuple(read.tensor.shape),
         channel=channel_axis(trace, read),
         operation=op.name,
-        later=sum(1 for _ in alike),
+        later=sum(1 for _ in same),
     )
 
 
@@ -276,16 +269,10 @@ def _receiver(trace: Trace, source: Op, shape: tuple[int, ...]) -> Tap | None:
 
 def _layers(trace: Trace, before: set[int], module: nn.Module) -> list[Tap]:
     """What enters the first of the model's repeated blocks, and what leaves each of them."""
-    return _block_taps(trace, find_blocks(trace, before, module))
-
-
-def _block_taps(trace: Trace, names: Sequence[str]) -> list[Tap]:
-    taps = []
-    for number, name in enumerate(names):
-        call = trace.calls_of(name)[-1]
-        if number == 0:
-            index = first_float(call.inputs, least=3)
-            taps.append(_tap(trace, name, call, INPUT, index or 0))
-        index = first_float(call.outputs, least=3)
-        taps.append(_tap(trace, name, call, OUTPUT, index or 0))
-    return taps
+    calls = [trace.calls_of(name)[-1] for name in find_blocks(trace, before, module)]
+    sides = [(calls[0], INPUT, calls[0].inputs)] if calls else []
+    sides += [(call, OUTPUT, call.outputs) for call in calls]
+    return [
+        _tap(trace, f"layer:{number}", call, side, first_float(reads, least=3) or 0)
+        for number, (call, side, reads) in enumerate(sides)
+    ]
