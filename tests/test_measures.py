@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from penult.analysis import metrics
 from penult.analysis.evaluation import evaluate
+from penult.analysis.probe import probe_hits
 from penult.analysis.space import fit
 from penult.analysis.verification import cosines, equal_error, find_pairs
 from penult.errors import LabelsError, SpaceError
@@ -104,11 +105,11 @@ def test_probe_never_sees_a_group_twice() -> None:
     labels = np.tile([0, 1], 60)
     code = random.standard_normal((24, 30))[groups * 2 + labels]
     vectors = code + 0.01 * random.standard_normal((120, 30))
-    leaked = np.nanmean(metrics.probe(vectors, labels, np.arange(120)))
-    held = np.nanmean(metrics.probe(vectors, labels, groups))
+    leaked = np.nanmean(probe_hits(vectors, labels, np.arange(120)))
+    held = np.nanmean(probe_hits(vectors, labels, groups))
     assert leaked > 0.95 and held < 0.75
     true, kinds = blobs(3, 20, 0.1)
-    assert np.nanmean(metrics.probe(true, kinds, np.arange(60))) == 1
+    assert np.nanmean(probe_hits(true, kinds, np.arange(60))) == 1
 
 
 def test_label_free_ranks() -> None:

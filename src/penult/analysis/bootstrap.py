@@ -1,9 +1,13 @@
 """95 % intervals by a bootstrap over clusters: trials on the same class or speaker are not
 independent. Numpy in, numbers out; knows no task.
+
+Two methods: of a mean over one or several crossed ways of clustering (`estimates`), and of any
+other statistic over one way (`percentile_interval`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +22,13 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean, and the interval that holds it with 95 %; NaN where there is nothing to say."""
+    """A value with its 95 % interval; NaN where nothing was measured."""
 
     value: float
     low: float
     high: float
 
-    def as_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """For JSON."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
@@ -40,6 +44,20 @@ class Estimate:
 NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
 
 
+def percentile_interval(
+    statistic: Callable[[Array], float | tuple[float, ...]], draws: Iterable[Rows]
+) -> tuple[Array, Array]:
+    """(lower, upper) ends of the middle 95 % of a statistic over resamples of clusters (percentile
+    bootstrap: Efron and Tibshirani, 1993; whole clusters: Field and Welsh, JRSS B 2007).
+
+    draws: for each resample, how often each of the c clusters was drawn (c,). statistic: takes
+    these weights (c,) and gives one number or several; NaN where it is not defined.
+    """
+    values = np.array([statistic(np.asarray(weights, np.float64)) for weights in draws])
+    low, high = np.nanpercentile(values, (50 - 50 * LEVEL, 50 + 50 * LEVEL), axis=0)
+    return low, high
+
+
 def estimate(values: npt.ArrayLike, *clusters: Rows, seed: int = 0) -> Estimate:
     """`estimates` of one row of values."""
     return estimates(np.asarray(values, np.float64).reshape(1, -1), *clusters, seed=seed)[0]
@@ -48,19 +66,19 @@ def estimate(values: npt.ArrayLike, *clusters: Rows, seed: int = 0) -> Estimate:
 def estimates(values: npt.ArrayLike, *clusters: Rows, seed: int = 0) -> list[Estimate]:
     """The mean of each row of (m, n) values, NaN left out, with an interval.
 
-    clusters: (n,) numbers, one array for each way in which values hang together (their class,
-    their group); without one, each value stands for itself. Each way is resampled on its own (the
-    pigeonhole bootstrap: Owen, Annals of Applied Statistics 2007); the interval is widened for few
-    clusters, as t is wider than the normal (expanded percentiles: Hesterberg, American
-    Statistician 2015). All rows see the same draws.
+    clusters: (n,) numbers, one array for each way of clustering the values (by class, by group);
+    without one, each value is a cluster. Each way is resampled independently (the pigeonhole
+    bootstrap: Owen, Annals of Applied Statistics 2007); the interval is widened for few clusters,
+    as t is wider than the normal (expanded percentiles: Hesterberg, American Statistician 2015).
+    All rows use the same draws.
     """
     rows = np.asarray(values, np.float64)
     known = np.isfinite(rows)
-    asked = known.any(axis=0)
-    if not asked.any():
+    measured = known.any(axis=0)
+    if not measured.any():
         return [NOTHING] * len(rows)
-    rows, known = rows[:, asked], known[:, asked]
-    ways = [np.unique(way[asked], return_inverse=True)[1].reshape(-1) for way in clusters]
+    rows, known = rows[:, measured], known[:, measured]
+    ways = [np.unique(way[measured], return_inverse=True)[1].reshape(-1) for way in clusters]
     ways = ways or [np.arange(rows.shape[1])]
     fewest = min(int(way.max()) + 1 for way in ways)
     total, count, weight = _cells(np.where(known, rows, 0.0), known, ways, seed)
@@ -72,7 +90,7 @@ def estimates(values: npt.ArrayLike, *clusters: Rows, seed: int = 0) -> list[Est
             found.append(Estimate(mean, float("nan"), float("nan")))
             continue
         drawn = weight @ count[number]
-        kept = drawn > 0  # an empty draw of crossed clusters says nothing
+        kept = drawn > 0  # a draw of crossed clusters may be empty
         means = (weight[kept] @ total[number]) / drawn[kept]
         low, high = np.quantile(means, _tails(fewest))
         found.append(Estimate(mean, float(low), float(high)))
@@ -82,17 +100,17 @@ def estimates(values: npt.ArrayLike, *clusters: Rows, seed: int = 0) -> list[Est
 def _cells(
     rows: Array, known: npt.NDArray[np.bool_], ways: list[Rows], seed: int
 ) -> tuple[Array, Array, Array]:
-    """Sums and counts (m, cells) over the cells of crossed clusters, and how often each of the
-    draws takes each cell (draws, cells): a draw then costs cells and not values."""
+    """Sums and counts (m, cells) over the cells of crossed clusters, and how often each draw takes
+    each cell (draws, cells): the work of a draw grows with cells instead of values."""
     random = np.random.default_rng(seed)
     sizes = tuple(int(way.max()) + 1 for way in ways)
-    there, at = np.unique(np.ravel_multi_index(tuple(ways), sizes), return_inverse=True)
+    occupied, at = np.unique(np.ravel_multi_index(tuple(ways), sizes), return_inverse=True)
     order = np.argsort(at.reshape(-1), kind="stable")
-    starts = np.searchsorted(at.reshape(-1)[order], np.arange(len(there)))
+    starts = np.searchsorted(at.reshape(-1)[order], np.arange(len(occupied)))
     total = np.add.reduceat(rows[:, order], starts, axis=1)
     count = np.add.reduceat(known[:, order].astype(np.float64), starts, axis=1)
-    weight = np.ones((DRAWS, len(there)))
-    for size, way in zip(sizes, np.unravel_index(there, sizes), strict=True):
+    weight = np.ones((DRAWS, len(occupied)))
+    for size, way in zip(sizes, np.unravel_index(occupied, sizes), strict=True):
         weight *= random.multinomial(size, np.full(size, 1 / size), DRAWS)[:, way]
     return total, count, weight
 

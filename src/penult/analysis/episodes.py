@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from penult.analysis.metrics import majority
 from penult.analysis.space import Space
 from penult.errors import LabelsError
 
@@ -281,12 +282,9 @@ def voted(near: Array, labels: Rows, there: Rows, k: int = VOTERS) -> Array:
     mixed = np.random.default_rng(0).permutation(near.shape[1])
     near, there = near[:, mixed], there[mixed]
     top = np.argpartition(-near, k - 1, axis=1)[:, :k]
-    votes = np.zeros((len(labels), int(max(labels.max(), there.max())) + 1))
-    for column in range(k):
-        cosine = np.take_along_axis(near, top[:, column : column + 1], axis=1)[:, 0]
-        # A vote counts more than any sum of cosines can make up for.
-        np.add.at(votes, (np.arange(len(labels)), there[top[:, column]]), 1 + cosine / (4 * k))
-    right: Array = (votes.argmax(axis=1) == labels).astype(np.float32)
+    classes = int(max(labels.max(), there.max())) + 1
+    winner = majority(there[top], np.take_along_axis(near, top, axis=1), classes)
+    right: Array = (winner == labels).astype(np.float32)
     return right
 
 

@@ -14,6 +14,7 @@ from penult.analysis import metrics
 from penult.analysis.bootstrap import Estimate, estimate
 from penult.analysis.candidates import Material, checked, constant, groups_of_classes, sample
 from penult.analysis.episodes import CROWD, WAYS, Rows, TrialPlan, numbered, plan
+from penult.analysis.probe import probe_hits
 from penult.analysis.space import RAW, Space, fit
 from penult.analysis.verification import cosines, equal_error, find_pairs
 from penult.errors import LabelsError, SpaceError
@@ -175,7 +176,7 @@ def _probe(
     vectors: npt.NDArray[np.float32], labels: Rows, groups: Rows
 ) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
     try:
-        return metrics.probe(vectors, labels, groups), ()
+        return probe_hits(vectors, labels, groups), ()
     except LabelsError as error:
         return np.full(len(labels), np.nan), (f"no linear probe: {error}",)
 

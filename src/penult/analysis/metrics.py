@@ -1,20 +1,17 @@
-"""Vectors in numbers: neighbours, retrieval, clusters, hubs, and label-free ranks of readings."""
+"""Measures of vectors: nearest neighbours, retrieval, hubness, agreement of k-means, and label-free
+ranking of readings (RankMe, α-ReQ). Numpy in, numbers out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.space import unit
 from penult.errors import LabelsError, SpaceError
-
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
-
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -24,11 +21,11 @@ _BLOCK = 1024
 
 @dataclass(frozen=True, slots=True)
 class NeighbourScores:
-    """What nearest rows of other groups say, for each row that has any.
+    """Nearest neighbours of other groups, of each row that has some.
 
-    rows: (m,) which rows were asked. correct: (m,) whether the vote of k is the row's label.
-    precision: (m,) average precision of retrieving its label; NaN where no other row has it.
-    occurrence: (n,) how often each row is among the k nearest of others.
+    rows: (m,) the places of these rows. correct: (m,) whether the vote of the k nearest is the
+    row's label. precision: (m,) average precision of retrieving its label; NaN where no other row
+    has it. occurrence: (n,) how often each row is among the k nearest of others.
     """
 
     rows: Rows
@@ -40,56 +37,61 @@ class NeighbourScores:
 def neighbours(
     vectors: npt.ArrayLike, labels: Rows, groups: Rows, k: int = 5, seed: int = 0
 ) -> NeighbourScores:
-    """Ask each row's nearest rows by cosine, its own group left out.
+    """Nearest-neighbour votes and retrieval by cosine, without rows of the query's own group.
 
     vectors: (n, d). k: voters; of classes with as many votes the one with the larger summed
     cosine wins; equally near rows come in a random order. Needs n² numbers in blocks of 1024 rows.
+
+    Raises:
+        LabelsError: all rows are of one group.
     """
     rows = unit(np.asarray(vectors, np.float32))
     n, classes = len(rows), int(labels.max(initial=0)) + 1
     # Rows often stand class by class: equally near ones must not come in that order.
     mixed = np.random.default_rng(seed).permutation(n)
-    asked, correct, precision = [], [], []
+    queries, correct, precision = [], [], []
     occurrence = np.zeros(n, np.int64)
     for at in range(0, n, _BLOCK):
         mine = np.arange(at, min(at + _BLOCK, n))
-        near = (rows[mine] @ rows.T).astype(np.float64)
-        near[groups[mine][:, None] == groups[None]] = -np.inf
-        mine, near = mine[np.isfinite(near).any(axis=1)], near[np.isfinite(near).any(axis=1)]
+        cosine = (rows[mine] @ rows.T).astype(np.float64)
+        cosine[groups[mine][:, None] == groups[None]] = -np.inf
+        some = np.isfinite(cosine).any(axis=1)
+        mine, cosine = mine[some], cosine[some]
         if not len(mine):
             continue
-        order = mixed[np.argsort(-near[:, mixed], axis=1, kind="stable")]
-        sorted_near = np.take_along_axis(near, order, axis=1)
-        there = np.isfinite(sorted_near)
-        asked.append(mine)
-        correct.append(_voted(labels[order[:, :k]], sorted_near[:, :k], classes) == labels[mine])
-        precision.append(_average_precision(labels[order] == labels[mine][:, None], there))
-        occurrence += np.bincount(order[:, :k][there[:, :k]], minlength=n)
-    if not asked:
-        raise LabelsError("all items are of one group, so none has neighbours of another group")
+        order = mixed[np.argsort(-cosine[:, mixed], axis=1, kind="stable")]
+        cosine = np.take_along_axis(cosine, order, axis=1)
+        others = np.isfinite(cosine)
+        queries.append(mine)
+        correct.append(majority(labels[order[:, :k]], cosine[:, :k], classes) == labels[mine])
+        precision.append(_average_precision(labels[order] == labels[mine][:, None], others))
+        occurrence += np.bincount(order[:, :k][others[:, :k]], minlength=n)
+    if not queries:
+        raise LabelsError("all items are of one group; neighbours are of another group")
     return NeighbourScores(
-        np.concatenate(asked),
+        np.concatenate(queries),
         np.concatenate(correct).astype(np.float64),
         np.concatenate(precision),
         occurrence,
     )
 
 
-def _voted(labels: Rows, near: Array, classes: int) -> Rows:
-    """(m,) the winner of each row of (m, k) labels."""
+def majority(labels: Rows, cosines: npt.NDArray[np.floating], classes: int) -> Rows:
+    """(m,) the class with most votes in each row of (m, k) labels; of as many votes the one with
+    the larger sum of cosines (m, k), minus infinity for no voter."""
     votes = np.zeros((len(labels), classes))
     for column in range(labels.shape[1]):
-        cosine = near[:, column]
-        here = np.isfinite(cosine)
+        cosine = cosines[:, column]
+        valid = np.isfinite(cosine)
         # A vote counts more than any sum of cosines can make up for.
-        votes[here, labels[here, column]] += 1 + cosine[here] / (4 * labels.shape[1])
+        votes[valid, labels[valid, column]] += 1 + cosine[valid] / (4 * labels.shape[1])
     winner: Rows = votes.argmax(axis=1)
     return winner
 
 
-def _average_precision(relevant: npt.NDArray[np.bool_], there: npt.NDArray[np.bool_]) -> Array:
-    """(m,) of rankings (m, n); places that are not there come last and do not count."""
-    relevant = relevant & there
+def _average_precision(relevant: npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_]) -> Array:
+    """(m,) of rankings (m, n); places that are not valid come last and do not count."""
+    relevant = relevant & valid
     found = relevant.cumsum(axis=1)
     at = found / np.arange(1, relevant.shape[1] + 1)
     total = found[:, -1]
@@ -121,51 +123,10 @@ def clustering(vectors: npt.ArrayLike, labels: Rows, seed: int = 0) -> dict[str,
     }
 
 
-def linear_probe(strength: float = 1.0) -> Pipeline:
-    """Each number standardised, then multinomial logistic regression (Alain and Bengio, 2016).
-
-    strength: inverse of the L2 penalty, scikit-learn's C.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-
-
 def by_centrality(rows: Array) -> Rows:
-    """Numbers of unit vectors (n, d) from the largest sum of cosines to all of them downwards: the
-    medoid comes first."""
+    """The places of unit vectors (n, d), the largest sum of cosines to all of them first: that is
+    the medoid."""
     return np.argsort(-(rows @ rows.sum(axis=0)), kind="stable").astype(np.int64)
-
-
-def probe(
-    vectors: npt.ArrayLike, labels: Rows, groups: Rows, folds: int = 5, seed: int = 0
-) -> Array:
-    """(n,) whether a linear probe that never saw a row's group names it rightly; NaN for rows
-    whose class is in one fold only.
-
-    Logistic regression on standardised numbers, fitted on the other folds.
-
-    Raises:
-        LabelsError: the groups leave no two classes to learn from.
-    """
-    from penult.analysis.episodes import partitions
-
-    rows = np.asarray(vectors, np.float64)
-    folds = min(folds, len(np.unique(groups)), int(np.bincount(labels)[np.unique(labels)].max()))
-    right = np.full(len(rows), np.nan)
-    for side in partitions(labels, groups, folds, 1, seed) if folds > 1 else ():
-        known = np.isin(labels, labels[~side])
-        if len(np.unique(labels[~side])) < 2:
-            continue
-        model = linear_probe().fit(rows[~side], labels[~side])
-        asked = side & known
-        if asked.any():
-            right[asked] = model.predict(rows[asked]) == labels[asked]
-    if np.isnan(right).all():
-        raise LabelsError("the groups leave no fold with two classes to learn from and one to ask")
-    return right
 
 
 def rank_me(vectors: npt.ArrayLike) -> float:
@@ -181,7 +142,7 @@ def rank_me(vectors: npt.ArrayLike) -> float:
 
 def alpha_req(vectors: npt.ArrayLike) -> float:
     """The exponent with which the eigenvalues of the covariance fall (α-ReQ: Agrawal et al.,
-    NeurIPS 2022): near 1 is said to be best; NaN where there are fewer than three."""
+    NeurIPS 2022); best near 1, according to the paper. NaN with fewer than three eigenvalues."""
     rows = np.asarray(vectors, np.float64)
     values = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False) ** 2
     values = values[values > values.max(initial=0.0) * 1e-10]
@@ -197,17 +158,22 @@ LEAST = 10
 
 @dataclass(frozen=True, slots=True)
 class LabelFreeRank:
-    """rank_me: directions in use. alpha: the exponent of the spectrum. See `measuring.measures`."""
+    """rank_me: the number of directions in use. alpha: the exponent of the spectrum (α-ReQ)."""
 
     reading: str
     rank_me: float
     alpha: float
 
+    def to_dict(self) -> dict[str, str | float]:
+        """For JSON."""
+        return {"reading": self.reading, "rank_me": self.rank_me, "alpha_req": self.alpha}
+
 
 def rank_without_labels(
     vectors: Mapping[str, npt.NDArray[np.float32]], seed: int = 0
 ) -> list[LabelFreeRank]:
-    """Every reading (n, d) by RankMe, the highest first.
+    """Label-free ranking of readings (n, d) by RankMe, the highest first; weak evidence, see
+    docs/choosing.md.
 
     Raises:
         LabelsError: fewer than ten items.
@@ -217,7 +183,7 @@ def rank_without_labels(
     for name, rows in vectors.items():
         if len(rows) < LEAST:
             raise LabelsError(
-                f"{len(rows)} items without labels say nothing of a layer; give {LEAST} or more"
+                f"{len(rows)} items without labels are too few to rank by; give {LEAST} or more"
             )
         if not np.isfinite(rows).all():
             raise SpaceError(f"vectors of {name} have values that are not finite; leave them out")

@@ -1,4 +1,4 @@
-"""Linear probes: how well classes can be read off vectors, on rows kept apart, group by group.
+"""Linear probes: how well classes can be read off vectors, in grouped cross-validation.
 
 Numpy in, a small dataclass out; knows no model and no collection.
 """
@@ -6,14 +6,15 @@ Numpy in, a small dataclass out; knows no model and no collection.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.metrics import linear_probe
+from penult.analysis.bootstrap import Estimate, percentile_interval
+from penult.analysis.episodes import Mask, partitions
 from penult.errors import LabelsError
 
 if TYPE_CHECKING:
@@ -24,20 +25,56 @@ FloatArray = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
 _DRAWS = 2000  # resamples for an interval
+_MEASURES = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A measure with its 95 % interval: of groups (else of rows) drawn with replacement."""
+def linear_probe(strength: float = 1.0) -> Pipeline:
+    """Each number standardised, then multinomial logistic regression (Alain and Bengio, 2016).
 
-    value: float
-    low: float
-    high: float
+    strength: inverse of the L2 penalty, scikit-learn's C.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+
+
+def _predictions(
+    rows: FloatArray, labels: Places, sides: Iterable[Mask], strength: float = 1.0
+) -> Iterator[tuple[Places, Places]]:
+    """(places, predicted labels) of each test side (n,), by a probe that was fitted to the rest;
+    sides that leave one class to train on are passed over."""
+    for side in sides:
+        if len(np.unique(labels[~side])) > 1:
+            model = linear_probe(strength).fit(rows[~side], labels[~side])
+            yield np.flatnonzero(side), model.predict(rows[side])
+
+
+def probe_hits(
+    vectors: npt.ArrayLike, labels: Places, groups: Places, folds: int = 5, seed: int = 0
+) -> FloatArray:
+    """(n,) whether a linear probe that was trained on other groups predicts a row's label; NaN for
+    rows whose class is in one fold only.
+
+    Raises:
+        LabelsError: the groups leave no two classes to train on.
+    """
+    rows = np.asarray(vectors, np.float64)
+    folds = min(folds, len(np.unique(groups)), int(np.bincount(labels)[np.unique(labels)].max()))
+    right = np.full(len(rows), np.nan)
+    sides = partitions(labels, groups, folds, 1, seed) if folds > 1 else ()
+    for places, predicted in _predictions(rows, labels, sides):
+        known = np.isin(labels[places], np.delete(labels, places))
+        right[places[known]] = (predicted == labels[places])[known]
+    if np.isnan(right).all():
+        raise LabelsError("the groups leave no fold with two classes to train on and one to test")
+    return right
 
 
 @dataclass(frozen=True, slots=True)
 class PerClass:
-    """One class: rows of it, and how well it was told."""
+    """Precision, recall and F1 of one class; rows: how many it has."""
 
     name: str
     rows: int
@@ -47,26 +84,41 @@ class PerClass:
 
 
 @dataclass(frozen=True, slots=True)
-class Probed:
-    """What a probe gave on rows that it was not trained on.
+class ProbeResult:
+    """Cross-validated predictions of a probe and their accuracy.
 
-    rows: the places of those that took part. predicted: their classes, as numbers in `classes`.
-    confusion: (K, K) counts, true by predicted. chance: the share of the most frequent class.
+    rows: the places of the rows that took part. truth, predicted: their classes, as numbers in
+    `classes`. confusion: (K, K) counts, true by predicted. chance: the share of the most frequent
+    class.
     """
 
     classes: list[str]
     rows: Places
     truth: Places
     predicted: Places
-    accuracy: Interval
-    balanced_accuracy: Interval
-    macro_f1: Interval
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    macro_f1: Estimate
     per_class: list[PerClass]
     confusion: Places
     chance: float
     folds: int
     groups: int | None
     notes: list[str] = field(default_factory=list)
+
+    def to_dict(self, name: str = "vectors") -> dict[str, Any]:
+        """For JSON. name: of the matrix that was probed."""
+        return {
+            "rows": len(self.rows),
+            "classes": self.classes,
+            "folds": self.folds,
+            "groups": self.groups,
+            "chance": self.chance,
+            "measures": {name: {each: getattr(self, each).to_dict() for each in _MEASURES}},
+            "per_class": [asdict(one) for one in self.per_class],
+            "confusion": self.confusion.tolist(),
+            "notes": self.notes,
+        }
 
 
 def probe(
@@ -76,11 +128,11 @@ def probe(
     folds: int = 5,
     seed: int = 0,
     strength: float = 1.0,
-) -> Probed:
+) -> ProbeResult:
     """Train and test a linear probe (Alain and Bengio, 2016) by stratified cross-validation.
 
-    vectors: (n, d). names: the class of each row; rows without one take no part. groups: what must
-    not be on both sides, such as the speaker. A class that cannot be on both sides is left out.
+    vectors: (n, d). names: the class of each row; rows without one take no part. groups: such as
+    the speaker; each is on one side of every fold. A class in one row, or one group, is left out.
 
     Raises:
         LabelsError: fewer than two classes are left, lengths that differ, or vectors that are not
@@ -93,15 +145,14 @@ def probe(
     number = {name: place for place, name in enumerate(classes)}
     truth = np.array([number[str(names[row])] for row in rows], np.int64)
     own = None if groups is None else np.array([str(groups[row]) for row in rows])
-    splits, folds = _splits(truth, own, folds, seed, notes)
-    predicted = np.full(len(rows), -1, np.int64)
-    for train, test in splits:
-        fitted = linear_probe(strength).fit(every[rows[train]], truth[train])
-        predicted[test] = fitted.predict(every[rows[test]])
+    sides = _sides(truth, own, folds, seed, notes)
+    predicted = np.full(len(rows), np.bincount(truth).argmax())
+    for places, found in _predictions(every[rows], truth, sides, strength):
+        predicted[places] = found
     accuracy, balanced, f1 = _intervals(truth, predicted, own, len(classes), seed)
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, (truth, predicted), 1)
-    return Probed(
+    return ProbeResult(
         classes,
         rows,
         truth,
@@ -112,14 +163,14 @@ def probe(
         _per_class(classes, confusion),
         confusion,
         float(np.bincount(truth).max() / len(truth)),
-        folds,
+        len(sides),
         None if own is None else len(set(own)),
         notes,
     )
 
 
-def trained(vectors: npt.ArrayLike, probed: Probed, strength: float = 1.0) -> Pipeline:
-    """The probe on all rows that took part, to be kept; its classes are names."""
+def trained(vectors: npt.ArrayLike, probed: ProbeResult, strength: float = 1.0) -> Pipeline:
+    """The probe fitted to all rows that took part; its classes are names."""
     names = np.array(probed.classes)[probed.truth]
     return linear_probe(strength).fit(np.asarray(vectors, np.float64)[probed.rows], names)
 
@@ -148,7 +199,7 @@ def _checked(
 def _taking_part(
     names: Sequence[str | None], groups: Sequence[str | None] | None, notes: list[str]
 ) -> tuple[Places, list[str]]:
-    """The rows with a class that can be on both sides, and a group where groups are asked for."""
+    """The rows of classes that can be on both sides, with a group where there are groups."""
     named = [row for row, name in enumerate(names) if name is not None]
     if not named:
         raise LabelsError("no row has a class")
@@ -165,12 +216,12 @@ def _taking_part(
     lone = sorted(name for name, found in places.items() if len(found) < 2)
     what = "one row" if groups is None else "one group"
     if len(places) - len(lone) < 2:
-        told = f"{len(lone)} of {len(places)} classes have {what} only"
+        received = f"{len(lone)} of {len(places)} classes have {what} only"
         if not lone:
-            told = f"all rows are {next(iter(places))!r}" if places else "no row has a class"
+            received = f"all rows are {next(iter(places))!r}" if places else "no row has a class"
         raise LabelsError(
             f"a probe needs two classes, each in two {what.removeprefix('one ')}s or more, so that "
-            f"it can be trained on one and tested on another: {told}"
+            f"it can be trained on one and tested on another: {received}"
         )
     if lone:
         listed = ", ".join(lone[:5]) + (", …" if len(lone) > 5 else "")
@@ -178,104 +229,74 @@ def _taking_part(
     return np.array([row for row in named if names[row] not in set(lone)], np.int64), notes
 
 
-def _splits(
+def _sides(
     truth: Places, groups: npt.NDArray[Any] | None, folds: int, seed: int, notes: list[str]
-) -> tuple[list[tuple[Places, Places]], int]:
-    """Rows to train on and to test on, for each fold."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    least = int(np.bincount(truth).min())
-    most = len(truth) if groups is None else len(set(groups))
-    if folds > most:
-        notes.append(f"{most} folds, as there are {most} {'rows' if groups is None else 'groups'}")
-        folds = most
-    if groups is None and least < folds:
-        folds_of = int(np.bincount(truth).max())
-        if folds_of < folds:
-            notes.append(f"{folds_of} folds: the largest class has {folds_of} rows")
-            folds = folds_of
-        else:
-            notes.append(f"the smallest class has {least} rows, fewer than {folds} folds")
-    if groups is None:
-        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    else:
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    splits = [
-        (np.asarray(train), np.asarray(test))
-        for train, test in _quietly(splitter, truth, groups)
-        if len(test)
-    ]
-    unseen = sum(len(set(truth[test]) - set(truth[train])) for train, test in splits)
+) -> list[Mask]:
+    """The test side (n,) of each fold."""
+    least, largest = int(np.bincount(truth).min()), int(np.bincount(truth).max())
+    own = np.arange(len(truth)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count, unit = int(own.max()) + 1, "rows" if groups is None else "groups"
+    if folds > count:
+        notes.append(f"{count} folds, as there are {count} {unit}")
+        folds = count
+    if count == len(truth) and largest < folds:
+        notes.append(f"{largest} folds: the largest class has {largest} rows")
+        folds = largest
+    elif count == len(truth) and least < folds:
+        notes.append(f"the smallest class has {least} rows, fewer than {folds} folds")
+    sides = [side for side in partitions(truth, own, folds, 1, seed) if side.any()]
+    unseen = sum(len(set(truth[side]) - set(truth[~side])) for side in sides)
     if unseen:
         notes.append(f"{unseen} times a class was tested that was not trained on; it counts wrong")
-    return splits, len(splits)
-
-
-def _quietly(splitter: Any, truth: Places, groups: npt.NDArray[Any] | None) -> list[Any]:
-    """The splits, without scikit-learn's warning of small classes: that is told in `notes`."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return list(splitter.split(np.zeros((len(truth), 1)), truth, groups))
+    return sides
 
 
 def _intervals(
     truth: Places, predicted: Places, groups: npt.NDArray[Any] | None, count: int, seed: int
-) -> list[Interval]:
-    """Accuracy, balanced accuracy and macro F1, each with the middle 95 % of resamples."""
+) -> list[Estimate]:
+    """Accuracy, balanced accuracy and macro F1, each with its interval over groups, or rows."""
     own = np.arange(len(truth)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    drawn = np.random.default_rng(seed)
-    size = int(own.max()) + 1
-    values = np.array(
-        [
-            _measures(
-                truth, predicted, count, drawn.multinomial(size, np.full(size, 1 / size))[own]
-            )
-            for _ in range(_DRAWS)
-        ]
-    )
-    low, high = np.nanpercentile(values, [2.5, 97.5], axis=0)
+    random, size = np.random.default_rng(seed), int(own.max()) + 1
+    draws = (random.multinomial(size, np.full(size, 1 / size)) for _ in range(_DRAWS))
+    ends = percentile_interval(lambda w: _measures(truth, predicted, count, w[own]), draws)
     exact = _measures(truth, predicted, count, np.ones(len(truth)))
-    return [
-        Interval(float(v), float(a), float(b)) for v, a, b in zip(exact, low, high, strict=True)
-    ]
+    return [Estimate(*map(float, one)) for one in zip(exact, *ends, strict=True)]
 
 
 def _measures(
     truth: Places, predicted: Places, count: int, weight: npt.NDArray[Any]
 ) -> tuple[float, float, float]:
-    """Of rows that count so often; over the classes that any of them has."""
+    """Accuracy, balanced accuracy and macro F1 of weighted rows, over the classes they have."""
     right = truth == predicted
     hits = np.bincount(truth[right], weight[right], count)
-    rows, said = np.bincount(truth, weight, count), np.bincount(predicted, weight, count)
-    there = rows > 0
-    recall = hits[there] / rows[there]
-    f1 = 2 * hits[there] / (rows + said)[there]
+    rows, named = np.bincount(truth, weight, count), np.bincount(predicted, weight, count)
+    some = rows > 0
+    recall = hits[some] / rows[some]
+    f1 = 2 * hits[some] / (rows + named)[some]
     return float(hits.sum() / rows.sum()), float(recall.mean()), float(f1.mean())
 
 
 def _per_class(classes: list[str], confusion: Places) -> list[PerClass]:
-    hits, rows, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    hits, rows, named = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     return [
         PerClass(
             name,
             int(rows[place]),
-            float(hits[place] / max(1, said[place])),
+            float(hits[place] / max(1, named[place])),
             float(hits[place] / max(1, rows[place])),
-            float(2 * hits[place] / max(1, rows[place] + said[place])),
+            float(2 * hits[place] / max(1, rows[place] + named[place])),
         )
         for place, name in enumerate(classes)
     ]
 
 
-def confused(probed: Probed, most: int = 5) -> list[tuple[str, str, int]]:
-    """The pairs of classes that were taken for another most often: true, predicted, how often."""
+def confused(probed: ProbeResult, most: int = 5) -> list[tuple[str, str, int]]:
+    """The most frequent confusions: (true class, predicted class, count)."""
     counts = Counter(
         {
-            (probed.classes[true], probed.classes[said]): int(probed.confusion[true, said])
-            for true, said in zip(*np.nonzero(probed.confusion), strict=True)
-            if true != said
+            (probed.classes[true], probed.classes[other]): int(probed.confusion[true, other])
+            for true, other in zip(*np.nonzero(probed.confusion), strict=True)
+            if true != other
         }
     )
-    return [(true, said, count) for (true, said), count in counts.most_common(most)]
+    return [(true, other, count) for (true, other), count in counts.most_common(most)]

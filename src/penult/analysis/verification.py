@@ -1,4 +1,4 @@
-"""Pairs as same or different: the equal error rate and its threshold."""
+"""Verification: pairs of vectors as same or different, the equal error rate, its threshold."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from penult.analysis.bootstrap import percentile_interval
 from penult.analysis.space import unit
 from penult.errors import LabelsError
 
@@ -94,7 +95,7 @@ def equal_error(
 ) -> EqualError:
     """The equal error rate of scored pairs, interpolated between two thresholds.
 
-    scores: (m,), larger for pairs that are more alike; equal ones are accepted or rejected
+    scores: (m,), larger for pairs that are more similarities; equal ones are accepted or rejected
     together. weights: (m,) how much each pair counts. order: of the scores from the largest down,
     where it is known.
 
@@ -128,11 +129,11 @@ PAIRS = 2_000_000  # that are compared at most
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How well cosines tell pairs of the same name from pairs of different ones.
+    """Verification by cosine: pairs of the same name against pairs of different names.
 
-    eer: the error rate at the threshold where as many of the same are taken for different as of
-    the different for the same; low, high: its 95 % interval. missed: the share of the same that is
-    missed where false_accepts of the different are accepted, at `strict`.
+    eer: the equal error rate, at `threshold`; low, high: its 95 % interval. auc: the area under the
+    ROC curve. same, different: numbers of pairs. missed: the share of same pairs that is rejected
+    where the share `false_accepts` of the different ones is accepted, at the threshold `strict`.
     """
 
     eer: float
@@ -148,7 +149,7 @@ class Verification:
     strict: float
 
     def to_dict(self) -> dict[str, float]:
-        """As JSON has it."""
+        """For JSON, as `penult verify --json` prints it."""
         return asdict(self)
 
 
@@ -169,9 +170,9 @@ def verify(
     """
     if not 0 <= false_accepts <= 1:
         raise LabelsError(f"false accepts = {false_accepts}: a rate lies between 0 and 1, as 0.01")
-    rows, named, grouped = _named(vectors, names, groups)
+    rows, named, grouped = _named_rows(vectors, names, groups)
     pairs = find_pairs(named, grouped, PAIRS, seed)
-    alike, same = cosines(rows, pairs), pairs.same
+    similarities, same = cosines(rows, pairs), pairs.same
     if not same.any() or same.all():
         missing = "same" if not same.any() else "different"
         raise LabelsError(
@@ -180,15 +181,15 @@ def verify(
             + (" from two groups" if grouped is not None else "")
             + "; two names are needed, and two items of one"
         )
-    eer, threshold, auc = equal_error(alike, same)
-    low, high = _interval(alike, Pairs(named[pairs.left], named[pairs.right], same), seed)
-    strict = float(np.quantile(alike[~same], 1 - false_accepts))
+    eer, threshold, auc = equal_error(similarities, same)
+    low, high = _interval(similarities, Pairs(named[pairs.left], named[pairs.right], same), seed)
+    strict = float(np.quantile(similarities[~same], 1 - false_accepts))
     return Verification(
         eer, low, high, threshold, auc, int(same.sum()), int((~same).sum()), len(set(named)),
-        false_accepts, float((alike[same] <= strict).mean()), strict)  # fmt: skip
+        false_accepts, float((similarities[same] <= strict).mean()), strict)  # fmt: skip
 
 
-def _named(
+def _named_rows(
     vectors: npt.ArrayLike, names: Sequence[str | None], groups: Sequence[str | None] | None
 ) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
     rows = np.asarray(vectors, np.float64)
@@ -208,23 +209,26 @@ def _named(
     return unit(rows[kept]), named, np.unique(texts, return_inverse=True)[1]
 
 
-def _interval(alike: Floats, names: Pairs, seed: int, rounds: int = 200) -> tuple[float, float]:
-    """The 95 % interval of the error rate, by drawing names with replacement.
-
-    names: of both sides of each pair, as numbers.
-    """
+def _interval(
+    similarities: Floats, names: Pairs, seed: int, rounds: int = 200
+) -> tuple[float, float]:
+    """The 95 % interval of the error rate over draws of names. names: of both sides of each pair,
+    as numbers."""
     random = np.random.default_rng(seed)
     count = int(max(names.left.max(), names.right.max())) + 1
-    if len(alike) > 200_000:  # of very many pairs, as many as give the interval its two digits
-        chosen = np.sort(random.choice(len(alike), 200_000, replace=False))
-        alike, left, right = alike[chosen], names.left[chosen], names.right[chosen]
+    if len(similarities) > 200_000:  # as many as give the interval its two digits
+        chosen = np.sort(random.choice(len(similarities), 200_000, replace=False))
+        similarities, left, right = similarities[chosen], names.left[chosen], names.right[chosen]
         names = Pairs(left, right, names.same[chosen])
-    order = np.argsort(-alike, kind="stable")
-    found = []
-    for _ in range(rounds):
-        drawn = np.bincount(random.integers(0, count, count), minlength=count).astype(float)
+    order = np.argsort(-similarities, kind="stable")
+
+    def rate(drawn: Floats) -> float:
         left, right = drawn[names.left], drawn[names.right]
         weights = np.where(names.same, left, left * right)
-        if weights[names.same].sum() > 0 and weights[~names.same].sum() > 0:
-            found.append(equal_error(alike, names.same, weights, order).rate)
-    return (float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975)))
+        if not (weights[names.same].any() and weights[~names.same].any()):
+            return float("nan")
+        return equal_error(similarities, names.same, weights, order).rate
+
+    draws = (np.bincount(random.integers(0, count, count), minlength=count) for _ in range(rounds))
+    low, high = percentile_interval(rate, draws)
+    return float(low), float(high)
