@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from penult.analysis.bootstrap import Estimate, estimate
-from penult.analysis.candidates import Material, Setting, fitting
+from penult.analysis.candidates import Material, Setting, spaces_for
 from penult.analysis.episodes import answered, numbered, plan, products
 from penult.analysis.selection import choose
 from penult.data.sources import from_objects
@@ -221,7 +221,7 @@ def _row(name: str, items: Items, seen: Material, chosen: Any, accuracy: Any, wa
     singles = [
         Setting((reading,), recipe)
         for reading, vectors in seen.vectors.items()
-        for recipe in fitting(count, vectors.shape[1])
+        for recipe in spaces_for(count, vectors.shape[1])
     ]
     best = max((accuracy(setting) for setting in singles), key=lambda one: one.value)
     notebook, got = accuracy(NOTEBOOK), accuracy(chosen.setting)

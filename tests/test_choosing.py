@@ -273,7 +273,7 @@ def test_choose_in_python_refuses(tones: Path, tiny: Path) -> None:
 def test_choose_without_labels_keeps_the_recipe(tones: Path, tiny: Path) -> None:
     found = penult.choose(penult.load(tiny), tones)
     assert found.setting == Setting((BASE,)) and found.report is None
-    ranks = [one.rank_me for one in found.free or []]
+    ranks = [one.rank_me for one in found.ranking or []]
     assert len(ranks) > 5 and ranks == sorted(ranks, reverse=True)
 
 
@@ -283,7 +283,7 @@ def test_the_command_line(tones: Path, tiny: Path, tmp_path: Path) -> None:
                "--report", page, "--json")  # fmt: skip
     assert said.code == 0, said.err
     facts = said.json
-    assert "judging" in said.err  # progress, beside the one document on stdout
+    assert "held-out classes: 4 of 4" in said.err  # progress, beside the one document on stdout
     assert facts["labelled"] == 24 and facts["judged_on"] == "other classes"
     assert facts["finalists"][0]["name"] == NOTEBOOK and len(facts["candidates"]) > 20
     text = page.read_text("utf-8")

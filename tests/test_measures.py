@@ -131,7 +131,7 @@ def test_within_damps_what_varies_within_classes() -> None:
     one = evaluate(vectors.astype(np.float32), [str(label) for label in labels])
     rest = np.r_[labels[:100].tolist(), [None] * 100]
     space = fit("scale+within+l2", vectors, rest)
-    two = evaluate(vectors.astype(np.float32), [str(label) for label in labels], space=space)
+    two = evaluate(vectors.astype(np.float32), [str(label) for label in labels], fitted=space)
     name = "20-way 1-shot"
     assert two.estimates[name].value > one.estimates[name].value + 0.2
     with pytest.raises(SpaceError, match="a class of two vectors or more"):

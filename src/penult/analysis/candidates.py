@@ -1,9 +1,10 @@
-"""Readings × spaces as candidates, and their ranking by few-shot trials."""
+"""Candidates of a choice: readings × spaces on labelled vectors, ranked by few-shot trials."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +30,16 @@ class Setting:
         """`layer:9 first & layer:10 first, scale+l2`."""
         return f"{' & '.join(self.readings)}, {self.space}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"readings": list(self.readings), "space": self.space}
+
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What is decided on. vectors: for each reading (n, d). labels, groups: (n,) numbers.
-    unlabelled: for each reading (m, d); spaces are fitted on them too. baseline: the notebook's
-    reading. chains: readings of one pooling in order of depth, in which neighbours are alike."""
+    """Labelled vectors of every reading. vectors: (n, d) by reading. labels, groups: (n,) numbers.
+    unlabelled: (m, d) by reading, on which spaces are fitted too. baseline: the notebook's reading.
+    chains: readings of one pooling in order of depth, so that neighbours are similar."""
 
     vectors: Mapping[str, npt.NDArray[np.float32]]
     labels: Rows
@@ -48,7 +53,7 @@ class Material:
         return np.concatenate([self.vectors[name] for name in readings], axis=1)
 
     def space(self, setting: Setting, rows: Mask) -> Space:
-        """The setting's space, fitted on these rows and on what has no label."""
+        """The setting's space, fitted on these rows and on the unlabelled ones."""
         own = self.joined(setting.readings)[rows]
         labels: list[object] = list(self.labels[rows])
         if self.unlabelled:
@@ -57,7 +62,7 @@ class Material:
         return fit(setting.space, own, labels if "within" in setting.space else None)
 
     def only(self, rows: Mask) -> Material:
-        """The same with some of the labelled rows; the others are as if they were not there."""
+        """The material of some of the labelled rows; numbers of labels and groups begin at 0."""
         kept = {name: values[rows] for name, values in self.vectors.items()}
         labels, groups = (np.unique(way[rows], return_inverse=True)[1].reshape(-1)
                           for way in (self.labels, self.groups))  # fmt: skip
@@ -72,8 +77,8 @@ def sampled(material: Material, most: int = MOST, seed: int = SEED) -> Material:
 
 
 def sample(labels: Rows, groups: Rows, most: int, seed: int = SEED) -> Mask:
-    """Which rows stand for all where there are more than `most`: as many of each class as there
-    are, spread over its groups. Of very many classes some: one row of each would be no sample."""
+    """(n,) a sample of at most `most` rows, with as many of each class as possible, spread over its
+    groups. Of very many classes some are drawn, with several rows each."""
     n = len(labels)
     rows = np.ones(n, bool)
     if n <= most:
@@ -94,7 +99,7 @@ def sample(labels: Rows, groups: Rows, most: int, seed: int = SEED) -> Mask:
 
 
 def _turns(labels: Rows) -> Rows:
-    """For each row, how many rows of the same number stand before it."""
+    """(n,) for each row, the count of earlier rows with the same number."""
     order = np.argsort(labels, kind="stable")
     starts = np.r_[True, np.diff(labels[order]) != 0]
     first = np.maximum.accumulate(np.where(starts, np.arange(len(labels)), 0))
@@ -103,12 +108,11 @@ def _turns(labels: Rows) -> Rows:
     return turns
 
 
-def checked(material: Material) -> tuple[Material, tuple[str, ...]]:
-    """The material without the readings and classes that cannot be tried, and what is to be said
-    of them.
+def usable(material: Material) -> tuple[Material, tuple[str, ...]]:
+    """The material without the readings and classes that cannot be tried, and notes on these.
 
     Raises:
-        LabelsError: nothing can be compared on what is left.
+        LabelsError: fewer than two classes with two groups are left.
         SpaceError: values that are not finite.
     """
     _check_vectors(material)
@@ -126,9 +130,9 @@ def checked(material: Material) -> tuple[Material, tuple[str, ...]]:
     able = len(np.unique(material.labels[good]))
     if able < 2:
         single = len(np.unique(material.groups)) == len(material.groups)
-        what = "items" if single else "groups"
+        unit = "items" if single else "groups"
         raise LabelsError(
-            f"of {len(classes)} classes {able} have two {what} or more, and two such classes are "
+            f"of {len(classes)} classes {able} have two {unit} or more, and two such classes are "
             "needed: one example serves as the support, and one of another "
             f"{'item' if single else 'group'} as the query"
         )
@@ -140,7 +144,7 @@ def checked(material: Material) -> tuple[Material, tuple[str, ...]]:
 
 
 def groups_of_classes(labels: Rows, groups: Rows) -> Rows:
-    """For each class number, of how many groups its items are."""
+    """(K,) the number of groups of each class."""
     pairs = np.unique(np.stack([labels, groups]), axis=1)
     return np.bincount(pairs[0]).astype(np.int64)
 
@@ -153,8 +157,8 @@ def _check_vectors(material: Material) -> None:
                 f"{len(vectors)} vectors, {len(material.labels)} labels and "
                 f"{len(material.groups)} groups: give one label and one group for each item"
             )
-    for kind, given in (("", material.vectors), ("unlabelled ", material.unlabelled)):
-        for name, vectors in given.items():
+    for kind, readings in (("", material.vectors), ("unlabelled ", material.unlabelled)):
+        for name, vectors in readings.items():
             bad: Mask = np.logical_not(np.isfinite(vectors).all(axis=1))
             if bad.any():
                 raise SpaceError(
@@ -164,7 +168,7 @@ def _check_vectors(material: Material) -> None:
 
 
 def constant(vectors: npt.NDArray[np.float32]) -> bool:
-    """Whether all rows (n, d) are the same vector, but for rounding: then they tell nothing."""
+    """Whether all rows (n, d) are the same vector, but for rounding."""
     if not vectors.size:
         return True
     largest = float(np.abs(vectors).max())
@@ -199,33 +203,35 @@ WIDEST = 4096  # numbers in a fused vector
 NOTEBOOK = "notebook"
 
 
-def ranked(material: Material, trials: TrialPlan) -> dict[Setting, Array]:
+def score_all(material: Material, trials: TrialPlan) -> dict[Setting, Array]:
     """For every reading in every space that fits, the scores (4, n) of its trials."""
     found = {}
     count = len(material.labels) // 2 + _extra(material)
     for name, vectors in material.vectors.items():
-        for recipe in fitting(count, vectors.shape[1]):
+        for recipe in spaces_for(count, vectors.shape[1]):
             setting = Setting((name,), recipe)
-            found[setting] = tried(material, setting, trials)
+            found[setting] = trial_scores(material, setting, trials)
     return found
 
 
-def fitting(count: int, width: int) -> tuple[str, ...]:
-    """The spaces that `count` vectors are enough for."""
+def spaces_for(count: int, width: int) -> tuple[str, ...]:
+    """The recipes that can be fitted to `count` vectors of `width` numbers."""
     whole = count >= width and width <= WHITEN_MOST
     return SPACES if whole else SPACES[:-1]
 
 
-def tried(material: Material, setting: Setting, trials: TrialPlan) -> Array:
+def trial_scores(material: Material, setting: Setting, trials: TrialPlan) -> Array:
     """The scores (4, n) of a setting, its space fitted on each support side."""
     vectors = material.joined(setting.readings)
     return trials.scores(vectors, lambda rows: material.space(setting, rows))
 
 
-def evened(table: Mapping[Setting, Array], chains: Sequence[Sequence[str]]) -> dict[Setting, float]:
-    """What settings are ranked by: the mean of the measures, half of it shared with the
+def smoothed(
+    table: Mapping[Setting, Array], chains: Sequence[Sequence[str]]
+) -> dict[Setting, float]:
+    """The value that settings are ranked by: the mean of the measures, half of it shared with the
     neighbouring layers, and half with the reading's other spaces. The best of hundreds of noisy
-    values is not the best setting; neighbours tell noise from merit."""
+    values is not the best setting; averaging over neighbours separates noise from merit."""
     means = {setting: float(np.nanmean(scores_mean(scores))) for setting, scores in table.items()}
     beside: dict[str, list[str]] = {}
     for chain in chains:
@@ -233,12 +239,12 @@ def evened(table: Mapping[Setting, Array], chains: Sequence[Sequence[str]]) -> d
             beside[name] = [chain[i] for i in (at - 1, at + 1) if 0 <= i < len(chain)]
     smooth = {}
     for setting, mean in means.items():
-        near = [
+        neighbours = [
             means[other]
             for name in beside.get(setting.readings[0], [])
             if (other := Setting((name,), setting.space)) in means
         ]
-        smooth[setting] = (2 * mean + sum(near)) / (2 + len(near))
+        smooth[setting] = (2 * mean + sum(neighbours)) / (2 + len(neighbours))
     by_reading: dict[str, list[float]] = {}
     for setting, mean in smooth.items():
         by_reading.setdefault(setting.readings[0], []).append(mean)
@@ -249,14 +255,14 @@ def evened(table: Mapping[Setting, Array], chains: Sequence[Sequence[str]]) -> d
 
 
 def scores_mean(scores: Array) -> Array:
-    """(4,) means over rows, without the measures that could not be taken."""
+    """(4,) means over rows, of the measures that could be taken."""
     known = np.isfinite(scores).any(axis=1)
     means: Array = np.nanmean(scores[known], axis=1)
     return means
 
 
 def finalists(values: Mapping[Setting, float], material: Material) -> dict[str, Setting]:
-    """The settings that are judged, by the name of the way in which they were made."""
+    """The settings that are tried on held-out classes, by the name of the rule that gives each."""
     order = sorted(values, key=lambda setting: -values[setting])
     found = {NOTEBOOK: Setting((material.baseline,)), "best single": order[0]}
     readings = list(dict.fromkeys(setting.readings[0] for setting in order))
@@ -271,7 +277,7 @@ def finalists(values: Mapping[Setting, float], material: Material) -> dict[str, 
 
 
 def _within_width(readings: Sequence[str], material: Material) -> tuple[str, ...]:
-    """The first of these, and the others as long as the vectors do not grow too wide."""
+    """The first of these, and the next ones that fit into WIDEST numbers."""
     chosen: list[str] = []
     width = 0
     for name in readings:

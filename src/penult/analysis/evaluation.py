@@ -1,18 +1,19 @@
-"""What labelled vectors are good for, all measures at once, with fixed seeds. Numpy in, a small
-object out; knows no model and no store.
+"""Evaluation of labelled vectors: few-shot, neighbours, probe, retrieval, pairs, clusters, hubness,
+with fixed seeds. Numpy in, a small object out; knows no model and no store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from penult.analysis import metrics
 from penult.analysis.bootstrap import Estimate, estimate
-from penult.analysis.candidates import Material, checked, constant, groups_of_classes, sample
+from penult.analysis.candidates import Material, constant, groups_of_classes, sample, usable
 from penult.analysis.episodes import CROWD, WAYS, Rows, TrialPlan, numbered, plan
 from penult.analysis.probe import probe_hits
 from penult.analysis.space import RAW, Space, fit
@@ -27,8 +28,9 @@ NEIGHBOURS = 5
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """estimates: accuracies and the mean average precision, each with its interval. figures: what
-    has none. items, classes, groups: what was measured. notes: what was left out, and why."""
+    """estimates: accuracies and the mean average precision, with intervals. figures: measures
+    without one. items, classes, groups: how many were measured. per_class: one-shot accuracy, the
+    hardest class first. notes: what was left out, and why."""
 
     space: str
     estimates: Mapping[str, Estimate]
@@ -41,43 +43,57 @@ class Evaluation:
     per_class: Mapping[str, float]
     notes: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult evaluate --json` prints it."""
+        return {
+            "space": self.space,
+            "items": self.items,
+            "classes": self.classes,
+            "groups": self.groups,
+            "ways": self.ways,
+            "shots": self.shots,
+            "estimates": {name: one.to_dict() for name, one in self.estimates.items()},
+            "figures": dict(self.figures),
+            "one_shot_by_class": dict(self.per_class),
+            "notes": list(self.notes),
+        }
+
 
 def evaluate(
     vectors: npt.NDArray[np.float32],
     labels: Sequence[str | None],
     groups: Sequence[str | None] | None = None,
-    space: str | Space = RAW,
+    space: str = RAW,
     ways: int = WAYS,
+    fitted: Space | None = None,
 ) -> Evaluation:
     """Measure (n, d) raw vectors with their classes and groups; rows without a class are left out.
 
-    space: a recipe, or a space that was fitted elsewhere. For episodes and the crowd a recipe is
-    fitted on the support sides; for the other measures, which have no sides, on all rows without
-    their classes. ways: classes in an episode, fewer where there are fewer.
+    space: a recipe. For episodes and the crowd it is fitted on the support sides; for the other
+    measures, which have none, on all rows without their classes. ways: classes in an episode, fewer
+    where there are fewer. fitted: a space that was fitted elsewhere, in place of the recipe.
 
     Raises:
         LabelsError: too few classes, items or groups.
         SpaceError: values that are not finite, or a space that would see the labels.
     """
-    _check_asked(space, ways)
+    _check_arguments(space, ways)
     material, names, notes = _material(vectors, labels, groups)
-    rows, classes, mates = material.vectors["rows"], material.labels, material.groups
+    rows, classes, row_groups = material.vectors["rows"], material.labels, material.groups
     if ways > (there := len(names)) and ways != WAYS:
         raise LabelsError(f"--ways {ways} asks for more classes than there are: {there}")
-    whole = fit(space, rows) if isinstance(space, str) else space
+    whole = fitted or fit(space, rows)
     moved = whole(rows)
-    trials = plan(classes, mates, ways=ways, repeats=5, count=500)
-    scores = trials.scores(
-        rows, lambda seen: fit(space, rows[seen]) if isinstance(space, str) else space
-    )
+    trials = plan(classes, row_groups, ways=ways, repeats=5, count=500)
+    scores = trials.scores(rows, lambda seen: fitted or fit(space, rows[seen]))
     estimates, more = _estimates(moved, scores, trials)
     return Evaluation(
         space=whole.recipe,
         estimates=estimates,
-        figures=_figures(rows, moved, classes, mates),
+        figures=_figures(rows, moved, classes, row_groups),
         items=len(rows),
         classes=len(names),
-        groups=len(np.unique(mates)),
+        groups=len(np.unique(row_groups)),
         ways=trials.ways,
         shots=trials.shots,
         per_class=_per_class(scores[0], classes, names),
@@ -85,52 +101,52 @@ def evaluate(
     )
 
 
-def _check_asked(space: str | Space, ways: int) -> None:
-    if isinstance(space, str) and "within" in space.split("+"):
+def _check_arguments(space: str, ways: int) -> None:
+    if "within" in space.split("+"):
         raise SpaceError(
             f"the space {space!r} is fitted to the labels that it would be measured by; give one "
             "that does not look at labels, for example scale+l2"
         )
     if ways < 2:
-        raise LabelsError(f"{ways}-way episodes ask nothing; give --ways 2 or more")
+        raise LabelsError(f"{ways}-way episodes have nothing to tell apart; give --ways 2 or more")
 
 
 def _estimates(
     moved: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], trials: TrialPlan
 ) -> tuple[dict[str, Estimate], tuple[str, ...]]:
-    """What has an interval, and what is to be said of what has none. scores: of the trials."""
-    classes, mates = trials.labels, trials.groups
-    near = metrics.neighbours(moved, classes, mates, NEIGHBOURS)
-    asked = near.rows
-    probe, notes = _probe(moved, classes, mates)
+    """The measures with an interval, and notes on those that are missing. scores: of the trials."""
+    classes, row_groups = trials.labels, trials.groups
+    nearest = metrics.neighbours(moved, classes, row_groups, NEIGHBOURS)
+    rows = nearest.rows
+    probe, notes = _probe(moved, classes, row_groups)
     few = {}
     if trials.shots > 1:
-        few[f"{trials.ways}-way {trials.shots}-shot"] = (scores[1], classes, mates)
+        few[f"{trials.ways}-way {trials.shots}-shot"] = (scores[1], classes, row_groups)
     else:
         alone = "no few-shot episodes: most classes have too few items for two examples"
         notes = (alone, *notes)
     named = {
-        f"{trials.ways}-way 1-shot": (scores[0], classes, mates),
+        f"{trials.ways}-way 1-shot": (scores[0], classes, row_groups),
         **few,
-        f"1 example among {CROWD} of other classes": (scores[3], classes, mates),
-        f"{NEIGHBOURS} nearest neighbours": (near.correct, classes[asked], mates[asked]),
-        "linear probe": (probe, classes, mates),
-        "retrieval, mean average precision": (near.precision, classes[asked], mates[asked]),
+        f"1 example among {CROWD} of other classes": (scores[3], classes, row_groups),
+        f"{NEIGHBOURS} nearest neighbours": (nearest.correct, classes[rows], row_groups[rows]),
+        "linear probe": (probe, classes, row_groups),
+        "retrieval, mean average precision": (nearest.precision, classes[rows], row_groups[rows]),
     }
     return {name: estimate(*one) for name, one in named.items()}, notes
 
 
 def _figures(
-    rows: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], classes: Rows, mates: Rows
+    rows: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], classes: Rows, row_groups: Rows
 ) -> dict[str, float]:
-    """What has no interval. rows: raw. moved: in the space."""
-    pairs = find_pairs(classes, mates, PAIRS)
+    """The measures without an interval. rows: raw. moved: in the space."""
+    pairs = find_pairs(classes, row_groups, PAIRS)
     clusters = metrics.clustering(moved, classes)
-    near = metrics.neighbours(moved, classes, mates, HUB_NEIGHBOURS)
+    nearest = metrics.neighbours(moved, classes, row_groups, HUB_NEIGHBOURS)
     return {
         "verification, equal error rate": equal_error(cosines(moved, pairs), pairs.same).rate,
         **{f"k-means, {name.upper()}": value for name, value in clusters.items()},
-        "hubness (skewness of 10-occurrence)": metrics.hubness(near.occurrence),
+        "hubness (skewness of 10-occurrence)": metrics.hubness(nearest.occurrence),
         "RankMe": metrics.rank_me(rows),
         "α-ReQ": metrics.alpha_req(rows),
     }
@@ -154,7 +170,7 @@ def _material(
         for at in np.flatnonzero(held).tolist()
     ]
     material = Material({"rows": vectors[held]}, classes, numbered(own)[0], "rows")
-    found, notes = checked(material)
+    found, notes = usable(material)
     if constant(found.vectors["rows"]):
         raise SpaceError(
             f"all {len(found.labels):,} vectors are the same, so that nothing can be measured; "

@@ -27,7 +27,6 @@ from penult.cli.output import (
     FAILED,
     SOME_FAILED,
     counted,
-    failed,
     named,
     print_json,
     print_note,
@@ -155,5 +154,5 @@ def _document(report: Report, on: list[str]) -> dict[str, Any]:
         "certificate": report.certificate.to_dict(),
         "proved_on": on,
         "broken": report.broken,
-        "failures": [failed(failure) for failure in report.failures],
+        "failures": [failure.to_dict() for failure in report.failures],
     }

@@ -23,7 +23,6 @@ from penult.cli.output import (
     SOME_FAILED,
     counted,
     embedder_facts,
-    failed,
     metered,
     print_json,
     print_note,
@@ -76,6 +75,7 @@ def choose(
     """
     from penult.embedding.saving import check_target
     from penult.models import specs
+    from penult.selection import Progress
     from penult.selection import choose as chosen
     from penult.viz import report as reports
 
@@ -100,8 +100,7 @@ def choose(
             more,
             device=device,
             on_error="skip",
-            tick=meter.tick,
-            tell=lambda what: print_note(f"[dim]{what}[/]"),
+            progress=Progress(meter.tick, lambda line: print_note(f"[dim]{line}[/]")),
         )
     with working("proving the head"):
         saved = found.embedder.save(into)
@@ -149,13 +148,13 @@ def evaluate(
     opened = Collection.open(collection, must_exist=True)
     rows = labelled(opened, [by] if groups in (None, by) else [by, str(groups)], where)
     mates = None if groups is None else rows.names[groups]
-    used = _space(opened, space)
-    if not isinstance(used, str):
+    recipe, fitted = _space(opened, space)
+    if fitted is not None:
         print_note("[dim]a fitted space is taken as it is: choose it on other items than these[/]")
     with working("measuring"):
-        found = measured(rows.vectors, rows.names[by], mates, used, ways)
+        found = measured(rows.vectors, rows.names[by], mates, recipe, ways, fitted)
     document = {"collection": str(opened.path), "by": by, "grouped_by": groups, "where": where}
-    document |= reports.evaluation_document(found)
+    document |= found.to_dict()
     if report is not None:
         title = f"{opened.path.name} by {by}"
         html = report.suffix.lower() == ".html"
@@ -170,19 +169,20 @@ def evaluate(
 COMMANDS = (choose, evaluate)
 
 
-def _space(collection: Collection, model_options: str) -> str | Space:
-    """A recipe, to be fitted on parts; or a space of the collection or of a saved embedder."""
-    from penult.analysis.space import Space
+def _space(collection: Collection, name: str) -> tuple[str, Space | None]:
+    """(a recipe, to be fitted on parts, or the fitted space of the collection or saved embedder of
+    this name)."""
+    from penult.analysis.space import RAW, Space
     from penult.collection.spaces import is_recipe, space_of
     from penult.embedding.saving import SPACE, is_embedder
     from penult.errors import SpaceError
 
-    if not is_embedder(model_options):
-        return model_options if is_recipe(model_options) else space_of(collection, model_options)
-    kept = Path(model_options) / SPACE
-    if not kept.is_file():
-        raise SpaceError(f"the embedder {model_options} has no space of its own; leave --space out")
-    return Space.from_bytes(kept.read_bytes())
+    if not is_embedder(name):
+        return (name, None) if is_recipe(name) else (RAW, space_of(collection, name))
+    saved = Path(name) / SPACE
+    if not saved.is_file():
+        raise SpaceError(f"the embedder {name} has no space of its own; leave --space out")
+    return RAW, Space.from_bytes(saved.read_bytes())
 
 
 def _write_choice(report: Path, found: Selection, model: str) -> None:
@@ -191,7 +191,7 @@ def _write_choice(report: Path, found: Selection, model: str) -> None:
 
     kind = report.suffix.lower()
     if kind == ".json":
-        write_file(report, [reports.as_json(_facts(found)).encode()])
+        write_file(report, [reports.as_json(found.to_dict()).encode()])
         return
     assert found.report is not None  # refused before the run
     if kind == ".png":
@@ -201,26 +201,11 @@ def _write_choice(report: Path, found: Selection, model: str) -> None:
         write_file(report, [page.encode()])
 
 
-def _facts(found: Selection) -> dict[str, Any]:
-    from penult.viz import report as reports
-
-    facts: dict[str, Any] = {
-        "setting": reports.setting_document(found.setting),
-        **found.counts,
-        "failures": [failed(one) for one in found.failures],
-    }
-    if found.report is not None:
-        facts |= reports.choice_document(found.report)
-    if found.free is not None:
-        facts["ranked_without_labels"] = reports.free_document(found.free)
-    return facts
-
-
 def _choice(found: Selection, saved: Path, report: Path | None) -> dict[str, Any]:
     return {
         "embedder": str(saved),
         "report": str(report) if report else None,
-        **_facts(found),
+        **found.to_dict(),
         **embedder_facts(found.embedder),
         "space": found.setting.space,
     }
@@ -265,7 +250,7 @@ def _show_choice(found: Selection, saved: Path, report: Path | None) -> None:
 
 def _show_free(found: Selection) -> None:
     table = _table("without labels", "RankMe", "α-ReQ")
-    for one in (found.free or [])[:CANDIDATES]:
+    for one in (found.ranking or [])[:CANDIDATES]:
         table.add_row(one.reading, f"{one.rank_me:.1f}", f"{one.alpha:.2f}")
     print_table(table)
     print_note(

@@ -28,7 +28,6 @@ from penult.cli.options import (
 from penult.cli.output import (
     SOME_FAILED,
     embedder_facts,
-    failed,
     print_json,
     print_note,
     printable,
@@ -75,7 +74,7 @@ def classify(
                 "kind": classifier.kind,
                 "labels": classifier.labels,
                 "predictions": predictions,
-                "failures": [failed(failure) for failure in failures],
+                "failures": [failure.to_dict() for failure in failures],
             }
         )
     if failures:

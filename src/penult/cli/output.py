@@ -259,13 +259,3 @@ def embedder_facts(embedder: Embedder) -> dict[str, Any]:
         "engine": embedder.runner.mode.words,
         "choice": choice.to_dict() if choice else None,
     }
-
-
-def failed(failure: Any) -> dict[str, Any]:
-    """What a JSON document says of an item that failed."""
-    return {
-        "id": failure.id,
-        "region": failure.region,
-        "error": failure.error,
-        "message": failure.message,
-    }

@@ -27,7 +27,6 @@ from penult.cli.options import (
 from penult.cli.output import (
     SOME_FAILED,
     counted,
-    failed,
     print_json_stream,
     print_note,
     print_table,
@@ -321,7 +320,7 @@ def print_predictions(
     if form.json:
         print_json_stream({"place": place, **facts}, "predictions", found, {
             "events": None if heard is None else [_event(one) for one in heard],
-            "out": form.out, "failures": [failed(one) for one in failures]})  # fmt: skip
+            "out": form.out, "failures": [one.to_dict() for one in failures]})  # fmt: skip
     else:
         _say_basis(facts)
         if form.out is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from penult.analysis.probe import Interval, Probed
+    from penult.analysis.bootstrap import Estimate
+    from penult.analysis.probe import ProbeResult
     from penult.collection.collection import Collection
 
 
@@ -152,7 +153,7 @@ def _given(
     )
 
 
-def _show(runs: dict[str, Probed], group: str | None) -> None:
+def _show(runs: dict[str, ProbeResult], group: str | None) -> None:
     from penult.analysis.probe import confused
 
     probed = next(reversed(runs.values()))
@@ -177,36 +178,24 @@ def _show(runs: dict[str, Probed], group: str | None) -> None:
         stdout.print(f"{label}{_title(run)}", soft_wrap=True)
 
 
-def _title(probed: Probed) -> str:
-    def told(name: str, value: Interval) -> str:
+def _title(probed: ProbeResult) -> str:
+    def figure(name: str, value: Estimate) -> str:
         return f"{name} {value.value:.1%} ({value.low:.1%} to {value.high:.1%})"
 
     return " · ".join(
         (
-            told("accuracy", probed.accuracy),
-            told("balanced", probed.balanced_accuracy),
-            told("macro F1", probed.macro_f1),
+            figure("accuracy", probed.accuracy),
+            figure("balanced", probed.balanced_accuracy),
+            figure("macro F1", probed.macro_f1),
         )
     )
 
 
-def _document(runs: dict[str, Probed]) -> dict[str, Any]:
-    probed = next(reversed(runs.values()))
-    measures = ("accuracy", "balanced_accuracy", "macro_f1")
-    return {
-        "rows": len(probed.rows),
-        "classes": probed.classes,
-        "folds": probed.folds,
-        "groups": probed.groups,
-        "chance": probed.chance,
-        "measures": {
-            name: {measure: asdict(getattr(one, measure)) for measure in measures}
-            for name, one in runs.items()
-        },
-        "per_class": [asdict(one) for one in probed.per_class],
-        "confusion": probed.confusion,
-        "notes": probed.notes,
-    }
+def _document(runs: dict[str, ProbeResult]) -> dict[str, Any]:
+    """The last run, with the measures of all of them."""
+    documents = [one.to_dict(name) for name, one in runs.items()]
+    measures = {name: one for each in documents for name, one in each["measures"].items()}
+    return documents[-1] | {"measures": measures}
 
 
 def _fingerprint(opened: Collection) -> dict[str, str]:

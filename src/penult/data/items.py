@@ -61,6 +61,15 @@ class Failure:
         name = type(error).__name__
         return cls(item.id, region.key, name, str(error), item.size, item.mtime_ns)
 
+    def to_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return {
+            "id": self.id,
+            "region": self.region,
+            "error": self.error,
+            "message": self.message,
+        }
+
     def words(self) -> str:
         """The message, with the item's name if it is not in it."""
         return self.message if self.id in self.message else f"{self.id}: {self.message}"

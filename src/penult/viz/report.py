@@ -1,4 +1,4 @@
-"""A choice or an evaluation as JSON, as a picture, or as one HTML file that needs no network.
+"""A choice or an evaluation as a picture or as one HTML file that needs no network; strict JSON.
 
 Knows the small objects that it shows; nothing of models or collections.
 """
@@ -13,9 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from penult.analysis.candidates import Setting
 from penult.analysis.evaluation import Evaluation
-from penult.analysis.metrics import LabelFreeRank
 from penult.analysis.selection import Choice, Score
 from penult.errors import UsageError
 from penult.extras import require
@@ -44,61 +42,6 @@ def check_kind(path: str | os.PathLike[str], kinds: Sequence[str] = KINDS) -> No
         raise UsageError(f"--report {path}: the name has to end in {' or '.join(kinds)}")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--report {path}: there is no folder {path.absolute().parent}")
-
-
-def setting_document(setting: Setting) -> dict[str, Any]:
-    """A setting for JSON."""
-    return {"readings": list(setting.readings), "space": setting.space}
-
-
-def choice_document(choice: Choice) -> dict[str, Any]:
-    """A choice for JSON."""
-    return {
-        "setting": setting_document(choice.setting),
-        "kept_the_notebooks_recipe": choice.kept,
-        "judged_on": choice.judged_on,
-        "ways": choice.ways,
-        "shots": choice.shots,
-        "finalists": [
-            {
-                "name": one.name,
-                "setting": setting_document(one.setting),
-                "accuracy": one.value.as_dict(),
-                "gain": one.gain.as_dict(),
-            }
-            for one in choice.finalists
-        ],
-        "candidates": [
-            {
-                **setting_document(one.setting),
-                **{name: found.as_dict() for name, found in one.measured.items()},
-                "ranked_by": one.rank_value,
-            }
-            for one in choice.scores
-        ],
-        "notes": list(choice.notes),
-    }
-
-
-def free_document(free: Sequence[LabelFreeRank]) -> list[dict[str, Any]]:
-    """Readings ranked without labels, for JSON."""
-    return [{"reading": o.reading, "rank_me": o.rank_me, "alpha_req": o.alpha} for o in free]
-
-
-def evaluation_document(found: Evaluation) -> dict[str, Any]:
-    """An evaluation for JSON."""
-    return {
-        "space": found.space,
-        "items": found.items,
-        "classes": found.classes,
-        "groups": found.groups,
-        "ways": found.ways,
-        "shots": found.shots,
-        "estimates": {name: one.as_dict() for name, one in found.estimates.items()},
-        "figures": dict(found.figures),
-        "one_shot_by_class": dict(found.per_class),
-        "notes": list(found.notes),
-    }
 
 
 def choice_picture(choice: Choice) -> bytes:
@@ -157,7 +100,7 @@ def choice_page(choice: Choice, title: str) -> str:
         image = "<p class=i>No picture: matplotlib is not installed.</p>"
     measures = list(choice.scores[0].measured) if choice.scores else []
     finalists = _table(
-        ["way to choose", f"on {choice.judged_on}", "gain over the notebook's recipe", "setting"],
+        ["rule of choice", f"on {choice.judged_on}", "gain over the notebook's recipe", "setting"],
         [[o.name, o.value.words(), o.gain.words(), o.setting.words()] for o in choice.finalists],
     )
     candidates = _table(
@@ -173,7 +116,7 @@ def choice_page(choice: Choice, title: str) -> str:
     return _page(
         title,
         f"<p>Chosen: <b>{escape(choice.setting.words())}</b>{kept}</p>{notes}{image}"
-        f"<h2>Finalists, judged on {choice.judged_on}</h2>{finalists}"
+        f"<h2>Finalists, tested on {choice.judged_on}</h2>{finalists}"
         f"<h2>Every reading in every space</h2><p class=i>{choice.ways}-way episodes; few-shot: "
         f"{choice.shots} examples.</p>{candidates}",
     )
@@ -230,7 +173,7 @@ def _page(title: str, body: str) -> str:
 
 
 def as_json(document: Mapping[str, Any]) -> str:
-    """Strict JSON: values that it has no word for become null."""
+    """Strict JSON: values that are not finite become null."""
     import json
     import math
 
