@@ -412,7 +412,7 @@ def test_classify_gives_the_models_own_logits(origin: Opened) -> None:
 def test_embed_gives_vectors_and_leaves_no_mark(origin: Opened, embedder: Embedder) -> None:
     embedder.embed(origin.items[0])  # transformers' modules hook themselves in their first pass
     state = None
-    if embedder.classifier.engine == "torch":
+    if embedder.classifier.structure.engine == "torch":
         module = embedder.classifier.module
         state = {key: value.clone() for key, value in module.state_dict().items()}
         before = [marks(part) for part in module.modules()]
@@ -483,7 +483,7 @@ def test_its_head_is_proved_and_its_prelogits_are_read(origin: Opened, embedder:
     assert embedder.certificate.ok, embedder.certificate.refusal
     clf = embedder.classifier
     reader = Embedder.from_classifier(clf, tap="prelogits")
-    if clf.engine != "torch":
+    if clf.structure.engine != "torch":
         assert reader.embed(origin.items[0]).shape == (1, reader.dim)
         return
     for item in origin.items[:2]:

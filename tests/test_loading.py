@@ -220,7 +220,7 @@ def test_image_video_and_text(tmp_path: Path) -> None:
 
     video = save_video(tmp_path / "video")
     clf = load(video)
-    assert (clf.modality, clf.frames) == ("video", 4)
+    assert (clf.modality, clf.input.frames) == ("video", 4)
     assert penult.Embedder.from_classifier(clf).dim == 32
 
 

@@ -450,7 +450,7 @@ def test_keras_sound(keras: Any, tmp_path: Path, shape: tuple[Any, ...]) -> None
     strong(keras.Model(x, layers.Dense(4)(h))).save(tmp_path / "m.keras")
     clf = load(tmp_path / "m.keras", sample_rate=8000)
     assert clf.modality == "audio"
-    assert clf.seconds == (1.0 if shape[0] else None)  # type: ignore[attr-defined]
+    assert clf.input.seconds == (1.0 if shape[0] else None)
     assert Embedder.from_classifier(clf).embed([clip(0.5, 0, 8000)]).shape == (1, 8)
     with pytest.raises(UsageError, match="--sample-rate"):
         load(tmp_path / "m.keras")

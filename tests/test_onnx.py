@@ -296,8 +296,8 @@ def test_a_batch_gives_what_each_item_gives(tmp_path: Path) -> None:
     for shape in (("n", 5, 6), (1, 5, 6)):
         nodes, weights, _, _ = FORMS["tokens"]
         clf = load(save(tmp_path / "m.onnx", nodes, weights, shape))
-        tap = tap_of_graph(clf.cut, "backbone")  # type: ignore[attr-defined]
-        engine = OnnxEngine(clf, [Reading(tap, "mean"), Reading(tap, "mean+std")])  # type: ignore[arg-type]
+        tap = clf.structure.study().tap("backbone")
+        engine = OnnxEngine(clf, [Reading(tap, "mean"), Reading(tap, "mean+std")])
         x = torch.randn(3, 5, 6)
         together = engine(Batch({"x": x}))
         assert together.vectors[1].shape == (3, 16)
@@ -326,7 +326,7 @@ def test_a_users_preprocessing(tmp_path: Path) -> None:
     again = Embedder.load(emb.save(tmp_path / "emb"))
     assert (again.fingerprint, again.classifier.labels) == (emb.fingerprint, tuple("wxyz"))
     assert penult.load(path, sample_rate=RATE, preprocess=to_row).classify(clip(1.0))
-    with pytest.raises(ModelError, match="does not run on what it is given"):
+    with pytest.raises(ModelError, match="does not run on an example of that"):
         load(path, preprocess=to_integers, sample_rate=RATE)
     with pytest.raises(UsageError, match="3 class names were given, and the model has 4"):
         load(path, **asked, class_names=list("abc"))
@@ -339,7 +339,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert clf.modality == "image" and clf.describe()["inputs"] == ["x float32 (?, 3, 9, 7)"]
     with pytest.raises(UsageError, match="--preprocess"):
         clf.preprocess(np.zeros(3))
-    assert tap_of_graph(clf.cut, "backbone").shape == (1, 8, 7, 5)  # type: ignore[attr-defined]
+    assert clf.structure.study().tap("backbone").shape == (1, 8, 7, 5)
     with pytest.raises(UsageError, match="how an item is prepared"):
         Embedder.from_classifier(clf)
     with pytest.raises(UsageError, match="how an item is prepared"):
@@ -387,7 +387,7 @@ def test_exported_by_torch(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     torch.onnx.export(module, (torch.randn(1, 1, 400),), str(path), dynamo=True)
     clf = load(path, sample_rate=400)
-    assert clf.cut.certificate.ok  # type: ignore[attr-defined]
+    assert clf.structure.study().prove()[0].ok
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +403,7 @@ def test_a_real_keyword_transformer(keywords: tuple[Path, Path, dict[str, Any]])
     clf = penult.load(path, **asked)
     clips = [words / f"{word}.wav" for word in KEYWORDS]
     assert [p.label for p in clf.classify(clips)] == list(KEYWORDS)
-    certificate = clf.cut.certificate  # type: ignore[attr-defined]
+    certificate, _ = clf.structure.study().prove()
     assert certificate.ok and certificate.max_error == 0.0
     assert [check.name for check in certificate.checks] == [
         "round trip", "power", "other batch size"]  # fmt: skip
@@ -420,7 +420,7 @@ def test_a_real_keyword_transformer(keywords: tuple[Path, Path, dict[str, Any]])
     np.testing.assert_array_equal(result.logits, logits)
     optimised = onnxruntime.InferenceSession(str(path)).run(None, {"waveform": x})[0]
     np.testing.assert_allclose(result.logits, optimised, atol=1e-5)
-    taps = clf.cut.taps  # type: ignore[attr-defined]
+    taps = clf.structure.study().anatomy.taps
     assert taps["backbone"].describe("time") == "time 99 × channel 64"
     assert [name for name in taps if name.startswith("layer:")] == [f"layer:{i}" for i in range(13)]
 

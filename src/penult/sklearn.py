@@ -258,10 +258,10 @@ def _opened(
     device: str,
     asked: tuple[tuple[str, Any], ...],
 ) -> Embedder:
-    from penult.embedding.inspect import tap_of
+    from penult.embedding.inspect import taps_of
 
     if is_embedder(model):
         return open_embedder(model, tap, pooling, device=device, **dict(asked))
     classifier = _classifier(model, asked)
-    place = tap_of(classifier, tap or "backbone")
+    place = taps_of(classifier, [tap or "backbone"])
     return Embedder(classifier, place, pooling or "mean", device=device)

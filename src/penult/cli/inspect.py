@@ -91,7 +91,7 @@ def _document(found: Inspection) -> dict[str, Any]:
             "proved_on": found.proved_on or None,
             "certificate": found.certificate.to_dict(),
         },
-        "backbone": classifier.base,
+        "backbone": classifier.structure.base,
         "mixes_layers": anatomy.mixes_layers,
         "taps": [
             {
@@ -127,17 +127,17 @@ def _show_facts(found: Inspection) -> None:
 
 def _before_and_after(found: Inspection, axis: str, depth: int | None) -> tuple[Tree, Tree]:
     """The module tree, or the graph, with its head and without it."""
-    classifier: Any = found.classifier
+    structure: Any = found.classifier.structure
     anatomy = found.anatomy
     pooled = _what_comes_out(anatomy, axis)
-    if classifier.engine == "torch":
-        before = draw(classifier.module, anatomy.behind, anatomy.head or (), depth)
-        return before, draw_cut(classifier.module, anatomy.behind, pooled)
+    if structure.engine == "torch":
+        before = draw(structure.module, anatomy.behind, anatomy.head or (), depth)
+        return before, draw_cut(structure.module, anatomy.behind, pooled)
     from penult.cli.tree import draw_graph, draw_graph_cut
 
-    name = classifier.path.name
-    before = draw_graph(classifier.cut, name, anatomy, depth)
-    return before, draw_graph_cut(classifier.cut, name, anatomy, pooled)
+    name, cut = structure.describe()["class"], structure.study().cut
+    before = draw_graph(cut, name, anatomy, depth)
+    return before, draw_graph_cut(cut, name, anatomy, pooled)
 
 
 def _what_comes_out(anatomy: Any, axis: str) -> str:

@@ -27,6 +27,7 @@ from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
 from penult.engines.registry import AUTO, ENGINES, missing
 from penult.errors import TapError
+from penult.models.base import reopen_options
 
 if TYPE_CHECKING:
     from penult.collection.collection import Collection
@@ -249,7 +250,7 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
             "pool_over": embedder.runner.readings[0].pool_over,
             "modality": classifier.modality,
             "kind": classifier.kind,
-            "asked": classifier.reopen,
+            "asked": reopen_options(classifier),
             "revision": classifier.describe().get("revision"),
         },
         labels=classifier.labels,

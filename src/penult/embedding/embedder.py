@@ -80,12 +80,12 @@ def entry_for(classifier: Classifier, anatomy: Anatomy, tap: Tap, pool_over: str
     """
     if pool_over != "valid":
         raise TapError(f"pooling over {pool_over!r} is not known; choose all or valid")
-    if classifier.modality != "audio" or classifier.holds is None:
+    if classifier.modality != "audio" or classifier.input.seconds is None:
         raise TapError(
             "pooling over valid positions is for models that take every clip at one length; "
             "this one takes each at its own, and pools its own positions always"
         )
-    entry = anatomy.taps.get("layer:0") if classifier.engine == "torch" else None
+    entry = classifier.structure.entry(anatomy)
     if entry is None or [entry.shape[a] for a in entry.positions] != [
         tap.shape[a] for a in tap.positions
     ]:
@@ -103,7 +103,7 @@ def require_engine(classifier: Classifier, engine: str, precision: str, device: 
         EngineError: this classifier is not for that engine.
         UsageError: this device is not.
     """
-    if classifier.engine != TORCH:
+    if classifier.structure.engine != TORCH:
         if engine not in (AUTO, TORCH, ONNXRUNTIME):
             raise EngineError(
                 f"an ONNX file is run by ONNX Runtime itself, not by {engine}; leave --engine out"
@@ -303,7 +303,7 @@ class Embedder:
     def _is_settled(self) -> bool:
         """Whether it is known which engine runs the items."""
         plain = self.engine == TORCH and self.precision == EXACT
-        return plain or self.runner.choice is not None or self.classifier.engine != TORCH
+        return plain or self.runner.choice is not None or self.classifier.structure.engine != TORCH
 
     def _trial(self, sample: SourceSample) -> EngineTrial:
         """What the engines are measured on: a few regions of the run, or a synthetic one."""

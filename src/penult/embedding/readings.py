@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from penult.data.items import Failure, Item
 from penult.embedding.embedder import Embedder
-from penult.embedding.inspect import anatomy_of, example_of
+from penult.embedding.inspect import anatomy_of
 from penult.embedding.runner import Outcome, Runner, device_of
 from penult.engines.base import Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.pooling import pooled_width
 from penult.errors import HeadNotFound, UsageError
 from penult.models.base import Classifier
-from penult.models.loaders.onnx import OnnxClassifier
 from penult.tracing.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
@@ -173,26 +172,10 @@ def head_rows(embedder: Embedder) -> npt.NDArray[np.float32]:
     return np.asarray(rows.T, np.float32)
 
 
-def _head(embedder: Embedder) -> Callable[[npt.NDArray[np.float32]], Floats]:
+def _head(embedder: Embedder) -> Callable[[FloatArray], Floats]:
     """The proved head as a function of one item's prelogits, (1, d) → (1, K)."""
-    classifier = embedder.classifier
-    if isinstance(classifier, OnnxClassifier):
-        cut = classifier.cut
-        if not cut.certificate.ok:
-            raise HeadNotFound(f"the head is not proved: {cut.certificate.refusal}. {_OTHER}")
-        session, place = cut.graph.opened(cut.head_model()), cut.cut.places[0]
-        return lambda z: np.asarray(session({place: z})[0], np.float64).reshape(1, -1)
-
-    import torch
-
-    from penult.tracing.split import split
-
-    halves = split(classifier.module, example_of(classifier), output=classifier.output)
-    if not halves.certificate.ok:
-        raise HeadNotFound(f"the head is not proved: {halves.certificate.refusal}. {_OTHER}")
-
-    def run(z: npt.NDArray[np.float32]) -> Floats:
-        values = halves.logits(torch.as_tensor(z, device=embedder.device))
-        return np.asarray(values.detach().cpu().numpy(), np.float64).reshape(1, -1)
-
-    return run
+    try:
+        head = embedder.classifier.structure.study().head()
+    except HeadNotFound as error:
+        raise HeadNotFound(f"{error}. {_OTHER}") from error
+    return lambda prelogits: np.asarray(head(prelogits), np.float64)

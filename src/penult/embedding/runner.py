@@ -121,15 +121,12 @@ class _Run:
 
 
 def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str) -> Engine:
-    """What runs the classifier: torch for its module, ONNX Runtime for its graph."""
-    if classifier.engine == "torch":
+    """The engine that runs the classifier as it is: torch a module, ONNX Runtime a graph."""
+    classifier.input.require()  # refused now, and not once for each item
+    if classifier.structure.engine == "torch":
         return TorchEngine(classifier, readings, device)
     from penult.engines.onnxruntime import OnnxEngine
-    from penult.models.loaders.onnx import OnnxClassifier
 
-    if not isinstance(classifier, OnnxClassifier):
-        raise UsageError(f"there is no engine {classifier.engine!r}")
-    classifier.preparation()  # refused now, and not once for each item
     return OnnxEngine(classifier, readings, device)
 
 
@@ -142,7 +139,7 @@ def device_of(classifier: Classifier, wanted: str = "auto") -> str:
     """
     if "," in wanted:
         return ",".join(device_of(classifier, one.strip()) for one in wanted.split(","))
-    if classifier.engine == "torch":
+    if classifier.structure.engine == "torch":
         return pick_device(wanted)
     from penult.engines.onnxruntime import pick_onnx_device
 
@@ -200,7 +197,7 @@ class Runner:
         """The engine that runs the regions, and in which numbers."""
         if self.choice is not None:
             return self.choice.way
-        return EngineMode(self.classifier.engine)
+        return EngineMode(self.classifier.structure.engine)
 
     def stream(
         self,
@@ -264,7 +261,7 @@ class Runner:
         """Regions opened and prepared for the model; what is no pair comes out as it went in."""
         watch, model = watch or Stopwatch(), self.classifier
         limits = decoding.max_seconds, decoding.first_seconds
-        target = DecodeTarget(model.modality, model.rate, model.frames, *limits)
+        target = DecodeTarget(model.modality, model.rate, model.input.frames, *limits)
         with Decoders(target, decoding) as decoders:
             for decoded in decoders.open_regions(pairs):
                 if not isinstance(decoded, DecodedRegion):
@@ -323,10 +320,10 @@ class Runner:
         """What the engine is given of items that may share a forward pass."""
         tensors = [one.inputs.tensors for one in items]
         batch = Batch(tensors[0]) if len(tensors) == 1 else self.law.batch(tensors)
-        holds = self.classifier.holds
-        if holds is None or self.classifier.modality != "audio":
+        seconds = self.classifier.input.seconds
+        if seconds is None or self.classifier.modality != "audio":
             return batch
-        most = holds * (self.classifier.rate or 1)
+        most = seconds * (self.classifier.rate or 1)
         return replace(batch, filled=[min(1.0, len(one.content.values) / most) for one in items])
 
     def _refused(self, content: Content, error: Exception) -> ItemError:

@@ -192,7 +192,7 @@ def _twin(classifier: Classifier, item: Tensors, size: float) -> Tensors:
 
 
 def _item(classifier: Classifier, seed: int, size: float) -> Tensors:
-    content = content_of(classifier.modality, seed, classifier.rate, classifier.frames, size)
+    content = content_of(classifier.modality, seed, classifier.rate, classifier.input.frames, size)
     return classifier.preprocess(content).tensors
 
 
@@ -200,7 +200,7 @@ def _candidates(classifier: Classifier, items: Sequence[Tensors]) -> Iterator[Ba
     """Ways of batching, the most useful one first."""
     axes = axes_of(items)
     if axes and _masks(classifier, items):
-        module = classifier.module if classifier.engine == "torch" else None
+        module = next(iter(classifier.structure.modules()), None)
         fill = fill_of(module) if module is not None else {}
         yield BatchPolicy(PADDED, axes, fill)
         yield BatchPolicy(PADDED, axes, fill, left=True)
@@ -221,4 +221,5 @@ def _masks(classifier: Classifier, items: Sequence[Tensors]) -> bool:
     """Whether the model can be told which positions are padding."""
     if any(name.endswith(MASK) for name in items[0]):
         return True
-    return classifier.engine == "torch" and MASK in arguments(classifier.module)
+    module = next(iter(classifier.structure.modules()), None)
+    return module is not None and MASK in arguments(module)

@@ -44,7 +44,7 @@ class CutModule(nn.Module):
         super().__init__()
         self.model = classifier.module
         self.readings, self.names = list(readings), list(names)
-        self._base, self._output = classifier.base, classifier.output
+        self._base, self._output = classifier.structure.base, classifier.structure.output
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The model's arguments in the order of `names` → (logits, vector of each reading)."""
@@ -125,7 +125,8 @@ class ExportedGraph:
     def __init__(self, classifier: Classifier, readings: Sequence[Reading], recipe: Recipe) -> None:
         self.recipe = recipe
         self.cut = CutModule(classifier, readings, recipe.names).eval()
-        self._base = classifier.module.get_submodule(classifier.base) if classifier.base else None
+        base = classifier.structure.base
+        self._base = classifier.module.get_submodule(base) if base else None
         self._fillings = {
             reading.entry: FilledPositions(classifier.module, reading.entry)
             for reading in readings

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from penult.engines.pooling import pool
 from penult.errors import EngineError, TapError, first_line
 from penult.extras import require
 from penult.models.base import Classifier
-from penult.models.loaders.onnx import OnnxClassifier
+from penult.models.loaders.onnx import GraphStructure
 from penult.tracing.onnx_graph import Array, Session, as_feeds, has_cuda
 
 
@@ -31,19 +32,22 @@ class OnnxEngine:
 
     def __init__(
         self,
-        classifier: OnnxClassifier,
+        classifier: Classifier,
         readings: Sequence[Reading],
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
         self.readings = list(readings)
         self.device = device
-        self._graph = classifier.graph
+        structure = cast(
+            GraphStructure, classifier.structure
+        )  # the one kind that names this engine
+        self._graph = structure.graph
         taps = [reading.tap.module for reading in self.readings]
         for name in taps:
             if name not in self._graph.depends:
                 raise TapError(f"the graph has no tensor {name!r} that depends on its input")
-        self._names = list(dict.fromkeys([classifier.logits, *taps]))
+        self._names = list(dict.fromkeys([structure.logits, *taps]))
         model = self._graph.encoder(self._names)
         self._session = Session(model, threads or torch.get_num_threads(), device, self._graph.bare)
 

@@ -47,8 +47,9 @@ class TorchEngine:
         self.numbers = numbers
         self._classifier = classifier
         self._module = (module or classifier.module).to(self.device).eval()
-        self._base = self._module.get_submodule(classifier.base) if classifier.base else None
-        self._output = classifier.output
+        structure = classifier.structure
+        self._base = self._module.get_submodule(structure.base) if structure.base else None
+        self._output = structure.output
         self._calls = Calls()
         self._lock = lock_of(self._module)
         self._fillings = {

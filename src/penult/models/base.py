@@ -1,7 +1,7 @@
-"""What every origin of classifiers gives: the module, its preprocessing, its labels, its identity.
+"""Classifier: a model's structure, its preprocessing, its labels, its identity, how it is saved.
 
-A classifier describes and never runs itself: engines run it. It knows nothing of taps, pooling,
-files or collections; what answers `classify` is handed to it by who joins classifiers and engines.
+A classifier describes and never runs itself: engines run it. Knows no pooling and no collection;
+what answers `classify` is set where classifiers and engines are joined.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from penult.tracing.anatomy import Anatomy, Statement
+    from penult.tracing.certificate import Certificate
+    from penult.tracing.taps import Tap
+
+    Tensors = Mapping[str, torch.Tensor]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -40,77 +47,279 @@ class Inputs:
     truncated: seconds (text: tokens) that the preprocessing kept, or None if it kept everything.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Tensors
     truncated: float | None = None
 
 
-class Classifier(ABC):
-    """A trained model f that gives K scores for an input, and what it takes to feed it.
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What a model takes.
 
-    spec: what `penult.load` was given. modality: audio, image, video or text.
-    kind: single-label, multi-label or regression. labels: K names, in the order of the logits.
-    rate: samples per second that audio is resampled to. frames: frames that a video is sampled to.
-    base: dotted path of the backbone inside `module`, where the origin names one.
-    engine: what runs it: torch, or onnxruntime for a graph, which has no module.
-    reopen: what `load` was asked besides the spec, to open it again.
+    modality: audio, image, video or text. rate: samples per second that audio is resampled to.
+    frames: to which a video is sampled. seconds: of sound in an input of fixed length; None if it
+    is as long as the clip. refusal: why no item can be prepared; empty where items can be.
     """
 
-    spec: str
     modality: str
-    kind: str
-    labels: tuple[str, ...]
-    rate: int | None
-    frames: int | None
-    base: str | None
-    engine: str
-    reopen: dict[str, Any]
+    rate: int | None = None
+    frames: int | None = None
+    seconds: float | None = None
+    refusal: str = ""
 
-    # What gives `classify` its predictions; whoever joins classifiers and engines sets it.
-    _answer: Callable[[Classifier, Any, str, str], list[Prediction]] | None = None
+    def require(self) -> None:
+        """Refuse a model for which no item can be prepared.
 
-    if TYPE_CHECKING:  # fields of some classifiers, properties of others
+        Raises:
+            UsageError: the reason, and what would work.
+        """
+        if self.refusal:
+            raise UsageError(self.refusal)
 
-        @property
-        def module(self) -> nn.Module:
-            """The torch module.
 
-            Raises:
-                UsageError: it has none.
-            """
-
-        @property
-        def output(self) -> str | int | None:
-            """Which of several outputs holds the logits, where the model does not say it."""
+class Preparer(Protocol):
+    """Preprocessing of one item; `digest` differs where two preprocessings differ."""
 
     @property
-    @abstractmethod
-    def holds(self) -> float | None:
-        """Seconds of sound that an input of fixed length holds; None if it is as long as the
-        clip."""
+    def input(self) -> InputSpec:
+        """What it prepares, and to which length."""
 
-    @abstractmethod
+    def __call__(self, content: Any) -> Inputs:
+        """Decoded content (samples, image, frames or text) as the model's inputs."""
+
+    def example(self, seed: int) -> Inputs:
+        """A short synthetic item, prepared as any other; the same for the same seed."""
+
+    def digest(self) -> str:
+        """Hash of every setting."""
+
+    def truncation(self) -> str:
+        """The limit of an item's length, in words, or `none`."""
+
+
+class Study(Protocol):
+    """A model's parts and their proof, measured on a few inputs."""
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Head, backbone and named taps."""
+
+    def tap(self, name: str) -> Tap:
+        """The tap of a name.
+
+        Raises:
+            TapError: there is none; the message lists those that there are.
+        """
+
+    def prove(self, missing: Sequence[str] = ()) -> tuple[Certificate, str]:
+        """(certificate of the head, remark on it). missing: weights that were not loaded."""
+
+    def statements(self, taps: Sequence[Tap]) -> Mapping[str, Statement]:
+        """How the logits depend on each tap."""
+
+    def head(self) -> Callable[[FloatArray], FloatArray]:
+        """The proved head: prelogits of one item (1, d) to logits (1, K).
+
+        Raises:
+            HeadNotFound: there is no proof.
+        """
+
+
+class Structure(Protocol):
+    """A model as it is studied and run: a torch module, or a graph.
+
+    engine: the engine that runs it as it is, by its name in `penult.engines.registry`. output: the
+    output that holds the logits, where there are several. base: dotted path of the backbone in the
+    module, where the origin names one. proved_on_items: a proof on real inputs says more than one
+    on synthetic inputs (a graph is the same for every input).
+    """
+
+    @property
+    def engine(self) -> str:
+        """The native engine."""
+
+    @property
+    def proved_on_items(self) -> bool:
+        """Whether a proof on real inputs says more."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The torch module.
+
+        Raises:
+            UsageError: there is none.
+        """
+
+    @property
+    def base(self) -> str | None:
+        """Dotted path of the backbone."""
+
+    @property
+    def output(self) -> str | int | None:
+        """Name or number of the output that holds the logits."""
+
+    def modules(self) -> Iterable[nn.Module]:
+        """Every torch module inside, the whole one first; none of a graph."""
+
+    def place(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """Inputs on the device where the model is now."""
+
+    def entry(self, anatomy: Anatomy) -> Tap | None:
+        """The tap in front of the first block, where positions can be followed from there."""
+
+    def study(self, examples: Sequence[Tensors] = (), head: str | None = None) -> Study:
+        """The model, studied on one or two inputs, or on synthetic ones.
+
+        Raises:
+            UsageError: there is no module of the name `head`.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """`class` and the number of `parameters`."""
+
+    def digest(self) -> str:
+        """Hash of the weights."""
+
+    def save(self, folder: Path) -> None:
+        """Write the weights into a folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a classifier is saved.
+
+    recipe: what opens it again from its folder (`origin`, `name`, options), without labels and
+    kind; None where the files say everything. files: copied as they are, each under its name;
+    None: the structure writes the weights. refusal: why it cannot be saved.
+    """
+
+    recipe: Mapping[str, Any] | None = None
+    files: Mapping[str, Path] | None = None
+    refusal: str = ""
+
+
+NOT_STORED = Storage(
+    refusal="a module or a function that was given as an object cannot be built again from a "
+    "folder; name both as package.module:function"
+)
+FILE = "classifier.json"
+
+# Attributes of earlier versions, and where their values are now.
+_MOVED = {
+    "origin": "",
+    "frames": "input.frames",
+    "holds": "input.seconds",
+    "seconds": "input.seconds",
+    "base": "structure.base",
+    "output": "structure.output",
+    "engine": "structure.engine",
+}
+
+
+class Classifier:
+    """A trained model that gives K scores for an input, and what it takes to feed it.
+
+    spec: what `penult.load` was given. kind: single-label, multi-label or regression. labels: K
+    names, in the order of the logits. input: modality, sample rate, frames and fixed length of
+    what the model takes. structure: the model inside, studied and proved through it.
+    """
+
+    # Gives `classify` its predictions; set where classifiers and engines are joined.
+    _answer: Callable[[Classifier, Any, str, str], list[Prediction]] | None = None
+
+    def __init__(
+        self,
+        spec: str,
+        kind: str,
+        labels: Sequence[str],
+        structure: Structure,
+        preparer: Preparer,
+        facts: Mapping[str, Any] | None = None,
+        storage: Storage = NOT_STORED,
+    ) -> None:
+        self.spec = spec
+        self.kind = kind
+        self.labels = tuple(labels)
+        self.structure = structure
+        self._preparer = preparer
+        self._facts = dict(facts or {})
+        self._storage = storage
+        self._options: dict[str, Any] = {}
+
+    @property
+    def input(self) -> InputSpec:
+        """What an item has to be: modality, sample rate, frames, fixed length."""
+        return self._preparer.input
+
+    @property
+    def modality(self) -> str:
+        """audio, image, video or text."""
+        return self.input.modality
+
+    @property
+    def rate(self) -> int | None:
+        """Samples per second that audio is resampled to."""
+        return self.input.rate
+
+    @property
+    def module(self) -> nn.Module:
+        """The torch module.
+
+        Raises:
+            UsageError: the classifier is a graph, and has none.
+        """
+        return self.structure.module
+
     def preprocess(self, content: Any) -> Inputs:
-        """Decoded content (samples, image, frames or text) → what the model's forward takes.
+        """Decoded content (samples, image, frames or text) as the model's inputs.
 
         Raises:
             ItemError: the content cannot be prepared.
         """
+        return self._preparer(content)
 
-    @abstractmethod
     def example(self, seed: int = 0) -> Inputs:
         """A short synthetic input of the model's own kind, the same for the same seed."""
+        return self._preparer.example(seed)
 
-    @abstractmethod
     def identity(self) -> dict[str, str]:
-        """The classifier's fields of the fingerprint: `weights` and `preprocessing`."""
+        """The classifier's fields of the fingerprint: weights, preprocessing, truncation."""
+        return {
+            "weights": self.structure.digest(),
+            "preprocessing": self._preparer.digest(),
+            "truncation": self._preparer.truncation(),
+        }
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Facts for people and for `runs`: origin, class, revision, parameters, versions."""
+        about = self.structure.describe()
+        return {
+            "class": about["class"],
+            "modality": self.modality,
+            "kind": self.kind,
+            "classes": len(self.labels),
+            "parameters": about["parameters"],
+            "rate": self.rate,
+            **self._facts,
+        }
 
-    @abstractmethod
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write everything that `penult.load(folder)` needs to open it again."""
+        """Write everything that `penult.load(folder)` needs to open it again.
+
+        Raises:
+            UsageError: it was made of objects that have no importable name.
+        """
+        stored = self._storage
+        self.input.require()
+        if stored.refusal:
+            raise UsageError(stored.refusal)
+        folder = Path(folder)
+        if stored.files is None:
+            self.structure.save(folder)
+        for name, path in (stored.files or {}).items():
+            shutil.copyfile(path, folder / name)
+        if stored.recipe is not None:
+            about = {**stored.recipe, "labels": self.labels, "kind": self.kind}
+            (folder / FILE).write_text(json.dumps(about, indent=2), "utf-8")
 
     def classify(
         self, items: Any, on_error: Literal["raise", "skip"] = "raise", device: str = "auto"
@@ -137,15 +346,29 @@ class Classifier(ABC):
     if not TYPE_CHECKING:  # else every name would be known
 
         def __getattr__(self, name: str) -> Any:
-            """`origin`, for one version more: what `penult.load` gives was once wrapped."""
-            if name != "origin":
+            """Attributes of earlier versions, for one version more."""
+            if name not in _MOVED:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            place = _MOVED[name]
+            remedy = (
+                f"classifier.{place}" if place else "the classifier itself, and leave .origin out"
+            )
             warnings.warn(
-                "classifier.origin is the classifier itself: leave .origin out",
+                f"classifier.{name} goes in the next version: use {remedy}",
                 DeprecationWarning,
                 stacklevel=2,
             )
-            return self
+            return attrgetter(place)(self) if place else self
+
+
+def reopen_options(classifier: Classifier) -> dict[str, Any]:
+    """The options of `load` that open a classifier again, besides its spec."""
+    return dict(classifier._options)
+
+
+def remember_options(classifier: Classifier, options: Mapping[str, Any]) -> None:
+    """Keep the options of `load` with a classifier, for `reopen_options`."""
+    classifier._options = dict(options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +383,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the classifier says of one region.
+    """The classifier's answer for one region.
 
     logits: exactly what the model returned, (K,) or (frames, K). scores: probabilities for
     single-label (softmax) and multi-label (sigmoid), the values themselves for regression.
@@ -190,7 +413,7 @@ class Prediction:
 def predict(
     kind: str, labels: Sequence[str], logits: FloatArray, id: str = "", region: str = "whole"
 ) -> Prediction:
-    """Turn one item's logits (K,) or (frames, K) into a Prediction."""
+    """One item's logits, (K,) or (frames, K), as a Prediction."""
     values = logits.astype(np.float64)
     if kind == SINGLE_LABEL:
         exponent = np.exp(values - values.max(axis=-1, keepdims=True))

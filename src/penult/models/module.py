@@ -1,14 +1,12 @@
-"""A torch module as a classifier: assembled, its batch axis tried, its steadiness measured."""
+"""A torch module as a classifier: its parts assembled, its batch axis tried, its head proved."""
 
 from __future__ import annotations
 
 import inspect
-import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,36 @@ from torch import Tensor, nn
 
 from penult.errors import HeadNotFound, ModelError, PenultError, UsageError, first_line
 from penult.models.base import (
+    NOT_STORED,
     SINGLE_LABEL,
     Classifier,
+    FloatArray,
     Inputs,
+    InputSpec,
+    Storage,
     complete_labels,
     digest,
     weights_digest,
 )
 from penult.models.checkpoints import built, read, require_filled
-from penult.models.options import LoadOptions, Prepare, class_names_of
+from penult.models.options import LoadOptions, Preprocessing, class_names_of
 from penult.models.synthetic import content_of
+from penult.tracing.anatomy import Anatomy, Statement, choose_tap, dissect, state
+from penult.tracing.certificate import Certificate
+from penult.tracing.forward import SplitTarget, still
 from penult.tracing.head import floats_of, logits_of
+from penult.tracing.inputs import CallInputs
+from penult.tracing.split import split
+from penult.tracing.taps import Tap
+
+Tensors = Mapping[str, Tensor]
+
+WEIGHTS = "model.safetensors"
+TORCH = "torch"  # the engine of every module
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
-# What is done to what the preprocessing gives; nothing is: a batch axis is put in front.
-BATCHED, CHANNEL = "batched", "channel"
-
-# What a preprocessing is given of each modality.
+# What a preprocessing takes of each modality.
 _ITEMS = {
     "audio": "samples (n,) of float32",
     "image": "a PIL image",
@@ -45,71 +55,319 @@ _ITEMS = {
 
 # What modules raise for an input that they do not take.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError)
+# What a model that does not take the proof's variants of an input may raise.
+_UNPROVED = (PenultError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+
+# The axes that prepared tensors lack, put in front: the batch axis, none (it is there), or those
+# of batch and channel.
+ITEM, BATCHED, CHANNEL = "", "batched", "channel"
 
 
-def fitting(classifier: ModuleClassifier, raw: bool) -> str:
-    """Whether what is prepared has a batch axis already, or raw sound needs one of channels.
+class TorchStructure:
+    """A torch module; see `penult.models.base.Structure`."""
 
-    Tried, not guessed. raw: samples go in as they are.
+    engine = TORCH
+    proved_on_items = True
+
+    def __init__(
+        self,
+        module: nn.Module,
+        example: Callable[[int], Inputs],
+        base: str | None = None,
+        output: str | int | None = None,
+        weights: Callable[[], str] | None = None,
+    ) -> None:
+        """example: a synthetic input for a seed. weights: their hash, where the module's state
+        lacks some."""
+        self.module = module
+        self.base = base
+        self.output = output
+        self._example = example
+        self._weights = weights
+
+    def modules(self) -> Iterable[nn.Module]:
+        """Every module, the whole one first."""
+        return self.module.modules()
+
+    def place(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Inputs on the device where the module is now."""
+        parameter = next(self.module.parameters(), None)
+        device = "cpu" if parameter is None else parameter.device
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    def entry(self, anatomy: Anatomy) -> Tap | None:
+        """The tap in front of the first block."""
+        return anatomy.taps.get("layer:0")
+
+    def study(self, examples: Sequence[Tensors] = (), head: str | None = None) -> TorchStudy:
+        """The module, studied on one or two inputs, or on a synthetic one.
+
+        Raises:
+            UsageError: the model has no module of the name `head`.
+        """
+        if head is not None and (not head or head not in dict(self.module.named_modules())):
+            raise UsageError(
+                f"--head {head!r}: the model has no module of that name (penult inspect without "
+                "--head shows them)"
+            )
+        first, *more = examples or [self.place(self._example(0).tensors)]
+        # Two of one shape serve as the two inputs of the proof; else the second one is made up.
+        other = next((one for one in more if _shapes(one) == _shapes(first)), None)
+        return TorchStudy(self, first, other, head)
+
+    def describe(self) -> dict[str, Any]:
+        """`class` and the number of `parameters`."""
+        parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        return {"class": type(self.module).__name__, "parameters": parameters}
+
+    def digest(self) -> str:
+        """Hash of the weights."""
+        return self._weights() if self._weights else weights_digest(self.module)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as safetensors."""
+        from safetensors.torch import save_file
+
+        state = self.module.state_dict()  # cloned: tied weights have two names and one storage
+        save_file({n: v.clone().contiguous() for n, v in state.items()}, folder / WEIGHTS)
+
+
+@dataclass(frozen=True)
+class TorchStudy:
+    """A torch module on one input, or two of one shape; see `penult.models.base.Study`."""
+
+    structure: TorchStructure
+    example: Tensors
+    other: Tensors | None
+    head_name: str | None
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Head, backbone and named taps."""
+        one = self.structure
+        return dissect(one.module, self.example, one.base, one.output, self.head_name)
+
+    def tap(self, name: str) -> Tap:
+        """The tap of a name, or of a module's path."""
+        return choose_tap(self.anatomy, self.structure.module, self.example, name)
+
+    def prove(self, missing: Sequence[str] = ()) -> tuple[Certificate, str]:
+        """(certificate of the head, remark on it), in a few forward passes."""
+        try:
+            cut = split(
+                self.structure.module,
+                self.example,
+                output=self.structure.output,
+                head=self.head_name,
+                missing=missing,
+                other_inputs=self.other,
+            )
+        except _UNPROVED as error:  # a head that cannot be proved stops no other tap
+            return Certificate.refused(f"the proof could not be run: {first_line(error)}"), ""
+        return cut.certificate, cut.remark
+
+    def statements(self, taps: Sequence[Tap]) -> Mapping[str, Statement]:
+        """How the logits depend on each tap."""
+        module = self.structure.module
+        target = SplitTarget(module, self.structure.output, self.head_name)
+        other = None if self.other is None else CallInputs.of(self.other)
+        with still(module):
+            return state(target, CallInputs.of(self.example), taps, other)
+
+    def head(self) -> Callable[[FloatArray], FloatArray]:
+        """The proved head: prelogits of one item (1, d) to logits (1, K).
+
+        Raises:
+            HeadNotFound: there is no proof.
+        """
+        one = self.structure
+        halves = split(one.module, self.example, output=one.output)
+        if not halves.certificate.ok:
+            raise HeadNotFound(f"the head is not proved: {halves.certificate.refusal}")
+
+        def run(prelogits: FloatArray) -> FloatArray:
+            values = halves.logits(one.place({"z": torch.as_tensor(prelogits)})["z"])
+            array: FloatArray = values.detach().cpu().numpy().reshape(1, -1)
+            return array
+
+        return run
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePreparer:
+    """A function from one item to tensors, and the axes that its tensors lack; see
+    `penult.models.base.Preparer`. names: of the module's arguments, for tensors without a name."""
+
+    input: InputSpec
+    preprocessing: Preprocessing
+    names: Sequence[str]
+    axes: str = ITEM
+
+    def __call__(self, content: Any) -> Inputs:
+        """Decoded content as the module's arguments."""
+        content, truncated = fixed_length(content, self.input)
+        value = self.preprocessing.function(content)
+        tensors = value if isinstance(value, Mapping) else self._named(value)
+        return Inputs({name: self._with_axes(item) for name, item in tensors.items()}, truncated)
+
+    def _named(self, value: Any) -> dict[str, Any]:
+        values = value if isinstance(value, tuple) else (value,)
+        return dict(zip(self.names, values, strict=False))
+
+    def _with_axes(self, value: Any) -> Tensor:
+        tensor = torch.as_tensor(value)
+        return {ITEM: tensor[None], BATCHED: tensor, CHANNEL: tensor[None, None]}[self.axes]
+
+    def example(self, seed: int) -> Inputs:
+        """Noise, or a few words, prepared as any other item."""
+        one = self.input
+        return self(content_of(one.modality, seed, one.rate, one.frames))
+
+    def digest(self) -> str:
+        """Hash of the settings."""
+        return digest(self.preprocessing.settings)
+
+    def truncation(self) -> str:
+        """`none`, or the seconds that are kept."""
+        return truncation_of(self.input)
+
+
+def fixed_length(content: Any, spec: InputSpec) -> tuple[Any, float | None]:
+    """(samples padded with zeros or cut to the fixed length, seconds that were kept of a longer
+    clip); as they are where there is no fixed length."""
+    if spec.seconds is None or spec.rate is None:
+        return content, None
+    length = round(spec.seconds * spec.rate)
+    padded = np.pad(content[:length], (0, max(0, length - len(content))))
+    return padded, spec.seconds if len(content) > length else None
+
+
+def truncation_of(spec: InputSpec) -> str:
+    """`none`, or `first 5 s`."""
+    return "none" if spec.seconds is None else f"first {spec.seconds:g} s"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleParts:
+    """The parts of a classifier whose model is a torch module, as a loader found them.
+
+    loose: parameters that no weights filled, and why. labels, kind: those that the model's origin
+    names; the caller's count first. base: dotted path of the backbone. weights: their hash, where
+    the module's state lacks some. facts: for `Classifier.describe`. storage: how it is saved.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    spec: str
+    loose: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+    kind: str | None = None
+    base: str | None = None
+    weights: Callable[[], str] | None = None
+    storage: Storage = NOT_STORED
+
+
+def assemble(
+    parts: ModuleParts, options: LoadOptions, preparer: ModulePreparer | None = None
+) -> Classifier:
+    """Put the parts together, and refuse weights that do not fill the module.
 
     Raises:
-        ModelError: the module takes it in no way.
+        ModelError: the module does not take what the preprocessing gives.
+        IncompleteWeights: each parameter on the way to the logits that was not loaded is named.
     """
-    errors: list[tuple[Mapping[str, Tensor], Exception]] = []
-    for fit in ("", CHANNEL) if raw else ("", BATCHED):
-        tensors = _example(replace(classifier, fit=fit))
+    preparer = preparer or fitted_preparer(parts, options)
+    module, output = parts.module, options.output_key
+    tensors = preparer.example(0).tensors
+    n_logits = require_filled(module, tensors, parts.loose, (), parts.spec, output)
+    names = class_names_of(options.class_names, n_logits) or parts.labels
+    return Classifier(
+        parts.spec,
+        options.kind or parts.kind or SINGLE_LABEL,
+        complete_labels(names, n_logits),
+        TorchStructure(module, preparer.example, parts.base, output, parts.weights),
+        preparer,
+        parts.facts,
+        parts.storage,
+    )
+
+
+def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
+    """The preprocessing with the axes that the module wants: tried, not guessed.
+
+    Raises:
+        ModelError: the module takes its inputs in no way.
+    """
+    options.require_kind()
+    spec = InputSpec(
+        options.modality or ("audio" if options.sample_rate else "image"),
+        options.sample_rate,
+        seconds=options.seconds,
+    )
+    preparer = ModulePreparer(spec, parts.preprocessing, arguments(parts.module))
+    raw = options.sample_rate is not None and options.preprocess is None  # samples as they are
+    errors: list[tuple[Tensors, Exception]] = []
+    for axes in (ITEM, CHANNEL) if raw else (ITEM, BATCHED):
+        tried = replace(preparer, axes=axes)
+        tensors = _example(tried)
         if any(tensor.shape[:1] != (1,) for tensor in tensors.values()):
             continue
         try:
             with torch.no_grad():
-                output = classifier.module(**tensors)
+                output = parts.module(**tensors)
         except _REFUSALS as error:
             errors.append((tensors, error))
             continue
-        if not raw or _one_row(output, classifier.output):
-            return fit
+        if not raw or _one_row(output, options.output_key):
+            return tried
         # A convolution takes (1, n) for one channel without a batch.
-        errors.append((tensors, ValueError("what it gives has no batch axis of one")))
-    taken, first = errors[0]
-    given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in taken.items())
+        errors.append((tensors, ValueError("its output has no batch axis of one")))
+    tensors, first = errors[0]
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     raise ModelError(
-        f"{classifier.facts.get('class', type(classifier.module).__name__)} does not take what its "
-        f"preprocessing gives ({given}): {_innermost(first)}"
+        f"{type(parts.module).__name__} does not take what its preprocessing gives ({shapes}): "
+        f"{_innermost(first)}"
     ) from first
 
 
-def _example(classifier: ModuleClassifier) -> Mapping[str, Tensor]:
+def _example(preparer: ModulePreparer) -> Tensors:
     try:
-        return classifier.example().tensors
+        return preparer.example(0).tensors
     except PenultError:
         raise
     except Exception as error:  # the caller's own function may raise anything
+        modality = preparer.input.modality
         raise UsageError(
-            f"the preprocessing does not take {_ITEMS[classifier.modality]}: "
-            f"{type(error).__name__}: {first_line(error)}. If it is not made for "
-            f"{classifier.modality} items, say which with --modality"
+            f"the preprocessing does not take {_ITEMS[modality]}: {type(error).__name__}: "
+            f"{first_line(error)}. If it is not made for {modality} items, say which with "
+            "--modality"
         ) from error
 
 
-def _one_row(output: Any, which: str | int | None) -> bool:
+def _one_row(output: Any, key: str | int | None) -> bool:
     try:
-        return logits_of(output, which).shape[:1] == (1,)
-    except HeadNotFound:  # which of several outputs is meant is for others to say
+        return logits_of(output, key).shape[:1] == (1,)
+    except HeadNotFound:  # which of several outputs holds the logits is decided later
         return True
 
 
 def _innermost(error: Exception) -> str:
-    """What is worth showing of an error: TorchScript and Keras say first where it was."""
+    """The line of an error that names its cause: TorchScript and Keras begin with its place."""
     text = _COLOURS.sub("", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("RuntimeError:", "AssertionError:"))]
-    if told:
-        return told[-1].partition(": ")[2]
+    causes = [line for line in lines if line.startswith(("RuntimeError:", "AssertionError:"))]
+    if causes:
+        return causes[-1].partition(": ")[2]
     rest = [line for line in lines if not line.startswith("Exception encountered when calling")]
     return (rest or lines or [type(error).__name__])[0][:300]
 
 
-def require_steady(classifier: ModuleClassifier, instead: str) -> None:
+def require_steady(classifier: Classifier, remedy: str) -> None:
     """Refuse a model that was saved as it was in training, with dropout or statistics at work.
 
     Raises:
@@ -122,10 +380,9 @@ def require_steady(classifier: ModuleClassifier, instead: str) -> None:
     after = classifier.module.state_dict()
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
     if changed or not all(map(_equal, first, second)):
-        what = f"a pass changes {changed[0]}" if changed else "the same input gives other scores"
+        sign = f"a pass changes {changed[0]}" if changed else "the same input gives other scores"
         raise ModelError(
-            f"{classifier.spec} was saved in training mode ({what}, every time it is asked): "
-            f"{instead}"
+            f"{classifier.spec} was saved in training mode ({sign} in every pass): {remedy}"
         )
 
 
@@ -133,124 +390,23 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
 
 
-FILE = "classifier.json"
-WEIGHTS = "model.safetensors"
-
-
-@dataclass(eq=False, repr=False)
-class ModuleClassifier(Classifier):
-    """A torch module and what it takes to feed it; see `penult.models.base.Classifier`."""
-
-    spec: str
-    modality: str
-    kind: str
-    labels: tuple[str, ...]
-    rate: int | None
-    frames: int | None
-    module: nn.Module
-    base: str | None
-    prepare: Prepare
-    settings: dict[str, Any]  # what the preprocessing is, for the fingerprint
-    seconds: float | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)  # how to build it again
-    facts: dict[str, Any] = field(default_factory=dict)
-    reopen: dict[str, Any] = field(default_factory=dict)
-    files: Sequence[Path] | None = None  # a checkpoint's own files, which are copied as they are
-    fit: str = ""  # what is done to what `prepare` gives: a batch axis, or another one before it
-    weigh: Callable[[], str] | None = None  # hash of the weights, where the state has not all
-    engine: str = "torch"
-    output: str | int | None = None  # which of several holds the logits
-
-    @property
-    def holds(self) -> float | None:
-        """Seconds in an input of fixed length; see `Classifier.holds`."""
-        return self.seconds
-
-    def preprocess(self, content: Any) -> Inputs:
-        """Decoded content → the model's arguments; see `Classifier.preprocess`."""
-        truncated = None
-        if self.seconds is not None and self.rate is not None:
-            wanted = round(self.seconds * self.rate)
-            truncated = self.seconds if len(content) > wanted else None
-            content = np.pad(content[:wanted], (0, max(0, wanted - len(content))))
-        value = self.prepare(content)
-        tensors = value if isinstance(value, Mapping) else self._named(value)
-        return Inputs({name: self._batch(item) for name, item in tensors.items()}, truncated)
-
-    def _named(self, value: Any) -> dict[str, Any]:
-        values = value if isinstance(value, tuple) else (value,)
-        return dict(zip(arguments(self.module), values, strict=False))
-
-    def _batch(self, value: Any) -> Tensor:
-        tensor = torch.as_tensor(value)
-        return {"": tensor[None], BATCHED: tensor, CHANNEL: tensor[None, None]}[self.fit]
-
-    def example(self, seed: int = 0) -> Inputs:
-        """Noise, or a few words, prepared as any other item."""
-        return self.preprocess(content_of(self.modality, seed, self.rate, self.frames))
-
-    def identity(self) -> dict[str, str]:
-        """`weights` and `preprocessing` of the fingerprint."""
-        return {
-            "weights": self.weigh() if self.weigh else weights_digest(self.module),
-            "preprocessing": digest(self.settings),
-            "truncation": "none" if self.seconds is None else f"first {self.seconds:g} s",
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """Facts for people and for a collection's runs."""
-        return {
-            "class": type(self.module).__name__,
-            "modality": self.modality,
-            "kind": self.kind,
-            "classes": len(self.labels),
-            "parameters": sum(p.numel() for p in self.module.parameters()),
-            "rate": self.rate,
-            **self.facts,
-        }
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Weights as safetensors, and how to build the module around them.
-
-        Raises:
-            UsageError: the module was given as an object, or its preprocessing as a function that
-                has no importable name.
-        """
-        folder = Path(folder)
-        from safetensors.torch import save_file
-
-        if not self.recipe:
-            raise UsageError(
-                "a module or a function that was given as an object cannot be built again from a "
-                "folder; name both as package.module:function"
-            )
-        if self.files is None:
-            state = self.module.state_dict()  # cloned: tied weights have two names and one storage
-            save_file({n: v.clone().contiguous() for n, v in state.items()}, folder / WEIGHTS)
-        else:
-            for path in self.files:
-                shutil.copyfile(path, folder / path.name)
-        about = {**self.recipe, "labels": self.labels, "kind": self.kind}
-        (folder / FILE).write_text(json.dumps(about, indent=2), "utf-8")
-
-
 def arguments(module: nn.Module) -> list[str]:
     """The names of what a module's forward takes."""
     takes: Any = getattr(module, "takes", None)
-    if takes is not None:  # what another runtime's file says of itself
+    if takes is not None:  # a module that stands for another runtime's file names them itself
         return list(takes)
     parameters = inspect.signature(module.forward).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def from_factory(
-    factory: Callable[..., nn.Module], asked: LoadOptions
+    factory: Callable[..., nn.Module], options: LoadOptions
 ) -> tuple[nn.Module, dict[str, str], dict[str, Any]]:
-    """(module, what was not filled, facts), with the asked checkpoint in it."""
+    """(module, parameters that were not filled, facts), with the options' checkpoint in it."""
     weights, facts = None, {}
-    if asked.checkpoint is not None:
-        path, _, entry = str(asked.checkpoint).partition("#")
-        checkpoint = read(Path(path).expanduser(), entry or None, trust=asked.trust)
+    if options.checkpoint is not None:
+        path, _, entry = str(options.checkpoint).partition("#")
+        checkpoint = read(Path(path).expanduser(), entry or None, trust=options.trust)
         weights = checkpoint.weights
         facts = {
             "checkpoint": f"{path}#{checkpoint.where}" if checkpoint.where else path,
@@ -265,52 +421,32 @@ def from_factory(
     return module.eval(), loose, facts
 
 
-def assembled(
-    module: nn.Module,
-    asked: LoadOptions,
-    prepare: Prepare,
-    settings: dict[str, Any],
-    loose: Mapping[str, str],
-    spec: str,
-    facts: dict[str, Any] | None = None,
-) -> ModuleClassifier:
-    """Put the parts together, and refuse weights that do not fill the module.
+def storage_of(
+    origin: str, name: str, options: LoadOptions, files: Mapping[str, Path] | None = None
+) -> Storage:
+    """How a classifier is saved that its origin opens again by name, or by a file of that name.
 
-    Raises:
-        ModelError: the module does not take what the preprocessing gives.
-        IncompleteWeights: each parameter on the way to the logits that was not loaded is named.
+    files: copied as they are; None: the weights are written.
     """
-    asked.require_kind()
-    classifier = ModuleClassifier(
-        spec=spec,
-        modality=asked.modality or ("audio" if asked.sample_rate else "image"),
-        kind=asked.kind or SINGLE_LABEL,
-        labels=(),
-        rate=asked.sample_rate,
-        frames=None,
-        module=module,
-        base=None,
-        prepare=prepare,
-        settings=settings,
-        seconds=asked.seconds,
-        output=asked.which,
-        facts=facts or {},
-    )
-    raw = asked.sample_rate is not None and asked.preprocess is None
-    classifier.fit = fitting(classifier, raw)
-    n_logits = require_filled(
-        module, classifier.example().tensors, loose, (), spec, classifier.output
-    )
-    classifier.labels = complete_labels(class_names_of(asked.class_names, n_logits), n_logits)
-    return classifier
+    if callable(options.preprocess):
+        return NOT_STORED
+    return Storage({"origin": origin, "name": name, **options.recipe()}, files)
 
 
-def from_file(
-    classifier: ModuleClassifier, path: Path, origin: str, asked: LoadOptions
-) -> ModuleClassifier:
-    """Remember the file that a classifier was opened from: it is saved as it is."""
-    classifier.facts["file"] = path.name
-    if not callable(asked.preprocess):
-        classifier.recipe = {"origin": origin, "name": path.name, **asked.recipe()}
-        classifier.files = [path]
-    return classifier
+@dataclass(frozen=True, slots=True)
+class SavedFile:
+    """The file that a classifier is read from, and is saved as. weights: their hash, where the
+    module's own is not enough."""
+
+    path: Path
+    weights: Callable[[], str] | None = None
+
+    def of(self, parts: ModuleParts, origin: str, options: LoadOptions) -> ModuleParts:
+        """The parts, with this file among the facts and copied when the classifier is saved."""
+        name = self.path.name
+        return replace(
+            parts,
+            facts={**parts.facts, "file": name},
+            weights=self.weights or parts.weights,
+            storage=storage_of(origin, name, options, {name: self.path}),
+        )

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -117,10 +117,10 @@ class LoadOptions:
     output: str | None = None
 
     @property
-    def which(self) -> str | int | None:
-        """The output that is asked for: its number, or its name."""
-        named = self.output
-        return int(named) if named is not None and named.isdigit() else named
+    def output_key(self) -> str | int | None:
+        """The output that holds the logits: its number, or its name."""
+        key = self.output
+        return int(key) if key is not None and key.isdigit() else key
 
     def require_kind(self) -> None:
         """Refuse a kind that there is not.
@@ -231,22 +231,31 @@ def class_names_of(
     return given
 
 
-def preparation(asked: LoadOptions) -> tuple[Prepare, dict[str, Any]]:
-    """The user's own preprocessing and what tells it from another one: its source.
+class Preprocessing(NamedTuple):
+    """A function from decoded content to the tensor or tensors of one item, without a batch axis,
+    and the settings that tell it from another one."""
+
+    function: Prepare
+    settings: Mapping[str, Any]
+
+
+def preprocessing_of(options: LoadOptions) -> Preprocessing:
+    """The caller's own preprocessing, told from another one by its source.
 
     Without one, audio goes in as samples; anything else needs one.
     """
-    prepare = asked.preprocess
-    if isinstance(prepare, str):
-        prepare = imported(prepare, "a preprocessing function")
-    if prepare is None:
-        if asked.sample_rate is None:
+    function = options.preprocess
+    if isinstance(function, str):
+        function = imported(function, "a preprocessing function")
+    if function is None:
+        if options.sample_rate is None:
             raise UsageError(
                 "nothing says how an item is prepared for this model: give "
                 "--preprocess package.module:function, or --sample-rate if it takes raw samples"
             )
-        return torch.from_numpy, {"samples": asked.sample_rate}
-    return prepare, {"rate": asked.sample_rate, "source": source_of(prepare)}
+        return Preprocessing(torch.from_numpy, {"samples": options.sample_rate})
+    settings = {"rate": options.sample_rate, "source": source_of(function)}
+    return Preprocessing(function, settings)
 
 
 def source_of(function: Callable[..., Any]) -> str:

@@ -10,19 +10,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from penult.errors import ModelError, first_line
-from penult.models.base import digest
+from penult.models.base import Inputs, InputSpec, Preparer, digest
 from penult.models.synthetic import content_of, noise
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' own reports off the terminal: what matters is raised or told by us."""
+    """Keep transformers' own reports off the terminal: what matters is raised here."""
     logger = logging.getLogger("transformers")
     level, bars = logger.level, _progress_bars()
     logger.setLevel(logging.CRITICAL)
@@ -48,25 +48,6 @@ def _progress_bars(on: bool = False) -> bool:
     return was
 
 
-Prepared = tuple[dict[str, Tensor], float | None]
-
-
-class Preparer(Protocol):
-    """Prepares one item; `digest` tells two preprocessings apart."""
-
-    def __call__(self, content: Any) -> Prepared:
-        """(tensors with a batch axis of 1, what was kept if something was cut off)."""
-
-    def example(self, seed: int) -> Any:
-        """A short synthetic item."""
-
-    def digest(self) -> str:
-        """Hash of every setting."""
-
-    def truncation(self) -> str:
-        """What is cut off, in words."""
-
-
 class AudioPreparer:
     """Samples (n,) at `rate` → input values or features, by a feature extractor."""
 
@@ -75,19 +56,25 @@ class AudioPreparer:
         self.rate = int(extractor.sampling_rate)
         self._kept: float | bool | None = False  # seconds; None: everything; False: not yet known
 
-    def __call__(self, content: Any) -> Prepared:
-        """Prepare one clip; what is kept is in seconds."""
+    @property
+    def input(self) -> InputSpec:
+        """Sound, at the extractor's rate and of the length that it keeps."""
+        return InputSpec("audio", self.rate, seconds=self.kept_seconds())
+
+    def __call__(self, content: Any) -> Inputs:
+        """Prepare one clip; `truncated` is in seconds."""
         tensors = self._tensors(content)
         kept = self.kept_seconds()
-        return tensors, kept if kept is not None and len(content) > kept * self.rate else None
+        longer = kept is not None and len(content) > kept * self.rate
+        return Inputs(tensors, kept if longer else None)
 
     def _tensors(self, samples: Any) -> dict[str, Tensor]:
         values = self._extractor(samples, sampling_rate=self.rate, return_tensors="pt")
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
-    def example(self, seed: int) -> Any:
-        """One second of noise."""
-        return self._noise(seed, 1.0)
+    def example(self, seed: int) -> Inputs:
+        """One second of noise, prepared."""
+        return self(self._noise(seed, 1.0))
 
     def _noise(self, seed: int, seconds: float) -> Any:
         return noise(seed, seconds, self.rate)
@@ -141,17 +128,18 @@ class AudioPreparer:
 class ImagePreparer:
     """A PIL image → pixel values, by an image processor."""
 
+    input = InputSpec("image")
+
     def __init__(self, processor: Any) -> None:
         self._processor = processor
 
-    def __call__(self, content: Any) -> Prepared:
+    def __call__(self, content: Any) -> Inputs:
         """Prepare one image."""
-        values = self._processor(images=content, return_tensors="pt")
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}, None
+        return _inputs(self._processor(images=content, return_tensors="pt"))
 
-    def example(self, seed: int) -> Any:
-        """A noise image of 320 × 240 pixels."""
-        return content_of("image", seed)
+    def example(self, seed: int) -> Inputs:
+        """A noise image of 320 × 240 pixels, or as many frames of it, prepared."""
+        return self(content_of(self.input.modality, seed, frames=self.input.frames))
 
     def digest(self) -> str:
         """Hash of the processor's settings and of the backend that resizes."""
@@ -168,55 +156,56 @@ class VideoPreparer(ImagePreparer):
 
     def __init__(self, processor: Any, frames: int) -> None:
         super().__init__(processor)
-        self._frames = frames
+        self.input = InputSpec("video", frames=frames)
 
-    def __call__(self, content: Any) -> Prepared:
+    def __call__(self, content: Any) -> Inputs:
         """Prepare one clip's frames."""
         if "VideoProcessor" in type(self._processor).__name__:
-            values = self._processor(videos=content, return_tensors="pt")
-        else:
-            values = self._processor(list(content), return_tensors="pt")
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}, None
-
-    def example(self, seed: int) -> Any:
-        """Noise frames of 320 × 240 pixels."""
-        return content_of("video", seed, frames=self._frames)
+            return _inputs(self._processor(videos=content, return_tensors="pt"))
+        return _inputs(self._processor(list(content), return_tensors="pt"))
 
     def truncation(self) -> str:
         """Frames are sampled over the whole clip."""
-        return f"{self._frames} frames sampled evenly"
+        return f"{self.input.frames} frames sampled evenly"
 
 
 class TextPreparer:
     """A text → token ids, by a tokenizer, cut at what the model can take."""
 
-    def __init__(self, tokenizer: Any, longest: int | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.longest = longest
+    input = InputSpec("text")
 
-    def __call__(self, content: Any) -> Prepared:
-        """Prepare one text; what is kept is in tokens."""
-        values = self.tokenizer(content, return_tensors="pt")
-        length = values["input_ids"].shape[1]
-        if self.longest is None or length <= self.longest:
-            return dict(values), None
-        cut = self.tokenizer(content, truncation=True, max_length=self.longest, return_tensors="pt")
-        return dict(cut), float(self.longest)
+    def __init__(self, tokenizer: Any, longest: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._longest = longest
 
-    def example(self, seed: int) -> Any:
-        """A short text; other seeds, other words."""
-        return content_of("text", seed)
+    def __call__(self, content: Any) -> Inputs:
+        """Prepare one text; `truncated` is in tokens."""
+        values = self._tokenizer(content, return_tensors="pt")
+        length, limit = values["input_ids"].shape[1], self._longest
+        if limit is None or length <= limit:
+            return Inputs(dict(values))
+        cut = self._tokenizer(content, truncation=True, max_length=limit, return_tensors="pt")
+        return Inputs(dict(cut), float(limit))
+
+    def example(self, seed: int) -> Inputs:
+        """A short text, prepared; other seeds, other words."""
+        return self(content_of("text", seed))
 
     def digest(self) -> str:
         """Hash of the vocabulary, the rules and the special tokens."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        rules = backend.to_str() if backend is not None else self.tokenizer.get_vocab()
-        return digest([type(self.tokenizer).__name__, rules, self.tokenizer.padding_side,
-                       str(self.tokenizer.special_tokens_map)])  # fmt: skip
+        own = self._tokenizer
+        backend = getattr(own, "backend_tokenizer", None)
+        rules = backend.to_str() if backend is not None else own.get_vocab()
+        return digest([type(own).__name__, rules, own.padding_side, str(own.special_tokens_map)])
 
     def truncation(self) -> str:
         """`none`, or the tokens that are kept."""
-        return "none" if self.longest is None else f"first {self.longest} tokens"
+        return "none" if self._longest is None else f"first {self._longest} tokens"
+
+
+def _inputs(values: Any) -> Inputs:
+    """The tensors that a processor gave."""
+    return Inputs({name: value for name, value in values.items() if isinstance(value, Tensor)})
 
 
 def _settings(processor: Any) -> dict[str, Any]:
@@ -262,7 +251,9 @@ def require_files(folder: Path, modality: str) -> None:
         )
 
 
-def open_preparer(folder: Path, modality: str, config: Any, trust: bool) -> Preparer:
+def open_preparer(
+    folder: Path, modality: str, config: Any, module: nn.Module, trust: bool
+) -> Preparer:
     """The checkpoint's own feature extractor, image or video processor, or tokenizer.
 
     Raises:
@@ -287,9 +278,9 @@ def open_preparer(folder: Path, modality: str, config: Any, trust: bool) -> Prep
     if modality == "audio":
         return _audio(opened, folder)
     if modality == "text":
-        return TextPreparer(opened)
+        return TextPreparer(opened, _longest_text(opened, config, module))
     if modality == "video":
-        return VideoPreparer(opened, frames_of(config))
+        return VideoPreparer(opened, _frames_of(config))
     return ImagePreparer(opened)
 
 
@@ -302,7 +293,7 @@ def _audio(extractor: Any, folder: Path) -> AudioPreparer:
     return AudioPreparer(extractor)
 
 
-def frames_of(config: Any) -> int:
+def _frames_of(config: Any) -> int:
     """Frames per clip that a video model takes."""
     for name in ("num_frames", "frames_per_clip"):
         if getattr(config, name, None):
@@ -310,11 +301,11 @@ def frames_of(config: Any) -> int:
     return 16
 
 
-def longest_text(preparer: TextPreparer, config: Any, module: nn.Module) -> int | None:
+def _longest_text(tokenizer: Any, config: Any, module: nn.Module) -> int | None:
     """Tokens that the model has positions for; None if nothing limits them."""
     limits = []
-    if preparer.tokenizer.model_max_length < 1_000_000:
-        limits.append(int(preparer.tokenizer.model_max_length))
+    if tokenizer.model_max_length < 1_000_000:
+        limits.append(int(tokenizer.model_max_length))
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     positions = getattr(text, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:

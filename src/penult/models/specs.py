@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penult.errors import ModelError, UsageError, first_line
-from penult.models.base import Classifier
+from penult.models.base import Classifier, remember_options
 from penult.models.options import (
     CHECKPOINTS,
     EXPORT,
@@ -80,7 +80,7 @@ def load(spec: str | os.PathLike[str] | Any, **asked: Any) -> Classifier:
             raise UsageError(f"output {what.output!r}: {spec} names an output already")
         spec, what = f"{spec}#{what.output}", replace(what, output=None)
     classifier = _opened(spec, what)
-    classifier.reopen = what.reopen()
+    remember_options(classifier, what.reopen())
     return classifier
 
 
@@ -155,14 +155,7 @@ def _open_folder(spec: str | Path, asked: LoadOptions) -> Classifier:
             f"{name!r} brings its own weights; --checkpoint goes with a name or a factory that "
             "brings none (timm:NAME, torchvision:NAME, package.module:factory)"
         )
-    classifier = open_folder(folder, name, trust=asked.trust, facts={"revision": revision})
-    classifier.output = asked.which
-    if asked.class_names is not None:
-        from penult.models.options import class_names_of
-
-        names = class_names_of(asked.class_names, len(classifier.labels))
-        classifier.labels = tuple(names)
-    return classifier
+    return open_folder(folder, name, asked, {"revision": revision})
 
 
 def _open_saved(folder: Path, saved: Path, asked: LoadOptions) -> Classifier:
@@ -170,12 +163,14 @@ def _open_saved(folder: Path, saved: Path, asked: LoadOptions) -> Classifier:
     try:
         recipe = json.loads(saved.read_text("utf-8"))
         origin, name, labels = recipe.pop("origin"), recipe.pop("name", None), recipe.pop("labels")
-        again = replace(asked, class_names=labels, **recipe)
+        again = replace(asked, **{"class_names": asked.class_names or labels, **recipe})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{saved} cannot be read: {first_line(error)}") from error
     if origin == "transformers":
-        from penult.models.loaders.transformers import open_prepared
+        from penult.models.loaders.transformers import open_folder, open_prepared
 
+        if again.preprocess is None:
+            return open_folder(folder, str(folder.resolve()), again, {"revision": None})
         return open_prepared(folder, str(folder.resolve()), again)
     if origin in FILES:
         opened = _call(FILES[origin], folder / name, again)

@@ -10,8 +10,9 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,15 @@ from torch import Tensor, nn
 
 from penult.errors import ModelError, UntrustedCode, UsageError, first_line
 from penult.extras import require
-from penult.models.base import MULTI_LABEL, tensors_digest
-from penult.models.module import ModuleClassifier, assembled, from_file
-from penult.models.options import LoadOptions, Prepare, existing, preparation, with_length
+from penult.models.base import MULTI_LABEL, Classifier, tensors_digest
+from penult.models.module import ModuleParts, SavedFile, assemble, fitted_preparer
+from penult.models.options import (
+    LoadOptions,
+    Preprocessing,
+    existing,
+    preprocessing_of,
+    with_length,
+)
 from penult.models.processors import quiet
 from penult.tracing.head import VIEWS, logits_of
 from penult.tracing.trace import record
@@ -94,7 +101,7 @@ def _without(layer: Any) -> Iterator[None]:
             layer.__dict__[name] = own
 
 
-def open_keras(spec: str | Path, asked: LoadOptions) -> ModuleClassifier:
+def open_keras(spec: str | Path, options: LoadOptions) -> Classifier:
     """A file that `model.save` of Keras wrote.
 
     Raises:
@@ -102,15 +109,15 @@ def open_keras(spec: str | Path, asked: LoadOptions) -> ModuleClassifier:
         UntrustedCode: it brings code, and `trust` was not given.
         UsageError: Keras was imported before with another backend than torch.
     """
-    path = existing(spec, asked)
+    path = existing(spec, options)
     _require_model(path)
     keras = imported_keras()
     try:
         with quiet():
-            model = keras.saving.load_model(path, compile=False, safe_mode=not asked.trust)
+            model = keras.saving.load_model(path, compile=False, safe_mode=not options.trust)
     except Exception as error:  # Keras raises many kinds
         raise _refused(path, error) from error
-    return from_file(open_model(model, asked, str(path)), path, "keras", asked)
+    return open_model(model, options, str(path), SavedFile(path))
 
 
 def imported_keras() -> Any:
@@ -139,16 +146,19 @@ def imported_keras() -> Any:
     return keras
 
 
-def open_model(model: Any, asked: LoadOptions, spec: str) -> ModuleClassifier:
-    """A Keras model that is at hand."""
+def open_model(
+    model: Any, options: LoadOptions, spec: str, saved: SavedFile | None = None
+) -> Classifier:
+    """A Keras model that is at hand. saved: the file that it was read from."""
     imported_keras()
-    asked.require_kind()
+    options.require_kind()
     shapes = [tuple(x.shape) for x in getattr(model, "inputs", None) or []]
     shape = shapes[0] if len(shapes) == 1 else None
-    sound = asked.sample_rate is not None and asked.preprocess is None
-    prepare, settings = _preparation(asked, shape, _has_scaling(model), spec)
+    sound = options.sample_rate is not None and options.preprocess is None
+    preprocessing = _preprocessing(options, shape, _has_scaling(model), spec)
+    unfixed = options
     if sound and shape is not None:
-        asked = with_length(asked, shape[1] if len(shape) > 1 else None, spec)
+        options = with_length(options, shape[1] if len(shape) > 1 else None, spec)
     module = KerasModule(model)
     module.__class__ = type(type(model).__name__, (KerasModule,), {})
     facts: dict[str, Any] = {
@@ -156,20 +166,22 @@ def open_model(model: Any, asked: LoadOptions, spec: str) -> ModuleClassifier:
         "parameters": model.count_params(),
         **({"inputs": [str(shape)]} if shape else {}),
     }
-    if "keras" in settings:
-        facts["preprocessing"] = settings["keras"]
-    classifier = assembled(module, asked, prepare, settings, {}, spec, facts)
-    classifier.weigh = module.digest
-    scores = _leave_off_scores(module, classifier)
+    if "keras" in preprocessing.settings:
+        facts["preprocessing"] = preprocessing.settings["keras"]
+    parts = ModuleParts(module, preprocessing, spec, facts=facts, weights=module.digest)
+    if saved:
+        parts = saved.of(parts, "keras", unfixed)
+    preparer = fitted_preparer(parts, options)
+    scores = _leave_off_scores(module, preparer.example(0).tensors)
     if scores:
-        classifier.facts["scores"] = scores
-        classifier.kind = asked.kind or (MULTI_LABEL if scores == "sigmoid" else classifier.kind)
-    return classifier
+        kind = MULTI_LABEL if scores == "sigmoid" else None
+        parts = replace(parts, facts={**parts.facts, "scores": scores}, kind=kind)
+    return assemble(parts, options, preparer)
 
 
-def _leave_off_scores(module: KerasModule, classifier: ModuleClassifier) -> str:
+def _leave_off_scores(module: KerasModule, tensors: Mapping[str, Tensor]) -> str:
     """Find a softmax or sigmoid that ends the model, and leave it off; its name, or nothing."""
-    trace = record(module, kwargs=classifier.example().tensors)
+    trace = record(module, kwargs=tensors)
     logits = logits_of(trace.output)
     op = next(read for read in trace.reads if read.tensor is logits).producer
     while op is not None and op.name in VIEWS | {"aten.clone"}:
@@ -184,50 +196,52 @@ def _leave_off_scores(module: KerasModule, classifier: ModuleClassifier) -> str:
     return _SCORES[op.name]
 
 
-def _preparation(
-    asked: LoadOptions, shape: tuple[int | None, ...] | None, scaled: bool, spec: str
-) -> tuple[Prepare, dict[str, Any]]:
+def _preprocessing(
+    options: LoadOptions, shape: tuple[int | None, ...] | None, scaled: bool, spec: str
+) -> Preprocessing:
     """What the caller says; sound in the rank that the model takes; else images of its size.
 
     Images become what `keras.utils.image_dataset_from_directory` gives: resized, without keeping
     the aspect, to the model's size. Their values are 0 to 255 where the model scales them itself.
     """
-    if asked.preprocess is None and asked.sample_rate is not None:
-        return _samples(asked, shape, spec)
-    if asked.preprocess is not None and asked.preprocess not in RANGES:
-        return preparation(asked)
+    if options.preprocess is None and options.sample_rate is not None:
+        return _samples(options, shape, spec)
+    if options.preprocess is not None and options.preprocess not in RANGES:
+        return preprocessing_of(options)
     pictures = shape is not None and len(shape) == 4 and {shape[1], shape[3]} & {1, 3}
-    if not pictures or shape is None or asked.modality not in (None, "image"):
+    if not pictures or shape is None or options.modality not in (None, "image"):
         takes = "several inputs, or of unknown shape" if shape is None else str(shape)
         raise UsageError(
             f"{spec} takes {takes}, and nothing says how an item is prepared for it: give "
             "--preprocess package.module:function, or --sample-rate if it takes raw samples"
         )
-    if asked.preprocess is None and not scaled:
+    if options.preprocess is None and not scaled:
         raise UsageError(
             f"{spec} has no Rescaling or Normalization layer, so nothing says which range of "
             f"values it was trained on: give --preprocess {', '.join(RANGES)}, or "
             "package.module:function"
         )
-    named = asked.preprocess if isinstance(asked.preprocess, str) else "0..255"
+    named = options.preprocess if isinstance(options.preprocess, str) else "0..255"
     return _images(shape, named)
 
 
 def _samples(
-    asked: LoadOptions, shape: tuple[int | None, ...] | None, spec: str
-) -> tuple[Prepare, dict[str, Any]]:
+    options: LoadOptions, shape: tuple[int | None, ...] | None, spec: str
+) -> Preprocessing:
     """Raw sound, with a channel axis behind it where the model takes one."""
     if shape is None or len(shape) == 2:
-        return preparation(asked)
+        return preprocessing_of(options)
     if len(shape) != 3 or shape[2] != 1:
         raise UsageError(
             f"{spec} takes {shape}, which is no raw sound: give --preprocess "
             "package.module:function, which makes that of samples"
         )
-    return (lambda samples: torch.from_numpy(samples)[:, None]), {"samples": asked.sample_rate}
+    return Preprocessing(
+        lambda samples: torch.from_numpy(samples)[:, None], {"samples": options.sample_rate}
+    )
 
 
-def _images(shape: tuple[int | None, ...], named: str) -> tuple[Prepare, dict[str, Any]]:
+def _images(shape: tuple[int | None, ...], named: str) -> Preprocessing:
     """Pictures resized to the model's size, with values in a range."""
     last = shape[3] in (1, 3)
     channels = shape[3] if last else shape[1]
@@ -245,9 +259,9 @@ def _images(shape: tuple[int | None, ...], named: str) -> tuple[Prepare, dict[st
         tensor = torch.from_numpy(np.ascontiguousarray(pixels * scale + offset, np.float32))
         return tensor if last else tensor.permute(2, 0, 1)
 
-    said = "as they are" if None in size else f"resized to {size[0]}×{size[1]}, bilinear"
+    sizes = "as they are" if None in size else f"resized to {size[0]}×{size[1]}, bilinear"
     colour = "grey" if channels == 1 else "RGB"
-    return prepare, {"keras": f"{said}, {colour}, values {named}"}
+    return Preprocessing(prepare, {"keras": f"{sizes}, {colour}, values {named}"})
 
 
 def _has_scaling(model: Any) -> bool:

@@ -10,31 +10,51 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from penult.errors import ModelError, UsageError, first_line
+from penult.errors import HeadNotFound, ModelError, UsageError, first_line
 from penult.extras import require
 from penult.models.base import (
     MULTI_LABEL,
     SINGLE_LABEL,
     Classifier,
+    FloatArray,
     Inputs,
+    InputSpec,
+    Storage,
     complete_labels,
     digest,
 )
-from penult.models.module import FILE
-from penult.models.options import LoadOptions, Prepare, class_names_of, preparation
+from penult.models.module import fixed_length, truncation_of
+from penult.models.options import LoadOptions, Preprocessing, class_names_of, preprocessing_of
 from penult.models.synthetic import content_of
-from penult.tracing.onnx_anatomy import GraphCut, before_scores, find_logits
+from penult.tracing.anatomy import Anatomy, Statement
+from penult.tracing.certificate import Certificate
+from penult.tracing.inputs import CallInputs, other_values
+from penult.tracing.onnx_anatomy import (
+    GraphCut,
+    before_scores,
+    dissect_graph,
+    find_logits,
+    tap_of_graph,
+)
 from penult.tracing.onnx_graph import OnnxGraph, Port, Session, as_feeds
+from penult.tracing.onnx_proof import state_graph
+from penult.tracing.taps import Tap
 
+Tensors = Mapping[str, Tensor]
+Example = Callable[[int], Inputs]
+
+ORIGIN = "onnx"
+ONNXRUNTIME = "onnxruntime"  # the engine of every graph
 SUFFIX = ".onnx"
 MODEL = "model.onnx"
 EXAMPLES = 3  # inputs that a cut is proved on
@@ -43,101 +63,185 @@ _LENGTHS = {"audio": 16_000, "image": 224, "video": 16, "text": 8}
 _NAMES = ("labels", "label_names", "class_names", "classes", "names", "id2label")
 
 
-@dataclass(eq=False, repr=False)
-class OnnxClassifier(Classifier):
-    """An ONNX graph and what it takes to feed it; see `penult.models.base.Classifier`.
+class GraphStructure:
+    """An ONNX graph; see `penult.models.base.Structure`.
 
-    logits: the tensor with one number per class. output: what the file returns of it. length: the
-    fixed number of samples that the graph takes, if it is one of raw audio.
+    logits: the tensor with one number per class. output: the output of the file that is read for
+    it. example: synthetic inputs for a seed.
     """
 
-    spec: str
-    path: Path
-    graph: OnnxGraph
-    output: str
-    logits: str
-    scores: str
-    modality: str
-    kind: str
-    asked: LoadOptions
-    prepare: Prepare | None
-    settings: dict[str, Any]
-    labels: tuple[str, ...] = ()
-    rate: int | None = None
-    frames: int | None = None
-    base: str | None = None
-    engine: str = "onnxruntime"
-    reopen: dict[str, Any] = field(default_factory=dict)
+    engine = ONNXRUNTIME
+    proved_on_items = False
+    base = None
+
+    def __init__(
+        self, path: Path, graph: OnnxGraph, logits: str, output: str, example: Example
+    ) -> None:
+        self.graph = graph
+        self.logits = logits
+        self.output = output
+        self._path = path
+        self._example = example
 
     @property
     def module(self) -> NoReturn:
         """An ONNX file has none."""
-        raise UsageError(f"{self.spec} is an ONNX file: it has a graph, and no torch module")
+        raise UsageError(f"{self._path} is an ONNX file: it has a graph, and no torch module")
 
-    @property
-    def seconds(self) -> float | None:
-        """The fixed length of audio, asked for or read off the graph."""
-        length = self._length
-        if self.asked.seconds is None and length is not None and self.rate:
-            return length / self.rate
-        return self.asked.seconds
+    def modules(self) -> Iterable[nn.Module]:
+        """None."""
+        return ()
 
-    @property
-    def _length(self) -> int | None:
-        port = self.graph.inputs[0]
-        if self.rate is None or self.asked.preprocess is not None or not port.shape:
-            return None
-        return max((size for size in port.shape[not self.graph.bare :] if size), default=None)
+    def place(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Inputs as they are: the runtime moves them."""
+        return dict(tensors)
 
-    @property
-    def holds(self) -> float | None:
-        """Seconds in an input of fixed length; see `Classifier.holds`."""
-        return self.seconds
+    def entry(self, anatomy: Anatomy) -> None:
+        """None: positions of a graph are not followed."""
 
-    def preprocess(self, content: Any) -> Inputs:
-        """Decoded content → the graph's inputs; see `Classifier.preprocess`."""
-        prepare = self.preparation()
-        truncated = None
-        if self.seconds is not None and self.rate is not None:
-            wanted = round(self.seconds * self.rate)
-            truncated = self.seconds if len(content) > wanted else None
-            content = np.pad(content[:wanted], (0, max(0, wanted - len(content))))
-        return Inputs(self._tensors(prepare(content)), truncated)
-
-    def preparation(self) -> Prepare:
-        """What makes the graph's inputs of an item.
+    def study(self, examples: Sequence[Tensors] = (), head: str | None = None) -> GraphStudy:
+        """The graph, studied on three inputs: on one or two of the caller's and further ones made
+        from the first, or on synthetic ones.
 
         Raises:
-            UsageError: nobody said it.
+            UsageError: a module was named as the head.
         """
-        if self.prepare is None:
+        if head is not None:
             raise UsageError(
-                f"nothing says how an item is prepared for {self.path.name}, which takes "
-                f"{', '.join(map(str, self.graph.inputs))}: give --sample-rate if that is raw "
-                "sound, or --preprocess package.module:function"
+                f"--head {head!r}: an ONNX file has tensors and no modules; name the tensor to "
+                "read with --tap, or the output that holds the logits as FILE.onnx#OUTPUT"
             )
-        return self.prepare
+        if not examples:
+            return self._studied
+        first, *more = examples
+        inputs = [first, *(one for one in more[:1] if _shapes(one) == _shapes(first))]
+        call = CallInputs.of(first)
+        while len(inputs) < EXAMPLES:
+            inputs.append(dict(other_values(call, seed=len(inputs)).kwargs))
+        return self._study(inputs)
 
-    def _tensors(self, value: Any) -> dict[str, torch.Tensor]:
+    @cached_property
+    def _studied(self) -> GraphStudy:
+        return self._study([self._example(seed).tensors for seed in range(EXAMPLES)])
+
+    def _study(self, inputs: Sequence[Tensors]) -> GraphStudy:
+        feeds = [feeds_of(self.graph, tensors) for tensors in inputs]
+        return GraphStudy(GraphCut(self.graph, self.logits, self.output, feeds))
+
+    def describe(self) -> dict[str, Any]:
+        """`class` (the file's name) and the number of `parameters`."""
+        return {"class": self._path.name, "parameters": self.graph.parameters}
+
+    def digest(self) -> str:
+        """Hash of the file and of the weights beside it, and the tensor of logits."""
+        total = hashlib.sha256()
+        for path in [self._path, *external(self._path)]:
+            total.update(path.read_bytes())
+        return f"{total.hexdigest()[:16]}/{self.logits}"
+
+    def save(self, folder: Path) -> None:
+        """Copy the file as it is, and the weights that lie beside it."""
+        shutil.copyfile(self._path, folder / MODEL)
+        for path in external(self._path):
+            target = folder / path.relative_to(self._path.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphStudy:
+    """A graph, dissected on a few inputs; see `penult.models.base.Study`."""
+
+    cut: GraphCut
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Head, backbone and named taps."""
+        return dissect_graph(self.cut)
+
+    def tap(self, name: str) -> Tap:
+        """The tap of a name, or of any tensor of the graph."""
+        return tap_of_graph(self.cut, name)
+
+    def prove(self, missing: Sequence[str] = ()) -> tuple[Certificate, str]:
+        """(certificate of the head, no remark)."""
+        return self.cut.certificate, ""
+
+    def statements(self, taps: Sequence[Tap]) -> Mapping[str, Statement]:
+        """How the logits depend on each tap."""
+        return state_graph(self.cut, taps)
+
+    def head(self) -> Callable[[FloatArray], FloatArray]:
+        """The proved head: prelogits of one item (1, d) to logits (1, K).
+
+        Raises:
+            HeadNotFound: there is no proof.
+        """
+        cut = self.cut
+        if not cut.certificate.ok:
+            raise HeadNotFound(f"the head is not proved: {cut.certificate.refusal}")
+        session, place = cut.graph.opened(cut.head_model()), cut.cut.places[0]
+        return lambda prelogits: session({place: prelogits})[0].reshape(1, -1)
+
+
+def feeds_of(graph: OnnxGraph, tensors: Tensors) -> Any:
+    """Tensors as a session of the graph takes them."""
+    return as_feeds(graph, {name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+def _shapes(tensors: Tensors) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in tensors.values()]
+
+
+class GraphPreparer:
+    """An item as the inputs of a graph; see `penult.models.base.Preparer`. Where no preprocessing
+    is known, examples are noise of the graph's own shapes, and items are refused."""
+
+    def __init__(
+        self,
+        graph: OnnxGraph,
+        input: InputSpec,
+        preprocessing: Preprocessing | None,
+        raw: bool,
+    ) -> None:
+        """raw: samples go in as they are."""
+        self.input = input
+        self._graph = graph
+        self._preprocessing = preprocessing
+        self._raw = raw
+
+    def __call__(self, content: Any) -> Inputs:
+        """Decoded content as the graph's inputs.
+
+        Raises:
+            UsageError: no preprocessing is known, or it does not give the graph's inputs.
+        """
+        self.input.require()
+        assert self._preprocessing is not None
+        content, truncated = fixed_length(content, self.input)
+        return Inputs(self._tensors(self._preprocessing.function(content)), truncated)
+
+    def _tensors(self, value: Any) -> dict[str, Tensor]:
         values = value if isinstance(value, tuple) else (value,)
-        ports = self.graph.inputs
+        ports = self._graph.inputs
         named = dict(value) if isinstance(value, Mapping) else dict(
             zip((port.name for port in ports), values, strict=False)
         )  # fmt: skip
-        given = {}
+        tensors = {}
         for port in ports:
             if port.name not in named:
                 raise UsageError(
                     f"the preprocessing gives {', '.join(named) or 'nothing'}, and the graph "
                     f"takes {', '.join(p.name for p in ports)}"
                 )
-            given[port.name] = self._batched(port, torch.as_tensor(named[port.name]))
-        return given
+            tensors[port.name] = self._with_axes(port, torch.as_tensor(named[port.name]))
+        return tensors
 
-    def _batched(self, port: Port, tensor: torch.Tensor) -> torch.Tensor:
+    def _with_axes(self, port: Port, tensor: Tensor) -> Tensor:
         """The tensor with a batch axis in front, and raw sound in the rank that the graph takes."""
-        rank = tensor.ndim + 1 if port.shape is None else len(port.shape) + self.graph.bare
-        if self.asked.preprocess is None and tensor.ndim == 1 and rank == 3:
+        bare = self._graph.bare
+        rank = tensor.ndim + 1 if port.shape is None else len(port.shape) + bare
+        if self._raw and tensor.ndim == 1 and rank == 3:
             tensor = tensor[:, None] if port.shape and port.shape[-1] == 1 else tensor[None]
         if tensor.ndim == rank - 1:
             tensor = tensor[None]
@@ -147,86 +251,32 @@ class OnnxClassifier(Classifier):
             )
         return tensor
 
-    def example(self, seed: int = 0) -> Inputs:
-        """Noise, prepared as any other item; made to the graph's measure where nothing is known."""
-        if self.prepare is not None:
-            return self.preprocess(content_of(self.modality, seed, self.rate, self.frames))
+    def example(self, seed: int) -> Inputs:
+        """Noise, prepared as any other item; of the graph's shapes where nothing is known."""
+        one = self.input
+        if self._preprocessing is not None:
+            return self(content_of(one.modality, seed, one.rate, one.frames))
         random = np.random.default_rng(seed)
-        ports = {port.name: self._noise(port, random) for port in self.graph.inputs}
+        ports = {port.name: self._noise(port, random) for port in self._graph.inputs}
         return Inputs({name: torch.from_numpy(value) for name, value in ports.items()})
 
     def _noise(self, port: Port, random: np.random.Generator) -> Any:
         sizes = [None] if port.shape is None else list(port.shape)
-        shape = [1, *sizes] if self.graph.bare else [1, *sizes[1:]]
-        shape = [_LENGTHS[self.modality] if size is None else size for size in shape]
+        shape = [1, *sizes] if self._graph.bare else [1, *sizes[1:]]
+        shape = [_LENGTHS[self.input.modality] if size is None else size for size in shape]
         if port.dtype.kind == "f":
             return (0.1 * random.standard_normal(shape)).astype(port.dtype)
         if "mask" in port.name:
             return np.ones(shape, port.dtype)
         return random.integers(0, 2 if port.dtype.kind == "b" else 8, shape).astype(port.dtype)
 
-    @cached_property
-    def cut(self) -> GraphCut:
-        """The graph, dissected on a few inputs."""
-        feeds = [
-            as_feeds(self.graph, {n: t.numpy() for n, t in self.example(seed).tensors.items()})
-            for seed in range(EXAMPLES)
-        ]
-        return GraphCut(self.graph, self.logits, self.output, feeds)
+    def digest(self) -> str:
+        """Hash of the settings."""
+        return digest({} if self._preprocessing is None else self._preprocessing.settings)
 
-    def identity(self) -> dict[str, str]:
-        """`weights` and `preprocessing` of the fingerprint."""
-        total = hashlib.sha256()
-        for path in [self.path, *external(self.path)]:
-            total.update(path.read_bytes())
-        return {
-            "weights": f"{total.hexdigest()[:16]}/{self.logits}",
-            "preprocessing": digest(self.settings),
-            "truncation": "none" if self.seconds is None else f"first {self.seconds:g} s",
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """Facts for people and for a collection's runs."""
-        return {
-            "class": self.path.name,
-            "modality": self.modality,
-            "kind": self.kind,
-            "classes": len(self.labels),
-            "parameters": self.graph.parameters,
-            "rate": self.rate,
-            "origin": "onnx",
-            "inputs": [str(port) for port in self.graph.inputs],
-            "output": self.output,
-            "logits": self.logits,
-            **({"scores": self.scores} if self.scores else {}),
-        }
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """The file as it is, and what was asked of it.
-
-        Raises:
-            UsageError: nothing says how an item is prepared, or only a function without a name.
-        """
-        folder = Path(folder)
-        self.preparation()
-        if callable(self.asked.preprocess):
-            raise UsageError(
-                "a preprocessing function that was given as an object cannot be found again from a "
-                "folder; name it as package.module:function"
-            )
-        shutil.copyfile(self.path, folder / MODEL)
-        for path in external(self.path):
-            target = folder / path.relative_to(self.path.parent)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        about = {
-            **self.asked.recipe(),
-            "origin": "onnx",
-            "name": f"{MODEL}#{self.output}",
-            "labels": self.labels,
-            "kind": self.kind,
-        }
-        (folder / FILE).write_text(json.dumps(about, indent=2), "utf-8")
+    def truncation(self) -> str:
+        """`none`, or the seconds that are kept."""
+        return truncation_of(self.input)
 
 
 def parted(spec: str | Path) -> tuple[Path, str | None]:
@@ -238,79 +288,103 @@ def parted(spec: str | Path) -> tuple[Path, str | None]:
     return path, output or None
 
 
-def open_onnx(spec: str | Path, asked: LoadOptions) -> OnnxClassifier:
+def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
     """`FILE.onnx` or `FILE.onnx#OUTPUT` as a classifier.
 
     Raises:
         ModelError: no ONNX file, or none of its outputs can be the logits.
-        UsageError: what was asked does not fit the graph.
+        UsageError: the options do not fit the graph.
     """
-    asked.require_kind()
-    if asked.checkpoint is not None:
+    options.require_kind()
+    if options.checkpoint is not None:
         raise UsageError(f"{spec} brings its own weights; --checkpoint goes with a factory")
-    path, wanted = parted(spec)
+    path, named = parted(spec)
     graph = OnnxGraph.read(path)
-    known = names_in(graph.metadata)
-    n_labels = len(label_list) if (label_list := asked.class_names or known) and not isinstance(
-        label_list, str | os.PathLike) else None  # fmt: skip
-    output = find_logits(graph, wanted, n_labels)
+    own = names_in(graph.metadata)
+    output = find_logits(graph, named, _count(options.class_names or own))
     logits, scores = before_scores(graph, output)
-    prepare: Prepare | None = None
-    settings: dict[str, Any] = {}
-    if asked.preprocess is not None or asked.sample_rate is not None:
-        prepare, settings = preparation(asked)
-    classifier = OnnxClassifier(
-        spec=f"{path}#{wanted}" if wanted else str(path),
-        path=path,
-        graph=graph,
-        output=output,
-        logits=logits,
-        scores=scores,
-        modality=asked.modality or ("audio" if asked.sample_rate else guessed(graph)),
-        kind=asked.kind or (MULTI_LABEL if scores == "sigmoid" else SINGLE_LABEL),
-        asked=asked,
-        prepare=prepare,
-        settings=settings,
-        rate=asked.sample_rate,
+    preparer = _preparer(path, graph, options)
+    structure = GraphStructure(path, graph, logits, output, preparer.example)
+    n_logits = _count_logits(path, structure, preparer)
+    return Classifier(
+        f"{path}#{named}" if named else str(path),
+        options.kind or (MULTI_LABEL if scores == "sigmoid" else SINGLE_LABEL),
+        complete_labels(class_names_of(options.class_names, n_logits) or own, n_logits),
+        structure,
+        preparer,
+        {
+            "origin": ORIGIN,
+            "inputs": [str(port) for port in graph.inputs],
+            "output": output,
+            "logits": logits,
+            **({"scores": scores} if scores else {}),
+        },
+        _storage(output, options),
     )
-    _check_length(classifier)
-    n_logits = _measured(classifier)
-    given = class_names_of(asked.class_names, n_logits) or known
-    classifier.labels = complete_labels(given, n_logits)
-    return classifier
 
 
-def _check_length(classifier: OnnxClassifier) -> None:
-    """Refuse seconds that the graph does not take, and images without preprocessing."""
-    length, rate, asked = classifier._length, classifier.rate, classifier.asked
-    port = classifier.graph.inputs[0]
-    if asked.preprocess is None and rate and (len(classifier.graph.inputs) > 1 or (
-        port.shape is not None and len(port.shape) > 3) or port.dtype.kind != "f"):  # fmt: skip
-        taken = ", ".join(map(str, classifier.graph.inputs))
+def _count(names: Sequence[str] | str | os.PathLike[str]) -> int | None:
+    """The number of class names; None where they lie in a file, or there are none."""
+    return None if isinstance(names, str | os.PathLike) else len(names) or None
+
+
+def _preparer(path: Path, graph: OnnxGraph, options: LoadOptions) -> GraphPreparer:
+    """The preprocessing of the options.
+
+    Raises:
+        UsageError: the graph takes no raw sound, or not of so many seconds.
+    """
+    rate, seconds = options.sample_rate, options.seconds
+    known = options.preprocess is not None or rate is not None
+    raw = options.preprocess is None
+    takes = ", ".join(map(str, graph.inputs))
+    port = graph.inputs[0]
+    if raw and rate and (len(graph.inputs) > 1 or port.dtype.kind != "f" or (
+        port.shape is not None and len(port.shape) > 3)):  # fmt: skip
         raise UsageError(
-            f"{classifier.path.name} takes {taken}, which is no raw sound: give "
-            "--preprocess package.module:function, which makes that of samples"
+            f"{path.name} takes {takes}, which is no raw sound: give --preprocess "
+            "package.module:function, which makes that of samples"
         )
-    if length and rate and asked.seconds is not None and round(asked.seconds * rate) != length:
-        raise UsageError(
-            f"{classifier.path.name} takes exactly {length} samples, {length / rate:g} s at "
-            f"{rate} Hz, and --seconds is {asked.seconds:g}"
-        )
+    if raw and rate and port.shape:
+        length = max((size for size in port.shape[not graph.bare :] if size), default=None)
+        if length and seconds is not None and round(seconds * rate) != length:
+            raise UsageError(
+                f"{path.name} takes exactly {length} samples, {length / rate:g} s at {rate} Hz, "
+                f"and --seconds is {seconds:g}"
+            )
+        seconds = seconds if seconds is not None or not length else length / rate
+    refusal = "" if known else (
+        f"nothing says how an item is prepared for {path.name}, which takes {takes}: give "
+        "--sample-rate if that is raw sound, or --preprocess package.module:function"
+    )  # fmt: skip
+    modality = options.modality or ("audio" if rate else guessed(graph))
+    preprocessing = preprocessing_of(options) if known else None
+    spec = InputSpec(modality, rate, seconds=seconds, refusal=refusal)
+    return GraphPreparer(graph, spec, preprocessing, raw)
 
 
-def _measured(classifier: OnnxClassifier) -> int:
+def _count_logits(path: Path, structure: GraphStructure, preparer: GraphPreparer) -> int:
     """K, from a run on one input."""
-    graph = classifier.graph
+    graph = structure.graph
     try:
-        feeds = {n: t.numpy() for n, t in classifier.example().tensors.items()}
-        session = Session(graph.encoder([classifier.logits]), bare=graph.bare)
-        shape = session(as_feeds(graph, feeds))[0].shape
+        session = Session(graph.encoder([structure.logits]), bare=graph.bare)
+        shape = session(feeds_of(graph, preparer.example(0).tensors))[0].shape
     except ValueError as error:
         raise ModelError(
-            f"{classifier.path.name} takes {', '.join(map(str, graph.inputs))}, and does not run "
-            f"on what it is given: {first_line(error)}"
+            f"{path.name} takes {', '.join(map(str, graph.inputs))}, and does not run on an "
+            f"example of that: {first_line(error)}"
         ) from error
     return int(shape[-1]) if len(shape) > 1 else 1
+
+
+def _storage(output: str, options: LoadOptions) -> Storage:
+    """How the file is opened again from its folder."""
+    if callable(options.preprocess):
+        return Storage(
+            refusal="a preprocessing function that was given as an object cannot be found again "
+            "from a folder; name it as package.module:function"
+        )
+    return Storage({**options.recipe(), "origin": ORIGIN, "name": f"{MODEL}#{output}"})
 
 
 def guessed(graph: OnnxGraph) -> str:

@@ -13,11 +13,12 @@ from torch import nn
 
 from penult.errors import ModelError, first_line
 from penult.extras import require
-from penult.models.module import ModuleClassifier, assembled, from_factory
-from penult.models.options import LoadOptions, preparation
+from penult.models.base import Classifier
+from penult.models.module import ModuleParts, assemble, from_factory, storage_of
+from penult.models.options import LoadOptions, Preprocessing, preprocessing_of
 
 
-def open_timm(name: str, asked: LoadOptions) -> ModuleClassifier:
+def open_timm(name: str, options: LoadOptions) -> Classifier:
     """A model by timm's name; without a checkpoint, with the weights that timm publishes.
 
     Raises:
@@ -25,25 +26,31 @@ def open_timm(name: str, asked: LoadOptions) -> ModuleClassifier:
     """
     timm = require("timm")
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
-        raise ModelError(f"timm has no model {name!r}" + (f"; near it: {near}" if near else ""))
+        similar = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
+        raise ModelError(
+            f"timm has no model {name!r}" + (f"; similar names: {similar}" if similar else "")
+        )
     loose: dict[str, str] = {}
     facts: dict[str, Any] = {"revision": "published"}
-    if asked.checkpoint is None and not asked.random:
+    if options.checkpoint is None and not options.random:
         module = _published(timm, name)
     else:
-        module, loose, facts = from_factory(partial(timm.create_model, name), asked)
-    if asked.preprocess is None:
+        module, loose, facts = from_factory(partial(timm.create_model, name), options)
+    if options.preprocess is None:
         config = timm.data.resolve_model_data_config(module)
-        prepare = timm.data.create_transform(**config, is_training=False)
-        settings: dict[str, Any] = {"timm": config}
+        transform = timm.data.create_transform(**config, is_training=False)
+        preprocessing = Preprocessing(transform, {"timm": config})
     else:
-        prepare, settings = preparation(asked)
-    facts = {"origin": "timm", **facts}
-    classifier = assembled(module, asked, prepare, settings, loose, f"timm:{name}", facts)
-    if not callable(asked.preprocess):
-        classifier.recipe = {"origin": "timm", "name": name, **asked.recipe()}
-    return classifier
+        preprocessing = preprocessing_of(options)
+    parts = ModuleParts(
+        module,
+        preprocessing,
+        f"timm:{name}",
+        loose,
+        facts={"origin": "timm", **facts},
+        storage=storage_of("timm", name, options),
+    )
+    return assemble(parts, options)
 
 
 def _published(timm: Any, name: str) -> nn.Module:
@@ -57,7 +64,7 @@ def _published(timm: Any, name: str) -> nn.Module:
     return module.eval()
 
 
-def open_torchvision(name: str, asked: LoadOptions) -> ModuleClassifier:
+def open_torchvision(name: str, options: LoadOptions) -> Classifier:
     """A model by torchvision's name; without a checkpoint, with the weights that it publishes.
 
     Raises:
@@ -66,14 +73,15 @@ def open_torchvision(name: str, asked: LoadOptions) -> ModuleClassifier:
     torchvision = require("torchvision")
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        near = ", ".join(model for model in known if model[:4] == name[:4])
+        similar = ", ".join(model for model in known if model[:4] == name[:4])
         raise ModelError(
-            f"torchvision has no classifier {name!r}" + (f"; near it: {near}" if near else "")
+            f"torchvision has no classifier {name!r}"
+            + (f"; similar names: {similar}" if similar else "")
         )
     weights = torchvision.models.get_model_weights(name).DEFAULT
     loose: dict[str, str] = {}
     facts: dict[str, Any] = {}
-    if asked.checkpoint is None and not asked.random:
+    if options.checkpoint is None and not options.random:
         try:
             with redirect_stdout(sys.stderr):  # where torch says what it downloads
                 module = torchvision.models.get_model(name, weights=weights).eval()
@@ -85,16 +93,19 @@ def open_torchvision(name: str, asked: LoadOptions) -> ModuleClassifier:
         facts["revision"] = str(weights)
     else:
         factory = partial(torchvision.models.get_model, name, weights=None)
-        module, loose, facts = from_factory(factory, asked)
-    if asked.preprocess is None:
-        prepare: Any = weights.transforms()
-        settings: dict[str, Any] = {"torchvision": repr(prepare)}
+        module, loose, facts = from_factory(factory, options)
+    if options.preprocess is None:
+        transforms = weights.transforms()
+        preprocessing = Preprocessing(transforms, {"torchvision": repr(transforms)})
     else:
-        prepare, settings = preparation(asked)
-    facts = {"origin": "torchvision", **facts}
-    classifier = assembled(module, asked, prepare, settings, loose, f"torchvision:{name}", facts)
-    if not classifier.facts.get("checkpoint") and asked.class_names is None:
-        classifier.labels = tuple(weights.meta["categories"])
-    if not callable(asked.preprocess):
-        classifier.recipe = {"origin": "torchvision", "name": name, **asked.recipe()}
-    return classifier
+        preprocessing = preprocessing_of(options)
+    parts = ModuleParts(
+        module,
+        preprocessing,
+        f"torchvision:{name}",
+        loose,
+        facts={"origin": "torchvision", **facts},
+        labels=() if facts.get("checkpoint") else weights.meta["categories"],
+        storage=storage_of("torchvision", name, options),
+    )
+    return assemble(parts, options)

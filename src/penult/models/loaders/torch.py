@@ -9,49 +9,49 @@ import torch
 from torch import nn
 
 from penult.errors import ModelError
-from penult.models.module import (
-    ModuleClassifier,
-    assembled,
-    from_factory,
-)
-from penult.models.options import LoadOptions, imported, preparation
+from penult.models.base import Classifier
+from penult.models.module import ModuleParts, assemble, from_factory, storage_of
+from penult.models.options import LoadOptions, imported, preprocessing_of
 
 
-def open_module(module: Any, asked: LoadOptions, spec: str = "") -> ModuleClassifier:
+def open_module(module: Any, options: LoadOptions, spec: str = "") -> Classifier:
     """A model that is at hand, with its weights in it: torch, TorchScript, torch.export, Keras."""
     if isinstance(module, torch.jit.ScriptModule):
         from penult.models.loaders.torchscript import open_scripted
 
-        return open_scripted(module, asked, spec or "a TorchScript module")
+        return open_scripted(module, options, spec or "a TorchScript module")
     if is_keras(module):
         from penult.models.loaders.keras import open_model
 
-        return open_model(module, asked, spec or type(module).__name__)
+        return open_model(module, options, spec or type(module).__name__)
     if isinstance(module, torch.export.ExportedProgram):
         from penult.models.loaders.torch_export import open_program
 
-        return open_program(module, asked, spec or "an exported program")
+        return open_program(module, options, spec or "an exported program")
     if not isinstance(module, nn.Module):
         raise ModelError(f"expected a torch module, received {type(module).__name__}")
-    prepare, settings = preparation(asked)
-    return assembled(module.eval(), asked, prepare, settings, {}, spec or type(module).__name__)
+    name = spec or type(module).__name__
+    return assemble(ModuleParts(module.eval(), preprocessing_of(options), name), options)
 
 
-def open_factory(spec: str, asked: LoadOptions) -> ModuleClassifier:
+def open_factory(spec: str, options: LoadOptions) -> Classifier:
     """`package.module:factory`, called without arguments or with `num_classes`."""
     factory = imported(spec, "a factory")
-    if asked.checkpoint is None and not asked.random:
+    if options.checkpoint is None and not options.random:
         raise ModelError(
             f"{spec!r} builds a module, and nothing says that its weights are trained: give them "
             "with --checkpoint"
         )
-    module, loose, facts = from_factory(factory, asked)
-    prepare, settings = preparation(asked)
-    facts = {"origin": "torch", **facts}
-    classifier = assembled(module, asked, prepare, settings, loose, spec, facts)
-    if not callable(asked.preprocess):
-        classifier.recipe = {"origin": "torch", "name": spec, **asked.recipe()}
-    return classifier
+    module, loose, facts = from_factory(factory, options)
+    parts = ModuleParts(
+        module,
+        preprocessing_of(options),
+        spec,
+        loose,
+        facts={"origin": "torch", **facts},
+        storage=storage_of("torch", spec, options),
+    )
+    return assemble(parts, options)
 
 
 def is_keras(model: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from torch.export.unflatten import UnflattenedModule
 from torch.utils._pytree import tree_unflatten
 
 from penult.errors import ModelError, UsageError, first_line
-from penult.models.base import weights_digest
+from penult.models.base import Classifier, weights_digest
 from penult.models.checkpoints import refuse_exported_code
-from penult.models.module import ModuleClassifier, assembled, from_file, require_steady
-from penult.models.options import LoadOptions, existing, members, preparation, with_length
+from penult.models.module import ModuleParts, SavedFile, assemble, require_steady
+from penult.models.options import LoadOptions, existing, members, preprocessing_of, with_length
 
 
 class Exported(UnflattenedModule):
@@ -64,17 +65,17 @@ def ports(program: ExportedProgram) -> list[Any]:
     return [n for n in nodes if n.name in wanted and isinstance(n.meta.get("val"), Tensor)]
 
 
-def open_export(spec: str | Path, asked: LoadOptions) -> ModuleClassifier:
+def open_export(spec: str | Path, options: LoadOptions) -> Classifier:
     """A file that torch.export.save wrote.
 
     Raises:
         ModelError: it is no exported program, or cannot be run on what it is given.
         UntrustedCode: it would run more than torch's own arithmetic, and `trust` was not given.
     """
-    path = existing(spec, asked)
+    path = existing(spec, options)
     if not members(path):
         raise ModelError(f"{path} is no torch.export file: torch.export.save writes a zip archive")
-    if not asked.trust:
+    if not options.trust:
         refuse_exported_code(path)
     try:
         with _quiet():
@@ -84,11 +85,13 @@ def open_export(spec: str | Path, asked: LoadOptions) -> ModuleClassifier:
             f"{path} cannot be opened by torch {torch.__version__}: {first_line(error)}. "
             "Files of torch.export may need the torch that saved them"
         ) from error
-    return from_file(open_program(program, asked, str(path)), path, "export", asked)
+    return open_program(program, options, str(path), SavedFile(path))
 
 
-def open_program(program: ExportedProgram, asked: LoadOptions, spec: str) -> ModuleClassifier:
-    """An exported program that is at hand."""
+def open_program(
+    program: ExportedProgram, options: LoadOptions, spec: str, saved: SavedFile | None = None
+) -> Classifier:
+    """An exported program that is at hand. saved: the file that it was read from."""
     taken = ports(program)
     if not taken:
         raise ModelError(f"{spec} takes no tensor, so it classifies nothing")
@@ -99,28 +102,31 @@ def open_program(program: ExportedProgram, asked: LoadOptions, spec: str) -> Mod
             f"{spec} was exported for batches of exactly {batch}, and items come one at a time: "
             "export it again with a batch of one, or with dynamic_shapes for its first axis"
         )
-    if asked.sample_rate and asked.preprocess is None and len(shape) not in (2, 3):
+    if options.sample_rate and options.preprocess is None and len(shape) not in (2, 3):
         raise UsageError(
             f"{spec} takes {_port(taken[0])}, which is no raw sound: give --preprocess "
             "package.module:function, which makes that of samples"
         )
     length = shape[-1] if len(shape) and isinstance(shape[-1], int) else None
-    prepare, settings = preparation(asked)
-    asked = with_length(asked, length, spec)
+    preprocessing = preprocessing_of(options)
+    unfixed, options = options, with_length(options, length, spec)
     try:
         with _quiet():
             module = Exported.of(program)
     except Exception as error:  # a tree of modules that cannot be built again
         raise ModelError(f"{spec} cannot be taken apart: {first_line(error)}") from error
+    # Tensors that were no parameter and no buffer when it was exported are kept beside them.
+    constants = {f"constant {name}": value for name, value in program.constants.items()}
     facts = {
         "origin": "export",
         "inputs": [_port(node) for node in taken],
         **({"batch": 1} if isinstance(batch, int) else {}),
     }
-    classifier = assembled(module.eval(), asked, prepare, settings, {}, spec, facts)
-    # What was no parameter and no buffer when it was exported is kept beside them.
-    constants = {f"constant {name}": value for name, value in program.constants.items()}
-    classifier.weigh = lambda: weights_digest(module, constants)
+    weights = partial(weights_digest, module, constants)
+    parts = ModuleParts(module.eval(), preprocessing, spec, facts=facts, weights=weights)
+    if saved:
+        parts = saved.of(parts, "export", unfixed)
+    classifier = assemble(parts, options)
     require_steady(classifier, "export it again after model.eval()")
     return classifier
 

@@ -17,10 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from penult.errors import ModelError, UsageError, first_line
-from penult.models.base import weights_digest
+from penult.models.base import Classifier, weights_digest
 from penult.models.checkpoints import refuse_scripted_code
-from penult.models.module import ModuleClassifier, assembled, from_file, require_steady
-from penult.models.options import LoadOptions, checkpoint_advice, existing, members, preparation
+from penult.models.module import ModuleParts, SavedFile, assemble, require_steady
+from penult.models.options import (
+    LoadOptions,
+    checkpoint_advice,
+    existing,
+    members,
+    preprocessing_of,
+)
 from penult.models.processors import quiet
 
 # Not part of what a model computes: where its source was, and which run wrote the archive.
@@ -99,38 +105,43 @@ def _is_tensor(node: Any) -> bool:
     return bool(node.hasAttribute("value") and node.kindOf("value") == "t")
 
 
-def open_torchscript(spec: str | Path, asked: LoadOptions) -> ModuleClassifier:
+def open_torchscript(spec: str | Path, options: LoadOptions) -> Classifier:
     """A file that torch.jit.save wrote.
 
     Raises:
         ModelError: it is no TorchScript, or cannot be run on what it is given.
         UntrustedCode: its code reads or writes files, and `trust` was not given.
     """
-    path = existing(spec, asked)
+    path = existing(spec, options)
     why = _no_torchscript(path)
     if why:
         raise ModelError(why)
-    if not asked.trust:
+    if not options.trust:
         refuse_scripted_code(path)
     try:
         with quiet():  # each version of torch says again that TorchScript is of yesterday
             program = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be opened as TorchScript: {first_line(error)}") from error
-    classifier = open_scripted(program, asked, str(path))
-    classifier.weigh = lambda digest=_file_digest(path): digest
-    return from_file(classifier, path, "torchscript", asked)
+    digest = _file_digest(path)
+    saved = SavedFile(path, lambda: digest)
+    return open_scripted(program, options, str(path), saved)
 
 
-def open_scripted(program: Any, asked: LoadOptions, spec: str) -> ModuleClassifier:
-    """A TorchScript module that is at hand."""
+def open_scripted(
+    program: Any, options: LoadOptions, spec: str, saved: SavedFile | None = None
+) -> Classifier:
+    """A TorchScript module that is at hand. saved: the file that it was read from."""
     if hasattr(program, "training"):  # a frozen one has no mode
         program.eval()
     name = getattr(program, "original_name", "") or "TorchScript"
     module: Scripted = type(name, (Scripted,), {})(program)
-    prepare, settings = preparation(asked)
-    classifier = assembled(module, asked, prepare, settings, {}, spec, _facts(module))
-    classifier.weigh = module.digest
+    parts = ModuleParts(
+        module, preprocessing_of(options), spec, facts=_facts(module), weights=module.digest
+    )
+    if saved:
+        parts = saved.of(parts, "torchscript", options)
+    classifier = assemble(parts, options)
     require_steady(classifier, "save it again after model.eval()")
     return classifier
 

@@ -7,10 +7,8 @@ class that transformers has is known here without a list of ours.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +18,17 @@ from torch import nn
 from penult.errors import ModelError, UntrustedCode, first_line
 from penult.models.base import (
     MULTI_LABEL,
+    NOT_STORED,
     REGRESSION,
     SINGLE_LABEL,
     Classifier,
-    Inputs,
+    Storage,
     complete_labels,
-    weights_digest,
 )
 from penult.models.checkpoints import require_filled
-from penult.models.module import ModuleClassifier, assembled
-from penult.models.options import LoadOptions, preparation
-from penult.models.processors import (
-    AudioPreparer,
-    Preparer,
-    TextPreparer,
-    frames_of,
-    longest_text,
-    open_preparer,
-    quiet,
-    require_files,
-)
+from penult.models.module import ModuleParts, TorchStructure, assemble
+from penult.models.options import LoadOptions, class_names_of, preprocessing_of
+from penult.models.processors import open_preparer, quiet, require_files
 
 # The auto classes' tables of classification classes, and the modality of each.
 TASKS = (
@@ -62,75 +51,9 @@ WEIGHTS = (
 SIDE_FILES = {".json", ".txt", ".model", ".py"}  # settings, vocabularies, and code if there is any
 
 
-@dataclass(eq=False, repr=False)
-class TransformersClassifier(Classifier):
-    """A classifier of transformers; see `penult.models.base.Classifier`."""
-
-    spec: str
-    modality: str
-    kind: str
-    labels: tuple[str, ...]
-    rate: int | None
-    frames: int | None
-    module: nn.Module
-    base: str | None
-    preparer: Preparer
-    folder: Path
-    reopen: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    engine: str = "torch"
-    output: str | int | None = None  # it names its logits itself
-
-    @property
-    def holds(self) -> float | None:
-        """Seconds in an input of fixed length; see `Classifier.holds`."""
-        return self.preparer.kept_seconds() if isinstance(self.preparer, AudioPreparer) else None
-
-    def preprocess(self, content: Any) -> Inputs:
-        """Decoded content → the model's keyword arguments; see `Classifier.preprocess`."""
-        tensors, truncated = self.preparer(content)
-        return Inputs(tensors, truncated)
-
-    def example(self, seed: int = 0) -> Inputs:
-        """One second of noise, a noise image or a short text, prepared as any other item."""
-        return self.preprocess(self.preparer.example(seed))
-
-    def identity(self) -> dict[str, str]:
-        """`weights` and `preprocessing` of the fingerprint."""
-        return {
-            "weights": weights_digest(self.module),
-            "preprocessing": self.preparer.digest(),
-            "truncation": self.preparer.truncation(),
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """Facts for people and for a collection's runs."""
-        parameters = sum(p.numel() for p in self.module.parameters())
-        return {
-            "origin": "transformers",
-            "class": type(self.module).__name__,
-            "modality": self.modality,
-            "kind": self.kind,
-            "classes": len(self.labels),
-            "parameters": parameters,
-            "rate": self.rate,
-            **self.facts,
-        }
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Copy the checkpoint's own files: any tool that reads transformers' folders can open it.
-
-        Not `save_pretrained`: another layout of the file moves the mapped weights in memory, and
-        with another alignment matrix products may round differently in the last bit.
-        """
-        folder = Path(folder)
-        for path in checkpoint_files(self.folder):
-            shutil.copyfile(path, folder / path.name)
-
-
 def open_folder(
-    folder: Path, spec: str, *, trust: bool = False, facts: Mapping[str, Any] | None = None
-) -> TransformersClassifier:
+    folder: Path, spec: str, options: LoadOptions, facts: Mapping[str, Any] | None = None
+) -> Classifier:
     """Open a folder that holds `config.json`, weights and a preprocessor.
 
     Raises:
@@ -138,34 +61,38 @@ def open_folder(
         IncompleteWeights: the weights do not fill the model.
         UntrustedCode: the folder brings code, and `trust` was not given.
     """
-    config = _read_config(folder, spec, trust)
-    auto, modality, named = _task(config, spec)
+    config = _read_config(folder, spec, options.trust)
+    auto, modality, architecture = _task(config, spec)
     _require_weights(folder, spec)
     require_files(folder, modality)
-    module, info = _load_weights(folder, spec, auto, config, trust)
-    preparer = open_preparer(folder, modality, config, trust)
-    if isinstance(preparer, TextPreparer):
-        preparer.longest = longest_text(preparer, config, module)
-    base = _base_path(module)
-    classifier = TransformersClassifier(
-        spec=spec,
-        modality=modality,
-        kind=SINGLE_LABEL,
-        labels=(),
-        rate=preparer.rate if isinstance(preparer, AudioPreparer) else None,
-        frames=frames_of(config) if modality == "video" else None,
-        module=module,
-        base=base,
-        preparer=preparer,
-        folder=folder,
-        facts={"architecture": named, **(facts or {})},
-    )
+    module, info = _load_weights(folder, spec, auto, config, options.trust)
+    preparer = open_preparer(folder, modality, config, module, options.trust)
     with quiet():
-        tensors = classifier.example().tensors
+        tensors = preparer.example(0).tensors
         n_logits = require_filled(module, tensors, _loose(info), info["unexpected_keys"], spec)
-    classifier.labels = complete_labels(_names(config), n_logits)
-    classifier.kind = _kind(config, n_logits)
-    return classifier
+    own = _names(config)
+    return Classifier(
+        spec,
+        _kind(config, n_logits),
+        complete_labels(class_names_of(options.class_names, n_logits) or own, n_logits),
+        TorchStructure(module, preparer.example, _base_path(module), options.output_key),
+        preparer,
+        {"origin": "transformers", "architecture": architecture, **(facts or {})},
+        _storage(folder, options),
+    )
+
+
+def _storage(folder: Path, options: LoadOptions) -> Storage:
+    """The checkpoint's own files: any tool that reads transformers' folders can open the copy. The
+    caller's options are kept beside them.
+
+    Not `save_pretrained`: another layout of the file moves the mapped weights in memory, and
+    with another alignment matrix products may round differently in the last bit.
+    """
+    files = {path.name: path for path in checkpoint_files(folder)}
+    if options.class_names is None and options.output is None:
+        return Storage(files=files)
+    return Storage({"origin": "transformers", "output": options.output}, files)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -179,24 +106,30 @@ def checkpoint_files(folder: Path) -> list[Path]:
     ]
 
 
-def open_prepared(folder: Path, spec: str, asked: LoadOptions) -> ModuleClassifier:
+def open_prepared(folder: Path, spec: str, options: LoadOptions) -> Classifier:
     """Open a folder's model with the caller's own preprocessing instead of the checkpoint's."""
-    config = _read_config(folder, spec, asked.trust)
-    auto, modality, named = _task(config, spec)
+    config = _read_config(folder, spec, options.trust)
+    auto, modality, architecture = _task(config, spec)
     _require_weights(folder, spec)
-    module, info = _load_weights(folder, spec, auto, config, asked.trust)
-    prepare, settings = preparation(asked)
-    if asked.modality is None and asked.sample_rate is None:
-        asked = replace(asked, modality=modality)
-    facts = {"origin": "transformers", "architecture": named}
-    classifier = assembled(module, asked, prepare, settings, _loose(info), spec, facts)
-    if asked.class_names is None:
-        classifier.labels = complete_labels(_names(config), len(classifier.labels))
-    classifier.kind = asked.kind or _kind(config, len(classifier.labels))
-    classifier.base = _base_path(module)
-    if not callable(asked.preprocess):
-        classifier.recipe = {"origin": "transformers", **asked.recipe()}
-        classifier.files = checkpoint_files(folder)
+    module, info = _load_weights(folder, spec, auto, config, options.trust)
+    preprocessing = preprocessing_of(options)
+    if options.modality is None and options.sample_rate is None:
+        options = replace(options, modality=modality)
+    parts = ModuleParts(
+        module,
+        preprocessing,
+        spec,
+        _loose(info),
+        facts={"origin": "transformers", "architecture": architecture},
+        labels=_names(config),
+        base=_base_path(module),
+        storage=NOT_STORED if callable(options.preprocess) else Storage(
+            {"origin": "transformers", **options.recipe()},
+            {path.name: path for path in checkpoint_files(folder)},
+        ),
+    )  # fmt: skip
+    classifier = assemble(parts, options)
+    classifier.kind = options.kind or _kind(config, len(classifier.labels))
     return classifier
 
 
