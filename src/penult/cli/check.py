@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -39,6 +40,7 @@ from penult.cli.output import (
 
 if TYPE_CHECKING:
     from penult.embedding.check import Measure, Report
+    from penult.embedding.stations import StationRecord
 
 
 @with_model_options
@@ -51,13 +53,18 @@ def check(
     device: Device = "auto",
     engine: Engine = "auto",
     precision: Precision = None,
+    dump: Annotated[
+        Path | None,
+        typer.Option(help="Write what every station made of the first item into this .npz file."),
+    ] = None,
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Measure every promise on your own files: the same vector alone and in a batch, again and in
     another order, and the proof of the head. Exit code 1 if one is broken.
 
-    The first 16 items are taken; each is run some six times.
+    The first 16 items are taken; each is run some six times. --dump shows where the numbers of one
+    vector come from: decoded, resampled, prepared, hidden, mask, pooled, stored, logits.
     """
     from penult.embedding.check import check as measured
     from penult.embedding.embedder import open_embedder
@@ -73,12 +80,21 @@ def check(
         )  # fmt: skip
     with working("measuring engines on the first items"):
         embedder.settle(sample)
+    record = None
+    if dump is not None:
+        from penult.embedding.stations import record_stations
+
+        with working("recording the stations of the first item"):
+            record = record_stations(embedder, source)
+            record.write(dump)
+        if not json:
+            _show_stations(record, dump)
     with working("proving the head"):
         certificate, on = certify_on(embedder.runner, sample)
     with working("running the items alone and together"):
         report = measured(embedder, source, certificate)
     if json:
-        print_json(_document(report, on))
+        print_json({**_document(report, on), **({"stations": record.to_dict()} if record else {})})
     else:
         _show(report, on)
     if report.broken:
@@ -88,6 +104,27 @@ def check(
 
 
 COMMANDS = (check,)
+
+
+def _show_stations(record: StationRecord, file: Path) -> None:
+    region = "" if record.region == "whole" else f" {record.region}"
+    stdout.print(f"[bold]stations[/] of {printable_path(record.id)}{region}")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("station", "made by", "shape", "type", "min", "max", "mean"):
+        table.add_column(column, justify="right" if column in ("min", "max", "mean") else "left")
+    for station in record.stations:
+        facts = station.to_dict()
+        figures = [facts[name] for name in ("min", "max", "mean")]
+        shape = " × ".join(map(str, facts["shape"])) or "1"
+        table.add_row(
+            f"[cyan]{printable(station.name)}[/]",
+            printable(station.source),
+            shape,
+            facts["dtype"],
+            *("" if figure is None else f"{figure:.4g}" for figure in figures),
+        )
+    print_table(table)
+    stdout.print(f"[dim]all values: {printable(str(file))}[/]\n", soft_wrap=True)
 
 
 def _show(report: Report, on: list[str]) -> None:

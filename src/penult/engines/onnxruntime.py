@@ -53,15 +53,22 @@ class OnnxEngine:
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the graph's inputs."""
+        scores, states = self._read(batch)
+        vectors = [
+            pool(hidden.float(), reading.pooling, reading.tap.channel).numpy()
+            for reading, (hidden, _) in zip(self.readings, states, strict=True)
+        ]
+        return Readout(list(scores if scores.ndim > 1 else scores[:, None]), vectors)
+
+    def hidden_states(self, batch: Batch) -> list[tuple[torch.Tensor, None]]:
+        """What each reading pools: (B, …) as the tap gives it, over all positions."""
+        return self._read(batch)[1]
+
+    def _read(self, batch: Batch) -> tuple[Array, list[tuple[torch.Tensor, None]]]:
         tensors = {name: value.numpy() for name, value in batch.tensors.items()}
-        feeds = as_feeds(self._graph, tensors)
-        found = dict(zip(self._names, self._run(feeds), strict=True))
-        vectors = []
-        for reading in self.readings:
-            hidden = torch.from_numpy(found[reading.tap.module]).float()
-            vectors.append(pool(hidden, reading.pooling, reading.tap.channel).numpy())
-        given = found[self._names[0]].astype(np.float32)
-        return Readout(list(given if given.ndim > 1 else given[:, None]), vectors)
+        found = dict(zip(self._names, self._run(as_feeds(self._graph, tensors)), strict=True))
+        states = [(torch.from_numpy(found[one.tap.module]), None) for one in self.readings]
+        return found[self._names[0]].astype(np.float32), states
 
     def _run(self, feeds: dict[str, Array]) -> list[Array]:
         """The whole batch at once, or item by item where the graph takes one only."""

@@ -26,6 +26,9 @@ from penult.tracing.head import logits_of
 from penult.tracing.hooks import Calls, captured
 from penult.tracing.taps import Tap
 
+# (B, …) as a tap gives it, and (B, P) of the positions that are pooled; None where all are.
+HiddenStates = tuple[Tensor, Tensor | None]
+
 
 class TorchEngine:
     """Runs the classifier's own module, one batch at a time; holds no state between batches.
@@ -60,6 +63,20 @@ class TorchEngine:
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments; without logits only as far as the readings."""
+        scores, states = self._read(batch, logits)
+        with torch.inference_mode(), self._numbers():
+            vectors = [
+                as_array(pool(hidden.float(), reading.pooling, reading.tap.channel, mask))
+                for reading, (hidden, mask) in zip(self.readings, states, strict=True)
+            ]
+        rows = nothing(batch) if scores is None else rows_of(scores, batch, self._base)
+        return Readout(rows, vectors)
+
+    def hidden_states(self, batch: Batch) -> list[HiddenStates]:
+        """What each reading pools."""
+        return self._read(batch, logits=False)[1]
+
+    def _read(self, batch: Batch, logits: bool) -> tuple[Tensor | None, list[HiddenStates]]:
         tensors = {name: value.to(self.device) for name, value in batch.tensors.items()}
         taps = [reading.tap for reading in self.readings]
         with self._lock:
@@ -72,7 +89,7 @@ class TorchEngine:
                 scores = logits_of(self._module(**tensors), self._output)
             if not caught.stopped:
                 self._calls.learn(tensors, caught.counts)
-            vectors = []
+            states = []
             for reading, hidden in zip(self.readings, caught(), strict=True):
                 mask = None
                 if reading.entry is not None and batch.filled is not None:
@@ -80,11 +97,8 @@ class TorchEngine:
                 elif len(reading.tap.positions) == 1:
                     length = hidden.shape[reading.tap.positions[0]]
                     mask = frame_mask(self._base, tensors, length)
-                vectors.append(pool(hidden.float(), reading.pooling, reading.tap.channel, mask))
-        rows = (
-            rows_of(scores, batch, self._base) if scores is not None and logits else nothing(batch)
-        )
-        return Readout(rows, [as_array(vector) for vector in vectors])
+                states.append((hidden, mask))
+        return scores if logits else None, states
 
     def beside(self, device: str) -> TorchEngine:
         """The same on another device, with a copy of the module: both can run at once."""
