@@ -314,8 +314,8 @@ def test_the_command_line(tones: Path, tiny: Path, tmp_path: Path) -> None:
         (("--labels", "{}_*", "--groups", "{}_*"), "0 have two groups or more"),
         (("--labels", "{}_*", "--report", "r.pdf"), "has to end in .html or .json or .png"),
         (("--report", "r.html"), "has to end in .json"),
-        (("--groups", "{}_*"), "serve only beside --labels"),
-        (("--unlabelled", "."), "serve only beside --labels"),
+        (("--groups", "{}_*"), "--groups and --unlabelled need --labels"),
+        (("--unlabelled", "."), "--groups and --unlabelled need --labels"),
     ],
 )
 def test_wrong_usage_of_choose(

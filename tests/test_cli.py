@@ -311,11 +311,11 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     said = ask("embed", tiny, clips, "--into", path)
     assert said.code == 0 and said.err == ""  # piped: no progress
     first, second, proof, spent, left = said.out.splitlines()
-    assert left == "left out, of another kind: 1 file (1 .csv)"
+    assert left == "other file types left out: 1 file (1 .csv)"
     parts = " · ".join(
         rf"{part} [\d.]+ s" for part in ("decode", "prepare", "wait", "model", "write")
     )
-    assert re.fullmatch(f"where the time went: {parts}", spent)
+    assert re.fullmatch(rf"time by step \(overlapping\): {parts}", spent)
     assert re.fullmatch(r"head proved on \d.wav and \d.wav: \d+ checks, largest error \S+", proof)
     assert first.startswith("6 embedded in ") and "× real time" in first
     assert second == f"{path}: 6 rows of 32 numbers, tap backbone, pooling mean"
@@ -325,7 +325,7 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     said = ask("embed", tiny, tmp_path / "bad.wav", "--into", path)
     assert said.code == 3
     assert f"{tmp_path / 'bad.wav'}: not readable as audio" in said.out
-    assert said.out.splitlines()[-1] == f"penult failures {path} names each one and why"
+    assert said.out.splitlines()[-1] == f"penult failures {path} lists all with reasons"
 
 
 def test_files_of_another_kind_are_counted(tiny: Path, clips: Path, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_files_of_another_kind_are_counted(tiny: Path, clips: Path, tmp_path: Pa
         (folder / name).write_text("no sound")
     said = ask("embed", tiny, folder, "--into", tmp_path / "c.lance")
     assert said.code == 0
-    wanted = "left out, of another kind: 7 files (3 .txt, 2 .docx, 1 without extension, 1 .csv)"
+    wanted = "other file types left out: 7 files (3 .txt, 2 .docx, 1 without extension, 1 .csv)"
     assert said.out.splitlines()[-1] == wanted
     said = ask("embed", tiny, folder, "--into", tmp_path / "c.lance", "--json")
     kinds = {".txt": 3, ".docx": 2, ".csv": 1, "without extension": 1}
@@ -426,7 +426,7 @@ def test_export_round_trip(filled: Path, tmp_path: Path) -> None:
     assert table["id"].to_pylist() == keys["id"].to_pylist()
     np.testing.assert_array_equal(np.float32(table["vector"].to_pylist()), vectors)
     said = ask("export", filled, tmp_path / "v.npy")
-    assert said.out == f"6 rows in {tmp_path / 'v.npy'}, their ids in {tmp_path / 'v.csv'}\n"
+    assert said.out == f"6 rows in {tmp_path / 'v.npy'}, ids in {tmp_path / 'v.csv'}\n"
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), vectors)
     ids = pyarrow.csv.read_csv(tmp_path / "v.csv")
     assert ids["id"].to_pylist() == keys["id"].to_pylist()
@@ -465,7 +465,7 @@ def test_odd_names(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert said.code == 3
     assert said.out.startswith("7 embedded, 1 failed")
     assert "[bold]bad.wav: not readable" in said.out and f"{into}: 7 rows" in said.out
-    assert "penult failures '[red]c.lance' names" in said.out
+    assert "penult failures '[red]c.lance' lists" in said.out
     hits = ask("search", into, folder / ODD[0], "-k", 9, "--json").json["hits"]
     assert {h["id"] for h in hits} >= {str(folder / name) for name in ODD}
     said = ask("search", into, folder / ODD[0], "-k", 9)
@@ -596,7 +596,7 @@ def test_ctrl_c_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 130, seen
     assert b"items/s" in seen and b"/800" in seen
-    assert b"stopped. What was committed stays" in seen and b"Traceback" not in seen
+    assert b"stopped. Committed rows are kept" in seen and b"Traceback" not in seen
     assert out == b""
     collection = Collection.open(tmp_path / "c")
     assert collection.runs()["status"].to_pylist() == ["stopped"]

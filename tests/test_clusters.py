@@ -188,7 +188,7 @@ def test_rows_that_come_later_have_none(made: Collection) -> None:
 def test_on_the_command_line(made: Collection, tmp_path: Path) -> None:
     out = tmp_path / "clusters.csv"
     said = ask("cluster", made.path, "--by", "{}_*.wav", "--out", out, "--space", "centre")
-    assert said.code == 0 and "3 clusters of 60 rows, 0 (0%) in none" in said.out
+    assert said.code == 0 and "3 clusters of 60 rows, 0 (0%) in no cluster" in said.out
     assert "adjusted Rand index 1.000" in said.out
     rows = list(csv.DictReader(out.open()))
     assert len(rows) == 60 and {row["cluster"] for row in rows} == {"0", "1", "2"}

@@ -84,7 +84,7 @@ def test_of_many_rows_some_are_drawn(made: Collection) -> None:
     one, other = (derived.make_map(made, most=20, method="pca") for _ in range(2))
     assert one.rows.equals(other.rows) and len(one.rows) == 20 and one.matching == 60
     said = ask("map", made.path, made.path.parent / "m.html", "--most", 20)
-    assert "20 of 60 rows, drawn by chance" in said.err
+    assert "20 of 60 rows, sampled at random" in said.err
 
 
 def written(**changes: object) -> str:
@@ -159,7 +159,7 @@ def test_on_the_command_line(made: Collection, tmp_path: Path) -> None:
     assert ask("map", made.path, out, "--by", "cluster", "--json").json["classes"] == 3
     empty = filled(tmp_path / "empty.lance")
     for arguments, says in (
-        ([made.path, "map.gif"], "a map is a .html"),
+        ([made.path, "map.gif"], ".html, .png"),
         ([made.path, out, "--by", "word"], "'word' names nothing"),
         ([made.path, out, "--by", "labels"], "has a name by 'labels'"),
         ([made.path, out, "--by", "cluster:mine"], "has no clusters called 'mine'"),

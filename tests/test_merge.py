@@ -166,7 +166,7 @@ def test_on_the_command_line(places):
     filled(a.path, batch(["1"]))
     filled(b.path, batch(["2"]))
     said = ask("merge", a.path, b.path, "--into", into.path)
-    assert said.code == 0 and said.out.startswith("2 new, 0 replaced, 0 there already")
+    assert said.code == 0 and said.out.startswith("2 new, 0 replaced, 0 present already")
     assert ask("merge", a.path, b.path, "--into", into.path, "--json").json["rows"] == 2
     assert ask("merge", a.path, "none", "--into", into.path).code == 2
     facts = ask("info", into.path, "--json").json

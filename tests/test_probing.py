@@ -191,13 +191,13 @@ def test_on_the_command_line(made: Collection, tmp_path: Path) -> None:
     said = ask(
         "probe", made.path, *by, "--group", "*_{}_*.wav", "--picture", picture, "--save", saved
     )
-    assert said.code == 0 and "6 groups (*_{}_*.wav) kept apart" in said.out
+    assert said.code == 0 and "6 groups (*_{}_*.wav); baseline" in said.out
     assert picture.read_bytes()[:4] == b"\x89PNG" and saved.is_file()
     ids = made.vectors()[0]["id"].to_pylist()
     lines = [[id, "abc".index(Path(id).name[0])] for id in ids[5:]]
     given = table(tmp_path / "f.csv", ["id", "which"], *lines)
     said = ask("probe", made.path, *by, "--features", given, "--json")
-    assert "5 rows have no features" in said.err
+    assert "5 rows lack some of the features" in said.err
     measures = said.json["measures"]
     assert list(measures) == ["vectors", "features", "both"] and said.json["rows"] == 85
     assert measures["both"]["accuracy"]["value"] > measures["vectors"]["accuracy"]["value"]

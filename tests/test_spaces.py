@@ -116,7 +116,7 @@ def test_what_is_refused(made: Collection, tmp_path: Path) -> None:
     for name in (" ", "raw", "scale+l2"):
         with pytest.raises(SpaceError, match="cannot be called"):
             made.fit_space("centre", name=name)
-    with pytest.raises(CollectionError, match="the index is of raw vectors"):
+    with pytest.raises(CollectionError, match="the index covers raw vectors"):
         made.search(vectors()[0], space="l2", indexed=True)
     with pytest.raises(CollectionError, match="has shape"):
         made.search(np.ones(3), space="l2")
@@ -159,7 +159,7 @@ def test_half_precision_vectors(tmp_path: Path) -> None:
 def test_on_the_command_line(made: Collection) -> None:
     said = ask("search", made.path, named()[7], "--space", "scale+l2", "-k", 2)
     assert said.code == 0 and "0007.wav" in said.out
-    assert said.err.startswith("space scale+l2: fitted on 300 rows, kept in ")
+    assert said.err.startswith("space scale+l2: fitted on 300 rows, stored in ")
     again = ask("search", made.path, named()[7], "--space", "scale+l2", "-k", 2, "--json")
     assert again.err == "" and again.json["space"] == "scale+l2"
     wrong = ask("search", made.path, named()[7], "--space", "scaled")

@@ -119,7 +119,7 @@ def test_like_on_the_command_line(tiny: Path, recordings: Path, tmp_path: Path) 
     assert said.code == 2 and f"penult embed MODEL --like {old} --into another" in said.error
     Collection.open(old).label(str(recordings), "whole", "owl", who="me", source="x")
     said = ask("embed", tiny, "--pooling", "max", "--like", old, "--into", new)
-    assert said.code == 0 and "6 embedded" in said.out and "1 label taken along" in said.out
+    assert said.code == 0 and "6 embedded" in said.out and "1 label copied" in said.out
     for options, says in (
         ([recordings], "give no paths"),
         (["--window", "1s"], "no windows"),
@@ -222,7 +222,7 @@ def test_gone_files_are_named_and_kept_unless_pruned(
         (folder / "b" / "4.wav").unlink()
     assert Collection.open(path).count == 18
     said = ask("embed", tiny, recordings, "--into", path)
-    assert said.code == 0 and "2 files are gone: " in said.out and "--prune removes" in said.out
+    assert said.code == 0 and "2 files were deleted: " in said.out and "--prune removes" in said.out
     assert Collection.open(path).count == 18
     said = ask("embed", tiny, recordings / "a", "--into", path, "--prune", "--json")
     assert said.json["gone"] == {

@@ -60,11 +60,11 @@ def check(
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
-    """Measure every promise on your own files: the same vector alone and in a batch, again and in
-    another order, and the proof of the head. Exit code 1 if one is broken.
+    """Measure every promise on your own files: batching, repetition, order, proof of the head.
 
-    The first 16 items are taken; each is run some six times. --dump shows where the numbers of one
-    vector come from: decoded, resampled, prepared, hidden, mask, pooled, stored, logits.
+    A vector has to be equal alone and in a batch, on a second run and in another order. The first
+    16 items are used; each runs about six times. Exit code 1 where a promise is broken.
+    --dump writes the values of one item at every station, from decoding to the stored vector.
     """
     from penult.embedding.check import check as measured
     from penult.embedding.embedder import open_embedder
@@ -103,9 +103,6 @@ def check(
         raise typer.Exit(SOME_FAILED)
 
 
-COMMANDS = (check,)
-
-
 def _show_stations(record: StationRecord, file: Path) -> None:
     region = "" if record.region == "whole" else f" {record.region}"
     stdout.print(f"[bold]stations[/] of {printable_path(record.id)}{region}")
@@ -131,8 +128,8 @@ def _show(report: Report, on: list[str]) -> None:
     for failure in report.failures:
         print_note(f"[red]failed[/] {printable_path(failure.id)}: {printable(failure.message)}")
     sizes = ", ".join(map(str, report.batches))
-    stdout.print(f"[bold]law[/]  {report.law.words}")
-    stdout.print(f"[dim]     {counted(len(report.items), 'item')} in batches of {sizes}[/]\n")
+    stdout.print(f"[bold]batching[/]  {report.law.words}")
+    stdout.print(f"[dim]          {counted(len(report.items), 'item')} in batches of {sizes}[/]\n")
     if report.parity is not None:
         stdout.print(f"[bold]engine[/]  {report.engine}: {report.parity.words}\n", soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -141,7 +138,9 @@ def _show(report: Report, on: list[str]) -> None:
     for words, measure in _measures(report).items():
         table.add_row(words, *_cells(measure, promised=True))
     if report.plain is not None:
-        table.add_row("[dim]as others pad: zeros, no mask[/]", *_cells(report.plain, False))
+        table.add_row(
+            "[dim]for comparison: padded with zeros, no mask[/]", *_cells(report.plain, False)
+        )
     print_table(table)
     stdout.print(f"\n[bold]head[/]{named(on)}: {escape(str(report.certificate))}")
     if report.broken:
@@ -153,8 +152,8 @@ def _show(report: Report, on: list[str]) -> None:
 
 def _measures(report: Report) -> dict[str, Measure]:
     measures = {
-        "run again": report.drift,
-        "alone against together": report.batched,
+        "second run": report.drift,
+        "alone and in batches": report.batched,
         "in another order": report.order,
     }
     return {words: measure for words, measure in measures.items() if measure is not None}

@@ -48,30 +48,35 @@ CANDIDATES = 10  # that the table shows
 def choose(
     model: Model,
     paths: Paths,
-    into: Annotated[Path, typer.Option(help="Folder for the chosen embedder.")],
+    into: Annotated[Path, typer.Option(help="Folder to save the chosen embedder in.")],
     labels: Annotated[
         str | None,
-        typer.Option(help="The class: folder, a column, or a pattern of the path ('{}_*')."),
+        typer.Option(
+            help="Class of each item: folder, a column, or a path pattern such as '{}_*'."
+        ),
     ] = None,
     groups: Annotated[
         str | None,
-        typer.Option(help="Speaker, recording or site, never on both sides: as --labels."),
+        typer.Option(
+            help="Keep these groups (speaker, recording, site) on one side of every split; same "
+            "format as --labels."
+        ),
     ] = None,
     unlabelled: Annotated[
-        list[str] | None, typer.Option(help="More items, that spaces are fitted on too.")
+        list[str] | None, typer.Option(help="Further items without labels, for fitting spaces.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="All figures: report.html, .json or .png.")
+        Path | None, typer.Option(help="Write all figures to report.html, .json or .png.")
     ] = None,
     device: Device = "auto",
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
-    """Find the layers, pooling and space that serve best, from a few labelled items.
+    """Select the best layers, pooling and space from a few labelled items.
 
-    Everything is read in one pass per item. The notebook's recipe (backbone, mean) is kept unless
-    another beats it on classes that were not looked at. Without --labels it is kept, and layers
-    are ranked by a measure that needs none.
+    Each item takes one forward pass. The notebook's recipe (backbone, mean) is kept unless another
+    one is better on held-out classes. Without --labels the recipe is kept, and layers are ranked by
+    label-free measures.
     """
     from penult.embedding.saving import check_target
     from penult.models import specs
@@ -81,7 +86,7 @@ def choose(
 
     check_target(into)
     if labels is None and (groups or unlabelled):
-        raise UsageError("--groups and --unlabelled serve only beside --labels; give --labels too")
+        raise UsageError("--groups and --unlabelled need --labels; give --labels too")
     if report is not None:
         # Without labels there are no scores to draw.
         reports.check_kind(report, reports.KINDS if labels is not None else (".json",))
@@ -118,25 +123,37 @@ def evaluate(
     collection: Store,
     by: Annotated[
         str,
-        typer.Option(help="The class: a column, folder, a pattern of the path, labels or label."),
+        typer.Option(
+            help="Class of each row: a column, folder, a path pattern such as '{}_*', labels "
+            "(taught) or label (predicted)."
+        ),
     ],
     groups: Annotated[
-        str | None, typer.Option(help="Speaker, recording or site, never on both sides: as --by.")
+        str | None,
+        typer.Option(
+            help="Keep these groups (speaker, recording, site) on one side of every split; same "
+            "format as --by."
+        ),
     ] = None,
     space: Annotated[
         str,
         typer.Option(
-            help="raw, or steps joined by + (centre, scale, whiten, pca:N, l2), or a saved "
-            "embedder, whose space it is, or the name of a space that the collection keeps."
+            help="raw; steps joined by + (centre, scale, whiten, pca:N, l2); the name of a space "
+            "of the collection; or the folder of a saved embedder that has a space."
         ),
     ] = "raw",
-    ways: Annotated[int, typer.Option(help="Classes in an episode, at most.")] = 20,
+    ways: Annotated[int, typer.Option(help="Most classes in one episode.")] = 20,
     where: Where = None,
-    report: Annotated[Path | None, typer.Option(help="report.html or .json.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write all figures to report.html or .json.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Measure what a collection's vectors are good for: few-shot episodes, neighbours, a probe,
-    retrieval, pairs, clusters, hubs; with 95 % intervals. The same figures each time."""
+    """Measure the quality of a collection's vectors for named classes.
+
+    Few-shot episodes, nearest neighbours, a linear probe, retrieval, verification, clustering and
+    hubness, with 95 % intervals. Repeated runs give equal figures.
+    """
     from penult.analysis.evaluation import evaluate as measured
     from penult.collection.collection import Collection
     from penult.collection.labels import labelled
@@ -147,12 +164,14 @@ def evaluate(
         reports.check_kind(report, (".html", ".json"))
     opened = Collection.open(collection, must_exist=True)
     rows = labelled(opened, [by] if groups in (None, by) else [by, str(groups)], where)
-    mates = None if groups is None else rows.names[groups]
+    row_groups = None if groups is None else rows.names[groups]
     recipe, fitted = _space(opened, space)
     if fitted is not None:
-        print_note("[dim]a fitted space is taken as it is: choose it on other items than these[/]")
+        print_note(
+            "[dim]the space is used as fitted: fair only where it was fitted on other items[/]"
+        )
     with working("measuring"):
-        found = measured(rows.vectors, rows.names[by], mates, recipe, ways, fitted)
+        found = measured(rows.vectors, rows.names[by], row_groups, recipe, ways, fitted)
     document = {"collection": str(opened.path), "by": by, "grouped_by": groups, "where": where}
     document |= found.to_dict()
     if report is not None:
@@ -164,9 +183,6 @@ def evaluate(
         print_json(document)
         return
     _show_evaluation(found, report)
-
-
-COMMANDS = (choose, evaluate)
 
 
 def _space(collection: Collection, name: str) -> tuple[str, Space | None]:
@@ -233,12 +249,12 @@ def _show_choice(found: Selection, saved: Path, report: Path | None) -> None:
         print_table(table)
         stdout.print(
             f"[dim]{len(choice.scores)} candidates on {counted(found.counts['labelled'], 'item')}; "
-            f"{choice.ways}-way episodes, few-shot: {choice.shots} examples; in a crowd: one "
-            "example of its class nearer than 19 of others[/]",
+            f"{choice.ways}-way episodes, few-shot: {choice.shots} examples; in a crowd: the one "
+            "example of the item's class is nearer than 19 examples of other classes[/]",
             soft_wrap=True,
         )
     kept = found.report is not None and found.report.kept
-    why = ": nothing beats the notebook's recipe clearly" if kept else ""
+    why = ": no candidate is clearly better than the notebook's recipe" if kept else ""
     stdout.print(
         f"chosen [bold]{printable(found.setting.words())}[/]{why}; "
         f"{found.embedder.dim} numbers, saved in [bold]{printable(str(saved))}[/]",
@@ -249,13 +265,13 @@ def _show_choice(found: Selection, saved: Path, report: Path | None) -> None:
 
 
 def _show_free(found: Selection) -> None:
-    table = _table("without labels", "RankMe", "α-ReQ")
+    table = _table("reading, ranked without labels", "RankMe", "α-ReQ")
     for one in (found.ranking or [])[:CANDIDATES]:
         table.add_row(one.reading, f"{one.rank_me:.1f}", f"{one.alpha:.2f}")
     print_table(table)
     print_note(
-        "[yellow]a ranking without labels is a weak hint (docs/choosing.md has how weak), so the "
-        "notebook's recipe is kept; a few labelled items of three classes or more decide better[/]"
+        "[yellow]a ranking without labels is weak evidence (see docs/choosing.md), so the "
+        "notebook's recipe is kept; a few labelled items of three or more classes decide better[/]"
     )
 
 

@@ -33,31 +33,32 @@ def cluster(
         str | None,
         typer.Option(help="hdbscan (the default) or kmeans (the default with --clusters)."),
     ] = None,
-    clusters: Annotated[int | None, typer.Option(help="How many, for kmeans.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Number of clusters, for kmeans.")] = None,
     min_size: Annotated[
-        int | None, typer.Option(help="Rows in the smallest cluster; else √rows / 2, at least 5.")
+        int | None, typer.Option(help="Fewest rows of a cluster. Default: √rows / 2, at least 5.")
     ] = None,
     space: Space = "raw",
     where: Where = None,
     by: Annotated[
         str | None,
         typer.Option(
-            help="Names to compare the clusters with: a column, folder, labels, or a pattern of "
-            "the path such as '{}_*.wav'."
+            help="Classes to compare the clusters with: a column, folder, labels, or a path "
+            "pattern such as '{}_*.wav'."
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="What to keep the clusters under; else the method.")
+        str | None, typer.Option(help="Name to store the clusters under. Default: the method.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A CSV of every row's cluster: clusters.csv.")
+        Path | None, typer.Option(help="Write each row's cluster to this CSV file.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything drawn by chance.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     json: Json = False,
 ) -> None:
-    """Find groups without any label, named by the classifier's own labels and by their medoids.
+    """Cluster the rows of a collection, without labels.
 
-    They are kept in the collection: `penult map --by cluster` shows them.
+    Clusters are named by the classifier's predictions and shown with their medoids. They are stored
+    in the collection: `penult map --by cluster` draws them.
     """
     from penult.analysis.clustering import ClusterOptions
     from penult.collection import derived
@@ -83,8 +84,8 @@ def cluster(
     _show(made)
     path = printable_path(str(opened.path))
     stdout.print(
-        f"kept as [bold]{printable(kept)}[/]: penult map {path} map.html --by cluster"
-        + (f"; every row in [bold]{printable(str(out))}[/]" if out else ""),
+        f"stored as [bold]{printable(kept)}[/]: penult map {path} map.html --by cluster"
+        + (f"; the cluster of each row is in [bold]{printable(str(out))}[/]" if out else ""),
         soft_wrap=True,
     )
 
@@ -105,9 +106,9 @@ def _show(made: Clustered) -> None:
         table.add_row(*cells, *own, medoid)
     print_table(table)
     facts = f"{counted(len(found.clusters), 'cluster')} of {counted(len(found.numbers), 'row')}"
-    facts += f", {found.noise:,} ({found.noise / len(found.numbers):.0%}) in none"
+    facts += f", {found.noise:,} ({found.noise / len(found.numbers):.0%}) in no cluster"
     if found.stability is not None:
-        facts += f"; subsamples agree to {found.stability:.2f} (adjusted Rand index)"
+        facts += f"; agreement of subsamples {found.stability:.2f} (adjusted Rand index)"
     stdout.print(facts, soft_wrap=True)
     if (agree := made.agreement) is not None:
         stdout.print(
@@ -142,29 +143,37 @@ _KEYS = ("id", "region", "kind")
 
 def map_(
     collection: Store,
-    out: Annotated[Path, typer.Argument(help="map.html (one page, offline), map.png, .svg, .pdf.")],
+    out: Annotated[
+        Path, typer.Argument(help="map.html (one page, works offline), map.png, .svg or .pdf.")
+    ],
     method: Annotated[
-        str | None, typer.Option(help="tsne, umap or pca; else tsne up to 5,000 rows, then umap.")
+        str | None,
+        typer.Option(help="tsne, umap or pca. Default: tsne up to 5,000 rows, umap above."),
     ] = None,
     by: Annotated[
         str,
         typer.Option(
-            help="What the colours are: label (the classifier's), cluster, labels, folder, a "
-            "column, or a pattern of the path such as '{}_*.wav'."
+            help="Class that colours each point: label (predicted), labels (taught), cluster, "
+            "folder, a column, or a path pattern such as '{}_*.wav'."
         ),
     ] = "label",
     space: Space = "raw",
     where: Where = None,
     most: Annotated[
-        int | None, typer.Option(help="Points at most, drawn by chance; 20,000 for tsne, 100,000.")
+        int | None,
+        typer.Option(
+            help="Most points; more rows are sampled. Default: 20,000 for tsne, else 100,000."
+        ),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Else the collection's name.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything drawn by chance.")] = 0,
+    title: Annotated[
+        str | None, typer.Option(help="Title of the map. Default: the collection's name.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     json: Json = False,
 ) -> None:
-    """Draw every vector as a point, near to those that are like it.
+    """Draw each vector as a point in two dimensions, with similar vectors close together.
 
-    The page can be searched, filtered and zoomed, and opens or plays what is clicked on.
+    The page can be searched, filtered and zoomed; a click on a point plays or opens its file.
     """
     from penult.collection.collection import Collection
     from penult.collection.derived import make_map
@@ -174,15 +183,17 @@ def map_(
 
     suffix = out.suffix.lower().removeprefix(".")
     if suffix not in ("html", *PICTURES):
-        raise UsageError(f"a map is a .html, .{' or .'.join(PICTURES)} file, not {out.name!r}")
+        raise UsageError(
+            f"{out.name!r} has no known ending for a map; .html, .{', .'.join(PICTURES)} work"
+        )
     if suffix != "html":
         require("matplotlib")
     opened = Collection.open(collection, must_exist=True)
     space_of(opened, space)
-    with working("placing the points"):
+    with working("computing the map"):
         made = make_map(opened, by, method, space, where, most, seed)
     if len(made.rows) < made.matching:
-        print_note(f"{len(made.rows):,} of {made.matching:,} rows, drawn by chance")
+        print_note(f"{len(made.rows):,} of {made.matching:,} rows, sampled at random")
     _write(opened, made, out, title or opened.path.name)
     classes = len({name for name in made.names if name is not None})
     if json:
@@ -231,6 +242,3 @@ def _write(opened: Collection, made: Map, out: Path, title: str) -> None:
     with store_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, [text.encode()])
-
-
-COMMANDS = (*(cluster,), *(map_,))

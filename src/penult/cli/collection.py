@@ -29,52 +29,56 @@ if TYPE_CHECKING:
 Store = Annotated[Path, typer.Argument(help="A collection, for example calls.lance.")]
 Where = Annotated[
     str | None,
-    typer.Option(help="A filter in SQL over its columns: \"site = 'A' AND start > 60\"."),
+    typer.Option(help="SQL filter over the collection's columns: \"site = 'A' AND start > 60\"."),
 ]
 
 Space = Annotated[
     str,
     typer.Option(
-        help="Where to compare: raw, a recipe (centre, scale, whiten, pca:N, l2, joined by +: "
-        "fitted on the collection at first use and kept there), or a space's name."
+        help="Vector space: raw, the name of a stored space, or a recipe (centre, scale, whiten, "
+        "pca:N, l2, joined by +), which is fitted on the collection at first use and stored."
     ),
 ]
 
 
 def space_of(collection: Collection, name: str) -> Fitted:
-    """The space of this name; says so on stderr where it had to be fitted first."""
+    """The space of this name; a note on stderr where it had to be fitted first."""
     from penult.collection.spaces import ready
 
     with working(f"fitting {name}"):
         space, about = ready(collection, name)
     if about is not None:
-        of = "" if about.rows == about.matching else f" of {about.matching:,}, drawn by chance"
+        sample = "" if about.rows == about.matching else f" sampled from {about.matching:,}"
         print_note(
-            f"[dim]space {printable(name)}: fitted on {counted(about.rows, 'row')}{of}, "
-            f"kept in {printable(str(collection.path))}[/]"
+            f"[dim]space {printable(name)}: fitted on {counted(about.rows, 'row')}{sample}, "
+            f"stored in {printable(str(collection.path))}[/]"
         )
     return space
 
 
 def search(
     collection: Store,
-    query: Annotated[str, typer.Argument(help="A file, or the id of a row of the collection.")],
-    k: Annotated[int, typer.Option("-k", help="How many neighbours.")] = 10,
+    query: Annotated[str, typer.Argument(help="A file, or the id of a row.")],
+    k: Annotated[int, typer.Option("-k", help="Number of neighbours.")] = 10,
     where: Where = None,
-    start: Annotated[float | None, typer.Option(help="Query's beginning in seconds.")] = None,
-    end: Annotated[float | None, typer.Option(help="Query's end in seconds.")] = None,
+    start: Annotated[
+        float | None, typer.Option(help="Start of the query within the file, in seconds.")
+    ] = None,
+    end: Annotated[
+        float | None, typer.Option(help="End of the query within the file, in seconds.")
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="The embedder, if it is not where it was.")
+        str | None, typer.Option(help="Embedder to use, where the recorded one has moved.")
     ] = None,
     flat: Annotated[
-        bool, typer.Option("--flat", help="Compare all rows, also where there is an index.")
+        bool, typer.Option("--flat", help="Compare all rows, even where there is an index.")
     ] = False,
     space: Space = "raw",
     device: Device = "auto",
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """Find what is nearest to a file, by the cosine of their vectors, raw or in a space."""
+    """Find the rows nearest to a file, by cosine similarity, in the raw space or another."""
     from penult.collection.collection import Collection
     from penult.collection.search import query_vector
 
@@ -85,7 +89,7 @@ def search(
         )
     used = space_of(opened, space)
     if not used.is_raw and opened.index is not None:
-        print_note("the index is of raw vectors: in a space every row is compared")
+        print_note("the index covers raw vectors only: in another space all rows are compared")
     with working("searching"):
         hits = opened.search(vector, k=k, where=where, space=used, flat=flat)
     if json:
@@ -104,11 +108,13 @@ def export(
     collection: Store,
     out: Annotated[Path, typer.Argument(help="vectors.parquet, vectors.npy or vectors.csv.")],
     where: Where = None,
-    logits: Annotated[bool, typer.Option(help="Logits too.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    logits: Annotated[bool, typer.Option(help="Include the logits.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Write vectors, logits and metadata to one file that other tools read."""
+    """Write vectors, logits and metadata to one file for other tools."""
     from penult.collection.collection import Collection
     from penult.collection.export import export as write
 
@@ -120,13 +126,13 @@ def export(
         return
     stdout.print(
         f"{counted(rows, 'row')} in [bold]{printable(str(out))}[/]"
-        + (f", their ids in [bold]{printable(str(ids))}[/]" if ids else ""),
+        + (f", ids in [bold]{printable(str(ids))}[/]" if ids else ""),
         soft_wrap=True,
     )
 
 
 def failures(collection: Store, json: Json = False) -> None:
-    """List the items that could not be embedded, and why."""
+    """List the items that could not be embedded, with the reasons."""
     from penult.collection.collection import Collection
 
     found = Collection.open(collection, must_exist=True).failures().to_pylist()
@@ -137,7 +143,7 @@ def failures(collection: Store, json: Json = False) -> None:
         stdout.print("no failures")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("item", "region", "why"):
+    for name in ("item", "region", "reason"):
         table.add_column(name, overflow="fold")
     for row in found:
         region = "" if row["region"] == "whole" else row["region"]
@@ -181,11 +187,11 @@ def _hit(hit: Hit) -> dict[str, Any]:
     }
 
 
-Wait = Annotated[bool, typer.Option("--wait", help="Wait if another process is writing.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process is writing.")]
 
 
 def info(collection: Store, json: Json = False) -> None:
-    """What a collection holds: rows by kind, model, labels, runs, failures, index, size."""
+    """Describe a collection: rows by kind, model, labels, runs, failures, index, size."""
     from penult.collection.collection import Collection
     from penult.collection.export import describe
 
@@ -203,15 +209,16 @@ def info(collection: Store, json: Json = False) -> None:
 
 def merge(
     collections: Annotated[
-        list[Path], typer.Argument(help="Collections of one embedder, such as those of shards.")
+        list[Path], typer.Argument(help="Collections of one embedder, for example one per shard.")
     ],
-    into: Annotated[Path, typer.Option(help="The collection that gets all; it may be there.")],
+    into: Annotated[Path, typer.Option(help="Target collection, new or existing.")],
     wait: Wait = False,
     json: Json = False,
 ) -> None:
-    """Bring collections of one embedder together; of two rows with one key the newer run's counts.
+    """Merge collections of one embedder.
 
-    Labels, failures, runs and spaces come along. Done again, also after a kill, it gives the same.
+    Of two rows with one key, the row of the newer run is kept. Labels, failures, runs and spaces
+    are merged too. Running it again, even after a kill, gives the same result.
     """
     from penult.collection.collection import Collection
     from penult.collection.transfer import merge as bring_together
@@ -224,8 +231,8 @@ def merge(
         print_json({"collection": str(into), "rows": target.count, **did.to_dict()})
         return
     stdout.print(
-        f"[bold green]{did.new:,} new[/], {did.replaced:,} replaced, {did.there:,} there already; "
-        f"{counted(did.labels, 'label')}, {counted(did.failures, 'failure')}, "
+        f"[bold green]{did.new:,} new[/], {did.replaced:,} replaced, {did.there:,} present "
+        f"already; {counted(did.labels, 'label')}, {counted(did.failures, 'failure')}, "
         f"{counted(did.runs, 'run')}",
         soft_wrap=True,
     )
@@ -236,15 +243,15 @@ def index(
     collection: Store,
     min_recall: Annotated[
         float,
-        typer.Option(help="Of the ten nearest rows, the share it has to find; else no index."),
+        typer.Option(help="Least recall of the ten nearest rows; below it no index is made."),
     ] = 0.95,
     drop: Annotated[
-        bool, typer.Option("--drop", help="Remove the index: searches are exact again.")
+        bool, typer.Option("--drop", help="Remove the index; searches compare all rows again.")
     ] = False,
     wait: Wait = False,
     json: Json = False,
 ) -> None:
-    """Make searches fast and approximate, by an index whose recall is measured first."""
+    """Build an index for fast approximate search. Its recall is measured first."""
     from penult.collection import index
     from penult.collection.collection import Collection
 
@@ -254,7 +261,9 @@ def index(
         if json:
             print_json({"collection": str(collection), "dropped": dropped})
             return
-        stdout.print("index removed; searches are exact" if dropped else "there was no index")
+        stdout.print(
+            "index removed; searches compare all rows" if dropped else "there was no index"
+        )
         return
     with working("building and measuring"):
         made = index.build(opened, min_recall, wait=wait)
@@ -262,8 +271,9 @@ def index(
         print_json({"collection": str(collection), **made.to_dict()})
         return
     stdout.print(
-        f"{counted(made.rows, 'row')} in {made.seconds:.1f} s; recall@10 {made.recall:.3f} on "
-        f"{made.sample} of them, {made.milliseconds:.1f} ms a search (median)",
+        f"{counted(made.rows, 'row')} indexed in {made.seconds:.1f} s; recall@10 "
+        f"{made.recall:.3f} on {made.sample} queries, {made.milliseconds:.1f} ms per search "
+        "(median)",
         soft_wrap=True,
     )
 
@@ -289,6 +299,3 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("on disk", f"{facts['bytes'] / 1e6:,.1f} MB"),
     ]
-
-
-COMMANDS = (*(search, export, failures), *(info, merge, index))

@@ -232,8 +232,5 @@ def doctor(json: Json = False) -> None:
     stdout.print(table)
 
 
-COMMANDS = (demo, doctor)
-
-
 def _share(right: int, total: int) -> str:
     return f"[bold]{right} of {total}[/] ({right / total:.0%})"

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 SHOWN = 5
-SPENT = ("decode", "prepare", "wait", "model", "write")  # of the time; these overlap
+STEPS = ("decode", "prepare", "wait", "model", "write")  # of a run; they overlap in time
 
 
 @with_model_options
@@ -64,59 +64,72 @@ def embed(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or -."
+            help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or - for paths "
+            "on stdin."
         ),
     ] = None,
     *,
-    into: Annotated[Path, typer.Option(help="The collection, for example calls.lance.")],
+    into: Annotated[Path, typer.Option(help="Collection to write to, for example calls.lance.")],
     tap: Tap = None,
     pooling: Pooling = None,
     pool_over: PoolOver = None,
     channel: Channel = None,
     window: Annotated[
         str | None,
-        typer.Option(help="Cut recordings into windows of 5s, 250ms: a row for each."),
+        typer.Option(help="Cut recordings into windows, for example 5s or 250ms; one row each."),
     ] = None,
     hop: Annotated[
-        str | None, typer.Option(help="From one window's start to the next; else the window.")
+        str | None,
+        typer.Option(help="Step from one window to the next, for example 1s. Default: the window."),
     ] = None,
     tile: Annotated[
-        int | None, typer.Option(help="Cut images into squares of so many pixels.")
+        int | None,
+        typer.Option(help="Cut images into square tiles of this many pixels; one row each."),
     ] = None,
-    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.")] = 0,
+    overlap: Annotated[int, typer.Option(help="Overlap of neighbouring tiles in pixels.")] = 0,
     summary: Annotated[
-        str | None, typer.Option(help="One more row for each file that is cut: mean or max.")
+        str | None,
+        typer.Option(help="Add one row per cut file: the mean or max of the file's parts."),
     ] = None,
     alone: Annotated[
-        bool, typer.Option("--alone", help="One item in each forward pass, no batches.")
+        bool,
+        typer.Option(
+            "--alone", help="Run each item in a forward pass of its own, without batches."
+        ),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode; 0 decodes in this one.")
+        int | None,
+        typer.Option(min=0, help="Number of decoding processes; 0 decodes in the main process."),
     ] = None,
     time_limit: Annotated[
         float | None,
-        typer.Option(help="Seconds that a file may take to decode before it counts as hanging."),
+        typer.Option(help="Longest decoding time of a file in seconds; beyond it the item fails."),
     ] = None,
-    logits: Annotated[str, typer.Option(help="Which logits to keep: all, top:K or none.")] = "all",
-    fp16: Annotated[bool, typer.Option("--fp16", help="Keep vectors in half precision.")] = False,
+    logits: Annotated[str, typer.Option(help="Logits to store: all, top:K or none.")] = "all",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Store vectors in half precision.")] = False,
     max_seconds: Annotated[
-        float | None, typer.Option(help="Refuse longer recordings, instead of filling memory.")
+        float | None,
+        typer.Option(
+            help="Longest recording in seconds; longer ones fail instead of filling memory."
+        ),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try again what failed before.")
+        bool, typer.Option("--retry-failed", help="Retry items that failed in an earlier run.")
     ] = False,
     like: Annotated[
         Path | None,
-        typer.Option(help="In place of paths: take along items and labels of a collection."),
+        typer.Option(
+            help="Instead of PATHS: embed the items of this collection and copy its labels."
+        ),
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove rows whose files are gone from these paths.")
+        bool, typer.Option("--prune", help="Remove rows whose files were deleted from these paths.")
     ] = False,
     shard: Annotated[
-        str | None, typer.Option(help="Only one of n parts of the items: 1/4 … 4/4.")
+        str | None, typer.Option(help="Embed only one part of the items, for example 1/4 … 4/4.")
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait if another process is writing.")
+        bool, typer.Option("--wait", help="Wait while another process is writing.")
     ] = False,
     device: Devices = "auto",
     engine: Engine = "auto",
@@ -124,9 +137,9 @@ def embed(
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
-    """Label and vector of every item, in one forward pass each, into a collection.
+    """Store the label and vector of every item in a collection, with one forward pass per item.
 
-    What the collection has already is left alone; a run that was stopped goes on.
+    Items that the collection holds already are skipped; a stopped run continues where it ended.
     """
     from penult.collection.add import add
     from penult.collection.collection import Collection
@@ -182,9 +195,6 @@ def embed(
         raise typer.Exit(SOME_FAILED)
 
 
-COMMANDS = (embed,)
-
-
 def _document(did: Summary, collection: Any) -> dict[str, Any]:
     """What `embed --json` says of a run."""
     gone = {"count": len(did.gone), "first": did.gone[:SHOWN], "rows_removed": did.pruned}
@@ -235,7 +245,7 @@ def _prepare(collection: Collection, embedder: Embedder, source: Source, options
 
 
 def _count_aside(source: Source, meter: Meter) -> None:
-    """Count the items while the first ones are embedded, so that time left can be told."""
+    """Count the items while the first ones are embedded, for the estimate of the time left."""
     if source.total is not None:
         meter.expect(source.total)
     elif meter.shown:
@@ -244,7 +254,7 @@ def _count_aside(source: Source, meter: Meter) -> None:
 
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C: commit what is done, say so, stop."""
+    """Treat SIGTERM like Ctrl-C: commit finished rows, print a note, stop."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -260,7 +270,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def _print_metadata(source: Source) -> None:
-    """Which columns of a table are kept, so that a misspelt `start` is seen."""
+    """Print the columns of a table that are stored, so that a misspelt `start` is seen."""
     old = {new: name for name, new in source.renamed.items()}
     kept = [
         f"{new} ({kind}{f', from {printable(repr(old[new]))}' if new in old else ''})"
@@ -272,19 +282,20 @@ def _print_metadata(source: Source) -> None:
 
 def _show_taken_and_gone(summary: Summary) -> None:
     if summary.labels:
-        stdout.print(f"{counted(summary.labels, 'label')} taken along")
+        stdout.print(f"{counted(summary.labels, 'label')} copied")
     if gone := summary.gone:
         names = ", ".join(printable_path(id) for id in gone[:SHOWN]) + (
             ", …" if len(gone) > SHOWN else ""
         )
-        are = "is" if len(gone) == 1 else "are"
+        were = "was" if len(gone) == 1 else "were"
         done = (
             f"{counted(summary.pruned, 'row')} removed"
             if summary.pruned
-            else "what the collection has of them stays; --prune removes it"
+            else "their rows are kept; --prune removes them"
         )
         stdout.print(
-            f"[yellow]{counted(len(gone), 'file')} {are} gone: {names}; {done}[/]", soft_wrap=True
+            f"[yellow]{counted(len(gone), 'file')} {were} deleted: {names}; {done}[/]",
+            soft_wrap=True,
         )
 
 
@@ -306,15 +317,19 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, duratio
     stdout.print(proof_line(embedder), soft_wrap=True)
     if embedder.space is not None:
         recipe = escape(embedder.space.recipe)
-        stdout.print(f"its space {recipe} is kept: search --space embedder", soft_wrap=True)
-    if summary.done + summary.replaced:
-        spent = " · ".join(f"{what} {summary.seconds.get(what, 0.0):.1f} s" for what in SPENT)
-        stdout.print(f"[dim]where the time went: {spent}[/]", soft_wrap=True)
-    if summary.truncated:
-        remedy = "; --window embeds all of it" if embedder.classifier.modality == "audio" else ""
         stdout.print(
-            f"[yellow]{counted(summary.truncated, 'item')} longer than what the model takes: the "
-            f"column truncated says how much of each it saw{remedy}[/]",
+            f"the embedder's space {recipe} is stored: search with --space embedder", soft_wrap=True
+        )
+    if summary.done + summary.replaced:
+        spent = " · ".join(f"{step} {summary.seconds.get(step, 0.0):.1f} s" for step in STEPS)
+        stdout.print(f"[dim]time by step (overlapping): {spent}[/]", soft_wrap=True)
+    if summary.truncated:
+        remedy = (
+            "; --window embeds whole recordings" if embedder.classifier.modality == "audio" else ""
+        )
+        stdout.print(
+            f"[yellow]{counted(summary.truncated, 'item')} longer than the model's input: the "
+            f"column truncated holds the seconds that were used{remedy}[/]",
             soft_wrap=True,
         )
     _show_taken_and_gone(summary)
@@ -323,7 +338,7 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, duratio
 
         count = counted(sum(summary.left_out.values()), "file")
         stdout.print(
-            f"[dim]left out, of another kind: {count} ({printable(in_words(summary.left_out))})[/]",
+            f"[dim]other file types left out: {count} ({printable(in_words(summary.left_out))})[/]",
             soft_wrap=True,
         )
     if not summary.failed:
@@ -336,4 +351,4 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, duratio
     rest = summary.failed - SHOWN
     more = f"  … and {rest:,} more; " if rest > 0 else ""
     command = f"penult failures {shlex.quote(str(collection.path))}"
-    stdout.print(f"{more}{printable(command)} names each one and why", soft_wrap=True)
+    stdout.print(f"{more}{printable(command)} lists all with reasons", soft_wrap=True)

@@ -19,38 +19,41 @@ if TYPE_CHECKING:
 
 SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token"}
 MEANINGS = {
-    "sufficient": "the logits can be had from it alone",
-    "partial": "they need it, and something else as well",
-    "unused": "they do not need it",
-    "not proved": "two inputs' logits differ too little to tell",
+    "sufficient": "the logits depend on this tap alone",
+    "partial": "the logits depend on this tap and on other tensors",
+    "unused": "the logits do not depend on this tap",
+    "not proved": "the logits of the two test inputs differ too little",
 }
 
 
 @with_model_options
 def inspect(
     model: Model,
-    depth: Annotated[int | None, typer.Option(min=1, help="Levels of the tree to show.")] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Levels of the module tree to show.")
+    ] = None,
     verify: Annotated[
         list[str] | None,
-        typer.Option(help="Prove the head on this file of yours; twice: on both, if alike."),
+        typer.Option(help="File to prove the head on; give it twice for two files of one shape."),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="The module that is the head, if it was not found.")
+        str | None, typer.Option(help="Module to use as the head, where the search found none.")
     ] = None,
     tap: Annotated[
         list[str] | None,
-        typer.Option(help="A module, or a graph's tensor, to list as a tap; repeatable."),
+        typer.Option(help="Further module, or tensor of a graph, to list as a tap; repeatable."),
     ] = None,
     all_taps: Annotated[
-        bool, typer.Option("--all-taps", help="Measure every layer, one forward pass each.")
+        bool, typer.Option("--all-taps", help="Measure every layer, with one forward pass each.")
     ] = False,
     random: Annotated[
-        bool, typer.Option("--random", help="Untrained weights: the architecture alone.")
+        bool,
+        typer.Option("--random", help="Use untrained weights, to look at the architecture only."),
     ] = False,
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
-    """Show the architecture before and after the cut, the head, and every tap with its shape."""
+    """Show the architecture before and after the cut, the proof of the head, and all taps."""
     from penult.embedding.inspect import Questions, look_into
 
     questions = Questions(head, tap or (), verify or (), all_taps)
@@ -72,11 +75,7 @@ def inspect(
     _show_meanings(found)
 
 
-COMMANDS = (inspect,)
-
-
 def _document(found: Inspection) -> dict[str, Any]:
-    """What `inspect --json` says."""
     classifier, anatomy = found.classifier, found.anatomy
     axis = SEQUENCES[classifier.modality]
     return {
@@ -129,7 +128,7 @@ def _before_and_after(found: Inspection, axis: str, depth: int | None) -> tuple[
     """The module tree, or the graph, with its head and without it."""
     structure: Any = found.classifier.structure
     anatomy = found.anatomy
-    pooled = _what_comes_out(anatomy, axis)
+    pooled = _output_of_cut(anatomy, axis)
     if structure.engine == "torch":
         before = draw(structure.module, anatomy.behind, anatomy.head or (), depth)
         return before, draw_cut(structure.module, anatomy.behind, pooled)
@@ -140,22 +139,22 @@ def _before_and_after(found: Inspection, axis: str, depth: int | None) -> tuple[
     return before, draw_graph_cut(cut, name, anatomy, pooled)
 
 
-def _what_comes_out(anatomy: Any, axis: str) -> str:
+def _output_of_cut(anatomy: Any, axis: str) -> str:
     tap = anatomy.taps.get("backbone")
     if tap is None:
-        return "no hidden states with positions were found"
+        return "no hidden states found"
     if not tap.positions:
         return f"{tap.describe(axis)}: a vector of {tap.width} numbers"
     return f"hidden states: {tap.describe(axis)}  →  mean  →  a vector of {tap.width} numbers"
 
 
 def _show_proof(found: Inspection) -> None:
-    """Each check with its figure, on what it was measured, and what else is to be said of it."""
+    """Each check with its figure, the input it was measured on, and remarks."""
     proof = found.certificate
     title = "[bold green]head[/]" if proof.ok else "[bold red]head[/]"
     stdout.print(f"{title} {_in_options(str(proof))}", soft_wrap=True)
     files = " and ".join(printable_path(name) for name in found.proved_on)
-    where = f"on {files}" if files else "on a made-up input; --verify FILE measures it on yours"
+    where = f"on {files}" if files else "on a synthetic input; --verify FILE uses a file of yours"
     stdout.print(f"[dim]measured {where}[/]\n", soft_wrap=True)
     if found.anatomy.refusal and found.anatomy.refusal not in proof.refusal:
         stdout.print(f"[bold red]head not found:[/] {_in_options(found.anatomy.refusal)}\n")
@@ -163,22 +162,22 @@ def _show_proof(found: Inspection) -> None:
         stdout.print(f"[bold yellow]note[/] {printable(found.remark)}\n", soft_wrap=True)
     if found.anatomy.mixes_layers:
         stdout.print(
-            "[bold]note[/] this checkpoint mixes all of its layers with learned weights: the head "
-            "sees that mix (tap [cyan]weighted[/]), and not the last hidden states alone "
+            "[bold]note[/] this model averages all layers with learned weights: the input of the "
+            "head is that average (tap [cyan]weighted[/]), not the last hidden states "
             "(tap [cyan]backbone[/]).\n"
         )
 
 
 def _in_options(text: str) -> str:
-    """Python's words for what can be named, in those of the command line."""
+    """A message with the names of Python arguments replaced by those of options."""
     return escape(text.replace("(head=)", "(--head)").replace("(output=)", "(--output)"))
 
 
 def _taps_table(found: Inspection, axis: str, every: bool) -> Table:
     taps = found.anatomy.taps
     table = Table(title="taps", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in ("tap", "read at", "shape of one item", "numbers", "for the logits"):
-        table.add_column(column, justify="right" if column == "numbers" else "left")
+    for column in ("tap", "module", "shape of one item", "width", "logits"):
+        table.add_column(column, justify="right" if column == "width" else "left")
     layers = [name for name in taps if name.startswith("layer:")]
     folded = [name for name in layers[1:-1] if not every and name not in found.statements]
     for name, tap in taps.items():
@@ -199,7 +198,7 @@ def _taps_table(found: Inspection, axis: str, every: bool) -> Table:
 
 
 def _show_meanings(found: Inspection) -> None:
-    """What the words of the last column mean, of those that are there."""
+    """The meaning of the words that occur in the last column."""
     seen = dict.fromkeys(found.statements.values())
     lines = [f"{word}: {MEANINGS[word]}" for word in MEANINGS if word in seen]
     if lines:

@@ -52,7 +52,7 @@ app = typer.Typer(
 def root(
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
     log: LogLevel = typer.Option(
-        LogLevel.WARNING, envvar="PENULT_LOG", help="What to show of what happens, on stderr."
+        LogLevel.WARNING, envvar="PENULT_LOG", help="Least level of log messages on stderr."
     ),
 ) -> None:
     """Turn any trained classifier into an embedding model, and make the vectors useful.
@@ -71,32 +71,35 @@ def root(
         raise Exit(DONE)
 
 
-for module in (
-    inspect,
-    models,
-    embed,
-    check,
-    collection,
-    choose,
-    teach,
-    predict,
-    teach,
-    cluster_map,
-    cluster_map,
-    probe,
-    collection,
-    demo,
-):
-    for command in module.COMMANDS:
-        app.command()(command)
+PANELS = {
+    "Inspect and prove": (inspect.inspect, check.check, models.classify),
+    "Embed": (models.convert, embed.embed),
+    "Search and collections": (
+        collection.search,
+        collection.info,
+        collection.failures,
+        collection.export,
+        collection.merge,
+        collection.index,
+    ),
+    "Classes from examples": (teach.teach, teach.classes, predict.predict, teach.verify),
+    "Select and measure": (choose.choose, choose.evaluate, probe.probe),
+    "Clusters and maps": (cluster_map.cluster, cluster_map.map_),
+    "Demo and installation": (demo.demo, demo.doctor),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show is no error
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # print an escape where the terminal lacks a character
             stream.reconfigure(errors="backslashreplace")
-    # Libraries warn their callers' programmers; what a user should know is told in our own words.
+    # These warnings address programmers; users read our own notes instead.
     warnings.filterwarnings("ignore", module=r"(torch|transformers)(\.|$)")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
@@ -106,7 +109,7 @@ def run(arguments: list[str]) -> int:
     try:
         with logged():
             return _run(arguments, "--json" in arguments)
-    except SystemExit as error:  # typer's and rich's answer to a reader that has stopped
+    except SystemExit as error:  # raised by typer and rich when the reader of stdout has closed it
         return error.code if isinstance(error.code, int) else FAILED
     except BrokenPipeError:
         discard_stdout()
@@ -116,7 +119,7 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str], as_json: bool) -> int:
     try:
         code = app(arguments, prog_name="penult", standalone_mode=False)
-        if code == STOPPED:  # what typer makes of Ctrl-C
+        if code == STOPPED:  # typer turns Ctrl-C into this code
             raise KeyboardInterrupt
         return code if isinstance(code, int) else DONE
     except Exit as error:
@@ -137,14 +140,14 @@ def _run(arguments: list[str], as_json: bool) -> int:
         print_error(str(error), type(error).__name__, as_json)
         return SOME_FAILED if isinstance(error, ItemError) else FAILED
     except (KeyboardInterrupt, typer.Abort):
-        kept = ". What was committed stays; the same command goes on from there"
+        kept = ". Committed rows are kept; run the same command again to continue"
         message = "stopped" + (kept if arguments[:1] == ["embed"] else "")
         print_error(message, "KeyboardInterrupt", as_json)
         return STOPPED
 
 
 def _with_hint(error: TyperException, arguments: list[str]) -> str:
-    """What was wrong with the command line, and where to read what is right."""
+    """The error in the command line, and the help page that explains it."""
     message = error.format_message().rstrip(".")
     dashed = next((a for a in arguments if a.startswith("-") and Path(a).exists()), None)
     if dashed and len(dashed) > 1:

@@ -42,13 +42,13 @@ from penult.cli.output import (
 def classify(
     model: Model,
     paths: Paths,
-    top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 3,
     channel: Channel = None,
     device: Device = "auto",
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
-    """Ask the classifier itself: logits, class id, label and probability of every item."""
+    """Classify items with the original classifier: label, probability, class number, logit."""
     from penult.embedding.runner import Outcome, Runner, device_of, prediction_of
     from penult.models.specs import load
 
@@ -84,21 +84,22 @@ def classify(
 @with_model_options
 def convert(
     model: Model,
-    folder: Annotated[Path, typer.Argument(help="Where the embedder is saved.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to save the embedder in.")],
     tap: Tap = None,
     pooling: Pooling = None,
     pool_over: PoolOver = None,
     verify: Annotated[
-        list[str] | None, typer.Option(help="Prove the head on this file; one more for a second.")
+        list[str] | None,
+        typer.Option(help="File to prove the head on; give it twice for two files."),
     ] = None,
     engine: Engine = "torch",
     precision: Precision = None,
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
-    """Save a classifier as an embedder: one folder that any command takes as its MODEL.
+    """Save a classifier as an embedder: a folder that every command accepts as MODEL.
 
-    The proof of the head and the way of batching that was measured are saved with it.
+    The proof of the head and the measured batching policy are saved with it.
     """
     from penult.data.sources import from_objects
     from penult.embedding.embedder import open_embedder, require_proof
@@ -117,9 +118,9 @@ def convert(
     sample = SourceSample(source_of(verify, None, embedder.classifier.modality)) if verify else None
     with working("proving the head"):
         require_proof(embedder, sample)
-    with working("measuring how items may share a batch"):
+    with working("measuring the batching policy"):
         law = embedder.runner.law
-    if engine != "auto":  # its recording is saved, and what it was measured to give
+    if engine != "auto":  # the recorded graph and its measured precision are saved too
         with working(f"measuring {engine}"):
             embedder.settle(sample or SourceSample(from_objects((), embedder.classifier.modality)))
     saved = embedder.save(folder)
@@ -137,9 +138,6 @@ def convert(
     stdout.print(f"[dim]batches: {law.words}[/]", soft_wrap=True)
     if embedder.runner.choice:
         stdout.print(f"[dim]{printable(embedder.runner.choice.words)}[/]", soft_wrap=True)
-
-
-COMMANDS = (classify, convert)
 
 
 def _show_prediction(prediction: Any, top: int) -> None:

@@ -26,17 +26,20 @@ Model = Annotated[
 ]
 Paths = Annotated[
     list[str],
-    typer.Argument(help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or -."),
+    typer.Argument(
+        help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or - for paths on "
+        "stdin."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Allow code and pickles of the checkpoint to run.")
+    bool, typer.Option("--trust", help="Allow the checkpoint's code and pickles to run.")
 ]
 Tap = Annotated[
     str | None,
     typer.Option(
-        help="Where to read: backbone, prelogits, weighted, layer:N or a module's path; "
-        "several, joined by commas, are read together."
+        help="Layer to read: backbone, prelogits, weighted, layer:N or a module's path. Several, "
+        "joined by commas, are concatenated."
     ),
 ]
 Pooling = Annotated[
@@ -45,10 +48,14 @@ Pooling = Annotated[
 ]
 PoolOver = Annotated[
     str | None,
-    typer.Option(help="Of clips padded to one length, pool all positions or the valid ones."),
+    typer.Option(help="Positions to pool in clips padded to one length: all or valid."),
 ]
 Channel = Annotated[
-    str | None, typer.Option(help="A channel (from 0), or each; else the mean over channels.")
+    str | None,
+    typer.Option(
+        help="Audio channel: a number from 0, or each (one row per channel). Default: the mean of "
+        "all."
+    ),
 ]
 Engine = Annotated[
     str,
@@ -59,42 +66,54 @@ Engine = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="exact (cosine ≥ 0.999999 to torch in fp32), fast (≥ 0.9999) or turbo (≥ 0.999); "
-        "else exact."
+        help="Least cosine to the vectors of torch in fp32: exact (0.999999, the default), fast "
+        "(0.9999) or turbo (0.999)."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Devices = Annotated[
     str,
-    typer.Option("--device", "--devices", help="auto, cpu, cuda, cuda:N or mps; or cuda:0,cuda:1."),
+    typer.Option(
+        "--device", "--devices", help="auto, cpu, cuda, cuda:N or mps; several: cuda:0,cuda:1."
+    ),
 ]
 
 MODEL_OPTIONS: dict[str, Any] = {
     "checkpoint": Annotated[
-        str | None, typer.Option(help="Weights for a named model or factory: FILE or FILE#entry.")
+        str | None, typer.Option(help="Weights for a named model or factory: FILE or FILE#ENTRY.")
     ],
     "preprocess": Annotated[
-        str | None, typer.Option(help="package.module:function, from an item to tensors.")
+        str | None, typer.Option(help="package.module:function that turns an item into tensors.")
     ],
     "class_names": Annotated[
-        str | None, typer.Option(help="A file with the names of the model's classes, one a line.")
+        str | None,
+        typer.Option(help="Text file with the names of the model's classes, one per line."),
     ],
     "sample_rate": Annotated[
-        int | None, typer.Option(help="Of audio that the model takes, if it cannot say itself.")
+        int | None,
+        typer.Option(
+            help="Sample rate of the model's input in Hz, where its files do not give it."
+        ),
     ],
     "seconds": Annotated[
-        float | None, typer.Option(help="Fixed length: shorter clips are padded, longer ones cut.")
+        float | None,
+        typer.Option(help="Fixed input length: shorter clips are padded, longer ones are cut."),
     ],
-    "modality": Annotated[str | None, typer.Option(help="audio, image, video or text.")],
-    "kind": Annotated[str | None, typer.Option(help="single-label, multi-label or regression.")],
+    "modality": Annotated[
+        str | None, typer.Option(help="Modality of the items: audio, image, video or text.")
+    ],
+    "kind": Annotated[
+        str | None,
+        typer.Option(help="Task of the classifier: single-label, multi-label or regression."),
+    ],
     "output": Annotated[
-        str | None, typer.Option(help="Which output holds the logits, if there are several.")
+        str | None, typer.Option(help="Output that holds the logits, where the model has several.")
     ],
     "trust": Annotated[
-        bool, typer.Option("--trust", help="Allow code and pickles of the checkpoint to run.")
+        bool, typer.Option("--trust", help="Allow the checkpoint's code and pickles to run.")
     ],
     "labels": Annotated[
-        str | None, typer.Option(hidden=True, help="--class-names, as it was called before.")
+        str | None, typer.Option(hidden=True, help="Former name of --class-names.")
     ],
 }
 

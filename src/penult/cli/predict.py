@@ -52,80 +52,95 @@ def predict(
     place: Annotated[
         str,
         typer.Argument(
-            help="A collection, or a class space that was saved (FILE.npz); with --names also a "
-            "model."
+            help="A collection or a saved class space (FILE.npz); with --names also a model."
         ),
     ],
     items: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Files, folders, tables, -, or one collection; none is the collection itself."
+            help="Files, folders, tables, - or one collection. Default: the rows of the collection."
         ),
     ] = None,
     where: Where = None,
     method: Annotated[
         str | None,
-        typer.Option(help="prototype, knn, ridge or logistic; else chosen by cross-validation."),
+        typer.Option(
+            help="prototype, knn, ridge or logistic. Default: selected by cross-validation."
+        ),
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="Recipe of the class space: raw, centre, scale+l2, auto, …")
+        str | None, typer.Option(help="Recipe of the vector space: raw, centre, scale+l2, auto, …")
     ] = None,
     unknown: Annotated[
         float | None,
         typer.Option(
-            help="About this share of the items of known classes is called unknown, at most; 0 "
-            "calls none unknown. Else 0.05."
+            help="Largest share of items of known classes that may be rejected as unknown. 0 turns "
+            "rejection off. Default: 0.05."
         ),
     ] = None,
     groups: Annotated[
         str | None,
         typer.Option(
-            help="What examples are not tried on among themselves, such as a speaker: a column, "
-            "folder or pattern. The level then holds for new ones."
+            help="Keep these groups (speaker, site) on one side of every cross-validation split: a "
+            "column, folder or pattern. The level of --unknown then holds for new groups."
         ),
     ] = None,
     several: Annotated[
         bool | None,
-        typer.Option("--several/--single", help="Several classes at once, or one; else as taught."),
+        typer.Option(
+            "--several/--single",
+            help="Allow several classes per item, or exactly one. Default: as in the examples.",
+        ),
     ] = None,
     nearest: Annotated[
-        int, typer.Option(min=0, help="Name so many nearest examples of every prediction.")
+        int, typer.Option(min=0, help="Number of nearest examples to list for each prediction.")
     ] = 0,
     window: Annotated[
-        str | None, typer.Option(help="Cut recordings into windows of 5s, 250ms.")
+        str | None, typer.Option(help="Cut recordings into windows, for example 5s or 250ms.")
     ] = None,
     hop: Annotated[
-        str | None, typer.Option(help="From one window's start to the next; else the window.")
+        str | None,
+        typer.Option(help="Step from one window to the next, for example 1s. Default: the window."),
     ] = None,
     channel: Channel = None,
     merge_gap: Annotated[
         float,
-        typer.Option(min=0.0, help="Windows of one class so many seconds apart are one event."),
+        typer.Option(min=0.0, help="Longest gap in seconds between windows of one event."),
     ] = 0.0,
     windows: Annotated[
-        bool, typer.Option("--windows", help="Every window by itself, not merged into events.")
+        bool,
+        typer.Option("--windows", help="List every window, without merging windows into events."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Write them to .csv, or to .txt as a Raven table.")
+        Path | None,
+        typer.Option(
+            help="Write the predictions to a .csv file, or to a .txt Raven selection table."
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
     names: Annotated[
-        str | None, typer.Option(help="Classes by their names alone, with commas between.")
+        str | None,
+        typer.Option(help="Zero-shot class names, separated by commas; needs no examples."),
     ] = None,
     names_model: Annotated[
         Path | None, typer.Option(help="Folder of a sentence-transformers model, for --names.")
     ] = None,
     mixed: Annotated[
-        int, typer.Option(min=1, help="With --names: so many of the classifier's labels are mixed.")
+        int,
+        typer.Option(
+            min=1, help="With --names: number of the classifier's labels to combine per item."
+        ),
     ] = 10,
     model: Model = None,
     device: Device = "auto",
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
-    """Say what items are, or that they are unknown: by the classes that were taught, or by names.
+    """Predict the classes of items, or unknown, from taught examples or from class names.
 
-    Windows of one class that follow each other become one event.
+    Consecutive windows of one class are merged into one event.
     """
     from penult.fewshot.predictions import Spool
 
@@ -157,9 +172,6 @@ def predict(
         print_predictions(place, spool, failures, rests_on, form)
 
 
-COMMANDS = (predict,)
-
-
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The items to predict, or the rows of a collection, and how recordings are cut."""
@@ -185,7 +197,9 @@ def _check_out(out: Path | None, overwrite: bool) -> None:
     from penult.fewshot.storage import check_free
 
     if out is not None and out.suffix not in (".csv", ".txt"):
-        raise UsageError(f"--out {out}: .csv and .txt (a Raven selection table) can be written")
+        raise UsageError(
+            f"--out {out}: the name has to end in .csv or .txt (a Raven selection table)"
+        )
     check_free(out, overwrite)
 
 
@@ -193,7 +207,7 @@ def _check_names(given: dict[str, Any], folder: Path | None) -> None:
     from penult.errors import UsageError
 
     if odd := [name for name, value in given.items() if value is not None]:
-        raise UsageError(f"--{odd[0]} is for classes that were taught, not for --names")
+        raise UsageError(f"--{odd[0]} applies to taught classes, not to --names")
     if folder is None:
         raise UsageError(
             "--names needs --names-model FOLDER, a local sentence-transformers model such as "
@@ -211,14 +225,16 @@ def _judged(taught: ClassSpace, parts: Parts, level: float | None, nearest: int)
     if rows or not items:
         if (parts.window, parts.hop, parts.channel) != (None, None, None):
             raise UsageError(
-                "rows of a collection are cut already: no --window, no --hop, no --channel"
+                "rows of a collection are already cut; leave --window, --hop and --channel out"
             )
         if not items and taught.collection is None:
-            raise UsageError("give items, or a collection whose rows are meant")
+            raise UsageError(
+                "give items or a collection: a class space from a file has no rows of its own"
+            )
         model_options = Collection.open(items[0], must_exist=True) if items else None
         return taught.predict_collection(model_options, parts.where, unknown=level, nearest=nearest)
     if parts.where is not None:
-        raise UsageError("--where is for the rows of a collection, not for files")
+        raise UsageError("--where filters the rows of a collection; it does not apply to files")
     source = source_of(items, parts.channel, str(taught.manifest.model.get("modality")))
     return taught.stream(source, Layout(parts.window, parts.hop), level, nearest)
 
@@ -246,7 +262,10 @@ def _by_names(
     facts = {"names": wanted, "names_model": names.folder}
     if _is_collection(place):
         if parts.items:
-            raise UsageError("--names takes a collection's own rows; for files name the model")
+            raise UsageError(
+                "with a collection, --names predicts the rows of the collection; for files give "
+                "MODEL instead"
+            )
         collection = Collection.open(place, must_exist=True)
         manifest = collection.manifest
         assert manifest is not None
@@ -254,7 +273,7 @@ def _by_names(
         by_name = ByName(manifest.labels, kind, wanted, embed, names.mixed)
         return by_name.predict_collection(collection, parts.where), facts
     if parts.where is not None:
-        raise UsageError("--where is for the rows of a collection, not for files")
+        raise UsageError("--where filters the rows of a collection; it does not apply to files")
     source = items_of(place, model_options, parts.items, parts.channel)
     embed = text_embedder(names.folder)
     with working(f"loading {place}"):
@@ -284,7 +303,7 @@ def facts_of(taught: ClassSpace, level: float | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How to tell. gap: seconds between windows of one event. apart: do not merge windows."""
+    """Form of the output. gap: seconds between windows of one event. apart: keep windows apart."""
 
     gap: float
     apart: bool
@@ -293,7 +312,8 @@ class Form:
 
 
 def collect(found: Iterable[ClassPrediction | Failure], spool: Spool) -> list[Failure]:
-    """Keep predictions until all is done, for half an answer is not told; gives what failed."""
+    """Spool predictions to disk until the run ends; return the failures. Output starts only after
+    the last item."""
     from penult.fewshot.predictions import ClassPrediction
 
     failures = []
@@ -308,39 +328,41 @@ def collect(found: Iterable[ClassPrediction | Failure], spool: Spool) -> list[Fa
 def print_predictions(
     place: str, found: Spool, failures: list[Failure], facts: dict[str, Any], form: Form
 ) -> None:
-    """Tell predictions and what they rest on, or write them. Ends with exit code 3 where some
-    items failed."""
+    """Print or write predictions with the facts of the classes. Exit code 3 where some items
+    failed."""
     from penult.fewshot import events
 
-    heard = None
+    merged = None
     if found.cut and not form.apart:
-        heard = events.merged(found.windows(), form.gap)
+        merged = events.merged(found.windows(), form.gap)
     if form.out is not None:
-        _write(form.out, found, heard)
+        _write(form.out, found, merged)
     if form.json:
         print_json_stream({"place": place, **facts}, "predictions", found, {
-            "events": None if heard is None else [_event(one) for one in heard],
+            "events": None if merged is None else [_event(one) for one in merged],
             "out": form.out, "failures": [one.to_dict() for one in failures]})  # fmt: skip
     else:
         _say_basis(facts)
         if form.out is None:
-            _show(found, "names" in facts) if heard is None else _show_events(heard)
-        _sum_up(found, heard, form.out, failures)
+            _show(found, "names" in facts) if merged is None else _show_events(merged)
+        _sum_up(found, merged, form.out, failures)
     if failures:
         raise typer.Exit(SOME_FAILED)
 
 
 def _sum_up(
-    found: Spool, heard: list[Event] | None, out: Path | None, failures: list[Failure]
+    found: Spool, merged: list[Event] | None, out: Path | None, failures: list[Failure]
 ) -> None:
     most = ", ".join(
         f"{printable(name or 'unknown')} {number:,}" for name, number in found.tally.most_common(8)
     )
-    told = f"[bold green]{counted(len(found), 'prediction')}[/]"
-    if heard is not None:
-        told = f"[bold green]{counted(len(heard), 'event')}[/] of {counted(len(found), 'region')}"
+    summary = f"[bold green]{counted(len(found), 'prediction')}[/]"
+    if merged is not None:
+        summary = (
+            f"[bold green]{counted(len(merged), 'event')}[/] of {counted(len(found), 'region')}"
+        )
     stdout.print(
-        told + (f": {most}" if most else "") + (", …" if len(found.tally) > 8 else ""),
+        summary + (f": {most}" if most else "") + (", …" if len(found.tally) > 8 else ""),
         soft_wrap=True,
     )
     if out is not None:
@@ -349,16 +371,16 @@ def _sum_up(
         print_note(f"[red]failed[/] {printable_path(one.id)}: {printable(one.message)}")
 
 
-def _write(out: Path, found: Spool, heard: list[Event] | None) -> None:
+def _write(out: Path, found: Spool, merged: list[Event] | None) -> None:
     from penult.data.files import write_file
     from penult.fewshot import events
 
     lines: Iterable[str]
     if out.suffix == ".txt":
         each = (event for window in found.windows() for event in window.events())
-        lines = [events.to_raven(list(each) if heard is None else heard)]
+        lines = [events.to_raven(list(each) if merged is None else merged)]
     else:
-        lines = found.to_csv() if heard is None else [events.to_csv(heard)]
+        lines = found.to_csv() if merged is None else [events.to_csv(merged)]
     write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
 
 
@@ -376,9 +398,9 @@ def _say_basis(facts: dict[str, Any]) -> None:
     best = max((value for value in facts["accuracy"].values() if value == value), default=None)
     if best is not None and number > 1 and best < 2 / number:
         print_note(
-            f"[yellow]these examples hardly tell the classes apart: of those held out {best:.0%} "
-            f"were right, and {1 / number:.0%} are by chance. Give more of each, or look for a "
-            "better place to read with penult choose[/]"
+            f"[yellow]low accuracy: {best:.0%} of held-out examples are right, against "
+            f"{1 / number:.0%} by chance. Give more examples of each class, or select another "
+            "layer with penult choose[/]"
         )
     if unknown := facts["unknown"]:
         print_note(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
@@ -392,34 +414,34 @@ def _show(found: Spool, by_names: bool) -> None:
     for name in columns:
         table.add_column(name, justify="right" if name == measure else "left", overflow="fold")
     for one in found.first:
-        said = ", ".join(one.said) if one.said else None
+        labels = ", ".join(one.said) if one.said else None
         table.add_row(
             printable_path(one.id),
             _span(one.start, one.end) if one.region != "whole" else "",
-            printable(said) if said else "[dim]unknown[/]",
-            f"{one.score:.3f}" if said else f"[dim]{one.score:.3f}[/]",
+            printable(labels) if labels else "[dim]unknown[/]",
+            f"{one.score:.3f}" if labels else f"[dim]{one.score:.3f}[/]",
             *([_near(one)] if near else []),
         )
     print_table(table)
     _more(len(found))
 
 
-def _show_events(heard: list[Event]) -> None:
+def _show_events(merged: list[Event]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("item", "channel", "seconds", "class", "probability", "windows"):
         table.add_column(name, justify="right" if name in ("probability", "windows") else "left",
                          overflow="fold")  # fmt: skip
-    for one in heard[:SHOWN]:
+    for one in merged[:SHOWN]:
         table.add_row(printable_path(one.id), "" if one.channel is None else str(one.channel),
                       _span(one.start, one.end), printable(one.label), f"{one.probability:.3f}",
                       str(one.windows))  # fmt: skip
     print_table(table)
-    _more(len(heard))
+    _more(len(merged))
 
 
 def _more(count: int) -> None:
     if count > SHOWN:
-        stdout.print(f"… and {count - SHOWN:,} more; --out FILE.csv writes all")
+        stdout.print(f"… and {count - SHOWN:,} more; --out FILE.csv writes all of them")
 
 
 def _near(one: ClassPrediction) -> str:

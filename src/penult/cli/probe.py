@@ -35,8 +35,8 @@ def probe(
     by: Annotated[
         str,
         typer.Option(
-            help="The classes: a column, folder, labels, label, cluster, or a pattern of the path "
-            "such as '{}_*.wav'."
+            help="Class of each row: a column, folder, labels (taught), label (predicted), "
+            "cluster, or a path pattern such as '{}_*.wav'."
         ),
     ],
     group: Annotated[
@@ -44,31 +44,36 @@ def probe(
         typer.Option(
             "--group",
             "--groups",
-            help="What must not be on both sides, such as the speaker; named as --by.",
+            help="Keep these groups (speaker, site) on one side of every cross-validation split; "
+            "same format as --by.",
         ),
     ] = None,
-    folds: Annotated[int, typer.Option(help="Parts, each of which is tested on once.")] = 5,
+    folds: Annotated[int, typer.Option(help="Number of cross-validation folds.")] = 5,
     where: Where = None,
     features: Annotated[
         Path | None,
-        typer.Option(help="A CSV of your own numbers, joined by its column id or path."),
+        typer.Option(help="CSV of further numeric features, joined by the column id or path."),
     ] = None,
     strength: Annotated[
-        float, typer.Option(help="Inverse of the penalty: smaller is more cautious.")
+        float,
+        typer.Option(
+            help="Inverse of the regularisation (C of scikit-learn): smaller penalises more."
+        ),
     ] = 1.0,
     picture: Annotated[
-        Path | None, typer.Option(help="The confusion matrix: confusion.png, .svg or .pdf.")
+        Path | None, typer.Option(help="Draw the confusion matrix to confusion.png, .svg or .pdf.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="The probe trained on all rows: probe.skops or probe.onnx.")
+        Path | None,
+        typer.Option(help="Save the probe, trained on all rows, to probe.skops or probe.onnx."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything drawn by chance.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     json: Json = False,
 ) -> None:
-    """Train and test a linear model on the vectors, on rows and groups kept apart.
+    """Cross-validate a linear classifier on the vectors, with groups kept on one side.
 
-    Each number standardised, then logistic regression; intervals of 95 % are over groups, or over
-    rows where there are none.
+    Vectors are standardised, then logistic regression is fitted. The 95 % intervals resample
+    groups, or rows where there are no groups.
     """
     from penult.analysis.probe import probe as measured
     from penult.analysis.probe import trained
@@ -100,12 +105,9 @@ def probe(
         print_json({"collection": str(opened.path), "by": by, "group": group, **_document(runs)})
         return
     _show(runs, group)
-    for path, what in ((picture, "confusion matrix"), (save, "probe")):
+    for path, kind in ((picture, "confusion matrix"), (save, "probe")):
         if path is not None:
-            stdout.print(f"{what} in [bold]{printable(str(path))}[/]", soft_wrap=True)
-
-
-COMMANDS = (probe,)
+            stdout.print(f"{kind} in [bold]{printable(str(path))}[/]", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,7 @@ def _given(
         return _Given({"vectors": vectors}, names, groups, columns, [])
     own = joined(features, *(found.keys[name].to_pylist() for name in ("id", "region")))
     there = own.there
-    notes = [
-        f"{int((~there).sum()):,} rows have no features, or not all of them, and were left out"
-    ]
+    notes = [f"{int((~there).sum()):,} rows lack some of the features and were left out"]
     matrices = {"vectors": vectors[there], "features": own.values[there]}
     matrices["both"] = np.concatenate([vectors, own.values], axis=1)[there]
     return _Given(
@@ -165,12 +165,15 @@ def _show(runs: dict[str, ProbeResult], group: str | None) -> None:
         figures = (f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
         table.add_row(printable(one.name), f"{one.rows:,}", *figures)
     print_table(table)
-    for true, said, count in confused(probed, 3):
-        stdout.print(f"[dim]{printable(true)} was taken for {printable(said)} {count} times[/]")
-    apart = f", {probed.groups} groups ({printable(group)}) kept apart" if group else ""
+    for true, predicted, count in confused(probed, 3):
+        stdout.print(
+            f"[dim]{printable(true)} was predicted as {printable(predicted)} "
+            f"{counted(count, 'time')}[/]"
+        )
+    apart = f", {probed.groups} groups ({printable(group)})" if group else ""
     stdout.print(
         f"\n{counted(len(probed.rows), 'row')}, {len(probed.classes)} classes, {probed.folds} folds"
-        f"{apart}; always the most frequent class: {probed.chance:.1%}",
+        f"{apart}; baseline (most frequent class): {probed.chance:.1%}",
         soft_wrap=True,
     )
     for name, run in runs.items():

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from penult.fewshot.examples import Examples
 
 
-Place = Annotated[
-    str, typer.Argument(help="A collection, or a class space that was saved (FILE.npz).")
+Place = Annotated[str, typer.Argument(help="A collection or a saved class space (FILE.npz).")]
+Model = Annotated[
+    str | None, typer.Option(help="Embedder to use, where the recorded one has moved.")
 ]
-Model = Annotated[str | None, typer.Option(help="The embedder, if it is not where it was.")]
 _SHOWN = 8
 
 
@@ -39,22 +39,28 @@ def teach(
     examples: Annotated[
         list[str] | None,
         typer.Argument(
-            help="CLASS EXAMPLES…: files, folders, tables with start and end, ids of rows. With "
-            "--from: only the examples, or nothing for the collection's rows."
+            help="CLASS, then EXAMPLES: files, folders, tables with start and end, ids of rows. "
+            "With --from: EXAMPLES only, or nothing for the rows of the collection."
         ),
     ] = None,
     mark: Annotated[
         str,
-        typer.Option(help="yes; no for what it is not though it looks alike; unsure, never used."),
+        typer.Option(
+            help="yes: an example of the class. no: a counter-example. unsure: kept, never used."
+        ),
     ] = "yes",
-    start: Annotated[float | None, typer.Option(help="Example's beginning in seconds.")] = None,
-    end: Annotated[float | None, typer.Option(help="Example's end in seconds.")] = None,
+    start: Annotated[
+        float | None, typer.Option(help="Start of the example within the file, in seconds.")
+    ] = None,
+    end: Annotated[
+        float | None, typer.Option(help="End of the example within the file, in seconds.")
+    ] = None,
     names: Annotated[
         str | None,
         typer.Option(
             "--from",
-            help="Where the classes' names stand: a column, folder, a pattern such as '{}_*', or "
-            "label: the classifier's own.",
+            help="Source of the class names: a column, folder, a path pattern such as '{}_*', or "
+            "label (the classifier's predictions).",
         ),
     ] = None,
     where: Where = None,
@@ -65,10 +71,10 @@ def teach(
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """Teach a class with one example or more: milliseconds, no training.
+    """Add examples of a class, one or more. Takes milliseconds; nothing is trained.
 
-    An example that is no row of the collection becomes one. Marks are kept and never overwritten.
-    A FILE.npz that is not there yet is begun with --model, and needs no collection.
+    Examples from outside the collection are embedded into it. Existing marks are never overwritten.
+    With --model, a FILE.npz that does not exist yet is created and needs no collection.
     """
     from penult.errors import UsageError
 
@@ -131,36 +137,36 @@ def _add_named(
 
 def classes(
     place: Place,
-    rename: Annotated[
-        tuple[str, str] | None, typer.Option(help="Call a class by another name: OLD NEW.")
-    ] = None,
+    rename: Annotated[tuple[str, str] | None, typer.Option(help="Rename a class: OLD NEW.")] = None,
     merge: Annotated[
-        list[str] | None, typer.Option(help="Put this class into that of --into; may come again.")
+        list[str] | None,
+        typer.Option(help="Merge this class into the class of --into; repeatable."),
     ] = None,
-    into: Annotated[str | None, typer.Option(help="The class that --merge puts others into.")] = (
-        None
-    ),
+    into: Annotated[str | None, typer.Option(help="Target class of --merge.")] = (None),
     remove: Annotated[
-        list[str] | None, typer.Option(help="Forget this class; its items stay.")
+        list[str] | None, typer.Option(help="Remove this class; its items stay in the collection.")
     ] = None,
     head: Annotated[
         bool,
-        typer.Option("--head", help="Add the classifier's own classes, from its head's weights."),
+        typer.Option(
+            "--head", help="Add the classifier's own classes, from the weights of the head."
+        ),
     ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write all marks to this CSV file.")] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Write the class space to this file (.npz) of its own.")
+        Path | None, typer.Option(help="Save the class space to this file (.npz).")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     space: Annotated[
-        str | None, typer.Option(help="Recipe of the space to save: raw, centre, scale+l2, auto, …")
+        str | None,
+        typer.Option(help="Recipe of the vector space to save: raw, centre, scale+l2, auto, …"),
     ] = None,
     model: Model = None,
     device: Device = "auto",
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """List classes with their examples; rename, merge, forget, export or save them."""
+    """List classes and their examples; rename, merge, remove, export or save them."""
     from penult.data.files import write_file
     from penult.errors import UsageError
     from penult.fewshot.storage import check_free, check_suffix
@@ -313,43 +319,47 @@ def verify(
     collection: Annotated[Path, typer.Argument(help="A collection, for example voices.lance.")],
     pair: Annotated[
         list[str] | None,
-        typer.Argument(help="Two files or ids of rows: the same, by this threshold?"),
+        typer.Argument(help="Two files or ids of rows to compare at the measured threshold."),
     ] = None,
     by: Annotated[
         str,
         typer.Option(
-            help="What is the same: a column, folder, a pattern such as '{}_*', labels or label."
+            help="Identity of each row: a column, folder, a path pattern such as '{}_*', labels or "
+            "label."
         ),
     ] = "labels",
     groups: Annotated[
         str | None,
-        typer.Option(help="Two rows of one group (a recording, a session) are never compared."),
+        typer.Option(
+            help="Never pair two rows of one group (recording, session); same format as --by."
+        ),
     ] = None,
     where: Where = None,
     space: Annotated[
-        str, typer.Option(help="Recipe of the space: raw, centre, scale+l2, auto, …")
+        str, typer.Option(help="Recipe of the vector space: raw, centre, scale+l2, auto, …")
     ] = "auto",
     false_accepts: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Also what is missed at this rate of them.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Report the miss rate at this rate of false accepts."),
     ] = 0.01,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Measure how well pairs are told apart as same or different: equal error rate, threshold."""
+    """Measure verification of pairs as same or different: equal error rate and threshold."""
     from penult.collection.collection import Collection
     from penult.errors import UsageError
     from penult.fewshot.zeroshot import same_or_different, verify_collection
 
     if pair and len(pair) != 2:
-        raise UsageError(f"a pair is two files or rows; received {len(pair)}. Give two, or none")
+        raise UsageError(f"a pair is two files or rows; received {len(pair)}. Give two or none")
     opened = Collection.open(collection, must_exist=True)
     with working("comparing"):
         found, fitted = verify_collection(opened, by, groups, where, space, false_accepts)
-        alike = same_or_different(opened, fitted, pair, device) if pair else None
-    same = None if alike is None else alike >= found.threshold
+        similarity = same_or_different(opened, fitted, pair, device) if pair else None
+    same = None if similarity is None else similarity >= found.threshold
     if json:
         options = {"by": by, "groups": groups, "space": fitted.recipe}
-        answer = {"pair": pair, "similarity": alike, "same_name": same}
+        answer = {"pair": pair, "similarity": similarity, "same_name": same}
         print_json({"collection": str(collection), **options, **found.to_dict(), **answer})
         return
     stdout.print(
@@ -360,16 +370,13 @@ def verify(
     )
     stdout.print(
         f"at {100 * false_accepts:g} % false accepts (cosine {found.strict:.4f}) "
-        f"{100 * found.missed:.1f} % of the same are missed",
+        f"{100 * found.missed:.1f} % of the same pairs are missed",
         soft_wrap=True,
     )
     stdout.print(
         f"[dim]{found.same:,} pairs of the same {printable(by)}, {found.different:,} of different "
-        f"ones, {found.names:,} names; space {fitted.recipe}[/]",
+        f"ones, {found.names:,} classes; space {fitted.recipe}[/]",
         soft_wrap=True,
     )
-    if alike is not None:
-        stdout.print(f"[bold]{'same' if same else 'different'}[/]: cosine {alike:.4f}")
-
-
-COMMANDS = (*(teach, classes), *(verify,))
+    if similarity is not None:
+        stdout.print(f"[bold]{'same' if same else 'different'}[/]: cosine {similarity:.4f}")
