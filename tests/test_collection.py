@@ -658,7 +658,7 @@ WORKER = """
     sys.path.insert(0, {tests!r})
     from test_collection import MANIFEST, batch
     from penult.collection.collection import Collection
-    from penult.store import tables
+    from penult.collection import lance
     from penult.data.sources import Failure
     import lancedb
     print("imported", flush=True)
@@ -715,8 +715,8 @@ def test_the_second_writer_is_refused_or_waits(path):
 
 LOOP = """
         # compaction and index come often, so that kills hit them too
-        tables.is_due = lambda commits, added, total: commits >= 5
-        tables.INDEX_FROM = 20
+        lance.is_due = lambda commits, added, total: commits >= 5
+        lance.INDEX_FROM = 20
         for n in range(10**6):
             keys = [f"{seed}-{n}-{k}" for k in range(3)]
             writer.fail([Failure(keys[0], "whole", "E", "x")] if n % 3 == 0 else [])

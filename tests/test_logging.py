@@ -76,7 +76,7 @@ def test_a_worker_that_dies(
 
 
 def test_a_program_without_logging_sees_nothing(tmp_path: Path) -> None:
-    script = "import penult, logging; logging.getLogger('penult.store').warning('full')"
+    script = "import penult, logging; logging.getLogger('penult.collection').warning('full')"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
     )

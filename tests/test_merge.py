@@ -119,12 +119,12 @@ def test_what_cannot_be_merged_is_said(places):
 KILLED = """
 import sys
 import lancedb
-from penult.store import merging
+from penult.collection import transfer
 from penult.collection.collection import Collection
-merging._BATCH = 16
+transfer._MERGE_ROWS = 16
 *sources, into = [Collection.open(path) for path in sys.argv[1:]]
 print("ready", flush=True)
-merging.merge(sources, into)
+transfer.merge(sources, into)
 """
 
 
@@ -223,7 +223,8 @@ def test_an_index_that_finds_too_little_is_refused(many, monkeypatch):
     assert collection.index is None and not index.is_ready(collection.path)
     said = ask("index", collection.path, "--min-recall", 0.7)
     assert said.code == 0 and "recall@10 0.710" in said.out
-    assert ask("index", collection.path, "--drop").out == "index removed; searches are exact\n"
+    dropped = ask("index", collection.path, "--drop")
+    assert dropped.out == "index removed; searches compare all rows\n"
 
 
 def test_indexes_that_are_not_made(many, places):
