@@ -200,7 +200,7 @@ def test_a_file_begins_with_a_model_and_examples(tmp_path: Path) -> None:
     said = ask("predict", path, clip_of("apple"), clip_of("no"), "--unknown", 0, "--json").json
     assert [one["label"] for one in said["predictions"]] == ["apple", "no"]
     refused = ask("teach", path, "no", clip_of("no"), "--model", "demo", "--tap", "backbone")
-    assert refused.code == 2 and "has its own" in refused.error
+    assert refused.code == 2 and "are fixed" in refused.error
     empty = tmp_path / "empty.npz"
     refused = ask("teach", empty, "no", "absent.wav", "--model", "demo")
     assert refused.code != 0 and not empty.exists()
@@ -306,7 +306,7 @@ def test_verify(store: Path) -> None:
         (("teach", "none.npz", "apple", "CLIP"), "there is no file none.npz"),
         (("classes", "STORE", "--rename", "a", "b"), "no class 'a'; there is none yet"),
         (("classes", "STORE", "--remove", "a"), "no class 'a'"),
-        (("classes", "STORE", "--merge", "a"), "both are needed"),
+        (("classes", "STORE", "--merge", "a"), "--merge and --into go together"),
         (("predict", "STORE"), "no class has an example yet"),
         (("predict", "STORE", "--out", "x.json"), ".csv or .txt"),
         (("predict", "KNOWN", "absent.wav"), "no such file or folder"),
@@ -316,13 +316,13 @@ def test_verify(store: Path) -> None:
         (("predict", "KNOWN", "--groups", "colour"), "'colour' names nothing"),
         (("predict", "KNOWN", "--window", "1s"), "already cut"),
         (("predict", "KNOWN", "--hop", "1s"), "already cut"),
-        (("predict", "KNOWN", "--names", "a", "--groups", "voice"), "--groups is for classes"),
+        (("predict", "KNOWN", "--names", "a", "--groups", "voice"), "--groups applies to taught classes"),
         (("predict", "KNOWN", "CLIP", "--where", "known"), "--where filters the rows"),
         (("predict", "KNOWN", "CLIP", "--merge-gap", "-1"), "--merge-gap"),
         (("predict", "KNOWN", "--names", "a,b"), "--names needs --names-model"),
         (("predict", "KNOWN", "--names", "a", "--names-model", "nowhere"), "is no folder"),
         (("verify", "STORE"), "no row of"),
-        (("verify", "STORE", "--by", "word", "CLIP"), "received 1. Give two, or none"),
+        (("verify", "STORE", "--by", "word", "CLIP"), "received 1. Give two or none"),
         (("verify", "STORE", "--by", "word", "--where", "word = 'six'"), "of the different name"),
     ],
 )
@@ -362,5 +362,5 @@ def test_marks_of_rows_that_are_gone_are_told(known: Path) -> None:
     collection = Collection.open(known)
     collection.label("/gone.wav", "whole", "six", who="me", source="test")
     done = ask("predict", known, clip_of("six"))
-    assert done.code == 0 and "1 mark of what is no row" in done.err
+    assert done.code == 0 and "1 mark not used: the marked rows are no longer in" in done.err
     assert ClassSpace(collection).missing == [("/gone.wav", "whole")]
