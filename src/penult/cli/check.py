@@ -55,7 +55,7 @@ def check(
     precision: Precision = None,
     dump: Annotated[
         Path | None,
-        typer.Option(help="Write what every station made of the first item into this .npz file."),
+        typer.Option(help="Write the first item's values at every station to this .npz file."),
     ] = None,
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
