@@ -27,7 +27,7 @@ from penult.embedding.embedder import Embedder
 from penult.embedding.inspect import certify_on
 from penult.embedding.source_sample import SourceSample
 from penult.embedding.stations import record_stations
-from penult.models.loaders.transformers import TransformersClassifier
+from penult.models.base import Classifier
 from penult.models.specs import load
 from zoo import save_audio, save_image, save_text, save_video
 
@@ -299,14 +299,14 @@ def test_a_wrong_station_is_seen(
     file = tmp_path / "a.wav"
     sf.write(file, clip(0.5), RATE, subtype="FLOAT")
     right, _ = dumped([str(tiny), str(file)], tmp_path, capsys)
-    plain = TransformersClassifier.preprocess
+    plain = Classifier.preprocess
 
     def doubled(self: Any, content: Any) -> Any:
         made = plain(self, content)
         louder = {**made.tensors, "input_values": 2 * made.tensors["input_values"]}
         return replace(made, tensors=louder)
 
-    monkeypatch.setattr(TransformersClassifier, "preprocess", doubled)
+    monkeypatch.setattr(Classifier, "preprocess", doubled)
     wrong, _ = dumped([str(tiny), str(file)], tmp_path, capsys)
     differing = [name for name in right if not np.array_equal(right[name], wrong[name])]
     assert differing[0] == "prepared.input_values"

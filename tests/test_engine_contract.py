@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from penult import Embedder, load
-from penult.embedding.inspect import tap_of
+from penult.embedding.inspect import taps_of
 from penult.engines.base import EXACT, FAST, PRECISIONS, Reading
 from penult.engines.batch_policy import ALONE, find_batch_policy, probe
 from penult.engines.batching import Batch
@@ -119,7 +119,7 @@ def test_as_torch_alone_and_together(
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_pooling_and_several_taps_in_one_pass(models: Any, tmp_path: Path, name: str) -> None:
     emb = models("wav2vec2", "group")
-    taps = [tap_of(emb.classifier, tap) for tap in ("layer:1", "backbone")]
+    taps = taps_of(emb.classifier, ["layer:1", "backbone"])
     poolings = ("mean", "max", "first", "last", "mean+std")
     readings = [Reading(tap, pooling) for tap in taps for pooling in poolings]
     items = probe(emb.classifier)

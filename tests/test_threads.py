@@ -188,9 +188,9 @@ def test_an_embedder(tiny: Path, tmp_path: Path) -> None:
 
 
 def penult_tap(classifier: Any) -> Any:
-    from penult.embedding.inspect import tap_of
+    from penult.embedding.inspect import taps_of
 
-    return tap_of(classifier, "layer:1")
+    return taps_of(classifier, ["layer:1"])[0]
 
 
 def test_labels_are_there_while_another_thread_wants_none(embedder: penult.Embedder) -> None:

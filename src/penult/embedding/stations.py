@@ -75,7 +75,7 @@ class StationRecord:
         Raises:
             StoreError: the file cannot be written.
         """
-        arrays = {one.name: one.values for one in self.stations}
+        arrays: dict[str, Any] = {one.name: one.values for one in self.stations}
         whole = io.BytesIO()
         np.savez(whole, about=np.array(json.dumps(self.to_dict())), **arrays)
         write_file(path, [whole.getvalue()])
@@ -93,12 +93,9 @@ def record_stations(embedder: Embedder, pairs: Iterable[Any]) -> StationRecord:
         raise EmptyItem("there is no item to run")
     runner = embedder.runner
     with closing(runner.prepare([first])) as prepared:
-        ready = next(prepared)
+        ready: Any = _without_failure(next(prepared))
     with closing(runner.stream([first], alone=True)) as outcomes:
-        outcome = next(outcomes)
-    for one in (ready, outcome):
-        if isinstance(one, Failure):
-            raise ItemError(one.words())
+        outcome: Any = _without_failure(next(outcomes))
     stations = (
         *_content(ready, runner),
         *_inputs(ready, runner),
@@ -106,6 +103,12 @@ def record_stations(embedder: Embedder, pairs: Iterable[Any]) -> StationRecord:
         *_results(outcome, embedder),
     )
     return StationRecord(ready.item.id, ready.region.key, stations)
+
+
+def _without_failure(result: Any) -> Any:
+    if isinstance(result, Failure):
+        raise ItemError(result.words())
+    return result
 
 
 def _content(ready: Ready, runner: Runner) -> Iterator[Station]:
@@ -125,7 +128,7 @@ def _content(ready: Ready, runner: Runner) -> Iterator[Station]:
 
 def _inputs(ready: Ready, runner: Runner) -> Iterator[Station]:
     """`prepared.NAME`: (1, …) each, the arguments of the model's forward."""
-    made_by = type(runner.classifier).preprocess.__module__
+    made_by = type(runner.classifier._preparer).__module__
     for name, tensor in ready.inputs.tensors.items():
         yield Station(f"prepared.{name}", made_by, tensor.numpy())
 
