@@ -24,7 +24,7 @@ from penult.cli.main import run
 from penult.data.sources import from_objects, from_paths
 from penult.embedding.check import check
 from penult.embedding.embedder import Embedder
-from penult.embedding.inspect import certify_on
+from penult.embedding.inspect import InspectionOptions, certify_on, inspect_model
 from penult.embedding.source_sample import SourceSample
 from penult.embedding.stations import record_stations
 from penult.models.base import Classifier
@@ -329,3 +329,22 @@ def test_a_dump_that_cannot_be(
     assert run(["check", str(tiny), str(tmp_path / "a.wav"), "--dump", str(nowhere)]) == 1
     assert "cannot be written" in capsys.readouterr().err
     assert not file.exists()
+
+
+def test_results_give_the_json_of_their_commands(
+    tiny: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`to_dict` of what Python returns is what the command prints, in the order of its keys."""
+    file = str(next(recordings.rglob("0.wav")))
+    (recordings / "broken.wav").write_bytes(b"no sound")
+    source = from_paths([str(recordings)], "audio")
+    emb = Embedder.from_classifier(load(tiny))
+    report = check(emb, source, *certify_on(emb.runner, SourceSample(source)))
+    assert run(["check", str(tiny), str(recordings), "--engine", "torch", "--json"]) == 3
+    assert json.dumps(report.to_dict()) == json.dumps(json.loads(capsys.readouterr().out))
+    assert report.failures
+
+    found = inspect_model(str(tiny), InspectionOptions(verify=[file], taps=["wav2vec2.encoder"]))
+    command = ["inspect", str(tiny), "--verify", file, "--tap", "wav2vec2.encoder", "--json"]
+    assert run(command) == 0
+    assert json.dumps(found.to_dict()) == json.dumps(json.loads(capsys.readouterr().out))

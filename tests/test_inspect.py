@@ -379,8 +379,8 @@ def statements_in(facts: Any) -> dict[str, str | None]:
 
 def test_inspect_says_what_the_logits_need(tiny: Path) -> None:
     said = ask("inspect", tiny)
-    assert said.code == 0 and "made-up input" in said.out
-    assert "sufficient: the logits can be had from it alone" in said.out
+    assert said.code == 0 and "synthetic input" in said.out
+    assert "sufficient: the logits depend on this tap alone" in said.out
     assert "… 1 more" in said.out
     facts = ask("inspect", tiny, "--json").json
     assert statements_in(facts) == {

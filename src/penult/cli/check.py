@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -92,9 +92,9 @@ def check(
     with working("proving the head"):
         certificate, on = certify_on(embedder.runner, sample)
     with working("running the items alone and together"):
-        report = measured(embedder, source, certificate)
+        report = measured(embedder, source, certificate, on)
     if json:
-        print_json({**_document(report, on), **({"stations": record.to_dict()} if record else {})})
+        print_json({**report.to_dict(), **({"stations": record.to_dict()} if record else {})})
     else:
         _show(report, on)
     if report.broken:
@@ -164,31 +164,3 @@ def _cells(measure: Measure, promised: bool) -> list[str]:
     verdict = ("[green]ok[/]" if measure.ok else "[bold red]BROKEN[/]") if promised else ""
     figures = (f"{measure.max_abs:.1e}", f"{measure.relative:.1e}", f"{measure.cosine:.6f}")
     return [*(style + figure for figure in figures), verdict]
-
-
-def _document(report: Report, on: list[str]) -> dict[str, Any]:
-    def figures(measure: Measure | None) -> dict[str, Any] | None:
-        if measure is None:
-            return None
-        return {
-            "max_abs": measure.max_abs,
-            "relative": measure.relative,
-            "cosine": measure.cosine,
-            "ok": measure.ok,
-        }
-
-    return {
-        "items": report.items,
-        "law": report.law.to_dict(),
-        "engine": report.engine,
-        "parity": report.parity.to_dict() if report.parity else None,
-        "batches": report.batches,
-        "drift": figures(report.drift),
-        "batched": figures(report.batched),
-        "order": figures(report.order),
-        "plain_padding": figures(report.plain),
-        "certificate": report.certificate.to_dict(),
-        "proved_on": on,
-        "broken": report.broken,
-        "failures": [failure.to_dict() for failure in report.failures],
-    }

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from penult.embedding.inspect import Inspection
 
 
-SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token"}
 MEANINGS = {
     "sufficient": "the logits depend on this tap alone",
     "partial": "the logits depend on this tap and on other tensors",
@@ -54,16 +53,17 @@ def inspect(
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Show the architecture before and after the cut, the proof of the head, and all taps."""
-    from penult.embedding.inspect import Questions, look_into
+    from penult.embedding.inspect import InspectionOptions, inspect_model
 
-    questions = Questions(head, tap or (), verify or (), all_taps)
+    options = InspectionOptions(head, tap or (), verify or (), all_taps)
     with working(f"looking into {model}"):
-        found = look_into(model, questions, **model_options, **({"random": True} if random else {}))
+        further = {"random": True} if random else {}
+        found = inspect_model(model, options, **model_options, **further)
     if json:
-        print_json(_document(found))
+        print_json(found.to_dict())
         return
     _show_facts(found)
-    axis = SEQUENCES[found.classifier.modality]
+    axis = found.axis
     before, after = _before_and_after(found, axis, depth)
     before.label = f"[bold underline]before[/]  {before.label}"
     after.label = f"[bold underline]after[/]   {after.label}"
@@ -73,41 +73,6 @@ def inspect(
     _show_proof(found)
     print_table(_taps_table(found, axis, all_taps))
     _show_meanings(found)
-
-
-def _document(found: Inspection) -> dict[str, Any]:
-    classifier, anatomy = found.classifier, found.anatomy
-    axis = SEQUENCES[classifier.modality]
-    return {
-        "model": classifier.spec,
-        **classifier.describe(),
-        "labels": classifier.labels,
-        "head": {
-            "last_weight_layers": anatomy.head,
-            "modules": sorted(anatomy.behind),
-            "refusal": anatomy.refusal or None,
-            "remark": found.remark or None,
-            "proved_on": found.proved_on or None,
-            "certificate": found.certificate.to_dict(),
-        },
-        "backbone": classifier.structure.base,
-        "mixes_layers": anatomy.mixes_layers,
-        "taps": [
-            {
-                "name": name,
-                "module": tap.module,
-                "side": tap.side,
-                "place": tap.place,
-                "shape": tap.shape,
-                "width": tap.width,
-                "axes": tap.describe(axis),
-                "statement": found.statements.get(name),
-            }
-            for name, tap in anatomy.taps.items()
-        ],
-        "notes": found.notes,
-        "prepared": classifier.identity(),
-    }
 
 
 def _show_facts(found: Inspection) -> None:

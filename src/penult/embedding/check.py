@@ -41,17 +41,23 @@ class Measure:
         """Whether the padding law allows it, in the numbers that the engine multiplies in."""
         return self.relative <= self.allowed
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        figures = {"max_abs": self.max_abs, "relative": self.relative, "cosine": self.cosine}
+        return {**figures, "ok": self.ok}
+
 
 @dataclass(slots=True)
 class Report:
-    """What was measured. batched: alone against together. order: together against together the
-    other way round. drift: alone against alone again. plain: alone against the way that asks
-    nobody, zeros behind the shorter ones and the mean over all of it; None where no item is padded.
-    broken: each promise that does not hold, in words. parity: against torch in fp32, where
-    another engine or precision runs the items."""
+    """What was measured. batched: alone against together. order: together against together in
+    the other order. drift: alone against alone again. plain: alone against the usual padding, zeros
+    behind the shorter ones and the mean over all positions; None where no item is padded.
+    proved_on: the items of the certificate. parity: against torch in fp32, where another engine or
+    precision runs the items."""
 
     law: BatchPolicy
     certificate: Certificate
+    proved_on: Sequence[str] = ()
     items: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
@@ -65,9 +71,9 @@ class Report:
     @property
     def broken(self) -> list[str]:
         """Each promise that does not hold."""
-        said = [
-            f"{what}: off by {measure.relative:.1e}, and {measure.allowed:.0e} is allowed"
-            for what, measure in (
+        broken = [
+            f"{promise}: off by {measure.relative:.1e}, and {measure.allowed:.0e} is allowed"
+            for promise, measure in (
                 ("the same item twice", self.drift),
                 ("alone against in a batch", self.batched),
                 ("in another order", self.order),
@@ -75,20 +81,48 @@ class Report:
             if measure is not None and not measure.ok
         ]
         if not self.certificate.ok:
-            said.append(f"the head is not proved: {self.certificate.refusal}")
-        return said
+            broken.append(f"the head is not proved: {self.certificate.refusal}")
+        return broken
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+
+        def figures(measure: Measure | None) -> dict[str, Any] | None:
+            return measure.to_dict() if measure else None
+
+        return {
+            "items": self.items,
+            "law": self.law.to_dict(),
+            "engine": self.engine,
+            "parity": self.parity.to_dict() if self.parity else None,
+            "batches": self.batches,
+            "drift": figures(self.drift),
+            "batched": figures(self.batched),
+            "order": figures(self.order),
+            "plain_padding": figures(self.plain),
+            "certificate": self.certificate.to_dict(),
+            "proved_on": list(self.proved_on),
+            "broken": self.broken,
+            "failures": [failure.to_dict() for failure in self.failures],
+        }
 
 
-def check(embedder: Embedder, pairs: Iterable[Any], certificate: Certificate) -> Report:
+def check(
+    embedder: Embedder,
+    pairs: Iterable[Any],
+    certificate: Certificate,
+    proved_on: Sequence[str] = (),
+) -> Report:
     """Run the first items alone, again, together and in the other order, and compare.
 
-    pairs: (item, region), of which the first 16 are taken. certificate: of the head, on whatever
-    it was measured.
+    pairs: (item, region), of which the first 16 are taken. certificate: of the head, proved on
+    these items.
 
     Raises:
         EmptyItem: none of the items could be opened.
     """
-    report = Report(embedder.runner.law, certificate, engine=embedder.runner.mode.words)
+    report = Report(embedder.runner.law, certificate, proved_on)
+    report.engine = embedder.runner.mode.words
     report.parity = embedder.runner.choice.parity if embedder.runner.choice else None
     bar = PRECISIONS[EXACT if embedder.runner.mode.numbers == "f32" else embedder.precision].law
     ready: list[Ready] = []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -64,19 +64,16 @@ def certify_on(runner: Runner, sample: SourceSample) -> tuple[Certificate, list[
     return certify(classifier, examples), [one.item.id for one in found]
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
 PUBLISHED = ("timm:", "torchvision:")
 RANDOM = "random weights, nothing here is trained"
+SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token"}
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """What is asked besides the model. head: what the user calls so. taps: further
-    modules, or tensors of a graph. verify: files of the user's to prove the head on. every: measure
-    every layer, not only the first and the last."""
+class InspectionOptions:
+    """head: the module that is the head, by the user. taps: further modules, or tensors of a graph.
+    verify: one or two files to prove the head on. every: measure every layer, not only the first
+    and the last."""
 
     head: str | None = None
     taps: Sequence[str] = ()
@@ -86,9 +83,9 @@ class Questions:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found. statements: of the taps that were measured. remark: where the library's own
-    word on its head differs. proved_on: the user's files, or none. notes: what else is to be
-    said."""
+    """A classifier's parts and their proof. statements: of the taps that were measured. remark:
+    where the library names another head. proved_on: the user's files, or none. notes: on its
+    weights and on files that were left aside."""
 
     classifier: Classifier
     anatomy: Anatomy
@@ -98,6 +95,94 @@ class Inspection:
     proved_on: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def axis(self) -> str:
+        """What a sequence of positions counts: time, patches or tokens."""
+        return SEQUENCES[self.classifier.modality]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        classifier, anatomy = self.classifier, self.anatomy
+        return {
+            "model": classifier.spec,
+            **classifier.describe(),
+            "labels": classifier.labels,
+            "head": {
+                "last_weight_layers": anatomy.head,
+                "modules": sorted(anatomy.behind),
+                "refusal": anatomy.refusal or None,
+                "remark": self.remark or None,
+                "proved_on": self.proved_on or None,
+                "certificate": self.certificate.to_dict(),
+            },
+            "backbone": classifier.structure.base,
+            "mixes_layers": anatomy.mixes_layers,
+            "taps": [self._tap_facts(name, tap) for name, tap in anatomy.taps.items()],
+            "notes": self.notes,
+            "prepared": classifier.identity(),
+        }
+
+    def _tap_facts(self, name: str, tap: Tap) -> dict[str, Any]:
+        return {
+            "name": name,
+            "module": tap.module,
+            "side": tap.side,
+            "place": tap.place,
+            "shape": tap.shape,
+            "width": tap.width,
+            "axes": tap.describe(self.axis),
+            "statement": self.statements.get(name),
+        }
+
+
+def inspect_model(spec: str, options: InspectionOptions, **model_options: Any) -> Inspection:
+    """Open a classifier and take it apart. model_options: as `penult.load` takes them.
+
+    Raises:
+        UsageError: no such model, module, tap or output; a file that cannot be used.
+    """
+    classifier, weights_note = open_even_untrained(spec, **model_options)
+    sample = prepare_files(classifier, options.verify)
+    study = classifier.structure.study(sample.examples, options.head)
+    taps = [study.tap(name) for name in options.taps]
+    untrained = [name for name, _ in classifier.module.named_parameters()] if weights_note else ()
+    certificate, remark = study.prove(untrained)
+    if weights_note:
+        certificate = replace(certificate, refusal=RANDOM)
+    anatomy = study.anatomy
+    return Inspection(
+        classifier,
+        replace(anatomy, taps={**anatomy.taps, **{tap.name: tap for tap in taps}}),
+        certificate,
+        study.statements(_taps_to_measure(anatomy, taps, options.every)),
+        remark,
+        sample.names,
+        (*filter(None, [weights_note]), *sample.notes),
+    )
+
+
+def open_even_untrained(spec: str, **model_options: Any) -> tuple[Classifier, str]:
+    """(the classifier, a note on its weights, empty where they are trained).
+
+    A name of timm or torchvision whose weights cannot be fetched is opened with random ones: its
+    architecture can be looked at all the same.
+    """
+    if model_options.get("random"):
+        return specs.load(spec, **model_options), RANDOM
+    try:
+        with redirect_stdout(sys.stderr):  # where torch prints what it downloads
+            return specs.load(spec, **model_options), ""
+    except (IncompleteWeights, UntrustedCode):
+        raise
+    except ModelError as error:
+        if not spec.startswith(PUBLISHED) or model_options.get("checkpoint"):
+            raise
+        try:
+            classifier = specs.load(spec, **model_options, random=True)
+        except ModelError:
+            raise error from None
+        return classifier, f"published weights cannot be fetched: {RANDOM}"
+
 
 @dataclass(frozen=True, slots=True)
 class ProofInputs:
@@ -105,47 +190,11 @@ class ProofInputs:
 
     examples: Sequence[Mapping[str, Tensor]] = ()
     names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
-def look_into(spec: str, questions: Questions, **asked: Any) -> Inspection:
-    """Open a classifier and look into it. asked: what `penult.models.specs.load` takes.
-
-    Raises:
-        UsageError: no such model, module, tap or output; a file that cannot be used.
-    """
-    classifier, note = opened(spec, **asked)
-    sample = sample_of(classifier, questions.verify)
-    found = _inspected(classifier, questions, sample, bool(note))
-    notes = (*((note,) if note else ()), *sample.notes)
-    return replace(found, proved_on=sample.names, notes=notes)
-
-
-def opened(spec: str, **asked: Any) -> tuple[Classifier, str]:
-    """(the classifier, what is to be said of its weights).
-
-    A name of timm or torchvision whose weights cannot be fetched is opened with random ones: its
-    architecture can be looked at all the same.
-    """
-    if asked.get("random"):
-        return specs.load(spec, **asked), RANDOM
-    try:
-        with redirect_stdout(sys.stderr):  # where torch says what it downloads
-            return specs.load(spec, **asked), ""
-    except (IncompleteWeights, UntrustedCode):
-        raise
-    except ModelError as error:
-        if not spec.startswith(PUBLISHED) or asked.get("checkpoint"):
-            raise
-        try:
-            classifier = specs.load(spec, **asked, random=True)
-        except ModelError:
-            raise error from None
-        return classifier, f"published weights cannot be fetched: {RANDOM}"
-
-
-def sample_of(classifier: Classifier, files: Sequence[str]) -> ProofInputs:
-    """The user's files as the model takes them, or a synthetic example.
+def prepare_files(classifier: Classifier, files: Sequence[str]) -> ProofInputs:
+    """The user's files as the model takes them.
 
     Raises:
         UsageError: more than two files; one cannot be read, or the model does not take it.
@@ -155,64 +204,43 @@ def sample_of(classifier: Classifier, files: Sequence[str]) -> ProofInputs:
     classifier.input.require()  # refused now: without preprocessing no file can be used
     if len(files) > 2:
         raise UsageError(f"--verify takes one or two files, and was given {len(files)}")
-    pairs = [_prepared(classifier, opened) for opened in islice(_regions(classifier, files), 2)]
+    target = DecodeTarget(classifier.modality, classifier.rate, classifier.input.frames)
+    regions = open_regions(from_paths([*files], classifier.modality), target)
+    pairs = [_prepare(classifier, region) for region in islice(regions, 2)]
     if not pairs:
         raise UsageError(f"--verify: nothing to read in {', '.join(files)}")
-    (name, example), *more = pairs
-    if not more:
-        return ProofInputs([example], (name,))
-    other_name, other = more[0]
-    if _shapes(example) == _shapes(other):
-        return ProofInputs([example, other], (name, other_name))
+    names, examples = zip(*pairs, strict=True)
+    if len(pairs) == 1 or _shapes(examples[0]) == _shapes(examples[1]):
+        return ProofInputs(examples, names)
     note = (
-        f"{other_name} gives an input of another shape than {name}, so it is left aside: the other "
-        "input is made from the first"
+        f"{names[1]} gives an input of another shape than {names[0]}, so it is left aside: the "
+        "other input is made from the first"
     )
-    return ProofInputs([example], (name,), (note,))
+    return ProofInputs(examples[:1], names[:1], (note,))
 
 
-def _regions(classifier: Classifier, files: Sequence[str]) -> Iterable[DecodedRegion | Any]:
-    wanted = DecodeTarget(classifier.modality, classifier.rate, classifier.input.frames)
-    return open_regions(from_paths([*files], classifier.modality), wanted)
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def _prepared(classifier: Classifier, opened: Any) -> tuple[str, dict[str, Tensor]]:
-    """(name, tensors) of a region that was opened."""
-    if isinstance(opened, Failure):
-        raise UsageError(f"--verify {opened.id}: {opened.message}")
-    if isinstance(opened.content, ItemError):
-        raise UsageError(f"--verify {opened.item.id}: {opened.content}") from opened.content
+def _prepare(classifier: Classifier, region: DecodedRegion | Any) -> tuple[str, dict[str, Tensor]]:
+    """(name, tensors) of a region that was decoded."""
+    if isinstance(region, Failure):
+        raise UsageError(f"--verify {region.id}: {region.message}")
+    if isinstance(region.content, ItemError):
+        raise UsageError(f"--verify {region.item.id}: {region.content}") from region.content
     try:
-        tensors = classifier.preprocess(opened.content.values).tensors
+        tensors = classifier.preprocess(region.content.values).tensors
     except _REFUSALS as error:
-        said = f"the model cannot take it: {first_line(error)}"
-        raise UsageError(f"--verify {opened.item.id}: {said}") from error
-    return opened.item.id, classifier.structure.place(tensors)
+        reason = f"the model cannot take it: {first_line(error)}"
+        raise UsageError(f"--verify {region.item.id}: {reason}") from error
+    return region.item.id, classifier.structure.place(tensors)
 
 
-def _measured(anatomy: Anatomy, named: Sequence[Tap], every: bool) -> list[Tap]:
-    """The taps that get a statement: of many layers the first and the last, unless all are asked
-    for."""
+def _taps_to_measure(anatomy: Anatomy, further: Sequence[Tap], every: bool) -> list[Tap]:
+    """Of many layers the first and the last, unless `every`; then the further ones."""
     layers = [name for name in anatomy.taps if name.startswith("layer:")]
-    left = set() if every else set(layers[1:-1])
-    taps = [tap for name, tap in anatomy.taps.items() if name not in left]
+    left_out = set() if every else set(layers[1:-1])
+    taps = [tap for name, tap in anatomy.taps.items() if name not in left_out]
     names = {tap.name for tap in taps}
-    return [*taps, *(tap for tap in named if tap.name not in names)]
-
-
-def _with_taps(anatomy: Anatomy, named: Sequence[Tap]) -> Anatomy:
-    return replace(anatomy, taps={**anatomy.taps, **{tap.name: tap for tap in named}})
-
-
-def _inspected(
-    classifier: Classifier, questions: Questions, sample: ProofInputs, random: bool
-) -> Inspection:
-    study = classifier.structure.study(sample.examples, questions.head)
-    anatomy = study.anatomy
-    named = [study.tap(name) for name in questions.taps]
-    missing = [name for name, _ in classifier.module.named_parameters()] if random else ()
-    certificate, remark = study.prove(missing)
-    if random:
-        certificate = replace(certificate, refusal=RANDOM)
-    statements = study.statements(_measured(anatomy, named, questions.every))
-    return Inspection(classifier, _with_taps(anatomy, named), certificate, statements, remark)
+    return [*taps, *(tap for tap in further if tap.name not in names)]
