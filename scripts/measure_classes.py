@@ -57,7 +57,7 @@ def episode(
     isknown, truth = known[asked], names[asked]
     label = np.array([taught.names[i] for i in free.label])
     right = label == truth
-    near = taught._near(fitted(vectors[asked])).max(axis=1)
+    near = taught._prototypes(fitted(vectors[asked])).max(axis=1)
     top = free.probability.max(axis=1)
     return {
         "accuracy": right[isknown].mean(),

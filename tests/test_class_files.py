@@ -44,7 +44,7 @@ def changed(path: Path, change: Change, **arrays: Any) -> Path:
         (lambda a: a["examples"][0].update(id="2.wav"), "comes twice"),
         (lambda a: a["examples"].pop(), "for 2 examples"),
         (lambda a: a["examples"][0].pop("region"), "region"),
-        (lambda a: a.update(kind="other"), "says so nowhere"),
+        (lambda a: a.update(kind="other"), "its kind is 'other'"),
         (lambda a: a.update(format="new"), "'<='"),
         (lambda a: a.update(format=9), "format 9.*upgrade penult"),
         (lambda a: a.update(settings=7), "not iterable"),

@@ -66,7 +66,7 @@ def test_every_method_finds_the_classes(method: str) -> None:
     judged = taught(8, method).judge(fresh)
     assert (judged.label == truth).mean() > 0.9
     assert np.allclose(judged.probability.sum(axis=1), 1)
-    assert np.array_equal(judged.said.argmax(axis=1), judged.label)
+    assert np.array_equal(judged.assigned.argmax(axis=1), judged.label)
 
 
 @pytest.mark.parametrize("method", scorers.METHODS)
@@ -110,7 +110,7 @@ def test_several_classes_at_once() -> None:
     found = FittedClasses(examples, fit(RAW, vectors), "ridge")
     assert found.several
     asked = has[50:].any(axis=1)
-    said = found.judge(vectors[50:][asked]).said
+    said = found.judge(vectors[50:][asked]).assigned
     assert (said == has[50:][asked]).mean() > 0.85
     assert (said.sum(axis=1) > 1).any()
 
@@ -192,7 +192,7 @@ def test_what_a_level_rests_on_is_said() -> None:
     assert "against the classes of the others" in taught(1).threshold(0.05)[1]
     vectors, _ = blobs(1)
     one = Examples.empty(DIM).with_marks("a", [("x", "whole")], vectors[:1])
-    with pytest.raises(LabelsError, match="1 example of 1 class in all cannot tell"):
+    with pytest.raises(LabelsError, match="1 example of 1 class in all: too few"):
         FittedClasses(one, fit(RAW, vectors)).judge(vectors, 0.05)
     rows = blobs(50)[0]
     some = FittedClasses(one, fit(RAW, vectors), background=lambda: rows)
@@ -214,7 +214,7 @@ def test_one_class_only() -> None:
     judged = found.judge(vectors, 0.05)
     assert (judged.label[names == 0] == 0).mean() > 0.9
     assert (judged.label[names != 0] == -1).mean() > 0.9
-    with pytest.raises(LabelsError, match="needs what a class is not"):
+    with pytest.raises(LabelsError, match="needs counter-examples"):
         FittedClasses(one, fit(RAW, vectors), "ridge").judge(vectors)
 
 
@@ -472,7 +472,7 @@ def test_conse_is_the_cosine_to_the_mixed_names() -> None:
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        (["LABEL_0", "LABEL_1"], ["wolf"], "say nothing of what they are"),
+        (["LABEL_0", "LABEL_1"], ["wolf"], "are no names of things"),
         (["cat", "dog"], [], "names of classes are needed"),
         (["cat", "dog"], ["wolf", "wolf"], "comes twice"),
         (["cat"], ["wolf"], r"shape \(1, 2\) for 1 labels"),

@@ -70,7 +70,7 @@ def test_taught_with_three_voices_it_knows_a_fourth(space: ClassSpace) -> None:
     assert said[0].top(1)[0].label == "one" and 0.5 < said[0].score <= 1
     assert [Path(near.id).name.split("_")[0] for near in said[0].nearest] == ["one", "one"]
     assert said[0].nearest[0].similarity >= said[0].nearest[1].similarity
-    near = space.nearest(asked[:1], 1)[0][0]
+    near = space.predict(asked[:1], unknown=0, nearest=1)[0].nearest[0]
     assert near.id == said[0].nearest[0].id
     assert near.similarity == pytest.approx(said[0].nearest[0].similarity, abs=1e-5)
 
@@ -108,7 +108,7 @@ def test_an_example_marked_no_is_never_said_again(space: ClassSpace) -> None:
 
 def test_adding_a_class_takes_milliseconds(words: Collection) -> None:
     space = ClassSpace(words)
-    space.add_from("word", "known")
+    space.add_named(None, "word", where="known")
     space.predict_vectors(words.vectors()[1][:1])
     times = []
     for voice in ("british-man", "oxford-woman", "american-woman", "new-york-man", "scottish-man"):
@@ -120,7 +120,9 @@ def test_adding_a_class_takes_milliseconds(words: Collection) -> None:
 
 def test_a_collection_keeps_the_marks(words: Collection, embedder: Embedder) -> None:
     space = ClassSpace(words)
-    counts = space.add_from("word", "voice IN ('british-man', 'oxford-woman') AND known")
+    counts = space.add_named(
+        None, "word", where="voice IN ('british-man', 'oxford-woman') AND known"
+    )
     assert counts == dict.fromkeys(
         ("zero", "one", "two", "three", "four", "five", "six", "seven"), 2
     )
@@ -143,7 +145,7 @@ def test_a_collection_keeps_the_marks(words: Collection, embedder: Embedder) -> 
     assert {c.name: (c.yes, c.no) for c in moved.classes} == {
         c.name: (c.yes, c.no) for c in again.classes
     }
-    assert moved.manifest.dim != again.manifest.dim
+    assert moved.source.manifest.dim != again.source.manifest.dim
 
 
 def test_an_example_from_elsewhere_becomes_a_row(words: Collection, tmp_path: Path) -> None:
@@ -173,13 +175,13 @@ def test_the_file_predicts_as_the_space_did(
     assert all(np.array_equal(a.scores, b.scores) for a, b in zip(one, other, strict=True))
     assert [a.label for a in one] == [b.label for b in other]
     another = ClassSpace.load(path, embedder, space="scale+l2", method="knn", unknown=0.2)
-    assert another.taught.method == "knn" and another.space.recipe == "scale+l2"
+    assert another.fitted.method == "knn" and another.space.recipe == "scale+l2"
     reopened = ClassSpace.load(path)  # from what the file says of the model
     assert reopened.predict(CLIPS / "two_scottish-man.flac")[0].label == "two"
 
 
 def test_another_space_is_fitted_to_the_same_examples(words: Collection) -> None:
-    ClassSpace(words).add_from("word", "voice = 'british-man' AND known")
+    ClassSpace(words).add_named(None, "word", where="voice = 'british-man' AND known")
     raw, scaled = ClassSpace(words, space="raw"), ClassSpace(words, space="scale+l2")
     one, other = (list(s.predict_collection(where="known")) for s in (raw, scaled))
     assert np.array_equal(raw.examples.vectors, scaled.examples.vectors)
@@ -191,7 +193,7 @@ def test_groups_are_read_from_columns_and_paths(
     words: Collection, space: ClassSpace, embedder: Embedder, tmp_path: Path
 ) -> None:
     found = ClassSpace(words, groups="voice")
-    found.add_from("word", "known")
+    found.add_named(None, "word", where="known")
     groups = found._named_groups()
     assert groups is not None and len(set(groups)) == 8
     path = space.save(tmp_path / "s.npz")
@@ -208,7 +210,8 @@ def test_windows_of_a_recording(space: ClassSpace, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "long.wav", np.concatenate(parts), 8000)
     said = space.predict(tmp_path / "long.wav", window=0.4, hop=0.2, unknown=0)
     assert [one.region for one in said][:2] == ["0-0.4", "0.2-0.6"]
-    assert said[1].start == 0.2 and said[1].window().said.keys() == {said[1].label}
+    assert said[1].detection.start == 0.2
+    assert said[1].detection.probabilities.keys() == {said[1].label}
 
 
 # ---- the classifier's own classes
@@ -220,7 +223,7 @@ def test_the_heads_rows_are_its_classes(words: Collection, embedder: Embedder) -
     weight = embedder.classifier.module.classifier.weight.detach().numpy()
     assert np.allclose(head_rows(embedder), weight, atol=1e-5)
     space = ClassSpace(words, unknown=0)
-    space.use(embedder)
+    space.source.use(embedder)
     names = space.add_head()
     assert names == list(embedder.classifier.labels)
     said = list(space.predict_collection(where="known"))
@@ -344,10 +347,10 @@ def test_bad_input_is_refused_in_words(
         ClassSpace(embedder, unknown=1.5)
     with pytest.raises(LabelsError, match="mark 'maybe'"):
         space.add("x", clips_of("one"), mark="maybe")  # type: ignore[arg-type]
-    with pytest.raises(LabelsError, match="given no example"):
+    with pytest.raises(LabelsError, match="no example of class 'x'"):
         space.add("x", [])
     with pytest.raises(LabelsError, match="whose rows could have names"):
-        space.add_from("word")
+        space.add_named(None, "word")
     with pytest.raises(SpaceError, match="not finite"):
         space.predict_vectors(np.full((1, embedder.dim), np.nan))
     with pytest.raises(SpaceError, match="do not fit"):
@@ -360,7 +363,7 @@ def test_bad_input_is_refused_in_words(
     with pytest.raises(LabelsError, match="no class has an example"):
         alone.predict(CLIPS / "one_british-man.flac")
     alone.add("one", CLIPS / "one_british-man.flac")
-    with pytest.raises(LabelsError, match="1 example of 1 class in all cannot tell"):
+    with pytest.raises(LabelsError, match="1 example of 1 class in all: too few"):
         alone.predict(CLIPS / "one_british-man.flac")
     assert alone.predict(CLIPS / "one_british-man.flac", unknown=0)[0].label == "one"
 
@@ -370,7 +373,7 @@ def test_one_example_in_a_collection_is_told_from_its_rows(words: Collection) ->
     space.add("six", CLIPS / "six_british-man.flac")
     said = [Path(one.id).name.split("_")[0] for one in space.predict_collection() if one.label]
     assert 3 <= len(said) <= 10 and said.count("six") >= len(said) / 2
-    assert "rows of the collection" in space.taught.threshold(0.05)[1]
+    assert "rows of the collection" in space.fitted.threshold(0.05)[1]
 
 
 def test_items_that_fail_are_skipped_if_asked(space: ClassSpace, tmp_path: Path) -> None:
@@ -417,3 +420,42 @@ def test_the_embedders_own_space_serves_unasked(tmp_path: Path) -> None:
     assert cls.space.id == own.id
     assert [one.label for one in cls.predict(clips[-1:])] == ["two"]
     assert penult.ClassSpace(penult.Embedder.load(saved)).settings.space == "auto"
+
+
+def test_former_names_work_with_a_warning(space: ClassSpace, words: Collection) -> None:
+    clips = clips_of("one")[:1]
+    values = {
+        "taught": space.fitted,
+        "collection": space.source.collection,
+        "manifest": space.source.manifest,
+        "embedder": space.source.embedder,
+    }
+    for name, value in values.items():
+        with pytest.warns(DeprecationWarning, match=f"ClassSpace.{name} goes with the next"):
+            assert getattr(space, name) is value
+    with pytest.warns(DeprecationWarning):
+        assert space.to_csv() == space.examples.to_csv()
+    one = space.predict(clips, unknown=0, nearest=2)[0]
+    with pytest.warns(DeprecationWarning):
+        assert space.nearest(clips, 2) == [one.nearest]
+    with pytest.warns(DeprecationWarning):
+        space.use(space.source.embedder)
+    with pytest.warns(DeprecationWarning):
+        space.opens(lambda: space.source.embedder)
+    of_rows = ClassSpace(words)
+    with pytest.warns(DeprecationWarning):
+        counts = of_rows.add_from("word", "known", "unsure")
+    assert counts == ClassSpace(words).add_named(None, "word", "unsure", "known")
+    for name, value in {
+        "said": (one.label,),
+        "start": one.detection.start,
+        "end": one.detection.end,
+        "channel": one.detection.channel,
+    }.items():
+        with pytest.warns(DeprecationWarning, match=f"ClassPrediction.{name} goes with the next"):
+            assert getattr(one, name) == value
+    with pytest.warns(DeprecationWarning):
+        assert one.window() == one.detection
+    for absent in (space, one):
+        with pytest.raises(AttributeError, match="no attribute 'lable'"):
+            _ = absent.lable  # type: ignore[attr-defined]

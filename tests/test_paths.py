@@ -142,18 +142,18 @@ def _added(world: World, items: Any, **options: Any) -> Any:
 
 def _space(world: World, items: Any) -> Any:
     space = penult.ClassSpace(world.emb)
-    return space.add("a", items), space.to_csv()
+    return space.add("a", items), space.examples.to_csv()
 
 
 def _named(world: World, items: Any) -> Any:
     space = penult.ClassSpace(world.emb)
-    return space.add_named(items, "folder"), space.to_csv()
+    return space.add_named(items, "folder"), space.examples.to_csv()
 
 
 def _saved_space(world: World, as_form: Callable[[Path], Any]) -> Any:
     path = world.new(".npz")
     assert world.taught().save(as_form(path)) == path
-    return penult.ClassSpace.load(path).to_csv()
+    return penult.ClassSpace.load(path).examples.to_csv()
 
 
 def _saved_embedder(world: World, as_form: Callable[[Path], Any]) -> Any:
@@ -194,9 +194,9 @@ CALLS: dict[str, Call] = {
     "ClassSpace.add(items)": lambda w, p: [_space(w, p(w.one)), _space(w, [p(w.one), p(w.more)])],
     "ClassSpace.add_named(items)": lambda w, p: _named(w, p(w.clips)),
     "ClassSpace.predict(items)": lambda w, p: w.taught().predict(p(w.more), unknown=0),
-    "ClassSpace.nearest(items)": lambda w, p: w.taught().nearest([p(w.one)], 2),
+    "ClassSpace.nearest(items)": lambda w, p: w.taught().predict([p(w.one)], nearest=2)[0].nearest,
     "ClassSpace.save(path)": _saved_space,
-    "ClassSpace.load(path)": lambda w, p: penult.ClassSpace.load(p(w.classes)).to_csv(),
+    "ClassSpace.load(path)": lambda w, p: penult.ClassSpace.load(p(w.classes)).examples.to_csv(),
     "Classifier.classify(items)": lambda w, p: w.load().classify([p(w.one), p(w.one)]),
     "Classifier.save(folder)": _saved_classifier,
     "Collection.__init__(path)": lambda w, p: penult.Collection(p(w.into)).vectors()[1],

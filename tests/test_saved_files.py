@@ -148,7 +148,11 @@ def clusters_and_map(root: Path) -> Any:
     maps = _files(store / "maps.lance")
     ask("map", store, root / "map.html", "--method", "pca", "--by", "cluster:three")
     assert _files(store / "maps.lance") == maps
-    return {"clusters": penult.ClassSpace(penult.Collection.open(store)).add_from("cluster:three")}
+    return {
+        "clusters": penult.ClassSpace(penult.Collection.open(store)).add_named(
+            None, "cluster:three"
+        )
+    }
 
 
 def _files(folder: Path) -> list[str]:
@@ -166,12 +170,12 @@ def class_space(root: Path) -> Any:
 def _classes(space: penult.ClassSpace, root: Path) -> Any:
     store = penult.Collection.open(root / "calls.lance")
     from_rows = list(space.predict_collection(store, unknown=0.1))
-    space.use(embedder(root, "transformers"))
+    space.source.use(embedder(root, "transformers"))
     from_files = space.predict([root / clip for clip in CLIPS], nearest=2)
     return {
         "classes": [[one.name, one.yes, one.no, one.unsure] for one in space.classes],
-        "examples": space.to_csv(),
-        "method": space.taught.method,
+        "examples": space.examples.to_csv(),
+        "method": space.fitted.method,
         "rows": [one.label for one in from_rows],
         "scores of rows": numbers([one.scores for one in from_rows]),
         "files": [one.label for one in from_files],
@@ -186,7 +190,7 @@ def head_space(root: Path) -> Any:
     return {
         "classes": [one.name for one in space.classes],
         "unknown": space.settings.unknown,
-        "examples": space.to_csv(),
+        "examples": space.examples.to_csv(),
         "labels": [one.label for one in found],
         "scores": numbers([one.scores for one in found]),
     }

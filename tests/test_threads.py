@@ -487,39 +487,43 @@ ROWS = "id NOT LIKE '%.wav'"  # those that no thread adds
 
 SPACE: Table = {
     "add": lambda s, about: taught_unsure(s, about, lambda name: unsure(s, about, name)),
-    "add_from": lambda s, _: s.add_from("label", ROWS, "unsure"),
     "add_head": lambda s, _: s.add_head(),  # no prelogits here: see below
     "add_named": named,
+    "add_named of rows": lambda s, _: s.add_named(None, "label", "unsure", ROWS),
     "add_vectors": lambda s, about: taught_unsure(
-        s, about, lambda name: s.add_vectors(name, vector_of(about, s.manifest.dim), mark="unsure")
+        s,
+        about,
+        lambda name: s.add_vectors(name, vector_of(about, s.source.manifest.dim), mark="unsure"),
     ),
     "classes": lambda s, _: first_classes(s),
-    "collection": lambda s, _: s.collection is None,
-    "embedder": lambda s, _: s.embedder.dim,
-    "examples": lambda s, _: [one.get("a") for one in s.examples.marks if "a" in one],
+    "examples": lambda s, _: (
+        [one.get("a") for one in s.examples.marks if "a" in one],
+        sorted(
+            line for line in s.examples.to_csv().splitlines() if line.endswith(("a,yes", "b,yes"))
+        ),
+    ),
+    "fitted": lambda s, _: (s.fitted.method, s.fitted.names, s.fitted.accuracy),
     "load": kept,
-    "manifest": lambda s, _: s.manifest,
     "merge": merged,
-    "nearest": lambda s, _: [[near.id for near in one] for one in s.nearest(CLIPS, 2)],
-    "opens": lambda s, _: s.opens(lambda: s.embedder),
-    "predict": lambda s, _: s.predict(CLIPS, unknown=0),
+    "predict": lambda s, _: s.predict(CLIPS, unknown=0, nearest=2),
     "predict_collection": lambda s, _: s.predict_collection(where=ROWS, unknown=0),
     "predict_vectors": lambda s, _: s.predict_vectors(s.examples.vectors[:2], unknown=0),
     "remove": removed,
     "rename": renamed,
     "save": kept,
+    "source": lambda s, _: (s.source.embedder.dim, s.source.collection is None, s.source.manifest),
+    "source is replaced": lambda s, _: (
+        s.source.open_with(lambda: s.source.embedder),
+        s.source.use(s.source.embedder),
+    ),
     "space": lambda s, _: s.space.recipe,
     "stream": streamed,
-    "taught": lambda s, _: (s.taught.method, s.taught.names, s.taught.accuracy),
-    "to_csv": lambda s, _: sorted(
-        line for line in s.to_csv().splitlines() if line.endswith(("a,yes", "b,yes"))
-    ),
-    "use": lambda s, _: s.use(s.embedder),
 }
 
 
 def test_a_class_space_of_an_embedder(embedder: penult.Embedder, tmp_path: Path) -> None:
-    assert set(SPACE) == public(penult.ClassSpace)
+    methods = public(penult.ClassSpace) | {"source"}
+    assert {name.partition(" ")[0] for name in SPACE} == methods
 
     def make() -> penult.ClassSpace:
         space = penult.ClassSpace(embedder, space="raw", unknown=0)
@@ -537,7 +541,7 @@ def test_a_class_space_of_a_collection(embedder: penult.Embedder, tmp_path: Path
         copy = tmp_path / f"{next(numbers)}.lance"
         shutil.copytree(path, copy)
         space = penult.ClassSpace(penult.Collection.open(copy), space="raw", unknown=0)
-        space.use(embedder)
+        space.source.use(embedder)
         return space
 
     together(make, SPACE, tmp_path / "s")
@@ -552,7 +556,7 @@ def test_no_thread_loses_what_another_one_teaches(embedder: penult.Embedder) -> 
         for one in range(20):
             about = Call(Path(), 100 * number + one)
             space.add_vectors(about.name, vector_of(about, embedder.dim))
-            assert about.name in space.taught.names
+            assert about.name in space.fitted.names
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -561,7 +565,7 @@ def test_no_thread_loses_what_another_one_teaches(embedder: penult.Embedder) -> 
             list(pool.map(teach, range(THREADS)))
     finally:
         sys.setswitchinterval(before)
-    assert len(space.classes) == 20 * THREADS == len(space.taught.names)
+    assert len(space.classes) == 20 * THREADS == len(space.fitted.names)
 
 
 def test_the_head_is_taught_while_another_thread_teaches(tiny: Path) -> None:

@@ -168,8 +168,10 @@ def predict(
     with Spool(whole=json, shown=SHOWN) as spool:
         with working("predicting"):
             failures = collect(found, spool)
-        rests_on = facts_of(taught, unknown) if facts is None else facts
-        print_predictions(place, spool, failures, rests_on, form)
+        if facts is None:
+            level = taught.settings.unknown if unknown is None else unknown
+            facts = taught.fitted.to_dict(level)
+        print_predictions(place, spool, failures, facts, form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def _judged(taught: ClassSpace, parts: Parts, level: float | None, nearest: int)
             raise UsageError(
                 "rows of a collection are already cut; leave --window, --hop and --channel out"
             )
-        if not items and taught.collection is None:
+        if not items and taught.source.collection is None:
             raise UsageError(
                 "give items or a collection: a class space from a file has no rows of its own"
             )
@@ -235,7 +237,7 @@ def _judged(taught: ClassSpace, parts: Parts, level: float | None, nearest: int)
         return taught.predict_collection(model_options, parts.where, unknown=level, nearest=nearest)
     if parts.where is not None:
         raise UsageError("--where filters the rows of a collection; it does not apply to files")
-    source = source_of(items, parts.channel, str(taught.manifest.model.get("modality")))
+    source = source_of(items, parts.channel, str(taught.source.manifest.model.get("modality")))
     return taught.stream(source, Layout(parts.window, parts.hop), level, nearest)
 
 
@@ -285,22 +287,6 @@ def _by_names(
 SHOWN = 20
 
 
-def facts_of(taught: ClassSpace, level: float | None) -> dict[str, Any]:
-    """What predictions rest on."""
-    fitted = taught.taught
-    wanted = taught.settings.unknown if level is None else level
-    threshold, basis = fitted.threshold(wanted) if wanted else (None, "")
-    return {
-        "classes": list(fitted.names),
-        "method": fitted.method,
-        "accuracy": fitted.accuracy,
-        "space": fitted.space.recipe,
-        "several": fitted.several,
-        "probabilities": fitted.probabilities.basis,
-        "unknown": {"level": wanted, "threshold": threshold, "basis": basis} if wanted else None,
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class Form:
     """Form of the output. gap: seconds between windows of one event. apart: keep windows apart."""
@@ -339,7 +325,7 @@ def print_predictions(
         _write(form.out, found, merged)
     if form.json:
         print_json_stream({"place": place, **facts}, "predictions", found, {
-            "events": None if merged is None else [_event(one) for one in merged],
+            "events": None if merged is None else [one.to_dict() for one in merged],
             "out": form.out, "failures": [one.to_dict() for one in failures]})  # fmt: skip
     else:
         _say_basis(facts)
@@ -414,10 +400,11 @@ def _show(found: Spool, by_names: bool) -> None:
     for name in columns:
         table.add_column(name, justify="right" if name == measure else "left", overflow="fold")
     for one in found.first:
-        labels = ", ".join(one.said) if one.said else None
+        at = one.detection
+        labels = ", ".join(at.probabilities)
         table.add_row(
             printable_path(one.id),
-            _span(one.start, one.end) if one.region != "whole" else "",
+            _span(at.start, at.end) if one.region != "whole" else "",
             printable(labels) if labels else "[dim]unknown[/]",
             f"{one.score:.3f}" if labels else f"[dim]{one.score:.3f}[/]",
             *([_near(one)] if near else []),
@@ -455,8 +442,3 @@ def _near(one: ClassPrediction) -> str:
 
 def _span(start: float | None, end: float | None) -> str:
     return "" if start is None or end is None else f"{start:.2f}-{end:.2f}"
-
-
-def _event(one: Event) -> dict[str, Any]:
-    return {"id": one.id, "channel": one.channel, "start": one.start, "end": one.end,
-            "label": one.label, "probability": one.probability, "windows": one.windows}  # fmt: skip

@@ -100,7 +100,14 @@ def teach(
             taught = {class_name: len(space.add(class_name, items, mark))}  # type: ignore[arg-type]
         _save_file(space, place)
     if json:
-        print_json({"place": place, "mark": mark, "taught": taught, "classes": listed(space)})
+        print_json(
+            {
+                "place": place,
+                "mark": mark,
+                "taught": taught,
+                "classes": [one.to_dict() for one in space.classes],
+            }
+        )
         return
     total = sum(taught.values())
     several = "" if len(taught) == 1 else f" of {len(taught)} classes"
@@ -132,7 +139,9 @@ def _add_named(
     space: ClassSpace, items: list[str], names: str, where: str | None, mark: Any
 ) -> dict[str, int]:
     """Examples named by a column, folder or pattern: these items, or the collection's rows."""
-    return space.add_named(items, names, mark) if items else space.add_from(names, where, mark)
+    return (
+        space.add_named(items, names, mark) if items else space.add_named(None, names, mark, where)
+    )
 
 
 def classes(
@@ -184,12 +193,12 @@ def classes(
     if changes.apply(taught):
         _save_file(taught, place)
     if csv is not None:
-        write_file(csv, [taught.to_csv().encode("utf-8", "backslashreplace")])
+        write_file(csv, [taught.examples.to_csv().encode("utf-8", "backslashreplace")])
     if save is not None:
         taught.save(save)
     if json:
         facts = {"csv": csv, "saved": save, "missing": [list(key) for key in taught.missing]}
-        print_json({"place": place, "classes": listed(taught), **facts})
+        print_json({"place": place, "classes": [one.to_dict() for one in taught.classes], **facts})
         return
     _show(taught, place)
     for path in filter(None, (csv, save)):
@@ -264,8 +273,8 @@ def load_class_space(
     else:
         taught = ClassSpace(Collection.open(place, must_exist=True), **chosen)
     if model is not None or device != "auto" or trust:
-        manifest = taught.manifest
-        taught.opens(lambda: embedder_of(manifest, model, device=device, trust=trust))
+        manifest = taught.source.manifest
+        taught.source.open_with(lambda: embedder_of(manifest, model, device=device, trust=trust))
     if taught.missing:
         print_note(
             f"[yellow]{counted(len(taught.missing), 'mark')} not used: the marked rows are no "
@@ -274,18 +283,9 @@ def load_class_space(
     return taught
 
 
-def listed(space: ClassSpace) -> list[dict[str, Any]]:
-    """What a JSON document says of the classes."""
-    return [
-        {"name": one.name, "yes": one.yes, "no": one.no, "unsure": one.unsure,
-         "medoid": {"id": one.medoid[0], "region": one.medoid[1]} if one.medoid else None}
-        for one in space.classes
-    ]  # fmt: skip
-
-
 def _save_file(space: ClassSpace, place: str) -> None:
     """Write a class space that lives in a file; a collection has stored its marks already."""
-    if space.collection is None:
+    if space.source.collection is None:
         space.save(place)
 
 

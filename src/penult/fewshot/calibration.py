@@ -1,4 +1,4 @@
-"""From scores to probabilities, and to a level of error at which something is called unknown.
+"""Calibration: scores to probabilities (temperature, Platt), and p-values for unknowns (conformal).
 
 Numpy in, small dataclasses out; knows no classes' names, no model and no collection.
 """
@@ -15,9 +15,9 @@ from penult.errors import LabelsError
 from penult.fewshot.scorers import OPEN, YES, Floats, Targets
 
 LEVEL = 0.05
-FEWEST = 3  # scores, below which nothing is said of how they are spread
+FEWEST = 3  # scores, below which their spread is not estimated
 _SPREAD = 1.2  # the temperature that is guessed, in standard deviations of unrelated scores
-_GUESS = 0.3  # where even these are too few
+_GUESS = 0.3  # the temperature where even these are too few
 _STEEPEST = 1e-3
 
 
@@ -26,7 +26,7 @@ class Probabilities:
     """Scores (m, K) as probabilities: a softmax of scores / temperature (Guo et al., 2017), or, for
     several classes at once, a sigmoid of (scores − offset) / temperature each (Platt, 1999).
 
-    basis: what the figures were fitted to, in words.
+    basis: in words, the data that the figures were fitted to.
     """
 
     temperature: float
@@ -47,12 +47,11 @@ class Probabilities:
 
 @dataclass(frozen=True, slots=True)
 class Unknowns:
-    """When something is no known class: its score is lower than almost all of these.
+    """Unknowns are items with a lower score than almost all of these.
 
-    scores: ascending, of examples that the scorer was not shown; minus infinity where every class
-    ruled one out. basis: where they are from and
-    what the level means, in words. background: the scores are not of members but of anything, and
-    the level is the share of them that is taken for known.
+    scores: ascending, of held-out examples; minus infinity where every class ruled one out. basis:
+    in words, where they are from and what the level means. background: the scores are of any items
+    instead of members, and the level is the share of them that is taken for known.
     """
 
     scores: Floats
@@ -60,8 +59,8 @@ class Unknowns:
     background: bool = False
 
     def p_values(self, scores: Floats) -> Floats:
-        """(m,): about the probability that a member of a known class scores as low as this; with
-        a background, the share of it that scores no higher.
+        """(m,) the probability that a member of a known class scores as low as this; with a
+        background, the share of it that scores no higher.
 
         Conformal (Vovk et al., 2005): the rank among the held-out scores, which needs no
         assumption but that examples and members are drawn alike; never below 1 / (n + 1).
@@ -72,13 +71,13 @@ class Unknowns:
         return np.asarray((1.0 + below) / (len(self.scores) + 1.0), np.float64)
 
     def threshold(self, level: float = LEVEL) -> tuple[float, str]:
-        """(the score below which something is unknown at this level, what the level rests on).
+        """(the score below which an item is unknown at this level, the basis of it in words).
 
-        level: about this share of the items of known classes is called unknown, at most. With
-        fewer scores than a rank needs, a t distribution is fitted to them.
+        level: the share of the items of known classes that is called unknown, at most. With fewer
+        scores than a rank needs, a t distribution is fitted to them.
 
         Raises:
-            LabelsError: a level outside of 0 to 1, or too few scores to say anything.
+            LabelsError: a level outside of 0 to 1, or too few scores for a distribution.
         """
         if not 0.0 < level < 1.0:
             raise LabelsError(f"unknown at a level of {level:g}: it lies between 0 and 1, as 0.05")
@@ -91,7 +90,7 @@ class Unknowns:
         finite = self.scores[np.isfinite(self.scores)]
         if (n := len(finite)) < FEWEST:
             raise LabelsError(
-                f"{n} held-out scores are too few to tell what is unknown; {FEWEST} are needed. "
+                f"{n} held-out scores are too few to tell unknowns; {FEWEST} are needed. "
                 "Give more examples, or do without unknowns (unknown=0)"
             )
         from scipy.stats import t
@@ -108,8 +107,8 @@ def probabilities(scores: Floats, targets: Targets, several: bool, unrelated: Fl
     Probabilities
 ):  # fmt: skip
     """Fit temperature (and offset) to held-out scores (m, K), NaN where there is none, by the
-    likelihood of what is marked. unrelated: (n,) scores of examples for classes that are not their
-    own: where nothing was held out, the temperature is guessed from their spread.
+    likelihood of the marks. unrelated: (n,) scores of examples for classes other than their own;
+    where nothing was held out, the temperature is guessed from their spread.
     """
     spread = float(unrelated.std()) if len(unrelated) >= FEWEST else 0.0
     guess = _SPREAD * spread if spread > 0 else _GUESS
@@ -145,13 +144,13 @@ def _tempered(scores: Floats, targets: Targets, guess: float) -> Probabilities:
 def _platt(scores: Floats, targets: Targets, guess: float) -> Probabilities:
     from scipy.optimize import minimize
 
-    said = np.isfinite(scores) & (targets != OPEN)
-    values, truth = scores[said], (targets == YES)[said]
+    marked = np.isfinite(scores) & (targets != OPEN)
+    values, truth = scores[marked], (targets == YES)[marked]
     if not (truth.any() and (~truth).any()):
         middle = float(values.mean()) if len(values) else 0.5
         return Probabilities(guess, middle, True, "guessed, not measured: no example could be held "
                              "out on both sides")  # fmt: skip
-    # Each side weighs half: how frequent a class is among examples says nothing of its frequency.
+    # Each side weighs half: examples are not as frequent as the class is in recordings.
     weight = np.where(truth, 0.5 / truth.sum(), 0.5 / (~truth).sum()) * len(truth)
     sign = np.where(truth, 1.0, -1.0)
 
@@ -170,9 +169,9 @@ def _platt(scores: Floats, targets: Targets, guess: float) -> Probabilities:
 
 def calibration_error(probabilities: npt.ArrayLike, right: npt.ArrayLike, bins: int = 15) -> float:
     """Expected calibration error (Naeini et al., 2015): |accuracy − probability|, averaged over
-    bins of equal width by how many fall into each. probabilities: (n,) of what was said."""
-    said, hit = np.asarray(probabilities, np.float64), np.asarray(right, np.float64)
-    place = np.minimum((said * bins).astype(int), bins - 1)
-    gaps = [abs(hit[place == b].mean() - said[place == b].mean()) * (place == b).mean()
+    bins of equal width, weighted by their counts. probabilities: (n,) of the predicted classes."""
+    share, hit = np.asarray(probabilities, np.float64), np.asarray(right, np.float64)
+    place = np.minimum((share * bins).astype(int), bins - 1)
+    gaps = [abs(hit[place == b].mean() - share[place == b].mean()) * (place == b).mean()
             for b in np.unique(place)]  # fmt: skip
     return float(sum(gaps))

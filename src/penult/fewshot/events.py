@@ -1,7 +1,5 @@
-"""Predictions of windows as events: neighbouring windows of one class in one recording become one.
-
-Also as a Raven selection table or CSV, which `annotated.py` and any table reader take. Knows no
-model and no collection.
+"""Events of predictions: neighbouring windows of one class in one recording, merged; as a Raven
+selection table or CSV. Knows no model and no collection.
 """
 
 from __future__ import annotations
@@ -9,8 +7,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
+from typing import Any
 
 from penult.errors import UsageError
 
@@ -22,9 +21,9 @@ VIEW = "Spectrogram 1"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A class that was heard or seen from start to end (seconds; None: the item has none).
+    """A class from start to end (seconds; None: the item has none).
 
-    probability: the highest of its windows. windows: how many there were.
+    probability: the highest of its windows. windows: how many were merged.
     """
 
     id: str
@@ -35,35 +34,40 @@ class Event:
     probability: float
     windows: int = 1
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult predict --json` prints it."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A region and what is said of it: probabilities by class. start, end: seconds, or None."""
+    """A region and the classes assigned to it, best first, with their probabilities. start, end:
+    seconds, or None."""
 
     id: str
     channel: int | None
     start: float | None
     end: float | None
-    said: Mapping[str, float]
+    probabilities: Mapping[str, float]
 
     def events(self) -> list[Event]:
         """One event for each class."""
         place = self.id, self.channel, self.start, self.end
-        return [Event(*place, name, share) for name, share in self.said.items()]
+        return [Event(*place, name, share) for name, share in self.probabilities.items()]
 
 
 def merged(windows: Iterable[Window], gap: float = 0.0) -> list[Event]:
-    """Windows of one recording and channel that follow each other and say the same class, as one
-    event; by recording, channel and start. What has no seconds stays as it is.
+    """Windows of one recording and channel that follow each other and have the same class, as one
+    event; by recording, channel and start. A window without seconds is an event of its own.
 
-    gap: seconds; windows of one class no farther apart are one event too, whatever is said in
+    gap: seconds; windows of one class no farther apart are one event too, whatever class lies
     between.
 
     Raises:
         UsageError: a gap that is negative.
     """
     if not gap >= 0:
-        raise UsageError(f"a gap of {gap} s between events cannot be; give 0 or more seconds")
+        raise UsageError(f"a gap of {gap} s between events is negative; give 0 or more seconds")
     tracks: dict[tuple[str, int], list[Window]] = {}
     found: list[Event] = []
     for window in windows:
@@ -89,8 +93,8 @@ def to_csv(events: Iterable[Event]) -> str:
 
 
 def to_raven(events: Sequence[Event]) -> str:
-    """A Raven selection table. Several recordings are told apart by path and offset; times count
-    from the beginning of each.
+    """A Raven selection table. Recordings are distinguished by path and offset; times count from
+    the beginning of each.
 
     Raises:
         UsageError: an event without seconds, or a path that the format cannot hold.

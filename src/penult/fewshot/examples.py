@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,8 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """One class. yes, no, unsure: how many examples are marked so. medoid: of those marked yes,
-    the one nearest to all of them: (id, region)."""
+    """A class and its numbers of examples by mark. medoid: (id, region) of the example marked yes
+    with the largest sum of cosines to the others."""
 
     name: str
     yes: int
@@ -32,10 +33,21 @@ class Class:
     unsure: int
     medoid: Key | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult classes --json` prints it."""
+        medoid = {"id": self.medoid[0], "region": self.medoid[1]} if self.medoid else None
+        return {
+            "name": self.name,
+            "yes": self.yes,
+            "no": self.no,
+            "unsure": self.unsure,
+            "medoid": medoid,
+        }
+
 
 @dataclass(frozen=True)
 class Examples:
-    """vectors: (n, d) raw. keys: n of (id, region). marks: for each, what it is for each class."""
+    """vectors: (n, d) raw. keys: (id, region) of each. marks: the mark of each, by class."""
 
     vectors: FloatArray
     keys: tuple[Key, ...] = ()
@@ -54,18 +66,14 @@ class Examples:
     @property
     def names(self) -> list[str]:
         """The classes that have an example marked yes or no, in the order they came."""
-        said = (name for marks in self.marks for name, mark in marks.items() if mark != "unsure")
-        return list(dict.fromkeys(said))
+        used = (name for marks in self.marks for name, mark in marks.items() if mark != "unsure")
+        return list(dict.fromkeys(used))
 
     def with_marks(
         self, name: str, keys: Sequence[Key], vectors: npt.ArrayLike, mark: str = "yes"
     ) -> Examples:
-        """Further examples; what is there already keeps its place and gets the new mark.
-
-        Raises:
-            LabelsError: an unknown mark, an empty name, vectors that do not fit.
-        """
-        return self.with_named([checked_name(name)] * len(keys), keys, vectors, mark)
+        """Further examples of one class; else as `with_named`."""
+        return self.with_named([name] * len(keys), keys, vectors, mark)
 
     def with_named(
         self,
@@ -74,8 +82,13 @@ class Examples:
         vectors: npt.ArrayLike,
         mark: str = "yes",
     ) -> Examples:
-        """Further examples of several classes, a name for each; else as `with_marks`."""
-        mark, rows = checked_mark(mark), self._checked(keys, vectors)
+        """Further examples, with a class for each; an example that is there already keeps its place
+        and gets the new mark.
+
+        Raises:
+            LabelsError: an unknown mark, an empty name, vectors that do not fit.
+        """
+        mark, rows = checked_mark(mark), self._check_rows(keys, vectors)
         place = {key: i for i, key in enumerate(self.keys)}
         marks = [dict(one) for one in self.marks]
         new, added = list(self.keys), []
@@ -90,7 +103,7 @@ class Examples:
         grown = np.concatenate([self.vectors, np.stack(added)]) if added else self.vectors
         return Examples(grown, tuple(new), tuple(marks))
 
-    def _checked(self, keys: Sequence[Key], vectors: npt.ArrayLike) -> FloatArray:
+    def _check_rows(self, keys: Sequence[Key], vectors: npt.ArrayLike) -> FloatArray:
         rows = np.asarray(vectors, np.float32)
         if rows.ndim != 2 or rows.shape != (len(keys), self.dim):
             raise LabelsError(
@@ -116,7 +129,7 @@ class Examples:
         Raises:
             LabelsError: there is no such class, or there is one of the new name.
         """
-        self._known(old)
+        self._require(old)
         new = checked_name(new)
         if new in self._all_names():
             raise LabelsError(f"there is a class {new!r} already; merge puts {old!r} into it")
@@ -135,17 +148,17 @@ class Examples:
         if not parts:
             raise LabelsError(f"nothing to merge into {into!r}; name one class or more beside it")
         for name in parts:
-            self._known(name)
+            self._require(name)
         every = [*parts, *([into] if into in self._all_names() else [])]
         marks = []
         for one in self.marks:
-            said = [one.get(name) for name in every]
+            merged = [one.get(name) for name in every]
             kept = {n: m for n, m in one.items() if n not in every}
-            if "yes" in said:
+            if "yes" in merged:
                 kept[into] = "yes"
-            elif all(mark == "no" for mark in said):
+            elif all(mark == "no" for mark in merged):
                 kept[into] = "no"
-            elif any(said):
+            elif any(merged):
                 kept[into] = "unsure"
             marks.append(kept)
         return self._with(marks)
@@ -156,7 +169,7 @@ class Examples:
         Raises:
             LabelsError: there is no such class, or it has none of these examples.
         """
-        self._known(name)
+        self._require(name)
         gone = None if keys is None else set(keys)
         marks = [
             {n: m for n, m in one.items() if n != name or (gone is not None and key not in gone)}
@@ -168,12 +181,12 @@ class Examples:
 
     def classes(self) -> list[Class]:
         """The classes, in the order they came; those with nothing but `unsure` come last."""
-        said: dict[str, dict[str, list[int]]] = {}
+        places: dict[str, dict[str, list[int]]] = {}
         for i, one in enumerate(self.marks):
             for name, mark in one.items():
-                said.setdefault(name, {each: [] for each in MARKS})[mark].append(i)
+                places.setdefault(name, {each: [] for each in MARKS})[mark].append(i)
         found = []
-        for name, marked in said.items():
+        for name, marked in places.items():
             members = marked["yes"]
             middle = self.keys[members[medoid(self.vectors[members])]] if members else None
             yes, no, unsure = (len(marked[mark]) for mark in MARKS)
@@ -181,22 +194,17 @@ class Examples:
         return sorted(found, key=lambda one: not (one.yes or one.no))
 
     def targets(self, names: Sequence[str]) -> Targets:
-        """(n, K): what each example says of each class. A member of one class is none of the
-        others unless it is marked so; what is marked no says nothing of other classes, and unsure
-        nothing at all."""
+        """(n, K) the target of each example for each class: YES or NO as marked; IMPLIED for the
+        other classes of a member; OPEN for unsure, and for the other classes of a NO."""
         table = np.full((len(self.keys), len(names)), OPEN, np.int8)
         place, value = {name: k for k, name in enumerate(names)}, {"yes": YES, "no": NO}
         for row, one in zip(table, self.marks, strict=True):
-            said = [(place[name], mark) for name, mark in one.items() if name in place]
-            if any(mark == "yes" for _, mark in said):
+            given = [(place[name], mark) for name, mark in one.items() if name in place]
+            if any(mark == "yes" for _, mark in given):
                 row[:] = IMPLIED
-            for k, mark in said:
+            for k, mark in given:
                 row[k] = value.get(mark, OPEN)
         return table
-
-    def by_key(self) -> dict[Key, dict[str, str]]:
-        """The marks of each example that has any."""
-        return {key: dict(one) for key, one in zip(self.keys, self.marks, strict=True) if one}
 
     def to_csv(self) -> str:
         """One line for each mark: path, region, class, mark."""
@@ -208,7 +216,7 @@ class Examples:
         return text.getvalue()
 
     def _with(self, marks: Sequence[Mapping[str, str]]) -> Examples:
-        """These marks; what has none goes."""
+        """These marks, of the examples that have any."""
         kept = [i for i, one in enumerate(marks) if one]
         return Examples(self.vectors[kept], tuple(self.keys[i] for i in kept),
                         tuple(marks[i] for i in kept))  # fmt: skip
@@ -216,7 +224,7 @@ class Examples:
     def _all_names(self) -> list[str]:
         return list(dict.fromkeys(name for one in self.marks for name in one))
 
-    def _known(self, name: str) -> None:
+    def _require(self, name: str) -> None:
         if name not in (there := self._all_names()):
             raise LabelsError(
                 f"there is no class {name!r}; "

@@ -1,5 +1,5 @@
-"""Examples of classes in a collection: read from its append-only table of marks, and changed there.
-Knows no model.
+"""Marks of examples in a collection: read from its append-only table, changed by appending. Knows
+no model.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import numpy.typing as npt
 
 from penult.collection import schema
 from penult.collection.collection import Collection
-from penult.collection.labels import _ASKED, TAKEN_BACK, labelled, standing
+from penult.collection.labels import TAKEN_BACK, labelled, standing
 from penult.collection.schema import Key
 from penult.errors import LabelsError
 from penult.fewshot.examples import Examples, Marks
 
 SAMPLE = 50_000  # rows that a space is fitted to, or that serve as background
+_AT_ONCE = 200  # ids in one query
 
 
 def read_examples(collection: Collection) -> tuple[Examples, list[Key]]:
-    """The marked rows with their vectors, and the marked ones that are no rows (any more)."""
+    """(the marked rows with their vectors, the marked keys that are no rows any more)."""
     manifest = collection.manifest
     empty = Examples.empty(manifest.dim if manifest else 0)
     marks = standing(collection)
@@ -36,17 +37,17 @@ def read_examples(collection: Collection) -> tuple[Examples, list[Key]]:
 
 
 def vectors_of(collection: Collection, keys: Sequence[Key]) -> dict[Key, npt.NDArray[np.float32]]:
-    """The raw vectors of those of these rows that there are."""
-    wanted = set(keys)
+    """The raw vectors of these rows, without the keys that are no rows."""
+    requested = set(keys)
     ids = list(dict.fromkeys(id for id, _ in keys))
     found: dict[Key, npt.NDArray[np.float32]] = {}
-    for at in range(0, len(ids), _ASKED):
-        where = f"id IN ({schema.quoted(ids[at : at + _ASKED])})"
+    for at in range(0, len(ids), _AT_ONCE):
+        where = f"id IN ({schema.quoted(ids[at : at + _AT_ONCE])})"
         for batch in collection.scan([*schema.KEY, "vector"], where):
             vectors = schema.matrix(batch.column("vector"))
             pairs = zip(batch["id"].to_pylist(), batch["region"].to_pylist(), strict=True)
             for key, vector in zip(pairs, vectors, strict=True):
-                if key in wanted:
+                if key in requested:
                     found[key] = vector.astype(np.float32)
     return found
 
@@ -54,7 +55,7 @@ def vectors_of(collection: Collection, keys: Sequence[Key]) -> dict[Key, npt.NDA
 def write_changes(
     collection: Collection, before: Marks, after: Marks, source: str, who: str | None = None
 ) -> int:
-    """Append what turns the marks `before` into those `after`; gives how many marks that takes."""
+    """Append the records that turn the marks `before` into those `after`; gives their number."""
     by = who or user()
     records: list[dict[str, Any]] = []
     for key in dict.fromkeys([*before, *after]):
@@ -87,8 +88,8 @@ def named_rows(collection: Collection, by: str, where: str | None) -> dict[str, 
 def sample(
     collection: Collection, most: int = SAMPLE, without: Iterable[Key] = ()
 ) -> npt.NDArray[np.float32]:
-    """The raw vectors of the collection's rows, or of `most` of them, evenly by their keys, without
-    those that have values that are not finite."""
+    """(n, d) raw vectors of the rows, or of `most` of them, evenly by key, without rows that have
+    values that are not finite."""
     every = max(1, -(-collection.count // most))
     left_out, parts, place = set(without), [], 0
     for batch in collection.ordered([*schema.KEY, "vector"]):
@@ -103,7 +104,7 @@ def sample(
 
 
 def user() -> str:
-    """Who marks: the name of the account."""
+    """The name of the account, for the author of marks."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # an account without a name

@@ -8,10 +8,11 @@ import io
 import json
 import math
 import tempfile
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,13 @@ from penult.fewshot.events import Window
 from penult.fewshot.fitted import FittedClasses
 from penult.models.base import MULTI_LABEL, SINGLE_LABEL, Prediction
 
+if TYPE_CHECKING:
+    from penult.embedding.runner import Outcome
+
 
 @dataclass(frozen=True, slots=True)
-class Near:
-    """An example near an item: what it is, its marks, and the cosine in the class space."""
+class NearExample:
+    """An example near an item: its key, its marks, and the cosine in the class space."""
 
     id: str
     region: str
@@ -34,7 +38,7 @@ class Near:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a vector is from. start, end: seconds; None where there are none."""
+    """The place of a vector. start, end: seconds; None where there are none."""
 
     id: str
     region: str
@@ -42,78 +46,129 @@ class Location:
     end: float | None = None
     channel: int | None = None
 
+    @classmethod
+    def of(cls, outcome: Outcome) -> Location:
+        """The place of an embedded region."""
+        region = outcome.region
+        return cls(outcome.item.id, region.key, outcome.start, outcome.end, region.channel)
+
+    def window(self, probabilities: Mapping[str, float]) -> Window:
+        """The place with the classes assigned to it."""
+        return Window(self.id, self.channel, self.start, self.end, probabilities)
+
+
+def former(owner: object, names: Mapping[str, tuple[str, Callable[[Any], Any]]], name: str) -> Any:
+    """The value of an attribute by its former name. names: for each, the new name and the value.
+
+    Raises:
+        AttributeError: there was no such name.
+    """
+    kind = type(owner).__name__
+    if name not in names:
+        raise AttributeError(f"{kind!r} object has no attribute {name!r}")
+    new, value = names[name]
+    warnings.warn(
+        f"{kind}.{name} goes with the next version; {new} has its value",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return value(owner)
+
+
+NOWHERE = Window("", None, None, None, {})
+_FORMER: Mapping[str, tuple[str, Callable[[ClassPrediction], Any]]] = {
+    "said": ("detection.probabilities", lambda one: tuple(one.detection.probabilities)),
+    "start": ("detection.start", lambda one: one.detection.start),
+    "end": ("detection.end", lambda one: one.detection.end),
+    "channel": ("detection.channel", lambda one: one.detection.channel),
+    "window": ("detection", lambda one: lambda: one.detection),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ClassPrediction(Prediction):
-    """What a class space says of one region.
+    """The prediction of a class space for one region.
 
     label: None is unknown. scores: (K,) probabilities, for single-label given that it is one of
-    the classes; score is the highest. logits: (K,) the scores that they were made from. said: all
-    classes that are said, the best first. p_value: about how probable so low a score is for a
-    member of any class; NaN where nothing tells. start, end (seconds), channel: of the region.
-    nearest: the nearest examples, if they were asked for.
+    the classes; score is the highest. logits: (K,) the scores that they were made from. p_value:
+    the probability of so low a score for a member of any class; NaN where it is not known.
+    nearest: the nearest examples, if some were asked for. detection: seconds and channel of the
+    region, and all classes assigned to it, best first: one, or several with `several`.
     """
 
-    said: tuple[str, ...] = ()
     p_value: float = math.nan
-    start: float | None = None
-    end: float | None = None
-    channel: int | None = None
-    nearest: tuple[Near, ...] = ()
+    nearest: tuple[NearExample, ...] = ()
+    detection: Window = NOWHERE
 
-    def window(self) -> Window:
-        """The region with the classes that are said."""
-        share = dict(zip(self.labels, self.scores.tolist(), strict=True))
-        said = {name: share[name] for name in self.said}
-        return Window(self.id, self.channel, self.start, self.end, said)
+    def to_dict(self, whole: bool = True) -> dict[str, Any]:
+        """For JSON, as `penult predict --json` prints it. whole: with the scores of all classes
+        and the nearest examples; else with the scores of the assigned classes."""
+        at = self.detection
+        scores = dict(zip(self.labels, self.scores.tolist(), strict=True))
+        return {
+            "id": self.id,
+            "region": self.region,
+            "start": at.start,
+            "end": at.end,
+            "channel": at.channel,
+            "label": self.label,
+            "said": list(at.probabilities),
+            "score": self.score,
+            "scores": scores if whole else dict(at.probabilities),
+            "p_value": self.p_value,
+            "nearest": [asdict(one) for one in self.nearest] if whole else [],
+        }
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            return former(self, _FORMER, name)
 
 
 def predictions(
-    taught: FittedClasses,
+    fitted: FittedClasses,
     vectors: npt.NDArray[np.float32],
     places: Sequence[Location],
     level: float,
     nearest: int = 0,
 ) -> Iterator[ClassPrediction]:
-    """Raw vectors (m, d) of these places, judged."""
-    judged = taught.judge(vectors, level)
-    near = taught.nearest(vectors, nearest) if nearest else [[] for _ in places]
-    examples = taught.examples
+    """The predictions of raw vectors (m, d) from these places."""
+    judged = fitted.judge(vectors, level)
+    neighbours = fitted.nearest(vectors, nearest) if nearest else [[] for _ in places]
+    examples = fitted.examples
     for i, place in enumerate(places):
         label, shares = int(judged.label[i]), judged.probability[i]
-        order = np.argsort(-shares, kind="stable")
+        scores = shares.astype(np.float32)
+        order = [k for k in np.argsort(-shares, kind="stable") if judged.assigned[i, k]]
         yield ClassPrediction(
             id=place.id,
             region=place.region,
-            kind=MULTI_LABEL if taught.several else SINGLE_LABEL,
-            label=taught.names[label] if label >= 0 else None,
+            kind=MULTI_LABEL if fitted.several else SINGLE_LABEL,
+            label=fitted.names[label] if label >= 0 else None,
             index=label if label >= 0 else None,
             score=float(shares[label] if label >= 0 else shares.max()),
-            scores=shares.astype(np.float32),
+            scores=scores,
             logits=judged.score[i].astype(np.float32),
-            labels=taught.names,
-            said=tuple(taught.names[k] for k in order if judged.said[i, k]),
+            labels=fitted.names,
             p_value=float(judged.p_value[i]),
-            start=place.start,
-            end=place.end,
-            channel=place.channel,
             nearest=tuple(
-                Near(*examples.keys[n], dict(examples.marks[n]), alike) for n, alike in near[i]
+                NearExample(*examples.keys[n], dict(examples.marks[n]), similarity)
+                for n, similarity in neighbours[i]
             ),
+            detection=place.window({fitted.names[k]: float(scores[k]) for k in order}),
         )
 
 
 Document = dict[str, Any]
-UNKNOWN = "unknown"  # what a table says of an item that is in none of the classes
+UNKNOWN = "unknown"  # the class of an item that is in none of the classes, in a table
 HEADER = ("path", "region", "start", "end", "channel", "class", "probability", "p_value", "said")
 
 
 class Spool:
-    """Predictions in the order they came. whole: with the scores of all classes and the nearest
-    examples, else with the scores of what is said.
+    """Predictions on the disk, in their order. whole: see `ClassPrediction.to_dict`.
 
     tally: how many there are of each class, None for unknown. cut: whether one of them is of a part
-    with seconds. first: the first `shown` of them, as they were.
+    with seconds. first: the first `shown` of them, in memory.
     """
 
     def __init__(self, whole: bool = False, shown: int = 0) -> None:
@@ -124,49 +179,48 @@ class Spool:
         self._file = tempfile.TemporaryFile("w+", encoding="ascii")  # noqa: SIM115, closed by __exit__
 
     def add(self, one: ClassPrediction) -> None:
-        """One more.
+        """Append a prediction.
 
         Raises:
             StoreError: the disk is full.
         """
         self.tally[one.label] += 1
-        self.cut = self.cut or (one.region != "whole" and one.start is not None)
+        self.cut = self.cut or (one.region != "whole" and one.detection.start is not None)
         if len(self.first) < self.shown:
             self.first.append(one)
         try:
-            self._file.write(json.dumps(_document(one, self.whole)) + "\n")
+            self._file.write(json.dumps(one.to_dict(self.whole)) + "\n")
         except OSError as error:
             why = error.strerror or error
             raise StoreError(
-                f"predictions cannot be kept in {tempfile.gettempdir()}: {why}; TMPDIR names "
-                "another place"
+                f"predictions cannot be written to {tempfile.gettempdir()}: {why}; TMPDIR names "
+                "another folder"
             ) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # what could not be written is told already
+        with contextlib.suppress(OSError):  # the failed write has raised its own error
             self._file.close()
 
     def __len__(self) -> int:
         return self.tally.total()
 
     def __iter__(self) -> Iterator[Document]:
-        """Each as a JSON document has it."""
+        """The `to_dict()` of each."""
         self._file.flush()
         self._file.seek(0)
         yield from map(json.loads, self._file)
 
     def windows(self) -> Iterator[Window]:
-        """Each region with the classes that are said."""
+        """Each region with the classes assigned to it."""
         for one in self:
-            said = {name: one["scores"][name] for name in one["said"]}
-            yield Window(one["id"], one["channel"], one["start"], one["end"], said)
+            assigned = {name: one["scores"][name] for name in one["said"]}
+            yield Window(one["id"], one["channel"], one["start"], one["end"], assigned)
 
     def to_csv(self) -> Iterator[str]:
-        """Line by line: a header and each region, unknown ones with an empty class; classes that
-        are said with ; between."""
+        """Line by line: a header and each region; all assigned classes with ; between."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEADER)
@@ -176,28 +230,6 @@ class Spool:
             text.seek(0)
             text.truncate()
         yield text.getvalue()
-
-
-def _document(one: ClassPrediction, whole: bool) -> Document:
-    scores = dict(zip(one.labels, one.scores.tolist(), strict=True))
-    return {
-        "id": one.id,
-        "region": one.region,
-        "start": one.start,
-        "end": one.end,
-        "channel": one.channel,
-        "label": one.label,
-        "said": list(one.said),
-        "score": one.score,
-        "scores": scores if whole else {name: scores[name] for name in one.said},
-        "p_value": one.p_value,
-        "nearest": [
-            {"id": n.id, "region": n.region, "marks": n.marks, "similarity": n.similarity}
-            for n in one.nearest
-        ]
-        if whole
-        else [],
-    }
 
 
 def _cells(one: Document) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Classes from examples: scores by prototypes, nearest examples or a linear head; which of them, by
+"""Scorers of classes from examples: prototypes, nearest examples or a linear head, chosen by
 cross-validation. Numpy in, numpy out; knows no model and no collection.
 """
 
@@ -16,16 +16,16 @@ from penult.analysis.space import unit
 from penult.errors import LabelsError
 
 Floats = npt.NDArray[np.float64]
-Targets = npt.NDArray[np.int8]  # (n, K): what each example says of each class
+Targets = npt.NDArray[np.int8]  # (n, K): the target of each example for each class
 
-YES, OPEN, IMPLIED, NO = 1, 0, -1, -2  # a member; not said; a member of another class; marked no
+YES, OPEN, IMPLIED, NO = 1, 0, -1, -2  # a member; no mark; a member of another class; marked no
 
 METHODS = ("prototype", "knn", "ridge", "logistic")
 NEIGHBOURS = 3  # of a class, whose mean similarity is its score by k-NN
 FOLDS = 10
 EXACT = 64  # groups, up to which each is left out by itself
 MOST = 4000  # examples that are cross-validated; of more, as many from each class
-LINEAR_FROM = 4  # groups of a class from which a linear head is worth trying
+LINEAR_FROM = 4  # groups of each class, from which a linear head is compared
 LOGISTIC_TO = 60_000  # examples × classes, up to which a logistic head is fitted in a second or so
 _ALPHAS = np.logspace(-3, 2, 11)
 _RULED_OUT = -np.inf
@@ -70,9 +70,9 @@ class NearestExamples:
         rows = _rows(vectors)
         scores, nearest = np.empty((2, len(rows), len(self.members)))
         for k, members in enumerate(self.members):
-            alike = rows @ members.T
+            cosines = rows @ members.T
             most = min(NEIGHBOURS, len(members))
-            best = np.partition(alike, -most, axis=1)[:, -most:]
+            best = np.partition(cosines, -most, axis=1)[:, -most:]
             scores[:, k], nearest[:, k] = best.mean(axis=1), best.max(axis=1)
         ruled = _without_negatives(rows, nearest, self.negatives)
         return np.where(np.isneginf(ruled), ruled, scores)
@@ -90,8 +90,21 @@ class Linear:
         return _rows(vectors) @ self.weights.T + self.offsets
 
 
+def check_method(method: str) -> None:
+    """Refuse an unknown method.
+
+    Raises:
+        LabelsError: the method is not known.
+    """
+    if method not in METHODS:
+        raise LabelsError(
+            f"method {method!r} is not known; {', '.join(METHODS)} work, and without one it is "
+            "chosen"
+        )
+
+
 def fit(method: str, vectors: npt.ArrayLike, targets: Targets) -> Scorer:
-    """A scorer for each class from examples (n, d) and what they say of it (n, K).
+    """A scorer of K classes from examples (n, d) and their targets (n, K).
 
     Vectors are compared by their direction: each is divided by its length first.
 
@@ -99,8 +112,7 @@ def fit(method: str, vectors: npt.ArrayLike, targets: Targets) -> Scorer:
         LabelsError: an unknown method, vectors that are not finite, a class without an example, a
             linear head for one class without a negative.
     """
-    if method not in METHODS:
-        raise LabelsError(f"method {method!r} is not known; {', '.join(METHODS)} work")
+    check_method(method)
     rows = _rows(vectors)
     if targets.ndim != 2 or len(rows) != len(targets):
         raise LabelsError(
@@ -119,13 +131,11 @@ def fit(method: str, vectors: npt.ArrayLike, targets: Targets) -> Scorer:
 
 
 def available(targets: Targets, groups: npt.NDArray[np.int64]) -> list[str]:
-    """The methods that are worth comparing for these examples: with one example of a class, only
-    prototypes."""
+    """The methods that these examples are enough for; with one example of a class, prototypes."""
     counts = group_counts(targets, groups)
     fewest = int(counts.min()) if len(counts) else 0
-    linear = fewest >= LINEAR_FROM and all(
-        (column < 0).any() for column in targets.T
-    )  # a head needs both sides
+    both_sides = all((column < 0).any() for column in targets.T)  # which a head needs
+    linear = fewest >= LINEAR_FROM and both_sides
     methods = ["prototype"]
     if np.median(counts) >= 2:
         methods.append("knn")
@@ -137,15 +147,15 @@ def available(targets: Targets, groups: npt.NDArray[np.int64]) -> list[str]:
 
 
 def group_counts(targets: Targets, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(K,): how many groups have a member of each class."""
+    """(K,) the number of groups with a member of each class."""
     return np.array([len(np.unique(groups[column == YES])) for column in targets.T], np.int64)
 
 
 def groups_of(
     vectors: npt.ArrayLike, ids: Sequence[str], named: Sequence[str | None] | None = None
 ) -> npt.NDArray[np.int64]:
-    """(n,): examples that must not be on both sides: parts of one item, equal vectors, and those
-    whose groups are named alike (a speaker, a site)."""
+    """(n,) the group of each example, for cross-validation: parts of one item, equal vectors and
+    examples of one named group (a speaker, a site) are together."""
     rows = np.ascontiguousarray(np.asarray(vectors, np.float32))
     parent = list(range(len(rows)))
 
@@ -156,8 +166,8 @@ def groups_of(
         return i
 
     first: dict[object, int] = {}
-    given = named if named is not None else [None] * len(rows)
-    for i, (id, row, name) in enumerate(zip(ids, rows, given, strict=True)):
+    names = named if named is not None else [None] * len(rows)
+    for i, (id, row, name) in enumerate(zip(ids, rows, names, strict=True)):
         for key in (("id", id), row.tobytes(), None if name is None else ("group", name)):
             if key is not None:
                 parent[root(i)] = root(first.setdefault(key, i))
@@ -166,9 +176,9 @@ def groups_of(
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Scores of examples by scorers that were not shown them, nor others of their group.
+    """Scores of examples by scorers that were fitted without their group.
 
-    rows: (m,) which of the examples. scores: (m, K); NaN where a class had no other member.
+    rows: (m,) the places of the examples. scores: (m, K); NaN where a class had no other member.
     """
 
     rows: npt.NDArray[np.int64]
@@ -178,11 +188,15 @@ class HeldOut:
 def held_out(
     method: str, vectors: npt.ArrayLike, targets: Targets, groups: npt.NDArray[np.int64]
 ) -> HeldOut:
-    """Each group scored without itself: leave one out, or ten folds where there are many groups."""
+    """Cross-validation by whole groups: leave one group out, or ten folds where there are many.
+
+    Unlike `analysis.episodes.partitions`, it takes examples of several classes at once, and leaves
+    each group out by itself where that is quick.
+    """
     rows = _sampled(targets)
     chosen, marks, group = _rows(vectors)[rows], targets[rows], groups[rows]
     scores = np.full(marks.shape, np.nan)
-    # A linear head takes longer to fit, and ten folds of it say as much.
+    # A linear head takes longer to fit, and ten folds of it are as good.
     folds = _folds(marks, group, FOLDS if method in ("ridge", "logistic") else EXACT)
     for fold in range(int(folds.max(initial=-1)) + 1):
         out = folds == fold
@@ -228,8 +242,8 @@ def hits(scores: Floats, targets: Targets) -> Floats:
     has none that was scored."""
     own = (targets == YES) & ~np.isnan(scores)
     best = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)[:, None]
-    said = own & (scores != _RULED_OUT)
-    right = np.take_along_axis(said, best, axis=1)[:, 0].astype(float)
+    possible = own & (scores != _RULED_OUT)
+    right = np.take_along_axis(possible, best, axis=1)[:, 0].astype(float)
     right[~own.any(axis=1)] = np.nan
     return right
 
@@ -237,19 +251,19 @@ def hits(scores: Floats, targets: Targets) -> Floats:
 def nearest(
     vectors: npt.ArrayLike, examples: npt.ArrayLike, k: int
 ) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The k examples nearest to each vector, nearest first: (m, k) places, and their cosines."""
+    """The k examples nearest to each vector, nearest first: places and cosines (m, k)."""
     rows, others = _rows(vectors), _rows(examples)
-    places, alikes = [], []
+    places, cosines = [], []
     step = max(1, 20_000_000 // max(1, len(others)))
     for start in range(0, len(rows), step):
-        alike = rows[start : start + step] @ others.T
-        order = np.argsort(-alike, axis=1, kind="stable")[:, :k]
+        every = rows[start : start + step] @ others.T
+        order = np.argsort(-every, axis=1, kind="stable")[:, :k]
         places.append(order)
-        alikes.append(np.take_along_axis(alike, order, axis=1))
-    none = np.zeros((0, min(k, len(others))))
+        cosines.append(np.take_along_axis(every, order, axis=1))
+    empty = np.zeros((0, min(k, len(others))))
     return (
-        np.concatenate([none.astype(np.int64), *places]),
-        np.concatenate([none, *alikes]),
+        np.concatenate([empty.astype(np.int64), *places]),
+        np.concatenate([empty, *cosines]),
     )
 
 
@@ -283,17 +297,17 @@ def _linear(method: str, rows: Floats, targets: Targets) -> Linear:
     lonely = [k for k, column in enumerate(targets.T) if not (column < 0).any()]
     if lonely:
         raise LabelsError(
-            f"a {method} head needs what a class is not: give a second class, or examples marked "
-            "no; prototype and knn work without"
+            f"a {method} head needs counter-examples of each class: give a second class, or "
+            "examples marked no; prototype and knn work without"
         )
     solve: Callable[[Floats, Targets], tuple[Floats, Floats]]
     solve = _ridge if method == "ridge" else _logistic
     if (targets != OPEN).all():
         return Linear(*solve(rows, targets))
-    parts = []  # a mark of no says nothing of the other classes
+    parts = []  # a mark of no leaves the other classes open
     for column in targets.T:
-        said = column != OPEN
-        parts.append(solve(rows[said], column[said, None]))
+        marked = column != OPEN
+        parts.append(solve(rows[marked], column[marked, None]))
     return Linear(*(np.concatenate([part[i] for part in parts]) for i in (0, 1)))
 
 
@@ -309,9 +323,9 @@ def _logistic(rows: Floats, targets: Targets) -> tuple[Floats, Floats]:
 
     classes = targets.shape[1]
     single = classes > 2 and ((targets == YES).sum(axis=1) == 1).all()
-    wanted = [targets.argmax(axis=1)] if single else [column == YES for column in targets.T]
+    answers = [targets.argmax(axis=1)] if single else [column == YES for column in targets.T]
     weights, offsets = [], []
-    for answer in wanted:
+    for answer in answers:
         # Directions have length one: C = 30 is what C = 30 / d would be for standardised numbers.
         head: Any = LogisticRegression(C=30.0, class_weight="balanced", max_iter=300)
         head.fit(rows, answer)
@@ -321,7 +335,7 @@ def _logistic(rows: Floats, targets: Targets) -> tuple[Floats, Floats]:
 
 
 def _sampled(targets: Targets) -> npt.NDArray[np.int64]:
-    """All examples, or MOST of them with as many of each class as can be."""
+    """All examples, or MOST of them with as many of each class as possible."""
     if len(targets) <= MOST:
         return np.arange(len(targets))
     random = np.random.default_rng(0)
@@ -335,14 +349,14 @@ def _sampled(targets: Targets) -> npt.NDArray[np.int64]:
 
 
 def _folds(targets: Targets, groups: npt.NDArray[np.int64], exact: int) -> npt.NDArray[np.int64]:
-    """Groups dealt out so that each class is spread over the folds."""
+    """(n,) the fold of each example: whole groups, each class spread over the folds."""
     names, index = np.unique(groups, return_inverse=True)
     if len(names) <= exact:
         return np.asarray(index, np.int64)
     random = np.random.default_rng(0)
     class_of = np.full(len(names), -1)
-    said = (targets == YES).any(axis=1)
-    class_of[index[said]] = (targets == YES).argmax(axis=1)[said]
+    members = (targets == YES).any(axis=1)
+    class_of[index[members]] = (targets == YES).argmax(axis=1)[members]
     shuffled = random.permutation(len(names))
     dealt = shuffled[np.argsort(class_of[shuffled], kind="stable")]
     fold = np.empty(len(names), np.int64)

@@ -20,7 +20,7 @@ from penult.errors import LabelsError, UsageError, first_line
 from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.fitted import Settings
 from penult.fewshot.labelling import Groups
-from penult.fewshot.vectors import Origin
+from penult.fewshot.vectors import VectorSource
 
 FORMAT = 1
 SUFFIX = ".npz"
@@ -28,9 +28,8 @@ SUFFIX = ".npz"
 
 @dataclass(frozen=True)
 class Saved:
-    """Examples with all that is needed to judge with them again. fingerprint, model: of the
-    embedder that gave the vectors. settings: method, several, level. groups: of
-    each example."""
+    """The content of a class space's file. fingerprint, model: of the embedder of the vectors.
+    settings: see `Settings`. groups: of each example."""
 
     examples: Examples
     space: Space
@@ -86,14 +85,14 @@ def check_free(path: Path | None, overwrite: bool) -> None:
     """Refuse to write over a file.
 
     Raises:
-        UsageError: there is one, and it was not said that it may go.
+        UsageError: it exists, and overwrite is not set.
     """
     if path is not None and not overwrite and path.expanduser().exists():
         raise UsageError(f"{path} exists already; --overwrite replaces it")
 
 
 def read(path: str | os.PathLike[str]) -> Saved:
-    """What `write` wrote.
+    """The content of a file of `write`.
 
     Raises:
         LabelsError: there is no such file, or it is no class space.
@@ -103,7 +102,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
         with np.load(source, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
             if about.get("kind") != "penult class space":
-                raise ValueError("it says so nowhere")
+                raise ValueError(f"its kind is {about.get('kind')!r}")
             if about["format"] <= FORMAT:
                 vectors = np.asarray(file["vectors"], np.float32)
                 return _checked(about, vectors, Space.from_bytes(file["space"].tobytes()))
@@ -120,7 +119,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
 
 
 def _checked(about: Mapping[str, Any], vectors: npt.NDArray[np.float32], space: Space) -> Saved:
-    """What a file holds, if its parts fit each other."""
+    """The content of a file whose parts fit each other."""
     rows, groups = about["examples"], about.get("groups")
     if vectors.ndim != 2 or len(vectors) != len(rows) or vectors.shape[1] != space.dim:
         raise ValueError(f"vectors of shape {vectors.shape} for {len(rows)} examples")
@@ -146,23 +145,24 @@ def _bytes(data: bytes) -> Any:
 OF_EXAMPLES = "space_of_examples"  # the space is fitted again to the examples, as they change
 
 
-def saved(
-    origin: Origin,
+def to_saved(
+    source: VectorSource,
     settings: Settings,
     examples: Examples,
     space: Space,
     groups: Sequence[str | None] | None,
     of_examples: bool,
 ) -> Saved:
-    """All that is needed to judge again without a collection."""
-    manifest, about = origin.manifest, settings.to_dict() | {OF_EXAMPLES: of_examples}
+    """The parts of a class space as the content of its file."""
+    manifest, about = source.manifest, settings.to_dict() | {OF_EXAMPLES: of_examples}
     return Saved(examples, space, manifest.fingerprint, manifest.model, about, groups)
 
 
-def restored(
+def from_saved(
     saved: Saved, changed: Mapping[str, Any]
-) -> tuple[Origin, Settings, Examples, Groups, Space | None]:
-    """What a class space is made of, with changed settings; no space is one to be fitted."""
+) -> tuple[VectorSource, Settings, Examples, Groups, Space | None]:
+    """The parts of a class space from its file's content, with changed settings; a space of None is
+    to be fitted."""
     settings, examples = Settings.of(saved.settings, changed), saved.examples
     manifest = Manifest(saved.fingerprint, examples.dim, len(examples.names), saved.model)
     known = {}
@@ -170,4 +170,4 @@ def restored(
         known = dict(zip(examples.keys, saved.groups, strict=True))
     fixed = "space" not in changed and not saved.settings.get(OF_EXAMPLES)
     groups = Groups(settings.groups, known)
-    return Origin(manifest), settings, examples, groups, saved.space if fixed else None
+    return VectorSource(manifest), settings, examples, groups, saved.space if fixed else None

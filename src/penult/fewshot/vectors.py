@@ -1,4 +1,4 @@
-"""Where vectors of examples come from: an embedder, or the rows of a collection."""
+"""The source of example vectors: an embedder, or the rows of a collection."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def pairs_of(items: Any, modality: str) -> Iterator[Entry]:
     array = isinstance(items, tuple) and len(items) == 2 and hasattr(items[0], "__array__")
     if isinstance(items, (str, os.PathLike)) or (isinstance(items, (list, tuple)) and not array):
         for item in [items] if isinstance(items, (str, os.PathLike)) else items:
-            yield from _one(item, modality)
+            yield from _entries(item, modality)
     else:
         yield from from_objects(items, modality)
 
 
-def embedded(embedder: Embedder, pairs: Iterable[Entry]) -> Vectors:
+def embed(embedder: Embedder, pairs: Iterable[Entry]) -> Vectors:
     """The raw vector of each, by (id, region).
 
     Raises:
@@ -51,7 +51,7 @@ def embedded(embedder: Embedder, pairs: Iterable[Entry]) -> Vectors:
     from penult.embedding.runner import Outcome
 
     found: Vectors = {}
-    for one in embedder.runner.stream(_good(pairs)):
+    for one in embedder.runner.stream(_readable(pairs)):
         if not isinstance(one, Outcome):
             raise ItemError(one.words())
         found[one.item.id, one.region.key] = one.vector
@@ -61,15 +61,15 @@ def embedded(embedder: Embedder, pairs: Iterable[Entry]) -> Vectors:
 def from_rows(
     collection: Collection, pairs: Iterable[Entry], embedder: Callable[[], Embedder]
 ) -> Vectors:
-    """The raw vectors of these rows of a collection; what is no row yet becomes one.
+    """The raw vectors of these rows of a collection; items that are no rows yet are added.
 
     Raises:
         LabelsError: an (id, region) that is no row.
         ItemError: an item that cannot be embedded.
     """
-    wanted = {(item.id, region.key): (item, region) for item, region in _good(pairs)}
-    found = vectors_of(collection, list(wanted))
-    missing = [pair for key, pair in wanted.items() if key not in found]
+    examples = {(item.id, region.key): (item, region) for item, region in _readable(pairs)}
+    found = vectors_of(collection, list(examples))
+    missing = [pair for key, pair in examples.items() if key not in found]
     for item, region in missing:
         if isinstance(item.content, Path) and not item.content.exists():
             part = "" if region == WHOLE else f" ({region.key})"
@@ -77,20 +77,20 @@ def from_rows(
     if missing:
         from penult.collection.add import add as add_rows  # opens torch, which rows do without
 
-        # Of their metadata a text keeps itself, which has no file to be read from again.
+        # A text is stored in its metadata: it has no file to be read from again.
         kept = [(replace(i, metadata={n: v for n, v in i.metadata.items() if n == "text"}), region)
                 for i, region in missing]  # fmt: skip
         columns = {"text": pa.string()} if any(i.metadata for i, _ in kept) else {}
-        did = add_rows(collection, embedder(), Source(lambda: iter(kept), columns))
-        found |= vectors_of(collection, list(wanted))
-        if did.failed:
-            key = next(key for key in wanted if key not in found)
+        summary = add_rows(collection, embedder(), Source(lambda: iter(kept), columns))
+        found |= vectors_of(collection, list(examples))
+        if summary.failed:
+            key = next(key for key in examples if key not in found)
             why = [r["message"] for r in collection.failures().to_pylist() if r["id"] == key[0]]
             raise ItemError(f"{key[0]}: {why[-1] if why else 'it cannot be embedded'}")
-    return {key: found[key] for key in wanted if key in found}
+    return {key: found[key] for key in examples if key in found}
 
 
-def _good(pairs: Iterable[Entry]) -> Iterator[tuple[Item, Region]]:
+def _readable(pairs: Iterable[Entry]) -> Iterator[tuple[Item, Region]]:
     for pair in pairs:
         if isinstance(pair, Failure):
             raise ItemError(pair.words())
@@ -109,7 +109,7 @@ def _is_segment(item: Any) -> bool:
 def _is_file(item: str | os.PathLike[str]) -> bool:
     try:
         return Path(item).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # a text that can be no path
+    except (OSError, ValueError, RuntimeError):  # a text that is no possible path
         return False
 
 
@@ -117,7 +117,7 @@ def _is_key(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and all(isinstance(i, str) for i in item)
 
 
-def _one(item: Any, modality: str) -> Iterator[Entry]:
+def _entries(item: Any, modality: str) -> Iterator[Entry]:
     if isinstance(item, (str, os.PathLike)) and (modality != "text" or _is_file(item)):
         path = Path(item).expanduser()
         if path.exists():  # a folder or a table too
@@ -146,8 +146,8 @@ def _one(item: Any, modality: str) -> Iterator[Entry]:
         yield from from_objects([item], modality)
 
 
-class Origin:
-    """manifest: what all vectors share. collection: whose rows examples are, if they are rows."""
+class VectorSource:
+    """An embedder, or a collection whose rows are the examples. manifest: of all vectors."""
 
     def __init__(
         self,
@@ -162,8 +162,8 @@ class Origin:
         )
 
     @classmethod
-    def of(cls, source: Embedder | Collection) -> Origin:
-        """Of an embedder, or of a collection.
+    def of(cls, source: Embedder | Collection) -> VectorSource:
+        """The source of an embedder, or of a collection.
 
         Raises:
             LabelsError: a collection that is not there.
@@ -172,7 +172,7 @@ class Origin:
         if not isinstance(source, Collection):
             from penult.collection.add import manifest_of
 
-            embedder = checked(source)
+            embedder = check_embedder(source)
             return cls(manifest_of(embedder), embedder=embedder)
         if (manifest := source.manifest) is None:
             raise LabelsError(
@@ -183,42 +183,42 @@ class Origin:
 
     @property
     def embedder(self) -> Embedder:
-        """What makes vectors of items; opened when it is first needed."""
+        """The embedder of items; opened when it is first needed."""
         with self._guard:
             if self._embedder is None:
                 self.use(self._opener())
             assert self._embedder is not None
             return self._embedder
 
-    def opens(self, opener: Callable[[], Embedder]) -> None:
-        """Open the embedder this way, once it is needed."""
+    def open_with(self, opener: Callable[[], Embedder]) -> None:
+        """Open the embedder with this function, once it is needed."""
         self._opener = opener
 
     def use(self, embedder: Embedder) -> None:
-        """Take this embedder.
+        """Use this embedder, in place of the one that the manifest names.
 
         Raises:
             FingerprintMismatch: it gives other vectors.
         """
-        self.check(checked(embedder).fingerprint, embedder.classifier.spec)
+        self.check(check_embedder(embedder).fingerprint, embedder.classifier.spec)
         self._embedder = embedder
 
     @property
     def modality(self) -> str:
-        """What kind of items there are."""
+        """Of the items: audio, image, text or video."""
         return str(self.manifest.model.get("modality") or self.embedder.classifier.modality)
 
     def vectors_of(self, pairs: Iterable[Entry]) -> Vectors:
-        """The raw vector of each (item, region); what is no row of the collection becomes one."""
+        """The raw vector of each (item, region); items that are no rows yet are added."""
         if self.collection is not None:
             return from_rows(self.collection, pairs, lambda: self.embedder)
-        return embedded(self.embedder, pairs)
+        return embed(self.embedder, pairs)
 
     def check(self, other: Mapping[str, str], name: str) -> None:
         """Refuse the vectors of another embedder.
 
         Raises:
-            FingerprintMismatch: the fingerprint differs; it says in what.
+            FingerprintMismatch: the fingerprint differs; the message lists the differences.
         """
         from penult.embedding.embedder import differences
 
@@ -229,11 +229,11 @@ class Origin:
             )
 
 
-def checked(source: object) -> Embedder:
-    """The embedder that was given.
+def check_embedder(source: object) -> Embedder:
+    """The source, if it is an embedder.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is something else.
     """
     from penult.embedding.embedder import Embedder
 

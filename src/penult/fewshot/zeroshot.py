@@ -1,4 +1,4 @@
-"""Classes by their names alone, and pairs of rows or files as same or different."""
+"""Zero-shot classes by their names (ConSE), and verification of the rows of a collection."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis import space as vector_space
-from penult.analysis.space import AUTO, unit
-from penult.analysis.verification import (
-    Verification,
-    verify,
-)
+from penult.analysis.space import AUTO, Space, unit
+from penult.analysis.verification import Verification, verify
 from penult.collection.collection import Collection
 from penult.collection.labels import labelled
 from penult.collection.search import query_vector
@@ -25,7 +21,7 @@ from penult.data.items import Failure
 from penult.embedding.runner import Outcome, Runner
 from penult.errors import LabelsError, ModelError, UsageError, first_line
 from penult.extras import require
-from penult.fewshot.fitted import fitted
+from penult.fewshot.fitted import fit_space
 from penult.fewshot.marks import sample
 from penult.fewshot.predictions import ClassPrediction, Location
 from penult.models.base import REGRESSION, SINGLE_LABEL, FloatArray, predict
@@ -52,7 +48,7 @@ def conse(
     probabilities: (n, K) of the classifier. labels: its K names. names: C others.
 
     Raises:
-        LabelsError: labels that say nothing (LABEL_0), a name that is empty or comes twice,
+        LabelsError: labels that name nothing (LABEL_0), a name that is empty or comes twice,
             probabilities that do not fit.
     """
     shares = np.asarray(probabilities, np.float64)
@@ -60,15 +56,15 @@ def conse(
         raise LabelsError(f"probabilities of shape {shares.shape} for {len(labels)} labels")
     if not np.isfinite(shares).all() or (shares < 0).any():
         raise LabelsError("probabilities have values that are negative or not finite")
-    wanted = checked(names)
+    unseen_names = check_names(names)
     if nameless := [label for label in labels if _PLACEHOLDER.fullmatch(label.strip())]:
         raise LabelsError(
-            f"the classifier's labels say nothing of what they are ({nameless[0]!r}), so no other "
-            "name can be compared with them; give their names with --class-names FILE"
+            f"the classifier's labels are no names of things ({nameless[0]!r}), so no name can be "
+            "compared with them; give their names with --class-names FILE"
         )
     if top < 1:
         raise LabelsError(f"{top} labels cannot be mixed; give one or more")
-    words = [worded(text) for text in (*labels, *wanted)]
+    words = [worded(text) for text in (*labels, *unseen_names)]
     vectors = unit(np.asarray(embed(words), np.float64))
     known, unseen = vectors[: len(labels)], vectors[len(labels) :]
     order = np.argsort(-shares, axis=1, kind="stable")
@@ -80,11 +76,11 @@ def conse(
     return np.asarray(unit(mixed) @ unseen.T)
 
 
-def checked(names: Sequence[str]) -> list[str]:
+def check_names(names: Sequence[str]) -> list[str]:
     """The names without spaces around them.
 
     Raises:
-        LabelsError: none, an empty one, or one that comes twice.
+        LabelsError: no name, an empty one, or one that comes twice.
     """
     wanted = [name.strip() for name in names]
     if not wanted or not all(wanted):
@@ -101,7 +97,7 @@ def worded(label: str) -> str:
     return " ".join(spaced.split()).lower() or label
 
 
-_NONE_OF_THEM = re.compile(r"_.+_")  # `_silence_`, `_unknown_`: how data sets mark what is no class
+_NO_CLASS = re.compile(r"_.+_")  # `_silence_`, `_unknown_`, as data sets mark non-classes
 
 
 def text_embedder(folder: str | os.PathLike[str]) -> Embed:
@@ -127,7 +123,7 @@ def text_embedder(folder: str | os.PathLike[str]) -> Embed:
 
 
 class ByName:
-    """Unseen classes by name, for a classifier with these labels. `top`: labels that are mixed."""
+    """Zero-shot classes for a classifier with these labels. top: labels that are mixed."""
 
     def __init__(
         self,
@@ -140,15 +136,15 @@ class ByName:
         if kind == REGRESSION:
             raise LabelsError("a regression has no classes whose names could be compared")
         self.labels, self.kind, self.top, self._embed = labels, kind, top, embed
-        self.names = tuple(checked(names))
-        self._used = [k for k, label in enumerate(labels) if not _NONE_OF_THEM.fullmatch(label)]
+        self.names = tuple(check_names(names))
+        self._used = [k for k, label in enumerate(labels) if not _NO_CLASS.fullmatch(label)]
         if not self._used:
             raise LabelsError(f"the classifier has no label that names something: {list(labels)}")
         self._vectors: dict[str, FloatArray] = {}
-        self._scores(np.zeros((1, len(labels)), np.float32))  # refused before an item is opened
+        self._scores(np.zeros((1, len(labels)), np.float32))  # refuses before an item is opened
 
     def _texts(self, texts: list[str]) -> Any:
-        """Each text embedded once."""
+        """(n, e) vectors of n texts; each text is embedded once."""
         if new := [text for text in dict.fromkeys(texts) if text not in self._vectors]:
             self._vectors |= dict(zip(new, np.asarray(self._embed(new)), strict=True))
         return np.stack([self._vectors[text] for text in texts])
@@ -158,9 +154,9 @@ class ByName:
         return conse(shares[:, self._used], labels, self.names, self._texts, self.top)
 
     def judge(self, logits: FloatArray, place: Location) -> ClassPrediction:
-        """One region's logits (K,) or (frames, K) as a prediction; its scores are cosines."""
-        said = predict(self.kind, self.labels, logits)
-        shares = said.scores.reshape(-1, said.scores.shape[-1]).mean(axis=0, keepdims=True)
+        """The prediction of logits (K,) or (frames, K); its scores are cosines."""
+        own = predict(self.kind, self.labels, logits).scores
+        shares = own.reshape(-1, own.shape[-1]).mean(axis=0, keepdims=True)
         scores = self._scores(shares)[0].astype(np.float32)
         best = int(scores.argmax())
         return ClassPrediction(
@@ -173,34 +169,28 @@ class ByName:
             scores=scores,
             logits=scores,
             labels=self.names,
-            said=(self.names[best],),
-            start=place.start,
-            end=place.end,
-            channel=place.channel,
+            detection=place.window({self.names[best]: float(scores[best])}),
         )
 
     def stream(self, runner: Runner, pairs: Iterable[Any]) -> Iterator[ClassPrediction | Failure]:
         """Predictions of (item, region) pairs as they come, and the items that failed."""
         for one in runner.stream(pairs):
             if isinstance(one, Outcome):
-                place = Location(
-                    one.item.id, one.region.key, one.start, one.end, one.region.channel
-                )
-                yield self.judge(one.logits, place)
+                yield self.judge(one.logits, Location.of(one))
             else:
                 yield one
 
     def predict_collection(
         self, collection: Collection, where: str | None = None
     ) -> Iterator[ClassPrediction]:
-        """Predictions of a collection's rows, from the logits that it keeps.
+        """Predictions of a collection's rows, from their stored logits.
 
         Raises:
-            UsageError: it keeps none.
+            UsageError: the collection has no logits.
         """
         if "logits" not in collection.columns:
             raise UsageError(
-                f"{collection.path} keeps no logits, which names are compared by; embed with "
+                f"{collection.path} has no logits, which names are compared by; embed with "
                 "--logits all, or give the model and the items"
             )
         columns = ["id", "region", "start", "end", "channel", "logits"]
@@ -212,7 +202,7 @@ class ByName:
 
 
 def _whole(logits: list[Any], count: int) -> FloatArray:
-    """All K logits; of the top ones, those that were not kept count as impossible."""
+    """(K,) logits; where the top ones are stored, the others are minus infinity."""
     if not logits or not isinstance(logits[0], dict):
         return np.asarray(logits, np.float32)
     values = np.full(count, -np.inf, np.float32)
@@ -228,25 +218,25 @@ def verify_collection(
     where: str | None = None,
     space: str = AUTO,
     false_accepts: float = 0.01,
-) -> tuple[Verification, vector_space.Space]:
-    """How well the rows that a filter leaves are told apart, and the space that they are in.
+) -> tuple[Verification, Space]:
+    """(verification of the rows that a filter leaves, the space that they are compared in).
 
     Raises:
-        LabelsError: a way that names nothing, no pair of the same, or none of different ones.
+        LabelsError: no row has a name, or no pair of the same name or of different ones.
     """
     found = labelled(collection, [by, *([groups] if groups else [])], where)
     if not len(found.vectors):
         raise LabelsError(f"no row of {collection.path} matches the filter")
-    there = meant(collection, space) or fitted(space, sample(collection))
+    fitted = meant(collection, space) or fit_space(space, sample(collection))
     named = found.names[by]
     grouped = found.names[groups] if groups else None
-    return verify(there(found.vectors), named, grouped, false_accepts), there
+    return verify(fitted(found.vectors), named, grouped, false_accepts), fitted
 
 
 def same_or_different(
-    collection: Collection, space: vector_space.Space, pair: Sequence[str], device: str = "auto"
+    collection: Collection, space: Space, pair: Sequence[str], device: str = "auto"
 ) -> float:
     """The cosine of two files or rows in the space."""
     vectors = np.stack([query_vector(collection, one, device=device) for one in pair])
-    one, other = vector_space.unit(space(vectors).astype(np.float64))
+    one, other = unit(space(vectors).astype(np.float64))
     return float(one @ other)
