@@ -505,7 +505,10 @@ SPACE: Table = {
     "fitted": lambda s, _: (s.fitted.method, s.fitted.names, s.fitted.accuracy),
     "load": kept,
     "merge": merged,
-    "predict": lambda s, _: s.predict(CLIPS, unknown=0, nearest=2),
+    "predict": lambda s, _: s.predict(CLIPS, unknown=0),
+    "predict with nearest": lambda s, _: [
+        [near.id for near in one.nearest] for one in s.predict(CLIPS, unknown=0, nearest=2)
+    ],
     "predict_collection": lambda s, _: s.predict_collection(where=ROWS, unknown=0),
     "predict_vectors": lambda s, _: s.predict_vectors(s.examples.vectors[:2], unknown=0),
     "remove": removed,
