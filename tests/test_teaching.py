@@ -316,7 +316,7 @@ def test_verify(store: Path) -> None:
         (("predict", "KNOWN", "--groups", "colour"), "'colour' names nothing"),
         (("predict", "KNOWN", "--window", "1s"), "already cut"),
         (("predict", "KNOWN", "--hop", "1s"), "already cut"),
-        (("predict", "KNOWN", "--names", "a", "--groups", "voice"), "--groups applies to taught classes"),
+        (("predict", "KNOWN", "--names", "a", "--groups", "voice"), "--groups applies to taught"),
         (("predict", "KNOWN", "CLIP", "--where", "known"), "--where filters the rows"),
         (("predict", "KNOWN", "CLIP", "--merge-gap", "-1"), "--merge-gap"),
         (("predict", "KNOWN", "--names", "a,b"), "--names needs --names-model"),

@@ -122,6 +122,19 @@ class RegionError(ItemError):
     """The item has no such segment or channel."""
 
 
+# What a model raises for an input or a batch that it does not take.
+REFUSALS: tuple[type[Exception], ...] = (
+    PenultError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error that is worth showing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

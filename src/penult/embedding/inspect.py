@@ -17,10 +17,10 @@ from penult.data.sources import from_paths
 from penult.embedding.runner import Runner
 from penult.embedding.source_sample import SourceSample
 from penult.errors import (
+    REFUSALS,
     IncompleteWeights,
     ItemError,
     ModelError,
-    PenultError,
     UntrustedCode,
     UsageError,
     first_line,
@@ -32,7 +32,6 @@ from penult.tracing.certificate import Certificate
 from penult.tracing.taps import Tap
 
 # What a model that does not take the proof's variants of an input may raise.
-_REFUSALS = (PenultError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
 def anatomy_of(classifier: Classifier) -> Anatomy:
@@ -231,7 +230,7 @@ def _prepare(classifier: Classifier, region: DecodedRegion | Any) -> tuple[str, 
         raise UsageError(f"--verify {region.item.id}: {region.content}") from region.content
     try:
         tensors = classifier.preprocess(region.content.values).tensors
-    except _REFUSALS as error:
+    except REFUSALS as error:
         reason = f"the model cannot take it: {first_line(error)}"
         raise UsageError(f"--verify {region.item.id}: {reason}") from error
     return region.item.id, classifier.structure.place(tensors)

@@ -17,7 +17,7 @@ from torch import nn
 
 from penult.engines.base import Engine, Readout
 from penult.engines.batching import MASK, Batch, Tensors, collate, fill_of, with_mask
-from penult.errors import PenultError
+from penult.errors import REFUSALS
 from penult.models.base import Classifier
 from penult.models.module import arguments
 from penult.models.synthetic import content_of
@@ -37,10 +37,6 @@ WORDS = {
 # twin of the last one makes them four.
 _SIZES = (0.313, 0.787, 0.471)
 _SHORTER_FAILS = (1, 2, 4)  # a model that takes no item that short is tried with longer ones
-
-# What a model that does not take a batch may raise.
-_REFUSALS = (PenultError, RuntimeError, ValueError, TypeError, IndexError, KeyError,
-             AttributeError, AssertionError, NotImplementedError)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +136,7 @@ def disagreement(
     for order in (range(len(items)), range(len(items) - 1, -1, -1)):
         try:
             together = engine(law.batch([items[i] for i in order]))
-        except _REFUSALS:
+        except REFUSALS:
             return float("inf")
         for row, index in enumerate(order):
             worst = max(worst, difference(together.row(row), alone[index].row(0)))
@@ -176,7 +172,7 @@ def probe(classifier: Classifier) -> list[Tensors] | None:
         try:
             items = [_item(classifier, seed, factor * size) for seed, size in enumerate(_SIZES)]
             return [*items, _twin(classifier, items[-1], factor * _SIZES[-1])]
-        except _REFUSALS:
+        except REFUSALS:
             continue
     return None
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from penult.errors import HeadNotFound, ModelError, PenultError, UsageError, first_line
+from penult.errors import REFUSALS, HeadNotFound, ModelError, PenultError, UsageError, first_line
 from penult.models.base import (
     NOT_STORED,
     SINGLE_LABEL,
@@ -54,7 +54,6 @@ _ITEMS = {
 }
 
 # What modules raise for an input that they do not take.
-_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError)
 # What a model that does not take the proof's variants of an input may raise.
 _UNPROVED = (PenultError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
@@ -320,7 +319,7 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
         try:
             with torch.no_grad():
                 output = parts.module(**tensors)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             errors.append((tensors, error))
             continue
         if not raw or _one_row(output, options.output_key):
