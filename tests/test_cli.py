@@ -108,6 +108,8 @@ def test_help(command: str) -> None:
 def test_help_of_all_names_each_command() -> None:
     for said in (ask("--help"), ask()):
         assert all(f" {command} " in said.out for command in COMMANDS)
+        panels = re.findall(r"^╭─ (.*?) ─", said.out, re.M)
+        assert panels[:3] == ["Options", "Inspect and prove", "Embed"] and "Commands" not in panels
     assert ask("--help").code == 0
     assert ask("--version").out == f"penult {penult.__version__}\n"
 
@@ -442,6 +444,75 @@ def test_export_round_trip(filled: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.float32(got), vectors[chosen])
     said = ask("export", filled, tmp_path / "v.xlsx")
     assert said.code == 2 and ".parquet, .npy, .csv work" in said.error
+
+
+# ---- mistakes of every kind: one sentence, exit code 2, and nothing is written
+
+
+MISTAKES = [
+    ("classify MODEL CLIP --sample-rate -5", "a sample rate of -5 Hz cannot be"),
+    ("classify MODEL CLIP --sample-rate 0", "a sample rate of 0 Hz cannot be"),
+    ("classify MODEL CLIP --seconds 0", "a length of 0 s cannot be"),
+    ("classify MODEL CLIP --seconds nan", "a length of nan s cannot be"),
+    ("classify MODEL CLIP --kind odd", "kind 'odd' is not known; choose one of single-label"),
+    ("classify MODEL CLIP --class-names NEW", "no file of class names"),
+    ("classify MODEL CLIP --class-names TEXT", "1 class names were given"),
+    ("classify MODEL CLIP --channel ²", "'²' is neither a number from 0 nor 'each'"),
+    ("classify MODEL EMPTY", "EMPTY holds no file that is"),
+    ("classify TEXT CLIP", "is a file; a model is a folder"),
+    ("classify EMPTY CLIP", "has no config.json"),
+    ("inspect MODEL --verify NEW", "no such file or folder"),
+    ("inspect MODEL --verify TEXT", "not readable as audio"),
+    ("embed MODEL CLIP --into TEXT", "is a file; a collection is a folder"),
+    ("embed MODEL CLIP --into TEXT/deep/c.lance", "TEXT is not a folder"),
+    ("embed MODEL CLIP --into NEW --window -1s", "'-1s' is no length of time"),
+    ("embed MODEL CLIP --into NEW --hop 1s", "needs a window"),
+    ("embed MODEL CLIP --into NEW --shard 5/4", "'5/4' is no part of a whole"),
+    ("embed MODEL --into NEW", "Missing argument 'paths'"),
+    ("export STORE NEW/v.npy", "NEW does not exist"),
+    ("export STORE TEXT/v.npy --overwrite", "TEXT is not a folder"),
+    ("cluster STORE --seed -1", "--seed"),
+    ("cluster STORE --out NEW/c.csv", "NEW does not exist"),
+    ("cluster STORE --out EMPTY", "is a folder; name a file to write"),
+    ("map STORE NEW.html --seed 99999999999", "--seed"),
+    ("map STORE TEXT/deep/m.html", "TEXT is not a folder"),
+    ("map STORE TEXT/m.png", "TEXT is not a folder"),
+    ("probe STORE --by site --seed -1", "--seed"),
+    ("probe STORE --by site --picture NEW.doc", "a picture is written as .png, .svg, .pdf"),
+    ("probe STORE --by site --picture TEXT/m.png", "TEXT is not a folder"),
+    ("probe STORE --by site --save NEW/p.skops", "NEW does not exist"),
+    ("predict STORE --out NEW/p.csv", "NEW does not exist"),
+    ("classes STORE --csv NEW/c.csv", "NEW does not exist"),
+    ("classes STORE --save NEW/c.npz", "NEW does not exist"),
+    ("teach NEW/c.npz owl CLIP --model MODEL", "NEW does not exist"),
+    ("evaluate STORE --by site --report NEW/r.html", "NEW"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), MISTAKES)
+def test_a_mistake_is_told_in_a_sentence(
+    line: str, says: str, tiny: Path, clips: Path, filled: Path, tmp_path: Path
+) -> None:
+    places = {"MODEL": tiny, "CLIP": clips / "a" / "0.wav", "STORE": filled}
+    places |= {name: tmp_path / name for name in ("EMPTY", "TEXT", "NEW")}
+    places["EMPTY"].mkdir()
+    places["TEXT"].write_text("hello\n")
+    for name, place in places.items():
+        line = line.replace(name, str(place))
+    before = Collection.open(filled).count
+    said = ask(*line.split(" "))
+    assert said.code == 2 and says in said.error and said.out == ""
+    document = ask(*line.split(" "), "--json").json
+    assert set(document) == {"error"} and says in document["error"]["message"]
+    assert {path.name for path in tmp_path.iterdir()} == {"EMPTY", "TEXT"}
+    assert Collection.open(filled).count == before
+
+
+def test_more_neighbours_than_there_can_be(filled: Path, clips: Path) -> None:
+    query = [filled, clips / "a" / "0.wav", "--json", "-k"]
+    every = ask("search", *query, 6).json["hits"]
+    for k in (10**12, 10**20):
+        assert ask("search", *query, k).json["hits"] == every
 
 
 # ---- names as they come

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Space, Store, Where, space_of
-from penult.cli.options import Json
+from penult.cli.options import Json, Seed, check_output
 from penult.cli.output import (
     counted,
     print_json,
@@ -52,7 +52,7 @@ def cluster(
     out: Annotated[
         Path | None, typer.Option(help="Write each row's cluster to this CSV file.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Cluster the rows of a collection, without labels.
@@ -64,6 +64,7 @@ def cluster(
     from penult.collection import derived
     from penult.collection.collection import Collection
 
+    check_output(out)
     opened = Collection.open(collection, must_exist=True)
     method = method or ("kmeans" if clusters else "hdbscan")
     options = ClusterOptions(method, clusters, min_size, seed)
@@ -168,7 +169,7 @@ def map_(
     title: Annotated[
         str | None, typer.Option(help="Title of the map. Default: the collection's name.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Draw each vector as a point in two dimensions, with similar vectors close together.
@@ -178,8 +179,7 @@ def map_(
     from penult.collection.collection import Collection
     from penult.collection.derived import make_map
     from penult.errors import UsageError
-    from penult.extras import require
-    from penult.viz.plots import PICTURES
+    from penult.viz.plots import PICTURES, check_picture
 
     suffix = out.suffix.lower().removeprefix(".")
     if suffix not in ("html", *PICTURES):
@@ -187,7 +187,8 @@ def map_(
             f"{out.name!r} has no known ending for a map; .html, .{', .'.join(PICTURES)} work"
         )
     if suffix != "html":
-        require("matplotlib")
+        check_picture(out)
+    check_output(out, create=True)
     opened = Collection.open(collection, must_exist=True)
     space_of(opened, space)
     with working("computing the map"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from penult.cli.options import Device, Json, Trust
+from penult.cli.options import Device, Json, Trust, check_output
 from penult.cli.output import (
     counted,
     print_json,
@@ -118,6 +118,7 @@ def export(
     from penult.collection.collection import Collection
     from penult.collection.export import export as write
 
+    check_output(out)
     opened = Collection.open(collection, must_exist=True)
     rows = write(opened, out, where, logits, overwrite=overwrite)
     ids = out.with_suffix(".csv") if out.suffix == ".npy" else None

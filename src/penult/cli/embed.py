@@ -25,6 +25,7 @@ from penult.cli.options import (
     PoolOver,
     Precision,
     Tap,
+    check_parent,
     items_of,
     modality_for,
     seconds_of,
@@ -161,6 +162,7 @@ def embed(
         workers=default_workers() if workers is None else workers,
         time_limit=TIME_LIMIT if time_limit is None else time_limit,
     )
+    check_parent(into, create=True)
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
     if old is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,6 +71,7 @@ Precision = Annotated[
         "(0.9999) or turbo (0.999)."
     ),
 ]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Devices = Annotated[
     str,
@@ -131,7 +133,9 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
         values = {name: arguments.pop(name, None) for name in shared}
-        options = {name: value for name, value in values.items() if value not in (None, False)}
+        options = {
+            n: value for n, value in values.items() if value is not None and value is not False
+        }
         command(**arguments, model_options=_current(options))
 
     own = [p for p in signature.parameters.values() if p.name != "model_options"]
@@ -193,3 +197,29 @@ def seconds_of(duration: str | None) -> float | None:
     from penult.data.windows import parse_seconds
 
     return None if duration is None else parse_seconds(duration)
+
+
+def check_output(path: Path | None, create: bool = False) -> None:
+    """Refuse a file that cannot be written, before any work is done. create: as `check_parent`.
+
+    Raises:
+        UsageError: the path is a folder, or its folder does not exist.
+    """
+    if path is not None and path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file to write")
+    if path is not None:
+        check_parent(path, create)
+
+
+def check_parent(path: Path, create: bool = False) -> None:
+    """Refuse a path whose folder does not exist. create: missing folders will be made.
+
+    Raises:
+        UsageError: something that is not a folder is in the way, or the folder is missing.
+    """
+    parent = path.expanduser().absolute().parent
+    while create and not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        problem = "is not a folder" if parent.exists() else "does not exist"
+        raise UsageError(f"{path} cannot be written: {parent} {problem}")

@@ -19,6 +19,7 @@ from penult.cli.options import (
     Device,
     Json,
     ModelOptions,
+    check_output,
     items_of,
     seconds_of,
     source_of,
@@ -202,6 +203,7 @@ def _check_out(out: Path | None, overwrite: bool) -> None:
         raise UsageError(
             f"--out {out}: the name has to end in .csv or .txt (a Raven selection table)"
         )
+    check_output(out)
     check_free(out, overwrite)
 
 

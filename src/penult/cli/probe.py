@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Store, Where
-from penult.cli.options import Json
+from penult.cli.options import Json, Seed, check_output
 from penult.cli.output import (
     counted,
     print_json,
@@ -67,7 +67,7 @@ def probe(
         Path | None,
         typer.Option(help="Save the probe, trained on all rows, to probe.skops or probe.onnx."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Cross-validate a linear classifier on the vectors, with groups kept on one side.
@@ -80,26 +80,29 @@ def probe(
     from penult.analysis.probe_io import check_suffix
     from penult.analysis.probe_io import save as write
     from penult.collection.collection import Collection
+    from penult.viz.plots import check_picture, draw_confusion
 
     if save is not None:
         check_suffix(save)
+        check_output(save)
+    if picture is not None:
+        check_picture(picture)
+        check_output(picture, create=True)
     opened = Collection.open(collection, must_exist=True)
-    given = _given(opened, by, group, where, features)
+    rows = _read_rows(opened, by, group, where, features)
     with working("training and testing"):
         runs = {
-            name: measured(matrix, given.names, given.groups, folds, seed, strength)
-            for name, matrix in given.matrices.items()
+            name: measured(matrix, rows.names, rows.groups, folds, seed, strength)
+            for name, matrix in rows.matrices.items()
         }
-    probed, matrix = next(reversed(runs.values())), next(reversed(given.matrices.values()))
+    probed, matrix = next(reversed(runs.values())), next(reversed(rows.matrices.values()))
     if picture is not None:
-        from penult.viz.plots import draw_confusion
-
         draw_confusion(picture, probed.confusion, probed.classes, _title(probed))
-    about = {"classes": probed.classes, "features": given.columns, "by": by, "group": group,
+    about = {"classes": probed.classes, "features": rows.columns, "by": by, "group": group,
              "rows": len(probed.rows), "fingerprint": _fingerprint(opened)}  # fmt: skip
     if save is not None:
         write(save, trained(matrix, probed, strength), about)
-    for note in [*given.notes, *probed.notes]:
+    for note in [*rows.notes, *probed.notes]:
         print_note(printable(note))
     if json:
         print_json({"collection": str(opened.path), "by": by, "group": group, **_document(runs)})
@@ -111,8 +114,8 @@ def probe(
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """matrices: what is probed, by name; the last one is all there is."""
+class _Rows:
+    """Matrices (N, D) to probe by name, the last one with all columns; each row's class."""
 
     matrices: dict[str, npt.NDArray[np.float64]]
     names: list[str | None]
@@ -121,9 +124,9 @@ class _Given:
     notes: list[str]
 
 
-def _given(
+def _read_rows(
     opened: Collection, by: str, group: str | None, where: str | None, features: Path | None
-) -> _Given:
+) -> _Rows:
     import numpy as np
 
     from penult.analysis.probe_io import joined
@@ -138,13 +141,13 @@ def _given(
     names, groups = found.names[by], found.names[group] if group else None
     columns = [f"v{place}" for place in range(vectors.shape[1])]
     if features is None:
-        return _Given({"vectors": vectors}, names, groups, columns, [])
+        return _Rows({"vectors": vectors}, names, groups, columns, [])
     own = joined(features, *(found.keys[name].to_pylist() for name in ("id", "region")))
     there = own.there
     notes = [f"{int((~there).sum()):,} rows lack some of the features and were left out"]
     matrices = {"vectors": vectors[there], "features": own.values[there]}
     matrices["both"] = np.concatenate([vectors, own.values], axis=1)[there]
-    return _Given(
+    return _Rows(
         matrices,
         [name for name, keep in zip(names, there, strict=True) if keep],
         None if groups is None else [g for g, keep in zip(groups, there, strict=True) if keep],

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Where
-from penult.cli.options import Device, Json, Pooling, Tap, Trust
+from penult.cli.options import Device, Json, Pooling, Tap, Trust, check_output
 from penult.cli.output import (
     counted,
     print_json,
@@ -81,6 +81,7 @@ def teach(
     arguments = list(examples or [])
     _check_teach(arguments, names, start, end)
     if model is not None and place.endswith(".npz") and not Path(place).expanduser().exists():
+        check_output(Path(place))
         space = _new_class_space(model, tap, pooling, device, trust)
     elif tap is not None or pooling is not None:
         raise UsageError(
@@ -185,6 +186,7 @@ def classes(
     if head and save is None and not place.endswith(".npz"):
         raise UsageError("--head needs --save FILE.npz: a collection keeps marks of its rows")
     for path in (csv, save):
+        check_output(path)
         check_free(path, overwrite)
     if save is not None:
         check_suffix(save)

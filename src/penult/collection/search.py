@@ -144,6 +144,7 @@ def _similarity(distance: float, metric: str) -> float:
 
 _BATCH = 4096
 _MORE = 16  # rows asked for beyond k, so that a tie at the k-th is seen
+_LIMIT = 2**31 - 1  # rows that LanceDB can be asked for
 FloatArray = npt.NDArray[np.float32]
 _BEST = pa.schema(
     {
@@ -172,7 +173,7 @@ def raw(
             if where is not None:
                 builder = builder.where(where, prefilter=True)
             builder = index.asked(builder, probes)
-            found = builder.select(names).limit(asked).to_arrow()
+            found = builder.select(names).limit(min(asked, _LIMIT)).to_arrow()
         if probes and len(found) < min(asked, matching):  # too few rows in those lists
             probes = 0
         elif not is_cut_in_a_tie(found[DISTANCE].to_numpy(), k, asked):

@@ -302,7 +302,6 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
     Raises:
         ModelError: the module takes its inputs in no way.
     """
-    options.require_kind()
     spec = InputSpec(
         options.modality or ("audio" if options.sample_rate else "image"),
         options.sample_rate,

@@ -116,20 +116,20 @@ class LoadOptions:
     random: bool = False
     output: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what no model can have, whether it takes the option or not."""
+        if self.kind not in (None, *KINDS):
+            raise UsageError(f"kind {self.kind!r} is not known; choose one of {', '.join(KINDS)}")
+        if self.sample_rate is not None and not self.sample_rate > 0:
+            raise UsageError(f"a sample rate of {self.sample_rate} Hz cannot be; give more than 0")
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise UsageError(f"a length of {self.seconds:g} s cannot be; give more than 0 seconds")
+
     @property
     def output_key(self) -> str | int | None:
         """The output that holds the logits: its number, or its name."""
         key = self.output
         return int(key) if key is not None and key.isdigit() else key
-
-    def require_kind(self) -> None:
-        """Refuse a kind that there is not.
-
-        Raises:
-            UsageError: it is none of single-label, multi-label and regression.
-        """
-        if self.kind not in (None, *KINDS):
-            raise UsageError(f"kind {self.kind!r} is not known; choose one of {', '.join(KINDS)}")
 
     def reopen(self) -> dict[str, Any]:
         """What a collection keeps of it: everything that has a name, with whole paths."""

@@ -20,6 +20,18 @@ _FEW = 400  # points up to which each is drawn large and joined to the middle of
 _NAMED = 40  # classes whose names stand on the map; of more, the largest
 
 
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be drawn, before any work is done.
+
+    Raises:
+        UsageError: the name has another ending than .png, .svg and .pdf.
+        MissingExtra: matplotlib is not installed.
+    """
+    if path.suffix.lower().removeprefix(".") not in PICTURES:
+        raise UsageError(f"a picture is written as .{', .'.join(PICTURES)}, not as {path.name!r}")
+    require("matplotlib")
+
+
 def draw_map(
     path: Path,
     points: npt.NDArray[np.float32],
@@ -154,9 +166,7 @@ def draw_confusion(
 
 def _written(figure: Any, path: Path) -> None:
     """The picture, aside first; its suffix says in which format."""
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in PICTURES:
-        raise UsageError(f"a picture is written as .{', .'.join(PICTURES)}, not as {path.name!r}")
+    check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_aside(path) as aside:
-        figure.savefig(aside, dpi=130, format=kind)
+        figure.savefig(aside, dpi=130, format=path.suffix.lower().removeprefix("."))

@@ -151,7 +151,6 @@ def open_model(
 ) -> Classifier:
     """A Keras model that is at hand. saved: the file that it was read from."""
     imported_keras()
-    options.require_kind()
     shapes = [tuple(x.shape) for x in getattr(model, "inputs", None) or []]
     shape = shapes[0] if len(shapes) == 1 else None
     sound = options.sample_rate is not None and options.preprocess is None

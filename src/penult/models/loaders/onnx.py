@@ -295,7 +295,6 @@ def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
         ModelError: no ONNX file, or none of its outputs can be the logits.
         UsageError: the options do not fit the graph.
     """
-    options.require_kind()
     if options.checkpoint is not None:
         raise UsageError(f"{spec} brings its own weights; --checkpoint goes with a factory")
     path, named = parted(spec)
