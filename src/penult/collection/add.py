@@ -169,7 +169,7 @@ def add(
             raise
         if like is not None:
             summary.labels = append_missing(like.path, collection.path, "labels", by="id")
-        summary.gone = gone(collection, source.given)
+        summary.gone = gone(collection, source.paths)
         summary.left_out = dict(left_out(source, embedder.classifier.modality))
         if prune:
             summary.pruned = writer.remove(summary.gone)
@@ -188,7 +188,7 @@ def _run_options(source: Source, options: Options, like: Collection | None) -> d
         if getattr(options, name) != getattr(usual, name)
     }
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
-    asked |= {"sources": list(source.given)} if source.given else {}
+    asked |= {"sources": list(source.paths)} if source.paths else {}
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})
 
 

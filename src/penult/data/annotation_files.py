@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+SUFFIXES = (".rttm", ".txt")  # of files that may be annotations
 PLACE = ("path", "start", "end", "channel")  # what every annotation becomes, besides metadata
 
 _HEAD = 1 << 16  # bytes: where a table shows what it is
@@ -57,7 +58,7 @@ def kind_of(path: Path) -> str:
     return "audacity" if len(cells) > 1 and all(map(_is_number, cells[:2])) else ""
 
 
-def opened(path: Path, kind: str, recordings: Recordings) -> tables.OpenTable:
+def read_annotations(path: Path, kind: str, recordings: Recordings) -> tables.OpenTable:
     """An annotation as a table: rows are read anew at each call, a bad one says what is wrong.
 
     Raises:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from penult.data.audio_stream import UNFORESEEN, ForwardReader, Stream, opened
-from penult.data.regions import Region, frame_at
+from penult.data.regions import WHOLE, Region, frame_at
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, first_line
 
 _LIBSNDFILE = "wav wave bwf flac mp3 ogg oga opus aiff aif aifc au snd caf w64 rf64"
@@ -113,40 +115,59 @@ def load_many(
     """For each region what `load` gives, to the bit, or the error that it raises, in their order.
 
     The sound is opened once and read forward; what is kept starts at the last region's start. So
-    starts should not decrease: one that does is decoded from the beginning again, or sought for.
+    starts should not decrease: one that does is decoded from the beginning again, or sought for. A
+    whole item that comes first is loaded by itself.
     """
-    limits = max_seconds, first_seconds
-    with ForwardReader(content, rate if source_rate is None else source_rate) as tape:
-        for region in regions:
-            result: Clip | ItemError
-            try:
-                result = _from_tape(tape, region, rate, limits)
-                if tape.damaged and tape.stream.seeks:
-                    tape.close()  # another way to the same place may lead around the damage
-                    result = load(
-                        content,
-                        region,
-                        rate,
-                        max_seconds=max_seconds,
-                        source_rate=source_rate,
-                        first_seconds=first_seconds,
-                    )
-            except ItemError as error:
-                result = error.with_traceback(None)  # which would keep the samples alive
-            except MemoryError:
-                result = TooLong("does not fit into memory; set a limit, or cut it into windows")
-            except UNFORESEEN as error:  # as in a run of single items
-                result = DecodeError(f"cannot be read: {first_line(error)}")
-            yield result
+    alone = partial(
+        load,
+        content,
+        rate=rate,
+        max_seconds=max_seconds,
+        source_rate=source_rate,
+        first_seconds=first_seconds,
+    )
+    regions = iter(regions)
+    first = next(regions, None)
+    if first == WHOLE:
+        yield _clip_or_error(partial(alone, first))
+        first = next(regions, None)
+    if first is None:
+        return
+    with ForwardReader(content, rate if source_rate is None else source_rate) as reader:
+        limits = max_seconds, first_seconds
+        for region in chain([first], regions):
+            yield _clip_or_error(partial(_read_region, reader, region, rate, limits, alone))
 
 
-def _from_tape(tape: ForwardReader, region: Region, rate: int, limits: _Limits) -> Clip | ItemError:
-    stream = tape.stream
+def _clip_or_error(load_one: Callable[[], Clip]) -> Clip | ItemError:
     try:
-        mono = _cut(stream, tape.read, region, rate, limits)
-        return _clip(mono, stream.rate, rate, region)
+        return load_one()
     except ItemError as error:
-        return error.with_traceback(None)
+        return error.with_traceback(None)  # which would keep the samples alive
+    except MemoryError:
+        return TooLong("does not fit into memory; set a limit, or cut it into windows")
+    except UNFORESEEN as error:  # as in a run of single items
+        return DecodeError(f"cannot be read: {first_line(error)}")
+
+
+def _read_region(
+    reader: ForwardReader,
+    region: Region,
+    rate: int,
+    limits: _Limits,
+    alone: Callable[[Region], Clip],
+) -> Clip:
+    """alone: loads a region anew: another way to the same place may lead around damage."""
+    stream = reader.stream
+    try:
+        mono = _cut(stream, reader.read, region, rate, limits)
+        if not (reader.damaged and stream.seeks):
+            return _clip(mono, stream.rate, rate, region)
+    except ItemError:
+        if not (reader.damaged and stream.seeks):
+            raise
+    reader.close()
+    return alone(region)
 
 
 _Read = Callable[[int, int | None], Iterator[np.ndarray]]

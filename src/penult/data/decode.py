@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice, tee
@@ -68,68 +68,68 @@ class DecodedRegion:
 
 
 def open_regions(
-    pairs: Iterable[Pair | Any], wanted: DecodeTarget
-) -> Iterator[DecodedRegion | Any]:
-    """Each region's content, in order; what is no pair is handed on as it is."""
-    for key, group in groupby(pairs, key=same_item):
+    pairs: Iterable[Pair | Any], target: DecodeTarget
+) -> Generator[DecodedRegion | Any, None, None]:
+    """Each region's content, in order, decoded here; other objects are handed on as they are."""
+    for key, group in groupby(pairs, key=item_key):
         if key is None:
             yield from group
         else:
-            yield from _opened(group, wanted)
+            yield from _decode_item(group, target)
 
 
-def same_item(value: Any) -> tuple[str, Any] | None:
-    """What regions of one item have in common; None for what is no pair."""
+def item_key(value: Any) -> tuple[str, Any] | None:
+    """Equal for regions of one item; None for an object that is no pair."""
     if type(value) is not tuple:
         return None
     content = value[0].content
     return value[0].id, content if isinstance(content, Path) else id(content)
 
 
-def _opened(group: Iterator[Pair], wanted: DecodeTarget) -> Iterator[DecodedRegion]:
+def _decode_item(group: Iterator[Pair], target: DecodeTarget) -> Iterator[DecodedRegion]:
     """The regions of one item, from one pass over it."""
-    asked: deque[Pair] = deque()
+    pending: deque[Pair] = deque()
     first = next(group)
 
     def regions() -> Iterator[Region]:
         for pair in chain([first], group):
-            asked.append(pair)
+            pending.append(pair)
             yield pair[1]
 
     try:
         began = time.perf_counter()
-        for content in _READERS[wanted.modality](first[0], regions(), wanted):
-            item, region = asked.popleft()
+        for content in _READERS[target.modality](first[0], regions(), target):
+            item, region = pending.popleft()
             yield DecodedRegion(item, region, content, time.perf_counter() - began)
             began = time.perf_counter()
     except (OSError, MemoryError, ItemError, *UNFORESEEN) as error:  # ends this item, not the run
-        rest = [*(asked or [first]), *group]
+        rest = [*(pending or [first]), *group]
         yield from (DecodedRegion(item, region, _unforeseen(error)) for item, region in rest)
 
 
 Contents = Iterator[Content | ItemError]
 
 
-def _sounds(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Contents:
+def _sounds(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
     ahead, regions = tee(regions)
     clips = audio.load_many(
         item.content,
         ahead,
-        wanted.rate or 0,
-        max_seconds=wanted.max_seconds,
+        target.rate or 0,
+        max_seconds=target.max_seconds,
         source_rate=item.rate,
-        first_seconds=wanted.first_seconds,
+        first_seconds=target.first_seconds,
     )
     for clip, region in zip(clips, regions, strict=True):
         if isinstance(clip, ItemError):
             yield clip
             continue
         start = region.start or 0.0
-        is_open = region.end is None or wanted.first_seconds is not None
+        is_open = region.end is None or target.first_seconds is not None
         yield Content(clip.samples, start, start + clip.seconds if is_open else region.end)
 
 
-def _pictures(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Contents:
+def _pictures(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
     pictures = image.load_many(item.content, (_box(region) for region in regions))
     for picture in pictures:
         yield picture if isinstance(picture, ItemError) else Content(picture)
@@ -141,16 +141,16 @@ def _box(region: Region) -> Any:
     return region.box
 
 
-def _videos(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Contents:
+def _videos(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
     for region in regions:
         try:
-            frames = video.load(item.content, region, wanted.frames or 16)
+            frames = video.load(item.content, region, target.frames or 16)
             yield Content(frames, region.start, region.end)
         except ItemError as error:
             yield error
 
 
-def _texts(item: Item, regions: Iterator[Region], wanted: DecodeTarget) -> Contents:
+def _texts(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
     for region in regions:
         try:
             if region.kind != "whole":
@@ -172,7 +172,7 @@ def _unforeseen(error: BaseException) -> ItemError:
 
 
 log = logging.getLogger(__name__)
-AHEAD = 8  # items for each worker that are read before the first of them is asked for
+AHEAD = 8  # items for each worker that are read ahead
 HELD = 64  # decoded regions of a worker that wait for the model
 TIME_LIMIT = 300.0  # seconds that one region may take to decode
 BRIEF_LIMIT = 30.0  # where another item does as well
@@ -213,15 +213,32 @@ class _Task:
     worker: int | None = None  # None: not for a worker
 
 
-class Decoders:
-    """Worker processes that decode, if any; use as a context, so that they end."""
+def decode(
+    pairs: Iterable[Pair | Any], target: DecodeTarget, decoding: Decoding
+) -> Generator[DecodedRegion | Any, None, None]:
+    """Each region's content, in order, in this process or in workers; other objects are handed on.
+    Close it where not all is taken, so that the workers end."""
+    if not decoding.workers:
+        return open_regions(pairs, target)
+    return _decode_in_workers(pairs, target, decoding)
 
-    def __init__(self, wanted: DecodeTarget, decoding: Decoding) -> None:
-        self._wanted, self._count, self._limit = wanted, decoding.workers, decoding.time_limit
+
+def _decode_in_workers(
+    pairs: Iterable[Pair | Any], target: DecodeTarget, decoding: Decoding
+) -> Generator[DecodedRegion | Any, None, None]:
+    with Decoders(target, decoding) as decoders:
+        yield from decoders.open_regions(pairs)
+
+
+class Decoders:
+    """Worker processes that decode; use as a context, so that they end."""
+
+    def __init__(self, target: DecodeTarget, decoding: Decoding) -> None:
+        self._target, self._count, self._limit = target, decoding.workers, decoding.time_limit
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Decoders:
-        self._workers = [_Worker(self._wanted) for _ in range(self._count)]
+        self._workers = [_Worker(self._target) for _ in range(self._count)]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -229,11 +246,7 @@ class Decoders:
             worker.end()
 
     def open_regions(self, pairs: Iterable[Pair | Any]) -> Iterator[DecodedRegion | Any]:
-        """As `opening.open_regions`: each region's content in order, the rest handed on. To be
-        asked again only once all of it is given."""
-        if not self._workers:
-            yield from open_regions(pairs, self._wanted)
-            return
+        """Each region's content in order; other objects are handed on."""
         tasks = self._tasks(pairs)
         ahead: deque[_Task] = deque()
         while True:
@@ -245,14 +258,14 @@ class Decoders:
                 return
             task = ahead[0]
             if task.worker is None:
-                yield from open_regions(task.pairs, self._wanted)
+                yield from open_regions(task.pairs, self._target)
             else:
                 yield from self._received(task, ahead)
             ahead.popleft()
 
     def _tasks(self, pairs: Iterable[Pair | Any]) -> Iterator[_Task]:
         turn = 0
-        for key, group in groupby(pairs, key=same_item):
+        for key, group in groupby(pairs, key=item_key):
             if key is None or not isinstance(key[1], Path):
                 yield from (_Task([one]) for one in group)  # it is here already
             else:
@@ -270,7 +283,7 @@ class Decoders:
                 log.info("%s %s; another worker takes over", item.id, answer.words)
                 yield from (DecodedRegion(one, part, lost) for one, part in task.pairs[number:])
                 worker.end()
-                self._workers[task.worker] = again = _Worker(self._wanted)
+                self._workers[task.worker] = again = _Worker(self._target)
                 for later in islice(ahead, 1, None):
                     if later.worker == task.worker:
                         again.send(later.pairs)
@@ -289,12 +302,12 @@ class _Gone:
 
 @dataclass(slots=True)
 class _Worker:
-    """One process: what it is asked goes through one thread, what it answers through another, so
-    that neither side ever waits for the other to listen."""
+    """One process: tasks go to it through one thread and answers come back through another, so that
+    neither side ever waits for the other to read."""
 
-    wanted: DecodeTarget
+    target: DecodeTarget
     process: subprocess.Popen[bytes] = field(init=False)
-    _asked: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    _tasks: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     _answers: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(HELD))
 
     def __post_init__(self) -> None:
@@ -304,12 +317,12 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders print there what they think of a file
         )
-        self.send(self.wanted)
+        self.send(self.target)
         for target in (self._write, self._read):
             threading.Thread(target=target, daemon=True).start()
 
     def send(self, message: Any) -> None:
-        self._asked.put(message)
+        self._tasks.put(message)
 
     def receive(self, limit: float) -> Any:
         """The next answer, or `_Gone`."""
@@ -326,7 +339,7 @@ class _Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-        self._asked.put(None)
+        self._tasks.put(None)
         with suppress(queue.Empty):  # makes room for the thread that may wait to give an answer
             while True:
                 self._answers.get_nowait()
@@ -335,7 +348,7 @@ class _Worker:
         pipe = self.process.stdin
         assert pipe is not None
         with suppress(OSError, ValueError), pipe:
-            while (message := self._asked.get()) is not None:
+            while (message := self._tasks.get()) is not None:
                 _put(pipe, message)
 
     def _read(self) -> None:
@@ -353,27 +366,27 @@ class _Worker:
 
 
 def serve() -> None:
-    """A worker's life: read what to decode from standard input, write contents, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks
+    """A worker: read tasks from standard input and write contents, until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     answers = os.fdopen(os.dup(1), "wb")
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  what a decoder prints is no answer
         os.dup2(nowhere.fileno(), 1)
     with suppress(EOFError, BrokenPipeError):
-        wanted = _get(sys.stdin.buffer)
+        target = _get(sys.stdin.buffer)
         while True:
-            for content in _contents(_get(sys.stdin.buffer), wanted):
+            for content in _contents(_get(sys.stdin.buffer), target):
                 _put(answers, content)
 
 
-def _contents(pairs: list[Pair], wanted: DecodeTarget) -> Iterator[Any]:
+def _contents(pairs: list[Pair], target: DecodeTarget) -> Iterator[Any]:
     """One answer for each pair, whatever happens: its content and the seconds that it took."""
-    given = 0
+    done = 0
     try:
-        for opened in open_regions(pairs, wanted):
-            given += 1
-            yield opened.content, opened.seconds
+        for decoded in open_regions(pairs, target):
+            done += 1
+            yield decoded.content, decoded.seconds
     except PenultError as error:  # an extra that is missing: the run ends with it
-        yield from [error] * (len(pairs) - given)
+        yield from [error] * (len(pairs) - done)
 
 
 def _put(pipe: IO[bytes], message: Any) -> None:

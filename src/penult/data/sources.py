@@ -59,8 +59,8 @@ class Source:
 
     `columns` are the metadata's names and Arrow types, `renamed` maps a table's names to those.
     `total` is how many there are at most, None where that would cost a search. `searched` are the
-    folders that were given only to look for the recordings of annotations in; `given` are the other
-    folders, tables and files, by their absolute paths.
+    folders in which only the recordings of annotations are looked for; `paths` are the other
+    folders, tables and files, absolute.
     """
 
     start: Callable[[], Iterator[Entry]]
@@ -69,7 +69,7 @@ class Source:
     renamed: dict[str, str] = field(default_factory=dict)
     countable: bool = False
     searched: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
     def count(self) -> int | None:
         """How many there are, by a search of its own if need be; None where that is not possible
@@ -105,42 +105,37 @@ def from_paths(
         raise SourceError("no path was given; give files, folders, tables, or - for a list")
     texts = [os.fspath(path) for path in paths]
     shelf = _shelf(texts, modality)
-    origins = [
-        _origin(text, modality, stdin or sys.stdin, shelf)
-        for text in texts
-        if text == "-" or local(text) not in shelf.folders
-    ]
-    columns, renamed = columns_of([origin.table for origin in origins if origin.table])
+    searched = shelf.folders if shelf else ()
+    named = [text for text in texts if text == "-" or local(text) not in searched]
+    origins = [_origin(text, modality, stdin or sys.stdin, shelf) for text in named]
+    opened = [origin.table for origin in origins if origin.table]
+    columns, renamed = columns_of(opened) if opened else ({}, {})
     totals = [origin.total for origin in origins]
 
     def start() -> Iterator[Entry]:
         placed = (
-            (number, *found)
+            (number, line, entry)
             for number, origin in enumerate(origins)
-            for found in _by_channel(origin.entries(columns), channel)
+            for line, entry in _by_channel(origin.entries(columns), channel)
         )
         if len(origins) > 1 or not origins[0].distinct:
             return _once_each(placed, origins)
         return (entry for _, _, entry in placed)
 
-    known = None if None in totals or channel == "each" else sum(total or 0 for total in totals)
-    countable = channel != "each" and "-" not in texts
     return Source(
         start,
         columns,
-        known,
+        None if None in totals or channel == "each" else sum(total or 0 for total in totals),
         renamed,
-        countable,
-        tuple(map(str, shelf.folders)),
-        tuple(
-            str(local(text)) for text in texts if text != "-" and local(text) not in shelf.folders
-        ),
+        countable=channel != "each" and "-" not in texts,
+        searched=tuple(map(str, searched)),
+        paths=tuple(str(local(text)) for text in named if text != "-"),
     )
 
 
 def left_out(source: Source, modality: str) -> Counter[str]:
     """Files of another kind in the folders that were given: how many, by their extensions."""
-    folders = [path for path in map(Path, source.given) if path.is_dir()]
+    folders = [path for path in map(Path, source.paths) if path.is_dir()]
     return sum((others(folder, extensions(modality)) for folder in folders), Counter())
 
 
@@ -190,10 +185,14 @@ def _check_channel(channel: object, modality: str) -> None:
         raise SourceError(f"a channel can be chosen in audio only, not in {modality}")
 
 
-def _by_channel(entries: Iterable[Placed], channel: int | str | None) -> Iterator[Placed]:
+def _by_channel(entries: Iterable[Placed], channel: int | str | None) -> Iterable[Placed]:
     """Give each region that names no channel the chosen one, or one region per channel."""
+    return entries if channel is None else _with_channel(entries, channel)
+
+
+def _with_channel(entries: Iterable[Placed], channel: int | str) -> Iterator[Placed]:
     for line, entry in entries:
-        if channel is None or isinstance(entry, Failure) or entry[1].channel is not None:
+        if isinstance(entry, Failure) or entry[1].channel is not None:
             yield line, entry
             continue
         item, region = entry
@@ -308,20 +307,22 @@ class _Origin:
         return f"{self.name} {unit} {line}" if line else self.name
 
 
-def _shelf(texts: list[str], modality: str) -> Shelf:
-    """Where annotations find their recordings: in the folders that were given with them."""
+def _shelf(texts: list[str], modality: str) -> Shelf | None:
+    """Where annotations find their recordings: in the folders that are named with them. None where
+    there are no annotations."""
     paths = [local(text) for text in texts if text != "-"]
-    folders = []
-    if any(_annotation(path, modality) for path in paths):
-        folders = [path for path in paths if path.is_dir()]
-    return Shelf(folders, extensions(modality))
+    if not any(_annotation_kind(path, modality) for path in paths):
+        return None
+    return Shelf([path for path in paths if path.is_dir()], extensions(modality))
 
 
-def _annotation(path: Path, modality: str) -> str:
-    return annotation_files.kind_of(path) if modality in ("audio", "video") else ""
+def _annotation_kind(path: Path, modality: str) -> str:
+    if modality not in ("audio", "video") or path.suffix.lower() not in annotation_files.SUFFIXES:
+        return ""
+    return annotation_files.kind_of(path)
 
 
-def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf) -> _Origin:
+def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf | None) -> _Origin:
     if text == "-":
         # The first lines are read twice, for the proof of the head and for the run: a copy of the
         # unread start gives all of them again.
@@ -331,13 +332,14 @@ def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf) -> _Origin:
     if not path.exists():
         raise SourceError(f"no such file or folder: {text}")
     if path.is_dir():
-        check_folder(path, shelf.accepted)
-        return _Origin(text, lambda _: in_folder(path, shelf.accepted), distinct=True)
+        accepted = extensions(modality)
+        check_folder(path, accepted)
+        return _Origin(text, lambda _: in_folder(path, accepted), distinct=True)
     opened = None
     if path.suffix.lower() in TABLES:
-        opened = tables.opened(path)
-    elif kind := _annotation(path, modality):
-        opened = annotation_files.opened(path, kind, Recordings(path, shelf))
+        opened = tables.read_table(path)
+    elif shelf and (kind := _annotation_kind(path, modality)):
+        opened = annotation_files.read_annotations(path, kind, Recordings(path, shelf))
     if opened:
         table = open_table(path, modality, opened)
         return _Origin(path.name, table.entries, table.total, table)

@@ -46,7 +46,7 @@ class OpenTable(NamedTuple):
     total: int
 
 
-def opened(path: Path) -> OpenTable:
+def read_table(path: Path) -> OpenTable:
     """A table's rows, its columns' types and its length; rows are read anew at each call.
 
     Raises:

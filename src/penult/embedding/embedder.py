@@ -295,7 +295,7 @@ class Embedder:
             log.info("%s", choice.words)
             # A run that is under way goes on with the runner that it has.
             self.runner = Runner(
-                self.classifier, trial.readings, self.device, lambda: choice.law, opened, choice
+                self.classifier, trial.readings, self.device, choice.find_law, opened, choice
             )
             return choice
 
@@ -313,7 +313,7 @@ class Embedder:
             classifier=self.classifier,
             readings=self.runner.readings,
             device=self.device.split(",")[0],
-            law=self._law,
+            find_law=lambda: self._law,
             plain=self._plain,
             graphs=self._graphs,
             items=items or [self.classifier.example().tensors],

@@ -49,10 +49,9 @@ def taps_of(classifier: Classifier, names: Sequence[str]) -> list[Tap]:
     return [study.tap(name) for name in names]
 
 
-def certify(classifier: Classifier, examples: Sequence[Mapping[str, Tensor]] = ()) -> Certificate:
-    """Prove the classifier's head in a few forward passes: on one or two prepared items, or else
-    on an example of its own kind."""
-    return classifier.structure.study(examples).prove()[0]
+def certify(classifier: Classifier) -> Certificate:
+    """Prove the classifier's head in a few forward passes on an example of its own kind."""
+    return classifier.structure.study().prove()[0]
 
 
 def certify_on(runner: Runner, sample: SourceSample) -> tuple[Certificate, list[str]]:
@@ -60,7 +59,8 @@ def certify_on(runner: Runner, sample: SourceSample) -> tuple[Certificate, list[
     classifier = runner.classifier
     found = sample.beginnings(runner) if classifier.structure.proved_on_items else []
     examples = [classifier.structure.place(one.inputs.tensors) for one in found]
-    return certify(classifier, examples), [one.item.id for one in found]
+    certificate, _ = classifier.structure.study(examples).prove()
+    return certificate, [one.item.id for one in found]
 
 
 PUBLISHED = ("timm:", "torchvision:")

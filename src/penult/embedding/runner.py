@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penult.data.decode import UNFORESEEN, Content, DecodedRegion, Decoders, DecodeTarget, Decoding
+from penult.data.decode import (
+    UNFORESEEN,
+    Content,
+    DecodedRegion,
+    DecodeTarget,
+    Decoding,
+    decode,
+)
 from penult.data.items import Failure, Item
 from penult.data.regions import Region
 from penult.data.sources import from_objects
@@ -223,7 +230,7 @@ class Runner:
             size = sum(ready.size for ready in batch.values())
             work = partial(self._run, ready=batch, run=about)
             for results in engines.give(work, size, meanwhile):
-                order.put(results)
+                order.update(results)
 
         with (
             closing(self.prepare(pairs, decoding, watch)) as prepared,
@@ -235,19 +242,19 @@ class Runner:
                     if isinstance(ready, Ready):
                         waiting.add(number, ready)
                     else:
-                        order.put({number: ready})
+                        order[number] = ready
                     # A region that waits for others must not hold back all that comes behind it.
                     crowded = len(order) > HELD_BACK
                     while waiting.due or (crowded and waiting):
                         run()
                     for results in engines.rest() if crowded else engines.ended():
-                        order.put(results)
+                        order.update(results)
                     yield from order.take()
                 while waiting:
                     run(meanwhile=False)
                     yield from order.take()
                 for results in engines.rest():
-                    order.put(results)
+                    order.update(results)
                 yield from order.take()
             finally:
                 about.left.set()
@@ -262,8 +269,8 @@ class Runner:
         watch, model = watch or Stopwatch(), self.classifier
         limits = decoding.max_seconds, decoding.first_seconds
         target = DecodeTarget(model.modality, model.rate, model.input.frames, *limits)
-        with Decoders(target, decoding) as decoders:
-            for decoded in decoders.open_regions(pairs):
+        with closing(decode(pairs, target, decoding)) as regions:
+            for decoded in regions:
                 if not isinstance(decoded, DecodedRegion):
                     yield decoded
                     continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,34 +67,28 @@ class Waiting:
     @property
     def due(self) -> bool:
         """Whether a batch is to be taken before more is added."""
+        if self._single is not None:
+            return False
         return self.planner.full or (bool(self.planner) and self._law().name == ALONE)
 
     def take(self) -> dict[int, Ready]:
         """The next batch, the region that has waited longest in it."""
-        numbers = self.planner.take()
-        if not numbers and self._single is not None:
+        if self._single is not None:
             numbers, self._single = [self._single], None
+        else:
+            numbers = self.planner.take()
         return {number: self._regions.pop(number) for number in numbers}
 
 
-class InOrder:
-    """Results that come in any order, given in that of their numbers."""
+class InOrder(dict[int, Any]):
+    """Results by their numbers, put in any order and taken in that of the numbers."""
 
-    def __init__(self) -> None:
-        self._held: dict[int, Any] = {}
-        self._next = 0
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def put(self, results: Mapping[int, Any]) -> None:
-        """Some more, by their numbers."""
-        self._held.update(results)
+    _next = 0
 
     def take(self) -> Iterator[Any]:
-        """Those whose turn it is."""
-        while self._next in self._held:
-            yield self._held.pop(self._next)
+        """The results whose turn it is."""
+        while self._next in self:
+            yield self.pop(self._next)
             self._next += 1
 
 

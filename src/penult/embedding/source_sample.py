@@ -41,7 +41,10 @@ class SourceSample:
         classifier = runner.classifier
         rate = classifier.rate or 0
         brief = replace(self.decoding.briefly, first_seconds=BEGINNING)
-        with closing(runner.prepare(self._entries(ENTRIES), brief)) as prepared:
+        entries = (
+            entry for entry in islice(self.source, ENTRIES) if not isinstance(entry, Failure)
+        )
+        with closing(runner.prepare(entries, brief)) as prepared:
             for ready in prepared:
                 if not isinstance(ready, Ready):
                     continue
@@ -56,7 +59,8 @@ class SourceSample:
         """At most `count` prepared regions of the run, spread over its first items, and how many
         the whole run has (None: not known). Fewer where they are large: enough to be timed."""
         classifier = runner.classifier
-        first = list(self._entries(max(count, ENTRIES)))
+        entries = islice(self.source, max(count, ENTRIES))
+        first = [entry for entry in entries if not isinstance(entry, Failure)]
         divided = self.layout.apply(first, classifier.modality, classifier.rate)
         regions = [entry for entry in divided if not isinstance(entry, Failure)]
         found: list[Ready] = []
@@ -68,9 +72,6 @@ class SourceSample:
                 break
         total = self.source.count()
         return found, total * len(regions) / len(first) if total is not None and first else None
-
-    def _entries(self, count: int) -> Iterator[Any]:
-        return (entry for entry in islice(self.source, count) if not isinstance(entry, Failure))
 
     def _prepared(self, runner: Runner, regions: Sequence[Any]) -> Iterator[Ready]:
         """Those that are there already first."""

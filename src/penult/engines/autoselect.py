@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,11 +44,16 @@ class EngineChoice:
     each of the others was not. estimate: seconds that the whole run would take in torch."""
 
     way: EngineMode
-    law: BatchPolicy
+    find_law: Callable[[], BatchPolicy]
     parity: Parity | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
+
+    @property
+    def law(self) -> BatchPolicy:
+        """How items share a batch of this engine."""
+        return self.find_law()
 
     @property
     def words(self) -> str:
@@ -78,9 +83,10 @@ class EngineChoice:
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> EngineChoice:
         """The choice that `to_dict` wrote."""
+        law = BatchPolicy.from_dict(document["law"])
         return cls(
             EngineMode(document["engine"], document["numbers"]),
-            BatchPolicy.from_dict(document["law"]),
+            lambda: law,
             Parity(**document["parity"]) if document["parity"] else None,
             document["seconds"],
             document["dropped"],
@@ -91,12 +97,13 @@ class EngineChoice:
 @dataclass(slots=True)
 class EngineTrial:
     """What is to be run. items: some that are prepared, like those that the run will have; total:
-    how many of such it will have, if that is known. law: how they share a batch in torch."""
+    how many of such it will have, if that is known. find_law: gives how they share a batch in
+    torch, measured only where that matters."""
 
     classifier: Classifier
     readings: Sequence[Reading]
     device: str
-    law: BatchPolicy
+    find_law: Callable[[], BatchPolicy]
     plain: Engine
     graphs: Graphs
     items: Sequence[Any]
@@ -114,16 +121,16 @@ def choose(question: EngineTrial, engine: str, precision: str) -> tuple[EngineCh
     """
     estimate = _estimate(question) if engine == AUTO else None
     if estimate is not None and estimate < LONG:
-        return EngineChoice(PLAIN, question.law, estimate=estimate), question.plain
+        return EngineChoice(PLAIN, question.find_law, estimate=estimate), question.plain
     items, _ = _runnable_items(question, len(question.items))
     question = replace(question, items=items)
     if engine == AUTO and not items:
-        return EngineChoice(PLAIN, question.law), question.plain
+        return EngineChoice(PLAIN, question.find_law), question.plain
     readings = [reading_key(reading) for reading in question.readings]
     asked = [
         engine,
         precision,
-        question.law.name,
+        question.find_law().name,
         readings,
         versions("openvino", "onnxruntime", "nncf"),
     ]
@@ -154,7 +161,7 @@ def _open(question: EngineTrial, way: EngineMode) -> Engine:
     if way == PLAIN:
         return question.plain
     q = question
-    return open_mode(way, q.classifier, q.readings, q.device, q.law, q.graphs)
+    return open_mode(way, q.classifier, q.readings, q.device, q.find_law(), q.graphs)
 
 
 def _estimate(question: EngineTrial) -> float | None:
@@ -190,8 +197,8 @@ class _Trial:
         self.seconds: dict[str, float] = {}
         self.dropped: dict[str, str] = {}
         self._parities: dict[str, Parity] = {}
-        self._laws: dict[str, BatchPolicy] = {PLAIN.words: question.law}
-        self._reference, _ = _run(question.plain, question.law, question.items)
+        self._laws: dict[str, BatchPolicy] = {PLAIN.words: question.find_law()}
+        self._reference, _ = _run(question.plain, question.find_law(), question.items)
         self.estimate = estimate
 
     def engine(self, name: str) -> None:
@@ -227,7 +234,7 @@ class _Trial:
             engine = _open(self._q, way)
             if way != PLAIN:
                 bar = PRECISIONS[EXACT if way.numbers == "f32" else self._precision].law / 2
-                law = find_batch_policy(self._q.classifier, engine, self._q.law, bar)
+                law = find_batch_policy(self._q.classifier, engine, self._q.find_law(), bar)
                 self._laws[way.words] = law
             rows, _ = _run(engine, self._laws[way.words], self._q.items)
         except (EngineError, MissingExtra) as error:
@@ -247,9 +254,10 @@ class _Trial:
 
     def taken(self, way: EngineMode) -> EngineChoice:
         """The choice of a way."""
+        law = self._laws[way.words]
         return EngineChoice(
             way,
-            self._laws[way.words],
+            lambda: law,
             self._parities.get(way.words),
             self.seconds,
             self.dropped,
