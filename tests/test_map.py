@@ -16,7 +16,7 @@ from penult.analysis.projection import project
 from penult.collection import derived
 from penult.collection.collection import Collection
 from penult.errors import MissingExtra, UsageError
-from penult.viz.map_page import Page, page
+from penult.viz.map_page import MapPage, map_page
 from penult.viz.plots import draw_map
 from test_cli import ask
 from test_clusters import blobs
@@ -94,7 +94,7 @@ def written(**changes: object) -> str:
         "columns": {"site": ["</script><b>", None], "depth": [1.5, float("nan")]},
         "modality": "audio",
     }  # fmt: skip
-    return page(Page(**{**about, **changes}))  # type: ignore[arg-type]
+    return map_page(MapPage(**{**about, **changes}))  # type: ignore[arg-type]
 
 
 def test_names_from_outside_are_data_in_the_page() -> None:

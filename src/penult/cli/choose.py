@@ -23,6 +23,7 @@ from penult.cli.output import (
     SOME_FAILED,
     counted,
     embedder_facts,
+    json_text,
     metered,
     print_json,
     print_note,
@@ -177,7 +178,7 @@ def evaluate(
     if report is not None:
         title = f"{opened.path.name} by {by}"
         html = report.suffix.lower() == ".html"
-        page = reports.evaluation_page(found, title) if html else reports.as_json(document)
+        page = reports.evaluation_page(found, title) if html else json_text(document) + "\n"
         write_file(report, [page.encode()])
     if json:
         print_json(document)
@@ -205,16 +206,13 @@ def _write_choice(report: Path, found: Selection, model: str) -> None:
     from penult.data.files import write_file
     from penult.viz import report as reports
 
-    kind = report.suffix.lower()
-    if kind == ".json":
-        write_file(report, [reports.as_json(found.to_dict()).encode()])
-        return
-    assert found.report is not None  # refused before the run
-    if kind == ".png":
-        write_file(report, [reports.choice_picture(found.report)])
-    else:
-        page = reports.choice_page(found.report, f"Which layer of {model}")
-        write_file(report, [page.encode()])
+    choice: Any = found.report  # there is one for a page and a picture: refused before the run
+    content = {
+        ".json": lambda: (json_text(found.to_dict()) + "\n").encode(),
+        ".png": lambda: reports.draw_choice(choice),
+        ".html": lambda: reports.choice_page(choice, f"Layers of {model}").encode(),
+    }
+    write_file(report, [content[report.suffix.lower()]()])
 
 
 def _choice(found: Selection, saved: Path, report: Path | None) -> dict[str, Any]:

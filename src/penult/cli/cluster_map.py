@@ -223,13 +223,13 @@ def _write(opened: Collection, made: Map, out: Path, title: str) -> None:
         return
     from penult.collection.manifest import store_errors
     from penult.data.files import write_file
-    from penult.viz.map_page import Page, page
+    from penult.viz.map_page import MapPage, map_page
 
     manifest = opened.manifest
     columns = {name: made.rows[name].to_pylist() for name in made.rows.column_names
                if name not in _KEYS}  # fmt: skip
-    text = page(
-        Page(
+    text = map_page(
+        MapPage(
             title,
             subtitle,
             made.points,

@@ -59,8 +59,14 @@ def print_json_stream(
     print("\n  ]" if between else "]", _text(after).removeprefix("{\n"), sep=",\n", flush=True)
 
 
+def json_text(document: Any) -> str:
+    """A document as JSON text; numbers that are not finite become null."""
+    return json.dumps(_plain(document), ensure_ascii=False, indent=2)
+
+
 def _text(value: Any) -> str:
-    text = json.dumps(_plain(value), ensure_ascii=False, indent=2)
+    """As `json_text`, in ASCII where stdout takes nothing else."""
+    text = json_text(value)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # no UTF-8 terminal, or a name that is not UTF-8

@@ -20,13 +20,13 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-_NONE = "(no name)"
+_NO_NAME = "(no name)"
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """What a page shows. names: each point's class. columns: other values of each point, shown
-    when it is pointed at. modality decides how an item is opened."""
+class MapPage:
+    """Content of a map page. points: (N, 2). names: each point's class. columns: further values of
+    each point. modality: how the page opens an item."""
 
     title: str
     subtitle: str
@@ -38,33 +38,33 @@ class Page:
     modality: str
 
 
-def page(about: Page) -> str:
-    """The whole page."""
+def map_page(about: MapPage) -> str:
+    """The HTML of a map, whole."""
     template = files("penult.viz").joinpath("map.html").read_text("utf-8")
     before, rest = template.split("<script>", 1)
     script, after = rest.split("</script>", 1)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = json.dumps(_document(about), ensure_ascii=True, separators=(",", ":"))
+    data = json.dumps(_page_data(about), ensure_ascii=True, separators=(",", ":"))
     # ensure_ascii leaves no line separators that end a script; no < leaves no tag.
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     before = before.replace("{{script}}", digest).replace("{{title}}", escape(about.title))
     return f"{before.replace('{{data}}', data)}<script>{script}</script>{after}"
 
 
-def _document(about: Page) -> dict[str, Any]:
+def _page_data(about: MapPage) -> dict[str, Any]:
     low = about.points.min(axis=0) if len(about.points) else np.zeros(2)
     size = float(np.ptp(about.points, axis=0).max()) if len(about.points) else 0.0
     places = np.round((about.points - low) / (size or 1.0) * 65535).astype("<u2")
     files_of = [id.rpartition("/")[0] + "/" for id in about.ids if id.startswith("/")]
     root = os.path.commonpath(files_of).rstrip("/") + "/" if files_of else ""
-    classes, codes = _coded([_NONE if name is None else name for name in about.names])
+    classes, codes = _coded([_NO_NAME if name is None else name for name in about.names])
     sizes = np.bincount(codes, minlength=len(classes))
-    order = sorted(range(len(classes)), key=lambda c: (classes[c] == _NONE, -sizes[c]))
+    order = sorted(range(len(classes)), key=lambda c: (classes[c] == _NO_NAME, -sizes[c]))
     rank = {code: place for place, code in enumerate(order)}
     return {
         "title": about.title,
         "subtitle": about.subtitle,
-        "none": _NONE,
+        "none": _NO_NAME,
         "modality": about.modality,
         "places": base64.b64encode(places.tobytes()).decode(),
         "classes": [classes[code] for code in order],
@@ -82,7 +82,7 @@ def _document(about: Page) -> dict[str, Any]:
 
 
 def _urls(ids: Sequence[str]) -> dict[int, str]:
-    """The addresses of files whose names are no UTF-8; of others the page makes them itself."""
+    """Addresses of files whose names are not UTF-8; the page makes all others from the ids."""
     from penult.data.items import path_of
 
     return {
@@ -93,13 +93,13 @@ def _urls(ids: Sequence[str]) -> dict[int, str]:
 
 
 def _coded(values: list[Any]) -> tuple[list[Any], list[int]]:
-    """The different values, and of each value its place among them."""
+    """Distinct values, and the index of each value among them."""
     places: dict[Any, int] = {}
-    codes = [places.setdefault(_shown(value), len(places)) for value in values]
+    codes = [places.setdefault(_json_value(value), len(places)) for value in values]
     return list(places), codes
 
 
-def _shown(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

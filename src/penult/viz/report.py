@@ -1,4 +1,4 @@
-"""A choice or an evaluation as a picture or as one HTML file that needs no network; strict JSON.
+"""A choice or an evaluation as a picture, or as one HTML file that needs no network.
 
 Knows the small objects that it shows; nothing of models or collections.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from penult.errors import UsageError
 from penult.extras import require
 
 KINDS = (".html", ".json", ".png")
-SHOWN = "in a crowd"  # the measure of the picture
+DRAWN = "in a crowd"  # the measure of the picture
 
 _LONG = 45  # letters of a cell that may wrap
 _STYLE = (
@@ -44,8 +44,8 @@ def check_kind(path: str | os.PathLike[str], kinds: Sequence[str] = KINDS) -> No
         raise UsageError(f"--report {path}: there is no folder {path.absolute().parent}")
 
 
-def choice_picture(choice: Choice) -> bytes:
-    """PNG: the score by layer, one line for each pooling, in its best space.
+def draw_choice(choice: Choice) -> bytes:
+    """Draw the score of each layer as a PNG: one line per pooling, in the best space.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -71,14 +71,15 @@ def choice_picture(choice: Choice) -> bytes:
         if layers:
             heights = [100 * _height(scores[layer]) for layer in layers]
             line = axes.plot(layers, heights, marker="o", ms=3, label=pooling)[0]
-            low = [100 * scores[layer].measured[SHOWN].low for layer in layers]
-            high = [100 * scores[layer].measured[SHOWN].high for layer in layers]
+            low = [100 * scores[layer].measured[DRAWN].low for layer in layers]
+            high = [100 * scores[layer].measured[DRAWN].high for layer in layers]
             axes.fill_between(layers, low, high, alpha=0.08, color=line.get_color())
     for name, style in ((choice.finalists[0].setting.readings[0], "--"), ("prelogits mean", ":")):
         if name in others:
             axes.axhline(100 * _height(others[name]), ls=style, c="0.3", lw=1, label=name)
     axes.set_xlabel("layer")
-    axes.set_ylabel("one example of its class nearest among 20, %")
+    axes.set_ylabel("right class among 20, one example each, %")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title("Each layer and pooling in its best space, with 95 % intervals", fontsize=10)
     axes.legend(fontsize=8)
     figure.tight_layout()
@@ -88,34 +89,37 @@ def choice_picture(choice: Choice) -> bytes:
 
 
 def _height(score: Score) -> float:
-    return score.measured[SHOWN].value
+    return score.measured[DRAWN].value
 
 
 def choice_page(choice: Choice, title: str) -> str:
     """A choice as one HTML file; with the picture where matplotlib is installed."""
     try:
-        picture = base64.b64encode(choice_picture(choice)).decode()
+        picture = base64.b64encode(draw_choice(choice)).decode()
         image = f'<img alt="score by layer" src="data:image/png;base64,{picture}">'
     except UsageError:
         image = "<p class=i>No picture: matplotlib is not installed.</p>"
     measures = list(choice.scores[0].measured) if choice.scores else []
     finalists = _table(
         ["rule of choice", f"on {choice.judged_on}", "gain over the notebook's recipe", "setting"],
-        [[o.name, o.value.words(), o.gain.words(), o.setting.words()] for o in choice.finalists],
-    )
+        (_texts(o.name, o.value.words(), o.gain.words(), o.setting.words())
+         for o in choice.finalists),
+    )  # fmt: skip
     candidates = _table(
         ["reading", "space", *measures],
-        [
-            [one.setting.words().rpartition(", ")[0], one.setting.space]
-            + [one.measured[name].words() for name in measures]
+        (
+            _texts(
+                one.setting.words().rpartition(", ")[0],
+                one.setting.space,
+                *(one.measured[name].words() for name in measures),
+            )
             for one in choice.scores
-        ],
+        ),
     )
     kept = " (the notebook's recipe was kept)" if choice.kept else ""
-    notes = "".join(f"<p class=i>{escape(note)}</p>" for note in choice.notes)
     return _page(
         title,
-        f"<p>Chosen: <b>{escape(choice.setting.words())}</b>{kept}</p>{notes}{image}"
+        f"<p>Chosen: <b>{escape(choice.setting.words())}</b>{kept}</p>{_notes(choice.notes)}{image}"
         f"<h2>Finalists, tested on {choice.judged_on}</h2>{finalists}"
         f"<h2>Every reading in every space</h2><p class=i>{choice.ways}-way episodes; few-shot: "
         f"{choice.shots} examples.</p>{candidates}",
@@ -126,43 +130,50 @@ def evaluation_page(found: Evaluation, title: str) -> str:
     """An evaluation as one HTML file."""
     estimates = _table(
         ["measure", "value (95 % interval)", ""],
-        [[name, one.words(), _Bar(one.value)] for name, one in found.estimates.items()],
+        ([*_texts(name, one.words()), _bar(one.value)] for name, one in found.estimates.items()),
     )
     figures = _table(
-        ["measure", "value"], [[name, f"{value:.4f}"] for name, value in found.figures.items()]
+        ["measure", "value"],
+        (_texts(name, f"{value:.4f}") for name, value in found.figures.items()),
     )
     classes = _table(
         ["class", f"{found.ways}-way 1-shot", ""],
-        [[name, f"{100 * value:.1f} %", _Bar(value)] for name, value in found.per_class.items()],
+        (
+            [*_texts(name, f"{100 * value:.1f} %"), _bar(value)]
+            for name, value in found.per_class.items()
+        ),
     )
-    notes = "".join(f"<p class=i>{escape(note)}</p>" for note in found.notes)
     return _page(
         title,
         f"<p>{found.items:,} items, {found.classes:,} classes, {found.groups:,} groups; space "
-        f"{escape(found.space)}.</p>{notes}{estimates}{figures}"
+        f"{escape(found.space)}.</p>{_notes(found.notes)}{estimates}{figures}"
         f"<h2>By class, the hardest first</h2>{classes}",
     )
 
 
-class _Bar(float):
-    """A share that is drawn as a bar."""
+def _notes(notes: Iterable[str]) -> str:
+    return "".join(f"<p class=i>{escape(note)}</p>" for note in notes)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    lines = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{lines}</table>"
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, _Bar):
-        share = min(max(value, 0.0), 1.0) if value == value else 0.0
-        return (
-            f'<td style="width:14rem"><span class=b style="width:{100 * share:.1f}%"></span></td>'
-        )
-    text = str(value)
-    # A row is one line: figures, intervals and names do not wrap, long settings do.
-    return f"<td>{escape(text)}</td>" if len(text) > _LONG else f"<td class=n>{escape(text)}</td>"
+def _texts(*texts: str) -> list[str]:
+    """Cells of text. Figures, intervals and names keep to one line, long settings may wrap."""
+    return [
+        f"<td>{escape(text)}</td>" if len(text) > _LONG else f"<td class=n>{escape(text)}</td>"
+        for text in texts
+    ]
+
+
+def _bar(share: float) -> str:
+    """A cell with a bar of this share; of none where it is no number."""
+    width = min(max(share, 0.0), 1.0) if share == share else 0.0
+    return f'<td style="width:14rem"><span class=b style="width:{100 * width:.1f}%"></span></td>'
 
 
 def _page(title: str, body: str) -> str:
@@ -170,18 +181,3 @@ def _page(title: str, body: str) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>\n"
     )
-
-
-def as_json(document: Mapping[str, Any]) -> str:
-    """Strict JSON: values that are not finite become null."""
-    import json
-    import math
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(one) for name, one in value.items()}
-        if isinstance(value, list):
-            return [plain(one) for one in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(plain(dict(document)), ensure_ascii=False, indent=2) + "\n"
