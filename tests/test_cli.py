@@ -31,6 +31,7 @@ from conftest import RATE, clip
 from penult.cli import output
 from penult.cli.main import run
 from penult.collection.collection import Collection
+from penult.embedding.embedder import describe_embedder
 from penult.extras import EXTRAS
 from zoo import CLASSES, save_audio, save_text
 
@@ -218,6 +219,21 @@ def test_classify(tiny: Path, clips: Path) -> None:
     assert said.code == 0 and said.err == ""
     assert len(said.out.splitlines()) == 2 * 3
     assert f"{expected[0].score:.4f}  {expected[0].label}  class" in said.out
+
+
+def test_documents_are_what_the_objects_give(tiny: Path, clips: Path, tmp_path: Path) -> None:
+    """`to_dict` of a prediction and of an embedder, as JSON, are what the commands print."""
+    paths = [clips / "a" / "0.wav", clips / "b" / "1.wav"]
+    printed = ask("classify", tiny, *paths, "--json").json["predictions"]
+    assert (
+        json.loads(json.dumps([p.to_dict() for p in penult.load(tiny).classify(paths)])) == printed
+    )
+    printed = ask("convert", tiny, tmp_path / "e", "--tap", "layer:1", "--json").json
+    embedder = penult.Embedder.load(tmp_path / "e")
+    assert json.loads(json.dumps(describe_embedder(embedder))) == {
+        **{name: value for name, value in printed.items() if name != "folder"},
+        "model": str(tmp_path / "e"),
+    }
 
 
 def test_classify_names_what_failed_and_goes_on(tiny: Path, clips: Path, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from penult.cli.options import (
 from penult.cli.output import (
     SOME_FAILED,
     counted,
-    embedder_facts,
     json_text,
     metered,
     print_json,
@@ -216,11 +215,13 @@ def _write_choice(report: Path, found: Selection, model: str) -> None:
 
 
 def _choice(found: Selection, saved: Path, report: Path | None) -> dict[str, Any]:
+    from penult.embedding.embedder import describe_embedder
+
     return {
         "embedder": str(saved),
         "report": str(report) if report else None,
         **found.to_dict(),
-        **embedder_facts(found.embedder),
+        **describe_embedder(found.embedder),
         "space": found.setting.space,
     }
 

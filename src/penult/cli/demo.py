@@ -1,4 +1,4 @@
-"""The guided tour on the bundled classifier and clips, and a look at the installation."""
+"""`penult demo` and `penult doctor`: a tour on the bundled classifier; the installation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the collection and the map.")] = OUT,
     json: Json = False,
 ) -> None:
-    """Do the main job on the bundled classifier: inspect, classify, embed, search, one-shot."""
+    """Take a tour on the bundled classifier: inspect, classify, embed, search, one-shot, map."""
     began = time.monotonic()
     clips = Path(str(files("penult") / "demo" / "clips")) / "clips.csv"
     with clips.open(newline="") as file:
@@ -39,21 +39,23 @@ def demo(
     new = {row["word"] for row in rows.values()} - known
     show = _Show(not json)
 
-    show.step(1, "inspect", "what is inside the bundled classifier, and where its head begins")
+    show.step(1, "inspect", "the layers of the bundled classifier, and where the head begins")
     if not json:
         inspect.inspect(model="demo")
-    show.step(2, "classify", f"{len(known)} words that it was trained on, voices it never heard")
+    show.step(2, "classify", f"{len(known)} trained words, in voices outside the training data")
     report: dict[str, Any] = {"classify": _classify(rows, show)}
-    show.step(3, "embed", "label and vector of every clip in one pass, into a collection")
+    show.step(3, "embed", "label and vector of every clip in one pass, stored in a collection")
     collection, report["embed"] = _embed(clips, out / "clips.lance", show)
     words, voices, vectors = _loaded(collection)
-    show.step(4, "search", "the nearest clips, by other voices")
+    show.step(4, "search", "the nearest clips in other voices")
     report["search"] = _search(collection, words, voices, vectors, new, show)
     show.step(
-        5, "one-shot", f"one example each of {len(new)} words that it never knew, by one voice"
+        5,
+        "one-shot",
+        f"one example each of {len(new)} words outside the training data, in one voice",
     )
     report["one_shot"] = _one_shot(words, voices, vectors, new, show)
-    show.step(6, "map", "every vector as a point")
+    show.step(6, "map", "each vector as a point in two dimensions")
     report["map"] = _map(out, vectors, words, new, show)
     report["seconds"] = round(time.monotonic() - began, 1)
     if json:
@@ -89,7 +91,7 @@ def _classify(rows: dict[str, dict[str, str]], show: _Show) -> dict[str, Any]:
         word = trained[prediction.id]
         mark = "[green]✓[/]" if word == prediction.label else "[red]✗[/]"
         show.line(
-            f"  {mark} {Path(prediction.id).name:<32} heard [bold]{prediction.label}[/] "
+            f"  {mark} {Path(prediction.id).name:<32} predicted [bold]{prediction.label}[/] "
             f"({prediction.score:.2f})"
         )
     show.line(f"  right: {_share(right, len(predictions))}")
@@ -132,10 +134,10 @@ def _search(
     show: _Show,
 ) -> dict[str, Any]:
     word = sorted(new)[0]
-    asked = int(np.flatnonzero(words == word)[0])
-    where = f"voice <> '{voices[asked]}'"
-    hits = collection.search(vectors[asked], k=5, where=where)
-    show.line(f"  query: [bold]{word}[/] by {voices[asked]}, a word that it never knew")
+    query = int(np.flatnonzero(words == word)[0])
+    where = f"voice <> '{voices[query]}'"
+    hits = collection.search(vectors[query], k=5, where=where)
+    show.line(f"  query: [bold]{word}[/] by {voices[query]}, a word outside the training data")
     for hit in hits:
         mark = "[green]✓[/]" if hit.metadata["word"] == word else "[red]✗[/]"
         show.line(
@@ -144,7 +146,7 @@ def _search(
     similar = vectors @ vectors.T
     similar[voices[:, None] == voices[None, :]] = -np.inf
     right = int((words[similar.argmax(axis=1)] == words).sum())
-    show.line(f"  over all clips, the nearest one is the same word: {_share(right, len(words))}")
+    show.line(f"  over all clips, the nearest clip is the same word: {_share(right, len(words))}")
     return {"query": word, "nearest_is_same_word": right, "of": len(words)}
 
 
@@ -155,18 +157,18 @@ def _one_shot(
     new: set[str],
     show: _Show,
 ) -> dict[str, Any]:
-    """Each voice in turn gives one example of each new word; all other voices are asked."""
+    """One-shot accuracy: each voice in turn gives one example per new word."""
     unknown = np.isin(words, sorted(new))
     right = total = 0
     for voice in sorted(set(voices)):
         examples = np.flatnonzero(unknown & (voices == voice))
-        asked = np.flatnonzero(unknown & (voices != voice))
-        nearest = examples[(vectors[asked] @ vectors[examples].T).argmax(axis=1)]
-        right += int((words[nearest] == words[asked]).sum())
-        total += len(asked)
+        query = np.flatnonzero(unknown & (voices != voice))
+        nearest = examples[(vectors[query] @ vectors[examples].T).argmax(axis=1)]
+        right += int((words[nearest] == words[query]).sum())
+        total += len(query)
     show.line(f"  {', '.join(sorted(new))}")
     show.line(
-        f"  right: {_share(right, total)}; guessing would be right in {1 / len(new):.0%}. "
+        f"  right: {_share(right, total)}; chance: {1 / len(new):.0%}. "
         "No training, one vector per word."
     )
     return {"words": sorted(new), "right": right, "of": total, "chance": 1 / len(new)}
@@ -190,8 +192,8 @@ def _map(
             project(vectors),
             words.tolist(),
             new,
-            "What the classifier hears",
-            f"{len(words)} clips · circles: words it was trained on · stars: words it never knew",
+            "The bundled classifier's vectors",
+            f"{len(words)} clips · circles: trained words · stars: words outside the training data",
         )
     except MissingExtra as error:
         print_note(str(error))
@@ -201,7 +203,7 @@ def _map(
 
 
 def doctor(json: Json = False) -> None:
-    """Say what is installed, what is missing, and which device would be used."""
+    """List installed and missing packages, and the device that would be used."""
     import platform
 
     from penult import __version__

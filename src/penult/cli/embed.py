@@ -35,7 +35,6 @@ from penult.cli.output import (
     SOME_FAILED,
     Meter,
     counted,
-    embedder_facts,
     metered,
     print_json,
     print_note,
@@ -149,7 +148,7 @@ def embed(
     from penult.data.decode import TIME_LIMIT, default_workers
     from penult.data.sources import Shard
     from penult.data.windows import Layout
-    from penult.embedding.embedder import open_embedder
+    from penult.embedding.embedder import describe_embedder, open_embedder
 
     part = Shard.parse(shard) if shard else None
     options = Options(
@@ -188,7 +187,7 @@ def embed(
         )  # fmt: skip
         elapsed, rate = meter.elapsed, meter.rate()
     if json:
-        facts = {"elapsed": elapsed, **embedder_facts(embedder)}
+        facts = {"elapsed": elapsed, **describe_embedder(embedder)}
         print_json({**_document(summary_of_run, collection), **facts})
     else:
         duration = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")

@@ -27,7 +27,6 @@ from penult.cli.options import (
 )
 from penult.cli.output import (
     SOME_FAILED,
-    embedder_facts,
     print_json,
     print_note,
     printable,
@@ -64,7 +63,7 @@ def classify(
             continue
         prediction = prediction_of(classifier, outcome)
         if json:
-            predictions.append(_prediction(prediction))
+            predictions.append(prediction.to_dict())
         else:
             _show_prediction(prediction, top)
     if json:
@@ -102,7 +101,7 @@ def convert(
     The proof of the head and the measured batching policy are saved with it.
     """
     from penult.data.sources import from_objects
-    from penult.embedding.embedder import open_embedder, require_proof
+    from penult.embedding.embedder import describe_embedder, open_embedder, require_proof
     from penult.embedding.source_sample import SourceSample
 
     with working(f"loading {model}"):
@@ -125,7 +124,7 @@ def convert(
             embedder.settle(sample or SourceSample(from_objects((), embedder.classifier.modality)))
     saved = embedder.save(folder)
     if json:
-        print_json({"folder": str(saved), **embedder_facts(embedder)})
+        print_json({"folder": str(saved), **describe_embedder(embedder)})
         return
     stdout.print(
         f"saved [bold]{printable(str(saved))}[/]: tap [cyan]{escape(embedder.tap.name)}[/], "
@@ -150,15 +149,3 @@ def _show_prediction(prediction: Any, top: int) -> None:
             f"  [dim]class {best.index}, logit {best.logit:.4f}[/]",
             soft_wrap=True,
         )
-
-
-def _prediction(prediction: Any) -> dict[str, Any]:
-    return {
-        "id": prediction.id,
-        "region": prediction.region,
-        "label": prediction.label,
-        "index": prediction.index,
-        "score": prediction.score,
-        "scores": prediction.scores,
-        "logits": prediction.logits,
-    }

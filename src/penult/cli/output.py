@@ -246,22 +246,3 @@ def named(ids: list[str]) -> str:
     return (
         f" on {printable(' and '.join(dict.fromkeys(Path(id).name for id in ids)))}" if ids else ""
     )
-
-
-def embedder_facts(embedder: Embedder) -> dict[str, Any]:
-    """What a JSON document says of an embedder."""
-    choice = embedder.runner.choice
-    return {
-        "model": embedder.classifier.spec,
-        "tap": embedder.tap.name,
-        "pooling": embedder.pooling,
-        "dim": embedder.dim,
-        "fingerprint": embedder.fingerprint,
-        "fingerprint_id": embedder.fingerprint_id,
-        "certificate": embedder.certificate.to_dict(),
-        "proved_on": embedder.proved_on,
-        "batching": embedder.runner.law.to_dict(),
-        "precision": embedder.precision,
-        "engine": embedder.runner.mode.words,
-        "choice": choice.to_dict() if choice else None,
-    }

@@ -89,23 +89,25 @@ def probe(
         check_picture(picture)
         check_output(picture, create=True)
     opened = Collection.open(collection, must_exist=True)
-    rows = _read_rows(opened, by, group, where, features)
+    data = _read_data(opened, by, group, where, features)
     with working("training and testing"):
         runs = {
-            name: measured(matrix, rows.names, rows.groups, folds, seed, strength)
-            for name, matrix in rows.matrices.items()
+            name: measured(matrix, data.names, data.groups, folds, seed, strength)
+            for name, matrix in data.matrices.items()
         }
-    probed, matrix = next(reversed(runs.values())), next(reversed(rows.matrices.values()))
+    probed, matrix = next(reversed(runs.values())), next(reversed(data.matrices.values()))
     if picture is not None:
         draw_confusion(picture, probed.confusion, probed.classes, _title(probed))
-    about = {"classes": probed.classes, "features": rows.columns, "by": by, "group": group,
+    about = {"classes": probed.classes, "features": data.columns, "by": by, "group": group,
              "rows": len(probed.rows), "fingerprint": _fingerprint(opened)}  # fmt: skip
     if save is not None:
         write(save, trained(matrix, probed, strength), about)
-    for note in [*rows.notes, *probed.notes]:
+    for note in [*data.notes, *probed.notes]:
         print_note(printable(note))
     if json:
-        print_json({"collection": str(opened.path), "by": by, "group": group, **_document(runs)})
+        print_json(
+            {"collection": str(opened.path), "by": by, "group": group, **_with_all_measures(runs)}
+        )
         return
     _show(runs, group)
     for path, kind in ((picture, "confusion matrix"), (save, "probe")):
@@ -114,7 +116,7 @@ def probe(
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class _ProbeData:
     """Matrices (N, D) to probe by name, the last one with all columns; each row's class."""
 
     matrices: dict[str, npt.NDArray[np.float64]]
@@ -124,9 +126,9 @@ class _Rows:
     notes: list[str]
 
 
-def _read_rows(
+def _read_data(
     opened: Collection, by: str, group: str | None, where: str | None, features: Path | None
-) -> _Rows:
+) -> _ProbeData:
     import numpy as np
 
     from penult.analysis.probe_io import joined
@@ -141,13 +143,13 @@ def _read_rows(
     names, groups = found.names[by], found.names[group] if group else None
     columns = [f"v{place}" for place in range(vectors.shape[1])]
     if features is None:
-        return _Rows({"vectors": vectors}, names, groups, columns, [])
+        return _ProbeData({"vectors": vectors}, names, groups, columns, [])
     own = joined(features, *(found.keys[name].to_pylist() for name in ("id", "region")))
     there = own.there
     notes = [f"{int((~there).sum()):,} rows lack some of the features and were left out"]
     matrices = {"vectors": vectors[there], "features": own.values[there]}
     matrices["both"] = np.concatenate([vectors, own.values], axis=1)[there]
-    return _Rows(
+    return _ProbeData(
         matrices,
         [name for name, keep in zip(names, there, strict=True) if keep],
         None if groups is None else [g for g, keep in zip(groups, there, strict=True) if keep],
@@ -197,8 +199,8 @@ def _title(probed: ProbeResult) -> str:
     )
 
 
-def _document(runs: dict[str, ProbeResult]) -> dict[str, Any]:
-    """The last run, with the measures of all of them."""
+def _with_all_measures(runs: dict[str, ProbeResult]) -> dict[str, Any]:
+    """The JSON of the last run, with the measures of all runs."""
     documents = [one.to_dict(name) for name, one in runs.items()]
     measures = {name: one for each in documents for name, one in each["measures"].items()}
     return documents[-1] | {"measures": measures}

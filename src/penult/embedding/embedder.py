@@ -537,3 +537,22 @@ def require_proof(embedder: Embedder, sample: SourceSample | None = None) -> Non
             f"the head is not proved, so there are no prelogits: {embedder.certificate.refusal}. "
             "Another tap works: --tap backbone"
         )
+
+
+def describe_embedder(embedder: Embedder) -> dict[str, Any]:
+    """An embedder for JSON: model, reading, fingerprint, proof, batching policy and engine."""
+    runner = embedder.runner
+    return {
+        "model": embedder.classifier.spec,
+        "tap": embedder.tap.name,
+        "pooling": embedder.pooling,
+        "dim": embedder.dim,
+        "fingerprint": embedder.fingerprint,
+        "fingerprint_id": embedder.fingerprint_id,
+        "certificate": embedder.certificate.to_dict(),
+        "proved_on": embedder.proved_on,
+        "batching": runner.law.to_dict(),
+        "precision": embedder.precision,
+        "engine": runner.mode.words,
+        "choice": runner.choice.to_dict() if runner.choice else None,
+    }

@@ -409,6 +409,18 @@ class Prediction:
         order = np.argsort(-scores, kind="stable")[:k]
         return [Best(self.labels[i], int(i), float(scores[i]), float(logits[i])) for i in order]
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: logits and scores as lists."""
+        return {
+            "id": self.id,
+            "region": self.region,
+            "label": self.label,
+            "index": self.index,
+            "score": self.score,
+            "scores": self.scores.tolist(),
+            "logits": self.logits.tolist(),
+        }
+
 
 def predict(
     kind: str, labels: Sequence[str], logits: FloatArray, id: str = "", region: str = "whole"
