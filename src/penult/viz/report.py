@@ -53,6 +53,7 @@ def draw_choice(choice: Choice) -> bytes:
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 5), dpi=110)
     FigureCanvasAgg(figure)
@@ -79,7 +80,7 @@ def draw_choice(choice: Choice) -> bytes:
             axes.axhline(100 * _height(others[name]), ls=style, c="0.3", lw=1, label=name)
     axes.set_xlabel("layer")
     axes.set_ylabel("right class among 20, one example each, %")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Each layer and pooling in its best space, with 95 % intervals", fontsize=10)
     axes.legend(fontsize=8)
     figure.tight_layout()
