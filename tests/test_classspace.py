@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -423,7 +424,7 @@ def test_the_embedders_own_space_serves_unasked(tmp_path: Path) -> None:
 
 
 def test_former_names_work_with_a_warning(space: ClassSpace, words: Collection) -> None:
-    clips = clips_of("one")[:1]
+    clips, old = clips_of("one")[:1], cast(Any, space)
     values = {
         "taught": space.fitted,
         "collection": space.source.collection,
@@ -434,15 +435,15 @@ def test_former_names_work_with_a_warning(space: ClassSpace, words: Collection) 
         with pytest.warns(DeprecationWarning, match=f"ClassSpace.{name} goes with the next"):
             assert getattr(space, name) is value
     with pytest.warns(DeprecationWarning):
-        assert space.to_csv() == space.examples.to_csv()
+        assert old.to_csv() == space.examples.to_csv()
     one = space.predict(clips, unknown=0, nearest=2)[0]
     with pytest.warns(DeprecationWarning):
-        assert space.nearest(clips, 2) == [one.nearest]
+        assert old.nearest(clips, 2) == [one.nearest]
     with pytest.warns(DeprecationWarning):
-        space.use(space.source.embedder)
+        old.use(space.source.embedder)
     with pytest.warns(DeprecationWarning):
-        space.opens(lambda: space.source.embedder)
-    of_rows = ClassSpace(words)
+        old.opens(lambda: space.source.embedder)
+    of_rows: Any = ClassSpace(words)
     with pytest.warns(DeprecationWarning):
         counts = of_rows.add_from("word", "known", "unsure")
     assert counts == ClassSpace(words).add_named(None, "word", "unsure", "known")
@@ -455,7 +456,7 @@ def test_former_names_work_with_a_warning(space: ClassSpace, words: Collection) 
         with pytest.warns(DeprecationWarning, match=f"ClassPrediction.{name} goes with the next"):
             assert getattr(one, name) == value
     with pytest.warns(DeprecationWarning):
-        assert one.window() == one.detection
+        assert cast(Any, one).window() == one.detection
     for absent in (space, one):
         with pytest.raises(AttributeError, match="no attribute 'lable'"):
-            _ = absent.lable  # type: ignore[attr-defined]
+            _ = cast(Any, absent).lable

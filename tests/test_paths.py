@@ -223,8 +223,8 @@ CALLS: dict[str, Call] = {
     "export.write_csv(out)": lambda w, p: _written(
         w, ".csv", p, lambda path: export.write_csv(path, pa.table({"a": [1]}))
     ),
-    "probe_io.joined(table)": lambda w, p: (
-        probe_io.joined(p(w.table), [str(w.one)], ["whole"]).values
+    "probe_io.join_features(table)": lambda w, p: (
+        probe_io.join_features(p(w.table), [str(w.one)], ["whole"]).values
     ),
     "probe_io.check_suffix(path)": lambda w, p: probe_io.check_suffix(p(w.probe)),
     "probe_io.save(path)": _probe,

@@ -12,7 +12,7 @@ from sklearn import metrics
 
 from penult.analysis import probe_io
 from penult.analysis.probe import confused, probe, trained
-from penult.analysis.probe_io import joined
+from penult.analysis.probe_io import join_features
 from penult.collection.collection import Collection
 from penult.errors import LabelsError, SourceError, UsageError
 from test_cli import ask
@@ -159,22 +159,22 @@ def table(path: Path, *rows: list) -> Path:
 def test_features_are_joined_by_id(tmp_path: Path) -> None:
     ids = [str(tmp_path / "a.wav"), "b", "c"]
     given = table(tmp_path / "f.csv", ["path", "x", "y"], ["b", 1, 0.5], ["a.wav", 2, 0.25])
-    found = joined(given, ids, ["whole"] * 3)
-    assert found.names == ["x", "y"] and found.there.tolist() == [True, True, False]
+    found = join_features(given, ids, ["whole"] * 3)
+    assert found.names == ["x", "y"] and found.complete.tolist() == [True, True, False]
     assert found.values[:2].tolist() == [[2, 0.25], [1, 0.5]]
     given = table(tmp_path / "g.csv", ["id", "region", "x"], ["b", "0-1", 1], ["b", "1-2", 2])
-    assert joined(given, ["b", "b"], ["1-2", "0-1"]).values.ravel().tolist() == [2, 1]
+    assert join_features(given, ["b", "b"], ["1-2", "0-1"]).values.ravel().tolist() == [2, 1]
     for rows, says in (
         ([["name", "x"], ["b", 1]], "no column id or path"),
         ([["id"], ["b"]], "no column besides its ids"),
         ([["id", "x"], ["b", "loud"]], "the column 'x' holds string"),
-        ([["id", "x"], ["b", 1], ["b", 2]], "'b' is there twice"),
+        ([["id", "x"], ["b", 1], ["b", 2]], "'b' comes twice"),
         ([["id", "x"], ["z", 1]], "none of its ids is a row's"),
     ):
         with pytest.raises(SourceError, match=says):
-            joined(table(tmp_path / "h.csv", *rows), ids, ["whole"] * 3)
+            join_features(table(tmp_path / "h.csv", *rows), ids, ["whole"] * 3)
     with pytest.raises(SourceError, match="cannot be read as a table"):
-        joined(tmp_path / "none.csv", ids, ["whole"] * 3)
+        join_features(tmp_path / "none.csv", ids, ["whole"] * 3)
 
 
 @pytest.fixture

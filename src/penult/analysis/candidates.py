@@ -63,10 +63,10 @@ class Material:
 
     def only(self, rows: Mask) -> Material:
         """The material of some of the labelled rows; numbers of labels and groups begin at 0."""
-        kept = {name: values[rows] for name, values in self.vectors.items()}
+        vectors = {name: values[rows] for name, values in self.vectors.items()}
         labels, groups = (np.unique(way[rows], return_inverse=True)[1].reshape(-1)
                           for way in (self.labels, self.groups))  # fmt: skip
-        return Material(kept, labels, groups, self.baseline, self.unlabelled, self.chains)
+        return Material(vectors, labels, groups, self.baseline, self.unlabelled, self.chains)
 
 
 def sampled(material: Material, most: int = MOST, seed: int = SEED) -> Material:
@@ -182,15 +182,15 @@ def _varying(material: Material) -> tuple[Material, tuple[str, ...]]:
     if not out:
         return material, ()
 
-    def kept(
+    def without(
         vectors: Mapping[str, npt.NDArray[np.float32]],
     ) -> dict[str, npt.NDArray[np.float32]]:
         return {name: values for name, values in vectors.items() if name not in out}
 
     chains = [[name for name in chain if name not in out] for chain in material.chains]
     note = f"left out, the same vector for every item: {', '.join(out)}"
-    changed = replace(material, vectors=kept(material.vectors), chains=chains,
-                      unlabelled=kept(material.unlabelled))  # fmt: skip
+    changed = replace(material, vectors=without(material.vectors), chains=chains,
+                      unlabelled=without(material.unlabelled))  # fmt: skip
     return changed, (note,)
 
 

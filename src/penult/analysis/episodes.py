@@ -1,4 +1,6 @@
-"""Few-shot trials: N classes, K examples each, queries, and the share that is answered."""
+"""Few-shot episodes (N-way, K-shot), nearest-neighbour votes and the crowd: trials of vectors on
+support and query sides that share no group.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Array = npt.NDArray[np.float32]
 
-_AT_ONCE = 1 << 24  # numbers that are gathered together
+_AT_ONCE = 1 << 24  # numbers in one block of work
 
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """support: (E, N, K) rows. query: (E, N, Q) rows; the n-th of N is one class on both sides."""
+    """support: (E, N, K) rows. query: (E, N, Q) rows; the n-th of N is the same class in both."""
 
     support: Rows
     query: Rows
@@ -39,14 +41,14 @@ class Episodes:
 
 
 def numbered(names: Sequence[object] | npt.NDArray[np.generic]) -> tuple[Rows, list[str]]:
-    """Names as numbers from 0, and the names in their order."""
+    """(n,) numbers of names from 0, and the names in their order."""
     kinds, numbers = np.unique(np.asarray([str(name) for name in names]), return_inverse=True)
     return numbers.reshape(-1).astype(np.int64), kinds.tolist()
 
 
 def partitions(labels: Rows, groups: Rows, folds: int, repeats: int, seed: int) -> Iterator[Mask]:
-    """The query sides (n,) of `repeats` random divisions into folds: no group lies on both sides,
-    and every class is spread over the folds as evenly as its groups allow.
+    """The query sides (n,) of `repeats` grouped, stratified divisions into folds: no group lies on
+    both sides, and every class is spread over the folds as evenly as its groups allow.
 
     Raises:
         LabelsError: there are fewer groups than folds.
@@ -120,7 +122,7 @@ def _some(random: np.random.Generator, times: int, of: int, many: int) -> Rows:
 
 
 def products(vectors: npt.ArrayLike) -> Array:
-    """(n, n): the inner product of every pair; of it episodes and neighbours are read."""
+    """(n, n) the inner product of every pair, from which all trials are computed."""
     rows = np.asarray(vectors, np.float32)
     # Scaled so that no square of a large raw vector overflows: cosines do not change by it.
     largest = float(np.abs(rows).max(initial=0.0))
@@ -130,8 +132,8 @@ def products(vectors: npt.ArrayLike) -> Array:
 
 
 def answered(inner: Array, episodes: Episodes) -> Array:
-    """(E, N, Q): 1 where the nearest prototype is the query's own, by cosine; of m equally near
-    ones each gets 1/m.
+    """(E, N, Q) the score of each query: 1 where the most similar prototype is of its class, by
+    cosine; 1/m for m equally similar ones.
 
     inner: (n, n), `products` of the vectors. A class's prototype is the mean of its examples.
     """
@@ -141,41 +143,41 @@ def answered(inner: Array, episodes: Episodes) -> Array:
     step = max(1, _AT_ONCE // (ways * ways * shots * max(queries, shots)))
     for at in range(0, events, step):
         support, query = episodes.support[at : at + step], episodes.query[at : at + step]
-        near = inner[query[:, :, :, None, None], support[:, None, None]].sum(axis=-1)
+        similarity = inner[query[:, :, :, None, None], support[:, None, None]].sum(axis=-1)
         square = inner[support[..., :, None], support[..., None, :]].sum(axis=(-2, -1))
         length = np.sqrt(np.maximum(square, 0.0))
-        near = near / np.where(length > 0, length, 1.0)[:, None, None, :]
-        done[at : at + step] = _share(near)
+        similarity = similarity / np.where(length > 0, length, 1.0)[:, None, None, :]
+        done[at : at + step] = _share(similarity)
     return done
 
 
-def _share(near: Array) -> Array:
-    """(E, N, Q, N) similarities → the share of the answer that is right."""
-    best = near.max(axis=-1, keepdims=True)
+def _share(similarity: Array) -> Array:
+    """(E, N, Q, N) similarities of queries and prototypes → scores (E, N, Q)."""
+    best = similarity.max(axis=-1, keepdims=True)
     # Rounding must not decide between prototypes that are the same vector.
-    ties = near >= best - 1e-6 * np.abs(best)
+    ties = similarity >= best - 1e-6 * np.abs(best)
     own = np.einsum("enqn->enq", ties)
     share: Array = own / ties.sum(axis=-1)
     return share
 
 
-_TIED = 1e-12  # a share that is none, but for rounding
+_TIED = 1e-12  # a share below which there is no tie but rounding
 MEASURES = ("one-shot", "few-shot", "neighbours", "in a crowd")
-CROWD = 19  # examples of other classes, beside the one of the query's own
+CROWD = 19  # examples of other classes, beside one of the query's class
 WAYS = 20
 FEW = (5, 3, 2)
 VOTERS = 5
 
-Fit = Callable[[Mask], Space]  # from the rows that it may be fitted on to a space
+Fit = Callable[[Mask], Space]  # from the rows of the support side to a space
 
 
 @dataclass(frozen=True, slots=True)
 class TrialPlan:
-    """How vectors are tried: sides and episodes, drawn once for all candidates.
+    """Sides and episodes of trials, drawn once for all candidates.
 
     labels, groups: (n,) numbers. sides: query sides (n,). episodes: for each side, those of one
-    shot and those of a few (None where no two classes have so many). shots: how many a few are; 1
-    where there are none.
+    shot and those of `shots` (None where no two classes have so many). shots: 1 where there are no
+    episodes of several.
     """
 
     labels: Rows
@@ -190,27 +192,27 @@ class TrialPlan:
         return max(one.ways for one, _ in self.episodes)
 
     def scores(self, vectors: npt.ArrayLike, fit: Fit) -> Array:
-        """(4, n): each row's share of right answers as a query, by measure; NaN where never asked.
+        """(4, n) the mean score of each row as a query, by measure; NaN where it is none.
 
-        fit: gives the space from the mask of the rows that it may see.
+        fit: gives the space from the mask of the support side.
         """
         total = np.zeros((len(MEASURES), len(self.labels)))
         count = np.zeros_like(total)
         for side, drawn in zip(self.sides, self.episodes, strict=True):
             inner = products(fit(~side)(vectors))
-            near = cosines(inner, side)
+            similarity = cosines(inner, side)
             for number, episodes in enumerate(drawn):
                 if episodes is not None:
-                    asked = episodes.query.ravel()
-                    np.add.at(total[number], asked, answered(inner, episodes).ravel())
-                    np.add.at(count[number], asked, 1)
-            asked = np.flatnonzero(side)
-            labels, there = self.labels[asked], self.labels[~side]
-            rest = (voted(near, labels, there), crowded(near, labels, there))
+                    queries = episodes.query.ravel()
+                    np.add.at(total[number], queries, answered(inner, episodes).ravel())
+                    np.add.at(count[number], queries, 1)
+            queries = np.flatnonzero(side)
+            labels, support = self.labels[queries], self.labels[~side]
+            rest = (voted(similarity, labels, support), crowded(similarity, labels, support))
             for number, found in enumerate(rest, 2):
                 known = np.isfinite(found)
-                total[number, asked[known]] += found[known]
-                count[number, asked[known]] += 1
+                total[number, queries[known]] += found[known]
+                count[number, queries[known]] += 1
         with np.errstate(invalid="ignore"):
             shares: Array = (total / np.where(count, count, np.nan)).astype(np.float32)
         return shares
@@ -225,7 +227,7 @@ def plan(
     ways: int = WAYS,
     seed: int = 0,
 ) -> TrialPlan:
-    """Halves that share no group, `repeats` times, each asked from both sides.
+    """Halves that share no group, `repeats` times; each half is the query side once.
 
     Raises:
         LabelsError: fewer than two classes have items on both sides.
@@ -257,7 +259,7 @@ def plan(
 
 
 def few(labels: Rows, sides: Sequence[Mask]) -> int:
-    """How many examples a few-shot episode takes: the most that most classes have; 1 for none."""
+    """The shots of few-shot episodes: the largest of FEW that most classes have; 1 for none."""
     for shots in FEW:
         if all(2 * len(able(labels, side, shots)) > len(able(labels, side, 1)) for side in sides):
             return shots
@@ -268,32 +270,32 @@ def cosines(inner: Array, side: Mask) -> Array:
     """(q, s) of the query side with the support side. inner: (n, n), `products` of vectors."""
     root = np.sqrt(np.maximum(np.diag(inner), 0.0))
     length = np.where(root > 0, root, 1.0)
-    near: Array = (inner / length / length[:, None])[np.ix_(side, ~side)].astype(np.float32)
-    return near
+    similarity: Array = (inner / length / length[:, None])[np.ix_(side, ~side)].astype(np.float32)
+    return similarity
 
 
-def voted(near: Array, labels: Rows, there: Rows, k: int = VOTERS) -> Array:
-    """(q,) whether the vote of the k nearest is right.
+def voted(similarity: Array, labels: Rows, support: Rows, k: int = VOTERS) -> Array:
+    """(q,) whether the vote of the k nearest support rows is right.
 
-    near: (q, s) cosines. labels: (q,) of the queries. there: (s,) of the support.
+    similarity: (q, s) cosines. labels: (q,) of the queries. support: (s,) labels.
     """
-    k = min(k, near.shape[1])
+    k = min(k, similarity.shape[1])
     # Rows often stand class by class: equally near ones must not come in that order.
-    mixed = np.random.default_rng(0).permutation(near.shape[1])
-    near, there = near[:, mixed], there[mixed]
-    top = np.argpartition(-near, k - 1, axis=1)[:, :k]
-    classes = int(max(labels.max(), there.max())) + 1
-    winner = majority(there[top], np.take_along_axis(near, top, axis=1), classes)
+    mixed = np.random.default_rng(0).permutation(similarity.shape[1])
+    similarity, support = similarity[:, mixed], support[mixed]
+    top = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    classes = int(max(labels.max(), support.max())) + 1
+    winner = majority(support[top], np.take_along_axis(similarity, top, axis=1), classes)
     right: Array = (winner == labels).astype(np.float32)
     return right
 
 
 def _share_before(
-    near: Array, weight: npt.NDArray[np.float64], first: Mask
+    similarity: Array, weight: npt.NDArray[np.float64], first: Mask
 ) -> npt.NDArray[np.float64]:
-    """(q, s) the weight of what comes before each example, nearest first; of equally near ones
-    those in `first` lead."""
-    order = np.lexsort((~first, -near), axis=1)
+    """(q, s) the weight of the examples before each one, most similar first; of equal ones those in
+    `first` lead."""
+    order = np.lexsort((~first, -similarity), axis=1)
     before = np.empty_like(weight)
     np.put_along_axis(
         before, order, np.take_along_axis(weight, order, axis=1).cumsum(axis=1), axis=1
@@ -301,28 +303,28 @@ def _share_before(
     return before
 
 
-def crowded(near: Array, labels: Rows, there: Rows, others: int = CROWD) -> Array:
-    """(q,) the probability that one example of the query's own class is nearer than all of
-    `others` examples of other classes, whose classes are drawn alike; NaN where either is absent.
+def crowded(similarity: Array, labels: Rows, support: Rows, others: int = CROWD) -> Array:
+    """(q,) the probability that one example of the query's class is nearer than all of `others`
+    examples of other classes, each class equally likely; NaN where either is absent.
 
-    Exact, not sampled. As hard with three classes as one-shot of many ways is, so that it tells
-    good from better where few classes are labelled. near, labels, there: as `voted`.
+    Exact, not sampled. With three classes it is as hard as one-shot of many ways, so that it
+    separates good from better where few classes are labelled. Arguments as for `voted`.
     """
-    own = labels[:, None] == there[None]
-    size = np.bincount(there, minlength=int(max(labels.max(), there.max())) + 1)
-    share = 1.0 / size[there]
+    own = labels[:, None] == support[None]
+    size = np.bincount(support, minlength=int(max(labels.max(), support.max())) + 1)
+    share = 1.0 / size[support]
     weight = np.where(own, 0.0, share[None])
     whole = weight.sum(axis=1, keepdims=True)
     weight = weight / np.where(whole > 0, whole, 1.0)
     # Of the others a share is nearer than each example, and a share as near: these come before it
     # or behind it by chance, each place as likely.
-    nearer, upto = (_share_before(near, weight, first) for first in (own, ~own))
+    nearer, upto = (_share_before(similarity, weight, first) for first in (own, ~own))
     tied = upto - nearer
     left, rest = np.maximum(1.0 - nearer, 0.0), np.maximum(1.0 - upto, 0.0)
     power = others + 1
     spread = (left**power - rest**power) / (np.where(tied > _TIED, tied, 1.0) * power)
     chance = (np.where(tied > _TIED, spread, left**others) * own).sum(axis=1)
     examples = own.sum(axis=1)
-    asked = (examples > 0) & (whole[:, 0] > 0)
-    found: Array = np.where(asked, chance / np.maximum(examples, 1), np.nan).astype(np.float32)
+    valid = (examples > 0) & (whole[:, 0] > 0)
+    found: Array = np.where(valid, chance / np.maximum(examples, 1), np.nan).astype(np.float32)
     return found

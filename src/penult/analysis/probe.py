@@ -214,18 +214,18 @@ def _taking_part(
     for row in named:
         places.setdefault(str(names[row]), set()).add(row if groups is None else groups[row])
     lone = sorted(name for name, found in places.items() if len(found) < 2)
-    what = "one row" if groups is None else "one group"
+    unit = "row" if groups is None else "group"
     if len(places) - len(lone) < 2:
-        received = f"{len(lone)} of {len(places)} classes have {what} only"
+        received = f"{len(lone)} of {len(places)} classes have one {unit} only"
         if not lone:
             received = f"all rows are {next(iter(places))!r}" if places else "no row has a class"
         raise LabelsError(
-            f"a probe needs two classes, each in two {what.removeprefix('one ')}s or more, so that "
+            f"a probe needs two classes, each in two {unit}s or more, so that "
             f"it can be trained on one and tested on another: {received}"
         )
     if lone:
         listed = ", ".join(lone[:5]) + (", …" if len(lone) > 5 else "")
-        notes.append(f"left out, of {what} only: {listed}")
+        notes.append(f"left out, of one {unit} only: {listed}")
     return np.array([row for row in named if names[row] not in set(lone)], np.int64), notes
 
 

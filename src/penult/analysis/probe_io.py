@@ -1,4 +1,4 @@
-"""Probes as files, and a user's own feature columns joined to rows by their ids. Knows no
+"""Probe files (.skops, .onnx), and a user's feature columns joined to rows by id. Knows no
 collection.
 """
 
@@ -28,7 +28,11 @@ _OPSET = 17
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:
-    """Raises UsageError if a probe cannot be kept under this name, before anything is trained."""
+    """Refuse a name that no probe is saved under, before anything is trained.
+
+    Raises:
+        UsageError: another suffix. MissingExtra: skops or onnx is not installed.
+    """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"a probe is saved as {' or '.join(SUFFIXES)}, not as {path.name!r}")
@@ -38,10 +42,10 @@ def check_suffix(path: str | os.PathLike[str]) -> None:
 def save(path: str | os.PathLike[str], pipeline: Pipeline, about: Mapping[str, Any]) -> None:
     """Writes a probe (`penult.analysis.probe.trained`) aside and renames it.
 
-    about: what it was trained on, kept with it: `pipeline.penult_` (JSON) or the graph's metadata.
+    about: facts of its training, saved with it: `pipeline.penult_` (JSON) or the graph's metadata.
 
     Raises:
-        UsageError: another suffix. MissingExtra: skops or onnx is not there.
+        UsageError: another suffix. MissingExtra: skops or onnx is not installed.
         StoreError: it cannot be written.
     """
     path = Path(path)
@@ -62,14 +66,14 @@ def load(path: str | os.PathLike[str]) -> Pipeline:
     """
     skops = require("skops.io")
     try:
-        opened = skops.load(os.fspath(path))
+        pipeline = skops.load(os.fspath(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # zip, JSON and type errors, each of its own kind
         raise UsageError(f"{path} is not a probe saved as .skops: {error}") from error
-    if not hasattr(opened, "penult_"):
-        raise UsageError(f"{path} is not a probe: it holds a {type(opened).__name__} of others")
-    return opened
+    if not hasattr(pipeline, "penult_"):
+        raise UsageError(f"{path} is not a probe: it holds another {type(pipeline).__name__}")
+    return pipeline
 
 
 def graph(pipeline: Pipeline, about: Mapping[str, Any]) -> Any:
@@ -127,12 +131,14 @@ class Features:
     values: npt.NDArray[np.float64]
 
     @property
-    def there(self) -> npt.NDArray[np.bool_]:
-        """Which rows have every value."""
+    def complete(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether a row has every value."""
         return np.asarray(np.isfinite(self.values).all(axis=1))
 
 
-def joined(table: str | os.PathLike[str], ids: Sequence[str], regions: Sequence[str]) -> Features:
+def join_features(
+    table: str | os.PathLike[str], ids: Sequence[str], regions: Sequence[str]
+) -> Features:
     """The numeric columns of a CSV for these rows, found by its column `id` or `path` (paths as in
     other tables: relative ones start at the table's folder), and by `region` if it has one.
 
@@ -187,7 +193,7 @@ def _places(table: Path, ids: list[str], regions: list[str] | None) -> dict[Key,
         region = regions[row] if regions else None
         for name in {id, _absolute(id, table)}:
             if (name, region) in places:
-                raise SourceError(f"{table}: {id!r} is there twice")
+                raise SourceError(f"{table}: {id!r} comes twice")
             places[name, region] = row
     return places
 
@@ -195,7 +201,7 @@ def _places(table: Path, ids: list[str], regions: list[str] | None) -> dict[Key,
 def _absolute(id: str, table: Path) -> str:
     try:
         return as_id(local(id, str(table.absolute().parent)))
-    except SourceError:  # another machine's: an id as good as any
+    except SourceError:  # of another machine: an id that is no local path
         return id
 
 

@@ -1,4 +1,4 @@
-"""Vectors → two coordinates that keep neighbours together, for a picture. Numpy in, numpy out."""
+"""Projection of vectors to the plane (t-SNE, UMAP, PCA), for maps. Numpy in, numpy out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FEW = 5_000  # rows up to which t-SNE takes seconds, and UMAP first a minute to
 
 
 def method_for(rows: int) -> str:
-    """The method for so many rows, where none was named."""
+    """The default method for this number of rows."""
     return "tsne" if rows <= _FEW else "umap"
 
 
@@ -33,7 +33,7 @@ def project(vectors: FloatArray, seed: int = 0, method: str = "tsne") -> FloatAr
 
     Raises:
         UsageError: an unknown method, or vectors that are not finite.
-        MissingExtra: umap-learn is not there.
+        MissingExtra: umap-learn is not installed.
     """
     if method not in MOST:
         raise UsageError(f"method {method!r} is not known; {', '.join(MOST)} work")
@@ -61,7 +61,7 @@ def _umap(directions: FloatArray, seed: int) -> Any:
     model = umap.UMAP(
         n_neighbors=neighbours, metric="cosine", init=start, random_state=seed, n_jobs=1
     )
-    with warnings.catch_warnings():  # what it says of its own start is nothing to act on
+    with warnings.catch_warnings():  # its warnings of the initial positions need no action
         warnings.simplefilter("ignore")
         return model.fit_transform(directions)
 

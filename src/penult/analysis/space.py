@@ -1,4 +1,4 @@
-"""A space: what is applied to raw vectors after pooling, fitted on vectors and kept beside them.
+"""Spaces: transforms of raw vectors (centre, scale, whiten, within, pca, l2), fitted on vectors.
 
 Numpy in, numpy out; knows no model and no collection.
 """
@@ -19,9 +19,10 @@ from penult.errors import SpaceError
 FloatArray = npt.NDArray[np.float32]
 
 RAW = "raw"
+AUTO = "auto"  # centred where there are enough vectors, see `fewshot.fitted.fit_space`
 STEPS = ("centre", "scale", "whiten", "within", "pca:N", "l2")
 _SMALLEST = 1e-12
-_DIRECTIONS = 512  # that `within` damps, at most: those in which a class varies most
+_DIRECTIONS = 512  # that `within` damps, at most: those of largest variance within classes
 _LEAST_SHRINKAGE = 0.5  # of `within`: measured, docs/decisions/2026-11-22-choosing.md
 
 
@@ -30,7 +31,7 @@ class Step:
     """x ↦ (x − mean) · factor, or x ↦ x / ‖x‖ where both are None.
 
     mean: (d,). factor: (d,) scales each number, (d, k) turns them into k others. along: (r, d)
-    orthonormal directions; then factor is (r,), and scales what lies along each of them.
+    orthonormal directions; then factor is (r,), and scales the part along each of them.
     """
 
     mean: FloatArray | None = None
@@ -80,7 +81,7 @@ class Space:
 
     @property
     def id(self) -> str:
-        """A hash of what the space does; vectors are comparable if fingerprint and this agree."""
+        """A hash of the transform; vectors are comparable if fingerprint and this agree."""
         if self.is_raw:
             return RAW
         digest = hashlib.sha256(self.recipe.encode())
@@ -103,7 +104,7 @@ class Space:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Space:
-        """What `to_bytes` gave.
+        """A space from its `to_bytes()`.
 
         Raises:
             SpaceError: it is something else.
@@ -131,7 +132,7 @@ def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = N
 
     recipe: `raw`, or steps joined by +: `centre`; `scale` (each number centred, divided by its
     standard deviation); `whiten` (decorrelated, with the shrinkage of Ledoit and Wolf, 2004);
-    `within` (what varies within a class is damped, so that it counts as much as the rest: the
+    `within` (variation within classes is damped to the level of the rest: the
     normalisation of Hatch, Kajarekar and Stolcke, 2006, with the same shrinkage); `pca:N` (the N
     directions of largest variance); `l2` (length one). For example `scale+l2`.
 
@@ -145,15 +146,15 @@ def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = N
     if rows.ndim != 2:
         raise SpaceError(f"a space is fitted to vectors (n, d); received shape {rows.shape}")
     _check_finite(rows)
-    wanted = _parsed(recipe)
+    parsed = _parsed(recipe)
     dim, steps = rows.shape[1], []
-    for name, number in wanted:
+    for name, number in parsed:
         if name != "l2" and len(rows) < 2:
             raise SpaceError(f"{recipe!r} is fitted to two vectors or more; received {len(rows)}")
         step = _within(rows, labels) if name == "within" else _fitted(name, number, rows)
         rows = step(rows)
         steps.append(step)
-    return Space("+".join(_words(*one) for one in wanted) or RAW, dim, tuple(steps))
+    return Space("+".join(_words(*one) for one in parsed) or RAW, dim, tuple(steps))
 
 
 def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -190,7 +191,7 @@ def _fitted(name: str, number: int, rows: npt.NDArray[np.float64]) -> Step:
     mean, one = rows.mean(axis=0), np.ones(rows.shape[1])
     if name == "scale":
         deviation = rows.std(axis=0)
-        # A number that never changes says nothing; rounding must not be blown up into noise.
+        # A number that never changes has no scale; rounding must not be blown up into noise.
         flat = deviation <= 1e-6 * np.maximum(np.abs(mean), _SMALLEST)
         one = 1.0 / np.where(flat, 1.0, deviation)
     elif name == "whiten":
@@ -201,15 +202,17 @@ def _fitted(name: str, number: int, rows: npt.NDArray[np.float64]) -> Step:
 
 
 def _within(rows: npt.NDArray[np.float64], labels: Sequence[object] | None) -> Step:
-    """Damps the directions of variation within classes, relative to those that have none.
+    """Damps the directions of variation within classes, relative to all others.
 
     Up to a constant factor, the inverse root of the shrunk covariance within classes.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
     if labels is None or len(labels) != len(rows):
-        given = "none" if labels is None else f"{len(labels)} labels for {len(rows)} vectors"
-        raise SpaceError(f"the step `within` needs a label (or None) for each vector; got {given}")
+        received = "none" if labels is None else f"{len(labels)} labels for {len(rows)} vectors"
+        raise SpaceError(
+            f"the step `within` needs a label (or None) for each vector; got {received}"
+        )
     moved = _residuals(rows, labels)
     shrinkage = max(ledoit_wolf_shrinkage(moved, assume_centered=True), _LEAST_SHRINKAGE)
     wide = moved.shape[1] > len(moved)
@@ -247,7 +250,7 @@ def _whitening(centred: npt.NDArray[np.float64], size: float) -> npt.NDArray[np.
 
     covariance, _ = ledoit_wolf(centred, assume_centered=True)
     values, turned = np.linalg.eigh(covariance)
-    # What hardly varies beside its own size is rounding: it must not be blown up into noise.
+    # Variation that is tiny beside the values is rounding; it must not be blown up into noise.
     floor = max(values.max() * _SMALLEST, (1e-6 * size) ** 2, _SMALLEST**2)
     whitening: npt.NDArray[np.float64] = turned / np.sqrt(np.maximum(values, floor)) @ turned.T
     return whitening
@@ -276,6 +279,3 @@ def _check_finite(rows: npt.NDArray[np.float64]) -> None:
             f"{int(bad.sum())} of {len(bad)} vectors have values that are not finite, the first "
             f"at row {int(bad.argmax())}; leave them out"
         )
-
-
-AUTO = "auto"

@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
 
 class EqualError(NamedTuple):
     """rate: where as many pairs of one class are rejected as pairs of two are accepted.
-    threshold: the cosine from which on a pair is accepted there. area: under the curve (ROC)."""
+    threshold: the smallest cosine of an accepted pair there. area: under the ROC curve."""
 
     rate: float
     threshold: float
@@ -41,8 +41,8 @@ def find_pairs(labels: Rows, groups: Rows | None, most: int, seed: int = 0) -> P
     """Pairs of rows of different groups: all, or about `most` of them drawn at random.
 
     groups: (n,) numbers, None where each row is a group of its own. Two rows of one group (one
-    recording, one speaker) are no pair, whether of one class or of two: what they share beside
-    the class would be measured. Of one class, all pairs are taken, or half of `most`: among many
+    recording, one speaker) are no pair, whether of one class or of two: the group would be
+    measured. Of one class, all pairs are taken, or half of `most`: among many
     classes a pair drawn from all is hardly ever one.
     """
     n = len(labels)

@@ -131,7 +131,7 @@ def _read_data(
 ) -> _ProbeData:
     import numpy as np
 
-    from penult.analysis.probe_io import joined
+    from penult.analysis.probe_io import join_features
     from penult.collection.labels import labelled
     from penult.errors import LabelsError
 
@@ -144,17 +144,17 @@ def _read_data(
     columns = [f"v{place}" for place in range(vectors.shape[1])]
     if features is None:
         return _ProbeData({"vectors": vectors}, names, groups, columns, [])
-    own = joined(features, *(found.keys[name].to_pylist() for name in ("id", "region")))
-    there = own.there
-    notes = [f"{int((~there).sum()):,} rows lack some of the features and were left out"]
-    matrices = {"vectors": vectors[there], "features": own.values[there]}
-    matrices["both"] = np.concatenate([vectors, own.values], axis=1)[there]
+    own = join_features(features, *(found.keys[name].to_pylist() for name in ("id", "region")))
+    complete = own.complete
+    notes = [f"{int((~complete).sum()):,} rows lack some of the features and were left out"]
+    matrices = {"vectors": vectors[complete], "features": own.values[complete]}
+    matrices["both"] = np.concatenate([vectors, own.values], axis=1)[complete]
     return _ProbeData(
         matrices,
-        [name for name, keep in zip(names, there, strict=True) if keep],
-        None if groups is None else [g for g, keep in zip(groups, there, strict=True) if keep],
+        [name for name, keep in zip(names, complete, strict=True) if keep],
+        None if groups is None else [g for g, keep in zip(groups, complete, strict=True) if keep],
         [*columns, *own.names],
-        [] if there.all() else notes,
+        [] if complete.all() else notes,
     )
 
 

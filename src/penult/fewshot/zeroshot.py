@@ -82,13 +82,13 @@ def check_names(names: Sequence[str]) -> list[str]:
     Raises:
         LabelsError: no name, an empty one, or one that comes twice.
     """
-    wanted = [name.strip() for name in names]
-    if not wanted or not all(wanted):
+    stripped = [name.strip() for name in names]
+    if not stripped or not all(stripped):
         raise LabelsError(f"names of classes are needed, and none empty; received {list(names)}")
-    if len(set(wanted)) < len(wanted):
-        twice = next(name for name in wanted if wanted.count(name) > 1)
+    if len(set(stripped)) < len(stripped):
+        twice = next(name for name in stripped if stripped.count(name) > 1)
         raise LabelsError(f"the name {twice!r} comes twice; name each class once")
-    return wanted
+    return stripped
 
 
 def worded(label: str) -> str:
