@@ -125,7 +125,7 @@ def _labels(one: Cluster) -> str:
 
 
 def _majorities(made: Clustered) -> list[str]:
-    """What most rows of each cluster are called."""
+    """The most frequent class of each cluster, with the share of rows."""
     from collections import Counter
 
     counts: list[Counter[str]] = [Counter() for _ in made.clustering.clusters]
@@ -199,8 +199,8 @@ def map_(
     classes = len({name for name in made.names if name is not None})
     if json:
         facts = {"points": len(made.rows), "rows": made.matching, "classes": classes}
-        told = {"method": made.method, "space": space, "by": by, "seed": seed}
-        print_json({"collection": str(opened.path), "file": str(out), **facts, **told})
+        options = {"method": made.method, "space": space, "by": by, "seed": seed}
+        print_json({"collection": str(opened.path), "file": str(out), **facts, **options})
         return
     stdout.print(
         f"[bold]{printable(str(out))}[/]: {counted(len(made.rows), 'point')} by "
@@ -210,7 +210,7 @@ def map_(
     )
 
 
-map_.__name__ = "map"  # what typer calls the command
+map_.__name__ = "map"  # the name of the command
 
 
 def _write(opened: Collection, made: Map, out: Path, title: str) -> None:

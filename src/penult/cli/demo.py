@@ -70,9 +70,9 @@ class _Show:
     def __init__(self, on: bool) -> None:
         self.on = on
 
-    def step(self, number: int, name: str, what: str) -> None:
+    def step(self, number: int, name: str, summary: str) -> None:
         if self.on:
-            stdout.rule(f"[bold]{number} · {name}[/]  [dim]{what}[/]", align="left")
+            stdout.rule(f"[bold]{number} · {name}[/]  [dim]{summary}[/]", align="left")
 
     def line(self, text: str) -> None:
         if self.on:

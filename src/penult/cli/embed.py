@@ -197,7 +197,7 @@ def embed(
 
 
 def _document(did: Summary, collection: Any) -> dict[str, Any]:
-    """What `embed --json` says of a run."""
+    """A run for JSON."""
     gone = {"count": len(did.gone), "first": did.gone[:SHOWN], "rows_removed": did.pruned}
     return {
         "collection": str(collection.path),
@@ -228,7 +228,7 @@ def _precision_of(collection: Collection) -> str | None:
 
 
 def _prepare(collection: Collection, embedder: Embedder, source: Source, options: Options) -> None:
-    """Prove the head and choose the engine on the first items, and print what was settled."""
+    """Prove the head and choose the engine on the first items; print the choice."""
     from penult.collection.add import settle
     from penult.embedding.embedder import require_proof
     from penult.embedding.source_sample import SourceSample

@@ -43,7 +43,7 @@ _UNLIMITED = 1 << 16
 
 
 def print_json(document: Any) -> None:
-    """Write one JSON document to stdout. Values that JSON has no word for (NaN) become null."""
+    """Write one JSON document to stdout. Values that are not finite (NaN) become null."""
     print(_text(document), flush=True)
 
 
@@ -75,15 +75,14 @@ def _text(value: Any) -> str:
 
 
 def print_table(table: Table | Tree) -> None:
-    """Write a table or tree to stdout: as wide as it is where no one looks, so that no value is
-    cut."""
+    """Print a table or tree to stdout: to a file or pipe in full width, so that no value is cut."""
     console = stdout if stdout.is_terminal else Console(highlight=False, width=_UNLIMITED)
     console.print(table)
 
 
 @contextmanager
 def working(text: str) -> Iterator[None]:
-    """A sign of life on stderr while something takes seconds; nothing where no one looks."""
+    """A spinner on stderr while something takes seconds, on a terminal only."""
     if not stderr.is_terminal:
         yield
         return
@@ -97,13 +96,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A name from outside, for `print`: no markup of ours, no control characters of its own."""
+    """A text from outside, for `print`: markup and control characters are escaped."""
     fine = (c.isprintable() or category(c) == "Zs" for c in text)
     return escape("".join(c if ok else repr(c)[1:-1] for c, ok in zip(text, fine, strict=True)))
 
 
 def printable_path(path: str) -> str:
-    """A path as it is called from here, for `print`."""
+    """A path relative to the current folder, for `print`."""
     try:
         return printable(str(Path(path).relative_to(Path.cwd())))
     except ValueError:
@@ -111,25 +110,25 @@ def printable_path(path: str) -> str:
 
 
 def discard_stdout() -> None:
-    """Drop what is still to be written: no one reads it."""
+    """Discard further output: the reader of stdout has closed it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_error(message: str, kind: str, as_json: bool) -> None:
-    """Say in one sentence what went wrong."""
+    """Print an error in one sentence."""
     if as_json:
         print_json({"error": {"type": kind, "message": message}})
     stderr.print("[bold red]penult:[/]", end=" ")
     stderr.print(message, markup=False, soft_wrap=True)
 
 
-def print_note(message: str, as_json: bool = False) -> None:
-    """A line about what is being done: to stderr."""
+def print_note(message: str) -> None:
+    """Print a line to stderr."""
     stderr.print(message, soft_wrap=True)
 
 
 class LogLevel(StrEnum):
-    """How much of what happens on the way is shown."""
+    """Least level of the log messages on stderr."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -138,7 +137,7 @@ class LogLevel(StrEnum):
 
 
 class _ToStderr(logging.Handler):
-    """Each record as one line on stderr, with nothing in it that moves the cursor."""
+    """Each record as one line on stderr, control characters escaped."""
 
     def emit(self, record: logging.LogRecord) -> None:
         source = "note" if record.levelno >= logging.WARNING else record.name
@@ -147,7 +146,7 @@ class _ToStderr(logging.Handler):
 
 @contextmanager
 def logged() -> Iterator[None]:
-    """Show what is logged under `penult` while a command runs; from warnings on, at first."""
+    """Print log messages of `penult` to stderr while a command runs, from warnings on."""
     logger, handler = logging.getLogger("penult"), _ToStderr()
     level = logger.level
     logger.addHandler(handler)
@@ -174,7 +173,7 @@ def _plain(value: Any) -> Any:
 
 
 class Meter:
-    """Counts what was done, and shows it if someone is looking."""
+    """Counts of items and seconds; drawn as a progress bar on a terminal."""
 
     def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
         self._progress, self._task = progress, task
@@ -193,12 +192,12 @@ class Meter:
         return time.monotonic() - self._began
 
     def expect(self, total: int | None) -> None:
-        """Say how many items there are, once it is known."""
+        """Set the number of items, once it is known."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
 
     def tick(self, embedded: bool, seconds: float) -> None:
-        """Note one item, whether it was embedded, and its seconds of audio or video."""
+        """Count one item. embedded: it succeeded. seconds: of audio or video in it."""
         self.embedded += embedded
         self.seconds += seconds
         if self._progress is not None and self._task is not None:
@@ -231,7 +230,7 @@ def metered(title: str, show: bool) -> Iterator[Meter]:
 
 
 def proof_line(embedder: Embedder) -> str:
-    """The head's proof and what it was measured on, in a line."""
+    """The proof of the head in one line, with the items that it was measured on."""
     proof = embedder.certificate
     if proof.ok:
         return (

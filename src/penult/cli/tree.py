@@ -38,7 +38,7 @@ def draw(
 
 
 def draw_cut(module: nn.Module, head: Collection[str], pooling: str, depth: int = 2) -> Tree:
-    """What is left without the head, and what is done with it."""
+    """The model without the head, then the pooling of the output."""
     kept = sum(p.numel() for n, p in module.named_parameters() if not _within(n, head))
     title = f"[bold]{type(module).__name__}[/] without its head [{QUIET}]{readable(kept)}[/]"
     tree = Tree(title, guide_style=QUIET)
@@ -48,7 +48,7 @@ def draw_cut(module: nn.Module, head: Collection[str], pooling: str, depth: int 
 
 
 class Marks(NamedTuple):
-    """Which modules are the head, which of them the prelogits enter, and whether to hide it."""
+    """Modules of the head, modules that the prelogits enter, and whether to hide the head."""
 
     head: frozenset[str]
     last: frozenset[str]
@@ -78,7 +78,7 @@ def _grow(tree: Tree, module: nn.Module, path: str, marks: Marks, depth: int | N
 
 
 def _signature(name: str, child: nn.Module, in_head: bool) -> object:
-    """What two neighbours must share to be folded: numbered names, one class, equal weights."""
+    """Equal for neighbours that fold into one row: numbered, of one class, weights of one shape."""
     if not name.isdigit() or in_head:
         return name
     shapes = tuple((n, tuple(p.shape)) for n, p in child.named_parameters())
@@ -87,14 +87,14 @@ def _signature(name: str, child: nn.Module, in_head: bool) -> object:
 
 def _label(name: str, child: nn.Module, last_name: str, count: int) -> str:
     kind = escape(type(child).__name__)
-    what = "" if list(child.children()) else escape(_settings(child))
+    settings = "" if list(child.children()) else escape(_settings(child))
     title = f"{count} × [bold]{kind}[/]" if count > 1 else kind
     names = f"{name}…{last_name}" if count > 1 else name
-    return " ".join(filter(None, [f"[cyan]{escape(names)}[/]", title, what, _count(child)]))
+    return " ".join(filter(None, [f"[cyan]{escape(names)}[/]", title, settings, _count(child)]))
 
 
 def _settings(leaf: nn.Module) -> str:
-    """What a layer says of itself, in short: `768 → 256`, `kernel 10, stride 5`."""
+    """The settings of a layer in short: `768 → 256`, `kernel 10, stride 5`."""
     if hasattr(leaf, "in_features") and hasattr(leaf, "out_features"):
         return f"{leaf.in_features} → {leaf.out_features}"
     if hasattr(leaf, "in_channels") and hasattr(leaf, "kernel_size"):
@@ -127,8 +127,8 @@ SHOWN_STEPS = 12
 
 
 def draw_graph(cut: GraphCut, name: str, anatomy: Anatomy, depth: int | None = None) -> Tree:
-    """The way from the input to the output: stem, repeated blocks, head. depth: 1 hides what is
-    inside of a block."""
+    """The path from input to output: stem, repeated blocks, head. depth: 1 hides the inside of
+    blocks."""
     picture = _Picture(cut, anatomy)
     tree = Tree(f"[bold]{escape(name)}[/] {_size(cut.graph.parameters)}", guide_style=QUIET)
     _inputs(tree, cut)
@@ -139,7 +139,7 @@ def draw_graph(cut: GraphCut, name: str, anatomy: Anatomy, depth: int | None = N
 
 
 def draw_graph_cut(cut: GraphCut, name: str, anatomy: Anatomy, pooling: str) -> Tree:
-    """What is left without the head, and what is done with it."""
+    """The model without the head, then the pooling of the output."""
     picture = _Picture(cut, anatomy)
     nodes = [node for segment in picture.steps for node in segment.nodes]
     kept = sum(cut.graph.weights_of(node) for node in nodes)
@@ -156,7 +156,7 @@ def _inputs(tree: Tree, cut: GraphCut) -> None:
 
 
 class _Picture:
-    """The steps in front of the backbone's end, those behind it, and how a row of them reads."""
+    """The steps up to the end of the backbone, the steps of the head, and the text of a row."""
 
     def __init__(self, cut: GraphCut, anatomy: Anatomy) -> None:
         from penult.tracing.onnx_structure import chain, repeated
@@ -189,7 +189,7 @@ class _Picture:
         self._run(tree, [s for s in self.steps if s.nodes[0].index > last])
 
     def _run(self, tree: Tree, segments: Sequence[Segment]) -> None:
-        """One row each; a long run is folded in its middle."""
+        """One row per step; the middle of a long run is folded."""
         segments, half = self._joined(segments), SHOWN_STEPS // 2
         if len(segments) <= SHOWN_STEPS + 1:
             for segment in segments:
@@ -204,7 +204,7 @@ class _Picture:
             tree.add(self.row(segment))
 
     def _joined(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Steps with weights, and what follows them without any, as one."""
+        """Each step with weights, joined with the steps without weights that follow it."""
         found: list[Segment] = []
         for segment in segments:
             weights = any(self.cut.graph.weights_of(node) for node in segment.nodes)
@@ -216,7 +216,7 @@ class _Picture:
         return found
 
     def row(self, segment: Segment) -> str:
-        """What runs in one step, the tensor that leaves it, and its shape."""
+        """The operations of one step, the output tensor and the shape of it."""
         size = _size(sum(self.cut.graph.weights_of(node) for node in segment.nodes))
         title = f"{self._kinds(segment.nodes)}  →  [cyan]{escape(segment.end)}[/]"
         label = f"{title} {_shape(self.cut, segment.end)} {size}".rstrip()

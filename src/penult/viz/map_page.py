@@ -1,4 +1,4 @@
-"""A map as one HTML file that works without a network: points, names and ids in, a page out.
+"""A map as one HTML page that works without a network: points, names and ids in, HTML out.
 
 Everything that comes from outside is data in it, never code: JSON with every < written as \\u003c,
 put on the page as text, under a policy that lets nothing but the page's own script run.

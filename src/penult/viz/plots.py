@@ -91,7 +91,7 @@ def draw_map(
     axes.set_aspect("equal", adjustable="datalim")
     for side in axes.spines.values():
         side.set_visible(False)
-    _written(figure, path)
+    _save(figure, path)
 
 
 def _size(count: int) -> float:
@@ -99,7 +99,7 @@ def _size(count: int) -> float:
 
 
 def _densest(own: npt.NDArray[np.float32], spread: float) -> npt.NDArray[np.float32]:
-    """Where most of a class is: it may lie in several places."""
+    """The densest place of a class, which may lie in several."""
     if len(own) <= 60:
         middle: npt.NDArray[np.float32] = np.median(own, axis=0)
         return middle
@@ -113,7 +113,7 @@ def _densest(own: npt.NDArray[np.float32], spread: float) -> npt.NDArray[np.floa
 def _name(
     axes: Any, name: str, own: npt.NDArray[np.float32], colour: Any, bold: bool, spread: float
 ) -> None:
-    """A class's name over the bulk of its group, not over an outlier."""
+    """Write the name of a class over the bulk of the group, away from outliers."""
     middle = _densest(own, spread)
     away = np.linalg.norm(own - middle, axis=1)
     near = own[away <= (2 * np.median(away) if len(own) <= 60 else 0.03 * spread)]
@@ -145,10 +145,10 @@ def draw_confusion(
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if count <= 40:
-        for true, said in zip(*np.nonzero(counts), strict=True):
-            dark = shares[true, said] > 0.55
+        for true, predicted in zip(*np.nonzero(counts), strict=True):
+            dark = shares[true, predicted] > 0.55
             axes.text(
-                said, true, f"{counts[true, said]:,}", ha="center", va="center",
+                predicted, true, f"{counts[true, predicted]:,}", ha="center", va="center",
                 fontsize=9 if count <= 20 else 6, color="white" if dark else "#333333",
             )  # fmt: skip
     size = max(3.0, min(10.0, 320 / count))
@@ -161,11 +161,11 @@ def draw_confusion(
     axes.tick_params(length=0)
     for edge in axes.spines.values():
         edge.set_visible(False)
-    _written(figure, path)
+    _save(figure, path)
 
 
-def _written(figure: Any, path: Path) -> None:
-    """The picture, aside first; its suffix says in which format."""
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure, aside first, in the format of the suffix."""
     check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_aside(path) as aside:

@@ -35,7 +35,7 @@ def check_kind(path: str | os.PathLike[str], kinds: Sequence[str] = KINDS) -> No
     """Refuse a report of an unknown kind before any work is done.
 
     Raises:
-        UsageError: the name ends otherwise, or its folder is not there.
+        UsageError: another ending, or a folder that does not exist.
     """
     path = Path(path)
     if path.suffix.lower() not in kinds:
