@@ -174,10 +174,10 @@ def of_graph(path: Path, picture: Any) -> dict[str, Callable[[], object]]:
     name = graph.inputs[0].name
     random = np.random.default_rng(0)
     feeds = [{name: random.standard_normal(picture.shape).astype(np.float32)} for _ in range(3)]
-    whole = graph.session(["logits"])
+    whole = graph.parts.session(["logits"])
 
     def located() -> object:
-        fresh = OnnxGraph(graph.model)  # nothing measured yet, no session open
+        fresh = OnnxGraph(graph.parts.model)  # nothing measured yet, no session open
         anatomy = dissect_graph(GraphCut(fresh, "logits", "logits", feeds))
         if anatomy.certificate is None or not anatomy.certificate.ok:
             raise SystemExit(f"the head is not proved, so there is no cost: {anatomy.certificate}")
@@ -185,7 +185,7 @@ def of_graph(path: Path, picture: Any) -> dict[str, Callable[[], object]]:
 
     return {
         "one run of the open graph": lambda: whole(feeds[0]),
-        "read the file and open it": lambda: OnnxGraph.read(path).session(["logits"]),
+        "read the file and open it": lambda: OnnxGraph.read(path).parts.session(["logits"]),
         "locate and prove the head and every tap": located,
     }
 

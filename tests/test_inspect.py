@@ -355,8 +355,8 @@ def test_sessions_share_weights_and_give_the_same() -> None:
         "y = MatMul(e, C)",
         ("A", (5, 600)), ("C", (600, 7)),
     )  # fmt: skip
-    shared = cut.graph.session(["y", "b"])
-    whole = Session(cut.graph.encoder(["y", "b"]))
+    shared = cut.graph.parts.session(["y", "b"])
+    whole = Session(cut.graph.parts.encoder(["y", "b"]))
     for one, other in zip(shared(cut.examples[0]), whole(cut.examples[0]), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -505,7 +505,7 @@ def test_a_refused_head_can_be_named(factory: Callable[[str], list[object]]) -> 
 
 def test_inspect_says_where_the_library_disagrees(factory: Callable[[str], list[object]]) -> None:
     asked = factory("named")
-    remark = "get_classifier() says other; the trace says otherwise"
+    remark = "get_classifier() names other; the head that was found is fc"
     assert remark in ask("inspect", *asked).out
     assert ask("inspect", *asked, "--json").json["head"]["remark"] == remark
 

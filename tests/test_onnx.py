@@ -163,8 +163,8 @@ def test_forms_of_heads(name: str, tmp_path: Path) -> None:
     assert ("other batch size" in checks) == (shape[0] == "n" and not whole_numbers)
     feeds = cut.examples[0]
     original = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
-    z = Session(cut.graph.encoder([place]))(feeds)[0]
-    again = cut.graph.opened(cut.head_model())({place: z})[-1]
+    z = Session(cut.graph.parts.encoder([place]))(feeds)[0]
+    again = cut.graph.parts.open_session(cut.head_model())({place: z})[-1]
     np.testing.assert_allclose(again, original.run(None, feeds)[0], rtol=1e-5, atol=1e-6)
     assert cut.taps["prelogits"].width == z.shape[1]
 

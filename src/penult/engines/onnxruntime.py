@@ -48,7 +48,7 @@ class OnnxEngine:
             if name not in self._graph.depends:
                 raise TapError(f"the graph has no tensor {name!r} that depends on its input")
         self._names = list(dict.fromkeys([structure.logits, *taps]))
-        model = self._graph.encoder(self._names)
+        model = self._graph.parts.encoder(self._names)
         self._session = Session(model, threads or torch.get_num_threads(), device, self._graph.bare)
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:

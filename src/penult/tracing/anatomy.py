@@ -27,7 +27,7 @@ class Anatomy:
 
     head: None where none was found; refusal then says why. taps: by name. behind: modules that
     run behind the backbone tap, so that the embedder does not need them. certificate: the proof of
-    the head, where it was asked for.
+    the head, where there is one.
     """
 
     head: tuple[str, ...] | None
@@ -174,7 +174,7 @@ class _Swap:
 
 
 def _swap(trace: Trace, tap: Tap, logits: Tensor) -> _Swap | Statement:
-    """Where to exchange a tap's tensor, or what is to be said of it without a pass.
+    """Where to exchange a tap's tensor, or the statement, where no pass is needed.
 
     Not where it leaves the module: what ran inside may have used it by then. BERT's pooler reads
     the last hidden states in the base model that returns both.

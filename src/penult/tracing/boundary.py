@@ -1,6 +1,6 @@
 """Where exactly to cut: the tensors that carry everything the logits need of the input.
 
-`head.py` says which operations are the last with weights. Here the tensors that enter them become
+`head.py` finds the last operations with weights. Here the tensors that enter them become
 a boundary: none of them computable from the others, and nothing of the input reaching the logits
 around them. What does reach them around is listed, in words, as the reason to refuse.
 """
@@ -168,7 +168,7 @@ def _back_to(op: Op, batch: int, read: TensorRead) -> TensorRead:
     ):
         read = source
         folded = not _leads(best, batch)
-        folded = folded or (batch == 1 and op.name == "aten.bmm")  # an einsum: it can't be told
+        folded = folded or (batch == 1 and op.name == "aten.bmm")  # an einsum: both readings fit
         if _leads(read, batch) and (folded or _wide_axes(read) <= _wide_axes(best)):
             best = read
     return best

@@ -1,7 +1,7 @@
 """Walk back from the logits to the head: the last contraction with weights of its own.
 
 Works on a recorded trace alone: no list of model names, no guess by attribute names. What it finds
-is a candidate; it says nothing about whether the cut is exact.
+is a candidate: whether the cut is exact is measured by the proof.
 """
 
 from __future__ import annotations
@@ -200,29 +200,39 @@ def _walk(
             way.joined = True
             if id(known.tensor) not in entered:
                 way.features.append((op, known))
-            continue
-        if is_layer:
+        elif is_layer:
             way.layers.append(op)
             reads = [read for read in operands(op) if read.depends]
             entered |= {id(view.tensor) for read in reads for view in _views_back(read)}
             if pending:  # there is another way to the logits
                 before |= _without_weights(trace, reads, n_logits)
-            continue
-        if op.name in SHAPE_ONLY:
-            continue
-        onward = [read for read in carriers(op) if read.depends]
-        if op.name not in LINEAR_AFTER or (len(onward) > 1 and op.name in {"aten.mul", "aten.div"}):
-            bent = True
-            way.bends.append(op.name)
-            if allowed is not None and op.name not in allowed:
-                break
-        if (lacks := _without_classes(op, n_logits)) is not None:
-            way.features.append((op, lacks))
-            onward = [read for read in onward if read is not lacks]
-        for source in (read.producer for read in onward):
-            if source is not None:
-                pending[source.index] = source, bent and pending.get(source.index, (op, True))[1]
+        elif op.name not in SHAPE_ONLY:
+            if _bends(op):
+                bent = True
+                way.bends.append(op.name)
+                if allowed is not None and op.name not in allowed:
+                    break
+            for source in _sources(op, n_logits, way):
+                known_bent = pending.get(source.index, (op, True))[1]
+                pending[source.index] = source, bent and known_bent
     return way
+
+
+def _bends(op: Op) -> bool:
+    """Whether an operation is not linear in what it reads of the input."""
+    if op.name not in LINEAR_AFTER:
+        return True
+    return op.name in {"aten.mul", "aten.div"} and sum(read.depends for read in carriers(op)) > 1
+
+
+def _sources(op: Op, n_logits: int, way: _WalkBack) -> list[Op]:
+    """The operations that made what an operation reads of the input; operands that are features
+    without an axis of classes are noted instead."""
+    lacks = _without_classes(op, n_logits)
+    if lacks is not None:
+        way.features.append((op, lacks))
+    onward = [read for read in carriers(op) if read.depends and read is not lacks]
+    return [read.producer for read in onward if read.producer is not None]
 
 
 def _without_weights(

@@ -180,9 +180,9 @@ class _Watcher(_Recorder):  # type: ignore[no-untyped-call]
     def __init__(self, spots: Sequence[Spot], see: See) -> None:
         super().__init__([])
         self._see = see
-        self._wanted: dict[tuple[str, str], list[Spot]] = {}
+        self._by_operation: dict[tuple[str, str], list[Spot]] = {}
         for spot in spots:
-            self._wanted.setdefault((spot.operation, spot.module), []).append(spot)
+            self._by_operation.setdefault((spot.operation, spot.module), []).append(spot)
 
     def reads(self, values: Any) -> list[TensorRead]:
         return []
@@ -191,7 +191,7 @@ class _Watcher(_Recorder):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         key = str(func.overloadpacket), self.stack[-1].module if self.stack else ""
-        spots = self._wanted.get(key, ())
+        spots = self._by_operation.get(key, ())
         self._show([spot for spot in spots if spot.side == INPUT], (args, kwargs))
         result = func(*args, **(kwargs or {}))
         self._show([spot for spot in spots if spot.side != INPUT], result)
@@ -210,8 +210,8 @@ class _Watcher(_Recorder):  # type: ignore[no-untyped-call]
 def watching(module: nn.Module, spots: Sequence[Spot], see: See) -> Iterator[None]:
     """While a forward pass runs: `see(spot, tensor)` for every operation that a spot may mean.
 
-    Operations of one name in one module look alike from here; `Spot.later` tells them apart once
-    the pass is over. An operand is shown before its operation runs, a result after it.
+    Operations of one name in one module are one from here; `Spot.later` separates them once the
+    pass is over. An operand is shown before its operation runs, a result after it.
     """
     watcher = _Watcher(spots, see)
     # Inference mode hides what composite operations are made of; the trace was made without it.
@@ -285,8 +285,8 @@ def kind_of(inputs: CallInputs) -> Any:
     return _outline(inputs, lambda tensor: (tensor.ndim, tensor.dtype, tensor.shape[:1] == (1,)))
 
 
-def _outline(inputs: CallInputs, said: Callable[[Tensor], Any]) -> Any:
+def _outline(inputs: CallInputs, describe: Callable[[Tensor], Any]) -> Any:
     leaves, spec = tree_flatten((inputs.args, dict(inputs.kwargs)))
     return str(spec), tuple(
-        said(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+        describe(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
     )

@@ -33,7 +33,8 @@ class CallInputs:
     def tensors(self) -> dict[str | int, Tensor]:
         """The tensors among them, by name or position; nested ones as `name.0`, `name.1` …"""
         found: dict[str | int, Tensor] = {}
-        for key, value in [*enumerate(self.args), *self.kwargs.items()]:
+        named: list[tuple[str | int, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        for key, value in named:
             for number, leaf in enumerate(tree_leaves(value)):
                 if isinstance(leaf, Tensor):
                     found[key if leaf is value else f"{key}.{number}"] = leaf
@@ -169,8 +170,8 @@ def other_lengths(inputs: CallInputs) -> Iterator[CallInputs]:
     """Inputs of another length, or images of another size, most likely first.
 
     Sequences lose a quarter of their positions, not at the ends: those may mean something. Odd
-    sizes come first: a model that pads to a multiple and trims its scores is told by no other. No
-    two axes that were equal stay equal, or which of them a number comes from could not be told.
+    sizes come first: a model that pads to a multiple and trims its scores shows only there. No two
+    axes that were equal stay equal: a number must come from one of them alone.
     """
     largest = _largest(inputs)
     if largest is None:

@@ -20,26 +20,30 @@ TENSOR = "tensor"  # the side of a tap that is named by its tensor
 ENDS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 
 
-def find_logits(graph: OnnxGraph, wanted: str | None = None, n_labels: int | None = None) -> str:
-    """Which of the outputs is that of the classifier.
+def find_logits(graph: OnnxGraph, output: str | None = None, n_labels: int | None = None) -> str:
+    """The name of the classifier's output.
 
-    wanted: the one that the user names. n_labels: how many labels there are, where it is known.
+    output: the one that the user names. n_labels: the number of classes, where it is known.
 
     Raises:
         ModelError: none can be, or several can; they are named.
+        UsageError: the named one is no output of floats.
     """
-    floats = [name for name in graph.outputs if graph.is_float(name) and name in graph.depends]
-    if wanted is not None:
-        if wanted in floats:
-            return wanted
-        raise UsageError(f"{wanted!r} is no output of floats of this graph: {_listed(floats)}")
+    is_float = graph.parts.is_float
+    floats = [name for name in graph.outputs if is_float(name) and name in graph.depends]
+    if output is not None:
+        if output in floats:
+            return output
+        raise UsageError(
+            f"{output!r} is no output of floats of this graph; it has {_listed(floats)}"
+        )
     if not floats:
         raise ModelError("the graph gives no tensor of floats, so no logits can be read from it")
     named = [name for name in floats if name.lower() == "logits"]
     above = {n for name in floats for node in graph.upstream([name]) for n in node.reads}
     last = named or [name for name in floats if name not in above]
     if len(last) > 1 and n_labels is not None:
-        sizes = {v.name: v.type.tensor_type.shape.dim for v in graph.model.graph.output}
+        sizes = {v.name: v.type.tensor_type.shape.dim for v in graph.parts.model.graph.output}
         last = [n for n in last if sizes[n] and sizes[n][-1].dim_value == n_labels] or last
     if len(last) == 1:
         return str(last[0])
@@ -50,12 +54,12 @@ def find_logits(graph: OnnxGraph, wanted: str | None = None, n_labels: int | Non
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "there is none"
+    return ", ".join(repr(name) for name in names) or "none"
 
 
 def before_scores(graph: OnnxGraph, output: str) -> tuple[str, str]:
-    """(the tensor that holds the logits, what the file makes of them): an output of probabilities
-    has its logits in front of the last softmax or sigmoid."""
+    """(the tensor that holds the logits, the function that the file applies to them): an output of
+    probabilities has its logits in front of the last softmax or sigmoid."""
     name = output
     while (node := graph.producers.get(name)) is not None:
         if node.op in ENDS:
@@ -102,7 +106,7 @@ class GraphCut(GraphHead):
             len(shape) > 2
             and shape[0] == batch
             and name not in ports
-            and self.graph.is_float(name)
+            and self.graph.parts.is_float(name)
             and sum(size > 1 for size in shape[1:]) > 1
         )
 
@@ -116,7 +120,7 @@ class GraphCut(GraphHead):
 
 
 def dissect_graph(cut: GraphCut) -> Anatomy:
-    """The parts of a graph, in the words of any other model's."""
+    """The parts of a graph, as those of a torch model."""
     certificate = cut.certificate
     names: tuple[str, ...] | None = None
     after: tuple[str, ...] = ()
@@ -124,7 +128,7 @@ def dissect_graph(cut: GraphCut) -> Anatomy:
         names = tuple(node.name or node.writes[0] for node in cut.cut.heads)
         after = cut.cut.after
     taps = cut.taps
-    behind = cut._region([cut.output], [taps["backbone"].module])[0] if "backbone" in taps else []
+    behind = cut.between([cut.output], [taps["backbone"].module])[0] if "backbone" in taps else []
     return Anatomy(
         head=names,
         refusal=certificate.refusal,
@@ -150,7 +154,7 @@ def tap_of_graph(cut: GraphCut, name: str) -> Tap:
         return taps[name]
     if name in cut.graph.depends:
         shape, batch = cut.shapes.get(name, ()), len(next(iter(cut.examples[0].values())))
-        if len(shape) > 1 and shape[0] == batch and cut.graph.is_float(name):
+        if len(shape) > 1 and shape[0] == batch and cut.graph.parts.is_float(name):
             return cut.tap(name, name)
         raise TapError(f"the tensor {name!r} has shape {shape}: it holds no floats of one item")
     known = [tap for tap in taps if tap not in numbered]

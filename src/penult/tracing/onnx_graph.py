@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ Feeds = Mapping[str, Array]
 class Session:
     """A graph, open in ONNX Runtime: arrays in, arrays out, batch axis first on both sides.
 
-    Every operation runs as the file says, one after the other: with graph optimisations the
+    Every operation runs as it stands in the file, one after the other: with graph optimisations the
     numbers would change with the tensors that are read, and head and encoder would not make
     exactly the whole. bare: the graph has no batch axis of its own. weights: those that `model`
     only names, as the runtime holds them; several sessions share them. once: it is not run often
@@ -43,7 +43,7 @@ class Session:
         options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong is raised
+        options.log_severity_level = 4  # errors are raised
         if once:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if weights:
@@ -79,7 +79,7 @@ def _of_the_runtime(error: Exception) -> bool:
 
 
 def _readable(error: Exception) -> str:
-    """What the runtime says, without its codes and the place in its own source."""
+    """The runtime's message without its codes and the place in its own source."""
     lines = " ".join(str(error).split()).partition(" Please fix either")[0]
     return lines.rpartition("Status Message: ")[2].rpartition(" : ")[2][:300]
 
@@ -145,26 +145,47 @@ class Port:
         return f"{self.name} {self.dtype} ({', '.join(sizes)})"
 
 
-class OnnxGraph:
-    """A file's graph, with its functions inlined. path: where it was read from."""
+def is_bare(ports: Sequence[Port]) -> bool:
+    """Whether a graph of these inputs takes one item without a batch axis: samples alone."""
+    return [port.shape is not None and len(port.shape) for port in ports] == [1]
 
-    def __init__(self, model: Any, path: Path | None = None) -> None:
-        onnx = require("onnx")
+
+def producers_of(nodes: Iterable[Node]) -> dict[str, Node]:
+    """The node that writes each tensor."""
+    return {name: node for node in nodes for name in node.writes}
+
+
+def _upstream(producers: Mapping[str, Node], names: Iterable[str]) -> list[Node]:
+    pending, found = list(names), {}
+    while pending:
+        node = producers.get(pending.pop())
+        if node is not None and node.index not in found:
+            found[node.index] = node
+            pending += node.reads
+    return [found[index] for index in sorted(found)]
+
+
+class OnnxGraph:
+    """A file's graph, with its functions inlined: what reads and writes what.
+
+    depends: tensors whose values come from the inputs. parts: its runnable parts.
+    """
+
+    def __init__(self, model: Any) -> None:
         if model.functions:
             model = require("onnx.inliner").inline_local_functions(model)
-        self.model = model
-        self.path = path
         graph = model.graph
-        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        weights = {tensor.name: tensor for tensor in graph.initializer}
         sparse = {tensor.values.name for tensor in graph.sparse_initializer}
-        self.inputs = [_port(v) for v in graph.input if v.name not in self.initializers]
+        self.inputs = [_port(v) for v in graph.input if v.name not in weights]
         self.outputs = [value.name for value in graph.output]
-        given = {*self.initializers, *sparse, *(port.name for port in self.inputs)}
+        given = {*weights, *sparse, *(port.name for port in self.inputs)}
         self.nodes = [_node(index, proto) for index, proto in enumerate(_in_order(graph, given))]
-        self.producers = {name: node for node in self.nodes for name in node.writes}
+        self.producers = producers_of(self.nodes)
         self.depends = self._dependent()
+        self.parts = GraphParts(model, weights, self.nodes, self.inputs, self.depends)
+        self._sizes = {name: int(np.prod(tensor.dims)) for name, tensor in weights.items()}
         self._weights: dict[int, int] = {}  # numbers in a node's weights
-        self._helper = onnx.helper
 
     @classmethod
     def read(cls, path: Path) -> OnnxGraph:
@@ -184,7 +205,7 @@ class OnnxGraph:
             raise ModelError(f"{path} is no ONNX file: it holds no graph")
         if model.ByteSize() > _LARGEST:
             raise ModelError(f"{path} has more than 2 GB of weights, more than can be cut here")
-        return cls(model, path)
+        return cls(model)
 
     def _dependent(self) -> set[str]:
         """Tensors whose values come from the inputs; their shapes alone do not count."""
@@ -197,7 +218,7 @@ class OnnxGraph:
     @property
     def bare(self) -> bool:
         """Whether the graph takes one item without a batch axis: samples and nothing else."""
-        return [port.shape is not None and len(port.shape) for port in self.inputs] == [1]
+        return is_bare(self.inputs)
 
     @property
     def any_batch(self) -> bool:
@@ -211,26 +232,15 @@ class OnnxGraph:
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        """What the file says of itself."""
-        return {entry.key: entry.value for entry in self.model.metadata_props}
-
-    @cached_property
-    def types(self) -> dict[str, str]:
-        """The type of every tensor that a node writes, as the runtime infers it."""
-        names = [name for node in self.nodes for name in node.writes]
-        types = self.opened(self._copied(self.upstream(names), names, True), once=True).types
-        return {**types, **{port.name: f"tensor({port.dtype})" for port in self.inputs}}
-
-    def is_float(self, name: str) -> bool:
-        """Whether a tensor holds floating-point numbers."""
-        return self.types.get(name, "") in (*FLOATS, "tensor(float32)", "tensor(float64)")
+        """The file's own description of itself."""
+        return {entry.key: entry.value for entry in self.parts.model.metadata_props}
 
     def constant(self, name: str) -> Array | None:
         """The value of an initializer or a Constant node; None of anything else."""
-        from onnx import numpy_helper
+        from onnx import helper, numpy_helper
 
-        if name in self.initializers:
-            return np.asarray(numpy_helper.to_array(self.initializers[name]))
+        if name in self.parts.weights:
+            return np.asarray(numpy_helper.to_array(self.parts.weights[name]))
         node = self.producers.get(name)
         if node is None or node.op != "Constant":
             return None
@@ -238,37 +248,12 @@ class OnnxGraph:
             if attribute.name == "value":
                 return np.asarray(numpy_helper.to_array(attribute.t))
             if attribute.name.startswith(("value_int", "value_float")):
-                return np.asarray(self._helper.get_attribute_value(attribute))
+                return np.asarray(helper.get_attribute_value(attribute))
         return None
-
-    def shapes(self, feeds: Feeds) -> dict[str, Shape]:
-        """The measured shape of every tensor, in one run that keeps none of them."""
-        kinds = self.types
-        wanted = [n for node in self.nodes for n in node.writes if kinds[n].startswith("tensor(")]
-        model = self._copied(self.nodes, [f"{name}\0shape" for name in wanted], light=True)
-        for name in wanted:
-            model.graph.node.append(self._helper.make_node("Shape", [name], [f"{name}\0shape"]))
-        found = self.opened(model, bare=False, once=True)(self._unbatched(feeds))
-        measured = {n: tuple(map(int, value)) for n, value in zip(wanted, found, strict=True)}
-        measured.update({name: tuple(t.dims) for name, t in self.initializers.items()})
-        measured.update({name: value.shape for name, value in self._unbatched(feeds).items()})
-        if self.bare:
-            for name in self.depends & measured.keys():
-                measured[name] = (1, *measured[name])
-        return measured
-
-    def _unbatched(self, feeds: Feeds) -> Feeds:
-        return {n: value[0] for n, value in feeds.items()} if self.bare else feeds
 
     def upstream(self, names: Iterable[str]) -> list[Node]:
         """Every node that the tensors are computed from, constants included, in order."""
-        pending, found = list(names), {}
-        while pending:
-            node = self.producers.get(pending.pop())
-            if node is not None and node.index not in found:
-                found[node.index] = node
-                pending += node.reads
-        return [found[index] for index in sorted(found)]
+        return _upstream(self.producers, names)
 
     def weights_of(self, node: Node) -> int:
         """Numbers in the weights that a node reads, directly or through constant nodes."""
@@ -279,22 +264,111 @@ class OnnxGraph:
         return self._weights[node.index]
 
     @cached_property
-    def _sizes(self) -> dict[str, int]:
-        return {name: int(np.prod(tensor.dims)) for name, tensor in self.initializers.items()}
-
-    @cached_property
     def parameters(self) -> int:
         """Numbers in all weights."""
         read = {name for node in self.nodes for name in node.reads}
         return sum(size for name, size in self._sizes.items() if name in read)
 
+
+class GraphParts:
+    """Models of parts of a graph, and ONNX Runtime sessions of them, which share its weights.
+
+    model: the whole file. weights: its initializers by name.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        weights: Mapping[str, Any],
+        nodes: Sequence[Node],
+        ports: Sequence[Port],
+        depends: Set[str],
+    ) -> None:
+        self.model = model
+        self.weights = weights
+        self._nodes = nodes
+        self._ports = ports
+        self._depends = depends
+        self._bare = is_bare(ports)
+        self._producers = producers_of(nodes)
+
+    @cached_property
+    def types(self) -> dict[str, str]:
+        """The type of every tensor that a node writes, as the runtime infers it."""
+        names = [name for node in self._nodes for name in node.writes]
+        model = self._copied(_upstream(self._producers, names), names, light=True)
+        types = self.open_session(model, once=True).types
+        return {**types, **{port.name: f"tensor({port.dtype})" for port in self._ports}}
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor holds floating-point numbers."""
+        return self.types.get(name, "") in (*FLOATS, "tensor(float32)", "tensor(float64)")
+
+    def shapes(self, feeds: Feeds) -> dict[str, Shape]:
+        """The measured shape of every tensor, in one run that keeps none of them."""
+        from onnx import helper
+
+        types = self.types
+        names = [n for node in self._nodes for n in node.writes if types[n].startswith("tensor(")]
+        model = self._copied(self._nodes, [f"{name}\0shape" for name in names], light=True)
+        for name in names:
+            model.graph.node.append(helper.make_node("Shape", [name], [f"{name}\0shape"]))
+        arrays = {name: value[0] if self._bare else value for name, value in feeds.items()}
+        found = self.open_session(model, bare=False, once=True)(arrays)
+        measured = {n: tuple(map(int, value)) for n, value in zip(names, found, strict=True)}
+        measured.update({name: tuple(tensor.dims) for name, tensor in self.weights.items()})
+        measured.update({name: value.shape for name, value in arrays.items()})
+        if self._bare:
+            for name in self._depends & measured.keys():
+                measured[name] = (1, *measured[name])
+        return measured
+
     def encoder(self, outputs: Sequence[str]) -> bytes:
         """A model with the same inputs that gives the named tensors and holds no more."""
-        return _bytes(self._copied(self.upstream(outputs), outputs))
+        return _bytes(self._copied(_upstream(self._producers, outputs), outputs))
+
+    def tail(
+        self,
+        nodes: Iterable[Node],
+        inputs: Mapping[str, Shape],
+        outputs: Sequence[str],
+        light: bool = False,
+    ) -> Any:
+        """A model of some of the nodes that starts at tensors in the middle of the graph.
+
+        light: its large weights are only named, for `open_session`.
+        """
+        from onnx import TensorProto, helper
+
+        model = self._copied(nodes, outputs, light)
+        del model.graph.input[:]
+        kinds = {"float": "FLOAT", "float32": "FLOAT", "float64": "DOUBLE"}
+        for name, shape in inputs.items():
+            kind = self.types[name].removeprefix("tensor(").removesuffix(")")
+            number = TensorProto.DataType.Value(kinds.get(kind, kind.upper()))
+            rank = len(shape) - self._bare
+            free = [None] * rank
+            model.graph.input.append(helper.make_tensor_value_info(name, number, free))
+        return model
 
     def session(self, outputs: Sequence[str], threads: int = 1, device: str = "cpu") -> Session:
         """A session that gives the named tensors; all sessions of a graph share its weights."""
-        return self.opened(self._copied(self.upstream(outputs), outputs, True), threads, device)
+        model = self._copied(_upstream(self._producers, outputs), outputs, light=True)
+        return self.open_session(model, threads, device)
+
+    def open_session(
+        self,
+        model: Any,
+        threads: int = 1,
+        device: str = "cpu",
+        bare: bool | None = None,
+        once: bool = False,
+    ) -> Session:
+        """A session of a model that was cut from this graph, given the weights that it names."""
+        names = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
+        weights = {name: self._shared[name] for name in names}
+        bare = self._bare if bare is None else bare
+        return Session(_bytes(model), threads, device, bare, weights, once)
 
     @cached_property
     def _shared(self) -> dict[str, Any]:
@@ -302,18 +376,19 @@ class OnnxGraph:
         from onnx import numpy_helper
 
         runtime = require("onnxruntime")
-        large = {
-            name: np.array(numpy_helper.to_array(tensor))
-            for name, tensor in self.initializers.items()
-            if self._sizes[name] >= _SHARED_FROM and tensor.data_type in _SHARED_TYPES
-        }
-        return {n: runtime.OrtValue.ortvalue_from_numpy(value) for n, value in large.items()}
+        large = [
+            tensor
+            for tensor in self.weights.values()
+            if np.prod(tensor.dims) >= _SHARED_FROM and tensor.data_type in _SHARED_TYPES
+        ]
+        values = {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in large}
+        return {n: runtime.OrtValue.ortvalue_from_numpy(value) for n, value in values.items()}
 
     def _named(self, name: str) -> Any:
         """An initializer without its values, which are handed over beside the model."""
         from onnx import TensorProto
 
-        whole = self.initializers[name]
+        whole = self.weights[name]
         only = TensorProto(name=name, data_type=whole.data_type, dims=whole.dims)
         only.data_location = TensorProto.EXTERNAL
         only.external_data.add(key="location", value="shared")
@@ -322,7 +397,7 @@ class OnnxGraph:
     def _copied(self, nodes: Iterable[Node], outputs: Sequence[str], light: bool = False) -> Any:
         """A model of some of the nodes, its outputs not typed: the runtime infers them.
 
-        light: its large weights are only named, for `opened`.
+        light: its large weights are only named, for `open_session`.
         """
         onnx = require("onnx")
         nodes = list(nodes)
@@ -334,53 +409,15 @@ class OnnxGraph:
         graph, read = model.graph, {name for node in nodes for name in node.reads} | {*outputs}
         graph.name = self.model.graph.name or "graph"
         graph.node.extend(node.proto for node in nodes)
-        graph.input.extend(v for v in self.model.graph.input if v.name not in self.initializers)
-        own = [name for name in self.initializers if name in read]
+        graph.input.extend(v for v in self.model.graph.input if v.name not in self.weights)
+        own = [name for name in self.weights if name in read]
         named = {name for name in own if light and name in self._shared}
         graph.initializer.extend(
-            self._named(name) if name in named else self.initializers[name] for name in own
+            self._named(name) if name in named else self.weights[name] for name in own
         )
         graph.sparse_initializer.extend(self.model.graph.sparse_initializer)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return model
-
-    def tail(
-        self,
-        nodes: Iterable[Node],
-        inputs: Mapping[str, Shape],
-        outputs: Sequence[str],
-        light: bool = False,
-    ) -> Any:
-        """A model of some of the nodes that starts at tensors in the middle of the graph.
-
-        light: its large weights are only named, for `opened`.
-        """
-        from onnx import TensorProto
-
-        model = self._copied(nodes, outputs, light)
-        del model.graph.input[:]
-        kinds = {"float": "FLOAT", "float32": "FLOAT", "float64": "DOUBLE"}
-        for name, shape in inputs.items():
-            kind = self.types[name].removeprefix("tensor(").removesuffix(")")
-            number = TensorProto.DataType.Value(kinds.get(kind, kind.upper()))
-            rank = len(shape) - self.bare
-            free = [None] * rank
-            model.graph.input.append(self._helper.make_tensor_value_info(name, number, free))
-        return model
-
-    def opened(
-        self,
-        model: Any,
-        threads: int = 1,
-        device: str = "cpu",
-        bare: bool | None = None,
-        once: bool = False,
-    ) -> Session:
-        """A session of a model that was cut from this graph, given the weights that it names."""
-        names = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
-        weights = {name: self._shared[name] for name in names}
-        bare = self.bare if bare is None else bare
-        return Session(_bytes(model), threads, device, bare, weights, once)
 
 
 def _bytes(model: Any) -> bytes:

@@ -73,7 +73,7 @@ class GraphHead:
     @cached_property
     def shapes(self) -> dict[str, Shape]:
         """Every tensor's shape on the first example."""
-        return self.graph.shapes(self.examples[0])
+        return self.graph.parts.shapes(self.examples[0])
 
     @property
     def n_logits(self) -> int:
@@ -91,7 +91,7 @@ class GraphHead:
         heads, after = self._heads()
         places = list(dict.fromkeys(self._stepped_back(node) for node in heads))
         places = self._independent(places)
-        tail, reached = self._region([self.logits, self.output], places)
+        tail, reached = self.between([self.logits, self.output], places)
         if reached:
             raise HeadNotFound(
                 f"the input reaches the logits around the last weights (through {reached[0]!r}), "
@@ -200,7 +200,7 @@ class GraphHead:
         shape = self.shapes[node.writes[0]]
         return shape[1 if node.op in CONVOLUTIONS else -1]
 
-    def _region(self, ends: Iterable[str], places: Sequence[str]) -> tuple[list[Node], list[str]]:
+    def between(self, ends: Iterable[str], places: Sequence[str]) -> tuple[list[Node], list[str]]:
         """(nodes between places and ends, inputs of the graph that reach the ends around them)."""
         graph, nodes, reached = self.graph, {}, []
         pending, ports = list(ends), {port.name for port in graph.inputs}
@@ -221,14 +221,14 @@ class GraphHead:
         """Drop what is computed from the others alone."""
         for place in list(places):
             others = [other for other in places if other != place]
-            if others and not self._region([place], others)[1]:
+            if others and not self.between([place], others)[1]:
                 places = others
         return places
 
     def _refuse_encoders(self, heads: Sequence[Node], places: Sequence[str]) -> None:
         """As `boundary._refuse_encoders`: features that were normed and activated are no scores."""
         outputs = [node.writes[0] for node in heads]
-        tail, _ = self._region([self.logits], [*outputs, *places])
+        tail, _ = self.between([self.logits], [*outputs, *places])
         after = {n.op for n in tail if not self.graph.depends.isdisjoint(n.writes)}
         norms = after & _NORMS
         if norms & _FEATURE_NORMS or (norms and after & _ACTIVATIONS):
@@ -239,7 +239,7 @@ class GraphHead:
             )
         found = {node.index for node in heads}
         for node in heads:
-            between, _ = self._region([self._entering(node)], places)
+            between, _ = self.between([self._entering(node)], places)
             ops = {n.op for n in between}
             if found & {n.index for n in between} and ops & _NORMS:
                 raise HeadNotFound(
@@ -259,7 +259,7 @@ class GraphHead:
         outputs = list(dict.fromkeys([self.logits, self.output]))
         inputs = {name: self.shapes[name] for name in cut.places}
         nodes = {name for node in cut.tail for name in node.writes} | {*cut.places}
-        model = self.graph.tail(cut.tail, inputs, outputs)
+        model = self.graph.parts.tail(cut.tail, inputs, outputs)
         del model.graph.node[:]
         for node in cut.tail:
             source = node.reads[0] if node.reads else ""

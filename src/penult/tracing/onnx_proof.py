@@ -22,8 +22,8 @@ def prove(cut: GraphHead) -> Certificate:
     """
     places = cut.cut.places
     outputs = list(dict.fromkeys([cut.logits, cut.output]))
-    whole, front = cut.graph.session(outputs), cut.graph.session([*outputs, *places])
-    halves = Halves(whole, front, cut.graph.opened(cut.head_model()), places)
+    whole, front = cut.graph.parts.session(outputs), cut.graph.parts.session([*outputs, *places])
+    halves = Halves(whole, front, cut.graph.parts.open_session(cut.head_model()), places)
     expected = [whole(feeds) for feeds in cut.examples[:2]]
     power = _power([values[0] for values in expected])
     if power < POWER:  # two that the graph hardly tells apart: the others as well
@@ -146,7 +146,7 @@ def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
     if not taps:
         return {}
     names = list(dict.fromkeys(tap.module for tap in taps))
-    whole = cut.graph.session([cut.logits, *names])
+    whole = cut.graph.parts.session([cut.logits, *names])
     mine, *values = whole(cut.examples[0])
     seen = dict(zip(names, values, strict=True))
     other, theirs = _other(cut, whole, mine)
@@ -186,13 +186,13 @@ def exchanged(cut: GraphHead, other: Feeds, name: str, value: Array) -> Array | 
     read = {tensor for node in nodes for tensor in node.reads}
     ports = {port.name for port in graph.inputs} & read
     inputs = {tensor: cut.shapes[tensor] for tensor in (name, *sorted(ports))}
-    model = graph.tail(nodes, inputs, [cut.logits], light=True)
+    model = graph.parts.tail(nodes, inputs, [cut.logits], light=True)
     for node in model.graph.node:  # what makes it, where that makes something else as well
         for number, written in enumerate(node.output):
             if written == name:
                 node.output[number] = f"{name}\0own"
     try:
-        return graph.opened(model)({**other, name: value})[0]
+        return graph.parts.open_session(model)({**other, name: value})[0]
     except ValueError:
         return None
 

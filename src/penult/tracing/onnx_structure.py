@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from penult.tracing.onnx_graph import SHAPE_ONLY, Node, OnnxGraph
 from penult.tracing.onnx_head import CONVOLUTIONS, RESHAPES, GraphHead
 
-# What an operation says about the channel axis of what it reads or makes.
+# Operations with the channels at axis 1 of what they read and make.
 _CHANNEL_FIRST = {"BatchNormalization", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
                   "AveragePool", "InstanceNormalization", "GroupNormalization",
                   *CONVOLUTIONS}  # fmt: skip
@@ -23,13 +23,13 @@ def channel_axis(cut: GraphHead, name: str) -> int:
     shape = cut.shapes[name]
     if len(shape) == 2:
         return 1
-    axis = _said_by_users(cut, name)
+    axis = _axis_from_users(cut, name)
     if axis is None:
-        axis = _said_by_makers(cut, name)
+        axis = _axis_from_makers(cut, name)
     return axis if axis is not None else (1 if len(shape) == 4 else len(shape) - 1)
 
 
-def _said_by_users(cut: GraphHead, name: str) -> int | None:
+def _axis_from_users(cut: GraphHead, name: str) -> int | None:
     order = {name: tuple(range(len(cut.shapes[name])))}  # axes of each tensor, in the tap's terms
     maker = cut.graph.producers.get(name)
     for node in cut.graph.nodes[maker.index + 1 if maker else 0 :]:
@@ -37,9 +37,9 @@ def _said_by_users(cut: GraphHead, name: str) -> int | None:
             axes = order.get(read)
             if axes is None:
                 continue
-            said = _says(cut, node, read)
-            if said is not None and axes[said] != 0:
-                return axes[said]
+            axis = _channel_of(cut, node, read)
+            if axis is not None and axes[axis] != 0:
+                return axes[axis]
             for made in node.writes:
                 if node.op == "Transpose":
                     order[made] = tuple(axes[place] for place in _moved(cut, node, len(axes)))
@@ -55,13 +55,13 @@ def _moved(cut: GraphHead, node: Node, rank: int) -> list[int]:
     return [0, *(place + 1 for place in moved)] if bare else moved
 
 
-def _said_by_makers(cut: GraphHead, name: str) -> int | None:
+def _axis_from_makers(cut: GraphHead, name: str) -> int | None:
     node = cut.graph.producers.get(name)
     while node is not None:
         made = node.writes[0]
-        said = 1 if node.op in CONVOLUTIONS else _says(cut, node, made)
-        if said:
-            return said
+        axis = 1 if node.op in CONVOLUTIONS else _channel_of(cut, node, made)
+        if axis:
+            return axis
         same = [r for r in node.reads if r in cut.graph.depends
                 and cut.shapes.get(r) == cut.shapes.get(made)]  # fmt: skip
         if not same or node.op in RESHAPES:
@@ -70,8 +70,8 @@ def _said_by_makers(cut: GraphHead, name: str) -> int | None:
     return None
 
 
-def _says(cut: GraphHead, node: Node, name: str) -> int | None:
-    """The channel axis of `name` (read or made by `node`), if the node tells it."""
+def _channel_of(cut: GraphHead, node: Node, name: str) -> int | None:
+    """The channel axis of `name` (read or made by `node`), if the node shows it."""
     rank = len(cut.shapes[name])
     if node.op in _CHANNEL_FIRST:
         return 1

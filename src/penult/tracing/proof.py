@@ -203,7 +203,7 @@ class _Prover:
         """A second input whose logits are clearly different."""
         failed: Exception | None = None
         between = "two inputs"
-        for inputs, said in self.target.others(self.example, self.given):
+        for inputs, note in self.target.others(self.example, self.given):
             try:
                 second = self._cut(inputs)
             except HeadNotFound as error:
@@ -214,7 +214,7 @@ class _Prover:
             size = moving_size(second.logits, self.first.logits)
             power = relative(second.logits, self.first.logits, size) / TOLERANCE
             if power > self.power:
-                self.power, self._second, between = power, (inputs, second), said
+                self.power, self._second, between = power, (inputs, second), note
                 self._largest = 10 * size
             if self.power >= POWER:
                 break

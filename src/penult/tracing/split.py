@@ -254,7 +254,7 @@ class Split:
 
     @contextmanager
     def _accepting(self, inputs: CallInputs) -> Iterator[None]:
-        """Run the model on an input of the caller's: what it raises is told in a sentence."""
+        """Run the model on an input of the caller's: what it raises becomes one sentence."""
         with still(self._target.model):
             try:
                 yield
@@ -341,22 +341,21 @@ class Split:
 
     @property
     def remark(self) -> str:
-        """Where the library's own word on its classifier differs from what was found; else empty.
-
-        It is said and no more: what is proved does not rest on it.
-        """
-        says = getattr(self._target.model, "get_classifier", None)
-        if not callable(says) or self._program is None:
+        """Where the library's `get_classifier()` names another module than the head that was found;
+        else empty. Information only: the proof does not rest on it."""
+        get_classifier = getattr(self._target.model, "get_classifier", None)
+        if not callable(get_classifier) or self._program is None:
             return ""
         try:
-            named = says()
+            named = get_classifier()
         except Exception:  # another library's method of the same name
             return ""
         modules = {id(m): name for name, m in self._target.model.named_modules()}
-        wanted = [modules[id(m)] for m in tree_leaves(named) if id(m) in modules]
-        if not wanted or set(wanted) & set(self.head.names):
+        theirs = [modules[id(m)] for m in tree_leaves(named) if id(m) in modules]
+        if not theirs or set(theirs) & set(self.head.names):
             return ""
-        return f"get_classifier() says {', '.join(wanted)}; the trace says otherwise"
+        found = ", ".join(self.head.names) or "functional"
+        return f"get_classifier() names {', '.join(theirs)}; the head that was found is {found}"
 
     def __str__(self) -> str:
         names = ", ".join(self.head.names) or ("functional" if self._program else "not found")

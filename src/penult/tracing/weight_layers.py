@@ -1,6 +1,6 @@
 """What is a layer with weights: an operation that contracts features with the model's own numbers.
 
-Most are matrix products and convolutions. The others are told by what they do, not by name: a
+Most are matrix products and convolutions. The others are recognised by what they do, not by name: a
 product or difference that is summed up afterwards, or an operator that torch does not know.
 """
 
@@ -13,7 +13,7 @@ import torch
 from penult.tracing.trace import Op, TensorRead, Trace
 
 # Operations that contract an operand with another. Which of the two is a weight is read off the
-# trace: the one that does not depend on the input. Those that write in place are meant too.
+# trace: the one that does not depend on the input. Those that write in place count too.
 CONTRACTIONS = frozenset(
     f"aten.{name}"
     for name in (

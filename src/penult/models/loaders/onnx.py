@@ -180,7 +180,7 @@ class GraphStudy:
         cut = self.cut
         if not cut.certificate.ok:
             raise HeadNotFound(f"the head is not proved: {cut.certificate.refusal}")
-        session, place = cut.graph.opened(cut.head_model()), cut.cut.places[0]
+        session, place = cut.graph.parts.open_session(cut.head_model()), cut.cut.places[0]
         return lambda prelogits: session({place: prelogits})[0].reshape(1, -1)
 
 
@@ -366,7 +366,7 @@ def _count_logits(path: Path, structure: GraphStructure, preparer: GraphPreparer
     """K, from a run on one input."""
     graph = structure.graph
     try:
-        session = Session(graph.encoder([structure.logits]), bare=graph.bare)
+        session = Session(graph.parts.encoder([structure.logits]), bare=graph.bare)
         shape = session(feeds_of(graph, preparer.example(0).tensors))[0].shape
     except ValueError as error:
         raise ModelError(
@@ -403,7 +403,7 @@ def modality_of_file(spec: str | Path) -> str:
         raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
     except Exception as error:  # protobuf's own
         raise ModelError(f"{path} is no ONNX file: {first_line(error)}") from error
-    return guessed(OnnxGraph(model, path))
+    return guessed(OnnxGraph(model))
 
 
 def names_in(metadata: Mapping[str, str]) -> list[str]:
