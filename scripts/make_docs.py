@@ -1,4 +1,4 @@
-"""Write what can be written from the code: docs/cli.md, and the tree in the README.
+"""Write what can be written from the code: docs/cli.md, and the tree in docs/architecture.md.
 
 With --check, write nothing and fail if a page is not what it would be.
 """
@@ -69,9 +69,9 @@ def tree() -> str:
     return "\n".join([*lines, "```"])
 
 
-def with_tree(readme: str) -> str:
-    """The README with its tree up to date."""
-    before, rest = readme.split(BEGIN)
+def with_tree(page: str) -> str:
+    """A page with its tree up to date."""
+    before, rest = page.split(BEGIN)
     return f"{before}{BEGIN}\n{tree()}\n{END}{rest.split(END)[1]}"
 
 
@@ -80,8 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    pages = {ROOT / "docs" / "cli.md": cli_page(), readme: with_tree(readme.read_text("utf-8"))}
+    house = ROOT / "docs" / "architecture.md"
+    pages = {ROOT / "docs" / "cli.md": cli_page(), house: with_tree(house.read_text("utf-8"))}
     stale = [
         path for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text
     ]
