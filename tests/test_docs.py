@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,15 +35,71 @@ def test_every_command_is_explained() -> None:
         assert any("--json" in param.opts for param in command.params), f"penult {name}: no --json"
 
 
-def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python of the README, as it stands, in an empty folder."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+PAGES = ("README.md", "docs/tour.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_of_a_page_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands, in a folder that has the checkout's `src` and nothing else."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.S)
     assert blocks
+    (tmp_path / "src").symlink_to(ROOT / "src")
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), scope)
+        exec(compile(block, page, "exec"), scope)
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The `penult …` lines of a page's blocks, without what a shell takes for itself."""
+    blocks = re.findall(r"```(?:\w*)\n(.*?)```", page.read_text("utf-8"), re.S)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("penult ")]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))],
+                         ids=lambda page: page.name)  # fmt: skip
+def test_the_commands_of_a_page_exist(page: Path) -> None:
+    """Each names a command that there is, and options that it has."""
+    from typer.main import get_command
+
+    from penult.cli import app
+
+    group = get_command(app)
+    known = {o for param in group.params for o in param.opts}
+    for words in commands_of(page):
+        while words and words[0].startswith("-"):
+            assert words[0].partition("=")[0] in known, words
+            words = words[1 + ("=" not in words[0]) :]
+        if not words or not re.fullmatch(r"[a-z]+", words[0]):
+            continue
+        assert words[0] in group.commands, f"{page.name}: penult {words[0]}"
+        command = group.commands[words[0]]
+        options = {o for param in command.params for o in (*param.opts, *param.secondary_opts)}
+        for word in words[1:]:
+            if re.match(r"--?[a-z]", word):
+                assert word.partition("=")[0] in options, f"{page.name}: {words[0]} {word}"
+
+
+def test_every_module_that_a_page_names_is_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("<!-- tree")[0]
+    named = re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", text)
+    assert len(named) > 40
+    for name in named:
+        assert (ROOT / "src" / "penult" / name).exists(), name
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 160
+
+
+def test_every_test_that_the_readme_names_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / "README.md").read_text("utf-8"))
+    assert len(named) >= 12
+    for name in named:
+        assert (ROOT / name).is_file(), name
 
 
 def test_links_lead_somewhere() -> None:
