@@ -167,7 +167,7 @@ def test_values_of_unlabelled_items_are_checked() -> None:
     other = {name: values[:5].copy() for name, values in vectors.items()}
     other["layer:2 mean"][3] = np.inf
     given = replace(material(vectors, labels), unlabelled=other)
-    with pytest.raises(SpaceError, match=r"unlabelled vectors of layer:2 mean .* in row 3"):
+    with pytest.raises(SpaceError, match=r"unlabelled vectors of layer:2 mean .* at row 3"):
         choose(given)
 
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_chosen_on() -> None:
     with pytest.raises(LabelsError, match="42 vectors, 41 labels"):
         choose(material(vectors, labels[1:]))
     vectors[BASE][5] = np.nan
-    with pytest.raises(SpaceError, match="the first in row 5"):
+    with pytest.raises(SpaceError, match="the first at row 5"):
         choose(material(vectors, labels))
     with pytest.raises(LabelsError, match="3 items without labels"):
         rank_without_labels({BASE: np.zeros((3, 4), np.float32)})

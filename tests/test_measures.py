@@ -192,5 +192,5 @@ def test_what_cannot_be_evaluated() -> None:
     with pytest.raises(SpaceError, match="fitted to the labels"):
         evaluate(vectors, names, space="within+l2")
     vectors[3, 1] = np.nan
-    with pytest.raises(SpaceError, match="the first in row 3"):
+    with pytest.raises(SpaceError, match="the first at row 3"):
         evaluate(vectors, names)

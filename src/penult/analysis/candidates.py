@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.episodes import Array, Mask, Rows, TrialPlan
-from penult.analysis.space import RAW, Space, fit
-from penult.errors import LabelsError, SpaceError
+from penult.analysis.space import RAW, Space, check_finite, fit
+from penult.errors import LabelsError
 
 MOST = 600  # rows that are tried; spaces are fitted on all
 LEAST_EACH = 6  # rows of a class in a sample
@@ -159,12 +159,7 @@ def _check_vectors(material: Material) -> None:
             )
     for kind, readings in (("", material.vectors), ("unlabelled ", material.unlabelled)):
         for name, vectors in readings.items():
-            bad: Mask = np.logical_not(np.isfinite(vectors).all(axis=1))
-            if bad.any():
-                raise SpaceError(
-                    f"{int(bad.sum())} of {len(bad)} {kind}vectors of {name} are not finite, the "
-                    f"first in row {int(bad.argmax())}; leave these items out"
-                )
+            check_finite(vectors, name=f"{kind}vectors of {name}")
 
 
 def constant(vectors: npt.NDArray[np.float32]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.metrics import by_centrality
-from penult.analysis.space import unit
+from penult.analysis.space import check_finite, unit
 from penult.errors import UsageError
 
 NOISE = -1
@@ -186,8 +186,7 @@ def _checked(vectors: npt.ArrayLike, options: ClusterOptions) -> tuple[FloatArra
         raise UsageError(f"method {options.method!r}{gone}; {' and '.join(_METHODS)} work")
     if rows.ndim != 2 or len(rows) < 2:
         raise UsageError(f"clusters need two rows or more; received shape {rows.shape}")
-    if bad := int(np.logical_not(np.isfinite(rows).all(axis=1)).sum()):
-        raise UsageError(f"{bad} of {len(rows)} vectors have values that are not finite")
+    check_finite(rows, UsageError)
     rows = unit(rows)
     if options.method == "kmeans" and options.clusters is None:
         raise UsageError("kmeans needs the number of clusters: --clusters 10")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.space import unit
-from penult.errors import LabelsError, SpaceError
+from penult.analysis.space import check_finite, unit
+from penult.errors import LabelsError
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -185,8 +185,7 @@ def rank_without_labels(
             raise LabelsError(
                 f"{len(rows)} items without labels are too few to rank by; give {LEAST} or more"
             )
-        if not np.isfinite(rows).all():
-            raise SpaceError(f"vectors of {name} have values that are not finite; leave them out")
+        check_finite(rows, name=f"vectors of {name}")
         if len(rows) > MOST:
             chosen = np.random.default_rng(seed).choice(len(rows), MOST, replace=False)
             rows = rows[np.sort(chosen)]

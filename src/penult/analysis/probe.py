@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from penult.analysis.bootstrap import Estimate, percentile_interval
 from penult.analysis.episodes import Mask, partitions
+from penult.analysis.space import check_finite
 from penult.errors import LabelsError
 
 if TYPE_CHECKING:
@@ -187,8 +188,7 @@ def _checked(
         raise LabelsError(f"{len(names)} names do not fit vectors of shape {every.shape}")
     if groups is not None and len(groups) != len(names):
         raise LabelsError(f"{len(groups)} groups do not fit {len(names)} names")
-    if bad := int(np.logical_not(np.isfinite(every).all(axis=1)).sum()):
-        raise LabelsError(f"{bad} of {len(every)} vectors have values that are not finite")
+    check_finite(every, LabelsError)
     if folds < 2:
         raise LabelsError(f"{folds} folds: two or more are needed, one to test on")
     if not strength > 0:

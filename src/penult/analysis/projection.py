@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.space import unit
+from penult.analysis.space import check_finite, unit
 from penult.errors import UsageError
 from penult.extras import require
 
@@ -37,8 +37,7 @@ def project(vectors: FloatArray, seed: int = 0, method: str = "tsne") -> FloatAr
     """
     if method not in MOST:
         raise UsageError(f"method {method!r} is not known; {', '.join(MOST)} work")
-    if not np.isfinite(vectors).all():
-        raise UsageError("a map cannot be made of vectors with values that are not finite")
+    check_finite(vectors, UsageError)
     directions = unit(vectors)
     if len(vectors) < 4 or np.ptp(directions, axis=0).max() <= 1e-9:
         return _in_a_row(len(vectors))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.errors import SpaceError
+from penult.errors import PenultError, SpaceError
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -68,7 +68,7 @@ class Space:
                 f"vectors of shape {rows.shape} do not fit a space of {self.dim} numbers; "
                 "embed them with the embedder that the space was fitted for"
             )
-        _check_finite(rows)
+        check_finite(rows)
         for step in self.steps:
             rows = step(rows)
         moved: FloatArray = rows.astype(np.float32)
@@ -145,7 +145,7 @@ def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = N
     rows = np.asarray(vectors, np.float64)
     if rows.ndim != 2:
         raise SpaceError(f"a space is fitted to vectors (n, d); received shape {rows.shape}")
-    _check_finite(rows)
+    check_finite(rows)
     parsed = _parsed(recipe)
     dim, steps = rows.shape[1], []
     for name, number in parsed:
@@ -272,10 +272,17 @@ def _directions(centred: npt.NDArray[np.float64], number: int) -> npt.NDArray[np
     return directions[:number].T
 
 
-def _check_finite(rows: npt.NDArray[np.float64]) -> None:
+def check_finite(
+    rows: npt.NDArray[Any], error: type[PenultError] = SpaceError, name: str = "vectors"
+) -> None:
+    """Refuse vectors (n, d) or (d,) with values that are NaN or infinite.
+
+    Raises:
+        error: with their number and the first row.
+    """
     bad = np.logical_not(np.isfinite(np.atleast_2d(rows)).all(axis=1))
     if bad.any():
-        raise SpaceError(
-            f"{int(bad.sum())} of {len(bad)} vectors have values that are not finite, the first "
-            f"at row {int(bad.argmax())}; leave them out"
+        raise error(
+            f"{int(bad.sum())} of {len(bad)} {name} have values that are not finite, the first at "
+            f"row {int(bad.argmax())}; leave them out"
         )

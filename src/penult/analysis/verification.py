@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.bootstrap import percentile_interval
-from penult.analysis.space import unit
+from penult.analysis.space import check_finite, unit
 from penult.errors import LabelsError
 
 Floats = npt.NDArray[np.float64]
@@ -196,8 +196,7 @@ def _named_rows(
     if rows.ndim != 2 or len(rows) != len(names) or (groups and len(groups) != len(names)):
         raise LabelsError(f"{rows.shape} vectors do not fit {len(names)} names and their groups")
     kept = [i for i, name in enumerate(names) if name is not None]
-    if not np.isfinite(rows[kept]).all():
-        raise LabelsError("vectors have values that are not finite; leave them out")
+    check_finite(rows[kept], LabelsError)
     if len(kept) < 2:
         raise LabelsError(f"{len(kept)} named items are no pair; two names are needed, and two "
                           "items of one")  # fmt: skip

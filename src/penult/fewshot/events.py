@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -81,15 +82,25 @@ def merged(windows: Iterable[Window], gap: float = 0.0) -> list[Event]:
     return sorted(found, key=_order)
 
 
-def to_csv(events: Iterable[Event]) -> str:
-    """One line for each event."""
+def csv_lines(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """A CSV file line by line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for e in events:
-        times = (_seconds(e.start), _seconds(e.end), "" if e.channel is None else e.channel)
-        writer.writerow([e.id, *times, e.label, f"{e.probability:.6g}", e.windows])
-    return text.getvalue()
+    for row in itertools.chain([header], rows):
+        writer.writerow(row)
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
+
+
+def to_csv(events: Iterable[Event]) -> str:
+    """One line for each event."""
+    return "".join(csv_lines(COLUMNS, map(_cells, events)))
+
+
+def _cells(e: Event) -> list[Any]:
+    times = (_seconds(e.start), _seconds(e.end), "" if e.channel is None else e.channel)
+    return [e.id, *times, e.label, f"{e.probability:.6g}", e.windows]
 
 
 def to_raven(events: Sequence[Event]) -> str:

@@ -4,10 +4,8 @@ in place. Knows no model and no collection.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import numpy.typing as npt
 
 from penult.collection.schema import Key
 from penult.errors import LabelsError
+from penult.fewshot.events import csv_lines
 from penult.fewshot.scorers import IMPLIED, NO, OPEN, YES, Targets, medoid
 
 MARKS = ("yes", "no", "unsure")
@@ -36,13 +35,7 @@ class Class:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult classes --json` prints it."""
         medoid = {"id": self.medoid[0], "region": self.medoid[1]} if self.medoid else None
-        return {
-            "name": self.name,
-            "yes": self.yes,
-            "no": self.no,
-            "unsure": self.unsure,
-            "medoid": medoid,
-        }
+        return asdict(self) | {"medoid": medoid}
 
 
 @dataclass(frozen=True)
@@ -208,12 +201,12 @@ class Examples:
 
     def to_csv(self) -> str:
         """One line for each mark: path, region, class, mark."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "region", "class", "mark"])
-        for (id, region), one in zip(self.keys, self.marks, strict=True):
-            writer.writerows([id, region, name, mark] for name, mark in one.items())
-        return text.getvalue()
+        rows = (
+            (*key, name, mark)
+            for key, one in zip(self.keys, self.marks, strict=True)
+            for name, mark in one.items()
+        )
+        return "".join(csv_lines(("path", "region", "class", "mark"), rows))
 
     def _with(self, marks: Sequence[Mapping[str, str]]) -> Examples:
         """These marks, of the examples that have any."""

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis import space
-from penult.analysis.space import AUTO, Space
+from penult.analysis.space import AUTO, RAW, Space, fit
 from penult.errors import LabelsError, UsageError
 from penult.fewshot import scorers
 from penult.fewshot.calibration import FEWEST, LEVEL, Probabilities, Unknowns, probabilities
@@ -264,8 +263,8 @@ def fit_space(recipe: str, vectors: npt.NDArray[np.float32]) -> Space:
     """A recipe fitted to these vectors; `auto` subtracts their mean where there are enough of them.
     Vectors with a large common part have cosines that hardly separate unknown from known."""
     if recipe == AUTO:
-        recipe = "centre" if len(vectors) >= CENTRED_FROM else space.RAW
-    return space.fit(recipe, vectors)
+        recipe = "centre" if len(vectors) >= CENTRED_FROM else RAW
+    return fit(recipe, vectors)
 
 
 def _best(scores: Floats) -> Floats:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import tempfile
@@ -18,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.errors import StoreError
-from penult.fewshot.events import Window
+from penult.fewshot.events import Window, csv_lines
 from penult.fewshot.fitted import FittedClasses
 from penult.models.base import MULTI_LABEL, SINGLE_LABEL, Prediction
 
@@ -221,15 +219,7 @@ class Spool:
 
     def to_csv(self) -> Iterator[str]:
         """Line by line: a header and each region; all assigned classes with ; between."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(HEADER)
-        for one in self:
-            writer.writerow(_cells(one))
-            yield text.getvalue()
-            text.seek(0)
-            text.truncate()
-        yield text.getvalue()
+        yield from csv_lines(HEADER, map(_cells, self))
 
 
 def _cells(one: Document) -> list[Any]:

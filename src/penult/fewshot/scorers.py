@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.metrics import by_centrality
-from penult.analysis.space import unit
+from penult.analysis.space import check_finite, unit
 from penult.errors import LabelsError
 
 Floats = npt.NDArray[np.float64]
@@ -276,12 +276,7 @@ def _rows(vectors: npt.ArrayLike) -> Floats:
     rows = np.asarray(vectors, np.float64)
     if rows.ndim != 2:
         raise LabelsError(f"vectors of shape {rows.shape}; (n, d) is needed")
-    bad = ~np.isfinite(rows).all(axis=1)
-    if bad.any():
-        raise LabelsError(
-            f"{int(bad.sum())} of {len(rows)} vectors have values that are not finite, the first "
-            f"at row {int(bad.argmax())}; leave them out"
-        )
+    check_finite(rows, LabelsError)
     return unit(rows)
 
 
