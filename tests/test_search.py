@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections import Counter
@@ -177,6 +178,27 @@ def test_three_searches_with_files_open_one_model(sounds: Sounds) -> None:
     space = penult.ClassSpace(made)
     space.add("new", [sounds.files[7]])
     assert sounds.module.opened == [16]
+
+
+def test_a_search_takes_no_model_apart(sounds: Sounds) -> None:
+    """The manifest names the tap's place: one pass more than opening the model costs. A manifest of
+    before, without it, gives the same hits."""
+    made = sounds.collection()
+    penult.load("counted:Model", checkpoint=sounds.folder / "Model.pt", sample_rate=RATE)
+    opening = len(sounds.module.passes)
+    sounds.forget()
+    hits = made.search(sounds.files[5], k=4)
+    assert len(sounds.module.passes) == opening + 1
+    file = sounds.into / "collection.json"
+    manifest = json.loads(file.read_text())
+    assert [tap["module"] for tap in manifest["model"].pop("taps")]
+    file.write_text(json.dumps(manifest))
+    sounds.forget()
+    again = penult.Collection.open(sounds.into).search(sounds.files[5], k=4)
+    assert len(sounds.module.passes) > opening + 1
+    assert ids(again) == ids(hits)
+    found = [(hit.id, hit.similarity) for hit in hits]
+    assert found == [(hit.id, hit.similarity) for hit in again]
 
 
 def test_threads_that_search_at_once_open_one_model(sounds: Sounds) -> None:

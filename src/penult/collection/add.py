@@ -246,6 +246,7 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
         model={
             "spec": classifier.spec,
             "tap": embedder.tap.name,
+            "taps": [asdict(one.tap) for one in embedder.runner.readings],
             "pooling": embedder.pooling,
             "pool_over": embedder.runner.readings[0].pool_over,
             "modality": classifier.modality,

@@ -292,15 +292,13 @@ def _stored(collection: Collection, query: str, region: Region) -> npt.NDArray[n
 
 def _embedded(embedder: Embedder, query: str, region: Region) -> npt.NDArray[np.float32]:
     from penult.data.items import Failure
-    from penult.data.sources import from_objects
+    from penult.data.sources import item_of
 
     path = Path(query).expanduser()
     content = path if path.is_file() else query
-    pair = next(iter(from_objects([content], embedder.classifier.modality)))
-    if isinstance(pair, Failure):
-        raise ItemError(pair.message)
+    item = item_of(content, embedder.classifier.modality)
     # A query is not labelled: the pass ends behind the tap.
-    result = next(embedder.runner.stream([(pair[0], region)], logits=False))
+    result = next(embedder.runner.stream([(item, region)], logits=False))
     if isinstance(result, Failure):
         raise ItemError(result.message)
     vector: npt.NDArray[np.float32] = result.vector
@@ -315,20 +313,27 @@ def embedder_of(
     Raises:
         FingerprintMismatch: what is there now would give other vectors.
     """
-    from penult.embedding.embedder import open_embedder
+    from penult.embedding.embedder import open_at_taps, open_embedder
+    from penult.embedding.saving import is_embedder
+    from penult.engines.base import EXACT
     from penult.models.options import current
 
     about = manifest.model
-    embedder = open_embedder(
-        model or about["spec"],
-        about["tap"],
-        about["pooling"],
-        pool_over=about.get("pool_over"),
-        precision=manifest.fingerprint.get("precision"),
-        engine="torch",  # for one item no other is worth opening
-        device=device,
-        **{**current(about.get("asked", {})), "trust": trust},
-    )
+    spec = model or about["spec"]
+    options: dict[str, Any] = {
+        "precision": manifest.fingerprint.get("precision") or EXACT,
+        "device": device,
+        **current(about.get("asked", {})),
+        "trust": trust,
+    }
+    taps = about.get("taps", ())
+    # A module's side is found by its name; an operation only by counting, so that it is looked for.
+    if taps and not any(tap["operation"] for tap in taps) and not is_embedder(spec):
+        options["pool_over"] = about.get("pool_over") or "all"
+        embedder = open_at_taps(spec, taps, about["pooling"], **options)
+    else:  # for one item no other engine is worth opening
+        options |= {"pool_over": about.get("pool_over"), "engine": "torch"}
+        embedder = open_embedder(spec, about["tap"], about["pooling"], **options)
     check_embedder(manifest, embedder, "Name the right one with --model")
     return embedder
 

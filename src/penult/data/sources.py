@@ -47,6 +47,7 @@ __all__ = [
     "Source",
     "from_objects",
     "from_paths",
+    "item_of",
     "left_out",
 ]
 
@@ -164,7 +165,7 @@ def from_objects(
     again = _again_or_once(things)
 
     def start() -> Iterator[Entry]:
-        made = ((0, (_item(thing, modality, i), WHOLE)) for i, thing in enumerate(again()))
+        made = ((0, (item_of(thing, modality, i), WHOLE)) for i, thing in enumerate(again()))
         return (entry for _, entry in _by_channel(made, channel))
 
     return Source(start, _text_column() if modality == "text" else {}, total)
@@ -270,7 +271,12 @@ def _is_picture(thing: object) -> bool:
     return pillow is not None and isinstance(thing, pillow.Image)
 
 
-def _item(thing: Any, modality: str, index: int) -> Item:
+def item_of(thing: Any, modality: str, index: int = 0) -> Item:
+    """A path, bytes, an array, (array, rate), a PIL image or a text as an item.
+
+    Raises:
+        SourceError: an object of another kind. index: its place, for the message.
+    """
     if isinstance(thing, str) and modality == "text":
         return text_item(thing, metadata={"text": thing})
     if isinstance(thing, (str, os.PathLike)):

@@ -515,6 +515,28 @@ def open_embedder(
     return Embedder(classifier, place, pooling or "mean", pool_over=pool_over or "all", **how)
 
 
+def open_at_taps(
+    spec: str | os.PathLike[str],
+    taps: Sequence[Mapping[str, Any]],
+    pooling: str,
+    *,
+    pool_over: str = "all",
+    device: str = "auto",
+    precision: str = EXACT,
+    **model_options: Any,
+) -> Embedder:
+    """Open a classifier and read it where another embedder of the same weights read it: the taps
+    are known, so no pass is recorded. Whoever calls compares the fingerprints.
+
+    taps: their fields, as a saved embedder and a collection's manifest hold them.
+    """
+    classifier = specs.load(spec, **model_options)
+    places = [Tap(**{**one, "shape": tuple(one["shape"])}) for one in taps]
+    return Embedder(
+        classifier, places, pooling, pool_over=pool_over, device=device, precision=precision
+    )
+
+
 def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """The fields in which two fingerprints differ, in words."""
     return [
