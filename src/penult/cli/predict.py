@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from penult.fewshot.predictions import ClassPrediction, Spool
 
 
-Found = Iterator["ClassPrediction | Failure"]
+Results = Iterator["ClassPrediction | Failure"]
 
 
 @with_model_options
@@ -156,19 +156,19 @@ def predict(
     }
     form = Form(merge_gap, windows, out, json)
     if names is not None:
-        given = {**settings, "window": window, "hop": hop, "nearest": nearest or None}
-        _check_names(given, names_model)
-        found, facts = _by_names(
+        unused = {**settings, "window": window, "hop": hop, "nearest": nearest or None}
+        _check_names(unused, names_model)
+        found, facts = _predict_by_names(
             place, Names(names, str(names_model), mixed), parts, device, model_options
         )
     else:
         taught = load_class_space(
             place, model, device, bool(model_options.get("trust")), **settings
         )
-        found, facts = _judged(taught, parts, unknown, nearest), None
+        found, facts = _predict_taught(taught, parts, unknown, nearest), None
     with Spool(whole=json, shown=SHOWN) as spool:
         with working("predicting"):
-            failures = collect(found, spool)
+            failures = spool.extend(found)  # output starts after the last item
         if facts is None:
             level = taught.settings.unknown if unknown is None else unknown
             facts = taught.fitted.to_dict(level)
@@ -188,9 +188,9 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Classes by name. folder: of the text model. mixed: labels that are mixed."""
+    """Classes by name, separated by commas. folder: of the text model. mixed: labels per item."""
 
-    wanted: str
+    classes: str
     folder: str
     mixed: int
 
@@ -207,10 +207,10 @@ def _check_out(out: Path | None, overwrite: bool) -> None:
     check_free(out, overwrite)
 
 
-def _check_names(given: dict[str, Any], folder: Path | None) -> None:
+def _check_names(unused: dict[str, Any], folder: Path | None) -> None:
     from penult.errors import UsageError
 
-    if odd := [name for name, value in given.items() if value is not None]:
+    if odd := [name for name, value in unused.items() if value is not None]:
         raise UsageError(f"--{odd[0]} applies to taught classes, not to --names")
     if folder is None:
         raise UsageError(
@@ -219,7 +219,7 @@ def _check_names(given: dict[str, Any], folder: Path | None) -> None:
         )
 
 
-def _judged(taught: ClassSpace, parts: Parts, level: float | None, nearest: int) -> Found:
+def _predict_taught(taught: ClassSpace, parts: Parts, level: float | None, nearest: int) -> Results:
     from penult.collection.collection import Collection
     from penult.data.windows import Layout
     from penult.errors import UsageError
@@ -235,8 +235,8 @@ def _judged(taught: ClassSpace, parts: Parts, level: float | None, nearest: int)
             raise UsageError(
                 "give items or a collection: a class space from a file has no rows of its own"
             )
-        model_options = Collection.open(items[0], must_exist=True) if items else None
-        return taught.predict_collection(model_options, parts.where, unknown=level, nearest=nearest)
+        collection = Collection.open(items[0], must_exist=True) if items else None
+        return taught.predict_collection(collection, parts.where, unknown=level, nearest=nearest)
     if parts.where is not None:
         raise UsageError("--where filters the rows of a collection; it does not apply to files")
     source = source_of(items, parts.channel, str(taught.source.manifest.model.get("modality")))
@@ -253,17 +253,17 @@ def _is_collection(path: str) -> bool:
         return False
 
 
-def _by_names(
+def _predict_by_names(
     place: str, names: Names, parts: Parts, device: str, model_options: ModelOptions
-) -> tuple[Found, dict[str, Any]]:
+) -> tuple[Results, dict[str, Any]]:
     from penult.collection.collection import Collection
     from penult.embedding.runner import Runner, device_of
     from penult.errors import UsageError
     from penult.fewshot.zeroshot import ByName, text_embedder
     from penult.models.specs import load
 
-    wanted = names.wanted.split(",")
-    facts = {"names": wanted, "names_model": names.folder}
+    class_names = names.classes.split(",")
+    facts = {"names": class_names, "names_model": names.folder}
     if _is_collection(place):
         if parts.items:
             raise UsageError(
@@ -274,7 +274,7 @@ def _by_names(
         manifest = collection.manifest
         assert manifest is not None
         kind, embed = str(manifest.model.get("kind")), text_embedder(names.folder)
-        by_name = ByName(manifest.labels, kind, wanted, embed, names.mixed)
+        by_name = ByName(manifest.labels, kind, class_names, embed, names.mixed)
         return by_name.predict_collection(collection, parts.where), facts
     if parts.where is not None:
         raise UsageError("--where filters the rows of a collection; it does not apply to files")
@@ -282,7 +282,7 @@ def _by_names(
     embed = text_embedder(names.folder)
     with working(f"loading {place}"):
         classifier = load(place, **model_options)
-        by_name = ByName(classifier.labels, classifier.kind, wanted, embed, names.mixed)
+        by_name = ByName(classifier.labels, classifier.kind, class_names, embed, names.mixed)
     return by_name.stream(Runner(classifier, [], device_of(classifier, device)), source), facts
 
 
@@ -297,20 +297,6 @@ class Form:
     apart: bool
     out: Path | None
     json: bool
-
-
-def collect(found: Iterable[ClassPrediction | Failure], spool: Spool) -> list[Failure]:
-    """Spool predictions to disk until the run ends; return the failures. Output starts only after
-    the last item."""
-    from penult.fewshot.predictions import ClassPrediction
-
-    failures = []
-    for one in found:
-        if isinstance(one, ClassPrediction):
-            spool.add(one)
-        else:
-            failures.append(one)
-    return failures
 
 
 def print_predictions(
@@ -396,9 +382,15 @@ def _say_basis(facts: dict[str, Any]) -> None:
 
 def _show(found: Spool, by_names: bool) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    near = any(one.nearest for one in found.first)
+    with_examples = any(one.nearest for one in found.first)
     measure = "cosine" if by_names else "probability"
-    columns = ["item", "seconds", "class", measure, *(["nearest examples"] if near else [])]
+    columns = [
+        "item",
+        "seconds",
+        "class",
+        measure,
+        *(["nearest examples"] if with_examples else []),
+    ]
     for name in columns:
         table.add_column(name, justify="right" if name == measure else "left", overflow="fold")
     for one in found.first:
@@ -409,7 +401,7 @@ def _show(found: Spool, by_names: bool) -> None:
             _span(at.start, at.end) if one.region != "whole" else "",
             printable(labels) if labels else "[dim]unknown[/]",
             f"{one.score:.3f}" if labels else f"[dim]{one.score:.3f}[/]",
-            *([_near(one)] if near else []),
+            *([_neighbours(one)] if with_examples else []),
         )
     print_table(table)
     _more(len(found))
@@ -433,12 +425,12 @@ def _more(count: int) -> None:
         stdout.print(f"… and {count - SHOWN:,} more; --out FILE.csv writes all of them")
 
 
-def _near(one: ClassPrediction) -> str:
+def _neighbours(one: ClassPrediction) -> str:
     parts = []
-    for near in one.nearest:
-        name = Path(near.id).name + ("" if near.region == "whole" else f" {near.region}")
-        marks = ", ".join(n if m == "yes" else f"{m} {n}" for n, m in near.marks.items())
-        parts.append(f"{name} ({marks}) {near.similarity:.3f}")
+    for example in one.nearest:
+        name = Path(example.id).name + ("" if example.region == "whole" else f" {example.region}")
+        marks = ", ".join(n if m == "yes" else f"{m} {n}" for n, m in example.marks.items())
+        parts.append(f"{name} ({marks}) {example.similarity:.3f}")
     return printable("; ".join(parts))
 
 

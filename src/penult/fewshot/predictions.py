@@ -8,13 +8,14 @@ import math
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from penult.data.items import Failure
 from penult.errors import StoreError
 from penult.fewshot.events import Window, csv_lines
 from penult.fewshot.fitted import FittedClasses
@@ -194,6 +195,20 @@ class Spool:
                 f"predictions cannot be written to {tempfile.gettempdir()}: {why}; TMPDIR names "
                 "another folder"
             ) from error
+
+    def extend(self, results: Iterable[ClassPrediction | Failure]) -> list[Failure]:
+        """Append the predictions among these results; returns the failures.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        failures = []
+        for one in results:
+            if isinstance(one, ClassPrediction):
+                self.add(one)
+            else:
+                failures.append(one)
+        return failures
 
     def __enter__(self) -> Self:
         return self
