@@ -98,10 +98,10 @@ def _show(made: Clustered) -> None:
     for column in ("#", "rows", "stable", "name", "labels", *(["mostly"] if made.by else []),
                    "medoid"):  # fmt: skip
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    most = _majorities(made)
+    majorities = [f"{one[0]} {one[1]:.0%}" if one else "" for one in made.majorities()]
     for one in found.clusters:
         stable = "" if one.stability is None else f"{one.stability:.2f}"
-        own = [printable(most[one.number])] if made.by else []
+        own = [printable(majorities[one.number])] if made.by else []
         medoid = printable_path(made.row_name(one.medoids[0]))
         cells = (str(one.number), f"{one.size:,}", stable, printable(one.name), _labels(one))
         table.add_row(*cells, *own, medoid)
@@ -122,20 +122,6 @@ def _show(made: Clustered) -> None:
 
 def _labels(one: Cluster) -> str:
     return ", ".join(f"{printable(share.label)} {share.share:.0%}" for share in one.labels[:3])
-
-
-def _majorities(made: Clustered) -> list[str]:
-    """The most frequent class of each cluster, with the share of rows."""
-    from collections import Counter
-
-    counts: list[Counter[str]] = [Counter() for _ in made.clustering.clusters]
-    for number, name in zip(made.clustering.numbers.tolist(), made.names or [], strict=False):
-        if number >= 0 and name is not None:
-            counts[number][name] += 1
-    return [
-        f"{most[0][0]} {most[0][1] / count.total():.0%}" if (most := count.most_common(1)) else ""
-        for count in counts
-    ]
 
 
 _SHOWN = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}

@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from penult.cli.options import NO_OPTIONS, Json, Model, ModelOptions, with_model_options
 from penult.cli.output import print_json, print_table, printable, printable_path, stdout, working
-from penult.cli.tree import HEAD, draw, draw_cut, readable
+from penult.cli.tree import HEAD, draw, draw_cut, draw_graph, draw_graph_cut, readable
 
 if TYPE_CHECKING:
     from penult.embedding.inspect import Inspection
@@ -91,17 +91,22 @@ def _show_facts(found: Inspection) -> None:
 
 def _before_and_after(found: Inspection, axis: str, depth: int | None) -> tuple[Tree, Tree]:
     """The module tree, or the graph, with its head and without it."""
-    structure: Any = found.classifier.structure
-    anatomy = found.anatomy
-    pooled = _output_of_cut(anatomy, axis)
-    if structure.engine == "torch":
-        before = draw(structure.module, anatomy.behind, anatomy.head or (), depth)
-        return before, draw_cut(structure.module, anatomy.behind, pooled)
-    from penult.cli.tree import draw_graph, draw_graph_cut
+    structure = found.classifier.structure
+    return _DRAWINGS[structure.engine](structure, found.anatomy, axis, depth)
 
+
+def _draw_module(structure: Any, anatomy: Any, axis: str, depth: int | None) -> tuple[Tree, Tree]:
+    before = draw(structure.module, anatomy.behind, anatomy.head or (), depth)
+    return before, draw_cut(structure.module, anatomy.behind, _output_of_cut(anatomy, axis))
+
+
+def _draw_onnx(structure: Any, anatomy: Any, axis: str, depth: int | None) -> tuple[Tree, Tree]:
     name, cut = structure.describe()["class"], structure.study().cut
     before = draw_graph(cut, name, anatomy, depth)
-    return before, draw_graph_cut(cut, name, anatomy, pooled)
+    return before, draw_graph_cut(cut, name, anatomy, _output_of_cut(anatomy, axis))
+
+
+_DRAWINGS = {"torch": _draw_module, "onnxruntime": _draw_onnx}  # by the engine of the structure
 
 
 def _output_of_cut(anatomy: Any, axis: str) -> str:

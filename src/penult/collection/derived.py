@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,19 @@ class Clustered:
         """The id of a row, and its region where that is not the whole item."""
         id, region = (self.keys[name][row].as_py() for name in ("id", "region"))
         return id if region == "whole" else f"{id} {region}"
+
+    def majorities(self) -> list[tuple[str, float] | None]:
+        """The most frequent class of each cluster by `names`, with the share of named rows; None
+        where no row has a name."""
+        counts: list[Counter[str]] = [Counter() for _ in self.clustering.clusters]
+        for number, name in zip(self.clustering.numbers.tolist(), self.names or [], strict=False):
+            if number >= 0 and name is not None:
+                counts[number][name] += 1
+        most = [count.most_common(1) for count in counts]
+        return [
+            (top[0][0], top[0][1] / count.total()) if top else None
+            for top, count in zip(most, counts, strict=True)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult cluster --json` prints it; medoids are names of rows."""
