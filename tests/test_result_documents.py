@@ -13,11 +13,11 @@ import penult
 from penult.analysis.clustering import ClusterOptions
 from penult.analysis.evaluation import evaluate
 from penult.analysis.probe import probe
+from penult.cli.output import json_text
 from penult.collection import derived
 from penult.collection.labels import labelled
 from penult.fewshot.events import merged
 from penult.fewshot.zeroshot import verify_collection
-from penult.viz.report import as_json
 from test_cli import ask
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"
@@ -44,7 +44,7 @@ def printed(*arguments: object) -> dict[str, Any]:
 def same(document: dict[str, Any], printed: dict[str, Any]) -> None:
     """The command's document has all of the result's, in its order; NaN is null there."""
     assert list(document) == [name for name in printed if name in document]
-    own = json.loads(as_json(document))
+    own = json.loads(json_text(document))
     assert json.dumps(own) == json.dumps({name: printed[name] for name in own})
 
 
