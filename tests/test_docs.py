@@ -32,6 +32,7 @@ def test_every_command_is_explained() -> None:
         assert command.help, f"penult {name} has no help"
         for param in command.params:
             assert param.name == "help" or param.help, f"penult {name} {param.name} has no help"
+            assert (param.help or ".").endswith("."), f"penult {name} {param.name}: {param.help}"
         assert any("--json" in param.opts for param in command.params), f"penult {name}: no --json"
 
 

@@ -186,19 +186,19 @@ def evaluate(
 
 
 def _space(collection: Collection, name: str) -> tuple[str, Space | None]:
-    """(a recipe, to be fitted on parts, or the fitted space of the collection or saved embedder of
-    this name)."""
-    from penult.analysis.space import RAW, Space
+    """(a recipe to fit within each split, or the fitted space of this name: of the collection, or
+    of the saved embedder in this folder)."""
+    from penult.analysis.space import RAW
     from penult.collection.spaces import is_recipe, space_of
-    from penult.embedding.saving import SPACE, is_embedder
+    from penult.embedding import saving
     from penult.errors import SpaceError
 
-    if not is_embedder(name):
+    if not saving.is_embedder(name):
         return (name, None) if is_recipe(name) else (RAW, space_of(collection, name))
-    saved = Path(name) / SPACE
-    if not saved.is_file():
+    space = saving.read(Path(name)).space
+    if space is None:
         raise SpaceError(f"the embedder {name} has no space of its own; leave --space out")
-    return RAW, Space.from_bytes(saved.read_bytes())
+    return RAW, space
 
 
 def _write_choice(report: Path, found: Selection, model: str) -> None:

@@ -52,7 +52,7 @@ def demo(
     show.step(
         5,
         "one-shot",
-        f"one example each of {len(new)} words outside the training data, in one voice",
+        f"one example for each of {len(new)} untrained words, in one voice",
     )
     report["one_shot"] = _one_shot(words, voices, vectors, new, show)
     show.step(6, "map", "each vector as a point in two dimensions")
@@ -76,7 +76,7 @@ class _Show:
 
     def line(self, text: str) -> None:
         if self.on:
-            stdout.print(text)
+            stdout.print(text, soft_wrap=True)
 
 
 def _classify(rows: dict[str, dict[str, str]], show: _Show) -> dict[str, Any]:

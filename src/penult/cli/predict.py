@@ -70,7 +70,8 @@ def predict(
         ),
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="Recipe of the vector space: raw, centre, scale+l2, auto, …")
+        str | None,
+        typer.Option(help="Recipe of the vector space, for example raw, centre, scale+l2 or auto."),
     ] = None,
     unknown: Annotated[
         float | None,

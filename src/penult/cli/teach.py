@@ -169,7 +169,9 @@ def classes(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     space: Annotated[
         str | None,
-        typer.Option(help="Recipe of the vector space to save: raw, centre, scale+l2, auto, …"),
+        typer.Option(
+            help="Recipe of the vector space to save, for example raw, centre, scale+l2 or auto."
+        ),
     ] = None,
     model: Model = None,
     device: Device = "auto",
@@ -338,7 +340,8 @@ def verify(
     ] = None,
     where: Where = None,
     space: Annotated[
-        str, typer.Option(help="Recipe of the vector space: raw, centre, scale+l2, auto, …")
+        str,
+        typer.Option(help="Recipe of the vector space, for example raw, centre, scale+l2 or auto."),
     ] = "auto",
     false_accepts: Annotated[
         float,
