@@ -101,7 +101,7 @@ def test_the_option_of_old_works_with_a_note(command: str, tmp_path: Path, names
     said, found = COMMANDS[command](tmp_path, "--labels", names)
     assert said.code == 0, said.err
     assert found == NAMES
-    assert "--labels FILE is called --class-names FILE" in said.err
+    assert "--labels FILE is now called --class-names FILE" in said.err
     said, _ = COMMANDS[command](tmp_path / "again", "--labels", names, "--class-names", names)
     assert said.code == 2 and "given twice" in said.err
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from penult.analysis import selection
 from penult.analysis.candidates import Material, Setting
-from penult.analysis.episodes import Rows, numbered
+from penult.analysis.episodes import Rows, numbered, own_groups
 from penult.analysis.metrics import LabelFreeRank, rank_without_labels
 from penult.analysis.selection import Choice
 from penult.analysis.space import RAW
@@ -211,8 +211,7 @@ def _groups(names: Sequence[str | None] | None, labelled: npt.NDArray[np.bool_])
     """A group for each labelled row; an item without one is a group of its own."""
     if names is None:
         return np.arange(int(labelled.sum()))
-    own = [f"group {name}" if name is not None else f"item {at}" for at, name in enumerate(names)]
-    return numbered([name for name, kept in zip(own, labelled, strict=True) if kept])[0]
+    return numbered(np.array(own_groups(names))[labelled])[0]
 
 
 def _embedder(

@@ -46,6 +46,11 @@ def numbered(names: Sequence[object] | npt.NDArray[np.generic]) -> tuple[Rows, l
     return numbers.reshape(-1).astype(np.int64), kinds.tolist()
 
 
+def own_groups(names: Sequence[object | None]) -> list[str]:
+    """The groups of n items; an item without one (None) is a group of its own."""
+    return [f"item {at}" if name is None else f"group {name}" for at, name in enumerate(names)]
+
+
 def partitions(labels: Rows, groups: Rows, folds: int, repeats: int, seed: int) -> Iterator[Mask]:
     """The query sides (n,) of `repeats` grouped, stratified divisions into folds: no group lies on
     both sides, and every class is spread over the folds as evenly as its groups allow.

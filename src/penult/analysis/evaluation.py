@@ -14,7 +14,7 @@ import numpy.typing as npt
 from penult.analysis import metrics
 from penult.analysis.bootstrap import Estimate, estimate
 from penult.analysis.candidates import Material, constant, groups_of_classes, sample, usable
-from penult.analysis.episodes import CROWD, WAYS, Rows, TrialPlan, numbered, plan
+from penult.analysis.episodes import CROWD, WAYS, Rows, TrialPlan, numbered, own_groups, plan
 from penult.analysis.probe import probe_hits
 from penult.analysis.space import RAW, Space, fit
 from penult.analysis.verification import cosines, equal_error, find_pairs
@@ -165,10 +165,7 @@ def _material(
         )
     held = np.array([name is not None for name in labels], bool)
     classes, names = numbered([name for name in labels if name is not None])
-    own = [
-        f"item {at}" if groups is None or groups[at] is None else f"group {groups[at]}"
-        for at in np.flatnonzero(held).tolist()
-    ]
+    own = np.array(own_groups([None] * len(labels) if groups is None else groups))[held]
     material = Material({"rows": vectors[held]}, classes, numbered(own)[0], "rows")
     found, notes = usable(material)
     if constant(found.vectors["rows"]):

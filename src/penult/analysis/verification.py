@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.bootstrap import percentile_interval
+from penult.analysis.episodes import numbered, own_groups
 from penult.analysis.space import check_finite, unit
 from penult.errors import LabelsError
 
@@ -200,12 +201,10 @@ def _named_rows(
     if len(kept) < 2:
         raise LabelsError(f"{len(kept)} named items are no pair; two names are needed, and two "
                           "items of one")  # fmt: skip
-    _, named = np.unique([str(names[i]) for i in kept], return_inverse=True)
+    named = numbered([names[i] for i in kept])[0]
     if groups is None:
         return unit(rows[kept]), named, None
-    # An item without a group is a group of its own.
-    texts = [f"g{groups[i]}" if groups[i] is not None else f"i{i}" for i in kept]
-    return unit(rows[kept]), named, np.unique(texts, return_inverse=True)[1]
+    return unit(rows[kept]), named, numbered(np.array(own_groups(groups))[kept])[0]
 
 
 def _interval(
