@@ -276,7 +276,7 @@ def test_into_something_else(tiny: Path, mixed: Path, tmp_path: Path) -> None:
     refused(ask("embed", tiny, good, "--into", tmp_path / "thesis.txt"), "is a file")
     said = ask("embed", tiny, good, "--into", tmp_path / "mine")
     refused(said, "is not a collection", "'thesis.txt'", "Give a new or empty folder")
-    refused(ask("embed", tiny, good, "--into", tmp_path / "thesis.txt" / "c"), "thesis.txt", code=1)
+    refused(ask("embed", tiny, good, "--into", tmp_path / "thesis.txt" / "c"), "is not a folder")
     refused(ask("convert", tiny, tmp_path / "thesis.txt"), "is a file")
     refused(ask("convert", tiny, tmp_path / "mine"), "exists and is not an embedder")
     refused(ask("convert", tiny, tmp_path / "thesis.txt" / "e"), "thesis.txt", code=1)

@@ -153,7 +153,7 @@ def test_a_recording_is_decoded_once(monkeypatch, recordings, name):
     if name not in recordings:
         pytest.skip("needs PyAV")
     frames, opened = [], []
-    before = audio_stream.opened
+    before = audio_stream.open_stream
 
     def counted(content, rate):
         opened.append(content)
@@ -165,7 +165,7 @@ def test_a_recording_is_decoded_once(monkeypatch, recordings, name):
         return block
 
     real = audio_stream.ForwardReader._next
-    monkeypatch.setattr(audio_stream, "opened", counted)
+    monkeypatch.setattr(audio_stream, "open_stream", counted)
     monkeypatch.setattr(audio_stream.ForwardReader, "_next", lambda self: read(self, real=real))
     list(audio.load_many(recordings[name], every(3.0, 0.5, 0.1), 16000))
     assert len(opened) == 1

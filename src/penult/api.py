@@ -7,7 +7,7 @@ from typing import Any
 
 from penult.data.items import Failure
 from penult.embedding.embedder import Embedder, open_embedder
-from penult.embedding.runner import answering
+from penult.embedding.runner import enable_classify
 from penult.models import specs
 from penult.models.base import Classifier, Prediction
 
@@ -25,7 +25,7 @@ def load(spec: str | os.PathLike[str] | Any, **asked: Any) -> Classifier:
     Raises:
         ModelError: there is no such model, or it is not a classifier that fills its weights.
     """
-    return answering(specs.load(spec, **asked))
+    return enable_classify(specs.load(spec, **asked))
 
 
 __all__ = ["Classifier", "Embedder", "Failure", "Prediction", "load", "open_embedder"]

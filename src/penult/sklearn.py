@@ -114,8 +114,8 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
                 f"model is a {type(self.model).__name__}; a transformer is copied and pickled, so "
                 "it takes a model's name or a saved embedder's folder: embedder.save('my-embedder')"
             )
-        asked = tuple(sorted((self.asked or {}).items()))
-        return _opened(os.fspath(self.model), self.tap, self.pooling, self.device, asked)
+        options = tuple(sorted((self.asked or {}).items()))
+        return _open_reading(os.fspath(self.model), self.tap, self.pooling, self.device, options)
 
     def _vectors(self, items: list[Any]) -> FloatArray:
         """The raw vectors; of files that were embedded before, from memory."""
@@ -149,12 +149,12 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
             return vectors
         pairs = []
         for item in items:
-            given = list(from_objects([item], embedder.classifier.modality))
-            if len(given) != 1:
+            entries = list(from_objects([item], embedder.classifier.modality))
+            if len(entries) != 1:
                 raise SourceError(
-                    f"{item!r} stands for {len(given)} items; give one file for each row"
+                    f"{item!r} stands for {len(entries)} items; give one file for each row"
                 )
-            one = given[0]
+            one = entries[0]
             pairs.append(one if isinstance(one, Failure) else (one[0], one[1] or Region()))
         for row, outcome in enumerate(embedder.runner.stream(pairs)):
             if not isinstance(outcome, Failure):
@@ -163,19 +163,19 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
                 raise ItemError(outcome.words())
         return vectors
 
-    def _items(self, given: Any) -> list[Any]:
+    def _items(self, items: Any) -> list[Any]:
         """One item a row: of a list, an array, a column of a table, or a table of one column."""
-        if isinstance(given, str | bytes | os.PathLike):
-            raise UsageError(f"one item was given, {given!r}; give a list: [{given!r}]")
-        if hasattr(given, "to_numpy"):
-            given = given.to_numpy()
-        if isinstance(given, np.ndarray) and given.dtype.kind in "OUS" and given.ndim == 2:
-            if given.shape[1] != 1:
-                raise UsageError(f"{given.shape[1]} columns were given; items are one column")
-            given = given[:, 0]
-        if isinstance(given, np.ndarray) and given.ndim == 0:
+        if isinstance(items, str | bytes | os.PathLike):
+            raise UsageError(f"one item was given, {items!r}; give a list: [{items!r}]")
+        if hasattr(items, "to_numpy"):
+            items = items.to_numpy()
+        if isinstance(items, np.ndarray) and items.dtype.kind in "OUS" and items.ndim == 2:
+            if items.shape[1] != 1:
+                raise UsageError(f"{items.shape[1]} columns were given; items are one column")
+            items = items[:, 0]
+        if isinstance(items, np.ndarray) and items.ndim == 0:
             raise UsageError("a single value was given; give a list of items")
-        return [str(item) if isinstance(item, np.str_) else item for item in given]
+        return [str(item) if isinstance(item, np.str_) else item for item in items]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -244,24 +244,24 @@ def _first_of_each(keys: Sequence[Hashable | None], known: Mapping[Hashable, Any
 
 
 @lru_cache(_MODELS)
-def _classifier(model: str, asked: tuple[tuple[str, Any], ...]) -> Any:
+def _classifier(model: str, model_options: tuple[tuple[str, Any], ...]) -> Any:
     from penult.models.specs import load
 
-    return load(model, **dict(asked))
+    return load(model, **dict(model_options))
 
 
 @lru_cache(_READINGS)
-def _opened(
+def _open_reading(
     model: str,
     tap: str | None,
     pooling: str | None,
     device: str,
-    asked: tuple[tuple[str, Any], ...],
+    model_options: tuple[tuple[str, Any], ...],
 ) -> Embedder:
     from penult.embedding.inspect import taps_of
 
     if is_embedder(model):
-        return open_embedder(model, tap, pooling, device=device, **dict(asked))
-    classifier = _classifier(model, asked)
+        return open_embedder(model, tap, pooling, device=device, **dict(model_options))
+    classifier = _classifier(model, model_options)
     place = taps_of(classifier, [tap or "backbone"])
     return Embedder(classifier, place, pooling or "mean", device=device)

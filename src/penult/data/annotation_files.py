@@ -58,18 +58,18 @@ def kind_of(path: Path) -> str:
     return "audacity" if len(cells) > 1 and all(map(_is_number, cells[:2])) else ""
 
 
-def read_annotations(path: Path, kind: str, recordings: Recordings) -> tables.OpenTable:
+def read_annotations(path: Path, kind: str, recordings: Recordings) -> tables.TableRows:
     """An annotation as a table: rows are read anew at each call, a bad one says what is wrong.
 
     Raises:
         SourceError: no such format, or the recording of the whole table cannot be found.
     """
     columns, rows = {"raven": _raven, "audacity": _audacity, "rttm": _rttm}[kind](path, recordings)
-    types, total = tables.scanned(lambda: _metadata(rows(), columns), list(columns))
+    types, total = tables.scan_types(lambda: _metadata(rows(), columns), list(columns))
     if kind != "raven":  # columns that the format has, and this table does not use
         used = {n for _, row in rows() for n in columns if isinstance(row, dict) and row[n]}
         types = {name: type for name, type in types.items() if name in used or name == "label"}
-    return tables.OpenTable("line", rows, {**_place_types(), **types}, total)
+    return tables.TableRows("line", rows, {**_place_types(), **types}, total)
 
 
 def _place_types() -> dict[str, pa.DataType]:
@@ -204,7 +204,7 @@ class _Raven:
             raise _BadRow(f"the selection goes on from {first} into {last}; make two of it")
         channel = self._cell(record, "channel")
         metadata = {name: record[index] or None for index, name in self.metadata.items()}
-        return _row(self._file(record), (begin, end), _counted_from_one(channel), metadata)
+        return _row(self._file(record), (begin, end), _channel_from_zero(channel), metadata)
 
     def _file(self, record: list[str]) -> Path | str:
         if self._recording is not None:
@@ -229,7 +229,7 @@ _RAVEN_SELECTION = ("selection", "channel", "begin time (s)", "end time (s)", "b
                     "begin file", "file offset (s)")  # fmt: skip
 
 
-def _counted_from_one(cell: str | None) -> int | None:
+def _channel_from_zero(cell: str | None) -> int | None:
     """A channel that counts from 1 as one that counts from 0; 0 is what says all of them."""
     if cell is None:
         return None
@@ -311,8 +311,8 @@ def _rttm(path: Path, recordings: Recordings) -> tuple[Sequence[str], Rows]:
 def _turn(fields: list[str], columns: Sequence[str], recordings: Recordings) -> dict[str, Any]:
     if len(fields) < len(_RTTM):
         raise _BadRow(f"{len(fields) + 1} fields, where a SPEAKER line has 9 or 10")
-    given = [None if field == "<NA>" else field for field in (*fields, "<NA>", "<NA>", "<NA>")]
-    start, duration = _number(given[2], "start"), _number(given[3], "duration")
-    metadata = dict(zip(columns, given[4:], strict=False))
+    values = [None if field == "<NA>" else field for field in (*fields, "<NA>", "<NA>", "<NA>")]
+    start, duration = _number(values[2], "start"), _number(values[3], "duration")
+    metadata = dict(zip(columns, values[4:], strict=False))
     span = start, start + duration
-    return _row(recordings.named(fields[0]), span, _counted_from_one(given[1]), metadata)
+    return _row(recordings.named(fields[0]), span, _channel_from_zero(values[1]), metadata)

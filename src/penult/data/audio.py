@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penult.data.audio_stream import UNFORESEEN, ForwardReader, Stream, opened
+from penult.data.audio_stream import UNFORESEEN, ForwardReader, Stream, open_stream
 from penult.data.regions import WHOLE, Region, frame_at
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, first_line
 
 _LIBSNDFILE = "wav wave bwf flac mp3 ogg oga opus aiff aif aifc au snd caf w64 rf64"
 _FFMPEG = "m4a m4b aac mka webm wma amr ac3 wv ape"
 EXTENSIONS = frozenset(f".{name}" for name in f"{_LIBSNDFILE} {_FFMPEG}".split())
-RESAMPLER: str  # names the resampler, for fingerprints; made when it is first asked for
+RESAMPLER: str  # names the resampler, for fingerprints; made at its first use
 
 _HIGHEST_RATE = 10_000_000  # Hz; ultrasound recorders stay below 1 MHz
 _LOWEST_SHARE = 8  # below an eighth of the model's rate, nothing that it hears can be in the file
@@ -46,7 +46,7 @@ class AudioInfo:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One channel of sound: `samples` (n,) float32 at the rate that was asked for.
+    """One channel of sound: `samples` (n,) float32 at the rate of the request.
 
     `seconds` is its length before resampling, `start` and `end` are the region's.
     """
@@ -65,7 +65,7 @@ def info(content: object, *, source_rate: int | None = None, exact: bool = False
     Raises:
         DecodeError, EmptyItem: as `load`.
     """
-    with opened(content, source_rate or 0) as stream:
+    with open_stream(content, source_rate or 0) as stream:
         frames, missing, known = stream.frames, stream.missing, stream.slack == 0
         if frames is None or (exact and not known):
             frames, promised = sum(len(block) for block in stream.read(0, None)), frames
@@ -98,7 +98,7 @@ def load(
         TooLong: the region is longer than `max_seconds`.
         RegionError: a start, end or channel that the item does not have.
     """
-    with opened(content, rate if source_rate is None else source_rate) as stream:
+    with open_stream(content, rate if source_rate is None else source_rate) as stream:
         mono = _cut(stream, stream.read, region, rate, (max_seconds, first_seconds))
     return _clip(mono, stream.rate, rate, region)
 
@@ -205,13 +205,13 @@ def _clip(mono: np.ndarray, source: int, rate: int, region: Region) -> Clip:
     return Clip(samples, seconds, region.start, region.end)
 
 
-def _check_rate(rate: int, wanted: int) -> None:
+def _check_rate(rate: int, model_rate: int) -> None:
     if not 0 < rate <= _HIGHEST_RATE:
         raise DecodeError(f"a sample rate of {rate} Hz cannot be; the header is wrong")
-    if rate * _LOWEST_SHARE < wanted:
+    if rate * _LOWEST_SHARE < model_rate:
         raise DecodeError(
             f"a sample rate of {rate} Hz holds nothing above {rate // 2} Hz, too little for a "
-            f"model that hears {wanted} Hz; the header is wrong, or this is no recording for it"
+            f"model that hears {model_rate} Hz; the header is wrong, or this is no recording for it"
         )
 
 

@@ -54,7 +54,7 @@ class Stream:
 
 
 @contextmanager
-def opened(content: object, array_rate: int) -> Iterator[Stream]:
+def open_stream(content: object, array_rate: int) -> Iterator[Stream]:
     """The sound of a Path, of bytes, or of an array of that rate, until the `with` ends.
 
     Raises:
@@ -74,13 +74,13 @@ def opened(content: object, array_rate: int) -> Iterator[Stream]:
         source = _Bytes(content) if isinstance(content, bytes) else _named(content)
         handle = None
         try:
-            handle = stack.enter_context(_forward_reader()(source))
-        except TypeError as error:  # what soundfile says of .raw
+            handle = stack.enter_context(_unseekable_reader()(source))
+        except TypeError as error:  # soundfile raises it for .raw
             raise DecodeError(_HEADERLESS) from error
         except soundfile.LibsndfileError as error:
             if error.code not in _UNKNOWN_FORMAT:
-                said = error.error_string.strip()
-                raise DecodeError(f"not readable as audio: libsndfile: {said}") from error
+                reason = error.error_string.strip()
+                raise DecodeError(f"not readable as audio: libsndfile: {reason}") from error
         if handle is None:
             yield _of_container(stack.enter_context(opened_by_ffmpeg(content, "audio")))
         else:
@@ -131,18 +131,18 @@ class _Bytes(io.BytesIO):
 
 
 @cache
-def _forward_reader() -> Any:
+def _unseekable_reader() -> Any:
     """soundfile's reader without its habit of seeking after each read.
 
     That seek makes what MP3 and Opus decode depend on the size of the reads (measured).
     """
     import soundfile
 
-    class ForwardReader(soundfile.SoundFile):  # type: ignore[misc]
+    class Unseekable(soundfile.SoundFile):  # type: ignore[misc]
         def seekable(self) -> bool:
             return False
 
-    return ForwardReader
+    return Unseekable
 
 
 def _of_libsndfile(handle: Any, content: Path | bytes) -> Stream:
@@ -293,14 +293,14 @@ class ForwardReader:
             ItemError: it cannot be opened.
         """
         if self._unreadable is not None:
-            raise _again(self._unreadable)
+            raise _same_error(self._unreadable)
         if self._stream is None:
             try:
                 self._stream = self._resources.enter_context(
-                    opened(self._content, self._array_rate)
+                    open_stream(self._content, self._array_rate)
                 )
             except ItemError as error:
-                self._unreadable = _again(error)
+                self._unreadable = _same_error(error)
                 raise
             self._start(self._stream.read(0, None), 0)
         return self._stream
@@ -340,15 +340,15 @@ class ForwardReader:
 
     def _next(self) -> np.ndarray | None:
         if self.damaged is not None:
-            raise _again(self.damaged)
+            raise _same_error(self.damaged)
         try:
             block = next(self._blocks, None)
         except ItemError as error:
-            self.damaged = _again(error)
+            self.damaged = _same_error(error)
             raise
         except UNFORESEEN as error:
             self.damaged = DecodeError(f"cannot be read: {first_line(error)}")
-            raise _again(self.damaged) from error
+            raise _same_error(self.damaged) from error
         except BaseException:
             self.close()  # the decoder stopped half way, and would go on as if nothing were missing
             raise
@@ -358,6 +358,6 @@ class ForwardReader:
         return block
 
 
-def _again(error: ItemError) -> ItemError:
+def _same_error(error: ItemError) -> ItemError:
     """The same error anew: one that is raised often would carry every place where it was."""
     return type(error)(str(error))

@@ -163,5 +163,5 @@ def ffmpeg_errors(kind: str) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError, ValueError, IndexError, OverflowError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise DecodeError(f"not readable as {kind}: FFmpeg: {said}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DecodeError(f"not readable as {kind}: FFmpeg: {reason}") from error

@@ -54,7 +54,7 @@ def walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path | Failure
             yield Path(entry.path)
 
 
-def others(folder: Path, accepted: frozenset[str]) -> Counter[str]:
+def count_others(folder: Path, accepted: frozenset[str]) -> Counter[str]:
     """How many files have none of the extensions, by their own."""
     files = (found for found in walk(folder, set()) if isinstance(found, Path))
     suffixes = (file.suffix.lower() for file in files)
@@ -70,10 +70,10 @@ def check_folder(folder: Path, accepted: frozenset[str]) -> None:
     for found in walk(folder, set()):
         if isinstance(found, Path) and found.suffix.lower() in accepted:
             return
-    instead = others(folder, accepted)
+    kinds = count_others(folder, accepted)
     raise SourceError(
         f"{folder} holds no file that is {' '.join(sorted(accepted))}; "
-        + (f"it holds {in_words(instead)}" if instead else "it holds no files")
+        + (f"it holds {in_words(kinds)}" if kinds else "it holds no files")
     )
 
 
@@ -91,7 +91,7 @@ class Shelf:
         self._beside: dict[Path, Index] = {}
 
     def beside(self, table: Path) -> Index:
-        """Those in the same folder as a table."""
+        """The recordings in the same folder as a table."""
         folder = table.parent
         if folder not in self._beside:
             with os.scandir(folder) as listing:
@@ -100,8 +100,8 @@ class Shelf:
         return self._beside[folder]
 
     @cached_property
-    def given(self) -> Index:
-        """Those anywhere in the folders that were given."""
+    def searched(self) -> Index:
+        """The recordings anywhere in the folders."""
         entered: set[tuple[int, int]] = set()
         found = [path for folder in self.folders for path in walk(folder, entered)]
         return self._index([path for path in found if isinstance(path, Path)])
@@ -124,7 +124,7 @@ class Recordings:
 
     def named(self, name: str) -> Path | str:
         """The file of that name, with or without its extension, or what is wrong with the name."""
-        for index in (self.shelf.beside(self.table), self.shelf.given):
+        for index in (self.shelf.beside(self.table), self.shelf.searched):
             found = index.get(name.casefold(), [])
             found = (
                 [path for path in found if path.name == name]
@@ -138,7 +138,7 @@ class Recordings:
                 )
             if found:
                 return found[0]
-        return self._none_called(name)
+        return self._not_found(name)
 
     def of_table(self) -> Path:
         """The recording that is called as the table, as `rec.wav` is by `rec.Table.1.txt`.
@@ -154,11 +154,11 @@ class Recordings:
             if not found.startswith(_NONE):
                 raise SourceError(f"{self.table}: {found}")
         raise SourceError(
-            f"{self.table} names no recording, and {self._none_called(parts[0])}; put the "
+            f"{self.table} names no recording, and {self._not_found(parts[0])}; put the "
             "recording beside the table, call both the same, or give its folder with the table"
         )
 
-    def _none_called(self, name: str) -> str:
+    def _not_found(self, name: str) -> str:
         any_extension = "" if Path(name).suffix.lower() in self.shelf.accepted else ".*"
-        given = "".join(f", nor in {folder}" for folder in self.shelf.folders)
-        return f"{_NONE} {name + any_extension!r} beside {self.table.name}{given}"
+        further = "".join(f", nor in {folder}" for folder in self.shelf.folders)
+        return f"{_NONE} {name + any_extension!r} beside {self.table.name}{further}"

@@ -18,7 +18,7 @@ import numpy as np
 
 from penult.data import annotation_files, tables
 from penult.data.files import extensions
-from penult.data.folders import Recordings, Shelf, check_folder, in_folder, others
+from penult.data.folders import Recordings, Shelf, check_folder, count_others, in_folder
 from penult.data.items import (
     Entry,
     Failure,
@@ -109,8 +109,8 @@ def from_paths(
     searched = shelf.folders if shelf else ()
     named = [text for text in texts if text == "-" or local(text) not in searched]
     origins = [_origin(text, modality, stdin or sys.stdin, shelf) for text in named]
-    opened = [origin.table for origin in origins if origin.table]
-    columns, renamed = columns_of(opened) if opened else ({}, {})
+    table_origins = [origin.table for origin in origins if origin.table]
+    columns, renamed = columns_of(table_origins) if table_origins else ({}, {})
     totals = [origin.total for origin in origins]
 
     def start() -> Iterator[Entry]:
@@ -137,7 +137,7 @@ def from_paths(
 def left_out(source: Source, modality: str) -> Counter[str]:
     """Files of another kind in the folders that were given: how many, by their extensions."""
     folders = [path for path in map(Path, source.paths) if path.is_dir()]
-    return sum((others(folder, extensions(modality)) for folder in folders), Counter())
+    return sum((count_others(folder, extensions(modality)) for folder in folders), Counter())
 
 
 def from_objects(
@@ -162,10 +162,10 @@ def from_objects(
     else:
         raise SourceError(f"cannot embed a {type(objects).__name__}; {_ACCEPTED}")
     total = len(things) if isinstance(things, Sized) and channel != "each" else None
-    again = _again_or_once(things)
+    restart = _restartable(things)
 
     def start() -> Iterator[Entry]:
-        made = ((0, (item_of(thing, modality, i), WHOLE)) for i, thing in enumerate(again()))
+        made = ((0, (item_of(thing, modality, i), WHOLE)) for i, thing in enumerate(restart()))
         return (entry for _, entry in _by_channel(made, channel))
 
     return Source(start, _text_column() if modality == "text" else {}, total)
@@ -243,7 +243,7 @@ def _digest(*parts: object, size: int) -> int:
 _ACCEPTED = "give paths, bytes, arrays, (array, rate) pairs, PIL images or texts"
 
 
-def _again_or_once(things: Iterable[object]) -> Callable[[], Iterator[object]]:
+def _restartable(things: Iterable[object]) -> Callable[[], Iterator[object]]:
     if not isinstance(things, Iterator):
         return lambda: iter(things)
     used: list[bool] = []
@@ -341,13 +341,13 @@ def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf | None) -> _Or
         accepted = extensions(modality)
         check_folder(path, accepted)
         return _Origin(text, lambda _: in_folder(path, accepted), distinct=True)
-    opened = None
+    rows = None
     if path.suffix.lower() in TABLES:
-        opened = tables.read_table(path)
+        rows = tables.read_table(path)
     elif shelf and (kind := _annotation_kind(path, modality)):
-        opened = annotation_files.read_annotations(path, kind, Recordings(path, shelf))
-    if opened:
-        table = open_table(path, modality, opened)
+        rows = annotation_files.read_annotations(path, kind, Recordings(path, shelf))
+    if rows:
+        table = open_table(path, modality, rows)
         return _Origin(path.name, table.entries, table.total, table)
     return _Origin(text, lambda _: iter([(0, (file_item(path), WHOLE))]), 1, distinct=True)
 

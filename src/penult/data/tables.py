@@ -37,7 +37,7 @@ _FLOAT = re.compile(
 _BOOL = ("true", "false")
 
 
-class OpenTable(NamedTuple):
+class TableRows(NamedTuple):
     """unit: what a row is called, line or row. types: by the table's own column names."""
 
     unit: str
@@ -46,7 +46,7 @@ class OpenTable(NamedTuple):
     total: int
 
 
-def read_table(path: Path) -> OpenTable:
+def read_table(path: Path) -> TableRows:
     """A table's rows, its columns' types and its length; rows are read anew at each call.
 
     Raises:
@@ -55,11 +55,11 @@ def read_table(path: Path) -> OpenTable:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         types, total = _parquet_types(path)
-        return OpenTable("row", partial(_parquet_rows, path), types, total)
+        return TableRows("row", partial(_parquet_rows, path), types, total)
     is_json = suffix in (".jsonl", ".ndjson")
     rows = partial(_jsonl_rows if is_json else _csv_rows, path)
-    types, total = scanned(rows, [] if is_json else next(_csv_records(path))[1])
-    return OpenTable("line", rows, types, total)
+    types, total = scan_types(rows, [] if is_json else next(_csv_records(path))[1])
+    return TableRows("line", rows, types, total)
 
 
 def common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
@@ -91,7 +91,7 @@ def as_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
 
 
-def scanned(
+def scan_types(
     rows: Callable[[], Iterator[Row]], names: list[str]
 ) -> tuple[dict[str, pa.DataType], int]:
     """Each column's type, the narrowest that holds all its values, and how many rows there are.
@@ -313,26 +313,26 @@ class Table:
         try:
             return item, _region(row, self.modality)
         except RegionError as error:
-            asked = f"{row.get('start') or 0}-{row.get('end') or 'end'}"
-            return failure(item, asked, error, where)
+            span = f"{row.get('start') or 0}-{row.get('end') or 'end'}"
+            return failure(item, span, error, where)
 
 
-def open_table(path: Path, modality: str, opened: OpenTable) -> Table:
+def open_table(path: Path, modality: str, rows: TableRows) -> Table:
     """A table whose columns say what the items are.
 
     Raises:
         SourceError: no column does, or two would have the same name in a collection.
     """
-    unit, rows, types, total = opened
+    unit, read_rows, types, total = rows
     subject = "text" if modality == "text" and "text" in types else "path"
     if subject not in types:
-        wanted = "`text` or `path`" if modality == "text" else "`path`"
-        raise SourceError(f"{path} has no column {wanted}; it has {', '.join(types) or 'none'}")
+        needed = "`text` or `path`" if modality == "text" else "`path`"
+        raise SourceError(f"{path} has no column {needed}; it has {', '.join(types) or 'none'}")
     # A text has no file to open: it is kept as metadata, to be read in results.
-    taken = ("id",) if subject == "text" else _UNDERSTOOD[modality]
+    claimed = ("id",) if subject == "text" else _UNDERSTOOD[modality]
     names: dict[str, str] = {}
     for old in types:
-        if old in taken:
+        if old in claimed:
             continue
         new = _column_name(old)
         if new in names.values():
@@ -340,7 +340,7 @@ def open_table(path: Path, modality: str, opened: OpenTable) -> Table:
         names[old] = new
     # Where its file lies cannot be told from an id of the table's own.
     keeps_path = "id" in types and subject == "path" and PATH not in map(str.lower, names.values())
-    return Table(path, modality, unit, rows, types, total, subject, names, keeps_path)
+    return Table(path, modality, unit, read_rows, types, total, subject, names, keeps_path)
 
 
 def columns_of(tables: list[Table]) -> tuple[dict[str, pa.DataType], dict[str, str]]:
@@ -360,11 +360,11 @@ def columns_of(tables: list[Table]) -> tuple[dict[str, pa.DataType], dict[str, s
 
 
 def _region(row: dict[str, Any], modality: str) -> Region:
-    given = {name: row.get(name) for name in _UNDERSTOOD[modality] if name not in ("path", "id")}
-    start, end = _number(given, "start"), _number(given, "end")
-    channel = _number(given, "channel")
+    fields = {name: row.get(name) for name in _UNDERSTOOD[modality] if name not in ("path", "id")}
+    start, end = _number(fields, "start"), _number(fields, "end")
+    channel = _number(fields, "channel")
     if channel is not None and not channel.is_integer():
-        raise RegionError(f"channel {given['channel']!r} is not a whole number")
+        raise RegionError(f"channel {fields['channel']!r} is not a whole number")
     return Region(
         kind="whole" if start is None and end is None else "segment",
         start=start,
@@ -373,8 +373,8 @@ def _region(row: dict[str, Any], modality: str) -> Region:
     )
 
 
-def _number(given: dict[str, Any], name: str) -> float | None:
-    value = given.get(name)
+def _number(fields: dict[str, Any], name: str) -> float | None:
+    value = fields.get(name)
     if value is None:
         return None
     try:

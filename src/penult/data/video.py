@@ -145,29 +145,29 @@ def _shown_at(
 ) -> Iterator[np.ndarray]:
     """For each of the ascending times the frame on screen, (height, width, 3)."""
     stream.thread_type = "AUTO"
-    wanted, size = list(reversed(times)), None
+    pending, size = list(reversed(times)), None
     shown: VideoFrame | None = None
     step = 1 / float(stream.average_rate or 25)
     for index, frame in enumerate(container.decode(stream)):
         time = index * step if frame.time is None else frame.time
         size = size or (frame.width, frame.height)
         if shown is not None:
-            yield from _repeated(shown, size, wanted, before=time)
-        if not wanted:
+            yield from _repeated(shown, size, pending, before=time)
+        if not pending:
             return
         shown = frame
     if shown is None or size is None:
         raise EmptyItem("holds no frames")
-    yield from _repeated(shown, size, wanted, before=math.inf)
+    yield from _repeated(shown, size, pending, before=math.inf)
 
 
 def _repeated(
-    frame: VideoFrame, size: tuple[int, int], wanted: list[float], before: float
+    frame: VideoFrame, size: tuple[int, int], pending: list[float], before: float
 ) -> Iterator[np.ndarray]:
-    """The frame once for each time it is on screen; `wanted` loses these times."""
+    """The frame once for each time it is on screen; `pending` loses these times."""
     picture = None
-    while wanted and wanted[-1] < before:
-        wanted.pop()
+    while pending and pending[-1] < before:
+        pending.pop()
         if picture is None:
             # A stream may change its size on the way: the first frame's holds for all.
             flat = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from penult.data.items import Failure
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Runner
-from penult.embedding.scheduling import Ready
+from penult.embedding.scheduling import PreparedRegion
 from penult.engines.base import EXACT, PRECISIONS
 from penult.engines.batch_policy import ALONE, BatchPolicy, axes_of, difference
 from penult.engines.batching import Batch, collate
@@ -125,11 +125,11 @@ def check(
     report.engine = embedder.runner.mode.words
     report.parity = embedder.runner.choice.parity if embedder.runner.choice else None
     bar = PRECISIONS[EXACT if embedder.runner.mode.numbers == "f32" else embedder.precision].law
-    ready: list[Ready] = []
+    ready: list[PreparedRegion] = []
     for prepared in embedder.runner.prepare(pairs):
         if isinstance(prepared, Failure):
             report.failures.append(prepared)
-        elif isinstance(prepared, Ready):
+        elif isinstance(prepared, PreparedRegion):
             ready.append(prepared)
         if len(ready) == ITEMS:
             break
@@ -172,7 +172,7 @@ def _max_abs(one: Values, other: Values) -> float:
     return max(float(np.abs(a - b).max(initial=0)) for a, b in zip(one, other, strict=True))
 
 
-def _groups(law: BatchPolicy, ready: Sequence[Ready], most: int) -> list[list[int]]:
+def _groups(law: BatchPolicy, ready: Sequence[PreparedRegion], most: int) -> list[list[int]]:
     """Batches of all items of one kind, however different their lengths: the hardest case.
 
     most: numbers in the padded inputs of a batch.
@@ -189,7 +189,9 @@ def _groups(law: BatchPolicy, ready: Sequence[Ready], most: int) -> list[list[in
     return [batch for batches in groups.values() for batch in batches]
 
 
-def _run(runner: Runner, ready: Sequence[Ready], groups: Sequence[Sequence[int]]) -> list[Values]:
+def _run(
+    runner: Runner, ready: Sequence[PreparedRegion], groups: Sequence[Sequence[int]]
+) -> list[Values]:
     """Each item's values, run in these batches as any run would."""
     rows: dict[int, Values] = {}
     for group in groups:
@@ -198,7 +200,9 @@ def _run(runner: Runner, ready: Sequence[Ready], groups: Sequence[Sequence[int]]
     return [rows[index] for index in range(len(ready))]
 
 
-def _plain(runner: Runner, ready: Sequence[Ready], alone: Sequence[Values]) -> Measure | None:
+def _plain(
+    runner: Runner, ready: Sequence[PreparedRegion], alone: Sequence[Values]
+) -> Measure | None:
     """What a batch padded with zeros and without a mask would have given."""
     tensors = [one.inputs.tensors for one in ready]
     axes = axes_of(tensors)

@@ -23,7 +23,7 @@ from penult.data.sources import from_objects
 from penult.data.windows import Layout
 from penult.embedding import saving
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
-from penult.embedding.runner import Result, Runner, answering, collect_results, device_of
+from penult.embedding.runner import Result, Runner, collect_results, device_of, enable_classify
 from penult.embedding.saving import SavedEmbedder
 from penult.embedding.source_sample import SourceSample
 from penult.engines import registry
@@ -147,7 +147,7 @@ class Embedder:
         space: Space | None = None,
     ) -> None:
         self._guard = Guard()
-        self.classifier = answering(classifier)
+        self.classifier = enable_classify(classifier)
         taps = (tap,) if isinstance(tap, Tap) else tuple(tap)
         poolings = poolings_for(taps, pooling)
         self.tap = replace(taps[0], name=",".join(one.name for one in taps))
@@ -269,7 +269,7 @@ class Embedder:
 
     @Once
     def _graphs(self) -> Graphs:
-        """Where recorded graphs of this classifier are kept."""
+        """Where recorded graphs of this classifier are stored."""
         folder = self._saved.folder if self._saved else None
         return Graphs(digest(self.classifier.identity()), folder)
 
@@ -291,11 +291,11 @@ class Embedder:
             if self.device != "cpu" and engine == AUTO:
                 engine = TORCH
             trial = self._trial(sample)
-            choice, opened = choose(trial, engine, self.precision)
+            choice, opened_engine = choose(trial, engine, self.precision)
             log.info("%s", choice.words)
             # A run that is under way goes on with the runner that it has.
             self.runner = Runner(
-                self.classifier, trial.readings, self.device, choice.find_law, opened, choice
+                self.classifier, trial.readings, self.device, choice.find_law, opened_engine, choice
             )
             return choice
 
@@ -358,7 +358,7 @@ class Embedder:
             items = list(items)  # the first of them are looked at twice
         entries = from_objects(items, self.classifier.modality)
         self.settle(SourceSample(entries, layout))
-        numbered = _numbered(entries, layout, self.classifier)
+        numbered = numbered_regions(entries, layout, self.classifier)
         with closing(self.runner.stream(numbered, alone=alone, logits=logits)) as outcomes:
             found = collect_results(outcomes, self.classifier.labels, on_error)
         vectors = found.vectors if len(found.ids) else found.vectors.reshape(0, self.dim)
@@ -433,23 +433,23 @@ class Embedder:
             ModelError: not an embedder, or its weights are not those that were saved.
         """
         path = Path(folder).expanduser()
-        kept = saving.read(path)
-        saved = kept.description
-        usual = saved.get("engine", TORCH)
+        stored = saving.read(path)
+        saved = stored.description
+        saved_engine = saved.get("engine", TORCH)
         embedder = cls(
             specs.load(path, trust=trust),
-            kept.taps,
+            stored.taps,
             saved["pooling"],
             pool_over=saved.get("pool_over", "all"),
             device=device,
-            engine=engine or (TORCH if registry.missing(usual) else usual),
+            engine=engine or (TORCH if registry.missing(saved_engine) else saved_engine),
             precision=precision or saved.get("precision", EXACT),
-            space=kept.space,
+            space=stored.space,
         )
-        embedder._saved, embedder._trust = kept, trust
+        embedder._saved, embedder._trust = stored, trust
         embedder.proved_on = list(saved.get("proved_on", []))
-        asked = {"precision": embedder.precision}  # another one than was saved is no change of it
-        differs = differences({**saved["fingerprint"], **asked}, embedder.fingerprint)
+        chosen = {"precision": embedder.precision}  # another one than was saved is no change of it
+        differs = differences({**saved["fingerprint"], **chosen}, embedder.fingerprint)
         if differs:
             raise ModelError(f"{path} was changed since it was saved: {'; '.join(differs)}")
         return embedder
@@ -472,7 +472,9 @@ class Embedder:
         )
 
 
-def _numbered(entries: Iterable[Any], layout: Layout, classifier: Classifier) -> Iterator[Any]:
+def numbered_regions(
+    entries: Iterable[Any], layout: Layout, classifier: Classifier
+) -> Iterator[Any]:
     """The regions of each entry, behind the entry's number."""
     for number, entry in enumerate(entries):
         yield number
@@ -488,16 +490,16 @@ def open_embedder(
     device: str = "auto",
     engine: str | None = None,
     precision: str | None = None,
-    **asked: Any,
+    **model_options: Any,
 ) -> Embedder:
     """Open a saved embedder, or make one from a classifier; tap and pooling override its own. How
     items may share a batch is measured once there are two of them.
 
-    asked: what else `penult.models.specs.load` takes.
+    model_options: what else `penult.load` takes.
     """
     how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
     if saving.is_embedder(spec):
-        saved = Embedder.load(spec, **how, trust=bool(asked.get("trust")))
+        saved = Embedder.load(spec, **how, trust=bool(model_options.get("trust")))
         readings = saved.runner.readings
         over = pool_over or readings[0].pool_over
         if tap in (None, saved.tap.name):
@@ -509,7 +511,7 @@ def open_embedder(
         pooling = pooling or saved.pooling
         how |= {"engine": saved.engine, "precision": saved.precision}
         return Embedder(saved.classifier, place, pooling, pool_over=over, **how)
-    classifier = specs.load(spec, **asked)
+    classifier = specs.load(spec, **model_options)
     place = taps_of(classifier, (tap or "backbone").split(","))
     how |= {"engine": engine or TORCH, "precision": precision or EXACT}
     return Embedder(classifier, place, pooling or "mean", pool_over=pool_over or "all", **how)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.data.items import Failure, Item
-from penult.embedding.embedder import Embedder
+from penult.data.windows import Layout
+from penult.embedding.embedder import Embedder, numbered_regions
 from penult.embedding.inspect import anatomy_of
 from penult.embedding.runner import Outcome, Runner, device_of
 from penult.engines.base import Reading
@@ -106,7 +107,7 @@ def read_all(
     items: list[Item] = []
     failures: list[Failure] = []
     number = -1
-    for outcome in runner.stream(_numbered(entries)):
+    for outcome in runner.stream(numbered_regions(entries, Layout(), classifier)):
         if isinstance(outcome, int):
             number = outcome
             continue
@@ -122,12 +123,6 @@ def read_all(
         for at, width in enumerate(widths)
     ]
     return ReadingSet(list(readings), vectors, np.array(index, np.int64), items, failures)
-
-
-def _numbered(entries: Iterable[object]) -> Iterator[object]:
-    for number, entry in enumerate(entries):
-        yield number
-        yield entry
 
 
 Floats = npt.NDArray[np.float64]

@@ -27,7 +27,7 @@ from penult.data.decode import (
 from penult.data.items import Failure, Item
 from penult.data.regions import Region
 from penult.data.sources import from_objects
-from penult.embedding.scheduling import InOrder, Ready, Waiting, engine_pool
+from penult.embedding.scheduling import BatchQueue, OrderedResults, PreparedRegion, engine_pool
 from penult.engines.autoselect import EngineChoice
 from penult.engines.base import Engine, FloatArray, Reading, Readout
 from penult.engines.batch_policy import BatchPolicy
@@ -117,7 +117,7 @@ class Stopwatch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _RunState:
     """What belongs to one run and to no other. logits: whether they are wanted. left: set once
     nobody wants the results any more."""
 
@@ -137,20 +137,20 @@ def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str
     return OnnxEngine(classifier, readings, device)
 
 
-def device_of(classifier: Classifier, wanted: str = "auto") -> str:
-    """The device that is meant, of those that the classifier's engine has; or several of them,
+def device_of(classifier: Classifier, device: str = "auto") -> str:
+    """The device, `auto` or by name, of those that the classifier's engine has; or several of them,
     with commas between.
 
     Raises:
         UsageError: this machine has no such device.
     """
-    if "," in wanted:
-        return ",".join(device_of(classifier, one.strip()) for one in wanted.split(","))
+    if "," in device:
+        return ",".join(device_of(classifier, one.strip()) for one in device.split(","))
     if classifier.structure.engine == "torch":
-        return pick_device(wanted)
+        return pick_device(device)
     from penult.engines.onnxruntime import pick_onnx_device
 
-    return pick_onnx_device(wanted)
+    return pick_onnx_device(device)
 
 
 class Runner:
@@ -222,13 +222,13 @@ class Runner:
         the outcomes have none. watch: keeps the seconds of this run.
         """
         planner, watch = Planner(self.budget), watch or Stopwatch()
-        waiting, order = Waiting(planner, BatchPolicy if alone else self._law), InOrder()
-        about = _Run(planner, logits, watch, threading.Event())
+        waiting, order = BatchQueue(planner, BatchPolicy if alone else self._law), OrderedResults()
+        state = _RunState(planner, logits, watch, threading.Event())
 
         def run(meanwhile: bool = True) -> None:
             batch = waiting.take()
             size = sum(ready.size for ready in batch.values())
-            work = partial(self._run, ready=batch, run=about)
+            work = partial(self._run, ready=batch, run=state)
             for results in engines.give(work, size, meanwhile):
                 order.update(results)
 
@@ -239,7 +239,7 @@ class Runner:
         ):
             try:
                 for number, ready in enumerate(prepared):
-                    if isinstance(ready, Ready):
+                    if isinstance(ready, PreparedRegion):
                         waiting.add(number, ready)
                     else:
                         order[number] = ready
@@ -257,14 +257,14 @@ class Runner:
                     order.update(results)
                 yield from order.take()
             finally:
-                about.left.set()
+                state.left.set()
 
     def prepare(
         self,
         pairs: Iterable[tuple[Item, Region] | Any],
         decoding: Decoding = Decoding(),
         watch: Stopwatch | None = None,
-    ) -> Generator[Ready | Failure | Any, None, None]:
+    ) -> Generator[PreparedRegion | Failure | Any, None, None]:
         """Regions opened and prepared for the model; what is no pair comes out as it went in."""
         watch, model = watch or Stopwatch(), self.classifier
         limits = decoding.max_seconds, decoding.first_seconds
@@ -279,20 +279,22 @@ class Runner:
                     ready = self._inputs(decoded.item, decoded.region, decoded.content)
                 yield ready
 
-    def _inputs(self, item: Item, region: Region, content: Content | ItemError) -> Ready | Failure:
+    def _inputs(
+        self, item: Item, region: Region, content: Content | ItemError
+    ) -> PreparedRegion | Failure:
         if isinstance(content, ItemError):
             return Failure.of(item, region, content)
         try:
-            return Ready(item, region, content, self.classifier.preprocess(content.values))
+            return PreparedRegion(item, region, content, self.classifier.preprocess(content.values))
         except ItemError as error:
             return Failure.of(item, region, error)
         except PenultError:
             raise
         except Exception as error:  # the preprocessing may be anyone's
-            return Failure.of(item, region, self._refused(content, error))
+            return Failure.of(item, region, self._refusal(content, error))
 
     def _run(
-        self, engine: Engine, ready: dict[int, Ready], run: _Run
+        self, engine: Engine, ready: dict[int, PreparedRegion], run: _RunState
     ) -> dict[int, Outcome | Failure]:
         """One forward pass; where it fails, the batch is taken apart until who is at fault fails
         alone."""
@@ -309,7 +311,7 @@ class Runner:
             if memory and self._devices[0].startswith("cuda"):
                 torch.cuda.empty_cache()
             if len(items) == 1:
-                reason = _too_long(error) if memory else self._refused(items[0].content, error)
+                reason = _too_long(error) if memory else self._refusal(items[0].content, error)
                 return {ids[0]: Failure.of(items[0].item, items[0].region, reason)}
             if memory:
                 run.planner.shrink(len(items) * max(one.size for one in items))
@@ -323,7 +325,7 @@ class Runner:
         return {id: _outcome(one, readout, row)
                 for row, (id, one) in enumerate(ready.items())}  # fmt: skip
 
-    def batch(self, items: Sequence[Ready]) -> Batch:
+    def batch(self, items: Sequence[PreparedRegion]) -> Batch:
         """What the engine is given of items that may share a forward pass."""
         tensors = [one.inputs.tensors for one in items]
         batch = Batch(tensors[0]) if len(tensors) == 1 else self.law.batch(tensors)
@@ -333,7 +335,7 @@ class Runner:
         most = seconds * (self.classifier.rate or 1)
         return replace(batch, filled=[min(1.0, len(one.content.values) / most) for one in items])
 
-    def _refused(self, content: Content, error: Exception) -> ItemError:
+    def _refusal(self, content: Content, error: Exception) -> ItemError:
         if self.classifier.modality == "audio" and len(content.values) < self.shortest:
             rate = self.classifier.rate or 1
             return TooShort(
@@ -367,8 +369,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an engine says that a batch did not fit: each has its own words for it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    said = str(error).lower()
-    return any(words in said for words in _NO_MEMORY)
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)
 
 
 def _too_long(error: BaseException) -> TooLong:
@@ -378,7 +380,7 @@ def _too_long(error: BaseException) -> TooLong:
     )
 
 
-def _outcome(ready: Ready, readout: Readout, row: int) -> Outcome | Failure:
+def _outcome(ready: PreparedRegion, readout: Readout, row: int) -> Outcome | Failure:
     logits, *vectors = readout.row(row)
     if not all(np.isfinite(values).all() for values in (logits, *vectors)):
         reason = EmptyItem("the model gave values that are not finite")
@@ -436,8 +438,8 @@ def collect_results(
             failures.append(outcome)
         else:
             number = outcome
-    given = [row.class_logits for row in rows if row.logits.size]
-    logits = np.array(given, np.float32).reshape(-1, len(labels))
+    logits_of_rows = [row.class_logits for row in rows if row.logits.size]
+    logits = np.array(logits_of_rows, np.float32).reshape(-1, len(labels))
     return Result(
         vectors=np.array([row.vector for row in rows], np.float32),
         logits=logits,
@@ -470,7 +472,7 @@ def predictions_of(
     return predictions
 
 
-def answering(classifier: Classifier) -> Classifier:
+def enable_classify(classifier: Classifier) -> Classifier:
     """The classifier, so that its `classify` runs it."""
     classifier._answer = predictions_of
     return classifier

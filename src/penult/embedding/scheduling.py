@@ -20,7 +20,7 @@ from penult.models.base import Inputs
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class PreparedRegion:
     """A region that waits for its forward pass."""
 
     item: Item
@@ -34,7 +34,7 @@ class Ready:
         return max(value.numel() for value in self.inputs.tensors.values())
 
 
-class Waiting:
+class BatchQueue:
     """Regions by their numbers, given back in batches.
 
     law: how they may share one; it is asked for once there are two of them.
@@ -42,13 +42,13 @@ class Waiting:
 
     def __init__(self, planner: Planner, law: Callable[[], BatchPolicy]) -> None:
         self.planner, self._law = planner, law
-        self._regions: dict[int, Ready] = {}
+        self._regions: dict[int, PreparedRegion] = {}
         self._single: int | None = None  # waits alone, and was not offered to the planner
 
     def __bool__(self) -> bool:
         return bool(self._regions)
 
-    def add(self, number: int, ready: Ready) -> None:
+    def add(self, number: int, ready: PreparedRegion) -> None:
         """One more."""
         self._regions[number] = ready
         if len(self._regions) == 1:
@@ -71,7 +71,7 @@ class Waiting:
             return False
         return self.planner.full or (bool(self.planner) and self._law().name == ALONE)
 
-    def take(self) -> dict[int, Ready]:
+    def take(self) -> dict[int, PreparedRegion]:
         """The next batch, the region that has waited longest in it."""
         if self._single is not None:
             numbers, self._single = [self._single], None
@@ -80,7 +80,7 @@ class Waiting:
         return {number: self._regions.pop(number) for number in numbers}
 
 
-class InOrder(dict[int, Any]):
+class OrderedResults(dict[int, Any]):
     """Results by their numbers, put in any order and taken in that of the numbers."""
 
     _next = 0

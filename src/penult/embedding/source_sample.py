@@ -16,7 +16,7 @@ from penult.data.items import Failure
 from penult.data.sources import Source
 from penult.data.windows import Layout
 from penult.embedding.runner import Runner
-from penult.embedding.scheduling import Ready
+from penult.embedding.scheduling import PreparedRegion
 
 BEGINNING = 2.0  # seconds of a recording on which the head is proved
 ENTRIES = 16  # of the source, from which the sample is taken
@@ -32,12 +32,12 @@ class SourceSample:
     source: Source
     layout: Layout = field(default_factory=Layout)
     decoding: Decoding = field(default_factory=Decoding)
-    _whole: dict[tuple[str, str], Ready] = field(default_factory=dict)  # by id and region
+    _whole: dict[tuple[str, str], PreparedRegion] = field(default_factory=dict)  # by id and region
 
-    def beginnings(self, runner: Runner, count: int = 2) -> list[Ready]:
+    def beginnings(self, runner: Runner, count: int = 2) -> list[PreparedRegion]:
         """The first `count` items that can be opened; of a recording no more than two seconds: a
         proof keeps all of a pass in memory, and holds for every length."""
-        found: list[Ready] = []
+        found: list[PreparedRegion] = []
         classifier = runner.classifier
         rate = classifier.rate or 0
         brief = replace(self.decoding.briefly, first_seconds=BEGINNING)
@@ -46,7 +46,7 @@ class SourceSample:
         )
         with closing(runner.prepare(entries, brief)) as prepared:
             for ready in prepared:
-                if not isinstance(ready, Ready):
+                if not isinstance(ready, PreparedRegion):
                     continue
                 found.append(ready)
                 if classifier.modality != "audio" or len(ready.content.values) < BEGINNING * rate:
@@ -55,7 +55,7 @@ class SourceSample:
                     break
         return found
 
-    def regions(self, runner: Runner, count: int) -> tuple[list[Ready], float | None]:
+    def regions(self, runner: Runner, count: int) -> tuple[list[PreparedRegion], float | None]:
         """At most `count` prepared regions of the run, spread over its first items, and how many
         the whole run has (None: not known). Fewer where they are large: enough to be timed."""
         classifier = runner.classifier
@@ -63,7 +63,7 @@ class SourceSample:
         first = [entry for entry in entries if not isinstance(entry, Failure)]
         divided = self.layout.apply(first, classifier.modality, classifier.rate)
         regions = [entry for entry in divided if not isinstance(entry, Failure)]
-        found: list[Ready] = []
+        found: list[PreparedRegion] = []
         size, enough = 0, 2 * runner.budget * count / 8
         for ready in self._prepared(runner, regions[:: max(1, len(regions) // count)]):
             found.append(ready)
@@ -73,10 +73,10 @@ class SourceSample:
         total = self.source.count()
         return found, total * len(regions) / len(first) if total is not None and first else None
 
-    def _prepared(self, runner: Runner, regions: Sequence[Any]) -> Iterator[Ready]:
+    def _prepared(self, runner: Runner, regions: Sequence[Any]) -> Iterator[PreparedRegion]:
         """Those that are there already first."""
         known = [(item.id, region.key) for item, region in regions]
         yield from (self._whole[key] for key in known if key in self._whole)
         fresh = [pair for pair, key in zip(regions, known, strict=True) if key not in self._whole]
         with closing(runner.prepare(fresh, self.decoding.briefly)) as prepared:
-            yield from (ready for ready in prepared if isinstance(ready, Ready))
+            yield from (ready for ready in prepared if isinstance(ready, PreparedRegion))

@@ -20,7 +20,7 @@ from penult.data.files import write_file
 from penult.data.items import Failure
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, Runner, open_engine
-from penult.embedding.scheduling import Ready
+from penult.embedding.scheduling import PreparedRegion
 from penult.engines.base import Reading
 from penult.engines.pooling import pool
 from penult.errors import EmptyItem, ItemError
@@ -111,7 +111,7 @@ def _without_failure(result: Any) -> Any:
     return result
 
 
-def _content(ready: Ready, runner: Runner) -> Iterator[Station]:
+def _content(ready: PreparedRegion, runner: Runner) -> Iterator[Station]:
     """`decoded`; of sound (n,) of one channel at its own rate, and `resampled` to the model's."""
     classifier, item = runner.classifier, ready.item
     values = np.asarray(ready.content.values)
@@ -126,14 +126,14 @@ def _content(ready: Ready, runner: Runner) -> Iterator[Station]:
     yield Station("resampled", f"{made_by} at {classifier.rate} Hz", values)
 
 
-def _inputs(ready: Ready, runner: Runner) -> Iterator[Station]:
+def _inputs(ready: PreparedRegion, runner: Runner) -> Iterator[Station]:
     """`prepared.NAME`: (1, …) each, the arguments of the model's forward."""
     made_by = type(runner.classifier._preparer).__module__
     for name, tensor in ready.inputs.tensors.items():
         yield Station(f"prepared.{name}", made_by, tensor.numpy())
 
 
-def _hidden(ready: Ready, embedder: Embedder) -> Iterator[Station]:
+def _hidden(ready: PreparedRegion, embedder: Embedder) -> Iterator[Station]:
     """`hidden` (…, C), `mask` (…) of the positions that are pooled, and `pooled` (D,), of each
     reading: in the classifier's own engine, in fp32. The taps' names follow where there are
     several."""
