@@ -221,7 +221,9 @@ def test_classify(tiny: Path, clips: Path) -> None:
     assert f"{expected[0].score:.4f}  {expected[0].label}  class" in said.out
 
 
-def test_documents_are_what_the_objects_give(tiny: Path, clips: Path, tmp_path: Path) -> None:
+def test_documents_are_what_the_objects_give(
+    tiny: Path, clips: Path, filled: Path, tmp_path: Path
+) -> None:
     """`to_dict` of a prediction and of an embedder, as JSON, are what the commands print."""
     paths = [clips / "a" / "0.wav", clips / "b" / "1.wav"]
     printed = ask("classify", tiny, *paths, "--json").json["predictions"]
@@ -234,6 +236,10 @@ def test_documents_are_what_the_objects_give(tiny: Path, clips: Path, tmp_path: 
         **{name: value for name, value in printed.items() if name != "folder"},
         "model": str(tmp_path / "e"),
     }
+    printed = ask("search", filled, paths[0], "-k", 3, "--json").json
+    hits = Collection.open(filled).search(paths[0], k=3)
+    assert json.loads(json.dumps(hits.to_dict())) == {n: printed[n] for n in ("searched", "hits")}
+    assert list(printed) == ["collection", "query", "space", "searched", "hits"]
 
 
 def test_classify_names_what_failed_and_goes_on(tiny: Path, clips: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from penult.cli.output import (
 if TYPE_CHECKING:
     from penult.analysis.space import Space as Fitted
     from penult.collection.collection import Collection
-    from penult.collection.search import Hit, Hits
+    from penult.collection.search import Hits
 
 
 Store = Annotated[Path, typer.Argument(help="A collection, for example calls.lance.")]
@@ -94,8 +94,7 @@ def search(
         hits = opened.search(vector, k=k, where=where, space=used, flat=flat)
     if json:
         facts = {"collection": str(opened.path), "query": query, "space": space}
-        facts |= {"searched": hits.searched}
-        print_json({**facts, "hits": [_hit(hit) for hit in hits]})
+        print_json({**facts, **hits.to_dict()})
         return
     if not hits:
         stdout.print("no row matches the filter" if where else "the collection has no rows")
@@ -172,20 +171,6 @@ def _hits_table(hits: Hits) -> Table:
             ),
         )
     return table
-
-
-def _hit(hit: Hit) -> dict[str, Any]:
-    return {
-        "id": hit.id,
-        "region": hit.region,
-        "start": hit.start,
-        "end": hit.end,
-        "channel": hit.channel,
-        "similarity": hit.similarity,
-        "label": hit.label,
-        "score": hit.score,
-        "metadata": hit.metadata,
-    }
 
 
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process is writing.")]

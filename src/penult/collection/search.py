@@ -52,6 +52,20 @@ class Hit:
     similarity: float
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult search --json` prints it."""
+        return {
+            "id": self.id,
+            "region": self.region,
+            "start": self.start,
+            "end": self.end,
+            "channel": self.channel,
+            "similarity": self.similarity,
+            "label": self.label,
+            "score": self.score,
+            "metadata": self.metadata,
+        }
+
 
 class Hits(list[Hit]):
     """The regions that a search found, nearest first.
@@ -66,6 +80,10 @@ class Hits(list[Hit]):
 
     def __repr__(self) -> str:
         return f"Hits({super().__repr__()}, searched={self.searched!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult search --json` prints it."""
+        return {"searched": self.searched, "hits": [hit.to_dict() for hit in self]}
 
 
 def as_query(vector: npt.ArrayLike, dim: int, metric: str = "cosine") -> npt.NDArray[np.float32]:
