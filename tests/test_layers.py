@@ -82,3 +82,27 @@ def test_starting_loads_nothing_heavy(code: str) -> None:
     loaded = {name.partition(".")[0] for name in done.stderr.strip().splitlines()[-1].split("|")}
     heavy = {"torch", "transformers", "lancedb", "pyarrow", "sklearn", "matplotlib", "soundfile"}
     assert not loaded & heavy
+
+
+def names_used(path: Path) -> set[str]:
+    """Top packages that a module imports, lazily or not, and the functions that it calls."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found.add(node.func.id)
+    return found
+
+
+def test_pictures_print_nothing_and_the_command_line_draws_nothing() -> None:
+    pictures = {path.name: names_used(path) for path in (SOURCE / "viz").glob("*.py")}
+    commands = {path.name: names_used(path) for path in (SOURCE / "cli").glob("*.py")}
+    assert any("matplotlib" in names for names in pictures.values())
+    for module, names in pictures.items():
+        assert not names & {"print", "typer", "rich", "logging"}, module
+    for module, names in commands.items():
+        assert not names & {"matplotlib", "html", "base64"}, module
+        assert module in ("main.py", "output.py") or "print" not in names, module
