@@ -20,6 +20,7 @@ import penult
 from conftest import RATE, clip
 from penult.analysis import probe, probe_io
 from penult.collection import export
+from penult.data.files import write_file
 from penult.models.options import LoadOptions
 from penult.sklearn import EmbeddingTransformer
 from penult.viz import report
@@ -230,8 +231,8 @@ CALLS: dict[str, Call] = {
     "probe_io.save(path)": _probe,
     "probe_io.load(path)": lambda w, p: probe_io.load(p(w.probe)).predict(w.rows.vectors()[1]),
     "report.check_kind(path)": lambda w, p: report.check_kind(p(w.new(".html"))),
-    "report.write(path)": lambda w, p: _written(
-        w, ".html", p, lambda path: report.write(path, "page")
+    "files.write_file(path)": lambda w, p: _written(
+        w, ".html", p, lambda path: write_file(path, [b"page"])
     ),
 }
 
@@ -250,7 +251,7 @@ def test_each_parameter_that_is_a_path_is_tried() -> None:
     assert set(path_parameters()) - set(CALLS) == set()  # a new one: add a call of it to CALLS
 
 
-@pytest.mark.parametrize("name", path_parameters())
+@pytest.mark.parametrize("name", [*path_parameters(), "files.write_file(path)"])
 def test_a_path_is_a_str_a_path_or_what_names_one(world: World, name: str) -> None:
     one, other, third = (plain(CALLS[name](world, form)) for form in FORMS)
     assert one == other == third

@@ -117,13 +117,13 @@ def folder_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_file(path: Path, parts: Iterable[bytes]) -> Path:
+def write_file(path: str | os.PathLike[str], parts: Iterable[bytes]) -> Path:
     """Write these parts to a file that is whole or absent; gives its path without `~`.
 
     Raises:
         StoreError: it cannot be written.
     """
-    target = path.expanduser()
+    target = Path(path).expanduser()
     try:
         with file_aside(target) as aside, aside.open("wb") as file:
             file.writelines(parts)
