@@ -141,7 +141,7 @@ def embed(
 
     Items that the collection holds already are skipped; a stopped run continues where it ended.
     """
-    from penult.collection.add import add
+    from penult.collection.add import add, describe_run
     from penult.collection.collection import Collection
     from penult.collection.ingest import Options
     from penult.collection.transfer import source_from_collection
@@ -188,28 +188,12 @@ def embed(
         elapsed, rate = meter.elapsed, meter.rate()
     if json:
         facts = {"elapsed": elapsed, **describe_embedder(embedder)}
-        print_json({**_document(summary_of_run, collection), **facts})
+        print_json({**describe_run(summary_of_run, collection), **facts})
     else:
         duration = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")
         _show_summary(summary_of_run, collection, embedder, duration)
     if summary_of_run.failed:
         raise typer.Exit(SOME_FAILED)
-
-
-def _document(did: Summary, collection: Any) -> dict[str, Any]:
-    """A run for JSON."""
-    gone = {"count": len(did.gone), "first": did.gone[:SHOWN], "rows_removed": did.pruned}
-    return {
-        "collection": str(collection.path),
-        **did.counts(),
-        "gone": gone,
-        "labels_taken": did.labels,
-        "left_out": did.left_out,
-        "rows": collection.count,
-        "seconds_of_media": did.media_seconds,
-        "spent": did.seconds,
-        "run": did.run_id,
-    }
 
 
 def _paths(paths: list[str] | None) -> list[str]:

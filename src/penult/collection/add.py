@@ -179,6 +179,25 @@ def add(
     return summary
 
 
+_NAMED = 5  # ids of deleted files in a description
+
+
+def describe_run(summary: Summary, collection: Collection) -> dict[str, Any]:
+    """A run and the size of the collection after it, for JSON, as `penult embed --json` prints."""
+    gone, pruned = summary.gone, summary.pruned
+    return {
+        "collection": str(collection.path),
+        **summary.counts(),
+        "gone": {"count": len(gone), "first": gone[:_NAMED], "rows_removed": pruned},
+        "labels_taken": summary.labels,
+        "left_out": summary.left_out,
+        "rows": collection.count,
+        "seconds_of_media": summary.media_seconds,
+        "spent": summary.seconds,
+        "run": summary.run_id,
+    }
+
+
 def _run_options(source: Source, options: Options, like: Collection | None) -> dict[str, Any]:
     """What was asked of a run, for its `info`: sources, and options that are not the usual ones."""
     usual = Options()
