@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".rttm", ".txt")  # of files that may be annotations
 PLACE = ("path", "start", "end", "channel")  # what every annotation becomes, besides metadata
 
-_HEAD = 1 << 16  # bytes: where a table shows what it is
+_HEAD = 1 << 16  # bytes that suffice to recognise a table
 _RTTM = ("file", "channel", "start", "duration", "orthography", "speaker_type", "speaker")
 _RTTM_TYPES = frozenset(
     "SPEAKER SPKR-INFO SEGMENT NOSCORE NO_RT_METADATA LEXEME NON-LEX NON-SPEECH FILLER EDIT SU IP "
@@ -34,7 +34,7 @@ Rows = Callable[[], Iterator[tables.Row]]
 
 
 class _BadRow(Exception):
-    """What is wrong with one row; the others go on."""
+    """The fault of one row; the others go on."""
 
 
 def kind_of(path: Path) -> str:
@@ -59,7 +59,7 @@ def kind_of(path: Path) -> str:
 
 
 def read_annotations(path: Path, kind: str, recordings: Recordings) -> tables.TableRows:
-    """An annotation as a table: rows are read anew at each call, a bad one says what is wrong.
+    """An annotation as a table: rows are read anew at each call, a bad one is its reason.
 
     Raises:
         SourceError: no such format, or the recording of the whole table cannot be found.
@@ -151,7 +151,7 @@ class _Raven:
         return "begin path" in self._at or "begin file" in self._at
 
     def rows(self) -> Iterator[tables.Row]:
-        """Every selection once, and what is wrong with it."""
+        """Every selection once, or the reason why it cannot be used."""
         records = self._records()
         width = len(next(records)[1])
         for line, record in records:
@@ -230,7 +230,7 @@ _RAVEN_SELECTION = ("selection", "channel", "begin time (s)", "end time (s)", "b
 
 
 def _channel_from_zero(cell: str | None) -> int | None:
-    """A channel that counts from 1 as one that counts from 0; 0 is what says all of them."""
+    """A channel counted from 1 as one counted from 0; None for 0, which stands for all of them."""
     if cell is None:
         return None
     if not cell.isdecimal():
@@ -286,7 +286,7 @@ def _frequency(cell: str) -> str:
     return cell.strip() if _is_number(cell) and float(cell) >= 0 else ""  # -1: none was given
 
 
-# ---- RTTM: who speaks when
+# ---- RTTM: speaker turns
 
 
 def _rttm(path: Path, recordings: Recordings) -> tuple[Sequence[str], Rows]:

@@ -30,7 +30,7 @@ _LOWEST_SHARE = 8  # below an eighth of the model's rate, nothing that it hears 
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """What the header says. `exact`: decoding gives this number of frames; else about as many.
+    """The header of a recording. `exact`: decoding gives this number of frames; else about as many.
 
     `rate` is in Hz; it and `seconds` are 0 for an array whose rate was not given. `missing` are
     the frames that are promised beyond those `frames`, and are not there.
@@ -114,7 +114,7 @@ def load_many(
 ) -> Iterator[Clip | ItemError]:
     """For each region what `load` gives, to the bit, or the error that it raises, in their order.
 
-    The sound is opened once and read forward; what is kept starts at the last region's start. So
+    The sound is opened once and read forward; blocks are kept from the last region's start on. So
     starts should not decrease: one that does is decoded from the beginning again, or sought for. A
     whole item that comes first is loaded by itself.
     """

@@ -41,7 +41,7 @@ class Stream:
 
     Where `seeks`, it can be called again and again and reads no further than `last`, so that
     damage behind does not matter. Elsewhere it can be called once, and its blocks lie at the same
-    places whatever is asked for: damage is met at the same frame by everyone who comes that far.
+    places for every span: damage is met at the same frame by every read that reaches it.
     """
 
     rate: int
@@ -261,9 +261,9 @@ UNFORESEEN = (OSError, ValueError, RuntimeError, IndexError, TypeError)  # what 
 class ForwardReader:
     """`read` gives what the stream's own gives, and may be called again and again.
 
-    A stretch that begins before what is kept is decoded from the beginning, or sought for where
+    A span that begins before the kept blocks is decoded from the beginning, or sought for where
     the format seeks exactly; so is a stretch far ahead. Where decoding fails, `damaged` is set,
-    and everyone who comes that far gets the same error.
+    and every read that reaches it raises the same error.
     """
 
     def __init__(self, content: object, array_rate: int) -> None:
@@ -359,5 +359,5 @@ class ForwardReader:
 
 
 def _same_error(error: ItemError) -> ItemError:
-    """The same error anew: one that is raised often would carry every place where it was."""
+    """The same error anew: one that is raised often would carry every place where it was raised."""
     return type(error)(str(error))

@@ -38,7 +38,7 @@ Pair = tuple[Item, Region]
 
 @dataclass(frozen=True, slots=True)
 class DecodeTarget:
-    """What a model takes: its modality, samples per second of sound, frames of a video. For sound:
+    """What a model takes: modality, samples per second of sound, frames of a video. For sound:
     the longest region, in seconds, that is read at all, and how many of its first are enough."""
 
     modality: str
@@ -70,7 +70,7 @@ class DecodedRegion:
 def open_regions(
     pairs: Iterable[Pair | Any], target: DecodeTarget
 ) -> Generator[DecodedRegion | Any, None, None]:
-    """Each region's content, in order, decoded here; other objects are handed on as they are."""
+    """Each region's content, in order, decoded here; other objects pass through."""
     for key, group in groupby(pairs, key=item_key):
         if key is None:
             yield from group
@@ -207,7 +207,7 @@ class Decoding:
 
 @dataclass(slots=True)
 class _Task:
-    """Consecutive regions of one item, or something that is only handed on."""
+    """Consecutive regions of one item, or another object that passes through."""
 
     pairs: list[Any]
     worker: int | None = None  # None: not for a worker
@@ -216,7 +216,7 @@ class _Task:
 def decode(
     pairs: Iterable[Pair | Any], target: DecodeTarget, decoding: Decoding
 ) -> Generator[DecodedRegion | Any, None, None]:
-    """Each region's content, in order, in this process or in workers; other objects are handed on.
+    """Each region's content, in order, in this process or in workers; other objects pass through.
     Close it where not all is taken, so that the workers end."""
     if not decoding.workers:
         return open_regions(pairs, target)
@@ -246,7 +246,7 @@ class Decoders:
             worker.end()
 
     def open_regions(self, pairs: Iterable[Pair | Any]) -> Iterator[DecodedRegion | Any]:
-        """Each region's content in order; other objects are handed on."""
+        """Each region's content in order; other objects pass through."""
         tasks = self._tasks(pairs)
         ahead: deque[_Task] = deque()
         while True:
@@ -315,7 +315,7 @@ class _Worker:
             [sys.executable, "-c", "from penult.data.decode import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # decoders print there what they think of a file
+            stderr=subprocess.DEVNULL,  # decoders print warnings there
         )
         self.send(self.target)
         for target in (self._write, self._read):

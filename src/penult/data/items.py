@@ -46,7 +46,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An item that could not be made or used: `error` is the class, `message` says why."""
+    """An item that could not be used: `error` is the class, `message` the reason."""
 
     id: str
     region: str
@@ -86,7 +86,7 @@ def failure(item: Item, region: str, error: Exception, where: str = "") -> Failu
 
 
 def sha(*parts: bytes) -> str:
-    """The id of what has no name."""
+    """The id of content without a name: its hash."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -172,7 +172,7 @@ def namer(by: str, columns: Collection[str] | None = None) -> Namer:
 
 
 def named(value: object) -> str | None:
-    """A value as a name; None for what is no name: null, NaN, an empty text."""
+    """A value as a name; None for null, NaN and an empty text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and value.is_integer():

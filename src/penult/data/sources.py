@@ -187,7 +187,7 @@ def _check_channel(channel: object, modality: str) -> None:
 
 
 def _by_channel(entries: Iterable[Placed], channel: int | str | None) -> Iterable[Placed]:
-    """Give each region that names no channel the chosen one, or one region per channel."""
+    """Give each region without a channel the chosen one, or one region per channel."""
     return entries if channel is None else _with_channel(entries, channel)
 
 
@@ -267,7 +267,7 @@ def _is_one(thing: object, modality: str) -> bool:
 
 
 def _is_picture(thing: object) -> bool:
-    pillow = sys.modules.get("PIL.Image")  # nobody holds a picture who has not imported it
+    pillow = sys.modules.get("PIL.Image")  # a picture exists only where Pillow is imported
     return pillow is not None and isinstance(thing, pillow.Image)
 
 
@@ -300,7 +300,7 @@ def item_of(thing: Any, modality: str, index: int = 0) -> Item:
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """One of the paths that were given: what it yields, and how to name a place in it."""
+    """One of the paths: its entries, and the name of a place in it."""
 
     name: str
     entries: Callable[[dict[str, pa.DataType]], Iterator[Placed]]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-Row = tuple[int, dict[str, Any] | str]  # its line, and its values or what is wrong with it
+Row = tuple[int, dict[str, Any] | str]  # its line, and its values or the reason why it has none
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -50,7 +50,7 @@ def read_table(path: Path) -> TableRows:
     """A table's rows, its columns' types and its length; rows are read anew at each call.
 
     Raises:
-        SourceError: it is not readable as what its suffix says.
+        SourceError: it is not readable in the format of its suffix.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -84,7 +84,7 @@ def typed(value: Any, type: pa.DataType) -> object:
 
 
 def as_text(value: Any) -> str:
-    """A cell as text; what is not text already, as JSON."""
+    """A cell as text; other values as JSON."""
     if isinstance(value, str):
         return value
     is_json = isinstance(value, (bool, int, float, list, dict))
@@ -400,7 +400,7 @@ def _column_name(name: str) -> str:
 
 
 def _place(row: dict[str, Any] | str) -> tuple[object, float]:
-    """The file and the start of a row; what is no row keeps its place among the files."""
+    """The file and the start of a row; a bad row keeps its place among the files."""
     if isinstance(row, str):
         return None, 0.0
     try:

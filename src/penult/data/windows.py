@@ -1,7 +1,7 @@
-"""How items are divided: recordings into windows, pictures into tiles. Knows no models.
+"""Recordings divided into windows, pictures into tiles. Knows no models.
 
-A stage between a source and whoever runs the regions: pairs of (item, region) in, more of them
-out, as they are asked for. Only headers are read, except where a header's length is not exact.
+A stage between a source and the runner: pairs of (item, region) in, more of them out, lazily. Only
+headers are read, except where a header's length is not exact.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Layout:
         if self.overlap and self.tile is None:
             raise UsageError(f"an overlap of {self.overlap} pixels needs tiles; give their size")
         if self.tile is not None:
-            tiles(0, 0, self.tile, self.overlap)  # which says what is wrong with them
+            tiles(0, 0, self.tile, self.overlap)  # raises where they cannot be
 
     def apply(
         self,
@@ -122,7 +122,7 @@ class Layout:
                 yield item, Region("box", box=(left + a, top + b, left + c, top + d))
 
     def _windowed(self, pairs: Iterable[Entry], ruler: _Ruler) -> Iterator[Entry]:
-        merged = _Merged()
+        merged = _RegionMerger()
         for pair in pairs:
             if isinstance(pair, Failure):
                 yield pair
@@ -152,7 +152,7 @@ class Layout:
 
 
 class _Ruler:
-    """How long items last. One is measured once, also if many of its segments come in a row."""
+    """Lengths of items, each measured once for all of its segments in a row."""
 
     def __init__(self, modality: str, rate: int | None) -> None:
         self._modality, self._rate = modality, rate
@@ -182,7 +182,7 @@ class _Ruler:
         return length if region.end is None else min(region.end, length)
 
     def lost(self, item: Item) -> DecodeError | None:
-        """What is wrong with an item that promises more than it holds."""
+        """The error of an item whose header promises more than it holds; None if it does not."""
         found = self._of(item)
         if not isinstance(found, audio.AudioInfo) or not found.missing:
             return None
@@ -213,7 +213,7 @@ class _Ruler:
         return found
 
 
-class _Merged:
+class _RegionMerger:
     """The parts of one item's regions as one sequence by their start, each part once."""
 
     def __init__(self) -> None:
@@ -224,7 +224,7 @@ class _Merged:
         self._place, self._given = -1.0, dict[str, Item]()  # the last part's start, and all there
 
     def before(self, item: Item, region: Region) -> Iterator[Entry]:
-        """What comes before the parts of this region, which is the next one to be put."""
+        """The parts that start before this region, which is the next one to be put."""
         start = region.start or 0.0
         # The same region again is the same thing given twice, and not another part of it.
         again = start < self._start or (start == self._start and region.key in self._regions)

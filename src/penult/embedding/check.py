@@ -1,6 +1,6 @@
 """`check`: every promise of an embedder, measured on the user's own items.
 
-Knows an embedder and how to run it; what is printed of the report is the face's.
+Knows an embedder and how to run it; prints nothing.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def _plain(
     padded = collate(bare, {n: a for n, a in axes.items() if n in bare[0]}, {})
     try:
         readout = runner.engine(Batch(padded))
-    except Exception:  # it needs its mask: then nobody can leave it out
+    except Exception:  # the model needs its mask, so that nobody can leave it out
         return None
     rows = [readout.row(row) for row in range(len(tensors))]
     found = compare(rows, alone)

@@ -24,14 +24,14 @@ from penult.tracing.taps import Tap
 FloatArray = npt.NDArray[np.float32]
 
 SEQUENCE = ("mean", "max", "first", "last", "mean+std")
-MAP = ("mean", "max", "mean+std")  # the corner of a picture says nothing of it
+MAP = ("mean", "max", "mean+std")  # the first position of a map is a corner of the picture
 LIMIT_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingSet:
-    """What was read. vectors: for each reading (n, d) float32. index: (n,) the place of each row's
-    entry in the source. failures: the entries that gave no row."""
+    """Vectors of every reading: for each (n, d) float32. index: (n,) the place of each row's entry
+    in the source. failures: the entries that gave no row."""
 
     readings: list[Reading]
     vectors: list[FloatArray]

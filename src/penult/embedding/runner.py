@@ -1,5 +1,5 @@
 """Regions through a classifier in batches, and their outcomes as one result; one failure never
-stops the rest. Knows no store and no faces.
+stops the rest. Knows no store and no command line.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ba
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one region gave. vectors: (d,) for each reading. logits: as the model returned them,
-    (…, K). start, end: seconds from the item's beginning, where it has a time axis."""
+    """The results of one region. vectors: (d,) for each reading. logits: as the model returned
+    them, (…, K). start, end: seconds from the item's beginning, where it has a time axis."""
 
     item: Item
     region: Region
@@ -84,7 +84,7 @@ class Outcome:
 
 
 class Stopwatch:
-    """Seconds that each part of one run took, whoever else was at work meanwhile: `decode` (of all
+    """Seconds of each part of one run, apart from other runs at the same time: `decode` (of all
     workers), `prepare`, `model`, `wait` (of an engine that had nothing to run), `write`."""
 
     def __init__(self) -> None:
@@ -92,13 +92,13 @@ class Stopwatch:
         self._guard = Guard()
 
     def add(self, part: str, seconds: float) -> None:
-        """Some more of a part; also from several threads at once."""
+        """Add seconds to a part; from several threads at once."""
         with self._guard:
             self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Adds what the block takes."""
+        """Adds the seconds of the block."""
         began = time.perf_counter()
         try:
             yield
@@ -118,8 +118,8 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True)
 class _RunState:
-    """What belongs to one run and to no other. logits: whether they are wanted. left: set once
-    nobody wants the results any more."""
+    """State of one run, shared with no other. logits: whether the outcomes have them. left: set
+    once the caller has stopped taking results."""
 
     planner: Planner
     logits: bool
@@ -156,8 +156,8 @@ def device_of(classifier: Classifier, device: str = "auto") -> str:
 class Runner:
     """Runs regions through a classifier, in batches that no region can tell from being alone.
 
-    Several threads may share one: what is asked of a run is that run's, and a run that is under way
-    keeps the budget that it has.
+    Several threads may share one: the settings of a run belong to that run, and a run that is under
+    way keeps its budget.
     device: where; several of them, with commas between, share the batches. law: gives how regions
     may share a batch, once there are two; without one, each runs alone. engine, choice: another
     engine than the classifier's own, and why it was taken.
@@ -214,8 +214,8 @@ class Runner:
         logits: bool = True,
         watch: Stopwatch | None = None,
     ) -> Generator[Outcome | Failure | Any, None, None]:
-        """Run regions; results come in the order of the regions, and a region that fails is handed
-        on as a Failure. What is no pair comes out as it went in, in its place.
+        """Run regions; results come in the order of the regions, and a region that fails becomes a
+        Failure. Other objects (notes from ingest) pass through in order.
 
         Some regions are read ahead, so that there are equal lengths to make batches of. alone: one
         region in each forward pass. logits: False lets an engine stop behind the last reading, and
@@ -265,7 +265,7 @@ class Runner:
         decoding: Decoding = Decoding(),
         watch: Stopwatch | None = None,
     ) -> Generator[PreparedRegion | Failure | Any, None, None]:
-        """Regions opened and prepared for the model; what is no pair comes out as it went in."""
+        """Regions decoded and prepared for the model; other objects pass through in order."""
         watch, model = watch or Stopwatch(), self.classifier
         limits = decoding.max_seconds, decoding.first_seconds
         target = DecodeTarget(model.modality, model.rate, model.input.frames, *limits)
@@ -296,7 +296,7 @@ class Runner:
     def _run(
         self, engine: Engine, ready: dict[int, PreparedRegion], run: _RunState
     ) -> dict[int, Outcome | Failure]:
-        """One forward pass; where it fails, the batch is taken apart until who is at fault fails
+        """One forward pass; where it fails, the batch is divided until the region at fault fails
         alone."""
         if run.left.is_set():
             return {}
@@ -306,7 +306,7 @@ class Runner:
                 readout = engine(self.batch(items), run.logits)
         except PenultError:
             raise
-        except Exception as error:  # a model may raise anything on an input that it can't take
+        except Exception as error:  # a model may raise anything on an input that does not fit it
             memory = out_of_memory(error)
             if memory and self._devices[0].startswith("cuda"):
                 torch.cuda.empty_cache()
@@ -326,7 +326,7 @@ class Runner:
                 for row, (id, one) in enumerate(ready.items())}  # fmt: skip
 
     def batch(self, items: Sequence[PreparedRegion]) -> Batch:
-        """What the engine is given of items that may share a forward pass."""
+        """The inputs of regions that may share a forward pass, as one batch."""
         tensors = [one.inputs.tensors for one in items]
         batch = Batch(tensors[0]) if len(tensors) == 1 else self.law.batch(tensors)
         seconds = self.classifier.input.seconds
@@ -366,7 +366,7 @@ class Runner:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an engine says that a batch did not fit: each has its own words for it."""
+    """Whether an error means that a batch did not fit; each engine has another text for it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
@@ -399,7 +399,7 @@ def _outcome(ready: PreparedRegion, readout: Readout, row: int) -> Outcome | Fai
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run gave, in the order of the items.
+    """The results of a run, in the order of the items.
 
     vectors: (n, d) float32. logits: (n, K). labels: the n predicted labels. item_index: for each
     row, the item's place in the input. failures: the items that gave no row.

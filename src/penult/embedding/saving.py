@@ -35,7 +35,7 @@ def is_embedder(spec: str | os.PathLike[str]) -> bool:
 
 
 def check_target(folder: str | os.PathLike[str]) -> Path:
-    """Where an embedder is to be saved; asked before long work too.
+    """The folder for an embedder, checked; also before long work.
 
     Raises:
         UsageError: it exists and is not an embedder.
@@ -74,7 +74,7 @@ def write(
 
 
 def read(path: Path) -> SavedEmbedder:
-    """What `write` wrote.
+    """Read a folder that `write` wrote.
 
     Raises:
         ModelError: it is not a saved embedder, or cannot be read.

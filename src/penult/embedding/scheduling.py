@@ -35,9 +35,9 @@ class PreparedRegion:
 
 
 class BatchQueue:
-    """Regions by their numbers, given back in batches.
+    """Prepared regions by their numbers, taken in batches.
 
-    law: how they may share one; it is asked for once there are two of them.
+    law: gives how they may share one; called once there are two of them.
     """
 
     def __init__(self, planner: Planner, law: Callable[[], BatchPolicy]) -> None:
@@ -49,7 +49,7 @@ class BatchQueue:
         return bool(self._regions)
 
     def add(self, number: int, ready: PreparedRegion) -> None:
-        """One more."""
+        """Add a region."""
         self._regions[number] = ready
         if len(self._regions) == 1:
             self._single = number
@@ -97,9 +97,9 @@ AHEAD = 4  # pieces of work for each engine that are under way, so that none of 
 
 
 class EnginePool(Generic[T]):
-    """Gives pieces of work to whichever engine is free.
+    """Gives pieces of work to free engines.
 
-    hold: the sum of the sizes of what is under way; a piece that is larger is waited for.
+    hold: the largest sum of the sizes of pieces under way; beyond it the oldest is waited for.
     """
 
     def __init__(self, engines: Sequence[Engine], pool: ThreadPoolExecutor, hold: int) -> None:
@@ -112,7 +112,7 @@ class EnginePool(Generic[T]):
     def give(
         self, work: Callable[[Engine], T], size: int = 1, meanwhile: bool = True
     ) -> Iterator[T]:
-        """Take on a piece of work; gives results of the oldest ones, as many as make room.
+        """Start a piece of work; yields results of the oldest ones, as many as make room.
 
         meanwhile: whether the caller has something else to do. If not, a single engine works in
         the caller's own thread.
@@ -135,7 +135,7 @@ class EnginePool(Generic[T]):
         return self._flying.popleft()[0].result()
 
     def ended(self) -> Iterator[T]:
-        """The results that are there already, the oldest first."""
+        """The results that are ready, the oldest first."""
         while self._flying and self._flying[0][0].done():
             yield self._oldest()
 
@@ -154,7 +154,7 @@ class EnginePool(Generic[T]):
 
 @contextmanager
 def engine_pool(engines: Sequence[Engine], hold: int) -> Iterator[EnginePool[Any]]:
-    """A fleet for a `with` block; work that has not begun when the block is left is dropped."""
+    """A pool for a `with` block; work that has not begun when the block is left is dropped."""
     pool = ThreadPoolExecutor(len(engines), thread_name_prefix="engine")
     try:
         yield EnginePool(engines, pool, hold)
