@@ -1,49 +1,46 @@
-"""From a model's spec to an open classifier: `load(spec)`, the table of loaders, the hub's
+"""From a model's spec to an open classifier: the table of loaders, saved folders, the hub's
 download.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
 import re
 import warnings
-from collections.abc import Callable
-from dataclasses import fields as dataclass_fields
-from dataclasses import replace
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ParamSpec, TypeVar
 
-from penult.errors import ModelError, UsageError, first_line
-from penult.models.base import Classifier, remember_options
+from penult.errors import ModelError, PenultError, UsageError, first_line
+from penult.extras import LOADERS, load_plugin, package_of, plugins
+from penult.models.base import FILE, Classifier, remember_options
 from penult.models.options import (
     CHECKPOINTS,
+    CLASS_NAMES,
     EXPORT,
     KERAS,
     TORCHSCRIPT,
+    LoadOptions,
     checkpoint_advice,
+    current,
     existing_file,
     kind_of,
 )
 
-if TYPE_CHECKING:
-    from penult.models.options import LoadOptions
-
-
-Claims = Callable[[str], str | None]
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[\w.-]+")
 ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
+DEMO = "demo"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
-
-WHAT_WORKS = (
-    "a model is a folder saved by transformers (with config.json) or by penult convert, an id on "
-    "the Hugging Face hub (owner/name or owner/name@revision), timm:NAME, torchvision:NAME, a file "
-    "of ONNX (.onnx), TorchScript (.pt, .ts), torch.export (.pt2) or Keras (.keras, .h5), "
-    "package.module:factory, or 'demo'"
-)
+WEIGHTS = "model.safetensors"  # of a saved folder, where its model has no file of its own
 
 # What a transformers checkpoint may consist of; nothing else is fetched from the hub.
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
@@ -51,134 +48,345 @@ SAFE_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
 PICKLED_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
-def load(spec: str | os.PathLike[str] | Any, **asked: Any) -> Classifier:
-    """Open a classifier by what a user calls it, or a module that is at hand.
+@dataclass(frozen=True, slots=True)
+class LoaderSpec:
+    """A kind of model that can be opened.
+
+    name: as saved folders record it. form: how such a model is named, for messages: `FILE.onnx`.
+    open: (name, options) to a classifier. claims: a spec to the name that `open` takes, or None
+    where the spec is another loader's; without it, specs that begin with `name:` are this one's.
+    modality: what a model takes, found without its weights.
+    """
+
+    name: str
+    form: str
+    open: Callable[[str, LoadOptions], Classifier]
+    claims: Callable[[str], str | None] | None = None
+    modality: Callable[[str, LoadOptions], str] = lambda name, options: "image"
+
+    def claim(self, spec: str) -> str | None:
+        """The name that `open` takes, or None."""
+        if self.claims is not None:
+            return self.claims(spec)
+        prefix = f"{self.name}:"
+        return spec.removeprefix(prefix) if spec.startswith(prefix) else None
+
+
+def _open_onnx(name: str, options: LoadOptions) -> Classifier:
+    from penult.models.loaders.onnx import open_onnx
+
+    if options.output is not None:
+        file, _, output = name.partition("#")
+        if output not in ("", options.output):
+            raise UsageError(f"output {options.output!r}: {name} names an output already")
+        name, options = f"{file}#{options.output}", replace(options, output=None)
+    return open_onnx(name, options)
+
+
+def _open_torchscript(name: str, options: LoadOptions) -> Classifier:
+    from penult.models.loaders.torchscript import open_torchscript
+
+    return open_torchscript(name, options)
+
+
+def _open_export(name: str, options: LoadOptions) -> Classifier:
+    from penult.models.loaders.torch_export import open_export
+
+    return open_export(name, options)
+
+
+def _open_keras(name: str, options: LoadOptions) -> Classifier:
+    from penult.models.loaders.keras import open_keras
+
+    return open_keras(name, options)
+
+
+def _open_timm(name: str, options: LoadOptions) -> Classifier:
+    from penult.models.loaders.timm import open_timm
+
+    return open_timm(name, options)
+
+
+def _open_torchvision(name: str, options: LoadOptions) -> Classifier:
+    from penult.models.loaders.timm import open_torchvision
+
+    return open_torchvision(name, options)
+
+
+def _open_factory(name: str, options: LoadOptions) -> Classifier:
+    from penult.models.loaders.torch import open_factory
+
+    return open_factory(name, options)
+
+
+def _open_transformers(name: str, options: LoadOptions) -> Classifier:
+    """A folder that transformers saved, or its id on the hub."""
+    from penult.models.loaders.transformers import open_folder, open_prepared
+
+    folder, shown, revision = locate(name)
+    if revision is not None and (folder / FILE).is_file():  # saved by Penult, shared on the hub
+        return _open_saved(folder, options)
+    if (folder / "saved_model.pb").is_file():
+        raise ModelError(
+            f"{shown!r} is a SavedModel of TensorFlow, which only TensorFlow runs: save it from "
+            "there as model.keras, or convert it to ONNX"
+        )
+    if options.checkpoint is not None:
+        raise UsageError(
+            f"{shown!r} brings its own weights; --checkpoint goes with a name or a factory that "
+            "brings none (timm:NAME, torchvision:NAME, package.module:factory)"
+        )
+    if options.preprocess is not None:
+        return open_prepared(folder, shown, options)
+    return open_folder(folder, shown, options, {"revision": revision})
+
+
+def _onnx_modality(name: str, options: LoadOptions) -> str:
+    from penult.models.loaders.onnx import modality_of_file
+
+    return modality_of_file(name)
+
+
+def _file_modality(name: str, options: LoadOptions) -> str:
+    existing_file(name)
+    return "image"
+
+
+def _transformers_modality(name: str, options: LoadOptions) -> str:
+    from penult.models.loaders.transformers import read_modality
+
+    folder, shown, revision = locate(name)
+    if revision is not None and (folder / FILE).is_file():
+        return modality_of(folder, trust=options.trust)
+    return read_modality(folder, shown, options.trust)
+
+
+def _claims_onnx(spec: str) -> str | None:
+    return spec if is_onnx(spec) else None
+
+
+def _claims_kind(kind: str) -> Callable[[str], str | None]:
+    return lambda spec: spec if kind_of(spec) == kind else None
+
+
+def _claims_factory(spec: str) -> str | None:
+    return spec if FACTORY.fullmatch(spec) and not Path(spec).exists() else None
+
+
+# The first that claims a spec opens it; loaders of other packages stand between the two tables.
+FILE_LOADERS = (
+    LoaderSpec("onnx", "FILE.onnx", _open_onnx, _claims_onnx, _onnx_modality),
+    LoaderSpec(
+        TORCHSCRIPT,
+        "a TorchScript file (.pt, .ts)",
+        _open_torchscript,
+        _claims_kind(TORCHSCRIPT),
+        _file_modality,
+    ),
+    LoaderSpec(
+        EXPORT, "a torch.export file (.pt2)", _open_export, _claims_kind(EXPORT), _file_modality
+    ),
+    LoaderSpec(
+        KERAS, "a Keras file (.keras, .h5)", _open_keras, _claims_kind(KERAS), _file_modality
+    ),
+    LoaderSpec("timm", "timm:NAME", _open_timm),
+    LoaderSpec("torchvision", "torchvision:NAME", _open_torchvision),
+)
+NAME_LOADERS = (
+    LoaderSpec("torch", "package.module:factory", _open_factory, _claims_factory),
+    LoaderSpec(
+        "transformers",
+        "a folder saved by transformers or by penult convert, an id on the Hugging Face hub "
+        "(owner/name or owner/name@revision), or demo",
+        _open_transformers,
+        lambda spec: spec,
+        _transformers_modality,
+    ),
+)
+
+
+def loaders(spec: str) -> Iterator[LoaderSpec]:
+    """The loaders in the order in which they are offered a spec: those of other packages behind
+    those of files, first the one whose name begins the spec. Others that cannot be imported are
+    left out, with a warning.
+
+    Raises:
+        UsageError: the loader whose name begins the spec cannot be imported.
+    """
+    yield from FILE_LOADERS
+    installed = plugins(LOADERS)
+    prefix, colon, _ = spec.partition(":")
+    if colon and prefix in installed:
+        yield plugin_loader(prefix)
+        del installed[prefix]
+    for name in installed:
+        try:
+            yield plugin_loader(name)
+        except UsageError as error:
+            log.warning("%s", error)
+    yield from NAME_LOADERS
+
+
+def plugin_loader(name: str) -> LoaderSpec:
+    """The loader that another package registered under a name. Whatever its functions raise that
+    is no PenultError comes as a ModelError that names it.
+
+    Raises:
+        UsageError: it cannot be imported, or is no LoaderSpec.
+    """
+    entry = plugins(LOADERS)[name]
+    found = load_plugin(entry)
+    if not isinstance(found, LoaderSpec):
+        raise UsageError(
+            f"loader {name!r} of {package_of(entry)}: {entry.value} is a {type(found).__name__}, "
+            "not a penult.models.specs.LoaderSpec"
+        )
+    package = f"loader {name!r} of {package_of(entry)}"
+    return LoaderSpec(
+        name,
+        found.form,
+        _named_errors(found.open, package),
+        _named_errors(found.claim, package),
+        _named_errors(found.modality, package),
+    )
+
+
+def _named_errors(function: Callable[P, T], package: str) -> Callable[P, T]:
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except PenultError:
+            raise
+        except Exception as error:  # a package of somebody else may raise anything
+            raise ModelError(
+                f"{package} failed: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+    return wrapped
+
+
+def loader_for(spec: str) -> tuple[LoaderSpec, str]:
+    """The loader that claims a spec, and the name that it opens."""
+    for loader in loaders(spec):
+        try:
+            name = loader.claim(spec)
+        except ModelError as error:  # the others are offered the spec all the same
+            log.warning("%s", error)
+            continue
+        if name is not None:
+            return loader, name
+    raise AssertionError("the last loader claims every spec")
+
+
+def loader_named(name: str, spec: str) -> LoaderSpec:
+    """The loader that a saved folder records.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    own = {loader.name: loader for loader in (*FILE_LOADERS, *NAME_LOADERS)}
+    if name in own:
+        return own[name]
+    installed = plugins(LOADERS)
+    if name not in installed:
+        raise ModelError(
+            f"{spec} was saved with the loader {name!r}, which is not installed; there are "
+            f"{', '.join([*own, *installed])}"
+        )
+    return plugin_loader(name)
+
+
+def forms() -> str:
+    """How a model may be named, with the loaders of other packages; none of them is imported."""
+    own = [loader.form for loader in (*FILE_LOADERS, *NAME_LOADERS)]
+    added = [f"{name}:NAME" for name in plugins(LOADERS)]
+    return f"a model is {', '.join([*added, *own])}"
+
+
+def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
+    """Open a classifier by its spec, or a module that is at hand.
 
     spec: a folder, a hub id, `timm:NAME`, `torchvision:NAME`, a file (`FILE.onnx`,
     `FILE.onnx#OUTPUT`, `FILE.pt` of TorchScript, `FILE.pt2`, `FILE.keras`), `demo`,
-    `package.module:factory`, or an nn.Module, an ExportedProgram, a Keras model. asked: the fields
-    of `penult.models.options.LoadOptions`.
+    `package.module:factory`, or an nn.Module, an ExportedProgram, a Keras model. options: the
+    fields of `penult.models.options.LoadOptions`.
 
     Raises:
         ModelError: there is no such model, or it is not a classifier.
         IncompleteWeights: its weights do not fill it.
         UntrustedCode: it brings code, and `trust` was not given.
     """
-    from penult.models.options import CLASS_NAMES, LoadOptions, current
-
-    if CLASS_NAMES in asked:
+    if CLASS_NAMES in options:
         warnings.warn(
             "labels= is called class_names=; it goes in the next version",
             DeprecationWarning,
             stacklevel=3,
         )
-    spec = Path(spec) if isinstance(spec, os.PathLike) else spec
-    files = {n: Path(value) for n, value in asked.items() if isinstance(value, os.PathLike)}
-    what = LoadOptions(**current({**asked, **files}))
-    if what.output is not None and isinstance(spec, str | Path) and is_onnx(spec):
-        if "#" in str(spec):
-            raise UsageError(f"output {what.output!r}: {spec} names an output already")
-        spec, what = f"{spec}#{what.output}", replace(what, output=None)
-    classifier = _opened(spec, what)
-    remember_options(classifier, what.reopen())
+    spec = str(spec) if isinstance(spec, os.PathLike) else spec
+    paths = {n: Path(value) for n, value in options.items() if isinstance(value, os.PathLike)}
+    known = LoadOptions(**current({**options, **paths}))
+    classifier = _open(spec, known)
+    remember_options(classifier, known.reopen())
     return classifier
 
 
-def _opened(spec: str | Path | Any, what: LoadOptions) -> Classifier:
-    if not isinstance(spec, str | Path):
-        return _call("torch:open_module", spec, what)
-    for claims, opens in ORIGINS:
-        name = claims(str(spec))
-        if name is not None:
-            return _call(opens, name, what)
-    return _open_folder(spec, what)
+def _open(spec: str | Any, options: LoadOptions) -> Classifier:
+    if not isinstance(spec, str):
+        from penult.models.loaders.torch import open_module
+
+        return open_module(spec, options)
+    folder = Path(spec).expanduser()
+    if (folder / FILE).is_file():
+        return _open_saved(folder, options)
+    if spec == DEMO:
+        return _open_transformers(spec, options)
+    loader, name = loader_for(spec)
+    return loader.open(name, options)
 
 
-def _call(opens: str, spec: Any, what: LoadOptions) -> Classifier:
-    module, _, function = opens.partition(":")
-    home = import_module(f"penult.models.loaders.{module}")
-    opened: Classifier = getattr(home, function)(spec, what)
-    return opened
+@dataclass(frozen=True, slots=True)
+class SavedClassifier:
+    """What `Classifier.save` wrote. name: the file inside the folder, or the name that the loader
+    takes. options: those that it was opened with. weights: a checkpoint, where there is no file."""
+
+    loader: LoaderSpec
+    name: str
+    options: Mapping[str, Any]
+    weights: Path | None = None
 
 
-def _onnx(spec: str) -> str | None:
-    return spec if is_onnx(spec) else None
+def read_saved(folder: Path) -> SavedClassifier:
+    """The recipe in a folder that `Classifier.save` wrote.
 
-
-def _file(kind: str) -> Claims:
-    return lambda spec: spec if kind_of(spec) == kind else None
-
-
-def _named(origin: str) -> Claims:
-    return lambda spec: spec.removeprefix(f"{origin}:") if spec.startswith(f"{origin}:") else None
-
-
-def _factory(spec: str) -> str | None:
-    return spec if FACTORY.fullmatch(spec) and not Path(spec).exists() else None
-
-
-# Who claims a spec (gives what its opener takes, or None), and what opens it: the first that does.
-ORIGINS: tuple[tuple[Claims, str], ...] = (
-    (_onnx, "onnx:open_onnx"),
-    (_file(TORCHSCRIPT), "torchscript:open_torchscript"),
-    (_file(EXPORT), "torch_export:open_export"),
-    (_file(KERAS), "keras:open_keras"),
-    (_named("timm"), "timm:open_timm"),
-    (_named("torchvision"), "timm:open_torchvision"),
-    (_factory, "torch:open_factory"),
-)
-# Origins whose classifiers are saved with their file as it is.
-FILES = {
-    "onnx": "onnx:open_onnx",
-    TORCHSCRIPT: "torchscript:open_torchscript",
-    EXPORT: "torch_export:open_export",
-    KERAS: "keras:open_keras",
-}
-
-
-def _open_folder(spec: str | Path, asked: LoadOptions) -> Classifier:
-    folder, name, revision = locate(spec)
-    saved = folder / "classifier.json"
-    if saved.is_file():
-        return _open_saved(folder, saved, asked)
-    if (folder / "saved_model.pb").is_file():
-        raise ModelError(
-            f"{name!r} is a SavedModel of TensorFlow, which only TensorFlow runs: save it from "
-            "there as model.keras, or convert it to ONNX"
-        )
-    from penult.models.loaders.transformers import open_folder, open_prepared
-
-    if asked.preprocess is not None:
-        return open_prepared(folder, name, asked)
-    if asked.checkpoint is not None:
-        raise UsageError(
-            f"{name!r} brings its own weights; --checkpoint goes with a name or a factory that "
-            "brings none (timm:NAME, torchvision:NAME, package.module:factory)"
-        )
-    return open_folder(folder, name, asked, {"revision": revision})
-
-
-def _open_saved(folder: Path, saved: Path, asked: LoadOptions) -> Classifier:
-    """A folder that `ModuleClassifier.save` wrote: built again from its recipe."""
+    Raises:
+        ModelError: it cannot be read, or its loader is not installed.
+    """
+    path = folder / FILE
     try:
-        recipe = json.loads(saved.read_text("utf-8"))
-        origin, name, labels = recipe.pop("origin"), recipe.pop("name", None), recipe.pop("labels")
-        again = replace(asked, **{"class_names": asked.class_names or labels, **recipe})
+        recipe = json.loads(path.read_text("utf-8"))
+        origin, name = recipe.pop("origin"), recipe.pop("name", None)
+        options = {"class_names": recipe.pop("labels"), **recipe}
+        LoadOptions(**options)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{saved} cannot be read: {first_line(error)}") from error
-    if origin == "transformers":
-        from penult.models.loaders.transformers import open_folder, open_prepared
+        raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
+    loader = loader_named(origin, str(folder))
+    if name is None:  # a folder of transformers
+        return SavedClassifier(loader, str(folder), options)
+    if (folder / str(name).partition("#")[0]).is_file():
+        return SavedClassifier(loader, str(folder / name), options)
+    return SavedClassifier(loader, name, options, folder / WEIGHTS)
 
-        if again.preprocess is None:
-            return open_folder(folder, str(folder.resolve()), again, {"revision": None})
-        return open_prepared(folder, str(folder.resolve()), again)
-    if origin in FILES:
-        opened = _call(FILES[origin], folder / name, again)
-        opened.spec = str(folder.resolve())
-        return opened
-    spec = name if origin == "torch" else f"{origin}:{name}"
-    fields = {item.name: getattr(again, item.name) for item in dataclass_fields(again)}
-    classifier = load(spec, **{**fields, "checkpoint": folder / "model.safetensors"})
+
+def _open_saved(folder: Path, options: LoadOptions) -> Classifier:
+    """A folder that `Classifier.save` wrote, opened by its recipe."""
+    saved = read_saved(folder)
+    own = dict(saved.options)
+    if options.class_names is not None:
+        own["class_names"] = options.class_names
+    if saved.weights is not None:
+        own["checkpoint"] = saved.weights
+    classifier = saved.loader.open(saved.name, replace(options, **own))
     classifier.spec = str(folder.resolve())
     return classifier
 
@@ -188,34 +396,18 @@ def is_onnx(spec: str | Path) -> bool:
     return ONNX.fullmatch(str(spec)) is not None and not Path(spec).is_dir()
 
 
-def modality_of(spec: str | os.PathLike[str], **asked: Any) -> str:
+def modality_of(spec: str | os.PathLike[str], **options: Any) -> str:
     """What a model takes (audio, image, video or text), without loading its weights."""
     spec = os.fspath(spec)
-    if asked.get("modality"):
-        return str(asked["modality"])
-    if asked.get("sample_rate"):
-        return "audio"
-    if is_onnx(spec):
-        from penult.models.loaders.onnx import modality_of_file
-
-        return modality_of_file(spec)
-    if kind_of(spec) is not None:
-        existing_file(spec)
-        return "image"
-    if FACTORY.fullmatch(str(spec)) and not Path(spec).exists():  # timm:… and torchvision:… too
-        return "image"
-    folder, name, _ = locate(spec)
-    if (folder / "classifier.json").is_file():
-        recipe = json.loads((folder / "classifier.json").read_text("utf-8"))
-        if recipe.get("modality") or recipe.get("sample_rate"):
-            return str(recipe.get("modality") or "audio")
-        if recipe["origin"] == "onnx":
-            return modality_of(folder / recipe["name"])
-        if recipe["origin"] != "transformers":
-            return "image"
-    from penult.models.loaders.transformers import read_modality
-
-    return read_modality(folder, name, bool(asked.get("trust")))
+    known = LoadOptions(**current(options))
+    folder = Path(spec).expanduser()
+    saved = read_saved(folder) if (folder / FILE).is_file() else None
+    if saved is not None:
+        known = replace(known, **{n: v for n, v in saved.options.items() if v is not None})
+    if known.modality or known.sample_rate:
+        return known.modality or "audio"
+    loader, name = (saved.loader, saved.name) if saved is not None else loader_for(spec)
+    return loader.modality(name, known)
 
 
 def locate(spec: str | Path) -> tuple[Path, str, str | None]:
@@ -225,7 +417,7 @@ def locate(spec: str | Path) -> tuple[Path, str, str | None]:
         ModelError: there is no such model.
     """
     name = str(spec)
-    if name == "demo":
+    if name == DEMO:
         return demo_folder(), name, "bundled"
     path = Path(name).expanduser()
     if path.is_dir():
@@ -233,11 +425,11 @@ def locate(spec: str | Path) -> tuple[Path, str, str | None]:
     if path.exists():
         if path.suffix.lower() in CHECKPOINTS:
             raise ModelError(f"{name!r} is no model by itself: {checkpoint_advice(path)}")
-        raise ModelError(f"{name!r} is a file; {WHAT_WORKS}")
+        raise ModelError(f"{name!r} is a file; {forms()}")
     if path.suffix.lower() in CHECKPOINTS:
         existing_file(path)
     if not HUB_ID.fullmatch(name):
-        raise ModelError(f"no model {name!r}: there is no such folder; {WHAT_WORKS}")
+        raise ModelError(f"no model {name!r}: there is no such folder; {forms()}")
     folder, revision = fetch(name)
     return folder, name, revision
 
@@ -273,7 +465,7 @@ def fetch(spec: str) -> tuple[Path, str]:
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"no model {spec!r}: there is no such folder here, it is not in the local hub cache, "
-            f"and the hub cannot be reached; {WHAT_WORKS}"
+            f"and the hub cannot be reached; {forms()}"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(
