@@ -74,6 +74,8 @@ penult.choose(penult.load("demo"), [], on_error="ignore")
 penult.split(None, (), output=1.5)
 version: int = penult.__version__
 penult.lode("demo")
+penult.load("demo", class_name=["a"])
+penult.load("demo", sample_rate="fast")
 """
 
 

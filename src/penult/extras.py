@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from penult.errors import MissingExtra, UsageError, first_line
 
@@ -101,6 +101,29 @@ def load_plugin(entry: EntryPoint) -> Any:
             f"{kind} {entry.name!r} of {package_of(entry)} cannot be imported from {entry.value}: "
             f"{type(error).__name__}: {first_line(error)}. Mend or uninstall that package"
         ) from error
+
+
+class PluginState(NamedTuple):
+    """A plugin, as `penult doctor` shows it. error: why it cannot be imported; empty if it can."""
+
+    kind: str
+    name: str
+    package: str
+    error: str
+
+
+def plugin_states() -> list[PluginState]:
+    """Every plugin that is installed, imported to see whether it can be."""
+    states = []
+    for group, kind in PLUGINS.items():
+        for name, entry in plugins(group).items():
+            error = ""
+            try:
+                load_plugin(entry)
+            except UsageError as problem:
+                error = str(problem)
+            states.append(PluginState(kind, name, package_of(entry), error))
+    return states
 
 
 def package_of(entry: EntryPoint) -> str:

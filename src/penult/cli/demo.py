@@ -208,11 +208,12 @@ def doctor(json: Json = False) -> None:
 
     from penult import __version__
     from penult.engines.torch import pick_device
-    from penult.extras import EXTRAS, installed
+    from penult.extras import EXTRAS, installed, plugin_states
 
     needed = ("torch", "transformers", "numpy", "lancedb", "soundfile", "soxr")
     packages = {name: installed(name) for name in needed} | {"pillow": installed("PIL")}
     extras = {name: (installed(name), extra, what) for name, (extra, what) in EXTRAS.items()}
+    added = plugin_states()
     if json:
         print_json(
             {
@@ -221,6 +222,15 @@ def doctor(json: Json = False) -> None:
                 "device": pick_device(),
                 "packages": packages,
                 "extras": {name: {"version": v, "extra": e} for name, (v, e, _) in extras.items()},
+                "plugins": [
+                    {
+                        "kind": one.kind,
+                        "name": one.name,
+                        "package": one.package,
+                        "error": one.error or None,
+                    }
+                    for one in added
+                ],
             }
         )
         return
@@ -232,6 +242,12 @@ def doctor(json: Json = False) -> None:
         hint = what if number else f"{what}: pip install 'penult\\[{extra}]'"
         table.add_row(name, number or "[dim]not installed[/]", f"[dim]{hint}[/]")
     stdout.print(table)
+    for one in added:
+        state = f"[red]{escape(one.error)}[/]" if one.error else "[dim]works[/]"
+        stdout.print(
+            f"{one.kind} [bold]{escape(one.name)}[/] of {escape(one.package)}: {state}",
+            soft_wrap=True,
+        )
 
 
 def _share(right: int, total: int) -> str:

@@ -24,6 +24,7 @@ from penult.cli import (
     probe,
     teach,
 )
+from penult.cli.options import add_plugins_to_help
 from penult.cli.output import (
     DONE,
     FAILED,
@@ -117,6 +118,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str], as_json: bool) -> int:
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        add_plugins_to_help()
     try:
         code = app(arguments, prog_name="penult", standalone_mode=False)
         if code == STOPPED:  # typer turns Ctrl-C into this code

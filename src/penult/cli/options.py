@@ -12,9 +12,12 @@ import typer
 
 from penult.cli.output import print_note, working
 from penult.errors import UsageError
+from penult.extras import ENGINES, LOADERS, POOLINGS, plugins
 
 if TYPE_CHECKING:
     from penult.data.sources import Source
+
+_ADDED = " From installed packages: "
 
 ModelOptions = dict[str, Any]  # how `penult.load` opens a model: the options of MODEL_OPTIONS
 NO_OPTIONS: ModelOptions = {}
@@ -79,6 +82,19 @@ Devices = Annotated[
         "--device", "--devices", help="auto, cpu, cuda, cuda:N or mps; several: cuda:0,cuda:1."
     ),
 ]
+
+# The options for which other packages may add values, by the group of their entry points.
+_EXTENSIBLE: dict[str, Any] = {LOADERS: Model, POOLINGS: Pooling, ENGINES: Engine}
+
+
+def add_plugins_to_help() -> None:
+    """Name the loaders, poolings and engines of other packages in the help; none is imported."""
+    for group, option in _EXTENSIBLE.items():
+        names = [f"{name}:NAME" if group == LOADERS else name for name in plugins(group)]
+        info = option.__metadata__[0]
+        text = info.help.partition(_ADDED)[0]
+        info.help = f"{text}{_ADDED}{', '.join(names)}." if names else text
+
 
 MODEL_OPTIONS: dict[str, Any] = {
     "checkpoint": Annotated[

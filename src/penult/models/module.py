@@ -28,7 +28,14 @@ from penult.models.base import (
     weights_digest,
 )
 from penult.models.checkpoints import built, read, require_filled
-from penult.models.options import LoadOptions, Preprocessing, class_names_of
+from penult.models.options import (
+    LoadOptions,
+    Prepare,
+    Preprocessing,
+    class_names_of,
+    preprocessing_of,
+    source_of,
+)
 from penult.models.synthetic import content_of
 from penult.tracing.anatomy import Anatomy, Statement, choose_tap, dissect, state
 from penult.tracing.certificate import Certificate
@@ -308,7 +315,7 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
         seconds=options.seconds,
     )
     preparer = ModulePreparer(spec, parts.preprocessing, arguments(parts.module))
-    raw = options.sample_rate is not None and options.preprocess is None  # samples as they are
+    raw = parts.preprocessing.raw
     errors: list[tuple[Tensors, Exception]] = []
     for axes in (ITEM, CHANNEL) if raw else (ITEM, BATCHED):
         tried = replace(preparer, axes=axes)
@@ -429,6 +436,46 @@ def storage_of(
     if callable(options.preprocess):
         return NOT_STORED
     return Storage({"origin": origin, "name": name, **options.recipe()}, files)
+
+
+def make_classifier(
+    module: nn.Module,
+    preprocess: Prepare,
+    options: LoadOptions,
+    *,
+    loader: str,
+    name: str,
+    file: Path | None = None,
+    labels: Sequence[str] = (),
+    kind: str | None = None,
+) -> Classifier:
+    """A classifier of a torch module, for loaders of other packages.
+
+    preprocess: decoded content (samples (n,), PIL image, frames or text) to the tensor or tensors
+    of one item, without a batch axis; one that the options name counts first, as do their class
+    names and kind. loader, name: what opens it again. file: copied when the classifier is saved,
+    and given to the loader as its name then; without it the weights are saved, and the loader
+    gets them as `options.checkpoint`.
+
+    Raises:
+        ModelError: the module does not take what the preprocessing gives.
+    """
+    if options.preprocess is None:
+        preprocessing = Preprocessing(preprocess, {"source": source_of(preprocess)})
+    else:
+        preprocessing = preprocessing_of(options)
+    stored = name if file is None else file.name
+    files = None if file is None else {file.name: file}
+    parts = ModuleParts(
+        module.eval(),
+        preprocessing,
+        f"{loader}:{name}",
+        facts={"origin": loader},
+        labels=labels,
+        kind=kind,
+        storage=storage_of(loader, stored, options, files),
+    )
+    return assemble(parts, options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
@@ -131,6 +131,11 @@ class LoadOptions:
         key = self.output
         return int(key) if key is not None and key.isdigit() else key
 
+    def with_defaults(self, **defaults: Any) -> LoadOptions:
+        """The same options, with these where the caller gave none."""
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return replace(self, **missing)
+
     def reopen(self) -> dict[str, Any]:
         """What a collection keeps of it: everything that has a name, with whole paths."""
         kept = {
@@ -151,6 +156,16 @@ class LoadOptions:
             "kind": self.kind,
             "output": self.output,
         }
+
+
+class MoreLoadOptions(TypedDict, total=False):
+    """The less frequent options of `penult.load`, by name, for type checkers."""
+
+    modality: str | None
+    kind: str | None
+    output: str | None
+    random: bool
+    labels: Sequence[str] | str | os.PathLike[str] | None  # class_names, as they were called
 
 
 def current(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,10 +248,11 @@ def class_names_of(
 
 class Preprocessing(NamedTuple):
     """A function from decoded content to the tensor or tensors of one item, without a batch axis,
-    and the settings that tell it from another one."""
+    and the settings that tell it from another one. raw: the tensor is the samples themselves."""
 
     function: Prepare
     settings: Mapping[str, Any]
+    raw: bool = False
 
 
 def preprocessing_of(options: LoadOptions) -> Preprocessing:
@@ -253,7 +269,7 @@ def preprocessing_of(options: LoadOptions) -> Preprocessing:
                 "nothing says how an item is prepared for this model: give "
                 "--preprocess package.module:function, or --sample-rate if it takes raw samples"
             )
-        return Preprocessing(torch.from_numpy, {"samples": options.sample_rate})
+        return Preprocessing(torch.from_numpy, {"samples": options.sample_rate}, raw=True)
     settings = {"rate": options.sample_rate, "source": source_of(function)}
     return Preprocessing(function, settings)
 

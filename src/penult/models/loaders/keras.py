@@ -236,7 +236,9 @@ def _samples(
             "package.module:function, which makes that of samples"
         )
     return Preprocessing(
-        lambda samples: torch.from_numpy(samples)[:, None], {"samples": options.sample_rate}
+        lambda samples: torch.from_numpy(samples)[:, None],
+        {"samples": options.sample_rate},
+        raw=True,
     )
 
 
