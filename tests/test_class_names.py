@@ -44,7 +44,11 @@ def inspected(folder: Path, *options: object) -> tuple[Said, Any]:
 
 def converted(folder: Path, *options: object) -> tuple[Said, Any]:
     said = ask("convert", "demo", folder / "out", *options)
-    return said, NAMES  # a folder of transformers is copied as it is, with its own names
+    if said.code:
+        return said, None
+    shown = ask("classify", folder / "out", FIVE[0], "--json").json["labels"]
+    assert shown == list(penult.Embedder.load(folder / "out").classifier.labels)
+    return said, shown
 
 
 def embedded(folder: Path, *options: object) -> tuple[Said, Any]:
@@ -69,9 +73,8 @@ def chosen(folder: Path, *options: object) -> tuple[Said, Any]:
     words = [
         CLIPS / f"{word}_{who}.flac" for word in ("five", "one", "six", "two") for who in VOICES
     ]
-    return ask(
-        "choose", "demo", *words, "--labels", "{}_*", "--into", folder / "best", *options
-    ), NAMES
+    said = ask("choose", "demo", *words, "--labels", "{}_*", "--into", folder / "best", *options)
+    return said, None if said.code else list(penult.load(folder / "best").labels)
 
 
 COMMANDS = {
@@ -156,6 +159,16 @@ def test_a_saved_embedder_keeps_its_names(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="labels= is called")
         assert list(penult.load(tmp_path / "out").labels) == given
+
+
+def test_class_names_given_for_a_saved_embedder_count(tmp_path: Path) -> None:
+    saved = open_embedder("demo", class_names=NAMES).save(tmp_path / "out")
+    again = [f"other {number}" for number in range(len(NAMES))]
+    assert list(penult.load(saved).labels) == NAMES
+    assert list(penult.load(saved, class_names=again).labels) == again
+    plain = open_embedder("demo").save(tmp_path / "plain")
+    assert list(penult.load(plain).labels) == list(penult.load("demo").labels)
+    assert not (plain / "classifier.json").exists()  # transformers' own files say everything
 
 
 def _written(path: Path, names: list[str]) -> Path:

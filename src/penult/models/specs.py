@@ -268,6 +268,8 @@ def _named_errors(function: Callable[P, T], package: str) -> Callable[P, T]:
 
 def loader_for(spec: str) -> tuple[LoaderSpec, str]:
     """The loader that claims a spec, and the name that it opens."""
+    if spec == DEMO:
+        return NAME_LOADERS[-1], spec
     for loader in loaders(spec):
         try:
             name = loader.claim(spec)
@@ -339,8 +341,6 @@ def _open(spec: str | Any, options: LoadOptions) -> Classifier:
     folder = Path(spec).expanduser()
     if (folder / FILE).is_file():
         return _open_saved(folder, options)
-    if spec == DEMO:
-        return _open_transformers(spec, options)
     loader, name = loader_for(spec)
     return loader.open(name, options)
 

@@ -1,0 +1,202 @@
+"""The recipes of docs/extending.md, as packages of somebody else: written from the page's own code
+blocks, found by their entry points, used through the command line and through Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import penult
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
+RATE, LABELS = 8000, ("low", "high", "noise")
+
+
+def install(site: Path, package: str, entry_points: str) -> None:
+    """What an installer leaves: metadata beside the modules."""
+    metadata = site / f"{package}-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(entry_points)
+
+
+def entry_points_of(blocks: str) -> str:
+    """The page's TOML as an installer writes it."""
+    sections = re.findall(r'\[project\.entry-points\."([\w.]+)"\]\n(.*?)(?=\n\[|\Z)', blocks, re.S)
+    return "\n".join(
+        f"[{group}]\n" + "".join(line.replace('"', "") + "\n" for line in lines.splitlines())
+        for group, lines in sections
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages: every module of the page, with its entry points."""
+    site = tmp_path_factory.mktemp("site")
+    modules = re.findall(r"File `(\w+\.py)`:\n+```python\n(.*?)```", PAGE, re.S)
+    assert modules
+    for name, text in modules:
+        (site / name).write_text(text)
+    entries = "\n".join(re.findall(r"```toml\n(.*?)```", PAGE, re.S))
+    install(site, "penult-extras", entry_points_of(entries))
+    return site
+
+
+@pytest.fixture
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(site))
+    return site
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model of the new format, and a folder of three clips."""
+    folder = tmp_path_factory.mktemp("lines")
+    random = np.random.default_rng(0)
+    arrays = {
+        "filters": random.standard_normal((4, 9)).astype(np.float32),
+        "weight": random.standard_normal((3, 4)).astype(np.float32),
+        "bias": random.standard_normal(3).astype(np.float32),
+    }
+    model = folder / "birds.lines.npz"
+    np.savez(model, **arrays, labels=np.array(LABELS), rate=RATE)  # type: ignore[arg-type]
+    clips = folder / "clips"
+    clips.mkdir()
+    for number in range(3):
+        samples = 0.1 * random.standard_normal(RATE // 2 + 100 * number)
+        soundfile.write(clips / f"{number}.wav", samples, RATE, subtype="FLOAT")
+    return model, clips
+
+
+def by_hand(model: Path, clip: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(what enters the last layer, logits), by NumPy alone."""
+    arrays = np.load(model)
+    samples = soundfile.read(clip, dtype="float32")[0]
+    windows = np.lib.stride_tricks.sliding_window_view(samples.astype(np.float64), 9)
+    hidden = np.maximum(windows @ arrays["filters"].T, 0).mean(0)
+    return hidden, hidden @ arrays["weight"].T + arrays["bias"]
+
+
+def ask(site: Path, *arguments: object) -> tuple[int, str, str]:
+    """Another process, in which the packages of a folder are installed."""
+    path = os.pathsep.join([str(ROOT / "src"), str(site)])
+    done = subprocess.run(
+        [sys.executable, "-c", "from penult.cli import main; main()", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def asked(site: Path, *arguments: object) -> Any:
+    code, out, err = ask(site, *arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_a_loader_opens_its_models_and_they_are_saved(
+    installed: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, clips = files
+    clip = clips / "1.wav"
+    hidden, logits = by_hand(model, clip)
+    for spec in (f"lines:{model}", model):
+        clf = penult.load(spec)
+        assert (clf.labels, clf.modality, clf.rate) == (LABELS, "audio", RATE)
+        np.testing.assert_allclose(clf.classify(clip)[0].logits, logits, rtol=1e-4)
+    assert penult.load(model, class_names=["a", "b", "c"]).labels == ("a", "b", "c")
+    emb = penult.Embedder.from_classifier(penult.load(model), tap="prelogits")
+    assert emb.certificate.ok
+    np.testing.assert_allclose(emb.embed(clip)[0], hidden, rtol=1e-4)
+    saved = emb.save(tmp_path / "reader")
+    again = penult.Embedder.load(saved)
+    assert again.fingerprint == emb.fingerprint and again.classifier.labels == LABELS
+    np.testing.assert_array_equal(again.embed(clip), emb.embed(clip))
+
+
+def test_the_command_line_takes_its_models(
+    site: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, clips = files
+    found = asked(site, "classify", f"lines:{model}", clips)
+    for prediction in found["predictions"]:
+        logits = by_hand(model, Path(prediction["id"]))[1]
+        np.testing.assert_allclose(prediction["logits"], logits, rtol=1e-4)
+        assert prediction["label"] == LABELS[logits.argmax()]
+    about = asked(site, "inspect", model)
+    assert about["origin"] == "lines" and about["head"]["last_weight_layers"] == ["fc"]
+    code, out, err = ask(site, "embed", model, clips, "--into", tmp_path / "c.lance")
+    assert code == 0 and "3 embedded" in out + err, err
+    assert asked(site, "convert", model, tmp_path / "reader")["dim"] == 4
+    assert asked(site, "classify", tmp_path / "reader", clips)["labels"] == list(LABELS)
+
+
+def test_plugins_stand_in_doctor_and_help(site: Path) -> None:
+    plugins = asked(site, "doctor")["plugins"]
+    assert {"kind": "loader", "name": "lines", "package": "penult-extras 1.0", "error": None} in (
+        plugins
+    )
+    assert "loader lines of penult-extras 1.0: works" in ask(site, "doctor")[1]
+    assert "lines:NAME" in ask(site, "classify", "--help")[1]
+    code, _, err = ask(site, "classify", "no-such-model/at all", ".")
+    assert code == 2 and "lines:NAME" in err
+
+
+def test_a_package_that_is_broken_stops_nothing_else(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, clips = files
+    site = tmp_path / "site"
+    install(
+        site,
+        "unlucky",
+        "[penult.loaders]\nbroken = unlucky:LOADER\nother = json:dumps\nfails = clumsy:LOADER\n",
+    )
+    (site / "unlucky.py").write_text("import a_module_that_is_not_there\n")
+    (site / "clumsy.py").write_text(
+        "from penult.models.specs import LoaderSpec\n"
+        "LOADER = LoaderSpec('fails', 'fails:NAME', lambda name, options: {}[name])\n"
+    )
+    code, _, err = ask(site, "classify", "demo", clips)
+    assert (code, err) == (0, "")
+    for spec, sentence in (
+        ("broken:x", "loader 'broken' of unlucky 1.0 cannot be imported"),
+        ("other:x", "not a penult.models.specs.LoaderSpec"),
+        ("fails:x", "loader 'fails' of unlucky 1.0 failed: KeyError"),
+    ):
+        code, _, err = ask(site, "classify", spec, clips, "--modality", "audio")
+        assert code == 2 and sentence in err and "Traceback" not in err, err
+    states = {one["name"]: one["error"] for one in asked(site, "doctor")["plugins"]}
+    assert "a_module_that_is_not_there" in states["broken"] and states["fails"] is None
+
+
+def test_a_saved_embedder_without_its_loader_says_so(
+    installed: Path, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = penult.Embedder.from_classifier(penult.load(files[0])).save(tmp_path / "reader")
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(installed)])
+    with pytest.raises(penult.PenultError, match="the loader 'lines', which is not installed"):
+        penult.Embedder.load(saved)
+
+
+def test_the_page_of_a_server(files: tuple[Path, Path], tmp_path: Path) -> None:
+    blocks = re.findall(r"## A server.*?```python\n(.*?)```", PAGE, re.S)
+    scope: dict[str, Any] = {}
+    exec(compile(blocks[0], "extending.md", "exec"), scope)
+    _, clips = files
+    collection = penult.Collection.open(tmp_path / "c.lance")
+    collection.add(scope["embedder"], clips)
+    answer = json.loads(scope["answer"](clips / "0.wav", collection))
+    assert answer["nearest"][0]["id"].endswith("0.wav")
+    assert answer["prediction"]["label"] in scope["classifier"].labels
