@@ -250,3 +250,44 @@ def test_two_hours_in_little_memory(tmp_path, name):
     found = measured(streamed(tmp_path / name, 2, 22050), 5.0, 2.5)
     assert found["count"] == pytest.approx(2 * 3600 / 2.5 - 1, abs=1)
     assert found["growth"] < 200
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_seconds(recordings, name):
+    """What a proof reads of a long recording: its beginning, the rest is left."""
+    if name not in recordings:
+        pytest.skip("needs PyAV")
+    path = recordings[name]
+    for region in (WHOLE, Region("segment", 0.2, 0.7), Region("whole", channel=1)):
+        whole = audio.load(path, region, 16000)
+        for seconds, count in ((0.25, 4000), (10.0, len(whole.samples))):
+            found = audio.load(path, region, 16000, first_seconds=seconds, max_seconds=0.1)
+            np.testing.assert_array_equal(found.samples, whole.samples[:count])
+            assert found.seconds == count / 16000
+    assert_same(path, [WHOLE, *every(1.0, 0.5, 0.25)], first_seconds=0.1)
+    beyond = Region("segment", 2.9, 9.0)
+    assert str(alone(path, beyond, first_seconds=1.0)) == str(alone(path, beyond))
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_a_clip_is_decoded_once_for_the_proof_and_once_for_the_run(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """The choice of an engine takes the proof's items."""
+    from test_cli import ask
+
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(16000, 1.0), 16000)
+    opened: list[object] = []
+    before = soundfile.SoundFile.__init__
+
+    def counted(self, file, *rest, **named):
+        opened.append(file)
+        before(self, file, *rest, **named)
+
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", counted)
+    into = tmp_path / "c.lance"
+    said = ask("embed", tiny, path, "--into", into, "--engine", engine, "--workers", 0)
+    assert said.code == 0 and "1 embedded" in said.out
+    assert "head proved on a.wav" in said.out
+    assert len(opened) == 2

@@ -184,16 +184,15 @@ def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits
         )
     first, last = _frames_of(region, stream)
     longest, enough = (None if one is None else math.floor(one * stream.rate) for one in limits)
-    if enough is not None and (last is None or last - first > enough):
-        mono = _collect(
-            stream, read(first, first + enough), (first, first + enough), region.channel
-        )
-        if len(mono) == enough:
-            return mono
-    else:
-        if longest is not None and enough is None and stream.slack is not None:
-            _check_length((stream.frames if last is None else last) or 0, first, longest, stream)
-        mono = _collect(stream, read(first, last), (first, last), region.channel, longest)
+    stop = last
+    if enough is not None:
+        stop = first + enough if last is None else min(last, first + enough)
+    elif longest is not None and stream.slack is not None:
+        _check_length((stream.frames if last is None else last) or 0, first, longest, stream)
+    limit = longest if enough is None else None
+    mono = _collect(stream, read(first, stop), (first, stop), region.channel, limit)
+    if stop != last and first + len(mono) == stop:
+        return mono
     _check_complete(stream, first, last, len(mono))
     return mono
 
@@ -261,7 +260,7 @@ def _collect(
     blocks: Iterator[np.ndarray],
     span: tuple[int, int | None],
     channel: int | None,
-    limit: int | None = None,
+    limit: int | None,
 ) -> np.ndarray:
     """(n,) float32 of one channel, or of the mean over all."""
     (first, last), parts, got = span, [], 0
