@@ -91,7 +91,7 @@ def ask(site: Path, *arguments: object) -> tuple[int, str, str]:
     """Another process, in which the packages of a folder are installed."""
     path = os.pathsep.join([str(ROOT / "src"), str(site)])
     done = subprocess.run(
-        [sys.executable, "-c", "from penult.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-m", "penult", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
         capture_output=True,
         text=True,

@@ -32,7 +32,7 @@ Weights = Mapping[str, Tensor]
 PREFIXES = ("", "module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "classifier.")
 
 # Where training scripts keep the weights, in the order in which they are preferred.
-USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
+ENTRIES = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def read(path: Path, entry: str | None = None, *, trust: bool = False) -> Checkp
     if not found:
         raise ModelError(f"{path} holds no weights: expected a mapping of names to tensors")
     if entry is None:
-        entry = next((name for name in USUAL if name in found), next(iter(found)))
+        entry = next((name for name in ENTRIES if name in found), next(iter(found)))
     if entry not in found:
         raise ModelError(f"{path} has no entry {entry!r}; it has {', '.join(map(repr, found))}")
     return Checkpoint(found[entry], entry, tuple(name for name in found if name != entry))
@@ -103,7 +103,7 @@ def _copies(value: Any, name: str = "") -> dict[str, Weights]:
 
 def fitted(module: nn.Module, weights: Weights) -> Weights:
     """The weights with the prefix taken off (or put on) that fits most names of the module."""
-    wanted = module.state_dict().keys()
+    names = module.state_dict().keys()
 
     def renamed(drop: str, put: str) -> dict[str, Tensor]:
         return {put + name.removeprefix(drop): tensor for name, tensor in weights.items()}
@@ -111,7 +111,7 @@ def fitted(module: nn.Module, weights: Weights) -> Weights:
     drops = [a + b for a, b in product(PREFIXES, PREFIXES)]
     options = [(drop, put) for drop in dict.fromkeys(drops) for put in PREFIXES[:4]]
     # The first of equals wins: the plain names, then single prefixes.
-    best = max(options, key=lambda option: len(renamed(*option).keys() & wanted))
+    best = max(options, key=lambda option: len(renamed(*option).keys() & names))
     return renamed(*best)
 
 
@@ -125,13 +125,15 @@ def fill(module: nn.Module, weights: Weights) -> dict[str, str]:
     loose: dict[str, str] = {}
     good: dict[str, Tensor] = {}
     for name, own in module.state_dict().items():
-        given = fitting.get(name)
-        if given is None:
+        stored = fitting.get(name)
+        if stored is None:
             loose[name] = "missing"
-        elif given.shape != own.shape:
-            loose[name] = f"{tuple(given.shape)} in the checkpoint, {tuple(own.shape)} in the model"
+        elif stored.shape != own.shape:
+            loose[name] = (
+                f"{tuple(stored.shape)} in the checkpoint, {tuple(own.shape)} in the model"
+            )
         else:
-            good[name] = given
+            good[name] = stored
     if not good:
         raise IncompleteWeights(
             f"no weight of the checkpoint fits {type(module).__name__}: it has "
@@ -233,8 +235,8 @@ def refuse_scripted_code(path: Path) -> None:
         for name in archive.namelist():
             found = _FILES.search(archive.read(name)) if name.endswith(".py") else None
             if found:
-                what = f"its code calls {found[1].decode()}, which reads or writes files"
-                raise _untrusted(path, what)
+                code = f"its code calls {found[1].decode()}, which reads or writes files"
+                raise _untrusted(path, code)
 
 
 def refuse_exported_code(path: Path) -> None:
@@ -253,21 +255,21 @@ def refuse_exported_code(path: Path) -> None:
                         f"{path} holds compiled code (AOTInductor), in which no layer is left to "
                         "be found: save the exported program itself, with torch.export.save"
                     )
-                what = "".join(_told(inside, archive, name))
-                if what:
-                    raise _untrusted(path, what)
+                code = "".join(_code_in(inside, archive, name))
+                if code:
+                    raise _untrusted(path, code)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
 
 
-def _untrusted(path: Path, what: str) -> UntrustedCode:
+def _untrusted(path: Path, code: str) -> UntrustedCode:
     return UntrustedCode(
-        f"{path}: {what}; nothing was run. If you trust whoever made it say --trust"
+        f"{path}: {code}; nothing was run. If you trust whoever made it say --trust"
     )
 
 
-def _told(inside: str, archive: zipfile.ZipFile, name: str) -> Iterator[str]:
-    """What one member of a torch.export archive would do beyond arithmetic; the first of it."""
+def _code_in(inside: str, archive: zipfile.ZipFile, name: str) -> Iterator[str]:
+    """The first thing that a member of a torch.export archive would do beyond arithmetic."""
     leaf = inside.rpartition("/")[2]
     if leaf.startswith(("custom_obj", "opaque_obj")):
         yield f"it brings an object of a class of its own ({leaf})"

@@ -94,7 +94,7 @@ CLASS_NAMES = "labels"  # the key of the class names in files, and their argumen
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What the caller says of a model that cannot say it itself.
+    """The facts of a model that its file does not hold, and how it may be opened.
 
     checkpoint: a file of weights, `FILE#entry` where it has several copies. preprocess: a function,
     or `package.module:function`, from decoded content (PIL image, samples (n,), frames, text) to
@@ -137,7 +137,7 @@ class LoadOptions:
         return replace(self, **missing)
 
     def reopen(self) -> dict[str, Any]:
-        """What a collection keeps of it: everything that has a name, with whole paths."""
+        """For a collection: every option that has a name, with whole paths."""
         kept = {
             CLASS_NAMES: None if self.class_names is None else _whole(self.class_names),
             "checkpoint": self.checkpoint if self.checkpoint is None else _whole(self.checkpoint),
@@ -146,7 +146,7 @@ class LoadOptions:
         return {name: value for name, value in kept.items() if value is not None}
 
     def recipe(self) -> dict[str, Any]:
-        """What a saved embedder keeps of it, to be asked again."""
+        """For a saved classifier: the options that open it again."""
         named = self.preprocess if isinstance(self.preprocess, str) else None
         return {
             "preprocess": named,
@@ -168,13 +168,14 @@ class MoreLoadOptions(TypedDict, total=False):
     labels: Sequence[str] | str | os.PathLike[str] | None  # class_names, as they were called
 
 
-def current(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked, in a file or by a caller of an older version: `labels` are `class_names`.
+def current(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under their names of today, from a file or a caller of an older version: `labels`
+    are `class_names`.
 
     Raises:
         UsageError: both are given.
     """
-    found = dict(asked)
+    found = dict(options)
     older = found.pop(CLASS_NAMES, None)
     if older is not None and found.get("class_names") is not None:
         raise UsageError("class_names are given twice, once as labels, their name of old; drop it")
@@ -190,15 +191,15 @@ def _whole(value: Any) -> Any:
     )
 
 
-def existing(spec: str | Path, asked: LoadOptions) -> Path:
+def existing(spec: str | Path, options: LoadOptions) -> Path:
     """The path of a model file that brings its own weights.
 
     Raises:
         ModelError: there is no such file.
-        UsageError: other weights were asked for.
+        UsageError: the options name other weights.
     """
     path = existing_file(spec)
-    if asked.checkpoint is not None:
+    if options.checkpoint is not None:
         raise UsageError(
             f"{path.name} brings its own weights; --checkpoint goes with a name or a factory that "
             "brings none (timm:NAME, torchvision:NAME, package.module:factory)"
@@ -206,27 +207,27 @@ def existing(spec: str | Path, asked: LoadOptions) -> Path:
     return path
 
 
-def with_length(asked: LoadOptions, length: int | None, name: str) -> LoadOptions:
-    """What was asked, with the seconds of sound that a model of fixed length takes.
+def with_length(options: LoadOptions, length: int | None, name: str) -> LoadOptions:
+    """The options, with the seconds of sound that a model of fixed length takes.
 
     Raises:
-        UsageError: other seconds were asked for.
+        UsageError: the options name other seconds.
     """
-    rate = asked.sample_rate
-    if length is None or rate is None or asked.preprocess is not None:
-        return asked
-    if asked.seconds is not None and round(asked.seconds * rate) != length:
+    rate = options.sample_rate
+    if length is None or rate is None or options.preprocess is not None:
+        return options
+    if options.seconds is not None and round(options.seconds * rate) != length:
         raise UsageError(
             f"{name} takes exactly {length} samples, {length / rate:g} s at {rate} Hz, and "
-            f"--seconds is {asked.seconds:g}"
+            f"--seconds is {options.seconds:g}"
         )
-    return replace(asked, seconds=length / rate)
+    return replace(options, seconds=length / rate)
 
 
 def class_names_of(
     names: Sequence[str] | str | os.PathLike[str] | None, n_logits: int
 ) -> list[str]:
-    """The class names that were given: as they are, or in a file with one a line.
+    """Class names as they are, or from a file with one a line.
 
     Raises:
         UsageError: there are more or fewer of them than logits.
@@ -238,12 +239,12 @@ def class_names_of(
         if not path.is_file():
             raise UsageError(f"no file of class names {str(path)!r}")
         names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    given = [str(name) for name in names]
-    if len(given) != n_logits:
+    labels = [str(name) for name in names]
+    if len(labels) != n_logits:
         raise UsageError(
-            f"{len(given)} class names were given, and the model has {n_logits} classes"
+            f"{len(labels)} class names were given, and the model has {n_logits} classes"
         )
-    return given
+    return labels
 
 
 class Preprocessing(NamedTuple):

@@ -325,7 +325,7 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
             DeprecationWarning,
             stacklevel=3,
         )
-    spec = str(spec) if isinstance(spec, os.PathLike) else spec
+    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     paths = {n: Path(value) for n, value in options.items() if isinstance(value, os.PathLike)}
     known = LoadOptions(**current({**options, **paths}))
     classifier = _open(spec, known)
