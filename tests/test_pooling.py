@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import penult
+from penult.embedding.readings import readings_of
 from penult.engines.pooling import pool, pooled_width
-from penult.errors import TapError
+from penult.errors import TapError, UsageError
+from plugins import write_package
 
 NAMES = ("mean", "max", "first", "last", "mean+std")
 
@@ -158,3 +166,206 @@ def test_what_an_embedder_gives(pooling: str) -> None:
 def test_a_pooling_that_there_is_not() -> None:
     with pytest.raises(TapError, match="unknown pooling 'median'; choose mean, max, first, last"):
         pool(hidden(1, 2, 3), "median")
+
+
+RMS = """
+    import torch
+
+    def rms(hidden, mask):
+        squares = hidden.square_() * mask[..., None]  # changes its input: it has a copy of its own
+        return (squares.sum(dim=1) / mask.sum(dim=1, keepdim=True)).sqrt()
+
+    def widths(hidden, mask):
+        rows = hidden.masked_fill(~mask[..., None], 0).amax(dim=1)
+        return torch.cat([rows, rows, -rows], dim=1)
+
+    def unmasked(hidden, mask):
+        return hidden.square().mean(dim=1).sqrt()
+
+    def scalar(hidden, mask):
+        return hidden.sum()
+
+    def positions(hidden, mask):
+        return hidden
+
+    def flat(hidden, mask):
+        return hidden.flatten(1)
+
+    def never_finite(hidden, mask):
+        return hidden.mean(dim=1) / 0
+
+    def log_of_silence(hidden, mask):
+        return hidden.abs().amax(dim=1).log()
+
+    def broken(hidden, mask):
+        return hidden.quadratic_mean()
+
+    def listed(hidden, mask):
+        return [0.0]
+
+    number = 3
+"""
+FUNCTIONS = ("rms", "widths", "unmasked", "scalar", "positions", "flat", "never_finite",
+             "log_of_silence", "broken", "listed", "number")  # fmt: skip
+
+
+@pytest.fixture
+def package(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`penult-other`, which registers poolings; found as long as the test runs."""
+    folder = tmp_path_factory.mktemp("other")
+    entries = {name: f"penult_other:{name}" for name in FUNCTIONS}
+    entries |= {"absent": "penult_nowhere:pool"}
+    write_package(folder, "penult-other", RMS, {"penult.poolings": entries})
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def embedder_of(pooling: str, tap: str = "inner", module: nn.Module | None = None) -> Any:
+    torch.manual_seed(0)
+    classifier = penult.load(module or Frames().eval(), sample_rate=8000)
+    return penult.Embedder.from_classifier(classifier, tap=tap, pooling=pooling)
+
+
+def test_a_pooling_of_another_package(package: Path) -> None:
+    emb = embedder_of("mean,rms,mean,widths", "inner,inner,inner,inner")
+    assert emb.dim == 6 + 6 + 6 + 18
+    clip = np.random.default_rng(0).standard_normal(400).astype(np.float32)
+    weight, bias = (p.detach().numpy() for p in emb.classifier.module.inner.parameters())
+    rows = clip.reshape(10, 40) @ weight.T + bias
+    top = rows.max(axis=0)
+    expected = [
+        rows.mean(axis=0),
+        np.sqrt((rows**2).mean(axis=0)),
+        rows.mean(axis=0),
+        top,
+        top,
+        -top,
+    ]
+    found = emb.run([clip]).vectors
+    np.testing.assert_allclose(found, [np.concatenate(expected)], rtol=1e-4, atol=1e-5)
+    assert emb.fingerprint["pooling"] == "mean,rms,mean,widths"
+
+
+def test_a_mask_reaches_a_pooling_of_another_package(package: Path) -> None:
+    values, mask = hidden(2, 4, 3), torch.tensor([[True, True, False, False], [True] * 4])
+    expected = [
+        np.sqrt((v[m] ** 2).mean(axis=0)) for v, m in zip(values.numpy(), mask.numpy(), strict=True)
+    ]
+    before = values.clone()
+    np.testing.assert_allclose(pool(values, "rms", mask=mask), expected, rtol=1e-12)
+    np.testing.assert_allclose(pool(values.mT, "rms", 1, mask), expected, rtol=1e-12)
+    assert torch.equal(values, before)  # what it does to its input is done to a copy
+    mapped = hidden(2, 3, 4, 5)  # a map's positions, flattened in order
+    rows = mapped.movedim(1, -1).reshape(2, -1, 3).numpy()
+    np.testing.assert_allclose(pool(mapped, "rms", 1), np.sqrt((rows**2).mean(axis=1)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "says"),
+    [
+        ("scalar", r"'scalar' of penult-other 1.0 gives \(\) for hidden states of shape"),
+        ("positions", r"gives \(2, 5, 6\) for hidden states .* a pooling gives \(B, D\)"),
+        ("flat", "gives 30 numbers for five positions and 18 for three"),
+        ("never_finite", "'never_finite' of penult-other 1.0 gives values that are not finite"),
+        ("broken", r"fails on hidden states \(2, 5, 6\) and a mask \(2, 5\): AttributeError"),
+        ("listed", "gives list for hidden states"),
+        ("number", "'number' of penult-other 1.0 is int, and a pooling is a function"),
+        ("absent", "'absent' of penult-other 1.0 cannot be imported .*penult_nowhere"),
+    ],
+)
+def test_a_pooling_that_gives_no_vector(package: Path, pooling: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        embedder_of(pooling)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_item_that_a_pooling_makes_infinite_fails_alone(package: Path) -> None:
+    module = Frames().eval()
+    nn.init.zeros_(module.inner.bias)
+    nn.init.ones_(module.inner.weight)
+    emb = embedder_of("log_of_silence", module=module)
+    clips = [np.ones(400, np.float32), np.tile(np.array([1, -1], np.float32), 200)]
+    result = emb.run(clips, on_error="skip")
+    assert len(result.vectors) == 1 and len(result.failures) == 1
+    assert "tap inner, pooled by log_of_silence, gave values that are not finite" in str(
+        result.failures[0].message
+    )
+
+
+def test_a_tap_without_positions_needs_no_such_pooling(package: Path) -> None:
+    with pytest.raises(TapError, match="nothing to pool: choose pooling mean"):
+        embedder_of("rms", "prelogits")
+
+
+def test_the_padding_law_is_measured_with_the_pooling(package: Path, tiny: Path) -> None:
+    """A pooling that leaves the mask aside is no reason for another vector: items of different
+    length then share no batch."""
+    clips = [
+        np.random.default_rng(n).standard_normal(4000 + 2000 * n).astype(np.float32)
+        for n in range(3)
+    ]
+    law = {}
+    for pooling in ("mean", "rms", "unmasked"):
+        emb = penult.Embedder.from_classifier(penult.load(tiny), pooling=pooling)
+        law[pooling] = emb.runner.law
+        together, alone = emb.embed(clips), emb.embed(clips, alone=True)
+        np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
+    assert law["rms"].name == law["mean"].name and law["mean"].pads and not law["unmasked"].pads
+
+
+def test_errors_name_it_and_choose_tries_it(package: Path, tiny: Path) -> None:
+    with pytest.raises(TapError, match=r"choose mean, .*, rms, .* \(none keeps"):
+        embedder_of("median")
+    names = [f"{one.tap.name} {one.pooling}" for one in readings_of(penult.load(tiny))]
+    assert "layer:0 rms" in names and "layer:0 widths" in names and "layer:0 first" in names
+    assert "layer:0 broken" not in names and "layer:0 none" not in names
+    assert "prelogits rms" not in names
+
+
+def test_a_saved_embedder_names_the_package(
+    package: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emb = penult.Embedder.from_classifier(penult.load(tiny), pooling="rms")
+    folder = emb.save(tmp_path / "saved")
+    assert penult.Embedder.load(folder).pooling == "rms"
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(package)])
+    with pytest.raises(UsageError, match=r"'rms' comes from the package penult-other 1.0, which .*"
+                       r"pip install penult-other$"):  # fmt: skip
+        penult.Embedder.load(folder)
+    with pytest.raises(UsageError, match=r"unknown pooling 'rms'; .* penult.poolings"):
+        penult.Embedder.from_classifier(penult.load(tiny), pooling="rms")
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_recorded_graph_holds_it(
+    package: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    clips = [
+        np.random.default_rng(n).standard_normal(4000 + 900 * n).astype(np.float32)
+        for n in range(4)
+    ]
+    plain = penult.Embedder.from_classifier(penult.load(tiny), pooling="rms").embed(clips)
+    emb = penult.Embedder.from_classifier(penult.load(tiny), pooling="rms", engine=engine)
+    found = emb.embed(clips)
+    assert emb.runner.choice is not None and emb.runner.choice.parity is not None
+    cosines = (
+        (found * plain).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(plain, axis=1)
+    )
+    assert cosines.min() > 0.999999
+    (graph,) = {path.parent for path in (tmp_path / "cache").rglob("model.*")}
+    code = package / "penult_other.py"
+    code.write_text(code.read_text().replace("squares.sum", "2 * squares.sum"))
+    script = (
+        "import penult, numpy as np, sys; "
+        f"emb = penult.Embedder.from_classifier(penult.load({str(tiny)!r}), pooling='rms', "
+        f"engine={engine!r}); np.save(sys.argv[1], "
+        "emb.embed([np.random.default_rng(n).standard_normal(4000 + 900 * n).astype(np.float32)"
+        " for n in range(4)]))"
+    )
+    paths = os.pathsep.join([str(package), *filter(None, sys.path)])
+    variables = {**os.environ, "PYTHONPATH": paths}
+    file = str(tmp_path / "again.npy")
+    subprocess.run([sys.executable, "-c", script, file], env=variables, check=True, timeout=300)
+    np.testing.assert_allclose(np.load(file), np.sqrt(2) * plain, rtol=1e-3, atol=1e-6)
+    assert graph.is_dir()  # recorded anew beside the graph of the older code

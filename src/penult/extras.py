@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from importlib.util import find_spec
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 from penult.errors import MissingExtra, UsageError, first_line
@@ -112,14 +112,20 @@ class PluginState(NamedTuple):
     error: str
 
 
-def plugin_states() -> list[PluginState]:
-    """Every plugin that is installed, imported to see whether it can be."""
+def plugin_states(
+    checks: Mapping[str, Callable[[str], object]] = MappingProxyType({}),
+) -> list[PluginState]:
+    """Every plugin that is installed, imported to see whether it can be.
+
+    checks: for a group, what else a plugin's name is put to; it raises a UsageError.
+    """
     states = []
     for group, kind in PLUGINS.items():
         for name, entry in plugins(group).items():
             error = ""
             try:
                 load_plugin(entry)
+                checks.get(group, str)(name)
             except UsageError as problem:
                 error = str(problem)
             states.append(PluginState(kind, name, package_of(entry), error))

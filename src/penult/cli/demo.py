@@ -207,13 +207,14 @@ def doctor(json: Json = False) -> None:
     import platform
 
     from penult import __version__
+    from penult.engines.pooling import pooled_width
     from penult.engines.torch import pick_device
-    from penult.extras import EXTRAS, installed, plugin_states
+    from penult.extras import EXTRAS, POOLINGS, installed, plugin_states
 
     needed = ("torch", "transformers", "numpy", "lancedb", "soundfile", "soxr")
     packages = {name: installed(name) for name in needed} | {"pillow": installed("PIL")}
     extras = {name: (installed(name), extra, what) for name, (extra, what) in EXTRAS.items()}
-    added = plugin_states()
+    added = plugin_states({POOLINGS: lambda name: pooled_width(name, 8)})
     if json:
         print_json(
             {

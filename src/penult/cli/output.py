@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 DONE, FAILED, WRONG_USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130  # how a command ends
 
-stdout = Console(highlight=False, soft_wrap=False)
-stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False, soft_wrap=False, emoji=False)
+stderr = Console(stderr=True, highlight=False, emoji=False)
 
 _UNLIMITED = 1 << 16
 
@@ -76,7 +76,8 @@ def _text(value: Any) -> str:
 
 def print_table(table: Table | Tree) -> None:
     """Print a table or tree to stdout: to a file or pipe in full width, so that no value is cut."""
-    console = stdout if stdout.is_terminal else Console(highlight=False, width=_UNLIMITED)
+    unlimited = Console(highlight=False, emoji=False, width=_UNLIMITED)
+    console = stdout if stdout.is_terminal else unlimited
     console.print(table)
 
 

@@ -31,7 +31,7 @@ from penult.engines.autoselect import EngineChoice, EngineTrial, choose
 from penult.engines.base import EXACT, FAST, TURBO, Reading
 from penult.engines.batch_policy import BatchPolicy, find_batch_policy
 from penult.engines.graph_cache import Graphs
-from penult.engines.pooling import POOLINGS, pooled_width, unknown
+from penult.engines.pooling import check_poolings, find_pooling, packages_of, pooled_width
 from penult.engines.registry import AUTO, ONNXRUNTIME, TORCH
 from penult.errors import (
     EngineError,
@@ -53,22 +53,24 @@ def poolings_for(taps: Sequence[Tap], pooling: str) -> tuple[str, ...]:
     """One pooling for each tap: the same for all, or as many as there are taps.
 
     Raises:
-        TapError: unknown, of another number, or nothing to pool.
+        TapError: unknown, of another number, nothing to pool, or a pooling of another package that
+            gives no vectors of one length.
     """
     named = tuple(pooling.split(","))
     if not taps or len(named) not in (1, len(taps)):
         raise TapError(f"{len(named)} poolings ({pooling}) for {len(taps)} taps; give one for each")
     named = named * len(taps) if len(named) == 1 else named
+    check_poolings(named)
     for tap, how in zip(taps, named, strict=True):
-        if how not in POOLINGS:
-            raise TapError(unknown(how))
-        if how == "none" and len(taps) > 1:
-            raise TapError("pooling none keeps every position, so several taps cannot be joined")
-        if not tap.positions and how == "mean+std":
+        found = find_pooling(how)
+        if not found.one_vector and len(taps) > 1:
+            raise TapError(f"pooling {how} keeps every position, so several taps cannot be joined")
+        if not tap.positions and found.needs_positions:
             raise TapError(
                 f"tap {tap.name!r} gives one vector per item, so there is nothing to pool: "
                 "choose pooling mean, or a tap with positions"
             )
+        pooled_width(how, tap.width)  # refused now, and not once for each item
     return named
 
 
@@ -407,6 +409,7 @@ class Embedder:
             **({"taps": taps} if len(taps) > 1 else {}),
             "pooling": self.pooling,
             "pool_over": self._pool_over,
+            "packages": packages_of(self.pooling.split(",")),
             "fingerprint": self.fingerprint,
             "certificate": certificate.to_dict(),
             "proved_on": proved_on,
@@ -435,6 +438,7 @@ class Embedder:
         path = Path(folder).expanduser()
         stored = saving.read(path)
         saved = stored.description
+        check_poolings(saved["pooling"].split(","), saved.get("packages", {}))
         saved_engine = saved.get("engine", TORCH)
         embedder = cls(
             specs.load(path, trust=trust),

@@ -16,15 +16,13 @@ from penult.embedding.inspect import anatomy_of
 from penult.embedding.runner import Outcome, Runner, device_of
 from penult.engines.base import Reading
 from penult.engines.batch_policy import find_batch_policy
-from penult.engines.pooling import pooled_width
+from penult.engines.pooling import pooled_width, usable_poolings
 from penult.errors import HeadNotFound, UsageError
 from penult.models.base import Classifier
 from penult.tracing.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
 
-SEQUENCE = ("mean", "max", "first", "last", "mean+std")
-MAP = ("mean", "max", "mean+std")  # the first position of a map is a corner of the picture
 LIMIT_BYTES = 8 << 30
 
 
@@ -53,8 +51,15 @@ def readings_of(classifier: Classifier) -> list[Reading]:
 
 
 def poolings_of(tap: Tap) -> tuple[str, ...]:
-    """The poolings that differ at a tap: one where it has no positions."""
-    return {0: ("mean",), 1: SEQUENCE}.get(len(tap.positions), MAP)
+    """The poolings that differ at a tap, those of other packages too; one where it has no
+    positions."""
+    if not tap.positions:
+        return ("mean",)
+    return tuple(
+        one.name
+        for one in usable_poolings(tap.width)
+        if one.one_vector and (one.on_maps or len(tap.positions) == 1)
+    )
 
 
 def name_of(reading: Reading) -> str:

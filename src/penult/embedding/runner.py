@@ -322,7 +322,7 @@ class Runner:
             for part in parts:
                 found |= self._run(engine, {id: ready[id] for id in part}, run)
             return found
-        return {id: _outcome(one, readout, row)
+        return {id: _outcome(one, readout, row, self.readings)
                 for row, (id, one) in enumerate(ready.items())}  # fmt: skip
 
     def batch(self, items: Sequence[PreparedRegion]) -> Batch:
@@ -380,10 +380,21 @@ def _too_long(error: BaseException) -> TooLong:
     )
 
 
-def _outcome(ready: PreparedRegion, readout: Readout, row: int) -> Outcome | Failure:
+def _source(values: Sequence[FloatArray], readings: Sequence[Reading]) -> str:
+    """Where the first values that are not finite come from."""
+    logits, *vectors = values
+    if not np.isfinite(logits).all():
+        return "the model"
+    bad = next(at for at, vector in enumerate(vectors) if not np.isfinite(vector).all())
+    return f"tap {readings[bad].tap.name}, pooled by {readings[bad].pooling},"
+
+
+def _outcome(
+    ready: PreparedRegion, readout: Readout, row: int, readings: Sequence[Reading]
+) -> Outcome | Failure:
     logits, *vectors = readout.row(row)
     if not all(np.isfinite(values).all() for values in (logits, *vectors)):
-        reason = EmptyItem("the model gave values that are not finite")
+        reason = EmptyItem(f"{_source(readout.row(row), readings)} gave values that are not finite")
         return Failure.of(ready.item, ready.region, reason)
     content = ready.content
     return Outcome(

@@ -18,7 +18,7 @@ from penult.engines.base import FloatArray, Reading, Readout
 from penult.engines.batch_policy import MASKED_NORMS, BatchPolicy, probe
 from penult.engines.batching import MASK, Batch, frame_mask, masked_norms
 from penult.engines.fixed_length import FilledPositions
-from penult.engines.pooling import pool
+from penult.engines.pooling import find_pooling, pool
 from penult.engines.torch import own_positions, rows_of
 from penult.errors import EngineError
 from penult.locking import lock_of
@@ -158,7 +158,8 @@ def reading_key(reading: Reading) -> list[str]:
     """What a reading is, as text."""
     tap = reading.tap
     where = f"{tap.place}, tensor {tap.index}, call {tap.call}"
-    return [where, reading.pooling, "all" if reading.entry is None else reading.entry.place]
+    pooling = find_pooling(reading.pooling).key or reading.pooling
+    return [where, pooling, "all" if reading.entry is None else reading.entry.place]
 
 
 @contextmanager

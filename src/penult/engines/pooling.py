@@ -1,42 +1,74 @@
 """Hidden states → one vector per item: pooling over position axes, never over channels.
 
-A mask says which positions are valid; every pooling obeys it. Knows nothing of models or taps.
+A mask marks the valid positions; every pooling obeys it. Another package adds a pooling by an
+entry point (`penult.poolings`). Knows nothing of models or taps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from penult.errors import TapError
+from penult import extras
+from penult.errors import PenultError, TapError, first_line
+
+log = logging.getLogger(__name__)
+
+# (hidden, channel axis, mask (B, T) or None where every position is valid) → (B, D)
+PoolingFunction = Callable[[Tensor, int, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """One pooling.
+
+    name: as `--pooling` takes it. function: hidden states → vectors. needs_positions: no use where
+    a tap has one vector per item. one_vector: whether it gives one vector per item. on_maps:
+    whether `choose` compares it where positions have several axes. package: `NAME VERSION` of the
+    other package that it comes from. key: changes where the package's own code does.
+    """
+
+    name: str
+    function: PoolingFunction
+    needs_positions: bool = False
+    one_vector: bool = True
+    on_maps: bool = True
+    package: str = ""
+    key: str = ""
 
 
 def pool(hidden: Tensor, pooling: str, channel: int = -1, mask: Tensor | None = None) -> Tensor:
     """Pool hidden states over every axis but the batch and the channel.
 
     hidden: (B, …positions…, C), with the channels on axis `channel`. mask: (B, T) of the valid
-    positions, for one position axis of T. Returns (B, C), or (B, 2C) for `mean+std`; `none`
-    returns (B, …positions…, C). A mask that leaves nothing out changes nothing, to the bit.
+    positions, for one position axis of T. Returns (B, D), which is (B, C) for the built-in ones,
+    (B, 2C) for `mean+std`; `none` returns (B, …positions…, C). A mask that leaves nothing out
+    changes nothing, to the bit.
 
     Raises:
-        TapError: unknown pooling, or a mask that does not fit the positions.
+        TapError: unknown pooling, a mask that does not fit the positions, or a pooling of another
+            package that gives anything but one vector per item.
     """
-    if pooling not in POOLINGS:
-        raise TapError(unknown(pooling))
+    chosen = find_pooling(pooling)
     channel %= hidden.ndim
     if hidden.ndim == 2:
-        if pooling == "mean+std":
+        if chosen.needs_positions:
             raise TapError(
-                "mean+std needs positions to pool over; this tap has one vector per item"
+                f"{pooling} needs positions to pool over; this tap has one vector per item"
             )
         return hidden
     if mask is not None:
         mask = mask.to(device=hidden.device, dtype=torch.bool)
         # A pass that is being recorded has to serve for other masks, too.
-        recorded = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        if not recorded and mask.all():
+        if not _recorded() and mask.all():
             mask = None
     if mask is not None and (
         hidden.ndim != 3 or mask.shape != (len(hidden), hidden.shape[3 - channel])
@@ -45,20 +77,170 @@ def pool(hidden: Tensor, pooling: str, channel: int = -1, mask: Tensor | None = 
             f"a mask of shape {tuple(mask.shape)} does not fit hidden states of shape "
             f"{tuple(hidden.shape)} with channels on axis {channel}"
         )
-    return POOLINGS[pooling](hidden, channel, mask)
+    vectors = chosen.function(hidden, channel, mask)
+    if chosen.package and not _recorded():
+        width = pooled_width(pooling, hidden.shape[channel])
+        if vectors.shape[1] != width:
+            raise TapError(
+                f"pooling {pooling!r} of {chosen.package} gives {vectors.shape[1]} numbers here, "
+                f"and {width} before; a vector has one length for all items"
+            )
+    return vectors
 
 
-def unknown(pooling: str) -> str:
-    """What to say of a pooling that there is not."""
-    return (
-        f"unknown pooling {pooling!r}; choose mean, max, first, last or mean+std (none keeps every "
-        "position, and no collection takes that)"
+@cache
+def pooled_width(pooling: str, width: int) -> int:
+    """D, the numbers in the vector that a pooling makes of `width` channels: measured.
+
+    Raises:
+        TapError: unknown pooling, or one of another package that fails on hidden states of five
+            positions, or gives anything but finite vectors of one length.
+    """
+    chosen = find_pooling(pooling)
+    hidden = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    if not chosen.package:
+        return chosen.function(hidden, 2, None).shape[-1]
+    try:
+        found = [chosen.function(hidden[:, :p], 2, mask[:, :p]) for p in (5, 3)]
+    except TapError:
+        raise
+    except Exception as error:  # a package of somebody else may raise anything
+        raise TapError(
+            f"pooling {pooling!r} of {chosen.package} fails on hidden states (2, 5, {width}) and a "
+            f"mask (2, 5): {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if found[0].shape != found[1].shape:
+        raise TapError(
+            f"pooling {pooling!r} of {chosen.package} gives {found[0].shape[1]} numbers for five "
+            f"positions and {found[1].shape[1]} for three; a vector has one length for all items"
+        )
+    if not all(values.isfinite().all() for values in found):
+        raise TapError(
+            f"pooling {pooling!r} of {chosen.package} gives values that are not finite for finite "
+            "hidden states"
+        )
+    return found[0].shape[1]
+
+
+def pooling_names() -> list[str]:
+    """The built-in poolings, then those of other packages; none is imported."""
+    return list(dict.fromkeys([*BUILT_IN, *extras.plugins(extras.POOLINGS)]))
+
+
+def usable_poolings(width: int) -> list[Pooling]:
+    """Every pooling that gives vectors of `width` channels; one of another package that does not is
+    left out, with a warning."""
+    return [find_pooling(name) for name in pooling_names() if _usable(name, width)]
+
+
+@cache
+def _usable(name: str, width: int) -> bool:
+    try:
+        pooled_width(name, width)
+    except PenultError as error:
+        log.warning("left out: %s", error)
+        return False
+    return True
+
+
+def find_pooling(name: str) -> Pooling:
+    """The pooling of a name.
+
+    Raises:
+        TapError: there is none. UsageError: its package cannot be imported.
+    """
+    return BUILT_IN[name] if name in BUILT_IN else _plugin(name)
+
+
+@cache
+def _plugin(name: str) -> Pooling:
+    entry = extras.plugins(extras.POOLINGS).get(name)
+    if entry is None:
+        raise TapError(unknown(name))
+    function = extras.load_plugin(entry)
+    package = extras.package_of(entry)
+    if not callable(function):
+        raise TapError(
+            f"pooling {name!r} of {package} is {type(function).__name__}, and a pooling is a "
+            "function pool(hidden, mask)"
+        )
+    return Pooling(
+        name,
+        partial(_apply, function, f"{name!r} of {package}"),
+        needs_positions=True,
+        package=package,
+        key=f"{name} of {package} {_code_of(function)}",
     )
 
 
-def pooled_width(pooling: str, width: int) -> int:
-    """Numbers in the vector that a pooling makes of `width` channels."""
-    return 2 * width if pooling == "mean+std" else width
+def _code_of(function: Any) -> str:
+    """The text of a function, so that a graph recorded with another one is not taken for it."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
+
+
+def _apply(
+    function: Callable[[Tensor, Tensor], Tensor],
+    name: str,
+    hidden: Tensor,
+    channel: int,
+    mask: Tensor | None,
+) -> Tensor:
+    """A pooling of another package on copies of the hidden states and the mask."""
+    rows = _sequence(hidden, channel).clone(memory_format=torch.contiguous_format)
+    valid = torch.ones_like(rows[..., 0], dtype=torch.bool) if mask is None else mask.clone()
+    vectors = function(rows, valid)
+    if _recorded():
+        return vectors
+    shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(hidden):
+        raise TapError(
+            f"pooling {name} gives {shape} for hidden states of shape (B, P, C) = "
+            f"{tuple(rows.shape)}; a pooling gives (B, D), one vector for each item"
+        )
+    return vectors
+
+
+def _recorded() -> bool:
+    """Whether the pass at hand is being recorded as a graph."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
+def unknown(pooling: str, package: str = "") -> str:
+    """Error text for a pooling that is not here. package: `NAME VERSION` that is known to bring
+    it."""
+    if package:
+        return (
+            f"pooling {pooling!r} comes from the package {package}, which is not installed; "
+            f"install it with: pip install {package.partition(' ')[0]}"
+        )
+    *names, last = (name for name in pooling_names() if name != "none")
+    return (
+        f"unknown pooling {pooling!r}; choose {', '.join(names)} or {last} (none keeps every "
+        "position, and no collection takes that; another package adds a pooling by an entry point "
+        "in penult.poolings)"
+    )
+
+
+def check_poolings(
+    names: Iterable[str], packages: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Refuse poolings that are not here. packages: `NAME VERSION` that brought each of them.
+
+    Raises:
+        TapError: one is not installed, or unknown.
+    """
+    for name in names:
+        if name not in pooling_names():
+            raise TapError(unknown(name, packages.get(name, "")))
+
+
+def packages_of(poolings: Iterable[str]) -> dict[str, str]:
+    """`NAME VERSION` of the other package of each pooling that comes from one."""
+    return {name: find_pooling(name).package for name in poolings if find_pooling(name).package}
 
 
 def _positions(hidden: Tensor, channel: int) -> list[int]:
@@ -111,11 +293,14 @@ def _none(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
     return hidden.movedim(channel, -1)
 
 
-POOLINGS: dict[str, Callable[[Tensor, int, Tensor | None], Tensor]] = {
-    "mean": _mean,
-    "max": _max,
-    "first": _first,
-    "last": _last,
-    "mean+std": _mean_std,
-    "none": _none,
+BUILT_IN = {
+    one.name: one
+    for one in (
+        Pooling("mean", _mean),
+        Pooling("max", _max),
+        Pooling("first", _first, on_maps=False),  # the corner of a picture says nothing of it
+        Pooling("last", _last, on_maps=False),
+        Pooling("mean+std", _mean_std, needs_positions=True),
+        Pooling("none", _none, one_vector=False),
+    )
 }
