@@ -108,7 +108,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_the_way_that_holds(models: Any, name: str) -> None:
     module = getattr(models, name)().eval()
     models.SIZES.clear()
-    law = penult.Embedder.from_classifier(penult.load(module, sample_rate=RATE)).law
+    law = penult.Embedder.from_classifier(penult.load(module, sample_rate=RATE)).runner.law
     way, left, tried, words = EXPECTED[name]
     assert (law.name, law.left, law.words) == (way, left, words)
     assert list(law.errors) == tried
@@ -276,14 +276,26 @@ def test_the_bar_is_the_largest_difference_that_passes(models: Any) -> None:
         penult.load(models.Plain().eval(), sample_rate=RATE)
     ).classifier
 
+    off = 0.01
+
     class Coarse:
-        """Off by a hundredth where items share a batch."""
+        """Off by a little where items share a batch."""
 
         def __call__(self, batch: Batch, logits: bool = True) -> Readout:
-            value = 1.0 if len(batch) == 1 else 1.01
+            value = 1.0 if len(batch) == 1 else 1.0 + off
             return Readout([np.full(3, value, np.float64)] * len(batch), [])
 
     error = find_batch_policy(classifier, Coarse()).errors["equal lengths"]
     assert error == pytest.approx(0.01)
     assert find_batch_policy(classifier, Coarse(), bar=error).name == "equal lengths"
     assert find_batch_policy(classifier, Coarse(), bar=error * 0.999).name == "alone"
+    off = 4e-6
+    assert find_batch_policy(classifier, Coarse()).name == "equal lengths"
+    off = 7e-6  # half of what the law allows is 5e-6
+    assert find_batch_policy(classifier, Coarse()).name == "alone"
+
+
+def test_figures_as_json() -> None:
+    """A way that does not run has no figure."""
+    document = law(errors={"padded": float("inf"), "equal lengths": 2e-7}).to_dict()
+    assert document["errors"] == {"padded": None, "equal lengths": 2e-7}

@@ -76,7 +76,7 @@ def test_law_of_every_audio_model(tmp_path: Path, kind: str, norm: str | None) -
     assert many == len(CLIPS) > few
     held(alone, together, order)
     emb.save(tmp_path / "saved")
-    assert Embedder.load(tmp_path / "saved").law == emb.runner.law
+    assert Embedder.load(tmp_path / "saved").runner.law == emb.runner.law
 
 
 @pytest.mark.parametrize(

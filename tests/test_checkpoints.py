@@ -45,6 +45,11 @@ def build(num_classes=3):
 def fixed():
     return Net()
 
+class Frames(Net):
+    """Scores of each frame."""
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x.unfold(1, 40, 40))) * self.scale)
+
 class Many(Net):
     """More than a dozen tensors on the way to the logits."""
     def __init__(self):
@@ -186,6 +191,15 @@ def test_as_many_classes_as_the_weights_have(
             logits_of(tmp_path / "w.pt", "fixed")  # a factory that takes no number
         assert f"head.bias: ({classes},) in the checkpoint, (3,) in the model" in str(caught.value)
         assert f"head.weight: ({classes}, 4) in the checkpoint, (3, 4)" in str(caught.value)
+
+
+def test_scores_of_each_frame_have_as_many_classes(
+    models: Any, weights: Weights, tmp_path: Path
+) -> None:
+    path = saved(weights, tmp_path)
+    model = penult.load("weights_models:Frames", checkpoint=path, sample_rate=RATE)
+    assert len(model.labels) == 3
+    assert logits_of(path, "Frames").shape == (len(CLIP) // 40, 3)
 
 
 def test_two_numbers_of_classes_are_none(models: Any, weights: Weights, tmp_path: Path) -> None:
