@@ -315,9 +315,9 @@ def test_integers_widen_to_floats_and_other_conflicts_are_named(path):
 
 def test_a_widening_that_was_killed_is_finished(path):
     collection = filled(path, batch(["a"], depth=[3]))
-    lance.opened(path, "items").add_columns({"depth__wider": "cast(depth as double)"})
+    lance.open_table(path, "items").add_columns({"depth__wider": "cast(depth as double)"})
     filled(path, batch(["b"], depth=[2.5]))
-    items = lance.opened(path, "items")
+    items = lance.open_table(path, "items")
     items.add_columns({"depth__wider_old": "cast(depth as bigint)"})
     filled(path, batch(["c"], depth=[1]))
     assert [name for name in collection.columns if "depth" in name] == ["depth"]
@@ -554,7 +554,7 @@ def test_upkeep_compacts_and_forgets_old_versions(path, monkeypatch):
     monkeypatch.setattr(lance, "MANY", 2)
     monkeypatch.setattr(lance, "KEEP", timedelta(milliseconds=1))
     collection = filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(13)])
-    table = lance.opened(path, "items")
+    table = lance.open_table(path, "items")
     assert lance.fragments(table) <= 2 and len(table.list_versions()) < 8
     assert [list(index.columns) for index in table.list_indices()] == [["id"]]
     assert collection.count == 52 and len(set(all_keys(collection))) == 52
@@ -567,23 +567,23 @@ def test_indices_are_brought_up_to_date_where_that_pays(path, monkeypatch):
     """The one on ids once there are an eighth more rows, the one of vectors at a run's end."""
     monkeypatch.setattr(lance, "INDEX_FROM", 900)
     filled(path, batch([str(n) for n in range(1600)], seed=1))
-    table = lance.opened(path, "items")
+    table = lance.open_table(path, "items")
     lance.tidy(table, path, index="id")
     Collection.open(path).build_index(0.0)
 
     def late():
-        fresh = lance.opened(path, "items")
+        fresh = lance.open_table(path, "items")
         names = {next(iter(one.columns)): one.name for one in fresh.list_indices()}
         return {on: fresh.index_stats(name).num_unindexed_rows for on, name in names.items()}
 
     assert late() == {"id": 0, "vector": 0}
     filled(path, batch([f"more-{n}" for n in range(150)], seed=2))
-    lance.tidy(lance.opened(path, "items"), path, index="id", ended=False)
+    lance.tidy(lance.open_table(path, "items"), path, index="id", ended=False)
     assert late() == {"id": 150, "vector": 150}
-    lance.tidy(lance.opened(path, "items"), path, index="id")
+    lance.tidy(lance.open_table(path, "items"), path, index="id")
     assert late() == {"id": 150, "vector": 0}
     filled(path, batch([f"even-more-{n}" for n in range(60)], seed=3))
-    lance.tidy(lance.opened(path, "items"), path, index="id", ended=False)
+    lance.tidy(lance.open_table(path, "items"), path, index="id", ended=False)
     assert late() == {"id": 0, "vector": 60}
     found = Collection.open(path)
     assert found.count == 1810 and found.get("even-more-7") and found.get("more-7")
@@ -607,7 +607,7 @@ def test_full_fragments_are_not_read_again(path, monkeypatch):
     monkeypatch.setattr(lance, "FRAGMENT", 16)
 
     def files():
-        found = lance.opened(path, "items").to_lance().get_fragments()
+        found = lance.open_table(path, "items").to_lance().get_fragments()
         return {file.path: part.count_rows() for part in found for file in part.data_files()}
 
     filled(path, *[batch([f"{n}-{k}" for k in range(4)], seed=n) for n in range(37)])
@@ -622,7 +622,7 @@ def test_full_fragments_are_not_read_again(path, monkeypatch):
 def test_a_full_fragment_is_none_that_waits_for_compaction(path, short, small):
     """LanceDB's own idea of a small one is ours, or large collections would never be tidy."""
     filled(path, batch([str(n) for n in range(lance.FRAGMENT - short)]))
-    assert lance.fragments(lance.opened(path, "items")) == small
+    assert lance.fragments(lance.open_table(path, "items")) == small
 
 
 def test_a_run_that_writes_little_leaves_the_files_alone(path):

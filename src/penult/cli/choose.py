@@ -163,7 +163,7 @@ def evaluate(
     if report is not None:
         reports.check_kind(report, (".html", ".json"))
     opened = Collection.open(collection, must_exist=True)
-    rows = labelled(opened, [by] if groups in (None, by) else [by, str(groups)], where)
+    rows = labelled(opened.reader, [by] if groups in (None, by) else [by, str(groups)], where)
     row_groups = None if groups is None else rows.names[groups]
     recipe, fitted = _space(opened, space)
     if fitted is not None:
@@ -194,7 +194,7 @@ def _space(collection: Collection, name: str) -> tuple[str, Space | None]:
     from penult.errors import SpaceError
 
     if not saving.is_embedder(name):
-        return (name, None) if is_recipe(name) else (RAW, space_of(collection, name))
+        return (name, None) if is_recipe(name) else (RAW, space_of(collection.reader, name))
     space = saving.read(Path(name)).space
     if space is None:
         raise SpaceError(f"the embedder {name} has no space of its own; leave --space out")

@@ -70,8 +70,8 @@ def cluster(
     options = ClusterOptions(method, clusters, min_size, seed)
     space_of(opened, space)
     with working("clustering"):
-        made = derived.find_clusters(opened, options, space, where, by)
-    kept = derived.keep_clusters(opened, made, name)
+        made = derived.find_clusters(opened.reader, options, space, where, by)
+    kept = derived.keep_clusters(opened.reader, made, name)
     if out is not None:
         from penult.collection.export import write_csv
 
@@ -178,7 +178,7 @@ def map_(
     opened = Collection.open(collection, must_exist=True)
     space_of(opened, space)
     with working("computing the map"):
-        made = make_map(opened, by, method, space, where, most, seed)
+        made = make_map(opened.reader, by, method, space, where, most, seed)
     if len(made.rows) < made.matching:
         print_note(f"{len(made.rows):,} of {made.matching:,} rows, sampled at random")
     _write(opened, made, out, title or opened.path.name)

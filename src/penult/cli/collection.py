@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,7 @@ def space_of(collection: Collection, name: str) -> Fitted:
     from penult.collection.spaces import ready
 
     with working(f"fitting {name}"):
-        space, about = ready(collection, name)
+        space, about = ready(collection.reader, name)
     if about is not None:
         sample = "" if about.rows == about.matching else f" sampled from {about.matching:,}"
         print_note(
@@ -84,9 +85,8 @@ def search(
 
     opened = Collection.open(collection, must_exist=True)
     with working("searching"):
-        vector = query_vector(
-            opened, query, start=start, end=end, model=model, device=device, trust=trust
-        )
+        opener = partial(opened.embedder, model, device=device, trust=trust)
+        vector = query_vector(opened.reader, query, opener, start, end)
     used = space_of(opened, space)
     if not used.is_raw and opened.index is not None:
         print_note("the index covers raw vectors only: in another space all rows are compared")
@@ -119,7 +119,7 @@ def export(
 
     check_output(out)
     opened = Collection.open(collection, must_exist=True)
-    rows = write(opened, out, where, logits, overwrite=overwrite)
+    rows = write(opened.reader, out, where, logits, overwrite=overwrite)
     ids = out.with_suffix(".csv") if out.suffix == ".npy" else None
     if json:
         print_json({"file": str(out), "ids": str(ids) if ids else None, "rows": rows})
@@ -181,7 +181,7 @@ def info(collection: Store, json: Json = False) -> None:
     from penult.collection.collection import Collection
     from penult.collection.export import describe
 
-    facts = describe(Collection.open(collection, must_exist=True))
+    facts = describe(Collection.open(collection, must_exist=True).reader)
     if json:
         print_json(facts)
         return
@@ -212,7 +212,7 @@ def merge(
     opened = [Collection.open(path, must_exist=True) for path in collections]
     target = Collection.open(into)
     with working("merging"):
-        did = bring_together(opened, target, wait=wait)
+        did = bring_together([one.reader for one in opened], target.reader, wait=wait)
     if json:
         print_json({"collection": str(into), "rows": target.count, **did.to_dict()})
         return
@@ -238,12 +238,11 @@ def index(
     json: Json = False,
 ) -> None:
     """Build an index for fast approximate search. Its recall is measured first."""
-    from penult.collection import index
     from penult.collection.collection import Collection
 
     opened = Collection.open(collection, must_exist=True)
     if drop:
-        dropped = index.drop(opened, wait)
+        dropped = opened.drop_index(wait)
         if json:
             print_json({"collection": str(collection), "dropped": dropped})
             return
@@ -252,7 +251,7 @@ def index(
         )
         return
     with working("building and measuring"):
-        made = index.build(opened, min_recall, wait=wait)
+        made = opened.build_index(min_recall, wait)
     if json:
         print_json({"collection": str(collection), **made.to_dict()})
         return

@@ -107,7 +107,7 @@ def _embed(clips: Path, into: Path, show: _Show) -> tuple[Collection, dict[str, 
     embedder = open_embedder("demo")
     collection = Collection.open(into)
     began = time.monotonic()
-    summary = add(collection, embedder, from_paths([clips], "audio"))
+    summary = add(collection.reader, embedder, from_paths([clips], "audio"))
     took = time.monotonic() - began
     show.line(
         f"  {summary.done} embedded, {summary.skipped} unchanged in {took:.1f} s → "

@@ -141,7 +141,7 @@ def embed(
 
     Items that the collection holds already are skipped; a stopped run continues where it ended.
     """
-    from penult.collection.add import add, describe_run
+    from penult.collection.add import RunSettings, add, describe_run
     from penult.collection.collection import Collection
     from penult.collection.ingest import Options
     from penult.collection.transfer import source_from_collection
@@ -161,6 +161,8 @@ def embed(
         workers=default_workers() if workers is None else workers,
         time_limit=TIME_LIMIT if time_limit is None else time_limit,
     )
+    info = {"shard": shard} if shard else {}
+    settings = RunSettings("float16" if fp16 else "float32", wait, prune, info)
     check_parent(into, create=True)
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
@@ -168,7 +170,9 @@ def embed(
         source = items_of(model, model_options, _paths(paths), channel)
     else:
         modality, others = modality_for(model, model_options), bool(paths) or channel
-        source, options = source_from_collection(old, collection, modality, options, others)
+        source, options = source_from_collection(
+            old.reader, collection.reader, modality, options, others
+        )
     if part is not None:
         source = part.of(source)
     with working(f"loading {model}"):
@@ -181,14 +185,13 @@ def embed(
         if window is None and tile is None:
             _count_aside(source, meter)
         summary_of_run = add(
-            collection, embedder, source, options, dtype="float16" if fp16 else "float32",
-            wait=wait, tick=meter.tick, run={"shard": shard} if shard else None, like=old,
-            prune=prune,
+            collection.reader, embedder, source, options, settings, tick=meter.tick,
+            like=old.reader if old else None,
         )  # fmt: skip
         elapsed, rate = meter.elapsed, meter.rate()
     if json:
         facts = {"elapsed": elapsed, **describe_embedder(embedder)}
-        print_json({**describe_run(summary_of_run, collection), **facts})
+        print_json({**describe_run(summary_of_run, collection.reader), **facts})
     else:
         duration = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")
         _show_summary(summary_of_run, collection, embedder, duration)
@@ -224,7 +227,7 @@ def _prepare(collection: Collection, embedder: Embedder, source: Source, options
     with working("proving the head"):
         require_proof(embedder, sample)
     with working("measuring engines on the first items"):
-        choice = settle(collection, embedder, sample)
+        choice = settle(collection.reader, embedder, sample)
     if choice and (embedder.runner.mode != PLAIN or not by_default):
         print_note(f"[dim]{printable(choice)}[/]")
 

@@ -135,7 +135,7 @@ def _read_data(
     from penult.collection.labels import labelled
     from penult.errors import LabelsError
 
-    found = labelled(opened, list(dict.fromkeys([by, *([group] if group else [])])), where)
+    found = labelled(opened.reader, list(dict.fromkeys([by, *([group] if group else [])])), where)
     if not len(found.keys):
         raise LabelsError(f"no row of {opened.path} matches {where!r}" if where else
                           f"{opened.path} has no rows")  # fmt: skip

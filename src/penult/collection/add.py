@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penult.collection import schema
-from penult.collection.collection import Collection
 from penult.collection.ingest import CommitBatch, Options, Seen, ingest
 from penult.collection.manifest import Manifest, check_same
+from penult.collection.reader import Reader
 from penult.collection.schema import row_schema
 from penult.collection.spaces import keep_own
 from penult.collection.transfer import append_missing
-from penult.collection.writer import Writer
+from penult.collection.writer import Writer, writing
 from penult.data.items import path_of
 from penult.data.sources import Source, left_out
 from penult.data.tables import PATH
@@ -30,24 +30,24 @@ from penult.errors import TapError
 from penult.models.base import reopen_options
 
 if TYPE_CHECKING:
-    from penult.collection.collection import Collection
+    from penult.collection.reader import Reader
 
 
 _BATCH = 8192
 
 
-def gone(collection: Collection, given: Sequence[str]) -> list[str]:
+def gone(reader: Reader, given: Sequence[str]) -> list[str]:
     """The ids of these items, each once. given: absolute paths of folders and tables.
 
     A file that cannot be looked at, because a folder is closed to us, is not gone.
     """
-    asked = _filter_of(collection, given)
-    if not asked or not collection.count:
+    asked = _filter_of(reader, given)
+    if not asked or not reader.count_rows():
         return []
-    columns = [name for name in ("id", PATH) if name in collection.columns]
+    columns = [name for name in ("id", PATH) if name in reader.columns]
     found: dict[str, None] = {}
     last = None
-    for batch in collection.scan(columns, asked, _BATCH):
+    for batch in reader.scan(columns, asked, _BATCH):
         paths = batch.column(PATH) if PATH in columns else batch.column("id")
         for id, path in zip(batch.column("id").to_pylist(), paths.to_pylist(), strict=True):
             if id != last and id not in found and _is_gone(path or id):
@@ -56,19 +56,19 @@ def gone(collection: Collection, given: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _filter_of(collection: Collection, given: Sequence[str]) -> str:
+def _filter_of(reader: Reader, given: Sequence[str]) -> str:
     """A filter for the rows that a run over these folders and tables is about."""
     folders = [path for path in given if Path(path).is_dir()]
     conditions = [
         f"starts_with(id, {schema.quoted([folder.rstrip('/') + '/'])})" for folder in folders
     ]
-    if runs := list(_runs_of(collection, set(given))):
+    if runs := list(_runs_of(reader, set(given))):
         conditions.append(f"run_id IN ({schema.quoted(runs)})")
     return " OR ".join(conditions)
 
 
-def _runs_of(collection: Collection, given: set[str]) -> Iterator[str]:
-    for run in collection.runs().to_pylist():
+def _runs_of(reader: Reader, given: set[str]) -> Iterator[str]:
+    for run in reader.side_table("runs").to_pylist():
         sources = json.loads(run["info"] or "{}").get("sources")
         if sources and given.issuperset(sources):
             yield run["run_id"]
@@ -119,23 +119,31 @@ class Summary:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """How a run writes. dtype: of stored vectors, float32 or float16. wait: for another writer,
+    instead of being refused. prune: remove the rows of files that are gone from the folders and
+    tables of the source. info: further entries for the row in `runs`."""
+
+    dtype: str = "float32"
+    wait: bool = False
+    prune: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
 def add(
-    collection: Collection,
+    reader: Reader,
     embedder: Embedder,
     source: Source,
     options: Options = Options(),
+    run: RunSettings = RunSettings(),
     *,
-    dtype: str = "float32",
-    wait: bool = False,
     tick: Callable[[bool, float], None] = lambda embedded, seconds: None,
-    run: dict[str, Any] | None = None,
-    like: Collection | None = None,
-    prune: bool = False,
+    like: Reader | None = None,
 ) -> Summary:
     """Embed into a collection what it does not have yet; go on where an earlier run stopped.
 
-    like: whose labels are taken along, where `source` is `taking.source_of` it. prune: remove the
-    rows of files that are gone from the folders and tables of the source.
+    like: whose labels are taken along, where `source` comes from `source_from_collection`.
 
     Raises:
         FingerprintMismatch: the collection holds another embedder's vectors.
@@ -150,12 +158,12 @@ def add(
         )
     options.layout.apply([], embedder.classifier.modality)  # refused before anything is written
     sample = SourceSample(source, options.layout, options.decoding)
-    summary = Summary(engine=settle(collection, embedder, sample))
-    manifest = manifest_of(embedder, options.logits, dtype)
+    summary = Summary(engine=settle(reader, embedder, sample))
+    manifest = manifest_of(embedder, options.logits, run.dtype)
     columns = dict(source.columns)
-    rows = row_schema(manifest.dim, manifest.n_logits, options.logits, dtype, columns)
-    about = {**run_facts(embedder), **_run_options(source, options, like), **(run or {})}
-    with collection.writer(manifest, columns, about, wait=wait) as writer:
+    rows = row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, columns)
+    about = {**run_facts(embedder), **_run_options(source, options, like), **run.info}
+    with writing(reader.path, manifest, columns, about, run.wait) as writer:
         summary.run_id = writer.run_id
         try:
             lookup = _lookup(writer, list(columns))
@@ -168,13 +176,13 @@ def add(
             writer.finish("stopped", summary.counts())
             raise
         if like is not None:
-            summary.labels = append_missing(like.path, collection.path, "labels", by="id")
-        summary.gone = gone(collection, source.paths)
+            summary.labels = append_missing(like.path, reader.path, "labels", by="id")
+        summary.gone = gone(reader, source.paths)
         summary.left_out = dict(left_out(source, embedder.classifier.modality))
-        if prune:
+        if run.prune:
             summary.pruned = writer.remove(summary.gone)
         if embedder.space is not None:
-            keep_own(collection, embedder.space)
+            keep_own(reader, embedder.space)
         writer.finish("done", summary.counts())
     return summary
 
@@ -182,23 +190,23 @@ def add(
 _NAMED = 5  # ids of deleted files in a description
 
 
-def describe_run(summary: Summary, collection: Collection) -> dict[str, Any]:
+def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
     """A run and the size of the collection after it, for JSON, as `penult embed --json` prints."""
     gone, pruned = summary.gone, summary.pruned
     return {
-        "collection": str(collection.path),
+        "collection": str(reader.path),
         **summary.counts(),
         "gone": {"count": len(gone), "first": gone[:_NAMED], "rows_removed": pruned},
         "labels_taken": summary.labels,
         "left_out": summary.left_out,
-        "rows": collection.count,
+        "rows": reader.count_rows(),
         "seconds_of_media": summary.media_seconds,
         "spent": summary.seconds,
         "run": summary.run_id,
     }
 
 
-def _run_options(source: Source, options: Options, like: Collection | None) -> dict[str, Any]:
+def _run_options(source: Source, options: Options, like: Reader | None) -> dict[str, Any]:
     """What was asked of a run, for its `info`: sources, and options that are not the usual ones."""
     usual = Options()
     asked: dict[str, Any] = {
@@ -211,11 +219,11 @@ def _run_options(source: Source, options: Options, like: Collection | None) -> d
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})
 
 
-def settle(collection: Collection, embedder: Embedder, sample: SourceSample) -> str:
+def settle(reader: Reader, embedder: Embedder, sample: SourceSample) -> str:
     """Take the engine for this run, that of the collection's first one where `auto` is asked for;
     in words, empty where there was no choice."""
-    if (ours := collection.manifest) is not None:  # another embedder's vectors need no engine
-        check_same(collection.path, ours, replace(ours, fingerprint=embedder.fingerprint))
+    if (ours := reader.manifest) is not None:  # another embedder's vectors need no engine
+        check_same(reader.path, ours, replace(ours, fingerprint=embedder.fingerprint))
     said, engine = "", None
     if embedder.engine == AUTO and embedder.runner.choice is None and ours is not None:
         first = ours.engine

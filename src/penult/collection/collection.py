@@ -4,24 +4,24 @@ here. Knows no model; `writer.py` commits to it.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from penult.analysis.space import RAW, Space
-from penult.collection import index, lance, manifest, search, spaces, writer
-from penult.collection import schema as rows
+from penult.collection import index, manifest, schema, search, spaces
+from penult.collection import writer as commits
 from penult.collection.index import Index
-from penult.collection.manifest import Manifest, Mark, store_errors
+from penult.collection.manifest import Manifest
+from penult.collection.reader import Reader, append_labels
 from penult.collection.search import Hits
-from penult.collection.writer import Writer
 from penult.errors import CollectionError
 
 if TYPE_CHECKING:
@@ -29,16 +29,50 @@ if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
 
 
-MARKS = ("yes", "no", "unsure")
+class AddOptions(TypedDict, total=False):
+    """Further options of `Collection.add`; see `penult.collection.ingest.Options`.
+
+    channel: of a recording, or `each`. window, hop: seconds; one row for each window. tile,
+    overlap: pixels; one row for each box of an image.
+    """
+
+    channel: int | Literal["each"] | None
+    window: float | None
+    hop: float | None
+    tile: int | None
+    overlap: int
+    logits: str
+    max_seconds: float | None
+    retry_failed: bool
+    summary: Literal["mean", "max"] | None
+    alone: bool
+    workers: int
+    time_limit: float
+    commit_rows: int
+    commit_seconds: float
+
+
+_LAYOUT = ("window", "hop", "tile", "overlap")
+# Members of earlier versions, and where they are now.
+_MOVED = {
+    **dict.fromkeys(("append", "columns", "ordered", "scan", "schema"), "reader"),
+    "exists": "manifest",
+    "count_where": "reader.count_rows",
+    "append_labels": "penult.collection.reader.append_labels",
+    "add_space": "fit_space",
+    "writer": "penult.collection.writer.writing",
+}
 
 
 class Collection:
-    """A folder with LanceDB tables. Every call reads the latest commit; reading never locks."""
+    """A folder with LanceDB tables. Every call reads the latest commit; reading never locks.
+
+    reader: its tables, for the functions of `penult.collection`.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._manifest: tuple[Mark, Manifest] | None = None
-        self._table: tuple[Mark, Any] | None = None  # the rows, opened for searches
+        self.reader = Reader(self.path)
         self._embedders = search.KeptEmbedder()
 
     @classmethod
@@ -57,115 +91,62 @@ class Collection:
         return collection
 
     def __repr__(self) -> str:
-        rows = f"{self.count} rows" if self.exists else "not written yet"
+        rows = "not written yet" if self.manifest is None else f"{self.count} rows"
         return f"Collection({str(self.path)!r}, {rows})"
 
-    @property
-    def exists(self) -> bool:
-        """Whether it has been written to."""
-        return manifest.exists(self.path)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in _MOVED:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            warnings.warn(
+                f"Collection.{name} goes with the next version; use {_MOVED[name]}",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return self._former(name)
+
+    def _former(self, name: str) -> Any:
+        """A member of an earlier version."""
+        reader = self.reader
+        former: dict[str, Callable[[], Any]] = {
+            "exists": lambda: manifest.exists(self.path),
+            "count_where": lambda: reader.count_rows,
+            "append_labels": lambda: partial(append_labels, reader),
+            "add_space": lambda: partial(spaces.append_space, reader),
+            "writer": lambda: partial(commits.writing, self.path),
+        }
+        return former.get(name, lambda: getattr(reader, name))()
 
     @property
     def manifest(self) -> Manifest | None:
-        """What all vectors share; None while the collection does not exist."""
-        current = self._current()
-        return None if current is None else current[1]
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The arrow schema of its rows."""
-        if (table := lance.opened(self.path, lance.ITEMS)) is not None:
-            with store_errors(self.path):
-                return table.schema
-        about = self._about()
-        return rows.row_schema(about.dim, about.n_logits, about.logits, about.dtype)
-
-    @property
-    def columns(self) -> list[str]:
-        """The names of its columns, metadata last."""
-        return list(self.schema.names)
+        """The properties that all vectors share; None while the collection does not exist."""
+        return self.reader.manifest
 
     @property
     def count(self) -> int:
         """The number of rows: regions, not items."""
-        return self.count_where(None)
-
-    def count_where(self, where: str | None) -> int:
-        """The number of rows that a filter leaves."""
-        table = lance.opened(self.path, lance.ITEMS) if self._current() is not None else None
-        if table is None:
-            return 0
-        with lance.asking(self.path, where, table.schema.names):
-            return int(table.count_rows(where))
-
-    @contextlib.contextmanager
-    def writer(
-        self,
-        manifest: Manifest,
-        metadata: Mapping[str, pa.DataType] | None = None,
-        run: Mapping[str, Any] | None = None,
-        *,
-        wait: bool = False,
-    ) -> Iterator[Writer]:
-        """The writer, for a `with` block; makes the collection if needed.
-
-        `metadata` are the types of the columns to come; `run` is what the row in `runs` says:
-        command, model, revision, device, engine, precision, versions (a dict); others go to its
-        `info`. A block that raises ends the run as failed, Ctrl-C as stopped.
-
-        Raises:
-            CollectionLocked: another process writes, and `wait` is false.
-            FingerprintMismatch: the collection holds another embedder's vectors.
-        """
-        with writer.writing(self.path, manifest, metadata, run, wait) as opened:
-            yield opened
-
-    def scan(
-        self,
-        columns: Sequence[str] | None = None,
-        where: str | None = None,
-        batch_size: int = 1024,
-    ) -> Iterator[pa.RecordBatch]:
-        """Streams rows in no particular order, all of one commit."""
-        table = self._items()
-        if table is None:
-            return iter(())
-        chosen = lance.selected(self.path, table, columns)
-        return lance.stream(self.path, table, chosen, where, batch_size)
-
-    def ordered(
-        self,
-        columns: Sequence[str] | None = None,
-        where: str | None = None,
-        batch_size: int = 1024,
-    ) -> Iterator[pa.RecordBatch]:
-        """Streams rows by id, then channel, start and end: the same order after any history.
-
-        Holds the keys of all rows in memory, the rest of `batch_size` rows.
-        """
-        table = self._items()
-        if table is None:
-            return iter(())
-        chosen = lance.selected(self.path, table, columns)
-        return lance.ordered(self.path, table, chosen, where, batch_size)
+        return self.reader.count_rows()
 
     def vectors(
         self,
         where: str | None = None,
-        columns: Sequence[str] = rows.KEY,
+        columns: Sequence[str] = schema.KEY,
         most: int | None = None,
         seed: int = 0,
     ) -> tuple[pa.Table, npt.NDArray[np.float32]]:
-        """The chosen columns of all rows as a table, and their vectors (n, d), in key order.
+        """The named columns of all rows as a table, and their vectors (n, d), in key order.
 
-        most: of more rows only so many, drawn by chance, the same ones for a seed.
+        most: of more rows, this many drawn at random, the same ones for a seed.
         """
-        table = self._items()
-        if table is None:
-            columns_of = pa.schema([self.schema.field(name) for name in columns])
-            return columns_of.empty_table(), np.zeros((0, self._about().dim), np.float32)
-        chosen = lance.selected(self.path, table, columns)
-        return lance.vectors(self.path, table, chosen, where, most, seed)
+        return self.reader.vectors(where, columns, most, seed)
+
+    def get(self, id: str, region: str = "whole") -> dict[str, Any] | None:
+        """One row; vector and logits as float32 arrays, top logits as a list of dicts."""
+        return self.reader.get(id, region)
 
     def add(
         self,
@@ -174,38 +155,35 @@ class Collection:
         *,
         like: Collection | str | os.PathLike[str] | None = None,
         prune: bool = False,
-        channel: int | Literal["each"] | None = None,
-        window: float | None = None,
-        hop: float | None = None,
-        tile: int | None = None,
-        overlap: int = 0,
-        **options: Any,
+        **options: Unpack[AddOptions],
     ) -> Summary:
         """Embeds what the collection does not have yet; see `penult.collection.add.add`.
 
-        items: paths, folders, tables, arrays, bytes, images or texts. window, hop: seconds; one
-        row for each window of a recording. tile, overlap: pixels; one row for each box of an
-        image. options: those of `ingesting.ingest.Options` (logits, summary, max_seconds, …).
+        items: paths, folders, tables, arrays, bytes, images or texts. options: channel, windows,
+        tiles and more, see `AddOptions`.
 
         like: in place of items, another collection, whose items, regions, metadata and labels are
         taken along. prune: remove the rows of files that are gone from the folders and tables.
         """
-        from penult.collection.add import add
+        from penult.collection.add import RunSettings, add
         from penult.collection.ingest import Options
         from penult.collection.transfer import source_from_collection
         from penult.data.sources import from_objects
         from penult.data.windows import Layout
 
-        modality, layout = embedder.classifier.modality, Layout(window, hop, tile, overlap)
-        asked = Options(layout=layout, **options)
+        given: dict[str, Any] = dict(options)
+        modality, channel = embedder.classifier.modality, given.pop("channel", None)
+        layout = Layout(**{name: given.pop(name) for name in _LAYOUT if name in given})
+        settings = Options(layout=layout, **given)
+        run = RunSettings(prune=prune)
         if like is None:
             source = from_objects(items, modality, channel)
-            return add(self, embedder, source, asked, prune=prune)
+            return add(self.reader, embedder, source, settings, run)
         old = like if isinstance(like, Collection) else Collection.open(like, must_exist=True)
-        source, asked = source_from_collection(
-            old, self, modality, asked, given=items is not None or channel
+        source, settings = source_from_collection(
+            old.reader, self.reader, modality, settings, given=items is not None or channel
         )
-        return add(self, embedder, source, asked, like=old)
+        return add(self.reader, embedder, source, settings, run, like=old.reader)
 
     def search(
         self,
@@ -244,11 +222,11 @@ class Collection:
         if k < 1:
             raise CollectionError(f"k = {k}: at least one neighbour has to be asked for")
         if isinstance(query, str | os.PathLike):
-            query = search.query_vector(self, query, embedder=embedder)
-        manifest, table = self._latest()
+            query = self._query_vector(query, embedder)
+        manifest, table = self.reader.latest_rows()
         if table is None:
             return Hits()
-        used, dim = spaces.resolved(self, space), manifest.dim
+        used, dim = spaces.resolved(self.reader, space), manifest.dim
         if used.is_raw:
             fast = indexed or (metric == "cosine" and not flat and index.is_ready(self.path))
             direction = search.as_query(query, dim, metric)
@@ -256,9 +234,17 @@ class Collection:
         if indexed:
             raise CollectionError("the index is of raw vectors; it cannot search in a space")
         moved = used(search.as_query(query, dim, "l2"))  # a space is fitted to vectors as they are
-        asked = search.as_query(moved, moved.size, metric)
+        point = search.as_query(moved, moved.size, metric)
         # Rows are streamed and then taken by their places, which a later commit may change.
-        return search.in_space(self.path, self._items(), asked, k, where, metric, used)
+        return search.in_space(self.path, self.reader.open_rows(), point, k, where, metric, used)
+
+    def _query_vector(
+        self, query: str | os.PathLike[str], embedder: Embedder | None
+    ) -> npt.NDArray[np.float32]:
+        if embedder is None:
+            return search.query_vector(self.reader, query, self.embedder)
+        search.check_embedder(self.reader.require_manifest(), embedder)
+        return search.query_vector(self.reader, query, lambda: embedder)
 
     def embedder(
         self,
@@ -274,87 +260,54 @@ class Collection:
             FingerprintMismatch: what is there now would give other vectors.
         """
         place = None if model is None else os.fspath(model)
-        return self._embedders.get(self._about(), place, device, trust)
+        return self._embedders.get(self.reader.require_manifest(), place, device, trust)
 
-    def build_index(self, min_recall: float = 0.95) -> Index:
+    def build_index(self, min_recall: float = 0.95, wait: bool = False) -> Index:
         """Makes searches by cosine fast and approximate, if the index is good enough; see
         `penult.collection.index.build`."""
-        return index.build(self, min_recall)
+        return index.build(
+            self.reader,
+            lambda query, k: self.search(query, k, indexed=True),
+            min_recall,
+            wait=wait,
+        )
 
-    def drop_index(self) -> bool:
+    def drop_index(self, wait: bool = False) -> bool:
         """Removes the index, so that searches are exact; gives whether there was one."""
-        return index.drop(self)
+        return index.drop(self.reader, wait)
 
     @property
     def index(self) -> Index | None:
         """What the index is, if there is one."""
-        return index.read(self)
-
-    def get(self, id: str, region: str = "whole") -> dict[str, Any] | None:
-        """One row; vector and logits as float32 arrays, top logits as a list of dicts."""
-        _, table = self._latest()
-        if table is None:
-            return None
-        where = f"id = {rows.quoted([id])} AND region = {rows.quoted([region])}"
-        with store_errors(self.path):
-            found = table.search().where(where).limit(1).to_arrow()
-        if not len(found):
-            return None
-        row: dict[str, Any] = found.drop_columns(["vector"]).to_pylist()[0]
-        row["vector"] = rows.matrix(found["vector"])[0]
-        if "logits" in row and pa.types.is_fixed_size_list(found["logits"].type):
-            row["logits"] = rows.matrix(found["logits"])[0] if row["logits"] is not None else None
-        return {name: row[name] for name in found.column_names}
+        return index.read(self.reader)
 
     def failures(self) -> pa.Table:
         """What could not be embedded, and why, by id."""
-        return self._side("failures").sort_by([("id", "ascending"), ("region", "ascending")])
+        return self.reader.side_table("failures")
 
     def runs(self) -> pa.Table:
         """Who wrote, when, with what; in order of their beginning."""
-        return self._side("runs").sort_by("started")
+        return self.reader.side_table("runs")
 
     def labels(self) -> pa.Table:
         """All marks ever made, in order of time; of several for one region the last one counts."""
-        return self._side("labels").sort_by("when")
+        return self.reader.side_table("labels")
 
     def label(
         self, id: str, region: str, class_: str, mark: str = "yes", *, who: str, source: str
     ) -> None:
         """Appends one mark: that a region belongs to a class (yes), does not (no), or unsure."""
         record = {"id": id, "region": region, "class": class_, "mark": mark, "who": who}
-        self.append_labels([record | {"source": source}])
-
-    def append_labels(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Appends marks with id, region, class, mark, who, source and, if not now, when.
-
-        Needs no lock: also possible while a run is writing.
-
-        Raises:
-            CollectionError: there is no collection, a value is missing or a mark unknown.
-        """
-        for record in records:
-            missing = [name for name in ("id", "region", "class") if not record.get(name)]
-            if missing or record.get("mark") not in MARKS:
-                raise CollectionError(
-                    f"a label needs id, region, class and a mark out of {', '.join(MARKS)}; "
-                    f"received {dict(record)}"
-                )
-        self.append("labels", records)
+        append_labels(self.reader, [record | {"source": source}])
 
     def spaces(self) -> pa.Table:
         """The fitted spaces, oldest first; of several with one name the last one counts."""
-        return self._side("spaces").sort_by("when")
-
-    def add_space(self, space_id: str, name: str, about: Mapping[str, Any], data: bytes) -> None:
-        """Appends a fitted space: what it is (kept as JSON) and its arrays as bytes."""
-        record = {"space_id": space_id, "name": name, "about": json.dumps(about), "data": data}
-        self.append("spaces", [record])
+        return self.reader.side_table("spaces")
 
     def fit_space(self, recipe: str, name: str | None = None, where: str | None = None) -> Space:
         """Fits a space, such as `scale+l2`, on the raw vectors and keeps it; see
         `penult.collection.spaces.fit_space`."""
-        return spaces.fit_space(self, recipe, name, where)
+        return spaces.fit_space(self.reader, recipe, name, where)
 
     def space(self, name: str) -> Space:
         """The space that is kept under this name or recipe; of several the newest.
@@ -362,57 +315,4 @@ class Collection:
         Raises:
             SpaceError: there is none.
         """
-        return spaces.space_of(self, name)
-
-    def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Appends records to a side table (`penult.collection.lance.SIDE`); needs no lock."""
-        self._about()
-        columns = lance.SIDE[name]
-        stamped = [{"when": manifest.now(), **record} for record in records]
-        if stamped:
-            table = lance.created(self.path, name, columns)
-            with store_errors(self.path):
-                table.add(pa.Table.from_pylist(stamped, schema=columns))
-
-    def _current(self) -> tuple[Mark, Manifest] | None:
-        """The manifest with its mark; read again only where another one was written."""
-        mark, kept = manifest.mark(self.path), self._manifest
-        if mark is None:
-            return None
-        if kept is None or kept[0] != mark:
-            kept = self._manifest = (mark, manifest.read_manifest(self.path))
-        return kept
-
-    def _there(self) -> tuple[Mark, Manifest]:
-        if (current := self._current()) is None:
-            raise CollectionError(f"there is no collection at {self.path} yet")
-        return current
-
-    def _about(self) -> Manifest:
-        return self._there()[1]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)
-
-    def _latest(self) -> tuple[Manifest, Any | None]:
-        """The manifest, and the table of rows at its latest version, for questions that are one
-        call: opened once, since to open it takes as long as a search in its index does."""
-        (mark, manifest), kept = self._there(), self._table
-        if kept is not None and kept[0] == mark:
-            with store_errors(self.path):
-                kept[1].checkout_latest()
-            return manifest, kept[1]
-        table = lance.opened(self.path, lance.ITEMS)
-        self._table = None if table is None else (mark, table)
-        return manifest, table
-
-    def _items(self) -> Any | None:
-        self._about()
-        return lance.opened(self.path, lance.ITEMS)
-
-    def _side(self, name: str) -> pa.Table:
-        self._about()
-        if (table := lance.opened(self.path, name)) is None:
-            return lance.SIDE[name].empty_table()
-        with store_errors(self.path):
-            return table.to_arrow()
+        return spaces.space_of(self.reader, name)

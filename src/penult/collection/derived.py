@@ -5,11 +5,9 @@ computation.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,68 +17,10 @@ from penult.analysis import clustering as clusters
 from penult.analysis import projection
 from penult.analysis.clustering import Agreement, Clustering, ClusterOptions
 from penult.analysis.space import RAW
-from penult.collection import lance, schema, spaces
+from penult.collection import schema, spaces
 from penult.collection.labels import PREDICTED, labelled, names_of
-from penult.collection.manifest import store_errors
-from penult.errors import CollectionError, LabelsError, StoreError, UsageError
-
-if TYPE_CHECKING:
-    from penult.collection.collection import Collection
-
-
-_IDS = {"clusters": "clusters_id", "maps": "map_id"}
-
-
-@dataclass(frozen=True, slots=True)
-class Derived:
-    """What was kept under a name. about: how it was worked out. table: `id`, `region`, values."""
-
-    id: str
-    name: str
-    about: dict[str, Any]
-    table: pa.Table
-
-
-def keep_derived(
-    collection: Collection, kind: str, name: str, about: Mapping[str, Any], table: pa.Table
-) -> str:
-    """Appends one record to the side table `clusters` or `maps`; gives its id.
-
-    Raises:
-        CollectionError: a name that is empty.
-    """
-    if not name.strip():
-        raise CollectionError(f"{kind} are kept under a name that is not empty")
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-        writer.write_table(table)
-    data = sink.getvalue().to_pybytes()
-    text = json.dumps(about, ensure_ascii=False)
-    id = hashlib.sha256(text.encode() + data).hexdigest()[:16]
-    record = {_IDS[kind]: id, "name": name, "about": text, "data": data}
-    collection.append(kind, [record])
-    return id
-
-
-def read_derived(collection: Collection, kind: str, name: str | None = None) -> Derived | None:
-    """The record that was kept last, under this name if one is given."""
-    table = lance.opened(collection.path, kind) if collection.manifest is not None else None
-    if table is None:
-        return None
-    column = _IDS[kind]
-    with store_errors(collection.path):
-        asked = table.search().select([column, "name", "when"]).limit(None)
-        if name is not None:
-            asked = asked.where(f"name IN ({schema.quoted([name])})")
-        there = asked.to_arrow().sort_by("when").to_pylist()
-        if not there:
-            return None
-        where = f"{column} = '{there[-1][column]}'"
-        found = table.search().where(where).limit(1).to_arrow().to_pylist()[0]
-    with pa.ipc.open_stream(pa.BufferReader(found["data"])) as reader:
-        values = reader.read_all()
-    return Derived(found[column], found["name"], json.loads(found["about"]), values)
+from penult.collection.reader import Reader, keep_derived, read_derived
+from penult.errors import StoreError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +80,7 @@ class Clustered:
 
 
 def find_clusters(
-    collection: Collection,
+    reader: Reader,
     options: ClusterOptions,
     space: str = RAW,
     where: str | None = None,
@@ -152,11 +92,11 @@ def find_clusters(
     Raises:
         UsageError: no rows, or too few for what was asked.
     """
-    found = labelled(collection, [PREDICTED, *([by] if by else [])], where)
+    found = labelled(reader, [PREDICTED, *([by] if by else [])], where)
     if not len(found.keys):
-        what = f"no row of {collection.path} matches {where!r}" if where else "it has no rows"
-        raise UsageError(f"there is nothing to cluster in {collection.path}: {what}")
-    vectors = spaces.ready(collection, space)[0](found.vectors)
+        what = f"no row of {reader.path} matches {where!r}" if where else "it has no rows"
+        raise UsageError(f"there is nothing to cluster in {reader.path}: {what}")
+    vectors = spaces.ready(reader, space)[0](found.vectors)
     ids: list[str] = found.keys["id"].to_pylist()
     clustering = clusters.cluster(vectors, options, found.names[PREDICTED], ids)
     names = found.names[by] if by else None
@@ -164,7 +104,7 @@ def find_clusters(
     return Clustered(found.keys, clustering, space, where, by, names, agreement)
 
 
-def keep_clusters(collection: Collection, made: Clustered, name: str | None = None) -> str:
+def keep_clusters(reader: Reader, made: Clustered, name: str | None = None) -> str:
     """Keeps a clustering beside the rows, under a name, else its method's; the newest of a name
     counts. Gives the name."""
     name = name or made.clustering.options.method
@@ -176,29 +116,8 @@ def keep_clusters(collection: Collection, made: Clustered, name: str | None = No
         "clusters": [asdict(one) for one in made.clustering.clusters],
         "noise": made.clustering.noise,
     }
-    keep_derived(collection, "clusters", name, about, made.table())
+    keep_derived(reader, "clusters", name, about, made.table())
     return name
-
-
-def cluster_names(
-    collection: Collection, way: str, keys: Sequence[tuple[str, str]]
-) -> list[str | None]:
-    """The name of each row's cluster by the clustering `cluster` (the newest) or `cluster:NAME`;
-    None for noise, and for a row that was not there.
-
-    Raises:
-        LabelsError: there is no such clustering.
-    """
-    _, _, name = way.partition(":")
-    found = read_derived(collection, "clusters", name or None)
-    if found is None:
-        called = f" called {name!r}" if name else ""
-        raise LabelsError(
-            f"{collection.path} has no clusters{called} yet; "
-            f"penult cluster {collection.path} finds and keeps them"
-        )
-    names = dict(zip(schema.keys(found.table), found.table["name"].to_pylist(), strict=True))
-    return [names.get(key) for key in keys]
 
 
 _HIDDEN = ("content_hash", "size", "mtime_ns", "run_id", "truncated")
@@ -221,7 +140,7 @@ class Map:
 
 
 def make_map(
-    collection: Collection,
+    reader: Reader,
     by: str = PREDICTED,
     method: str | None = None,
     space: str = RAW,
@@ -237,31 +156,30 @@ def make_map(
     Raises:
         UsageError: no rows, or an unknown method. LabelsError: `by` names nothing here.
     """
-    matching = collection.count_where(where)
+    matching = reader.count_rows(where)
     if not matching:
-        what = f"no row of {collection.path} matches {where!r}" if where else "it has no rows"
-        raise UsageError(f"there is nothing to draw of {collection.path}: {what}")
+        what = f"no row of {reader.path} matches {where!r}" if where else "it has no rows"
+        raise UsageError(f"there is nothing to draw of {reader.path}: {what}")
     chosen = method or projection.method_for(min(matching, most or matching))
     if chosen not in projection.MOST:
         raise UsageError(f"method {chosen!r} is not known; {', '.join(projection.MOST)} work")
     if most is not None and most < 1:
         raise UsageError(f"a map of {most} rows cannot be drawn; one or more can")
-    columns = [name for name in schema.scalar_columns(collection.schema) if name not in _HIDDEN]
+    columns = [name for name in schema.scalar_columns(reader.schema) if name not in _HIDDEN]
     limit = most or projection.MOST[chosen]
-    table, vectors = collection.vectors(where, columns, most=limit, seed=seed)
-    names = names_of(collection, table, by)
-    used = spaces.ready(collection, space)[0]
+    table, vectors = reader.vectors(where, columns, most=limit, seed=seed)
+    names = names_of(reader, table, by)
+    used = spaces.ready(reader, space)[0]
     about = {"method": chosen, "space": used.id, "seed": seed, "dim": 2, "rows": _digest(vectors)}
-    points = _read_map(collection, about, table)
+    points = _read_map(reader, about, table)
     if points is None:
         found = projection.project(used(vectors), seed, chosen)
-        _keep_map(collection, about, table, found)
+        _keep_map(reader, about, table, found)
         return Map(table, found, names, by, chosen, space, matching, False)
     return Map(table, points, names, by, chosen, space, matching, True)
 
 
 def _digest(vectors: npt.NDArray[np.float32]) -> str:
-    import hashlib
 
     return hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()[:16]
 
@@ -271,17 +189,17 @@ def _map_name(about: dict[str, Any]) -> str:
 
 
 def _read_map(
-    collection: Collection, about: dict[str, Any], table: pa.Table
+    reader: Reader, about: dict[str, Any], table: pa.Table
 ) -> npt.NDArray[np.float32] | None:
     """The coordinates, if this map of these very rows was made before."""
-    found = read_derived(collection, "maps", _map_name(about))
+    found = read_derived(reader, "maps", _map_name(about))
     if found is None or schema.keys(found.table) != schema.keys(table):
         return None
     return np.stack([found.table[name].to_numpy() for name in ("x", "y")], axis=1)
 
 
 def _keep_map(
-    collection: Collection,
+    reader: Reader,
     about: dict[str, Any],
     table: pa.Table,
     points: npt.NDArray[np.float32],
@@ -290,6 +208,6 @@ def _keep_map(
     for place, name in enumerate(("x", "y")):
         values = values.append_column(name, pa.array(points[:, place]))
     try:
-        keep_derived(collection, "maps", _map_name(about), about, values)
+        keep_derived(reader, "maps", _map_name(about), about, values)
     except StoreError:  # a collection that may only be read has its map made anew each time
         return

@@ -15,30 +15,31 @@ import numpy as np
 import pyarrow as pa
 
 from penult.collection import schema
-from penult.collection.collection import Collection
+from penult.collection.index import read as read_index
 from penult.collection.manifest import Manifest, store_errors
+from penult.collection.reader import Reader
 from penult.data.files import file_aside
 from penult.errors import CollectionError, UsageError
 
 _COUNT_ROWS = 8192
 
 
-def describe(collection: Collection) -> dict[str, Any]:
+def describe(reader: Reader) -> dict[str, Any]:
     """For a JSON document; rows are counted, vectors are not read.
 
     Raises:
         CollectionError: there is no collection.
     """
-    if (manifest := collection.manifest) is None:
-        raise CollectionError(f"there is no collection at {collection.path}")
+    if (manifest := reader.manifest) is None:
+        raise CollectionError(f"there is no collection at {reader.path}")
     kinds: Counter[str] = Counter()
-    for batch in collection.scan(["kind"], batch_size=_COUNT_ROWS):
+    for batch in reader.scan(["kind"], batch_size=_COUNT_ROWS):
         kinds.update(batch.column("kind").to_pylist())
-    runs = collection.runs().to_pylist()
-    labels = collection.labels()
-    index = collection.index
+    runs = reader.side_table("runs").to_pylist()
+    labels = reader.side_table("labels")
+    index = read_index(reader)
     return {
-        "collection": str(collection.path),
+        "collection": str(reader.path),
         "rows": sum(kinds.values()),
         "kinds": dict(kinds.most_common()),
         "dim": manifest.dim,
@@ -52,12 +53,12 @@ def describe(collection: Collection) -> dict[str, Any]:
         "modality": manifest.model.get("modality"),
         "created": manifest.created,
         "fingerprint": dict(manifest.fingerprint),
-        "columns": collection.columns,
+        "columns": reader.columns,
         "labels": {"marks": len(labels), "classes": sorted(set(labels["class"].to_pylist()))},
-        "spaces": len(collection.spaces()),
-        "failures": len(collection.failures()),
+        "spaces": len(reader.side_table("spaces")),
+        "failures": len(reader.side_table("failures")),
         "runs": [{name: run[name] for name in _RUN} for run in runs],
-        "bytes": _size(collection.path),
+        "bytes": _size(reader.path),
         "index": index.to_dict() if index else None,
     }
 
@@ -83,7 +84,7 @@ Batches = Iterator[pa.RecordBatch]
 
 
 def export(
-    collection: Collection,
+    reader: Reader,
     out_path: str | os.PathLike[str],
     where: str | None = None,
     logits: bool = True,
@@ -110,11 +111,11 @@ def export(
     for target in targets:
         if target.exists() and not overwrite:
             raise UsageError(f"{target} exists; give another name, or overwrite it (--overwrite)")
-    names = [name for name in collection.columns if logits or name != "logits"]
-    columns = pa.schema([collection.schema.field(name) for name in names])
+    names = [name for name in reader.columns if logits or name != "logits"]
+    columns = pa.schema([reader.schema.field(name) for name in names])
     with store_errors(out), contextlib.ExitStack() as stack:
         asides = [stack.enter_context(file_aside(target)) for target in targets]
-        return write(asides, collection.manifest, columns, collection.ordered(names, where, _BATCH))
+        return write(asides, reader.manifest, columns, reader.ordered(names, where, _BATCH))
 
 
 def write_csv(out: str | os.PathLike[str], table: pa.Table) -> None:

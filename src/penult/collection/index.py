@@ -11,10 +11,10 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from penult.collection.manifest import locked, now, store_errors, write_aside
 from penult.errors import CollectionError, IndexRefused, UsageError
 
 if TYPE_CHECKING:
-    from penult.collection.collection import Collection
+    from penult.collection.reader import Reader
 
 
 NAME = "vectors"
@@ -37,6 +37,25 @@ _SAMPLE = 100
 _BATCH = 8192
 _LOOK = ("id", "region", "vector")
 Matrix = npt.NDArray[np.float32]
+
+
+class Neighbour(Protocol):
+    """A row that a search found."""
+
+    @property
+    def id(self) -> str:
+        """The id of its item."""
+
+    @property
+    def region(self) -> str:
+        """The key of its region."""
+
+    @property
+    def similarity(self) -> float:
+        """The cosine to the query."""
+
+
+Find = Callable[[Matrix, int], Sequence[Neighbour]]  # (d,), k → the k nearest rows by the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +82,13 @@ def is_ready(path: Path) -> bool:
     return (path / ABOUT).exists()
 
 
-def read(collection: Collection) -> Index | None:
-    """The index of a collection, and how many rows it does not have yet."""
-    if not is_ready(collection.path):
+def read(reader: Reader) -> Index | None:
+    """The index of a reader, and how many rows it does not have yet."""
+    if not is_ready(reader.path):
         return None
-    table = lance.opened(collection.path, lance.ITEMS)
-    with store_errors(collection.path):
-        about = json.loads((collection.path / ABOUT).read_text(encoding="utf-8"))
+    table = lance.open_table(reader.path, lance.ITEMS)
+    with store_errors(reader.path):
+        about = json.loads((reader.path / ABOUT).read_text(encoding="utf-8"))
         state = table.index_stats(NAME) if table is not None else None
     return Index(**{**about, "since": state.num_unindexed_rows}) if state else None
 
@@ -92,9 +111,13 @@ def _lists(count: int) -> int:
 
 
 def build(
-    collection: Collection, min_recall: float = 0.95, sample: int = _SAMPLE, wait: bool = False
+    reader: Reader,
+    find: Find,
+    min_recall: float = 0.95,
+    sample: int = _SAMPLE,
+    wait: bool = False,
 ) -> Index:
-    """Builds the index anew and measures it; gives what it is.
+    """Builds the index anew, measures it and describes it. find: a search by it.
 
     Raises:
         UsageError: too few rows, or a recall that is none.
@@ -103,7 +126,7 @@ def build(
     """
     if not 0 <= min_recall <= 1:
         raise UsageError(f"a recall of {min_recall:g} cannot be; it lies between 0 and 1")
-    path, count = collection.path, collection.count
+    path, count = reader.path, reader.count_rows()
     if count < MIN_ROWS:
         raise UsageError(
             f"{path} has {count} rows: comparing all of them takes a few ms, and an index needs at "
@@ -113,7 +136,7 @@ def build(
         _drop(path)
         seconds = _create(path, count)
         try:
-            recall, milliseconds, used = measured(collection, sample)
+            recall, milliseconds, used = measured(reader, find, sample)
             if recall < min_recall:
                 raise IndexRefused(
                     f"the index of {path} finds {recall:.3f} of the {K} nearest rows, less than "
@@ -129,22 +152,22 @@ def build(
     return index
 
 
-def drop(collection: Collection, wait: bool = False) -> bool:
+def drop(reader: Reader, wait: bool = False) -> bool:
     """Removes the index; gives whether there was one.
 
     Raises:
         CollectionError: there is no collection. CollectionLocked: another process writes.
     """
-    if collection.manifest is None:
-        raise CollectionError(f"there is no collection at {collection.path}")
-    with locked(collection.path, "penult index --drop", wait):
-        return _drop(collection.path)
+    if reader.manifest is None:
+        raise CollectionError(f"there is no collection at {reader.path}")
+    with locked(reader.path, "penult index --drop", wait):
+        return _drop(reader.path)
 
 
 def _create(path: Path, count: int) -> float:
     from lancedb.index import IvfSq
 
-    table = lance.opened(path, lance.ITEMS)
+    table = lance.open_table(path, lance.ITEMS)
     assert table is not None
     lists = _lists(count)
     config = IvfSq(distance_type="cosine", num_partitions=lists, max_iterations=20, sample_rate=64)
@@ -157,32 +180,32 @@ def _create(path: Path, count: int) -> float:
 def _drop(path: Path) -> bool:
     with store_errors(path):
         (path / ABOUT).unlink(missing_ok=True)
-        table = lance.opened(path, lance.ITEMS)
+        table = lance.open_table(path, lance.ITEMS)
         there = table is not None and NAME in [index.name for index in table.list_indices()]
         if table is not None and there:
             table.drop_index(NAME)
     return there
 
 
-def measured(collection: Collection, sample: int = _SAMPLE) -> tuple[float, float, int]:
+def measured(reader: Reader, find: Find, sample: int = _SAMPLE) -> tuple[float, float, int]:
     """Recall of the ten nearest rows besides the row itself, over rows drawn by chance; median
     milliseconds of a search; how many were asked. An equally near row is as good."""
-    keys, queries = _drawn(collection, sample)
-    needed = _tenth(collection, keys, queries)
+    keys, queries = _drawn(reader, sample)
+    needed = _tenth(reader, keys, queries)
     found, times = [], []
     for key, query, least in zip(keys, queries, needed, strict=True):
         began = time.perf_counter()
-        hits = collection.search(query, k=K + 1, indexed=True)
+        hits = find(query, K + 1)
         times.append(time.perf_counter() - began)
         others = [hit.similarity for hit in hits if (hit.id, hit.region) != key][:K]
         found.append(sum(similarity >= least - 1e-5 for similarity in others) / K)
     return statistics.fmean(found), statistics.median(times) * 1e3, len(keys)
 
 
-def _drawn(collection: Collection, sample: int) -> tuple[list[tuple[str, str]], Matrix]:
-    table = lance.opened(collection.path, lance.ITEMS)
+def _drawn(reader: Reader, sample: int) -> tuple[list[tuple[str, str]], Matrix]:
+    table = lance.open_table(reader.path, lance.ITEMS)
     assert table is not None
-    with store_errors(collection.path):
+    with store_errors(reader.path):
         count = table.count_rows()
         places = np.random.default_rng(0).choice(count, min(2 * sample, count), replace=False)
         found = table.take_offsets(sorted(places.tolist())).select(list(_LOOK)).to_arrow()
@@ -192,12 +215,12 @@ def _drawn(collection: Collection, sample: int) -> tuple[list[tuple[str, str]], 
     return [keys[place] for place in some], vectors[some]
 
 
-def _tenth(collection: Collection, keys: list[tuple[str, str]], queries: Matrix) -> Matrix:
+def _tenth(reader: Reader, keys: list[tuple[str, str]], queries: Matrix) -> Matrix:
     """The cosine of each query's tenth nearest row, itself left out; all rows are compared."""
     units = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     own = {key: place for place, key in enumerate(keys)}
     best = np.full((len(keys), K), -np.inf, np.float32)
-    for batch, vectors in _vectors(collection):
+    for batch, vectors in _vectors(reader):
         lengths = np.linalg.norm(vectors, axis=1)
         cosines = units @ (vectors / np.where(lengths > 0, lengths, 1)[:, None]).T
         cosines[:, lengths == 0] = -np.inf
@@ -210,6 +233,6 @@ def _tenth(collection: Collection, keys: list[tuple[str, str]], queries: Matrix)
     return tenth
 
 
-def _vectors(collection: Collection) -> Iterator[tuple[Any, Matrix]]:
-    for batch in collection.scan(_LOOK, batch_size=_BATCH):
+def _vectors(reader: Reader) -> Iterator[tuple[Any, Matrix]]:
+    for batch in reader.scan(_LOOK, batch_size=_BATCH):
         yield batch, schema.matrix(batch.column("vector"))

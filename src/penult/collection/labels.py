@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from penult.collection import schema
-from penult.collection.collection import Collection
+from penult.collection.reader import Reader, read_derived
 from penult.collection.schema import Key
 from penult.collection.schema import keys as keys_of
 from penult.data.items import namer
 from penult.errors import LabelsError
-
-if TYPE_CHECKING:
-    from penult.collection.collection import Collection
-
 
 MARKED = "labels"  # the marks that were given in the collection
 PREDICTED = "label"  # the classifier's own label
@@ -37,10 +32,10 @@ class Labelled:
     names: dict[str, list[str | None]]
 
 
-def labelled(collection: Collection, by: Sequence[str], where: str | None = None) -> Labelled:
+def labelled(reader: Reader, by: Sequence[str], where: str | None = None) -> Labelled:
     """The rows that a filter leaves, named in each of these ways.
 
-    by: what `sources.naming.namer` takes (a metadata column, `folder`, a pattern of the path), or
+    by: what `penult.data.items.namer` takes (a metadata column, `folder`, a pattern of the path) or
     `labels` (the marks given in the collection, the last yes for each row), `label` (the
     classifier's own) or, where no column is called so, `cluster` (of the clusters that were kept
     last) or `cluster:NAME`.
@@ -48,13 +43,13 @@ def labelled(collection: Collection, by: Sequence[str], where: str | None = None
     Raises:
         LabelsError: a way that names nothing here; only the classifier itself may have no label.
     """
-    columns = [name for name in collection.columns if name not in ("vector", "logits")]
-    table, vectors = collection.vectors(where, columns)
-    names = {way: names_of(collection, table, way) for way in by}
+    columns = [name for name in reader.columns if name not in ("vector", "logits")]
+    table, vectors = reader.vectors(where, columns)
+    names = {way: names_of(reader, table, way) for way in by}
     return Labelled(table.select(["id", "region"]), vectors, names)
 
 
-def names_of(collection: Collection, table: pa.Table, way: str) -> list[str | None]:
+def names_of(reader: Reader, table: pa.Table, way: str) -> list[str | None]:
     """What these rows (all scalar columns of them) are called in one way, as `labelled` has it.
 
     Raises:
@@ -64,35 +59,52 @@ def names_of(collection: Collection, table: pa.Table, way: str) -> list[str | No
     if way == PREDICTED:
         return [row["label"] for row in rows]
     if way == MARKED:
-        marks = marked(collection)
+        marks = marked(reader)
         names = [marks.get((row["id"], row["region"])) for row in rows]
     elif way not in table.column_names and way.partition(":")[0] == CLUSTER:
-        from penult.collection.derived import cluster_names
-
-        names = cluster_names(collection, way, keys_of(table))
+        names = cluster_names(reader, way, keys_of(table))
     else:
         name = namer(way, table.column_names)
         names = [name(row["id"], row) for row in rows]
     if rows and not any(names):
-        raise LabelsError(f"no row of {collection.path} has a name by {way!r}")
+        raise LabelsError(f"no row of {reader.path} has a name by {way!r}")
     return names
 
 
-def marked(collection: Collection) -> dict[tuple[str, str], str]:
+def cluster_names(reader: Reader, way: str, keys: Sequence[Key]) -> list[str | None]:
+    """The name of each row's cluster by the clustering `cluster` (the newest) or `cluster:NAME`;
+    None for noise, and for a row that was not there.
+
+    Raises:
+        LabelsError: there is no such clustering.
+    """
+    _, _, name = way.partition(":")
+    found = read_derived(reader, "clusters", name or None)
+    if found is None:
+        called = f" called {name!r}" if name else ""
+        raise LabelsError(
+            f"{reader.path} has no clusters{called} yet; "
+            f"penult cluster {reader.path} finds and keeps them"
+        )
+    names = dict(zip(keys_of(found.table), found.table["name"].to_pylist(), strict=True))
+    return [names.get(key) for key in keys]
+
+
+def marked(reader: Reader) -> dict[tuple[str, str], str]:
     """The class of each marked row: of its marks with the same class the last one counts, and of
     its classes that are marked yes the one marked last."""
     yes = {
         key: [name for name, mark in classes.items() if mark == "yes"]
-        for key, classes in standing(collection).items()
+        for key, classes in standing(reader).items()
     }
     return {key: names[-1] for key, names in yes.items() if names}
 
 
-def standing(collection: Collection) -> dict[tuple[str, str], dict[str, str]]:
+def standing(reader: Reader) -> dict[tuple[str, str], dict[str, str]]:
     """The marks that count, by row and class, the last one last. Nothing is ever taken out of the
     table: a mark whose source is TAKEN_BACK undoes those before it."""
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for row in collection.labels().to_pylist():
+    for row in reader.side_table("labels").to_pylist():
         classes = found.setdefault((row["id"], row["region"]), {})
         classes.pop(row["class"], None)  # so that the last mark stands last
         if row["source"] != TAKEN_BACK:
@@ -103,14 +115,14 @@ def standing(collection: Collection) -> dict[tuple[str, str], dict[str, str]]:
 _ASKED = 200  # ids in one question
 
 
-def groups_of(collection: Collection, keys: Sequence[Key], by: str) -> dict[Key, str | None]:
+def groups_of(reader: Reader, keys: Sequence[Key], by: str) -> dict[Key, str | None]:
     """The group of these rows; see `penult.data.items.namer`."""
-    columns = [name for name in collection.columns if name not in schema.ARRAYS]
+    columns = [name for name in reader.columns if name not in schema.ARRAYS]
     name_of = namer(by, columns)
     ids = list(dict.fromkeys(id for id, _ in keys))
     found: dict[Key, str | None] = {}
     for at in range(0, len(ids), _ASKED):
         where = f"id IN ({schema.quoted(ids[at : at + _ASKED])})"
-        for batch in collection.scan(columns, where):
+        for batch in reader.scan(columns, where):
             found |= {(r["id"], r["region"]): name_of(r["id"], r) for r in batch.to_pylist()}
     return {key: found.get(key) for key in keys}

@@ -87,7 +87,7 @@ def _connected(path: str, process: int) -> Any:
     return lancedb.connect(path, session=_session())
 
 
-def opened(path: Path, name: str) -> Any | None:
+def open_table(path: Path, name: str) -> Any | None:
     """A table at its latest version, which the handle keeps while others write; None if absent."""
     with store_errors(path):
         try:
@@ -98,20 +98,20 @@ def opened(path: Path, name: str) -> Any | None:
             raise
 
 
-def created(path: Path, name: str, columns: pa.Schema) -> Any:
+def create_table(path: Path, name: str, columns: pa.Schema) -> Any:
     """The table, made if it is absent, or if a killed creation left a part of it."""
     with store_errors(path):
         return connect(path).create_table(name, schema=columns, exist_ok=True)
 
 
-def remade(path: Path, name: str, columns: pa.Schema) -> Any:
+def recreate_table(path: Path, name: str, columns: pa.Schema) -> Any:
     """The table, empty and with these columns, whatever it was before."""
     with store_errors(path):
         return connect(path).create_table(name, schema=columns, mode="overwrite")
 
 
 @contextlib.contextmanager
-def asking(path: Path, where: str | None, columns: list[str]) -> Iterator[None]:
+def query_errors(path: Path, where: str | None, columns: list[str]) -> Iterator[None]:
     """Translates errors of one query: its filter's in words, the system's as StoreError."""
     with store_errors(path):
         try:
@@ -279,7 +279,7 @@ _VECTORS_AT_ONCE = 1024
 Places = npt.NDArray[np.uint64]
 
 
-def selected(path: Path, table: Any, columns: Sequence[str] | None) -> list[str]:
+def check_columns(path: Path, table: Any, columns: Sequence[str] | None) -> list[str]:
     """The names of these columns, or of all.
 
     Raises:
@@ -293,12 +293,12 @@ def selected(path: Path, table: Any, columns: Sequence[str] | None) -> list[str]
     return names if columns is None else list(columns)
 
 
-def stream(
+def stream_rows(
     path: Path, table: Any, columns: list[str], where: str | None, size: int, row_id: bool = False
 ) -> Iterator[pa.RecordBatch]:
     """The matching rows in no particular order, all of one commit; with `_rowid` if asked."""
     names = table.schema.names
-    with asking(path, where, names):
+    with query_errors(path, where, names):
         query = table.search().select(columns).limit(None).with_row_id(row_id)
         if where is not None:
             query = query.where(where)
@@ -306,7 +306,7 @@ def stream(
 
     def batches() -> Iterator[pa.RecordBatch]:
         while True:
-            with asking(path, where, names):
+            with query_errors(path, where, names):
                 batch = next(reader, None)
             if batch is None:
                 return
@@ -315,21 +315,21 @@ def stream(
     return batches()
 
 
-def ordered(
+def stream_ordered(
     path: Path, table: Any, columns: list[str], where: str | None, size: int
 ) -> Iterator[pa.RecordBatch]:
     """The matching rows in the order of their keys."""
-    found = places(path, table, where)
+    found = find_places(path, table, where)
     chunks = (found[at : at + size] for at in range(0, len(found), size))
     return (batch for chunk in chunks for batch in take_rows(path, table, columns, chunk))
 
 
-def vectors(
+def read_vectors(
     path: Path, table: Any, columns: list[str], where: str | None, most: int | None, seed: int
 ) -> tuple[pa.Table, npt.NDArray[np.float32]]:
     """The columns and the vectors (n, d) of the matching rows in the order of their keys; of more
     than `most`, so many drawn by chance, the same ones for a seed."""
-    found = places(path, table, where)
+    found = find_places(path, table, where)
     if most is not None and len(found) > most:
         drawn = np.random.default_rng(seed).choice(len(found), most, replace=False)
         found = found[np.sort(drawn)]
@@ -338,7 +338,9 @@ def vectors(
     parts: list[pa.RecordBatch] = []
     filled: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
     wanted = [*dict.fromkeys([*columns, "vector"])]
-    for batch in stream(path, table, wanted, where, _VECTORS_AT_ONCE, True) if len(found) else ():
+    for batch in (
+        stream_rows(path, table, wanted, where, _VECTORS_AT_ONCE, True) if len(found) else ()
+    ):
         row = batch.column(ROW).to_numpy()
         spot = np.minimum(np.searchsorted(found, row, sorter=by_row), len(found) - 1)
         place = by_row[spot]
@@ -361,9 +363,9 @@ def take_rows(path: Path, table: Any, columns: list[str], wanted: Places) -> lis
     return batches
 
 
-def places(path: Path, table: Any, where: str | None) -> Places:
+def find_places(path: Path, table: Any, where: str | None) -> Places:
     """The row ids of the matching rows, in the order of their keys."""
-    parts = list(stream(path, table, list(rows.ORDER), where, _KEYS_AT_ONCE, True))
+    parts = list(stream_rows(path, table, list(rows.ORDER), where, _KEYS_AT_ONCE, True))
     if not parts:
         return np.zeros(0, np.uint64)
     keys = pa.Table.from_batches(parts)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,8 +22,8 @@ from penult.data.regions import Region
 from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
 
 if TYPE_CHECKING:
-    from penult.collection.collection import Collection
     from penult.collection.manifest import Manifest
+    from penult.collection.reader import Reader
     from penult.embedding.embedder import Embedder
 
 
@@ -180,13 +180,13 @@ def raw(
     names = [*schema.scalar_columns(table.schema), DISTANCE]
     asked, matching, probes = k + _MORE, 0, 0
     if fast:
-        with lance.asking(path, where, table.schema.names):
+        with lance.query_errors(path, where, table.schema.names):
             count = matching = int(table.count_rows())
             if where is not None:
                 matching = int(table.count_rows(where))
         probes = index.probes(count, matching)
     while True:
-        with lance.asking(path, where, table.schema.names):
+        with lance.query_errors(path, where, table.schema.names):
             builder = table.search(query, vector_column_name="vector").distance_type(metric)
             if where is not None:
                 builder = builder.where(where, prefilter=True)
@@ -208,7 +208,7 @@ def in_space(
     query: (d',), already in the space.
     """
     best = _BEST.empty_table()
-    for batch in lance.stream(path, table, [*schema.KEY, "vector"], where, _BATCH, True):
+    for batch in lance.stream_rows(path, table, [*schema.KEY, "vector"], where, _BATCH, True):
         distance = distances(query, space(schema.matrix(batch.column("vector"))), metric)
         columns = [*(batch.column(name) for name in schema.KEY), batch.column(lance.ROW)]
         part = pa.table([*columns, pa.array(distance)], schema=_BEST)
@@ -246,56 +246,44 @@ class KeptEmbedder:
 
 
 def query_vector(
-    collection: Collection,
+    reader: Reader,
     query: str | os.PathLike[str],
-    *,
+    opener: Callable[[], Embedder],
     start: float | None = None,
     end: float | None = None,
-    model: str | None = None,
-    device: str = "auto",
-    trust: bool = False,
-    embedder: Embedder | None = None,
 ) -> npt.NDArray[np.float32]:
-    """The vector (d,) of a row of the collection, or of a file, embedded as its rows were: by this
-    embedder, or by the collection's own, which `model`, `device` and `trust` open.
+    """The vector (d,) of a row of the collection, or of a file, embedded as its rows were by the
+    embedder that `opener` gives. start, end: seconds of the file.
 
     A row serves as it is stored if its file has not changed; then no model is opened.
 
     Raises:
         CollectionError: there is no such file and no such row.
         UsageError: the file cannot be embedded.
-        FingerprintMismatch: the embedder gives other vectors.
     """
-    manifest = collection.manifest
-    if manifest is None:
-        raise CollectionError(f"there is no collection at {collection.path}")
-    if embedder is not None:
-        check_embedder(manifest, embedder)
+    manifest = reader.require_manifest()
     segment = start is not None or end is not None
     try:
         region = Region("segment", start or 0.0, end) if segment else Region()
     except ItemError as error:
         raise UsageError(f"the query's segment: {error}") from error
     query = os.fspath(query)
-    stored = _stored(collection, query, region)
+    stored = _stored(reader, query, region)
     if stored is not None:
         return stored
     text = manifest.model.get("modality") == "text"
     if not text and not Path(query).expanduser().is_file():
-        raise CollectionError(
-            f"{query!r} is neither a file nor the id of a row of {collection.path}"
-        )
-    opened = embedder or collection.embedder(model, device=device, trust=trust)
+        raise CollectionError(f"{query!r} is neither a file nor the id of a row of {reader.path}")
     try:
-        return _embedded(opened, query, region)
+        return _embedded(opener(), query, region)
     except ItemError as error:
         raise UsageError(f"the query {query}: {error}") from error
 
 
-def _stored(collection: Collection, query: str, region: Region) -> npt.NDArray[np.float32] | None:
+def _stored(reader: Reader, query: str, region: Region) -> npt.NDArray[np.float32] | None:
     path = Path(query).expanduser().absolute()
     for id in (query, str(path)):
-        row = collection.get(id, region.key)
+        row = reader.get(id, region.key)
         if row is None:
             continue
         file = Path(row["id"])

@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow as pa
 
 from penult.collection import lance, schema
-from penult.collection.collection import Collection
 from penult.collection.ingest import Options
 from penult.collection.manifest import Manifest, check_same, differing, locked, store_errors
-from penult.collection.writer import Writer
+from penult.collection.reader import Reader
+from penult.collection.writer import Writer, writing
 from penult.data.items import Entry, Failure, Item, file_item, path_of, text_item
 from penult.data.regions import Region
 from penult.data.sources import Source
@@ -34,11 +34,11 @@ _SIDE_ROWS = 1000
 def append_missing(source: Path, target: Path, name: str, by: str) -> int:
     """Appends the rows of a side table that the target's does not have, all columns alike; gives
     how many. by: the column to look them up with."""
-    theirs = lance.opened(source, name)
+    theirs = lance.open_table(source, name)
     if theirs is None:
         return 0
     columns = lance.SIDE[name]
-    ours = lance.created(target, name, columns)
+    ours = lance.create_table(target, name, columns)
     appended = 0
     with store_errors(source):
         batches = theirs.search().select(columns.names).limit(None).to_batches(_SIDE_ROWS)
@@ -79,7 +79,7 @@ Rank = tuple[Any, ...]
 
 
 @dataclass(slots=True)
-class Merged:
+class MergeSummary:
     """What a merge did: rows that are new, that replaced an older one, that were there already."""
 
     new: int = 0
@@ -95,7 +95,7 @@ class Merged:
         return asdict(self)
 
 
-def merge(sources: Sequence[Collection], into: Collection, *, wait: bool = False) -> Merged:
+def merge(sources: Sequence[Reader], into: Reader, *, wait: bool = False) -> MergeSummary:
     """Brings all that the sources have into one collection, which may be there already.
 
     Of two rows with one key that of the newer run counts; values of metadata that it lacks are
@@ -107,22 +107,22 @@ def merge(sources: Sequence[Collection], into: Collection, *, wait: bool = False
         CollectionLocked: one of them is being written.
     """
     manifest = _one_manifest(sources, into)
-    did = Merged()
+    did = MergeSummary()
     with contextlib.ExitStack() as held:
         for source in sources:
             if os.access(source.path, os.W_OK):  # else nobody here can write to it
                 held.enter_context(locked(source.path, f"merge into {into.path}", wait))
         about = {"sources": [str(source.path.absolute()) for source in sources]}
-        writer = held.enter_context(into.writer(manifest, None, {"merged": about}, wait=wait))
+        writer = held.enter_context(writing(into.path, manifest, None, {"merged": about}, wait))
         for source in sources:
             lance.add_metadata(writer.table, schema.metadata_of(source.schema), into.path)
         started: dict[str, Rank] = {}
         for source in sources:
             did.runs += _take_runs(source, into)
-        for run in into.runs().to_pylist():
+        for run in into.side_table("runs").to_pylist():
             started[run["run_id"]] = (run["started"], run["run_id"])
         for source in sources:
-            _Rows(source, writer, started, did).take()
+            _RowMerge(source, writer, started, did).take()
         for source in sources:
             did.failures += _take_failures(source, writer)
             did.labels += append_missing(source.path, into.path, "labels", by="id")
@@ -132,14 +132,16 @@ def merge(sources: Sequence[Collection], into: Collection, *, wait: bool = False
     return did
 
 
-def _one_manifest(sources: Sequence[Collection], into: Collection) -> Manifest:
+def _one_manifest(sources: Sequence[Reader], into: Reader) -> Manifest:
     places = [source.path.resolve() for source in sources]
     if not sources or into.path.resolve() in places or len(set(places)) < len(places):
         raise UsageError(
             "give collections that differ from each other and from the one that they go into"
         )
     found = [
-        (c.path, c.manifest) for c in (into, *sources) if c.manifest and (c != into or c.count)
+        (c.path, c.manifest)
+        for c in (into, *sources)
+        if c.manifest and (c != into or c.count_rows())
     ]
     path, ours = found[0]
     for other, theirs in found[1:]:
@@ -153,24 +155,24 @@ def _one_manifest(sources: Sequence[Collection], into: Collection) -> Manifest:
     return ours
 
 
-def _take_runs(source: Collection, into: Collection) -> int:
-    ours = set(into.runs()["run_id"].to_pylist())
-    theirs = [run for run in source.runs().to_pylist() if run["run_id"] not in ours]
+def _take_runs(source: Reader, into: Reader) -> int:
+    ours = set(into.side_table("runs")["run_id"].to_pylist())
+    theirs = [run for run in source.side_table("runs").to_pylist() if run["run_id"] not in ours]
     for run in theirs:
         if run["status"] == "running":  # we hold its lock
             run["status"] = "killed"
     if theirs:
-        table = lance.created(into.path, "runs", lance.SIDE["runs"])
+        table = lance.create_table(into.path, "runs", lance.SIDE["runs"])
         with store_errors(into.path):
             table.add(pa.Table.from_pylist(theirs, schema=lance.SIDE["runs"]))
     return len(theirs)
 
 
-class _Rows:
+class _RowMerge:
     """Takes the rows of one source."""
 
     def __init__(
-        self, source: Collection, writer: Writer, started: Mapping[str, Rank], did: Merged
+        self, source: Reader, writer: Writer, started: Mapping[str, Rank], did: MergeSummary
     ) -> None:
         self._source, self._writer, self._started, self._did = source, writer, started, did
         self._scalars = [
@@ -270,10 +272,10 @@ class _Rows:
         return {name: other[name] for name in names}
 
 
-def _take_failures(source: Collection, writer: Writer) -> int:
+def _take_failures(source: Reader, writer: Writer) -> int:
     """Failures of what has no row; of two for one region the newer."""
     taken = 0
-    for failures in _in_parts(source.failures().to_pylist()):
+    for failures in _in_parts(source.side_table("failures").to_pylist()):
         ids = [row["id"] for row in failures]
         there = {(row["id"], row["region"]) for row in writer.rows_of(ids, list(schema.KEY))}
         items = {id for id, _ in there}
@@ -306,7 +308,7 @@ _SOURCE_ROWS = 4096
 
 
 def source_from_collection(
-    old: Collection, new: Collection, modality: str, options: Options, given: object = False
+    old: Reader, new: Reader, modality: str, options: Options, given: object = False
 ) -> tuple[Source, Options]:
     """The source that a collection is, and the options with the way its summaries were made.
 
@@ -334,7 +336,7 @@ class _Items:
     when it is read.
     """
 
-    def __init__(self, old: Collection, modality: str) -> None:
+    def __init__(self, old: Reader, modality: str) -> None:
         had = old.manifest.model.get("modality") if old.manifest else None
         if had not in (None, modality):
             raise UsageError(f"{old.path} holds {had} items, and this model takes {modality}")
@@ -344,7 +346,7 @@ class _Items:
 
     def source(self) -> Source:
         """All but the summaries, which are made of the others and not of files."""
-        return Source(self._entries, self._metadata, self._old.count_where(f"NOT ({_MADE})"))
+        return Source(self._entries, self._metadata, self._old.count_rows(f"NOT ({_MADE})"))
 
     def had_summary(self, id: str) -> bool:
         """Whether the item that was given had one; to be asked once."""
@@ -364,15 +366,15 @@ class _Items:
                     yield _entry(row, list(self._metadata), self._modality)
 
 
-def summary_of(old: Collection) -> str | None:
+def summary_of(old: Reader) -> str | None:
     """How the summaries of a collection were made, as its runs say; None if it has none.
 
     Raises:
         UsageError: it has some, and no run or more than one way is written down.
     """
-    if not old.count_where(_MADE):
+    if not old.count_rows(_MADE):
         return None
-    infos = [json.loads(info) for info in old.runs()["info"].to_pylist() if info]
+    infos = [json.loads(info) for info in old.side_table("runs")["info"].to_pylist() if info]
     ways = sorted({info["summary"] for info in infos if info.get("summary")})
     if len(ways) != 1:
         known = f"made in {len(ways)} ways ({', '.join(ways)})" if ways else "nobody wrote down how"

@@ -393,7 +393,9 @@ def writing(
         path.mkdir(parents=True, exist_ok=True)
     with locked(path, str(run["command"]), wait):
         items = _items(path, manifest, metadata or {})
-        sides = {name: lance.created(path, name, columns) for name, columns in lance.SIDE.items()}
+        sides = {
+            name: lance.create_table(path, name, columns) for name, columns in lance.SIDE.items()
+        }
         run_id = f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         writer = Writer(path, items, sides, run_id)
         writer._start(run)
@@ -411,7 +413,7 @@ def writing(
 def _items(path: Path, manifest: Manifest, metadata: Mapping[str, pa.DataType]) -> Any:
     """The table of rows, in step with the manifest. A collection without rows is nobody's yet."""
     columns = schema.row_schema(manifest.dim, manifest.n_logits, manifest.logits, manifest.dtype)
-    items = lance.opened(path, lance.ITEMS)
+    items = lance.open_table(path, lance.ITEMS)
     empty = items is None or items.count_rows() == 0
     if exists(path):
         ours = read_manifest(path)
@@ -424,8 +426,8 @@ def _items(path: Path, manifest: Manifest, metadata: Mapping[str, pa.DataType]) 
     else:
         write_manifest(path, manifest)
     if items is None:
-        items = lance.created(path, lance.ITEMS, columns)
+        items = lance.create_table(path, lance.ITEMS, columns)
     elif empty and lance.own_columns(items.schema) != list(columns):
-        items = lance.remade(path, lance.ITEMS, columns)
+        items = lance.recreate_table(path, lance.ITEMS, columns)
     lance.add_metadata(items, metadata, path)
     return items

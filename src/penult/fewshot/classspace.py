@@ -46,7 +46,7 @@ def space_of(source: VectorSource, recipe: str, examples: Examples) -> Space:
     """
     collection = source.collection
     if collection is not None:
-        own = spaces.meant(collection, recipe)
+        own = spaces.meant(collection.reader, recipe)
         return own or fit_space(recipe, marks.sample(collection))
     if recipe == AUTO and source.embedder.space is not None:
         return source.embedder.space
@@ -109,7 +109,7 @@ class Query:
         if (manifest := rows.manifest) is None:
             raise LabelsError(f"there is no collection at {rows.path}")
         source.check(manifest.fingerprint, str(rows.path))
-        for batch in rows.ordered([*_COLUMNS, "vector"], where):
+        for batch in rows.reader.ordered([*_COLUMNS, "vector"], where):
             places = [Location(**row) for row in batch.select(list(_COLUMNS)).to_pylist()]
             yield from self.vectors(
                 schema.matrix(batch.column("vector")).astype(np.float32), places

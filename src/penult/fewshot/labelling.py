@@ -119,7 +119,7 @@ class Groups:
             return None
         if new := [key for key in keys if key not in self._known]:
             if source.collection is not None:
-                self._known |= labels.groups_of(source.collection, new, self.by)
+                self._known |= labels.groups_of(source.collection.reader, new, self.by)
             else:
                 name_of = namer(self.by)
                 self._known |= {key: name_of(key[0], {}) for key in new}

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from penult.collection import schema
 from penult.collection.collection import Collection
 from penult.collection.labels import TAKEN_BACK, labelled, standing
+from penult.collection.reader import append_labels
 from penult.collection.schema import Key
 from penult.errors import LabelsError
 from penult.fewshot.examples import Examples, Marks
@@ -26,7 +27,7 @@ def read_examples(collection: Collection) -> tuple[Examples, list[Key]]:
     """(the marked rows with their vectors, the marked keys that are no rows any more)."""
     manifest = collection.manifest
     empty = Examples.empty(manifest.dim if manifest else 0)
-    marks = standing(collection)
+    marks = standing(collection.reader)
     found = vectors_of(collection, list(marks))
     there = [key for key in marks if key in found]
     if not there:
@@ -43,7 +44,7 @@ def vectors_of(collection: Collection, keys: Sequence[Key]) -> dict[Key, npt.NDA
     found: dict[Key, npt.NDArray[np.float32]] = {}
     for at in range(0, len(ids), _AT_ONCE):
         where = f"id IN ({schema.quoted(ids[at : at + _AT_ONCE])})"
-        for batch in collection.scan([*schema.KEY, "vector"], where):
+        for batch in collection.reader.scan([*schema.KEY, "vector"], where):
             vectors = schema.matrix(batch.column("vector"))
             pairs = zip(batch["id"].to_pylist(), batch["region"].to_pylist(), strict=True)
             for key, vector in zip(pairs, vectors, strict=True):
@@ -65,7 +66,7 @@ def write_changes(
         records += [record | {"class": n, "mark": "unsure", "source": TAKEN_BACK} for n in gone]
         records += [record | {"class": name, "mark": mark, "source": source}
                     for name, mark in new.items() if old.get(name) != mark]  # fmt: skip
-    collection.append_labels(records)
+    append_labels(collection.reader, records)
     return len(records)
 
 
@@ -75,7 +76,7 @@ def named_rows(collection: Collection, by: str, where: str | None) -> dict[str, 
     Raises:
         LabelsError: a way that names nothing here, or no row.
     """
-    found = labelled(collection, [by], where)
+    found = labelled(collection.reader, [by], where)
     named: dict[str, list[Key]] = {}
     for row, name in zip(found.keys.to_pylist(), found.names[by], strict=True):
         if name is not None:
@@ -92,7 +93,7 @@ def sample(
     values that are not finite."""
     every = max(1, -(-collection.count // most))
     left_out, parts, place = set(without), [], 0
-    for batch in collection.ordered([*schema.KEY, "vector"]):
+    for batch in collection.reader.ordered([*schema.KEY, "vector"]):
         vectors = schema.matrix(batch.column("vector"))
         keys = zip(batch["id"].to_pylist(), batch["region"].to_pylist(), strict=True)
         kept = [(place + i) % every == 0 and key not in left_out for i, key in enumerate(keys)]

@@ -81,7 +81,7 @@ def from_rows(
         kept = [(replace(i, metadata={n: v for n, v in i.metadata.items() if n == "text"}), region)
                 for i, region in missing]  # fmt: skip
         columns = {"text": pa.string()} if any(i.metadata for i, _ in kept) else {}
-        summary = add_rows(collection, embedder(), Source(lambda: iter(kept), columns))
+        summary = add_rows(collection.reader, embedder(), Source(lambda: iter(kept), columns))
         found |= vectors_of(collection, list(examples))
         if summary.failed:
             key = next(key for key in examples if key not in found)

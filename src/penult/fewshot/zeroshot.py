@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +189,13 @@ class ByName:
         Raises:
             UsageError: the collection has no logits.
         """
-        if "logits" not in collection.columns:
+        if "logits" not in collection.reader.columns:
             raise UsageError(
                 f"{collection.path} has no logits, which names are compared by; embed with "
                 "--logits all, or give the model and the items"
             )
         columns = ["id", "region", "start", "end", "channel", "logits"]
-        for batch in collection.ordered(columns, where):
+        for batch in collection.reader.ordered(columns, where):
             for row in batch.to_pylist():
                 logits = row.pop("logits")
                 if logits is not None:
@@ -224,10 +225,10 @@ def verify_collection(
     Raises:
         LabelsError: no row has a name, or no pair of the same name or of different ones.
     """
-    found = labelled(collection, [by, *([groups] if groups else [])], where)
+    found = labelled(collection.reader, [by, *([groups] if groups else [])], where)
     if not len(found.vectors):
         raise LabelsError(f"no row of {collection.path} matches the filter")
-    fitted = meant(collection, space) or fit_space(space, sample(collection))
+    fitted = meant(collection.reader, space) or fit_space(space, sample(collection))
     named = found.names[by]
     grouped = found.names[groups] if groups else None
     return verify(fitted(found.vectors), named, grouped, false_accepts), fitted
@@ -237,6 +238,7 @@ def same_or_different(
     collection: Collection, space: Space, pair: Sequence[str], device: str = "auto"
 ) -> float:
     """The cosine of two files or rows in the space."""
-    vectors = np.stack([query_vector(collection, one, device=device) for one in pair])
+    opener = partial(collection.embedder, device=device)
+    vectors = np.stack([query_vector(collection.reader, one, opener) for one in pair])
     one, other = unit(space(vectors).astype(np.float64))
     return float(one @ other)

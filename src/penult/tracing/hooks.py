@@ -222,7 +222,7 @@ def watching(module: nn.Module, spots: Sequence[Spot], see: See) -> Iterator[Non
 REMEMBERED = 1000  # shapes of which the number of calls is kept
 
 
-class Reader:
+class TensorReader:
     """Reads spots of one model.
 
     How often a module runs may depend on the input, so the first pass over inputs of a shape is

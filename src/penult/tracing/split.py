@@ -19,7 +19,7 @@ from penult.tracing.anatomy import Anatomy, Statement, state
 from penult.tracing.certificate import Certificate
 from penult.tracing.cut import CapturePlan, cut
 from penult.tracing.forward import SplitTarget, still
-from penult.tracing.hooks import Reader, kind_of
+from penult.tracing.hooks import TensorReader, kind_of
 from penult.tracing.inputs import CallInputs
 from penult.tracing.proof import Proof, prove
 from penult.tracing.replay import Program
@@ -98,7 +98,7 @@ def check_shapes(inputs: CallInputs, other: CallInputs) -> None:
 class Delivery:
     """Gives the prelogits of any input."""
 
-    def __init__(self, target: SplitTarget, reader: Reader) -> None:
+    def __init__(self, target: SplitTarget, reader: TensorReader) -> None:
         self._target = target
         self._reader = reader
         self._plans: dict[Any, CapturePlan | None] = {}
@@ -290,8 +290,8 @@ class Split:
         return self._program
 
     @cached_property
-    def _reader(self) -> Reader:
-        reader = Reader(self._target.model)
+    def _reader(self) -> TensorReader:
+        reader = TensorReader(self._target.model)
         reader.learn(self._example, self._calls)
         return reader
 

@@ -1,0 +1,259 @@
+"""Read a collection: manifest, rows as streams or matrices, side tables, derived values. Knows no
+model; rows are committed by `writer.py` only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penult.collection import lance, manifest, schema
+from penult.collection.manifest import Manifest, Mark, store_errors
+from penult.collection.schema import KEY
+from penult.errors import CollectionError
+
+MARKS = ("yes", "no", "unsure")
+_ORDER = {"runs": ["started"], "failures": ["id", "region"]}  # of side tables; others by `when`
+
+
+class Reader:
+    """The tables of one collection. Every call reads the latest commit and takes no lock."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._manifest: tuple[Mark, Manifest] | None = None
+        self._table: tuple[Mark, Any] | None = None  # the rows, opened for searches
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The properties that all vectors share; None while the collection does not exist."""
+        current = self._current()
+        return None if current is None else current[1]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The arrow schema of the rows."""
+        if (table := lance.open_table(self.path, lance.ITEMS)) is not None:
+            with store_errors(self.path):
+                return table.schema
+        found = self.require_manifest()
+        return schema.row_schema(found.dim, found.n_logits, found.logits, found.dtype)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns, metadata last."""
+        return list(self.schema.names)
+
+    def require_manifest(self) -> Manifest:
+        """The manifest.
+
+        Raises:
+            CollectionError: there is no collection.
+        """
+        return self._require_current()[1]
+
+    def count_rows(self, where: str | None = None) -> int:
+        """The number of rows (regions, not items) that match a filter; 0 without a collection."""
+        there = self._current() is not None
+        table = lance.open_table(self.path, lance.ITEMS) if there else None
+        if table is None:
+            return 0
+        with lance.query_errors(self.path, where, table.schema.names):
+            return int(table.count_rows(where))
+
+    def open_rows(self) -> Any | None:
+        """The table of rows at this commit, for streams; None before the first row."""
+        self.require_manifest()
+        return lance.open_table(self.path, lance.ITEMS)
+
+    def latest_rows(self) -> tuple[Manifest, Any | None]:
+        """The manifest, and the table of rows at its latest version, for queries of one call:
+        opened once, since opening takes as long as a search in its index."""
+        (mark, current), cached = self._require_current(), self._table
+        if cached is not None and cached[0] == mark:
+            with store_errors(self.path):
+                cached[1].checkout_latest()
+            return current, cached[1]
+        table = lance.open_table(self.path, lance.ITEMS)
+        self._table = None if table is None else (mark, table)
+        return current, table
+
+    def scan(
+        self,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        batch_size: int = 1024,
+    ) -> Iterator[pa.RecordBatch]:
+        """Streams rows in no particular order, all of one commit."""
+        if (table := self.open_rows()) is None:
+            return iter(())
+        names = lance.check_columns(self.path, table, columns)
+        return lance.stream_rows(self.path, table, names, where, batch_size)
+
+    def ordered(
+        self,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        batch_size: int = 1024,
+    ) -> Iterator[pa.RecordBatch]:
+        """Streams rows by id, then channel, start and end: the same order after any history.
+
+        Holds the keys of all rows in memory, the rest of `batch_size` rows.
+        """
+        if (table := self.open_rows()) is None:
+            return iter(())
+        names = lance.check_columns(self.path, table, columns)
+        return lance.stream_ordered(self.path, table, names, where, batch_size)
+
+    def vectors(
+        self,
+        where: str | None = None,
+        columns: Sequence[str] = KEY,
+        most: int | None = None,
+        seed: int = 0,
+    ) -> tuple[pa.Table, npt.NDArray[np.float32]]:
+        """The named columns of all rows as a table, and their vectors (n, d), in key order.
+
+        most: of more rows, this many drawn at random, the same ones for a seed.
+        """
+        if (table := self.open_rows()) is None:
+            fields = pa.schema([self.schema.field(name) for name in columns])
+            return fields.empty_table(), np.zeros((0, self.require_manifest().dim), np.float32)
+        names = lance.check_columns(self.path, table, columns)
+        return lance.read_vectors(self.path, table, names, where, most, seed)
+
+    def get(self, id: str, region: str = "whole") -> dict[str, Any] | None:
+        """One row; vector and logits as float32 arrays, top logits as a list of dicts."""
+        _, table = self.latest_rows()
+        if table is None:
+            return None
+        where = f"id = {schema.quoted([id])} AND region = {schema.quoted([region])}"
+        with store_errors(self.path):
+            found = table.search().where(where).limit(1).to_arrow()
+        if not len(found):
+            return None
+        row: dict[str, Any] = found.drop_columns(["vector"]).to_pylist()[0]
+        row["vector"] = schema.matrix(found["vector"])[0]
+        if "logits" in row and pa.types.is_fixed_size_list(found["logits"].type):
+            row["logits"] = schema.matrix(found["logits"])[0] if row["logits"] is not None else None
+        return {name: row[name] for name in found.column_names}
+
+    def side_table(self, name: str) -> pa.Table:
+        """A side table of `penult.collection.lance.SIDE`, whole: runs by their start, failures by
+        id and region, others in order of time."""
+        self.require_manifest()
+        if (table := lance.open_table(self.path, name)) is None:
+            return lance.SIDE[name].empty_table()
+        with store_errors(self.path):
+            found = table.to_arrow()
+        return found.sort_by([(column, "ascending") for column in _ORDER.get(name, ["when"])])
+
+    def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Appends records to a side table; `when` is now unless a record has it. Takes no lock:
+        also possible while a run is writing."""
+        self.require_manifest()
+        columns = lance.SIDE[name]
+        stamped = [{"when": manifest.now(), **record} for record in records]
+        if stamped:
+            table = lance.create_table(self.path, name, columns)
+            with store_errors(self.path):
+                table.add(pa.Table.from_pylist(stamped, schema=columns))
+
+    def _current(self) -> tuple[Mark, Manifest] | None:
+        """The manifest with its mark; read again only where another one was written."""
+        mark, cached = manifest.mark(self.path), self._manifest
+        if mark is None:
+            return None
+        if cached is None or cached[0] != mark:
+            cached = self._manifest = (mark, manifest.read_manifest(self.path))
+        return cached
+
+    def _require_current(self) -> tuple[Mark, Manifest]:
+        if (current := self._current()) is None:
+            raise CollectionError(f"there is no collection at {self.path} yet")
+        return current
+
+
+def append_labels(reader: Reader, records: Sequence[Mapping[str, Any]]) -> None:
+    """Appends marks with id, region, class, mark, who, source and, if not now, when.
+
+    Takes no lock: also possible while a run is writing.
+
+    Raises:
+        CollectionError: there is no collection, a value is missing or a mark unknown.
+    """
+    for record in records:
+        missing = [name for name in ("id", "region", "class") if not record.get(name)]
+        if missing or record.get("mark") not in MARKS:
+            raise CollectionError(
+                f"a label needs id, region, class and a mark out of {', '.join(MARKS)}; "
+                f"received {dict(record)}"
+            )
+    reader.append("labels", records)
+
+
+_IDS = {"clusters": "clusters_id", "maps": "map_id"}
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """Per-row values stored under a name. about: how they were computed. table: `id`, `region`,
+    values."""
+
+    id: str
+    name: str
+    about: dict[str, Any]
+    table: pa.Table
+
+
+def keep_derived(
+    reader: Reader, kind: str, name: str, about: Mapping[str, Any], table: pa.Table
+) -> str:
+    """Appends one record to the side table `clusters` or `maps`; gives its id.
+
+    Raises:
+        CollectionError: a name that is empty.
+    """
+    if not name.strip():
+        raise CollectionError(f"{kind} are kept under a name that is not empty")
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as stream:
+        stream.write_table(table)
+    data = sink.getvalue().to_pybytes()
+    text = json.dumps(about, ensure_ascii=False)
+    id = hashlib.sha256(text.encode() + data).hexdigest()[:16]
+    reader.append(kind, [{_IDS[kind]: id, "name": name, "about": text, "data": data}])
+    return id
+
+
+def read_derived(reader: Reader, kind: str, name: str | None = None) -> Derived | None:
+    """The newest record, under this name if one is given."""
+    table = lance.open_table(reader.path, kind) if reader.manifest is not None else None
+    if table is None:
+        return None
+    column = _IDS[kind]
+    with store_errors(reader.path):
+        query = table.search().select([column, "name", "when"]).limit(None)
+        if name is not None:
+            query = query.where(f"name IN ({schema.quoted([name])})")
+        records = query.to_arrow().sort_by("when").to_pylist()
+        if not records:
+            return None
+        where = f"{column} = '{records[-1][column]}'"
+        found = table.search().where(where).limit(1).to_arrow().to_pylist()[0]
+    with pa.ipc.open_stream(pa.BufferReader(found["data"])) as stream:
+        values = stream.read_all()
+    return Derived(found[column], found["name"], json.loads(found["about"]), values)
