@@ -151,7 +151,7 @@ def again(collection: Collection, options: argparse.Namespace) -> dict[str, floa
     began = time.perf_counter()
     from penult.collection.add import gone
 
-    assert gone(collection, [str(options.folder / "files" / "0000")]) == []
+    assert gone(collection.reader, [str(options.folder / "files" / "0000")]) == []
     return {
         "files": options.files, "seconds": took, "more_mb": resident() - before,
         "seconds_gone_in_one_folder": time.perf_counter() - began,

@@ -213,7 +213,7 @@ def test_rows_that_cannot_be_used(tiny: Path, tmp_path: Path) -> None:
     for says in bad:
         assert any(says in message for message in why), (says, why)
     assert (document.json["done"], len(why)) == (3, len(bad))
-    assert Collection.open(path).count_where("speaker IN ('ann', 'bob', 'eve')") == 3
+    assert Collection.open(path).reader.count_rows("speaker IN ('ann', 'bob', 'eve')") == 3
 
 
 # ---- models

@@ -12,6 +12,7 @@ from penult.analysis.clustering import NOISE, ClusterOptions, agreement, cluster
 from penult.collection import derived
 from penult.collection.collection import Collection
 from penult.collection.labels import labelled
+from penult.collection.writer import writing
 from penult.errors import LabelsError, UsageError
 from test_cli import ask
 from test_collection import DIM, MANIFEST, batch, filled
@@ -179,7 +180,7 @@ def test_rows_that_come_later_have_none(made: Collection) -> None:
         made, derived.find_clusters(made, ClusterOptions("kmeans", 2), where="id LIKE '/calls/a%'")
     )
     names = labelled(made, ["cluster"])
-    with made.writer(MANIFEST) as writer:
+    with writing(made.path, MANIFEST) as writer:
         writer.write(batch(["/calls/z.wav"]))
     later = labelled(made, ["cluster"])
     assert later.names["cluster"] == [*names.names["cluster"], None]
@@ -214,5 +215,5 @@ def test_on_real_clips(tmp_path: Path) -> None:
 
     col = Collection.open(tmp_path / "words.lance")
     col.add(open_embedder("demo"), demo_folder().parent / "clips" / "clips.csv")
-    found = derived.find_clusters(col, ClusterOptions(), by="word")
+    found = derived.find_clusters(col.reader, ClusterOptions(), by="word")
     assert found.agreement is not None and found.agreement.ari > 0.9

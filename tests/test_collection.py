@@ -27,6 +27,8 @@ from penult.collection import writer as writer_module
 from penult.collection.collection import Collection
 from penult.collection.manifest import Manifest
 from penult.collection.schema import Known
+from penult.collection.spaces import append_space
+from penult.collection.writer import writing
 from penult.data.items import Failure
 from penult.data.tables import RESERVED
 from penult.errors import CollectionError, CollectionLocked, FingerprintMismatch, StoreError
@@ -86,7 +88,7 @@ def path(tmp_path):
 
 def filled(path, *batches, manifest=MANIFEST, metadata=None):
     collection = Collection.open(path)
-    with collection.writer(manifest, metadata) as writer:
+    with writing(collection.path, manifest, metadata) as writer:
         for one in batches:
             writer.write(one)
     return collection
@@ -101,7 +103,7 @@ def all_keys(collection):
 
 def test_a_new_collection_appears_with_the_first_writer(path):
     collection = Collection.open(path)
-    assert not collection.exists and collection.manifest is None and not path.exists()
+    assert collection.manifest is None and collection.manifest is None and not path.exists()
     with pytest.raises(CollectionError, match="no collection at"):
         Collection.open(path, must_exist=True)
     filled(path, batch(["a"]))
@@ -110,7 +112,7 @@ def test_a_new_collection_appears_with_the_first_writer(path):
     assert manifest == replace(MANIFEST, created=manifest.created)
     assert manifest.created
     assert collection.count == 1
-    assert collection.columns == list(rows.COLUMNS)
+    assert collection.reader.columns == list(rows.COLUMNS)
 
 
 def test_other_folders_and_files_are_refused_and_left_alone(tmp_path):
@@ -123,7 +125,7 @@ def test_other_folders_and_files_are_refused_and_left_alone(tmp_path):
     lancedb.connect(tmp_path / "other").create_table("birds", [{"vector": [1.0, 2.0]}])
     with pytest.raises(CollectionError, match=r"LanceDB folder .*birds\.lance"):
         Collection.open(tmp_path / "other")
-    with pytest.raises(CollectionError), Collection(tmp_path).writer(MANIFEST):
+    with pytest.raises(CollectionError), writing(Collection(tmp_path).path, MANIFEST):
         pass
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["note.txt", "other"]
 
@@ -152,7 +154,7 @@ def test_a_creation_killed_at_any_stage_is_completed(path, stage):
         collection = Collection.open(path, must_exist=True)
         assert collection.count == 0 and collection.search(np.ones(DIM)) == []
         assert collection.vectors()[1].shape == (0, DIM)
-        assert list(collection.scan()) == [] and len(collection.runs()) == 0
+        assert list(collection.reader.scan()) == [] and len(collection.runs()) == 0
     if stage == "table":
         (path / "items.lance" / "_transactions").mkdir(parents=True)
         (path / "items.lance" / "_transactions" / "0-x.txn").touch()
@@ -186,7 +188,7 @@ def test_what_the_writer_keeps_in_mind_is_true(path, monkeypatch, seen):
     monkeypatch.setattr(writer_module, "_SEEN", seen)
     rng = random.Random(seen)
     there: set[str] = set()
-    with Collection.open(path).writer(MANIFEST) as writer:
+    with writing(Collection.open(path).path, MANIFEST) as writer:
         for step in range(25):
             ids = [str(rng.randrange(12)) for _ in range(3)]
             if rng.random() < 0.5:
@@ -260,7 +262,7 @@ def test_rows_that_do_not_fit_are_refused_whole(path):
     assert collection.count == 1
     half = replace(MANIFEST, dtype="float16")
     with (
-        Collection.open(path.with_name("half")).writer(half) as writer,
+        writing(path.with_name("half"), half) as writer,
         pytest.raises(CollectionError, match="not finite"),
     ):
         writer.write(batch(["big"], vectors=np.full((1, DIM), 1e6)))
@@ -478,7 +480,7 @@ def test_another_embedder_is_refused_in_words(path):
 
 
 def test_an_empty_collection_takes_another_embedder(path):
-    with Collection.open(path).writer(MANIFEST) as writer:
+    with writing(Collection.open(path).path, MANIFEST) as writer:
         writer.fail([Failure("a", "", "DecodeError", "no")])
     other = replace(MANIFEST, fingerprint={"weights": "sha256:bbbb"}, dim=4)
     collection = filled(path, batch(["a"], manifest=other), manifest=other)
@@ -490,7 +492,7 @@ def test_an_empty_collection_takes_another_embedder(path):
 
 def test_failures_are_kept_until_they_are_mended(path):
     collection = Collection.open(path)
-    with collection.writer(MANIFEST) as writer:
+    with writing(collection.path, MANIFEST) as writer:
         writer.fail(
             [Failure("a", "whole", "DecodeError", "torn", 5, 6), Failure("b", "", "E", "x")]
         )
@@ -505,7 +507,7 @@ def test_failures_are_kept_until_they_are_mended(path):
         ("c", "", "E"),
     ]
     assert all(row["run_id"] == writer.run_id for row in found)
-    with collection.writer(MANIFEST) as writer:
+    with writing(collection.path, MANIFEST) as writer:
         failed = writer.failed(["a", "b", "x"])
         assert failed[("a", "whole")] == Failure("a", "whole", "EmptyItem", "silent", 7, 8)
         assert set(failed) == {("a", "whole"), ("b", "")}
@@ -516,11 +518,11 @@ def test_failures_are_kept_until_they_are_mended(path):
 def test_runs_tell_who_wrote_and_how_it_ended(path):
     collection = Collection.open(path)
     run = {"command": "penult embed x", "model": "demo", "versions": {"torch": "2"}, "window": 5}
-    with collection.writer(MANIFEST, run=run) as writer:
+    with writing(collection.path, MANIFEST, run=run) as writer:
         assert collection.runs()["status"].to_pylist() == ["running"]
         writer.finish("done", {"done": 3, "failed": 1})
     for error, status in ((KeyError, "failed"), (KeyboardInterrupt, "stopped")):
-        with pytest.raises(error), collection.writer(MANIFEST):
+        with pytest.raises(error), writing(collection.path, MANIFEST):
             raise error
         assert collection.runs()["status"].to_pylist()[-1] == status
     first = collection.runs().to_pylist()[0]
@@ -533,7 +535,7 @@ def test_labels_are_appended_also_while_a_run_writes(path):
     collection = Collection.open(path)
     with pytest.raises(CollectionError, match="no collection"):
         collection.label("a", "whole", "owl", who="me", source="explorer")
-    with collection.writer(MANIFEST) as writer:
+    with writing(collection.path, MANIFEST) as writer:
         writer.write(batch(["a"]))
         collection.label("a", "whole", "owl", who="me", source="explorer")
         collection.label("a", "whole", "owl", "no", who="you", source="teach")
@@ -541,7 +543,7 @@ def test_labels_are_appended_also_while_a_run_writes(path):
     assert marks == [("owl", "yes", "me"), ("owl", "no", "you")]
     with pytest.raises(CollectionError, match="yes, no, unsure"):
         collection.label("a", "whole", "owl", "maybe", who="me", source="x")
-    collection.add_space("s1", "centred", {"kind": "centre"}, b"\x00\x01")
+    append_space(collection.reader, "s1", "centred", {"kind": "centre"}, b"\x00\x01")
     assert collection.spaces().to_pylist()[0]["data"] == b"\x00\x01"
 
 
@@ -685,7 +687,7 @@ def test_the_second_writer_is_refused_or_waits(path):
         assert process.stdout.readline() == "open\n"
         with (
             pytest.raises(CollectionLocked, match=rf"process {process.pid} \(nightly\) since 20"),
-            collection.writer(MANIFEST),
+            writing(collection.path, MANIFEST),
         ):
             pass
         assert collection.count == 0  # readers do not wait
@@ -699,11 +701,11 @@ def test_the_second_writer_is_refused_or_waits(path):
 
         thread = threading.Thread(target=release)
         thread.start()
-        with collection.writer(MANIFEST, wait=True) as writer:
+        with writing(collection.path, MANIFEST, wait=True) as writer:
             assert released and time.monotonic() >= released[0]
             assert ("theirs", "whole") in writer.known(["theirs"])[0]
             with pytest.raises(CollectionLocked, match=str(os.getpid())):
-                start_second = collection.writer(MANIFEST)
+                start_second = writing(collection.path, MANIFEST)
                 start_second.__enter__()
         thread.join()
         assert process.wait(10) == 0
@@ -740,7 +742,7 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(path):
         process.wait()
         opened += lines[:1] == ["open\n"]
         acknowledged |= {key for line in lines[1:] if line[-1] == "\n" for key in line.split()}
-        keys = all_keys(collection) if (collection := Collection.open(path)).exists else []
+        keys = all_keys(collection) if (collection := Collection.open(path)).manifest else []
         assert len(keys) == len(set(keys))
         assert acknowledged <= {name for name, _ in keys}
     assert acknowledged, "killed before the first commit each time"
@@ -752,16 +754,16 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(path):
 
 def test_failures_mended_by_a_killed_run_are_cleared(path):
     collection = Collection.open(path)
-    with collection.writer(MANIFEST) as writer:
+    with writing(collection.path, MANIFEST) as writer:
         writer.fail([Failure("a", "whole", "E", "x"), Failure("b", "", "E", "x")])
         writer.write(batch(["old"]))
-    with collection.writer(MANIFEST) as writer:
+    with writing(collection.path, MANIFEST) as writer:
         writer._clear = lambda keys: None  # killed between the two commits
         writer.write(batch(["a", "b"], region=["whole", "0-5"]))
         writer.fail([Failure("old", "whole", "E", "became unreadable")])
         writer.finished = True
     assert len(collection.failures()) == 3
-    with collection.writer(MANIFEST):
+    with writing(collection.path, MANIFEST):
         pass
     assert collection.failures()["id"].to_pylist() == ["old"]
     assert collection.runs()["status"].to_pylist() == ["done", "killed", "done"]
@@ -792,7 +794,7 @@ def test_a_full_disk_is_named_and_leaves_whole_commits(small_disk):
     wide = replace(MANIFEST, dim=512)
     with (
         pytest.raises(StoreError, match=r"c\.lance: No space left"),
-        Collection.open(path).writer(wide) as writer,
+        writing(Collection.open(path).path, wide) as writer,
     ):
         for n in range(100):
             ids = [f"{n}-{k}" for k in range(32)]
@@ -809,7 +811,7 @@ def test_a_full_disk_is_named_and_leaves_whole_commits(small_disk):
 
 def test_compaction_without_room_is_told_and_loses_nothing(small_disk, caplog):
     path, wide = small_disk / "c.lance", replace(MANIFEST, dim=512)
-    with Collection.open(path).writer(wide) as writer:
+    with writing(Collection.open(path).path, wide) as writer:
         for n in range(8):
             writer.write(batch([f"{n}-{k}" for k in range(36)], manifest=wide))
         before = all_keys(Collection.open(path))
@@ -841,6 +843,37 @@ def test_other_errors_are_not_hidden(path):
         raise OSError("LanceError(IO): No space left on device (os error 28), x.rs:1:2")
     with pytest.raises(StoreError, match="gone"), manifest.store_errors(path):
         raise RuntimeError("lance error: LanceError(IO): Not found: x.lance")
+
+
+@pytest.mark.parametrize("name", ["exists", "columns", "schema", "ordered", "scan", "append",
+                                  "count_where", "append_labels", "add_space", "writer"])  # fmt: skip
+def test_former_members_work_one_version_longer(tmp_path: Path, name: str) -> None:
+    collection = Collection.open(tmp_path / "c")
+    assert collection.__getattr__("exists") is False
+    with writing(collection.path, MANIFEST) as writer:
+        writer.write(batch(["b", "a"]))
+    with pytest.warns(DeprecationWarning, match=f"Collection.{name} goes"):
+        found: Any = getattr(collection, name)
+    mark = {"id": "a", "region": "whole", "class": "x", "mark": "yes", "who": "me", "source": "t"}
+    if name == "exists":
+        assert found is True
+    elif name in ("columns", "schema"):
+        assert found == getattr(collection.reader, name) and len(found) > 10
+    elif name in ("ordered", "scan"):
+        ids = [id for part in found(["id"]) for id in part["id"].to_pylist()]
+        assert sorted(ids) == ["a", "b"] and (name == "scan" or ids == ["a", "b"])
+    elif name == "count_where":
+        assert found("id = 'a'") == 1
+    elif name in ("append", "append_labels"):
+        found(*(["labels", [mark]] if name == "append" else [[mark]]))
+        assert collection.labels()["class"].to_pylist() == ["x"]
+    elif name == "add_space":
+        found("s1", "mine", {}, b"")
+        assert collection.spaces()["name"].to_pylist() == ["mine"]
+    else:
+        with found(MANIFEST) as writer:
+            writer.write(batch(["c"]))
+        assert collection.count == 3
 
 
 def test_importing_is_cheap():

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
 
     from penult.cli import app
 
-    group = get_command(app)
+    group: Any = get_command(app)
     known = {o for param in group.params for o in param.opts}
     for words in commands_of(page):
         while words and words[0].startswith("-"):

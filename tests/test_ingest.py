@@ -20,9 +20,10 @@ import soundfile
 
 import penult
 from conftest import RATE, assert_law, clip
-from penult.collection.add import add
+from penult.collection.add import RunSettings, add
 from penult.collection.collection import Collection
 from penult.collection.ingest import Options
+from penult.collection.writer import writing
 from penult.data.sources import from_paths
 from penult.embedding.embedder import Embedder
 from penult.errors import CollectionLocked, FingerprintMismatch, UsageError
@@ -37,7 +38,7 @@ def embedder(tiny: Path) -> Embedder:
 def rows(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """All rows by key, without what names the run."""
     found = {}
-    for batch in Collection.open(path).scan():
+    for batch in Collection.open(path).reader.scan():
         for row in batch.to_pylist():
             key = row["id"], row["region"]
             assert key not in found, f"twice: {key}"
@@ -129,19 +130,19 @@ def test_metadata_is_kept_typed_and_follows_the_table(
     write("A")
     collection = Collection.open(tmp_path / "c")
     collection.add(embedder, table)
-    assert collection.count_where("site = 'A' AND depth > 1.0") == 3
-    assert collection.count_where("label_given = 'x2'") == 1
+    assert collection.reader.count_rows("site = 'A' AND depth > 1.0") == 3
+    assert collection.reader.count_rows("label_given = 'x2'") == 1
     query = embedder.embed(paths[0])[0]
     assert [hit.id for hit in collection.search(query, k=9, where="site = 'B'")] == [str(paths[0])]
     run = counted(embedder, monkeypatch)
     write("C", season="dry")
     collection.add(embedder, table)
     assert run == []
-    assert collection.count_where("site = 'C' AND season = 'dry'") == 5
-    assert collection.count_where("site = 'A'") == 0
+    assert collection.reader.count_rows("site = 'C' AND season = 'dry'") == 5
+    assert collection.reader.count_rows("site = 'A'") == 0
     collection.add(embedder, recordings)  # without a table: what is known of them stays
     assert run == []
-    assert collection.count_where("site = 'C'") == 5
+    assert collection.reader.count_rows("site = 'C'") == 5
 
 
 def test_a_segment_is_the_cut_out_file(embedder: Embedder, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_segment_is_the_cut_out_file(embedder: Embedder, tmp_path: Path) -> No
     collection = Collection.open(tmp_path / "c")
     assert collection.add(embedder, tmp_path / "segments.csv").done == 3
     for i in range(3):
-        row = next(collection.scan(where=f"speaker = 's{i}'")).to_pylist()[0]
+        row = next(collection.reader.scan(where=f"speaker = 's{i}'")).to_pylist()[0]
         assert_law(row["vector"], embedder.embed(tmp_path / f"cut{i}.wav")[0])
         assert (row["kind"], row["start"], row["end"]) == ("segment", *cuts[i][:2])
 
@@ -221,7 +222,7 @@ def test_two_writers(embedder: Embedder, recordings: Path, tmp_path: Path) -> No
 
     collection = Collection.open(tmp_path / "c")
     with (
-        collection.writer(manifest_of(embedder)),
+        writing(collection.path, manifest_of(embedder)),
         pytest.raises(CollectionLocked, match=str(os.getpid())),
     ):
         collection.add(embedder, recordings)
@@ -242,8 +243,8 @@ def test_half_precision_and_top_logits(
 ) -> None:
     collection = Collection.open(tmp_path / "c")
     add(
-        collection, embedder, from_paths([recordings], "audio"), Options(logits="top:2"),
-        dtype="float16",
+        collection.reader, embedder, from_paths([recordings], "audio"), Options(logits="top:2"),
+        RunSettings("float16"),
     )  # fmt: skip
     expected = embedder.run(recordings)
     found = rows(tmp_path / "c")

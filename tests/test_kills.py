@@ -48,7 +48,7 @@ def work(table: Path, path: Path) -> None:
     clf = penult.load(Net().eval(), sample_rate=RATE, seconds=0.05)
     embedder = penult.Embedder.from_classifier(clf)
     options = Options(commit_rows=8, commit_seconds=0.02)
-    add(Collection.open(path), embedder, from_paths([table], "audio"), options)
+    add(Collection.open(path).reader, embedder, from_paths([table], "audio"), options)
 
 
 @pytest.fixture(scope="module")

@@ -70,18 +70,18 @@ def test_what_is_refused() -> None:
 
 
 def test_a_map_is_made_once(made: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = derived.make_map(made, by="{}_*.wav", space="centre")
+    first = derived.make_map(made.reader, by="{}_*.wav", space="centre")
     assert not first.kept and set(first.names) == {"a", "b", "c"} and first.method == "tsne"
     monkeypatch.setattr(projection, "project", lambda *_: pytest.fail("made twice"))
-    again = derived.make_map(made, by="folder", space="centre")
+    again = derived.make_map(made.reader, by="folder", space="centre")
     assert again.kept and np.array_equal(again.points, first.points)
     monkeypatch.undo()
-    part = derived.make_map(made, where="id LIKE '/calls/a%'", space="centre")
+    part = derived.make_map(made.reader, where="id LIKE '/calls/a%'", space="centre")
     assert not part.kept and len(part.points) == 30
 
 
 def test_of_many_rows_some_are_drawn(made: Collection) -> None:
-    one, other = (derived.make_map(made, most=20, method="pca") for _ in range(2))
+    one, other = (derived.make_map(made.reader, most=20, method="pca") for _ in range(2))
     assert one.rows.equals(other.rows) and len(one.rows) == 20 and one.matching == 60
     said = ask("map", made.path, made.path.parent / "m.html", "--most", 20)
     assert "20 of 60 rows, sampled at random" in said.err

@@ -25,7 +25,7 @@ from test_kills import files_of
 
 def whole(collection: Collection) -> dict:
     found = {}
-    for part in collection.scan():
+    for part in collection.reader.scan():
         for row in part.to_pylist():
             found[row["id"], row["region"]] = row
     return found
@@ -43,7 +43,7 @@ def test_shards_become_one(places):
     a.label("1", "whole", "owl", who="me", source="x")
     b.label("1", "whole", "owl", "no", who="you", source="x")
     a.add_space("s", "centred", {"kind": "centre"}, b"\x00")
-    did = merge([a, b], into)
+    did = merge([a.reader, b.reader], into.reader)
     assert (did.new, did.replaced, did.there, did.labels, did.spaces, did.runs) == (
         3,
         0,
@@ -56,7 +56,7 @@ def test_shards_become_one(places):
     ids = {row["run_id"] for row in whole(into).values()}
     assert ids == {c.runs()["run_id"].to_pylist()[0] for c in (a, b)}
     before = whole(into), into.labels().to_pylist(), into.spaces().to_pylist()
-    again = merge([b, a], into)
+    again = merge([b.reader, a.reader], into.reader)
     assert (again.new, again.replaced, again.there, again.labels, again.runs) == (0, 0, 3, 0, 0)
     assert before == (whole(into), into.labels().to_pylist(), into.spaces().to_pylist())
 
@@ -68,7 +68,7 @@ def test_the_newest_run_counts_whatever_the_order(places, order):
     filled(a.path, batch(["changed"], region="0-1"))
     filled(b.path, batch(["same", "new"], depth=[1, 2]))
     filled(b.path, batch(["changed"], seed=9))  # another content: its old segment goes too
-    merge([places[place] for place in order], into)
+    merge([places[place].reader for place in order], into.reader)
     rows = whole(into)
     assert set(rows) == {("same", "whole"), ("changed", "whole"), ("new", "whole")}
     assert rows["changed", "whole"]["content_hash"] == "hash-9"
@@ -82,7 +82,7 @@ def test_an_older_content_does_not_come_back(places):
     filled(b.path, batch(["x"], region=["whole"], seed=1), batch(["x"], region="0-1", seed=1))
     filled(a.path, batch(["x"], seed=2))
     for _ in range(2):
-        merge([a, b], into)
+        merge([a.reader, b.reader], into.reader)
         assert set(whole(into)) == {("x", "whole")}
         assert whole(into)["x", "whole"]["content_hash"] == "hash-2"
 
@@ -94,11 +94,11 @@ def test_failures_stay_where_there_is_no_row(places):
     with b.writer(MANIFEST) as writer:
         writer.write(batch(["mended"]))
         writer.fail([Failure("bad", "whole", "DecodeError", "still no")])
-    merge([b, a], into)
+    merge([b.reader, a.reader], into.reader)
     found = into.failures().to_pylist()
     assert [(row["id"], row["message"]) for row in found] == [("bad", "still no")]
     assert found == b.failures().to_pylist()
-    assert merge([a, b], into).failures == 0
+    assert merge([a.reader, b.reader], into.reader).failures == 0
 
 
 def test_what_cannot_be_merged_is_said(places):
@@ -107,13 +107,13 @@ def test_what_cannot_be_merged_is_said(places):
     other = replace(MANIFEST, fingerprint={**MANIFEST.fingerprint, "pooling": "max"})
     filled(b.path, batch(["1"], manifest=other), manifest=other)
     with pytest.raises(FingerprintMismatch, match=r"pooling: .*'mean', .*'max'\n.*--like"):
-        merge([a, b], into)
+        merge([a.reader, b.reader], into.reader)
     assert not into.exists
     for sources, target in (([a, a], into), ([a], a), ([], into)):
         with pytest.raises(UsageError, match="differ from each other"):
             merge(sources, target)
     with a.writer(MANIFEST), pytest.raises(CollectionLocked):
-        merge([a], into)
+        merge([a.reader], into.reader)
 
 
 KILLED = """
@@ -139,7 +139,7 @@ def test_killed_in_the_middle_and_run_again(places):
     )
     for n in range(50):
         a.label(f"a{n}", "whole", "owl", who="me", source="x")
-    merge([a, b], straight)
+    merge([a.reader, b.reader], straight.reader)
     chance = random.Random(0)
     command = [sys.executable, "-c", KILLED, *(str(c.path) for c in (a, b, into))]
     landed = 0
@@ -155,7 +155,7 @@ def test_killed_in_the_middle_and_run_again(places):
             process.send_signal(signal.SIGKILL)
         process.communicate()
         landed += into.exists and 0 < into.count < 2700
-    merge([a, b], into)
+    merge([a.reader, b.reader], into.reader)
     assert landed
     assert whole(into) == whole(straight) and len(all_keys(into)) == 2700
     assert into.labels().to_pylist() == straight.labels().to_pylist()

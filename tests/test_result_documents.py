@@ -87,7 +87,7 @@ def test_a_probe_with_features(words: Path, tmp_path: Path) -> None:
 
 def test_clusters(words: Path) -> None:
     collection = penult.Collection(words)
-    found = derived.find_clusters(collection, ClusterOptions("kmeans", 16), by="word")
+    found = derived.find_clusters(collection.reader, ClusterOptions("kmeans", 16), by="word")
     document = printed("cluster", words, "--clusters", 16, "--by", "word")
     same(found.to_dict(), document)
     numbers = found.clustering.to_dict()

@@ -80,14 +80,14 @@ def rows(root: Path) -> Any:
     whole = store.get("low-0")
     assert whole is not None
     return {
-        "columns": store.columns,
+        "columns": store.reader.columns,
         "about": [store.manifest.format, store.manifest.dim, dict(store.manifest.fingerprint)],
         "rows": table.select(shown.split()).to_pylist(),
         "hashes": table["content_hash"].to_pylist(),
         "scores": numbers(table["score"].to_pylist()),
         "vectors": numbers(vectors),
         "logits of one": numbers(whole["logits"]),
-        "at night": store.count_where("night AND depth > 0.8"),
+        "at night": store.reader.count_rows("night AND depth > 0.8"),
         "index": store.index,
     }
 

@@ -97,7 +97,7 @@ def test_ties_are_in_the_order_of_their_keys(tmp_path: Path) -> None:
 
 def test_of_many_rows_some_are_drawn(made: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spaces, "SAMPLE", 50)
-    space, about = spaces.ready(made, "centre")
+    space, about = spaces.ready(made.reader, "centre")
     assert about is not None and (about.rows, about.matching) == (50, N)
     assert space.id != fit("centre", vectors()).id
     assert made.fit_space("centre").id == space.id  # the same rows each time

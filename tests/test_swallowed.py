@@ -120,7 +120,7 @@ def test_valid_positions_of_a_model_that_swallows_exceptions(
                "--tap", "layer:2", "--pool-over", "valid", "--engine", "torch", "--workers", "0",
                "--into", tmp_path / "c.lance")  # fmt: skip
     assert done.code == 0, done.err
-    table = penult.Collection.open(tmp_path / "c.lance").scan(["id", "vector"])
+    table = penult.Collection.open(tmp_path / "c.lance").reader.scan(["id", "vector"])
     rows = [row for part in table for row in part.to_pylist()]
     vectors = {Path(row["id"]).name: row["vector"] for row in rows}
     for file, frames in (("a.wav", 9), ("b.wav", 18)):

@@ -12,6 +12,7 @@ import soundfile
 
 from conftest import RATE, assert_law, clip
 from penult.collection.collection import Collection
+from penult.collection.reader import append_labels
 from penult.data.items import as_id, path_of
 from penult.data.regions import Region
 from penult.data.sources import Shard, from_paths
@@ -57,7 +58,7 @@ def test_items_regions_metadata_and_labels_are_taken_along(
     old.label("call 1", "0-0.25", "owl", who="me", source="explorer")
     when = datetime(2026, 1, 2, tzinfo=UTC)
     mark = {"id": "call 1", "region": "0-0.25", "class": "owl", "mark": "no", "who": "you"}
-    old.append_labels([mark | {"source": "x", "when": when}])
+    append_labels(old.reader, [mark | {"source": "x", "when": when}])
     summary = new.add(other, like=old)
     before, after = rows(old.path), rows(new.path)
     assert before.keys() == after.keys() and summary.done == len(after) and summary.labels == 2
@@ -248,12 +249,12 @@ def test_a_table_and_a_folder_at_once_are_not_the_table_alone(
     collection = Collection.open(tmp_path / "c")
     from penult.collection.add import add
 
-    add(collection, embedder, from_paths([table, extra], "audio"))
+    add(collection.reader, embedder, from_paths([table, extra], "audio"))
     (extra / "1.wav").unlink()
-    assert gone(collection, [str(table)]) == []
-    assert gone(collection, [str(extra)]) == [str(extra / "1.wav")]
-    assert gone(collection, [str(extra), str(table)]) == [str(extra / "1.wav")]
-    assert gone(collection, [str(tmp_path / "ext")]) == [] == gone(collection, [])
+    assert gone(collection.reader, [str(table)]) == []
+    assert gone(collection.reader, [str(extra)]) == [str(extra / "1.wav")]
+    assert gone(collection.reader, [str(extra), str(table)]) == [str(extra / "1.wav")]
+    assert gone(collection.reader, [str(tmp_path / "ext")]) == [] == gone(collection.reader, [])
 
 
 def test_names_that_are_not_utf8_are_not_gone(embedder: Embedder, tmp_path: Path) -> None:
