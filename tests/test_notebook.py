@@ -122,7 +122,7 @@ def test_weighted_layers(tmp_path: Path, kind: str) -> None:
     backbone = penult.Embedder.from_classifier(clf).embed(samples)[0]
     np.testing.assert_array_equal(backbone, last)
     assert not np.allclose(weighted, backbone, atol=1e-3)
-    assert penult.Embedder.from_classifier(clf).anatomy.mixes_layers
+    assert penult.Embedder.from_classifier(clf)._anatomy.mixes_layers
 
 
 def test_one_pass(tiny: Path, recordings: Path) -> None:
