@@ -166,7 +166,9 @@ def dumped(command: list[str], folder: Path, capsys: pytest.CaptureFixture[str])
 def stored_row(model: Path, file: Path, folder: Path, *options: str) -> dict[str, Any]:
     into = folder / "rows.lance"
     assert run(["embed", str(model), str(file), "--into", str(into), *options]) == 0
-    return penult.Collection(into).get(str(file))
+    row = penult.Collection(into).get(str(file))
+    assert row is not None
+    return row
 
 
 def numpy_pooled(pooling: str, hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import pytest
 
 from penult.collection.collection import Collection
 from penult.collection.transfer import merge
+from penult.collection.writer import writing
 from penult.data.items import Failure
 from penult.errors import CollectionLocked, FingerprintMismatch, UsageError
 from test_cli import ask
@@ -108,11 +109,11 @@ def test_what_cannot_be_merged_is_said(places):
     filled(b.path, batch(["1"], manifest=other), manifest=other)
     with pytest.raises(FingerprintMismatch, match=r"pooling: .*'mean', .*'max'\n.*--like"):
         merge([a.reader, b.reader], into.reader)
-    assert not into.exists
+    assert into.manifest is None
     for sources, target in (([a, a], into), ([a], a), ([], into)):
         with pytest.raises(UsageError, match="differ from each other"):
-            merge(sources, target)
-    with a.writer(MANIFEST), pytest.raises(CollectionLocked):
+            merge([one.reader for one in sources], target.reader)
+    with writing(a.path, MANIFEST), pytest.raises(CollectionLocked):
         merge([a.reader], into.reader)
 
 
@@ -122,7 +123,7 @@ import lancedb
 from penult.collection import transfer
 from penult.collection.collection import Collection
 transfer._MERGE_ROWS = 16
-*sources, into = [Collection.open(path) for path in sys.argv[1:]]
+*sources, into = [Collection.open(path).reader for path in sys.argv[1:]]
 print("ready", flush=True)
 transfer.merge(sources, into)
 """

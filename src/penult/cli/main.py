@@ -12,7 +12,6 @@ import typer
 from typer.exceptions import Exit, TyperException
 
 from penult.cli import (
-    check,
     choose,
     cluster_map,
     collection,
@@ -73,7 +72,7 @@ def root(
 
 
 PANELS = {
-    "Inspect and prove": (inspect.inspect, check.check, models.classify),
+    "Inspect and prove": (inspect.inspect, inspect.check, models.classify),
     "Embed": (models.convert, embed.embed),
     "Search and collections": (
         collection.search,
