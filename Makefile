@@ -22,6 +22,7 @@ check: $(READY)
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
+	$(BIN)/python scripts/structure.py
 	$(BIN)/pytest tests/test_layers.py tests/test_docs.py tests/test_packaging.py tests/test_typing.py
 
 check-all: check
