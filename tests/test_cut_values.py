@@ -456,14 +456,20 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_has_only_the_inputs_shape_is_nothing_of_the_input(name: str) -> None:
+@pytest.mark.parametrize("bend", ["not bent", "tanh"])
+def test_what_has_only_the_inputs_shape_is_nothing_of_the_input(name: str, bend: str) -> None:
     """Made from the input around the head; no number of it is in there."""
-    model = Net(lambda m, h, x: m.fc(h.mean(1)) + SHAPES[name](x[:, 0, :K]), fc=fc()).eval()
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        scores = m.fc(h.mean(1)) + SHAPES[name](x[:, 0, :K])
+        return torch.tanh(scores) if bend == "tanh" else scores
+
+    model = Net(after, fc=fc()).eval()
     cut = penult.split(model, X)
     assert cut.certificate.ok and cut.head.names == ["fc"], cut.certificate.refusal
     close(cut.prelogits(X), frames(model).mean(1))
-    extra = numbers(SHAPES[name](X[:, 0, :K]))
-    close(cut.logits(cut.prelogits(X)), layer(model.fc, frames(model).mean(1)) + extra)
+    scores = layer(model.fc, frames(model).mean(1)) + numbers(SHAPES[name](X[:, 0, :K]))
+    close(cut.logits(cut.prelogits(X)), np.tanh(scores) if bend == "tanh" else scores)
 
 
 VIEWED: dict[str, Callable[[Tensor], Tensor]] = {
