@@ -428,6 +428,26 @@ def test_scores_of_any_number_of_classes_are_calibrated(classes: int) -> None:
     assert penult.split(wider, X).head.names == ["mix"]
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_features_that_meet_weights_made_from_the_input(classes: int) -> None:
+    """Both are prelogits: what the weights are made from, and what meets them."""
+
+    def after(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        made = m.gen(h.amax(1)).view(len(h), classes, D)
+        return torch.bmm(made, torch.tanh(m.side(h.mean(1)))[:, :, None])[:, :, 0]
+
+    model = Net(after, gen=fc(D, classes * D), side=fc(D, D)).eval()
+    cut = penult.split(model, X)
+    assert cut.certificate.ok, cut.certificate
+    assert cut.head.names == ["gen"]
+    hidden = frames(model)
+    met = np.tanh(layer(model.side, hidden.mean(1)))
+    values = [numbers(value) for value in cut.prelogits(X)]
+    assert sorted(value.size for value in values) == [B * D, B * D]
+    for expected in (hidden.max(1), met):
+        assert any(np.allclose(v.reshape(B, D), expected, atol=1e-5) for v in values)
+
+
 @pytest.mark.parametrize("returned", [True, False])
 def test_what_is_returned_beside_the_logits_is_no_scores(returned: bool) -> None:
     """An embedding of as many numbers as there are classes, and a layer on it."""

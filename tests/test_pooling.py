@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import penult
-from penult.embedding.readings import readings_of
+from penult.embedding.readings import poolings_of, readings_of
 from penult.engines.pooling import pool, pooled_width
 from penult.errors import TapError, UsageError
 from plugins import write_package
@@ -369,3 +369,16 @@ def test_a_recorded_graph_holds_it(
     subprocess.run([sys.executable, "-c", script, file], env=variables, check=True, timeout=300)
     np.testing.assert_allclose(np.load(file), np.sqrt(2) * plain, rtol=1e-3, atol=1e-6)
     assert graph.is_dir()  # recorded anew beside the graph of the older code
+
+
+def test_poolings_that_are_compared() -> None:
+    """One where there are no positions; of a map no corner; of frames all, but those of other
+    packages may be there, too."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Linear(36, 5), nn.Flatten(1),
+                        nn.Linear(20, 3)).eval()  # fmt: skip
+    cut = penult.split(net, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    of_map, of_frames, of_vector = (poolings_of(cut.tap(name)) for name in ("0", "2", "3"))
+    assert of_vector == ("mean",)
+    assert of_map[:3] == ("mean", "max", "mean+std") and not {"first", "last"} & {*of_map}
+    assert {*of_frames} >= set(NAMES) and "none" not in of_frames
+    assert {*of_frames} - {*of_map} == {"first", "last"}
