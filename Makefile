@@ -37,6 +37,7 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/make_reference.py
 
 # Every pin stays where it is as long as pyproject.toml allows it; `make lock UPGRADE=--upgrade`
 # takes the newest. The file names no registry: any mirror that has these hashes will do.

@@ -1,4 +1,5 @@
-"""Write what can be written from the code: docs/cli.md, and the tree in docs/architecture.md.
+"""Write what can be written from the code: docs/cli.md, docs/reference.md, and the tree in
+docs/architecture.md.
 
 With --check, write nothing and fail if a page is not what it would be.
 """
@@ -11,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+import make_reference
 from typer.main import get_command
 
 from penult.cli.main import app
@@ -81,7 +83,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     house = ROOT / "docs" / "architecture.md"
-    pages = {ROOT / "docs" / "cli.md": cli_page(), house: with_tree(house.read_text("utf-8"))}
+    pages = {
+        ROOT / "docs" / "cli.md": cli_page(),
+        ROOT / "docs" / "reference.md": make_reference.page(),
+        house: with_tree(house.read_text("utf-8")),
+    }
     stale = [
         path for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text
     ]

@@ -2,26 +2,141 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import penult
+from penult import errors
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, ROOT / "scripts" / script, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
 def test_generated_pages_are_fresh() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "make_docs.py", "--check"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("make_docs.py", "--check")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    path = ROOT / "scripts" / "make_reference.py"
+    spec = importlib.util.spec_from_file_location("make_reference", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def public_names(reference: ModuleType) -> list[str]:
+    return [name for section in reference.sections() for name in section.names]
+
+
+def test_public_names_are_listed_once(reference: ModuleType) -> None:
+    """What `import penult` gives, every error, and the transformer."""
+    names = public_names(reference)
+    assert len(names) == len(set(names))
+    here = {f"penult.{name}" for name in penult.__all__} - {"penult.__version__"}
+    raised = {f"penult.errors.{name}" for name, value in vars(errors).items()
+              if isinstance(value, type) and issubclass(value, penult.PenultError)}  # fmt: skip
+    last = {name.rpartition(".")[2]: name for name in names}
+    assert {name for name in here if name.rpartition(".")[2] not in last} == set()
+    assert raised <= set(names)
+    assert "penult.sklearn.EmbeddingTransformer" in names
+    objects = [reference.find_object(name) for name in names]
+    assert all(a is not b for i, a in enumerate(objects) for b in objects[:i]), (
+        "one thing, two names"
+    )
+    assert {id(getattr(penult, name.rpartition(".")[2])) for name in here} <= set(map(id, objects))
+
+
+# Shown by commands and logged; their fields are no promise.
+INTERNAL = {"Spot"}
+
+
+def test_classes_that_public_names_return_are_public(reference: ModuleType) -> None:
+    """Read from the annotations of results, properties and fields; class names are unique."""
+    source = Path(penult.__file__).parent
+    classes = {node.name for path in source.rglob("*.py")
+               for node in ast.parse(path.read_text("utf-8")).body
+               if isinstance(node, ast.ClassDef)}  # fmt: skip
+    names = public_names(reference)
+    public = {name.rpartition(".")[2] for name in names} | INTERNAL
+    seen = set()
+
+    def check(where: str, annotation: object) -> None:
+        text = re.sub(r"\b(pa|np|npt|nn|torch)\.\w+", "", str(annotation))
+        found = {word for word in re.findall(r"\w+", text) if word in classes}
+        assert found <= public, f"{where}: {sorted(found - public)} is not in docs/reference.toml"
+        seen.update(found)
+
+    for name in names:
+        owner = reference.find_object(name)
+        if not isinstance(owner, type):
+            check(name, owner.__annotations__.get("return"))
+            continue
+        for field, annotation in inspect.get_annotations(owner).items():
+            if not field.startswith("_"):
+                check(f"{name}.{field}", annotation)
+        for member, value in reference.members(owner).items():
+            function = value.fget if isinstance(value, property) else value
+            function = getattr(function, "__func__", getattr(function, "_compute", function))
+            result = getattr(function, "__annotations__", {}).get("return")
+            if name != "penult.Embedder" or member != "settle":  # by what a run chose its engine
+                check(f"{name}.{member}", result)
+    assert len(seen) > 20
+
+
+def test_the_reference_has_the_public_names_and_nothing_else(
+    reference: ModuleType, tmp_path: Path
+) -> None:
+    from sphinx.util.inventory import InventoryFile
+
+    done = run_script("make_reference.py", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    pages = InventoryFile.loads((tmp_path / "objects.inv").read_bytes(), uri="").data
+    found = {name for kind, names in pages.items() if kind.startswith("py:") for name in names}
+    names = public_names(reference)
+    assert found >= set(names)
+    owners = [name for name in names if isinstance(reference.find_object(name), type)]
+    members = {f"{name}.{member}" for name in owners
+               if not issubclass(reference.find_object(name), Exception)
+               for member in reference.members(reference.find_object(name))}  # fmt: skip
+    again = {f"{owner.__module__}.{owner.__qualname__}"  # where `penult.Embedder` comes from
+             for owner in map(reference.find_object, owners)}  # fmt: skip
+    assert found - again == (set(names) | members) - again
+    assert {"penult.Embedder.run", "penult.Collection.search"} <= found
+
+
+def test_a_name_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "names.toml"
+    file.write_text('[[section]]\ntitle = "Mistakes"\nnames = ["penult.load", "penult.lode"]\n')
+    done = run_script("make_reference.py", "--out", tmp_path / "out", "--names", file)
+    assert done.returncode == 1 and "no such name: penult.lode" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_without_a_docstring_is_found(
+    reference: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reference.missing_docstrings(reference.sections()) == []
+    monkeypatch.setattr(penult.Collection.search, "__doc__", None)
+    monkeypatch.setattr(penult.Prediction, "__doc__", "Prediction(id: str)")  # as a dataclass makes
+    missing = reference.missing_docstrings(reference.sections())
+    assert missing == ["penult.Collection.search", "penult.Prediction"]
 
 
 def test_every_command_is_explained() -> None:
