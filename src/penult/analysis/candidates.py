@@ -21,7 +21,8 @@ _ROUNDING = 1e-5  # of float32, added up over a network
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """readings: names, concatenated in this order. space: the recipe that is fitted to them."""
+    """Readings and a space to compare them in. readings: names, concatenated in this order. space:
+    the recipe that is fitted to them."""
 
     readings: tuple[str, ...]
     space: str = RAW

@@ -27,8 +27,11 @@ Numbers = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
-    """method: hdbscan or kmeans. clusters: how many, for kmeans. min_size: rows in the smallest
-    cluster of hdbscan; None takes √n / 2, at least 5."""
+    """A method of clustering and its settings.
+
+    method: hdbscan or kmeans. clusters: how many, for kmeans. min_size: rows in the smallest
+    cluster of hdbscan; None takes √n / 2, at least 5.
+    """
 
     method: str = "hdbscan"
     clusters: int | None = None
@@ -79,8 +82,11 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Clustering:
-    """numbers: each row's cluster, −1 is noise. central: each row's cosine to the middle of its
-    cluster, NaN for noise. stability: the mean adjusted Rand index of subsamples."""
+    """Clusters of rows.
+
+    numbers: each row's cluster, −1 is noise. central: each row's cosine to the middle of its
+    cluster, NaN for noise. stability: the mean adjusted Rand index of subsamples.
+    """
 
     options: ClusterOptions
     numbers: Numbers

@@ -28,9 +28,12 @@ NEIGHBOURS = 5
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """estimates: accuracies and the mean average precision, with intervals. figures: measures
+    """Measures of labelled vectors.
+
+    estimates: accuracies and the mean average precision, with intervals. figures: measures
     without one. items, classes, groups: how many were measured. per_class: one-shot accuracy, the
-    hardest class first. notes: what was left out, and why."""
+    hardest class first. notes: what was left out, and why.
+    """
 
     space: str
     estimates: Mapping[str, Estimate]

@@ -158,7 +158,8 @@ LEAST = 10
 
 @dataclass(frozen=True, slots=True)
 class LabelFreeRank:
-    """rank_me: the number of directions in use. alpha: the exponent of the spectrum (α-ReQ)."""
+    """A reading's place in a ranking without labels. rank_me: the number of directions in use
+    (RankMe). alpha: the exponent of the spectrum (α-ReQ)."""
 
     reading: str
     rank_me: float

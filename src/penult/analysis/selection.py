@@ -174,9 +174,11 @@ class Finalist:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """setting: the chosen one. kept: whether that is the notebook's recipe. judged_on: `other
-    classes`, or `other items` where there are two classes only. notes: what was left out, and
-    why."""
+    """The comparison behind a selection.
+
+    setting: the chosen one. kept: whether that is the notebook's recipe. judged_on: `other
+    classes`, or `other items` where there are two classes only. notes: what was left out, and why.
+    """
 
     setting: Setting
     kept: bool

@@ -89,11 +89,14 @@ def _is_gone(path: str) -> bool:
 
 @dataclass(slots=True)
 class Summary:
-    """What a run did: regions embedded anew, left alone, replaced, failed; of those embedded, how
+    """Counts of a run.
+
+    Regions embedded anew, left alone, replaced, failed; of those embedded, how
     many the model did not see the whole of; seconds of media; seconds that each part of the work
     took, much of it at the same time (see `Stopwatch`); labels taken along; ids whose files are
     gone, and how many rows of them were removed; files of other kinds in the folders that were
-    given, by their extensions."""
+    given, by their extensions.
+    """
 
     run_id: str = ""
     done: int = 0

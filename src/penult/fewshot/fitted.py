@@ -20,7 +20,7 @@ from penult.fewshot.scorers import NO, YES, Floats, HeldOut, Scorer, Targets
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """See `penult.ClassSpace`, which takes these."""
+    """Settings of a class space, as `penult.ClassSpace` takes them."""
 
     space: str = AUTO
     method: str | None = None

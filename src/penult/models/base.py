@@ -53,7 +53,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What a model takes.
+    """The kind of input that a model takes.
 
     modality: audio, image, video or text. rate: samples per second that audio is resampled to.
     frames: to which a video is sampled. seconds: of sound in an input of fixed length; None if it

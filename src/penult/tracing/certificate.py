@@ -16,7 +16,7 @@ POWER = 1000.0  # two inputs' logits must differ by this many tolerances, or not
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. figure: what was measured (an error relative to the largest logit, a power),
+    """One check of a proof. figure: what was measured (an error relative to the largest logit, a power),
     None where there is nothing to measure. note: what was compared, in words."""
 
     name: str
@@ -27,9 +27,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """ok: every check passed. max_error: the largest relative error met. power: by how many
-    tolerances the logits of the two inputs differ. refusal: empty, or what was seen and what the
-    user can name instead."""
+    """The proof of a cut, check by check.
+
+    ok: every check passed. max_error: the largest relative error met. power: by how many tolerances
+    the logits of the two inputs differ. refusal: empty, or what was seen and what the user can name
+    instead.
+    """
 
     ok: bool
     max_error: float

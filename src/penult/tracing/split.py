@@ -199,7 +199,7 @@ def examine(
 
 
 class Split:
-    """A classifier, cut. The law: logits(prelogits(x)) is what f(x) returns, for every x.
+    """A classifier f in two parts: logits(prelogits(x)) equals f(x) for every x.
 
     anatomy: the model's parts; None where the model returns no logits. certificate: the proof.
     """
