@@ -152,7 +152,13 @@ def test_every_command_is_explained() -> None:
         assert any("--json" in param.opts for param in command.params), f"penult {name}: no --json"
 
 
-PAGES = ("README.md", "docs/tour.md")
+SLOW_PAGES = ("docs/uses.md", "docs/choosing.md")  # a grid search, a choice among all readings
+PAGES = (
+    "README.md",
+    "docs/tour.md",
+    "docs/classes.md",
+    *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW_PAGES),
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -225,3 +231,18 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text("utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_with_python_is_run() -> None:
+    """Here, or by tests/test_extending.py."""
+    pages = {str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+             if "```python" in page.read_text("utf-8")}  # fmt: skip
+    run = {"README.md", "docs/tour.md", "docs/classes.md", *SLOW_PAGES, "docs/extending.md"}
+    assert pages == run
+
+
+def test_docstrings_of_public_names_begin_with_a_sentence(reference: ModuleType) -> None:
+    """docs/reference.md shows it: the thing itself, and not its first field."""
+    for name in public_names(reference):
+        text = reference.own_docstring(reference.find_object(name))
+        assert not re.match(r"\w+(, \w+)*: ", text), f"{name}: {text[:60]}"

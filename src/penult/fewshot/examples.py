@@ -40,7 +40,8 @@ class Class:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples with their marks. vectors: (n, d) raw. keys: (id, region) of each. marks: the mark of each, by class."""
+    """Examples with their marks. vectors: (n, d) raw. keys: (id, region) of each. marks: the mark
+    of each, by class."""
 
     vectors: FloatArray
     keys: tuple[Key, ...] = ()

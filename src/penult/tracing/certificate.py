@@ -16,8 +16,8 @@ POWER = 1000.0  # two inputs' logits must differ by this many tolerances, or not
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check of a proof. figure: what was measured (an error relative to the largest logit, a power),
-    None where there is nothing to measure. note: what was compared, in words."""
+    """One check of a proof. figure: an error relative to the largest logit, or a power; None where
+    there is nothing to measure. note: the comparison, in words."""
 
     name: str
     passed: bool
