@@ -135,6 +135,14 @@ def test_weights_as_people_keep_them(
     close(logits_of(saved(FORMS[form](weights), tmp_path)), weights)
 
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "classifier.")
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "module.model.", "net.backbone."])
+def test_a_prefix_is_taken_off(models: Any, weights: Weights, tmp_path: Path, prefix: str) -> None:
+    close(logits_of(saved(prefixed(weights, prefix), tmp_path)), weights)
+
+
 def test_a_prefix_is_put_on_where_the_module_has_one(
     models: Any, weights: Weights, tmp_path: Path
 ) -> None:
