@@ -149,6 +149,15 @@ def test_platt_of_one_side_is_a_guess(mark: int) -> None:
     assert none.offset == 0.5
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_no_temperature_is_below_a_thousandth(several: bool) -> None:
+    """Scores that hardly differ: what would fit is steeper than that."""
+    scores = np.array([[2e-5, 0.0], [0.0, 2e-5]] * 20)
+    marks = np.array([[1, -1], [-1, 1]] * 20, np.int8)
+    found = probabilities(scores, marks, several, np.array([0.0, 1e-5, 2e-5]))
+    assert found.temperature == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_ranks_by_hand() -> None:
     found = Unknowns(np.array([0.1, 0.2, 0.2, 0.4]), "four")
     asked = np.array([0.0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.9])
