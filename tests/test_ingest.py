@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,11 @@ import penult
 from conftest import RATE, assert_law, clip
 from penult.collection.add import RunSettings, add
 from penult.collection.collection import Collection
-from penult.collection.ingest import Options
+from penult.collection.ingest import ItemEnd, Options, Seen, assemble, execute, plan
+from penult.collection.schema import Known
 from penult.collection.writer import writing
 from penult.data.sources import from_paths
+from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
 from penult.errors import CollectionLocked, FingerprintMismatch, UsageError
 from penult.models.specs import load
@@ -214,6 +219,48 @@ def test_failures_are_named_and_tried_again(
     soundfile.write(bad, clip(0.5), RATE)
     assert collection.add(embedder, recordings).done == 1
     assert collection.failures().num_rows == 0
+
+
+def test_a_run_in_parts(tiny: Path, embedder: Embedder, recordings: Path, tmp_path: Path) -> None:
+    """Planned here, executed by two embedders that get their items as bytes, assembled here: the
+    rows, failures and summaries of one run; what is known, stays a note."""
+    (recordings / "a" / "broken.wav").write_bytes(b"RIFFxxxxWAVE")
+    known, *new = sorted(path for path in recordings.rglob("*.wav") if path.name != "broken.wav")
+    options = Options(layout=Layout(window=0.2), summary="mean", logits="none")
+    whole = Collection.open(tmp_path / "whole")
+    add(whole.reader, embedder, from_paths([recordings], "audio"), options)
+    expected = rows(tmp_path / "whole")
+
+    def lookup(ids: Sequence[str]) -> Seen:
+        stat = known.stat()
+        entry = Known(stat.st_size, stat.st_mtime_ns, "hash")
+        return Seen({key: entry for key in expected if key[0] == str(known)})
+
+    source = from_paths([recordings], "audio")
+    planned = list(plan(options.layout.apply(source, "audio", RATE), lookup, options))
+    ends = [place + 1 for place, one in enumerate(planned) if isinstance(one, ItemEnd)]
+    assert len(ends) == 6
+    results: list[Any] = []
+    for part in (planned[: ends[2]], planned[ends[2] :]):
+        machine = Embedder.from_classifier(load(tiny), device="cpu")
+        sent = pickle.loads(pickle.dumps(part))
+        results += pickle.loads(pickle.dumps(list(execute(machine, sent, options))))
+    ticks: list[bool] = []
+    batches = list(
+        assemble(embedder.classifier, results, options, lambda embedded, _: ticks.append(embedded))
+    )
+    found = [row for one in batches for row in one.rows]
+    assert {(row["id"], row["region"]) for row in found} == {
+        key for key in expected if key[0] != str(known)
+    }
+    for row in found:
+        other = expected[row["id"], row["region"]]
+        np.testing.assert_allclose(row["vector"], other["vector"], rtol=1e-4, atol=1e-5)
+        assert row["content_hash"] == hashlib.sha256(Path(row["id"]).read_bytes()).hexdigest()
+    parts = sum(key[0] == str(known) and key[1] != "summary" for key in expected)
+    assert sum(one.skipped for one in batches) == parts > 1
+    assert [Path(one.id).name for batch in batches for one in batch.failures] == ["broken.wav"]
+    assert ticks.count(True) == len(found) - len(new) and ticks.count(False) == parts + 1
 
 
 def test_two_writers(embedder: Embedder, recordings: Path, tmp_path: Path) -> None:

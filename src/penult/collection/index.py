@@ -25,7 +25,7 @@ from penult.errors import CollectionError, IndexRefused, UsageError
 
 if TYPE_CHECKING:
     from penult.collection.reader import Reader
-
+from penult.collection.schema import Key
 
 NAME = "vectors"
 ABOUT = "index.json"  # there as long as the index may be used: written after it was measured
@@ -202,7 +202,7 @@ def measured(reader: Reader, find: Find, sample: int = _SAMPLE) -> tuple[float, 
     return statistics.fmean(found), statistics.median(times) * 1e3, len(keys)
 
 
-def _drawn(reader: Reader, sample: int) -> tuple[list[tuple[str, str]], Matrix]:
+def _drawn(reader: Reader, sample: int) -> tuple[list[Key], Matrix]:
     table = lance.open_table(reader.path, lance.ITEMS)
     assert table is not None
     with store_errors(reader.path):
@@ -215,7 +215,7 @@ def _drawn(reader: Reader, sample: int) -> tuple[list[tuple[str, str]], Matrix]:
     return [keys[place] for place in some], vectors[some]
 
 
-def _tenth(reader: Reader, keys: list[tuple[str, str]], queries: Matrix) -> Matrix:
+def _tenth(reader: Reader, keys: list[Key], queries: Matrix) -> Matrix:
     """The cosine of each query's tenth nearest row, itself left out; all rows are compared."""
     units = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     own = {key: place for place, key in enumerate(keys)}

@@ -1,10 +1,12 @@
-"""Items in, batches of rows out: new ones are embedded, known ones left alone. Knows no store."""
+"""Plan, execute, assemble: which regions are new, their outcomes, rows in batches to commit. Knows
+no store.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -13,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from penult.collection.schema import Known
+from penult.collection.schema import Key, Known
 from penult.data.decode import TIME_LIMIT, Decoding
 from penult.data.files import file_size
-from penult.data.items import Failure, Item
+from penult.data.items import Entry, Failure, Item, Note
 from penult.data.regions import Region
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
@@ -24,12 +26,10 @@ from penult.embedding.runner import Outcome, Stopwatch
 from penult.errors import DecodeError, ItemError, UsageError
 from penult.models.base import REGRESSION, Classifier, predict
 
-Key = tuple[str, str]
-
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a store knows: rows by (id, region), their metadata, and failures."""
+    """Rows that a store holds by (id, region), their metadata, and failures."""
 
     rows: Mapping[Key, Known] = field(default_factory=dict)
     metadata: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
@@ -38,10 +38,10 @@ class Seen:
 
 @dataclass(slots=True)
 class CommitBatch:
-    """What is to be committed next.
+    """Rows and changes to commit next.
 
-    changed: ids whose content is another now, with its hash: their old rows go before the new
-    ones come. revised: regions whose content is unchanged, with what else is new of them.
+    changed: ids whose content changed, with the new hash: their old rows go before the new ones
+    come. revised: regions whose content is unchanged, with new values of other columns.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -136,17 +136,16 @@ class Summing:
         return Outcome(self.item, region, tuple(vectors), logits, self._start, self._end)
 
 
-Pair = tuple[Item, Region]
 Lookup = Callable[[Sequence[str]], Seen]
 Tick = Callable[[bool, float], None]
 
-CHUNK = 1000  # regions per question to the store
+CHUNK = 1000  # regions in one lookup in the store
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to ingest. Rows are handed on after `commit_rows` or `commit_seconds`, so that a killed
-    run loses no more than that.
+    """Options of a run. A batch ends after `commit_rows` or `commit_seconds`, so that a killed run
+    loses no more than that.
 
     layout: how items are cut into windows or tiles. summary: one more row for each item that is
     cut, the mean or maximum of its parts; `summarised` says for which ids, None is all of them.
@@ -181,186 +180,246 @@ class Options:
 
 def ingest(
     embedder: Embedder,
-    pairs: Iterable[Pair | Failure],
+    pairs: Iterable[Entry],
     lookup: Lookup,
     options: Options = Options(),
     tick: Tick = lambda embedded, seconds: None,
     watch: Stopwatch | None = None,
 ) -> Iterator[CommitBatch]:
-    """Embed what the store does not have yet; `tick` hears of every region, whether it was
-    embedded and how many seconds of media that were; `watch` keeps the seconds of the run.
+    """Embed the regions that the store lacks: plan, execute and assemble, in this process.
 
-    A file whose size and time are unchanged is not read; one whose time is new is hashed, and
-    embedded again only if the hash is new. The last step is given even if it is empty.
+    tick: called for every region: whether it was embedded, and seconds of media. watch: collects
+    the seconds of the run. The last batch is given even if it is empty.
     """
     classifier = embedder.classifier
     regions = options.layout.apply(pairs, classifier.modality, classifier.rate)
-    deciding = _IngestPlanner(lookup, options)
-    gathering = _RowAssembler(embedder, options, deciding.hashes)
+    results = execute(embedder, plan(regions, lookup, options), options, watch)
+    return assemble(classifier, results, options, tick)
+
+
+def plan(
+    regions: Iterable[Entry], lookup: Lookup, options: Options = Options()
+) -> Iterator[Entry | Note]:
+    """Regions to embed, and in the places of all others a Failure or a Note on why not.
+
+    A file whose size and time are unchanged is not read; one whose time is new is hashed, and
+    embedded again only if the hash is new. Regions of one item come together, behind the item's
+    `ContentHash`, before its `ItemEnd`. All of it can be pickled and executed elsewhere.
+    """
+    for chunk in _chunks(regions):
+        seen = lookup([id for id, _ in chunk])
+        for _, group in chunk:
+            yield from _plan_item(group, seen, options)
+
+
+def execute(
+    embedder: Embedder,
+    planned: Iterable[Entry | Note],
+    options: Options = Options(),
+    watch: Stopwatch | None = None,
+) -> Generator[Outcome | Failure | Note, None, None]:
+    """The outcome of each planned region, in order; failures and notes stay in their places."""
+    return embedder.runner.stream(planned, options.decoding, options.alone, watch=watch)
+
+
+def assemble(
+    classifier: Classifier,
+    results: Iterable[Outcome | Failure | Note],
+    options: Options = Options(),
+    tick: Tick = lambda embedded, seconds: None,
+) -> Iterator[CommitBatch]:
+    """Rows of executed regions, in the order of the plan, as batches to commit; see `ingest`.
+
+    Ctrl-C gives the rows that are complete, then raises KeyboardInterrupt.
+    """
+    assembler = _RowAssembler(classifier, options, tick)
     since = time.monotonic()
     try:
-        wanted = deciding.wanted(regions)
-        outcomes = embedder.runner.stream(wanted, options.decoding, options.alone, watch=watch)
-        for result in outcomes:
-            rows, seconds = len(gathering.step.rows), gathering.step.seconds
-            gathering.take(result)
-            step = gathering.step
-            if isinstance(result, Outcome | Failure | _Unchanged):
-                tick(len(step.rows) > rows, step.seconds - seconds)
+        for result in results:
+            assembler.take(result)
             late = time.monotonic() - since > options.commit_seconds
-            if len(step.rows) >= options.commit_rows or late:
-                yield step
-                gathering.step, since = CommitBatch(), time.monotonic()
+            if late or len(assembler.batch.rows) >= options.commit_rows:
+                yield assembler.batch
+                assembler.batch, since = CommitBatch(), time.monotonic()
     except KeyboardInterrupt:
-        yield gathering.step  # what is done by now is not lost
+        yield assembler.batch  # complete rows are not lost
         raise
-    yield gathering.step
+    yield assembler.batch
 
 
 @dataclass(frozen=True, slots=True)
-class _Unchanged:
-    """A region that the store has, and what else is new of it."""
-
-    key: Key
-    fresh: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Changed:
-    """An item whose content is another now, with its hash."""
+class ContentHash(Note):
+    """The content hash of the item whose regions follow."""
 
     id: str
     content: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
-    """All regions of an item were given; these channels of it are summed up."""
+class ContentChanged(Note):
+    """An item whose rows are of another content; the new content's hash."""
 
-    item: Item
+    id: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegionUnchanged(Note):
+    """A region that the store holds, and new values of columns that can be revised."""
+
+    key: Key
+    revised: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemEnd(Note):
+    """The last region of an item was given; a summary is made of each of these channels."""
+
     channels: tuple[int | None, ...] = ()
 
 
-class _IngestPlanner:
-    """Decides, region by region, what has to be embedded; the rest goes on as a note."""
+Planned = Entry | Note
 
-    def __init__(self, lookup: Lookup, options: Options) -> None:
-        self._lookup, self._options = lookup, options
-        self.hashes = _Hashes()
 
-    def wanted(self, regions: Iterable[Pair | Failure]) -> Iterator[Pair | Failure | Any]:
-        """Pairs to embed, and in their places notes on what is not to be embedded."""
-        for chunk in _chunks(regions):
-            seen = self._lookup(
-                [entry.id if isinstance(entry, Failure) else entry[0].id for entry, *_ in chunk]
-            )
-            for group in chunk:
-                if isinstance(group[0], Failure):
-                    yield from group
-                else:
-                    yield from self._item(group, seen)
+def _plan_item(group: Sequence[Entry], seen: Seen, options: Options) -> Iterator[Planned]:
+    """All regions of one item."""
+    first = group[0]
+    if isinstance(first, Failure):
+        yield from group
+        return
+    item, hashes = first[0], dict[str, str]()
+    regions = [pair for pair in group if not isinstance(pair, Failure)]
+    planned = [_plan_region(*pair, seen, options, hashes) for pair in regions]
+    channels = _summed_channels(item.id, regions, options)
+    keys = [(item.id, Region("summary", channel=channel).key) for channel in channels]
+    embeds = any(isinstance(notes[-1], tuple) for notes in planned)
+    if not (embeds or any(key not in seen.rows for key in keys)):
+        channels = ()
+    if channels:  # a summary needs the vectors of all parts, also of those that the store has
+        planned = [
+            [pair] if isinstance(notes[-1], RegionUnchanged) else notes
+            for pair, notes in zip(regions, planned, strict=True)
+        ]
+        hashes = hashes or _stored_hash(item, regions, seen)
+    if item.id in hashes:
+        yield ContentHash(item.id, hashes[item.id])
+    for notes in planned:
+        yield from notes
+    yield ItemEnd(channels)
 
-    def _item(self, group: list[Any], seen: Seen) -> Iterator[Pair | Failure | Any]:
-        item = group[0][0]
-        decided = [self._one(one, region, seen) for one, region in group]
-        if not self._is_summed(item.id) or all(region.kind == "whole" for _, region in group):
-            yield from (note for notes in decided for note in notes)
-            yield _Ended(item)
-            return
-        channels = tuple(dict.fromkeys(region.channel for _, region in group))
-        summaries = [(item.id, Region("summary", channel=channel).key) for channel in channels]
-        again = any(isinstance(notes[-1], tuple) for notes in decided) or any(
-            key not in seen.rows for key in summaries
-        )
-        for pair, notes in zip(group, decided, strict=True):
-            # A summary needs the vectors of all parts, also of those that the store has.
-            yield from [pair] if again and isinstance(notes[-1], _Unchanged) else notes
-        yield _Ended(item, channels if again else ())
 
-    def _is_summed(self, id: str) -> bool:
-        asked = self._options.summarised
-        return self._options.summary is not None and (asked is None or asked(id))
+def _summed_channels(
+    id: str, regions: Sequence[tuple[Item, Region]], options: Options
+) -> tuple[int | None, ...]:
+    """The channels of an item that have a summary; an item that is one whole has none."""
+    chosen = options.summarised is None or options.summarised(id)
+    if options.summary is None or not chosen or all(r.kind == "whole" for _, r in regions):
+        return ()
+    return tuple(dict.fromkeys(region.channel for _, region in regions))
 
-    def _one(self, item: Item, region: Region, seen: Seen) -> list[Pair | Failure | Any]:
-        """What one region needs: its pair, or a note on why it needs nothing."""
-        key = item.id, region.key
-        before = seen.failures.get(key)
-        if before is not None and not self._options.retry_failed and _same_file(before, item):
-            return [before]
-        known = seen.rows.get(key)
-        if known is not None and _same_file(known, item) and item.size is not None:
-            return [_Unchanged(key, _news(item, key, seen))]
-        try:
-            content = self.hashes.of(item)
-        except (OSError, ItemError) as error:
-            reason = error
-            if isinstance(error, OSError):
-                reason = DecodeError(f"cannot be read: {error.strerror}")
-            return [Failure.of(item, region, reason)]
-        if known is None:
-            return [(item, region)]
-        if known.content_hash != content:
-            return [_Changed(item.id, content), (item, region)]
-        fresh = {} if _same_file(known, item) else {"size": item.size, "mtime_ns": item.mtime_ns}
-        return [_Unchanged(key, fresh | _news(item, key, seen))]
+
+def _plan_region(
+    item: Item, region: Region, seen: Seen, options: Options, hashes: dict[str, str]
+) -> list[Planned]:
+    """One region's pair, or a note on why it is not embedded. hashes: of contents read so far, by
+    id."""
+    key = item.id, region.key
+    failed, known = seen.failures.get(key), seen.rows.get(key)
+    if failed is not None and not options.retry_failed and _same_file(failed, item):
+        return [failed]
+    if known is not None and item.size is not None and _same_file(known, item):
+        return [RegionUnchanged(key, _new_metadata(item, key, seen))]
+    try:
+        if item.id not in hashes:
+            hashes[item.id] = _content_hash(item)
+    except OSError as error:
+        reason = DecodeError(f"cannot be read: {error.strerror}")
+        return [Failure.of(item, region, reason)]
+    except ItemError as error:
+        return [Failure.of(item, region, error)]
+    content = hashes[item.id]
+    if known is None:
+        return [(item, region)]
+    if known.content_hash != content:
+        return [ContentChanged(item.id, content), (item, region)]
+    stat = {} if _same_file(known, item) else {"size": item.size, "mtime_ns": item.mtime_ns}
+    return [RegionUnchanged(key, stat | _new_metadata(item, key, seen))]
+
+
+def _stored_hash(item: Item, regions: Sequence[tuple[Item, Region]], seen: Seen) -> dict[str, str]:
+    """The hash that the stored rows of an unchanged item have, by its id."""
+    known = (seen.rows.get((item.id, region.key)) for _, region in regions)
+    stored = next((row.content_hash for row in known if row and row.content_hash), None)
+    return {item.id: stored or _content_hash(item)}
 
 
 class _RowAssembler:
-    """Puts what the runner gives into the step that is committed next."""
+    """Collects results and notes in the batch that is committed next."""
 
-    def __init__(self, embedder: Embedder, options: Options, hashes: _Hashes) -> None:
-        self._classifier, self._options, self._hashes = embedder.classifier, options, hashes
+    def __init__(self, classifier: Classifier, options: Options, tick: Tick) -> None:
+        self._classifier, self._options, self._tick = classifier, options, tick
+        self._content = ""  # hash of the item whose regions come
         self._sums: dict[int | None, Summing] = {}
-        self.step = CommitBatch()
+        self._handlers: Mapping[type, Callable[[Any], None]] = {
+            Outcome: self._add_outcome,
+            Failure: self._add_failure,
+            ContentHash: self._begin,
+            ContentChanged: self._change,
+            RegionUnchanged: self._skip,
+            ItemEnd: self._end,
+        }
+        self.batch = CommitBatch()
 
-    def take(self, result: Any) -> None:
-        """One result or note, in the order of the regions."""
-        step = self.step
-        if isinstance(result, Failure):
-            step.failures.append(result)
-        elif isinstance(result, _Changed):
-            step.changed[result.id] = result.content
-        elif isinstance(result, _Unchanged):
-            step.skipped += 1
-            if result.fresh:
-                step.revised[result.key] = result.fresh
-        elif isinstance(result, _Ended):
-            self._sum_up(result)
-        else:
-            self._row(result)
+    def take(self, result: Outcome | Failure | Note) -> None:
+        """One result or note, in the order of the plan."""
+        self._handlers[type(result)](result)
 
-    def _row(self, outcome: Outcome) -> None:
-        item, region = outcome.item, outcome.region
-        self._add(outcome)
-        self.step.truncated += outcome.truncated is not None
+    def _begin(self, note: ContentHash) -> None:
+        self._content = note.content
+
+    def _change(self, note: ContentChanged) -> None:
+        self.batch.changed[note.id] = note.content
+
+    def _skip(self, note: RegionUnchanged) -> None:
+        self.batch.skipped += 1
+        if note.revised:
+            self.batch.revised[note.key] = note.revised
+        self._tick(False, 0.0)
+
+    def _add_failure(self, failure: Failure) -> None:
+        self.batch.failures.append(failure)
+        self._tick(False, 0.0)
+
+    def _add_outcome(self, outcome: Outcome) -> None:
+        batch, region, seconds = self.batch, outcome.region, 0.0
         if outcome.start is not None and outcome.end is not None:
-            self.step.seconds += outcome.end - outcome.start
-        if self._options.summary and region.kind != "whole":
-            how = self._options.summary
-            of = self._sums.setdefault(region.channel, Summing(how, item, region.channel))
-            of.add(outcome)
+            seconds = outcome.end - outcome.start
+        batch.rows.append(self._row(outcome))
+        batch.truncated += outcome.truncated is not None
+        batch.seconds += seconds
+        if (how := self._options.summary) and region.kind != "whole":
+            new = Summing(how, outcome.item, region.channel)
+            self._sums.setdefault(region.channel, new).add(outcome)
+        self._tick(True, seconds)
 
-    def _sum_up(self, ended: _Ended) -> None:
-        for channel in ended.channels:
-            summing = self._sums.get(channel)
-            summary = summing.outcome() if summing is not None else None
+    def _end(self, note: ItemEnd) -> None:
+        for channel in note.channels:
+            summary = self._sums[channel].outcome() if channel in self._sums else None
             if summary is not None:
-                self._add(summary)
+                self.batch.rows.append(self._row(summary))
         self._sums.clear()
-        self._hashes.forget(ended.item)
 
-    def _add(self, outcome: Outcome) -> None:
-        content = self._hashes.of(outcome.item)
-        self.step.rows.append(row_of(self._classifier, outcome, content, self._options.logits))
+    def _row(self, outcome: Outcome) -> dict[str, Any]:
+        return row_of(self._classifier, outcome, self._content, self._options.logits)
 
 
-def _chunks(regions: Iterable[Pair | Failure]) -> Iterator[list[list[Any]]]:
-    """Regions, one list for each item, some items at a time."""
-    chunk: list[list[Any]] = []
+def _chunks(regions: Iterable[Entry]) -> Iterator[list[tuple[str, list[Entry]]]]:
+    """Regions by item, with its id, some items at a time."""
+    chunk: list[tuple[str, list[Entry]]] = []
     size = 0
-    for _, group in groupby(regions, key=lambda e: e.id if isinstance(e, Failure) else e[0].id):
-        chunk.append(list(group))
-        size += len(chunk[-1])
+    for id, group in groupby(regions, key=lambda e: e.id if isinstance(e, Failure) else e[0].id):
+        chunk.append((id, list(group)))
+        size += len(chunk[-1][1])
         if size >= CHUNK:
             yield chunk
             chunk, size = [], 0
@@ -368,7 +427,7 @@ def _chunks(regions: Iterable[Pair | Failure]) -> Iterator[list[list[Any]]]:
         yield chunk
 
 
-def _news(item: Item, key: Key, seen: Seen) -> dict[str, Any]:
+def _new_metadata(item: Item, key: Key, seen: Seen) -> dict[str, Any]:
     """Metadata of an unchanged region that differs from what is stored."""
     stored = seen.metadata.get(key, {})
     return {
@@ -382,22 +441,7 @@ def _same_file(stored: Known | Failure, item: Item) -> bool:
     return stored.size == item.size and stored.mtime_ns == item.mtime_ns
 
 
-class _Hashes:
-    """Content hashes of the items that are on their way."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, str] = {}
-
-    def of(self, item: Item) -> str:
-        if item.id not in self._known:
-            self._known[item.id] = _hash(item)
-        return self._known[item.id]
-
-    def forget(self, item: Item) -> None:
-        self._known.pop(item.id, None)
-
-
-def _hash(item: Item) -> str:
+def _content_hash(item: Item) -> str:
     content = item.content
     if isinstance(content, Path):
         file_size(content)  # refuses a pipe, which could block for ever

@@ -90,7 +90,7 @@ def cluster_names(reader: Reader, way: str, keys: Sequence[Key]) -> list[str | N
     return [names.get(key) for key in keys]
 
 
-def marked(reader: Reader) -> dict[tuple[str, str], str]:
+def marked(reader: Reader) -> dict[Key, str]:
     """The class of each marked row: of its marks with the same class the last one counts, and of
     its classes that are marked yes the one marked last."""
     yes = {
@@ -100,10 +100,10 @@ def marked(reader: Reader) -> dict[tuple[str, str], str]:
     return {key: names[-1] for key, names in yes.items() if names}
 
 
-def standing(reader: Reader) -> dict[tuple[str, str], dict[str, str]]:
+def standing(reader: Reader) -> dict[Key, dict[str, str]]:
     """The marks that count, by row and class, the last one last. Nothing is ever taken out of the
     table: a mark whose source is TAKEN_BACK undoes those before it."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    found: dict[Key, dict[str, str]] = {}
     for row in reader.side_table("labels").to_pylist():
         classes = found.setdefault((row["id"], row["region"]), {})
         classes.pop(row["class"], None)  # so that the last mark stands last

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from penult.errors import CollectionError
 
+Key = tuple[str, str]  # id and region
 COLUMNS = (
     *("id", "region", "kind", "channel", "start", "end", "vector", "logits", "label", "score"),
     *("truncated", "content_hash", "size", "mtime_ns", "run_id"),
@@ -187,7 +188,7 @@ def revised(table: pa.Table, values: Sequence[Mapping[str, Any]]) -> pa.Table:
     return table
 
 
-def keys(table: pa.Table | pa.RecordBatch) -> list[tuple[str, str]]:
+def keys(table: pa.Table | pa.RecordBatch) -> list[Key]:
     """The (id, region) of every row."""
     ids, regions = (table.column(name).to_pylist() for name in KEY)
     return list(zip(ids, regions, strict=True))
@@ -206,6 +207,3 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:
 def quoted(values: Sequence[str]) -> str:
     """Strings as a list of SQL literals."""
     return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
-
-
-Key = tuple[str, str]  # id and region

@@ -20,6 +20,7 @@ from penult.collection import lance, schema
 from penult.collection.ingest import Options
 from penult.collection.manifest import Manifest, check_same, differing, locked, store_errors
 from penult.collection.reader import Reader
+from penult.collection.schema import Key
 from penult.collection.writer import Writer, writing
 from penult.data.items import Entry, Failure, Item, file_item, path_of, text_item
 from penult.data.regions import Region
@@ -204,7 +205,7 @@ class _RowMerge:
         lost = self._older(theirs, stored)
         taken: list[int] = []
         filled: list[Row] = []
-        revised: dict[tuple[str, str], Row] = {}
+        revised: dict[Key, Row] = {}
         for place, row in enumerate(theirs):
             ours = stored.get(row["id"], {}).get(row["region"])
             if row["id"] in lost:

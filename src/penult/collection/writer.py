@@ -28,7 +28,7 @@ from penult.collection.manifest import (
     store_errors,
     write_manifest,
 )
-from penult.collection.schema import Known
+from penult.collection.schema import Key, Known
 from penult.data.items import Failure
 from penult.errors import CollectionError, StoreError
 
@@ -71,7 +71,6 @@ def _hashes(ids: Sequence[str]) -> Hashes:
     return np.fromiter(map(hash, ids), np.int64, len(ids))
 
 
-Key = tuple[str, str]  # (id, region)
 COUNTS = ("done", "skipped", "replaced", "failed")
 STATUSES = ("done", "stopped", "failed")
 _ITEM = ("", "whole")  # regions under which an item fails that could not be cut

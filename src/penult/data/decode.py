@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from penult.data import audio, image, text, video
-from penult.data.items import Item
+from penult.data.items import Failure, Item, N
 from penult.data.regions import Region
 from penult.errors import DecodeError, ItemError, PenultError, RegionError, TooLong, first_line
 
@@ -68,10 +68,11 @@ class DecodedRegion:
 
 
 def open_regions(
-    pairs: Iterable[Pair | Any], target: DecodeTarget
-) -> Generator[DecodedRegion | Any, None, None]:
-    """Each region's content, in order, decoded here; other objects pass through."""
-    for key, group in groupby(pairs, key=item_key):
+    pairs: Iterable[Pair | Failure | N], target: DecodeTarget
+) -> Generator[DecodedRegion | Failure | N, None, None]:
+    """Each region's content, in order, decoded here; failures and notes pass through."""
+    groups: Iterable[tuple[Any, Iterator[Any]]] = groupby(pairs, key=item_key)
+    for key, group in groups:
         if key is None:
             yield from group
         else:
@@ -79,7 +80,7 @@ def open_regions(
 
 
 def item_key(value: Any) -> tuple[str, Any] | None:
-    """Equal for regions of one item; None for an object that is no pair."""
+    """Equal for regions of one item; None for a failure or a note."""
     if type(value) is not tuple:
         return None
     content = value[0].content
@@ -214,18 +215,18 @@ class _Task:
 
 
 def decode(
-    pairs: Iterable[Pair | Any], target: DecodeTarget, decoding: Decoding
-) -> Generator[DecodedRegion | Any, None, None]:
-    """Each region's content, in order, in this process or in workers; other objects pass through.
-    Close it where not all is taken, so that the workers end."""
+    pairs: Iterable[Pair | Failure | N], target: DecodeTarget, decoding: Decoding
+) -> Generator[DecodedRegion | Failure | N, None, None]:
+    """Each region's content, in order, in this process or in workers; failures and notes pass
+    through. Close it where not all is taken, so that the workers end."""
     if not decoding.workers:
         return open_regions(pairs, target)
     return _decode_in_workers(pairs, target, decoding)
 
 
 def _decode_in_workers(
-    pairs: Iterable[Pair | Any], target: DecodeTarget, decoding: Decoding
-) -> Generator[DecodedRegion | Any, None, None]:
+    pairs: Iterable[Pair | Failure | N], target: DecodeTarget, decoding: Decoding
+) -> Generator[DecodedRegion | Failure | N, None, None]:
     with Decoders(target, decoding) as decoders:
         yield from decoders.open_regions(pairs)
 
@@ -245,8 +246,10 @@ class Decoders:
         for worker in self._workers:
             worker.end()
 
-    def open_regions(self, pairs: Iterable[Pair | Any]) -> Iterator[DecodedRegion | Any]:
-        """Each region's content in order; other objects pass through."""
+    def open_regions(
+        self, pairs: Iterable[Pair | Failure | N]
+    ) -> Iterator[DecodedRegion | Failure | N]:
+        """Each region's content in order; failures and notes pass through."""
         tasks = self._tasks(pairs)
         ahead: deque[_Task] = deque()
         while True:
@@ -263,7 +266,7 @@ class Decoders:
                 yield from self._received(task, ahead)
             ahead.popleft()
 
-    def _tasks(self, pairs: Iterable[Pair | Any]) -> Iterator[_Task]:
+    def _tasks(self, pairs: Iterable[Pair | Failure | N]) -> Iterator[_Task]:
         turn = 0
         for key, group in groupby(pairs, key=item_key):
             if key is None or not isinstance(key[1], Path):
@@ -383,6 +386,7 @@ def _contents(pairs: list[Pair], target: DecodeTarget) -> Iterator[Any]:
     done = 0
     try:
         for decoded in open_regions(pairs, target):
+            assert isinstance(decoded, DecodedRegion)  # workers are sent regions only
             done += 1
             yield decoded.content, decoded.seconds
     except PenultError as error:  # an extra that is missing: the run ends with it

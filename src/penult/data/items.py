@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from penult.data.regions import Region
@@ -75,6 +75,13 @@ class Failure:
         return self.message if self.id in self.message else f"{self.id}: {self.message}"
 
 
+class Note:
+    """An object that travels among regions in their order and is not decoded nor run."""
+
+    __slots__ = ()
+
+
+N = TypeVar("N", bound=Note)  # the notes of one run
 Entry = tuple[Item, Region] | Failure
 Placed = tuple[int, Entry]  # with the line or row of its table, 0 where there is none
 

@@ -19,11 +19,19 @@ import numpy.typing as npt
 
 from penult.analysis.space import Space
 from penult.data import audio, video
+from penult.data.items import Entry
 from penult.data.sources import from_objects
 from penult.data.windows import Layout
 from penult.embedding import saving
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
-from penult.embedding.runner import Result, Runner, collect_results, device_of, enable_classify
+from penult.embedding.runner import (
+    ItemNumber,
+    Result,
+    Runner,
+    collect_results,
+    device_of,
+    enable_classify,
+)
 from penult.embedding.saving import SavedEmbedder
 from penult.embedding.source_sample import SourceSample
 from penult.engines import registry
@@ -477,11 +485,11 @@ class Embedder:
 
 
 def numbered_regions(
-    entries: Iterable[Any], layout: Layout, classifier: Classifier
-) -> Iterator[Any]:
+    entries: Iterable[Entry], layout: Layout, classifier: Classifier
+) -> Iterator[Entry | ItemNumber]:
     """The regions of each entry, behind the entry's number."""
     for number, entry in enumerate(entries):
-        yield number
+        yield ItemNumber(number)
         yield from layout.apply([entry], classifier.modality, classifier.rate)
 
 

@@ -9,11 +9,11 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from penult.data.items import Failure, Item
+from penult.data.items import Entry, Failure, Item
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder, numbered_regions
 from penult.embedding.inspect import anatomy_of
-from penult.embedding.runner import Outcome, Runner, device_of
+from penult.embedding.runner import ItemNumber, Outcome, Runner, device_of
 from penult.engines.base import Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.pooling import pooled_width, usable_poolings
@@ -96,7 +96,7 @@ def check_memory(readings: Sequence[Reading], count: int | None) -> None:
 
 def read_all(
     classifier: Classifier,
-    entries: Iterable[object],
+    entries: Iterable[Entry],
     readings: Sequence[Reading],
     device: str = "auto",
     tick: Callable[[bool, float], None] = lambda embedded, seconds: None,
@@ -113,8 +113,8 @@ def read_all(
     failures: list[Failure] = []
     number = -1
     for outcome in runner.stream(numbered_regions(entries, Layout(), classifier)):
-        if isinstance(outcome, int):
-            number = outcome
+        if isinstance(outcome, ItemNumber):
+            number = outcome.number
             continue
         if isinstance(outcome, Outcome):
             rows.append(outcome.vectors)

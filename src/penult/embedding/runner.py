@@ -24,7 +24,7 @@ from penult.data.decode import (
     Decoding,
     decode,
 )
-from penult.data.items import Failure, Item
+from penult.data.items import Entry, Failure, Item, N, Note
 from penult.data.regions import Region
 from penult.data.sources import from_objects
 from penult.embedding.scheduling import BatchQueue, OrderedResults, PreparedRegion, engine_pool
@@ -208,14 +208,14 @@ class Runner:
 
     def stream(
         self,
-        pairs: Iterable[tuple[Item, Region] | Any],
+        pairs: Iterable[Entry | N],
         decoding: Decoding = Decoding(),
         alone: bool = False,
         logits: bool = True,
         watch: Stopwatch | None = None,
-    ) -> Generator[Outcome | Failure | Any, None, None]:
+    ) -> Generator[Outcome | Failure | N, None, None]:
         """Run regions; results come in the order of the regions, and a region that fails becomes a
-        Failure. Other objects (notes from ingest) pass through in order.
+        Failure. Failures and notes among the regions pass through in order.
 
         Some regions are read ahead, so that there are equal lengths to make batches of. alone: one
         region in each forward pass. logits: False lets an engine stop behind the last reading, and
@@ -261,11 +261,11 @@ class Runner:
 
     def prepare(
         self,
-        pairs: Iterable[tuple[Item, Region] | Any],
+        pairs: Iterable[Entry | N],
         decoding: Decoding = Decoding(),
         watch: Stopwatch | None = None,
-    ) -> Generator[PreparedRegion | Failure | Any, None, None]:
-        """Regions decoded and prepared for the model; other objects pass through in order."""
+    ) -> Generator[PreparedRegion | Failure | N, None, None]:
+        """Regions decoded and prepared for the model; failures and notes pass through in order."""
         watch, model = watch or Stopwatch(), self.classifier
         limits = decoding.max_seconds, decoding.first_seconds
         target = DecodeTarget(model.modality, model.rate, model.input.frames, *limits)
@@ -425,12 +425,19 @@ class Result:
     failures: list[Failure]
 
 
+@dataclass(frozen=True, slots=True)
+class ItemNumber(Note):
+    """The number of the item whose regions follow, from 0."""
+
+    number: int
+
+
 def collect_results(
-    outcomes: Iterable[Outcome | Failure | int | Any],
+    outcomes: Iterable[Outcome | Failure | ItemNumber],
     labels: Sequence[str],
     on_error: Literal["raise", "skip"],
 ) -> Result:
-    """All outcomes as one result. An int among them is the number of the item that follows.
+    """All outcomes as one result. An `ItemNumber` numbers the outcomes that follow.
 
     Raises:
         ItemError: an item failed, and `on_error` is `raise`.
@@ -448,7 +455,7 @@ def collect_results(
                 raise ItemError(outcome.words())
             failures.append(outcome)
         else:
-            number = outcome
+            number = outcome.number
     logits_of_rows = [row.class_logits for row in rows if row.logits.size]
     logits = np.array(logits_of_rows, np.float32).reshape(-1, len(labels))
     return Result(
