@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -213,6 +214,23 @@ def test_every_module_that_a_page_names_is_there() -> None:
     assert len(named) > 40
     for name in named:
         assert (ROOT / "src" / "penult" / name).exists(), name
+
+
+# A file, and groups of entry points: no names of Python.
+NO_NAMES = {"penult.json", "penult.loaders", "penult.poolings", "penult.engines"}
+
+
+def test_every_name_of_python_that_a_page_mentions_is_there() -> None:
+    seen = set()
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"(?<![\w.\"-])penult(?:\.[A-Za-z_]\w*)+", page.read_text("utf-8")):
+            if name not in NO_NAMES:
+                try:
+                    pkgutil.resolve_name(name)
+                except (ImportError, AttributeError) as error:
+                    raise AssertionError(f"{page.name}: {name}") from error
+                seen.add(name)
+    assert len(seen) > 20
 
 
 def test_the_readme_is_short() -> None:
