@@ -19,13 +19,12 @@ from conftest import clip
 from penult.cli.main import run
 from penult.engines.base import Readout
 from penult.engines.batch_policy import (
-    BatchPolicy,
     axes_of,
-    difference,
     disagreement,
     find_batch_policy,
 )
-from penult.engines.batching import Batch
+from penult.engines.batching import Batch, BatchPolicy
+from penult.engines.parity import relative_error
 
 RATE = 8000
 MODELS = '''
@@ -227,11 +226,11 @@ def test_both_orders_are_tried() -> None:
 
 def test_differences_by_hand() -> None:
     one, other = np.array([1.0, -4.0]), np.array([1.0, -5.0])
-    assert difference([one, other], [other, other]) == pytest.approx(0.2)
-    assert difference([other, one], [other, other]) == pytest.approx(0.2)
-    assert difference([other], [one]) == pytest.approx(0.25)
-    assert difference([one], [np.array([np.inf, 1.0])]) == float("inf")
-    assert difference([one], [one[:1]]) == float("inf")
+    assert relative_error([one, other], [other, other]) == pytest.approx(0.2)
+    assert relative_error([other, one], [other, other]) == pytest.approx(0.2)
+    assert relative_error([other], [one]) == pytest.approx(0.25)
+    assert relative_error([one], [np.array([np.inf, 1.0])]) == float("inf")
+    assert relative_error([one], [one[:1]]) == float("inf")
 
 
 def test_axes_that_differ() -> None:

@@ -15,15 +15,22 @@ from torch import nn
 
 from conftest import RATE, clip
 from penult.embedding.embedder import Embedder, open_embedder
-from penult.engines.batch_policy import ALONE, EQUAL, MASKED_NORMS, PADDED, BatchPolicy, difference
-from penult.engines.batching import masked_norms
+from penult.engines.batching import (
+    ALONE,
+    EQUAL,
+    MASKED_NORMS,
+    PADDED,
+    BatchPolicy,
+    masked_norms,
+)
+from penult.engines.parity import relative_error
 from penult.errors import ItemError, TapError
 from penult.models.specs import load
 from test_notebook import TASKS
 from zoo import build, save_audio, save_image, save_text
 
 # What each model turns out to be, for vector and logits together; layer norm in front or group
-# norm. That this is measured and not listed is in `find_law`; the list here is what was measured.
+# norm. `find_batch_policy` measures it; the list here is what it measured.
 EXPECTED = {
     ("wav2vec2", "group"): MASKED_NORMS,
     ("wav2vec2", "layer"): PADDED,
@@ -61,7 +68,7 @@ def calls_of(module: nn.Module, run: Any) -> tuple[int, Any]:
 def held(alone: Any, other: Any, order: Any) -> None:
     for row, index in enumerate(order):
         for one, two in ((other.vectors, alone.vectors), (other.logits, alone.logits)):
-            assert difference([one[row]], [two[index]]) <= 1e-5
+            assert relative_error([one[row]], [two[index]]) <= 1e-5
 
 
 @pytest.mark.parametrize(("kind", "norm"), EXPECTED, ids=lambda value: str(value))
@@ -292,7 +299,7 @@ def test_windows_of_files_share_batches(tiny: Path) -> None:
     for row, region in enumerate(result.regions):
         source = clips[result.item_index[row]]
         cut = source[round((region.start or 0) * RATE) : round((region.end or 0) * RATE)]
-        assert difference([result.vectors[row]], [emb.run(cut).vectors[0]]) <= 1e-5
+        assert relative_error([result.vectors[row]], [emb.run(cut).vectors[0]]) <= 1e-5
 
 
 def test_pooling_over_what_a_clip_fills(tmp_path: Path) -> None:
@@ -306,7 +313,9 @@ def test_pooling_over_what_a_clip_fills(tmp_path: Path) -> None:
         tensors = clf.preprocess(clips[row]).tensors
         with torch.no_grad():
             hidden = clf.module.encoder(**tensors).last_hidden_state[0]
-        assert difference([result.vectors[row]], [hidden[:positions].mean(dim=0).numpy()]) <= 1e-5
+        assert (
+            relative_error([result.vectors[row]], [hidden[:positions].mean(dim=0).numpy()]) <= 1e-5
+        )
     assert emb.fingerprint != Embedder.from_classifier(clf).fingerprint
     again = Embedder.load(emb.save(tmp_path / "saved"))
     np.testing.assert_array_equal(again.embed(clips[0]), emb.embed(clips[0]))

@@ -14,9 +14,9 @@ import torch
 
 from penult import Embedder, load
 from penult.embedding.inspect import taps_of
-from penult.engines.base import EXACT, FAST, PRECISIONS, Reading
-from penult.engines.batch_policy import ALONE, find_batch_policy, probe
-from penult.engines.batching import Batch
+from penult.engines.base import EXACT, FAST, PRECISIONS, EngineRequest, Reading
+from penult.engines.batch_policy import find_batch_policy, probe
+from penult.engines.batching import ALONE, Batch
 from penult.engines.graph_cache import Graphs
 from penult.engines.onnxruntime import ExportedEngine
 from penult.engines.openvino import OpenVinoEngine, multiplies_bf16
@@ -26,10 +26,10 @@ from penult.errors import EngineError
 from zoo import AUDIO, save_audio, save_image, save_text, save_video
 
 ENGINES: dict[str, tuple[str, Any]] = {
-    "torch f32": (EXACT, lambda c, r, law, g: TorchEngine(c, r)),
-    "torch bf16": (FAST, lambda c, r, law, g: TorchEngine(c, r, numbers="bf16")),
+    "torch f32": (EXACT, lambda q: TorchEngine(q.classifier, q.readings)),
+    "torch bf16": (FAST, lambda q: TorchEngine(q.classifier, q.readings, arithmetic="bf16")),
     "openvino f32": (EXACT, OpenVinoEngine),
-    "openvino bf16": (FAST, lambda c, r, law, g: OpenVinoEngine(c, r, law, g, "bf16")),
+    "openvino bf16": (FAST, OpenVinoEngine),
     "onnxruntime f32": (EXACT, ExportedEngine),
 }
 GROUP_OR_LAYER = ("wav2vec2", "hubert", "wavlm")
@@ -69,7 +69,16 @@ def opened(name: str, emb: Embedder, folder: Path, readings: list[Reading] | Non
     if name.endswith("bf16") and name.startswith("openvino") and not multiplies_bf16():
         pytest.skip("this processor does not multiply in bfloat16")
     graphs = Graphs("tests", folder)
-    return make(emb.classifier, readings or emb.runner.readings, emb.runner.law, graphs)
+    arithmetic = name.partition(" ")[2]
+    return make(
+        EngineRequest(
+            emb.classifier,
+            readings or emb.runner.readings,
+            arithmetic=arithmetic,
+            policy=emb.runner.law,
+            graphs=graphs,
+        )
+    )
 
 
 # Recording and exporting take seconds each: of these a few kinds are in the fast suite.
@@ -107,7 +116,7 @@ def test_as_torch_alone_and_together(
     alone = [engine(Batch(item)).row(0) for item in items]
     parity = compare(alone, reference)
     assert parity.cosine >= precision.cosine and parity.logits <= precision.logits
-    law = find_batch_policy(emb.classifier, engine, emb.runner.law, precision.law / 2)
+    law = find_batch_policy(emb.classifier, engine, emb.runner.law, precision.batching / 2)
     assert law.name == emb.runner.law.name != ALONE
     group = range(len(items)) if law.pads or not law.axes else range(2, len(items))
     together = engine(law.batch([items[i] for i in group]))

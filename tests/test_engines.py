@@ -19,17 +19,17 @@ from conftest import RATE, clip
 from penult.cli.main import run
 from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
-from penult.engines.base import PRECISIONS
-from penult.engines.batch_policy import difference
+from penult.engines.base import PRECISIONS, EngineRequest
 from penult.engines.batching import Batch
 from penult.engines.graph_cache import Graphs
 from penult.engines.openvino import OpenVinoEngine
-from penult.engines.parity import compare
-from penult.engines.registry import PLAIN, EngineMode
+from penult.engines.parity import compare, relative_error
+from penult.engines.registry import EngineMode
 from penult.errors import EngineError, ModelError, UsageError
 from penult.models.specs import load
 from test_batching import Small, calls_of
 
+PLAIN = EngineMode("torch")
 CLIPS = [clip(0.4 + 0.3 * i, i) for i in range(6)]
 
 
@@ -85,8 +85,8 @@ def test_auto_measures_only_long_runs(tiny: Path, monkeypatch: pytest.MonkeyPatc
     assert emb.runner.choice.seconds[emb.runner.mode.words] == min(
         emb.runner.choice.seconds.values()
     )
-    assert difference(result.vectors, plain.vectors) <= 1e-5
-    monkeypatch.setattr(choosing, "_Trial", lambda *_: pytest.fail("measured again"))
+    assert relative_error(result.vectors, plain.vectors) <= 1e-5
+    monkeypatch.setattr(choosing, "_Measurements", lambda *_: pytest.fail("measured again"))
     again = Embedder.from_classifier(load(tiny), engine="auto")
     again.run(CLIPS)
     assert again.runner.mode == emb.runner.mode
@@ -95,9 +95,9 @@ def test_auto_measures_only_long_runs(tiny: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_disagrees_is_dropped(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    def off(way: EngineMode, *rest: Any) -> Any:
-        engine = opened(way, *rest)
-        if way.engine != "openvino":
+    def off(mode: EngineMode, request: EngineRequest) -> Any:
+        engine = opened(mode, request)
+        if mode.engine != "openvino":
             return engine
 
         def wrong(batch: Any, logits: bool = True) -> Any:
@@ -138,7 +138,7 @@ def test_bfloat16_without_instructions_for_it_is_not_run(
 ) -> None:
     """It would give the right values, a hundred times slower."""
     monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("without")))
-    monkeypatch.setattr(choosing, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr("penult.engines.torch.multiplies_bf16", lambda device: False)
     emb = Embedder.from_classifier(load(tiny), engine="torch", precision="fast")
     emb.run(CLIPS)
     assert emb.runner.mode == PLAIN and emb.runner.choice is not None
@@ -150,7 +150,7 @@ def test_eight_bits_are_taken_where_they_are_worth_it(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, worth: float
 ) -> None:
     monkeypatch.setenv("PENULT_CACHE", str(cache.with_name(f"worth-{worth}")))
-    lenient = replace(PRECISIONS["turbo"], cosine=0.9, neighbours=0.0, law=1.0)
+    lenient = replace(PRECISIONS["turbo"], cosine=0.9, neighbours=0.0, batching=1.0)
     monkeypatch.setitem(choosing.PRECISIONS, "turbo", lenient)
     monkeypatch.setattr(choosing, "WORTH", worth)
     emb = Embedder.from_classifier(load(tiny), engine="openvino", precision="turbo")
@@ -166,9 +166,9 @@ def test_eight_bits_are_taken_where_they_are_worth_it(
 def test_eight_bits_alone_and_together(tiny: Path, tmp_path: Path) -> None:
     emb = Embedder.from_classifier(load(tiny))
     graphs = Graphs("tests", tmp_path)
-    engine = OpenVinoEngine(
-        emb.classifier, emb.runner.readings, emb.runner.law, graphs, "int8 by 32"
-    )
+    readings, policy = emb.runner.readings, emb.runner.law
+    request = EngineRequest(emb.classifier, readings, "cpu", "int8 by 32", policy, graphs)
+    engine = OpenVinoEngine(request)
     items = [emb.classifier.preprocess(wave).tensors for wave in CLIPS]
     alone = [engine(Batch(item)).row(0) for item in items]
     together = engine(emb.runner.law.batch(items))

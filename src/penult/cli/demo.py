@@ -208,19 +208,21 @@ def doctor(json: Json = False) -> None:
 
     from penult import __version__
     from penult.engines.pooling import pooled_width
-    from penult.engines.torch import pick_device
-    from penult.extras import EXTRAS, POOLINGS, installed, plugin_states
+    from penult.engines.registry import plugin_spec
+    from penult.engines.torch import ENGINE
+    from penult.extras import ENGINES, EXTRAS, POOLINGS, installed, plugin_states
 
     needed = ("torch", "transformers", "numpy", "lancedb", "soundfile", "soxr")
     packages = {name: installed(name) for name in needed} | {"pillow": installed("PIL")}
     extras = {name: (installed(name), extra, what) for name, (extra, what) in EXTRAS.items()}
-    added = plugin_states({POOLINGS: lambda name: pooled_width(name, 8)})
+    added = plugin_states({POOLINGS: lambda name: pooled_width(name, 8), ENGINES: plugin_spec})
+    device = ENGINE.select_device("auto")
     if json:
         print_json(
             {
                 "penult": __version__,
                 "python": platform.python_version(),
-                "device": pick_device(),
+                "device": device,
                 "packages": packages,
                 "extras": {name: {"version": v, "extra": e} for name, (v, e, _) in extras.items()},
                 "plugins": [
@@ -235,7 +237,7 @@ def doctor(json: Json = False) -> None:
             }
         )
         return
-    stdout.print(f"penult {__version__} · Python {platform.python_version()} · {pick_device()}")
+    stdout.print(f"penult {__version__} · Python {platform.python_version()} · {device}")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, number in packages.items():
         table.add_row(name, number or "[red]missing[/]", "")

@@ -219,7 +219,6 @@ def _prepare(collection: Collection, embedder: Embedder, source: Source, options
     from penult.collection.add import settle
     from penult.embedding.embedder import require_proof
     from penult.embedding.source_sample import SourceSample
-    from penult.engines.registry import PLAIN
 
     _print_metadata(source)
     by_default = embedder.engine == "auto" and embedder.precision == "exact"
@@ -228,7 +227,8 @@ def _prepare(collection: Collection, embedder: Embedder, source: Source, options
         require_proof(embedder, sample)
     with working("measuring engines on the first items"):
         choice = settle(collection.reader, embedder, sample)
-    if choice and (embedder.runner.mode != PLAIN or not by_default):
+    native = embedder.classifier.structure.engine
+    if choice and (embedder.runner.mode.engine != native or not by_default):
         print_note(f"[dim]{printable(choice)}[/]")
 
 

@@ -25,7 +25,7 @@ from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Stopwatch
 from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
-from penult.engines.registry import AUTO, ENGINES, missing
+from penult.engines.registry import AUTO, missing
 from penult.errors import TapError
 from penult.models.base import reopen_options
 
@@ -230,10 +230,10 @@ def settle(reader: Reader, embedder: Embedder, sample: SourceSample) -> str:
     said, engine = "", None
     if embedder.engine == AUTO and embedder.runner.choice is None and ours is not None:
         first = ours.engine
-        if first in ENGINES and not missing(first):
+        if first and not missing(first):
             engine = first
             said = "as the collection's first run: "
-        elif first in ENGINES:
+        elif first:
             said = f"the collection's first run was in {first}, and {missing(first)}; now: "
     choice = embedder.settle(sample, engine)
     return said + choice.words if choice else ""

@@ -16,10 +16,9 @@ from penult.data.items import Failure
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Runner
 from penult.embedding.scheduling import PreparedRegion
-from penult.engines.base import EXACT, PRECISIONS
-from penult.engines.batch_policy import ALONE, BatchPolicy, axes_of, difference
-from penult.engines.batching import Batch, collate
-from penult.engines.parity import Parity, cosine
+from penult.engines.batch_policy import axes_of
+from penult.engines.batching import ALONE, Batch, BatchPolicy, collate
+from penult.engines.parity import Parity, cosine, relative_error
 from penult.errors import EmptyItem
 from penult.tracing.certificate import TOLERANCE, Certificate
 
@@ -124,7 +123,7 @@ def check(
     report = Report(embedder.runner.law, certificate, proved_on)
     report.engine = embedder.runner.mode.words
     report.parity = embedder.runner.choice.parity if embedder.runner.choice else None
-    bar = PRECISIONS[EXACT if embedder.runner.mode.numbers == "f32" else embedder.precision].law
+    bar = embedder.runner.mode.batch_error(embedder.precision)
     ready: list[PreparedRegion] = []
     for prepared in embedder.runner.prepare(pairs):
         if isinstance(prepared, Failure):
@@ -160,7 +159,7 @@ def compare(
     pairs = list(zip(found, expected, strict=True))
     return Measure(
         max_abs=max(_max_abs(a, b) for a, b in pairs),
-        relative=max(difference(a, b) for a, b in pairs),
+        relative=max(relative_error(a, b) for a, b in pairs),
         cosine=min(cosine(a[-1], b[-1]) for a, b in pairs),
         allowed=allowed,
     )

@@ -24,25 +24,18 @@ from penult.data.sources import from_objects
 from penult.data.windows import Layout
 from penult.embedding import saving
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
-from penult.embedding.runner import (
-    ItemNumber,
-    Result,
-    Runner,
-    collect_results,
-    device_of,
-    enable_classify,
-)
+from penult.embedding.runner import ItemNumber, Result, Runner, collect_results, enable_classify
 from penult.embedding.saving import SavedEmbedder
 from penult.embedding.source_sample import SourceSample
 from penult.engines import registry
 from penult.engines.autoselect import EngineChoice, EngineTrial, choose
 from penult.engines.base import EXACT, FAST, TURBO, Reading
-from penult.engines.batch_policy import BatchPolicy, find_batch_policy
+from penult.engines.batch_policy import find_batch_policy
+from penult.engines.batching import BatchPolicy
 from penult.engines.graph_cache import Graphs
 from penult.engines.pooling import check_poolings, find_pooling, packages_of, pooled_width
-from penult.engines.registry import AUTO, ONNXRUNTIME, TORCH
+from penult.engines.registry import AUTO, DEFAULT
 from penult.errors import (
-    EngineError,
     HeadNotFound,
     ModelError,
     SpaceError,
@@ -106,30 +99,6 @@ def entry_for(classifier: Classifier, anatomy: Anatomy, tap: Tap, pool_over: str
     return entry
 
 
-def require_engine(classifier: Classifier, engine: str, precision: str, device: str) -> str:
-    """The device for an engine: the cpu where that is all it runs on.
-
-    Raises:
-        EngineError: this classifier is not for that engine.
-        UsageError: this device is not.
-    """
-    if classifier.structure.engine != TORCH:
-        if engine not in (AUTO, TORCH, ONNXRUNTIME):
-            raise EngineError(
-                f"an ONNX file is run by ONNX Runtime itself, not by {engine}; leave --engine out"
-            )
-        if precision != EXACT:
-            raise EngineError(
-                f"precision {precision!r} is for torch models; an ONNX file is run as it is"
-            )
-        return device
-    if engine in (AUTO, TORCH) or device == "cpu":
-        return device
-    if device == "auto":
-        return "cpu"
-    raise UsageError(f"engine {engine!r} runs on the cpu here, not on {device!r}")
-
-
 log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
 
@@ -152,7 +121,7 @@ class Embedder:
         *,
         pool_over: str = "all",
         device: str = "auto",
-        engine: str = TORCH,
+        engine: str = DEFAULT,
         precision: str = EXACT,
         space: Space | None = None,
     ) -> None:
@@ -164,14 +133,13 @@ class Embedder:
         self.pooling = pooling if len(set(poolings)) > 1 else poolings[0]
         registry.check(engine, precision)
         self.engine, self.precision = engine, precision
-        device = require_engine(classifier, engine, precision, device)
-        self.device = device_of(classifier, device)
+        self.device = registry.select_device(classifier, engine, precision, device)
         readings = [
             Reading(one, how, None if pool_over == "all" else self._entry(one, pool_over))
             for one, how in zip(taps, poolings, strict=True)
         ]
         self.runner = Runner(classifier, readings, self.device, lambda: self._law)
-        self._plain = self.runner.engine
+        self._native = self.runner.engine
         self.space = space
         if space is not None and space.dim != self.dim:
             raise SpaceError(
@@ -190,7 +158,7 @@ class Embedder:
         pooling: str = "mean",
         space: Space | None = None,
         precision: str = EXACT,
-        engine: str = TORCH,
+        engine: str = DEFAULT,
         device: str = "auto",
         pool_over: str = "all",
     ) -> Embedder:
@@ -275,7 +243,7 @@ class Embedder:
         saved = self._description.get("batching")
         if saved:
             return BatchPolicy.from_dict(saved)
-        return find_batch_policy(self.classifier, self._plain)
+        return find_batch_policy(self.classifier, self._native)
 
     @Once
     def _graphs(self) -> Graphs:
@@ -294,26 +262,38 @@ class Embedder:
             MissingExtra: it is not installed.
         """
         with self._guard:
-            engine = engine or self.engine
-            if self._is_settled or (engine == TORCH and self.precision == EXACT):
+            engine = self._engine_name(engine or self.engine)
+            if self.runner.choice is not None or self._is_native(engine):
                 return self.runner.choice
-            # On an accelerator torch is the one engine.
-            if self.device != "cpu" and engine == AUTO:
-                engine = TORCH
             trial = self._trial(sample)
             choice, opened_engine = choose(trial, engine, self.precision)
             log.info("%s", choice.words)
             # A run that is under way goes on with the runner that it has.
             self.runner = Runner(
-                self.classifier, trial.readings, self.device, choice.find_law, opened_engine, choice
+                self.classifier,
+                trial.readings,
+                self.device,
+                choice.find_policy,
+                opened_engine,
+                choice,
             )
             return choice
+
+    def _engine_name(self, engine: str) -> str:
+        """The engine by its own name: `auto` is the native one where that is all there is."""
+        native = self.classifier.structure.engine
+        if engine == AUTO and len(registry.candidates(self.classifier, self.device)) > 1:
+            return AUTO
+        return native if engine in (AUTO, DEFAULT) else engine
+
+    def _is_native(self, engine: str) -> bool:
+        """Whether an engine is the classifier's own, in fp32: then there is nothing to choose."""
+        return engine == self.classifier.structure.engine and self.precision == EXACT
 
     @property
     def _is_settled(self) -> bool:
         """Whether it is known which engine runs the items."""
-        plain = self.engine == TORCH and self.precision == EXACT
-        return plain or self.runner.choice is not None or self.classifier.structure.engine != TORCH
+        return self.runner.choice is not None or self._is_native(self._engine_name(self.engine))
 
     def _trial(self, sample: SourceSample) -> EngineTrial:
         """What the engines are measured on: a few regions of the run, or a synthetic one."""
@@ -323,8 +303,8 @@ class Embedder:
             classifier=self.classifier,
             readings=self.runner.readings,
             device=self.device.split(",")[0],
-            find_law=lambda: self._law,
-            plain=self._plain,
+            find_policy=lambda: self._law,
+            native=self._native,
             graphs=self._graphs,
             items=items or [self.classifier.example().tensors],
             total=total,
@@ -447,14 +427,14 @@ class Embedder:
         stored = saving.read(path)
         saved = stored.description
         check_poolings(saved["pooling"].split(","), saved.get("packages", {}))
-        saved_engine = saved.get("engine", TORCH)
+        saved_engine = saved.get("engine", DEFAULT)
         embedder = cls(
             specs.load(path, trust=trust),
             stored.taps,
             saved["pooling"],
             pool_over=saved.get("pool_over", "all"),
             device=device,
-            engine=engine or (TORCH if registry.missing(saved_engine) else saved_engine),
+            engine=engine or (DEFAULT if registry.missing(saved_engine) else saved_engine),
             precision=precision or saved.get("precision", EXACT),
             space=stored.space,
         )
@@ -525,7 +505,7 @@ def open_embedder(
         return Embedder(saved.classifier, place, pooling, pool_over=over, **how)
     classifier = specs.load(spec, **model_options)
     place = taps_of(classifier, (tap or "backbone").split(","))
-    how |= {"engine": engine or TORCH, "precision": precision or EXACT}
+    how |= {"engine": engine or DEFAULT, "precision": precision or EXACT}
     return Embedder(classifier, place, pooling or "mean", pool_over=pool_over or "all", **how)
 
 

@@ -29,11 +29,9 @@ from penult.data.regions import Region
 from penult.data.sources import from_objects
 from penult.embedding.scheduling import BatchQueue, OrderedResults, PreparedRegion, engine_pool
 from penult.engines.autoselect import EngineChoice
-from penult.engines.base import Engine, FloatArray, Reading, Readout
-from penult.engines.batch_policy import BatchPolicy
-from penult.engines.batching import Batch, Planner
-from penult.engines.registry import EngineMode
-from penult.engines.torch import TorchEngine, pick_device
+from penult.engines.base import Engine, EngineRequest, FloatArray, Reading, Readout
+from penult.engines.batching import Batch, BatchPolicy, Planner
+from penult.engines.registry import EngineMode, native_spec, open_native
 from penult.errors import (
     EmptyItem,
     ItemError,
@@ -130,11 +128,7 @@ class _RunState:
 def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str) -> Engine:
     """The engine that runs the classifier as it is: torch a module, ONNX Runtime a graph."""
     classifier.input.require()  # refused now, and not once for each item
-    if classifier.structure.engine == "torch":
-        return TorchEngine(classifier, readings, device)
-    from penult.engines.onnxruntime import OnnxEngine
-
-    return OnnxEngine(classifier, readings, device)
+    return open_native(EngineRequest(classifier, readings, device))
 
 
 def device_of(classifier: Classifier, device: str = "auto") -> str:
@@ -144,13 +138,7 @@ def device_of(classifier: Classifier, device: str = "auto") -> str:
     Raises:
         UsageError: this machine has no such device.
     """
-    if "," in device:
-        return ",".join(device_of(classifier, one.strip()) for one in device.split(","))
-    if classifier.structure.engine == "torch":
-        return pick_device(device)
-    from penult.engines.onnxruntime import pick_onnx_device
-
-    return pick_onnx_device(device)
+    return native_spec(classifier).select_device(device)
 
 
 class Runner:
@@ -187,12 +175,13 @@ class Runner:
         """The engine, and one more for each further device, with its own copy of the model."""
         if len(self._devices) == 1:
             return [self.engine]
-        if not isinstance(self.engine, TorchEngine):
+        beside = getattr(self.engine, "beside", None)
+        if beside is None:
             raise UsageError(
                 f"several devices ({', '.join(self._devices)}) are for models that torch runs; "
                 "share the items with --shard 1/2 and --shard 2/2 instead"
             )
-        return [self.engine, *(self.engine.beside(device) for device in self._devices[1:])]
+        return [self.engine, *(beside(device) for device in self._devices[1:])]
 
     @property
     def law(self) -> BatchPolicy:
@@ -201,9 +190,9 @@ class Runner:
 
     @property
     def mode(self) -> EngineMode:
-        """The engine that runs the regions, and in which numbers."""
+        """The engine that runs the regions, and its arithmetic."""
         if self.choice is not None:
-            return self.choice.way
+            return self.choice.mode
         return EngineMode(self.classifier.structure.engine)
 
     def stream(

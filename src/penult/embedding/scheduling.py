@@ -14,8 +14,7 @@ from penult.data.decode import Content
 from penult.data.items import Item
 from penult.data.regions import Region
 from penult.engines.base import Engine
-from penult.engines.batch_policy import ALONE, BatchPolicy
-from penult.engines.batching import Planner
+from penult.engines.batching import ALONE, BatchPolicy, Planner
 from penult.models.base import Inputs
 
 

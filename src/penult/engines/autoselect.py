@@ -1,7 +1,7 @@
-"""Which engine runs the items at hand: each measured on some of them against torch in fp32.
+"""Choice of the engine for a run: each is measured on a few of its items against the native one.
 
-What does not agree within the precision is dropped, and the fastest of the rest is taken. Knows
-prepared items and ways; neither files nor stores.
+An engine that does not agree within the precision is dropped, and the fastest of the rest is
+chosen. Knows prepared items and engines; no files and no collection.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from penult.engines.base import EXACT, PRECISIONS, Engine, FloatArray, Reading
-from penult.engines.batch_policy import BatchPolicy, find_batch_policy
-from penult.engines.batching import Batch
+from penult.engines.base import (
+    PRECISIONS,
+    Engine,
+    EngineRequest,
+    EngineSpec,
+    FloatArray,
+    Reading,
+)
+from penult.engines.batch_policy import find_batch_policy
+from penult.engines.batching import ALONE, Batch, BatchPolicy
 from penult.engines.graph_cache import Graphs, versions
 from penult.engines.graph_export import reading_key
 from penult.engines.parity import Parity, compare
 from penult.engines.registry import (
     AUTO,
-    ENGINES,
-    MODES,
-    PLAIN,
-    TORCH,
     EngineMode,
+    candidates,
+    find_spec_for,
     missing,
+    modes_of,
     open_mode,
+    plugin_versions,
 )
-from penult.engines.torch import multiplies_bf16
 from penult.errors import EngineError, MissingExtra, first_line
 from penult.models.base import Classifier
 
@@ -40,40 +46,43 @@ Rows = list[list[FloatArray]]
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """The way that was taken. seconds: of each way that agreed, over the same items. dropped: why
-    each of the others was not. estimate: seconds that the whole run would take in torch."""
+    """The mode that was chosen. find_policy: gives how items share a batch of it. seconds: of each
+    mode that agreed, over the same items. dropped: the reason for each of the others. estimate:
+    seconds that the whole run would take in the native engine."""
 
-    way: EngineMode
-    find_law: Callable[[], BatchPolicy]
+    mode: EngineMode
+    find_policy: Callable[[], BatchPolicy]
+    native: EngineMode
     parity: Parity | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
 
     @property
-    def law(self) -> BatchPolicy:
+    def policy(self) -> BatchPolicy:
         """How items share a batch of this engine."""
-        return self.find_law()
+        return self.find_policy()
 
     @property
     def words(self) -> str:
         """In a line."""
-        said = f"engine {self.way.words}"
-        plain = self.seconds.get(PLAIN.words)
-        if self.way != PLAIN and plain:
-            said += f", {plain / self.seconds[self.way.words]:.1f} × as fast as {PLAIN.words}"
-        if self.way != PLAIN and self.parity is not None:
-            said += f"; {self.parity.words}"
+        words = f"engine {self.mode.words}"
+        native = self.seconds.get(self.native.words)
+        if self.mode != self.native and native:
+            times = native / self.seconds[self.mode.words]
+            words += f", {times:.1f} × as fast as {self.native.words}"
+        if self.mode != self.native and self.parity is not None:
+            words += f"; {self.parity.words}"
         elif self.estimate is not None and self.estimate < LONG:
-            said += f": about {self.estimate:.0f} s of work, others are tried from {LONG:.0f} s on"
-        return said + "".join(f"; not {name}: {why}" for name, why in self.dropped.items())
+            words += f": about {self.estimate:.0f} s of work, others are tried from {LONG:.0f} s on"
+        return words + "".join(f"; not {name}: {why}" for name, why in self.dropped.items())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
-            "engine": self.way.engine,
-            "numbers": self.way.numbers,
-            "law": self.law.to_dict(),
+            "engine": self.mode.engine,
+            "numbers": self.mode.arithmetic,
+            "law": self.policy.to_dict(),
             "parity": self.parity.to_dict() if self.parity else None,
             "seconds": self.seconds,
             "dropped": self.dropped,
@@ -81,12 +90,13 @@ class EngineChoice:
         }
 
     @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> EngineChoice:
+    def from_dict(cls, document: dict[str, Any], native: EngineMode) -> EngineChoice:
         """The choice that `to_dict` wrote."""
-        law = BatchPolicy.from_dict(document["law"])
+        policy = BatchPolicy.from_dict(document["law"])
         return cls(
             EngineMode(document["engine"], document["numbers"]),
-            lambda: law,
+            lambda: policy,
+            native,
             Parity(**document["parity"]) if document["parity"] else None,
             document["seconds"],
             document["dropped"],
@@ -96,188 +106,227 @@ class EngineChoice:
 
 @dataclass(slots=True)
 class EngineTrial:
-    """What is to be run. items: some that are prepared, like those that the run will have; total:
-    how many of such it will have, if that is known. find_law: gives how they share a batch in
-    torch, measured only where that matters."""
+    """A run for which an engine is chosen. find_policy: gives how items share a batch of the native
+    engine, measured only where that matters. native: that engine, open. items: a few that are
+    prepared, like those of the run; total: how many the run has, if that is known."""
 
     classifier: Classifier
     readings: Sequence[Reading]
     device: str
-    find_law: Callable[[], BatchPolicy]
-    plain: Engine
+    find_policy: Callable[[], BatchPolicy]
+    native: Engine
     graphs: Graphs
     items: Sequence[Any]
     total: float | None = None
 
+    @property
+    def native_mode(self) -> EngineMode:
+        """The native engine, in fp32."""
+        return EngineMode(self.classifier.structure.engine)
 
-def choose(question: EngineTrial, engine: str, precision: str) -> tuple[EngineChoice, Engine]:
-    """The way to run it, and its engine, open.
+    def open(self, mode: EngineMode) -> Engine:
+        """The engine of a mode.
 
-    engine: `auto`, or the one that was asked for: then its best numbers that hold the precision.
+        Raises:
+            EngineError: it cannot run the model. MissingExtra: it is not installed.
+        """
+        if mode == self.native_mode:
+            return self.native
+        request = EngineRequest(
+            self.classifier,
+            self.readings,
+            self.device,
+            policy=self.find_policy(),
+            graphs=self.graphs,
+        )
+        return open_mode(mode, request)
+
+    def as_native(self, estimate: float | None = None) -> tuple[EngineChoice, Engine]:
+        """The native engine, without a measurement."""
+        choice = EngineChoice(
+            self.native_mode, self.find_policy, self.native_mode, estimate=estimate
+        )
+        return choice, self.native
+
+
+def choose(trial: EngineTrial, engine: str, precision: str) -> tuple[EngineChoice, Engine]:
+    """The engine for a run, open.
+
+    engine: `auto`, or one by name: then its fastest arithmetic that holds the precision.
 
     Raises:
-        EngineError: the engine that was asked for cannot run this model at this precision.
+        EngineError: the engine cannot run this model at this precision.
         MissingExtra: it is not installed.
     """
-    estimate = _estimate(question) if engine == AUTO else None
-    if estimate is not None and estimate < LONG:
-        return EngineChoice(PLAIN, question.find_law, estimate=estimate), question.plain
-    items, _ = _runnable_items(question, len(question.items))
-    question = replace(question, items=items)
-    if engine == AUTO and not items:
-        return EngineChoice(PLAIN, question.find_law), question.plain
-    readings = [reading_key(reading) for reading in question.readings]
-    asked = [
+    estimate = None
+    if engine == AUTO:
+        estimate = _estimate(trial)
+        if estimate is not None and estimate < LONG:
+            return trial.as_native(estimate)
+    trial = replace(trial, items=_runnable_items(trial, len(trial.items))[0])
+    if engine == AUTO and not trial.items:
+        return trial.as_native()
+    key = _key(trial, engine, precision)
+    stored = trial.graphs.recall(key)
+    if stored is not None:
+        known = EngineChoice.from_dict(stored, trial.native_mode)
+        with contextlib.suppress(EngineError, MissingExtra):  # it is measured anew
+            return known, trial.open(known.mode)
+    measured = _measure(trial, engine, precision, estimate)
+    best = min(measured.modes, key=lambda name: measured.seconds[name])
+    choice = measured.choice(measured.modes[best])
+    trial.graphs.note(key, choice.to_dict())
+    return choice, measured.engines[best]
+
+
+def _key(trial: EngineTrial, engine: str, precision: str) -> list[Any]:
+    """Whatever a choice depends on."""
+    return [
         engine,
         precision,
-        question.find_law().name,
-        readings,
-        versions("openvino", "onnxruntime", "nncf"),
+        trial.find_policy().name,
+        [reading_key(reading) for reading in trial.readings],
+        {**versions("openvino", "onnxruntime", "nncf"), **plugin_versions()},
     ]
-    noted = question.graphs.recall(asked)
-    if noted is not None:
-        known = EngineChoice.from_dict(noted)
-        with contextlib.suppress(EngineError, MissingExtra):  # it is measured anew
-            return known, _open(question, known.way)
-    trial = _Trial(question, precision, estimate)
-    for name in ENGINES if engine == AUTO else (engine,):
-        if why := missing(name):
-            if engine != AUTO:
-                raise MissingExtra(why)
-            continue  # what is not installed is no candidate, and no news
-        trial.engine(name)
-    if engine == AUTO and PLAIN.words not in trial.choices:
-        trial.way(PLAIN)
-    trial.weigh_eight_bits()
-    if not trial.choices:
-        raise EngineError("; ".join(f"{name}: {why}" for name, why in trial.dropped.items()))
-    best = min(trial.choices, key=lambda name: trial.seconds[name])
-    choice = trial.taken(trial.choices[best])
-    question.graphs.note(asked, choice.to_dict())
-    return choice, trial.engines[best]
 
 
-def _open(question: EngineTrial, way: EngineMode) -> Engine:
-    if way == PLAIN:
-        return question.plain
-    q = question
-    return open_mode(way, q.classifier, q.readings, q.device, q.find_law(), q.graphs)
+def _measure(
+    trial: EngineTrial, engine: str, precision: str, estimate: float | None
+) -> _Measurements:
+    """Every candidate measured, those that agree with the native engine kept.
+
+    Raises:
+        EngineError: none is left. MissingExtra: the engine is not installed.
+    """
+    measured = _Measurements(trial, precision, estimate)
+    if engine != AUTO:
+        if reason := missing(engine):
+            raise MissingExtra(reason)
+        measured.try_engine(find_spec_for(trial.classifier, engine))
+    else:
+        for spec in candidates(trial.classifier, trial.device):
+            if not missing(spec.name):  # what is not installed is no candidate, and no news
+                measured.try_engine(spec)
+        if trial.native_mode.words not in measured.modes:
+            measured.try_mode(trial.native_mode)
+    measured.weigh_eight_bits()
+    if not measured.modes:
+        raise EngineError("; ".join(f"{name}: {why}" for name, why in measured.dropped.items()))
+    return measured
 
 
-def _estimate(question: EngineTrial) -> float | None:
-    """Seconds that the whole run would take in torch, from the first items; None: not known."""
-    if question.total is None:
+def _estimate(trial: EngineTrial) -> float | None:
+    """Seconds that the whole run would take in the native engine, from the first items; None: not
+    known."""
+    if trial.total is None:
         return None
-    items, seconds = _runnable_items(question, _TIMED)
-    return seconds * question.total / len(items) if items else None
+    items, seconds = _runnable_items(trial, _TIMED)
+    return seconds * trial.total / len(items) if items else None
 
 
-def _runnable_items(question: EngineTrial, most: int) -> tuple[list[Any], float]:
-    """The first items that torch takes (one that is too short fails in the run, and is named
-    there), and the seconds that they took."""
-    taken, seconds = [], 0.0
-    for item in question.items:
+def _runnable_items(trial: EngineTrial, most: int) -> tuple[list[Any], float]:
+    """The first items that the native engine takes (one that is too short fails in the run, and is
+    named there), and the seconds that they took."""
+    items, seconds = [], 0.0
+    for item in trial.items:
         began = time.perf_counter()
         with contextlib.suppress(Exception):  # a model may raise anything on what it can't take
-            question.plain(Batch(item))
+            trial.native(Batch(item))
             seconds += time.perf_counter() - began
-            taken.append(item)
-        if len(taken) == most:
+            items.append(item)
+        if len(items) == most:
             break
-    return taken, seconds
+    return items, seconds
 
 
-class _Trial:
-    """Ways that were tried on the same items."""
+class _Measurements:
+    """Modes that were tried on the same items."""
 
-    def __init__(self, question: EngineTrial, precision: str, estimate: float | None) -> None:
-        self._q, self._precision = question, precision
-        self.choices: dict[str, EngineMode] = {}
+    def __init__(self, trial: EngineTrial, precision: str, estimate: float | None) -> None:
+        self._trial, self._precision = trial, precision
+        self.modes: dict[str, EngineMode] = {}
         self.engines: dict[str, Engine] = {}
         self.seconds: dict[str, float] = {}
         self.dropped: dict[str, str] = {}
         self._parities: dict[str, Parity] = {}
-        self._laws: dict[str, BatchPolicy] = {PLAIN.words: question.find_law()}
-        self._reference, _ = _run(question.plain, question.find_law(), question.items)
-        self.estimate = estimate
+        policy = trial.find_policy()
+        self._policies: dict[str, BatchPolicy] = {trial.native_mode.words: policy}
+        self._reference, _ = _run(trial.native, policy, trial.items)
+        self._estimate = estimate
 
-    def engine(self, name: str) -> None:
-        """Try an engine's numbers until some hold the precision; eight bits are compared with
-        what would be taken without them."""
+    def try_engine(self, spec: EngineSpec) -> None:
+        """Try an engine's modes until one holds the precision; eight bits are compared with the
+        mode that would be chosen without them."""
         held = False
-        for way in MODES[self._precision]:
-            if way.engine != name or (way.quantised and held):
+        for mode in modes_of(spec, self._precision):
+            if mode.quantised and held:
                 continue
-            held = self.way(way) or held
-            if held and not way.quantised and way.words in self.choices:
+            held = self.try_mode(mode) or held
+            if held and not mode.quantised and mode.words in self.modes:
                 return
 
     def weigh_eight_bits(self) -> None:
         """Drop eight bits if they are hardly faster than the best without them."""
-        others = {name: self.seconds[name] for name in self.choices if not self._eight(name)}
-        for name in [name for name in self.choices if self._eight(name)]:
+        others = {n: self.seconds[n] for n, mode in self.modes.items() if not mode.quantised}
+        for name in [name for name, mode in self.modes.items() if mode.quantised]:
             if others and self.seconds[name] * WORTH > min(others.values()):
                 best = min(others, key=lambda other: others[other])
                 times = others[best] / self.seconds[name]
                 self.dropped[name] = f"only {times:.1f} × as fast as {best}"
-                del self.choices[name]
+                del self.modes[name]
 
-    def _eight(self, name: str) -> bool:
-        return self.choices[name].quantised
-
-    def way(self, way: EngineMode) -> bool:
-        """Try one way; whether it agrees with torch in fp32."""
-        bars = PRECISIONS[self._precision]
+    def try_mode(self, mode: EngineMode) -> bool:
+        """Try one mode; whether it agrees with the native engine in fp32."""
         try:
-            if way == EngineMode(TORCH, "bf16") and not multiplies_bf16(self._q.device):
-                raise EngineError("bfloat16 is no faster than fp32 here")
-            engine = _open(self._q, way)
-            if way != PLAIN:
-                bar = PRECISIONS[EXACT if way.numbers == "f32" else self._precision].law / 2
-                law = find_batch_policy(self._q.classifier, engine, self._q.find_law(), bar)
-                self._laws[way.words] = law
-            rows, _ = _run(engine, self._laws[way.words], self._q.items)
-        except (EngineError, MissingExtra) as error:
-            self.dropped[way.words] = first_line(error)
+            engine, rows = self._opened(mode)
+            parity = compare(rows, self._reference)
+        except Exception as error:  # an engine may raise anything on a model that it can't run
+            self.dropped[mode.words] = first_line(error)
             return False
-        except (RuntimeError, ValueError, IndexError) as error:  # an engine on a model it can't run
-            self.dropped[way.words] = first_line(error)
+        if not parity.holds(PRECISIONS[self._precision]):
+            self.dropped[mode.words] = f"{parity.words}, and {self._precision} asks for more"
             return False
-        parity = compare(rows, self._reference)
-        if not parity.holds(bars):
-            self.dropped[way.words] = f"{parity.words}, and {self._precision} asks for more"
-            return False
-        self._parities[way.words] = parity
-        self.seconds[way.words] = _run(engine, self._laws[way.words], self._q.items)[1]
-        self.choices[way.words], self.engines[way.words] = way, engine
+        self._parities[mode.words] = parity
+        self.seconds[mode.words] = _run(engine, self._policies[mode.words], self._trial.items)[1]
+        self.modes[mode.words], self.engines[mode.words] = mode, engine
         return True
 
-    def taken(self, way: EngineMode) -> EngineChoice:
-        """The choice of a way."""
-        law = self._laws[way.words]
+    def _opened(self, mode: EngineMode) -> tuple[Engine, Rows]:
+        """The engine of a mode, and the rows that it gives, in batches that it may have."""
+        trial, engine = self._trial, self._trial.open(mode)
+        if mode != trial.native_mode:
+            bar = mode.batch_error(self._precision) / 2
+            policy = find_batch_policy(trial.classifier, engine, trial.find_policy(), bar)
+            self._policies[mode.words] = policy
+        return engine, _run(engine, self._policies[mode.words], trial.items)[0]
+
+    def choice(self, mode: EngineMode) -> EngineChoice:
+        """The choice of a mode."""
+        policy = self._policies[mode.words]
         return EngineChoice(
-            way,
-            lambda: law,
-            self._parities.get(way.words),
+            mode,
+            lambda: policy,
+            self._trial.native_mode,
+            self._parities.get(mode.words),
             self.seconds,
             self.dropped,
-            self.estimate,
+            self._estimate,
         )
 
 
-def _run(engine: Engine, law: BatchPolicy, items: Sequence[Any]) -> tuple[Rows, float]:
+def _run(engine: Engine, policy: BatchPolicy, items: Sequence[Any]) -> tuple[Rows, float]:
     """Each item's row, in batches as a run makes them; and the seconds that it took."""
     rows: dict[int, list[FloatArray]] = {}
     groups: dict[Any, list[int]] = {}
     for number, item in enumerate(items):
-        groups.setdefault(law.kind(item) if law.name != "alone" else number, []).append(number)
+        groups.setdefault(policy.kind(item) if policy.name != ALONE else number, []).append(number)
     began = time.perf_counter()
     for group in groups.values():
-        group.sort(key=lambda i: -law.length(items[i]))
+        group.sort(key=lambda i: -policy.length(items[i]))
         for first in range(0, len(group), _TOGETHER):
             part = group[first : first + _TOGETHER]
             tensors = [items[i] for i in part]
-            readout = engine(Batch(tensors[0]) if len(part) == 1 else law.batch(tensors))
+            readout = engine(Batch(tensors[0]) if len(part) == 1 else policy.batch(tensors))
             rows |= {number: readout.row(row) for row, number in enumerate(part)}
     return [rows[i] for i in range(len(items))], time.perf_counter() - began
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from penult.engines.batching import Batch
+from penult.engines.batching import Batch, BatchPolicy
+from penult.engines.graph_cache import Graphs
+from penult.errors import UsageError, first_line
+from penult.models.base import Classifier, digest
 from penult.tracing.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
@@ -23,15 +28,15 @@ class Precision:
 
     cosine: of two vectors of one item, at least. logits: their difference, relative to the largest
     logit of the item, at most; of `fast` and `turbo` it is measured and shown, and not bounded,
-    since what it does to a label depends on the model. law: by how much an item alone and the same
-    item in a batch may differ, relative to the largest value. neighbours: the share of items that
-    keep their nearest neighbour among those measured, at least.
+    since what it does to a label depends on the model. batching: by how much an item alone and the
+    same item in a batch may differ, relative to the largest value. neighbours: the share of items
+    that keep their nearest neighbour among those measured, at least.
     """
 
     name: str
     cosine: float
     logits: float
-    law: float
+    batching: float
     neighbours: float = 0.0
 
 
@@ -89,3 +94,93 @@ def as_array(tensor: Tensor) -> FloatArray:
     """float32, on the host."""
     array: FloatArray = tensor.float().cpu().numpy()
     return array
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What an engine is opened for.
+
+    device: where, such as `cpu` or `cuda:0`. arithmetic: one of those in its `EngineSpec`. policy:
+    how items share a batch in torch: from it follows whether a recorded graph has a mask and masked
+    norms. graphs: where recorded graphs are stored; None: in the user's cache.
+    """
+
+    classifier: Classifier
+    readings: Sequence[Reading]
+    device: str = "cpu"
+    arithmetic: str = "f32"
+    policy: BatchPolicy = field(default_factory=BatchPolicy)
+    graphs: Graphs | None = None
+
+    def with_arithmetic(self, arithmetic: str) -> EngineRequest:
+        """The same in another arithmetic."""
+        return replace(self, arithmetic=arithmetic)
+
+    def stored_graphs(self) -> Graphs:
+        """Where recorded graphs are stored."""
+        return self.graphs or Graphs(digest(self.classifier.identity()))
+
+
+def torch_device(name: str) -> str:
+    """A device that torch has here.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no device {name!r} here: {first_line(error)}") from error
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One engine: where it runs, in which arithmetic, and how it is opened.
+
+    name: as `--engine` takes it. open: gives the engine for a request, or raises EngineError where
+    it cannot run the model. devices: kinds of device (cpu, cuda, mps), the one that `auto` prefers
+    first. arithmetic: for each precision, what it allows beyond the stricter precisions; tried in
+    this order. runs: the native engine of the classifiers that it runs: `torch` (modules) or
+    `onnxruntime` (graphs). auto: whether `--engine auto` tries it. modules, install: what it
+    imports, and what `pip install` needs for that. has_device: gives a device by name if it is
+    here, and raises UsageError if not.
+    """
+
+    name: str
+    open: Callable[[EngineRequest], Engine]
+    devices: tuple[str, ...] = ("cpu",)
+    arithmetic: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {EXACT: ("f32",)})
+    runs: str = "torch"
+    auto: bool = True
+    modules: tuple[str, ...] = ()
+    install: str = ""
+    has_device: Callable[[str], str] = torch_device
+
+    def select_device(self, device: str) -> str:
+        """The device by name, `auto` for the first that is here; several of them, with commas
+        between.
+
+        Raises:
+            UsageError: this machine, or the engine, has no such device.
+        """
+        if "," in device:
+            return ",".join(self.select_device(one.strip()) for one in device.split(","))
+        if device == "auto":
+            return self._first_device()
+        if device.partition(":")[0] not in self.devices:
+            raise UsageError(
+                f"no device {device!r} for engine {self.name!r}, which runs on "
+                f"{', '.join(self.devices)}"
+            )
+        return self.has_device(device)
+
+    def _first_device(self) -> str:
+        for kind in self.devices:
+            try:
+                return self.has_device(kind)
+            except UsageError:
+                continue
+        raise UsageError(
+            f"engine {self.name!r} runs on {', '.join(self.devices)}, and none of these is here"
+        )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -171,6 +172,80 @@ def with_mask(tensors: Tensors, axis: int) -> dict[str, Tensor]:
         return dict(tensors)
     first = next(iter(tensors.values()))
     return {**tensors, MASK: torch.ones(1, first.shape[axis], dtype=torch.long)}
+
+
+PADDED, MASKED_NORMS, EQUAL, ALONE = "padded", "masked norms", "equal lengths", "alone"
+
+WORDS = {
+    PADDED: "padded together, with the model's own mask",
+    MASKED_NORMS: "padded together, with masks and group norms over each item's own frames",
+    EQUAL: "together where their inputs have the same shape",
+    ALONE: "one at a time",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How items may share a forward pass.
+
+    name: `padded`, `masked norms`, `equal lengths` or `alone`. axes: for each input that grows
+    with the item, the axis that does. fill: what these are padded with. left: padded in front.
+    shortest: the least length for which padding was proved. errors: for each way that was tried,
+    the largest relative difference between alone and together (inf: it does not run).
+    """
+
+    name: str = ALONE
+    axes: Mapping[str, int] = field(default_factory=dict)
+    fill: Mapping[str, float] = field(default_factory=dict)
+    left: bool = False
+    shortest: int = 0
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def pads(self) -> bool:
+        """Whether items of different length may share a batch."""
+        return self.name in (PADDED, MASKED_NORMS)
+
+    @property
+    def words(self) -> str:
+        """How items are batched, in words."""
+        return WORDS[self.name]
+
+    def length(self, tensors: Tensors) -> int:
+        """An item's length along its growing axis; 1 where all items are of one size."""
+        return next((tensors[name].shape[axis] for name, axis in self.axes.items()), 1)
+
+    def kind(self, tensors: Tensors) -> tuple[Any, ...]:
+        """Items of equal kinds may share a batch."""
+        free = self.pads and self.length(tensors) >= self.shortest
+        axes = self.axes if free else {}
+        shapes = []
+        for name, value in tensors.items():
+            fixed = [size for axis, size in enumerate(value.shape) if axis != axes.get(name)]
+            shapes.append((name, value.dtype, tuple(fixed)))
+        return (free, *shapes)
+
+    def batch(self, items: Sequence[Tensors]) -> Batch:
+        """One batch of items of one kind."""
+        lengths = [self.length(item) for item in items]
+        if len(set(lengths)) < 2:
+            return Batch(collate(items, {}, {}))
+        axis = next(iter(self.axes.values()))
+        axes = {**dict.fromkeys([MASK], axis), **self.axes}
+        padded = collate([with_mask(item, axis) for item in items], axes, self.fill, self.left)
+        return Batch(padded, lengths, self.left, self.name == MASKED_NORMS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        document = asdict(self)
+        document["errors"] = {n: e if math.isfinite(e) else None for n, e in self.errors.items()}
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> BatchPolicy:
+        """The policy that `to_dict` wrote."""
+        errors = {n: math.inf if e is None else float(e) for n, e in document["errors"].items()}
+        return cls(**{**document, "errors": errors})
 
 
 def fill_of(module: nn.Module) -> dict[str, float]:

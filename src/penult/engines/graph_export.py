@@ -14,9 +14,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from penult.engines.base import FloatArray, Reading, Readout
-from penult.engines.batch_policy import MASKED_NORMS, BatchPolicy, probe
-from penult.engines.batching import MASK, Batch, frame_mask, masked_norms
+from penult.engines.base import EngineRequest, FloatArray, Reading, Readout
+from penult.engines.batch_policy import probe
+from penult.engines.batching import (
+    MASK,
+    MASKED_NORMS,
+    Batch,
+    BatchPolicy,
+    frame_mask,
+    masked_norms,
+)
 from penult.engines.fixed_length import FilledPositions
 from penult.engines.pooling import find_pooling, pool
 from penult.engines.torch import own_positions, rows_of
@@ -66,12 +73,12 @@ class CutModule(nn.Module):
 class Recipe:
     """Which inputs a recorded graph has, and how a batch becomes them.
 
-    law: how items are to share a batch; where it pads, every pass gets a mask (of ones, where
-    nothing is padded), so that one graph serves all batches.
+    policy: how items share a batch; where it pads, every pass gets a mask (of ones, where nothing
+    is padded), so that one graph serves all batches.
     """
 
     def __init__(
-        self, classifier: Classifier, readings: Sequence[Reading], law: BatchPolicy
+        self, classifier: Classifier, readings: Sequence[Reading], policy: BatchPolicy
     ) -> None:
         for reading in readings:
             if reading.tap.operation:
@@ -79,16 +86,21 @@ class Recipe:
                     f"tap {reading.tap.name!r} lies inside of a module ({reading.tap.place}), "
                     "where a recorded graph cannot be read"
                 )
-        self.law = law
-        self.key = [law.name, law.left, dict(law.axes), [reading_key(one) for one in readings]]
+        self.policy = policy
+        self.key = [
+            policy.name,
+            policy.left,
+            dict(policy.axes),
+            [reading_key(one) for one in readings],
+        ]
         items = probe(classifier)
         if items is None:
             raise EngineError("the model takes no short synthetic item, on which to record it")
-        self.masked = law.pads
-        self.norms = law.name == MASKED_NORMS
+        self.masked = policy.pads
+        self.norms = policy.name == MASKED_NORMS
         self.own = any(reading.entry is not None for reading in readings)
-        self._axis = next(iter(law.axes.values()), None)
-        example = law.batch(items[:3]) if law.pads else law.batch(items[2:])
+        self._axis = next(iter(policy.axes.values()), None)
+        example = policy.batch(items[:3]) if policy.pads else policy.batch(items[2:])
         self.example = example
         self.names = list(self._full(example))
         if self.norms:
@@ -107,12 +119,12 @@ class Recipe:
         """A batch's tensors in the order of `names`."""
         tensors = self._full(batch)
         if self.norms:
-            longest = self.law.length(tensors)
+            longest = self.policy.length(tensors)
             lengths = batch.lengths or [longest] * len(batch)
             tensors[LENGTHS] = torch.tensor(list(lengths))
         if self.own:
             if own is None:
-                raise EngineError("which positions a clip fills was not said")
+                raise EngineError("the batch does not hold which positions each clip fills")
             tensors[OWN] = own
         if set(tensors) != set(self.names):
             raise EngineError(f"recorded with {self.names}, received {list(tensors)}")
@@ -122,8 +134,9 @@ class Recipe:
 class ExportedGraph:
     """One recorded cut: how it is made, and how batches go in and readouts come out."""
 
-    def __init__(self, classifier: Classifier, readings: Sequence[Reading], recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, request: EngineRequest) -> None:
+        classifier, readings = request.classifier, request.readings
+        recipe = self.recipe = Recipe(classifier, readings, request.policy)
         self.cut = CutModule(classifier, readings, recipe.names).eval()
         base = classifier.structure.base
         self._base = classifier.module.get_submodule(base) if base else None

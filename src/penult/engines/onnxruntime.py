@@ -11,13 +11,12 @@ from typing import cast
 import numpy as np
 import torch
 
-from penult.engines.base import Reading, Readout
-from penult.engines.batch_policy import BatchPolicy
+from penult.engines.base import Engine, EngineRequest, EngineSpec, Reading, Readout
 from penult.engines.batching import Batch
-from penult.engines.graph_cache import Graphs, versions
-from penult.engines.graph_export import ExportedGraph, Recipe, recording
+from penult.engines.graph_cache import versions
+from penult.engines.graph_export import ExportedGraph, recording
 from penult.engines.pooling import pool
-from penult.errors import EngineError, TapError, first_line
+from penult.errors import EngineError, TapError, UsageError, first_line
 from penult.extras import require
 from penult.models.base import Classifier
 from penult.models.loaders.onnx import GraphStructure
@@ -79,36 +78,38 @@ class OnnxEngine:
         return [np.concatenate(values) for values in zip(*rows, strict=True)]
 
 
-def pick_onnx_device(wanted: str = "auto") -> str:
-    """The device that is meant: `auto` takes cuda if the installed runtime has it, else cpu."""
-    if wanted == "auto":
-        return "cuda" if has_cuda() else "cpu"
-    return wanted
+def runtime_device(name: str) -> str:
+    """A device that the installed runtime has.
+
+    Raises:
+        UsageError: it has no CUDA.
+    """
+    if name != "cpu" and not has_cuda():
+        raise UsageError(
+            f"no device {name!r} here: the installed ONNX Runtime has no CUDA; install "
+            "onnxruntime-gpu, or leave --device out"
+        )
+    return name
+
+
+def open_graph(request: EngineRequest) -> Engine:
+    """A classifier that is a graph, for a request."""
+    return OnnxEngine(request.classifier, request.readings, request.device)
 
 
 FILE = "model.onnx"
 
 
 class ExportedEngine:
-    """Runs the exported cut; holds no state between batches. See `OpenVinoEngine`."""
+    """Runs the exported cut in fp32; holds no state between batches."""
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        readings: Sequence[Reading],
-        law: BatchPolicy,
-        graphs: Graphs,
-        numbers: str = "f32",
-    ) -> None:
+    def __init__(self, request: EngineRequest) -> None:
         onnxruntime = require("onnxruntime")
         require("onnx")
-        if numbers != "f32":
-            raise EngineError(f"ONNX Runtime is run in fp32 here, not in {numbers}")
-        self.readings = list(readings)
-        self.numbers = numbers
-        self._graph = ExportedGraph(classifier, readings, Recipe(classifier, readings, law))
-        asked = ["onnxruntime", self._graph.recipe.key, versions("onnx", "onnxruntime")]
-        folder = graphs.get(asked, lambda aside: _export(self._graph, aside))
+        self.readings = list(request.readings)
+        self._graph = ExportedGraph(request)
+        key = ["onnxruntime", self._graph.recipe.key, versions("onnx", "onnxruntime")]
+        folder = request.stored_graphs().get(key, lambda aside: _export(self._graph, aside))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -150,3 +151,20 @@ def _export(graph: ExportedGraph, folder: Path) -> None:
             )
     except Exception as error:  # whatever tracing or exporting a model may raise
         raise EngineError(f"the model cannot be exported to ONNX: {first_line(error)}") from error
+
+
+EXPORTED = EngineSpec(
+    "onnxruntime",
+    ExportedEngine,
+    modules=("onnxruntime", "onnx"),
+    install="'penult[onnx]'",
+)
+GRAPHS = EngineSpec(
+    "onnxruntime",
+    open_graph,
+    devices=("cuda", "cpu"),
+    runs="onnxruntime",
+    modules=("onnxruntime", "onnx"),
+    install="'penult[onnx]'",
+    has_device=runtime_device,
+)

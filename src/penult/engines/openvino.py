@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from penult.engines.base import Reading, Readout
-from penult.engines.batch_policy import BatchPolicy
+from penult.engines.base import EXACT, FAST, TURBO, EngineRequest, EngineSpec, Readout
 from penult.engines.batching import Batch
-from penult.engines.graph_cache import Graphs, versions
-from penult.engines.graph_export import ExportedGraph, Recipe, recording
+from penult.engines.graph_cache import versions
+from penult.engines.graph_export import ExportedGraph, recording
 from penult.errors import EngineError, first_line
 from penult.extras import require
 from penult.locking import Guard
-from penult.models.base import Classifier
 
 # Numbers that share a scale: more of them are faster, and rounded more coarsely.
 GROUPS = {"int8 by 128": 128, "int8 by 64": 64, "int8 by 32": 32}
@@ -52,35 +49,26 @@ FILE = "model.xml"
 class OpenVinoEngine:
     """Runs the recorded cut; holds no state between batches.
 
-    numbers: `f32` or `bf16`, in which the processor multiplies, or one of `quantising.GROUPS`. law:
-    how items share a batch in torch, which says whether the graph has a mask and masked norms.
-    graphs: where it is kept.
+    request: its arithmetic is `f32` or `bf16`, in which the processor multiplies, or one of GROUPS.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        readings: Sequence[Reading],
-        law: BatchPolicy,
-        graphs: Graphs,
-        numbers: str = "f32",
-    ) -> None:
+    def __init__(self, request: EngineRequest) -> None:
         openvino = require("openvino")
-        self.readings = list(readings)
-        self.numbers = numbers
-        self._graph = ExportedGraph(classifier, readings, Recipe(classifier, readings, law))
-        if numbers == "bf16" and not multiplies_bf16():
+        arithmetic, graphs = request.arithmetic, request.stored_graphs()
+        self.readings = list(request.readings)
+        self._graph = ExportedGraph(request)
+        if arithmetic == "bf16" and not multiplies_bf16():
             raise EngineError("this processor does not multiply in bfloat16")
-        asked = ["openvino", self._graph.recipe.key, versions("openvino")]
-        file = graphs.get(asked, lambda aside: _record(self._graph, aside)) / FILE
-        if numbers in GROUPS:
+        key = ["openvino", self._graph.recipe.key, versions("openvino")]
+        file = graphs.get(key, lambda aside: _record(self._graph, aside)) / FILE
+        if arithmetic in GROUPS:
             recorded = file
-            asked = ["int8", *asked, versions("nncf")]
-            file = graphs.get(asked, lambda aside: quantise(recorded, aside / FILE)) / FILE
+            key = ["int8", *key, versions("nncf")]
+            file = graphs.get(key, lambda aside: quantise(recorded, aside / FILE)) / FILE
         self._guard = Guard()  # a compiled model has one request, for one pass at a time
         core = openvino.Core()
         settings = {
-            **_settings(numbers),
+            **_settings(arithmetic),
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
@@ -97,13 +85,13 @@ class OpenVinoEngine:
         return self._graph.readout(batch, [found[i] for i in range(len(self.readings) + 1)])
 
 
-def _settings(numbers: str) -> dict[str, Any]:
-    """In which numbers the processor multiplies."""
-    if numbers not in GROUPS:
-        return {"INFERENCE_PRECISION_HINT": numbers}
+def _settings(arithmetic: str) -> dict[str, Any]:
+    """The arithmetic of the processor's products, as its options."""
+    if arithmetic not in GROUPS:
+        return {"INFERENCE_PRECISION_HINT": arithmetic}
     return {
         "INFERENCE_PRECISION_HINT": "bf16" if multiplies_bf16() else "f32",  # all the rest
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[numbers],
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[arithmetic],
     }
 
 
@@ -140,3 +128,12 @@ def multiplies_bf16() -> bool:
 
     capable: Any = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in capable
+
+
+ENGINE = EngineSpec(
+    "openvino",
+    OpenVinoEngine,
+    arithmetic={EXACT: ("f32",), FAST: ("bf16",), TURBO: tuple(GROUPS)},
+    modules=("openvino",),
+    install="'penult[openvino]'",
+)

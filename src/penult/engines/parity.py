@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from penult.engines.base import FloatArray, Precision
-from penult.engines.batch_policy import difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def compare(
     return Parity(
         items=len(pairs),
         cosine=min(cosines, default=1.0),
-        logits=max(difference(one[:1], two[:1]) for one, two in pairs),
+        logits=max(relative_error(one[:1], two[:1]) for one, two in pairs),
         labels=sum(_label(one[0]) == _label(two[0]) for one, two in pairs) / len(pairs),
         neighbours=_neighbours([one[1:] for one, _ in pairs], [two[1:] for _, two in pairs]),
     )
@@ -91,6 +91,19 @@ def _nearest(vectors: Sequence[FloatArray]) -> Any:
 
 def _label(logits: FloatArray) -> int:
     return int(logits.reshape(-1, logits.shape[-1]).mean(axis=0).argmax())
+
+
+def relative_error(found: Sequence[npt.ArrayLike], expected: Sequence[npt.ArrayLike]) -> float:
+    """The largest difference between two items' values, each relative to the largest expected one;
+    infinite for other shapes, and for values that are not finite."""
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
+            return float("inf")
+        largest = max(float(np.abs(b).max(initial=0.0)), 1e-30)
+        worst = max(worst, float(np.abs(a - b).max(initial=0.0)) / largest)
+    return worst
 
 
 def cosine(one: FloatArray, other: FloatArray) -> float:

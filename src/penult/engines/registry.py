@@ -1,96 +1,195 @@
-"""The ways of running a classifier: which engine, in which numbers, and how one is opened.
+"""Registry of engines and precisions: names, devices, arithmetic, and how each is opened.
 
-Knows the engines; which way is best for a run is not its.
+Engines of other packages are registered by the entry point `penult.engines`. Choosing among them is
+`autoselect`'s task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from penult.engines.base import EXACT, FAST, PRECISIONS, TURBO, Engine, Reading
-from penult.engines.batch_policy import BatchPolicy
-from penult.engines.graph_cache import Graphs
-from penult.engines.openvino import GROUPS
-from penult.engines.torch import TorchEngine
-from penult.errors import UsageError
+from penult import extras
+from penult.engines import onnxruntime, openvino, torch
+from penult.engines.base import EXACT, FAST, PRECISIONS, TURBO, Engine, EngineRequest, EngineSpec
+from penult.errors import EngineError, UsageError
 from penult.models.base import Classifier
 
-AUTO, TORCH, OPENVINO, ONNXRUNTIME = "auto", "torch", "openvino", "onnxruntime"
-ENGINES = (TORCH, OPENVINO, ONNXRUNTIME)
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+# In the order in which `auto` tries them. A name may stand twice: for modules, and for graphs.
+BUILT_IN = (torch.ENGINE, openvino.ENGINE, onnxruntime.EXPORTED, onnxruntime.GRAPHS)
+DEFAULT = torch.ENGINE.name  # of a graph it means the graph's own engine
 
 
 class EngineMode(NamedTuple):
-    """An engine, and the numbers in which it multiplies: f32, bf16 or a form of int8."""
+    """An engine, and the arithmetic of its products: f32, bf16 or a form of int8."""
 
     engine: str
-    numbers: str = "f32"
+    arithmetic: str = "f32"
 
     @property
     def quantised(self) -> bool:
         """Whether it multiplies whole numbers of eight bits."""
-        return self.numbers in GROUPS
+        return self.arithmetic.startswith("int8")
+
+    def batch_error(self, precision: str) -> float:
+        """By how much an item alone and the same item in a batch may differ, relative."""
+        return PRECISIONS[EXACT if self.arithmetic == "f32" else precision].batching
 
     @property
     def words(self) -> str:
         """`openvino bf16`."""
-        return f"{self.engine} {self.numbers}"
+        return f"{self.engine} {self.arithmetic}"
 
 
-PLAIN = EngineMode(TORCH)
-_EXACT = (PLAIN, EngineMode(OPENVINO), EngineMode(ONNXRUNTIME))
-_FAST = (EngineMode(OPENVINO, "bf16"), EngineMode(TORCH, "bf16"))
-_TURBO = tuple(EngineMode(OPENVINO, numbers) for numbers in GROUPS)
-# In the order in which they are tried; of one engine the first that agrees is taken.
-MODES: dict[str, tuple[EngineMode, ...]] = {
-    EXACT: _EXACT,
-    FAST: (*_FAST, *_EXACT),
-    TURBO: (*_TURBO, *_FAST, *_EXACT),
-}
+def modes_of(spec: EngineSpec, precision: str) -> list[EngineMode]:
+    """An engine's modes for a precision, in the order in which they are tried: those that this
+    precision allows, then those of the stricter ones."""
+    order = {EXACT: (EXACT,), FAST: (FAST, EXACT), TURBO: (TURBO, FAST, EXACT)}[precision]
+    return [EngineMode(spec.name, one) for level in order for one in spec.arithmetic.get(level, ())]
+
+
+def engine_names() -> list[str]:
+    """The built-in engines, then those of other packages; none is imported."""
+    return list(dict.fromkeys([*(spec.name for spec in BUILT_IN), *extras.plugins(extras.ENGINES)]))
 
 
 def check(engine: str, precision: str) -> None:
-    """Refuse what there is not.
+    """Refuse unknown names.
 
     Raises:
         UsageError: no such engine or precision.
     """
-    if engine not in (AUTO, *ENGINES):
-        raise UsageError(f"no engine {engine!r}; there are {AUTO}, {', '.join(ENGINES)}")
+    if engine not in (AUTO, *engine_names()):
+        raise UsageError(
+            f"no engine {engine!r}; there are {AUTO}, {', '.join(engine_names())} (another package "
+            f"adds an engine by an entry point in {extras.ENGINES})"
+        )
     if precision not in PRECISIONS:
         raise UsageError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
 
 
+@cache
+def plugin_spec(name: str) -> EngineSpec:
+    """The engine that another package registers under a name.
+
+    Raises:
+        UsageError: it cannot be imported, or is no EngineSpec of that name.
+    """
+    entry = extras.plugins(extras.ENGINES)[name]
+    spec, package = extras.load_plugin(entry), extras.package_of(entry)
+    if not isinstance(spec, EngineSpec) or spec.name != name:
+        raise UsageError(
+            f"engine {name!r} of {package} is {spec!r:.60}, and has to be a "
+            f"penult.engines.base.EngineSpec of the name {name!r}"
+        )
+    return spec
+
+
+def specs_of(name: str) -> list[EngineSpec]:
+    """Every engine of a name: for modules, and for graphs; empty if there is none.
+
+    Raises:
+        UsageError: the package that registers it cannot be imported.
+    """
+    built_in = [spec for spec in BUILT_IN if spec.name == name]
+    if built_in or name not in extras.plugins(extras.ENGINES):
+        return built_in
+    return [plugin_spec(name)]
+
+
+def native_spec(classifier: Classifier) -> EngineSpec:
+    """The engine that runs a classifier as it is."""
+    return find_spec_for(classifier, classifier.structure.engine)
+
+
+def find_spec_for(classifier: Classifier, engine: str) -> EngineSpec:
+    """The engine of a name for a classifier.
+
+    Raises:
+        EngineError: it does not run such a model.
+    """
+    native = classifier.structure.engine
+    for spec in specs_of(native if engine == DEFAULT else engine):
+        if spec.runs == native:
+            return spec
+    runs = ", ".join(name for name in engine_names() for s in specs_of(name) if s.runs == native)
+    raise EngineError(
+        f"engine {engine!r} does not run this model: an engine for {native!r} is needed, which are "
+        f"{runs}; leave --engine out"
+    )
+
+
+def select_device(classifier: Classifier, engine: str, precision: str, device: str) -> str:
+    """The device for an engine, `auto` resolved; several of them, with commas between.
+
+    Raises:
+        EngineError: this classifier is not for that engine, or not for that precision.
+        UsageError: this machine, or the engine, has no such device.
+    """
+    native = classifier.structure.engine
+    spec = find_spec_for(classifier, native if engine == AUTO else engine)
+    engines = [spec, *candidates(classifier, "")]
+    if precision != EXACT and not any(set(one.arithmetic) - {EXACT} for one in engines):
+        raise EngineError(
+            f"precision {precision!r} is for torch models; this one is run by {native} as it is, "
+            f"with precision {EXACT}"
+        )
+    return spec.select_device(device)
+
+
+def candidates(classifier: Classifier, device: str) -> list[EngineSpec]:
+    """The engines that `auto` tries for a classifier on a device (empty: on any), the native one
+    among them. One of another package that cannot be imported is left out, with a warning."""
+    native, kind = classifier.structure.engine, device.partition(":")[0]
+    if "," in device:  # of the built-in engines one goes to several devices
+        return [native_spec(classifier)]
+    found = []
+    for name in engine_names():
+        try:
+            specs = specs_of(name)
+        except UsageError as error:
+            log.warning("left out: %s", error)
+            continue
+        for spec in specs:
+            tried = spec.auto and (not kind or kind in spec.devices)
+            if spec.runs == native and (name == native or tried):
+                found.append(spec)
+    return found
+
+
 def missing(engine: str) -> str:
     """What to install for an engine; empty if it is here."""
-    needed = {OPENVINO: ("openvino",), ONNXRUNTIME: ("onnxruntime", "onnx")}.get(engine, ())
-    if all(find_spec(name) for name in needed):
+    specs = specs_of(engine)
+    if not specs:
+        return f"engine {engine!r} is not installed; install the package that brings it"
+    spec = specs[0]
+    if all(find_spec(name) for name in spec.modules):
         return ""
-    extra = "onnx" if engine == ONNXRUNTIME else engine
-    return f"{engine} is not installed; install it with: pip install 'penult[{extra}]'"
+    return f"{engine} is not installed; install it with: pip install {spec.install}"
 
 
-def open_mode(
-    way: EngineMode,
-    classifier: Classifier,
-    readings: Sequence[Reading],
-    device: str,
-    law: BatchPolicy,
-    graphs: Graphs,
-) -> Engine:
-    """The engine of a way. law: how items share a batch in torch.
+def open_mode(mode: EngineMode, request: EngineRequest) -> Engine:
+    """The engine of a mode, for what a request holds.
 
     Raises:
         EngineError: it cannot run this model.
         MissingExtra: it is not installed.
     """
-    if way.engine == TORCH:
-        return TorchEngine(classifier, readings, device, way.numbers)
-    if way.engine == OPENVINO:
-        from penult.engines.openvino import OpenVinoEngine
+    spec = find_spec_for(request.classifier, mode.engine)
+    return spec.open(request.with_arithmetic(mode.arithmetic))
 
-        return OpenVinoEngine(classifier, readings, law, graphs, way.numbers)
-    from penult.engines.onnxruntime import ExportedEngine
 
-    return ExportedEngine(classifier, readings, law, graphs, way.numbers)
+def open_native(request: EngineRequest) -> Engine:
+    """The engine that runs the classifier as it is, in fp32."""
+    return native_spec(request.classifier).open(request)
+
+
+def plugin_versions() -> dict[str, str]:
+    """`NAME VERSION` of the package of each engine that another package registers."""
+    found = extras.plugins(extras.ENGINES)
+    return {name: extras.package_of(entry) for name, entry in found.items()}

@@ -15,11 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penult.engines.base import FloatArray, Reading, Readout, as_array, nothing
+from penult.engines.base import (
+    EXACT,
+    FAST,
+    Engine,
+    EngineRequest,
+    EngineSpec,
+    FloatArray,
+    Reading,
+    Readout,
+    as_array,
+    nothing,
+)
 from penult.engines.batching import Batch, frame_mask, masked_norms, own_frames
 from penult.engines.fixed_length import FilledPositions
 from penult.engines.pooling import pool
-from penult.errors import UsageError, first_line
+from penult.errors import EngineError
 from penult.locking import lock_of
 from penult.models.base import Classifier
 from penult.tracing.head import logits_of
@@ -33,7 +44,7 @@ HiddenStates = tuple[Tensor, Tensor | None]
 class TorchEngine:
     """Runs the classifier's own module, one batch at a time; holds no state between batches.
 
-    numbers: `f32`, or `bf16` for matrix products in bfloat16 (autocast: norms and sums stay fp32).
+    arithmetic: `f32`, or `bf16` for matrix products in bfloat16 (autocast: norms, sums in fp32).
     module: a copy of the classifier's, to run in its place.
     """
 
@@ -42,12 +53,12 @@ class TorchEngine:
         classifier: Classifier,
         readings: Sequence[Reading],
         device: str = "cpu",
-        numbers: str = "f32",
+        arithmetic: str = "f32",
         module: nn.Module | None = None,
     ) -> None:
         self.readings = list(readings)
         self.device = _numbered(torch.device(device))
-        self.numbers = numbers
+        self.arithmetic = arithmetic
         self._classifier = classifier
         self._module = (module or classifier.module).to(self.device).eval()
         structure = classifier.structure
@@ -64,7 +75,7 @@ class TorchEngine:
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments; without logits only as far as the readings."""
         scores, states = self._read(batch, logits)
-        with torch.inference_mode(), self._numbers():
+        with torch.inference_mode(), self._arithmetic():
             vectors = [
                 as_array(pool(hidden.float(), reading.pooling, reading.tap.channel, mask))
                 for reading, (hidden, mask) in zip(self.readings, states, strict=True)
@@ -82,7 +93,7 @@ class TorchEngine:
         with self._lock:
             own = own_positions(self._fillings, tensors, batch)
         norms = masked_norms(self._module, batch.lengths or []) if batch.norms else nullcontext()
-        with self._lock, torch.inference_mode(), self._numbers(), norms:
+        with self._lock, torch.inference_mode(), self._arithmetic(), norms:
             ends = None if logits else self._calls.ends(tensors, taps)
             scores = None
             with captured(self._module, [tap.spot for tap in taps], ends) as caught:
@@ -103,11 +114,11 @@ class TorchEngine:
     def beside(self, device: str) -> TorchEngine:
         """The same on another device, with a copy of the module: both can run at once."""
         module = copy.deepcopy(self._module)
-        return TorchEngine(self._classifier, self.readings, device, self.numbers, module)
+        return TorchEngine(self._classifier, self.readings, device, self.arithmetic, module)
 
-    def _numbers(self) -> Any:
-        # Whatever the caller has set for himself: what this engine gives is told by its numbers.
-        lower = self.numbers == "bf16"
+    def _arithmetic(self) -> Any:
+        # The caller's own autocast does not count.
+        lower = self.arithmetic == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=lower)
 
 
@@ -136,23 +147,6 @@ def rows_of(logits: Tensor, batch: Batch, base: nn.Module | None) -> list[FloatA
     return [row[mask] for row, mask in zip(rows, own.numpy(), strict=True)]
 
 
-def pick_device(wanted: str = "auto") -> str:
-    """The device that is meant: `auto` takes the first of cuda, mps and cpu that is there.
-
-    Raises:
-        UsageError: this machine has no such device.
-    """
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"no device {wanted!r} here: {first_line(error)}") from error
-    return wanted
-
-
 @cache
 def multiplies_bf16(device: str) -> bool:
     """Whether products in bfloat16 are faster there than in fp32. A processor without instructions
@@ -163,10 +157,29 @@ def multiplies_bf16(device: str) -> bool:
     if place.type != "cpu":
         return True
     seconds = []
-    for numbers in (torch.float32, torch.bfloat16):
-        square = torch.ones(512, 512, dtype=numbers)
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(512, 512, dtype=dtype)
         square @ square  # the first one is slower
         began = time.perf_counter()
         square @ square
         seconds.append(time.perf_counter() - began)
     return seconds[1] < seconds[0]
+
+
+def open_torch(request: EngineRequest) -> Engine:
+    """Eager torch for a request.
+
+    Raises:
+        EngineError: bfloat16 where the processor has no instructions for it.
+    """
+    if request.arithmetic == "bf16" and not multiplies_bf16(request.device):
+        raise EngineError("bfloat16 is no faster than fp32 here")
+    return TorchEngine(request.classifier, request.readings, request.device, request.arithmetic)
+
+
+ENGINE = EngineSpec(
+    "torch",
+    open_torch,
+    devices=("cuda", "mps", "cpu", "xpu"),
+    arithmetic={EXACT: ("f32",), FAST: ("bf16",)},
+)
