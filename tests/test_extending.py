@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 import penult
+from plugins import write_package
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
@@ -200,3 +201,158 @@ def test_the_page_of_a_server(files: tuple[Path, Path], tmp_path: Path) -> None:
     answer = json.loads(scope["answer"](clips / "0.wav", collection))
     assert answer["nearest"][0]["id"].endswith("0.wav")
     assert answer["prediction"]["label"] in scope["classifier"].labels
+
+
+def pooled_by_hand(clip: Path) -> np.ndarray:
+    """(128,) root mean square of the demo's last hidden states over their positions."""
+    classifier = penult.load("demo")
+    every = penult.Embedder.from_classifier(classifier, pooling="none").embed(clip)[0]
+    return np.asarray(np.sqrt((every.astype(np.float64) ** 2).mean(axis=0)))
+
+
+CLIPS = ROOT / "src" / "penult" / "demo" / "clips"
+CLIP = CLIPS / "one_british-man.flac"
+
+
+def test_a_pooling_works_by_name(installed: Path, tmp_path: Path) -> None:
+    emb = penult.Embedder.from_classifier(penult.load("demo"), pooling="rms")
+    expected = pooled_by_hand(CLIP)
+    np.testing.assert_allclose(emb.embed(CLIP)[0], expected, rtol=1e-4)
+    assert emb.dim == len(expected) and emb.fingerprint["pooling"] == "rms"
+    assert penult.Embedder.load(emb.save(tmp_path / "m")).pooling == "rms"
+    with pytest.raises(penult.PenultError, match=r"unknown pooling 'rns'; choose mean, .* rms"):
+        penult.Embedder.from_classifier(penult.load("demo"), pooling="rns")
+
+
+def test_a_pooling_on_the_command_line(site: Path, tmp_path: Path) -> None:
+    into = tmp_path / "c.lance"
+    code, out, err = ask(site, "embed", "demo", CLIP, "--into", into, "--pooling", "rms")
+    assert code == 0 and "1 embedded" in out + err, err
+    rows = penult.Collection.open(into).reader.vectors()[1]
+    np.testing.assert_allclose(rows[0], pooled_by_hand(CLIP), rtol=1e-4)
+    assert asked(site, "search", into, CLIP, "-k", "1")["hits"][0]["id"] == str(CLIP)
+    plugins = asked(site, "doctor")["plugins"]
+    kinds = {(one["kind"], one["name"]): one["error"] for one in plugins}
+    assert kinds["pooling", "rms"] is None and kinds["engine", "traced"] is None
+    assert "rms" in ask(site, "embed", "--help")[1] and "traced" in ask(site, "embed", "--help")[1]
+
+
+def test_choose_compares_a_pooling(installed: Path) -> None:
+    """Its readings stand among those that are ranked, without labels as with them."""
+    chosen = penult.choose(penult.load("demo"), sorted(CLIPS.glob("*.flac"))[:12])
+    assert chosen.free is not None
+    names = {one.name for one in chosen.free}
+    assert "backbone rms" in names and "backbone mean" in names and "prelogits rms" not in names
+
+
+@pytest.mark.parametrize("pooling", ["mean", "rms"])
+def test_an_engine_works_by_name(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pooling: str
+) -> None:
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    clips = sorted(CLIPS.glob("*.flac"))[:5]
+    plain = penult.Embedder.from_classifier(penult.load("demo"), pooling=pooling)
+    emb = penult.Embedder.from_classifier(penult.load("demo"), pooling=pooling, engine="traced")
+    found, expected = emb.run(clips), plain.run(clips)
+    np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-3)
+    choice = emb.runner.choice
+    assert emb.runner.mode.words == "traced f32" and choice is not None
+    assert choice.parity is not None and choice.parity.items == 5
+    assert penult.Embedder.load(emb.save(tmp_path / "m")).engine == "traced"
+    with pytest.raises(penult.PenultError, match=r"no engine 'traces'; there are auto, .* traced"):
+        penult.Embedder.from_classifier(penult.load("demo"), engine="traces")
+    with pytest.raises(penult.PenultError, match="no device 'cuda' for engine 'traced', .* cpu"):
+        penult.Embedder.from_classifier(penult.load("demo"), engine="traced", device="cuda")
+
+
+def test_an_engine_on_the_command_line(site: Path, tmp_path: Path) -> None:
+    into = tmp_path / "c.lance"
+    clips = sorted(CLIPS.glob("*.flac"))[:4]
+    found = asked(site, "embed", "demo", *clips, "--into", into, "--engine", "traced")
+    assert found["engine"] == "traced f32" and found["embedded"] == 4
+    document = asked(site, "check", "demo", *clips, "--engine", "traced")
+    assert document["engine"] == "traced f32" and document["parity"]["cosine"] > 0.999999
+    code, out, err = ask(ROOT / "docs", "embed", "demo", CLIPS, "--into", into, "--json")
+    assert code == 0 and json.loads(out)["engine"] == "torch f32", err  # its package is gone
+    model = ROOT / "docs" / "no.onnx"
+    code, _, err = ask(site, "embed", model, clips[0], "--into", into, "--engine", "traced")
+    assert code != 0 and "Traceback" not in err
+
+
+ODD = """
+    import dataclasses, torch
+    from penult.engines.base import EngineSpec
+    from penult.engines.torch import TorchEngine, open_torch
+
+    def changed(change):
+        def open(request):
+            engine = open_torch(request)
+            def run(batch, logits=True):
+                return change(engine(batch))
+            return run
+        return open
+
+    def fails(readout):
+        raise KeyError("no such thing")
+
+    wrong = changed(lambda r: r._replace(vectors=[v + 0.5 for v in r.vectors]))
+    short = changed(lambda r: r._replace(vectors=[v[:, :-1] for v in r.vectors]))
+    other = changed(lambda r: None)
+    OFF = EngineSpec("off", wrong)
+    SHORT = EngineSpec("short", short)
+    NOTHING = EngineSpec("nothing", other)
+    FAILS = EngineSpec("fails", changed(fails))
+    APART = EngineSpec("apart", open_torch, auto=False)
+    GPU = EngineSpec("gpu", open_torch, devices=("cuda",))
+    ABSENT = EngineSpec("absent", open_torch, modules=("no_such_runtime",), install="no-runtime")
+    GOOD = EngineSpec("good", open_torch, devices=("cuda", "cpu"))
+    GRAPH = EngineSpec("graph", open_torch, runs="onnxruntime")
+    ANYTHING = 3
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("off", "short", "nothing", "fails", "apart", "gpu", "absent", "good", "graph")
+    entries = {name: f"penult_odd:{name.upper()}" for name in (*names, "anything")}
+    site = tmp_path / "odd"
+    site.mkdir()
+    write_package(site, "penult-odd", ODD, {"penult.engines": entries})
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ("off", "off f32: cosine ≥ .* exact asks for more"),
+        ("short", "short f32: .*exact asks for more"),
+        ("nothing", "nothing f32: "),
+        ("fails", "fails f32: .*no such thing"),
+        ("absent", "absent is not installed; install it with: pip install no-runtime"),
+        ("graph", "engine 'graph' does not run this model"),
+        ("anything", "'anything' of penult-odd 1.0 is 3, and has to be .*EngineSpec"),
+    ],
+)
+def test_an_engine_that_does_not_hold_is_refused(odd: None, engine: str, says: str) -> None:
+    with pytest.raises(penult.PenultError, match=says):
+        emb = penult.Embedder.from_classifier(penult.load("demo"), engine=engine)
+        emb.embed(sorted(CLIPS.glob("*.flac"))[:4])
+
+
+def test_auto_tries_engines_of_other_packages(odd: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each on its devices, if it allows that; one that is wrong or broken stops no run."""
+    monkeypatch.setattr("penult.engines.autoselect.LONG", 0.0)
+    clips = sorted(CLIPS.glob("*.flac"))[:4]
+    emb = penult.Embedder.from_classifier(penult.load("demo"), engine="auto", device="cpu")
+    plain = penult.Embedder.from_classifier(penult.load("demo"), device="cpu").embed(clips)
+    np.testing.assert_allclose(emb.embed(clips), plain, rtol=1e-3, atol=1e-4)
+    choice = emb.runner.choice
+    assert choice is not None and "good f32" in choice.seconds and "torch f32" in choice.seconds
+    assert {"off f32", "short f32", "nothing f32", "fails f32"} <= choice.dropped.keys()
+    tried = {*choice.seconds, *choice.dropped}
+    assert not {"apart f32", "gpu f32", "absent f32", "graph f32"} & tried
+    apart = penult.Embedder.from_classifier(penult.load("demo"), engine="apart")
+    np.testing.assert_allclose(apart.embed(clips), plain, rtol=1e-3, atol=1e-4)
+    assert apart.runner.mode.engine == "apart"

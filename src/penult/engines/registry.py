@@ -117,7 +117,7 @@ def find_spec_for(classifier: Classifier, engine: str) -> EngineSpec:
     for spec in specs_of(native if engine == DEFAULT else engine):
         if spec.runs == native:
             return spec
-    runs = ", ".join(name for name in engine_names() for s in specs_of(name) if s.runs == native)
+    runs = ", ".join(spec.name for spec in candidates(classifier, ""))
     raise EngineError(
         f"engine {engine!r} does not run this model: an engine for {native!r} is needed, which are "
         f"{runs}; leave --engine out"
