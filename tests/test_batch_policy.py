@@ -107,7 +107,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_the_way_that_holds(models: Any, name: str) -> None:
     module = getattr(models, name)().eval()
     models.SIZES.clear()
-    law = penult.Embedder.from_classifier(penult.load(module, sample_rate=RATE)).runner.law
+    law = penult.Embedder.from_classifier(penult.load(module, sample_rate=RATE)).runner.policy
     way, left, tried, words = EXPECTED[name]
     assert (law.name, law.left, law.words) == (way, left, words)
     assert list(law.errors) == tried

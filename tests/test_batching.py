@@ -75,7 +75,7 @@ def held(alone: Any, other: Any, order: Any) -> None:
 def test_law_of_every_audio_model(tmp_path: Path, kind: str, norm: str | None) -> None:
     extra = {"feat_extract_norm": norm} if norm else {}
     emb = Embedder.from_classifier(load(save_audio(tmp_path / "m", kind, **extra)))
-    assert emb.runner.law.name == EXPECTED[kind, norm]
+    assert emb.runner.policy.name == EXPECTED[kind, norm]
     module = emb.classifier.module
     many, alone = calls_of(module, lambda: emb.run(CLIPS, alone=True))
     order = list(range(len(CLIPS)))[::-1]
@@ -83,7 +83,7 @@ def test_law_of_every_audio_model(tmp_path: Path, kind: str, norm: str | None) -
     assert many == len(CLIPS) > few
     held(alone, together, order)
     emb.save(tmp_path / "saved")
-    assert Embedder.load(tmp_path / "saved").runner.law == emb.runner.law
+    assert Embedder.load(tmp_path / "saved").runner.policy == emb.runner.policy
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def embedders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Embedder]:
     made = {}
     for pooling in ("mean", "max", "first", "last", "mean+std"):
         emb = Embedder.from_classifier(clf, pooling=pooling)
-        assert emb.runner.law.name == MASKED_NORMS
+        assert emb.runner.policy.name == MASKED_NORMS
         emb.reference = emb.run(CLIPS, alone=True)  # type: ignore[attr-defined]
         made[pooling] = emb
     return made
@@ -131,7 +131,7 @@ def test_full_size(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     emb = Embedder.from_classifier(load(tmp_path))
-    assert emb.runner.law.name == MASKED_NORMS
+    assert emb.runner.policy.name == MASKED_NORMS
     clips = [clip(1.0, 1), clip(1.1, 2)]
     calls, together = calls_of(emb.classifier.module, lambda: emb.run(clips))
     assert calls == 1
@@ -169,7 +169,7 @@ class Coupled(nn.Module):
 def test_a_model_that_mixes_its_batch_runs_one_at_a_time() -> None:
     torch.manual_seed(0)
     emb = Embedder.from_classifier(load(Coupled().eval(), sample_rate=RATE))
-    assert emb.runner.law.name == ALONE
+    assert emb.runner.policy.name == ALONE
     clips = [clip(1.0, seed) for seed in range(5)]
     calls, result = calls_of(emb.classifier.module, lambda: emb.run(clips))
     assert calls == 5
@@ -196,7 +196,7 @@ def test_out_of_memory_halves_the_batch_and_is_remembered() -> None:
     torch.manual_seed(0)
     module = Small().eval()
     emb = Embedder.from_classifier(load(module, sample_rate=RATE))
-    assert emb.runner.law.name == EQUAL
+    assert emb.runner.policy.name == EQUAL
     clips = [clip(0.5, seed) for seed in range(16)]
     module.sizes.clear()
     whole = emb.run(clips)
@@ -214,7 +214,7 @@ def test_out_of_memory_halves_the_batch_and_is_remembered() -> None:
 def test_what_does_not_fit_alone_fails_alone() -> None:
     module = Small().eval()
     emb = Embedder.from_classifier(load(module, sample_rate=RATE))
-    assert emb.runner.law.name == EQUAL
+    assert emb.runner.policy.name == EQUAL
     module.most = 8_000
     clips = [clip(0.5, 0), clip(0.8, 1), clip(0.5, 2)]
     result = emb.run(clips, on_error="skip")
@@ -261,7 +261,7 @@ def test_text_obeys_the_law(tmp_path: Path, kind: str) -> None:
     calls, result = calls_of(emb.classifier.module, lambda: emb.run(TEXTS * 2))
     held(emb.run(TEXTS * 2, alone=True), result, range(10))
     alone = kind == "gpt2 without padding"
-    assert emb.runner.law.name == (ALONE if alone else PADDED)
+    assert emb.runner.policy.name == (ALONE if alone else PADDED)
     assert calls == 10 if alone else calls < 10
 
 
@@ -279,7 +279,7 @@ def test_one_item_asks_for_no_law(tiny: Path) -> None:
     emb.run(clip(1.0))
     assert "law" not in vars(emb)
     emb.run([clip(1.0), clip(1.1)])
-    assert emb.runner.law.pads
+    assert emb.runner.policy.pads
 
 
 def test_a_law_is_json() -> None:
@@ -291,7 +291,7 @@ def test_a_law_is_json() -> None:
 
 def test_windows_of_files_share_batches(tiny: Path) -> None:
     emb = Embedder.from_classifier(load(tiny))
-    assert emb.runner.law.pads
+    assert emb.runner.policy.pads
     clips = [clip(2.4, 0), clip(0.7, 1), clip(3.0, 2)]
     calls, result = calls_of(emb.classifier.module, lambda: emb.run(clips, window=1.0, hop=0.5))
     assert calls < len(result.ids) == 4 + 1 + 5

@@ -75,7 +75,7 @@ def opened(name: str, emb: Embedder, folder: Path, readings: list[Reading] | Non
             emb.classifier,
             readings or emb.runner.readings,
             arithmetic=arithmetic,
-            policy=emb.runner.law,
+            policy=emb.runner.policy,
             graphs=graphs,
         )
     )
@@ -116,8 +116,8 @@ def test_as_torch_alone_and_together(
     alone = [engine(Batch(item)).row(0) for item in items]
     parity = compare(alone, reference)
     assert parity.cosine >= precision.cosine and parity.logits <= precision.logits
-    law = find_batch_policy(emb.classifier, engine, emb.runner.law, precision.batching / 2)
-    assert law.name == emb.runner.law.name != ALONE
+    law = find_batch_policy(emb.classifier, engine, emb.runner.policy, precision.batching / 2)
+    assert law.name == emb.runner.policy.name != ALONE
     group = range(len(items)) if law.pads or not law.axes else range(2, len(items))
     together = engine(law.batch([items[i] for i in group]))
     rows = [together.row(row) for row in range(len(group))]
@@ -133,7 +133,7 @@ def test_every_pooling_and_several_taps_in_one_pass(models: Any, tmp_path: Path,
     readings = [Reading(tap, pooling) for tap in taps for pooling in poolings]
     items = probe(emb.classifier)
     assert items is not None
-    batch = emb.runner.law.batch(items[:3])
+    batch = emb.runner.policy.batch(items[:3])
     expected = TorchEngine(emb.classifier, readings)(batch)
     found = opened(name, emb, tmp_path, readings)(batch)
     precision = PRECISIONS[ENGINES[name][0]]
@@ -153,7 +153,7 @@ def test_logits_per_frame_keep_each_items_own(tmp_path: Path, name: str) -> None
     items = probe(emb.classifier)
     assert items is not None
     alone = [TorchEngine(emb.classifier, emb.runner.readings)(Batch(item)) for item in items]
-    together = opened(name, emb, tmp_path / "graphs")(emb.runner.law.batch(items))
+    together = opened(name, emb, tmp_path / "graphs")(emb.runner.policy.batch(items))
     for row, one in enumerate(alone):
         assert together.logits[row].shape == one.logits[0].shape
 

@@ -166,12 +166,12 @@ def test_eight_bits_are_taken_where_they_are_worth_it(
 def test_eight_bits_alone_and_together(tiny: Path, tmp_path: Path) -> None:
     emb = Embedder.from_classifier(load(tiny))
     graphs = Graphs("tests", tmp_path)
-    readings, policy = emb.runner.readings, emb.runner.law
+    readings, policy = emb.runner.readings, emb.runner.policy
     request = EngineRequest(emb.classifier, readings, "cpu", "int8 by 32", policy, graphs)
     engine = OpenVinoEngine(request)
     items = [emb.classifier.preprocess(wave).tensors for wave in CLIPS]
     alone = [engine(Batch(item)).row(0) for item in items]
-    together = engine(emb.runner.law.batch(items))
+    together = engine(emb.runner.policy.batch(items))
     exact = [emb.runner.engine(Batch(item)).row(0) for item in items]
     assert compare([together.row(i) for i in range(6)], alone).cosine > 0.999
     assert 0.98 < compare(alone, exact).cosine < 0.9999999  # near, and really in fewer bits

@@ -240,8 +240,8 @@ def test_a_pooling_on_the_command_line(site: Path, tmp_path: Path) -> None:
 def test_choose_compares_a_pooling(installed: Path) -> None:
     """Its readings stand among those that are ranked, without labels as with them."""
     chosen = penult.choose(penult.load("demo"), sorted(CLIPS.glob("*.flac"))[:12])
-    assert chosen.free is not None
-    names = {one.name for one in chosen.free}
+    assert chosen.ranking is not None
+    names = {one.reading for one in chosen.ranking}
     assert "backbone rms" in names and "backbone mean" in names and "prelogits rms" not in names
 
 
@@ -262,7 +262,7 @@ def test_an_engine_works_by_name(
     assert penult.Embedder.load(emb.save(tmp_path / "m")).engine == "traced"
     with pytest.raises(penult.PenultError, match=r"no engine 'traces'; there are auto, .* traced"):
         penult.Embedder.from_classifier(penult.load("demo"), engine="traces")
-    with pytest.raises(penult.PenultError, match="no device 'cuda' for engine 'traced', .* cpu"):
+    with pytest.raises(penult.PenultError, match=r"no device 'cuda' for engine 'traced', .* cpu"):
         penult.Embedder.from_classifier(penult.load("demo"), engine="traced", device="cuda")
 
 
@@ -270,7 +270,7 @@ def test_an_engine_on_the_command_line(site: Path, tmp_path: Path) -> None:
     into = tmp_path / "c.lance"
     clips = sorted(CLIPS.glob("*.flac"))[:4]
     found = asked(site, "embed", "demo", *clips, "--into", into, "--engine", "traced")
-    assert found["engine"] == "traced f32" and found["embedded"] == 4
+    assert found["engine"] == "traced f32" and found["done"] == 4
     document = asked(site, "check", "demo", *clips, "--engine", "traced")
     assert document["engine"] == "traced f32" and document["parity"]["cosine"] > 0.999999
     code, out, err = ask(ROOT / "docs", "embed", "demo", CLIPS, "--into", into, "--json")

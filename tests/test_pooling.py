@@ -307,7 +307,7 @@ def test_the_padding_law_is_measured_with_the_pooling(package: Path, tiny: Path)
     law = {}
     for pooling in ("mean", "rms", "unmasked"):
         emb = penult.Embedder.from_classifier(penult.load(tiny), pooling=pooling)
-        law[pooling] = emb.runner.law
+        law[pooling] = emb.runner.policy
         together, alone = emb.embed(clips), emb.embed(clips, alone=True)
         np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
     assert law["rms"].name == law["mean"].name and law["mean"].pads and not law["unmasked"].pads

@@ -169,7 +169,7 @@ EMBEDDER: Table = {
     "settle": lambda e, _: e.settle(sample()),
 }
 RUNNER: Table = {
-    "runner.law": lambda e, _: e.runner.law,
+    "runner.policy": lambda e, _: e.runner.policy,
     "runner.mode": lambda e, _: e.runner.mode.words,
     "runner.shortest": lambda e, _: e.runner.shortest,
 }

@@ -291,7 +291,7 @@ def _show(report: Report, on: list[str]) -> None:
     for failure in report.failures:
         print_note(f"[red]failed[/] {printable_path(failure.id)}: {printable(failure.message)}")
     sizes = ", ".join(map(str, report.batches))
-    stdout.print(f"[bold]batching[/]  {report.law.words}")
+    stdout.print(f"[bold]batching[/]  {report.policy.words}")
     stdout.print(f"[dim]          {counted(len(report.items), 'item')} in batches of {sizes}[/]\n")
     if report.parity is not None:
         stdout.print(f"[bold]engine[/]  {report.engine}: {report.parity.words}\n", soft_wrap=True)

@@ -118,7 +118,7 @@ def convert(
     with working("proving the head"):
         require_proof(embedder, sample)
     with working("measuring the batching policy"):
-        law = embedder.runner.law
+        policy = embedder.runner.policy
     if engine != "auto":  # the recorded graph and its measured precision are saved too
         with working(f"measuring {engine}"):
             embedder.settle(sample or SourceSample(from_objects((), embedder.classifier.modality)))
@@ -134,7 +134,7 @@ def convert(
         soft_wrap=True,
     )
     stdout.print(proof_line(embedder), soft_wrap=True)
-    stdout.print(f"[dim]batches: {law.words}[/]", soft_wrap=True)
+    stdout.print(f"[dim]batches: {policy.words}[/]", soft_wrap=True)
     if embedder.runner.choice:
         stdout.print(f"[dim]{printable(embedder.runner.choice.words)}[/]", soft_wrap=True)
 

@@ -54,7 +54,7 @@ class Report:
     proved_on: the items of the certificate. parity: against torch in fp32, where another engine or
     precision runs the items."""
 
-    law: BatchPolicy
+    policy: BatchPolicy
     certificate: Certificate
     proved_on: Sequence[str] = ()
     items: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Report:
 
         return {
             "items": self.items,
-            "law": self.law.to_dict(),
+            "law": self.policy.to_dict(),
             "engine": self.engine,
             "parity": self.parity.to_dict() if self.parity else None,
             "batches": self.batches,
@@ -120,7 +120,7 @@ def check(
     Raises:
         EmptyItem: none of the items could be opened.
     """
-    report = Report(embedder.runner.law, certificate, proved_on)
+    report = Report(embedder.runner.policy, certificate, proved_on)
     report.engine = embedder.runner.mode.words
     report.parity = embedder.runner.choice.parity if embedder.runner.choice else None
     bar = embedder.runner.mode.batch_error(embedder.precision)
@@ -139,7 +139,7 @@ def check(
     singles = [[number] for number in range(len(ready))]
     alone = _run(runner, ready, singles)
     report.drift = compare(_run(runner, ready, singles), alone, bar)
-    groups = _groups(report.law, ready, 4 * runner.budget)
+    groups = _groups(report.policy, ready, 4 * runner.budget)
     report.batches = [len(group) for group in groups]
     together = _run(runner, ready, groups)
     report.batched = compare(together, alone, bar)
@@ -171,7 +171,7 @@ def _max_abs(one: Values, other: Values) -> float:
     return max(float(np.abs(a - b).max(initial=0)) for a, b in zip(one, other, strict=True))
 
 
-def _groups(law: BatchPolicy, ready: Sequence[PreparedRegion], most: int) -> list[list[int]]:
+def _groups(policy: BatchPolicy, ready: Sequence[PreparedRegion], most: int) -> list[list[int]]:
     """Batches of all items of one kind, however different their lengths: the hardest case.
 
     most: numbers in the padded inputs of a batch.
@@ -180,7 +180,7 @@ def _groups(law: BatchPolicy, ready: Sequence[PreparedRegion], most: int) -> lis
     for number, one in enumerate(ready):
         item = one.inputs.tensors
         size = max(value.numel() for value in item.values())
-        kind = number if law.name == ALONE else law.kind(item)
+        kind = number if policy.name == ALONE else policy.kind(item)
         batches = groups.setdefault(kind, [[]])
         if batches[-1] and (len(batches[-1]) + 1) * size > most:
             batches.append([])

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +139,7 @@ class Embedder:
             Reading(one, how, None if pool_over == "all" else self._entry(one, pool_over))
             for one, how in zip(taps, poolings, strict=True)
         ]
-        self.runner = Runner(classifier, readings, self.device, lambda: self._law)
+        self.runner = Runner(classifier, readings, self.device, lambda: self._policy)
         self._native = self.runner.engine
         self.space = space
         if space is not None and space.dim != self.dim:
@@ -185,7 +186,7 @@ class Embedder:
             precision=precision,
             space=space,
         )
-        _ = embedder._law  # measured now, so that the first run is not slower than the next
+        _ = embedder._policy  # measured now, so that the first run is not slower than the next
         return embedder
 
     @property
@@ -238,7 +239,7 @@ class Embedder:
         return self._saved.description if self._saved else {}
 
     @Once
-    def _law(self) -> BatchPolicy:
+    def _policy(self) -> BatchPolicy:
         """How items may share a pass of torch in fp32; measured once, saved with the embedder."""
         saved = self._description.get("batching")
         if saved:
@@ -282,9 +283,10 @@ class Embedder:
     def _engine_name(self, engine: str) -> str:
         """The engine by its own name: `auto` is the native one where that is all there is."""
         native = self.classifier.structure.engine
-        if engine == AUTO and len(registry.candidates(self.classifier, self.device)) > 1:
-            return AUTO
-        return native if engine in (AUTO, DEFAULT) else engine
+        if engine == AUTO:
+            several = islice(registry.candidates(self.classifier, self.device), 1, None)
+            engine = AUTO if any(True for _ in several) else native
+        return native if engine == DEFAULT else engine
 
     def _is_native(self, engine: str) -> bool:
         """Whether an engine is the classifier's own, in fp32: then there is nothing to choose."""
@@ -303,7 +305,7 @@ class Embedder:
             classifier=self.classifier,
             readings=self.runner.readings,
             device=self.device.split(",")[0],
-            find_policy=lambda: self._law,
+            find_policy=lambda: self._policy,
             native=self._native,
             graphs=self._graphs,
             items=items or [self.classifier.example().tensors],
@@ -401,7 +403,7 @@ class Embedder:
             "fingerprint": self.fingerprint,
             "certificate": certificate.to_dict(),
             "proved_on": proved_on,
-            "batching": self._law.to_dict(),
+            "batching": self._policy.to_dict(),
             "precision": self.precision,
             "engine": self.engine,
             "choice": self.runner.choice.to_dict() if self.runner.choice else None,
@@ -567,7 +569,7 @@ def describe_embedder(embedder: Embedder) -> dict[str, Any]:
         "fingerprint_id": embedder.fingerprint_id,
         "certificate": embedder.certificate.to_dict(),
         "proved_on": embedder.proved_on,
-        "batching": runner.law.to_dict(),
+        "batching": runner.policy.to_dict(),
         "precision": embedder.precision,
         "engine": runner.mode.words,
         "choice": runner.choice.to_dict() if runner.choice else None,

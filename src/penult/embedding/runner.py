@@ -146,7 +146,7 @@ class Runner:
 
     Several threads may share one: the settings of a run belong to that run, and a run that is under
     way keeps its budget.
-    device: where; several of them, with commas between, share the batches. law: gives how regions
+    device: where; several of them, with commas between, share the batches. policy: gives how regions
     may share a batch, once there are two; without one, each runs alone. engine, choice: another
     engine than the classifier's own, and why it was taken.
     """
@@ -156,7 +156,7 @@ class Runner:
         classifier: Classifier,
         readings: Sequence[Reading],
         device: str = "cpu",
-        law: Callable[[], BatchPolicy] = BatchPolicy,
+        policy: Callable[[], BatchPolicy] = BatchPolicy,
         engine: Engine | None = None,
         choice: EngineChoice | None = None,
     ) -> None:
@@ -165,7 +165,7 @@ class Runner:
         self.readings = list(readings)
         self._devices = device.split(",")
         self.engine = engine or open_engine(classifier, readings, self._devices[0])
-        self._law = law
+        self._policy = policy
         self._guard = Guard()
         times = 1 if self._devices[0] == "cpu" else ACCELERATED[classifier.modality]
         self.budget = BUDGETS[classifier.modality] * times
@@ -184,9 +184,9 @@ class Runner:
         return [self.engine, *(beside(device) for device in self._devices[1:])]
 
     @property
-    def law(self) -> BatchPolicy:
+    def policy(self) -> BatchPolicy:
         """How regions share a forward pass of the engine that runs them."""
-        return self._law()
+        return self._policy()
 
     @property
     def mode(self) -> EngineMode:
@@ -211,7 +211,7 @@ class Runner:
         the outcomes have none. watch: keeps the seconds of this run.
         """
         planner, watch = Planner(self.budget), watch or Stopwatch()
-        waiting, order = BatchQueue(planner, BatchPolicy if alone else self._law), OrderedResults()
+        waiting, order = BatchQueue(planner, BatchPolicy if alone else self._policy), OrderedResults()
         state = _RunState(planner, logits, watch, threading.Event())
 
         def run(meanwhile: bool = True) -> None:
@@ -317,7 +317,7 @@ class Runner:
     def batch(self, items: Sequence[PreparedRegion]) -> Batch:
         """The inputs of regions that may share a forward pass, as one batch."""
         tensors = [one.inputs.tensors for one in items]
-        batch = Batch(tensors[0]) if len(tensors) == 1 else self.law.batch(tensors)
+        batch = Batch(tensors[0]) if len(tensors) == 1 else self.policy.batch(tensors)
         seconds = self.classifier.input.seconds
         if seconds is None or self.classifier.modality != "audio":
             return batch

@@ -36,11 +36,11 @@ class PreparedRegion:
 class BatchQueue:
     """Prepared regions by their numbers, taken in batches.
 
-    law: gives how they may share one; called once there are two of them.
+    policy: gives how they may share one; called once there are two of them.
     """
 
-    def __init__(self, planner: Planner, law: Callable[[], BatchPolicy]) -> None:
-        self.planner, self._law = planner, law
+    def __init__(self, planner: Planner, policy: Callable[[], BatchPolicy]) -> None:
+        self.planner, self._policy = planner, policy
         self._regions: dict[int, PreparedRegion] = {}
         self._single: int | None = None  # waits alone, and was not offered to the planner
 
@@ -59,8 +59,8 @@ class BatchQueue:
         self._offer(number)
 
     def _offer(self, number: int) -> None:
-        ready, law = self._regions[number], self._law()
-        kind = number if law.name == ALONE else law.kind(ready.inputs.tensors)
+        ready, policy = self._regions[number], self._policy()
+        kind = number if policy.name == ALONE else policy.kind(ready.inputs.tensors)
         self.planner.offer(number, ready.size, kind)
 
     @property
@@ -68,7 +68,7 @@ class BatchQueue:
         """Whether a batch is to be taken before more is added."""
         if self._single is not None:
             return False
-        return self.planner.full or (bool(self.planner) and self._law().name == ALONE)
+        return self.planner.full or (bool(self.planner) and self._policy().name == ALONE)
 
     def take(self) -> dict[int, PreparedRegion]:
         """The next batch, the region that has waited longest in it."""

@@ -7,6 +7,7 @@ Engines of other packages are registered by the entry point `penult.engines`. Ch
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -133,8 +134,9 @@ def select_device(classifier: Classifier, engine: str, precision: str, device: s
     """
     native = classifier.structure.engine
     spec = find_spec_for(classifier, native if engine == AUTO else engine)
-    engines = [spec, *candidates(classifier, "")]
-    if precision != EXACT and not any(set(one.arithmetic) - {EXACT} for one in engines):
+    if precision != EXACT and not any(
+        set(one.arithmetic) - {EXACT} for one in (spec, *candidates(classifier, ""))
+    ):
         raise EngineError(
             f"precision {precision!r} is for torch models; this one is run by {native} as it is, "
             f"with precision {EXACT}"
@@ -142,24 +144,28 @@ def select_device(classifier: Classifier, engine: str, precision: str, device: s
     return spec.select_device(device)
 
 
-def candidates(classifier: Classifier, device: str) -> list[EngineSpec]:
+def candidates(classifier: Classifier, device: str) -> Iterator[EngineSpec]:
     """The engines that `auto` tries for a classifier on a device (empty: on any), the native one
-    among them. One of another package that cannot be imported is left out, with a warning."""
+    among them, those of other packages last. One that cannot be imported is left out, with a
+    warning."""
     native, kind = classifier.structure.engine, device.partition(":")[0]
     if "," in device:  # of the built-in engines one goes to several devices
-        return [native_spec(classifier)]
-    found = []
+        yield native_spec(classifier)
+        return
     for name in engine_names():
-        try:
-            specs = specs_of(name)
-        except UsageError as error:
-            log.warning("left out: %s", error)
-            continue
-        for spec in specs:
+        for spec in _importable_specs(name):
             tried = spec.auto and (not kind or kind in spec.devices)
             if spec.runs == native and (name == native or tried):
-                found.append(spec)
-    return found
+                yield spec
+
+
+@cache
+def _importable_specs(name: str) -> list[EngineSpec]:
+    try:
+        return specs_of(name)
+    except UsageError as error:
+        log.warning("left out: %s", error)
+        return []
 
 
 def missing(engine: str) -> str:
