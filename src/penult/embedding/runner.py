@@ -146,9 +146,9 @@ class Runner:
 
     Several threads may share one: the settings of a run belong to that run, and a run that is under
     way keeps its budget.
-    device: where; several of them, with commas between, share the batches. policy: gives how regions
-    may share a batch, once there are two; without one, each runs alone. engine, choice: another
-    engine than the classifier's own, and why it was taken.
+    device: where; several of them, with commas between, share the batches. policy: gives how
+    regions may share a batch, once there are two; without one, each runs alone. engine, choice:
+    another engine than the classifier's own, and why it was taken.
     """
 
     def __init__(
@@ -211,7 +211,10 @@ class Runner:
         the outcomes have none. watch: keeps the seconds of this run.
         """
         planner, watch = Planner(self.budget), watch or Stopwatch()
-        waiting, order = BatchQueue(planner, BatchPolicy if alone else self._policy), OrderedResults()
+        waiting, order = (
+            BatchQueue(planner, BatchPolicy if alone else self._policy),
+            OrderedResults(),
+        )
         state = _RunState(planner, logits, watch, threading.Event())
 
         def run(meanwhile: bool = True) -> None:
