@@ -65,8 +65,8 @@ class Reading(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """logits: for each item, (…, K) as the model returned them for it, padding left out.
-    vectors: one (B, d) per reading."""
+    """The results of a batch. logits: for each item, (…, K) as the model returned them for it,
+    padding left out. vectors: one (B, d) per reading."""
 
     logits: list[FloatArray]
     vectors: list[FloatArray]
