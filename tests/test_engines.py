@@ -92,6 +92,22 @@ def test_auto_measures_only_long_runs(tiny: Path, monkeypatch: pytest.MonkeyPatc
     assert again.runner.mode == emb.runner.mode
 
 
+def test_two_items_are_run_without_a_measurement(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would run them several times; the next run that is longer is measured."""
+    monkeypatch.setattr(choosing, "LONG", 0.0)
+    emb = Embedder.from_classifier(load(tiny), engine="auto")
+    expected = Embedder.from_classifier(load(tiny)).embed(CLIPS)
+    assert relative_error(emb.embed(CLIPS[:2]), expected[:2]) <= 1e-5
+    assert emb.runner.choice is None and emb.runner.mode == PLAIN
+    assert relative_error(emb.embed(CLIPS), expected) <= 1e-5
+    assert emb.runner.choice is not None and emb.runner.choice.seconds
+    windows = Embedder.from_classifier(load(tiny), engine="auto")
+    windows.run(CLIPS[0], window=0.2)  # one item, and more than two regions
+    assert windows.runner.choice is not None
+
+
 def test_what_disagrees_is_dropped(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:

@@ -254,7 +254,7 @@ class Embedder:
 
     def settle(self, sample: SourceSample, engine: str | None = None) -> EngineChoice | None:
         """Choose the engine for a run over a source, measured on its first items; None where there
-        is no choice. An embedder settles once.
+        is no choice, or too few items to measure it on. An embedder settles once.
 
         engine: another one than the embedder was made with.
 
@@ -266,6 +266,8 @@ class Embedder:
             engine = self._engine_name(engine or self.engine)
             if self.runner.choice is not None or self._is_native(engine):
                 return self.runner.choice
+            if engine == AUTO and sample.is_small:  # a measurement would take longer than the run
+                return None
             trial = self._trial(sample)
             choice, opened_engine = choose(trial, engine, self.precision)
             log.info("%s", choice.words)

@@ -34,6 +34,11 @@ class SourceSample:
     decoding: Decoding = field(default_factory=Decoding)
     _whole: dict[tuple[str, str], PreparedRegion] = field(default_factory=dict)  # by id and region
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the run has no more than two regions."""
+        return self.layout == Layout() and len(list(islice(self.source, 3))) < 3
+
     def beginnings(self, runner: Runner, count: int = 2) -> list[PreparedRegion]:
         """The first `count` items that can be opened; of a recording no more than two seconds: a
         proof keeps all of a pass in memory, and holds for every length."""
