@@ -174,3 +174,8 @@ def test_class_names_given_for_a_saved_embedder_count(tmp_path: Path) -> None:
 def _written(path: Path, names: list[str]) -> Path:
     path.write_text("\n".join(names))
     return path
+
+
+def test_a_name_given_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="'name 1' is given more than once"):
+        penult.load("demo", class_names=[*NAMES[:-1], "name 1"])

@@ -694,3 +694,22 @@ def test_ctrl_c_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
     collection = Collection.open(tmp_path / "c")
     assert collection.runs()["status"].to_pylist() == ["stopped"]
     assert 0 < collection.count < 800
+
+
+def test_a_collection_is_no_model(filled: Path, clips: Path) -> None:
+    said = ask("check", filled, clips / "a")
+    assert said.code == 2 and "is a collection, not a model" in said.err
+
+
+def test_dump_is_an_npz(tiny: Path, clips: Path, tmp_path: Path) -> None:
+    said = ask("check", tiny, clips / "a", "--dump", tmp_path / "out.txt")
+    assert said.code == 2 and ".npz" in said.err and not (tmp_path / "out.txt").exists()
+
+
+def test_a_result_is_json(tiny: Path, clips: Path) -> None:
+    emb = penult.Embedder.from_classifier(penult.load(tiny))
+    result = emb.run([clips / "a" / "0.wav", clips / "nothing.wav"], on_error="skip")
+    found = json.loads(json.dumps(result.to_dict()))
+    assert [row["label"] for row in found["rows"]] == result.labels
+    np.testing.assert_allclose(found["rows"][0]["vector"], result.vectors[0], rtol=1e-6)
+    assert [one["id"] for one in found["failures"]] == [one.id for one in result.failures]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -243,7 +245,8 @@ def test_a_pooling_of_another_package(package: Path) -> None:
     ]
     found = emb.run([clip]).vectors
     np.testing.assert_allclose(found, [np.concatenate(expected)], rtol=1e-4, atol=1e-5)
-    assert emb.fingerprint["pooling"] == "mean,rms,mean,widths"
+    named = r"mean,rms,mean,widths; rms of penult-other, code \w{16}; widths of penult-other, code "
+    assert re.match(named, emb.fingerprint["pooling"])
 
 
 def test_a_mask_reaches_a_pooling_of_another_package(package: Path) -> None:
@@ -334,6 +337,43 @@ def test_a_saved_embedder_names_the_package(
         penult.Embedder.load(folder)
     with pytest.raises(UsageError, match=r"unknown pooling 'rms'; .* penult.poolings"):
         penult.Embedder.from_classifier(penult.load(tiny), pooling="rms")
+
+
+def test_another_code_of_the_same_pooling_is_refused(
+    package: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """In processes of their own, as a package is edited between two runs."""
+    clips = [tmp_path / f"{n}.wav" for n in range(2)]
+    for seed, clip in enumerate(clips):
+        samples = np.random.default_rng(seed).standard_normal(8000) / 10
+        soundfile.write(clip, samples, 16000)
+    found = []
+    for clip in clips:
+        words = [str(tiny), str(clip), "--pooling", "rms", "--into", str(tmp_path / "c")]
+        path = os.pathsep.join([str(package), str(Path(penult.__file__).parents[1])])
+        found.append(subprocess.run(
+            [sys.executable, "-m", "penult", "embed", *words], capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": path}, check=False,
+        ))  # fmt: skip
+        code = package / "penult_other.py"
+        code.write_text(code.read_text("utf-8").replace(".sqrt()", ".sqrt() * 3"), "utf-8")
+    assert [done.returncode for done in found] == [0, 2], found[1].stderr
+    assert "another embedder" in found[1].stderr and "rms of penult-other" in found[1].stderr
+    collection = penult.Collection(tmp_path / "c")
+    assert collection.count == 1
+    command = collection.runs()["command"].to_pylist()[0]
+    assert command.startswith("penult embed ")
+
+
+def test_two_packages_of_one_pooling_are_told(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    write_package(tmp_path, "penult-twin", RMS, {"penult.poolings": {"rms": "penult_twin:rms"}})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with caplog.at_level("WARNING", "penult"):
+        embedder_of("max")
+    assert any("penult-twin 1.0 counts, and that of penult-other 1.0 does not" in one
+               for one in caplog.messages)  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -12,6 +13,8 @@ from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 from penult.errors import MissingExtra, UsageError, first_line
+
+log = logging.getLogger(__name__)
 
 # import name -> (extra of this package, what it is needed for)
 EXTRAS = {
@@ -83,7 +86,15 @@ def plugins(group: str) -> dict[str, EntryPoint]:
     of them imported. Of two with one name the first on the path counts."""
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=group):
-        found.setdefault(entry.name, entry)
+        first = found.setdefault(entry.name, entry)
+        if package_of(first) != package_of(entry):
+            log.warning(
+                "two packages bring a %s %r: that of %s counts, and that of %s does not",
+                PLUGINS[group],
+                entry.name,
+                package_of(first),
+                package_of(entry),
+            )
     return dict(sorted(found.items()))
 
 

@@ -210,12 +210,18 @@ def doctor(json: Json = False) -> None:
     from penult.engines.pooling import pooled_width
     from penult.engines.registry import plugin_spec
     from penult.engines.torch import ENGINE
-    from penult.extras import ENGINES, EXTRAS, POOLINGS, installed, plugin_states
+    from penult.extras import ENGINES, EXTRAS, LOADERS, POOLINGS, installed, plugin_states
+    from penult.models.specs import check_loader
 
     needed = ("torch", "transformers", "numpy", "lancedb", "soundfile", "soxr")
     packages = {name: installed(name) for name in needed} | {"pillow": installed("PIL")}
     extras = {name: (installed(name), extra, what) for name, (extra, what) in EXTRAS.items()}
-    added = plugin_states({POOLINGS: lambda name: pooled_width(name, 8), ENGINES: plugin_spec})
+    checks: dict[str, Any] = {
+        LOADERS: check_loader,
+        POOLINGS: lambda name: pooled_width(name, 8),
+        ENGINES: plugin_spec,
+    }
+    added = plugin_states(checks)
     device = ENGINE.select_device("auto")
     if json:
         print_json(

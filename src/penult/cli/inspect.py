@@ -233,7 +233,10 @@ def check(
     from penult.embedding.embedder import open_embedder
     from penult.embedding.inspect import certify_on
     from penult.embedding.source_sample import SourceSample
+    from penult.embedding.stations import check_npz, record_stations
 
+    if dump is not None:
+        check_npz(dump)
     source = items_of(model, model_options, paths)
     sample = SourceSample(source)
     with working(f"loading {model}"):
@@ -245,8 +248,6 @@ def check(
         embedder.settle(sample)
     record = None
     if dump is not None:
-        from penult.embedding.stations import record_stations
-
         with working("recording the stations of the first item"):
             record = record_stations(embedder, source)
             record.write(dump)

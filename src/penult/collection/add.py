@@ -25,6 +25,7 @@ from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Stopwatch
 from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
+from penult.engines.pooling import packages_of
 from penult.engines.registry import AUTO, missing
 from penult.errors import TapError
 from penult.models.base import reopen_options
@@ -269,6 +270,7 @@ def _lookup(writer: Writer, metadata: Sequence[str]) -> Callable[[Sequence[str]]
 def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32") -> Manifest:
     """What all rows of this embedder share."""
     classifier = embedder.classifier
+    packages = packages_of(embedder.pooling.split(","))
     return Manifest(
         fingerprint=embedder.fingerprint,
         dim=embedder.dim,
@@ -278,6 +280,7 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
             "tap": embedder.tap.name,
             "taps": [asdict(one.tap) for one in embedder.runner.readings],
             "pooling": embedder.pooling,
+            **({"packages": packages} if packages else {}),
             "pool_over": embedder.runner.readings[0].pool_over,
             "modality": classifier.modality,
             "kind": classifier.kind,

@@ -322,9 +322,11 @@ def embedder_of(
     from penult.embedding.embedder import open_at_taps, open_embedder
     from penult.embedding.saving import is_embedder
     from penult.engines.base import EXACT
+    from penult.engines.pooling import check_poolings
     from penult.models.options import current
 
     about = manifest.model
+    check_poolings(about["pooling"].split(","), about.get("packages", {}))
     spec = model or about["spec"]
     options: dict[str, Any] = {
         "precision": manifest.fingerprint.get("precision") or EXACT,

@@ -34,7 +34,13 @@ from penult.engines.base import EXACT, FAST, TURBO, Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.batching import BatchPolicy
 from penult.engines.graph_cache import Graphs
-from penult.engines.pooling import check_poolings, find_pooling, packages_of, pooled_width
+from penult.engines.pooling import (
+    check_poolings,
+    codes_of,
+    find_pooling,
+    packages_of,
+    pooled_width,
+)
 from penult.engines.registry import AUTO, DEFAULT
 from penult.errors import (
     HeadNotFound,
@@ -210,11 +216,12 @@ class Embedder:
         """What makes two vectors comparable, field by field."""
         reader = {"audio": audio.RESAMPLER, "video": video.SAMPLING}
         taps = [one.tap for one in self.runner.readings]
+        pooling = self.pooling + ("" if self._pool_over == "all" else " over valid positions")
         return {
             **self.classifier.identity(),
             "reader": reader.get(self.classifier.modality, "1"),
             "tap": ", ".join(f"{one.name} ({one.place})" for one in taps),
-            "pooling": self.pooling + ("" if self._pool_over == "all" else " over valid positions"),
+            "pooling": "; ".join([pooling, *codes_of(self.pooling.split(","))]),
             "precision": self.precision,
             "recipe": RECIPE,
         }

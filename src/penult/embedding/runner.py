@@ -416,6 +416,16 @@ class Result:
     item_index: npt.NDArray[np.int64]
     failures: list[Failure]
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: one entry for each row, and one for each failure."""
+        rows = []
+        for at, (id, region) in enumerate(zip(self.ids, self.regions, strict=True)):
+            row = {"id": id, "region": region.key, "vector": self.vectors[at].tolist()}
+            if len(self.logits):
+                row |= {"label": self.labels[at], "logits": self.logits[at].tolist()}
+            rows.append(row)
+        return {"rows": rows, "failures": [failure.to_dict() for failure in self.failures]}
+
 
 @dataclass(frozen=True, slots=True)
 class ItemNumber(Note):

@@ -23,9 +23,19 @@ from penult.embedding.runner import Outcome, Runner, open_engine
 from penult.embedding.scheduling import PreparedRegion
 from penult.engines.base import Reading
 from penult.engines.pooling import pool
-from penult.errors import EmptyItem, ItemError
+from penult.errors import EmptyItem, ItemError, UsageError
 
 Values = npt.NDArray[Any]
+
+
+def check_npz(path: Path) -> None:
+    """Refuse a file of another kind before any work.
+
+    Raises:
+        UsageError: its suffix is not .npz.
+    """
+    if path.suffix.lower() != ".npz":
+        raise UsageError(f"{path} is to hold arrays, as an .npz file; name it so")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +83,9 @@ class StationRecord:
         """One .npz without pickles: an array for each station, and `about`, `to_dict` as JSON text.
 
         Raises:
-            StoreError: the file cannot be written.
+            UsageError: another suffix than .npz. StoreError: the file cannot be written.
         """
+        check_npz(path)
         arrays: dict[str, Any] = {one.name: one.values for one in self.stations}
         whole = io.BytesIO()
         np.savez(whole, about=np.array(json.dumps(self.to_dict())), **arrays)

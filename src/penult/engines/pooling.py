@@ -6,19 +6,18 @@ entry point (`penult.poolings`). Knows nothing of models or taps.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from penult import extras
 from penult.errors import PenultError, TapError, first_line
+from penult.models.options import source_of
 
 log = logging.getLogger(__name__)
 
@@ -170,16 +169,8 @@ def _plugin(name: str) -> Pooling:
         partial(_apply, function, f"{name!r} of {package}"),
         needs_positions=True,
         package=package,
-        key=f"{name} of {package} {_code_of(function)}",
+        key=f"{name} of {package.partition(' ')[0]}, code {source_of(function)}",
     )
-
-
-def _code_of(function: Any) -> str:
-    """The text of a function, so that a graph recorded with another one is not taken for it."""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return ""
 
 
 def _apply(
@@ -236,6 +227,12 @@ def check_poolings(
     for name in names:
         if name not in pooling_names():
             raise TapError(unknown(name, packages.get(name, "")))
+
+
+def codes_of(poolings: Iterable[str]) -> list[str]:
+    """For each pooling of another package, its name, package and a hash of its code."""
+    keys = (find_pooling(name).key for name in dict.fromkeys(poolings))
+    return [key for key in keys if key]
 
 
 def packages_of(poolings: Iterable[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,6 +244,11 @@ def class_names_of(
     if len(labels) != n_logits:
         raise UsageError(
             f"{len(labels)} class names were given, and the model has {n_logits} classes"
+        )
+    if twice := [name for name, count in Counter(labels).items() if count > 1]:
+        raise UsageError(
+            f"the class name {twice[0]!r} is given more than once; a name has to tell one class "
+            "from the others"
         )
     return labels
 

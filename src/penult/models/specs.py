@@ -251,6 +251,23 @@ def plugin_loader(name: str) -> LoaderSpec:
     )
 
 
+def check_loader(name: str) -> None:
+    """Refuse a loader of another package that cannot serve.
+
+    Raises:
+        UsageError: it is registered under another name than its own, or its `claims` fails.
+    """
+    entry = plugins(LOADERS)[name]
+    package, found = f"loader {name!r} of {package_of(entry)}", plugin_loader(name)
+    own = load_plugin(entry).name
+    if own != name:
+        raise UsageError(f"{package} calls itself {own!r}; give it one name in both places")
+    try:
+        found.claim(f"{name}:x")
+    except ModelError as error:
+        raise UsageError(str(error)) from error
+
+
 def _named_errors(function: Callable[P, T], package: str) -> Callable[P, T]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:

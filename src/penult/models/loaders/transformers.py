@@ -154,6 +154,11 @@ def _read_config(folder: Path, spec: str, trust: bool) -> Any:
     from transformers import AutoConfig
 
     path = folder / "config.json"
+    if (folder / "collection.json").is_file():
+        raise ModelError(
+            f"{spec!r} is a collection, not a model; name the model that its rows are from (penult "
+            f"info {spec} shows it)"
+        )
     if not path.is_file():
         raise ModelError(
             f"{spec!r} has no config.json, so it was not saved by transformers' save_pretrained"
