@@ -219,7 +219,7 @@ def test_a_pooling_works_by_name(installed: Path, tmp_path: Path) -> None:
     expected = pooled_by_hand(CLIP)
     np.testing.assert_allclose(emb.embed(CLIP)[0], expected, rtol=1e-4)
     assert emb.dim == len(expected) and emb.fingerprint["pooling"].startswith("rms; rms of ")
-    assert penult.Embedder.load(emb.save(tmp_path / "m")).pooling.startswith("rms; rms of ")
+    assert penult.Embedder.load(emb.save(tmp_path / "m")).pooling == "rms"
     with pytest.raises(penult.PenultError, match=r"unknown pooling 'rns'; choose mean, .* rms"):
         penult.Embedder.from_classifier(penult.load("demo"), pooling="rns")
 

@@ -196,8 +196,8 @@ NAME_LOADERS = (
     LoaderSpec("torch", "package.module:factory", _open_factory, _claims_factory),
     LoaderSpec(
         "transformers",
-        "a folder saved by transformers or by penult convert, an id on the Hugging Face hub "
-        "(owner/name or owner/name@revision), or demo",
+        "a folder saved by transformers (with config.json) or by penult convert, an id on the "
+        "Hugging Face hub (owner/name or owner/name@revision), 'demo'",
         _open_transformers,
         lambda spec: spec,
         _transformers_modality,
@@ -318,9 +318,9 @@ def loader_named(name: str, spec: str) -> LoaderSpec:
 
 def forms() -> str:
     """How a model may be named, with the loaders of other packages; none of them is imported."""
-    own = [loader.form for loader in (*FILE_LOADERS, *NAME_LOADERS)]
-    added = [f"{name}:NAME" for name in plugins(LOADERS)]
-    return f"a model is {', '.join([*added, *own])}"
+    own = [loader.form for loader in (*NAME_LOADERS[::-1], *FILE_LOADERS)]
+    *others, last = [*own, *(f"{name}:NAME" for name in plugins(LOADERS))]
+    return f"a model is {', '.join(others)} or {last}"
 
 
 def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
