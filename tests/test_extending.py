@@ -214,6 +214,19 @@ CLIPS = ROOT / "src" / "penult" / "demo" / "clips"
 CLIP = CLIPS / "one_british-man.flac"
 
 
+def test_a_score_is_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    code = re.findall(r"## A score for each row.*?```python\n(.*?)```", PAGE, re.S)[0]
+    exec(compile(code, "extending.md", "exec"), scope)
+    assert (scope["summary"].done, scope["summary"].skipped) == (0, len(scope["isolation"]))
+    values = dict(zip(scope["keys"]["id"].to_pylist(), scope["isolation"], strict=True))
+    assert len(scope["odd"]) == 3
+    for hit in scope["odd"]:
+        assert hit.metadata["isolation"] == pytest.approx(values[hit.id]) and values[hit.id] > 0.2
+
+
 def test_a_pooling_works_by_name(installed: Path, tmp_path: Path) -> None:
     emb = penult.Embedder.from_classifier(penult.load("demo"), pooling="rms")
     expected = pooled_by_hand(CLIP)
