@@ -313,7 +313,7 @@ def test_scripts_that_write_files_are_not_loaded(tmp_path: Path) -> None:
 
 class _Code:
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch /tmp/penult-export-ran",)
+        return os.system, ("touch penult-export-ran",)
 
 
 def tampered(path: Path, change: Callable[[str, bytes], bytes], **more: bytes) -> Path:
@@ -337,7 +337,7 @@ def _target(name: str, content: bytes) -> bytes:
 def _size(name: str, content: bytes) -> bytes:
     if not name.endswith("models/model.json"):
         return content
-    evil = json.dumps("__import__('os').system('touch /tmp/penult-export-ran')").encode()
+    evil = json.dumps("__import__('os').system('touch penult-export-ran')").encode()
     return content.replace(b'"expr_str": "', b'"expr_str": ' + evil + b', "was": "', 1)
 
 
@@ -346,12 +346,15 @@ def _size(name: str, content: bytes) -> bytes:
     [(_pickled, "pickle that asks to run code"), (_target, r"calls torch\.hub\.load"),
      (_size, "a size in it is")],
 )  # fmt: skip
-def test_exported_programs_that_would_run_code(tmp_path: Path, change: Any, said: str) -> None:
+def test_exported_programs_that_would_run_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, said: str
+) -> None:
     sizes = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO}
+    monkeypatch.chdir(tmp_path)  # where code that runs would leave its mark
     path = exported(tmp_path / "m.pt2", module(), images(), dynamic_shapes={"x": sizes})
     with pytest.raises(UntrustedCode, match=rf"{said}.*--trust"):
         load(tampered(path, change), preprocess=prepare)
-    assert not Path("/tmp/penult-export-ran").exists()
+    assert not (tmp_path / "penult-export-ran").exists()
 
 
 def test_compiled_packages_have_nothing_to_cut(tmp_path: Path) -> None:
