@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import penult
+from penult.cli import run
 from penult.embedding.readings import poolings_of, readings_of
 from penult.engines.pooling import pool, pooled_width
 from penult.errors import TapError, UsageError
@@ -366,12 +368,21 @@ def test_another_code_of_the_same_pooling_is_refused(
 
 
 def test_two_packages_of_one_pooling_are_told(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_package(tmp_path, "penult-twin", RMS, {"penult.poolings": {"rms": "penult_twin:rms"}})
     monkeypatch.syspath_prepend(str(tmp_path))
     with caplog.at_level("WARNING", "penult"):
         embedder_of("max")
+    assert run(["doctor", "--json"]) == 0
+    added = {one["package"]: one for one in json.loads(capsys.readouterr().out)["plugins"]
+             if one["name"] == "rms"}  # fmt: skip
+    assert added["penult-twin 1.0"]["error"] is None
+    assert "another package with this name counts" in added["penult-other 1.0"]["error"]
     assert any("penult-twin 1.0 counts, and that of penult-other 1.0 does not" in one
                for one in caplog.messages)  # fmt: skip
 

@@ -140,6 +140,13 @@ def plugin_states(
             except UsageError as problem:
                 error = str(problem)
             states.append(PluginState(kind, name, package_of(entry), error))
+        states += [
+            PluginState(
+                kind, entry.name, package_of(entry), "another package with this name counts"
+            )
+            for entry in entry_points(group=group)
+            if package_of(entry) != package_of(plugins(group)[entry.name])
+        ]
     return states
 
 

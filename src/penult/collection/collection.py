@@ -55,8 +55,8 @@ class AddOptions(TypedDict, total=False):
 _LAYOUT = ("window", "hop", "tile", "overlap")
 # Members of earlier versions, and where they are now.
 _MOVED = {
-    **dict.fromkeys(("append", "columns", "ordered", "scan", "schema"), "reader"),
-    "exists": "manifest",
+    **{name: f"reader.{name}" for name in ("append", "columns", "ordered", "scan", "schema")},
+    "exists": "manifest, None where there is no collection",
     "count_where": "reader.count_rows",
     "append_labels": "penult.collection.reader.append_labels",
     "add_space": "fit_space",
