@@ -189,7 +189,7 @@ def test_rows_that_cannot_be_used(tiny: Path, tmp_path: Path) -> None:
     lines = {
         "a.wav,0,0.5,,ann": None,
         "a.wav,,,,bob": None,
-        "a.wav,0,0.5,,ann ": "same id and region (0-0.5) as in t.csv line 2",
+        "a.wav,0,0.5,,eve": None,  # another annotation of the same span
         "gone.wav,,,,ann": "no such file",
         "a.wav,0.7,0.2,,ann": "end 0.2 s is not after start 0.7 s",
         "a.wav,0.5,99,,ann": "end 99 s lies beyond the end: it lasts 1 s",
@@ -212,8 +212,8 @@ def test_rows_that_cannot_be_used(tiny: Path, tmp_path: Path) -> None:
     bad = [says for says in lines.values() if says is not None]
     for says in bad:
         assert any(says in message for message in why), (says, why)
-    assert (document.json["done"], len(why)) == (3, len(bad))
-    assert Collection.open(path).reader.count_rows("speaker IN ('ann', 'bob', 'eve')") == 3
+    assert (document.json["done"], len(why)) == (4, len(bad))
+    assert Collection.open(path).reader.count_rows("speaker IN ('ann', 'bob', 'eve')") == 4
 
 
 # ---- models

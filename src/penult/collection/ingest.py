@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,8 @@ from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, Stopwatch
 from penult.errors import DecodeError, ItemError, UsageError
 from penult.models.base import REGRESSION, Classifier, predict
+
+Planned = Entry | Note
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,24 +274,31 @@ class RegionUnchanged(Note):
 
 
 @dataclass(frozen=True, slots=True)
+class SpanAgain(Note):
+    """A further annotation of the region before it, whose outcome is its own too."""
+
+    item: Item
+    region: Region
+
+
+@dataclass(frozen=True, slots=True)
 class ItemEnd(Note):
     """The last region of an item was given; a summary is made of each of these channels."""
 
     channels: tuple[int | None, ...] = ()
 
 
-Planned = Entry | Note
-
-
 def _plan_item(group: Sequence[Entry], seen: Seen, options: Options) -> Iterator[Planned]:
-    """All regions of one item."""
-    first = group[0]
-    if isinstance(first, Failure):
+    """All regions of one item; those that failed already stay in their places."""
+    regions = [entry for entry in group if not isinstance(entry, Failure)]
+    if not regions:
         yield from group
         return
-    item, hashes = first[0], dict[str, str]()
-    regions = [pair for pair in group if not isinstance(pair, Failure)]
-    planned = [_plan_region(*pair, seen, options, hashes) for pair in regions]
+    item, hashes = regions[0][0], dict[str, str]()
+    planned: list[list[Planned]] = [
+        [entry] if isinstance(entry, Failure) else _plan_region(*entry, seen, options, hashes)
+        for entry in group
+    ]
     channels = _summed_channels(item.id, regions, options)
     keys = [(item.id, Region("summary", channel=channel).key) for channel in channels]
     embeds = any(isinstance(notes[-1], tuple) for notes in planned)
@@ -297,15 +306,30 @@ def _plan_item(group: Sequence[Entry], seen: Seen, options: Options) -> Iterator
         channels = ()
     if channels:  # a summary needs the vectors of all parts, also of those that the store has
         planned = [
-            [pair] if isinstance(notes[-1], RegionUnchanged) else notes
-            for pair, notes in zip(regions, planned, strict=True)
+            [entry] if isinstance(notes[-1], RegionUnchanged) else notes
+            for entry, notes in zip(group, planned, strict=True)
         ]
         hashes = hashes or _stored_hash(item, regions, seen)
     if item.id in hashes:
         yield ContentHash(item.id, hashes[item.id])
-    for notes in planned:
+    for notes in _spans_once(planned):
         yield from notes
     yield ItemEnd(channels)
+
+
+def _spans_once(planned: Sequence[list[Planned]]) -> Iterable[list[Planned]]:
+    """The same, but each span is embedded once: further annotations of it follow as notes."""
+    embedded: dict[Region, list[Planned]] = {}
+    found: list[list[Planned]] = []
+    for notes in planned:
+        pair = notes[-1]
+        if isinstance(pair, tuple) and pair[1].span in embedded:
+            embedded[pair[1].span] += [*notes[:-1], SpanAgain(*pair)]
+            continue
+        if isinstance(pair, tuple):
+            embedded[pair[1].span] = notes
+        found.append(notes)
+    return found
 
 
 def _summed_channels(
@@ -360,12 +384,14 @@ class _RowAssembler:
         self._classifier, self._options, self._tick = classifier, options, tick
         self._content = ""  # hash of the item whose regions come
         self._sums: dict[int | None, Summing] = {}
+        self._latest: Outcome | Failure | None = None
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             Outcome: self._add_outcome,
             Failure: self._add_failure,
             ContentHash: self._begin,
             ContentChanged: self._change,
             RegionUnchanged: self._skip,
+            SpanAgain: self._add_again,
             ItemEnd: self._end,
         }
         self.batch = CommitBatch()
@@ -387,10 +413,22 @@ class _RowAssembler:
         self._tick(False, 0.0)
 
     def _add_failure(self, failure: Failure) -> None:
+        self._latest = failure
         self.batch.failures.append(failure)
         self._tick(False, 0.0)
 
+    def _add_again(self, note: SpanAgain) -> None:
+        if isinstance(self._latest, Failure):
+            self._add_failure(replace(self._latest, region=note.region.key))
+            return
+        assert self._latest is not None  # the plan puts it behind its span
+        again = replace(self._latest, item=note.item, region=note.region)
+        self.batch.rows.append(self._row(again))
+        self.batch.truncated += again.truncated is not None
+        self._tick(True, 0.0)
+
     def _add_outcome(self, outcome: Outcome) -> None:
+        self._latest = outcome
         batch, region, seconds = self.batch, outcome.region, 0.0
         if outcome.start is not None and outcome.end is not None:
             seconds = outcome.end - outcome.start

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penult.errors import RegionError, UsageError
 
@@ -26,7 +26,8 @@ class Region:
 
     `start` and `end` are seconds from the item's beginning; None is its beginning and its end.
     `channel` counts from 0; None is the mean over all channels. `box` is in pixels of the upright
-    picture: left, top, right, bottom, the last two just outside of it.
+    picture: left, top, right, bottom, the last two just outside of it. `annotation` tells apart
+    several annotations of one span, such as two species in one window; the first has none.
     """
 
     kind: str = "whole"  # whole, window, segment, box or summary
@@ -34,6 +35,7 @@ class Region:
     end: float | None = None
     channel: int | None = None
     box: Box | None = None
+    annotation: str = ""
 
     def __post_init__(self) -> None:
         if self.channel is not None and self.channel < 0:
@@ -64,7 +66,17 @@ class Region:
     @property
     def key(self) -> str:
         """The region's part of a collection's key, exact to the microsecond: `whole`, `1.5-2.25`,
-        `ch0:1.5-end`, `box:0,0,512,512`, `summary`, `ch0:summary:1.5-2.25`."""
+        `ch0:1.5-end`, `box:0,0,512,512`, `summary`, `ch0:summary:1.5-2.25`; of a further
+        annotation of the same span `1.5-2.25#2`."""
+        return self._span + (f"#{self.annotation}" if self.annotation else "")
+
+    @property
+    def span(self) -> Region:
+        """The part of the item itself, whichever annotation of it this is."""
+        return replace(self, annotation="") if self.annotation else self
+
+    @property
+    def _span(self) -> str:
         if self.box is not None:
             return "box:" + ",".join(map(str, self.box))
         channel = "" if self.channel is None else f"ch{self.channel}:"
@@ -82,10 +94,11 @@ class Region:
         Raises:
             RegionError: no region has that key.
         """
-        if kind == "box" and re.fullmatch(r"box:\d+,\d+,\d+,\d+", key):
-            left, top, right, bottom = map(int, key.removeprefix("box:").split(","))
-            return cls("box", box=(left, top, right, bottom))
-        found = _KEY.fullmatch(key)
+        span, _, annotation = key.partition("#")
+        if kind == "box" and re.fullmatch(r"box:\d+,\d+,\d+,\d+", span):
+            left, top, right, bottom = map(int, span.removeprefix("box:").split(","))
+            return cls("box", box=(left, top, right, bottom), annotation=annotation)
+        found = _KEY.fullmatch(span)
         if found is None:
             raise RegionError(f"{key!r} is no {kind} of an item, as a collection names them")
         channel, _, start, end = found.groups()
@@ -94,7 +107,13 @@ class Region:
             None if start is None else float(start),
             None if end in (None, "end") else float(end),
             None if channel is None else int(channel),
+            annotation=annotation,
         )
+
+
+def span_of(key: str) -> str:
+    """The key of the part of the item itself: that of its first annotation."""
+    return key.partition("#")[0]
 
 
 WHOLE = Region()

@@ -7,10 +7,10 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from copy import copy
 from dataclasses import dataclass, field, replace
-from itertools import tee
+from itertools import count, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -28,6 +28,7 @@ from penult.data.items import (
     failure,
     file_item,
     local,
+    named,
     sha,
     text_item,
 )
@@ -91,8 +92,10 @@ def from_paths(
 ) -> Source:
     """Files, folders, tables and `-` (one path per line of `stdin`), as a command line names them.
 
-    An (id, region) that comes twice is taken once, or is a Failure where the rows differ; knowing
-    this costs some 130 bytes per row (no file is compared), and nothing for a single folder.
+    An (id, region) that comes twice is taken once. Where one table annotates the same span of a
+    file several times, each line is a region of its own, told apart by `annotation`; rows of
+    several tables that differ are Failures. Knowing this costs some 140 bytes per row (no file is
+    compared), and nothing for a single folder.
 
     Raven, Audacity and RTTM annotations are tables of segments. Where one is given, folders are
     where its recordings are looked for, after the table's own, and not embedded themselves.
@@ -212,25 +215,48 @@ def _with_channel(entries: Iterable[Placed], channel: int | str) -> Iterator[Pla
 
 
 def _once_each(placed: Iterable[tuple[int, int, Entry]], origins: list[_Origin]) -> Iterator[Entry]:
-    # Per key one integer, not the row: where it first stood, and 32 bits to tell the rows apart.
+    """Each row once; of one table's rows on the same span, the further ones by annotation."""
+    # Per key one integer, not the row: where it first stood, and 32 bits each to tell contents and
+    # metadata apart.
     seen: dict[int, int] = {}
+    further: dict[int, dict[int, str]] = {}  # only of spans with several annotations
     for number, line, entry in placed:
         if isinstance(entry, Failure):
             yield entry
             continue
         item, region = entry
         key = _digest(item.id, region.key, size=8)
-        row = _digest(item.content, sorted(item.metadata.items()), size=4)
-        first = seen.setdefault(key, (number << 32 | line) << 32 | row)
-        if first == (number << 32 | line) << 32 | row:
+        content = _digest(item.content, size=4)
+        row = content << 32 | _digest(sorted(item.metadata.items()), size=4)
+        first = seen.setdefault(key, (number << 32 | line) << 64 | row)
+        if first == (number << 32 | line) << 64 | row:
             yield entry
-        elif first & 0xFFFFFFFF != row:
-            before = origins[first >> 64].place(first >> 32 & 0xFFFFFFFF)
+        elif first & _ROW == row or row in further.get(key, ()):
+            continue
+        elif first >> 96 == number and first >> 32 & 0xFFFFFFFF == content:
+            known = further.setdefault(key, {})
+            known[row] = _annotation(item, known.values())
+            yield item, replace(region, annotation=known[row])
+        else:
+            before = origins[first >> 96].place(first >> 64 & 0xFFFFFFFF)
+            other = "other metadata" if first >> 32 & 0xFFFFFFFF == content else "another path"
             error = SourceError(
-                f"same id and region ({region.key}) as in {before}, but another path or other "
-                "metadata; give one of them another id"
+                f"same id and region ({region.key}) as in {before}, but {other}; "
+                "give one of them another id, or put both annotations of a file into one table"
             )
             yield failure(item, region.key, error, origins[number].place(line))
+
+
+_ROW = (1 << 64) - 1
+SELECTION = "Selection"  # the column with a number of its own for each line of a Raven table
+
+
+def _annotation(item: Item, taken: Collection[str]) -> str:
+    """What a further annotation of a span is called: by its selection, else by its number."""
+    own = named(item.metadata.get(SELECTION))
+    if own is not None and own not in taken:
+        return own
+    return next(name for at in count(2 + len(taken)) if (name := str(at)) not in taken)
 
 
 def _digest(*parts: object, size: int) -> int:
