@@ -239,7 +239,9 @@ def test_a_streamed_flac_has_no_length_but_can_be_read(tmp_path):
 # ---- sound: files that lie
 
 
-def wav(rate=16000, channels=1, byte_rate=None, data=b"\x01\x02" * 8000, size=None) -> bytes:
+def wav(
+    rate=16000, channels=1, byte_rate=None, data=b"\x01\x02\x03\x02" * 4000, size=None
+) -> bytes:
     align = 2 * channels
     byte_rate = rate * align if byte_rate is None else byte_rate
     head = struct.pack("<HHIIHH", 1, channels, rate, byte_rate & 0xFFFFFFFF, align, 16)

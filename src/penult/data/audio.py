@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penult.data.audio_stream import UNFORESEEN, ForwardReader, Stream, open_stream
+from penult.data.levels import Mono, check_levels
 from penult.data.regions import WHOLE, Region, frame_at
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, first_line
 
@@ -94,13 +95,14 @@ def load(
 
     Raises:
         DecodeError: no sound, damaged, shorter than its header says, a rate that cannot be.
-        EmptyItem: no samples, nothing but zeros, values that are not finite.
+        EmptyItem: no samples, zeros, one constant value, values that are not finite, channels
+            whose mean cancels them.
         TooLong: the region is longer than `max_seconds`.
         RegionError: a start, end or channel that the item does not have.
     """
     with open_stream(content, rate if source_rate is None else source_rate) as stream:
         mono = _cut(stream, stream.read, region, rate, (max_seconds, first_seconds))
-    return _clip(mono, stream.rate, rate, region)
+    return _clip(mono, stream, rate, region)
 
 
 def load_many(
@@ -162,7 +164,7 @@ def _read_region(
     try:
         mono = _cut(stream, reader.read, region, rate, limits)
         if not (reader.damaged and stream.seeks):
-            return _clip(mono, stream.rate, rate, region)
+            return _clip(mono, stream, rate, region)
     except ItemError:
         if not (reader.damaged and stream.seeks):
             raise
@@ -174,8 +176,8 @@ _Read = Callable[[int, int | None], Iterator[np.ndarray]]
 _Limits = tuple[float | None, float | None]  # max_seconds, first_seconds
 
 
-def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits) -> np.ndarray:
-    """(n,) float32: the region at the stream's own rate, one channel or the mean over all."""
+def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits) -> Mono:
+    """The region at the stream's own rate, one channel or the mean over all."""
     _check_rate(stream.rate, rate)
     if region.channel is not None and region.channel >= stream.channels:
         raise RegionError(
@@ -191,17 +193,30 @@ def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits
         _check_length((stream.frames if last is None else last) or 0, first, longest, stream)
     limit = longest if enough is None else None
     mono = _collect(stream, read(first, stop), (first, stop), region.channel, limit)
-    if stop != last and first + len(mono) == stop:
-        return mono
-    _check_complete(stream, first, last, len(mono))
+    if stop == last or first + len(mono.samples) != stop:
+        _check_complete(stream, first, last, len(mono.samples))
     return mono
 
 
-def _clip(mono: np.ndarray, source: int, rate: int, region: Region) -> Clip:
-    seconds = len(mono) / source
-    _check_signal(mono)
-    samples = mono if source == rate else _resample(mono, source, rate)
+def _clip(mono: Mono, stream: Stream, rate: int, region: Region) -> Clip:
+    samples, source = mono.samples, stream.rate
+    seconds = len(samples) / source
+    try:
+        check_levels(mono)
+    except ItemError as error:
+        raise type(error)(f"{_place(region, stream)}{error}") from None
+    if source != rate:
+        samples = _resample(samples, source, rate)
     return Clip(samples, seconds, region.start, region.end)
+
+
+def _place(region: Region, stream: Stream) -> str:
+    """Where in the item a region lies, in front of a message; empty for the whole of it."""
+    parts = [] if region.channel is None else [f"channel {region.channel}"]
+    if region.start is not None or region.end is not None:
+        end = "the end" if region.end is None else f"{region.end:g} s"
+        parts.append(f"from {region.start or 0:g} s to {end}")
+    return ", ".join(parts) + ": " if parts else ""
 
 
 def _check_rate(rate: int, model_rate: int) -> None:
@@ -261,20 +276,26 @@ def _collect(
     span: tuple[int, int | None],
     channel: int | None,
     limit: int | None,
-) -> np.ndarray:
-    """(n,) float32 of one channel, or of the mean over all."""
+) -> Mono:
+    """One channel, or the mean over all."""
     (first, last), parts, got = span, [], 0
+    mixed = channel is None and stream.channels > 1
+    sums = np.zeros((2, stream.channels))  # of the samples and of their squares
     for block in blocks:
         block = block if last is None else block[: last - first - got]
         # Summed in float64: the same mean whatever the block, and never an overflow.
         one = block.mean(axis=1, dtype=np.float64) if channel is None else block[:, channel]
         parts.append(one.astype(np.float32))
+        if mixed:
+            exact = block.astype(np.float64)
+            sums += exact.sum(axis=0), np.einsum("nc,nc->c", exact, exact)
         got += len(block)
         if limit is not None:
             _check_length(first + got, first, limit, stream)
         if last is not None and first + got >= last:
             break
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    return Mono(samples, stream.channels, (sums / max(1, got)) if mixed else None)
 
 
 def _check_complete(stream: Stream, first: int, last: int | None, got: int) -> None:
@@ -289,15 +310,6 @@ def _check_complete(stream: Stream, first: int, last: int | None, got: int) -> N
         raise _beyond(f"end {last / stream.rate:g} s", end, stream.rate)
     if got == 0 and first > 0:
         raise RegionError(f"start {first / stream.rate:g} s lies beyond the end")
-
-
-def _check_signal(mono: np.ndarray) -> None:
-    if len(mono) == 0:
-        raise EmptyItem("holds no samples")
-    if not np.isfinite(mono).all():
-        raise EmptyItem("holds samples that are not finite (NaN or infinite)")
-    if not mono.any():
-        raise EmptyItem("nothing but zeros (digital silence)")
 
 
 def _resample(mono: np.ndarray, source: int, rate: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penult.data.files import ffmpeg_errors, file_size, opened_by_ffmpeg
+from penult.data.levels import check_integers, check_scale
 from penult.errors import DecodeError, EmptyItem, ItemError, first_line
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _PLACEHOLDER = 0x7FFFF000
 # Seeking is exact here (measured). In Vorbis it lands elsewhere near the end of the file, in MP3
 # the bit reservoir is missing and whole frames differ: these are decoded from the beginning.
 _SEEKABLE = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+_PROBE, _PROBES = 1 << 12, 16  # values, and places, that show a file's scale
 _HEADERLESS = "not readable as audio: without a header nothing says its rate"
 _UNKNOWN_FORMAT = (1, 4)  # libsndfile's codes: format not recognised, encoding not supported
 
@@ -99,7 +101,9 @@ def _of_array(values: np.ndarray, rate: int) -> Stream:
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
             columns = columns.astype(np.float32)
+        check_scale([columns])
     elif values.dtype.kind in "iu" and size <= 4:
+        check_integers(values)
         middle = 0 if values.dtype.kind == "i" else 2 ** (8 * size - 1)
         columns = ((columns.astype(np.float64) - middle) / 2 ** (8 * size - 1)).astype(np.float32)
     else:
@@ -146,20 +150,15 @@ def _unseekable_reader() -> Any:
 
 
 def _of_libsndfile(handle: Any, content: Path | bytes) -> Stream:
-    if handle.format == "RAW":  # libsndfile takes anything called .au or .vox for that
-        raise DecodeError(_HEADERLESS)
+    _check_header(handle)
     log, frames = handle.extra_info, handle.frames
-    wrong = re.search(r"Bytes/sec\s*:\s*(-?\d+) \(should be (-?\d+)\)", log)
-    if wrong:
-        raise DecodeError(
-            f"the header contradicts itself: it says {wrong[1]} bytes a second, "
-            f"and a rate and frame size that make {wrong[2]}"
-        )
     slack: int | None = 0
     if handle.format == "MP3":
         slack = 4 * 1152 if _mp3_has_length(content) else None
     known = frames < 1 << 62  # a streamed FLAC has no length
     direct = known and handle.subtype.startswith(_SEEKABLE)
+    if direct:
+        check_scale(_probes(handle))
 
     def read(first: int, last: int | None) -> Iterator[np.ndarray]:
         import soundfile
@@ -192,6 +191,35 @@ def _of_libsndfile(handle: Any, content: Path | bytes) -> Stream:
         direct,
         read,
     )
+
+
+def _check_header(handle: Any) -> None:
+    if handle.format == "RAW":  # libsndfile takes anything called .au or .vox for that
+        raise DecodeError(_HEADERLESS)
+    wrong = re.search(r"Bytes/sec\s*:\s*(-?\d+) \(should be (-?\d+)\)", handle.extra_info)
+    if wrong and "ADPCM" not in handle.subtype:  # there it is a rounded mean
+        raise DecodeError(
+            f"the header contradicts itself: it says {wrong[1]} bytes a second, "
+            f"and a rate and frame size that make {wrong[2]}"
+        )
+
+
+def _probes(handle: Any) -> list[np.ndarray]:
+    """Some blocks of a recording, spread evenly over it. The next read starts at its beginning."""
+    import soundfile
+
+    if handle.subtype not in ("FLOAT", "DOUBLE"):
+        return []  # integers have a scale
+    frames, size = handle.frames, max(1, _PROBE // handle.channels)
+    blocks = []
+    try:
+        for start in np.linspace(0, max(0, frames - size), 1 if frames <= size else _PROBES):
+            handle.seek(int(start))
+            blocks.append(handle.read(size, dtype="float32", always_2d=True))
+        handle.seek(0)
+    except soundfile.LibsndfileError:  # told where it is read
+        return blocks
+    return blocks
 
 
 def _missing_frames(log: str, frames: int) -> int:
