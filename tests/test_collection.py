@@ -300,20 +300,23 @@ def test_metadata_columns_come_and_go(path):
     assert collection.columns[-3:] == ["site", "year", "flag"]
 
 
-def test_integers_widen_to_floats_and_other_conflicts_are_named(path):
+def test_integers_widen_to_floats_and_these_to_text(path):
     collection = filled(path, batch(["a"], depth=[3]))
     filled(path, batch(["b"], depth=[2.5]))
     filled(path, batch(["c"], depth=[4]))
     assert collection.schema.field("depth").type == pa.float64()
     assert [collection.get(name)["depth"] for name in "abc"] == [3.0, 2.5, 4.0]
-    with pytest.raises(CollectionError, match=r"'depth' holds double .* string"):
-        filled(path, batch(["d"], depth=["deep"]))
+    filled(path, batch(["d"], depth=["deep"]))
+    assert collection.schema.field("depth").type == pa.string()
+    assert [collection.get(name)["depth"] for name in "abcd"] == ["3", "2.5", "4", "deep"]
+    with pytest.raises(CollectionError, match=r"'depth' holds string in 4 rows \(.*list<"):
+        filled(path, batch(["e"], depth=pa.array([[1.0]], pa.list_(pa.float64()))))
     for name in ("a.b", "", "_distance"):
         with pytest.raises(CollectionError, match="cannot be called"):
             filled(path, metadata={name: pa.string()})
     with pytest.raises(CollectionError, match="taken"):
         filled(path, metadata={"score": pa.string()})
-    assert collection.count == 3
+    assert collection.count == 4
 
 
 def test_a_widening_that_was_killed_is_finished(path):

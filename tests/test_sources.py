@@ -299,7 +299,7 @@ def test_types_are_the_narrowest_that_hold_every_value(tmp_path):
         "huge": (["1", str(2**63), "", "2"], "string"),
         "exact": (["0.5", str(2**53 + 1), "", "2"], "string"),
         "mixed": (["true", "1", "", "0"], "string"),
-        "nothing": (["", "", "", ""], "string"),
+        "nothing": (["", "", "", ""], "null"),
     }
     rows = "".join(
         f"{i}.wav," + ",".join(values[i] for values, _ in cells.values()) + "\n" for i in range(4)

@@ -261,14 +261,20 @@ def _print_metadata(source: Source) -> None:
     """Print the columns of a table that are stored, so that a misspelt `start` is seen."""
     old = {new: name for name, new in source.renamed.items()}
     kept = [
-        f"{new} ({kind}{f', from {printable(repr(old[new]))}' if new in old else ''})"
+        f"{new} ({_type_words(kind)}{f', from {printable(repr(old[new]))}' if new in old else ''})"
         for new, kind in source.columns.items()
     ]
     if kept:
         print_note(f"[dim]metadata: {', '.join(kept)}[/]")
 
 
+def _type_words(kind: object) -> str:
+    return "no value yet" if str(kind) == "null" else str(kind)
+
+
 def _show_taken_and_gone(summary: Summary) -> None:
+    for name, (old, new) in summary.widened.items():
+        print_note(f"[dim]metadata {printable(name)}: {old} in earlier rows, now {new} in all[/]")
     if summary.labels:
         stdout.print(f"{counted(summary.labels, 'label')} copied")
     if gone := summary.gone:

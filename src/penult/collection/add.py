@@ -14,24 +14,25 @@ from penult.collection import schema
 from penult.collection.ingest import CommitBatch, Options, Seen, ingest
 from penult.collection.manifest import Manifest, check_same
 from penult.collection.reader import Reader
-from penult.collection.schema import row_schema
+from penult.collection.schema import metadata_of, row_schema
 from penult.collection.spaces import keep_own
 from penult.collection.transfer import append_missing
 from penult.collection.writer import Writer, writing
-from penult.data.items import path_of
+from penult.data.items import Entry, Failure, Item, failure, named, path_of
+from penult.data.regions import Region
 from penult.data.sources import Source, left_out
-from penult.data.tables import PATH
+from penult.data.tables import PATH, typed
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Stopwatch
 from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
 from penult.engines.pooling import packages_of
 from penult.engines.registry import AUTO, missing
-from penult.errors import TapError
+from penult.errors import SourceError, TapError
 from penult.models.base import reopen_options
 
 if TYPE_CHECKING:
-    from penult.collection.reader import Reader
+    import pyarrow as pa
 
 
 _BATCH = 8192
@@ -96,7 +97,7 @@ class Summary:
     many the model did not see the whole of; seconds of media; seconds that each part of the work
     took, much of it at the same time (see `Stopwatch`); labels taken along; ids whose files are
     gone, and how many rows of them were removed; files of other kinds in the folders that were
-    given, by their extensions.
+    given, by their extensions; metadata columns whose type was widened: the former and the new one.
     """
 
     run_id: str = ""
@@ -112,6 +113,7 @@ class Summary:
     pruned: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     engine: str = ""  # which, and why, where there was a choice
+    widened: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """As the runs table keeps them."""
@@ -165,10 +167,18 @@ def add(
     summary = Summary(engine=settle(reader, embedder, sample))
     manifest = manifest_of(embedder, options.logits, run.dtype)
     columns = dict(source.columns)
-    rows = row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, columns)
     about = {**run_facts(embedder), **_run_options(source, options, like), **run.info}
+    before = dict(metadata_of(reader.schema)) if reader.manifest is not None else {}
     with writing(reader.path, manifest, columns, about, run.wait) as writer:
         summary.run_id = writer.run_id
+        stored = {n: t for n, t in metadata_of(writer.table.schema).items() if n in columns}
+        summary.widened = {
+            name: (str(before[name]), str(kind))
+            for name, kind in stored.items()
+            if name in before and before[name] != kind
+        }
+        rows = row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, stored)
+        source = _as_stored(source, stored)
         try:
             lookup = _lookup(writer, list(columns))
             watch = Stopwatch()
@@ -189,6 +199,43 @@ def add(
             keep_own(reader, embedder.space)
         writer.finish("done", summary.counts())
     return summary
+
+
+def _as_stored(source: Source, stored: Mapping[str, pa.DataType]) -> Source:
+    """The source with metadata of the types that the collection has; a value that does not go
+    into its column is a Failure that names it."""
+    differing = {n: kind for n, kind in stored.items() if source.columns[n] != kind}
+    if not differing:
+        return source
+
+    def entries() -> Iterator[Entry]:
+        for entry in source:
+            yield entry if isinstance(entry, Failure) else _entry_as_stored(*entry, differing)
+
+    return replace(source, start=entries)
+
+
+def _entry_as_stored(item: Item, region: Region, types: Mapping[str, pa.DataType]) -> Entry:
+    metadata = dict(item.metadata)
+    for name, kind in types.items():
+        try:
+            metadata[name] = _value_as_stored(metadata.get(name), kind)
+        except (TypeError, ValueError, OverflowError) as error:
+            reason = SourceError(
+                f"{name} {metadata[name]!r} does not go into the collection's column of type "
+                f"{kind}: {error}"
+            )
+            return failure(item, region.key, reason)
+    return replace(item, metadata=metadata), region
+
+
+def _value_as_stored(value: object, kind: pa.DataType) -> object:
+    if isinstance(value, float) and str(kind) == "string":
+        return named(value)  # 7.0 of a column of floats was 7, as text
+    stored = typed(value, kind)
+    if isinstance(stored, float) and isinstance(value, int) and stored != value:
+        raise ValueError("it has more digits than a float keeps")
+    return stored
 
 
 _NAMED = 5  # ids of deleted files in a description

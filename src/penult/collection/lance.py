@@ -133,39 +133,73 @@ def query_errors(path: Path, where: str | None, columns: list[str]) -> Iterator[
 
 
 def add_metadata(table: Any, wanted: Mapping[str, pa.DataType], path: Path) -> None:
-    """Adds absent metadata columns (null for earlier rows), widens integers to floats.
+    """Adds absent metadata columns (null for earlier rows), and widens those whose type does not
+    hold the new values: integers to floats, anything to text. A column without any value takes the
+    new type: what no row has decides nothing.
 
     Raises:
-        CollectionError: a column has a type into which the new values do not go.
+        CollectionError: a column of lists or other nested values, and new values that are none.
     """
     wanted = metadata_types(wanted)
     with store_errors(path):
         _finish_widening(table)
         present = {field.name: field.type for field in table.schema}
-        changes = {
-            name: _common(name, present[name], kind)
-            for name, kind in wanted.items()
-            if name in present
-        }
         if absent := [pa.field(name, kind) for name, kind in wanted.items() if name not in present]:
             table.add_columns(absent)
-        for name, kind in changes.items():
-            if kind != present[name]:
-                _widen(table, name, kind)
+        for name, kind in wanted.items():
+            if name not in present or present[name] == kind:
+                continue
+            if not table.count_rows(f"`{name}` IS NOT NULL"):
+                table.add_columns([pa.field(name + _WIDER, kind)])
+                _swap(table, name)
+            elif (wider := _wider(table, name, present[name], kind)) != present[name]:
+                table.add_columns({name + _WIDER: _cast(name, present[name], wider)})
+                _swap(table, name)
 
 
-def _common(name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
-    if old == new:
+def _wider(table: Any, name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
+    """The type for a column's values, those that are stored and the new ones."""
+    kind = common_type(old, new)
+    if kind is None:
+        held = f"`{name}` IS NOT NULL"
+        rows = table.search().where(held).select(["id"]).limit(3).to_arrow()["id"].to_pylist()
+        raise CollectionError(
+            f"metadata column {name!r} holds {old} in {table.count_rows(held):,} rows "
+            f"({', '.join(rows)}, …) and {new} in the new items, and no type holds both; "
+            "give the column of the new ones another name"
+        )
+    if pa.types.is_floating(kind) and pa.types.is_integer(old):
+        exact = 2**53  # a double has every whole number up to here
+        if table.count_rows(f"`{name}` > {exact} OR `{name}` < -{exact}"):
+            return pa.string()
+    return kind
+
+
+def _cast(name: str, old: pa.DataType, new: pa.DataType) -> str:
+    """SQL for a column's values as another type. Whole numbers of a column of floats are as text
+    what they were in a table: 7, not 7.0."""
+    plain = f"cast(`{name}` as {_SQL.get(str(new), 'double')})"
+    if not (pa.types.is_floating(old) and pa.types.is_string(new)):
+        return plain
+    return f"regexp_replace({plain}, '[.]0$', '')"
+
+
+def common_type(old: pa.DataType, new: pa.DataType) -> pa.DataType | None:
+    """The narrowest type for the values of both; None where nested values meet others."""
+    if old == new or pa.types.is_null(new):
+        return old
+    if pa.types.is_null(old):
         return new
+    if pa.types.is_nested(old) or pa.types.is_nested(new):
+        return None
+    if pa.types.is_binary(old) or pa.types.is_binary(new):
+        return None
     numbers = all(pa.types.is_integer(t) or pa.types.is_floating(t) for t in (old, new))
-    if numbers and (pa.types.is_floating(old) != pa.types.is_floating(new)):
+    if not numbers:
+        return pa.string()
+    if pa.types.is_floating(old) != pa.types.is_floating(new):
         return pa.float64()
-    if numbers:
-        return max(old, new, key=lambda kind: (kind.bit_width, str(kind)))
-    raise CollectionError(
-        f"metadata column {name!r} holds {old} in this collection and {new} in the new items; "
-        "convert the new ones, or give the column another name"
-    )
+    return max(old, new, key=lambda kind: (kind.bit_width, str(kind)))
 
 
 _SQL = {
@@ -174,14 +208,9 @@ _SQL = {
     "int64": "bigint",
     "int32": "int",
     "int16": "smallint",
+    "string": "string",
 }
-
-
-def _widen(table: Any, name: str, kind: pa.DataType) -> None:
-    """In three commits, the middle one of which swaps: no reader ever misses the column."""
-    sql = f"cast(`{name}` as {_SQL.get(str(kind), 'double')})"
-    table.add_columns({name + _WIDER: sql})
-    _swap(table, name)
+# A column is widened in three commits, the middle one of which swaps: no reader ever misses it.
 
 
 def _swap(table: Any, name: str) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from penult.data.tables import typed
 from penult.errors import CollectionError
 
 Key = tuple[str, str]  # id and region
@@ -143,9 +144,15 @@ def _column(table: pa.Table, field: pa.Field, run_id: str) -> pa.Array:
         except pa.ArrowException as error:
             raise CollectionError(
                 f"column {field.name!r} is kept as {field.type}, "
-                f"and these {column.type} values do not fit: {error}"
+                f"and these {column.type} values do not fit: {error} ({_rows_in(table, column)})"
             ) from error
     return pc.fill_null(column, run_id) if field.name == "run_id" else column
+
+
+def _rows_in(table: pa.Table, column: pa.ChunkedArray) -> str:
+    """The first rows that have a value in a column, for a message."""
+    held = table.filter(pc.is_valid(column))["id"].to_pylist()
+    return f"rows {', '.join(map(str, held[:3]))}{', …' if len(held) > 3 else ''}"
 
 
 def _check(table: pa.Table) -> None:
@@ -177,10 +184,13 @@ def revised(table: pa.Table, values: Sequence[Mapping[str, Any]]) -> pa.Table:
             raise CollectionError(f"column {name!r} of an embedded row cannot be revised")
         kind = table.schema.field(name).type
         old = table.column(name).to_pylist()
-        new = [row.get(name, before) for row, before in zip(values, old, strict=True)]
         try:
+            new = [
+                typed(row[name], kind) if name in row else before
+                for row, before in zip(values, old, strict=True)
+            ]
             column = pa.array(new, kind)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, TypeError, ValueError) as error:
             raise CollectionError(f"column {name!r} is kept as {kind}: {error}") from error
         table = table.set_column(
             table.schema.get_field_index(name), table.schema.field(name), column

@@ -27,7 +27,7 @@ from penult.data.regions import Region
 from penult.data.sources import Source
 from penult.data.tables import PATH
 from penult.data.windows import Layout
-from penult.errors import FingerprintMismatch, SourceError, UsageError
+from penult.errors import CollectionError, FingerprintMismatch, SourceError, UsageError
 
 _SIDE_ROWS = 1000
 
@@ -115,8 +115,7 @@ def merge(sources: Sequence[Reader], into: Reader, *, wait: bool = False) -> Mer
                 held.enter_context(locked(source.path, f"merge into {into.path}", wait))
         about = {"sources": [str(source.path.absolute()) for source in sources]}
         writer = held.enter_context(writing(into.path, manifest, None, {"merged": about}, wait))
-        for source in sources:
-            lance.add_metadata(writer.table, schema.metadata_of(source.schema), into.path)
+        lance.add_metadata(writer.table, _common_metadata(sources), into.path)
         started: dict[str, Rank] = {}
         for source in sources:
             did.runs += _take_runs(source, into)
@@ -154,6 +153,25 @@ def _one_manifest(sources: Sequence[Reader], into: Reader) -> Manifest:
             )
         check_same(path, ours, theirs)
     return ours
+
+
+def _common_metadata(sources: Sequence[Reader]) -> dict[str, pa.DataType]:
+    """The metadata columns of all sources, each with the type that holds all of its values.
+
+    Raises:
+        CollectionError: there is no such type.
+    """
+    found: dict[str, pa.DataType] = {}
+    for source in sources:
+        for name, kind in schema.metadata_of(source.schema).items():
+            wider = lance.common_type(found.get(name, pa.null()), kind)
+            if wider is None:
+                raise CollectionError(
+                    f"metadata column {name!r} holds {kind} in {source.path} and {found[name]} in "
+                    "another collection, and no type holds both"
+                )
+            found[name] = wider
+    return found
 
 
 def _take_runs(source: Reader, into: Reader) -> int:

@@ -63,11 +63,13 @@ def read_table(path: Path) -> TableRows:
 
 
 def common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type that holds both columns' values."""
+    """The type that holds both columns' values; null, of a column without any, fits all."""
     import pyarrow as pa
 
-    if one == other:
+    if one == other or pa.types.is_null(other):
         return one
+    if pa.types.is_null(one):
+        return other
     return pa.float64() if {one, other} == {pa.int64(), pa.float64()} else pa.string()
 
 
@@ -94,7 +96,8 @@ def as_text(value: Any) -> str:
 def scan_types(
     rows: Callable[[], Iterator[Row]], names: list[str]
 ) -> tuple[dict[str, pa.DataType], int]:
-    """Each column's type, the narrowest that holds all its values, and how many rows there are.
+    """Each column's type, the narrowest that holds all its values (null: it has none), and how
+    many rows there are.
 
     `names` are the columns of a table whose cells are texts; empty: cells have their own types.
     """
@@ -110,9 +113,11 @@ def scan_types(
                 kinds.add(_kind(value, textual=bool(names)))
     types = {}
     for name, kinds in seen.items():
-        if kinds and kinds <= {"int", "wide int"}:
+        if not kinds:
+            types[name] = pa.null()  # no value, no type
+        elif kinds <= {"int", "wide int"}:
             types[name] = pa.int64()
-        elif kinds and kinds <= {"int", "float"}:
+        elif kinds <= {"int", "float"}:
             types[name] = pa.float64()
         else:
             types[name] = pa.bool_() if kinds == {"bool"} else pa.string()
@@ -225,7 +230,8 @@ def _simple_type(type: pa.DataType) -> pa.DataType:
         return pa.float64()
     if pa.types.is_timestamp(type):
         return pa.timestamp("us", type.tz)  # Python's datetime has no nanoseconds
-    return type if pa.types.is_boolean(type) or pa.types.is_date(type) else pa.string()
+    kept = pa.types.is_boolean(type) or pa.types.is_date(type) or pa.types.is_null(type)
+    return type if kept else pa.string()
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
