@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -43,11 +44,47 @@ def extensions(modality: str) -> frozenset[str]:
     return found
 
 
+# The beginning of what stands in a working tree for a file that was not fetched, and what does.
+_POINTERS = {
+    b"version https://git-lfs.github.com/spec/": ("git-lfs", "git lfs pull"),
+    b"version https://hawser.github.com/spec/": ("git-lfs", "git lfs pull"),
+    b"/annex/objects/": ("git-annex", "git annex get"),
+}
+_POINTER_BYTES = 1024  # no pointer is longer
+
+
+def pointer(path: Path) -> str:
+    """In words, that a file is a pointer of git-lfs or git-annex, whose content was not fetched;
+    empty for any other path."""
+    try:
+        if path.is_symlink() and not path.exists() and "annex/objects/" in str(path.readlink()):
+            return "is a link of git-annex to content that is not here: fetch it with git annex get"
+        if not path.is_file() or path.stat().st_size > _POINTER_BYTES:
+            return ""
+        with path.open("rb") as file:
+            return _pointer_words(file.read(_POINTER_BYTES))
+    except (OSError, ValueError):  # what cannot be read is named where it is read
+        return ""
+
+
+def _pointer_words(content: bytes) -> str:
+    for beginning, (tool, remedy) in _POINTERS.items():
+        if content.startswith(beginning):
+            size = re.search(rb"^size (\d+)", content, re.MULTILINE)
+            whole = f" of {int(size[1]):,} bytes" if size else ""
+            return (
+                f"is a pointer of {tool}, {len(content)} bytes in the place of the "
+                f"file{whole}: fetch that with {remedy}"
+            )
+    return ""
+
+
 def file_size(path: Path) -> int:
     """Bytes of a file that can be read.
 
     Raises:
-        DecodeError: there is none, it is a folder or a device, or it may not be read.
+        DecodeError: there is none, it is a folder or a device, it may not be read, or it is a
+            pointer of git-lfs or git-annex.
     """
     try:
         status = path.stat()
@@ -57,9 +94,12 @@ def file_size(path: Path) -> int:
             # Opening a pipe or a device could block for ever.
             raise DecodeError(f"is a pipe or a device, not a file: {path}")
         with path.open("rb"):
-            return status.st_size
+            pass
+        if status.st_size <= _POINTER_BYTES and (words := pointer(path)):
+            raise DecodeError(f"{words}: {path}")
+        return status.st_size
     except FileNotFoundError as error:
-        raise DecodeError(f"no such file: {path}") from error
+        raise DecodeError(f"{pointer(path) or 'no such file'}: {path}") from error
     except PermissionError as error:
         raise DecodeError(f"no permission to read: {path}") from error
     except (OSError, ValueError) as error:  # a name too long, a NUL in it, a failing disk

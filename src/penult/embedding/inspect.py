@@ -27,6 +27,7 @@ from penult.errors import (
 )
 from penult.models import specs
 from penult.models.base import Classifier
+from penult.models.leftovers import notes_of
 from penult.tracing.anatomy import Anatomy, Statement
 from penult.tracing.certificate import Certificate
 from penult.tracing.taps import Tap
@@ -156,7 +157,7 @@ def inspect_model(spec: str, options: InspectionOptions, **model_options: Any) -
         study.statements(_taps_to_measure(anatomy, taps, options.every)),
         remark,
         sample.names,
-        (*filter(None, [weights_note]), *sample.notes),
+        (*filter(None, [weights_note]), *notes_of(classifier.describe()), *sample.notes),
     )
 
 

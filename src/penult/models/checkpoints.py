@@ -1,19 +1,17 @@
-"""Weights files: read without running code, fill a module with them, refuse those that do not
-fit.
-"""
+"""Fill a module with weights, refuse those that do not fit; look through archives for code."""
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
 import json
+import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,130 +20,97 @@ import torch
 from torch import Tensor, nn
 
 from penult.errors import IncompleteWeights, ModelError, UntrustedCode, first_line
+from penult.models.leftovers import Way, notes_of, refuse_adapters, refuse_needed, sort
 from penult.models.processors import quiet
+from penult.models.weight_files import Weights
 from penult.tracing.head import logits_of
 from penult.tracing.trace import record
 
-Weights = Mapping[str, Tensor]
+log = logging.getLogger(__name__)
 
 # What wrappers put in front of every name: DataParallel, torch.compile, Lightning and others.
 PREFIXES = ("", "module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "classifier.")
-
-# Where training scripts keep the weights, in the order in which they are preferred.
-ENTRIES = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
+# What wrappers put inside of names, where a part of the network was compiled or sharded.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+_PARALLEL = re.compile(r"(?<=\.)module\.")
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A file's weights. where: the entry that they were taken from. others: further ones in it."""
+class Filling:
+    """How a module was filled. loose: name → why (`missing`, or both shapes) of what was not.
+    spare: the checkpoint's tensors without a place. source: the file, as it was named. trained: the
+    architecture that the file names."""
 
-    weights: Weights
-    where: str
-    others: tuple[str, ...]
-
-
-def read(path: Path, entry: str | None = None, *, trust: bool = False) -> Checkpoint:
-    """Open a checkpoint file. entry: which of several copies to take (`state_dict_ema`, …).
-
-    Raises:
-        ModelError: no such file, not a checkpoint, or no such entry; the message lists those there.
-        UntrustedCode: it is a pickle that asks to run code.
-    """
-    if not path.is_file():
-        raise ModelError(f"no checkpoint {str(path)!r}: there is no such file")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return Checkpoint(load_file(path), "", ())
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is not readable as safetensors: {error}") from error
-    found = _copies(_unpickled(path, trust))
-    if not found:
-        raise ModelError(f"{path} holds no weights: expected a mapping of names to tensors")
-    if entry is None:
-        entry = next((name for name in ENTRIES if name in found), next(iter(found)))
-    if entry not in found:
-        raise ModelError(f"{path} has no entry {entry!r}; it has {', '.join(map(repr, found))}")
-    return Checkpoint(found[entry], entry, tuple(name for name in found if name != entry))
-
-
-def _unpickled(path: Path, trust: bool) -> Any:
-    # Training scripts keep their arguments beside the weights; a Namespace holds values, no code.
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        raise UntrustedCode(
-            f"{path} is a pickle that asks for more than tensors ({first_line(error)}); nothing "
-            "was run. Save its state_dict alone, as safetensors, or if you trust whoever made it "
-            "say --trust"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path} is not readable as a checkpoint: {first_line(error)}") from error
-
-
-def _copies(value: Any, name: str = "") -> dict[str, Weights]:
-    """Every mapping of names to tensors in a loaded file, by the name of its entry."""
-    if isinstance(value, nn.Module):  # only a trusted file gives one
-        return {name: value.state_dict()}
-    if not isinstance(value, Mapping):
-        return {}
-    tensors = {str(key): item for key, item in value.items() if isinstance(item, Tensor)}
-    if tensors and len(tensors) >= len(value) / 2:
-        return {name: tensors}
-    found: dict[str, Weights] = {}
-    for key, item in value.items():
-        found |= _copies(item, f"{name}.{key}" if name else str(key))
-    return {key: item for key, item in found.items() if not key.startswith("optim")}
+    loose: Mapping[str, str] = field(default_factory=dict)
+    spare: Mapping[str, Tensor | None] = field(default_factory=dict)
+    source: str = ""
+    trained: str = ""
 
 
 def fitted(module: nn.Module, weights: Weights) -> Weights:
     """The weights with the prefix taken off (or put on) that fits most names of the module."""
-    names = module.state_dict().keys()
-
-    def renamed(drop: str, put: str) -> dict[str, Tensor]:
-        return {put + name.removeprefix(drop): tensor for name, tensor in weights.items()}
-
-    drops = [a + b for a, b in product(PREFIXES, PREFIXES)]
-    options = [(drop, put) for drop in dict.fromkeys(drops) for put in PREFIXES[:4]]
+    own = {_plain(name): name for name in module.state_dict()}
+    plain = {_plain(name): tensor for name, tensor in weights.items()}
+    parallel = {_PARALLEL.sub("", name): tensor for name, tensor in plain.items()}
+    drops = [*dict.fromkeys(a + b for a, b in product(PREFIXES, PREFIXES))]
+    options = [
+        (names, drop, put)
+        for names in ([plain, parallel] if parallel.keys() != plain.keys() else [plain])
+        for drop in drops
+        for put in PREFIXES[:4]
+    ]
     # The first of equals wins: the plain names, then single prefixes.
-    best = max(options, key=lambda option: len(renamed(*option).keys() & names))
-    return renamed(*best)
+    best = max(options, key=lambda option: len(_renamed(*option).keys() & own.keys()))
+    return {own.get(name, name): tensor for name, tensor in _renamed(*best).items()}
 
 
-def fill(module: nn.Module, weights: Weights) -> dict[str, str]:
+def _plain(name: str) -> str:
+    return _WRAPPERS.sub("", name)
+
+
+def _renamed(weights: Weights, drop: str, put: str) -> dict[str, Tensor]:
+    """Names without one prefix and with another one; of two with one name, that which had it."""
+    if not drop:
+        return {put + name: tensor for name, tensor in weights.items()}
+    inside = {name: tensor for name, tensor in weights.items() if name.startswith(drop)}
+    outside = {put + name: tensor for name, tensor in weights.items() if name not in inside}
+    return outside | {put + name.removeprefix(drop): tensor for name, tensor in inside.items()}
+
+
+def fill(module: nn.Module, weights: Weights) -> Filling:
     """Put weights into a module, in place.
 
-    Returns what could not be filled: name → why (`missing`, or both shapes). Whether that matters
-    is for the trace to say: only what the logits depend on does.
+    Returns what could not be filled, and what was left over. Whether that matters is for the trace
+    to say: only what the logits depend on does.
     """
     fitting = fitted(module, weights)
     loose: dict[str, str] = {}
     good: dict[str, Tensor] = {}
-    for name, own in module.state_dict().items():
+    own = module.state_dict()
+    for name, value in own.items():
         stored = fitting.get(name)
         if stored is None:
             loose[name] = "missing"
-        elif stored.shape != own.shape:
+        elif stored.shape != value.shape:
             loose[name] = (
-                f"{tuple(stored.shape)} in the checkpoint, {tuple(own.shape)} in the model"
+                f"{tuple(stored.shape)} in the checkpoint, {tuple(value.shape)} in the model"
             )
         else:
             good[name] = stored
     if not good:
         raise IncompleteWeights(
             f"no weight of the checkpoint fits {type(module).__name__}: it has "
-            f"{_some(weights)}, the model has {_some(module.state_dict())}"
+            f"{_some(weights)}, the model has {_some(own)}"
         )
     module.load_state_dict(good, strict=False)
-    return loose
+    return Filling(loose, {name: t for name, t in fitting.items() if name not in own})
 
 
 def built(
     factory: Callable[..., nn.Module], weights: Weights | None, classes: int | None = None
-) -> tuple[nn.Module, dict[str, str]]:
+) -> tuple[nn.Module, Filling]:
     """Call a factory, with as many classes as the weights have, and fill what it makes.
 
     The number of classes is read off the weights: where they differ from the model's own in their
@@ -153,7 +118,7 @@ def built(
     """
     module = factory() if classes is None else factory(num_classes=classes)
     if weights is None:
-        return module, {}
+        return module, Filling()
     fitting = fitted(module, weights)
     counts = {
         fitting[name].shape[0]
@@ -170,19 +135,28 @@ def built(
     return module, fill(module, weights)
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A model whose weights were found to be whole. facts: on tensors of the checkpoint that it has
+    no place for; see `penult.models.leftovers`."""
+
+    n_logits: int
+    facts: Mapping[str, Any]
+
+
 def require_filled(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
-    loose: Mapping[str, str],
-    spare: Iterable[str],
+    filling: Filling,
     spec: str,
     output: str | int | None = None,
-) -> int:
-    """Number of logits; refuse a model whose logits depend on weights that were never loaded.
+) -> Filled:
+    """Refuse a model whose logits depend on weights that were never loaded, or would depend on
+    weights that it has no place for.
 
-    loose: parameters that could not be filled, and why. spare: what the checkpoint has instead.
     output: which of several holds the logits. Run on `tensors` once: a parameter matters if the
-    logits were computed from it.
+    logits were computed from it, a leftover one if it lies inside of a module that they were
+    computed in.
 
     Raises:
         IncompleteWeights: each such parameter is named.
@@ -191,11 +165,52 @@ def require_filled(
     logits = logits_of(trace.output, output)
     root = next(read for read in trace.reads if read.tensor is logits)
     used = trace.weights_used([root])
-    bad = {name: why for name, why in loose.items() if name in used}
+    facts: dict[str, Any] = {}
+    if filling.spare:
+        way = _way(module, {op.module for op in trace.upstream([root])}, used)
+        left = sort(filling.spare, way)
+        source = filling.source or spec
+        refuse_adapters(left, source, way.modules)
+        _refuse_missing(module, used, filling, spec)
+        refuse_needed(left, source, type(module).__name__, way.modules, filling.trained)
+        facts = left.facts(way.modules)
+        if left.uncertain:
+            log.warning(
+                "%s: %s", source, notes_of({"uncertain_weights": facts["uncertain_weights"]})[0]
+            )
+    _refuse_missing(module, used, filling, spec)
+    return Filled(int(logits.shape[-1]), facts)
+
+
+def _way(module: nn.Module, ran: set[str], used: set[str]) -> Way:
+    """The modules of a model, without what wrappers put into their names."""
+    sizes = {size for name, value in module.state_dict().items() if name in used
+             for size in value.shape}  # fmt: skip
+    # A module's weights may be used without the module being called.
+    ran = ran | {name.rpartition(".")[0] for name in used}
+    leading = {parent for name in ran for parent in _parents(_plain(name))}
+    # An Identity that holds a place counts as absent: nothing ran in it.
+    there = {
+        name
+        for full, child in module.named_modules(remove_duplicate=False)
+        if (name := _plain(full)) in leading or next(iter(child.state_dict()), None) is not None
+    }
+    return Way(there, leading, sizes)
+
+
+def _parents(name: str) -> Iterator[str]:
+    """A module's path and those of the modules around it."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _refuse_missing(module: nn.Module, used: set[str], filling: Filling, spec: str) -> None:
+    bad = {name: why for name, why in filling.loose.items() if name in used}
     if bad:
         listed = "; ".join(f"{name}: {why}" for name, why in sorted(bad.items())[:12])
         more = f"; and {len(bad) - 12} more" if len(bad) > 12 else ""
-        other = ", ".join(sorted(map(str, spare))[:8])
+        other = ", ".join(sorted(filling.spare)[:8])
         raise IncompleteWeights(
             f"{spec!r} does not fill {type(module).__name__}; its logits would come from random "
             f"weights. {listed}{more}."
@@ -203,7 +218,6 @@ def require_filled(
             + " Build the class that it was trained with: --checkpoint with a factory of yours, or "
             "penult.load(module) in Python"
         )
-    return int(logits.shape[-1])
 
 
 def _some(weights: Weights) -> str:

@@ -27,7 +27,7 @@ from penult.models.base import (
     digest,
     weights_digest,
 )
-from penult.models.checkpoints import built, read, require_filled
+from penult.models.checkpoints import Filling, built, require_filled
 from penult.models.options import (
     LoadOptions,
     Prepare,
@@ -37,6 +37,7 @@ from penult.models.options import (
     source_of,
 )
 from penult.models.synthetic import content_of
+from penult.models.weight_files import Checkpoint, read
 from penult.tracing.anatomy import Anatomy, Statement, choose_tap, dissect, state
 from penult.tracing.certificate import Certificate
 from penult.tracing.forward import SplitTarget, still
@@ -261,7 +262,7 @@ def truncation_of(spec: InputSpec) -> str:
 class ModuleParts:
     """The parts of a classifier whose model is a torch module, as a loader found them.
 
-    loose: parameters that no weights filled, and why. labels, kind: those that the model's origin
+    filling: how its weights were loaded. labels, kind: those that the model's origin
     names; the caller's count first. base: dotted path of the backbone. weights: their hash, where
     the module's state lacks some. facts: for `Classifier.describe`. storage: how it is saved.
     """
@@ -269,7 +270,7 @@ class ModuleParts:
     module: nn.Module
     preprocessing: Preprocessing
     spec: str
-    loose: Mapping[str, str] = field(default_factory=dict)
+    filling: Filling = field(default_factory=Filling)
     facts: Mapping[str, Any] = field(default_factory=dict)
     labels: Sequence[str] = ()
     kind: str | None = None
@@ -290,7 +291,8 @@ def assemble(
     preparer = preparer or fitted_preparer(parts, options)
     module, output = parts.module, options.output_key
     tensors = preparer.example(0).tensors
-    n_logits = require_filled(module, tensors, parts.loose, (), parts.spec, output)
+    filled = require_filled(module, tensors, parts.filling, parts.spec, output)
+    n_logits = filled.n_logits
     names = class_names_of(options.class_names, n_logits) or parts.labels
     return Classifier(
         parts.spec,
@@ -298,7 +300,7 @@ def assemble(
         complete_labels(names, n_logits),
         TorchStructure(module, preparer.example, parts.base, output, parts.weights),
         preparer,
-        parts.facts,
+        {**parts.facts, **filled.facts},
         parts.storage,
     )
 
@@ -406,24 +408,26 @@ def arguments(module: nn.Module) -> list[str]:
 
 def from_factory(
     factory: Callable[..., nn.Module], options: LoadOptions
-) -> tuple[nn.Module, dict[str, str], dict[str, Any]]:
-    """(module, parameters that were not filled, facts), with the options' checkpoint in it."""
-    weights, facts = None, {}
-    if options.checkpoint is not None:
-        path, _, entry = str(options.checkpoint).partition("#")
+) -> tuple[nn.Module, Filling, dict[str, Any]]:
+    """(module, how it was filled, facts), with the options' checkpoint in it."""
+    checkpoint, facts = Checkpoint({}), {}
+    path, _, entry = str(options.checkpoint or "").partition("#")
+    if path:
         checkpoint = read(Path(path).expanduser(), entry or None, trust=options.trust)
-        weights = checkpoint.weights
         facts = {
             "checkpoint": f"{path}#{checkpoint.where}" if checkpoint.where else path,
             "other_copies": list(checkpoint.others),
+            **({"beside_weights": list(checkpoint.beside)} if checkpoint.beside else {}),
+            **({"trained": dict(checkpoint.training)} if checkpoint.training else {}),
         }
     try:
-        module, loose = built(factory, weights)
+        module, filling = built(factory, checkpoint.weights or None)
     except TypeError as error:
         raise ModelError(f"the factory cannot be called: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"the factory gave {type(module).__name__}, not a torch module")
-    return module.eval(), loose, facts
+    trained = checkpoint.training.get("architecture", "")
+    return module.eval(), replace(filling, source=path, trained=trained), facts
 
 
 def storage_of(

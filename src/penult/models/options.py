@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from penult.data.files import pointer
 from penult.errors import ModelError, UsageError, first_line
 from penult.models.base import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
@@ -61,12 +62,23 @@ def existing_file(spec: str | Path) -> Path:
     """The absolute path of a file.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or a pointer of git-lfs or git-annex in its place.
     """
     path = Path(spec).expanduser().absolute()
+    refuse_pointer(path)
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r}")
     return path
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file whose content git-lfs or git-annex has not fetched.
+
+    Raises:
+        ModelError: it is such a file.
+    """
+    if words := pointer(path):
+        raise ModelError(f"{path} {words}")
 
 
 def members(path: Path) -> list[str]:

@@ -30,6 +30,7 @@ from penult.models.options import (
     current,
     existing_file,
     kind_of,
+    refuse_pointer,
 )
 
 log = logging.getLogger(__name__)
@@ -439,6 +440,7 @@ def locate(spec: str | Path) -> tuple[Path, str, str | None]:
     path = Path(name).expanduser()
     if path.is_dir():
         return path, str(path.resolve()), None
+    refuse_pointer(path)
     if path.exists():
         if path.suffix.lower() in CHECKPOINTS:
             raise ModelError(f"{name!r} is no model by itself: {checkpoint_advice(path)}")

@@ -34,7 +34,13 @@ from penult.models.base import (
     digest,
 )
 from penult.models.module import fixed_length, truncation_of
-from penult.models.options import LoadOptions, Preprocessing, class_names_of, preprocessing_of
+from penult.models.options import (
+    LoadOptions,
+    Preprocessing,
+    class_names_of,
+    existing_file,
+    preprocessing_of,
+)
 from penult.models.synthetic import content_of
 from penult.tracing.anatomy import Anatomy, Statement
 from penult.tracing.certificate import Certificate
@@ -282,10 +288,7 @@ class GraphPreparer:
 def parted(spec: str | Path) -> tuple[Path, str | None]:
     """(the file, the output that is named after `#`)."""
     name, mark, output = str(spec).partition(f"{SUFFIX}#")
-    path = Path(name + SUFFIX if mark else name).expanduser().absolute()
-    if not path.is_file():
-        raise ModelError(f"there is no file {str(path)!r}")
-    return path, output or None
+    return existing_file(name + SUFFIX if mark else name), output or None
 
 
 def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:

@@ -14,6 +14,7 @@ from torch import nn
 from penult.errors import ModelError, first_line
 from penult.extras import require
 from penult.models.base import Classifier
+from penult.models.checkpoints import Filling
 from penult.models.module import ModuleParts, assemble, from_factory, storage_of
 from penult.models.options import LoadOptions, Preprocessing, preprocessing_of
 
@@ -30,12 +31,12 @@ def open_timm(name: str, options: LoadOptions) -> Classifier:
         raise ModelError(
             f"timm has no model {name!r}" + (f"; similar names: {similar}" if similar else "")
         )
-    loose: dict[str, str] = {}
+    filling = Filling()
     facts: dict[str, Any] = {"revision": "published"}
     if options.checkpoint is None and not options.random:
         module = _published(timm, name)
     else:
-        module, loose, facts = from_factory(partial(timm.create_model, name), options)
+        module, filling, facts = from_factory(partial(timm.create_model, name), options)
     if options.preprocess is None:
         config = timm.data.resolve_model_data_config(module)
         transform = timm.data.create_transform(**config, is_training=False)
@@ -46,7 +47,7 @@ def open_timm(name: str, options: LoadOptions) -> Classifier:
         module,
         preprocessing,
         f"timm:{name}",
-        loose,
+        filling,
         facts={"origin": "timm", **facts},
         storage=storage_of("timm", name, options),
     )
@@ -79,7 +80,7 @@ def open_torchvision(name: str, options: LoadOptions) -> Classifier:
             + (f"; similar names: {similar}" if similar else "")
         )
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    loose: dict[str, str] = {}
+    filling = Filling()
     facts: dict[str, Any] = {}
     if options.checkpoint is None and not options.random:
         try:
@@ -93,7 +94,7 @@ def open_torchvision(name: str, options: LoadOptions) -> Classifier:
         facts["revision"] = str(weights)
     else:
         factory = partial(torchvision.models.get_model, name, weights=None)
-        module, loose, facts = from_factory(factory, options)
+        module, filling, facts = from_factory(factory, options)
     if options.preprocess is None:
         transforms = weights.transforms()
         preprocessing = Preprocessing(transforms, {"torchvision": repr(transforms)})
@@ -103,7 +104,7 @@ def open_torchvision(name: str, options: LoadOptions) -> Classifier:
         module,
         preprocessing,
         f"torchvision:{name}",
-        loose,
+        filling,
         facts={"origin": "torchvision", **facts},
         labels=() if facts.get("checkpoint") else weights.meta["categories"],
         storage=storage_of("torchvision", name, options),

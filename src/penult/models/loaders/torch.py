@@ -42,12 +42,12 @@ def open_factory(spec: str, options: LoadOptions) -> Classifier:
             f"{spec!r} builds a module, and nothing says that its weights are trained: give them "
             "with --checkpoint"
         )
-    module, loose, facts = from_factory(factory, options)
+    module, filling, facts = from_factory(factory, options)
     parts = ModuleParts(
         module,
         preprocessing_of(options),
         spec,
-        loose,
+        filling,
         facts={"origin": "torch", **facts},
         storage=storage_of("torch", spec, options),
     )

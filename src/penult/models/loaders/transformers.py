@@ -25,9 +25,9 @@ from penult.models.base import (
     Storage,
     complete_labels,
 )
-from penult.models.checkpoints import require_filled
+from penult.models.checkpoints import Filling, require_filled
 from penult.models.module import ModuleParts, TorchStructure, assemble
-from penult.models.options import LoadOptions, class_names_of, preprocessing_of
+from penult.models.options import LoadOptions, class_names_of, preprocessing_of, refuse_pointer
 from penult.models.processors import open_preparer, quiet, require_files
 
 # The auto classes' tables of classification classes, and the modality of each.
@@ -69,7 +69,8 @@ def open_folder(
     preparer = open_preparer(folder, modality, config, module, options.trust)
     with quiet():
         tensors = preparer.example(0).tensors
-        n_logits = require_filled(module, tensors, _loose(info), info["unexpected_keys"], spec)
+        filled = require_filled(module, tensors, _filling(info, module), spec)
+    n_logits = filled.n_logits
     own = _names(config)
     return Classifier(
         spec,
@@ -77,7 +78,7 @@ def open_folder(
         complete_labels(class_names_of(options.class_names, n_logits) or own, n_logits),
         TorchStructure(module, preparer.example, _base_path(module), options.output_key),
         preparer,
-        {"origin": "transformers", "architecture": architecture, **(facts or {})},
+        {"origin": "transformers", "architecture": architecture, **(facts or {}), **filled.facts},
         _storage(folder, options),
     )
 
@@ -119,7 +120,7 @@ def open_prepared(folder: Path, spec: str, options: LoadOptions) -> Classifier:
         module,
         preprocessing,
         spec,
-        _loose(info),
+        _filling(info, module),
         facts={"origin": "transformers", "architecture": architecture},
         labels=_names(config),
         base=_base_path(module),
@@ -133,12 +134,22 @@ def open_prepared(folder: Path, spec: str, options: LoadOptions) -> Classifier:
     return classifier
 
 
-def _loose(info: Mapping[str, Any]) -> dict[str, str]:
-    """What loading could not fill: name → why."""
+def _filling(info: Mapping[str, Any], module: nn.Module) -> Filling:
+    """What loading could not fill, and what was left over."""
     loose = {str(key): "missing" for key in info["missing_keys"]}
     for key, stored, expected in info["mismatched_keys"]:
         loose[str(key)] = f"{tuple(stored)} in the checkpoint, {tuple(expected)} in the model"
-    return loose
+    spare = (_placed(str(key), module) for key in info["unexpected_keys"])
+    return Filling(loose, dict.fromkeys(sorted(spare)))
+
+
+def _placed(name: str, module: nn.Module) -> str:
+    """A name with the backbone's in front, where it was saved from the backbone alone."""
+    prefix, first = str(getattr(module, "base_model_prefix", "")), name.partition(".")[0]
+    base = getattr(module, prefix, None) if prefix else None
+    if not isinstance(base, nn.Module) or hasattr(module, first) or not hasattr(base, first):
+        return name
+    return f"{prefix}.{name}"
 
 
 def _names(config: Any) -> list[str]:
@@ -159,6 +170,7 @@ def _read_config(folder: Path, spec: str, trust: bool) -> Any:
             f"{spec!r} is a collection, not a model; name the model that its rows are from (penult "
             f"info {spec} shows it)"
         )
+    refuse_pointer(path)
     if not path.is_file():
         raise ModelError(
             f"{spec!r} has no config.json, so it was not saved by transformers' save_pretrained"
@@ -221,6 +233,8 @@ def _require_weights(folder: Path, spec: str) -> None:
         raise ModelError(
             f"{spec!r} holds no weights: expected {WEIGHTS[0]} or {WEIGHTS[2]}, found {found}"
         )
+    for path in checkpoint_files(folder):
+        refuse_pointer(path)
 
 
 def _load_weights(
