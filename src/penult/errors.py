@@ -29,6 +29,8 @@ Every message says what was received, what is wrong, and what would work.
 
 from __future__ import annotations
 
+import re
+
 
 class PenultError(Exception):
     """Root of every error that Penult raises on purpose."""
@@ -135,7 +137,96 @@ REFUSALS: tuple[type[Exception], ...] = (
 )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error that is worth showing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+_LONGEST = 400  # characters of another library's reason
+_LOOKED_AT = 20_000  # at its beginning and at its end
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
+_TRACEBACK = re.compile(
+    r"^\s*Traceback.*\n(?:.*\n)*?(?:\w+(?:Error|Exception): )?(?=\S.*\s*\Z)", re.MULTILINE
+)
+# The words before the cause, as PyTorch, ONNX Runtime and Keras write them; and what follows it.
+_BEFORE = re.compile(
+    r".*(?:WeightsUnpickler error:|Status Message:|\[ONNXRuntimeError\] : \d+ : [A-Z_]+ :|"
+    r"LanceError\(\w+\):|Exception encountered when calling [^\n]*\n)"
+    r"|.*failed in the TorchScript interpreter\.",
+    re.DOTALL,
+)
+_AFTER = re.compile(
+    r"^\s*(?:Arguments received by|CUDA kernel errors might|Candidate functions:).*",
+    re.DOTALL | re.MULTILINE,
+)
+# Lines that hold a place in a library's source and no cause, as OpenVINO's.
+_PLACE_LINES = re.compile(
+    r"^\s*(?:Exception from \S+:|Check '.*' failed at \S+:|FrontEnd API failed with \w+:)\s*$",
+    re.MULTILINE,
+)
+_PLACES = re.compile(
+    r",? ?(?:[^\s,]*/)[^\s,]+\.rs:\d+:\d+"
+    r"|(?:\S*/)?\w+\.(?:cc|cpp|cu|cuh|h|hpp):\d+"
+    r"(?: [\w:~<>]+::[\w:~<>]+\([^()]*\)(?: const)?)?(?: [^.]* was false\.(?= ))?"
+)
+_REPRS = (
+    (re.compile(r"<(?:class|enum) '(?:[^']*\.)?(\w+)'>"), r"\1"),
+    (re.compile(r"<(?:function|bound method) (\S+)[^>]*>"), r"\1"),
+    (re.compile(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>"), r"\1"),
+    (re.compile(r"torch\.Size\(\[([^]]*)\]\)"), r"(\1)"),
+)
+_ADVICE = re.compile(
+    r"(?:Please|You (?:can|may|might)|Use `|Run workload|Check (?:the|your)|"
+    r"If you (?:are seeing|trust)|This (?:is an internal|can happen|could be|may be))\b"
+)
+_REQUEST = re.compile(r"\s+Please (?:check|fix)\b[^.]*(?:\.\w+[^.]*)*\.?(?=\s|\Z)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(\[])")
+
+
+def cause(error: BaseException) -> str:
+    """The cause that an error of another library names, in one line: whole, without escape codes,
+    traceback, places in the library's source and its advice; no full stop at the end."""
+    if isinstance(error, PenultError):
+        return " ".join(str(error).split())
+    text = _ESCAPES.sub("", _message(error)).replace("\r\n", "\n")
+    if len(text) > 2 * _LOOKED_AT:
+        text = f"{text[:_LOOKED_AT]}\n{text[-_LOOKED_AT:]}"
+    for noise in (_TRACEBACK, _BEFORE, _AFTER, _PLACE_LINES, _REQUEST):
+        text = noise.sub("", text)
+    for pattern, plain in ((_PLACES, ""), *_REPRS):
+        text = pattern.sub(plain, text)
+    line = "".join(sign if sign.isprintable() else " " for sign in _first_statement(text))
+    line = _shortened(" ".join(line.split())).rstrip(" .:,")
+    return line or type(error).__name__
+
+
+def _message(error: BaseException) -> str:
+    """The text of an error; one that is a mere key, number or nothing has the error's name."""
+    reason, file = getattr(error, "strerror", None), getattr(error, "filename", None)
+    if reason and isinstance(reason, str):
+        return f"{reason}: {file}" if file else reason
+    text, name = str(error), type(error).__name__
+    bare = isinstance(error, KeyError) or re.fullmatch(r"[-\d.,()\s]*", text)
+    return f"{name}: {text}" if bare and text.strip() else text
+
+
+def _first_statement(text: str) -> str:
+    """The first line, and those that go on with it."""
+    found = ""
+    for line in text.strip().split("\n"):
+        line = line.strip()
+        if found and not found.endswith(":") and (not line or found.endswith((".", "!", "?"))):
+            break
+        found = f"{found} {line}".strip()
+    return found
+
+
+def _shortened(line: str) -> str:
+    """The sentences without advice on another library, as far as there is room for them."""
+    first, *others = _SENTENCE_END.split(line)
+    kept = " ".join([first, *(one for one in others if not _ADVICE.match(one))])
+    if len(kept) <= _LONGEST:
+        return kept
+    whole = kept[:_LONGEST].rpartition(". ")[0]
+    if len(whole) > _LONGEST / 2:
+        return whole
+    return kept[:_LONGEST].rpartition(" ")[0].rstrip(" ,;:.(") + " …"
+
+
+first_line = cause

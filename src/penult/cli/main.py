@@ -34,8 +34,9 @@ from penult.cli.output import (
     discard_stdout,
     logged,
     print_error,
+    quiet_libraries,
 )
-from penult.errors import ItemError, PenultError, UsageError
+from penult.errors import ItemError, PenultError, UsageError, cause
 
 app = typer.Typer(
     name="penult",
@@ -50,6 +51,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
     log: LogLevel = typer.Option(
         LogLevel.WARNING, envvar="PENULT_LOG", help="Least level of log messages on stderr."
@@ -64,6 +66,8 @@ def root(
     Exit codes: 0 done · 1 the work failed · 2 wrong usage · 3 done, but some items failed.
     """
     logging.getLogger("penult").setLevel(log.upper())
+    if log not in (LogLevel.DEBUG, LogLevel.INFO):
+        context.with_resource(quiet_libraries())
     if version:
         from penult import __version__
 
@@ -126,26 +130,44 @@ def _run(arguments: list[str], as_json: bool) -> int:
         return code if isinstance(code, int) else DONE
     except Exit as error:
         return int(error.exit_code)
-    except TyperException as error:
-        print_error(_with_hint(error, arguments), "UsageError", as_json)
-        return WRONG_USAGE
-    except UsageError as error:
-        print_error(str(error), type(error).__name__, as_json)
-        return WRONG_USAGE
     except BrokenPipeError:
         raise
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print_error(f"{place}{error.strerror or error}", type(error).__name__, as_json)
-        return FAILED
-    except PenultError as error:
-        print_error(str(error), type(error).__name__, as_json)
-        return SOME_FAILED if isinstance(error, ItemError) else FAILED
     except (KeyboardInterrupt, typer.Abort):
         kept = ". Committed rows are kept; run the same command again to continue"
         message = "stopped" + (kept if arguments[:1] == ["embed"] else "")
         print_error(message, "KeyboardInterrupt", as_json)
         return STOPPED
+    except TyperException as error:
+        print_error(_with_hint(error, arguments), "UsageError", as_json)
+        return WRONG_USAGE
+    except Exception as error:
+        if not isinstance(error, (PenultError, OSError)) and _has_log():
+            raise
+        print_error(_sentence(error), type(error).__name__, as_json)
+        return _code(error)
+
+
+def _has_log() -> bool:
+    """Whether whoever calls wants to see where an error happens."""
+    return logging.getLogger("penult").isEnabledFor(logging.INFO)
+
+
+def _sentence(error: Exception) -> str:
+    """An error of the work in words."""
+    if isinstance(error, PenultError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else cause(error)
+    return (
+        f"{type(error).__name__}: {cause(error)}. Nobody foresaw this: it is a fault of Penult or "
+        "of a library under it; penult --log info … shows where it happens"
+    )
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, UsageError):
+        return WRONG_USAGE
+    return SOME_FAILED if isinstance(error, ItemError) else FAILED
 
 
 def _with_hint(error: TyperException, arguments: list[str]) -> str:

@@ -8,17 +8,19 @@ import json
 import logging
 import math
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from unicodedata import category
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -36,10 +38,37 @@ if TYPE_CHECKING:
 
 DONE, FAILED, WRONG_USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130  # how a command ends
 
-stdout = Console(highlight=False, soft_wrap=False, emoji=False)
-stderr = Console(stderr=True, highlight=False, emoji=False)
-
 _UNLIMITED = 1 << 16
+_STDERR = 2  # its file descriptor
+# Characters that JSON may hold as they are and that steer a terminal: C1, separators, directions.
+_STEERING = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+class _Escaped(NamedTuple):
+    """What is printed, its control characters as escapes: a name must not steer the terminal."""
+
+    inner: Any
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.inner, options):
+            fine = segment.control or segment.text.isprintable()
+            yield segment if fine else segment._replace(text=_escaped(segment.text))
+
+
+class _Escaping(RenderHook):
+    """Escapes control characters in everything that a console prints."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Escaped(one) for one in renderables]
+
+
+def _console(width: int | None = None, to_stderr: bool = False) -> Console:
+    console = Console(stderr=to_stderr, highlight=False, emoji=False, width=width)
+    console.push_render_hook(_Escaping())
+    return console
+
+
+stdout, stderr = _console(), _console(to_stderr=True)
 
 
 def print_json(document: Any) -> None:
@@ -65,8 +94,8 @@ def json_text(document: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """As `json_text`, in ASCII where stdout takes nothing else."""
-    text = json_text(value)
+    """As `json_text`, without a control character, and in ASCII where stdout takes nothing else."""
+    text = _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text(value))
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # no UTF-8 terminal, or a name that is not UTF-8
@@ -76,8 +105,7 @@ def _text(value: Any) -> str:
 
 def print_table(table: Table | Tree) -> None:
     """Print a table or tree to stdout: to a file or pipe in full width, so that no value is cut."""
-    unlimited = Console(highlight=False, emoji=False, width=_UNLIMITED)
-    console = stdout if stdout.is_terminal else unlimited
+    console = stdout if stdout.is_terminal else _console(_UNLIMITED)
     console.print(table)
 
 
@@ -97,9 +125,17 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text from outside, for `print`: markup and control characters are escaped."""
-    fine = (c.isprintable() or category(c) == "Zs" for c in text)
-    return escape("".join(c if ok else repr(c)[1:-1] for c, ok in zip(text, fine, strict=True)))
+    """A text from outside, for `print`, on one line: markup and control characters are escaped."""
+    return escape(_escaped(text, kept=""))
+
+
+def _escaped(text: str, kept: str = "\n\t") -> str:
+    """The text with escapes for its control characters, except those that are kept."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in kept or category(c) == "Zs" else repr(c)[1:-1] for c in text
+    )
 
 
 def printable_path(path: str) -> str:
@@ -126,6 +162,47 @@ def print_error(message: str, kind: str, as_json: bool) -> None:
 def print_note(message: str) -> None:
     """Print a line to stderr."""
     stderr.print(message, soft_wrap=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside the block only what this package prints reaches stderr: no warning, log or progress
+    of another library, in whatever language it is written."""
+    own = sys.stderr
+    if own is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own.flush()
+    with ExitStack() as stack:
+        nowhere = stack.enter_context(Path(os.devnull).open("w"))
+        stderr.file = own
+        stack.callback(setattr, stderr, "file", None)
+        if (saved := _duplicate_of_stderr()) is not None:
+            stack.callback(os.close, saved)
+            if _is_stderr(own):
+                stderr.file = stack.enter_context(
+                    open(saved, "w", 1, own.encoding, own.errors, closefd=False)
+                )
+            os.dup2(nowhere.fileno(), _STDERR)
+            stack.callback(os.dup2, saved, _STDERR)
+        sys.stderr = nowhere
+        stack.callback(setattr, sys, "stderr", own)
+        yield
+
+
+def _duplicate_of_stderr() -> int | None:
+    """A further descriptor of the process's stderr; None where that is closed."""
+    try:
+        return os.dup(_STDERR)
+    except OSError:
+        return None
+
+
+def _is_stderr(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == _STDERR
+    except (OSError, ValueError):  # a stream in memory
+        return False
 
 
 class LogLevel(StrEnum):

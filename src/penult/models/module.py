@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -50,8 +49,6 @@ Tensors = Mapping[str, Tensor]
 
 WEIGHTS = "model.safetensors"
 TORCH = "torch"  # the engine of every module
-
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 # What a preprocessing takes of each modality.
 _ITEMS = {
@@ -338,7 +335,7 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     raise ModelError(
         f"{type(parts.module).__name__} does not take what its preprocessing gives ({shapes}): "
-        f"{_innermost(first)}"
+        f"{first_line(first)}"
     ) from first
 
 
@@ -361,17 +358,6 @@ def _one_row(output: Any, key: str | int | None) -> bool:
         return logits_of(output, key).shape[:1] == (1,)
     except HeadNotFound:  # which of several outputs holds the logits is decided later
         return True
-
-
-def _innermost(error: Exception) -> str:
-    """The line of an error that names its cause: TorchScript and Keras begin with its place."""
-    text = _COLOURS.sub("", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith(("RuntimeError:", "AssertionError:"))]
-    if causes:
-        return causes[-1].partition(": ")[2]
-    rest = [line for line in lines if not line.startswith("Exception encountered when calling")]
-    return (rest or lines or [type(error).__name__])[0][:300]
 
 
 def require_steady(classifier: Classifier, remedy: str) -> None:

@@ -70,18 +70,12 @@ class Session:
         except Exception as error:
             if not _of_the_runtime(error):
                 raise
-            raise ValueError(_readable(error)) from error
+            raise ValueError(first_line(error)) from error
         return [value[None] for value in found] if self._bare else list(found)
 
 
 def _of_the_runtime(error: Exception) -> bool:
     return type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError)
-
-
-def _readable(error: Exception) -> str:
-    """The runtime's message without its codes and the place in its own source."""
-    lines = " ".join(str(error).split()).partition(" Please fix either")[0]
-    return lines.rpartition("Status Message: ")[2].rpartition(" : ")[2][:300]
 
 
 def _providers(device: str) -> list[Any]:
