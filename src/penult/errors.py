@@ -179,9 +179,15 @@ _REQUEST = re.compile(r"\s+Please (?:check|fix)\b[^.]*(?:\.\w+[^.]*)*\.?(?=\s|\Z
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(\[])")
 
 
-def cause(error: BaseException) -> str:
-    """The cause that an error of another library names, in one line: whole, without escape codes,
-    traceback, places in the library's source and its advice; no full stop at the end."""
+def cause(error: BaseException, named: bool = False) -> str:
+    """The cause that an error of another library gives, in one line: whole, without escape codes,
+    traceback, places in the library's source and its advice; no full stop at the end.
+
+    named: behind the name of the error's class.
+    """
+    name = type(error).__name__
+    if named:
+        return f"{name}: {cause(error).removeprefix(f'{name}: ')}" if str(error) else name
     if isinstance(error, PenultError):
         return " ".join(str(error).split())
     text = _ESCAPES.sub("", _message(error)).replace("\r\n", "\n")
@@ -193,7 +199,7 @@ def cause(error: BaseException) -> str:
         text = pattern.sub(plain, text)
     line = "".join(sign if sign.isprintable() else " " for sign in _first_statement(text))
     line = _shortened(" ".join(line.split())).rstrip(" .:,")
-    return line or type(error).__name__
+    return line or name
 
 
 def _message(error: BaseException) -> str:

@@ -186,7 +186,7 @@ def add(
                 with watch.timed("write"):
                     commit(writer, step, rows, summary)
             summary.seconds = watch.seconds
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SourceError):
             writer.finish("stopped", summary.counts())
             raise
         if like is not None:

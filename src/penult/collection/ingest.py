@@ -20,6 +20,7 @@ from penult.data.decode import TIME_LIMIT, Decoding
 from penult.data.files import file_size
 from penult.data.items import Entry, Failure, Item, Note
 from penult.data.regions import Region
+from penult.data.sources import UntilError
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, Stopwatch
@@ -194,9 +195,10 @@ def ingest(
     the seconds of the run. The last batch is given even if it is empty.
     """
     classifier = embedder.classifier
-    regions = options.layout.apply(pairs, classifier.modality, classifier.rate)
+    given = UntilError(pairs)
+    regions = options.layout.apply(given, classifier.modality, classifier.rate)
     results = execute(embedder, plan(regions, lookup, options), options, watch)
-    return assemble(classifier, results, options, tick)
+    return given.then(assemble(classifier, results, options, tick))
 
 
 def plan(

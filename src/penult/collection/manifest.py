@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from penult.data.files import file_aside
-from penult.errors import CollectionError, CollectionLocked, FingerprintMismatch, StoreError
+from penult.errors import (
+    CollectionError,
+    CollectionLocked,
+    FingerprintMismatch,
+    StoreError,
+    cause,
+)
 
 FORMAT = 1
 MANIFEST = "collection.json"
@@ -51,7 +57,7 @@ def store_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         text = str(error)
         if code := re.search(r"\(os error (\d+)\)", text):
             raise StoreError(f"{path}: {os.strerror(int(code[1]))}") from error
@@ -62,6 +68,8 @@ def store_errors(path: Path) -> Iterator[None]:
                 f"{path}: a file of the collection is gone. Either it was damaged, or the reading "
                 "took so long that a writer has cleaned up meanwhile; in this case read it again"
             ) from error
+        if "LanceError" in text or "Failed to parse path" in text:
+            raise StoreError(f"{path} cannot be opened: {cause(error)}") from error
         raise
 
 

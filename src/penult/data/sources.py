@@ -7,14 +7,12 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence, Sized
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import count, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Generic, Literal, TextIO, TypeVar
 
 from penult.data import annotation_files, tables
 from penult.data.files import extensions
@@ -24,17 +22,17 @@ from penult.data.items import (
     Failure,
     Item,
     Placed,
-    absolute,
     failure,
     file_item,
     local,
     named,
     sha,
-    text_item,
 )
+from penult.data.objects import ACCEPTED, is_one, item_of
 from penult.data.regions import WHOLE
+from penult.data.standard_input import listed_paths, piped_item
 from penult.data.tables import RESERVED, Table, columns_of, open_table
-from penult.errors import ItemError, SourceError, UsageError
+from penult.errors import ItemError, SourceError, UsageError, cause
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,6 +51,8 @@ __all__ = [
 ]
 
 TABLES = tables.SUFFIXES
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,32 +146,92 @@ def left_out(source: Source, modality: str) -> Counter[str]:
 def from_objects(
     objects: object, modality: str, channel: int | Literal["each"] | None = None
 ) -> Source:
-    """One thing or an iterable of them: paths, bytes, arrays, (array, rate), PIL images, texts.
+    """One thing or an iterable of them: paths, bytes, open files, arrays, (array, rate), PIL
+    images, texts.
 
-    For the modality text a str is the text itself. A single path is taken as `from_paths` does.
-    Nothing is left out, so the k-th object gives the k-th entry (unless `channel` is "each").
+    For the modality text a str is the text itself. A single path is taken as `from_paths` does; an
+    open file is one item, named by its content. Nothing is left out, so the k-th object gives the
+    k-th entry (unless `channel` is "each").
 
     Raises:
-        SourceError: an object of another kind, or as `from_paths`.
+        SourceError: an object of another kind, or as `from_paths`; also where the entries are
+            iterated, with the number of the item that could not be had.
     """
     _check_channel(channel, modality)
     if isinstance(objects, os.PathLike) or (isinstance(objects, str) and modality != "text"):
         return from_paths([objects], modality, channel)
     things: Iterable[object]
-    if _is_one(objects, modality):
-        things = (objects,)
+    if is_one(objects):
+        # Of a pipe there is only one reading.
+        things = (item_of(objects, modality),)
     elif isinstance(objects, Iterable):
         things = objects
     else:
-        raise SourceError(f"cannot embed a {type(objects).__name__}; {_ACCEPTED}")
+        raise SourceError(f"an object of type {type(objects).__name__} is no item; {ACCEPTED}")
     total = len(things) if isinstance(things, Sized) and channel != "each" else None
     restart = _restartable(things)
 
     def start() -> Iterator[Entry]:
-        made = ((0, (item_of(thing, modality, i), WHOLE)) for i, thing in enumerate(restart()))
+        made = ((0, (_item(one, modality, i), WHOLE)) for i, one in _numbered(restart()))
         return (entry for _, entry in _by_channel(made, channel))
 
     return Source(start, _text_column() if modality == "text" else {}, total)
+
+
+def _item(thing: object, modality: str, index: int) -> Item:
+    return thing if isinstance(thing, Item) else item_of(thing, modality, index)
+
+
+def _numbered(things: Iterable[object]) -> Iterator[tuple[int, object]]:
+    """The objects that an iterable gives. An error of its own is that of no item before it."""
+    iterator, number = iter(things), 0
+    while True:
+        try:
+            thing = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # an iterable of somebody else may raise anything
+            raise SourceError(
+                f"the {type(things).__name__} that gives the items failed where item {number} was "
+                f"asked for (the first is 0): {cause(error, named=True)}"
+            ) from error
+        yield number, thing
+        number += 1
+
+
+class Repeatable(Generic[T]):
+    """Values that can be read once, to be read again and again: all of them are kept."""
+
+    def __init__(self, values: Iterable[T]) -> None:
+        self._unread = tee(values, 1)[0]
+
+    def __iter__(self) -> Iterator[T]:
+        return copy(self._unread)
+
+
+class UntilError(Generic[T]):
+    """What a source gives up to its own error, so that all of it is worked off before that is
+    raised: with `then`, behind the last result."""
+
+    def __init__(self, entries: Iterable[T]) -> None:
+        self._entries = entries
+        self._error: SourceError | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            yield from self._entries
+        except SourceError as error:
+            self._error = error
+
+    def then(self, results: Iterable[R]) -> Generator[R, None, None]:
+        """The results, and behind them the error of the source.
+
+        Raises:
+            SourceError: the source had one.
+        """
+        yield from results
+        if self._error is not None:
+            raise self._error
 
 
 def _text_column() -> dict[str, pa.DataType]:
@@ -266,9 +326,6 @@ def _digest(*parts: object, size: int) -> int:
 # ---- objects
 
 
-_ACCEPTED = "give paths, bytes, arrays, (array, rate) pairs, PIL images or texts"
-
-
 def _restartable(things: Iterable[object]) -> Callable[[], Iterator[object]]:
     if not isinstance(things, Iterator):
         return lambda: iter(things)
@@ -281,44 +338,6 @@ def _restartable(things: Iterable[object]) -> Callable[[], Iterator[object]]:
         return things
 
     return once
-
-
-def _is_one(thing: object, modality: str) -> bool:
-    if isinstance(thing, (str, bytes, os.PathLike)) or _is_picture(thing):
-        return True
-    if isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[1], (int, np.integer)):
-        return True
-    # A column of a data frame is an array too, but one of paths or texts.
-    return hasattr(thing, "__array__") and np.asarray(thing).dtype.kind in "biufc"
-
-
-def _is_picture(thing: object) -> bool:
-    pillow = sys.modules.get("PIL.Image")  # a picture exists only where Pillow is imported
-    return pillow is not None and isinstance(thing, pillow.Image)
-
-
-def item_of(thing: Any, modality: str, index: int = 0) -> Item:
-    """A path, bytes, an array, (array, rate), a PIL image or a text as an item.
-
-    Raises:
-        SourceError: an object of another kind. index: its place, for the message.
-    """
-    if isinstance(thing, str) and modality == "text":
-        return text_item(thing, metadata={"text": thing})
-    if isinstance(thing, (str, os.PathLike)):
-        return file_item(absolute(thing))
-    if isinstance(thing, bytes):
-        return Item(sha(thing), thing)
-    if _is_picture(thing):
-        return Item(sha(f"{thing.mode} {thing.size}".encode(), thing.tobytes()), thing)
-    rate = None
-    if isinstance(thing, tuple) and len(thing) == 2:
-        thing, rate = thing[0], int(thing[1])
-    if not hasattr(thing, "__array__"):
-        raise SourceError(f"item {index} is a {type(thing).__name__}; {_ACCEPTED}")
-    array = np.asarray(thing)
-    about = f"{array.dtype.str} {array.shape}" + (f" {rate}" if modality == "audio" else "")
-    return Item(sha(about.encode(), array.tobytes()), array, rate=rate)
 
 
 # ---- paths
@@ -356,10 +375,7 @@ def _annotation_kind(path: Path, modality: str) -> str:
 
 def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf | None) -> _Origin:
     if text == "-":
-        # The first lines are read twice, for the proof of the head and for the run: a copy of the
-        # unread start gives all of them again.
-        lines = tee(stdin, 1)[0]
-        return _Origin("the list of paths", lambda _: _listed(copy(lines)))
+        return _piped(stdin)
     path = local(text)
     if not path.exists():
         raise SourceError(f"no such file or folder: {text}")
@@ -378,9 +394,20 @@ def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf | None) -> _Or
     return _Origin(text, lambda _: iter([(0, (file_item(path), WHOLE))]), 1, distinct=True)
 
 
-def _listed(lines: Iterable[object]) -> Iterator[Placed]:
-    for number, line in enumerate(lines, 1):
-        text = str(line).rstrip("\r\n")
+def _piped(stdin: TextIO | None) -> _Origin:
+    """A list of paths on standard input, or one recording or picture."""
+    if stdin is None:
+        raise SourceError("standard input is closed; pipe a list of paths, or one file, into -")
+    if (content := piped_item(stdin)) is not None:
+        entry = Item(sha(content), content), WHOLE
+        return _Origin("standard input", lambda _: iter([(0, entry)]), 1, distinct=True)
+    # The first lines are read twice, for the proof of the head and for the run.
+    lines = Repeatable(listed_paths(stdin))
+    return _Origin("the list of paths", lambda _: _listed(lines))
+
+
+def _listed(lines: Iterable[str]) -> Iterator[Placed]:
+    for number, text in enumerate(lines, 1):
         if not text:
             continue
         try:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from penult.analysis.space import Space
 from penult.data import audio, video
 from penult.data.items import Entry
-from penult.data.sources import from_objects
+from penult.data.sources import Repeatable, from_objects
 from penult.data.windows import Layout
 from penult.embedding import saving
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
@@ -356,7 +356,7 @@ class Embedder:
         logits: bool = True,
     ) -> Result:
         if not self._is_settled and isinstance(items, Iterator):
-            items = list(items)  # the first of them are looked at twice
+            items = Repeatable(items)  # the first of them are looked at twice
         entries = from_objects(items, self.classifier.modality)
         self.settle(SourceSample(entries, layout))
         numbered = numbered_regions(entries, layout, self.classifier)

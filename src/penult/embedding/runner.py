@@ -26,7 +26,7 @@ from penult.data.decode import (
 )
 from penult.data.items import Entry, Failure, Item, N, Note
 from penult.data.regions import Region
-from penult.data.sources import from_objects
+from penult.data.sources import UntilError, from_objects
 from penult.embedding.scheduling import BatchQueue, OrderedResults, PreparedRegion, engine_pool
 from penult.engines.autoselect import EngineChoice
 from penult.engines.base import Engine, EngineRequest, FloatArray, Reading, Readout
@@ -215,6 +215,7 @@ class Runner:
             BatchQueue(planner, BatchPolicy if alone else self._policy),
             OrderedResults(),
         )
+        given = UntilError(pairs)
         state = _RunState(planner, logits, watch, threading.Event())
 
         def run(meanwhile: bool = True) -> None:
@@ -225,7 +226,7 @@ class Runner:
                 order.update(results)
 
         with (
-            closing(self.prepare(pairs, decoding, watch)) as prepared,
+            closing(self.prepare(given, decoding, watch)) as prepared,
             watch.waits(len(self.engines)),
             engine_pool(self.engines, planner.hold) as engines,
         ):
@@ -250,6 +251,7 @@ class Runner:
                 yield from order.take()
             finally:
                 state.left.set()
+        yield from given.then(())
 
     def prepare(
         self,
