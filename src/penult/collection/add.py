@@ -162,7 +162,7 @@ def add(
             "pooling 'none' gives one vector per position, and a collection keeps one per item; "
             "choose mean, max, first, last or mean+std"
         )
-    options.layout.apply([], embedder.classifier.modality)  # refused before anything is written
+    options.layout.of([], embedder.classifier.input)  # refused before anything is written
     sample = SourceSample(source, options.layout, options.decoding)
     summary = Summary(engine=settle(reader, embedder, sample))
     manifest = manifest_of(embedder, options.logits, run.dtype)

@@ -196,7 +196,7 @@ def ingest(
     """
     classifier = embedder.classifier
     given = UntilError(pairs)
-    regions = options.layout.apply(given, classifier.modality, classifier.rate)
+    regions = options.layout.of(given, classifier.input)
     results = execute(embedder, plan(regions, lookup, options), options, watch)
     return given.then(assemble(classifier, results, options, tick))
 

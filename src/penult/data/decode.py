@@ -50,11 +50,13 @@ class DecodeTarget:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A region's decoded content, and where in the item it lies (seconds; None: no time axis)."""
+    """A region's decoded content, and where in the item it lies (seconds; None: no time axis).
+    pages: of a picture, how many were decoded where it has more; else None."""
 
     values: Any
     start: float | None = None
     end: float | None = None
+    pages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,19 @@ def _sounds(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Cont
 
 
 def _pictures(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
-    pictures = image.load_many(item.content, (_box(region) for region in regions))
-    for picture in pictures:
-        yield picture if isinstance(picture, ItemError) else Content(picture)
+    ahead, behind = tee(regions)
+    boxes, pages = tee(ahead)
+    pictures = image.load_many(
+        item.content, (_box(region) for region in boxes), (region.page for region in pages)
+    )
+    several: bool | None = None
+    for picture, region in zip(pictures, behind, strict=True):
+        if isinstance(picture, ItemError):
+            yield picture
+            continue
+        if several is None and region.page is None:
+            several = image.count_pages(item.content) > 1
+        yield Content(picture, pages=1 if several and region.page is None else None)
 
 
 def _box(region: Region) -> Any:
@@ -154,9 +166,9 @@ def _videos(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Cont
 def _texts(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
     for region in regions:
         try:
-            if region.kind != "whole":
+            if region.kind != "whole" and region.chars is None:
                 raise RegionError(f"text has no time axis to cut {region.key!r} from")
-            yield Content(text.load(item.content))
+            yield Content(text.load(item.content, region.chars))
         except ItemError as error:
             yield error
 

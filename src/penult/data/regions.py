@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from penult.errors import RegionError, UsageError
@@ -15,6 +15,8 @@ from penult.errors import RegionError, UsageError
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 _MICRO = 1_000_000
+_BOX_KEY = re.compile(r"(?:page:(\d+)(?::(?=box)|$))?(?:box:(\d+),(\d+),(\d+),(\d+))?")
+_CHARS_KEY = re.compile(r"chars:(\d+)-(\d+)")
 _KEY = re.compile(r"(?:ch(\d+):)?(?:(whole|summary)|(?:summary:)?([\d.]+)-(end|[\d.]+))")
 _NEGLIGIBLE = 500  # µs: a window that ends so close to the end is the last one
 
@@ -22,22 +24,31 @@ _NEGLIGIBLE = 500  # µs: a window that ends so close to the end is the last one
 @dataclass(frozen=True, slots=True)
 class Region:
     """A part of an item: the whole of it, a segment or window of all channels mixed or of one, a
-    box of a picture, or the summary of the parts.
+    page or a box of a picture, a window of a text, or the summary of the parts.
 
     `start` and `end` are seconds from the item's beginning; None is its beginning and its end.
     `channel` counts from 0; None is the mean over all channels. `box` is in pixels of the upright
-    picture: left, top, right, bottom, the last two just outside of it. `annotation` tells apart
-    several annotations of one span, such as two species in one window; the first has none.
+    picture: left, top, right, bottom, the last two just outside of it. `page` counts the pages of
+    a TIFF and the frames of an animation from 1; None is the first. `chars` are the first character
+    of a text's window, from 0, and the one just behind it.
+    `annotation` tells apart several annotations of one span, such as two species in one window; the
+    first has none.
     """
 
-    kind: str = "whole"  # whole, window, segment, box or summary
+    kind: str = "whole"  # whole, window, segment, page, box or summary
     start: float | None = None
     end: float | None = None
     channel: int | None = None
     box: Box | None = None
     annotation: str = ""
+    page: int | None = None
+    chars: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.page is not None and self.page < 1:
+            raise RegionError(f"page {self.page} cannot be; pages count from 1")
+        if self.chars is not None and not 0 <= self.chars[0] < self.chars[1]:
+            raise RegionError(f"characters {self.chars} of a text cannot be; they count from 0")
         if self.channel is not None and self.channel < 0:
             raise RegionError(f"channel {self.channel} is negative; channels count from 0")
         if self.start is not None and not self.start >= 0:
@@ -66,8 +77,8 @@ class Region:
     @property
     def key(self) -> str:
         """The region's part of a collection's key, exact to the microsecond: `whole`, `1.5-2.25`,
-        `ch0:1.5-end`, `box:0,0,512,512`, `summary`, `ch0:summary:1.5-2.25`; of a further
-        annotation of the same span `1.5-2.25#2`."""
+        `ch0:1.5-end`, `box:0,0,512,512`, `page:2`, `page:2:box:0,0,512,512`, `chars:0-420`, `summary`,
+        `ch0:summary:1.5-2.25`; of a further annotation of the same span `1.5-2.25#2`."""
         return self._span + (f"#{self.annotation}" if self.annotation else "")
 
     @property
@@ -77,8 +88,11 @@ class Region:
 
     @property
     def _span(self) -> str:
-        if self.box is not None:
-            return "box:" + ",".join(map(str, self.box))
+        if self.box is not None or self.page is not None:
+            page = [] if self.page is None else [f"page:{self.page}"]
+            return ":".join([*page, *([] if self.box is None else [f"box:{_joined(self.box)}"])])
+        if self.chars is not None:
+            return f"chars:{self.chars[0]}-{self.chars[1]}"
         channel = "" if self.channel is None else f"ch{self.channel}:"
         if self.start is None and self.end is None:
             return channel + self.kind
@@ -95,9 +109,15 @@ class Region:
             RegionError: no region has that key.
         """
         span, _, annotation = key.partition("#")
-        if kind == "box" and re.fullmatch(r"box:\d+,\d+,\d+,\d+", span):
-            left, top, right, bottom = map(int, span.removeprefix("box:").split(","))
-            return cls("box", box=(left, top, right, bottom), annotation=annotation)
+        if span and (found := _BOX_KEY.fullmatch(span)) and kind in ("box", "page"):
+            page, *edges = (None if number is None else int(number) for number in found.groups())
+            left, top, right, bottom = edges
+            if left is None or top is None or right is None or bottom is None:
+                return cls(kind, page=page, annotation=annotation)
+            box = left, top, right, bottom
+            return cls(kind, box=box, page=page, annotation=annotation)
+        if found := _CHARS_KEY.fullmatch(span):
+            return cls(kind, chars=(int(found[1]), int(found[2])), annotation=annotation)
         found = _KEY.fullmatch(span)
         if found is None:
             raise RegionError(f"{key!r} is no {kind} of an item, as a collection names them")
@@ -173,6 +193,10 @@ def _spans(total: int, size: int, step: int, negligible: int = 0) -> Iterator[tu
         yield start, start + size
         start = min(start + step, total - size)
     yield (start, start + size) if size <= total else (0, total)
+
+
+def _joined(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def _micros(seconds: float) -> int:

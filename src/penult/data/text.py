@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from penult.data.files import read_bytes
-from penult.errors import DecodeError, EmptyItem
+from penult.errors import DecodeError, EmptyItem, RegionError
 
 EXTENSIONS = frozenset({".txt", ".md"})
 
 
-def load(content: object) -> str:
+def load(content: object, chars: tuple[int, int] | None = None) -> str:
     """The text of a Path or of bytes, as UTF-8 without its byte order mark; a str is the text.
+    chars: only those from the first of these numbers to just before the second.
 
     Raises:
+        RegionError: characters that the text does not have.
         DecodeError: not UTF-8 (the message names the byte), no such file.
         EmptyItem: nothing but white space.
     """
@@ -25,7 +27,12 @@ def load(content: object) -> str:
         raise DecodeError(f"a {type(content).__name__} is no text; give a str, a Path or bytes")
     if not text.strip():
         raise EmptyItem("the text is empty" if not text else "the text is nothing but white space")
-    return text
+    if chars is None:
+        return text
+    start, end = chars
+    if end > len(text):
+        raise RegionError(f"characters {start}-{end} are not there: the text has {len(text)}")
+    return text[start:end]
 
 
 def _decode(raw: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Recordings divided into windows, pictures into tiles. Knows no models.
+"""Recordings and texts divided into windows, pictures into pages and tiles. Knows no models.
 
 A stage between a source and the runner: pairs of (item, region) in, more of them out, lazily. Only
 headers are read, except where a header's length is not exact.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import heapq
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Literal, Protocol
 
-from penult.data import audio, image, video
+from penult.data import audio, image, text, video
 from penult.data.items import Entry, Failure, Item
 from penult.data.regions import Region, tiles, windows
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, SourceError, UsageError
@@ -53,18 +54,42 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+# (text, window, hop) to the first and last character of each window, counted in tokens.
+TextDivider = Callable[[str, int, int | None], Iterable[tuple[int, int]]]
+
+
+class ItemInput(Protocol):
+    """The input of a model, as far as items are divided by it: modality, sample rate of sound, and
+    the windows of a text by its tokens."""
+
+    @property
+    def modality(self) -> str: ...
+
+    @property
+    def rate(self) -> int | None: ...
+
+    @property
+    def divide(self) -> TextDivider | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Windows of `window` seconds, one each `hop` (default: as long as the window), or square tiles
     of `tile` pixels that have `overlap` pixels in common. Nothing given: regions stay as they are.
+
+    Of texts, window and hop are tokens, special ones included. pages: `each` gives one region for
+    each page of a TIFF or frame of an animation, or the tiles of each.
     """
 
     window: float | None = None
     hop: float | None = None
     tile: int | None = None
     overlap: int = 0
+    pages: Literal["each"] | None = None
 
     def __post_init__(self) -> None:
+        if self.pages not in (None, "each"):
+            raise UsageError(f"pages {self.pages!r} cannot be chosen; `each` can")
         if self.hop is not None and self.window is None:
             raise UsageError(f"a hop of {self.hop:g} s needs a window; give both")
         for name, value in (("window", self.window), ("hop", self.hop)):
@@ -80,31 +105,42 @@ class Layout:
         pairs: Iterable[Entry],
         modality: str,
         rate: int | None = None,
+        divider: TextDivider | None = None,
     ) -> Iterator[Entry]:
         """The pairs with each whole item and each segment replaced by its windows or tiles.
 
         Windows of one item come by their start, also where segments overlap or channels are kept
-        apart, so that a recording can be decoded once. `rate` is that of arrays without one. What
-        cannot be divided becomes a Failure.
+        apart, so that a recording can be decoded once. `rate` is that of arrays without one.
+        `divider` counts a text's tokens. What cannot be divided becomes a Failure.
 
         Raises:
             UsageError: this cannot be done to items of that kind.
         """
-        if self.window is not None and modality not in ("audio", "video"):
+        if self.window is not None and modality == "image":
             raise UsageError(
-                f"{modality} has no seconds to cut windows from; audio and video have"
-                + ("; pictures can be cut into tiles" if modality == "image" else "")
+                "image has no seconds to cut windows from; audio and video have; pictures can be "
+                "cut into tiles"
             )
+        if self.pages is not None and modality != "image":
+            raise UsageError(f"pages are of images, not of {modality}")
         if self.tile is not None and modality != "image":
             raise UsageError(
                 f"tiles are cut from images, not from {modality}"
                 + ("" if modality == "text" else "; give a window in seconds instead")
             )
+        if self.pages is not None:
+            pairs = _paged(pairs)
         if self.tile is not None:
             return self._tiled(pairs)
+        if self.window is not None and modality == "text":
+            return self._texts(pairs, self._tokens(divider))
         if self.window is not None:
             return self._windowed(pairs, _Ruler(modality, rate))
         return iter(pairs)
+
+    def of(self, pairs: Iterable[Entry], input: ItemInput) -> Iterator[Entry]:
+        """`apply`, for the items of a model with this input."""
+        return self.apply(pairs, input.modality, input.rate, input.divide)
 
     def _tiled(self, pairs: Iterable[Entry]) -> Iterator[Entry]:
         assert self.tile is not None
@@ -114,12 +150,54 @@ class Layout:
                 continue
             item, region = pair
             try:
-                left, top, right, bottom = region.box or (0, 0, *image.size(item.content))
+                size = region.box or (0, 0, *image.size(item.content, region.page))
+                left, top, right, bottom = size
             except ItemError as error:
                 yield Failure.of(item, region, error)
                 continue
             for a, b, c, d in tiles(right - left, bottom - top, self.tile, self.overlap):
-                yield item, Region("box", box=(left + a, top + b, left + c, top + d))
+                box = left + a, top + b, left + c, top + d
+                yield item, replace(region, kind="box", box=box)
+
+    def _tokens(self, divider: TextDivider | None) -> Callable[[str], Iterable[tuple[int, int]]]:
+        """The windows of a text.
+
+        Raises:
+            UsageError: no whole numbers, or a model whose tokens cannot be counted.
+        """
+        if divider is None:
+            raise UsageError(
+                "texts are cut by the model's own tokenizer, and this model has none that tells "
+                "where in the text its tokens stand; cut the texts, one in each row of a table"
+            )
+        size, step = self.window, self.hop
+        assert size is not None
+        for name, value in (("window", size), ("hop", step)):
+            if value is not None and not (value.is_integer() and value >= 1):
+                raise UsageError(f"a {name} of {value:g} tokens cannot be; give a whole number")
+        divide, whole = divider, None if step is None else int(step)
+        divide("", int(size), whole)  # refused now, not for each text
+        return lambda content: divide(content, int(size), whole)
+
+    @staticmethod
+    def _texts(
+        pairs: Iterable[Entry], divide: Callable[[str], Iterable[tuple[int, int]]]
+    ) -> Iterator[Entry]:
+        """Windows of texts; a text that fits into one stays whole."""
+        for pair in pairs:
+            if isinstance(pair, Failure) or pair[1].kind != "whole":
+                yield pair
+                continue
+            item, region = pair
+            try:
+                spans = list(divide(text.load(item.content)))
+            except ItemError as error:
+                yield Failure.of(item, region, error)
+                continue
+            if len(spans) < 2:
+                yield item, region
+                continue
+            yield from ((item, replace(region, kind="window", chars=span)) for span in spans)
 
     def _windowed(self, pairs: Iterable[Entry], ruler: _Ruler) -> Iterator[Entry]:
         merged = _RegionMerger()
@@ -148,6 +226,22 @@ class Layout:
         for start, stop in windows(end - begin, self.window, self.hop or self.window):
             yield replace(
                 region, kind="window", start=round(begin + start, 6), end=round(begin + stop, 6)
+            )
+
+
+def _paged(pairs: Iterable[Entry]) -> Iterator[Entry]:
+    """Pictures of several pages as their pages, all others as they are."""
+    for pair in pairs:
+        if isinstance(pair, Failure) or pair[1].page is not None or pair[1].box is not None:
+            yield pair
+            continue
+        number = image.count_pages(pair[0].content)
+        if number == 1:
+            yield pair
+        else:
+            item, region = pair
+            yield from (
+                (item, replace(region, kind="page", page=page + 1)) for page in range(number)
             )
 
 

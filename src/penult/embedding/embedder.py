@@ -481,7 +481,7 @@ def numbered_regions(
     """The regions of each entry, behind the entry's number."""
     for number, entry in enumerate(entries):
         yield ItemNumber(number)
-        yield from layout.apply([entry], classifier.modality, classifier.rate)
+        yield from layout.of([entry], classifier.input)
 
 
 def open_embedder(

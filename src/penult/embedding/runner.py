@@ -398,7 +398,7 @@ def _outcome(
         logits=logits,
         start=content.start,
         end=content.end,
-        truncated=ready.inputs.truncated,
+        truncated=ready.inputs.truncated or ready.content.pages,
     )
 
 

@@ -66,7 +66,7 @@ class SourceSample:
         classifier = runner.classifier
         entries = islice(self.source, max(count, ENTRIES))
         first = [entry for entry in entries if not isinstance(entry, Failure)]
-        divided = self.layout.apply(first, classifier.modality, classifier.rate)
+        divided = self.layout.of(first, classifier.input)
         regions = [entry for entry in divided if not isinstance(entry, Failure)]
         found: list[PreparedRegion] = []
         size, enough = 0, 2 * runner.budget * count / 8

@@ -87,7 +87,7 @@ class Query:
         from penult.embedding.runner import Outcome
 
         classifier = source.embedder.classifier
-        cut = layout.apply(pairs, classifier.modality, classifier.rate)
+        cut = layout.of(pairs, classifier.input)
         for one in source.embedder.runner.stream(cut, Decoding(workers=workers)):
             if isinstance(one, Outcome):
                 yield from self.vectors(one.vector[None], [Location.of(one)])

@@ -138,8 +138,8 @@ def _entries(item: Any, modality: str) -> Iterator[Entry]:
         id, key = item
         path = Path(id)
         kind = "whole" if key in ("whole", "summary") or key.endswith(":whole") else "segment"
-        if key.startswith("box:"):
-            kind = "box"
+        if "box:" in key or key.startswith("page:"):
+            kind = "box" if "box:" in key else "page"
         region = WHOLE if key == "whole" else Region.of_key(key, kind)
         yield Item(id, path), region
     else:

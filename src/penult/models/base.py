@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from penult.data.windows import TextDivider
 from penult.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class InputSpec:
 
     modality: audio, image, video or text. rate: samples per second that audio is resampled to.
     frames: to which a video is sampled. seconds: of sound in an input of fixed length; None if it
-    is as long as the clip. refusal: why no item can be prepared; empty where items can be.
+    is as long as the clip. refusal: why no item can be prepared; empty where items can be. divide:
+    gives the first and last character of each window of a text, counted in tokens; None where the
+    preprocessing has no tokenizer that could.
     """
 
     modality: str
@@ -65,6 +68,7 @@ class InputSpec:
     frames: int | None = None
     seconds: float | None = None
     refusal: str = ""
+    divide: TextDivider | None = field(default=None, compare=False, repr=False)
 
     def require(self) -> None:
         """Refuse a model for which no item can be prepared.

@@ -7,15 +7,17 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
-from penult.errors import ModelError, first_line
+from penult.errors import ModelError, UsageError, first_line
 from penult.models.base import Inputs, InputSpec, Preparer, digest
 from penult.models.synthetic import content_of, noise
 
@@ -172,11 +174,14 @@ class VideoPreparer(ImagePreparer):
 class TextPreparer:
     """A text → token ids, by a tokenizer, cut at what the model can take."""
 
-    input = InputSpec("text")
-
     def __init__(self, tokenizer: Any, longest: int | None) -> None:
         self._tokenizer = tokenizer
         self._longest = longest
+
+    @property
+    def input(self) -> InputSpec:
+        """Texts, whose windows the tokenizer counts."""
+        return InputSpec("text", divide=self.windows)
 
     def __call__(self, content: Any) -> Inputs:
         """Prepare one text; `truncated` is in tokens."""
@@ -186,6 +191,53 @@ class TextPreparer:
             return Inputs(dict(values))
         cut = self._tokenizer(content, truncation=True, max_length=limit, return_tensors="pt")
         return Inputs(dict(cut), float(limit))
+
+    def windows(self, content: str, window: int, hop: int | None) -> list[tuple[int, int]]:
+        """The first character and the one behind the last of each window of at most `window`
+        tokens, special ones included, one each `hop` tokens (default: without an overlap).
+
+        A window begins and ends between words, where no word is longer than it; the last one is
+        moved back so that it ends with the text. Prepared alone, each fits.
+
+        Raises:
+            UsageError: more tokens than the model takes, fewer than one of the text's own.
+        """
+        limit, special = self._longest, self._tokenizer.num_special_tokens_to_add()
+        if limit is not None and window > limit:
+            raise UsageError(
+                f"a window of {window} tokens is longer than what the model takes; give {limit} "
+                "or less"
+            )
+        if window <= special:
+            raise UsageError(
+                f"a window of {window} tokens has no room for a text: {special} of them are "
+                "special ones; give more"
+            )
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise UsageError(
+                "this model's tokenizer does not tell where in a text its tokens stand; cut the "
+                "texts, one in each row of a table"
+            )
+        size = window - special
+        words = self._words(content, size)
+        return _spans(words, size, hop or size, lambda a, b: self._count(content[a:b]))
+
+    def _words(self, content: str, size: int) -> list[_Word]:
+        """The words of a text in its tokens; one of more than `size` of them as its tokens."""
+        values = self._tokenizer(
+            content, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        pieces = zip(values.word_ids(0), values["offset_mapping"], strict=True)
+        words: list[_Word] = []
+        for _, group in groupby(enumerate(pieces), key=lambda one: (one[1][0], one[1][0] is None)):
+            spans = [tuple(span) for _, (_, span) in group]
+            parts = [spans] if len(spans) <= size else [[span] for span in spans]
+            words += [_Word(p[0][0], max(end for _, end in p), len(p)) for p in parts]
+        return words
+
+    def _count(self, content: str) -> int:
+        values = self._tokenizer(content, add_special_tokens=False, verbose=False)
+        return len(values["input_ids"])
 
     def example(self, seed: int) -> Inputs:
         """A short text, prepared; other seeds, other words."""
@@ -201,6 +253,40 @@ class TextPreparer:
     def truncation(self) -> str:
         """`none`, or the tokens that are kept."""
         return "none" if self._longest is None else f"first {self._longest} tokens"
+
+
+class _Word(NamedTuple):
+    """Where a word stands in a text, and how many tokens it is."""
+
+    start: int
+    end: int
+    tokens: int
+
+
+def _spans(
+    words: list[_Word], size: int, step: int, count: Callable[[int, int], int]
+) -> list[tuple[int, int]]:
+    """Characters of each window. count: tokens of a part of the text, taken alone."""
+    places = [0, *accumulate(word.tokens for word in words)]  # in tokens, of each word's start
+    found: list[tuple[int, int]] = []
+    start = 0
+    while start < len(words):
+        end = max(start + 1, bisect_right(places, places[start] + size) - 1)
+        if end >= len(words) and found:  # the last one is moved back, where it still fits
+            back = min(start, bisect_left(places, places[-1] - size))
+            start = back if count(words[back].start, words[-1].end) <= size else start
+        first = words[start].start
+        while count(first, words[end - 1].end) > size and end > start + 1:
+            end -= 1
+        if words[end - 1].end > first:
+            found.append((first, words[end - 1].end))
+        if end >= len(words):
+            break
+        goal = places[start] + step
+        if step <= size:  # no word between two windows is left out
+            goal = min(goal, places[end])
+        start = max(start + 1, bisect_right(places, goal) - 1)
+    return found
 
 
 def _inputs(values: Any) -> Inputs:

@@ -1,0 +1,256 @@
+"""Pictures as files hold them: bit depths, tags, pages, profiles; against numpy's arithmetic."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from penult.data import image
+from penult.errors import DecodeError, EmptyItem, RegionError
+
+Y, X = np.mgrid[0:60, 0:80]
+EIGHT = (X * 3).astype(np.uint8)  # 0..237
+
+
+def written(picture: Any, form: str = "PNG", **options: Any) -> bytes:
+    """A picture as a file's bytes."""
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def tiff(
+    values: np.ndarray, photometric: int = 1, bits: int = 0, extra: int | None = None
+) -> bytes:
+    """An uncompressed little-endian TIFF of one strip, with these tags."""
+    samples = 1 if values.ndim == 2 else values.shape[2]
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    if bits == 12:  # two values in three bytes
+        flat = values.reshape(-1, 2).astype(np.uint32)
+        both = flat[:, 0] << 12 | flat[:, 1]
+        data = np.stack([both >> 16, both >> 8 & 255, both & 255], 1).astype(np.uint8).tobytes()
+    depth = bits or values.dtype.itemsize * 8
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags: list[tuple[int, list[int]]] = [
+        *((256, [values.shape[1]]), (257, [values.shape[0]]), (258, [depth] * samples)),
+        *((259, [1]), (262, [photometric]), (273, [0]), (277, [samples])),
+        *((278, [values.shape[0]]), (279, [len(data)]), (339, [kind] * samples)),
+    ]
+    if extra is not None:
+        tags = sorted([*tags, (338, [extra])])
+    after = 8 + 2 + 12 * len(tags) + 4
+    entries, beside = b"", b""
+    for tag, content in tags:
+        if tag == 279:
+            entries += struct.pack("<HHII", tag, 4, 1, content[0])
+        elif tag == 273:
+            entries += struct.pack("<HHII", tag, 4, 1, 0xFFFFFFFF)
+        elif len(content) <= 2:
+            entries += struct.pack("<HHI", tag, 3, len(content)) + struct.pack(
+                "<HH", *content, *[0] * (2 - len(content))
+            )
+        else:
+            entries += struct.pack("<HHII", tag, 3, len(content), after + len(beside))
+            beside += struct.pack(f"<{len(content)}H", *content)
+    place = struct.pack("<I", after + len(beside))
+    entries = entries.replace(struct.pack("<I", 0xFFFFFFFF), place)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return head + entries + struct.pack("<I", 0) + beside + data
+
+
+def shown(content: object, **options: Any) -> np.ndarray:
+    """(height, width, 3) as it is decoded."""
+    return np.asarray(image.load(content, **options))
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    """The same value in each colour."""
+    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (written(EIGHT), EIGHT),
+        (written(EIGHT.astype(np.int32), "TIFF"), EIGHT),
+        (tiff(EIGHT), EIGHT),
+        (tiff(EIGHT, photometric=0), 255 - EIGHT),
+        (written((X * 800).astype(np.uint16)), X * 800 >> 8),
+        (written((X * 800).astype(np.uint16), "TIFF", compression="tiff_lzw"), X * 800 >> 8),
+        (tiff((X * 800).astype(np.uint16)), X * 800 >> 8),
+        (tiff((X * 800).astype(np.uint16), photometric=0), 255 - (X * 800 >> 8)),
+        (tiff((X * 50).astype(np.uint16), bits=12), X * 50 >> 4),
+        (tiff((X / 100).astype(np.float32)), np.rint((X / 100).astype(np.float32) * 255)),
+        (tiff((X / 100).astype(np.float32), photometric=0),
+         255 - np.rint((X / 100).astype(np.float32) * 255)),
+        (written((X * 800).astype(np.int32), "TIFF"), X * 800 >> 8),
+        (written(np.zeros((60, 80), np.uint16)), 0 * X),
+        (written(np.full((60, 80), 40000, np.uint16)), 0 * X + (40000 >> 8)),
+        (b"P5 80 60 4095\n" + (X * 50).astype(">u2").tobytes(),
+         np.round(X * 50 / 4095 * 65535).astype(int) >> 8),
+        (written(Image.fromarray(X % 7 < 3)), np.where(X % 7 < 3, 255, 0)),
+    ],
+    ids=["8", "32 small", "tiff 8", "white 8", "16", "16 lzw", "tiff 16", "white 16", "packed 12",
+         "float", "white float", "32 of 16", "black", "constant", "pgm 12", "1 bit"],
+)  # fmt: skip
+def test_grey_of_every_depth_is_what_a_viewer_shows(raw: bytes, wanted: np.ndarray) -> None:
+    np.testing.assert_array_equal(shown(raw), grey(wanted))
+
+
+DEEP = np.stack([X * 800, Y * 900, (X + Y) * 400], 2).astype(np.uint16)
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[2]]
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    return b"".join(
+        [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)),
+         chunk(b"IEND", b"")]
+    )  # fmt: skip
+
+
+def test_colours_of_16_bits_lose_their_lower_byte() -> None:
+    for raw in (deep_png(DEEP), tiff(DEEP, photometric=2)):
+        np.testing.assert_array_equal(shown(raw), DEEP >> 8)
+    np.testing.assert_array_equal(shown(deep_png(0 * DEEP)), 0 * DEEP)  # black is black
+    alpha = np.concatenate([DEEP, np.full((60, 80, 1), 65535, np.uint16)], 2)
+    np.testing.assert_array_equal(shown(deep_png(alpha)), DEEP >> 8)
+
+
+@pytest.mark.parametrize(
+    ("raw", "error", "words"),
+    [
+        (written((X * 50).astype(np.uint16)), DecodeError, "0..3950 fill 12 bits or less of 16"),
+        (tiff((X * 3).astype(np.uint16)), DecodeError, "0..237 fill 12 bits"),
+        (tiff((X * 50).astype(np.uint16), photometric=0), DecodeError, "0..3950 fill 12 bits"),
+        (written((X * 50).astype(np.int32), "TIFF"), DecodeError, "0..3950 fill 12 bits or less"),
+        (written((X * 50).astype(np.int32) - 9, "TIFF"), DecodeError, "-9..3941 are neither"),
+        (written((X * 9000).astype(np.int32), "TIFF"), DecodeError, "0..711000 are neither 8-bit"),
+        (tiff(X.astype(np.float32)), DecodeError, r"float pixels lie in 0..79; give floats"),
+        (tiff(np.where(X == 3, np.nan, X / 100).astype(np.float32)), EmptyItem, "not finite"),
+        (deep_png(DEEP // 16), DecodeError, "16-bit colours that fill 12 bits or less"),
+        (deep_png(DEEP // 256), DecodeError, "16-bit colours that fill 12 bits or less"),
+        (tiff(DEEP // 256, photometric=2), DecodeError, "16-bit colours that fill 12 bits or less"),
+        (tiff((X / 100).astype(np.float64)[..., None].repeat(3, 2), photometric=2), DecodeError,
+         "a TIFF of a kind that Pillow does not read; save it with 8 bits"),
+    ],
+)  # fmt: skip
+def test_grey_whose_range_is_not_told_is_refused_in_words(
+    raw: bytes, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        image.load(raw)
+
+
+def test_colours_in_other_modes_are_what_a_viewer_shows() -> None:
+    rgb = np.stack([X * 3, Y * 4, X + Y], 2).astype(np.uint8)
+    alpha = (X * 3).astype(np.uint8)
+    over = np.rint((rgb * (alpha[..., None] / 255.0)) + (255 - alpha[..., None]))
+    straight = np.dstack([rgb, alpha])
+    premultiplied = np.dstack([np.rint(rgb * (alpha[..., None] / 255.0)), alpha]).astype(np.uint8)
+    for raw in (tiff(straight, 2, extra=2), tiff(premultiplied, 2, extra=1), written(straight)):
+        assert abs(shown(raw).astype(int) - over).max() <= 2
+    half = np.dstack([np.rint(EIGHT * (alpha / 255.0)), alpha]).astype(np.uint8)
+    wanted = grey(np.rint(EIGHT * (alpha / 255.0) + 255 - alpha))
+    for raw in (tiff(np.dstack([EIGHT, alpha]), 1, extra=2), tiff(half, 1, extra=1)):
+        assert abs(shown(raw).astype(int) - wanted.astype(int)).max() <= 2
+    clear = written(rgb, transparency=tuple(map(int, rgb[5, 7])))
+    one = (rgb == rgb[5, 7]).all(axis=2)
+    np.testing.assert_array_equal(shown(clear), np.where(one[..., None], 255, rgb))
+    lab = np.zeros((4, 4, 3), np.uint8)
+    lab[..., 0] = 255  # L* = 100, a* = b* = 0: white
+    assert shown(tiff(lab, 8)).min() >= 254
+    cmyk = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    assert abs(shown(written(cmyk, "TIFF"))[0, 0] - [255, 0, 0]).max() <= 1
+    assert abs(shown(written(cmyk, "JPEG"))[0, 0].astype(int) - [255, 0, 0]).max() <= 4
+
+
+@pytest.mark.parametrize("big", ["profile", "texts"])
+def test_a_png_with_a_large_profile_or_text_is_a_picture(big: str) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    options: dict[str, Any] = {"icc_profile": b"\0" * 3_000_000}
+    if big == "texts":
+        texts = PngInfo()
+        texts.add_text("comment", "a" * 3_000_000, zip=True)
+        options = {"pnginfo": texts}
+    raw = written(EIGHT, **options)
+    with pytest.raises(ValueError, match="MAX_TEXT_CHUNK"), Image.open(io.BytesIO(raw)) as opened:
+        opened.load()
+    np.testing.assert_array_equal(shown(raw), grey(EIGHT))
+    with pytest.raises(DecodeError, match="not readable as an image"):
+        image.load(raw[:-30])
+
+
+def exif_of(orientation: int) -> bytes:
+    """An orientation, and beside it an x-resolution of -1/0."""
+    tags = [
+        (0x112, 3, 1, struct.pack("<HH", orientation, 0)),
+        (0x11A, 10, 1, struct.pack("<I", 8 + 2 + 24 + 4)),
+    ]
+    directory = b"".join(struct.pack("<HHI", *head) + value for *head, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, 2)
+    return b"Exif\0\0" + head + directory + struct.pack("<I", 0) + struct.pack("<ii", -1, 0)
+
+
+def test_odd_rationals_in_the_exif_do_not_stop_a_picture_from_being_turned() -> None:
+    turns = {
+        1: EIGHT, 2: EIGHT[:, ::-1], 3: EIGHT[::-1, ::-1], 4: EIGHT[::-1], 5: EIGHT.T,
+        6: np.rot90(EIGHT, -1), 7: np.rot90(EIGHT, 2).T, 8: np.rot90(EIGHT),
+    }  # fmt: skip
+    for orientation, wanted in turns.items():
+        for form in ("PNG", "JPEG", "WEBP"):
+            raw = written(EIGHT, form, exif=exif_of(orientation), quality=100)
+            got = shown(raw)
+            assert got.shape[:2] == wanted.shape
+            assert image.size(raw) == wanted.shape[::-1]
+            assert abs(got[..., 0].astype(int) - wanted).max() <= 6, (orientation, form)
+    broken = written(EIGHT, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    np.testing.assert_array_equal(shown(broken), grey(EIGHT))
+
+
+FRAMES = [np.full((6, 8), value, np.uint8) for value in (10, 100, 200)]
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "WEBP", "PNG", "AVIF"])
+def test_each_page_or_frame_can_be_read(form: str, tmp_path: Path) -> None:
+    first, *others = (Image.fromarray(frame).convert("RGB") for frame in FRAMES)
+    options = {"lossless": True} if form == "WEBP" else {}
+    raw = written(first, form, save_all=True, append_images=others, **options)
+    (tmp_path / "a").write_bytes(raw)
+    for content in (raw, tmp_path / "a"):
+        assert image.count_pages(content) == 3
+        pages = [image.load(content, page=page) for page in (1, 2, 3)]
+        assert [round(float(np.mean(np.asarray(page)))) for page in pages] == pytest.approx(
+            [10, 100, 200], abs=3
+        )
+        np.testing.assert_array_equal(shown(content), np.asarray(pages[0]))
+    with pytest.raises(RegionError, match="page 4 is not there: it has 3"):
+        image.load(raw, page=4)
+
+
+def test_smaller_copies_in_a_tiff_and_previews_in_a_jpeg_are_no_pages() -> None:
+    first, second, _ = map(Image.fromarray, FRAMES)
+    second.encoderinfo = {"tiffinfo": {254: 1}}
+    raw = written(first, "TIFF", save_all=True, append_images=[second, Image.fromarray(FRAMES[2])])
+    assert image.count_pages(raw) == 2
+    assert shown(raw, page=2).max() == 200
+    several = written(first, "MPO", save_all=True, append_images=[Image.fromarray(FRAMES[1])])
+    assert image.count_pages(several) == 1
+    assert image.count_pages(written(EIGHT)) == image.count_pages(b"no picture") == 1
