@@ -10,10 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
+import penult
+from penult.collection.collection import Collection
+from penult.collection.ingest import Coverage
 from penult.data import image
-from penult.errors import DecodeError, EmptyItem, RegionError
+from penult.data.regions import Region
+from penult.embedding.embedder import Embedder
+from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, UsageError
 
 Y, X = np.mgrid[0:60, 0:80]
 EIGHT = (X * 3).astype(np.uint8)  # 0..237
@@ -254,3 +263,135 @@ def test_smaller_copies_in_a_tiff_and_previews_in_a_jpeg_are_no_pages() -> None:
     several = written(first, "MPO", save_all=True, append_images=[Image.fromarray(FRAMES[1])])
     assert image.count_pages(several) == 1
     assert image.count_pages(written(EIGHT)) == image.count_pages(b"no picture") == 1
+
+
+# ---- collections of pictures
+
+
+class Brightness(nn.Module):
+    """Logits from the mean of each colour, one weight layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(pixels.mean(dim=(2, 3)))
+
+
+def as_pixels(picture: Image.Image) -> torch.Tensor:
+    """(3, 16, 16) of floats in 0..1."""
+    small = np.asarray(picture.resize((16, 16)), np.float32).transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(small / 255))
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    classifier = penult.load(Brightness().eval(), preprocess=as_pixels, modality="image")
+    return Embedder.from_classifier(classifier, tap="prelogits")
+
+
+def rows_of(place: Path) -> dict[str, dict[str, Any]]:
+    """All rows by region."""
+    found = Collection.open(place).reader.scan()
+    return {row["region"]: row for batch in found for row in batch.to_pylist()}
+
+
+def covered_mean(
+    boxes: list[tuple[int, int, int, int]], vectors: list[Any], shape: tuple[int, int]
+) -> np.ndarray:
+    """The mean of vectors, each as often as its box has pixels that no box before it has."""
+    covered, total = np.zeros(shape, bool), np.zeros(len(vectors[0]))
+    for (left, top, right, bottom), vector in zip(boxes, vectors, strict=True):
+        part = covered[top:bottom, left:right]
+        total += np.count_nonzero(~part) * np.asarray(vector, np.float64)
+        part[:] = True
+    return total / np.count_nonzero(covered)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(32, 0), (32, 7), (48, 20), (64, 0), (100, 0)])
+def test_the_summary_of_tiles_weighs_them_by_the_pixels_that_they_newly_cover(
+    embedder: Embedder, tmp_path: Path, tile: int, overlap: int
+) -> None:
+    picture = np.stack([X * 3, (X * Y) % 256, Y * 4], 2).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    place = tmp_path / "c"
+    Collection.open(place).add(
+        embedder, tmp_path / "a.png", tile=tile, overlap=overlap, summary="mean"
+    )
+    found = rows_of(place)
+    summary = found.pop("summary")
+    boxes = sorted((Region.of_key(key, "box").box for key in found), key=lambda b: (b[1], b[0]))
+    vectors = [found["box:" + ",".join(map(str, box))]["vector"] for box in boxes]
+    wanted = covered_mean(boxes, vectors, picture.shape[:2])
+    np.testing.assert_allclose(summary["vector"], wanted, rtol=1e-6)
+    # `vector` holds the mean of each colour: of the tiles together it is that of the picture.
+    if overlap == 0 and tile == 32:
+        plain = np.mean(vectors, axis=0)
+        assert abs(plain - wanted).max() > 0.01
+
+
+boxes_of_pixels = st.tuples(
+    *(st.integers(0, 30) for _ in range(2)), *(st.integers(1, 20) for _ in range(2))
+).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
+
+
+@given(st.lists(boxes_of_pixels, min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_newly_covered_pixels_are_those_of_a_mask(boxes: list[tuple[int, int, int, int]]) -> None:
+    covered, mask = Coverage(), np.zeros((60, 60), bool)
+    for box in sorted(boxes, key=lambda box: (box[1], box[0])):
+        part = mask[box[1] : box[3], box[0] : box[2]]
+        assert covered.add(Region("box", box=box), None, None) == np.count_nonzero(~part)
+        part[:] = True
+
+
+def test_each_page_is_a_region_of_its_own(embedder: Embedder, tmp_path: Path) -> None:
+    first, *others = (Image.fromarray(frame).convert("RGB") for frame in FRAMES)
+    first.save(tmp_path / "many.tif", save_all=True, append_images=others)
+    first.save(tmp_path / "one.png")
+    place = tmp_path / "c"
+    collection = Collection.open(place)
+    collection.add(embedder, [tmp_path / "many.tif"])
+    assert [(key, row["truncated"]) for key, row in rows_of(place).items()] == [("whole", 1.0)]
+    collection.add(embedder, [tmp_path / "many.tif"], pages="each", summary="mean")
+    found = rows_of(place)
+    assert [row["truncated"] for row in found.values()] == [1.0, None, None, None, None]
+    for page, frame in enumerate(FRAMES, 1):
+        row = found[f"page:{page}"]
+        assert row["kind"] == "page"
+        np.testing.assert_allclose(row["vector"], np.full(3, frame[0, 0] / 255), atol=1e-6)
+    np.testing.assert_allclose(found["summary"]["vector"], np.full(3, 310 / 3 / 255), atol=1e-6)
+    result = embedder.run([tmp_path / "many.tif", tmp_path / "one.png"], pages="each", tile=6)
+    keys = [region.key for region in result.regions]
+    tiles = ["box:0,0,6,6", "box:2,0,8,6"]
+    assert keys == [f"page:{page}:{tile}" for page in (1, 2, 3) for tile in tiles] + tiles
+    assert result.item_index.tolist() == [0] * 6 + [1] * 2
+    for key, vector in zip(keys[:6], result.vectors[:6], strict=True):
+        assert Region.of_key(key, "box").key == key
+        np.testing.assert_allclose(vector, FRAMES[int(key[5]) - 1][0, 0] / 255, atol=1e-6)
+    with pytest.raises(UsageError, match="pages 'all' cannot be chosen; `each` can"):
+        embedder.run(tmp_path / "one.png", pages="all")  # type: ignore[arg-type]
+
+
+def test_what_classify_sees_of_odd_files(tmp_path: Path) -> None:
+    seen: list[np.ndarray] = []
+
+    def prepare(picture: Image.Image) -> torch.Tensor:
+        seen.append(np.asarray(picture))
+        return as_pixels(picture)
+
+    classifier = penult.load(Brightness().eval(), preprocess=prepare, modality="image")
+
+    def given(name: str, raw: bytes) -> np.ndarray:
+        (tmp_path / name).write_bytes(raw)
+        classifier.classify(tmp_path / name)
+        return seen[-1]
+
+    eight = given("g8.png", written(EIGHT))
+    np.testing.assert_array_equal(eight, grey(EIGHT))
+    np.testing.assert_array_equal(given("i32.tif", written(EIGHT.astype(np.int32), "TIFF")), eight)
+    assert given("odd.jpg", written(EIGHT, "JPEG", exif=exif_of(6))).shape == (80, 60, 3)
+    with pytest.raises(ItemError, match=r"g12.png: grey values 0..3950 fill 12 bits or less of 16"):
+        given("g12.png", written((X * 50).astype(np.uint16)))

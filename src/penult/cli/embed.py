@@ -18,17 +18,22 @@ from penult.cli.options import (
     Channel,
     Devices,
     Engine,
+    Hop,
     Json,
     Model,
     ModelOptions,
+    Overlap,
+    Pages,
     Pooling,
     PoolOver,
     Precision,
     Tap,
+    Tile,
+    Window,
     check_parent,
-    items_of,
+    layout_of,
     modality_for,
-    seconds_of,
+    source_of,
     with_model_options,
 )
 from penult.cli.output import (
@@ -74,19 +79,11 @@ def embed(
     pooling: Pooling = None,
     pool_over: PoolOver = None,
     channel: Channel = None,
-    window: Annotated[
-        str | None,
-        typer.Option(help="Cut recordings into windows, for example 5s or 250ms; one row each."),
-    ] = None,
-    hop: Annotated[
-        str | None,
-        typer.Option(help="Step from one window to the next, for example 1s. Default: the window."),
-    ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(help="Cut images into square tiles of this many pixels; one row each."),
-    ] = None,
-    overlap: Annotated[int, typer.Option(help="Overlap of neighbouring tiles in pixels.")] = 0,
+    window: Window = None,
+    hop: Hop = None,
+    tile: Tile = None,
+    overlap: Overlap = 0,
+    pages: Pages = None,
     summary: Annotated[
         str | None,
         typer.Option(help="Add one row per cut file: the mean or max of the file's parts."),
@@ -147,31 +144,32 @@ def embed(
     from penult.collection.transfer import source_from_collection
     from penult.data.decode import TIME_LIMIT, default_workers
     from penult.data.sources import Shard
-    from penult.data.windows import Layout
     from penult.embedding.embedder import describe_embedder, open_embedder
 
     part = Shard.parse(shard) if shard else None
+    settings = RunSettings(
+        "float16" if fp16 else "float32", wait, prune, {"shard": shard} if shard else {}
+    )
+    check_parent(into, create=True)
+    collection = Collection.open(into)
+    old = Collection.open(like, must_exist=True) if like else None
+    given = None if old else _paths(paths)
+    modality = modality_for(model, model_options)
     options = Options(
         logits=logits,
         max_seconds=max_seconds,
         retry_failed=retry_failed,
-        layout=Layout(seconds_of(window), seconds_of(hop), tile, overlap),
+        layout=layout_of(modality, window, hop, tile, overlap, pages),
         summary=summary,  # type: ignore[arg-type]
         alone=alone,
         workers=default_workers() if workers is None else workers,
         time_limit=TIME_LIMIT if time_limit is None else time_limit,
     )
-    info = {"shard": shard} if shard else {}
-    settings = RunSettings("float16" if fp16 else "float32", wait, prune, info)
-    check_parent(into, create=True)
-    collection = Collection.open(into)
-    old = Collection.open(like, must_exist=True) if like else None
     if old is None:
-        source = items_of(model, model_options, _paths(paths), channel)
+        source = source_of(given or [], channel, modality)
     else:
-        modality, others = modality_for(model, model_options), bool(paths) or channel
         source, options = source_from_collection(
-            old.reader, collection.reader, modality, options, others
+            old.reader, collection.reader, modality, options, bool(paths) or channel
         )
     if part is not None:
         source = part.of(source)
@@ -182,19 +180,18 @@ def embed(
         )  # fmt: skip
     _prepare(collection, embedder, source, options)
     with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
-        if window is None and tile is None:
+        if options.layout == Options().layout:
             _count_aside(source, meter)
         summary_of_run = add(
             collection.reader, embedder, source, options, settings, tick=meter.tick,
             like=old.reader if old else None,
         )  # fmt: skip
-        elapsed, rate = meter.elapsed, meter.rate()
+        elapsed, rate = meter.elapsed, meter.rate() if meter.embedded else ""
     if json:
         facts = {"elapsed": elapsed, **describe_embedder(embedder)}
         print_json({**describe_run(summary_of_run, collection.reader), **facts})
     else:
-        duration = f"{elapsed:.1f} s" + (f" ({rate})" if meter.embedded else "")
-        _show_summary(summary_of_run, collection, embedder, duration)
+        _show_summary(summary_of_run, collection, embedder, elapsed, rate)
     if summary_of_run.failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -293,7 +290,19 @@ def _show_taken_and_gone(summary: Summary) -> None:
         )
 
 
-def _show_summary(summary: Summary, collection: Any, embedder: Embedder, duration: str) -> None:
+_LONGER = "longer than the model's input: the column truncated holds the"
+_TRUNCATED = {
+    "audio": f"{_LONGER} seconds that were used; --window embeds whole recordings",
+    "video": f"{_LONGER} seconds that were used",
+    "text": f"{_LONGER} tokens that were used; --window embeds whole texts",
+    "image": "with more pages or frames than the first, which was used: the column truncated holds "
+    "the number that was; --pages each embeds all",
+}
+
+
+def _show_summary(
+    summary: Summary, collection: Any, embedder: Embedder, elapsed: float, rate: str
+) -> None:
     parts = [f"[bold green]{summary.done:,} embedded[/]"]
     if summary.skipped:
         parts.append(f"{summary.skipped:,} unchanged")
@@ -301,6 +310,7 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, duratio
         parts.append(f"{summary.replaced:,} replaced")
     if summary.failed:
         parts.append(f"[bold red]{summary.failed:,} failed[/]")
+    duration = f"{elapsed:.1f} s" + (f" ({rate})" if rate else "")
     stdout.print(f"{', '.join(parts)} in {duration}")
     path = printable(str(collection.path))
     stdout.print(
@@ -318,14 +328,8 @@ def _show_summary(summary: Summary, collection: Any, embedder: Embedder, duratio
         spent = " · ".join(f"{step} {summary.seconds.get(step, 0.0):.1f} s" for step in STEPS)
         stdout.print(f"[dim]time by step (overlapping): {spent}[/]", soft_wrap=True)
     if summary.truncated:
-        remedy = (
-            "; --window embeds whole recordings" if embedder.classifier.modality == "audio" else ""
-        )
-        stdout.print(
-            f"[yellow]{counted(summary.truncated, 'item')} longer than the model's input: the "
-            f"column truncated holds the seconds that were used{remedy}[/]",
-            soft_wrap=True,
-        )
+        words = _TRUNCATED[embedder.classifier.modality]
+        stdout.print(f"[yellow]{counted(summary.truncated, 'item')} {words}[/]", soft_wrap=True)
     _show_taken_and_gone(summary)
     if summary.left_out:
         from penult.data.folders import in_words

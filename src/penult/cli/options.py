@@ -16,6 +16,7 @@ from penult.extras import ENGINES, LOADERS, POOLINGS, plugins
 
 if TYPE_CHECKING:
     from penult.data.sources import Source
+    from penult.data.windows import Layout
 
 _ADDED = " From installed packages: "
 
@@ -59,6 +60,26 @@ Channel = Annotated[
     typer.Option(
         help="Audio channel: a number from 0, or each (one row per channel). Default: the mean of "
         "all."
+    ),
+]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut recordings into windows, for example 5s or 250ms; texts into windows of so many "
+        "tokens, for example 128."
+    ),
+]
+Hop = Annotated[
+    str | None,
+    typer.Option(help="Step from one window to the next, for example 1s. Default: the window."),
+]
+Tile = Annotated[int | None, typer.Option(help="Cut images into square tiles of this many pixels.")]
+Overlap = Annotated[int, typer.Option(help="Overlap of neighbouring tiles in pixels.")]
+Pages = Annotated[
+    str | None,
+    typer.Option(
+        help="each: every page of a TIFF and frame of a GIF, WebP, PNG or AVIF is a region of its "
+        "own. Default: the first."
     ),
 ]
 Engine = Annotated[
@@ -213,6 +234,29 @@ def seconds_of(duration: str | None) -> float | None:
     from penult.data.windows import parse_seconds
 
     return None if duration is None else parse_seconds(duration)
+
+
+def layout_of(
+    modality: str,
+    window: str | None,
+    hop: str | None,
+    tile: int | None = None,
+    overlap: int = 0,
+    pages: str | None = None,
+) -> Layout:
+    """How items are cut, as the options have it.
+
+    Raises:
+        UsageError: a text's window in seconds, or parts that cannot be.
+    """
+    from penult.data.windows import Layout
+
+    for name, value in (("window", window), ("hop", hop)):
+        if modality == "text" and value is not None and not value.strip().isdecimal():
+            raise UsageError(
+                f"--{name} {value!r}: texts have no seconds; give a number of tokens, such as 128"
+            )
+    return Layout(seconds_of(window), seconds_of(hop), tile, overlap, pages)  # type: ignore[arg-type]
 
 
 def check_output(path: Path | None, create: bool = False) -> None:

@@ -29,18 +29,27 @@ if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
 
 
-class AddOptions(TypedDict, total=False):
-    """Further options of `Collection.add`; see `penult.collection.ingest.Options`.
+class CutOptions(TypedDict, total=False):
+    """How items are cut, as in `penult.data.windows.Layout`.
 
-    channel: of a recording, or `each`. window, hop: seconds; one row for each window. tile,
-    overlap: pixels; one row for each box of an image.
+    window, hop: seconds, or tokens of a text; one row for each window. tile, overlap: pixels; one
+    row for each box of an image. pages: `each`, one row for each page or frame of an image.
     """
 
-    channel: int | Literal["each"] | None
     window: float | None
     hop: float | None
     tile: int | None
     overlap: int
+    pages: Literal["each"] | None
+
+
+class AddOptions(CutOptions, total=False):
+    """Further options of `Collection.add`; see `penult.collection.ingest.Options`.
+
+    channel: of a recording, or `each`.
+    """
+
+    channel: int | Literal["each"] | None
     logits: str
     max_seconds: float | None
     retry_failed: bool
@@ -52,7 +61,7 @@ class AddOptions(TypedDict, total=False):
     commit_seconds: float
 
 
-_LAYOUT = ("window", "hop", "tile", "overlap")
+_LAYOUT = tuple(CutOptions.__annotations__)
 # Members of earlier versions, and where they are now.
 _MOVED = {
     **{name: f"reader.{name}" for name in ("append", "columns", "ordered", "scan", "schema")},

@@ -19,7 +19,7 @@ from penult.collection.schema import Key, Known
 from penult.data.decode import TIME_LIMIT, Decoding
 from penult.data.files import file_size
 from penult.data.items import Entry, Failure, Item, Note
-from penult.data.regions import Region
+from penult.data.regions import Box, Region
 from penult.data.sources import UntilError
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
@@ -99,25 +99,59 @@ def row_of(classifier: Classifier, outcome: Outcome, content: str, logits: str) 
     return row
 
 
+class Coverage:
+    """The part of an item that regions have covered so far: seconds of a recording, characters of a
+    text, pixels of each page of a picture."""
+
+    def __init__(self) -> None:
+        self.start: float | None = None  # seconds
+        self.end: float | None = None
+        self._chars = 0
+        self._bottoms: dict[int | None, np.ndarray] = {}  # by page: of each column of pixels
+
+    def add(self, region: Region, start: float | None, end: float | None) -> float:
+        """How much of a region no earlier one covered; 1 where that cannot be measured. Regions
+        come by their start, boxes by their upper edge. start, end: seconds."""
+        if region.box is not None:
+            return self._add_box(region.page, region.box)
+        if region.chars is not None:
+            first, last = region.chars
+            new, self._chars = last - max(self._chars, first), max(self._chars, last)
+            return float(max(0, new))
+        if start is None or end is None:
+            return 1.0
+        covered = start if self.end is None else max(self.end, start)
+        self.start = start if self.start is None else self.start
+        self.end = max(self.end or 0.0, end)
+        return max(0.0, end - covered)
+
+    def _add_box(self, page: int | None, box: Box) -> float:
+        left, top, right, bottom = box
+        bottoms = self._bottoms.setdefault(page, np.zeros(0, np.int64))
+        if len(bottoms) < right:
+            bottoms = np.concatenate([bottoms, np.zeros(2 * right - len(bottoms), np.int64)])
+            self._bottoms[page] = bottoms
+        columns = bottoms[left:right]
+        # Earlier boxes begin no lower than this one, so each covers a column down to its bottom.
+        new = np.maximum(bottom - np.maximum(columns, top), 0)
+        np.maximum(columns, bottom, out=columns)
+        return float(new.sum())
+
+
 class Summing:
-    """The summary of one item's windows, or of one channel's: their mean, each weighted by the
-    seconds that no earlier window covered, or their maximum, number by number."""
+    """The summary of one item's windows, pages or tiles, or of one channel's: their mean, each
+    weighted by the seconds, characters or pixels that no earlier one covered, or their maximum,
+    number by number."""
 
     def __init__(self, how: str, item: Item, channel: int | None) -> None:
         self.how, self.item, self.channel = how, item, channel
         self._sums: list[Any] = []
         self._weight = 0.0
-        self._start: float | None = None
-        self._end: float | None = None
+        self._covered = Coverage()
 
     def add(self, outcome: Outcome) -> None:
-        """One more window, in the order of their starts."""
-        weight = 1.0
-        if outcome.start is not None and outcome.end is not None:
-            covered = outcome.start if self._end is None else max(self._end, outcome.start)
-            weight = max(0.0, outcome.end - covered)
-            self._start = outcome.start if self._start is None else self._start
-            self._end = max(self._end or 0.0, outcome.end)
+        """One more part, in the order of their starts, or of their upper edges."""
+        weight = self._covered.add(outcome.region, outcome.start, outcome.end)
         values = [np.asarray(v, np.float64) for v in (*outcome.vectors, outcome.class_logits)]
         if self.how == "max":
             self._sums = [
@@ -136,7 +170,8 @@ class Summing:
         share = 1.0 if self.how == "max" else max(self._weight, 1e-12)
         *vectors, logits = [(value / share).astype(np.float32) for value in self._sums]
         region = Region("summary", channel=self.channel)
-        return Outcome(self.item, region, tuple(vectors), logits, self._start, self._end)
+        start, end = self._covered.start, self._covered.end
+        return Outcome(self.item, region, tuple(vectors), logits, start, end)
 
 
 Lookup = Callable[[Sequence[str]], Seen]
@@ -297,6 +332,9 @@ def _plan_item(group: Sequence[Entry], seen: Seen, options: Options) -> Iterator
         yield from group
         return
     item, hashes = regions[0][0], dict[str, str]()
+    if options.summary is not None and any(region.box for _, region in regions):
+        group = sorted(group, key=_upper_edge)
+        regions = [entry for entry in group if not isinstance(entry, Failure)]
     planned: list[list[Planned]] = [
         [entry] if isinstance(entry, Failure) else _plan_region(*entry, seen, options, hashes)
         for entry in group
@@ -317,6 +355,15 @@ def _plan_item(group: Sequence[Entry], seen: Seen, options: Options) -> Iterator
     for notes in _spans_once(planned):
         yield from notes
     yield ItemEnd(channels)
+
+
+def _upper_edge(entry: Entry) -> tuple[int, ...]:
+    """Where a box begins, page by page and from above, so that their order is that of the picture
+    and not of a table."""
+    if isinstance(entry, Failure):
+        return ()
+    page, box = entry[1].page or 0, entry[1].box or (0, 0, 0, 0)
+    return page, box[1], box[0], box[3], box[2]
 
 
 def _spans_once(planned: Sequence[list[Planned]]) -> Iterable[list[Planned]]:

@@ -77,8 +77,8 @@ class Region:
     @property
     def key(self) -> str:
         """The region's part of a collection's key, exact to the microsecond: `whole`, `1.5-2.25`,
-        `ch0:1.5-end`, `box:0,0,512,512`, `page:2`, `page:2:box:0,0,512,512`, `chars:0-420`, `summary`,
-        `ch0:summary:1.5-2.25`; of a further annotation of the same span `1.5-2.25#2`."""
+        `ch0:1.5-end`, `box:0,0,512,512`, `page:2`, `page:2:box:0,0,512,512`, `chars:0-420`,
+        `summary`, `ch0:summary:1.5-2.25`; of a further annotation of the same span `1.5-2.25#2`."""
         return self._span + (f"#{self.annotation}" if self.annotation else "")
 
     @property

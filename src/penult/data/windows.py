@@ -63,13 +63,16 @@ class ItemInput(Protocol):
     the windows of a text by its tokens."""
 
     @property
-    def modality(self) -> str: ...
+    def modality(self) -> str:
+        """audio, image, video or text."""
 
     @property
-    def rate(self) -> int | None: ...
+    def rate(self) -> int | None:
+        """Samples per second of sound."""
 
     @property
-    def divide(self) -> TextDivider | None: ...
+    def divide(self) -> TextDivider | None:
+        """Windows of a text, where its tokens can be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,7 @@ class Layout:
         size, step = self.window, self.hop
         assert size is not None
         for name, value in (("window", size), ("hop", step)):
-            if value is not None and not (value.is_integer() and value >= 1):
+            if value is not None and not (float(value).is_integer() and value >= 1):
                 raise UsageError(f"a {name} of {value:g} tokens cannot be; give a whole number")
         divide, whole = divider, None if step is None else int(step)
         divide("", int(size), whole)  # refused now, not for each text

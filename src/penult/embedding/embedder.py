@@ -335,17 +335,19 @@ class Embedder:
         hop: float | None = None,
         tile: int | None = None,
         overlap: int = 0,
+        pages: Literal["each"] | None = None,
         alone: bool = False,
     ) -> Result:
         """Vectors, logits and labels of items, all in one forward pass of each batch.
 
         items: paths, folders, tables, arrays (n,) at the model's rate or (array, rate), bytes,
         images, texts; one of them or many. on_error: `raise` stops at the first item that fails,
-        `skip` goes on and lists it in `failures`. window, hop: seconds; one row for each window.
-        tile, overlap: pixels; one row for each box of an image. alone: one item in each pass; in a
+        `skip` goes on and lists it in `failures`. window, hop: seconds (of texts tokens); one
+        row for each window. tile, overlap: pixels; one row for each box of an image. pages: `each`,
+        one row for each page or frame of an image. alone: one item in each pass; in a
         batch an item's values differ by less than 1e-5, relative, from those.
         """
-        return self._run(items, on_error, Layout(window, hop, tile, overlap), alone)
+        return self._run(items, on_error, Layout(window, hop, tile, overlap, pages), alone)
 
     def _run(
         self,
@@ -377,7 +379,7 @@ class Embedder:
         """`run(items, …).vectors`, (n, d) float32; in the embedder's space, if it has one.
 
         logits: False lets a forward pass in torch end behind the tap, which at a middle layer is
-        half of the work. cut: window, hop, tile, overlap, as in `run`.
+        half of the work. cut: window, hop, tile, overlap, pages, as in `run`.
         """
         return self._run(items, on_error, Layout(**cut), alone, logits).vectors
 

@@ -177,6 +177,8 @@ class TextPreparer:
     def __init__(self, tokenizer: Any, longest: int | None) -> None:
         self._tokenizer = tokenizer
         self._longest = longest
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._truncation = None if backend is None else backend.truncation
 
     @property
     def input(self) -> InputSpec:
@@ -247,6 +249,10 @@ class TextPreparer:
         """Hash of the vocabulary, the rules and the special tokens."""
         own = self._tokenizer
         backend = getattr(own, "backend_tokenizer", None)
+        if backend is not None:  # a text that was cut leaves its limit there
+            backend.no_truncation()
+            if self._truncation is not None:
+                backend.enable_truncation(**self._truncation)
         rules = backend.to_str() if backend is not None else own.get_vocab()
         return digest([type(own).__name__, rules, own.padding_side, str(own.special_tokens_map)])
 
@@ -268,12 +274,13 @@ def _spans(
 ) -> list[tuple[int, int]]:
     """Characters of each window. count: tokens of a part of the text, taken alone."""
     places = [0, *accumulate(word.tokens for word in words)]  # in tokens, of each word's start
+    last = bisect_left(places, places[-1] - size)  # where the last one would begin
     found: list[tuple[int, int]] = []
     start = 0
     while start < len(words):
         end = max(start + 1, bisect_right(places, places[start] + size) - 1)
         if end >= len(words) and found:  # the last one is moved back, where it still fits
-            back = min(start, bisect_left(places, places[-1] - size))
+            back = min(start, last)
             start = back if count(words[back].start, words[-1].end) <= size else start
         first = words[start].start
         while count(first, words[end - 1].end) > size and end > start + 1:
@@ -285,7 +292,7 @@ def _spans(
         goal = places[start] + step
         if step <= size:  # no word between two windows is left out
             goal = min(goal, places[end])
-        start = max(start + 1, bisect_right(places, goal) - 1)
+        start = max(start + 1, min(bisect_right(places, goal) - 1, last))
     return found
 
 
