@@ -229,8 +229,13 @@ def test_folders_given_with_an_annotation_are_where_recordings_are_looked_for(si
 
 
 def test_texts_that_are_no_annotations_are_what_they_were(site):
-    for content in ("", "notes of the day\n", "1\t\n", "a\tb\tc\n", "nan\t1\tx\n"):
+    for content in ("notes of the day\n", "1\t\n", "a\tb\tc\n", "nan\t1\tx\n"):
         (site / "one.txt").write_text(content)
+        (failed,) = from_paths([site / "one.txt"], "audio")
+        assert "it is text, and no table of annotations that is known" in failed.message
+        assert repr(content.strip()) in failed.message
+    for content in (b"", b"RIFF\0\0\0\0WAVE"):
+        (site / "one.txt").write_bytes(content)
         ((item, region),) = from_paths([site / "one.txt"], "audio")
         assert (item.content.name, region) == ("one.txt", WHOLE)
     put(site / "one.txt", "0.5 | 1 | a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -9,14 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from PIL import Image
 
 from conftest import RATE, clip
 from penult.collection import lance
 from penult.collection.add import add
+from penult.collection.collection import Collection
 from penult.collection.reader import Reader
+from penult.data.items import Failure
 from penult.data.regions import Region, span_of
 from penult.data.sources import from_paths
+from penult.data.table_roles import parse_columns
 from penult.embedding.embedder import Embedder, open_embedder
+from penult.errors import SourceError
 from test_cli import ask
 
 RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)"
@@ -29,7 +35,7 @@ def sound(path: Path, seconds: float = 6.0, seed: int = 0) -> Path:
 
 
 def table(path: Path, *lines: str) -> Path:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
@@ -260,3 +266,363 @@ def test_a_value_that_does_not_go_into_its_column_is_named(tmp_path):
         f"n {2**60 + 1} does not go into the collection's column of type double"
         in (failure["message"])
     )
+
+
+# ---- dialects
+
+
+def found(*paths: Path, modality: str = "audio", **options: object) -> list[tuple[object, ...]]:
+    """(file, region, name) of each item, or (line, what is wrong)."""
+    entries = list(from_paths(list(paths), modality, **options))
+    return [
+        ("failed", entry.message)
+        if isinstance(entry, Failure)
+        else (entry[0].content.name, entry[1].key, *_name(entry[0].metadata))
+        for entry in entries
+    ]
+
+
+def _name(metadata: Mapping[str, object]) -> list[object]:
+    names = ("name", "label_given", "Annotation", "Common_Name", "Common_name", "MANUAL_ID")
+    return [metadata[name] for name in names if name in metadata][:1]
+
+
+SONGS = [("rec.wav", "0.5-1.5", "Kuckuck"), ("rec.wav", "2-3.25", "Käuzchen")]
+CELLS = [("0.5", "1.5", "Kuckuck"), ("2", "3.25", "Käuzchen")]
+
+
+def csv_text(comma: str = ",", decimal: str = ".", pad: str = "", end: str = "\n") -> str:
+    rows = [(f"{pad}path", *(f"{pad}{name}" for name in ("start", "end", "name")))]
+    rows += [("rec.wav", *(pad + c.replace(".", decimal) for c in cells[:2]), pad + cells[2])
+             for cells in CELLS]  # fmt: skip
+    return "".join(comma.join(row) + end for row in rows)
+
+
+DIALECTS = {
+    "plain.csv": csv_text().encode(),
+    "bom.csv": csv_text(end="\r\n").encode("utf-8-sig"),
+    "utf16.csv": csv_text().encode("utf-16"),
+    "utf16le.csv": csv_text().encode("utf-16-le"),
+    "utf16be.csv": b"\xfe\xff" + csv_text().encode("utf-16-be"),
+    "windows.csv": csv_text().encode("cp1252"),
+    "tabs.csv": csv_text("\t").encode(),
+    "commas.tsv": csv_text().encode(),
+    "german.csv": csv_text(";", ",").encode(),
+    "german.tsv": csv_text("\t", ",").encode(),
+    "padded.csv": csv_text(pad=" ").encode(),
+    "trailing.csv": csv_text(end=",,\n").encode(),
+    "empty_lines.csv": b"\n\n" + csv_text(end="\n\n").encode() + b",,,\n\n",
+    "upper.csv": csv_text().encode().replace(b"path,start,end", b"Path,START,End"),
+    "quoted.csv": csv_text('","', ",", end='"\n').replace("\n", '\n"').encode()[:-1].replace(
+        b"path", b'"path', 1
+    ),
+    "rows_padded.csv": csv_text(pad=" ").replace(" path, start, end, ", "path,start,end,").encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_table_reads_the_same_in_every_dialect(tmp_path, name):
+    (tmp_path / name).write_bytes(DIALECTS[name])
+    assert found(tmp_path / name) == SONGS, DIALECTS[name]
+
+
+RAVEN_ROWS = [
+    f"{RAVEN}\tAnnotation",
+    "1\tSpectrogram 1\t1\t0.5\t1.5\t1000.5\t2000\tKuckuck",
+    "2\tSpectrogram 1\t1\t2\t3.25\t1000.5\t2000\tKäuzchen",
+]
+TEXTGRID = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = 6
+tiers? <exists>
+size = 2
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "birds"
+        xmin = 0
+        xmax = 6
+        intervals: size = 4
+        intervals [1]:
+            xmin = 0
+            xmax = 0.5
+            text = ""
+        intervals [2]:
+            xmin = 0.5
+            xmax = 1.5
+            text = "Kuckuck"
+        intervals [3]:
+            xmin = 1.5
+            xmax = 2
+            text = ""
+        intervals [4]:
+            xmin = 2
+            xmax = 3.25
+            text = "Käuzchen"
+    item [2]:
+        class = "TextTier"
+        name = "clicks 1"
+        xmin = 0
+        xmax = 6
+        points: size = 1
+        points [1]:
+            number = 0.7
+            mark = "1 ""x"" "
+"""
+SHORT = """File type = "ooTextFile"
+"TextGrid"
+0
+6
+<exists>
+1
+"IntervalTier"
+"birds"
+0
+6
+2
+0.5
+1.5
+"Kuckuck"
+2
+3.25
+"Käuzchen"
+"""
+PROGRAMS = {
+    "rec.Table.1.selections.txt": "\n".join(RAVEN_ROWS),
+    "rec.Table.2.selections.txt": "\n".join(RAVEN_ROWS).replace(".5", ",5").replace(".25", ",25"),
+    "rec.Table.3.selections.txt": "\n".join(RAVEN_ROWS).replace("\t", " \t ") + "\n\n",
+    "rec.Table.4.selections.txt": "\n".join(RAVEN_ROWS).replace(" Time (s)", " time (S) "),
+    "rec.selections.csv": "\n".join(RAVEN_ROWS).replace("\t", ","),
+    "rec.txt": "0.5\t1.5\tKuckuck\n2.000000\t3.250000\tKäuzchen\n",
+    "rec.labels.txt": "0,500000\t1,500000\tKuckuck\n2,000000\t3,250000\tKäuzchen\n",
+    "rec.spaces.txt": "0.5 1.5 Kuckuck\n2 3.25   Käuzchen\n",
+    "rec.bands.txt": "0.5\t1.5\tKuckuck\n\\\t100\t200\n2\t3.25\tKäuzchen\n\\\t100,5\t-1\n",
+    "rec.TextGrid": TEXTGRID,
+    "rec.short.TextGrid": SHORT,
+    "rec.praat.txt": TEXTGRID,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig", "cp1252"])
+def test_annotations_read_the_same_from_every_program(tmp_path, encoding):
+    sound(tmp_path / "rec.wav")
+    for name, text in PROGRAMS.items():
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        songs = [(f, k.removeprefix("ch0:"), *rest) for f, k, *rest in found(tmp_path / name)]
+        assert songs == SONGS, (name, encoding)
+
+
+def test_what_a_textgrid_leaves_out_is_noted(tmp_path):
+    sound(tmp_path / "rec.wav")
+    grid = tmp_path / "rec.TextGrid"
+    grid.write_text(TEXTGRID, encoding="utf-8")
+    source = from_paths([grid], "audio")
+    assert [item.metadata["tier"] for item, _ in source] == ["birds", "birds"]
+    assert source.notes == (
+        "rec.TextGrid: points have no length; the tier 'clicks 1' is left out",
+        "rec.TextGrid: 2 intervals without a text are left out",
+    )
+    for text, reason in [
+        (TEXTGRID[: TEXTGRID.index('text = "Kä')], "ends too early"),
+        ("ooBinaryFile\x08TextGrid", "binary TextGrid"),
+        (TEXTGRID.replace("xmax = 1.5", "xmax = soon", 1), "ends too early|not a number|order"),
+        ("hello\n", "does not begin as a TextGrid"),
+    ]:
+        grid.write_text(text, encoding="utf-8")
+        with pytest.raises(SourceError, match=reason):
+            from_paths([grid], "audio")
+
+
+def test_what_is_unusual_about_a_table_is_noted(tmp_path):
+    for name, note in {
+        "plain.csv": (),
+        "german.csv": ("german.csv has decimal commas (0,5 is read as 0.5) in 'start', 'end'",),
+        "windows.csv": ("windows.csv is not UTF-8 and is read as Windows-1252",),
+    }.items():
+        (tmp_path / name).write_bytes(DIALECTS[name])
+        assert from_paths([tmp_path / name], "audio").notes == note
+
+
+def test_a_comma_that_may_divide_thousands_is_no_number(tmp_path):
+    marks = table(tmp_path / "t.tsv", "path\tstart\tend", "rec.wav\t1,234\t2,345")
+    assert "start '1,234' is not a number; write it with a point" in found(marks)[0][1]
+    table(marks, "path\tstart\tend\tname", "rec.wav\t1,234\t2,5\tx", "rec.wav\t3\t4\t5,6")
+    assert found(marks) == [("rec.wav", "1.234-2.5", "x"), ("rec.wav", "3-4", "5,6")]
+    # lists of numbers in a table that has points
+    table(marks, "path\tstart\tend\tname", "rec.wav\t0.5\t1\t1,2")
+    assert found(marks) == [("rec.wav", "0.5-1", "1,2")]
+
+
+# ---- tables of programs, known by their columns
+
+
+def test_tables_of_detectors_are_known_by_their_columns(tmp_path):
+    for name in ("a", "b", "c", "rec"):
+        sound(tmp_path / "data" / f"{name}.wav", 6.0)
+    here = tmp_path / "data"
+    for name, head, row, region in [
+        # BirdNET: results, with and without the file, and its tables for R and Kaleidoscope
+        ("a.BirdNET.results.csv", "Start (s),End (s),Scientific name,Common name,Confidence",
+         "0.0,3.0,Parus major,Great Tit,0.9", ("a.wav", "0-3", "Great Tit")),
+        ("x.csv", "Start (s),End (s),Scientific name,Common name,Confidence,File",
+         "0.0,3.0,Parus major,Great Tit,0.9,/home/me/b.wav", ("b.wav", "0-3", "Great Tit")),
+        ("r.csv", "filepath,start,end,scientific_name,common_name,confidence,lat,lon,week,overlap,"
+         "sensitivity,min_conf,species_list,model",
+         "C:\\rec\\b.wav,1.5,4.5,Parus major,Great Tit,0.9,-1,-1,-1,0.0,1.0,0.1,,m",
+         ("b.wav", "1.5-4.5")),
+        ("BirdNET_Kaleidoscope.csv", "INDIR,FOLDER,IN FILE,OFFSET,DURATION,scientific_name,"
+         "common_name,confidence", "/mnt/x,data,a.wav,3.0,2.5,Parus major,Great Tit,0.9",
+         ("a.wav", "3-5.5")),
+        ("kaleidoscope.csv", "INDIR,FOLDER,IN FILE,CHANNEL,OFFSET,DURATION,Fmin,MANUAL ID",
+         "D:\\bats,,c.wav,0,1.0,0.5,20000,MYOLUC", ("c.wav", "ch0:1-1.5", "MYOLUC")),
+        ("arbimon.csv", "recording,site,species,songtype,x1,x2,y1,y2,score",
+         "c.wav,Stn01,Wren,Song,1.25,2,500,3000,0.7", ("c.wav", "1.25-2")),
+        ("whombat.csv", "recording_path,start_time,end_time,low_freq,high_freq,name",
+         "a.wav,1,2.5,100,2000,owl", ("a.wav", "1-2.5", "owl")),
+        ("opensoundscape.csv", "file,start_time,end_time,name", "./b.wav,0,5,x",
+         ("b.wav", "0-5", "x")),
+        ("crowsetta.csv", "label,onset_s,offset_s,notated_path", "x,0.25,0.75,rec.wav",
+         ("rec.wav", "0.25-0.75", "x")),
+        ("dcase.tsv", "filename\tonset\toffset\tname", "rec.wav\t0.5\t1\tx",
+         ("rec.wav", "0.5-1", "x")),
+        ("c.wav.csv", "start_time,end_time,class", "1,2,Myotis", ("c.wav", "1-2")),
+        ("seconds.csv", "path,Start (s),End (s),name", "rec.wav,0.5,1,x",
+         ("rec.wav", "0.5-1", "x")),
+    ]:  # fmt: skip
+        assert found(table(here / name, head, row)) == [region], name
+        (here / name).unlink()
+    marks = table(tmp_path / "r.csv", "filepath,start,end", "C:\\rec\\b.wav,1.5,4.5")
+    assert found(marks, here) == [("b.wav", "1.5-4.5")]  # looked for in the folder that is given
+    assert from_paths([marks, here], "audio").notes == ("r.csv: path from 'filepath'",)
+
+
+@pytest.mark.parametrize(
+    ("head", "row"),
+    [
+        ("path,start_time,duration,name", "rec.wav,1714531200,6,x"),  # of the recording
+        ("path,onset,offset,name", "rec.wav,1,2,x"),
+        ("path,Start,name", "rec.wav,2024-05-01,x"),
+        ("path,x1,x2,y1,y2,name", "rec.wav,1,2,3,4,x"),
+    ],
+)
+def test_other_columns_beside_a_path_stay_metadata(tmp_path, head, row):
+    assert found(table(tmp_path / "t.csv", head, row)) == [("rec.wav", "whole", "x")]
+
+
+def test_columns_can_be_named(tmp_path):
+    sound(tmp_path / "rec.wav")
+    lines = ("wave,from,len,ch,name", "rec.wav,1,0.5,0,x", "D:\\old\\rec.wav,2,0.5,0,y")
+    marks = table(tmp_path / "t.csv", *lines)
+    with pytest.raises(SourceError) as refused:
+        found(marks)
+    says = str(refused.value)
+    assert "no column `path`; it has wave, from, len, ch, name" in says
+    assert "--column path=COLUMN,start=COLUMN,end=COLUMN" in says
+    columns = {"path": "wave", "start": "FROM", "duration": "len", "channel": "ch"}
+    wanted = [("rec.wav", "ch0:1-1.5", "x"), ("rec.wav", "ch0:2-2.5", "y")]
+    assert found(marks, columns=columns) == wanted
+    assert parse_columns(["path=wave, start=from", "duration=a,b"]) == {
+        "path": "wave", "start": "from", "duration": "a,b",
+    }  # fmt: skip
+    into = tmp_path / "c.lance"
+    option = ("--column", "path=wave,start=from", "--column", "duration=len,channel=ch")
+    said = ask("embed", "demo", marks, "--into", into, *option)
+    assert said.code == 0, said
+    assert "t.csv: path from 'wave', start from 'from'" in said.err
+    assert rows(into, "name") == [("ch0:1-1.5", "x"), ("ch0:2-2.5", "y")]
+    said = ask("classify", "demo", marks, *option)
+    assert said.code == 0 and "ch0:2-2.5" in said.out
+    collection = Collection.open(tmp_path / "d.lance")
+    assert collection.add(demo(), marks, columns=columns).done == 2
+    for wrong, reason in [
+        ("path=waves", "no column 'waves' for path; it has wave, from"),
+        ("file=wave", "names no role 'file'"),
+        ("path=", "names no column"),
+    ]:
+        refused = ask("classify", "demo", marks, "--column", wrong)
+        assert (refused.code, reason in refused.err) == (2, True), refused
+
+
+# ---- the same name at several sites
+
+
+def test_the_longest_matching_end_of_a_path_decides(tmp_path):
+    for site in ("Stn01", "Stn02", "x/Stn02"):
+        sound(tmp_path / "data" / site / "20240501_050000.WAV", 6.0)
+    head = f"{RAVEN}\tBegin Path\tFile Offset (s)"
+    row = "{}\tSpectrogram 1\t1\t{}\t{}\t0\t9000\t{}\t0"
+    paths = [
+        "D:\\data\\Stn01\\20240501_050000.WAV",
+        "D:\\data\\Stn02\\20240501_050000.WAV",
+        "/mnt/x/Stn02/20240501_050000.wav",
+    ]
+    marks = table(
+        tmp_path / "marks" / "BirdNET_SelectionTable.txt",
+        head,
+        *(row.format(i, 3 * i, 3 * i + 3, path) for i, path in enumerate(paths)),
+    )
+    source = from_paths([marks, tmp_path / "data"], "audio")
+    where = [str(item.content.relative_to(tmp_path / "data")) for item, _ in source]
+    assert where == [f"{site}/20240501_050000.WAV" for site in ("Stn01", "Stn02", "x/Stn02")]
+    # a real tie names both
+    table(marks, head, row.format(1, 0, 3, "E:\\Stn09\\20240501_050000.WAV"))
+    ((_, message),) = found(marks, tmp_path / "data")
+    assert "may be any of 3 recordings" in message and "Stn01" in message and "Stn02" in message
+
+
+def test_one_recording_is_not_taken_for_two(tmp_path):
+    sound(tmp_path / "data" / "Stn01" / "a.wav")
+    head = "file,start_time,end_time"
+    rows = ("D:\\Stn01\\a.wav,0,1", "D:\\Stn02\\a.wav,2,3")
+    marks = table(tmp_path / "t" / "m.csv", head, *rows)
+    good, (_, message) = sorted(found(marks, tmp_path / "data"))
+    assert good == ("a.wav", "0-1")
+    assert "there is no recording 'D:\\\\Stn02\\\\a.wav'" in message
+    table(marks, head, "D:\\Stn08\\a.wav,0,1", "D:\\Stn09\\a.wav,0,1")
+    assert [one[0] for one in found(marks, tmp_path / "data")] == ["failed", "failed"]
+    table(marks, head, "D:\\Stn08\\a.wav,0,1")  # moved to another folder
+    assert found(marks, tmp_path / "data") == [("a.wav", "0-1")]
+
+
+# ---- boxes in pictures
+
+
+def picture(path: Path) -> Path:
+    Image.fromarray(np.zeros((50, 100, 3), np.uint8)).save(path)
+    return path
+
+
+def test_columns_of_a_box_are_regions_of_a_picture(tmp_path):
+    picture(tmp_path / "a.png")
+    for head, row, box in [
+        ("path,left,top,right,bottom,name", "a.png,10,20,30,40,x", "10,20,30,40"),
+        ("filename,width,height,name,xmin,ymin,xmax,ymax", "a.png,100,50,x,1,2,30,40", "1,2,30,40"),
+        ("image_path,x_min,y_min,x_max,y_max,name", "a.png,1.6,2.4,30,40,x", "2,2,30,40"),
+        ("path,x1,y1,x2,y2,name", "a.png,1,2,30,40,x", "1,2,30,40"),
+        ("path,x,y,w,h,name", "a.png,1,2,30,40,x", "1,2,31,42"),
+        ("path,x,y,width,height,name", "a.png,1,2,30,40,x", "1,2,31,42"),
+        ("path,bbox,name", 'a.png,"[1, 2, 30, 40]",x', "1,2,31,42"),
+        ("path,XMin,XMax,YMin,YMax,name", "a.png,0.1,0.5,0.2,1.0,x", "10,10,50,50"),
+    ]:
+        marks = table(tmp_path / "t.csv", head, row)
+        assert found(marks, modality="image") == [("a.png", f"box:{box}", "x")], head
+    marks = table(tmp_path / "t.csv", "path,left,top,right,bottom,name", "a.png,,,,,x")
+    assert found(marks, modality="image") == [("a.png", "whole", "x")]
+    lines = ("a.png,5,5,5,9,x", "a.png,1,2,,4,y", "a.png,1,2,3,4,z", "a.png,1,2,3,4,w")
+    table(marks, "path,left,top,right,bottom,name", *lines)
+    bad = found(marks, modality="image")
+    assert "has no area" in bad[0][1] and "four edges" in bad[1][1]
+    assert bad[2:] == [("a.png", "box:1,2,3,4", "z"), ("a.png", "box:1,2,3,4#2", "w")]
+
+
+def test_boxes_that_may_be_read_in_two_ways_are_refused(tmp_path):
+    picture(tmp_path / "a.png")
+    for head, row, reason in [
+        ("path,left,top,right,bottom", "a.png,0,0,1,1", "pixels and fractions .* cannot be told"),
+        ("path,x,y,w,h", "a.png,0.1,0.1,0.5,0.5", "centre"),
+    ]:
+        marks = table(tmp_path / "t.csv", head, row)
+        with pytest.raises(SourceError, match=reason):
+            found(marks, modality="image")

@@ -210,7 +210,7 @@ def test_a_bad_row_is_named_and_the_rest_goes_on(tmp_path):
         ",9,,,\n"
         "http://x.org/a.wav,10,,,\n"
         "a.wav,11\n"
-        "a.wav,12,,,,,,\n"
+        "a.wav,12,,,,,,x\n"
         "a.wav,13,0,1,0\n",
     )
     source = from_paths([path], "audio")
@@ -489,8 +489,13 @@ def test_names_that_a_collection_cannot_have(tmp_path):
         ("t.csv", b"", "is empty"),
         ("t.csv", b"file,site\na,b\n", "no column `path`; it has file, site"),
         ("t.csv", b"path,a,a\nx,1,2\n", "more than one column 'a'"),
-        ("t.csv", b"path,a\nx,b\xe9\n", r"line 2 is not UTF-8 \(byte 0xe9\)"),
-        ("t.csv", "path,a\nx,1\n".encode("utf-16"), "line 1 is not UTF-8"),
+        ("t.csv", b"path,a\nx,b\xe9\n\xc3\xa9,1", r"line 2 is not UTF-8 \(byte 0xe9\)"),
+        (
+            "t.csv",
+            b"path,a\nx,b\x81\n",
+            r"line 2 is not UTF-8 \(byte 0x81\), and the file is not W",
+        ),
+        ("t.csv", b"path,a\nx,\x00\n", "is no text: it holds zero bytes"),
         ("t.csv", b'path,a\nx,"never closed\ny,2\n', "line 3 is not CSV"),
         ("t.jsonl", b'{"file": "a.wav"}\n', "no column `path`; it has file"),
         ("t.jsonl", b"", "no column `path`; it has none"),

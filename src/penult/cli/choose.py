@@ -17,6 +17,7 @@ from penult.cli.options import (
     ModelOptions,
     Paths,
     items_of,
+    with_columns,
     with_model_options,
 )
 from penult.cli.output import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 CANDIDATES = 10  # that the table shows
 
 
+@with_columns
 @with_model_options
 def choose(
     model: Model,

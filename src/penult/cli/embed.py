@@ -34,6 +34,7 @@ from penult.cli.options import (
     layout_of,
     modality_for,
     source_of,
+    with_columns,
     with_model_options,
 )
 from penult.cli.output import (
@@ -63,6 +64,7 @@ SHOWN = 5
 STEPS = ("decode", "prepare", "wait", "model", "write")  # of a run; they overlap in time
 
 
+@with_columns
 @with_model_options
 def embed(
     model: Model,

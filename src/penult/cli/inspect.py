@@ -25,6 +25,7 @@ from penult.cli.options import (
     Precision,
     Tap,
     items_of,
+    with_columns,
     with_model_options,
 )
 from penult.cli.output import (
@@ -206,6 +207,7 @@ def _show_meanings(found: Inspection) -> None:
         stdout.print(f"\n[dim]{' · '.join(lines)}[/]", soft_wrap=True)
 
 
+@with_columns
 @with_model_options
 def check(
     model: Model,

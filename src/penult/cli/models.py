@@ -23,6 +23,7 @@ from penult.cli.options import (
     Tap,
     items_of,
     source_of,
+    with_columns,
     with_model_options,
 )
 from penult.cli.output import (
@@ -37,6 +38,7 @@ from penult.cli.output import (
 )
 
 
+@with_columns
 @with_model_options
 def classify(
     model: Model,

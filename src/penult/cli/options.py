@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penult.cli.output import print_note, working
+from penult.cli.output import print_note, printable, working
 from penult.errors import UsageError
 from penult.extras import ENGINES, LOADERS, POOLINGS, plugins
 
@@ -34,6 +34,14 @@ Paths = Annotated[
     typer.Argument(
         help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or - for paths on "
         "stdin."
+    ),
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="Columns of tables by what they hold: 'path=IN FILE,start=OFFSET,duration=DURATION'; "
+        "also end, channel, id, left, top, right, bottom.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
@@ -193,6 +201,29 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def with_columns(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes items the option `--column`, for tables whose columns it names."""
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def wrapped(column: list[str] | None = None, **arguments: Any) -> None:
+        from penult.data.sources import named_columns
+        from penult.data.table_roles import parse_columns
+
+        with named_columns(parse_columns(column or [])):
+            command(**arguments)
+
+    option = inspect.Parameter(
+        "column", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Column
+    )
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
+    described: Any = wrapped
+    described.__signature__ = signature.replace(parameters=[*parameters, option])
+    described.__annotations__ = {p.name: p.annotation for p in [*parameters, option]}
+    del described.__wrapped__
+    return wrapped
+
+
 def _current(options: ModelOptions) -> ModelOptions:
     """The class names under their present name, with a note where the former one was used."""
     if "labels" not in options:
@@ -219,14 +250,18 @@ def modality_for(model: str, model_options: ModelOptions) -> str:
 
 
 def source_of(paths: list[str], channel: str | None, modality: str) -> Source:
-    """The items at these paths."""
+    """The items at these paths; what is unusual about their tables is noted."""
     from penult.data.sources import from_paths
 
     if channel is None or channel == "each":
-        return from_paths(paths, modality, channel)  # type: ignore[arg-type]
-    if not (channel.isascii() and channel.isdigit()):
+        source = from_paths(paths, modality, channel)  # type: ignore[arg-type]
+    elif channel.isascii() and channel.isdigit():
+        source = from_paths(paths, modality, int(channel))
+    else:
         raise UsageError(f"--channel {channel!r} is neither a number from 0 nor 'each'")
-    return from_paths(paths, modality, int(channel))
+    for note in source.notes:
+        print_note(f"[dim]{printable(note)}[/]")
+    return source
 
 
 def seconds_of(duration: str | None) -> float | None:

@@ -23,6 +23,7 @@ from penult.cli.options import (
     items_of,
     seconds_of,
     source_of,
+    with_columns,
     with_model_options,
 )
 from penult.cli.output import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 Results = Iterator["ClassPrediction | Failure"]
 
 
+@with_columns
 @with_model_options
 def predict(
     place: Annotated[

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Where
-from penult.cli.options import Device, Json, Pooling, Tap, Trust, check_output
+from penult.cli.options import Device, Json, Pooling, Tap, Trust, check_output, with_columns
 from penult.cli.output import (
     counted,
     print_json,
@@ -34,6 +34,7 @@ Model = Annotated[
 _SHOWN = 8
 
 
+@with_columns
 def teach(
     place: Place,
     examples: Annotated[

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -177,16 +177,18 @@ class Collection:
         from penult.collection.add import RunSettings, add
         from penult.collection.ingest import Options
         from penult.collection.transfer import source_from_collection
-        from penult.data.sources import from_objects
+        from penult.data.sources import from_objects, named_columns
         from penult.data.windows import Layout
 
         given: dict[str, Any] = dict(options)
         modality, channel = embedder.classifier.modality, given.pop("channel", None)
+        given_columns = given.pop("columns", {})
         layout = Layout(**{name: given.pop(name) for name in _LAYOUT if name in given})
         settings = Options(layout=layout, **given)
         run = RunSettings(prune=prune)
         if like is None:
-            source = from_objects(items, modality, channel)
+            with named_columns(given_columns):
+                source = from_objects(items, modality, channel)
             return add(self.reader, embedder, source, settings, run)
         old = like if isinstance(like, Collection) else Collection.open(like, must_exist=True)
         source, settings = source_from_collection(

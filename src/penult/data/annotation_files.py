@@ -1,28 +1,28 @@
-"""Segments as annotation programs write them: Raven, Audacity, RTTM. Knows no audio.
+"""Segments as annotation programs write them: Raven, Audacity, RTTM, Praat. Knows no audio.
 
 Each becomes a table with the columns path, start, end, channel, and the annotation's own ones.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penult.data import tables
+from penult.data import tables, textgrid
+from penult.data.delimited import DelimitedText, decimal, head_of, lines
 from penult.data.folders import Recordings
+from penult.data.table_roles import KNOWN
 from penult.errors import SourceError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-SUFFIXES = (".rttm", ".txt")  # of files that may be annotations
+SUFFIXES = (".rttm", ".txt", textgrid.SUFFIX, ".csv", ".tsv")  # of files that may be annotations
 PLACE = ("path", "start", "end", "channel")  # what every annotation becomes, besides metadata
 
-_HEAD = 1 << 16  # bytes that suffice to recognise a table
 _RTTM = ("file", "channel", "start", "duration", "orthography", "speaker_type", "speaker")
 _RTTM_TYPES = frozenset(
     "SPEAKER SPKR-INFO SEGMENT NOSCORE NO_RT_METADATA LEXEME NON-LEX NON-SPEECH FILLER EDIT SU IP "
@@ -31,6 +31,7 @@ _RTTM_TYPES = frozenset(
 _AUDACITY = ("label", "low_frequency", "high_frequency")
 
 Rows = Callable[[], Iterator[tables.Row]]
+Annotations = tuple[Sequence[str], Rows, Sequence[str]]  # metadata columns, rows, notes
 
 
 class _BadRow(Exception):
@@ -38,24 +39,39 @@ class _BadRow(Exception):
 
 
 def kind_of(path: Path) -> str:
-    """Which program's table a file is: raven, audacity or rttm; empty if it is none.
+    """Which program's table a file is: raven, audacity, rttm or textgrid; empty if it is none.
 
-    A .txt can be anything, so its first line decides.
+    A .txt can be anything, so its first line decides; a .csv is Raven's by its columns.
     """
     suffix = path.suffix.lower()
-    if suffix == ".rttm":
-        return "rttm"
+    if suffix in (".rttm", textgrid.SUFFIX):
+        return suffix[1:]
+    if suffix not in (".txt", ".csv", ".tsv"):
+        return ""
+    start = head_of(path)
+    first = next((line for line in start.splitlines() if line.strip()), "")
     if suffix != ".txt":
-        return ""
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HEAD).decode("utf-8", "replace").removeprefix("\ufeff")
-    except OSError:
-        return ""
-    cells = next((line for line in start.splitlines() if line.strip()), "").split("\t")
-    if cells[0].strip() == "Selection" or "Begin Time (s)" in map(str.strip, cells):
+        names = {cell.strip(' "').casefold() for cell in re.split("[,;\t]", first)}
+        return "raven" if {"begin time (s)", "end time (s)"} <= names else ""
+    if textgrid.is_textgrid(start):
+        return "textgrid"
+    cells = [cell.strip().casefold() for cell in first.split("\t")]
+    if cells[0] == "selection" or "begin time (s)" in cells:
         return "raven"
-    return "audacity" if len(cells) > 1 and all(map(_is_number, cells[:2])) else ""
+    return "audacity" if _audacity_label(first) else ""
+
+
+def unknown_text(path: Path) -> SourceError | None:
+    """Why a text file is no table of annotations; None where it is no text."""
+    start = head_of(path)
+    if not start.strip() or any(ord(sign) < 9 for sign in start):
+        return None
+    first = next(line for line in start.splitlines() if line.strip()).strip()
+    return SourceError(
+        f"it is text, and no table of annotations that is known (Raven, BirdNET, Audacity, RTTM, "
+        f"TextGrid); it begins with {first[:60]!r}. A table with other columns is read as .csv or "
+        ".tsv: --column path=COLUMN,start=COLUMN,end=COLUMN"
+    )
 
 
 def read_annotations(path: Path, kind: str, recordings: Recordings) -> tables.TableRows:
@@ -64,12 +80,13 @@ def read_annotations(path: Path, kind: str, recordings: Recordings) -> tables.Ta
     Raises:
         SourceError: no such format, or the recording of the whole table cannot be found.
     """
-    columns, rows = {"raven": _raven, "audacity": _audacity, "rttm": _rttm}[kind](path, recordings)
+    read = {"raven": _raven, "audacity": _audacity, "rttm": _rttm, "textgrid": _textgrid}[kind]
+    columns, rows, notes = read(path, recordings)
     types, total = tables.scan_types(lambda: _metadata(rows(), columns), list(columns))
     if kind != "raven":  # columns that the format has, and this table does not use
         used = {n for _, row in rows() for n in columns if isinstance(row, dict) and row[n]}
         types = {name: type for name, type in types.items() if name in used or name == "label"}
-    return tables.TableRows("line", rows, {**_place_types(), **types}, total)
+    return tables.TableRows("line", rows, {**_place_types(), **types}, total, tuple(notes))
 
 
 def _place_types() -> dict[str, pa.DataType]:
@@ -93,33 +110,29 @@ def _row(
     return {**metadata, "path": str(path), "start": start, "end": end, "channel": channel}
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
 def _number(cell: str | None, name: str) -> float:
-    if cell is None or not _is_number(cell):
+    number = None if cell is None else decimal(cell)
+    if number is None:
         raise _BadRow(f"{name} {cell or ''!r} is not a number")
-    return float(cell)
+    return number
 
 
 # ---- Raven: selection tables, as BirdNET writes them too
 
 
-def _raven(path: Path, recordings: Recordings) -> tuple[list[str], Rows]:
+def _raven(path: Path, recordings: Recordings) -> Annotations:
     table = _Raven(path, recordings)
-    return list(table.metadata.values()), table.rows
+    return list(table.metadata.values()), table.rows, table.text.notes
 
 
 class _Raven:
     """A selection table: its columns by their names in small letters."""
 
     def __init__(self, path: Path, recordings: Recordings) -> None:
-        self._path, self._recordings = path, recordings
-        line, header = next(self._records())
+        self._path = path
+        is_text = path.suffix.lower() == ".txt"
+        self.text = DelimitedText(path, "\t" if is_text else "", not is_text, KNOWN)
+        header = self.text.header
         names = [name.casefold() for name in header]
         self._at = {name: index for index, name in enumerate(names)}
         if len(self._at) < len(names):
@@ -128,8 +141,8 @@ class _Raven:
         for name in ("Begin Time (s)", "End Time (s)"):
             if name.casefold() not in self._at:
                 raise SourceError(
-                    f"{path}: line {line} names no column {name!r}, which a Raven selection table "
-                    f"has; it names {', '.join(header)}"
+                    f"{path}: line {self.text.line} names no column {name!r}, which a Raven "
+                    f"selection table has; it names {', '.join(header)}"
                 )
         self.metadata = {  # by the column's place
             index: f"{name}_given" if name in (*PLACE, "id") else name
@@ -137,7 +150,8 @@ class _Raven:
             if name.casefold() not in _RAVEN_PLACE
         }
         self._found: dict[tuple[str | None, str | None], Path | str] = {}
-        self._shown, files = self._survey()
+        self._shown, files, paths = self._survey()
+        self._recordings = recordings.of_paths(paths)
         self._recording = None if self._names_files else recordings.of_table()
         if len(files) > 1 and "file offset (s)" not in self._at:
             raise SourceError(
@@ -152,11 +166,9 @@ class _Raven:
 
     def rows(self) -> Iterator[tables.Row]:
         """Every selection once, or the reason why it cannot be used."""
-        records = self._records()
-        width = len(next(records)[1])
-        for line, record in records:
-            if len(record) != width:
-                yield line, f"{len(record)} fields, where the header names {width}"
+        for line, record in self.text.rows():
+            if isinstance(record, str):
+                yield line, record
                 continue
             if self._shown.get(self._selection(record), line) != line:
                 continue
@@ -165,11 +177,6 @@ class _Raven:
             except _BadRow as error:
                 yield line, str(error)
 
-    def _records(self) -> Iterator[tuple[int, list[str]]]:
-        for number, line in tables.lines(self._path):
-            if line.strip():
-                yield number, [cell.strip() for cell in line.rstrip("\r\n").split("\t")]
-
     def _cell(self, record: list[str], name: str) -> str | None:
         index = self._at.get(name)
         return None if index is None or index >= len(record) else record[index] or None
@@ -177,20 +184,22 @@ class _Raven:
     def _selection(self, record: list[str]) -> tuple[str | None, ...]:
         return tuple(self._cell(record, name) for name in _RAVEN_SELECTION)
 
-    def _survey(self) -> tuple[dict[tuple[str | None, ...], int], set[str]]:
-        """Which line to use of a selection that is listed for each view, and the files named."""
+    def _survey(self) -> tuple[dict[tuple[str | None, ...], int], set[str], set[str]]:
+        """Which line to use of a selection that is listed for each view, the files and the paths
+        that are named."""
         shown: dict[tuple[str | None, ...], int] = {}
-        files: set[str] = set()
-        records = self._records()
-        next(records)
-        for line, record in records:
+        files, paths = set[str](), set[str]()
+        for line, record in self.text.rows():
+            if isinstance(record, str):
+                continue
+            paths.add(self._cell(record, "begin path") or "")
             files.add(self._cell(record, "begin file") or self._cell(record, "begin path") or "")
             view = self._cell(record, "view")
             if view:
                 first = shown.setdefault(self._selection(record), line)
                 if first != line and view.startswith("Spectrogram"):
                     shown[self._selection(record)] = line
-        return shown, files - {""}
+        return shown, files - {""}, paths - {""}
 
     def _row(self, record: list[str]) -> dict[str, Any]:
         begin = _number(self._cell(record, "begin time (s)"), "Begin Time (s)")
@@ -219,7 +228,8 @@ class _Raven:
             there = self._path.parent / path
             if there.is_file():
                 return there
-            name = name or re.split(r"[\\/]", path)[-1]  # the table may come from Windows
+            if not name or path.casefold().endswith(name.casefold()):
+                return self._recordings.at(path)
         return self._recordings.named(name) if name else "Begin Path and Begin File are empty"
 
 
@@ -241,36 +251,47 @@ def _channel_from_zero(cell: str | None) -> int | None:
 # ---- Audacity: labels
 
 
-def _audacity(path: Path, recordings: Recordings) -> tuple[Sequence[str], Rows]:
+def _audacity_label(line: str) -> list[str] | None:
+    """Start, end and text of a label, with tabs or spaces between; None if it is none."""
+    cells = line.rstrip("\r\n").split("\t" if "\t" in line else None, 2)
+    if len(cells) < 2 or decimal(cells[0]) is None or decimal(cells[1]) is None:
+        return None
+    return cells
+
+
+def _audacity(path: Path, recordings: Recordings) -> Annotations:
     recording = recordings.of_table()
 
     def rows() -> Iterator[tables.Row]:
-        waiting: tuple[int, list[str]] | None = None
-        for number, line in tables.lines(path):
-            cells = line.rstrip("\r\n").split("\t")
+        waiting: tuple[int, str] | None = None
+        for number, line in lines(path):
             if not line.strip():
                 continue
-            if cells[0] != "\\":
+            if not line.lstrip().startswith("\\"):
                 if waiting:
                     yield _label(recording, *waiting, [])
-                waiting = number, cells
+                waiting = number, line
             elif waiting:
-                yield _label(recording, *waiting, cells[1:])
+                yield _label(recording, *waiting, line.split()[1:])
                 waiting = None
             else:
                 yield number, "a frequency range without a label before it"
         if waiting:
             yield _label(recording, *waiting, [])
 
-    return _AUDACITY, rows
+    return _AUDACITY, rows, []
 
 
 def _label(
-    recording: Path, line: int, cells: list[str], frequencies: list[str]
+    recording: Path, line: int, text: str, frequencies: list[str]
 ) -> tuple[int, dict[str, Any] | str]:
     try:
-        if len(cells) < 2:
-            raise _BadRow(f"{cells[0][:40]!r} is no label: start, end and text, with tabs between")
+        cells = _audacity_label(text)
+        if cells is None:
+            first, *rest = text.rstrip("\r\n").split("\t")
+            if not rest:
+                raise _BadRow(f"{first[:40]!r} is no label: start, end and text, with tabs between")
+            cells = [first, *rest]
         start, end = _number(cells[0], "start"), _number(cells[1], "end")
         if start == end:
             raise _BadRow(f"a point label at {start:g} s has no length; make it a region")
@@ -283,17 +304,32 @@ def _label(
 
 
 def _frequency(cell: str) -> str:
-    return cell.strip() if _is_number(cell) and float(cell) >= 0 else ""  # -1: none was given
+    number = decimal(cell)
+    return "" if number is None or number < 0 else cell.strip().replace(",", ".")  # -1: none given
+
+
+# ---- Praat: intervals of a TextGrid
+
+
+def _textgrid(path: Path, recordings: Recordings) -> Annotations:
+    recording, grid = recordings.of_table(), textgrid.read_textgrid(path)
+
+    def rows() -> Iterator[tables.Row]:
+        for one in grid.intervals:
+            metadata = {"label": one.text, "tier": one.tier}
+            yield one.line, _row(recording, (one.start, one.end), None, metadata)
+
+    return ("label", "tier"), rows, grid.notes
 
 
 # ---- RTTM: speaker turns
 
 
-def _rttm(path: Path, recordings: Recordings) -> tuple[Sequence[str], Rows]:
+def _rttm(path: Path, recordings: Recordings) -> Annotations:
     columns = (*_RTTM[4:], "confidence", "lookahead")
 
     def rows() -> Iterator[tables.Row]:
-        for number, line in tables.lines(path):
+        for number, line in lines(path):
             fields = line.split()
             if not fields or fields[0].startswith(";;"):
                 continue
@@ -305,7 +341,7 @@ def _rttm(path: Path, recordings: Recordings) -> tuple[Sequence[str], Rows]:
                 except _BadRow as error:
                     yield number, str(error)
 
-    return columns, rows
+    return columns, rows, []
 
 
 def _turn(fields: list[str], columns: Sequence[str], recordings: Recordings) -> dict[str, Any]:

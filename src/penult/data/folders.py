@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -121,24 +122,61 @@ class Recordings:
 
     table: Path
     shelf: Shelf
+    named_there: Mapping[str, frozenset[tuple[str, ...]]] = field(default_factory=dict)
+
+    def of_paths(self, paths: Iterable[str]) -> Recordings:
+        """The same, knowing all paths of the table: one file is not taken for two of them."""
+        found: dict[str, set[tuple[str, ...]]] = {}
+        for path in set(paths):
+            *folders, name = _parts(path)
+            if folders:
+                found.setdefault(name.casefold(), set()).add(tuple(folders))
+        named = {name: frozenset(all) for name, all in found.items() if len(all) > 1}
+        return replace(self, named_there=named)
 
     def named(self, name: str) -> Path | str:
         """The file of that name, with or without its extension, or what is wrong with the name."""
+        return self.at(name)
+
+    def at(self, path: str) -> Path | str:
+        """The file that a path means which may be another computer's, or what is wrong with it:
+        of the files of its name that with the longest end in common, those beside the table first.
+        """
+        *folders, name = _parts(path)
+        found: list[Path] = []
         for index in (self.shelf.beside(self.table), self.shelf.searched):
-            found = index.get(name.casefold(), [])
-            found = (
-                [path for path in found if path.name == name]
-                or [path for path in found if path.stem == name]
-                or found  # recorders and tables disagree about .WAV and .wav
+            named = index.get(name.casefold(), [])
+            named = (
+                [path for path in named if path.name == name]
+                or [path for path in named if path.stem == name]
+                or named  # recorders and tables disagree about .WAV and .wav
             )
-            if len(found) > 1:
-                listed = ", ".join(map(str, found[:3])) + (", …" if len(found) > 3 else "")
+            if named and not folders:
+                found = named
+                break
+            found += [path for path in named if path not in found]
+        if not found:
+            return self._not_found(name)
+        longest = max(_common_end(path, folders) for path in found)
+        if longest == 0 and any(path.parent == self.table.parent for path in found):
+            found = [path for path in found if path.parent == self.table.parent]
+        found = [path for path in found if _common_end(path, folders) == longest]
+        if len(found) > 1:
+            listed = ", ".join(map(str, found[:3])) + (", …" if len(found) > 3 else "")
+            return f"{path!r} may be any of {len(found)} recordings: {listed}; leave one of them"
+        return self._other_meaning(path, folders, found[0]) or found[0]
+
+    def _other_meaning(self, path: str, folders: Sequence[str], file: Path) -> str:
+        """Why a file is not what a path means: another path of the table fits it as well."""
+        fits = _common_end(file, folders)
+        for other in sorted(self.named_there.get(_parts(path)[-1].casefold(), ())):
+            shared = _shared_end(other, folders)
+            if shared < min(len(other), len(folders)) and _common_end(file, other) >= fits:
                 return (
-                    f"{name!r} may be any of {len(found)} recordings: {listed}; leave one of them"
+                    f"there is no recording {path!r}: {file} is as well or better "
+                    f"{'/'.join(other)}/{file.name}, which the table names too"
                 )
-            if found:
-                return found[0]
-        return self._not_found(name)
+        return ""
 
     def of_table(self) -> Path:
         """The recording that is called as the table, as `rec.wav` is by `rec.Table.1.txt`.
@@ -162,3 +200,25 @@ class Recordings:
         any_extension = "" if Path(name).suffix.lower() in self.shelf.accepted else ".*"
         further = "".join(f", nor in {folder}" for folder in self.shelf.folders)
         return f"{_NONE} {name + any_extension!r} beside {self.table.name}{further}"
+
+
+def _parts(path: str) -> list[str]:
+    """The folders and the name, of a path from any system; a drive's letter is none of them."""
+    parts = [part for part in re.split(r"[\\/]", path) if part not in ("", ".")]
+    if len(parts) > 1 and re.fullmatch("[A-Za-z]:|file:", parts[0]):
+        parts = parts[1:]
+    return parts or [path]
+
+
+def _common_end(path: Path, folders: Sequence[str]) -> int:
+    """How many of the folders above a file are those of a path, from the last one on."""
+    return _shared_end(path.parts[:-1], folders)
+
+
+def _shared_end(some: Sequence[str], others: Sequence[str]) -> int:
+    count = 0
+    for one, other in zip(reversed(some), reversed(others), strict=False):
+        if one.casefold() != other.casefold():
+            break
+        count += 1
+    return count

@@ -7,11 +7,23 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import count, tee
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, TextIO, TypeVar
 
 from penult.data import annotation_files, tables
@@ -31,7 +43,7 @@ from penult.data.items import (
 from penult.data.objects import ACCEPTED, is_one, item_of
 from penult.data.regions import WHOLE
 from penult.data.standard_input import listed_paths, piped_item
-from penult.data.tables import RESERVED, Table, columns_of, open_table
+from penult.data.tables import PATH, RESERVED, Table, columns_of, open_table
 from penult.errors import ItemError, SourceError, UsageError, cause
 
 if TYPE_CHECKING:
@@ -62,7 +74,7 @@ class Source:
     `columns` are the metadata's names and Arrow types, `renamed` maps a table's names to those.
     `total` is how many there are at most, None where that would cost a search. `searched` are the
     folders in which only the recordings of annotations are looked for; `paths` are the other
-    folders, tables and files, absolute.
+    folders, tables and files, absolute. `notes` say what is unusual about tables, in words.
     """
 
     start: Callable[[], Iterator[Entry]]
@@ -72,6 +84,7 @@ class Source:
     countable: bool = False
     searched: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def count(self) -> int | None:
         """How many there are, by a search of its own if need be; None where that is not possible
@@ -89,6 +102,7 @@ def from_paths(
     modality: str,
     channel: int | Literal["each"] | None = None,
     stdin: TextIO | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Source:
     """Files, folders, tables and `-` (one path per line of `stdin`), as a command line names them.
 
@@ -97,8 +111,12 @@ def from_paths(
     several tables that differ are Failures. Knowing this costs some 140 bytes per row (no file is
     compared), and nothing for a single folder.
 
-    Raven, Audacity and RTTM annotations are tables of segments. Where one is given, folders are
-    where its recordings are looked for, after the table's own, and not embedded themselves.
+    Raven, Audacity, RTTM and TextGrid annotations are tables of segments, and so are the tables of
+    BirdNET, Kaleidoscope and others, known by their columns. Where one is given, folders are where
+    its recordings are looked for, after the table's own, and not embedded themselves.
+
+    columns: which columns of tables hold `path`, `start`, `end`, `duration`, `channel`, `id` or the
+    edges of a box, where their names do not tell; default: those of `named_columns`.
 
     Raises:
         SourceError: no such path, a folder without a fitting file, a table that cannot be used.
@@ -108,19 +126,20 @@ def from_paths(
     if not paths:
         raise SourceError("no path was given; give files, folders, tables, or - for a list")
     texts = [os.fspath(path) for path in paths]
-    shelf = _shelf(texts, modality)
+    given = _NAMED_COLUMNS.get() if columns is None else columns
+    shelf = _shelf(texts, modality, given)
     searched = shelf.folders if shelf else ()
-    named = [text for text in texts if text == "-" or local(text) not in searched]
-    origins = [_origin(text, modality, stdin or sys.stdin, shelf) for text in named]
+    named_paths = [text for text in texts if text == "-" or local(text) not in searched]
+    origins = [_origin(text, modality, stdin or sys.stdin, shelf, given) for text in named_paths]
     table_origins = [origin.table for origin in origins if origin.table]
-    columns, renamed = columns_of(table_origins) if table_origins else ({}, {})
+    kept, renamed = columns_of(table_origins) if table_origins else ({}, {})
     totals = [origin.total for origin in origins]
 
     def start() -> Iterator[Entry]:
         placed = (
             (number, line, entry)
             for number, origin in enumerate(origins)
-            for line, entry in _by_channel(origin.entries(columns), channel)
+            for line, entry in _by_channel(origin.entries(kept), channel)
         )
         if len(origins) > 1 or not origins[0].distinct:
             return _once_each(placed, origins)
@@ -128,12 +147,13 @@ def from_paths(
 
     return Source(
         start,
-        columns,
+        kept,
         None if None in totals or channel == "each" else sum(total or 0 for total in totals),
         renamed,
         countable=channel != "each" and "-" not in texts,
         searched=tuple(map(str, searched)),
-        paths=tuple(str(local(text)) for text in named if text != "-"),
+        paths=tuple(str(local(text)) for text in named_paths if text != "-"),
+        notes=tuple(note for table in table_origins for note in table.notes),
     )
 
 
@@ -141,6 +161,22 @@ def left_out(source: Source, modality: str) -> Counter[str]:
     """Files of another kind in the folders that were given: how many, by their extensions."""
     folders = [path for path in map(Path, source.paths) if path.is_dir()]
     return sum((count_others(folder, extensions(modality)) for folder in folders), Counter())
+
+
+_NAMED_COLUMNS: ContextVar[Mapping[str, str]] = ContextVar(
+    "named_columns", default=MappingProxyType({})
+)
+
+
+@contextmanager
+def named_columns(columns: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, tables are read with these columns for their roles, such as
+    `{"path": "IN FILE", "start": "OFFSET"}`; see `from_paths`."""
+    token = _NAMED_COLUMNS.set(columns)
+    try:
+        yield
+    finally:
+        _NAMED_COLUMNS.reset(token)
 
 
 def from_objects(
@@ -358,22 +394,35 @@ class _Origin:
         return f"{self.name} {unit} {line}" if line else self.name
 
 
-def _shelf(texts: list[str], modality: str) -> Shelf | None:
-    """Where annotations find their recordings: in the folders that are named with them. None where
-    there are no annotations."""
+def _shelf(texts: list[str], modality: str, given: Mapping[str, str]) -> Shelf:
+    """Where tables find their recordings: in the folders that are named with annotations; without
+    annotations in none, since the folders are items themselves."""
     paths = [local(text) for text in texts if text != "-"]
-    if not any(_annotation_kind(path, modality) for path in paths):
-        return None
-    return Shelf([path for path in paths if path.is_dir()], extensions(modality))
+    folders = [path for path in paths if path.is_dir()]
+    named = folders and any(_is_annotation(path, modality, given) for path in paths)
+    return Shelf(folders if named else [], extensions(modality))
 
 
-def _annotation_kind(path: Path, modality: str) -> str:
+def _is_annotation(path: Path, modality: str, given: Mapping[str, str]) -> bool:
+    """Whether a file is a table whose recordings are looked for: one of a program, without a column
+    `path`."""
+    if _annotation_kind(path, modality, given):
+        return True
+    if modality == "text" or path.suffix.lower() not in TABLES or not path.is_file():
+        return False
+    types = tables.read_table(path).types
+    return bool(given) or PATH not in map(str.casefold, types)
+
+
+def _annotation_kind(path: Path, modality: str, given: Mapping[str, str]) -> str:
     if modality not in ("audio", "video") or path.suffix.lower() not in annotation_files.SUFFIXES:
         return ""
-    return annotation_files.kind_of(path)
+    return "" if given and path.suffix.lower() in TABLES else annotation_files.kind_of(path)
 
 
-def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf | None) -> _Origin:
+def _origin(
+    text: str, modality: str, stdin: TextIO, shelf: Shelf, given: Mapping[str, str]
+) -> _Origin:
     if text == "-":
         return _piped(stdin)
     path = local(text)
@@ -383,14 +432,18 @@ def _origin(text: str, modality: str, stdin: TextIO, shelf: Shelf | None) -> _Or
         accepted = extensions(modality)
         check_folder(path, accepted)
         return _Origin(text, lambda _: in_folder(path, accepted), distinct=True)
-    rows = None
-    if path.suffix.lower() in TABLES:
-        rows = tables.read_table(path)
-    elif shelf and (kind := _annotation_kind(path, modality)):
-        rows = annotation_files.read_annotations(path, kind, Recordings(path, shelf))
-    if rows:
+    recordings = Recordings(path, shelf)
+    if kind := _annotation_kind(path, modality, given):
+        rows = annotation_files.read_annotations(path, kind, recordings)
         table = open_table(path, modality, rows)
         return _Origin(path.name, table.entries, table.total, table)
+    if path.suffix.lower() in TABLES:
+        table = open_table(path, modality, tables.read_table(path), given, recordings)
+        return _Origin(path.name, table.entries, table.total, table)
+    is_text = modality != "text" and path.suffix.lower() == ".txt"
+    if is_text and (unknown := annotation_files.unknown_text(path)):
+        failed = failure(file_item(path), WHOLE.key, unknown)
+        return _Origin(text, lambda _: iter([(0, failed)]), 1, distinct=True)
     return _Origin(text, lambda _: iter([(0, (file_item(path), WHOLE))]), 1, distinct=True)
 
 

@@ -4,22 +4,22 @@ folders.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import pickle
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from penult.data.delimited import DelimitedText, lines
+from penult.data.folders import Recordings
 from penult.data.items import Entry, Item, Placed, as_id, failure, file_item, local, text_item
 from penult.data.regions import WHOLE, Region
-from penult.errors import RegionError, SourceError
+from penult.data.table_roles import EDGES, FOLDERS, KNOWN, Roles, find_roles
+from penult.errors import ItemError, RegionError, SourceError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,12 +38,14 @@ _BOOL = ("true", "false")
 
 
 class TableRows(NamedTuple):
-    """unit: what a row is called, line or row. types: by the table's own column names."""
+    """unit: what a row is called, line or row. types: by the table's own column names. notes: what
+    is unusual about the file, in words."""
 
     unit: str
     rows: Callable[[], Iterator[Row]]
     types: dict[str, pa.DataType]
     total: int
+    notes: tuple[str, ...] = ()
 
 
 def read_table(path: Path) -> TableRows:
@@ -56,10 +58,12 @@ def read_table(path: Path) -> TableRows:
     if suffix == ".parquet":
         types, total = _parquet_types(path)
         return TableRows("row", partial(_parquet_rows, path), types, total)
-    is_json = suffix in (".jsonl", ".ndjson")
-    rows = partial(_jsonl_rows if is_json else _csv_rows, path)
-    types, total = scan_types(rows, [] if is_json else next(_csv_records(path))[1])
-    return TableRows("line", rows, types, total)
+    if suffix in (".jsonl", ".ndjson"):
+        rows = partial(_jsonl_rows, path)
+        return TableRows("line", rows, *scan_types(rows, []))
+    text = DelimitedText(path, known=KNOWN)
+    rows = partial(_csv_rows, text)
+    return TableRows("line", rows, *scan_types(rows, text.header), tuple(text.notes))
 
 
 def common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
@@ -139,57 +143,13 @@ def _kind(value: Any, textual: bool) -> str:
     return "float" if isinstance(value, float) else "string"
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, each with its number.
-
-    Raises:
-        SourceError: a line is not UTF-8.
-    """
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                byte = f"0x{raw[error.start]:02x}"
-                raise SourceError(
-                    f"{path}: line {number} is not UTF-8 (byte {byte}); save the table as UTF-8"
-                ) from error
-            yield number, line.removeprefix("\ufeff") if number == 1 else line
-
-
-def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank, the header first, each with the line it ends on."""
-    numbered = lines(path)
-    before, head = next(((n - 1, line) for n, line in numbered if line.strip()), (0, ""))
-    if not head:
-        raise SourceError(f"{path} is empty; a table's first line names its columns")
-    comma = ";" if ";" in head and "," not in head else ","
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 27))  # whole texts stand in one field
-    # Strict: a quote that is never closed would otherwise swallow the rest of the table.
-    reader = csv.reader(
-        chain([head], (line for _, line in numbered)), delimiter=delimiter, strict=True
-    )
-    try:
-        header = [name.strip() for name in next(reader)]
-        repeated = [name for name, count in Counter(header).items() if count > 1]
-        if repeated:
-            raise SourceError(f"{path} has more than one column {repeated[0]!r}")
-        yield before + reader.line_num, header
-        yield from ((before + reader.line_num, record) for record in reader if record)
-    except csv.Error as error:
-        line = before + reader.line_num
-        raise SourceError(f"{path}: line {line} is not CSV: {error}") from error
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    records = _csv_records(path)
-    _, header = next(records)
-    for line, record in records:
-        if len(record) == len(header):
-            yield line, {name: value or None for name, value in zip(header, record, strict=True)}
+def _csv_rows(text: DelimitedText) -> Iterator[Row]:
+    for line, cells in text.rows():
+        if isinstance(cells, str):
+            yield line, cells
         else:
-            yield line, f"{len(record)} fields, where the header names {len(header)}"
+            row = zip(text.header, cells, strict=True)
+            yield line, {name: value or None for name, value in row}
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -258,12 +218,7 @@ RESERVED = frozenset(
 )  # a collection's own columns, which metadata cannot be called
 
 PATH = "path"  # the metadata column with the file of an item whose id is another
-_UNDERSTOOD = {  # what a table's columns can say besides metadata
-    "audio": ("path", "id", "start", "end", "channel"),
-    "video": ("path", "id", "start", "end"),
-    "image": ("path", "id"),
-    "text": ("path", "id"),
-}
+Finder = Callable[[str], "Path | str"]  # the file that a path of a table means, or what is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +231,12 @@ class Table:
     rows: Callable[[], Iterator[Row]]
     types: dict[str, pa.DataType]  # by the table's own names
     total: int
-    subject: str  # the column that holds the item: path or text
+    roles: Roles  # what the items are, by the table's own names: path, start, id …
     names: dict[str, str]  # metadata: the table's name -> the collection's
     keeps_path: bool = False  # as metadata, because the id is another
+    find: Finder | None = None  # where the table names files as another computer had them
+    fractions: bool = False  # of a picture's width and height, in place of pixels
+    notes: tuple[str, ...] = ()
 
     def entries(self, columns: dict[str, pa.DataType]) -> Iterator[Placed]:
         """Its rows as items whose metadata has the types of `columns`.
@@ -286,67 +244,152 @@ class Table:
         Segments of one file come together and by their start, so that it is decoded once.
         """
         rows = self.rows()
-        if self._has_segments and not _in_order(self.rows()):
-            rows = _ordered(rows)
+        if {"start", "end"} & self.roles.keys() and not _in_order(self.rows(), self.roles):
+            rows = _ordered(rows, self.roles)
         for line, row in rows:
             yield line, self._entry(line, row, columns)
-
-    @property
-    def _has_segments(self) -> bool:
-        understood = _UNDERSTOOD[self.modality]
-        return any(name in understood and name in self.types for name in ("start", "end"))
 
     def _entry(self, line: int, row: dict[str, Any] | str, columns: dict[str, Any]) -> Entry:
         where = f"{self.path.name} {self.unit} {line}"
         nowhere = Item(f"{self.path}:{line}", "")
         if isinstance(row, str):
             return failure(nowhere, WHOLE.key, SourceError(row), where)
-        subject = row.get(self.subject)
-        if subject is None and self.subject == "path":
-            return failure(nowhere, WHOLE.key, SourceError("the path is empty"), where)
-        id = None if row.get("id") is None else as_text(row["id"])
+        place = {role: row.get(column) for role, column in self.roles.items()}
+        id = None if place.get("id") is None else as_text(place["id"])
         metadata = {new: typed(row.get(old), columns[new]) for old, new in self.names.items()}
-        if self.subject == "text":
-            text = as_text("" if subject is None else subject)
+        if "text" in place:
+            text = as_text("" if place["text"] is None else place["text"])
             return text_item(text, id, metadata), WHOLE
+        subject = _path_in(place)
+        if subject is None:
+            return failure(nowhere, WHOLE.key, SourceError("the path is empty"), where)
         try:
-            path = local(as_text(subject), str(self.path.parent))
+            path = self._file(subject)
             if self.keeps_path and id is not None:
                 metadata[PATH] = as_id(path)
             item = file_item(path, id, metadata)
         except SourceError as error:
-            return failure(Item(id or as_text(subject), ""), WHOLE.key, error, where)
+            unknown = nowhere if self.find else Item(id or subject, "")
+            return failure(unknown, WHOLE.key, error, where)
         try:
-            return item, _region(row, self.modality)
-        except RegionError as error:
-            span = f"{row.get('start') or 0}-{row.get('end') or 'end'}"
-            return failure(item, span, error, where)
+            return item, self._region(item, place)
+        except ItemError as error:
+            span = f"{place.get('start') or 0}-{place.get('end') or 'end'}"
+            return failure(item, span if "start" in place else WHOLE.key, error, where)
+
+    def _file(self, subject: str) -> Path:
+        if self.find is None:
+            return local(subject, str(self.path.parent))
+        found = self.find(subject)
+        if isinstance(found, str):
+            raise SourceError(found)
+        return found
+
+    def _region(self, item: Item, place: dict[str, Any]) -> Region:
+        if self.modality != "image":
+            return _segment(place)
+        box = _box(place)
+        if box is None:
+            return WHOLE
+        if self.fractions:
+            from penult.data import image
+
+            assert not isinstance(item.content, str)
+            width, height = image.size(item.content)
+            box = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+        left, top, right, bottom = (round(edge) for edge in box)
+        return Region("box", box=(left, top, right, bottom))
 
 
-def open_table(path: Path, modality: str, rows: TableRows) -> Table:
-    """A table whose columns say what the items are.
+def open_table(
+    path: Path,
+    modality: str,
+    rows: TableRows,
+    given: Mapping[str, str] = {},
+    recordings: Recordings | None = None,
+) -> Table:
+    """A table whose columns say what the items are. given: columns of roles, as `find_roles` takes
+    them. recordings: where files are looked for that the table names as another computer had them.
 
     Raises:
         SourceError: no column does, or two would have the same name in a collection.
     """
-    unit, read_rows, types, total = rows
-    subject = "text" if modality == "text" and "text" in types else "path"
-    if subject not in types:
-        needed = "`text` or `path`" if modality == "text" else "`path`"
-        raise SourceError(f"{path} has no column {needed}; it has {', '.join(types) or 'none'}")
-    # A text has no file to open: it is kept as metadata, to be read in results.
-    claimed = ("id",) if subject == "text" else _UNDERSTOOD[modality]
+    types, notes = rows.types, list(rows.notes)
+    roles: Roles
+    if modality == "text" and "text" in types and not given:
+        # A text has no file to open: it is kept as metadata, to be read in results.
+        roles = {role: role for role in types if role in ("text", "id")}
+        claimed = {"id"}
+    elif modality == "text" and PATH not in types and PATH not in given:
+        raise SourceError(
+            f"{path} has no column `text` or `path`; it has {', '.join(types) or 'none'}"
+        )
+    else:
+        roles = find_roles(str(path), types, modality, given)
+        claimed = set(roles.values())
+    if other := [f"{role} from {name!r}" for role, name in roles.items() if role != name]:
+        notes.append(f"{path.name}: {', '.join(other)}")
+    names = _metadata_names(path, [name for name in types if name not in claimed])
+    find, read = _finder(path, rows.rows, roles, given, recordings), rows.rows
+    if PATH not in roles and "text" not in roles:
+        assert recordings is not None
+        roles, read = {**roles, PATH: _OWN}, partial(_with_file, read, recordings.of_table())
+    # Where its file lies cannot be told from an id of the table's own.
+    keeps_path = "id" in roles and PATH in roles and PATH not in map(str.lower, names.values())
+    fractions = modality == "image" and _has_fractions(path, read, roles)
+    return Table(path, modality, rows.unit, read, types, rows.total, roles, names, keeps_path,
+                 find, fractions, tuple(notes))  # fmt: skip
+
+
+_OWN = "\0path"  # no column: the file that the table's own name names
+
+
+def _with_file(rows: Callable[[], Iterator[Row]], file: Path) -> Iterator[Row]:
+    for line, row in rows():
+        yield line, row if isinstance(row, str) else {**row, _OWN: str(file)}
+
+
+def _finder(
+    path: Path,
+    rows: Callable[[], Iterator[Row]],
+    roles: Roles,
+    given: Mapping[str, str],
+    recordings: Recordings | None,
+) -> Finder | None:
+    """How files are found. Paths of a column `path` are meant as they are; those of a program's
+    table may come from another computer."""
+    if (
+        recordings is None
+        or PATH not in roles
+        or (roles[PATH].casefold() == PATH and PATH not in given)
+    ):
+        return None
+    places = ({r: row.get(c) for r, c in roles.items()} for _, row in rows() if type(row) is dict)
+    named = recordings.of_paths(one for place in places if (one := _path_in(place)))
+
+    def find(subject: str) -> Path | str:
+        there = local(subject, str(path.parent))
+        return there if there.is_file() else named.at(subject)
+
+    return find
+
+
+def _metadata_names(path: Path, columns: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
-    for old in types:
-        if old in claimed:
-            continue
+    for old in columns:
         new = _column_name(old)
         if new in names.values():
             raise SourceError(f"{path}: two columns would both be called {new}; rename {old!r}")
         names[old] = new
-    # Where its file lies cannot be told from an id of the table's own.
-    keeps_path = "id" in types and subject == "path" and PATH not in map(str.lower, names.values())
-    return Table(path, modality, unit, read_rows, types, total, subject, names, keeps_path)
+    return names
+
+
+def _path_in(place: Mapping[str, Any]) -> str | None:
+    """The path of a row; of several columns it is joined, as Kaleidoscope divides it."""
+    if place.get(PATH) is None:
+        return None
+    parts = [place.get(role) for role in (*FOLDERS, PATH)]
+    return "/".join(as_text(part) for part in parts if part is not None)
 
 
 def columns_of(tables: list[Table]) -> tuple[dict[str, pa.DataType], dict[str, str]]:
@@ -365,12 +408,14 @@ def columns_of(tables: list[Table]) -> tuple[dict[str, pa.DataType], dict[str, s
     return columns, renamed
 
 
-def _region(row: dict[str, Any], modality: str) -> Region:
-    fields = {name: row.get(name) for name in _UNDERSTOOD[modality] if name not in ("path", "id")}
-    start, end = _number(fields, "start"), _number(fields, "end")
-    channel = _number(fields, "channel")
+def _segment(place: Mapping[str, Any]) -> Region:
+    start, end, length, channel = (
+        _number(place, name) for name in ("start", "end", "duration", "channel")
+    )
+    if end is None and length is not None:
+        end = round((start or 0.0) + length, 6)
     if channel is not None and not channel.is_integer():
-        raise RegionError(f"channel {fields['channel']!r} is not a whole number")
+        raise RegionError(f"channel {place['channel']!r} is not a whole number")
     return Region(
         kind="whole" if start is None and end is None else "segment",
         start=start,
@@ -379,7 +424,67 @@ def _region(row: dict[str, Any], modality: str) -> Region:
     )
 
 
-def _number(fields: dict[str, Any], name: str) -> float | None:
+def _box(place: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    """left, top, right, bottom; None where a row has no box."""
+    if place.get("box") is not None:
+        place = {**place, **_edges_of(place["box"])}
+    found = {name: _number(place, name) for name in EDGES}
+    if all(value is None for value in found.values()):
+        return None
+    left, top, right, bottom, width, height = found.values()
+    if left is not None and right is None and width is not None:
+        right = left + width
+    if top is not None and bottom is None and height is not None:
+        bottom = top + height
+    if left is None or top is None or right is None or bottom is None:
+        raise RegionError(f"a box has four edges, or a corner, width and height, not {found}")
+    return left, top, right, bottom
+
+
+def _edges_of(box: object) -> dict[str, Any]:
+    """COCO's [x, y, width, height], as a list or as its JSON."""
+    try:
+        values = json.loads(box) if isinstance(box, str) else box
+        left, top, width, height = values  # type: ignore[misc]
+    except (ValueError, TypeError) as error:
+        raise RegionError(f"box {box!r} is not a list of x, y, width and height") from error
+    return {"left": left, "top": top, "width": width, "height": height}
+
+
+def _has_fractions(path: Path, rows: Callable[[], Iterator[Row]], roles: Roles) -> bool:
+    """Whether a table's boxes are fractions of the picture.
+
+    Raises:
+        SourceError: they may be pixels or fractions, or corners or centres.
+    """
+    if not {*EDGES, "box"} & roles.keys():
+        return False
+    largest, whole, any_box = 0.0, True, False
+    for _, row in rows():
+        try:
+            box = None if isinstance(row, str) else _box({r: row.get(c) for r, c in roles.items()})
+        except RegionError:
+            continue  # that row's failure, later
+        if box is not None:
+            any_box, largest = True, max(largest, *box)
+            whole = whole and all(edge.is_integer() for edge in map(float, box))
+    if not any_box or largest > 1:
+        return False
+    columns = ", ".join(repr(roles[role]) for role in (*EDGES, "box") if role in roles)
+    if whole:
+        raise SourceError(
+            f"{path}: no box in {columns} goes beyond 1, so that pixels and fractions of the "
+            "picture cannot be told apart; give pixels"
+        )
+    if "width" in roles and roles.get("left") in ("x", "X"):
+        raise SourceError(
+            f"{path}: {columns} are fractions of the picture, whose x and y may be a box's centre "
+            "(as in YOLO) or its corner; give left, top, right and bottom"
+        )
+    return True
+
+
+def _number(fields: Mapping[str, Any], name: str) -> float | None:
     value = fields.get(name)
     if value is None:
         return None
@@ -388,7 +493,8 @@ def _number(fields: dict[str, Any], name: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise RegionError(f"{name} {value!r} is not a number")
+        comma = "; write it with a point" if "," in str(value) else ""
+        raise RegionError(f"{name} {value!r} is not a number{comma}")
     return number
 
 
@@ -405,23 +511,24 @@ def _column_name(name: str) -> str:
 # ---- the order of segments
 
 
-def _place(row: dict[str, Any] | str) -> tuple[object, float]:
+def _place(row: dict[str, Any] | str, roles: Roles) -> tuple[object, float]:
     """The file and the start of a row; a bad row keeps its place among the files."""
     if isinstance(row, str):
         return None, 0.0
+    place = {role: row.get(column) for role, column in roles.items()}
     try:
-        start = _number(row, "start") or 0.0
+        start = _number(place, "start") or 0.0
     except RegionError:
         start = 0.0
-    return as_text(row["path"]) if row.get("path") is not None else None, start
+    return _path_in(place), start
 
 
-def _in_order(rows: Iterator[Row]) -> bool:
+def _in_order(rows: Iterator[Row], roles: Roles) -> bool:
     seen: set[int] = set()  # a hash for each file, not for each row
     file: object = None
     latest = 0.0
     for _, row in rows:
-        path, start = _place(row)
+        path, start = _place(row, roles)
         if path is None:
             continue
         if path != file:
@@ -435,13 +542,13 @@ def _in_order(rows: Iterator[Row]) -> bool:
     return True
 
 
-def _ordered(rows: Iterator[Row]) -> Iterator[Row]:
+def _ordered(rows: Iterator[Row], roles: Roles) -> Iterator[Row]:
     """The rows by file, in the order in which the files first come, and by start."""
     # A million rows of six columns: 300 MB packed, 860 MB as they are (measured).
     held: list[tuple[int, float, bytes]] = []
     numbers: dict[object, int] = {}
     for row in rows:
-        path, start = _place(row[1])
+        path, start = _place(row[1], roles)
         number = len(numbers) if path is None else numbers.setdefault(path, len(numbers))
         held.append((number, start, pickle.dumps(row)))
     held.sort(key=lambda one: one[:2])  # stable: equal ones as in the table
