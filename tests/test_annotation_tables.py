@@ -410,7 +410,7 @@ def test_annotations_read_the_same_from_every_program(tmp_path, encoding):
     sound(tmp_path / "rec.wav")
     for name, text in PROGRAMS.items():
         (tmp_path / name).write_bytes(text.encode(encoding))
-        songs = [(f, k.removeprefix("ch0:"), *rest) for f, k, *rest in found(tmp_path / name)]
+        songs = [(f, str(k).removeprefix("ch0:"), *rest) for f, k, *rest in found(tmp_path / name)]
         assert songs == SONGS, (name, encoding)
 
 
@@ -541,8 +541,8 @@ def test_columns_can_be_named(tmp_path):
         ("file=wave", "names no role 'file'"),
         ("path=", "names no column"),
     ]:
-        refused = ask("classify", "demo", marks, "--column", wrong)
-        assert (refused.code, reason in refused.err) == (2, True), refused
+        said = ask("classify", "demo", marks, "--column", wrong)
+        assert (said.code, reason in said.err) == (2, True), said
 
 
 # ---- the same name at several sites

@@ -181,7 +181,8 @@ def embed(
             precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
     _prepare(collection, embedder, source, options)
-    with _interrupted_by_sigterm(), metered("embedding", show=not json) as meter:
+    shown = metered("embedding", show=not json)
+    with _interrupted_by_sigterm(), _widened_types_noted(collection), shown as meter:
         if options.layout == Options().layout:
             _count_aside(source, meter)
         summary_of_run = add(
@@ -267,13 +268,22 @@ def _print_metadata(source: Source) -> None:
         print_note(f"[dim]metadata: {', '.join(kept)}[/]")
 
 
+@contextmanager
+def _widened_types_noted(collection: Collection) -> Iterator[None]:
+    """Print which metadata columns have another type after the block."""
+    before = collection.reader.schema if collection.manifest is not None else None
+    yield
+    for field in before or ():
+        if (new := collection.reader.schema.field(field.name).type) != field.type:
+            name = printable(field.name)
+            print_note(f"[dim]metadata {name}: {field.type} in earlier rows, now {new} in all[/]")
+
+
 def _type_words(kind: object) -> str:
     return "no value yet" if str(kind) == "null" else str(kind)
 
 
 def _show_taken_and_gone(summary: Summary) -> None:
-    for name, (old, new) in summary.widened.items():
-        print_note(f"[dim]metadata {printable(name)}: {old} in earlier rows, now {new} in all[/]")
     if summary.labels:
         stdout.print(f"{counted(summary.labels, 'label')} copied")
     if gone := summary.gone:

@@ -97,7 +97,7 @@ class Summary:
     many the model did not see the whole of; seconds of media; seconds that each part of the work
     took, much of it at the same time (see `Stopwatch`); labels taken along; ids whose files are
     gone, and how many rows of them were removed; files of other kinds in the folders that were
-    given, by their extensions; metadata columns whose type was widened: the former and the new one.
+    given, by their extensions.
     """
 
     run_id: str = ""
@@ -113,7 +113,6 @@ class Summary:
     pruned: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     engine: str = ""  # which, and why, where there was a choice
-    widened: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """As the runs table keeps them."""
@@ -168,15 +167,9 @@ def add(
     manifest = manifest_of(embedder, options.logits, run.dtype)
     columns = dict(source.columns)
     about = {**run_facts(embedder), **_run_options(source, options, like), **run.info}
-    before = dict(metadata_of(reader.schema)) if reader.manifest is not None else {}
     with writing(reader.path, manifest, columns, about, run.wait) as writer:
         summary.run_id = writer.run_id
         stored = {n: t for n, t in metadata_of(writer.table.schema).items() if n in columns}
-        summary.widened = {
-            name: (str(before[name]), str(kind))
-            for name, kind in stored.items()
-            if name in before and before[name] != kind
-        }
         rows = row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, stored)
         source = _as_stored(source, stored)
         try:

@@ -164,6 +164,7 @@ class Collection:
         *,
         like: Collection | str | os.PathLike[str] | None = None,
         prune: bool = False,
+        columns: Mapping[str, str] = {},
         **options: Unpack[AddOptions],
     ) -> Summary:
         """Embeds what the collection does not have yet; see `penult.collection.add.add`.
@@ -173,6 +174,8 @@ class Collection:
 
         like: in place of items, another collection, whose items, regions, metadata and labels are
         taken along. prune: remove the rows of files that are gone from the folders and tables.
+        columns: which columns of a table hold path, start, end, duration, channel or a box, as in
+        `{"path": "IN FILE", "start": "OFFSET"}`.
         """
         from penult.collection.add import RunSettings, add
         from penult.collection.ingest import Options
@@ -182,12 +185,11 @@ class Collection:
 
         given: dict[str, Any] = dict(options)
         modality, channel = embedder.classifier.modality, given.pop("channel", None)
-        given_columns = given.pop("columns", {})
         layout = Layout(**{name: given.pop(name) for name in _LAYOUT if name in given})
         settings = Options(layout=layout, **given)
         run = RunSettings(prune=prune)
         if like is None:
-            with named_columns(given_columns):
+            with named_columns(columns):
                 source = from_objects(items, modality, channel)
             return add(self.reader, embedder, source, settings, run)
         old = like if isinstance(like, Collection) else Collection.open(like, must_exist=True)
