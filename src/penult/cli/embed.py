@@ -181,8 +181,7 @@ def embed(
             precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
     _prepare(collection, embedder, source, options)
-    shown = metered("embedding", show=not json)
-    with _interrupted_by_sigterm(), _widened_types_noted(collection), shown as meter:
+    with _run_into(collection), metered("embedding", show=not json) as meter:
         if options.layout == Options().layout:
             _count_aside(source, meter)
         summary_of_run = add(
@@ -269,10 +268,11 @@ def _print_metadata(source: Source) -> None:
 
 
 @contextmanager
-def _widened_types_noted(collection: Collection) -> Iterator[None]:
-    """Print which metadata columns have another type after the block."""
+def _run_into(collection: Collection) -> Iterator[None]:
+    """A run that SIGTERM interrupts; print which metadata columns have another type after it."""
     before = collection.reader.schema if collection.manifest is not None else None
-    yield
+    with _interrupted_by_sigterm():
+        yield
     for field in before or ():
         if (new := collection.reader.schema.field(field.name).type) != field.type:
             name = printable(field.name)
