@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penult.collection import schema
+from penult.collection.comparison import comparable, confirm, require_same_numbers
 from penult.collection.ingest import CommitBatch, Options, Seen, ingest
-from penult.collection.manifest import Manifest, check_same
+from penult.collection.manifest import Manifest
 from penult.collection.reader import Reader
 from penult.collection.schema import metadata_of, row_schema
 from penult.collection.spaces import keep_own
@@ -22,14 +23,15 @@ from penult.data.items import Entry, Failure, Item, failure, named, path_of
 from penult.data.regions import Region
 from penult.data.sources import Source, left_out
 from penult.data.tables import PATH, typed
-from penult.embedding.embedder import Embedder
+from penult.embedding.embedder import Embedder, describe_fingerprint
+from penult.embedding.fingerprint import Fingerprint
 from penult.embedding.runner import Stopwatch
 from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
 from penult.engines.pooling import packages_of
 from penult.engines.registry import AUTO, missing
 from penult.errors import SourceError, TapError
-from penult.models.base import reopen_options
+from penult.models.base import own_code, reopen_options
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -164,11 +166,13 @@ def add(
     options.layout.of([], embedder.classifier.input)  # refused before anything is written
     sample = SourceSample(source, options.layout, options.decoding)
     summary = Summary(engine=settle(reader, embedder, sample))
-    manifest = manifest_of(embedder, options.logits, run.dtype)
+    ours = reader.manifest
+    manifest = comparable(reader, ours, embedder, manifest_of(embedder, options.logits, run.dtype))
     columns = dict(source.columns)
     about = {**run_facts(embedder), **_run_options(source, options, like), **run.info}
     with writing(reader.path, manifest, columns, about, run.wait) as writer:
         summary.run_id = writer.run_id
+        confirm(reader, ours, manifest)
         stored = {n: t for n, t in metadata_of(writer.table.schema).items() if n in columns}
         rows = row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, stored)
         source = _as_stored(source, stored)
@@ -267,7 +271,8 @@ def settle(reader: Reader, embedder: Embedder, sample: SourceSample) -> str:
     """Take the engine for this run, that of the collection's first one where `auto` is asked for;
     in words, empty where there was no choice."""
     if (ours := reader.manifest) is not None:  # another embedder's vectors need no engine
-        check_same(reader.path, ours, replace(ours, fingerprint=embedder.fingerprint))
+        theirs = Fingerprint(embedder.fingerprint, own_code(embedder.classifier))
+        require_same_numbers(reader.path, ours, theirs)
     said, engine = "", None
     if embedder.engine == AUTO and embedder.runner.choice is None and ours is not None:
         first = ours.engine
@@ -326,6 +331,7 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
             "kind": classifier.kind,
             "asked": reopen_options(classifier),
             "revision": classifier.describe().get("revision"),
+            **describe_fingerprint(embedder),
         },
         labels=classifier.labels,
         logits=logits,

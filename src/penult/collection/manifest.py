@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from penult.data.files import file_aside
+from penult.embedding.fingerprint import (
+    Behaviour,
+    Comparison,
+    Fingerprint,
+    Remeasured,
+    compare,
+    renamed,
+)
 from penult.errors import (
     CollectionError,
     CollectionLocked,
@@ -33,7 +41,8 @@ class Manifest:
     """What all vectors of a collection share.
 
     `fingerprint` maps each field to its value; `model` is what opens the embedder again (spec,
-    revision, tap, pooling …); `engine` and `precision` are those of the first run.
+    revision, tap, pooling …), with `code`, hashes of the user's own files, and `behaviour`, what it
+    gives for made-up items; `engine` and `precision` are those of the first run.
     """
 
     fingerprint: Mapping[str, str]
@@ -202,20 +211,14 @@ def _holder(path: Path) -> str:
 
 
 def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:
-    """Refuses a writer whose vectors or columns would not fit the collection's.
+    """Refuses a writer whose vectors or columns would not fit the collection's, by their hashes.
 
     Raises:
         FingerprintMismatch: another embedder; names every field that differs.
-        CollectionError: the same embedder, but other logits or another number type.
+        CollectionError: the same embedder, but other logits, number type or class names.
     """
-    if lines := differing(ours, theirs, "the collection has", "this embedder"):
-        raise FingerprintMismatch(
-            f"{path} holds vectors of another embedder; new ones could not be compared to them:\n"
-            + "\n".join(lines)
-            + f"\nUse the collection's own embedder ({ours.model.get('spec', 'see its manifest')})"
-            ", begin another collection: --into another.lance, or embed the items of this one "
-            f"anew: penult embed MODEL --like {path} --into another.lance"
-        )
+    one, other = (fingerprint_in(side).without_behaviour for side in (ours, theirs))
+    require_comparable(path, ours, compare(one, other))
     for name in ("dim", "n_logits", "logits", "dtype"):
         old, new = getattr(ours, name), getattr(theirs, name)
         if old != new:
@@ -223,19 +226,53 @@ def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:
                 f"{path} was made with {name} = {old}, now {name} = {new} is asked for; "
                 "use the former, or another folder"
             )
+    if differs := renamed(ours.labels, theirs.labels):
+        raise CollectionError(
+            f"{path} was made with other class names: {differs}. Its rows carry those names in the "
+            "column label, so that one name would stand for two classes: give the same names "
+            "(--class-names FILE), or another folder"
+        )
 
 
-def differing(ours: Manifest, theirs: Manifest, we: str, they: str) -> list[str]:
-    """A line for each field in which two fingerprints differ."""
-    return [
-        f"  {name}: {we} {_shown(ours, name)}, {they} {_shown(theirs, name)}"
-        for name in dict.fromkeys((*ours.fingerprint, *theirs.fingerprint))
-        if ours.fingerprint.get(name) != theirs.fingerprint.get(name)
-    ]
+def compared(
+    ours: Manifest,
+    theirs: Manifest,
+    we: str = "the collection has",
+    they: str = "this embedder",
+    rows: Remeasured | None = None,
+) -> Comparison:
+    """Two manifests' fingerprints, compared; see `penult.embedding.fingerprint.compare`."""
+    return compare(fingerprint_in(ours), fingerprint_in(theirs), we, they, rows)
 
 
-def _shown(manifest: Manifest, name: str) -> str:
-    value = manifest.fingerprint.get(name)
-    if value is None:
-        return "nothing"
-    return repr(value if len(value) <= 60 else value[:57] + "…")
+def fingerprint_in(manifest: Manifest) -> Fingerprint:
+    """The fingerprint that a manifest holds."""
+    model = manifest.model
+    measured = Behaviour.from_dict(model.get("behaviour"))
+    return Fingerprint(manifest.fingerprint, model.get("code") or {}, measured)
+
+
+def require_comparable(path: Path, ours: Manifest, found: Comparison) -> None:
+    """Refuse another embedder.
+
+    Raises:
+        FingerprintMismatch: names every difference.
+    """
+    if found.refused:
+        raise FingerprintMismatch(
+            f"{path} holds vectors of another embedder; new ones could not be compared to them:\n"
+            + "\n".join(found.refused)
+            + f"\nUse the collection's own embedder ({ours.model.get('spec', 'see its manifest')})"
+            ", begin another collection: --into another.lance, or embed the items of this one "
+            f"anew: penult embed MODEL --like {path} --into another.lance"
+        )
+
+
+# What an earlier version, or another state of the same embedder, may not have written down.
+LATER = ("code", "behaviour")
+
+
+def completed(ours: Manifest, theirs: Manifest) -> Manifest:
+    """Ours, with what it lacks and a comparable embedder has."""
+    later = {name: theirs.model[name] for name in LATER if name in theirs.model}
+    return replace(ours, model={**later, **ours.model}, labels=theirs.labels or ours.labels)

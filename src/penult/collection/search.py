@@ -4,6 +4,7 @@ rows.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
 
 
+log = logging.getLogger(__name__)
 METRICS = ("cosine", "dot", "l2")
 Searched = Literal["index", "all rows"]
 INDEX: Searched = "index"
@@ -352,10 +354,15 @@ def check_embedder(manifest: Manifest, embedder: Embedder, advice: str = "") -> 
     Raises:
         FingerprintMismatch: the fingerprint differs; it says in what.
     """
-    from penult.embedding.embedder import differences
+    from penult.collection.manifest import fingerprint_in
+    from penult.embedding.embedder import fingerprint_of
+    from penult.embedding.fingerprint import compare
 
-    if differs := differences(manifest.fingerprint, embedder.fingerprint):
+    found = compare(fingerprint_in(manifest), fingerprint_of(embedder), "", "")
+    if found.refused:
         raise FingerprintMismatch(
             f"{embedder.classifier.spec!r} is not what the collection was made with: "
-            f"{'; '.join(differs)}. {advice or 'Leave embedder out, or give its own'}"
+            f"{found.words}. {advice or 'Leave embedder out, or give its own'}"
         )
+    for note in found.notes:
+        log.warning("%s", note)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from penult.collection import lance, schema
 from penult.collection.ingest import Options
-from penult.collection.manifest import Manifest, check_same, differing, locked, store_errors
+from penult.collection.manifest import Manifest, check_same, compared, locked, store_errors
 from penult.collection.reader import Reader
 from penult.collection.schema import Key
 from penult.collection.writer import Writer, writing
@@ -29,6 +30,7 @@ from penult.data.tables import PATH
 from penult.data.windows import Layout
 from penult.errors import CollectionError, FingerprintMismatch, SourceError, UsageError
 
+log = logging.getLogger(__name__)
 _SIDE_ROWS = 1000
 
 
@@ -138,20 +140,23 @@ def _one_manifest(sources: Sequence[Reader], into: Reader) -> Manifest:
         raise UsageError(
             "give collections that differ from each other and from the one that they go into"
         )
-    found = [
+    manifests = [
         (c.path, c.manifest)
         for c in (into, *sources)
         if c.manifest and (c != into or c.count_rows())
     ]
-    path, ours = found[0]
-    for other, theirs in found[1:]:
-        if lines := differing(ours, theirs, f"{path} has", f"{other}"):
+    path, ours = manifests[0]
+    for other, theirs in manifests[1:]:
+        found = compared(ours, theirs, f"{path} has", f"{other}")
+        if found.refused:
             raise FingerprintMismatch(
                 f"{other} and {path} hold vectors of different embedders, which cannot be "
-                "compared:\n" + "\n".join(lines) + "\nEmbed the items of one of them anew: "
+                "compared:\n" + "\n".join(found.refused) + "\nEmbed the items of one of them anew: "
                 f"penult embed MODEL --like {other} --into another.lance"
             )
-        check_same(path, ours, theirs)
+        for note in found.notes:
+            log.warning("%s and %s: %s", other, path, note)
+        check_same(path, ours, replace(theirs, fingerprint=ours.fingerprint))
     return ours
 
 
@@ -402,13 +407,14 @@ def summary_of(old: Reader) -> str | None:
 
 
 def _entry(row: dict[str, Any], metadata: list[str], modality: str) -> Entry:
-    item = _item(row, {name: row[name] for name in metadata}, modality)
+    item = item_of_row(row, {name: row[name] for name in metadata}, modality)
     if isinstance(item, Failure):
         return item
     return item, Region.of_key(row["region"], row["kind"])
 
 
-def _item(row: dict[str, Any], metadata: dict[str, Any], modality: str) -> Item | Failure:
+def item_of_row(row: Row, metadata: dict[str, Any], modality: str) -> Item | Failure:
+    """The item of a row, with these values of its metadata; a Failure where it has no file."""
     id = row["id"]
     if modality == _TEXT and isinstance(metadata.get(_TEXT), str):
         return text_item(metadata[_TEXT], id, metadata)

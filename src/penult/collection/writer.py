@@ -21,6 +21,7 @@ from penult.collection import lance, schema
 from penult.collection.manifest import (
     Manifest,
     check_same,
+    completed,
     exists,
     locked,
     now,
@@ -418,9 +419,11 @@ def _items(path: Path, manifest: Manifest, metadata: Mapping[str, pa.DataType]) 
         ours = read_manifest(path)
         try:
             check_same(path, ours, manifest)
+            manifest = completed(ours, manifest)
         except CollectionError:
             if not empty:
                 raise
+        if manifest != ours:
             write_manifest(path, manifest)
     else:
         write_manifest(path, manifest)

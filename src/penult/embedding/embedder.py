@@ -23,7 +23,8 @@ from penult.data import audio, video
 from penult.data.items import Entry
 from penult.data.sources import Repeatable, from_objects
 from penult.data.windows import Layout
-from penult.embedding import saving
+from penult.embedding import behaviour, saving
+from penult.embedding.fingerprint import CODE, Behaviour, Fingerprint, compare, renamed, unlike
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
 from penult.embedding.runner import ItemNumber, Result, Runner, collect_results, enable_classify
 from penult.embedding.saving import SavedEmbedder
@@ -51,7 +52,7 @@ from penult.errors import (
 )
 from penult.locking import Guard, Once
 from penult.models import specs
-from penult.models.base import Classifier, digest
+from penult.models.base import Classifier, digest, own_code
 from penult.tracing.anatomy import Anatomy
 from penult.tracing.certificate import Certificate
 from penult.tracing.taps import Tap
@@ -321,6 +322,14 @@ class Embedder:
             total=total,
         )
 
+    @Once
+    def _behaviour(self) -> Behaviour | None:
+        """What it gives for made-up items, measured once."""
+        return self._measure_behaviour()
+
+    def _measure_behaviour(self) -> Behaviour | None:
+        return behaviour.measure(self.classifier, self.runner.readings, self.device, self._native)
+
     @property
     def fingerprint_id(self) -> str:
         """The fingerprint's hash."""
@@ -411,7 +420,9 @@ class Embedder:
             "pooling": self.pooling,
             "pool_over": self._pool_over,
             "packages": packages_of(self.pooling.split(",")),
+            "labels": self.classifier.labels,
             "fingerprint": self.fingerprint,
+            **describe_fingerprint(self),
             "certificate": certificate.to_dict(),
             "proved_on": proved_on,
             "batching": self._policy.to_dict(),
@@ -453,11 +464,33 @@ class Embedder:
         )
         embedder._saved, embedder._trust = stored, trust
         embedder.proved_on = list(saved.get("proved_on", []))
-        chosen = {"precision": embedder.precision}  # another one than was saved is no change of it
-        differs = differences({**saved["fingerprint"], **chosen}, embedder.fingerprint)
-        if differs:
-            raise ModelError(f"{path} was changed since it was saved: {'; '.join(differs)}")
+        embedder._compare_with_saved(path)
         return embedder
+
+    def _compare_with_saved(self, path: Path) -> None:
+        """Refuse what would give other vectors than when it was saved; of other code that gives
+        the same ones, what was proved and measured counts no more."""
+        saved = self._description
+        if other := renamed(saved.get("labels", ()), self.classifier.labels):
+            log.warning("%s: class names were changed since it was saved: %s", path, other)
+        chosen = {"precision": self.precision}  # another one than was saved is no change of it
+        hashes = {**saved["fingerprint"], **chosen}
+        was = Fingerprint(
+            hashes, saved.get("code", {}), Behaviour.from_dict(saved.get("behaviour"))
+        )
+        if not differences(hashes, self.fingerprint):
+            return
+        if CODE not in hashes:  # nobody knows whether it was proved with this code
+            saved.pop("certificate", None)
+        found = compare(was, fingerprint_of(self), "", "")
+        if found.refused:
+            raise ModelError(f"{path} was changed since it was saved: {found.words}")
+        for note in found.notes:
+            log.warning("%s: %s", path, note)
+        if found.notes:
+            for name in ("certificate", "proved_on", "batching"):
+                saved.pop(name, None)
+            self.proved_on = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As its folder and how it is run: another process opens it there again."""
@@ -542,6 +575,35 @@ def open_at_taps(
     return Embedder(
         classifier, places, pooling, pool_over=pool_over, device=device, precision=precision
     )
+
+
+def fingerprint_of(embedder: Embedder) -> Fingerprint:
+    """What makes its vectors comparable, with what it does to made-up items: one or two passes, the
+    first time."""
+    return Fingerprint(embedder.fingerprint, own_code(embedder.classifier), embedder._behaviour)
+
+
+def native_runner(embedder: Embedder) -> Runner:
+    """Runs an embedder's readings in the classifier's own engine, in fp32, whatever a run was
+    settled on."""
+    readings, device = embedder.runner.readings, embedder.device
+    return Runner(embedder.classifier, readings, device, engine=embedder._native)
+
+
+def behaves_alike(embedder: Embedder) -> bool:
+    """Whether a second measurement of its behaviour gives the first one's values."""
+    one, two = embedder._behaviour, embedder._measure_behaviour()
+    if one is None or two is None:
+        return True
+    pairs = [(one.answers[name], two.answers[name]) for name in one.answers if name in two.answers]
+    return not any(unlike("", first, second, EXACT) for first, second in pairs)
+
+
+def describe_fingerprint(embedder: Embedder) -> dict[str, Any]:
+    """The user's own code and the behaviour, as a manifest and a saved embedder have them."""
+    own = fingerprint_of(embedder)
+    found = {"code": own.files, "behaviour": own.behaviour and own.behaviour.to_dict()}
+    return {name: value for name, value in found.items() if value}
 
 
 def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

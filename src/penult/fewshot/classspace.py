@@ -16,6 +16,7 @@ import numpy.typing as npt
 from penult.analysis.space import AUTO, RAW, Space
 from penult.collection import schema, spaces
 from penult.collection.collection import Collection
+from penult.collection.manifest import fingerprint_in
 from penult.collection.schema import Key
 from penult.data.decode import Decoding
 from penult.data.items import Entry, Failure, sha
@@ -108,7 +109,7 @@ class Query:
             raise LabelsError("name the collection whose rows are meant")
         if (manifest := rows.manifest) is None:
             raise LabelsError(f"there is no collection at {rows.path}")
-        source.check(manifest.fingerprint, str(rows.path))
+        source.check(fingerprint_in(manifest), str(rows.path))
         for batch in rows.reader.ordered([*_COLUMNS, "vector"], where):
             places = [Location(**row) for row in batch.select(list(_COLUMNS)).to_pylist()]
             yield from self.vectors(

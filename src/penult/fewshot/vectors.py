@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from penult.collection.collection import Collection
-from penult.collection.manifest import Manifest
+from penult.collection.manifest import Manifest, fingerprint_in
 from penult.collection.schema import Key
 from penult.collection.search import embedder_of
 from penult.data.items import Entry, Failure, Item
 from penult.data.regions import WHOLE, Region
 from penult.data.sources import Source, from_objects, from_paths
+from penult.embedding.fingerprint import Fingerprint, compare
 from penult.errors import FingerprintMismatch, ItemError, LabelsError, RegionError, UsageError
 from penult.fewshot.marks import vectors_of
 from penult.locking import Guard
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
 
 
+log = logging.getLogger(__name__)
 Vectors = dict[Key, npt.NDArray[np.float32]]
 
 
@@ -200,7 +203,9 @@ class VectorSource:
         Raises:
             FingerprintMismatch: it gives other vectors.
         """
-        self.check(check_embedder(embedder).fingerprint, embedder.classifier.spec)
+        from penult.embedding.embedder import fingerprint_of
+
+        self.check(fingerprint_of(check_embedder(embedder)), embedder.classifier.spec)
         self._embedder = embedder
 
     @property
@@ -214,19 +219,19 @@ class VectorSource:
             return from_rows(self.collection, pairs, lambda: self.embedder)
         return embed(self.embedder, pairs)
 
-    def check(self, other: Mapping[str, str], name: str) -> None:
+    def check(self, other: Fingerprint, name: str) -> None:
         """Refuse the vectors of another embedder.
 
         Raises:
             FingerprintMismatch: the fingerprint differs; the message lists the differences.
         """
-        from penult.embedding.embedder import differences
-
-        if differs := differences(self.manifest.fingerprint, other):
+        found = compare(fingerprint_in(self.manifest), other, "", "")
+        if found.refused:
             raise FingerprintMismatch(
-                f"{name} gives other vectors than the class space was taught with: "
-                f"{'; '.join(differs)}"
+                f"{name} gives other vectors than the class space was taught with: {found.words}"
             )
+        for note in found.notes:
+            log.warning("%s: %s", name, note)
 
 
 def check_embedder(source: object) -> Embedder:

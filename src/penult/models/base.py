@@ -248,6 +248,7 @@ class Classifier:
         self._facts = dict(facts or {})
         self._storage = storage
         self._options: dict[str, Any] = {}
+        self._code: dict[str, dict[str, str]] | None = None
 
     @property
     def input(self) -> InputSpec:
@@ -286,11 +287,14 @@ class Classifier:
         return self._preparer.example(seed)
 
     def identity(self) -> dict[str, str]:
-        """The classifier's fields of the fingerprint: weights, preprocessing, truncation."""
+        """The classifier's fields of the fingerprint: weights, preprocessing, truncation; and code,
+        where a part of it is the user's own."""
+        code = own_code(self)
         return {
             "weights": self.structure.digest(),
             "preprocessing": self._preparer.digest(),
             "truncation": self._preparer.truncation(),
+            **({"code": digest(code)} if code else {}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -373,6 +377,17 @@ def reopen_options(classifier: Classifier) -> dict[str, Any]:
 def remember_options(classifier: Classifier, options: Mapping[str, Any]) -> None:
     """Keep the options of `load` with a classifier, for `reopen_options`."""
     classifier._options = dict(options)
+
+
+def own_code(classifier: Classifier) -> dict[str, dict[str, str]]:
+    """Hashes of the user's own files behind the `model` and its `preprocess`, as they were when the
+    classifier was first asked; see `penult.models.source_code`. Empty where there are none."""
+    if classifier._code is None:
+        parts = {"model": classifier.structure, "preprocess": classifier._preparer}
+        # A loader of another package need not know of it.
+        found = {role: dict(getattr(part, "code", dict)()) for role, part in parts.items()}
+        classifier._code = {role: files for role, files in found.items() if files}
+    return classifier._code
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from penult.models.options import (
     preprocessing_of,
     source_of,
 )
+from penult.models.source_code import code_of, code_of_factory
 from penult.models.synthetic import content_of
 from penult.models.weight_files import Checkpoint, read
 from penult.tracing.anatomy import Anatomy, Statement, choose_tap, dissect, state
@@ -80,14 +81,16 @@ class TorchStructure:
         base: str | None = None,
         output: str | int | None = None,
         weights: Callable[[], str] | None = None,
+        factory: Callable[..., Any] | None = None,
     ) -> None:
         """example: a synthetic input for a seed. weights: their hash, where the module's state
-        lacks some."""
+        lacks some. factory: what built the module."""
         self.module = module
         self.base = base
         self.output = output
         self._example = example
         self._weights = weights
+        self._factory = factory
 
     def modules(self) -> Iterable[nn.Module]:
         """Every module, the whole one first."""
@@ -127,6 +130,11 @@ class TorchStructure:
     def digest(self) -> str:
         """Hash of the weights."""
         return self._weights() if self._weights else weights_digest(self.module)
+
+    def code(self) -> dict[str, str]:
+        """Hashes of the user's own code: of the factory and of the classes of the modules."""
+        built = {} if self._factory is None else code_of_factory(self._factory)
+        return {**built, **code_of(dict.fromkeys(type(one) for one in self.modules()))}
 
     def save(self, folder: Path) -> None:
         """Write the weights as safetensors."""
@@ -235,9 +243,18 @@ class ModulePreparer:
         """Hash of the settings."""
         return digest(self.preprocessing.settings)
 
+    def code(self) -> dict[str, str]:
+        """Hashes of the code of a user's own function."""
+        return own_function(self.preprocessing)
+
     def truncation(self) -> str:
         """`none`, or the seconds that are kept."""
         return truncation_of(self.input)
+
+
+def own_function(preprocessing: Preprocessing) -> dict[str, str]:
+    """Hashes of the code of a preprocessing, where a user's own function is what it is."""
+    return code_of_factory(preprocessing.function) if "source" in preprocessing.settings else {}
 
 
 def fixed_length(content: Any, spec: InputSpec) -> tuple[Any, float | None]:
@@ -262,6 +279,7 @@ class ModuleParts:
     filling: how its weights were loaded. labels, kind: those that the model's origin
     names; the caller's count first. base: dotted path of the backbone. weights: their hash, where
     the module's state lacks some. facts: for `Classifier.describe`. storage: how it is saved.
+    factory: the function of the user's that built the module.
     """
 
     module: nn.Module
@@ -274,6 +292,7 @@ class ModuleParts:
     base: str | None = None
     weights: Callable[[], str] | None = None
     storage: Storage = NOT_STORED
+    factory: Callable[..., Any] | None = None
 
 
 def assemble(
@@ -295,7 +314,7 @@ def assemble(
         parts.spec,
         options.kind or parts.kind or SINGLE_LABEL,
         complete_labels(names, n_logits),
-        TorchStructure(module, preparer.example, parts.base, output, parts.weights),
+        TorchStructure(module, preparer.example, parts.base, output, parts.weights, parts.factory),
         preparer,
         {**parts.facts, **filled.facts},
         parts.storage,

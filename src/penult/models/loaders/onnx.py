@@ -33,7 +33,7 @@ from penult.models.base import (
     complete_labels,
     digest,
 )
-from penult.models.module import fixed_length, truncation_of
+from penult.models.module import fixed_length, own_function, truncation_of
 from penult.models.options import (
     LoadOptions,
     Preprocessing,
@@ -256,6 +256,10 @@ class GraphPreparer:
                 f"the graph takes {port}, and was given one of shape {tuple(tensor.shape)}"
             )
         return tensor
+
+    def code(self) -> dict[str, str]:
+        """Hashes of the code of a user's own function."""
+        return {} if self._preprocessing is None else own_function(self._preprocessing)
 
     def example(self, seed: int) -> Inputs:
         """Noise, prepared as any other item; of the graph's shapes where nothing is known."""

@@ -50,6 +50,7 @@ def open_factory(spec: str, options: LoadOptions) -> Classifier:
         filling,
         facts={"origin": "torch", **facts},
         storage=storage_of("torch", spec, options),
+        factory=factory,
     )
     return assemble(parts, options)
 

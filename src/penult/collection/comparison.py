@@ -1,0 +1,202 @@
+"""Whether an embedder's vectors are comparable to a collection's: its hashes, what it does to
+made-up items, and the first rows, embedded again. One pass a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from penult.collection import schema
+from penult.collection.manifest import (
+    LATER,
+    Manifest,
+    check_same,
+    compared,
+    fingerprint_in,
+    require_comparable,
+    store_errors,
+    write_manifest,
+)
+from penult.collection.reader import Reader
+from penult.collection.transfer import item_of_row
+from penult.data.items import Failure, Item
+from penult.data.regions import Region
+from penult.data.tables import PATH
+from penult.embedding.behaviour import answers
+from penult.embedding.embedder import Embedder, behaves_alike, native_runner
+from penult.embedding.fingerprint import (
+    LOGITS,
+    Answer,
+    Fingerprint,
+    Remeasured,
+    compare,
+    newly_named,
+    unlike,
+)
+
+log = logging.getLogger(__name__)
+
+ROWS = 3  # that are embedded again
+LOOKED_AT = 64  # rows among which they are
+LONGEST = 30.0  # seconds
+_HALF = 2e-3  # by how much stored logits may differ where rows have half the digits
+_COLUMNS = ("kind", "start", "end", "size", "mtime_ns", "content_hash", "vector", "logits")
+_MADE = "kind <> 'summary'"
+
+Row = dict[str, Any]
+
+
+def comparable(
+    reader: Reader, ours: Manifest | None, embedder: Embedder, manifest: Manifest
+) -> Manifest:
+    """The manifest under which an embedder writes into a collection: its own, or the collection's
+    where other code gives the same vectors, which is told. ours: the collection's.
+
+    Raises:
+        FingerprintMismatch: its vectors would not be comparable to the rows.
+    """
+    if ours is None or not reader.count_rows() or manifest.dim != ours.dim:
+        return manifest
+    theirs = fingerprint_in(manifest)
+    require_same_numbers(reader.path, ours, theirs)
+    found = compared(ours, manifest, rows=remeasured(reader, embedder))
+    equal = ours.fingerprint == theirs.hashes
+    if found.refused and equal and not behaves_alike(embedder):
+        log.warning(
+            "%s gives other values each time for one item, so that nobody can say whether its "
+            "vectors are comparable to those that are stored",
+            embedder.classifier.spec,
+        )
+    else:
+        require_comparable(reader.path, ours, found)
+    check_same(reader.path, ours, replace(manifest, fingerprint=ours.fingerprint))
+    for note in found.notes:
+        log.warning("%s: %s", reader.path, note.strip())
+    if names := newly_named(ours.labels, manifest.labels):
+        log.warning(
+            "%s: its classes had no names so far; new rows are labelled %s, earlier ones keep %s",
+            reader.path,
+            names,
+            ", ".join(map(repr, ours.labels[:2])) + ", …",
+        )
+    kept = {} if found.renewed else _measured(ours)
+    return replace(manifest, fingerprint=ours.fingerprint, model={**manifest.model, **kept})
+
+
+def confirm(reader: Reader, before: Manifest | None, manifest: Manifest) -> None:
+    """Once more, by the one who may write: nobody has written a behaviour since, which then counts;
+    else what was measured is stored. before: the collection's manifest that was compared.
+
+    Raises:
+        FingerprintMismatch: somebody has, and it is another one.
+    """
+    now = reader.require_manifest()
+    known = None if before is None else before.model.get("behaviour")
+    if now.model.get("behaviour") not in (known, manifest.model.get("behaviour")):
+        require_comparable(reader.path, now, compared(now, manifest))
+    elif now.model.get("behaviour") != manifest.model.get("behaviour"):
+        write_manifest(reader.path, replace(now, model={**now.model, **_measured(manifest)}))
+
+
+def _measured(manifest: Manifest) -> dict[str, Any]:
+    return {name: manifest.model[name] for name in LATER if manifest.model.get(name)}
+
+
+def require_same_numbers(path: Path, ours: Manifest, theirs: Fingerprint) -> None:
+    """Refuse other weights, settings and readings, before anything is measured; not other code.
+
+    Raises:
+        FingerprintMismatch: names every difference.
+    """
+    one, other = fingerprint_in(ours).without_behaviour, theirs.without_behaviour
+    require_comparable(path, ours, compare(one, other, rows=Remeasured(same=1)))
+
+
+def remeasured(reader: Reader, embedder: Embedder) -> Remeasured:
+    """The first rows whose files are as they were, embedded again in the native engine."""
+    manifest = reader.require_manifest()
+    rows = list(_first_rows(reader))
+    items = [(row, item) for row in rows if (item := _item(row, embedder)) is not None]
+    chosen = {(item.id, row["region"]): (row, item) for row, item in items if _is_short(row)}
+    picked = dict(list(chosen.items())[:ROWS])
+    pairs = [(item, Region.of_key(row["region"], row["kind"])) for row, item in picked.values()]
+    devices = _devices(manifest, embedder)
+    same, differ = 0, []
+    for outcome, answer in answers(native_runner(embedder), pairs):
+        row, _ = picked[outcome.item.id, outcome.region.key]
+        words = unlike(
+            f"{outcome.item.id} ({outcome.region.key})",
+            Answer(row["vector"], row["logits"]),
+            answer,
+            manifest.precision or None,
+            devices,
+            _HALF if manifest.dtype == "float16" else LOGITS,
+        )
+        if words:
+            differ.append(f"  behaviour: {words}")
+        same += not words
+    return Remeasured(same, tuple(differ), _was_resampled(items, embedder))
+
+
+def _devices(manifest: Manifest, embedder: Embedder) -> tuple[str, ...]:
+    measured = fingerprint_in(manifest).behaviour
+    own = embedder.device.partition(":")[0]
+    return (measured.device if measured else own, own)
+
+
+def _first_rows(reader: Reader) -> Iterator[Row]:
+    table = reader.open_rows()
+    if table is None:
+        return
+    wanted = (*schema.KEY, *_COLUMNS, PATH, "text")
+    names = [name for name in wanted if name in table.schema.names]
+    with store_errors(reader.path):
+        found = table.search().where(_MADE).select(names).limit(LOOKED_AT).to_arrow()
+    vectors = schema.matrix(found["vector"])
+    whole = "logits" in names and hasattr(found["logits"].type, "list_size")
+    logits = schema.matrix(found["logits"]) if whole and not found["logits"].null_count else None
+    rest = found.drop_columns([name for name in ("vector", "logits") if name in names])
+    for place, row in enumerate(rest.to_pylist()):
+        values = None if logits is None else logits[place]
+        yield {**row, "vector": vectors[place], "logits": values}
+
+
+def _is_short(row: Row) -> bool:
+    return row["end"] is None or row["end"] - (row["start"] or 0.0) <= LONGEST
+
+
+def _item(row: Row, embedder: Embedder) -> Item | None:
+    """The item of a row, if it still has the content that was embedded."""
+    metadata = {name: row[name] for name in (PATH, "text") if row.get(name) is not None}
+    item = item_of_row(row, metadata, embedder.classifier.modality)
+    if isinstance(item, Failure):
+        return None
+    if isinstance(item.content, Path):
+        if item.size is None or item.size != row["size"]:
+            return None
+        if item.mtime_ns == row["mtime_ns"]:
+            return item
+        with item.content.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    else:
+        found = hashlib.sha256(str(item.content).encode()).hexdigest()
+    return item if found == row["content_hash"] else None
+
+
+def _was_resampled(items: Iterable[tuple[Row, Item]], embedder: Embedder) -> bool | None:
+    """Whether one of these files of sound has another rate than the model; None: not known."""
+    if embedder.classifier.modality != "audio":
+        return None
+    import soundfile
+
+    paths = dict.fromkeys(item.content for _, item in items if isinstance(item.content, Path))
+    try:
+        rates = {soundfile.info(str(path)).samplerate for path in paths}
+    except (OSError, RuntimeError):
+        return None
+    return rates != {embedder.classifier.rate} if rates else None

@@ -1,0 +1,226 @@
+"""The user's own code behind a model or a preprocessing: the modules that it comes from and those
+that they import, and the data files that they name, as hashes. Installed packages are left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MOST_FILES = 500  # modules that are followed
+LARGEST = 16 << 20  # bytes of a data file; weights are hashed as weights
+_REMOTE = "transformers_modules"  # where transformers copies code that comes with a checkpoint
+
+Files = Mapping[str, str]  # a name that is the same on every machine → hash
+
+
+def code_of(targets: Iterable[Any]) -> dict[str, str]:
+    """Hashes of the code behind functions, classes and objects: their own modules, those modules of
+    the user's that these import, and files that a text in them names.
+
+    A name is the module's, written as a path (`nets/pool.py`); of a data file, relative to the
+    module that names it. What lies in the standard library or in site-packages is left out, but the
+    module of a target there counts with the version of its package.
+    """
+    found: dict[str, str] = {}
+    names: dict[str, None] = {}
+    for target in targets:
+        target = _function(target)
+        name = getattr(target, "__module__", None)
+        if name in (None, "builtins"):
+            continue
+        if name == "__main__":
+            found |= _of_script(target)
+        elif _own_file(name) is not None:
+            names[name] = None
+    found |= _closure(list(names))
+    return dict(sorted(found.items()))
+
+
+def code_of_factory(factory: Any) -> dict[str, str]:
+    """As `code_of`; a factory of an installed package counts with its module and the version."""
+    target = _function(factory)
+    found = code_of([target])
+    name = getattr(target, "__module__", None) or ""
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if found or file is None or not Path(file).is_file():
+        return found
+    return {_path_of(name, Path(file)): _hash(Path(file)), **_version(name)}
+
+
+def changed(before: Files, now: Files) -> str:
+    """What differs between two sets of files, in words; empty if nothing does."""
+    edited = [name for name in before if name in now and before[name] != now[name]]
+    parts = [
+        (edited, "changed"),
+        ([name for name in now if name not in before], "new"),
+        ([name for name in before if name not in now], "gone"),
+    ]
+    return ", ".join(f"{_listed(names)} {how}" for names, how in parts if names)
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _function(target: Any) -> Any:
+    """The function or class behind partials, bound methods, decorators and callable objects."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = inspect.unwrap(target)
+    target = getattr(target, "__func__", target)
+    return target if hasattr(target, "__qualname__") else type(target)
+
+
+def _of_script(target: Any) -> dict[str, str]:
+    """Of a script or a notebook the text of this function or class: the rest changes often."""
+    try:
+        text = inspect.getsource(target)
+    except (OSError, TypeError):
+        return {}
+    return {f"__main__.{target.__qualname__}": _digest(text.encode())}
+
+
+def _version(name: str) -> dict[str, str]:
+    package = name.partition(".")[0]
+    try:
+        return {package: importlib.metadata.version(package)}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+
+
+@functools.cache
+def _installed() -> tuple[Path, ...]:
+    """Where the standard library, installed packages and Penult itself lie."""
+    paths = sysconfig.get_paths()
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    own = Path(__file__).resolve().parents[1]
+    return (*(Path(paths[name]).resolve() for name in names if name in paths), own)
+
+
+def _own_file(name: str) -> Path | None:
+    """The file of a module, if it is the user's own."""
+    file = _file_of(name)
+    if file is None:
+        return None
+    parts = set(file.parts)
+    if parts & {"site-packages", "dist-packages"} and _REMOTE not in name:
+        return None
+    return None if any(file.is_relative_to(folder) for folder in _installed()) else file
+
+
+def _file_of(name: str) -> Path | None:
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if module is None and (parent := name.rpartition(".")[0]) and _own_file(parent) is None:
+        return None  # to look for it would import the parent, which is nobody's own
+    if file is None and name.partition(".")[0] not in sys.stdlib_module_names:
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError, AttributeError):
+            return None
+        file = spec.origin if spec is not None and spec.has_location else None
+    if file is None or not str(file).endswith(".py"):
+        return None
+    path = Path(file).resolve()
+    return path if path.is_file() else None
+
+
+def _closure(names: list[str]) -> dict[str, str]:
+    """The user's own modules among these and what they import, and the files that they name."""
+    found: dict[str, str] = {}
+    seen = set(names)
+    while names and len(found) < MOST_FILES:
+        name = names.pop(0)
+        file = _own_file(name)
+        if file is None:
+            continue
+        path = _path_of(name, file)
+        found[path] = _hash(file)
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        found |= _data_files(tree, file.parent, Path(path).parent)
+        for other in _imports(tree, name, file):
+            if other not in seen:
+                seen.add(other)
+                names.append(other)
+    return found
+
+
+def _path_of(name: str, file: Path) -> str:
+    """A module's name as a path. Code of a checkpoint lies in a folder whose name is a revision."""
+    if name.startswith(_REMOTE):
+        return file.name
+    path = name.replace(".", "/")
+    return f"{path}/__init__.py" if file.name == "__init__.py" else f"{path}.py"
+
+
+def _imports(tree: ast.AST, name: str, file: Path) -> Iterator[str]:
+    """Names that may be modules: of every import, wherever it stands, and of their packages."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _with_packages(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                above = parts[: len(parts) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            yield from _with_packages(base)
+            names = [alias.name for alias in node.names if alias.name != "*"]
+            yield from (f"{base}.{name}" for name in names if base)
+
+
+def _with_packages(name: str) -> Iterator[str]:
+    parts = [part for part in name.split(".") if part]
+    yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+
+
+def _data_files(tree: ast.AST, folder: Path, shown: Path) -> dict[str, str]:
+    """Files below a module's folder that a text in it names: `np.load(HERE / "mean.npy")`."""
+    texts = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_name(node.value)
+    }
+    folders = ["", *sorted(text for text in texts if (folder / text).is_dir())]
+    found: dict[str, str] = {}
+    for text in sorted(texts):
+        for inside in folders:
+            path = folder / inside / text
+            if path.suffix not in (".py", ".pyc", "") and path.is_file():
+                if path.stat().st_size <= LARGEST:
+                    found[(shown / inside / text).as_posix()] = _hash(path, text=False)
+                break
+    return found
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can name a file or folder inside of another folder."""
+    fine = 0 < len(text) < 200 and text.isprintable() and not text.startswith(("/", "~"))
+    return fine and ".." not in text and text.strip(". ") != ""
+
+
+def _hash(file: Path, text: bool = True) -> str:
+    """Of a text with any line ends the same."""
+    content = file.read_bytes()
+    return _digest(content.replace(b"\r\n", b"\n") if text else content)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
