@@ -57,6 +57,32 @@ class Ears(nn.Module):
     def forward(self, x):
         return self.fc(torch.relu(self.conv(x)).mean(-1))
 
+class Ended(Net):
+    def __init__(self, num_classes=5, end="logits"):
+        super().__init__(num_classes)
+        self.end = {"logits": nn.Identity(), "softmax": nn.Softmax(-1), "sigmoid": nn.Sigmoid(),
+                    "log-softmax": nn.LogSoftmax(-1)}[end]
+
+    def forward(self, x):
+        hidden = torch.tanh(self.norm(self.conv(x)))
+        return self.end(6 * self.fc(hidden.mean((2, 3))))
+
+def softmax_ended():
+    return Ended(end="softmax")
+
+def sigmoid_ended():
+    return Ended(end="sigmoid")
+
+def logits_ended():
+    return Ended(end="logits")
+
+def log_softmax_ended():
+    return Ended(end="log-softmax")
+
+def patches(samples):
+    n = max(1, len(samples) // 8_000)
+    return torch.from_numpy(np.resize(samples, (n, 3, 32, 32)).astype(np.float32))
+
 def to_tensor(image):
     return torch.from_numpy(np.array(image.resize((32, 32)))).permute(2, 0, 1) / 64
 """
@@ -453,6 +479,153 @@ def test_what_is_opened_is_a_classifier(origin: Opened) -> None:
     assert not hasattr(clf, "no_such_name")
     again = copy.copy(clf)
     assert type(again) is type(clf) and again.labels == clf.labels and again.classify
+
+
+ENDS = ("logits", "softmax", "sigmoid", "log-softmax")
+
+
+def ended(name: str, end: str, folder: Path) -> tuple[Any, dict[str, Any], Any]:
+    """(spec of a model of one loader that ends so, options of load, tensor → its logits)."""
+    x = torch.zeros(1, 3, 32, 32)
+    asked: dict[str, Any] = {"preprocess": PREPARE}
+    if name == "keras":
+        return (*ended_in_keras(end, folder),)
+    if name == "onnx":
+        return (*ended_in_onnx(end, folder),)
+    model = network("Ended", end=end)
+    bare = network("Ended", end="logits")
+    path: Any = model
+    if name == "factory":
+        from safetensors.torch import save_file
+
+        save_file(model.state_dict(), folder / "m.safetensors")
+        asked |= {"checkpoint": folder / "m.safetensors"}
+        path = f"net_of_the_contract:{end.replace('-', '_')}_ended"
+    elif name == "exported":
+        path = folder / "m.pt2"
+        torch.export.save(torch.export.export(model, (x,)), path)
+    elif name != "module":
+        path = folder / "m.ts"
+        module: Any = torch.jit.trace(model, x) if name == "traced" else torch.jit.script(model)
+        torch.jit.save(torch.jit.freeze(module) if name == "frozen" else module, path)
+    return path, asked, plain(bare)
+
+
+def ended_in_keras(end: str, folder: Path) -> tuple[Any, dict[str, Any], Any]:
+    keras = keras_module()
+    layers = keras.layers
+    x = keras.Input((32, 32, 3))
+    h = layers.Conv2D(8, 3, activation="tanh")(layers.Rescaling(1 / 32)(x))
+    logits = layers.Dense(5, kernel_initializer=keras.initializers.RandomNormal(0, 3, 0))(
+        layers.GlobalAveragePooling2D()(h)
+    )
+    last = {
+        "logits": lambda z: z,
+        "softmax": lambda z: layers.Activation("softmax")(z),
+        "sigmoid": lambda z: keras.ops.sigmoid(z),
+        "log-softmax": lambda z: keras.ops.log_softmax(z),
+    }[end]
+    keras.Model(x, last(logits)).save(folder / "m.keras")
+    return folder / "m.keras", {}, in_order(keras.Model(x, logits))
+
+
+def ended_in_onnx(end: str, folder: Path) -> tuple[Any, dict[str, Any], Any]:
+    """As jax2tf spells them out: no operation of the graph is called Softmax."""
+    onnx, onnxruntime = needed("onnx"), needed("onnxruntime")
+    helper, as_tensor = onnx.helper, onnx.numpy_helper.from_array
+    random = np.random.default_rng(0)
+    weights = [as_tensor(random.standard_normal(s).astype("f4") * c, n)
+               for n, s, c in (("k", (8, 3, 8, 8), 0.1), ("w", (128, 5), 0.2))]  # fmt: skip
+    weights += [as_tensor(np.ones(1, "f4"), "one"), as_tensor(np.array([1]), "last")]
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "k"], ["m"], strides=[8, 8]),
+        node("Relu", ["m"], ["r"]),
+        node("Flatten", ["r"], ["z"]),
+        node("MatMul", ["z", "w"], ["a"]),
+    ]
+    stable = [
+        node("ReduceMax", ["a"], ["top"], axes=[1]),
+        node("Sub", ["a", "top"], ["low"]),
+        node("Exp", ["low"], ["e"]),
+        node("ReduceSum", ["e", "last"], ["s"]),
+    ]
+    nodes += {
+        "logits": [node("Identity", ["a"], ["y"])],
+        "softmax": [*stable, node("Div", ["e", "s"], ["y"])],
+        "sigmoid": [
+            node("Neg", ["a"], ["n"]), node("Exp", ["n"], ["e"]), node("Add", ["one", "e"], ["s"]),
+            node("Reciprocal", ["s"], ["y"]),
+        ],
+        "log-softmax": [*stable, node("Log", ["s"], ["l"]), node("Sub", ["low", "l"], ["y"])],
+    }[end]  # fmt: skip
+    value, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes, "net", [value("x", kind, ("n", 3, 32, 32))], [value("y", kind, None)], weights
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "m.onnx")
+    model.graph.output.append(value("a", kind, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+
+    def logits(tensors: Mapping[str, Tensor]) -> Any:
+        return session.run(["a"], {name: one.numpy() for name, one in tensors.items()})[0]
+
+    return folder / "m.onnx", {"preprocess": PREPARE}, logits
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    "loader",
+    ["module", "factory", "scripted", "traced", "frozen", "exported", "keras", "onnx"],
+)
+def test_scores_are_the_models_own_and_logits_are_logits(
+    loader: str, end: str, tmp_path: Path
+) -> None:
+    spec, asked, logits_of_tensors = ended(loader, end, tmp_path)
+    clf = penult.load(spec, **asked)
+    assert clf.kind == ("multi-label" if end == "sigmoid" else "single-label")
+    facts = clf.describe()
+    assert facts.get("scores") == (None if end == "logits" else end)
+    for item in pictures():
+        z = np.asarray(logits_of_tensors(clf.preprocess(item).tensors)[0], np.float64)
+        (found,) = clf.classify(item)
+        e = np.exp(z - z.max())
+        own = 1 / (1 + np.exp(-z)) if end == "sigmoid" else e / e.sum()
+        np.testing.assert_allclose(found.scores, own, atol=2e-6)
+        expected = np.log(own) if end == "log-softmax" else z
+        np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-4)
+        assert found.index == int(z.argmax())
+        assert found.score == pytest.approx(own.max(), abs=2e-6)
+    embedder = Embedder.from_classifier(clf)
+    assert embedder.certificate.ok, embedder.certificate.refusal
+    if loader != "module":
+        (again,) = penult.load(embedder.save(tmp_path / "e")).classify(item)
+        np.testing.assert_allclose(again.scores, found.scores, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "loader", ["module", "factory", "scripted", "traced", "frozen", "exported", "onnx"]
+)
+def test_several_patches_of_one_item_are_refused(loader: str, tmp_path: Path) -> None:
+    if loader == "exported":
+        sizes = {"x": {0: torch.export.Dim("n", min=1, max=64)}}
+        program = torch.export.export(
+            network("Ended"), (torch.zeros(2, 3, 32, 32),), dynamic_shapes=sizes
+        )
+        torch.export.save(program, tmp_path / "m.pt2")
+        spec: Any = tmp_path / "m.pt2"
+        asked: dict[str, Any] = {}
+    else:
+        spec, asked, _ = ended(loader, "logits", tmp_path)
+    asked |= {"preprocess": "net_of_the_contract:patches", "sample_rate": 16_000}
+    with pytest.raises(UsageError, match=r"2 patches for one item.*--window"):
+        penult.load(spec, **asked)  # a second of sound is two patches
+    asked["sample_rate"] = 8_000
+    clf = penult.load(spec, **asked)  # a second is one patch
+    assert Embedder.from_classifier(clf).embed(clip(1.0, 0, 8_000)).shape[0] == 1
+    with pytest.raises(UsageError, match=r"3 patches for one item"):
+        clf.classify([clip(1.0, 0, 8_000), clip(3.0, 1, 8_000)])
 
 
 def marks(part: nn.Module) -> Any:

@@ -117,6 +117,10 @@ def _show_facts(found: Inspection) -> None:
         f"{readable(facts['parameters'])} parameters\n",
         soft_wrap=True,
     )
+    if facts.get("scores"):
+        stdout.print(f"scores: {facts['scores']}; logits: {facts['logits_from']}", soft_wrap=True)
+    for name, value in facts.get("fixed_inputs", {}).items():
+        stdout.print(f"input {printable(name)}: {printable(value)}", soft_wrap=True)
     for note in found.notes:
         stdout.print(f"[bold yellow]note[/] {printable(note)}\n", soft_wrap=True)
 

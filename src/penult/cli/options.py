@@ -151,7 +151,9 @@ MODEL_OPTIONS: dict[str, Any] = {
     ],
     "kind": Annotated[
         str | None,
-        typer.Option(help="Task of the classifier: single-label, multi-label or regression."),
+        typer.Option(
+            help="Task of the classifier: single-label, multi-label, binary or regression."
+        ),
     ],
     "output": Annotated[
         str | None, typer.Option(help="Output that holds the logits, where the model has several.")

@@ -263,6 +263,7 @@ def _predict_by_names(
     from penult.embedding.runner import Runner, device_of
     from penult.errors import UsageError
     from penult.fewshot.zeroshot import ByName, text_embedder
+    from penult.models.base import Activation
     from penult.models.specs import load
 
     class_names = names.classes.split(",")
@@ -277,7 +278,8 @@ def _predict_by_names(
         manifest = collection.manifest
         assert manifest is not None
         kind, embed = str(manifest.model.get("kind")), text_embedder(names.folder)
-        by_name = ByName(manifest.labels, kind, class_names, embed, names.mixed)
+        own = Activation(str(manifest.model.get("scores") or ""))
+        by_name = ByName(manifest.labels, kind, class_names, embed, names.mixed, own)
         return by_name.predict_collection(collection, parts.where), facts
     if parts.where is not None:
         raise UsageError("--where filters the rows of a collection; it does not apply to files")
@@ -285,7 +287,10 @@ def _predict_by_names(
     embed = text_embedder(names.folder)
     with working(f"loading {place}"):
         classifier = load(place, **model_options)
-        by_name = ByName(classifier.labels, classifier.kind, class_names, embed, names.mixed)
+        by_name = ByName(
+            classifier.labels, classifier.kind, class_names, embed, names.mixed,
+            classifier.structure.activation,
+        )  # fmt: skip
     return by_name.stream(Runner(classifier, [], device_of(classifier, device)), source), facts
 
 

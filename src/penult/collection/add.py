@@ -329,6 +329,11 @@ def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32")
             "pool_over": embedder.runner.readings[0].pool_over,
             "modality": classifier.modality,
             "kind": classifier.kind,
+            **(
+                {"scores": classifier.structure.activation.name}
+                if classifier.structure.activation.name
+                else {}
+            ),
             "asked": reopen_options(classifier),
             "revision": classifier.describe().get("revision"),
             **describe_fingerprint(embedder),

@@ -74,7 +74,9 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
 def row_of(classifier: Classifier, outcome: Outcome, content: str, logits: str) -> dict[str, Any]:
     """A region's row. content: its item's hash. logits: `all`, `top:K` or `none` of them."""
     values = outcome.class_logits
-    prediction = predict(classifier.kind, classifier.labels, values)
+    prediction = predict(
+        classifier.kind, classifier.labels, values, activation=classifier.structure.activation
+    )
     row: dict[str, Any] = {
         "id": outcome.item.id,
         "region": outcome.region.key,

@@ -29,7 +29,7 @@ from penult.data.regions import Region
 from penult.data.sources import UntilError, from_objects
 from penult.embedding.scheduling import BatchQueue, OrderedResults, PreparedRegion, engine_pool
 from penult.engines.autoselect import EngineChoice
-from penult.engines.base import Engine, EngineRequest, FloatArray, Reading, Readout
+from penult.engines.base import Engine, EngineRequest, FloatArray, Reading
 from penult.engines.batching import Batch, BatchPolicy, Planner
 from penult.engines.registry import EngineMode, native_spec, open_native
 from penult.errors import (
@@ -298,6 +298,8 @@ class Runner:
         try:
             with run.watch.timed("model"):
                 readout = engine(self.batch(items), run.logits)
+            n_classes = len(self.classifier.labels) if run.logits else None
+            readout.require_rows(len(items), n_classes)
         except PenultError:
             raise
         except Exception as error:  # a model may raise anything on an input that does not fit it
@@ -316,8 +318,26 @@ class Runner:
             for part in parts:
                 found |= self._run(engine, {id: ready[id] for id in part}, run)
             return found
-        return {id: _outcome(one, readout, row, self.readings)
+        return {id: self._outcome(one, readout.row(row))
                 for row, (id, one) in enumerate(ready.items())}  # fmt: skip
+
+    def _outcome(self, ready: PreparedRegion, values: Sequence[FloatArray]) -> Outcome | Failure:
+        """values: the region's logits as the engine gave them, and its vector of each reading."""
+        if not all(np.isfinite(value).all() for value in values):
+            source = _source(values, self.readings)
+            reason = EmptyItem(f"{source} gave values that are not finite")
+            return Failure.of(ready.item, ready.region, reason)
+        returned, *vectors = values
+        content = ready.content
+        return Outcome(
+            item=ready.item,
+            region=ready.region,
+            vectors=tuple(vectors),
+            logits=self.classifier.structure.activation.logits(returned),
+            start=content.start,
+            end=content.end,
+            truncated=ready.inputs.truncated or content.pages,
+        )
 
     def batch(self, items: Sequence[PreparedRegion]) -> Batch:
         """The inputs of regions that may share a forward pass, as one batch."""
@@ -381,25 +401,6 @@ def _source(values: Sequence[FloatArray], readings: Sequence[Reading]) -> str:
         return "the model"
     bad = next(at for at, vector in enumerate(vectors) if not np.isfinite(vector).all())
     return f"tap {readings[bad].tap.name}, pooled by {readings[bad].pooling},"
-
-
-def _outcome(
-    ready: PreparedRegion, readout: Readout, row: int, readings: Sequence[Reading]
-) -> Outcome | Failure:
-    logits, *vectors = readout.row(row)
-    if not all(np.isfinite(values).all() for values in (logits, *vectors)):
-        reason = EmptyItem(f"{_source(readout.row(row), readings)} gave values that are not finite")
-        return Failure.of(ready.item, ready.region, reason)
-    content = ready.content
-    return Outcome(
-        item=ready.item,
-        region=ready.region,
-        vectors=tuple(vectors),
-        logits=logits,
-        start=content.start,
-        end=content.end,
-        truncated=ready.inputs.truncated or ready.content.pages,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,7 +477,12 @@ def collect_results(
 def prediction_of(classifier: Classifier, outcome: Outcome) -> Prediction:
     """A region's logits as a Prediction."""
     return predict(
-        classifier.kind, classifier.labels, outcome.logits, outcome.item.id, outcome.region.key
+        classifier.kind,
+        classifier.labels,
+        outcome.logits,
+        outcome.item.id,
+        outcome.region.key,
+        classifier.structure.activation,
     )
 
 

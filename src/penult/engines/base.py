@@ -13,7 +13,7 @@ from torch import Tensor
 
 from penult.engines.batching import Batch, BatchPolicy
 from penult.engines.graph_cache import Graphs
-from penult.errors import UsageError, first_line
+from penult.errors import EngineError, UsageError, first_line
 from penult.models.base import Classifier, digest
 from penult.tracing.taps import Tap
 
@@ -75,6 +75,30 @@ class Readout(NamedTuple):
         """One item's logits, and its vector of each reading."""
         return [self.logits[index], *(vector[index] for vector in self.vectors)]
 
+    def require_rows(self, items: int, classes: int | None) -> None:
+        """Refuse a readout that has not exactly one row for each item of the batch.
+
+        classes: K, where logits were asked for.
+
+        Raises:
+            EngineError: which result has how many rows, or numbers.
+        """
+        counts = {"logits": len(self.logits)}
+        counts |= {f"reading {at + 1}": len(rows) for at, rows in enumerate(self.vectors)}
+        for name, count in counts.items():
+            if count != items:
+                raise EngineError(
+                    f"the model gives {count} rows of {name} for a batch of {items}, and every "
+                    "item needs exactly one: rows could not be told apart. A model whose first "
+                    "axis is not that of the items cannot be run here"
+                )
+        for row in self.logits if classes is not None else ():
+            if row.ndim == 0 or row.shape[-1] != classes:
+                raise EngineError(
+                    f"the model gives {row.shape[-1] if row.ndim else 'a single number'} for an "
+                    f"item, and it gave {classes} logits when it was opened"
+                )
+
 
 class Engine(Protocol):
     """Runs one batch; holds no state between batches. Opening one for a reading that it can't
@@ -88,6 +112,18 @@ class Engine(Protocol):
 def nothing(batch: Batch) -> list[FloatArray]:
     """In place of the logits, where none were asked for."""
     return [np.empty(0, np.float32) for _ in range(len(batch))]
+
+
+def one_row_each(logits: Tensor, items: int, classes: int) -> Tensor:
+    """Logits (B, …, K) of what a model returned for B items: one number for each as (B, 1), and
+    the axes put back that a squeeze took of a single item."""
+    if logits.ndim == 0 or (logits.ndim == 1 and classes == 1):
+        return logits.reshape(-1, 1)
+    if logits.ndim == 1 and items == 1:
+        return logits[None]
+    if logits.ndim > 2 and logits.shape[-1] == 1 and logits.numel() == items * classes:
+        return logits.reshape(items, classes)  # maps of one pixel
+    return logits
 
 
 def as_array(tensor: Tensor) -> FloatArray:

@@ -71,6 +71,7 @@ def disagreement(
     for order in (range(len(items)), range(len(items) - 1, -1, -1)):
         try:
             together = engine(policy.batch([items[i] for i in order]))
+            together.require_rows(len(order), None)
         except REFUSALS:
             return float("inf")
         for row, index in enumerate(order):

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from penult.engines.base import EngineRequest, FloatArray, Reading, Readout
+from penult.engines.base import EngineRequest, FloatArray, Reading, Readout, one_row_each
 from penult.engines.batch_policy import probe
 from penult.engines.batching import (
     MASK,
@@ -138,6 +138,7 @@ class ExportedGraph:
         classifier, readings = request.classifier, request.readings
         recipe = self.recipe = Recipe(classifier, readings, request.policy)
         self.cut = CutModule(classifier, readings, recipe.names).eval()
+        self._classes = len(classifier.labels)
         base = classifier.structure.base
         self._base = classifier.module.get_submodule(base) if base else None
         self._fillings = {
@@ -163,7 +164,8 @@ class ExportedGraph:
     def readout(self, batch: Batch, values: Sequence[FloatArray]) -> Readout:
         """Logits and vectors of the batch's items, from the graph's outputs."""
         logits, *vectors = values
-        rows = rows_of(torch.from_numpy(logits), batch, self._base)
+        scores = one_row_each(torch.from_numpy(logits), len(batch), self._classes)
+        rows = rows_of(scores, batch, self._base)
         return Readout(rows, vectors)
 
 

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from penult.engines.base import Engine, EngineRequest, EngineSpec, Reading, Readout
+from penult.engines.base import Engine, EngineRequest, EngineSpec, Reading, Readout, one_row_each
 from penult.engines.batching import Batch
 from penult.engines.graph_cache import versions
 from penult.engines.graph_export import ExportedGraph, recording
@@ -41,12 +41,13 @@ class OnnxEngine:
         structure = cast(
             GraphStructure, classifier.structure
         )  # the one kind that names this engine
-        self._graph = structure.graph
+        self._graph = structure.logits.graph
         taps = [reading.tap.module for reading in self.readings]
         for name in taps:
             if name not in self._graph.depends:
                 raise TapError(f"the graph has no tensor {name!r} that depends on its input")
-        self._names = list(dict.fromkeys([structure.logits, *taps]))
+        self._classes = len(classifier.labels)
+        self._names = list(dict.fromkeys([structure.logits.name, *taps]))
         model = self._graph.parts.encoder(self._names)
         self._session = Session(model, threads or torch.get_num_threads(), device, self._graph.bare)
 
@@ -57,7 +58,8 @@ class OnnxEngine:
             pool(hidden.float(), reading.pooling, reading.tap.channel).numpy()
             for reading, (hidden, _) in zip(self.readings, states, strict=True)
         ]
-        return Readout(list(scores if scores.ndim > 1 else scores[:, None]), vectors)
+        rows = one_row_each(torch.from_numpy(scores), len(batch), self._classes)
+        return Readout(list(rows.numpy()), vectors)
 
     def hidden_states(self, batch: Batch) -> list[tuple[torch.Tensor, None]]:
         """What each reading pools: (B, …) as the tap gives it, over all positions."""

@@ -26,6 +26,7 @@ from penult.engines.base import (
     Readout,
     as_array,
     nothing,
+    one_row_each,
 )
 from penult.engines.batching import Batch, frame_mask, masked_norms, own_frames
 from penult.engines.fixed_length import FilledPositions
@@ -80,7 +81,10 @@ class TorchEngine:
                 as_array(pool(hidden.float(), reading.pooling, reading.tap.channel, mask))
                 for reading, (hidden, mask) in zip(self.readings, states, strict=True)
             ]
-        rows = nothing(batch) if scores is None else rows_of(scores, batch, self._base)
+        rows = nothing(batch)
+        if scores is not None:
+            scores = one_row_each(scores, len(batch), len(self._classifier.labels))
+            rows = rows_of(scores, batch, self._base)
         return Readout(rows, vectors)
 
     def hidden_states(self, batch: Batch) -> list[HiddenStates]:

@@ -25,7 +25,7 @@ from penult.extras import require
 from penult.fewshot.fitted import fit_space
 from penult.fewshot.marks import sample
 from penult.fewshot.predictions import ClassPrediction, Location
-from penult.models.base import REGRESSION, SINGLE_LABEL, FloatArray, predict
+from penult.models.base import REGRESSION, SINGLE_LABEL, Activation, FloatArray
 from penult.models.processors import quiet
 
 Floats = npt.NDArray[np.float64]
@@ -124,7 +124,8 @@ def text_embedder(folder: str | os.PathLike[str]) -> Embed:
 
 
 class ByName:
-    """Zero-shot classes for a classifier with these labels. top: labels that are mixed."""
+    """Zero-shot classes for a classifier with these labels. top: labels that are mixed. activation:
+    the function from logits to scores, where it is not that of the kind."""
 
     def __init__(
         self,
@@ -133,10 +134,12 @@ class ByName:
         names: Sequence[str],
         embed: Embed,
         top: int = TOP,
+        activation: Activation = Activation(),
     ) -> None:
         if kind == REGRESSION:
             raise LabelsError("a regression has no classes whose names could be compared")
         self.labels, self.kind, self.top, self._embed = labels, kind, top, embed
+        self._activation = activation
         self.names = tuple(check_names(names))
         self._used = [k for k, label in enumerate(labels) if not _NO_CLASS.fullmatch(label)]
         if not self._used:
@@ -156,7 +159,7 @@ class ByName:
 
     def judge(self, logits: FloatArray, place: Location) -> ClassPrediction:
         """The prediction of logits (K,) or (frames, K); its scores are cosines."""
-        own = predict(self.kind, self.labels, logits).scores
+        own = self._activation.scores(self.kind, logits).astype(np.float32)
         shares = own.reshape(-1, own.shape[-1]).mean(axis=0, keepdims=True)
         scores = self._scores(shares)[0].astype(np.float32)
         best = int(scores.argmax())

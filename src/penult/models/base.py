@@ -22,6 +22,12 @@ import numpy.typing as npt
 
 from penult.data.windows import TextDivider
 from penult.errors import UsageError
+from penult.tracing.scores import BINARY as BINARY
+from penult.tracing.scores import MULTI_LABEL as MULTI_LABEL
+from penult.tracing.scores import REGRESSION as REGRESSION
+from penult.tracing.scores import SIGMOID as SIGMOID
+from penult.tracing.scores import SINGLE_LABEL as SINGLE_LABEL
+from penult.tracing.scores import Activation as Activation
 
 if TYPE_CHECKING:
     import torch
@@ -34,10 +40,6 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, torch.Tensor]
 
 FloatArray = npt.NDArray[np.float32]
-
-SINGLE_LABEL = "single-label"
-MULTI_LABEL = "multi-label"
-REGRESSION = "regression"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,10 @@ class Structure(Protocol):
     def output(self) -> str | int | None:
         """Name or number of the output that holds the logits."""
 
+    @property
+    def activation(self) -> Activation:
+        """The softmax or sigmoid that the whole model applies to its logits."""
+
     def modules(self) -> Iterable[nn.Module]:
         """Every torch module inside, the whole one first; none of a graph."""
 
@@ -222,9 +228,9 @@ _MOVED = {
 class Classifier:
     """A trained model that gives K scores for an input, and what it takes to feed it.
 
-    spec: what `penult.load` was given. kind: single-label, multi-label or regression. labels: K
-    names, in the order of the logits. input: modality, sample rate, frames and fixed length of
-    what the model takes. structure: the model inside, studied and proved through it.
+    spec: what `penult.load` was given. kind: single-label, multi-label, binary or regression.
+    labels: K names, in the order of the logits. input: modality, sample rate, frames and fixed
+    length of what the model takes. structure: the model inside, studied and proved through it.
     """
 
     # Gives `classify` its predictions; set where classifiers and engines are joined.
@@ -308,6 +314,7 @@ class Classifier:
             "parameters": about["parameters"],
             "rate": self.rate,
             **self._facts,
+            **self.structure.activation.to_dict(),
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -332,7 +339,8 @@ class Classifier:
     def classify(
         self, items: Any, on_error: Literal["raise", "skip"] = "raise", device: str = "auto"
     ) -> list[Prediction]:
-        """The classifier's own answer for each item; `logits` are exactly what the model returns.
+        """The classifier's own answer for each item. `scores` are the model's own; `logits` are
+        what it returns, or what enters its last softmax or sigmoid.
 
         items: paths, folders, tables, arrays (n,) at the model's rate or (array, rate), bytes,
         images or texts; one of them or many. `skip` leaves out the items that fail.
@@ -404,8 +412,9 @@ class Best:
 class Prediction:
     """The classifier's answer for one region.
 
-    logits: exactly what the model returned, (K,) or (frames, K). scores: probabilities for
-    single-label (softmax) and multi-label (sigmoid), the values themselves for regression.
+    logits: what the model returned, (K,) or (frames, K), or what enters its last softmax or
+    sigmoid. scores: probabilities for single-label (softmax), multi-label and binary (sigmoid),
+    the values themselves for regression; where the model returns probabilities, those.
     label, index, score: the highest one (of the mean over frames, where there are frames).
     """
 
@@ -442,17 +451,15 @@ class Prediction:
 
 
 def predict(
-    kind: str, labels: Sequence[str], logits: FloatArray, id: str = "", region: str = "whole"
+    kind: str,
+    labels: Sequence[str],
+    logits: FloatArray,
+    id: str = "",
+    region: str = "whole",
+    activation: Activation = Activation(),
 ) -> Prediction:
     """One item's logits, (K,) or (frames, K), as a Prediction."""
-    values = logits.astype(np.float64)
-    if kind == SINGLE_LABEL:
-        exponent = np.exp(values - values.max(axis=-1, keepdims=True))
-        scores = exponent / exponent.sum(axis=-1, keepdims=True)
-    elif kind == MULTI_LABEL:
-        scores = 0.5 * (1.0 + np.tanh(0.5 * values))  # the sigmoid, without overflow
-    else:
-        scores = values
+    scores = activation.scores(kind, logits)
     mean = scores.reshape(-1, scores.shape[-1]).mean(axis=0)
     index = int(mean.argmax())
     single = kind == REGRESSION and len(mean) == 1
@@ -466,6 +473,30 @@ def predict(
         scores=scores.astype(np.float32),
         logits=logits,
         labels=tuple(labels),
+    )
+
+
+def kind_of_scores(kind: str | None, activation: Activation, n_logits: int, spec: str) -> str:
+    """What K logits are: by the caller or the model's origin, else by the activation.
+
+    Raises:
+        UsageError: one logit, of which nothing says what it is; several that are called binary.
+    """
+    if kind == BINARY and n_logits != 1:
+        raise UsageError(
+            f"--kind {BINARY} is for a model that gives one number for an item, and {spec} gives "
+            f"{n_logits}: say {SINGLE_LABEL} or {MULTI_LABEL}"
+        )
+    if kind is not None:
+        return kind
+    if activation.name == SIGMOID:
+        return BINARY if n_logits == 1 else MULTI_LABEL
+    if n_logits > 1:
+        return SINGLE_LABEL
+    raise UsageError(
+        f"{spec} gives one number for an item, and nothing says what it is: give --kind "
+        f"{BINARY} for a logit, whose sigmoid is the probability of the one class, or --kind "
+        f"{REGRESSION} for a value"
     )
 
 

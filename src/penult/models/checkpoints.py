@@ -24,6 +24,7 @@ from penult.models.leftovers import Way, notes_of, refuse_adapters, refuse_neede
 from penult.models.processors import quiet
 from penult.models.weight_files import Weights
 from penult.tracing.head import logits_of
+from penult.tracing.scores import class_count
 from penult.tracing.trace import record
 
 log = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ def require_filled(
                 "%s: %s", source, notes_of({"uncertain_weights": facts["uncertain_weights"]})[0]
             )
     _refuse_missing(module, used, filling, spec)
-    return Filled(int(logits.shape[-1]), facts)
+    return Filled(class_count(logits.shape), facts)
 
 
 def _way(module: nn.Module, ran: set[str], used: set[str]) -> Way:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from penult.errors import REFUSALS, HeadNotFound, ModelError, PenultError, UsageError, first_line
 from penult.models.base import (
     NOT_STORED,
-    SINGLE_LABEL,
     Classifier,
     FloatArray,
     Inputs,
@@ -24,6 +23,7 @@ from penult.models.base import (
     Storage,
     complete_labels,
     digest,
+    kind_of_scores,
     weights_digest,
 )
 from penult.models.checkpoints import Filling, built, require_filled
@@ -38,11 +38,13 @@ from penult.models.options import (
 from penult.models.source_code import code_of, code_of_factory
 from penult.models.synthetic import content_of
 from penult.models.weight_files import Checkpoint, read
+from penult.tracing.activation import find_activation
 from penult.tracing.anatomy import Anatomy, Statement, choose_tap, dissect, state
 from penult.tracing.certificate import Certificate
 from penult.tracing.forward import SplitTarget, still
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs
+from penult.tracing.scores import LOG_SOFTMAX, REGRESSION, Activation
 from penult.tracing.split import split
 from penult.tracing.taps import Tap
 
@@ -82,10 +84,13 @@ class TorchStructure:
         output: str | int | None = None,
         weights: Callable[[], str] | None = None,
         factory: Callable[..., Any] | None = None,
+        activation: Activation = Activation(),
     ) -> None:
         """example: a synthetic input for a seed. weights: their hash, where the module's state
-        lacks some. factory: what built the module."""
+        lacks some. factory: what built the module. activation: the one that ended the model;
+        `module` may lack it."""
         self.module = module
+        self.activation = activation
         self.base = base
         self.output = output
         self._example = example
@@ -220,11 +225,24 @@ class ModulePreparer:
     axes: str = ITEM
 
     def __call__(self, content: Any) -> Inputs:
-        """Decoded content as the module's arguments."""
+        """Decoded content as the module's arguments.
+
+        Raises:
+            UsageError: the preprocessing gives several patches of one item.
+        """
+        inputs = self.prepared(content)
+        for name, tensor in inputs.tensors.items():
+            if tensor.shape[:1] != (1,):
+                raise UsageError(patches_refused(name, tuple(tensor.shape)))
+        return inputs
+
+    def prepared(self, content: Any) -> Inputs:
+        """As `__call__`, with as many patches as the preprocessing gives."""
         content, truncated = fixed_length(content, self.input)
         value = self.preprocessing.function(content)
-        tensors = value if isinstance(value, Mapping) else self._named(value)
-        return Inputs({name: self._with_axes(item) for name, item in tensors.items()}, truncated)
+        values = value if isinstance(value, Mapping) else self._named(value)
+        tensors = {name: self._with_axes(item) for name, item in values.items()}
+        return Inputs(tensors, truncated)
 
     def _named(self, value: Any) -> dict[str, Any]:
         values = value if isinstance(value, tuple) else (value,)
@@ -255,6 +273,17 @@ class ModulePreparer:
 def own_function(preprocessing: Preprocessing) -> dict[str, str]:
     """Hashes of the code of a preprocessing, where a user's own function is what it is."""
     return code_of_factory(preprocessing.function) if "source" in preprocessing.settings else {}
+
+
+def patches_refused(name: str, shape: Sequence[int]) -> str:
+    """The words for a preprocessing that gives several patches of one item."""
+    count = shape[0] if shape else 0
+    return (
+        f"the preprocessing gives {name} of shape {tuple(shape)}: {count} patches for one item, "
+        "where the model's first axis counts items. One item has one row, so each item has to be "
+        "one patch: cut recordings with --window into parts as long as a patch, or let the "
+        "preprocessing return the one patch without a first axis"
+    )
 
 
 def fixed_length(content: Any, spec: InputSpec) -> tuple[Any, float | None]:
@@ -305,20 +334,55 @@ def assemble(
         IncompleteWeights: each parameter on the way to the logits that was not loaded is named.
     """
     preparer = preparer or fitted_preparer(parts, options)
-    module, output = parts.module, options.output_key
+    output = options.output_key
     tensors = preparer.example(0).tensors
-    filled = require_filled(module, tensors, parts.filling, parts.spec, output)
+    filled = require_filled(parts.module, tensors, parts.filling, parts.spec, output)
     n_logits = filled.n_logits
     names = class_names_of(options.class_names, n_logits) or parts.labels
+    kind = options.kind or parts.kind
+    parts, activation = _without_activation(parts, preparer, output, kind)
     return Classifier(
         parts.spec,
-        options.kind or parts.kind or SINGLE_LABEL,
+        kind_of_scores(kind, activation, n_logits, parts.spec),
         complete_labels(names, n_logits),
-        TorchStructure(module, preparer.example, parts.base, output, parts.weights, parts.factory),
+        TorchStructure(
+            parts.module,
+            preparer.example,
+            parts.base,
+            output,
+            parts.weights,
+            parts.factory,
+            activation,
+        ),
         preparer,
         {**parts.facts, **filled.facts},
         parts.storage,
     )
+
+
+LOG_WORDS = "log-probabilities, as the model returns them"
+EXAMPLES = 3  # synthetic items that show by their values what a model returns
+
+
+def _without_activation(
+    parts: ModuleParts, preparer: ModulePreparer, output: str | int | None, kind: str | None
+) -> tuple[ModuleParts, Activation]:
+    """(the parts with a module that ends in front of its last softmax or sigmoid, what it was). A
+    regression's values are what it returns."""
+    if kind == REGRESSION:
+        return parts, Activation()
+    examples = [preparer.example(seed).tensors for seed in range(EXAMPLES)]
+    name, bare = find_activation(parts.module, examples, output)
+    if name == LOG_SOFTMAX:  # logits as good as any: their softmax gives the scores
+        facts = {**parts.facts, "scores": name, "logits_from": LOG_WORDS}
+        return replace(parts, facts=facts), Activation()
+    if bare is None:
+        return parts, Activation(name, inside=bool(name))
+    weights = parts.weights
+    if getattr(weights, "__self__", None) is parts.module:
+        own: Any = bare
+        weights = own.digest  # of the twin, so that the first one goes
+    return replace(parts, module=bare, weights=weights), Activation(name)
 
 
 def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
@@ -338,18 +402,21 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
     for axes in (ITEM, CHANNEL) if raw else (ITEM, BATCHED):
         tried = replace(preparer, axes=axes)
         tensors = _example(tried)
-        if any(tensor.shape[:1] != (1,) for tensor in tensors.values()):
-            continue
+        patches = [(name, t.shape) for name, t in tensors.items() if t.shape[:1] != (1,)]
         try:
             with torch.no_grad():
                 output = parts.module(**tensors)
         except REFUSALS as error:
-            errors.append((tensors, error))
+            if not patches:
+                errors.append((tensors, error))
             continue
-        if not raw or _one_row(output, options.output_key):
+        rows = _rows(output, options.output_key, raw)
+        if patches and rows == patches[0][1][0]:  # the module takes them for items
+            raise UsageError(patches_refused(*patches[0]))
+        if rows == 1 and not patches:
             return tried
         # A convolution takes (1, n) for one channel without a batch.
-        errors.append((tensors, ValueError("its output has no batch axis of one")))
+        errors.append((tensors, ValueError(f"it gives {rows} rows for one item")))
     tensors, first = errors[0]
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     raise ModelError(
@@ -360,7 +427,8 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
 
 def _example(preparer: ModulePreparer) -> Tensors:
     try:
-        return preparer.example(0).tensors
+        one = preparer.input
+        return preparer.prepared(content_of(one.modality, 0, one.rate, one.frames)).tensors
     except PenultError:
         raise
     except Exception as error:  # the caller's own function may raise anything
@@ -372,11 +440,13 @@ def _example(preparer: ModulePreparer) -> Tensors:
         ) from error
 
 
-def _one_row(output: Any, key: str | int | None) -> bool:
+def _rows(output: Any, key: str | int | None, raw: bool) -> int:
+    """Rows of logits that one item gave; one where its axis was squeezed away."""
     try:
-        return logits_of(output, key).shape[:1] == (1,)
+        shape = logits_of(output, key).shape
     except HeadNotFound:  # which of several outputs holds the logits is decided later
-        return True
+        return 1
+    return 1 if not shape or (len(shape) == 1 and not raw) else int(shape[0])
 
 
 def require_steady(classifier: Classifier, remedy: str) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from penult.data.files import pointer
 from penult.errors import ModelError, UsageError, first_line
-from penult.models.base import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from penult.models.base import BINARY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 TORCHSCRIPT, EXPORT, KERAS = "torchscript", "export", "keras"
 
@@ -101,7 +101,7 @@ def checkpoint_advice(path: Path) -> str:
 
 Prepare = Callable[[Any], Any]
 
-KINDS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+KINDS = (SINGLE_LABEL, MULTI_LABEL, BINARY, REGRESSION)
 CLASS_NAMES = "labels"  # the key of the class names in files, and their argument's name of old
 
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from penult.errors import HeadNotFound, ModelError, TapError, UsageError
 from penult.tracing.anatomy import Anatomy
 from penult.tracing.certificate import Certificate
-from penult.tracing.onnx_graph import OnnxGraph
-from penult.tracing.onnx_head import RESHAPES, GraphHead
+from penult.tracing.onnx_graph import Array, Feeds, OnnxGraph
+from penult.tracing.onnx_head import CONTRACTIONS, NESTED, RESHAPES, GraphHead
 from penult.tracing.onnx_proof import prove
 from penult.tracing.onnx_structure import channel_axis, cut_points, layers
+from penult.tracing.scores import (
+    SIGMOID,
+    SOFTMAX,
+    Activation,
+    class_count,
+    in_unit_range,
+    is_applied,
+    recognised,
+)
 from penult.tracing.taps import Tap
 
 TENSOR = "tensor"  # the side of a tap that is named by its tensor
@@ -68,6 +78,109 @@ def before_scores(graph: OnnxGraph, output: str) -> tuple[str, str]:
             break
         name = node.reads[0]
     return output, ""
+
+
+_SIGMOIDS = {"Sigmoid", "HardSigmoid"}
+_FARTHEST = 48  # tensors in front of an output that are tried as its logits
+
+
+def find_activation(
+    graph: OnnxGraph, output: str, examples: Sequence[Feeds]
+) -> tuple[str, Activation, str]:
+    """(the tensor of logits, the activation behind it, the name of what the output shows).
+
+    Found by value: the tensor whose softmax or sigmoid the output is, on every example. It may be
+    spelt out (ReduceMax, Sub, Exp, ReduceSum, Div). Where there is none, probabilities that sum to
+    1, or that come out of a sigmoid, are their own evidence.
+    """
+    session = graph.parts.session([output])
+    scores = [session(feeds)[0] for feeds in examples]
+    if in_unit_range(scores):
+        name, kind = _undone(graph, output, examples, scores)
+        if name:
+            return name, Activation(kind), kind
+    shown = recognised([flat(one) for one in scores])
+    if not shown and in_unit_range(scores) and _SIGMOIDS & _ops_in_front(graph, output):
+        shown = SIGMOID
+    if shown in (SOFTMAX, SIGMOID):
+        return output, Activation(shown, inside=True), shown
+    return output, Activation(), shown
+
+
+def _undone(
+    graph: OnnxGraph, output: str, examples: Sequence[Feeds], scores: Sequence[Array]
+) -> tuple[str, str]:
+    """(the tensor that an activation makes the scores of, which one); empty where there is none."""
+    near = _in_front(graph, output)
+    session = graph.parts.session(near) if near else None
+    found = [session(feeds) for feeds in examples] if session is not None else []
+    half = graph.parts.types.get(output, "").endswith("float16)")
+    named = before_scores(graph, output)[0]
+    several = class_count(scores[0].shape) > 1  # of one class a softmax is 1, whatever its logit
+    for at, name in sorted(enumerate(near), key=lambda pair: pair[1] != named):
+        pairs = [(values[at], one) for values, one in zip(found, scores, strict=True)]
+        for kind in (SOFTMAX, SIGMOID) if several else (SIGMOID,):
+            if all(_is_applied(kind, one, other, half) for one, other in pairs):
+                return name, kind
+    return "", ""
+
+
+def flat(values: Array) -> Array:
+    """(B, K, 1, 1) as (B, K)."""
+    if values.ndim <= 2 or values.shape[-1] != 1:
+        return values
+    return flat(values[..., 0])
+
+
+def _is_applied(kind: str, logits: Array, scores: Array, half: bool) -> bool:
+    one, other = flat(logits), flat(scores)
+    if one.size != other.size:
+        return False
+    return is_applied(kind, one.reshape(other.shape), other, half)
+
+
+def _in_front(graph: OnnxGraph, output: str) -> list[str]:
+    """Float tensors from which the output is made without weights, the farthest first."""
+    found: list[str] = []
+    pending, seen = [output], {output}
+    while pending and len(found) < _FARTHEST:
+        node = graph.producers.get(pending.pop(0))
+        if node is None or node.op in CONTRACTIONS or node.op in NESTED - {"If"}:
+            continue
+        for name in node.reads:
+            if name in graph.depends and name not in seen and graph.parts.is_float(name):
+                seen.add(name)
+                found.append(name)
+                pending.append(name)
+    ports = {port.name for port in graph.inputs}
+    order = {name: node.index for name, node in graph.producers.items()}
+    return sorted((name for name in found if name not in ports), key=lambda name: order[name])
+
+
+def _ops_in_front(graph: OnnxGraph, output: str) -> set[str]:
+    """Names of the operations that make an output out of what leaves the last weights."""
+    names = {output, *_in_front(graph, output)}
+    makers = [node for name in names if (node := graph.producers.get(name)) is not None]
+    nested = {op for node in makers if node.op == "If" for op in _ops_of_branches(node.proto)}
+    return {node.op for node in makers} | nested
+
+
+def _ops_of_branches(proto: Any) -> set[str]:
+    """The same, for what the branches of an `If` give."""
+    found: set[str] = set()
+    for branch in (attribute.g for attribute in proto.attribute if attribute.HasField("g")):
+        producers = {name: node for node in branch.node for name in node.output}
+        pending, seen = [value.name for value in branch.output], set[str]()
+        while pending:
+            node = producers.get(pending.pop())
+            if node is None or node.op_type in CONTRACTIONS or node.output[0] in seen:
+                continue
+            seen.add(node.output[0])
+            found.add(node.op_type)
+            pending += node.input
+            if node.op_type == "If":
+                found |= _ops_of_branches(node)
+    return found
 
 
 class GraphCut(GraphHead):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from penult.errors import ModelError, UsageError, first_line
 from penult.extras import require
+from penult.tracing.onnx_inputs import prepare_file
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -162,12 +163,15 @@ def _upstream(producers: Mapping[str, Node], names: Iterable[str]) -> list[Node]
 class OnnxGraph:
     """A file's graph, with its functions inlined: what reads and writes what.
 
-    depends: tensors whose values come from the inputs. parts: its runnable parts.
+    depends: tensors whose values come from the inputs. parts: its runnable parts. facts: what
+    the file says beside its operations.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, sample_rate: int | None = None, name: str = "the graph") -> None:
+        """sample_rate: for an input that takes one. name: of the file, for messages."""
         if model.functions:
             model = require("onnx.inliner").inline_local_functions(model)
+        self.facts = prepare_file(model, sample_rate, name)
         graph = model.graph
         weights = {tensor.name: tensor for tensor in graph.initializer}
         sparse = {tensor.values.name for tensor in graph.sparse_initializer}
@@ -182,11 +186,12 @@ class OnnxGraph:
         self._weights: dict[int, int] = {}  # numbers in a node's weights
 
     @classmethod
-    def read(cls, path: Path) -> OnnxGraph:
+    def read(cls, path: Path, sample_rate: int | None = None) -> OnnxGraph:
         """Open an ONNX file, with the files of weights beside it.
 
         Raises:
             ModelError: it is none, or a part of it is missing.
+            UsageError: nothing says which number one of its inputs is.
         """
         onnx = require("onnx")
         try:
@@ -199,7 +204,7 @@ class OnnxGraph:
             raise ModelError(f"{path} is no ONNX file: it holds no graph")
         if model.ByteSize() > _LARGEST:
             raise ModelError(f"{path} has more than 2 GB of weights, more than can be cut here")
-        return cls(model)
+        return cls(model, sample_rate, path.name)
 
     def _dependent(self) -> set[str]:
         """Tensors whose values come from the inputs; their shapes alone do not count."""
@@ -220,14 +225,13 @@ class OnnxGraph:
 
         A scale that is measured on the fly is measured on all of them together.
         """
-        if self.bare or any(node.op.startswith("DynamicQuantize") for node in self.nodes):
+        if (
+            self.bare
+            or self.facts.stateful
+            or any(node.op.startswith("DynamicQuantize") for node in self.nodes)
+        ):
             return False
         return all(port.shape and port.shape[0] is None for port in self.inputs)
-
-    @cached_property
-    def metadata(self) -> dict[str, str]:
-        """The file's own description of itself."""
-        return {entry.key: entry.value for entry in self.parts.model.metadata_props}
 
     def constant(self, name: str) -> Array | None:
         """The value of an initializer or a Constant node; None of anything else."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from penult.errors import HeadNotFound
 from penult.tracing.onnx_graph import SHAPE_ONLY, Feeds, Node, OnnxGraph, Shape
+from penult.tracing.scores import class_count
 
 # Operations that contract an operand with another, by the places of those two among the inputs.
 CONTRACTIONS = {
@@ -78,8 +79,7 @@ class GraphHead:
     @property
     def n_logits(self) -> int:
         """K."""
-        shape = self.shapes[self.logits]
-        return shape[-1] if len(shape) > 1 else 1
+        return class_count(self.shapes[self.logits])
 
     @cached_property
     def cut(self) -> GraphHeadCut:

@@ -1,7 +1,6 @@
 """Open a Keras model (`model.keras`, or a whole model in `.h5`) as a classifier, run by torch.
 
-Keras 3 runs the same file on torch, JAX and TensorFlow; here it is told to use torch. A last
-softmax or sigmoid is left off: the logits are what enters it, the scores what the model returns.
+Keras 3 runs the same file on torch, JAX and TensorFlow; here it is told to use torch.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from torch import Tensor, nn
 
 from penult.errors import ModelError, UntrustedCode, UsageError, first_line
 from penult.extras import require
-from penult.models.base import MULTI_LABEL, Classifier, tensors_digest
-from penult.models.module import ModuleParts, SavedFile, assemble, fitted_preparer
+from penult.models.base import Classifier, tensors_digest
+from penult.models.module import ModuleParts, SavedFile, assemble
 from penult.models.options import (
     LoadOptions,
     Preprocessing,
@@ -32,12 +29,9 @@ from penult.models.options import (
     with_length,
 )
 from penult.models.processors import quiet
-from penult.tracing.head import VIEWS, logits_of
-from penult.tracing.trace import record
 
 # What --preprocess may be called for images: the range of values that the model was trained on.
 RANGES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (2 / 255, -1.0)}
-_SCORES = {"aten._softmax": "softmax", "aten.sigmoid": "sigmoid"}
 
 
 class KerasModule(nn.Module):
@@ -46,17 +40,16 @@ class KerasModule(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.__dict__["keras"] = model
-        self.__dict__["scores"] = None  # the layer whose last softmax or sigmoid is left off
         inputs = getattr(model, "inputs", None) or []
         self.takes = tuple(x.name for x in inputs) if len(inputs) > 1 else ("inputs",)
         for name, layer in _layers(model, ""):
             self._modules[name] = layer
 
     def forward(self, **tensors: Tensor) -> Any:
-        """What the model returns, before its last softmax or sigmoid."""
+        """What the model returns."""
         given: Any = tensors if len(self.takes) > 1 else tensors[self.takes[0]]
         device = next(iter(tensors.values())).device
-        with require("keras").device(str(device)), _without(self.__dict__["scores"]):
+        with require("keras").device(str(device)):
             return self.__dict__["keras"](given, training=False)
 
     def digest(self) -> str:
@@ -80,25 +73,6 @@ def _layers(layer: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         taken.add(name)
         yield name, child
         yield from _layers(child, f"{name}/")
-
-
-@contextmanager
-def _without(layer: Any) -> Iterator[None]:
-    """Run a layer without its last softmax or sigmoid; it is as before afterwards."""
-    if layer is None:
-        yield
-        return
-    # Past Keras' own bookkeeping of attributes, which would write down that it changed.
-    name = "activation" if hasattr(layer, "activation") else "call"
-    own = layer.__dict__.get(name)
-    layer.__dict__[name] = lambda values, *_, **__: values
-    try:
-        yield
-    finally:
-        if own is None:
-            del layer.__dict__[name]
-        else:
-            layer.__dict__[name] = own
 
 
 def open_keras(spec: str | Path, options: LoadOptions) -> Classifier:
@@ -170,29 +144,7 @@ def open_model(
     parts = ModuleParts(module, preprocessing, spec, facts=facts, weights=module.digest)
     if saved:
         parts = saved.of(parts, "keras", unfixed)
-    preparer = fitted_preparer(parts, options)
-    scores = _leave_off_scores(module, preparer.example(0).tensors)
-    if scores:
-        kind = MULTI_LABEL if scores == "sigmoid" else None
-        parts = replace(parts, facts={**parts.facts, "scores": scores}, kind=kind)
-    return assemble(parts, options, preparer)
-
-
-def _leave_off_scores(module: KerasModule, tensors: Mapping[str, Tensor]) -> str:
-    """Find a softmax or sigmoid that ends the model, and leave it off; its name, or nothing."""
-    trace = record(module, kwargs=tensors)
-    logits = logits_of(trace.output)
-    op = next(read for read in trace.reads if read.tensor is logits).producer
-    while op is not None and op.name in VIEWS | {"aten.clone"}:
-        op = next((read.producer for read in op.reads if read.depends), None)
-    if op is None or op.name not in _SCORES or not op.module:
-        return ""
-    layer: Any = module.get_submodule(op.module)
-    activation = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__)
-    if activation.lower() != _SCORES[op.name]:
-        return ""  # computed in a place that cannot be left off by itself
-    module.__dict__["scores"] = layer
-    return _SCORES[op.name]
+    return assemble(parts, options)
 
 
 def _preprocessing(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from penult.errors import HeadNotFound, ModelError, UsageError, first_line
 from penult.extras import require
 from penult.models.base import (
-    MULTI_LABEL,
-    SINGLE_LABEL,
+    REGRESSION,
+    Activation,
     Classifier,
     FloatArray,
     Inputs,
@@ -32,8 +32,15 @@ from penult.models.base import (
     Storage,
     complete_labels,
     digest,
+    kind_of_scores,
 )
-from penult.models.module import fixed_length, own_function, truncation_of
+from penult.models.module import (
+    LOG_WORDS,
+    fixed_length,
+    own_function,
+    patches_refused,
+    truncation_of,
+)
 from penult.models.options import (
     LoadOptions,
     Preprocessing,
@@ -49,11 +56,13 @@ from penult.tracing.onnx_anatomy import (
     GraphCut,
     before_scores,
     dissect_graph,
+    find_activation,
     find_logits,
     tap_of_graph,
 )
 from penult.tracing.onnx_graph import OnnxGraph, Port, Session, as_feeds
 from penult.tracing.onnx_proof import state_graph
+from penult.tracing.scores import LOG_SOFTMAX, class_count
 from penult.tracing.taps import Tap
 
 Tensors = Mapping[str, Tensor]
@@ -69,11 +78,18 @@ _LENGTHS = {"audio": 16_000, "image": 224, "video": 16, "text": 8}
 _NAMES = ("labels", "label_names", "class_names", "classes", "names", "id2label")
 
 
+class LogitsTensor(NamedTuple):
+    """A graph and the name of its tensor of logits."""
+
+    graph: OnnxGraph
+    name: str
+
+
 class GraphStructure:
     """An ONNX graph; see `penult.models.base.Structure`.
 
-    logits: the tensor with one number per class. output: the output of the file that is read for
-    it. example: synthetic inputs for a seed.
+    logits: the graph, and its tensor with one number per class. output: the output of the file
+    that is read for it. example: synthetic inputs for a seed. activation: what lies between both.
     """
 
     engine = ONNXRUNTIME
@@ -81,10 +97,16 @@ class GraphStructure:
     base = None
 
     def __init__(
-        self, path: Path, graph: OnnxGraph, logits: str, output: str, example: Example
+        self,
+        path: Path,
+        graph: OnnxGraph,
+        logits: str,
+        output: str,
+        example: Example,
+        activation: Activation = Activation(),
     ) -> None:
-        self.graph = graph
-        self.logits = logits
+        self.activation = activation
+        self.logits = LogitsTensor(graph, logits)
         self.output = output
         self._path = path
         self._example = example
@@ -131,19 +153,21 @@ class GraphStructure:
         return self._study([self._example(seed).tensors for seed in range(EXAMPLES)])
 
     def _study(self, inputs: Sequence[Tensors]) -> GraphStudy:
-        feeds = [feeds_of(self.graph, tensors) for tensors in inputs]
-        return GraphStudy(GraphCut(self.graph, self.logits, self.output, feeds))
+        graph, logits = self.logits
+        feeds = [feeds_of(graph, tensors) for tensors in inputs]
+        return GraphStudy(GraphCut(graph, logits, self.output, feeds))
 
     def describe(self) -> dict[str, Any]:
         """`class` (the file's name) and the number of `parameters`."""
-        return {"class": self._path.name, "parameters": self.graph.parameters}
+        return {"class": self._path.name, "parameters": self.logits.graph.parameters}
 
     def digest(self) -> str:
         """Hash of the file and of the weights beside it, and the tensor of logits."""
         total = hashlib.sha256()
         for path in [self._path, *external(self._path)]:
             total.update(path.read_bytes())
-        return f"{total.hexdigest()[:16]}/{self.logits}"
+        # The name as it was when only a literal Softmax or Sigmoid was left off.
+        return f"{total.hexdigest()[:16]}/{before_scores(self.logits.graph, self.output)[0]}"
 
     def save(self, folder: Path) -> None:
         """Copy the file as it is, and the weights that lie beside it."""
@@ -251,7 +275,9 @@ class GraphPreparer:
             tensor = tensor[:, None] if port.shape and port.shape[-1] == 1 else tensor[None]
         if tensor.ndim == rank - 1:
             tensor = tensor[None]
-        if tensor.ndim != rank or len(tensor) != 1:
+        if tensor.ndim == rank and len(tensor) != 1:
+            raise UsageError(patches_refused(port.name, tuple(tensor.shape)))
+        if tensor.ndim != rank:
             raise UsageError(
                 f"the graph takes {port}, and was given one of shape {tuple(tensor.shape)}"
             )
@@ -305,16 +331,16 @@ def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
     if options.checkpoint is not None:
         raise UsageError(f"{spec} brings its own weights; --checkpoint goes with a factory")
     path, named = parted(spec)
-    graph = OnnxGraph.read(path)
-    own = names_in(graph.metadata)
+    graph = OnnxGraph.read(path, options.sample_rate)
+    own = names_in(graph.facts.metadata) or graph.facts.class_labels
     output = find_logits(graph, named, _count(options.class_names or own))
-    logits, scores = before_scores(graph, output)
     preparer = _preparer(path, graph, options)
-    structure = GraphStructure(path, graph, logits, output, preparer.example)
+    structure, shown = _structure(path, graph, output, preparer, options.kind)
     n_logits = _count_logits(path, structure, preparer)
+    spec = f"{path}#{named}" if named else str(path)
     return Classifier(
-        f"{path}#{named}" if named else str(path),
-        options.kind or (MULTI_LABEL if scores == "sigmoid" else SINGLE_LABEL),
+        spec,
+        kind_of_scores(options.kind, structure.activation, n_logits, spec),
         complete_labels(class_names_of(options.class_names, n_logits) or own, n_logits),
         structure,
         preparer,
@@ -322,10 +348,33 @@ def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
             "origin": ORIGIN,
             "inputs": [str(port) for port in graph.inputs],
             "output": output,
-            "logits": logits,
-            **({"scores": scores} if scores else {}),
+            "logits": structure.logits.name,
+            **({"fixed_inputs": graph.facts.values} if graph.facts.values else {}),
+            **({"scores": shown, "logits_from": LOG_WORDS} if shown == LOG_SOFTMAX else {}),
         },
         _storage(output, options),
+    )
+
+
+def _structure(
+    path: Path, graph: OnnxGraph, output: str, preparer: GraphPreparer, kind: str | None
+) -> tuple[GraphStructure, str]:
+    """(the graph up to its logits, the activation that its output shows). A regression's values
+    are what it returns."""
+    if kind == REGRESSION:
+        return GraphStructure(path, graph, output, output, preparer.example), ""
+    try:
+        feeds = [feeds_of(graph, preparer.example(seed).tensors) for seed in range(EXAMPLES)]
+        logits, activation, shown = find_activation(graph, output, feeds)
+    except ValueError as error:
+        raise _does_not_run(path, graph, error) from error
+    return GraphStructure(path, graph, logits, output, preparer.example, activation), shown
+
+
+def _does_not_run(path: Path, graph: OnnxGraph, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path.name} takes {', '.join(map(str, graph.inputs))}, and does not run on an "
+        f"example of that: {first_line(error)}"
     )
 
 
@@ -371,16 +420,18 @@ def _preparer(path: Path, graph: OnnxGraph, options: LoadOptions) -> GraphPrepar
 
 def _count_logits(path: Path, structure: GraphStructure, preparer: GraphPreparer) -> int:
     """K, from a run on one input."""
-    graph = structure.graph
+    graph, logits = structure.logits
     try:
-        session = Session(graph.parts.encoder([structure.logits]), bare=graph.bare)
+        session = Session(graph.parts.encoder([logits]), bare=graph.bare)
         shape = session(feeds_of(graph, preparer.example(0).tensors))[0].shape
     except ValueError as error:
+        raise _does_not_run(path, graph, error) from error
+    if len(shape) > 1 and shape[0] != 1:
         raise ModelError(
-            f"{path.name} takes {', '.join(map(str, graph.inputs))}, and does not run on an "
-            f"example of that: {first_line(error)}"
-        ) from error
-    return int(shape[-1]) if len(shape) > 1 else 1
+            f"{path.name} gives {shape[0]} rows of logits, of shape {tuple(shape)}, for one item, "
+            "and one item has one row: its first axis has to be that of the items"
+        )
+    return class_count(shape)
 
 
 def _storage(output: str, options: LoadOptions) -> Storage:
@@ -410,7 +461,7 @@ def modality_of_file(spec: str | Path) -> str:
         raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
     except Exception as error:  # protobuf's own
         raise ModelError(f"{path} is no ONNX file: {first_line(error)}") from error
-    return guessed(OnnxGraph(model))
+    return guessed(OnnxGraph(model, sample_rate=1))
 
 
 def names_in(metadata: Mapping[str, str]) -> list[str]:

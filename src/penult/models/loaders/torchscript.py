@@ -7,9 +7,10 @@ weights are shown as a tree of plain modules all the same, and taps name operati
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from penult.models.options import (
     preprocessing_of,
 )
 from penult.models.processors import quiet
+from penult.tracing.activation import ends_with, is_layout
 
 # Not part of what a model computes: where its source was, and which run wrote the archive.
 _ASIDE = re.compile(r".*\.debug_pkl|\.data/.*|byteorder|version")
@@ -69,6 +71,22 @@ class Scripted(nn.Module):
         found = [node.t("value") for node in nodes if _is_tensor(node)]
         return [tensor for tensor in found if tensor.ndim]
 
+    def without_activation(self) -> Scripted | None:
+        """A copy whose code lacks the softmax or sigmoid that its results leave; None where there
+        is none."""
+        with quiet():
+            buffer = io.BytesIO()
+            torch.jit.save(self.program, buffer)
+            buffer.seek(0)
+            program: Any = torch.jit.load(buffer)  # type: ignore[no-untyped-call]
+        graph = program.graph
+        torch._C._jit_pass_inline(graph)  # calls of modules inside become their operations
+        last = {node.output().debugName(): node for node in _last_activations(graph)}
+        for node in last.values():  # before its first run: later it would be compiled already
+            node.output().replaceAllUsesWith(node.inputsAt(0))
+            node.destroy()
+        return type(self)(program) if last else None
+
     def digest(self) -> str:
         """Hash of the weights, also of those that are part of the code."""
         inside = {f"constant {number}": value for number, value in enumerate(self.constants())}
@@ -95,6 +113,20 @@ def _show(part: nn.Module, script: Any) -> None:
         shown = part._modules[name]
         if shown is not None:
             _show(shown, child)
+
+
+def _last_activations(graph: Any) -> Iterator[Any]:
+    """The nodes of softmax or sigmoid whose result is returned, laid out anew at most."""
+    pending = list(graph.outputs())
+    while pending:
+        node = pending.pop().node()
+        kind = node.kind()
+        if kind.startswith("prim::") and kind.endswith("Construct"):
+            pending += node.inputs()
+        elif ends_with(kind):
+            yield node
+        elif is_layout(kind):
+            pending.append(node.inputsAt(0))
 
 
 def _arguments(program: Any) -> list[str]:
