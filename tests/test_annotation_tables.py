@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from conftest import RATE, clip
 from penult.collection import lance
 from penult.collection.add import add
 from penult.collection.collection import Collection
+from penult.collection.labels import span_groups
 from penult.collection.reader import Reader
 from penult.data.items import Failure
 from penult.data.regions import Region, span_of
@@ -23,6 +25,7 @@ from penult.data.sources import from_paths
 from penult.data.table_roles import parse_columns
 from penult.embedding.embedder import Embedder, open_embedder
 from penult.errors import SourceError
+from penult.fewshot.labelling import Groups
 from test_cli import ask
 
 RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)"
@@ -626,3 +629,82 @@ def test_boxes_that_may_be_read_in_two_ways_are_refused(tmp_path):
         marks = table(tmp_path / "t.csv", head, row)
         with pytest.raises(SourceError, match=reason):
             found(marks, modality="image")
+
+
+# ---- what becomes of the rows
+
+
+def test_a_selection_table_is_written_back_as_it_came(tmp_path):
+    sound(tmp_path / "G024.wav", 9.0)
+    lines = [OWLS[0], *reversed(OWLS[1:])]
+    marks = table(tmp_path / "G024.BirdNET.selection.table.txt", *lines)
+    into, out = tmp_path / "c.lance", tmp_path / "out" / "back.txt"
+    assert embed(marks, into=into)["done"] == 3
+    out.parent.mkdir()
+    said = ask("export", into, out)
+    assert said.code == 0, said
+    with out.open(encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file, delimiter="\t"))
+    with marks.open(encoding="utf-8", newline="") as file:
+        given = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: row["Selection"])
+    for row, before in zip(written, given, strict=True):
+        for name in ("Selection", "View", "Channel", "Common Name", "Score"):
+            assert row[name] == before[name]
+        for name in ("Begin Time (s)", "End Time (s)", "Low Freq (Hz)"):
+            assert float(row[name]) == float(before[name])
+        assert row["Begin Path"] == str(tmp_path / "G024.wav")
+    # and reads as the same species on the same spans
+    again = [(r.span.key, i.metadata["Common_Name"]) for i, r in from_paths([out], "audio")]
+    wanted = [(r.span.key, i.metadata["Common_Name"]) for i, r in from_paths([marks], "audio")]
+    assert sorted(again) == sorted(wanted)
+    said = ask("export", into, tmp_path / "owls.txt", "--where", "Common_Name LIKE '%Owl'")
+    assert said.code == 0 and "Nuthatch" not in (tmp_path / "owls.txt").read_text()
+
+
+def test_a_search_finds_each_span_once(tmp_path):
+    sound(tmp_path / "a.wav", 9.0)
+    names = [f"a.wav,{start},{start + 1},{name}" for start in range(4) for name in range(30)]
+    marks = table(tmp_path / "t.csv", "path,start,end,name", *names)
+    into = tmp_path / "c.lance"
+    assert embed(marks, into=into)["done"] == 120
+    collection = Collection.open(into)
+    hits = collection.search(collection.get(str(tmp_path / "a.wav"), "1-2")["vector"], k=3)
+    assert len({hit.region for hit in hits}) == 3 and hits[0].region == "1-2"
+    assert all("#" not in hit.region for hit in hits)
+    query = collection.get(str(tmp_path / "a.wav"), "2-3")["vector"]
+    hits = collection.search(query, k=10, where="name = 7")
+    assert sorted(hit.region for hit in hits) == ["0-1#8", "1-2#8", "2-3#8", "3-4#8"]
+    with_space = collection.search(query, k=10, space="l2")
+    assert with_space[0].start == 2.0 and len(with_space) == 4
+
+
+def test_annotations_of_a_span_stand_on_one_side_of_every_split():
+    assert span_groups([("a", "0-1"), ("b", "0-1")]) is None
+    keys = [("a", "0-1"), ("a", "0-1#2"), ("b", "0-1"), ("a", "1-2")]
+    assert span_groups(keys) == ["a 0-1", "a 0-1", "b 0-1", "a 1-2"]
+    assert Groups(None).of(None, keys) == ["a 0-1", "a 0-1", "b 0-1", "a 1-2"]
+
+
+def test_rows_lie_in_the_order_of_their_places(tmp_path):
+    sound(tmp_path / "a.wav", 12.0)
+    starts = [10, 9, 2.5, 2, 0]
+    names = [f"a.wav,{start},{start + 1},{name}" for start in starts for name in range(11)]
+    marks = table(tmp_path / "t.csv", "path,start,end,name", *names)
+    into = tmp_path / "c.lance"
+    assert embed(marks, into=into)["done"] == 55
+    found = rows(into, "start", "name")
+    assert [row[1:] for row in found] == [(float(s), n) for s in sorted(starts) for n in range(11)]
+
+
+def test_boxes_lie_row_by_row():
+    keys = ["page:2", "box:512,0,1024,9", "box:1024,0,1536,9", "whole", "box:0,9,512,1024",
+            "box:0,0,512,9", "page:10", "chars:100-200", "chars:20-120", "box:0,0,512,9#10",
+            "box:0,0,512,9#9"]  # fmt: skip
+    columns = lance._numbers_in(pa.chunked_array([keys]))
+    table = pa.table({**columns, "region": keys})
+    order = table.sort_by([(name, "ascending") for name in table.column_names])["region"]
+    assert order.to_pylist() == [
+        *("whole", "chars:20-120", "chars:100-200"),
+        *("box:0,0,512,9", "box:0,0,512,9#9", "box:0,0,512,9#10"),
+        *("box:512,0,1024,9", "box:1024,0,1536,9", "box:0,9,512,1024", "page:2", "page:10"),
+    ]

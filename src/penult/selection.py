@@ -17,6 +17,7 @@ from penult.analysis.episodes import Rows, numbered, own_groups
 from penult.analysis.metrics import LabelFreeRank, rank_without_labels
 from penult.analysis.selection import Choice
 from penult.analysis.space import RAW
+from penult.collection.labels import span_groups
 from penult.data.items import Failure, namer
 from penult.data.sources import Source, from_objects
 from penult.embedding.embedder import Embedder
@@ -190,6 +191,8 @@ def _material(
     unlabelled."""
     read, *more = sets
     names = [name_of(reading) for reading in read.readings]
+    keys = [(item.id, region) for item, region in zip(read.items, read.regions, strict=True)]
+    groups = span_groups(keys) if group_names is None else group_names(read)
     labelled = np.array([name is not None for name in classes], bool)
     unlabelled = {}
     if more or not labelled.all():
@@ -199,7 +202,7 @@ def _material(
     material = Material(
         {name: rows[labelled] for name, rows in zip(names, read.vectors, strict=True)},
         numbered([name for name in classes if name is not None])[0],
-        _groups(None if group_names is None else group_names(read), labelled),
+        _groups(groups, labelled),
         _baseline(read.readings),
         unlabelled,
         chains_of(read.readings),

@@ -158,7 +158,7 @@ def evaluate(
     """
     from penult.analysis.evaluation import evaluate as measured
     from penult.collection.collection import Collection
-    from penult.collection.labels import labelled
+    from penult.collection.labels import labelled, span_groups
     from penult.data.files import write_file
     from penult.viz import report as reports
 
@@ -166,7 +166,7 @@ def evaluate(
         reports.check_kind(report, (".html", ".json"))
     opened = Collection.open(collection, must_exist=True)
     rows = labelled(opened.reader, [by] if groups in (None, by) else [by, str(groups)], where)
-    row_groups = None if groups is None else rows.names[groups]
+    row_groups = span_groups(rows.row_keys) if groups is None else rows.names[groups]
     recipe, fitted = _space(opened, space)
     if fitted is not None:
         print_note(

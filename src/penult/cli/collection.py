@@ -105,7 +105,12 @@ def search(
 
 def export(
     collection: Store,
-    out: Annotated[Path, typer.Argument(help="vectors.parquet, vectors.npy or vectors.csv.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="vectors.parquet, vectors.npy or vectors.csv; selections.txt for Raven."
+        ),
+    ],
     where: Where = None,
     logits: Annotated[bool, typer.Option(help="Include the logits.")] = True,
     overwrite: Annotated[

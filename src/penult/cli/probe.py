@@ -132,7 +132,7 @@ def _read_data(
     import numpy as np
 
     from penult.analysis.probe_io import join_features
-    from penult.collection.labels import labelled
+    from penult.collection.labels import labelled, span_groups
     from penult.errors import LabelsError
 
     found = labelled(opened.reader, list(dict.fromkeys([by, *([group] if group else [])])), where)
@@ -140,7 +140,7 @@ def _read_data(
         raise LabelsError(f"no row of {opened.path} matches {where!r}" if where else
                           f"{opened.path} has no rows")  # fmt: skip
     vectors = found.vectors.astype(np.float64)
-    names, groups = found.names[by], found.names[group] if group else None
+    names, groups = found.names[by], found.names[group] if group else span_groups(found.row_keys)
     columns = [f"v{place}" for place in range(vectors.shape[1])]
     if features is None:
         return _ProbeData({"vectors": vectors}, names, groups, columns, [])

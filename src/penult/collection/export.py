@@ -17,6 +17,7 @@ import pyarrow as pa
 from penult.collection import schema
 from penult.collection.index import read as read_index
 from penult.collection.manifest import Manifest, store_errors
+from penult.collection.raven_export import raven_writer
 from penult.collection.reader import Reader
 from penult.data.files import file_aside
 from penult.errors import CollectionError, UsageError
@@ -95,14 +96,15 @@ def export(
 
     .parquet: all columns as they are. .npy: the vectors (n, d) float32, and beside it a .csv with
     the scalar columns in the same order. .csv: scalar columns, then v0 …, then logit_0 … (or
-    top_0_index, top_0_logit … where only the top logits are kept). The files appear when complete.
+    top_0_index, top_0_logit … where only the top logits are kept). .txt: a Raven selection table of
+    the segments and windows with their metadata, no vectors. The files appear when complete.
 
     Raises:
         UsageError: an unknown suffix, an existing file without `overwrite`, a bad filter.
         StoreError: full disk, no permission; nothing appears then.
     """
     out = Path(out_path)
-    writers = {".parquet": _parquet, ".npy": _npy, ".csv": _csv}
+    writers = {".parquet": _parquet, ".npy": _npy, ".csv": _csv, ".txt": raven_writer(reader)}
     if (write := writers.get(out.suffix.lower())) is None:
         raise UsageError(
             f"cannot export to {out.name!r}: the suffix decides; {', '.join(writers)} work"
@@ -112,6 +114,8 @@ def export(
         if target.exists() and not overwrite:
             raise UsageError(f"{target} exists; give another name, or overwrite it (--overwrite)")
     names = [name for name in reader.columns if logits or name != "logits"]
+    if out.suffix.lower() == ".txt":
+        names = [name for name in names if name not in schema.ARRAYS]
     columns = pa.schema([reader.schema.field(name) for name in names])
     with store_errors(out), contextlib.ExitStack() as stack:
         asides = [stack.enter_context(file_aside(target)) for target in targets]

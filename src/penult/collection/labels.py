@@ -14,6 +14,7 @@ from penult.collection.reader import Reader, read_derived
 from penult.collection.schema import Key
 from penult.collection.schema import keys as keys_of
 from penult.data.items import namer
+from penult.data.regions import span_of
 from penult.errors import LabelsError
 
 MARKED = "labels"  # the marks that were given in the collection
@@ -30,6 +31,11 @@ class Labelled:
     keys: pa.Table
     vectors: npt.NDArray[np.float32]
     names: dict[str, list[str | None]]
+
+    @property
+    def row_keys(self) -> list[Key]:
+        """The (id, region) of each row."""
+        return keys_of(self.keys)
 
 
 def labelled(reader: Reader, by: Sequence[str], where: str | None = None) -> Labelled:
@@ -110,6 +116,14 @@ def standing(reader: Reader) -> dict[Key, dict[str, str]]:
         if row["source"] != TAKEN_BACK:
             classes[row["class"]] = row["mark"]
     return {key: classes for key, classes in found.items() if classes}
+
+
+def span_groups(keys: Sequence[Key]) -> list[str | None] | None:
+    """A group for each span, where there are several annotations of one: its vector must not stand
+    on both sides of a split. None where every row is a span of its own."""
+    if not any("#" in region for _, region in keys):
+        return None
+    return [f"{id} {span_of(region)}" for id, region in keys]
 
 
 _ASKED = 200  # ids in one question

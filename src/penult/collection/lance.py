@@ -401,6 +401,35 @@ def find_places(path: Path, table: Any, where: str | None) -> Places:
     for name in ("channel", "start"):  # null comes first here, and last for an end
         filled = pc.fill_null(keys[name], -1)
         keys = keys.set_column(keys.schema.get_field_index(name), name, filled)
-    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in rows.ORDER])
+    *first, last = rows.ORDER
+    inside = _numbers_in(keys[last])
+    for name, column in inside.items():
+        keys = keys.append_column(name, column)
+    by = [(name, "ascending") for name in (*first, *inside, last)]
+    order = pc.sort_indices(keys, sort_keys=by)
     found: Places = keys[ROW].take(order).to_numpy()
     return found
+
+
+# Pages, boxes (row by row of a picture), characters and further annotations of a span lie in the
+# order of their numbers: as text, 1024 stands in front of 256.
+_NUMBERS = (
+    r"page:(?P<page>\d+)",
+    r"box:(?P<left>\d+),(?P<top>\d+),(?P<right>\d+),(?P<bottom>\d+)",
+    r"chars:(?P<begin>\d+)-(?P<stop>\d+)",
+    r"#(?P<annotation>\d+)$",
+)
+_IN_ORDER = ("page", "top", "left", "bottom", "right", "begin", "stop", "annotation")
+
+
+def _numbers_in(regions: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    """The numbers that regions have beside seconds and channel; -1 where they have none."""
+    if not pc.any(pc.match_substring_regex(regions, "page:|box:|chars:|#")).as_py():
+        return {}
+    found: dict[str, pa.ChunkedArray] = {}
+    for pattern in _NUMBERS:
+        values = pc.extract_regex(regions, pattern)
+        for name in values.type.names:
+            number = pc.cast(pc.struct_field(values, name), pa.int64())
+            found[name] = pc.fill_null(number, -1)
+    return {name: found[name] for name in _IN_ORDER}

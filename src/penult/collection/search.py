@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from penult.analysis.space import Space
 from penult.collection import index, lance, schema
 from penult.collection.schema import COLUMNS
-from penult.data.regions import Region
+from penult.data.regions import Region, span_of
 from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
 
 if TYPE_CHECKING:
@@ -139,9 +140,9 @@ def is_cut_in_a_tie(distances: npt.NDArray[np.float32], k: int, asked: int) -> b
 
 
 def hits(found: pa.Table, k: int, metric: str = "cosine", searched: Searched = ALL_ROWS) -> Hits:
-    """The k nearest of the found rows, nearest first; ties in the order of (id, region)."""
-    rows = found.to_pylist()
-    rows.sort(key=lambda row: (row[DISTANCE], row["id"], row["region"]))
+    """The k nearest of the found rows, nearest first; ties in the order of (id, region). Of several
+    annotations of one span the first, since the others are the same part of the same file."""
+    rows = one_per_span(_sorted(found)).to_pylist()
     extra = [name for name in found.column_names if name not in COLUMNS and name != DISTANCE]
     own = ("id", "region", "start", "end", "channel", "label", "score")
     found_hits = (
@@ -196,7 +197,7 @@ def raw(
             found = builder.select(names).limit(min(asked, _LIMIT)).to_arrow()
         if probes and len(found) < min(asked, matching):  # too few rows in those lists
             probes = 0
-        elif not is_cut_in_a_tie(found[DISTANCE].to_numpy(), k, asked):
+        elif not _is_cut(found, k, asked):
             return hits(found, k, metric, INDEX if probes else ALL_ROWS)
         else:
             asked *= 4
@@ -225,8 +226,33 @@ def in_space(
 
 
 def _nearest(found: pa.Table, k: int) -> pa.Table:
-    order = [(DISTANCE, "ascending"), *((name, "ascending") for name in schema.KEY)]
-    return found.sort_by(order)[:k]
+    return one_per_span(_sorted(found))[:k]
+
+
+def _sorted(found: pa.Table) -> pa.Table:
+    return found.sort_by([(name, "ascending") for name in (DISTANCE, *schema.KEY)])
+
+
+def one_per_span(found: pa.Table) -> pa.Table:
+    """The rows without those of a span that is there already, as another annotation of it."""
+    if not pc.any(pc.match_substring(found["region"], "#")).as_py():
+        return found
+    first: dict[tuple[str, str], int] = {}
+    for place, (id, region) in enumerate(schema.keys(found)):
+        first.setdefault((id, span_of(region)), place)
+    return found.take(pa.array(first.values(), pa.int64()))
+
+
+def _is_cut(found: pa.Table, k: int, asked: int) -> bool:
+    """Whether there may be rows that belong to the k nearest and were not asked for: beyond a tie
+    at the k-th, or behind several annotations of one span."""
+    spans = one_per_span(_sorted(found))
+    if len(spans) == len(found):
+        return is_cut_in_a_tie(found[DISTANCE].to_numpy(), k, asked)
+    if len(found) < asked:
+        return False
+    far = spans[DISTANCE].to_numpy()
+    return len(far) < k or bool(far[k - 1] == found[DISTANCE].to_numpy().max())
 
 
 class KeptEmbedder:

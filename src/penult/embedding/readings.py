@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -29,13 +29,14 @@ LIMIT_BYTES = 8 << 30
 @dataclass(frozen=True, slots=True)
 class ReadingSet:
     """Vectors of every reading: for each (n, d) float32. index: (n,) the place of each row's entry
-    in the source. failures: the entries that gave no row."""
+    in the source. failures: the entries that gave no row. regions: the key of each row's region."""
 
     readings: list[Reading]
     vectors: list[FloatArray]
     index: npt.NDArray[np.int64]
     items: list[Item]
     failures: list[Failure]
+    regions: list[str] = field(default_factory=list)
 
 
 def readings_of(classifier: Classifier) -> list[Reading]:
@@ -110,6 +111,7 @@ def read_all(
     rows: list[tuple[FloatArray, ...]] = []
     index: list[int] = []
     items: list[Item] = []
+    regions: list[str] = []
     failures: list[Failure] = []
     number = -1
     for outcome in runner.stream(numbered_regions(entries, Layout(), classifier)):
@@ -120,6 +122,7 @@ def read_all(
             rows.append(outcome.vectors)
             index.append(number)
             items.append(outcome.item)
+            regions.append(outcome.region.key)
         else:
             failures.append(outcome)
         tick(isinstance(outcome, Outcome), 0.0)
@@ -127,7 +130,7 @@ def read_all(
         np.array([row[at] for row in rows], np.float32).reshape(-1, width)
         for at, width in enumerate(widths)
     ]
-    return ReadingSet(list(readings), vectors, np.array(index, np.int64), items, failures)
+    return ReadingSet(list(readings), vectors, np.array(index, np.int64), items, failures, regions)
 
 
 Floats = npt.NDArray[np.float64]

@@ -102,8 +102,8 @@ def of_head(key: Key) -> bool:
 class Groups:
     """The group of each example, read once.
 
-    by: a column, `folder` or a pattern of the path; None makes no groups. known: groups that were
-    read before.
+    by: a column, `folder` or a pattern of the path; None makes no groups, but of several
+    annotations of one span. known: groups that were read before.
     """
 
     def __init__(self, by: str | None, known: Mapping[Key, str | None] | None = None) -> None:
@@ -116,7 +116,7 @@ class Groups:
             LabelsError: none of them has a group.
         """
         if self.by is None:
-            return None
+            return labels.span_groups(keys)
         if new := [key for key in keys if key not in self._known]:
             if source.collection is not None:
                 self._known |= labels.groups_of(source.collection.reader, new, self.by)
