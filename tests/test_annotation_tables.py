@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import RATE, clip
@@ -708,3 +711,97 @@ def test_boxes_lie_row_by_row():
         *("box:0,0,512,9", "box:0,0,512,9#9", "box:0,0,512,9#10"),
         *("box:512,0,1024,9", "box:1024,0,1536,9", "box:0,9,512,1024", "page:2", "page:10"),
     ]
+
+
+# ---- properties
+
+_times = st.integers(0, 40_000).map(lambda milliseconds: milliseconds / 1000)
+_spans = st.lists(
+    st.tuples(_times, st.integers(1, 9000).map(lambda n: n / 1000), st.sampled_from("xyzä")),
+    min_size=1,
+    max_size=6,
+)
+
+
+def _decimals(value: float, comma: bool) -> str:
+    text = f"{value:.6f}"
+    return text.replace(".", ",") if comma else text
+
+
+def _as_csv(rows: list[tuple[float, float, str]], comma: bool, separator: str) -> str:
+    lines = [separator.join(("path", "start", "end", "name"))]
+    lines += [
+        separator.join(("rec.wav", _decimals(a, comma), _decimals(b, comma), name))
+        for a, b, name in rows
+    ]
+    return "\n".join(lines)
+
+
+def _as_raven(rows: list[tuple[float, float, str]], comma: bool, _: str) -> str:
+    lines = [f"{RAVEN}\tAnnotation"]
+    lines += [
+        f"{n}\tSpectrogram 1\t0\t{_decimals(a, comma)}\t{_decimals(b, comma)}\t1\t2\t{name}"
+        for n, (a, b, name) in enumerate(rows, 1)
+    ]
+    return "\n".join(lines)
+
+
+def _as_audacity(rows: list[tuple[float, float, str]], comma: bool, separator: str) -> str:
+    gap = " " if separator == ";" else "\t"
+    return "\n".join(
+        gap.join((_decimals(a, comma), _decimals(b, comma), name)) for a, b, name in rows
+    )
+
+
+def _as_textgrid(rows: list[tuple[float, float, str]], _: bool, __: str) -> str:
+    parts = "\n".join(f'{a:.6f}\n{b:.6f}\n"{name}"' for a, b, name in rows)
+    head = 'File type = "ooTextFile"\n"TextGrid"\n0\n60\n<exists>\n1\n"IntervalTier"\n"t"\n0\n60'
+    return f"{head}\n{len(rows)}\n{parts}\n"
+
+
+_WRITERS = {
+    "t.csv": _as_csv,
+    "rec.Table.1.selections.txt": _as_raven,
+    "rec.txt": _as_audacity,
+    "rec.TextGrid": _as_textgrid,
+}
+
+
+@given(
+    _spans,
+    st.sampled_from(sorted(_WRITERS)),
+    st.booleans(),
+    st.sampled_from("\t;"),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+    st.sampled_from(["\n", "\r\n"]),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_same_regions_whatever_the_dialect(tmp_path, spans, name, comma, separator, code, end):
+    rows = sorted({(a, round(a + length, 6), text) for a, length, text in spans})
+    text = _WRITERS[name](rows, comma, separator).replace("\n", end)
+    if "ä" not in text and code == "cp1252":
+        code = "utf-8"
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    (folder / "rec.wav").touch()
+    (folder / name).write_bytes(text.encode(code))
+    read = [
+        (region.start, region.end, *_name(item.metadata))
+        for item, region in from_paths([folder / name], "audio")
+    ]
+    assert sorted(read) == rows
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=8))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_each_line_is_a_row_with_a_key_of_its_own(tmp_path, lines):
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    (folder / "a.wav").touch()
+    text = [f"a.wav,{start},{start + 1},{name}" for start, name in lines]
+    marks = table(folder / "t.csv", "path,start,end,name", *text)
+    entries = list(from_paths([marks], "audio"))
+    keys = [region.key for _, region in entries]
+    assert len(set(keys)) == len(keys) == len(set(lines))
+    # each span has one row with its own key, and what a line is called does not change with others
+    assert {span_of(key) for key in keys} == {key for key in keys if "#" not in key}
+    more = list(from_paths([table(marks, "path,start,end,name", *text, "a.wav,9,10,9")], "audio"))
+    assert [(i.metadata, r.key) for i, r in more[:-1]] == [(i.metadata, r.key) for i, r in entries]

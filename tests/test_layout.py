@@ -149,8 +149,8 @@ def test_windows_of_channels_and_of_overlapping_segments_come_by_their_start(cli
     other = of(clips["2.3"], site="B")
     pairs = [(item, Region("segment", 0.0, 1.0)), (other, Region("segment", 0.5, 1.5))]
     *_, clash, last = Layout(0.5).apply(pairs, "audio")
-    assert (clash.error, clash.region, last[1].key) == ("SourceError", "0.5-1", "1-1.5")
-    assert "lies in another segment that has other metadata" in clash.message
+    assert (clash[0].metadata, clash[1].key) == ({"site": "B"}, "0.5-1#2")
+    assert (last[0].metadata, last[1].key) == ({"site": "B"}, "1-1.5")
 
 
 def test_the_same_item_twice_is_divided_twice(clips):

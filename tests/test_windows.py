@@ -112,13 +112,16 @@ def test_segments_that_overlap_share_windows() -> None:
     assert cut(Layout(1.0, 0.5), *segments) == ["0-1", "0.5-1.5", "1-2", "1.5-2.5", "2-3"]
 
 
-def test_other_metadata_clashes_in_a_shared_window_only() -> None:
+def test_other_metadata_is_another_annotation_of_a_shared_window_only() -> None:
     content = item().content
     one, other = Item("a", content, {"site": "A"}), Item("a", content, {"site": "B"})
     pairs = [(one, Region("segment", 0.0, 2.0)), (other, Region("segment", 1.0, 3.0))]
     found = list(Layout(1.0).apply(pairs, "audio", RATE))
-    assert keys(found) == ["0-1", "1-2", "SourceError 1-2", "2-3"]
-    assert "the same window (1-2) lies in another segment" in found[2].message
+    assert keys(found) == ["0-1", "1-2", "1-2#2", "2-3"]
+    assert [found[at][0].metadata["site"] for at in range(4)] == ["A", "A", "B", "B"]
+    named = Item("a", content, {"site": "B", "Selection": 7})
+    found = list(Layout(1.0).apply([pairs[0], (named, pairs[1][1])], "audio", RATE))
+    assert keys(found) == ["0-1", "1-2", "1-2#7", "2-3"]
     apart = [(one, Region("segment", 0.0, 1.0)), (other, Region("segment", 1.0, 2.0))]
     assert keys(Layout(1.0).apply(apart, "audio", RATE)) == ["0-1", "1-2"]
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -64,8 +64,8 @@ def _encoding(path: Path, size: int, mtime_ns: int) -> str:
         file.seek(0)
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         line, bad, proper = 1, "", False
-        while chunk := file.read(_CHUNK):
-            text = decoder.decode(chunk)
+        for chunk in chain(iter(partial(file.read, _CHUNK), b""), [b""]):
+            text = decoder.decode(chunk, final=not chunk)
             found = _BYTE.findall(text)
             if found and not bad:
                 line += text[: text.index(found[0])].count("\n")
@@ -256,16 +256,12 @@ class DelimitedText:
         records = self._cells()
         next(records)
         for line, record in records:
+            for index, cell in enumerate(record):
+                spaced = cell and (cell[0] in " \t" or cell[-1] in " \t")
+                if spaced and (padded or index in known or _NUMBER.fullmatch(cell)):
+                    record[index] = cell.strip(" \t")
             if record:
-                yield (
-                    line,
-                    [
-                        cell.strip(" \t")
-                        if padded or i in known or _NUMBER.fullmatch(cell)
-                        else cell
-                        for i, cell in enumerate(record)
-                    ],
-                )
+                yield line, record
 
     @cached_property
     def _is_padded(self) -> bool:

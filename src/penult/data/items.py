@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -204,3 +205,16 @@ def _pattern(by: str) -> Namer:
         return named(found[1]) if found else None
 
     return name
+
+
+SELECTION = "Selection"  # the column with a number of its own for each line of a Raven table
+
+
+def further_annotation(item: Item, taken: Collection[str]) -> str:
+    """What a further annotation of a span is called: by its selection, else by its number. taken:
+    the names of those before it, but for the first, which has none."""
+    own = named(item.metadata.get(SELECTION))
+    if own is not None and own not in taken:
+        return own
+    others = sum(bool(name) for name in taken)
+    return next(name for at in count(2 + others) if (name := str(at)) not in taken)

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import (
     Callable,
-    Collection,
     Generator,
     Iterable,
     Iterator,
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field, replace
-from itertools import count, tee
+from itertools import tee
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, TextIO, TypeVar
@@ -36,8 +35,8 @@ from penult.data.items import (
     Placed,
     failure,
     file_item,
+    further_annotation,
     local,
-    named,
     sha,
 )
 from penult.data.objects import ACCEPTED, is_one, item_of
@@ -331,7 +330,7 @@ def _once_each(placed: Iterable[tuple[int, int, Entry]], origins: list[_Origin])
             continue
         elif first >> 96 == number and first >> 32 & 0xFFFFFFFF == content:
             known = further.setdefault(key, {})
-            known[row] = _annotation(item, known.values())
+            known[row] = further_annotation(item, known.values())
             yield item, replace(region, annotation=known[row])
         else:
             before = origins[first >> 96].place(first >> 64 & 0xFFFFFFFF)
@@ -344,15 +343,6 @@ def _once_each(placed: Iterable[tuple[int, int, Entry]], origins: list[_Origin])
 
 
 _ROW = (1 << 64) - 1
-SELECTION = "Selection"  # the column with a number of its own for each line of a Raven table
-
-
-def _annotation(item: Item, taken: Collection[str]) -> str:
-    """What a further annotation of a span is called: by its selection, else by its number."""
-    own = named(item.metadata.get(SELECTION))
-    if own is not None and own not in taken:
-        return own
-    return next(name for at in count(2 + len(taken)) if (name := str(at)) not in taken)
 
 
 def _digest(*parts: object, size: int) -> int:

@@ -181,8 +181,10 @@ def _by_program(free: Mapping[str, str], types: Mapping[str, pa.DataType], modal
     if modality == "image":
         found = _box(free, types, {})
     elif modality in ("audio", "video"):
-        if {"in file", "offset", "duration"} <= free.keys():  # Kaleidoscope
-            found = {"start": free["offset"], "duration": free["duration"]}
+        if {"in file", "folder"} <= free.keys() or {"in file", "offset"} <= free.keys():
+            # Kaleidoscope; rows without an offset are whole files
+            places = {"start": "offset", "duration": "duration"}
+            found = {role: free[name] for role, name in places.items() if name in free}
             folders = {"root": "indir", "folder": "folder"}
             found |= {role: free[name] for role, name in folders.items() if name in free}
             if modality == "audio" and "channel" in free and _is_number(types[free["channel"]]):

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from penult.data import audio, image, text, video
-from penult.data.items import Entry, Failure, Item
-from penult.data.regions import Region, tiles, windows
-from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, SourceError, UsageError
+from penult.data.items import Entry, Failure, Item, further_annotation
+from penult.data.regions import Region, span_of, tiles, windows
+from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, UsageError
 
 _UNITS = {
     "": 1.0,
@@ -32,10 +32,6 @@ _UNITS = {
 }
 _TIME = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([a-zµ]*)\s*", re.IGNORECASE)
 _LATE = {"audio": 0.001, "video": 0.1}  # s: how much later a segment may end, as in decoding
-_CLASH = (
-    "the same window ({}) lies in another segment that has other metadata; give segments that do "
-    "not overlap, or one of them another id"
-)
 
 
 def parse_seconds(text: str) -> float:
@@ -352,12 +348,15 @@ class _RegionMerger:
         start, _, _, part, item, parts = heapq.heappop(self._heap)
         if start != self._place:
             self._place, self._given = start, {}
-        other = self._given.get(part.key)
-        if other is None:
+        span = span_of(part.key)
+        there = {key: one for key, one in self._given.items() if span_of(key) == span}
+        # In several segments it is one window; of other metadata it is another annotation of it.
+        if all(one.metadata != item.metadata for one in there.values()):
+            if part.key in there:
+                taken = [key.partition("#")[2] for key in there]
+                part = replace(part, annotation=further_annotation(item, taken))
             self._given[part.key] = item
             yield item, part
-        elif other.metadata != item.metadata:
-            yield Failure.of(item, part, SourceError(_CLASH.format(part.key)))
         self.put(item, parts)
 
 
