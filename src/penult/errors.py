@@ -147,7 +147,7 @@ _TRACEBACK = re.compile(
 # The words before the cause, as PyTorch, ONNX Runtime and Keras write them; and what follows it.
 _BEFORE = re.compile(
     r".*(?:WeightsUnpickler error:|Status Message:|\[ONNXRuntimeError\] : \d+ : [A-Z_]+ :|"
-    r"LanceError\(\w+\):|Exception encountered when calling [^\n]*\n)"
+    r"LanceError\(\w+\):|Detail: \[errno \d+\]|Exception encountered when calling [^\n]*\n)"
     r"|.*failed in the TorchScript interpreter\.",
     re.DOTALL,
 )
@@ -175,7 +175,9 @@ _ADVICE = re.compile(
     r"(?:Please|You (?:can|may|might)|Use `|Run workload|Check (?:the|your)|"
     r"If you (?:are seeing|trust)|This (?:is an internal|can happen|could be|may be))\b"
 )
-_REQUEST = re.compile(r"\s+Please (?:check|fix)\b[^.]*(?:\.\w+[^.]*)*\.?(?=\s|\Z)")
+_REQUEST = re.compile(
+    r"\s+Please (?:check|fix)\b[^.]*(?:\.\w+[^.]*)*\.?(?=\s|\Z)|\s*\(Could this error .*"
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(\[])")
 
 

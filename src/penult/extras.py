@@ -110,7 +110,7 @@ def load_plugin(entry: EntryPoint) -> Any:
         kind = PLUGINS.get(entry.group, "plugin")
         raise UsageError(
             f"{kind} {entry.name!r} of {package_of(entry)} cannot be imported from {entry.value}: "
-            f"{type(error).__name__}: {first_line(error)}. Mend or uninstall that package"
+            f"{first_line(error, named=True)}. Mend or uninstall that package"
         ) from error
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from penult.data.files import write_file
 from penult.data.items import as_id, local
-from penult.errors import SourceError, UsageError, first_line
+from penult.errors import SourceError, UsageError, cause, first_line
 from penult.extras import require
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def load(path: str | os.PathLike[str]) -> Pipeline:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # zip, JSON and type errors, each of its own kind
-        raise UsageError(f"{path} is not a probe saved as .skops: {error}") from error
+        raise UsageError(f"{path} is not a probe saved as .skops: {cause(error)}") from error
     if not hasattr(pipeline, "penult_"):
         raise UsageError(f"{path} is not a probe: it holds another {type(pipeline).__name__}")
     return pipeline

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.errors import PenultError, SpaceError
+from penult.errors import PenultError, SpaceError, cause
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -124,7 +124,7 @@ class Space:
                 )
                 return cls(recipe, int(saved["dim"]), steps)
         except (OSError, ValueError, KeyError, EOFError) as error:
-            raise SpaceError(f"the saved space cannot be read: {error}") from error
+            raise SpaceError(f"the saved space cannot be read: {cause(error)}") from error
 
 
 def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = None) -> Space:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from penult.collection import schema as rows
 from penult.collection.manifest import store_errors
 from penult.collection.schema import COLUMNS, metadata_types
-from penult.errors import CollectionError, StoreError
+from penult.errors import CollectionError, StoreError, cause
 
 ITEMS = "items"
 log = logging.getLogger(__name__)
@@ -122,11 +122,10 @@ def query_errors(path: Path, where: str | None, columns: list[str]) -> Iterator[
             text = str(error)
             if where is None or "os error" in text or "LanceError(IO)" in text:
                 raise
-            reason = re.sub(r",? ?\S*/\S+\.rs:\d+:\d+", "", text)
-            reason = re.sub(r"\.? ?Valid fields are .*", "", reason)
+            reason = re.sub(r"\.? ?Valid fields are .*", "", cause(error))
             reason = reason.replace("Invalid input, ", "").replace("lance error: ", "").strip()
             raise CollectionError(
-                f"the filter {where!r} does not work: {reason[:200]}. Columns: "
+                f"the filter {where!r} does not work: {reason}. Columns: "
                 f"{', '.join(columns)}. Texts stand in single quotes (site = 'A'), column names "
                 "with spaces or signs in backticks (`my column` > 1)"
             ) from error

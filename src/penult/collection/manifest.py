@@ -71,14 +71,20 @@ def store_errors(path: Path) -> Iterator[None]:
         if code := re.search(r"\(os error (\d+)\)", text):
             raise StoreError(f"{path}: {os.strerror(int(code[1]))}") from error
         if isinstance(error, OSError):
-            raise StoreError(f"{path}: {error.strerror or error}") from error
-        if "LanceError(IO)" in text and "Not found" in text:
+            reason = cause(Exception(error.strerror or error))  # Arrow puts all of it there
+            raise StoreError(f"{path}: {reason}") from error
+        if ("LanceError(IO)" in text or "lance error" in text) and "Not found" in text:
             raise StoreError(
                 f"{path}: a file of the collection is gone. Either it was damaged, or the reading "
                 "took so long that a writer has cleaned up meanwhile; in this case read it again"
             ) from error
-        if "LanceError" in text or "Failed to parse path" in text:
-            raise StoreError(f"{path} cannot be opened: {cause(error)}") from error
+        if "Failed to parse path" in text:
+            raise StoreError(f"{path} is no path for a collection: {cause(error)}") from error
+        if "LanceError" in text:
+            raise StoreError(
+                f"{path} cannot be read: a file in it is damaged ({cause(error)}). Restore it from "
+                "a copy, or embed the items into another collection"
+            ) from error
         raise
 
 
@@ -135,7 +141,7 @@ def read_manifest(path: Path) -> Manifest:
             )
         return Manifest(**{**values, "labels": tuple(values["labels"])})
     except (ValueError, KeyError, TypeError) as error:
-        raise CollectionError(f"{path / MANIFEST} is damaged: {error}") from error
+        raise CollectionError(f"{path / MANIFEST} is damaged: {cause(error)}") from error
 
 
 def mark(path: Path) -> Mark | None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penult.data.tables import typed
-from penult.errors import CollectionError
+from penult.errors import CollectionError, cause
 
 Key = tuple[str, str]  # id and region
 COLUMNS = (
@@ -144,7 +144,8 @@ def _column(table: pa.Table, field: pa.Field, run_id: str) -> pa.Array:
         except pa.ArrowException as error:
             raise CollectionError(
                 f"column {field.name!r} is kept as {field.type}, "
-                f"and these {column.type} values do not fit: {error} ({_rows_in(table, column)})"
+                f"and these {column.type} values do not fit: {cause(error)} "
+                f"({_rows_in(table, column)})"
             ) from error
     return pc.fill_null(column, run_id) if field.name == "run_id" else column
 
@@ -191,7 +192,7 @@ def revised(table: pa.Table, values: Sequence[Mapping[str, Any]]) -> pa.Table:
             ]
             column = pa.array(new, kind)
         except (pa.ArrowException, TypeError, ValueError) as error:
-            raise CollectionError(f"column {name!r} is kept as {kind}: {error}") from error
+            raise CollectionError(f"column {name!r} is kept as {kind}: {cause(error)}") from error
         table = table.set_column(
             table.schema.get_field_index(name), table.schema.field(name), column
         )

@@ -82,6 +82,7 @@ def open_stream(content: object, array_rate: int) -> Iterator[Stream]:
         except soundfile.LibsndfileError as error:
             if error.code not in _UNKNOWN_FORMAT:
                 reason = error.error_string.strip()
+                reason = _REASONS.get(reason, reason)
                 raise DecodeError(f"not readable as audio: libsndfile: {reason}") from error
         if handle is None:
             yield _of_container(stack.enter_context(opened_by_ffmpeg(content, "audio")))
@@ -122,6 +123,13 @@ def _of_array(values: np.ndarray, rate: int) -> Stream:
 def _named(path: Path) -> bytes | Path:
     """A path as soundfile takes it: as bytes, since it refuses a str that is not UTF-8."""
     return path if os.name == "nt" else os.fsencode(path)
+
+
+# Of a file that is there, and whose header it cannot follow, libsndfile says other things.
+_REASONS = {
+    "File does not exist or is not a regular file (possibly a pipe?).": "no sound is found in it",
+    "Unspecified internal error.": "its header is damaged",
+}
 
 
 class _Bytes(io.BytesIO):

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from penult.errors import DecodeError, MissingExtra, SourceError, StoreError
+from penult.errors import DecodeError, MissingExtra, SourceError, StoreError, cause
 from penult.extras import require
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def file_size(path: Path) -> int:
     except PermissionError as error:
         raise DecodeError(f"no permission to read: {path}") from error
     except (OSError, ValueError) as error:  # a name too long, a NUL in it, a failing disk
-        raise DecodeError(f"cannot be read: {path}: {error}") from error
+        raise DecodeError(f"cannot be read: {path}: {cause(error)}") from error
 
 
 def read_bytes(content: Path | bytes) -> bytes:
@@ -118,7 +118,7 @@ def read_bytes(content: Path | bytes) -> bytes:
     try:
         return content.read_bytes()
     except OSError as error:
-        raise DecodeError(f"cannot be read: {content}: {error}") from error
+        raise DecodeError(f"cannot be read: {content}: {cause(error)}") from error
 
 
 def _beside(path: Path) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 
 from penult.data.files import read_bytes
 from penult.data.regions import Box
-from penult.errors import DecodeError, EmptyItem, ItemError, RegionError
+from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, cause
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -162,9 +162,9 @@ def _opened(content: object) -> Iterator[Image.Image]:
         )
         raise DecodeError(f"{kind} ({len(raw)} bytes)") from error
     except Image.DecompressionBombError as error:
-        raise DecodeError(f"too many pixels to be opened safely: {error}") from error
+        raise DecodeError(f"too many pixels to be opened safely: {cause(error)}") from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error and more
-        raise DecodeError(f"not readable as an image: {error}") from error
+        raise DecodeError(f"not readable as an image: {cause(error)}") from error
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"

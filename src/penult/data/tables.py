@@ -19,7 +19,7 @@ from penult.data.folders import Recordings
 from penult.data.items import Entry, Item, Placed, as_id, failure, file_item, local, text_item
 from penult.data.regions import WHOLE, Region
 from penult.data.table_roles import EDGES, FOLDERS, KNOWN, Roles, find_roles
-from penult.errors import ItemError, RegionError, SourceError
+from penult.errors import ItemError, RegionError, SourceError, cause
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,7 +159,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, f"not JSON: {error}"
+            yield number, f"not JSON: {cause(error)}"
         else:
             yield number, row if isinstance(row, dict) else f"{line.strip()[:40]} is no object"
 
@@ -172,7 +172,7 @@ def _parquet_types(path: Path) -> tuple[dict[str, pa.DataType], int]:
         with parquet.ParquetFile(path) as file:
             schema, total = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} is not readable as Parquet: {error}") from error
+        raise SourceError(f"{path} is not readable as Parquet: {cause(error)}") from error
     if len(set(schema.names)) < len(schema.names):
         raise SourceError(f"{path} has columns of the same name: {', '.join(schema.names)}")
     return {column.name: _simple_type(column.type) for column in schema}, total

@@ -107,7 +107,7 @@ def pooled_width(pooling: str, width: int) -> int:
     except Exception as error:  # a package of somebody else may raise anything
         raise TapError(
             f"pooling {pooling!r} of {chosen.package} fails on hidden states (2, 5, {width}) and a "
-            f"mask (2, 5): {type(error).__name__}: {first_line(error)}"
+            f"mask (2, 5): {first_line(error, named=True)}"
         ) from error
     if found[0].shape != found[1].shape:
         raise TapError(

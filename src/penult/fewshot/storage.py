@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +100,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
     """
     source = Path(path).expanduser()
     try:
+        if source.is_file() and not is_zipfile(source):
+            raise ValueError("it is no npz archive")
         with np.load(source, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
             if about.get("kind") != "penult class space":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from penult.errors import REFUSALS, HeadNotFound, ModelError, PenultError, UsageError, first_line
+from penult.errors import (
+    REFUSALS,
+    HeadNotFound,
+    ModelError,
+    PenultError,
+    UsageError,
+    cause,
+    first_line,
+)
 from penult.models.base import (
     NOT_STORED,
     Classifier,
@@ -434,9 +442,8 @@ def _example(preparer: ModulePreparer) -> Tensors:
     except Exception as error:  # the caller's own function may raise anything
         modality = preparer.input.modality
         raise UsageError(
-            f"the preprocessing does not take {_ITEMS[modality]}: {type(error).__name__}: "
-            f"{first_line(error)}. If it is not made for {modality} items, say which with "
-            "--modality"
+            f"the preprocessing does not take {_ITEMS[modality]}: {cause(error, named=True)}. If "
+            f"it is not made for {modality} items, say which with --modality"
         ) from error
 
 
@@ -481,6 +488,19 @@ def arguments(module: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
+def _made(factory: Callable[..., nn.Module], **arguments: int) -> nn.Module:
+    """The module that a factory builds."""
+    try:
+        module = factory(**arguments)
+    except (TypeError, PenultError):
+        raise
+    except Exception as error:  # the factory is somebody else's
+        raise ModelError(f"the factory failed: {cause(error, named=True)}") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"the factory gave {type(module).__name__}, not a torch module")
+    return module
+
+
 def from_factory(
     factory: Callable[..., nn.Module], options: LoadOptions
 ) -> tuple[nn.Module, Filling, dict[str, Any]]:
@@ -496,11 +516,9 @@ def from_factory(
             **({"trained": dict(checkpoint.training)} if checkpoint.training else {}),
         }
     try:
-        module, filling = built(factory, checkpoint.weights or None)
+        module, filling = built(partial(_made, factory), checkpoint.weights or None)
     except TypeError as error:
         raise ModelError(f"the factory cannot be called: {first_line(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"the factory gave {type(module).__name__}, not a torch module")
     trained = checkpoint.training.get("architecture", "")
     return module.eval(), replace(filling, source=path, trained=trained), facts
 

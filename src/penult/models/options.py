@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 
 from penult.data.files import pointer
-from penult.errors import ModelError, UsageError, first_line
+from penult.errors import ModelError, UsageError, cause, first_line
 from penult.models.base import BINARY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 TORCHSCRIPT, EXPORT, KERAS = "torchscript", "export", "keras"
@@ -251,7 +251,13 @@ def class_names_of(
         path = Path(names).expanduser()
         if not path.is_file():
             raise UsageError(f"no file of class names {str(path)!r}")
-        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        try:
+            lines = path.read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeError) as error:
+            raise UsageError(
+                f"{path} cannot be read as class names, one a line in UTF-8: {cause(error)}"
+            ) from error
+        names = [line.strip() for line in lines if line.strip()]
     labels = [str(name) for name in names]
     if len(labels) != n_logits:
         raise UsageError(
@@ -320,6 +326,10 @@ def imported(spec: str, what: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ModelError(f"{what} {spec!r} cannot be imported: {first_line(error)}") from error
+    except Exception as error:  # the module is somebody else's
+        reason = cause(error, named=True)
+        raise ModelError(f"{what} {spec!r} cannot be imported: {reason}") from error
     if not callable(found):
-        raise ModelError(f"{what} {spec!r} is a {type(found).__name__}, which cannot be called")
+        kind = type(found).__name__
+        raise ModelError(f"{what} {spec!r} is of type {kind}, which cannot be called")
     return found  # type: ignore[no-any-return]

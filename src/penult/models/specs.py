@@ -277,9 +277,7 @@ def _named_errors(function: Callable[P, T], package: str) -> Callable[P, T]:
         except PenultError:
             raise
         except Exception as error:  # a package of somebody else may raise anything
-            raise ModelError(
-                f"{package} failed: {type(error).__name__}: {first_line(error)}"
-            ) from error
+            raise ModelError(f"{package} failed: {first_line(error, named=True)}") from error
 
     return wrapped
 

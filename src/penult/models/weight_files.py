@@ -74,7 +74,7 @@ def _safetensors(path: Path) -> Weights:
     try:
         weights: Weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not readable as safetensors: {error}") from error
+        raise ModelError(f"{path} is not readable as safetensors: {first_line(error)}") from error
     return weights
 
 
@@ -128,20 +128,16 @@ def _unpickled(path: Path, trust: bool) -> tuple[Any, list[str]]:
                 allowed[name] = StandIn
             else:
                 raise _untrusted(path, _reason(name, error)) from error
-        except _UNREADABLE as error:
+        except Exception as error:  # torch reads a damaged file as far as it goes
             raise ModelError(f"{path} is not readable as a checkpoint: {_last(error)}") from error
     raise _untrusted(path, f"it names more than {_ROUNDS} kinds of objects")
 
 
-_UNREADABLE = (
-    RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
-    ImportError, UnicodeError,
-)  # fmt: skip
-
-
 def _last(error: Exception) -> str:
-    """What torch says of a damaged file, without the place in its own source."""
-    return first_line(error).partition("\x1b")[0].rstrip() or type(error).__name__
+    """What torch finds wrong with a damaged file; it has no words for one of another kind."""
+    if isinstance(error, (RuntimeError, OSError)):
+        return first_line(error)
+    return "it is damaged, cut off, or no file that torch.save wrote"
 
 
 def refused_global(error: Exception) -> str:

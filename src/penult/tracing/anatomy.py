@@ -114,6 +114,12 @@ def choose_tap(
     known = [tap for tap in anatomy.taps if tap not in layers]
     if layers:
         known.append(f"{layers[0]} … {layers[-1]}")
+    if not known:
+        why = anatomy.refusal or "no part of it was found"
+        raise TapError(
+            f"this model has no tap {name!r}, since {why}; "
+            "name one of its modules (penult inspect shows them)"
+        )
     raise TapError(
         f"this model has no tap {name!r}; it has {', '.join(known)}, or name one of its modules "
         "(penult inspect shows them)"

@@ -46,7 +46,7 @@ class SplitTarget:
             shapes = ", ".join(f"{k}: {tuple(v.shape)}" for k, v in example.tensors().items())
             raise UsageError(
                 f"the model does not accept the example inputs ({shapes}): "
-                f"{type(error).__name__}: {first_line(error)}"
+                f"{first_line(error, named=True)}"
             ) from error
         try:
             return logits_of(output, self.output).clone()

@@ -82,10 +82,16 @@ def open_export(spec: str | Path, options: LoadOptions) -> Classifier:
             program = torch.export.load(path)
     except Exception as error:  # its own kinds of error, and those of what it is made of
         raise ModelError(
-            f"{path} cannot be opened by torch {torch.__version__}: {first_line(error)}. "
+            f"{path} cannot be opened by torch {torch.__version__}: {_reason(error)}. "
             "Files of torch.export may need the torch that saved them"
         ) from error
     return open_program(program, options, str(path), SavedFile(path))
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be opened; torch logs that, and raises an error without it."""
+    reason = first_line(error)
+    return "it cannot be deserialised" if reason.startswith("We ran into an error") else reason
 
 
 def open_program(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penult.errors import ModelError, UntrustedCode, first_line
+from penult.errors import ModelError, PenultError, UntrustedCode, cause, first_line
 from penult.models.base import (
     MULTI_LABEL,
     NOT_STORED,
@@ -67,9 +67,17 @@ def open_folder(
     require_files(folder, modality)
     module, info = _load_weights(folder, spec, auto, config, options.trust)
     preparer = open_preparer(folder, modality, config, module, options.trust)
-    with quiet():
-        tensors = preparer.example(0).tensors
-        filled = require_filled(module, tensors, _filling(info, module), spec)
+    try:
+        with quiet():
+            tensors = preparer.example(0).tensors
+            filled = require_filled(module, tensors, _filling(info, module), spec)
+    except PenultError:
+        raise
+    except Exception as error:  # a model may raise anything on an input that does not fit it
+        raise ModelError(
+            f"{spec!r} does not take what its preprocessing gives: {cause(error)}. Their "
+            "configurations do not belong together"
+        ) from error
     n_logits = filled.n_logits
     own = _names(config)
     return Classifier(
@@ -178,7 +186,7 @@ def _read_config(folder: Path, spec: str, trust: bool) -> Any:
     try:
         raw = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable as JSON: {error}") from error
+        raise ModelError(f"{path} is not readable as JSON: {cause(error)}") from error
     if not isinstance(raw, dict):
         raise ModelError(f"{path} holds {type(raw).__name__}, not an object of settings")
     if raw.get("auto_map") and not trust:
@@ -262,10 +270,10 @@ def _load_weights(
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
         raise ModelError(f"{spec!r} cannot be opened: {first_line(error)}") from error
-    except Exception as error:
+    except Exception as error:  # transformers raises what the libraries under it do
         if type(error).__module__.partition(".")[0] in {"safetensors", "safetensors_rust"}:
-            raise ModelError(f"{spec!r}: its safetensors are damaged: {error}") from error
-        raise
+            raise ModelError(f"{spec!r}: its safetensors are damaged: {cause(error)}") from error
+        raise ModelError(f"{spec!r} cannot be opened: {cause(error, named=True)}") from error
     return module.eval(), info
 
 
