@@ -72,7 +72,7 @@ def embed(
         list[str] | None,
         typer.Argument(
             help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or - for paths "
-            "on stdin."
+            "or one file on stdin."
         ),
     ] = None,
     *,

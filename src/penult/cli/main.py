@@ -54,7 +54,9 @@ def root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
     log: LogLevel = typer.Option(
-        LogLevel.WARNING, envvar="PENULT_LOG", help="Least level of log messages on stderr."
+        LogLevel.WARNING,
+        envvar="PENULT_LOG",
+        help="Least level of log messages on stderr; info and debug: those of libraries too.",
     ),
 ) -> None:
     """Turn any trained classifier into an embedding model, and make the vectors useful.

@@ -32,8 +32,8 @@ Model = Annotated[
 Paths = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or - for paths on "
-        "stdin."
+        help="Files, folders, tables (CSV, JSONL, Parquet with a path column), or - for paths "
+        "or one file on stdin."
     ),
 ]
 Column = Annotated[
