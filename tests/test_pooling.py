@@ -289,7 +289,10 @@ def test_an_item_that_a_pooling_makes_infinite_fails_alone(package: Path) -> Non
     nn.init.zeros_(module.inner.bias)
     nn.init.ones_(module.inner.weight)
     emb = embedder_of("log_of_silence", module=module)
-    clips = [np.ones(400, np.float32), np.tile(np.array([1, -1], np.float32), 200)]
+    clips = [
+        np.linspace(0.5, 1, 400, dtype=np.float32),
+        np.tile(np.array([1, -1], np.float32), 200),
+    ]
     result = emb.run(clips, on_error="skip")
     assert len(result.vectors) == 1 and len(result.failures) == 1
     assert "tap inner, pooled by log_of_silence, gave values that are not finite" in str(

@@ -237,4 +237,4 @@ def _shortened(line: str) -> str:
     return kept[:_LONGEST].rpartition(" ")[0].rstrip(" ,;:.(") + " …"
 
 
-first_line = cause
+first_line = cause  # its former name, which most modules still use
