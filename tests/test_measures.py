@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from penult.analysis import metrics
+from penult.analysis import evaluation, metrics
+from penult.analysis.clustering import ClusterOptions, agreement, cluster
 from penult.analysis.evaluation import evaluate
 from penult.analysis.probe import probe_hits
 from penult.analysis.space import fit
@@ -84,6 +86,47 @@ def test_pairs_of_a_group_are_left_out() -> None:
     assert few.same.sum() <= 10 and 0 < len(few.left) <= 20
     assert (groups[few.left] != groups[few.right]).all()
     assert (np.abs(cosines(vectors, few)) <= 1 + 1e-9).all()
+
+
+def test_pairs_that_were_drawn_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs of two groups, counted one by one; a note only where some were left out."""
+    vectors, labels = blobs(3, 20)
+    groups = np.arange(60) % 7
+    every = sum(a != b for a, b in itertools.combinations(groups.tolist(), 2))
+    found = find_pairs(labels, groups, most=2000)
+    assert found.possible == len(found.left) == every and found.note() == ""
+    few = find_pairs(labels, groups, most=500)
+    assert few.note() == f"{len(few.left):,} of {every:,} pairs, drawn with seed 0"
+    named = [f"c{label}" for label in labels]
+    whole = evaluation.evaluate(vectors.astype(np.float32), named)
+    assert not any("pairs" in note for note in whole.notes)
+    monkeypatch.setattr(evaluation, "PAIRS", 500)
+    drawn = evaluation.evaluate(vectors.astype(np.float32), named)
+    assert any("equal error rate is of" in n and "of 1,770 pairs" in n for n in drawn.notes)
+
+
+def test_kmeans_is_that_of_cluster() -> None:
+    """Directions, whatever the lengths: the same agreement as `cluster` finds with as many."""
+    vectors, labels = blobs(4, 25, spread=0.6)
+    random = np.random.default_rng(3)
+    rows = (vectors * random.lognormal(sigma=1.5, size=(len(vectors), 1))).astype(np.float32)
+    names = [f"c{label}" for label in labels]
+    found = evaluation.evaluate(rows, names).figures
+    clustered = cluster(rows, ClusterOptions("kmeans", 4), names)
+    agreed = agreement(clustered.numbers, names)
+    assert agreed is not None
+    assert found["k-means, ARI"] == pytest.approx(agreed.ari, abs=1e-9)
+    assert found["k-means, ARI"] > metrics_of_lengths(rows, labels) + 0.1
+
+
+def metrics_of_lengths(rows: np.ndarray, labels: np.ndarray) -> float:
+    """The agreement of k-means by Euclidean distance."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(
+        adjusted_rand_score(labels, KMeans(4, n_init=10, random_state=0).fit_predict(rows))
+    )
 
 
 def test_clusters_of_blobs() -> None:

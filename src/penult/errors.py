@@ -13,7 +13,8 @@
     │   │   └── FingerprintMismatch  the vectors would not be comparable
     │   ├── SpaceError           vectors that a space cannot be fitted to, or applied to
     │   ├── LabelsError          labels or groups that do not fit the vectors or the question
-    │   └── MissingExtra         an optional dependency is not installed
+    │   ├── MissingExtra         an optional dependency is not installed
+    │   └── UsedBeforeFork       it was opened in the process that this one was forked from
     ├── StoreError               the work failed: full disk, no permission: exit code 1
     │   ├── CollectionLocked     another process is writing
     │   └── IndexRefused         an index would find too few of the nearest rows
@@ -86,6 +87,10 @@ class LabelsError(UsageError):
 
 class MissingExtra(UsageError):
     """An optional dependency is needed and not installed."""
+
+
+class UsedBeforeFork(UsageError):
+    """An accelerator was used in the process that this one was forked from."""
 
 
 class StoreError(PenultError):

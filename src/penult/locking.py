@@ -1,4 +1,5 @@
-"""Locks for objects that several threads share: one call never disturbs another.
+"""Locks for objects that several threads share: one call never disturbs another. And what a forked
+process needs, which has the memory of its parent, but none of the parent's other threads.
 
 Order in which locks are taken: an object's own guard, then that of what it is made of, and a
 module's lock last.
@@ -6,22 +7,16 @@ module's lock last.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar, overload
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
+
+from penult.errors import UsedBeforeFork
 
 T = TypeVar("T")
-
-_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
-_LOCKS_GUARD = threading.Lock()
-
-
-def lock_of(module: Any) -> threading.RLock:
-    """Held by whoever sets hooks on a torch module or changes its modes, and runs it: two passes
-    at once would see each other's hooks."""
-    with _LOCKS_GUARD:
-        return _LOCKS.setdefault(module, threading.RLock())
 
 
 class Guard:
@@ -30,6 +25,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        _GUARDS.add(self)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -39,6 +35,58 @@ class Guard:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Guard, ()
+
+    def free(self) -> None:
+        """In a forked process: a lock that is free, unless this thread holds it. The thread that
+        held it was left behind, and would be waited for for ever."""
+        if not self._lock._is_owned():  # type: ignore[attr-defined]
+            self._lock = threading.RLock()
+
+
+_GUARDS: WeakSet[Guard] = WeakSet()
+_LOCKS: WeakKeyDictionary[Any, Guard] = WeakKeyDictionary()
+_LOCKS_GUARD = Guard()
+
+
+def lock_of(module: Any) -> Guard:
+    """Held by whoever sets hooks on a torch module or changes its modes, and runs it: two passes
+    at once would see each other's hooks."""
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(module, Guard())
+
+
+def _after_fork() -> None:
+    """In the forked process. torch's own threads are gone as well, and a pass that was to be shared
+    with them would never end: it runs in one thread."""
+    for guard in list(_GUARDS):
+        guard.free()
+    torch = sys.modules.get("torch")
+    if _LOCKS and torch is not None and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class HomeProcess:
+    """The process that opened something that no forked process can use: a model on a GPU."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._process = what, os.getpid()
+
+    def require(self) -> None:
+        """Refuse another process.
+
+        Raises:
+            UsedBeforeFork: this one was forked since.
+        """
+        if os.getpid() != self._process:
+            raise UsedBeforeFork(
+                f"{self._what} was used before this process was forked, and cannot be used here: "
+                "start processes by spawn (multiprocessing.get_context('spawn')), or fork first "
+                "and open it in each process"
+            )
 
 
 class Once(Generic[T]):

@@ -17,7 +17,7 @@ from penult.analysis.candidates import Material, constant, groups_of_classes, sa
 from penult.analysis.episodes import CROWD, WAYS, Rows, TrialPlan, numbered, own_groups, plan
 from penult.analysis.probe import probe_hits
 from penult.analysis.space import RAW, Space, fit
-from penult.analysis.verification import cosines, equal_error, find_pairs
+from penult.analysis.verification import Pairs, cosines, equal_error, find_pairs
 from penult.errors import LabelsError, SpaceError
 
 MOST = 5000  # rows that are measured
@@ -90,10 +90,13 @@ def evaluate(
     trials = plan(classes, row_groups, ways=ways, repeats=5, count=500)
     scores = trials.scores(rows, lambda seen: fitted or fit(space, rows[seen]))
     estimates, more = _estimates(moved, scores, trials)
+    pairs = find_pairs(classes, row_groups, PAIRS)
+    if drawn := pairs.note():
+        more = (*more, f"the equal error rate is of {drawn}")
     return Evaluation(
         space=whole.recipe,
         estimates=estimates,
-        figures=_figures(rows, moved, classes, row_groups),
+        figures=_figures(rows, moved, pairs, trials),
         items=len(rows),
         classes=len(names),
         groups=len(np.unique(row_groups)),
@@ -140,10 +143,10 @@ def _estimates(
 
 
 def _figures(
-    rows: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], classes: Rows, row_groups: Rows
+    rows: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], pairs: Pairs, trials: TrialPlan
 ) -> dict[str, float]:
-    """The measures without an interval. rows: raw. moved: in the space."""
-    pairs = find_pairs(classes, row_groups, PAIRS)
+    """The measures without an interval. rows: raw. moved: in the space. pairs: of them."""
+    classes, row_groups = trials.labels, trials.groups
     clusters = metrics.clustering(moved, classes)
     nearest = metrics.neighbours(moved, classes, row_groups, HUB_NEIGHBOURS)
     return {

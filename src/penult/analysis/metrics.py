@@ -108,15 +108,14 @@ def hubness(occurrence: Rows) -> float:
 
 
 def clustering(vectors: npt.ArrayLike, labels: Rows, seed: int = 0) -> dict[str, float]:
-    """Agreement with the labels of k-means at the true number of classes: adjusted Rand index and
-    normalised mutual information."""
+    """Agreement with the labels of k-means at the true number of classes, on directions as in
+    `cluster`: adjusted Rand index and normalised mutual information."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     classes = len(np.unique(labels))
-    found = KMeans(classes, n_init=10, random_state=seed).fit_predict(
-        np.asarray(vectors, np.float64)
-    )
+    rows = unit(np.asarray(vectors, np.float64))
+    found = KMeans(classes, n_init=10, random_state=seed).fit_predict(rows)
     return {
         "ari": float(adjusted_rand_score(labels, found)),
         "nmi": float(normalized_mutual_info_score(labels, found)),

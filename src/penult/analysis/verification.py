@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,19 @@ _BLOCK = 100_000
 
 
 class Pairs(NamedTuple):
-    """left, right: (m,) numbers of rows. same: (m,) whether both are of one class."""
+    """left, right: (m,) numbers of rows. same: (m,) whether both are of one class. possible: how
+    many pairs there are, of which these may have been drawn."""
 
     left: Rows
     right: Rows
     same: Flags
+    possible: int = 0
+
+    def note(self, seed: int = 0) -> str:
+        """That they were drawn, in words; empty where these are all."""
+        if len(self.left) >= self.possible:
+            return ""
+        return f"{len(self.left):,} of {self.possible:,} pairs, drawn with seed {seed}"
 
 
 class EqualError(NamedTuple):
@@ -47,7 +55,7 @@ def find_pairs(labels: Rows, groups: Rows | None, most: int, seed: int = 0) -> P
     classes a pair drawn from all is hardly ever one.
     """
     n = len(labels)
-    if n * (n - 1) // 2 <= most:
+    if _all_pairs(n) <= most:
         left, right = (side.astype(np.int64) for side in np.triu_indices(n, 1))
     else:
         random = np.random.default_rng(seed)
@@ -59,7 +67,12 @@ def find_pairs(labels: Rows, groups: Rows | None, most: int, seed: int = 0) -> P
     if groups is not None:
         usable = groups[left] != groups[right]
         left, right = left[usable], right[usable]
-    return Pairs(left, right, labels[left] == labels[right])
+    possible = _all_pairs(n) - (0 if groups is None else int(_all_pairs(np.bincount(groups)).sum()))
+    return Pairs(left, right, labels[left] == labels[right], possible)
+
+
+def _all_pairs(count: Any) -> Any:
+    return count * (count - 1) // 2
 
 
 def _same_pairs(labels: Rows, most: int, random: np.random.Generator) -> tuple[Rows, Rows]:
@@ -135,6 +148,7 @@ class Verification:
     eer: the equal error rate, at `threshold`; low, high: its 95 % interval. auc: the area under the
     ROC curve. same, different: numbers of pairs. missed: the share of same pairs that is rejected
     where the share `false_accepts` of the different ones is accepted, at the threshold `strict`.
+    pairs: how many there are; where `same` and `different` are fewer, they were drawn with `seed`.
     """
 
     eer: float
@@ -148,6 +162,8 @@ class Verification:
     false_accepts: float
     missed: float
     strict: float
+    pairs: int = 0
+    seed: int = 0
 
     def to_dict(self) -> dict[str, float]:
         """For JSON, as `penult verify --json` prints it."""
@@ -187,7 +203,8 @@ def verify(
     strict = float(np.quantile(similarities[~same], 1 - false_accepts))
     return Verification(
         eer, low, high, threshold, auc, int(same.sum()), int((~same).sum()), len(set(named)),
-        false_accepts, float((similarities[same] <= strict).mean()), strict)  # fmt: skip
+        false_accepts, float((similarities[same] <= strict).mean()), strict, pairs.possible,
+        seed)  # fmt: skip
 
 
 def _named_rows(

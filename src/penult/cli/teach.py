@@ -379,9 +379,12 @@ def verify(
         f"{100 * found.missed:.1f} % of the same pairs are missed",
         soft_wrap=True,
     )
+    drawn = ""
+    if found.same + found.different < found.pairs:
+        drawn = f", drawn from {found.pairs:,} pairs with seed {found.seed}"
     stdout.print(
         f"[dim]{found.same:,} pairs of the same {printable(by)}, {found.different:,} of different "
-        f"ones, {found.names:,} classes; space {fitted.recipe}[/]",
+        f"ones{drawn}, {found.names:,} classes; space {fitted.recipe}[/]",
         soft_wrap=True,
     )
     if similarity is not None:

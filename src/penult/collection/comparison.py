@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -196,7 +197,7 @@ def _was_resampled(items: Iterable[tuple[Row, Item]], embedder: Embedder) -> boo
 
     paths = dict.fromkeys(item.content for _, item in items if isinstance(item.content, Path))
     try:
-        rates = {soundfile.info(str(path)).samplerate for path in paths}
-    except (OSError, RuntimeError):
+        rates = {soundfile.info(os.fsencode(path)).samplerate for path in paths}
+    except (OSError, RuntimeError, ValueError):
         return None
     return rates != {embedder.classifier.rate} if rates else None

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from penult.collection import index, lance, schema
 from penult.collection.schema import COLUMNS
 from penult.data.regions import Region, span_of
 from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
+from penult.locking import Guard
 
 if TYPE_CHECKING:
     from penult.collection.manifest import Manifest
@@ -260,7 +260,7 @@ class KeptEmbedder:
     that ask at once get the same one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Guard()
         self._kept: tuple[tuple[Manifest, str | None, str, bool], Embedder] | None = None
 
     def get(self, manifest: Manifest, model: str | None, device: str, trust: bool) -> Embedder:

@@ -32,7 +32,7 @@ from penult.engines.batching import Batch, frame_mask, masked_norms, own_frames
 from penult.engines.fixed_length import FilledPositions
 from penult.engines.pooling import pool
 from penult.errors import EngineError
-from penult.locking import lock_of
+from penult.locking import HomeProcess, lock_of
 from penult.models.base import Classifier
 from penult.tracing.head import logits_of
 from penult.tracing.hooks import Calls, captured
@@ -67,6 +67,7 @@ class TorchEngine:
         self._output = structure.output
         self._calls = Calls()
         self._lock = lock_of(self._module)
+        self._home = HomeProcess(f"the model on {self.device}") if device != "cpu" else None
         self._fillings = {
             reading.entry: FilledPositions(self._module, reading.entry)
             for reading in readings
@@ -92,6 +93,8 @@ class TorchEngine:
         return self._read(batch, logits=False)[1]
 
     def _read(self, batch: Batch, logits: bool) -> tuple[Tensor | None, list[HiddenStates]]:
+        if self._home is not None:
+            self._home.require()
         tensors = {name: value.to(self.device) for name, value in batch.tensors.items()}
         taps = [reading.tap for reading in self.readings]
         with self._lock:

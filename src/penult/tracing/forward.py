@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from penult.errors import HeadNotFound, UsageError, first_line
-from penult.locking import lock_of
+from penult.locking import Guard, lock_of
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs, other_values
 from penult.tracing.trace import Trace, record
 
 # Modes, buffers and random state belong to everyone who holds the model: one at a time.
-_ALONE = threading.RLock()
+_ALONE = Guard()
 
 
 @dataclass(frozen=True, slots=True)
