@@ -110,11 +110,18 @@ def logits_of(output: Any, which: str | int | None = None) -> torch.Tensor:
     floats = floats_of(output)
     if len(floats) == 1:
         return floats[0]
-    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in floats) or "no float tensor"
     raise HeadNotFound(
-        f"the model returned {type(output).__name__} with {shapes}; a classifier returns one "
-        "float tensor of logits, or names one of them `logits`"
+        f"the model returned {type(output).__name__} with {_named_shapes(output, floats)}; a "
+        "classifier returns one float tensor of logits, or names one of them `logits`"
     )
+
+
+def _named_shapes(output: Any, floats: list[torch.Tensor]) -> str:
+    """The float tensors of an output by name or number: `0 (1, 5), 1 (1, 8)`."""
+    pairs = output.items() if isinstance(output, dict) else enumerate(floats)
+    shown = [f"{name} {tuple(leaf.shape)}" for name, leaf in pairs
+             if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]  # fmt: skip
+    return ", ".join(shown) or ", ".join(str(tuple(f.shape)) for f in floats) or "no float tensor"
 
 
 def read_logits(trace: Trace, output: str | int | None = None) -> TensorRead:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from penult.errors import HeadNotFound
 from penult.tracing.anatomy import Statement
 from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
 from penult.tracing.onnx_graph import Array, Feeds, Node, OnnxGraph, Session
@@ -22,31 +24,54 @@ def prove(cut: GraphHead) -> Certificate:
     """
     places = cut.cut.places
     outputs = list(dict.fromkeys([cut.logits, cut.output]))
+    tolerance = tolerance_of(cut)
+    needed = needed_power(tolerance)
     whole, front = cut.graph.parts.session(outputs), cut.graph.parts.session([*outputs, *places])
-    halves = Halves(whole, front, cut.graph.parts.open_session(cut.head_model()), places)
+    head = cut.graph.parts.open_session(cut.head_model())
+    halves = Halves(whole, front, head, places, tolerance)
     expected = [whole(feeds) for feeds in cut.examples[:2]]
-    power = _power([values[0] for values in expected])
-    if power < POWER:  # two that the graph hardly tells apart: the others as well
+    power = _power([values[0] for values in expected], tolerance)
+    if power < needed:  # two that the graph hardly tells apart: the others as well
         expected += [whole(feeds) for feeds in cut.examples[2:]]
-        power = _power([values[0] for values in expected])
+        power = _power([values[0] for values in expected], tolerance)
     checks = [
         _round_trip(halves, cut.examples[: len(expected)], expected),
-        Check("power", power >= POWER, power, "the logits of two inputs differ"),
+        Check("power", power >= needed, power, "the logits of two inputs differ"),
     ]
     if cut.graph.any_batch:
         checks.append(_batch(halves, cut.examples[:2], expected[:2]))
     if shorter := _shorter(cut.graph, cut.examples[0]):
         checks.append(_other_length(halves, shorter))
-    return _judged(checks, power)
+    return _judged(checks, power, needed)
 
 
-def _judged(checks: Sequence[Check], power: float) -> Certificate:
+_EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # from 1 to the next number
+_HALF_POWER = 10.0  # tolerances of numbers of 16 bits, by which the logits of two inputs differ
+
+
+def tolerance_of(cut: GraphHead) -> float:
+    """The largest relative error that passes: four roundings of the shortest numbers on the way
+    from the cut to the output; that of fp32 where there are none of 16 bits."""
+    names = {cut.logits, cut.output}
+    with suppress(HeadNotFound):
+        names |= {*cut.cut.places, *(name for node in cut.cut.tail for name in node.writes)}
+    types = cut.graph.parts.types
+    used = {types.get(name, "").removeprefix("tensor(").removesuffix(")") for name in names}
+    return max(TOLERANCE, *(4 * _EPSILONS.get(kind, 0.0) for kind in used), 0.0)
+
+
+def needed_power(tolerance: float) -> float:
+    """By how many tolerances the logits of two inputs have to differ."""
+    return POWER if tolerance == TOLERANCE else _HALF_POWER
+
+
+def _judged(checks: Sequence[Check], power: float, needed: float) -> Certificate:
     errors = [c.figure for c in checks if c.name != "power" and c.figure is not None]
     failed = [check for check in checks if not check.passed]
     refusal = f"{failed[0].name}: {failed[0].note}" if failed else ""
     if [check.name for check in failed] == ["power"]:
         refusal = (
-            f"the logits hardly change with the input (by {power:.0f} tolerances, and {POWER:.0f} "
+            f"the logits hardly change with the input (by {power:.0f} tolerances, and {needed:.0f} "
             "are needed), so nothing was tested"
         )
     return Certificate(not failed, max(errors, default=0.0), power, tuple(checks), refusal)
@@ -54,12 +79,13 @@ def _judged(checks: Sequence[Check], power: float) -> Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """The whole and its halves, open. places: what enters the head."""
+    """The whole and its halves, open. places: what enters the head. tolerance: of its numbers."""
 
     whole: Session
     front: Session
     head: Session
     places: Sequence[str]
+    tolerance: float
 
     def error(self, feeds: Feeds, expected: Sequence[Array]) -> float:
         """The largest difference that the cut makes, relative to the largest value."""
@@ -83,11 +109,11 @@ def relative(expected: Array, found: Array) -> float:
     return difference / max(largest, 1e-30) if difference else 0.0
 
 
-def _power(logits: Sequence[Array]) -> float:
+def _power(logits: Sequence[Array], tolerance: float) -> float:
     """By how many tolerances the logits of the inputs differ; 0 where that cannot be told."""
     pairs = [(a, b) for i, a in enumerate(logits) for b in logits[i + 1 :] if a.shape == b.shape]
     found = [relative(a, b) for a, b in pairs]
-    return max((value / TOLERANCE for value in found if np.isfinite(value)), default=0.0)
+    return max((value / tolerance for value in found if np.isfinite(value)), default=0.0)
 
 
 def _round_trip(
@@ -96,7 +122,7 @@ def _round_trip(
     pairs = zip(examples, expected, strict=True)
     error = max(halves.error(feeds, values) for feeds, values in pairs)
     note = f"head(encoder(x)) against the file's own output, {len(examples)} inputs"
-    return Check("round trip", error <= TOLERANCE, error, note)
+    return Check("round trip", error <= halves.tolerance, error, note)
 
 
 def _batch(halves: Halves, examples: Sequence[Feeds], expected: Sequence[Sequence[Array]]) -> Check:
@@ -107,7 +133,7 @@ def _batch(halves: Halves, examples: Sequence[Feeds], expected: Sequence[Sequenc
         error = halves.error(batch, [np.concatenate(rows) for rows in zip(*expected, strict=True)])
     except ValueError as problem:
         return _unless_whole(halves, batch, "other batch size", problem)
-    return Check("other batch size", error <= TOLERANCE, error, note)
+    return Check("other batch size", error <= halves.tolerance, error, note)
 
 
 def _unless_whole(halves: Halves, feeds: Feeds, name: str, problem: ValueError) -> Check:
@@ -138,7 +164,7 @@ def _other_length(halves: Halves, feeds: Feeds) -> Check:
         error = halves.error(feeds, expected)
     except ValueError as problem:
         return Check("other length", False, None, f"the head alone does not take it: {problem}")
-    return Check("other length", error <= TOLERANCE, error, "a shorter input")
+    return Check("other length", error <= halves.tolerance, error, "a shorter input")
 
 
 def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
@@ -149,7 +175,8 @@ def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
     whole = cut.graph.parts.session([cut.logits, *names])
     mine, *values = whole(cut.examples[0])
     seen = dict(zip(names, values, strict=True))
-    other, theirs = _other(cut, whole, mine)
+    tolerance = tolerance_of(cut)
+    other, theirs = _other(cut, whole, mine, needed_power(tolerance) * tolerance)
     if other is None or theirs is None:
         return {tap.name: "not proved" for tap in taps}
     found: dict[str, Statement] = {}
@@ -157,21 +184,24 @@ def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
         mixed = exchanged(cut, other, tap.module, seen[tap.module])
         if mixed is None:
             found[tap.name] = "not proved"
-        elif relative(mine, mixed) <= TOLERANCE:
+        elif relative(mine, mixed) <= tolerance:
             found[tap.name] = "sufficient"
         else:
-            found[tap.name] = "unused" if relative(theirs, mixed) <= TOLERANCE else "partial"
+            found[tap.name] = "unused" if relative(theirs, mixed) <= tolerance else "partial"
     return found
 
 
-def _other(cut: GraphHead, whole: Session, mine: Array) -> tuple[Feeds | None, Array | None]:
-    """Another example of the same shapes whose logits differ enough, and its logits."""
+def _other(
+    cut: GraphHead, whole: Session, mine: Array, least: float
+) -> tuple[Feeds | None, Array | None]:
+    """Another example of the same shapes whose logits differ by at least so much, relatively, and
+    its logits."""
     first = cut.examples[0]
     for feeds in cut.examples[1:]:
         if any(feeds[name].shape != first[name].shape for name in first):
             continue
         theirs = whole(feeds)[0]
-        if POWER * TOLERANCE <= relative(mine, theirs) < float("inf"):
+        if least <= relative(mine, theirs) < float("inf"):
             return feeds, theirs
     return None, None
 

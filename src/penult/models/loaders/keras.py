@@ -5,12 +5,16 @@ Keras 3 runs the same file on torch, JAX and TensorFlow; here it is told to use 
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,6 +34,8 @@ from penult.models.options import (
 )
 from penult.models.processors import quiet
 
+_OPERATIONS = {"TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod"}
+
 # What --preprocess may be called for images: the range of values that the model was trained on.
 RANGES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (2 / 255, -1.0)}
 
@@ -46,11 +52,15 @@ class KerasModule(nn.Module):
             self._modules[name] = layer
 
     def forward(self, **tensors: Tensor) -> Any:
-        """What the model returns."""
+        """What the model returns; several outputs by their names."""
         given: Any = tensors if len(self.takes) > 1 else tensors[self.takes[0]]
         device = next(iter(tensors.values())).device
         with require("keras").device(str(device)):
-            return self.__dict__["keras"](given, training=False)
+            returned = self.__dict__["keras"](given, training=False)
+        names = getattr(self.__dict__["keras"], "output_names", None) or []
+        if isinstance(returned, list | tuple) and len(returned) == len(names) > 1:
+            return dict(zip(names, returned, strict=True))
+        return returned
 
     def digest(self) -> str:
         """Hash of the weights in their order: names of layers are counted on in one process."""
@@ -87,8 +97,8 @@ def open_keras(spec: str | Path, options: LoadOptions) -> Classifier:
     _require_model(path)
     keras = imported_keras()
     try:
-        with quiet():
-            model = keras.saving.load_model(path, compile=False, safe_mode=not options.trust)
+        with quiet(), _readable(path) as file:
+            model = keras.saving.load_model(file, compile=False, safe_mode=not options.trust)
     except Exception as error:  # Keras raises many kinds
         raise _refused(path, error) from error
     return open_model(model, options, str(path), SavedFile(path))
@@ -243,6 +253,83 @@ def _require_model(path: Path) -> None:
         raise ModelError(weights)
 
 
+# What Keras 2 wrote into the settings of layers, and Keras 3 refuses though it does the same.
+_OF_KERAS_2 = {
+    "groups": (1, re.compile(r"(Depthwise|Separable)Conv\dD|Conv\dDTranspose")),
+    "time_major": (False, re.compile(r"LSTM|GRU|SimpleRNN|RNN|ConvLSTM\dD")),
+}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """The file, or a copy of it with its settings as Keras 3 reads them."""
+    name, text = _settings(path)
+    settings = json.loads(text) if text else None
+    if settings is None or not _translate(settings):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        if name:
+            with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w") as new:
+                for entry in old.infolist():
+                    own = entry.filename == name
+                    new.writestr(entry, json.dumps(settings) if own else old.read(entry))
+        else:
+            shutil.copyfile(path, copy)
+            with require("h5py").File(copy, "r+") as file:
+                file.attrs["model_config"] = json.dumps(settings)
+        yield copy
+
+
+def _settings(path: Path) -> tuple[str, str]:
+    """(the member of the zip archive that holds the layers' settings, its text); no member for
+    HDF5."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            name = "config.json"
+            return name, archive.read(name).decode() if name in archive.namelist() else ""
+    with require("h5py").File(path, "r") as file:
+        text = file.attrs["model_config"]
+    return "", text.decode() if isinstance(text, bytes) else str(text)
+
+
+def _translate(settings: Any) -> bool:
+    """Put the settings of Keras 2 into those of Keras 3 where that is exact; whether any was."""
+    if isinstance(settings, list):
+        return sum(_translate(value) for value in settings) > 0  # each of them
+    if not isinstance(settings, dict):
+        return False
+    kind, own = str(settings.get("class_name")), settings.get("config")
+    changed = False
+    if kind == "Sequential" and isinstance(own, list):  # as the first versions wrote it
+        settings["config"] = own = {"name": "sequential", "layers": own}
+        changed = True
+    if isinstance(own, dict):
+        for key, (neutral, kinds) in _OF_KERAS_2.items():
+            if kinds.fullmatch(kind) and key in own and own[key] == neutral:
+                del own[key]
+                changed = True
+        if kind == "Sequential":
+            changed |= _with_input(own.get("layers") or [])
+    return changed + sum(_translate(value) for value in settings.values()) > 0
+
+
+def _with_input(layers: list[Any]) -> bool:
+    """A first layer that names the shape of what it takes gets an input in front, of that shape."""
+    first = layers[0] if layers else None
+    if not isinstance(first, dict) or first.get("class_name") == "InputLayer":
+        return False
+    shape = (first.get("config") or {}).pop("batch_input_shape", None)
+    if shape is None:
+        return False
+    kind = first["config"].get("dtype", "float32")
+    dtype = kind if isinstance(kind, str) and first["class_name"] != "Embedding" else "float32"
+    setting = {"batch_shape": shape, "dtype": dtype, "name": "input_of_the_first_layer"}
+    layers.insert(0, {"class_name": "InputLayer", "config": setting})
+    return True
+
+
 def _refused(path: Path, error: Exception) -> ModelError:
     text = " ".join(str(error).split())
     if "safe_mode" in text or "unsafe" in text.lower() or "enable_unsafe" in text:
@@ -250,10 +337,19 @@ def _refused(path: Path, error: Exception) -> ModelError:
             f"{path} brings code of its own (a Lambda layer, or a function), which would run on "
             "this machine; nothing was run. If you trust whoever made it say --trust"
         )
-    unknown = re.search(r"[Cc]ould not locate \w+ '([^']+)'", text)
+    unknown = re.search(r"(?:[Cc]ould not locate \w+|Unknown \w+:) '([^']+)'", text)
+    if unknown and unknown[1] in _OPERATIONS:
+        return ModelError(
+            f"{path} holds bare operations of TensorFlow as layers ({unknown[1]}, of Keras 2), "
+            "which Keras 3 cannot read: export it to ONNX with tf2onnx, in the Python that it was "
+            "made with, and give the .onnx file"
+        )
     if unknown:
         return ModelError(
-            f"{path} is made with {unknown[1]!r}, which Keras does not have; in Python, load it "
-            "with keras.saving.load_model and custom_objects, and give penult.load the model"
+            f"{path} is made with {unknown[1]!r}, which Keras does not have: in Python, load it "
+            "with keras.saving.load_model and custom_objects, and give penult.load the model; or "
+            "write a function that does so, and name it as package.module:function with "
+            "--weights-inside"
         )
-    return ModelError(f"{path} cannot be opened as a Keras model: {first_line(error)}")
+    reason = text.rpartition("Exception encountered: ")[2] or first_line(error)
+    return ModelError(f"{path} cannot be opened as a Keras model: {reason[:300]}")
