@@ -314,6 +314,7 @@ DIALECTS = {
     "tabs.csv": csv_text("\t").encode(),
     "commas.tsv": csv_text().encode(),
     "german.csv": csv_text(";", ",").encode(),
+    "excel.csv": b"sep=;\r\n" + csv_text(";", ",", end="\r\n").encode("cp1252"),
     "german.tsv": csv_text("\t", ",").encode(),
     "padded.csv": csv_text(pad=" ").encode(),
     "trailing.csv": csv_text(end=",,\n").encode(),
@@ -515,6 +516,18 @@ def test_tables_of_detectors_are_known_by_their_columns(tmp_path):
 )
 def test_other_columns_beside_a_path_stay_metadata(tmp_path, head, row):
     assert found(table(tmp_path / "t.csv", head, row)) == [("rec.wav", "whole", "x")]
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["Path,Start,End", "File,Start (s),End (s)", "path,Start (s),End (s)", "IN FILE,start,end"],
+)
+def test_a_slip_in_one_row_leaves_the_columns_what_they_are(tmp_path, head):
+    lines = ("rec.wav,0.5,1", "rec.wav,1.O,2", "rec.wav,2,3")
+    sound(tmp_path / "rec.wav")
+    (_, message), *good = sorted(found(table(tmp_path / "t.csv", head, *lines)))
+    assert good == [("rec.wav", "0.5-1"), ("rec.wav", "2-3")]
+    assert "start '1.O' is not a number" in message
 
 
 def test_columns_can_be_named(tmp_path):

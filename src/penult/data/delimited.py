@@ -35,6 +35,7 @@ _INTEGER = re.compile(r"[-+]?\d+", re.ASCII)
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}", re.ASCII)  # which 1,234 could be, or 1.234
 
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]+([eE][-+]?\d+)?\s*", re.ASCII)
+_SEPARATOR = re.compile(r'"?sep=(\\t|.)"?\s*', re.IGNORECASE)  # a line that Excel writes in front
 _TEXTS = frozenset({"text"})  # whose spaces count
 
 Record = tuple[int, list[str]]  # its line, and its cells
@@ -150,7 +151,7 @@ class DelimitedText:
     def _start(self) -> tuple[int, str]:
         """The lines before the header, and the header."""
         for number, line in lines(self.path):
-            if line.strip():
+            if line.strip() and not _SEPARATOR.fullmatch(line):
                 return number - 1, line
         raise SourceError(f"{self.path} is empty; a table's first line names its columns")
 
@@ -159,7 +160,9 @@ class DelimitedText:
         """What stands between the cells."""
         if self.delimiter:
             return self.delimiter
-        header = self._start[1]
+        before, header = self._start
+        if before and (said := _SEPARATOR.fullmatch(next(lines(self.path))[1])):
+            return said[1].replace("\\t", "\t")
         usual = "\t" if self.path.suffix.lower() == ".tsv" else ","
 
         def fits(delimiter: str) -> tuple[int, int, bool]:

@@ -5,7 +5,7 @@ Knows no rows: what a column is for is told by its name, its type and the column
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from penult.errors import SourceError, UsageError
@@ -93,11 +93,20 @@ def parse_columns(texts: Sequence[str]) -> Roles:
     return given
 
 
+IsNumber = Callable[[str], bool]
+
+
 def find_roles(
-    source: str, types: Mapping[str, pa.DataType], modality: str, given: Mapping[str, str]
+    source: str,
+    types: Mapping[str, pa.DataType],
+    modality: str,
+    given: Mapping[str, str],
+    is_number: IsNumber,
 ) -> Roles:
     """The column of each role: the given ones, then those that are called as their role, then
     those of programs. Without a column `path` in the result, the table's own name names the file.
+
+    is_number: whether a column holds numbers, bad cells aside.
 
     Raises:
         SourceError: a given column that the table lacks, or nothing that says what the items are.
@@ -112,14 +121,14 @@ def find_roles(
                 f"{source} has no column {column!r} for {role}; it has {_listed(types)}"
             )
         roles[role] = found
-    named = _named(types, plain, modality)
+    named = _named(types, plain, modality, is_number)
     free = {name: column for name, column in plain.items() if column not in roles.values()}
     if PATH in named or PATH in roles:
-        roles = named | _clear(free, types, modality, named | roles) | roles
+        roles = named | _clear(free, modality, named | roles, is_number) | roles
     else:
-        roles = _by_program(free, types, modality) | named | roles
+        roles = _by_program(free, types, modality, is_number) | named | roles
     if modality == "image":
-        roles = _box(free, types, roles) | roles
+        roles = _box(free, types, roles, is_number) | roles
     if PATH not in roles and not {"start", *EDGES[:2]} & roles.keys():
         raise SourceError(
             f"{source} has no column `path`; it has {_listed(types)}. Name the columns: "
@@ -132,54 +141,56 @@ def _listed(types: Mapping[str, object]) -> str:
     return ", ".join(types) or "none"
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return str(kind) in ("int64", "double", "null")
-
-
-def _named(types: Mapping[str, pa.DataType], plain: Mapping[str, str], modality: str) -> Roles:
+def _named(
+    types: Mapping[str, pa.DataType],
+    plain: Mapping[str, str],
+    modality: str,
+    is_number: IsNumber,
+) -> Roles:
     """Columns that are called as their role; in other letters only where they hold numbers."""
     wanted = {"audio": (*SECONDS[:2], "channel"), "video": SECONDS[:2]}.get(modality, ())
     roles = {role: role for role in (PATH, "id", *wanted) if role in types}
     if PATH not in roles and PATH in plain:
         roles[PATH] = plain[PATH]
     for role in wanted:
-        if role not in roles and role in plain and _is_number(types[plain[role]]):
+        if role not in roles and role in plain and is_number(plain[role]):
             roles[role] = plain[role]
     return roles
 
 
-def _clear(
-    free: Mapping[str, str], types: Mapping[str, pa.DataType], modality: str, roles: Roles
-) -> Roles:
+def _clear(free: Mapping[str, str], modality: str, roles: Roles, is_number: IsNumber) -> Roles:
     """Beside a path, columns whose names say seconds: a start, with an end or a duration."""
     if modality not in ("audio", "video") or {"start", "end"} & roles.keys():
         return {}
-    found = _first(free, types, _CLEAR)
+    found = _first(free, _CLEAR, is_number)
     return found if "start" in found and len(found) > 1 else {}
 
 
 def _first(
-    free: Mapping[str, str],
-    types: Mapping[str, pa.DataType],
-    names: Mapping[str, Sequence[str]],
+    free: Mapping[str, str], names: Mapping[str, Sequence[str]], is_number: IsNumber
 ) -> Roles:
     found: Roles = {}
     for role, candidates in names.items():
         for name in candidates:
-            if name in free and _is_number(types[free[name]]):
+            if name in free and is_number(free[name]):
                 found[role] = free[name]
                 break
     return found
 
 
-def _by_program(free: Mapping[str, str], types: Mapping[str, pa.DataType], modality: str) -> Roles:
+def _by_program(
+    free: Mapping[str, str],
+    types: Mapping[str, pa.DataType],
+    modality: str,
+    is_number: IsNumber,
+) -> Roles:
     """Columns as BirdNET, Kaleidoscope, Arbimon, whombat and others call them: a file's name only
     with a place in the file, which alone says what the rows are."""
     paths = (*_PICTURES, *_PATHS) if modality == "image" else _PATHS
     path = next((free[name] for name in paths if name in free), None)
     found: Roles = {}
     if modality == "image":
-        found = _box(free, types, {})
+        found = _box(free, types, {}, is_number)
     elif modality in ("audio", "video"):
         if {"in file", "folder"} <= free.keys() or {"in file", "offset"} <= free.keys():
             # Kaleidoscope; rows without an offset are whole files
@@ -187,12 +198,12 @@ def _by_program(free: Mapping[str, str], types: Mapping[str, pa.DataType], modal
             found = {role: free[name] for role, name in places.items() if name in free}
             folders = {"root": "indir", "folder": "folder"}
             found |= {role: free[name] for role, name in folders.items() if name in free}
-            if modality == "audio" and "channel" in free and _is_number(types[free["channel"]]):
+            if modality == "audio" and "channel" in free and is_number(free["channel"]):
                 found["channel"] = free["channel"]
         elif {"recording", "x1", "x2", "y1", "y2"} <= free.keys():  # Arbimon: seconds and hertz
             found = {"start": free["x1"], "end": free["x2"]}
         else:
-            found = _first(free, types, _TIMES)
+            found = _first(free, _TIMES, is_number)
             if "end" not in found and "offset" in free and "onset" in free:  # DCASE
                 found["end"] = free["offset"]
             if "start" not in found or not {"end", "duration"} & found.keys():
@@ -202,12 +213,17 @@ def _by_program(free: Mapping[str, str], types: Mapping[str, pa.DataType], modal
     return found if path is None or path in found.values() else {PATH: path} | found
 
 
-def _box(free: Mapping[str, str], types: Mapping[str, pa.DataType], roles: Roles) -> Roles:
+def _box(
+    free: Mapping[str, str],
+    types: Mapping[str, pa.DataType],
+    roles: Roles,
+    is_number: IsNumber,
+) -> Roles:
     """The columns of a box in a picture: edges, or a corner and a size."""
     if {*EDGES, "box"} & roles.keys():
         return {}
     for names, edges in _BOXES:
-        if all(name in free and _is_number(types[free[name]]) for name in names):
+        if all(name in free and is_number(free[name]) for name in names):
             return {edge: free[name] for edge, name in zip(edges, names, strict=True)}
     if "bbox" in free and str(types[free["bbox"]]) == "string":  # COCO: [x, y, width, height]
         return {"box": free["bbox"]}

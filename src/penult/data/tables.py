@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from penult.data.delimited import DelimitedText, lines
+from penult.data.delimited import DelimitedText, decimal, lines
 from penult.data.folders import Recordings
 from penult.data.items import Entry, Item, Placed, as_id, failure, file_item, local, text_item
 from penult.data.regions import WHOLE, Region
@@ -325,7 +326,7 @@ def open_table(
             f"{path} has no column `text` or `path`; it has {', '.join(types) or 'none'}"
         )
     else:
-        roles = find_roles(str(path), types, modality, given)
+        roles = find_roles(str(path), types, modality, given, partial(_holds_numbers, rows))
         claimed = set(roles.values())
     if other := [f"{role} from {name!r}" for role, name in roles.items() if role != name]:
         notes.append(f"{path.name}: {', '.join(other)}")
@@ -339,6 +340,19 @@ def open_table(
     fractions = modality == "image" and _has_fractions(path, read, roles)
     return Table(path, modality, rows.unit, read, types, rows.total, roles, names, keeps_path,
                  find, fractions, tuple(notes))  # fmt: skip
+
+
+_LOOKED_AT = 1000  # rows that tell whether a column of texts holds numbers
+
+
+def _holds_numbers(rows: TableRows, column: str) -> bool:
+    """Whether a column is one of numbers, for the most part: a slip in one row does not make its
+    column another one."""
+    if (kind := str(rows.types[column])) != "string":
+        return kind in ("int64", "double", "null")
+    first = islice(rows.rows(), _LOOKED_AT)
+    values = [row[column] for _, row in first if isinstance(row, dict) and row.get(column)]
+    return 2 * sum(decimal(as_text(value)) is not None for value in values) > len(values)
 
 
 _OWN = "\0path"  # no column: the file that the table's own name names
