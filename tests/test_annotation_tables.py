@@ -401,6 +401,7 @@ PROGRAMS = {
     "rec.Table.2.selections.txt": "\n".join(RAVEN_ROWS).replace(".5", ",5").replace(".25", ",25"),
     "rec.Table.3.selections.txt": "\n".join(RAVEN_ROWS).replace("\t", " \t ") + "\n\n",
     "rec.Table.4.selections.txt": "\n".join(RAVEN_ROWS).replace(" Time (s)", " time (S) "),
+    "rec.Table.5.txt": "\n".join(RAVEN_ROWS).replace(".", ",").replace("\t", ";"),
     "rec.selections.csv": "\n".join(RAVEN_ROWS).replace("\t", ","),
     "rec.txt": "0.5\t1.5\tKuckuck\n2.000000\t3.250000\tKäuzchen\n",
     "rec.labels.txt": "0,500000\t1,500000\tKuckuck\n2,000000\t3,250000\tKäuzchen\n",

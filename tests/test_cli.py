@@ -138,7 +138,7 @@ def test_errors_are_json_too(filled: Path, tmp_path: Path) -> None:
     for arguments in (
         ["failures", tmp_path / "nothing.lance"],
         ["search", filled, "nothing.wav"],
-        ["export", filled, tmp_path / "a.txt"],
+        ["export", filled, tmp_path / "a.doc"],
         ["inspect", "owner/nothing"],
     ):
         said = ask(*arguments, "--json")

@@ -50,9 +50,11 @@ def kind_of(path: Path) -> str:
         return ""
     start = head_of(path)
     first = next((line for line in start.splitlines() if line.strip()), "")
+    names = {cell.strip(' "').casefold() for cell in re.split("[,;\t]", first)}
+    if {"begin time (s)", "end time (s)"} <= names:
+        return "raven"
     if suffix != ".txt":
-        names = {cell.strip(' "').casefold() for cell in re.split("[,;\t]", first)}
-        return "raven" if {"begin time (s)", "end time (s)"} <= names else ""
+        return ""
     if textgrid.is_textgrid(start):
         return "textgrid"
     cells = [cell.strip().casefold() for cell in first.split("\t")]
@@ -130,7 +132,7 @@ class _Raven:
 
     def __init__(self, path: Path, recordings: Recordings) -> None:
         self._path = path
-        is_text = path.suffix.lower() == ".txt"
+        is_text = path.suffix.lower() == ".txt" and "\t" in head_of(path)
         self.text = DelimitedText(path, "\t" if is_text else "", not is_text, KNOWN)
         header = self.text.header
         names = [name.casefold() for name in header]

@@ -36,6 +36,7 @@ _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}", re.ASCII)  # which 1,234 cou
 
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]+([eE][-+]?\d+)?\s*", re.ASCII)
 _SEPARATOR = re.compile(r'"?sep=(\\t|.)"?\s*', re.IGNORECASE)  # a line that Excel writes in front
+_SPACED = re.compile("(^|\x1f)[ \t]|[ \t](\x1f|$)")
 _TEXTS = frozenset({"text"})  # whose spaces count
 
 Record = tuple[int, list[str]]  # its line, and its cells
@@ -255,14 +256,16 @@ class DelimitedText:
     def _records(self) -> Iterator[Record]:
         """Those behind the header that are not blank."""
         known = {i for i, name in enumerate(self.header) if name.casefold() in self.known - _TEXTS}
+        texts = {i for i, name in enumerate(self.header) if name.casefold() in _TEXTS}
         padded = self._is_padded
         records = self._cells()
         next(records)
         for line, record in records:
-            for index, cell in enumerate(record):
-                spaced = cell and (cell[0] in " \t" or cell[-1] in " \t")
-                if spaced and (padded or index in known or _NUMBER.fullmatch(cell)):
-                    record[index] = cell.strip(" \t")
+            if _SPACED.search("\x1f".join(record)):
+                for index, cell in enumerate(record):
+                    number = index not in texts and _NUMBER.fullmatch(cell)
+                    if padded or index in known or number:
+                        record[index] = cell.strip(" \t")
             if record:
                 yield line, record
 

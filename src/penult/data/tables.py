@@ -328,7 +328,9 @@ def open_table(
     else:
         roles = find_roles(str(path), types, modality, given, partial(_holds_numbers, rows))
         claimed = set(roles.values())
-    if other := [f"{role} from {name!r}" for role, name in roles.items() if role != name]:
+    if other := [
+        f"{role} from {name!r}" for role, name in roles.items() if role != name.casefold()
+    ]:
         notes.append(f"{path.name}: {', '.join(other)}")
     names = _metadata_names(path, [name for name in types if name not in claimed])
     find, read = _finder(path, rows.rows, roles, given, recordings), rows.rows
@@ -529,12 +531,12 @@ def _place(row: dict[str, Any] | str, roles: Roles) -> tuple[object, float]:
     """The file and the start of a row; a bad row keeps its place among the files."""
     if isinstance(row, str):
         return None, 0.0
-    place = {role: row.get(column) for role, column in roles.items()}
     try:
-        start = _number(place, "start") or 0.0
+        start = _number({"start": row.get(roles.get("start", ""))}, "start") or 0.0
     except RegionError:
         start = 0.0
-    return _path_in(place), start
+    parts = {role: row.get(roles[role]) for role in (*FOLDERS, PATH) if role in roles}
+    return _path_in(parts), start
 
 
 def _in_order(rows: Iterator[Row], roles: Roles) -> bool:
