@@ -465,7 +465,7 @@ def test_export_round_trip(filled: Path, tmp_path: Path) -> None:
     chosen = np.array(keys["site"].to_pylist()) == "A"
     np.testing.assert_array_equal(np.float32(got), vectors[chosen])
     said = ask("export", filled, tmp_path / "v.xlsx")
-    assert said.code == 2 and ".parquet, .npy, .csv work" in said.error
+    assert said.code == 2 and ".parquet, .npy, .csv, .txt work" in said.error
 
 
 # ---- mistakes of every kind: one sentence, exit code 2, and nothing is written

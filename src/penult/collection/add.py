@@ -169,6 +169,7 @@ def add(
     ours = reader.manifest
     manifest = comparable(reader, ours, embedder, manifest_of(embedder, options.logits, run.dtype))
     columns = dict(source.columns)
+    row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, columns)  # or refused
     about = {**run_facts(embedder), **_run_options(source, options, like), **run.info}
     with writing(reader.path, manifest, columns, about, run.wait) as writer:
         summary.run_id = writer.run_id
