@@ -287,3 +287,11 @@ def test_json_of_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     facts = json.loads(capsys.readouterr().out)
     assert facts["scores"] == "softmax"
     assert facts["logits_from"] == "what enters the last softmax"
+
+
+def test_a_map_of_places_is_no_vector_of_classes(tmp_path: Path) -> None:
+    nodes = [node("Conv", "x k0", "c", pads=[1, 1, 1, 1]), node("Sigmoid", "c", "y")]
+    path = save(tmp_path / "m.onnx", nodes, [value("x", ("n", 3, 32, 32))], [value("y", None)],
+                [array("k0", 1, 3, 3, 3)])  # fmt: skip
+    with pytest.raises(ModelError, match="a map of 32 × 32 places"):
+        penult.load(path)

@@ -23,7 +23,7 @@ from penult.collection.collection import Collection
 from penult.engines.base import Readout
 from penult.errors import EngineError, UsageError
 from penult.fewshot.zeroshot import ByName
-from penult.tracing.scores import Activation, applied, class_count, recognised
+from penult.tracing.scores import Activation, applied, class_count, map_of_image, recognised
 
 
 class Net(nn.Module):
@@ -290,3 +290,40 @@ def test_a_model_that_gives_several_rows_for_one_item_is_refused_when_it_does() 
     assert len(clf.classify(dark)) == 1
     with pytest.raises(UsageError, match="every item needs exactly one"):
         clf.classify(sharp)
+
+
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "of the image's size": lambda h: F.interpolate(h, size=(32, 32)).mean(1),
+    "smaller, with an axis of classes": lambda h: F.adaptive_avg_pool2d(h, 8),
+    "classes last": lambda h: F.adaptive_avg_pool2d(h, 16).permute(0, 2, 3, 1),
+}
+
+
+class Mapped(nn.Module):
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv, self.end = nn.Conv2d(3, 5, 3, 2), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.conv(x))
+
+
+@pytest.mark.parametrize("form", MAPS)
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_map_of_places_is_no_vector_of_classes(form: str, saved: bool, tmp_path: Path) -> None:
+    module: Any = Mapped(MAPS[form]).eval()
+    if saved:
+        path = tmp_path / "m.pt2"
+        torch.export.save(torch.export.export(module, (torch.zeros(1, 3, 32, 32),)), path)
+        module = path
+    with pytest.raises(UsageError, match=r"a map of \d+ × \d+ places.*no vector of classes"):
+        penult.load(module, preprocess=to_tensor)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 5), (1, 1000), (1, 5, 1, 1), (1, 49, 5), (1, 50, 10), (1, 7, 32), (1, 2, 224)]
+)
+def test_vectors_and_sequences_are_no_maps(shape: tuple[int, ...]) -> None:
+    assert map_of_image([(1, 3, 224, 224)], shape) is None
+    assert map_of_image([(1, 16_000)], (1, 50, 224)) is None

@@ -52,7 +52,13 @@ from penult.tracing.certificate import Certificate
 from penult.tracing.forward import SplitTarget, still
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs
-from penult.tracing.scores import LOG_SOFTMAX, REGRESSION, Activation
+from penult.tracing.scores import (
+    LOG_SOFTMAX,
+    REGRESSION,
+    Activation,
+    map_of_image,
+    map_refused,
+)
 from penult.tracing.split import split
 from penult.tracing.taps import Tap
 
@@ -418,6 +424,8 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
             if not patches:
                 errors.append((tensors, error))
             continue
+        if spec.modality in ("image", "video"):
+            _refuse_map(parts.spec, tensors, output, options.output_key)
         rows = _rows(output, options.output_key, raw)
         if patches and rows == patches[0][1][0]:  # the module takes them for items
             raise UsageError(patches_refused(*patches[0]))
@@ -445,6 +453,17 @@ def _example(preparer: ModulePreparer) -> Tensors:
             f"the preprocessing does not take {_ITEMS[modality]}: {cause(error, named=True)}. If "
             f"it is not made for {modality} items, say which with --modality"
         ) from error
+
+
+def _refuse_map(spec: str, tensors: Tensors, output: Any, key: str | int | None) -> None:
+    """Refuse a model of pictures that gives numbers for places and not for classes."""
+    try:
+        shape = logits_of(output, key).shape
+    except HeadNotFound:  # which of several outputs holds the logits is decided later
+        return
+    kept = map_of_image([tensor.shape for tensor in tensors.values()], shape)
+    if kept is not None:
+        raise ModelError(map_refused(spec, shape, kept))
 
 
 def _rows(output: Any, key: str | int | None, raw: bool) -> int:

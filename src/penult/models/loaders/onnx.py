@@ -62,7 +62,7 @@ from penult.tracing.onnx_anatomy import (
 )
 from penult.tracing.onnx_graph import OnnxGraph, Port, Session, as_feeds
 from penult.tracing.onnx_proof import state_graph
-from penult.tracing.scores import LOG_SOFTMAX, class_count
+from penult.tracing.scores import LOG_SOFTMAX, class_count, map_of_image, map_refused
 from penult.tracing.taps import Tap
 
 Tensors = Mapping[str, Tensor]
@@ -426,6 +426,11 @@ def _count_logits(path: Path, structure: GraphStructure, preparer: GraphPreparer
         shape = session(feeds_of(graph, preparer.example(0).tensors))[0].shape
     except ValueError as error:
         raise _does_not_run(path, graph, error) from error
+    kept = None
+    if preparer.input.modality in ("image", "video"):
+        kept = map_of_image([t.shape for t in preparer.example(0).tensors.values()], shape)
+    if kept is not None:
+        raise ModelError(map_refused(path.name, shape, kept))
     if len(shape) > 1 and shape[0] != 1:
         raise ModelError(
             f"{path.name} gives {shape[0]} rows of logits, of shape {tuple(shape)}, for one item, "
