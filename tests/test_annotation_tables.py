@@ -453,6 +453,15 @@ def test_what_is_unusual_about_a_table_is_noted(tmp_path):
         assert from_paths([tmp_path / name], "audio").notes == note
 
 
+def test_a_column_that_stands_twice_is_kept_under_another_name(tmp_path):
+    marks = table(tmp_path / "t.csv", "path,start,end,name,name,name_2", "rec.wav,0,1,x,y,z")
+    source = from_paths([marks], "audio")
+    ((item, region),) = source
+    assert region.key == "0-1"
+    assert item.metadata == {"name": "x", "name_3": "y", "name_2": "z"}
+    assert source.notes == ("t.csv has more than one column 'name'; one is 'name_3' here",)
+
+
 def test_a_comma_that_may_divide_thousands_is_no_number(tmp_path):
     marks = table(tmp_path / "t.tsv", "path\tstart\tend", "rec.wav\t1,234\t2,345")
     assert "start '1,234' is not a number; write it with a point" in found(marks)[0][1]

@@ -488,7 +488,7 @@ def test_names_that_a_collection_cannot_have(tmp_path):
     [
         ("t.csv", b"", "is empty"),
         ("t.csv", b"file,site\na,b\n", "no column `path`; it has file, site"),
-        ("t.csv", b"path,a,a\nx,1,2\n", "more than one column 'a'"),
+        ("t.csv", b"path,start,start\nx,1,2\n", "more than one column 'start'"),
         ("t.csv", b"path,a\nx,b\xe9\n\xc3\xa9,1", r"line 2 is not UTF-8 \(byte 0xe9\)"),
         (
             "t.csv",

@@ -9,11 +9,10 @@ import codecs
 import csv
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from penult.errors import SourceError
@@ -147,6 +146,7 @@ class DelimitedText:
     delimiter: str = ""
     quotes: bool = True
     known: frozenset[str] = field(default_factory=frozenset)
+    _repeated: dict[str, str] = field(default_factory=dict, init=False)
 
     @cached_property
     def _start(self) -> tuple[int, str]:
@@ -174,17 +174,24 @@ class DelimitedText:
 
     @cached_property
     def header(self) -> list[str]:
-        """The columns' names; empty ones at the end are left out, as their cells have to be.
+        """The columns' names; empty ones at the end are left out, as their cells have to be. Of two
+        with one name the second is called `name_2`.
 
         Raises:
-            SourceError: two have the same name, or the header is not in the dialect.
+            SourceError: two have the same name that says what the items are, or the header is not
+                in the dialect.
         """
         names = next(self._cells())[1]
         while names and not names[-1]:
             names.pop()
-        repeated = [name for name, count in Counter(names).items() if count > 1]
-        if repeated:
-            raise SourceError(f"{self.path} has more than one column {repeated[0]!r}")
+        for index, name in enumerate(names):
+            if name not in names[:index]:
+                continue
+            if not name or name.casefold() in self.known:
+                raise SourceError(f"{self.path} has more than one column {name!r}")
+            others = set(names)
+            names[index] = next(new for at in count(2) if (new := f"{name}_{at}") not in others)
+            self._repeated[names[index]] = name
         return names
 
     @property
@@ -251,6 +258,8 @@ class DelimitedText:
         if self.commas:
             names = ", ".join(repr(self.header[index]) for index in sorted(self.commas))
             found.append(f"{self.path.name} has decimal commas (0,5 is read as 0.5) in {names}")
+        for new, name in self._repeated.items():
+            found.append(f"{self.path.name} has more than one column {name!r}; one is {new!r} here")
         return found
 
     def _records(self) -> Iterator[Record]:
