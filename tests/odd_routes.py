@@ -508,7 +508,7 @@ ROUTES: dict[str, Case] = {
     "windows in the batch, largest": Case(lambda: Crops("max"), ("fc",)),
     "sample by sample": Case(lambda: PerSample("rows"), ("fc",)),
     "sample by sample, whole": Case(lambda: PerSample("whole"), ("fc",)),
-    "sample by sample, written": Case(lambda: PerSample("append"), refused="loop over samples"),
+    "sample by sample, written": Case(lambda: PerSample("append"), ("fc",)),
     "LSTM": Case(lambda: Recurrent("lstm"), ("fc",)),
     "RNN": Case(lambda: Recurrent("plain"), ("fc",)),
     "LSTM both ways": Case(lambda: Recurrent("both ways"), ("fc",)),

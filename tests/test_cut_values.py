@@ -812,7 +812,7 @@ def test_the_largest_error_is_that_of_all_checks() -> None:
     assert certificate.max_error == max(errors) <= TOLERANCE
     assert [check.name for check in certificate.checks] == [
         "weights loaded", "same twice", "power", "interchange", "closed form", "round trip",
-        "round trip", "round trip", "same afterwards",
+        "round trip", "round trip", "held out", "held out", "same afterwards",
     ]  # fmt: skip
     notes = [check.note for check in certificate.checks if check.name == "round trip"]
     assert notes == ["other values", "batch 3", "batch 1 and another length"]

@@ -98,11 +98,11 @@ COSTS = [
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_locating_and_proving_stay_under_twelve_forward_passes(name: str) -> None:
+def test_locating_and_proving_take_no_more_than_thirteen_forward_passes(name: str) -> None:
     model = Counting(built(ALL[name]))
     cut = split(model, ALL[name].inputs(), **ALL[name].how)
     assert not cut.certificate.ok or model.passes.count >= 6
-    assert model.passes.count < 12
+    assert model.passes.count <= 13
 
 
 @pytest.mark.parametrize("reads", ["a boolean", "a number"])
@@ -200,10 +200,12 @@ def test_every_check_is_named_with_its_figure() -> None:
     names = {check.name for check in certificate.checks}
     assert names == {
         "weights loaded", "same twice", "power", "interchange", "closed form", "round trip",
-        "same afterwards",
+        "held out", "same afterwards",
     }  # fmt: skip
     notes = {check.note for check in certificate.checks if check.name == "round trip"}
     assert notes == {"other values", "batch 3 and another mask", "batch 1 and another length"}
+    unfitted = [check.note for check in certificate.checks if check.name == "held out"]
+    assert unfitted == ["batch 5 and a further length", "batch 17 and a further length"]
     assert certificate.power >= 1000 and certificate.max_error <= 1e-5
 
 

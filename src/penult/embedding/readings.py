@@ -19,6 +19,7 @@ from penult.engines.batch_policy import find_batch_policy
 from penult.engines.pooling import pooled_width, usable_poolings
 from penult.errors import HeadNotFound, UsageError
 from penult.models.base import Classifier
+from penult.tracing.anatomy import refuse_random
 from penult.tracing.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
@@ -42,10 +43,17 @@ class ReadingSet:
 def readings_of(classifier: Classifier) -> list[Reading]:
     """Every named tap with every pooling that fits it; the notebook's own reading comes first.
 
-    A place that has several names is read once, by its first name.
+    A place that has several names is read once, by its first name; one that random numbers reach
+    is left out.
+
+    Raises:
+        TapError: random numbers reach every tap.
     """
     taps: dict[tuple[object, ...], Tap] = {}
-    for tap in anatomy_of(classifier).taps.values():
+    anatomy = anatomy_of(classifier)
+    if anatomy.random and anatomy.random.keys() == anatomy.taps.keys():
+        refuse_random(*next(iter(anatomy.random.items())))
+    for tap in (tap for name, tap in anatomy.taps.items() if name not in anatomy.random):
         place = (tap.module, tap.side, tap.index, tap.call, tap.operation, tap.later, tap.channel)
         taps.setdefault(place, tap)
     return [Reading(tap, pooling) for tap in taps.values() for pooling in poolings_of(tap)]

@@ -52,6 +52,7 @@ from penult.tracing.certificate import Certificate
 from penult.tracing.forward import SplitTarget, still
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs
+from penult.tracing.randomness import listed, sources, words
 from penult.tracing.scores import (
     LOG_SOFTMAX,
     REGRESSION,
@@ -61,6 +62,7 @@ from penult.tracing.scores import (
 )
 from penult.tracing.split import split
 from penult.tracing.taps import Tap
+from penult.tracing.trace import record
 
 Tensors = Mapping[str, Tensor]
 
@@ -483,12 +485,18 @@ def require_steady(classifier: Classifier, remedy: str) -> None:
     """
     tensors = classifier.example().tensors
     before = {name: value.clone() for name, value in classifier.module.state_dict().items()}
+    trace = record(classifier.module, kwargs=tensors)
+    drawn = words(op for read in trace.reads for op in sources(trace, read))
+    first = floats_of(trace.output)
+    del trace  # every activation of a pass
     with torch.no_grad():
-        first, second = (floats_of(classifier.module(**tensors)) for _ in range(2))
+        second = floats_of(classifier.module(**tensors))
     after = classifier.module.state_dict()
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
-    if changed or not all(map(_equal, first, second)):
-        sign = f"a pass changes {changed[0]}" if changed else "the same input gives other scores"
+    if changed or drawn or not all(map(_equal, first, second)):
+        sign = "the same input gives other scores"
+        sign = f"{listed(drawn)} draws random numbers" if drawn else sign
+        sign = f"a pass changes {changed[0]}" if changed else sign
         raise ModelError(
             f"{classifier.spec} was saved in training mode ({sign} in every pass): {remedy}"
         )

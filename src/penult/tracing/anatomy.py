@@ -5,7 +5,7 @@ tap.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from penult.tracing.certificate import POWER, TOLERANCE, Certificate
 from penult.tracing.forward import SplitTarget, relative
 from penult.tracing.head import VIEWS, Head, find_head, logits_of
 from penult.tracing.inputs import CallInputs
+from penult.tracing.randomness import listed, sources, states_of, words
 from penult.tracing.taps import INPUT, Tap, find_taps, tap_at
 from penult.tracing.trace import Address, Op, TensorRead, Trace, address_of, record, run_swapped
 
@@ -27,7 +28,7 @@ class Anatomy:
 
     head: None where none was found; refusal then says why. taps: by name. behind: modules that
     run behind the backbone tap, so that the embedder does not need them. certificate: the proof of
-    the head, where there is one.
+    the head, where there is one. random: what is drawn on the way to a tap, by its name.
     """
 
     head: tuple[str, ...] | None
@@ -37,6 +38,7 @@ class Anatomy:
     logits: tuple[int, ...]
     behind: frozenset[str]
     certificate: Certificate | None = None
+    random: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def mixes_layers(self) -> bool:
@@ -59,7 +61,16 @@ def dissect(
     Raises:
         HeadNotFound: the model returns no logits.
     """
-    return anatomy_of(module, record(module, kwargs=tensors), base, output, named)
+    trace = record(module, kwargs=tensors)
+    anatomy = anatomy_of(module, trace, base, output, named)
+    if anatomy.random and _is_seeded(module, tensors, trace):
+        anatomy = replace(anatomy, random={})
+    return anatomy
+
+
+def _is_seeded(module: nn.Module, tensors: Mapping[str, torch.Tensor], trace: Trace) -> bool:
+    """Whether another pass draws the same random numbers, because the model sets the seed."""
+    return states_of(record(module, kwargs=tensors)) == states_of(trace)
 
 
 def anatomy_of(
@@ -77,6 +88,9 @@ def anatomy_of(
     trace = replace(trace, output=logits_of(trace.output, output))
     head, refusal = locate(trace, named)
     taps = find_taps(trace, head, module, base)
+    drawn = {
+        name: listed(words(sources(trace, _read_at(trace, tap)))) for name, tap in taps.items()
+    }
     return Anatomy(
         head=head.names if head else None,
         refusal=refusal,
@@ -84,6 +98,7 @@ def anatomy_of(
         taps=taps,
         logits=tuple(trace.output.shape),
         behind=_behind(trace, taps.get("backbone")),
+        random={name: found for name, found in drawn.items() if found},
     )
 
 
@@ -108,9 +123,15 @@ def choose_tap(
     if name.startswith("layer:-") and name[7:].isdigit() and 0 < int(name[7:]) <= len(layers):
         name = layers[-int(name[7:])]
     if name in anatomy.taps:
+        refuse_random(name, anatomy.random.get(name, ""))
         return anatomy.taps[name]
     if name in dict(module.named_modules()) and name:
-        return tap_at(record(module, kwargs=tensors), name)
+        trace = record(module, kwargs=tensors)
+        tap = tap_at(trace, name)
+        drawn = listed(words(sources(trace, _read_at(trace, tap))))
+        if drawn and not _is_seeded(module, tensors, trace):
+            refuse_random(name, drawn)
+        return tap
     known = [tap for tap in anatomy.taps if tap not in layers]
     if layers:
         known.append(f"{layers[0]} … {layers[-1]}")
@@ -124,6 +145,20 @@ def choose_tap(
         f"this model has no tap {name!r}; it has {', '.join(known)}, or name one of its modules "
         "(penult inspect shows them)"
     )
+
+
+def refuse_random(name: str, drawn: str) -> None:
+    """Refuse a tap that random numbers reach. drawn: the operations that draw them, if any do.
+
+    Raises:
+        TapError: what draws them, and what would work.
+    """
+    if drawn:
+        raise TapError(
+            f"tap {name!r} gives another vector in every pass, since random numbers reach it "
+            f"({drawn}): read a tap in front of these, or turn them off in the model (a functional "
+            "dropout takes training=self.training)"
+        )
 
 
 def _behind(trace: Trace, backbone: Tap | None) -> frozenset[str]:

@@ -7,7 +7,8 @@ around them. What does reach them around is listed, in words, as the reason to r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -16,14 +17,13 @@ import torch
 from penult.errors import HeadNotFound, UsageError
 from penult.tracing.head import (
     LINEAR_AFTER,
-    SHAPE_ONLY,
     VIEWS,
     Head,
     find_head,
     logits_of,
     read_logits,
 )
-from penult.tracing.trace import Op, TensorRead, Trace
+from penult.tracing.trace import SHAPE_ONLY, Op, TensorRead, Trace
 from penult.tracing.weight_layers import carries, entering, is_weight_layer, operands
 
 _NORMS = {"aten.native_layer_norm", "aten.native_group_norm", "aten.native_batch_norm",
@@ -33,6 +33,12 @@ _FEATURE_NORMS = {"aten.native_layer_norm", "aten.native_group_norm", "aten._fus
 _ACTIVATIONS = {f"aten.{name}{suffix}" for suffix in ("", "_") for name in (
     "relu", "gelu", "silu", "hardswish", "hardtanh", "leaky_relu", "elu", "mish",
     "clamp_min")}  # fmt: skip
+
+# Operations that take parts of a tensor.
+_PARTS = frozenset(
+    f"aten.{name}" for name in ("unbind", "select", "slice", "split", "split_with_sizes")
+)
+_COPIES = VIEWS | {"aten.clone"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +65,14 @@ class Subgraph:
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """Where to cut. tail: what runs between the cut and the logits."""
+    """Where to cut. tail: what runs between the cut and the logits. joined: the head ran over parts
+    of the batch, and what these were taken from is cut."""
 
     head: Head
     places: tuple[CutPoint, ...]
     logits: TensorRead
     tail: Subgraph
+    joined: bool = False
 
 
 def subgraph(trace: Trace, root: TensorRead, places: Iterable[CutPoint]) -> Subgraph:
@@ -100,21 +108,68 @@ def find_boundary(
     """
     head = find_head(trace, output) if named is None else _named_head(trace, output, named)
     root = read_logits(trace, output)
+    sizes = tuple(root.tensor.shape)
     if named is None:
-        places = _places(trace, head, tuple(root.tensor.shape))
+        entered = [*_entered(head, sizes)]
+        joined = _joined(entered, sizes)
+        places = _places(trace, head, sizes, joined)
         _refuse_encoders(trace, head, root, places)
     else:
         calls = trace.calls_of(named)
-        entered = [CutPoint(read, call.first) for call in calls for read in call.inputs]
-        entered = [p for p in entered if p.read.depends and carries(p.tensor)]
-        places = _independent(trace, _once(entered))
-    return Boundary(head, tuple(places), root, subgraph(trace, root, places))
+        inputs = [CutPoint(read, call.first) for call in calls for read in call.inputs]
+        entered = [p for p in inputs if p.read.depends and carries(p.tensor)]
+        joined = _joined(entered, sizes)
+        places = _independent(trace, _once(joined))
+    tail = subgraph(trace, root, places)
+    parted = any(one is not other for one, other in zip(joined, entered, strict=True))
+    return Boundary(head, tuple(places), root, tail, parted)
 
 
-def _places(trace: Trace, head: Head, sizes: Sequence[int]) -> list[CutPoint]:
+def _entered(head: Head, sizes: Sequence[int]) -> Iterator[CutPoint]:
+    for op in head.ops:
+        yield from (stepped_back(op, sizes, read) for read in operands(op) if read.depends)
+
+
+def _joined(places: Sequence[CutPoint], sizes: Sequence[int]) -> list[CutPoint]:
+    """The same, but parts of a batch, such as its samples one by one, become what they are parts
+    of. sizes: of the logits, the batch first."""
+    batch = (*sizes, 1)[0]
+    wholes = [_whole(place, batch) for place in places]
+    parts = Counter(id(whole.tensor) for whole in wholes if whole is not None)
+    found = []
+    for place, whole in zip(places, wholes, strict=True):
+        is_part = whole is not None and (
+            not _leads(place.read, batch) or parts[id(whole.tensor)] >= batch > 1
+        )
+        found.append(whole if whole is not None and is_part else place)
+    return found
+
+
+def _whole(place: CutPoint, batch: int) -> CutPoint | None:
+    """The batch that a tensor is a part of, along the first axis; None if it is no part of one."""
+    read = place.read
+    while (op := read.producer) is not None and op.name in _PARTS | _COPIES:
+        source = next((r for r in op.reads if r.depends), None)
+        if source is None or (op.name in _PARTS and not _along_first_axis(op)):
+            break
+        if op.name in _PARTS and _leads(source, batch):
+            return CutPoint(source, op.index)
+        read = source
+    return None
+
+
+def _along_first_axis(op: Op) -> bool:
+    """Whether an operation takes parts along the first axis."""
+    place = 1 if op.name in {"aten.unbind", "aten.select", "aten.slice"} else 2
+    axis = op.args[place] if len(op.args) > place else op.kwargs.get("dim", 0)
+    return axis in (0, -op.reads[0].tensor.ndim)
+
+
+def _places(
+    trace: Trace, head: Head, sizes: Sequence[int], entered: Sequence[CutPoint]
+) -> list[CutPoint]:
     """What enters the head's layers, and the features that meet weights made from the input."""
-    pairs = [(op, read) for op in head.ops for read in operands(op) if read.depends]
-    entered = _once(stepped_back(op, sizes, read) for op, read in pairs)
+    entered = _once(entered)
     # LoRA's second matrix reads A·z, the base weight z itself. But the stages of a backbone that
     # has a head after each of them are no part of a head, so what bends is not put into it.
     met = _once(stepped_back(op, sizes, read) for op, read in head.features)

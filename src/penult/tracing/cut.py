@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from penult.tracing.weight_layers import entering, weight_of
 
 _AFFINE = {"aten.addmm", "aten.mm", "aten.linear", "aten.matmul"}
 _SCALED = {"aten.div", "aten.mul", "aten.div_", "aten.mul_"}
+_JOINS = {"aten.stack", "aten.cat"}
 _SIZED = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten.expand"}
 
 
@@ -97,7 +99,7 @@ class Move:
         read = logits
         while read.producer is not None and id(read.tensor) not in scores:
             needed = {id(r.tensor): r for r in read.producer.reads if r.depends}
-            if len(needed) > 1:
+            if len(needed) > 1 or read.producer.name in _JOINS:  # of one sample, maybe
                 return [*late, read]
             if not needed:
                 return []
@@ -249,10 +251,19 @@ def cut(target: SplitTarget, trace: Trace, inputs: CallInputs) -> PassCut:
     names = {id(tensor): name for name, tensor in target.weights().items()}
     move = _move(trace, boundary, inputs)
     lister = Lister(trace, names)
+    by_sample = move is None and _are_samples(boundary)
     if move is None:
         values = tuple(trace.value(p.tensor, p.at).clone() for p in boundary.places)
-        for place in boundary.places:
-            lister.enter(place.tensor)
+        entered = [place.tensor for place in boundary.places]
+        if by_sample:
+            parted = all(value.shape[:1] == (1,) for value in values)
+            values = (torch.cat(values) if parted else torch.stack(values),)
+            lister.enter(values[0])
+            apart = (torch.split, (values[0], 1)) if parted else (torch.unbind, (values[0],))
+            lister.add(apart[0], apart[0].__name__, (apart[1], {}), entered)
+        else:
+            for tensor in entered:
+                lister.enter(tensor)
         lister.add_up_to(boundary.logits, boundary.places)
     else:
         values = (move.prelogits,)
@@ -260,7 +271,7 @@ def cut(target: SplitTarget, trace: Trace, inputs: CallInputs) -> PassCut:
     sizes = [size for value in values for size in value.shape]
     logits = boundary.logits.tensor
     listing = lister.finish(sizes, logits)
-    plan = plan_capture(trace, boundary) if move is None else None
+    plan = None if move is not None or by_sample else plan_capture(trace, boundary)
     return PassCut(values, listing, logits.detach().clone(), boundary.head.names, plan)
 
 
@@ -282,7 +293,8 @@ def cut_by_hooks(target: SplitTarget, inputs: CallInputs, first: PassCut) -> Pas
 def _move(trace: Trace, boundary: Boundary, inputs: CallInputs) -> Move | None:
     """Picking and averaging behind the head, where there is some to be moved in front of it."""
     around = boundary.tail.open
-    if not around and len(boundary.places) == 1 and not _is_folded(boundary):
+    alone = len(boundary.places) == 1 and not boundary.joined and not _is_folded(boundary)
+    if not around and alone:
         return None
     try:
         return Move(trace, boundary)
@@ -307,6 +319,14 @@ def _is_folded(boundary: Boundary) -> bool:
     if not entered.ndim or not logits.ndim or not logits.shape[0]:
         return False
     return entered.shape[0] > logits.shape[0] and entered.shape[0] % logits.shape[0] == 0
+
+
+def _are_samples(boundary: Boundary) -> bool:
+    """Whether each sample enters the head on its own."""
+    shapes = [tuple(place.tensor.shape) for place in boundary.places]
+    samples = (*boundary.logits.tensor.shape, 0)[0]
+    alike = len(set(shapes)) == 1 and len(shapes) == samples
+    return alike and (len(shapes[0]) == 1 or shapes[0][:1] != (samples,))
 
 
 def _list_moved(lister: Lister, move: Move, z: Tensor, boundary: Boundary) -> None:
@@ -347,45 +367,96 @@ class Fitting:
     def program(
         self, noted: Sequence[tuple[str, PassCut]], inputs: CallInputs
     ) -> tuple[Program, list[tuple[str, PassCut]]]:
-        """A program for all the cuts; where none fits all, one for single samples and one for
-        larger batches. With it, the cuts of more inputs that this took, and what they are.
+        """A program for all the cuts; where none fits all, the one for single samples, run sample
+        by sample, or one for single samples and one for larger batches. With it, the cuts of more
+        inputs that this took, and what they are.
 
         noted: the cuts of other inputs than the example, and what these are.
 
         Raises:
             HeadNotFound: no program fits.
         """
-        others = [one for _, one in noted]
-        reason = HeadNotFound("what follows the head is not the same for every shape")
+        cuts = [self.first, *(one for _, one in noted)]
+        reason, program = HeadNotFound("the model takes inputs of one shape alone"), None
         try:
-            program = self.first.program(others)
-            if all(self._fits(program, one) for one in others):
+            program = _program_of(cuts)
+            if all(self.fits(program, one) for one in cuts):
                 return program, []
         except HeadNotFound as error:
             reason = error
         lengths = any("another length" in note for note, _ in noted)
-        more = list(self._by_batch(inputs)) if lengths else []
-        cuts = [self.first, *others, *(one for _, one in more)]
-        # Torch's own shortcuts make these two forms: einsum drops axes of size 1.
-        single = [one for one in cuts if one.values[0].shape[0] == 1]
-        several = [one for one in cuts if one.values[0].shape[0] != 1]
-        if not single or not several:
+        more: list[tuple[str, PassCut]] = []
+        # A loop over samples takes as many operations as there are. And torch's own shortcuts make
+        # two forms of an operation: einsum drops axes of size 1.
+        forms = (_sample_by_sample, _by_batch)
+        for form, further in zip(forms, self._further(inputs, lengths), strict=True):
+            more += further
+            found = [*cuts, *(one for _, one in more)]
+            try:
+                other = form(found)
+                if all(self.fits(other, one) for one in found):
+                    return other, more
+            except HeadNotFound:
+                continue
+        if program is None:
             raise reason
-        return replace(several[0].program(several[1:]), single=single[0].program(single[1:])), more
+        return program, []  # by how much the law fails is told
 
-    def _fits(self, program: Program, one: PassCut) -> bool:
+    def fits(self, program: Program, one: PassCut) -> bool:
+        """Whether the law holds for a cut."""
         return law_error(self.target, program, one, self.largest) <= TOLERANCE
 
-    def _by_batch(self, inputs: CallInputs) -> Iterator[tuple[str, PassCut]]:
-        """So that batches of one and of several are both seen at two lengths."""
-        one, three = other_batch(inputs, 1), other_batch(inputs, 3)
-        if one is None or three is None:
-            return
-        tries = (("batch 1", [one]), ("batch 3 and another length", [*other_lengths(three)][:2]))
-        for note, variants in tries:
+    def _further(self, inputs: CallInputs, lengths: bool) -> Iterator[list[tuple[str, PassCut]]]:
+        """Cuts of further inputs: so that single samples are seen at two lengths; then so that
+        larger batches are, in two sizes. lengths: whether the model takes another one."""
+        one, two, three = (other_batch(inputs, size) for size in (1, 2, 3))
+        yield [*self._cuts({"batch 1": [one]} if lengths and inputs.batch != 1 else {})]
+        tries = {"batch 2": [two]} if inputs.batch in (1, 3) else {}
+        if lengths and three is not None:
+            tries["batch 3 and another length"] = [*islice(other_lengths(three), 2)]
+        yield [*self._cuts(tries)]
+
+    def _cuts(
+        self, tries: Mapping[str, Sequence[CallInputs | None]]
+    ) -> Iterator[tuple[str, PassCut]]:
+        """For each note the cut of the first input that the model takes."""
+        for note, variants in tries.items():
             for variant in variants:
+                if variant is None:
+                    continue
                 try:
                     yield note, cut(self.target, *self.target.record(variant))
                     break
                 except (HeadNotFound, RuntimeError, ValueError, TypeError, IndexError):
                     continue
+
+
+def _batch(one: PassCut) -> int:
+    """The size of the first axis of what was cut."""
+    shape = one.values[0].shape
+    return shape[0] if shape else 1
+
+
+def _program_of(cuts: Sequence[PassCut]) -> Program:
+    return cuts[0].program(cuts[1:])
+
+
+def _sample_by_sample(cuts: Sequence[PassCut]) -> Program:
+    """The program for one sample, which runs for each."""
+    single = [one for one in cuts if _batch(one) == 1]
+    for one in cuts:
+        axes = [value.shape[:1] for value in (*one.values, one.logits)]
+        if not axes[0] or any(axis != axes[0] for axis in axes):
+            raise HeadNotFound("what enters the head has no axis of samples")
+    if not single:
+        raise HeadNotFound("the model takes no single sample")
+    return replace(_program_of(single), by_sample=True)
+
+
+def _by_batch(cuts: Sequence[PassCut]) -> Program:
+    """A program for single samples, and one for larger batches."""
+    single = [one for one in cuts if _batch(one) == 1]
+    several = [one for one in cuts if _batch(one) != 1]
+    if not single or not several:
+        raise HeadNotFound("the model takes batches of one size alone")
+    return replace(_program_of(several), single=_program_of(single))

@@ -61,11 +61,14 @@ class SplitTarget:
             return logits_of(self.model(*copy.args, **copy.kwargs), self.output).clone()
 
     def record(
-        self, inputs: CallInputs, decide: Callable[[Any], Any] | None = None
+        self,
+        inputs: CallInputs,
+        decide: Callable[[Any], Any] | None = None,
+        chance: Callable[[Any], Any] | None = None,
     ) -> tuple[Trace, CallInputs]:
-        """A recorded pass, and the very tensors that it was run on. decide: see `record`."""
+        """A recorded pass, and the very tensors that it was run on. decide, chance: as there."""
         copy = inputs.copy()
-        return record(self.model, copy.args, copy.kwargs, decide), copy
+        return record(self.model, copy.args, copy.kwargs, decide, chance), copy
 
     def others(
         self, example: CallInputs, given: CallInputs | None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from penult.errors import HeadNotFound, UsageError
-from penult.tracing.trace import Op, TensorRead, Trace, tensors_in
+from penult.tracing.trace import SHAPE_ONLY, Op, TensorRead, Trace, tensors_in
 from penult.tracing.weight_layers import (
     CONTRACTIONS,
     carriers,
@@ -23,15 +23,6 @@ from penult.tracing.weight_layers import (
     plain_name,
     weight_of,
 )
-
-# Operations whose result has nothing of their operand but its shape.
-SHAPE_ONLY = frozenset(
-    f"aten.{name}"
-    for name in (
-        "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full",
-        "new_empty", "zero_",
-    )
-)  # fmt: skip
 
 # Operations that give another view of the same numbers.
 VIEWS = frozenset(

@@ -187,6 +187,80 @@ def other_lengths(inputs: CallInputs) -> Iterator[CallInputs]:
         yield from _shortened(inputs)
 
 
+# Batch sizes, odd ones first; even ones for models that fold two views of an item into the batch.
+_ODD, _EVEN = (5, 17, 7, 11), (4, 16, 8, 6)
+_LARGE = 2**23  # numbers in a batch that is not small
+
+
+def held_out(
+    inputs: CallInputs, batches: bool, other: CallInputs | None
+) -> Iterator[list[Variant]]:
+    """Batch sizes and lengths that nothing was fitted to: for each check, what to try in order.
+
+    batches: whether the model takes odd batches. other: an input of another length that it takes,
+    if it takes any.
+    """
+    most = max((value.numel() for value in inputs.tensors().values()), default=0)
+    most //= max(inputs.batch or 1, 1)
+    sizes = [
+        size
+        for size in (_ODD if batches else _EVEN)
+        if size * most <= _LARGE and size != inputs.batch
+    ]
+    for number, size in enumerate([*sizes, 2, 4][:4]):
+        variants = [*_held_out(inputs, size, other, number)]
+        if not batches and other is not None:  # most likely it takes single items alone
+            single = [*_held_out(inputs, 1, other, number)]
+            variants = [*variants[-1:], *single[:-1]]
+        yield variants
+
+
+def _held_out(
+    inputs: CallInputs, size: int, other: CallInputs | None, number: int
+) -> Iterator[Variant]:
+    """A batch of so many at further lengths, then at the inputs' own."""
+    batch = other_batch(inputs, size)
+    if batch is None:
+        return
+    if any(value.is_floating_point() for value in inputs.tensors().values()):
+        batch = other_values(batch, seed=10 + number)
+    if other is not None:
+        for variant in _further_lengths(batch, other, number):
+            yield Variant(variant, f"batch {size} and a further length")
+    yield Variant(batch, f"batch {size}")
+
+
+def _further_lengths(inputs: CallInputs, other: CallInputs, number: int) -> Iterator[CallInputs]:
+    """Lengths that differ from those of the inputs and of `other`, and for each number; in the
+    axes in which these two differ. Short ones first."""
+    mine, theirs = _largest(inputs), _largest(other)
+    if mine is None or theirs is None:
+        return
+    changes = {
+        axis: theirs.shape[axis] - size
+        for axis, size in enumerate(mine.shape)
+        if axis and theirs.shape[axis] != size
+    }
+    rank = mine.ndim
+    if {rank - 2, rank - 1} == {*changes} and rank > 3:
+        rows, columns = changes.values()
+        steps = (8, 17) if rows % 2 else (abs(rows), abs(columns))
+        for times in (-1 - number, 2 + number):
+            height, width = (
+                size + times * step for size, step in zip(mine.shape[-2:], steps, strict=True)
+            )
+            if min(height, width) >= 16:
+                yield _resized(inputs, rank, times * steps[0], times * steps[1])
+        return
+    fractions = ((7, 8), (5, 8), (15, 16), (11, 16))  # one frame alone is a case of its own
+    for over, under in (fractions[number % 4], fractions[(number + 2) % 4]):
+        for axis in [*changes][:1]:
+            length = mine.shape[axis]
+            fewer = length * over // under
+            if 2 <= fewer < length and fewer != theirs.shape[axis]:
+                yield _cut_to(inputs, axis, length, fewer)
+
+
 def _largest(inputs: CallInputs) -> Tensor | None:
     """The tensor with most axes; of several, that with most numbers."""
     tensors = inputs.tensors().values()
@@ -218,7 +292,7 @@ def _cut_to(inputs: CallInputs, axis: int, length: int, fewer: int) -> CallInput
 
 
 def _resized(inputs: CallInputs, rank: int, rows: int, columns: int) -> CallInputs:
-    """Images with more rows and columns, by repetition of what is there."""
+    """Images with more rows and columns, by repetition of what is there; or with fewer."""
     changed = []
     for value in inputs.tensors().values():
         if value.ndim == rank:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from penult.errors import HeadNotFound, ModelError, TapError, UsageError
-from penult.tracing.anatomy import Anatomy
+from penult.tracing.anatomy import Anatomy, refuse_random
 from penult.tracing.certificate import Certificate
 from penult.tracing.onnx_graph import Array, Feeds, OnnxGraph
 from penult.tracing.onnx_head import CONTRACTIONS, NESTED, RESHAPES, GraphHead
@@ -250,6 +250,11 @@ def dissect_graph(cut: GraphCut) -> Anatomy:
         logits=cut.shapes[cut.logits],
         behind=frozenset(node.writes[0] for node in behind),
         certificate=certificate,
+        random={
+            name: ", ".join(cut.drawn[tap.module])
+            for name, tap in taps.items()
+            if tap.module in cut.drawn
+        },
     )
 
 
@@ -263,6 +268,8 @@ def tap_of_graph(cut: GraphCut, name: str) -> Tap:
     numbered = [tap for tap in taps if tap.startswith("layer:")]
     if name.startswith("layer:-") and name[7:].isdigit() and 0 < int(name[7:]) <= len(numbered):
         name = numbered[-int(name[7:])]
+    place = taps[name].module if name in taps else name
+    refuse_random(name, ", ".join(cut.drawn.get(place, ())))
     if name in taps:
         return taps[name]
     if name in cut.graph.depends:

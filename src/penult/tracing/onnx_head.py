@@ -46,6 +46,25 @@ _NORMS = _FEATURE_NORMS | {"BatchNormalization"}
 _ACTIVATIONS = {"Relu", "Gelu", "Elu", "LeakyRelu", "HardSwish", "Mish", "Clip", "Erf", "PRelu"}
 
 
+# Operations that draw random numbers; a Dropout does where it is told that this is training.
+_DRAWING = frozenset(
+    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split()
+)
+
+
+def _draws(graph: OnnxGraph, proto: Any) -> bool:
+    """Whether an operation, or one of a graph inside of it, draws random numbers."""
+    if proto.op_type in _DRAWING:
+        return True
+    if proto.op_type == "Dropout" and len(proto.input) > 2 and proto.input[2]:
+        training = graph.constant(proto.input[2])
+        ratio = graph.constant(proto.input[1]) if proto.input[1] else None
+        off = training is not None and not training.any()
+        return not (off or (ratio is not None and not ratio.any()))
+    inside = [nested for one in proto.attribute for nested in (*one.graphs, one.g)]
+    return any(_draws(graph, node) for nested in inside for node in nested.node)
+
+
 @dataclass(frozen=True, slots=True)
 class GraphHeadCut:
     """Where a graph is cut. heads: the last nodes with weights. places: the tensors that enter
@@ -75,6 +94,17 @@ class GraphHead:
     def shapes(self) -> dict[str, Shape]:
         """Every tensor's shape on the first example."""
         return self.graph.parts.shapes(self.examples[0])
+
+    @cached_property
+    def drawn(self) -> dict[str, tuple[str, ...]]:
+        """For each tensor that random numbers reach: the operations that draw them."""
+        found: dict[str, tuple[str, ...]] = {}
+        for node in self.graph.nodes:
+            reaching = [] if node.op in SHAPE_ONLY else [found.get(name, ()) for name in node.reads]
+            words = [f"{node.op} {node.name!r}"] if _draws(self.graph, node.proto) else []
+            both = tuple(dict.fromkeys([*(one for some in reaching for one in some), *words]))
+            found |= dict.fromkeys(node.writes, both) if both else {}
+        return found
 
     @property
     def n_logits(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,17 @@ from penult.tracing.onnx_head import GraphHead
 from penult.tracing.taps import Tap
 
 
+HELD_OUT = (5, 17)  # batch sizes
+LENGTHS = (0.9, 0.6)  # of the example's
+
+
 def prove(cut: GraphHead) -> Certificate:
     """Run both halves and the whole on several inputs, and compare.
 
     Raises:
         HeadNotFound: there is nothing to prove.
     """
+    require_unrandom(cut)
     places = cut.cut.places
     outputs = list(dict.fromkeys([cut.logits, cut.output]))
     tolerance = tolerance_of(cut)
@@ -39,10 +45,34 @@ def prove(cut: GraphHead) -> Certificate:
         Check("power", power >= needed, power, "the logits of two inputs differ"),
     ]
     if cut.graph.any_batch:
-        checks.append(_batch(halves, cut.examples[:2], expected[:2]))
-    if shorter := _shorter(cut.graph, cut.examples[0]):
-        checks.append(_other_length(halves, shorter))
+        examples, rows = cut.examples[:2], expected[:2]
+        checks.append(_batch(halves, examples, rows, "other batch size"))
+        for size in HELD_OUT:
+            more = _repeated(examples, size), _repeated(rows, size)
+            checks.append(_batch(halves, *more, "held out"))
+    for name, part in (("other length", 0.75), *(("held out", part) for part in LENGTHS)):
+        if shorter := _shorter(cut.graph, cut.examples[0], part):
+            checks.append(_other_length(halves, shorter, name))
     return _judged(checks, power, needed)
+
+
+def _repeated(values: Sequence[Any], size: int) -> list[Any]:
+    return [values[number % len(values)] for number in range(size)]
+
+
+def require_unrandom(cut: GraphHead) -> None:
+    """Refuse a graph that draws random numbers on the way to its logits.
+
+    Raises:
+        HeadNotFound: the operations that draw them.
+    """
+    found = (*cut.drawn.get(cut.logits, ()), *cut.drawn.get(cut.output, ()))
+    if found:
+        named = ", ".join(dict.fromkeys(found))
+        raise HeadNotFound(
+            f"random numbers reach the logits ({named}), so no cut can give what the graph "
+            "returns; export the model in eval mode"
+        )
 
 
 _EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # from 1 to the next number
@@ -125,15 +155,17 @@ def _round_trip(
     return Check("round trip", error <= halves.tolerance, error, note)
 
 
-def _batch(halves: Halves, examples: Sequence[Feeds], expected: Sequence[Sequence[Array]]) -> Check:
+def _batch(
+    halves: Halves, examples: Sequence[Feeds], expected: Sequence[Sequence[Array]], name: str
+) -> Check:
     """Another batch size, and every item in it as it is alone."""
     batch = {name: np.concatenate([feeds[name] for feeds in examples]) for name in examples[0]}
     note = f"a batch of {len(examples)} against the same items alone"
     try:
         error = halves.error(batch, [np.concatenate(rows) for rows in zip(*expected, strict=True)])
     except ValueError as problem:
-        return _unless_whole(halves, batch, "other batch size", problem)
-    return Check("other batch size", error <= halves.tolerance, error, note)
+        return _unless_whole(halves, batch, name, problem)
+    return Check(name, error <= halves.tolerance, error, note)
 
 
 def _unless_whole(halves: Halves, feeds: Feeds, name: str, problem: ValueError) -> Check:
@@ -141,30 +173,31 @@ def _unless_whole(halves: Halves, feeds: Feeds, name: str, problem: ValueError) 
     try:
         halves.whole(feeds)
     except ValueError:
-        return Check(name, True, None, "the graph itself does not take it")
+        size = len(next(iter(feeds.values())))
+        return Check(name, True, None, f"batch {size}: the graph itself does not take it")
     return Check(name, False, None, f"the whole takes it, its halves don't: {problem}")
 
 
-def _shorter(graph: OnnxGraph, feeds: Feeds) -> dict[str, Array] | None:
+def _shorter(graph: OnnxGraph, feeds: Feeds, part: float) -> dict[str, Array] | None:
     """A shorter input, where the graph leaves a length free."""
     port = graph.inputs[0]
     if len(graph.inputs) != 1 or port.shape is None or port.shape[-1] is not None:
         return None
     values = feeds[port.name]
-    length = max(1, values.shape[-1] * 3 // 4)
+    length = max(1, int(values.shape[-1] * part))
     return {port.name: np.ascontiguousarray(values[..., :length])}
 
 
-def _other_length(halves: Halves, feeds: Feeds) -> Check:
+def _other_length(halves: Halves, feeds: Feeds, name: str) -> Check:
     try:
         expected = halves.whole(feeds)
     except ValueError:
-        return Check("other length", True, None, "the graph itself does not take it")
+        return Check(name, True, None, "a shorter input: the graph itself does not take it")
     try:
         error = halves.error(feeds, expected)
     except ValueError as problem:
-        return Check("other length", False, None, f"the head alone does not take it: {problem}")
-    return Check("other length", error <= halves.tolerance, error, "a shorter input")
+        return Check(name, False, None, f"the head alone does not take it: {problem}")
+    return Check(name, error <= halves.tolerance, error, "a shorter input")
 
 
 def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:

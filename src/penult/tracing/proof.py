@@ -1,16 +1,17 @@
 """Prove a cut: run the model on inputs that differ, and measure that the law holds for each.
 
-The law is logits(prelogits(x)) = f(x), where `logits` sees nothing but the prelogits. Seven to
-eleven forward passes: a plain and a recorded one over the example, one for each other input, one
-with the prelogits exchanged, one or two with branches on tensor values inverted if it takes any,
-and a plain one at the end. Those over other inputs are recorded too, unless what follows the head
-is a linear layer: its operations are the same for every input, and the law shows it.
+The law is logits(prelogits(x)) = f(x), where `logits` sees nothing but the prelogits. Nine to
+thirteen forward passes: a plain and a recorded one over the example, one for each other input, one
+with the prelogits exchanged, two over batches and lengths that nothing was fitted to, one or two
+with branches on tensor values inverted if it takes any, and a plain one at the end. Those over
+other inputs are recorded too, unless what follows the head is a linear layer: its operations are
+the same for every input, and the law shows it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +25,8 @@ from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
 from penult.tracing.cut import Fitting, PassCut, cut, cut_by_hooks, law_error
 from penult.tracing.forward import SplitTarget, State, moving_size, relative
 from penult.tracing.head import logits_of
-from penult.tracing.inputs import CallInputs, kinds_of_others
+from penult.tracing.inputs import CallInputs, Variant, held_out, kinds_of_others
+from penult.tracing.randomness import Randomness, listed, states_of
 from penult.tracing.replay import Program
 from penult.tracing.trace import Inversion, Trace, address_of, run_swapped
 
@@ -71,10 +73,12 @@ def prove(
         checks = prover.checks
         del trace, inputs  # every activation of a pass: one such at a time is enough
         prover.weights_loaded(missing)
+        prover.no_draws()
         prover.same_twice(plain)
         prover.powered()
         prover.interchanged()
         prover.round_trips()
+        prover.held_out()
         prover.control_flow()
         prover.same_afterwards(state)
     except HeadNotFound as error:
@@ -99,6 +103,15 @@ _STATE = (
 )
 
 
+_FIXED = (
+    ", so no cut can give what the model returns; give a functional dropout "
+    "training=self.training, or a model with fixed scores"
+)
+_COUNTS = {"power", "weights loaded", "random operations"}  # checks whose figure is no error
+_HELD_OUT = 2  # shapes that the law is tried with and that no program was fitted to
+_REFITS = 2
+
+
 class _InputRefused(Exception):
     """The model does not take an input that was made for the proof."""
 
@@ -120,8 +133,11 @@ class _Prover:
         self._second: tuple[CallInputs, PassCut] | None = None
         boundary = find_boundary(trace, target.output, target.named)
         self._swaps = _swaps(trace, boundary)
+        self._random = Randomness.of(trace, boundary.logits)
         self._used = trace.weights_used([boundary.logits])
         self._deciding = list(dict.fromkeys(name or "the model" for name in trace.decisions))
+        self._cuts: list[tuple[str, PassCut]] = []  # that the program is fitted to
+        self._taken: list[Variant] = []  # of other shapes
         self._largest = float("inf")  # scores beyond this are fillers
         self._linear = first.program() if first.listing.is_linear else None
 
@@ -147,6 +163,43 @@ class _Prover:
             f"{len(self._used)} tensors lead to the logits, {len(absent)} not loaded",
             f"{named} on the way to the logits was not loaded: the scores are random",
         )
+
+    def no_draws(self) -> None:
+        """No random number on the way to the logits; others are told."""
+        found = self._random
+        if not found.states:
+            return
+        note = f"drawn elsewhere, and not on the way to the logits: {listed(found.elsewhere)}"
+        why = ""
+        if (found.reaching or found.read) and self._seeded():
+            note = "every pass draws from the same seed, which the model sets"
+        elif found.reaching:
+            why = f"random numbers reach the logits ({listed(found.reaching)}){_FIXED}"
+        elif found.read and not self._unmoved_by_chance():
+            why = f"random numbers decide how the scores are computed (in {listed(found.read)})"
+            why += _FIXED
+        count = float(len(found.reaching) + len(found.read)) if why else 0.0
+        note = listed(found.reaching or found.read) if why else note
+        self._check("random operations", not why, count, note, why)
+
+    def _seeded(self) -> bool:
+        """Whether another pass draws the same numbers, from the same states of the generator."""
+        return states_of(self.target.record(self.example)[0]) == self._random.states
+
+    def _unmoved_by_chance(self) -> bool:
+        """Whether the logits stay when random values that Python reads are turned round."""
+        for forced in (1e30, -1e30):
+            inversion = Inversion(forced)
+            try:
+                trace, _ = self.target.record(self.example, chance=inversion)
+                error = relative(logits_of(trace.output, self.target.output), self.first.logits)
+            except Exception:  # it takes no such value
+                return False
+            if error > TOLERANCE:
+                return False
+            if not inversion.floats:
+                break
+        return True
 
     def same_twice(self, plain: Tensor | None) -> None:
         """The recorded pass gives what the plain one gave."""
@@ -256,32 +309,67 @@ class _Prover:
     def round_trips(self) -> None:
         """Closed form on the example, then the law for every other input."""
         assert self._second is not None
-        cuts = [("other values", self._second[1])]
+        self._cuts = [("other values", self._second[1])]
         for variants in kinds_of_others(self._second[0]):
-            for variant in variants:
-                try:
-                    cuts.append((variant.note, self._cut(variant.inputs)))
-                except _InputRefused:
-                    continue
-                except HeadNotFound as error:
-                    raise HeadNotFound(f"with {variant.note}, {error}") from error
-                break
-            else:
-                self.checks.append(
-                    Check(
-                        "round trip",
-                        True,
-                        None,
-                        f"{variants[-1].note if variants else 'other shape'}: "
-                        "not applicable, the model refuses it",
-                    )
-                )
-        fitting = Fitting(self.target, self.first, self._largest)
-        self.program, more = fitting.program(cuts, self._second[0])
-        cuts += more
+            found = self._first_taken("round trip", variants)
+            if found is not None:
+                variant, one = found
+                self._cuts.append((variant.note, one))
+                self._taken.append(variant)
+        self._fit()
         self._law("closed form", "replay on the captured tensor", self.first)
-        for note, other in cuts:
+        for note, other in self._cuts:
             self._law("round trip", note, other)
+
+    def _fit(self) -> None:
+        assert self._second is not None
+        fitting = Fitting(self.target, self.first, self._largest)
+        self.program, more = fitting.program(self._cuts, self._second[0])
+        self._cuts += more
+
+    def _first_taken(
+        self, name: str, variants: Sequence[Variant]
+    ) -> tuple[Variant, PassCut] | None:
+        """The first of several inputs that the model takes, cut; None, and a check that says so,
+        where it refuses all of them."""
+        for variant in variants:
+            try:
+                return variant, self._cut(variant.inputs)
+            except _InputRefused:
+                continue
+            except HeadNotFound as error:
+                raise HeadNotFound(f"with {variant.note}, {error}") from error
+        note = variants[-1].note if variants else "other shape"
+        refused = f"{note}: not applicable, the model refuses it"
+        self.checks.append(Check(name, True, None, refused))
+        return None
+
+    def held_out(self) -> None:
+        """The law for two batch sizes and two lengths that the program was not fitted to, where
+        the model takes them. One that breaks it is fitted to, and others are held out."""
+        assert self._second is not None and self.program is not None
+        batches = any(one.inputs.batch not in (1, self.example.batch) for one in self._taken)
+        other = next((v.inputs for v in self._taken if "another length" in v.note), None)
+        passed: list[tuple[str, PassCut]] = []
+        refits = 0
+        for variants in held_out(self._second[0], batches, other):
+            found = self._first_taken("held out", variants)
+            if found is None:
+                break
+            note, one = found[0].note, found[1]
+            if refits < _REFITS and self._law_error(self.program, one) > TOLERANCE:
+                refits += 1
+                self._cuts.append((note, self._recorded(found[0])))
+                try:
+                    self._fit()
+                except HeadNotFound as error:
+                    raise HeadNotFound(f"with {note}, {error}") from error
+                continue
+            passed.append((note, one))
+            if len(passed) == _HELD_OUT:
+                break
+        for note, one in passed:
+            self._law("held out", note, one)
 
     def _cut(self, inputs: CallInputs) -> PassCut:
         """A pass over another input, cut: a plain one with hooks where what follows the head is a
@@ -292,9 +380,10 @@ class _Prover:
             _InputRefused: the model does not take such an input.
         """
         try:
-            if self._linear is not None:
+            known = self.program or self._linear
+            if known is not None:
                 one = cut_by_hooks(self.target, inputs, self.first)
-                if one is not None and self._law_error(self._linear, one) <= TOLERANCE:
+                if one is not None and self._law_error(known, one) <= TOLERANCE:
                     return one
             trace, inputs = self.target.record(inputs)
         except HeadNotFound:
@@ -302,6 +391,9 @@ class _Prover:
         except Exception as error:
             raise _InputRefused(first_line(error)) from error
         return cut(self.target, trace, inputs)
+
+    def _recorded(self, variant: Variant) -> PassCut:
+        return cut(self.target, *self.target.record(variant.inputs))
 
     def _law_error(self, program: Program, one: PassCut) -> float:
         return law_error(self.target, program, one, self._largest)
@@ -321,11 +413,7 @@ class _Prover:
 
     def certificate(self) -> Certificate:
         """The certificate of a proof whose checks all passed."""
-        errors = [
-            c.figure
-            for c in self.checks
-            if c.figure is not None and c.name not in {"power", "weights loaded"}
-        ]
+        errors = [c.figure for c in self.checks if c.figure is not None and c.name not in _COUNTS]
         return Certificate(True, max(errors), self.power, tuple(self.checks))
 
 

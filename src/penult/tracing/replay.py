@@ -9,7 +9,7 @@ tail needs more of the input than the prelogits, and is an error, never a guess.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations
 from math import prod
@@ -21,26 +21,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from penult.errors import HeadNotFound, UsageError
 from penult.tracing.boundary import CutPoint, subgraph
-from penult.tracing.head import SHAPE_ONLY
-from penult.tracing.trace import Op, TensorRead, Trace
+from penult.tracing.steps import LayerSteps, ReplayStep, Shape, Slot, Weight, renumbered
+from penult.tracing.trace import SHAPE_ONLY, Op, TensorRead, Trace
 
 _AXES = {f"aten.{name}" for name in ("permute", "transpose", "unsqueeze", "squeeze", "sum", "mean")}
-_LINEAR = {"aten.t", "aten.mm", "aten.addmm", "aten.linear"}
 _RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape"}
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A value that the program makes, or is given, by number."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A parameter or buffer, looked up in the module at every run."""
-
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +56,6 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayStep:
-    """One operation: `func(*args, **kwargs)`, flattened, with slots, weights and sizes in it."""
-
-    func: Any
-    name: str
-    leaves: tuple[Any, ...]
-    spec: Any
-    makes: tuple[int, ...]
-
-    @property
-    def writes(self) -> bool:
-        """Whether it writes to one of its operands."""
-        schema = getattr(self.func, "_schema", None)
-        return schema is not None and bool(schema.is_mutable)
-
-
-@dataclass(frozen=True, slots=True)
 class Listing:
     """A tail as one trace shows it. sizes: of the tensors that enter, one after the other."""
 
@@ -99,7 +67,7 @@ class Listing:
     def is_linear(self) -> bool:
         """Whether it is a linear layer over (B, D) and nothing else, which torch runs in the same
         way for every B."""
-        return all(step.name in _LINEAR for step in self.steps)
+        return all(step.name == "layer" for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +78,7 @@ class Program:
     ranks: tuple[int, ...]
     result: int
     single: Program | None = None  # what runs instead for a batch of one
+    by_sample: bool = False  # the steps are those of one sample, and run for each
 
     def run(self, values: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
         """The logits. values: the prelogits, which are left as they are."""
@@ -119,6 +88,10 @@ class Program:
         sizes = [size for value in values for size in value.shape]
         if self.single is not None and values[0].shape[0] == 1:
             return self.single.run(values, weights)
+        if self.by_sample and values[0].shape[0] != 1:
+            single = replace(self, by_sample=False)
+            samples = zip(*(torch.split(value, 1) for value in values), strict=True)
+            return torch.cat([single.run(sample, weights) for sample in samples])
         slots: dict[int, Any] = {number: value.clone() for number, value in enumerate(values)}
         for step in self.steps:
             args, kwargs = tree_unflatten(
@@ -142,7 +115,7 @@ def _filled_in(
     if isinstance(leaf, Slot):
         return slots[leaf.number]
     if isinstance(leaf, Weight):
-        leaf = weights[leaf.name]
+        leaf = leaf.at(weights)
     if isinstance(leaf, Tensor):  # the model's own: what would write to it gets a copy
         return leaf.clone() if writes else leaf
     return leaf.at(sizes) if isinstance(leaf, Size | Scalar) else leaf
@@ -155,15 +128,20 @@ class Lister:
         self._trace = trace
         self._weights = weights
         self._slots: dict[int, int] = {}
+        self._turned: dict[int, Weight] = {}  # identity of a transposed weight
         self._kept: list[Tensor] = []  # identities of freed tensors are reused
         self._count = 0
         self._steps: list[ReplayStep] = []
         self._done: set[int] = set()
+        self._shapes: dict[int, Shape] = {}  # of what a slot holds
+        self._entered = 0  # slots that are given
 
     def enter(self, tensor: Tensor) -> int:
         """A new slot, which holds `tensor` from now on."""
         self._slots[id(tensor)] = self._count
+        self._shapes[self._count] = tuple(tensor.shape)
         self._kept.append(tensor)
+        self._entered += not self._steps
         self._count += 1
         return self._count - 1
 
@@ -192,27 +170,50 @@ class Lister:
     def _add_op(self, op: Op) -> None:
         made = op.writes
         if op.name in _RESHAPES:
-            args = (op.args[0], [*op.args[1]])
-            self.add(torch.reshape, "reshape", (args, {}), made)
+            self.add(torch.reshape, "reshape", ((op.args[0], [*op.args[1]]), {}), made)
+        elif op.name == "aten.t" and isinstance(self._reference(op.args[0]), Weight):
+            weight = self._reference(op.args[0])
+            self._turned[id(made[0])] = replace(
+                weight, shape=weight.shape[::-1], turned=not weight.turned
+            )
+            self._kept += made
         elif op.name in SHAPE_ONLY:
             value = self._trace.value(made[0], op.index + 1)  # it may be filled in afterwards
             number = float(value.flatten()[0]) if value.numel() and "empty" not in op.name else 0.0
             kwargs = {"dtype": value.dtype, "device": value.device}
             self.add(torch.full, op.name, (([*value.shape], number), kwargs), made)
         else:
-            self.add(op.func, op.name, (op.args, op.kwargs), made)
+            args: tuple[Any, ...] = op.args
+            if op.name == "aten.index_put_":  # leading axes of one were stripped off, or not
+                args = (*args[:2], self._unstripped(op), *args[3:])
+            self.add(op.func, op.name, (args, op.kwargs), made)
+
+    def _unstripped(self, op: Op) -> Tensor:
+        """What an operation writes, before it was given fewer axes."""
+        value: Tensor = op.args[2]
+        maker = self._trace.makers.get(id(value))
+        if maker is None or maker.name not in _RESHAPES:
+            return value
+        source = maker.reads[0].tensor
+        ones = (1,) * (source.ndim - value.ndim)
+        return source if tuple(source.shape) == (*ones, *value.shape) else value
 
     def _reference(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) in self._slots:
             return Slot(self._slots[id(leaf)])
+        if id(leaf) in self._turned:
+            return self._turned[id(leaf)]
         name = self._weights.get(id(leaf))
-        return Weight(name) if name is not None else leaf
+        return Weight(name, tuple(leaf.shape)) if name is not None else leaf
 
     def finish(self, sizes: Sequence[int], result: Tensor) -> Listing:
         """The listing whose result is the tensor `result`."""
-        return Listing(tuple(self._steps), tuple(sizes), self._slots[id(result)])
+        last = self._slots[id(result)]
+        steps = LayerSteps(self._steps, self._shapes, last).joined()
+        steps, last = renumbered(steps, self._entered, last)
+        return Listing(tuple(steps), tuple(sizes), last)
 
 
 def generalise(listings: Sequence[Listing], ranks: Sequence[int]) -> Program:

@@ -22,6 +22,15 @@ from penult.locking import lock_of
 # Operations whose whole number is a choice among positions, and no length.
 _CHOICES = {f"aten.{name}" for name in ("argmax", "argmin", "max", "min", "topk", "sort")}
 
+# Operations whose result has nothing of their operand but its shape.
+SHAPE_ONLY = frozenset(
+    f"aten.{name}"
+    for name in (
+        "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full",
+        "new_empty", "zero_",
+    )
+)  # fmt: skip
+
 # How values leave torch without an operation.
 _LEAVING = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
 
@@ -37,6 +46,11 @@ class TensorRead:
     producer: Op | None
     depends: bool  # on the model's input
 
+    @property
+    def random(self) -> bool:
+        """Whether numbers that were drawn reach it."""
+        return self.producer is not None and self.producer.random
+
 
 @dataclass(slots=True, eq=False)
 class Op:
@@ -51,6 +65,8 @@ class Op:
     kwargs: dict[str, Any]
     depends: bool
     func: Any = None  # what to call to run it again
+    drawn: int | None = None  # hash of the generator's state, where random numbers are drawn
+    random: bool = False  # whether numbers that were drawn reach the result
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +90,7 @@ class Trace:
     reads: list[TensorRead]
     leaves: dict[int, str]  # storage → name of the parameter or buffer that lives there
     decisions: list[str]  # modules in which Python read values that depend on the input
+    chances: list[str]  # modules in which Python read values that are random
     makers: dict[int, Op] = field(default_factory=dict)  # id of a tensor → what first returned it
     past: dict[int, list[tuple[int, torch.Tensor]]] = field(default_factory=dict)
 
@@ -127,11 +144,16 @@ def _storage(tensor: torch.Tensor) -> int:
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
-        self, inputs: Sequence[torch.Tensor], decide: Callable[[Any], Any] | None = None
+        self,
+        inputs: Sequence[torch.Tensor],
+        decide: Callable[[Any], Any] | None = None,
+        chance: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._decide = decide
+        self._chance = chance
         self.decisions: list[str] = []
+        self.chances: list[str] = []
         self.ops: list[Op] = []
         self.calls: list[Call] = []
         self.stack: list[Call] = []
@@ -166,10 +188,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call.outputs, call.last = self.reads(output), len(self.ops)
         self.calls.append(call)
 
-    def read_by_python(self, value: Any) -> Any:
-        """Note a value that depends on the input; what Python gets in place of it."""
-        self.decisions.append(self.stack[-1].module if self.stack else "")
-        return value if self._decide is None else self._decide(value)
+    def read_by_python(self, value: Any, depends: bool = True, random: bool = False) -> Any:
+        """Note a value that depends on the input, or on chance; what Python gets in place of it."""
+        module = self.stack[-1].module if self.stack else ""
+        for on, notes, other in (
+            (depends, self.decisions, self._decide),
+            (random, self.chances, self._chance),
+        ):
+            if on:
+                notes.append(module)
+                value = value if other is None else other(value)
+        return value
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -184,6 +213,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.past.setdefault(key, []).append((len(self.ops), tensor.clone()))
         if str(func.overloadpacket) == "aten.nonzero" and any(read.depends for read in reads):
             args = (args[0] == 0,) if self.read_by_python(True) is False else args
+        drawn = _generator_state(args, kwargs) if draws(func, args, kwargs) else None
         result = func(*args, **kwargs)
         writes = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         op = Op(
@@ -196,10 +226,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kwargs=kwargs,
             depends=any(read.depends for read in reads),
             func=func,
+            drawn=drawn,
+        )
+        op.random = drawn is not None or (
+            op.name not in SHAPE_ONLY and any(read.random for read in reads)
         )
         self.ops.append(op)
-        if op.depends and _is_decision(op, result):
-            return self.read_by_python(result)
+        decides = op.depends and _is_decision(op, result)
+        chance = op.random and isinstance(result, bool | int | float)
+        if decides or chance:
+            return self.read_by_python(result, decides, chance)
         for tensor in writes:
             self._made[id(tensor)] = (tensor, op)
             self.makers.setdefault(id(tensor), op)
@@ -207,6 +243,37 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in mutated:
             self._written[_storage(tensor)] = op
         return result
+
+
+def draws(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation draws random numbers when it is called so: not with a probability of
+    zero, nor where it is told that this is no training."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if given.get("train", True) is False or given.get("training", True) is False:
+        return False
+    if "noise" in given and "training" not in given:
+        return False  # the slope of a leaky ReLU is drawn in training alone
+    chances = [given[name] for name in ("p", "dropout_p", "dropout") if name in given]
+    if "dropout_p" in names and not chances:
+        return False
+    return not any(isinstance(chance, int | float) and chance in (0, 1) for chance in chances)
+
+
+def _generator_state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Hash of the state of the generator that an operation draws from."""
+    given = (*args, *kwargs.values())
+    for value in given:
+        if isinstance(value, torch.Generator):
+            return hash(value.get_state().numpy().tobytes())
+    on = kwargs.get("device") or next(
+        (v.device for v in given if isinstance(v, torch.Tensor)), None
+    )
+    if on is not None and torch.device(on).type == "cuda":
+        return hash(torch.cuda.get_rng_state(on).numpy().tobytes())
+    return hash(torch.get_rng_state().numpy().tobytes())
 
 
 def _is_decision(op: Op, result: Any) -> bool:
@@ -267,8 +334,9 @@ class _PythonReads(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _LEAVING and self._recorder.read(args[0]).depends:
-            return self._recorder.read_by_python(result)
+        if func in _LEAVING:
+            read = self._recorder.read(args[0])
+            return self._recorder.read_by_python(result, read.depends, read.random)
         return result
 
 
@@ -349,17 +417,19 @@ def record(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     decide: Callable[[Any], Any] | None = None,
+    chance: Callable[[Any], Any] | None = None,
 ) -> Trace:
     """Run `module(*args, **kwargs)` once, without gradients, and record it.
 
-    decide: gives another value for each that Python reads and that depends on the input.
+    decide: gives another value for each that Python reads and that depends on the input. chance:
+    the same for each that is random.
 
     The module's weights, buffers, hooks and mode are as before afterwards. The trace keeps every
     intermediate tensor alive: use short inputs, and let go of it soon.
     """
     kwargs = dict(kwargs or {})
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    recorder = _Recorder(tensors, decide)
+    recorder = _Recorder(tensors, decide, chance)
     python_reads = _PythonReads(recorder)
     with torch.no_grad(), _watching(module, recorder), python_reads, recorder:
         output = module(*args, **kwargs)
@@ -375,6 +445,7 @@ def record(
         [recorder.read(tensor) for tensor in tensors_in(output)],
         leaves,
         recorder.decisions,
+        recorder.chances,
         recorder.makers,
         recorder.past,
     )
