@@ -17,7 +17,7 @@ from penult.embedding.runner import ItemNumber, Outcome, Runner, device_of
 from penult.engines.base import Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.pooling import pooled_width, usable_poolings
-from penult.errors import HeadNotFound, UsageError
+from penult.errors import HeadNotFound, TapError, UsageError
 from penult.models.base import Classifier
 from penult.tracing.anatomy import refuse_random
 from penult.tracing.taps import Tap
@@ -47,10 +47,16 @@ def readings_of(classifier: Classifier) -> list[Reading]:
     is left out.
 
     Raises:
-        TapError: random numbers reach every tap.
+        TapError: there is none, or random numbers reach every one.
     """
     taps: dict[tuple[object, ...], Tap] = {}
     anatomy = anatomy_of(classifier)
+    if not anatomy.taps:
+        raise TapError(
+            f"{classifier.spec} has no hidden states that could be compared by name: what enters "
+            "its head is several tensors, and none has positions; name a module with --tap "
+            "(penult inspect shows them)"
+        )
     if anatomy.random and anatomy.random.keys() == anatomy.taps.keys():
         refuse_random(*next(iter(anatomy.random.items())))
     for tap in (tap for name, tap in anatomy.taps.items() if name not in anatomy.random):

@@ -138,11 +138,16 @@ def built(
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A model whose weights were found to be whole. facts: on tensors of the checkpoint that it has
-    no place for; see `penult.models.leftovers`."""
+    """A model whose weights were found to be whole. shape: of its logits. facts: on tensors of the
+    checkpoint that it has no place for; see `penult.models.leftovers`."""
 
-    n_logits: int
+    shape: tuple[int, ...]
     facts: Mapping[str, Any]
+
+    @property
+    def n_logits(self) -> int:
+        """K."""
+        return class_count(self.shape)
 
 
 def require_filled(
@@ -180,7 +185,7 @@ def require_filled(
                 "%s: %s", source, notes_of({"uncertain_weights": facts["uncertain_weights"]})[0]
             )
     _refuse_missing(module, used, filling, spec)
-    return Filled(class_count(logits.shape), facts)
+    return Filled(tuple(logits.shape), facts)
 
 
 def _way(module: nn.Module, ran: set[str], used: set[str]) -> Way:

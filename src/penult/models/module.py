@@ -43,6 +43,7 @@ from penult.models.options import (
     preprocessing_of,
     source_of,
 )
+from penult.models.outputs import require_classes
 from penult.models.source_code import code_of, code_of_factory
 from penult.models.synthetic import content_of
 from penult.models.weight_files import Checkpoint, read
@@ -353,6 +354,7 @@ def assemble(
     output = options.output_key
     tensors = preparer.example(0).tensors
     filled = require_filled(parts.module, tensors, parts.filling, parts.spec, output)
+    require_classes(filled.shape, tensors, preparer.input.modality, parts.spec)
     n_logits = filled.n_logits
     names = class_names_of(options.class_names, n_logits) or parts.labels
     kind = options.kind or parts.kind

@@ -40,6 +40,13 @@ class Certificate:
     checks: tuple[Check, ...]
     refusal: str = ""
 
+    @property
+    def untested(self) -> bool:
+        """Whether nothing failed but that the inputs hardly change the logits: other inputs may
+        prove it."""
+        failed = [check.name for check in self.checks if not check.passed]
+        return not self.ok and failed == ["power"]
+
     @classmethod
     def refused(cls, reason: str, checks: tuple[Check, ...] = ()) -> Certificate:
         """A certificate that proves nothing, and says why."""

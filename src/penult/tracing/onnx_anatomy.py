@@ -194,7 +194,8 @@ class GraphCut(GraphHead):
     def taps(self) -> dict[str, Tap]:
         """`backbone`, `prelogits`, `layer:0` … `layer:N`."""
         try:
-            places = self.cut.places if self.certificate.ok else ()
+            proof = self.certificate
+            places = self.cut.places if proof.ok or proof.untested else ()
         except HeadNotFound:
             places = ()
         end = places[0] if len(places) == 1 else self.logits

@@ -48,6 +48,7 @@ from penult.models.options import (
     existing_file,
     preprocessing_of,
 )
+from penult.models.outputs import require_classes
 from penult.models.synthetic import content_of
 from penult.tracing.anatomy import Anatomy, Statement
 from penult.tracing.certificate import Certificate
@@ -93,7 +94,6 @@ class GraphStructure:
     """
 
     engine = ONNXRUNTIME
-    proved_on_items = False
     base = None
 
     def __init__(
@@ -119,6 +119,11 @@ class GraphStructure:
     def modules(self) -> Iterable[nn.Module]:
         """None."""
         return ()
+
+    @property
+    def proved_on_items(self) -> bool:
+        """A graph is the same for every input; but noise may change its logits too little."""
+        return self._studied.cut.certificate.untested
 
     def place(self, tensors: Tensors) -> dict[str, Tensor]:
         """Inputs as they are: the runtime moves them."""
@@ -423,7 +428,8 @@ def _count_logits(path: Path, structure: GraphStructure, preparer: GraphPreparer
     graph, logits = structure.logits
     try:
         session = Session(graph.parts.encoder([logits]), bare=graph.bare)
-        shape = session(feeds_of(graph, preparer.example(0).tensors))[0].shape
+        tensors = preparer.example(0).tensors
+        shape = session(feeds_of(graph, tensors))[0].shape
     except ValueError as error:
         raise _does_not_run(path, graph, error) from error
     kept = None
@@ -436,6 +442,7 @@ def _count_logits(path: Path, structure: GraphStructure, preparer: GraphPreparer
             f"{path.name} gives {shape[0]} rows of logits, of shape {tuple(shape)}, for one item, "
             "and one item has one row: its first axis has to be that of the items"
         )
+    require_classes(shape, tensors, preparer.input.modality, path.name)
     return class_count(shape)
 
 
