@@ -1,5 +1,5 @@
-"""A verdict on made-up input refuses nothing where items can be asked; outputs that are no vector of
-classes; models without positions."""
+"""A verdict on made-up input refuses nothing where items can be asked; outputs that are no vector
+of classes; models without positions."""
 
 from __future__ import annotations
 

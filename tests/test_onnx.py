@@ -198,8 +198,12 @@ def test_what_cannot_be_proved_is_refused(tmp_path: Path) -> None:
     assert "If" in refused(tmp_path, [*BODY, branch], [W0, weight("w", 8, 4), true], ("n", 6))
     dead = [*BODY, node("Gemm", "z w", "a"), node("Mul", "a t", "c"), node("Add", "c b", "y")]
     tiny = numpy_helper.from_array(np.array([1e-9], np.float32), "t")
-    said = refused(tmp_path, dead, [W0, weight("w", 8, 4), tiny, weight("b", 4)], ("n", 6))
-    assert "hardly change" in said
+    weights = [W0, weight("w", 8, 4), tiny, weight("b", 4)]
+    cut = dissected(save(tmp_path / "m.onnx", dead, weights, ("n", 6)))
+    assert not cut.certificate.ok and "hardly change" in cut.certificate.refusal
+    assert "prelogits" not in cut.taps and dissect_graph(cut).head is None
+    # Noise refuses nothing: whoever reads it proves it on items first, see test_asked_items.
+    assert cut.certificate.untested and tap_of_graph(cut, "prelogits").module == "z"
 
 
 def test_layers_backbone_and_any_tensor(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def _without_labels(classifier: Classifier, read: ReadingSet, device: str) -> Se
 
 
 def _baseline(readings: Sequence[Reading]) -> str:
-    """The notebook's reading: of the backbone, which is the prelogits where no tap has positions."""
+    """The notebook's reading, of the backbone; without positions that is the prelogits."""
     named = {one.tap.name: name_of(one) for one in reversed(readings)}
     return named.get("backbone") or named.get("prelogits") or name_of(readings[0])
 

@@ -194,8 +194,7 @@ class GraphCut(GraphHead):
     def taps(self) -> dict[str, Tap]:
         """`backbone`, `prelogits`, `layer:0` … `layer:N`."""
         try:
-            proof = self.certificate
-            places = self.cut.places if proof.ok or proof.untested else ()
+            places = self.cut.places if self.certificate.ok else ()
         except HeadNotFound:
             places = ()
         end = places[0] if len(places) == 1 else self.logits
@@ -273,6 +272,8 @@ def tap_of_graph(cut: GraphCut, name: str) -> Tap:
     refuse_random(name, ", ".join(cut.drawn.get(place, ())))
     if name in taps:
         return taps[name]
+    if name in {"prelogits", "backbone"} and cut.certificate.untested and len(cut.cut.places) == 1:
+        return cut.tap(name, cut.cut.places[0])  # real items may prove it
     if name in cut.graph.depends:
         shape, batch = cut.shapes.get(name, ()), len(next(iter(cut.examples[0].values())))
         if len(shape) > 1 and shape[0] == batch and cut.graph.parts.is_float(name):

@@ -16,7 +16,6 @@ from penult.tracing.onnx_graph import Array, Feeds, Node, OnnxGraph, Session
 from penult.tracing.onnx_head import GraphHead
 from penult.tracing.taps import Tap
 
-
 HELD_OUT = (5, 17)  # batch sizes
 LENGTHS = (0.9, 0.6)  # of the example's
 
