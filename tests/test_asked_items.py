@@ -133,8 +133,8 @@ def test_a_map_is_no_vector_of_classes(name: str) -> None:
     with pytest.raises(ModelError) as caught:
         penult.load(Picture(after).eval(), preprocess=_pixels, modality="image")
     said = str(caught.value)
-    assert f"an output of shape {shape} for one item, which is no vector of classes" in said
-    assert "(items, classes)" in said and "scores.mean((2, 3))" in said and "\n" not in said
+    assert shape in said and "no vector of classes" in said and "--output" in said
+    assert "\n" not in said
 
 
 VECTORS: dict[str, Callable[[Any, Tensor], Tensor]] = {
