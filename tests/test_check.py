@@ -41,8 +41,24 @@ def test_report(tiny: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
     assert document["order"]["ok"] and document["certificate"]["ok"]
     assert len(document["proved_on"]) == 2
     assert document["plain_padding"]["relative"] > 0.01  # what the mask is for
+    assert document["shared_batches"]
     assert run(["check", str(tiny), str(recordings)]) == 0
-    assert "every promise holds" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "every promise holds" in out and "not measured" not in out
+
+
+def test_items_that_share_no_batch_are_told(
+    tiny: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file says nothing about batches, and no more is claimed."""
+    one = str(next(recordings.rglob("*.wav")))
+    assert run(["check", str(tiny), one]) == 0
+    out = capsys.readouterr().out
+    assert "not measured: no two of these items share a batch" in out
+    assert "of batches nothing was measured" in out
+    assert run(["check", str(tiny), one, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["batches"] == [1] and not document["shared_batches"]
 
 
 def test_it_runs_what_a_run_runs(tmp_path: Path, recordings: Path) -> None:

@@ -306,7 +306,10 @@ def _show(report: Report, on: list[str]) -> None:
     for column in ("measured", "largest difference", "relative", "cosine", ""):
         table.add_column(column, justify="left" if column in ("measured", "") else "right")
     for words, measure in _measures(report).items():
-        table.add_row(words, *_cells(measure, promised=True))
+        cells = _cells(measure, promised=True)
+        if measure is report.batched and not report.shared:
+            cells = ["", "", "", "[dim]not measured: no two of these items share a batch[/]"]
+        table.add_row(words, *cells)
     if report.plain is not None:
         table.add_row(
             "[dim]for comparison: padded with zeros, no mask[/]", *_cells(report.plain, False)
@@ -317,7 +320,8 @@ def _show(report: Report, on: list[str]) -> None:
         for words in report.broken:
             stdout.print(f"[bold red]broken[/] {printable(words)}", soft_wrap=True)
         return
-    stdout.print("[bold green]every promise holds on these items[/]")
+    rest = "" if report.shared else "; of batches nothing was measured"
+    stdout.print(f"[bold green]every promise holds on these items[/]{rest}")
 
 
 def _measures(report: Report) -> dict[str, Measure]:

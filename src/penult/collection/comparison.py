@@ -4,6 +4,7 @@ made-up items, and the first rows, embedded again. One pass a run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -39,6 +40,7 @@ from penult.embedding.fingerprint import (
     newly_named,
     unlike,
 )
+from penult.errors import ItemError
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ def remeasured(reader: Reader, embedder: Embedder) -> Remeasured:
     items = [(row, item) for row in rows if (item := _item(row, embedder)) is not None]
     chosen = {(item.id, row["region"]): (row, item) for row, item in items if _is_short(row)}
     picked = dict(list(chosen.items())[:ROWS])
-    pairs = [(item, Region.of_key(row["region"], row["kind"])) for row, item in picked.values()]
+    pairs = [(item, region) for row, item in picked.values() if (region := _region(row))]
     devices = _devices(manifest, embedder)
     same, differ = 0, []
     for outcome, answer in answers(native_runner(embedder), pairs):
@@ -142,6 +144,13 @@ def remeasured(reader: Reader, embedder: Embedder) -> Remeasured:
             differ.append(f"  behaviour: {words}")
         same += not words
     return Remeasured(same, tuple(differ), _was_resampled(items, embedder))
+
+
+def _region(row: Row) -> Region | None:
+    with contextlib.suppress(ItemError):
+        region = Region.of_key(row["region"], row["kind"])
+        return region if region.key == row["region"] else None
+    return None
 
 
 def _devices(manifest: Manifest, embedder: Embedder) -> tuple[str, ...]:

@@ -68,6 +68,11 @@ class Report:
     parity: Parity | None = None
 
     @property
+    def shared(self) -> bool:
+        """Whether any two of the items ran in one batch: else alone is all that was measured."""
+        return any(size > 1 for size in self.batches)
+
+    @property
     def broken(self) -> list[str]:
         """Each promise that does not hold."""
         broken = [
@@ -95,6 +100,7 @@ class Report:
             "engine": self.engine,
             "parity": self.parity.to_dict() if self.parity else None,
             "batches": self.batches,
+            "shared_batches": self.shared,
             "drift": figures(self.drift),
             "batched": figures(self.batched),
             "order": figures(self.order),
