@@ -47,6 +47,26 @@ def test_report(tiny: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
     assert "every promise holds" in out and "not measured" not in out
 
 
+def test_a_collection_is_measured_against_its_rows(
+    tiny: Path, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = penult.Collection.open(tmp_path / "c.lance")
+    emb = Embedder.from_classifier(load(tiny), tap="layer:1", device="cpu")
+    store.add(emb, recordings / "a")
+    assert run(["check", str(store.path), str(recordings), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["stored"]["ok"] and document["stored"]["relative"] < 1e-5
+    assert len(document["items"]) == 6  # three of them have no row
+    assert run(["check", str(store.path), str(recordings / "b")]) == 0
+    assert "as the collection has it" not in capsys.readouterr().out
+    file = next((recordings / "a").glob("*.wav"))
+    sf.write(file, clip(0.4, 9), RATE)  # the row is of what it was
+    assert run(["check", str(store.path), str(file)]) == 1
+    assert "as the collection has it: off by" in capsys.readouterr().out
+    assert run(["check", str(store.path), str(file), "--tap", "layer:0"]) == 2
+    assert "--tap is what the collection" in " ".join(capsys.readouterr().err.split())
+
+
 def test_items_that_share_no_batch_are_told(
     tiny: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from penult.cli.options import (
     Precision,
     Tap,
     items_of,
+    source_of,
     with_columns,
     with_model_options,
 )
@@ -42,9 +43,12 @@ from penult.cli.output import (
     working,
 )
 from penult.cli.tree import HEAD, draw, draw_cut, draw_graph, draw_graph_cut, readable
+from penult.errors import UsageError
 
 if TYPE_CHECKING:
-    from penult.embedding.check import Measure, Report
+    from penult.data.sources import Source
+    from penult.embedding.check import Measure, Report, Stored
+    from penult.embedding.embedder import Embedder
     from penult.embedding.inspect import Inspection
     from penult.embedding.stations import StationRecord
 
@@ -234,6 +238,7 @@ def check(
     A vector has to be equal alone and in a batch, on a second run and in another order. The first
     16 items are used; each runs about six times. Exit code 1 where a promise is broken.
     --dump writes the values of one item at every station, from decoding to the stored vector.
+    MODEL may be a collection: its own embedder is measured, and against the rows that it has.
     """
     from penult.embedding.check import check as measured
     from penult.embedding.embedder import open_embedder
@@ -243,13 +248,17 @@ def check(
 
     if dump is not None:
         check_npz(dump)
-    source = items_of(model, model_options, paths)
+    reading = {"tap": tap, "pooling": pooling, "pool_over": pool_over, "precision": precision}
+    if (Path(model) / "collection.json").is_file():
+        source, embedder, stored = _of_collection(model, paths, device, reading, model_options)
+    else:
+        source = items_of(model, model_options, paths)
+        stored = _nothing_stored
+        with working(f"loading {model}"):
+            embedder = open_embedder(
+                model, **reading, device=device, engine=engine, **model_options
+            )
     sample = SourceSample(source)
-    with working(f"loading {model}"):
-        embedder = open_embedder(
-            model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
-            precision=precision, **model_options,
-        )  # fmt: skip
     with working("measuring engines on the first items"):
         embedder.settle(sample)
     record = None
@@ -262,7 +271,7 @@ def check(
     with working("proving the head"):
         certificate, on = certify_on(embedder.runner, sample)
     with working("running the items alone and together"):
-        report = measured(embedder, source, certificate, on)
+        report = measured(embedder, source, certificate, on, stored)
     if json:
         print_json({**report.to_dict(), **({"stations": record.to_dict()} if record else {})})
     else:
@@ -271,6 +280,34 @@ def check(
         raise typer.Exit(FAILED)
     if report.failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _nothing_stored(id: str, region: str) -> None:
+    return None
+
+
+def _of_collection(
+    path: str, paths: list[str], device: str, reading: dict[str, Any], options: ModelOptions
+) -> tuple[Source, Embedder, Stored]:
+    """The items, the embedder of a collection, and the vectors that it has.
+
+    Raises:
+        UsageError: a reading or a model's option is given, which the collection says.
+    """
+    from penult.collection.collection import Collection
+
+    if given := [name for name, value in (*reading.items(), *options.items()) if value]:
+        name = given[0].replace("_", "-")
+        raise UsageError(f"--{name} is what the collection {path} says; leave it out")
+    opened = Collection.open(path, must_exist=True)
+    with working("loading the collection's model"):
+        embedder = opened.embedder(device=device)
+
+    def stored(id: str, region: str) -> Any:
+        row = opened.get(id, region)
+        return None if row is None else row["vector"]
+
+    return source_of(paths, None, embedder.classifier.modality), embedder, stored
 
 
 def _show_stations(record: StationRecord, file: Path) -> None:
@@ -329,6 +366,7 @@ def _measures(report: Report) -> dict[str, Measure]:
         "second run": report.drift,
         "alone and in batches": report.batched,
         "in another order": report.order,
+        "as the collection has it": report.stored,
     }
     return {words: measure for words, measure in measures.items() if measure is not None}
 

@@ -5,7 +5,7 @@ Knows an embedder and how to run it; prints nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +14,17 @@ import numpy.typing as npt
 
 from penult.data.items import Failure
 from penult.embedding.embedder import Embedder
+from penult.embedding.fingerprint import distance_of
 from penult.embedding.runner import Runner
 from penult.embedding.scheduling import PreparedRegion
+from penult.engines.base import PRECISIONS
 from penult.engines.batch_policy import axes_of
 from penult.engines.batching import ALONE, Batch, BatchPolicy, collate
 from penult.engines.parity import Parity, cosine, relative_error
 from penult.errors import EmptyItem
 from penult.tracing.certificate import TOLERANCE, Certificate
 
+Stored = Callable[[str, str], "npt.NDArray[np.float32] | None"]
 ITEMS = 16  # as many are run; each some six times
 
 
@@ -51,6 +54,7 @@ class Report:
     """What was measured. batched: alone against together. order: together against together in
     the other order. drift: alone against alone again. plain: alone against the usual padding, zeros
     behind the shorter ones and the mean over all positions; None where no item is padded.
+    stored: alone against the rows of a collection; None without one, or where it has none of them.
     proved_on: the items of the certificate. parity: against torch in fp32, where another engine or
     precision runs the items."""
 
@@ -64,6 +68,7 @@ class Report:
     batched: Measure | None = None
     order: Measure | None = None
     plain: Measure | None = None
+    stored: Measure | None = None
     engine: str = ""
     parity: Parity | None = None
 
@@ -81,6 +86,7 @@ class Report:
                 ("the same item twice", self.drift),
                 ("alone against in a batch", self.batched),
                 ("in another order", self.order),
+                ("as the collection has it", self.stored),
             )
             if measure is not None and not measure.ok
         ]
@@ -105,6 +111,7 @@ class Report:
             "batched": figures(self.batched),
             "order": figures(self.order),
             "plain_padding": figures(self.plain),
+            "stored": figures(self.stored),
             "certificate": self.certificate.to_dict(),
             "proved_on": list(self.proved_on),
             "broken": self.broken,
@@ -117,11 +124,12 @@ def check(
     pairs: Iterable[Any],
     certificate: Certificate,
     proved_on: Sequence[str] = (),
+    stored: Stored = lambda id, region: None,
 ) -> Report:
     """Run the first items alone, again, together and in the other order, and compare.
 
     pairs: (item, region), of which the first 16 are taken. certificate: of the head, proved on
-    these items.
+    these items. stored: the vector (d,) that a collection has of an id and a region.
 
     Raises:
         EmptyItem: none of the items could be opened.
@@ -152,7 +160,21 @@ def check(
     backwards = [group[::-1] for group in groups[::-1]]
     report.order = compare(_run(runner, ready, backwards), together, bar)
     report.plain = _plain(runner, ready, alone)
+    report.stored = _as_stored(ready, alone, stored, embedder.precision)
     return report
+
+
+def _as_stored(
+    ready: Sequence[PreparedRegion], alone: Sequence[Values], stored: Stored, precision: str
+) -> Measure | None:
+    """Each item's vector against its row, of those that have one."""
+    rows = [stored(one.item.id, one.region.key) for one in ready]
+    kept = [number for number, row in enumerate(rows) if row is not None]
+    if not kept:
+        return None
+    found = [[np.concatenate([part.ravel() for part in alone[n][1:]])] for n in kept]
+    expected = [[row] for row in rows if row is not None]
+    return compare(found, expected, distance_of(PRECISIONS[precision].cosine))
 
 
 Values = list[npt.NDArray[np.float32]]  # one item's logits and its vectors
