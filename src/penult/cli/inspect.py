@@ -332,6 +332,8 @@ def _show_stations(record: StationRecord, file: Path) -> None:
 
 
 def _show(report: Report, on: list[str]) -> None:
+    from penult.embedding.check import PLAIN, shares_batches
+
     for failure in report.failures:
         print_note(f"[red]failed[/] {printable_path(failure.id)}: {printable(failure.message)}")
     sizes = ", ".join(map(str, report.batches))
@@ -344,29 +346,29 @@ def _show(report: Report, on: list[str]) -> None:
         table.add_column(column, justify="left" if column in ("measured", "") else "right")
     for words, measure in _measures(report).items():
         cells = _cells(measure, promised=True)
-        if measure is report.batched and not report.shared:
+        if measure is report.batched and not shares_batches(report):
             cells = ["", "", "", "[dim]not measured: no two of these items share a batch[/]"]
         table.add_row(words, *cells)
-    if report.plain is not None:
-        table.add_row(
-            "[dim]for comparison: padded with zeros, no mask[/]", *_cells(report.plain, False)
-        )
+    if (plain := report.against.get(PLAIN)) is not None:
+        table.add_row("[dim]for comparison: padded with zeros, no mask[/]", *_cells(plain, False))
     print_table(table)
     stdout.print(f"\n[bold]head[/]{named(on)}: {escape(str(report.certificate))}")
     if report.broken:
         for words in report.broken:
             stdout.print(f"[bold red]broken[/] {printable(words)}", soft_wrap=True)
         return
-    rest = "" if report.shared else "; of batches nothing was measured"
+    rest = "" if shares_batches(report) else "; of batches nothing was measured"
     stdout.print(f"[bold green]every promise holds on these items[/]{rest}")
 
 
 def _measures(report: Report) -> dict[str, Measure]:
+    from penult.embedding.check import STORED
+
     measures = {
         "second run": report.drift,
         "alone and in batches": report.batched,
         "in another order": report.order,
-        "as the collection has it": report.stored,
+        "as the collection has it": report.against.get(STORED),
     }
     return {words: measure for words, measure in measures.items() if measure is not None}
 

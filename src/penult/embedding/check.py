@@ -25,6 +25,7 @@ from penult.errors import EmptyItem
 from penult.tracing.certificate import TOLERANCE, Certificate
 
 Stored = Callable[[str, str], "npt.NDArray[np.float32] | None"]
+PLAIN, STORED = "plain padding", "stored rows"  # what the items alone are compared with as well
 ITEMS = 16  # as many are run; each some six times
 
 
@@ -52,11 +53,10 @@ class Measure:
 @dataclass(slots=True)
 class Report:
     """What was measured. batched: alone against together. order: together against together in
-    the other order. drift: alone against alone again. plain: alone against the usual padding, zeros
-    behind the shorter ones and the mean over all positions; None where no item is padded.
-    stored: alone against the rows of a collection; None without one, or where it has none of them.
-    proved_on: the items of the certificate. parity: against torch in fp32, where another engine or
-    precision runs the items."""
+    the other order. drift: alone against alone again. against: alone against the usual padding,
+    zeros behind the shorter ones and the mean over all positions, where an item is padded; and
+    against the rows of a collection, where it has some of them. proved_on: the items of the
+    certificate. parity: against torch in fp32, where another engine or precision runs the items."""
 
     policy: BatchPolicy
     certificate: Certificate
@@ -67,15 +67,9 @@ class Report:
     drift: Measure | None = None
     batched: Measure | None = None
     order: Measure | None = None
-    plain: Measure | None = None
-    stored: Measure | None = None
+    against: dict[str, Measure] = field(default_factory=dict)
     engine: str = ""
     parity: Parity | None = None
-
-    @property
-    def shared(self) -> bool:
-        """Whether any two of the items ran in one batch: else alone is all that was measured."""
-        return any(size > 1 for size in self.batches)
 
     @property
     def broken(self) -> list[str]:
@@ -86,7 +80,7 @@ class Report:
                 ("the same item twice", self.drift),
                 ("alone against in a batch", self.batched),
                 ("in another order", self.order),
-                ("as the collection has it", self.stored),
+                ("as the collection has it", self.against.get(STORED)),
             )
             if measure is not None and not measure.ok
         ]
@@ -106,12 +100,12 @@ class Report:
             "engine": self.engine,
             "parity": self.parity.to_dict() if self.parity else None,
             "batches": self.batches,
-            "shared_batches": self.shared,
+            "shared_batches": shares_batches(self),
             "drift": figures(self.drift),
             "batched": figures(self.batched),
             "order": figures(self.order),
-            "plain_padding": figures(self.plain),
-            "stored": figures(self.stored),
+            "plain_padding": figures(self.against.get(PLAIN)),
+            "stored": figures(self.against.get(STORED)),
             "certificate": self.certificate.to_dict(),
             "proved_on": list(self.proved_on),
             "broken": self.broken,
@@ -159,9 +153,17 @@ def check(
     report.batched = compare(together, alone, bar)
     backwards = [group[::-1] for group in groups[::-1]]
     report.order = compare(_run(runner, ready, backwards), together, bar)
-    report.plain = _plain(runner, ready, alone)
-    report.stored = _as_stored(ready, alone, stored, embedder.precision)
+    others = {
+        PLAIN: _plain(runner, ready, alone),
+        STORED: _as_stored(ready, alone, stored, embedder.precision),
+    }
+    report.against = {name: measure for name, measure in others.items() if measure is not None}
     return report
+
+
+def shares_batches(report: Report) -> bool:
+    """Whether any two of the items ran in one batch: else alone is all that was measured."""
+    return any(size > 1 for size in report.batches)
 
 
 def _as_stored(
