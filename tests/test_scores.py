@@ -21,6 +21,8 @@ from penult import Embedder
 from penult.cli.main import run
 from penult.collection.collection import Collection
 from penult.engines.base import Readout
+from penult.engines.batching import BatchPolicy
+from penult.engines.graph_export import Recipe
 from penult.errors import EngineError, UsageError
 from penult.fewshot.zeroshot import ByName
 from penult.tracing.scores import Activation, applied, class_count, map_of_image, recognised
@@ -327,3 +329,14 @@ def test_a_map_of_places_is_no_vector_of_classes(form: str, saved: bool, tmp_pat
 def test_vectors_and_sequences_are_no_maps(shape: tuple[int, ...]) -> None:
     assert map_of_image([(1, 3, 224, 224)], shape) is None
     assert map_of_image([(1, 16_000)], (1, 50, 224)) is None
+
+
+def test_a_recorded_graph_of_the_whole_model_is_another_one() -> None:
+    """Graphs are kept between runs; one that ends in softmax gives no logits."""
+    recipes = []
+    for kind in (None, "regression"):  # the values as they are: with the softmax
+        clf = penult.load(Net(lambda z: z.softmax(-1)), preprocess=to_tensor, kind=kind)
+        embedder = Embedder.from_classifier(clf)
+        recipes.append(Recipe(clf, embedder.runner.readings, BatchPolicy()))
+    assert recipes[0].key != recipes[1].key
+    assert any("softmax" in str(part) for part in recipes[0].key)

@@ -92,6 +92,8 @@ class Recipe:
             policy.left,
             dict(policy.axes),
             [reading_key(one) for one in readings],
+            # Graphs of 0.1.0 have the activation that is left off now: they are others.
+            *(f"{key} {value}" for key, value in classifier.structure.activation.to_dict().items()),
         ]
         items = probe(classifier)
         if items is None:
