@@ -179,3 +179,30 @@ def _written(path: Path, names: list[str]) -> Path:
 def test_a_name_given_twice_is_refused() -> None:
     with pytest.raises(UsageError, match="'name 1' is given more than once"):
         penult.load("demo", class_names=[*NAMES[:-1], "name 1"])
+
+
+def test_a_name_that_stands_twice_is_two_classes(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    names = ["crane", "heron", "crane", "maillot", "maillot", "crane (0)"]
+    wanted = ["crane (0) (0)", "heron", "crane (2)", "maillot (3)", "maillot (4)", "crane (0)"]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "resnet", embedding_size=4, hidden_sizes=[8], depths=[1], layer_type="basic",
+        id2label=dict(enumerate(names)), num_labels=6,
+    )  # fmt: skip
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32},
+                    "do_resize": True, "do_normalize": False})
+    )  # fmt: skip
+    classifier = penult.load(tmp_path / "m")
+    assert list(classifier.labels) == wanted
+    space = penult.ClassSpace(penult.Embedder.from_classifier(classifier, tap="prelogits"))
+    assert space.add_head() == wanted
+    space.save(tmp_path / "head.npz")
+    head = penult.ClassSpace.load(tmp_path / "head.npz")
+    weight = classifier.module.classifier[-1].weight.detach().numpy()  # type: ignore[index, union-attr]
+    found = {name: head._examples.vectors[i] for i, name in enumerate(head._examples.names)}
+    for name, row in zip(wanted, weight, strict=True):
+        np.testing.assert_allclose(found[name], row, rtol=1e-4, atol=1e-6)

@@ -28,6 +28,7 @@ from penult.errors import (
     StoreError,
     cause,
 )
+from penult.models.base import distinct
 
 FORMAT = 1
 MANIFEST = "collection.json"
@@ -139,7 +140,7 @@ def read_manifest(path: Path) -> Manifest:
             raise CollectionError(
                 f"{path} has format {version}, this Penult reads up to {FORMAT}: upgrade penult"
             )
-        return Manifest(**{**values, "labels": tuple(values["labels"])})
+        return Manifest(**{**values, "labels": distinct(values["labels"])})
     except (ValueError, KeyError, TypeError) as error:
         raise CollectionError(f"{path / MANIFEST} is damaged: {cause(error)}") from error
 

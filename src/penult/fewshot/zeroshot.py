@@ -154,7 +154,8 @@ class ByName:
         return np.stack([self._vectors[text] for text in texts])
 
     def _scores(self, shares: Any) -> Any:
-        labels = [self.labels[k] for k in self._used]
+        # Of a name that stands twice, the number behind it is no word.
+        labels = [self.labels[k].removesuffix(f" ({k})") for k in self._used]
         return conse(shares[:, self._used], labels, self.names, self._texts, self.top)
 
     def judge(self, logits: FloatArray, place: Location) -> ClassPrediction:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -501,10 +502,23 @@ def kind_of_scores(kind: str | None, activation: Activation, n_logits: int, spec
 
 
 def complete_labels(names: Sequence[str], n_logits: int) -> tuple[str, ...]:
-    """The given names where they fit the logits, else class_0, class_1, …"""
+    """The given names where they fit the logits, each once; else class_0, class_1, …"""
     if len(names) == n_logits:
-        return tuple(names)
+        return distinct(names)
     return tuple(f"class_{i}" for i in range(n_logits))
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names, and behind each that stands twice the number of its class: ImageNet's two cranes
+    are `crane (134)` and `crane (517)`."""
+    counts = Counter(names)
+    found: list[str] = []
+    for number, name in enumerate(names):
+        own = name
+        while counts[own] > 1 or (own != name and counts[own]):
+            own = f"{own} ({number})"
+        found.append(own)
+    return tuple(found)
 
 
 def digest(value: object) -> str:
