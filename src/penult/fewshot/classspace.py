@@ -110,8 +110,9 @@ class Query:
         if (manifest := rows.manifest) is None:
             raise LabelsError(f"there is no collection at {rows.path}")
         source.check(fingerprint_in(manifest), str(rows.path))
-        for batch in rows.reader.ordered([*_COLUMNS, "vector"], where):
-            places = [Location(**row) for row in batch.select(list(_COLUMNS)).to_pylist()]
+        extra = list(schema.metadata_of(rows.reader.schema))
+        for batch in rows.reader.ordered([*_COLUMNS, *extra, "vector"], where):
+            places = [Location.of_row(row) for row in batch.drop_columns("vector").to_pylist()]
             yield from self.vectors(
                 schema.matrix(batch.column("vector")).astype(np.float32), places
             )

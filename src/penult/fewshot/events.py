@@ -8,7 +8,7 @@ import csv
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -24,7 +24,8 @@ VIEW = "Spectrogram 1"
 class Event:
     """A class from start to end (seconds; None: the item has none).
 
-    probability: the highest of its windows. windows: how many were merged.
+    probability: the highest of its windows. windows: how many were merged. metadata: of the
+    item, as far as it is the same for all of them.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Event:
     label: str
     probability: float
     windows: int = 1
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult predict --json` prints it."""
@@ -43,18 +45,20 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class Window:
     """A region and the classes assigned to it, best first, with their probabilities. start, end:
-    seconds, or None."""
+    seconds, or None. metadata: of the item."""
 
     id: str
     channel: int | None
     start: float | None
     end: float | None
     probabilities: Mapping[str, float]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def events(self) -> list[Event]:
         """One event for each class."""
         place = self.id, self.channel, self.start, self.end
-        return [Event(*place, name, share) for name, share in self.probabilities.items()]
+        shares = self.probabilities.items()
+        return [Event(*place, name, share, metadata=self.metadata) for name, share in shares]
 
 
 def merged(windows: Iterable[Window], gap: float = 0.0) -> list[Event]:
@@ -93,9 +97,16 @@ def csv_lines(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[
         text.truncate()
 
 
-def to_csv(events: Iterable[Event]) -> str:
-    """One line for each event."""
-    return "".join(csv_lines(COLUMNS, map(_cells, events)))
+def to_csv(events: Sequence[Event]) -> str:
+    """One line for each event, with its metadata."""
+    names = list(dict.fromkeys(name for event in events for name in event.metadata))
+    rows = ([*_cells(event), *(event.metadata.get(name) for name in names)] for event in events)
+    return "".join(csv_lines(with_metadata(COLUMNS, names), rows))
+
+
+def with_metadata(columns: Sequence[str], names: Iterable[str]) -> list[str]:
+    """A table's header with columns of metadata behind it; one of the same name is `…_given`."""
+    return [*columns, *(f"{name}_given" if name in columns else name for name in names)]
 
 
 def _cells(e: Event) -> list[Any]:
@@ -141,11 +152,17 @@ def _joined(track: Sequence[Window], gap: float) -> list[Event]:
                     end=max(open_event.end or 0.0, event.end or 0.0),
                     probability=max(open_event.probability, event.probability),
                     windows=open_event.windows + 1,
+                    metadata=_common(open_event.metadata, event.metadata),
                 )
             elif open_event is not None:
                 done.append(open_event)
             last[event.label] = place, event
     return done + [event for _, event in last.values()]
+
+
+def _common(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The metadata that two windows have in common."""
+    return {name: value for name, value in one.items() if other.get(name) == value}
 
 
 def _goes_on(event: Event, other: Event, next_one: bool, gap: float) -> bool:

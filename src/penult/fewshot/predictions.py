@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from penult.data.items import Failure
 from penult.errors import StoreError
-from penult.fewshot.events import Window, csv_lines
+from penult.fewshot.events import Window, csv_lines, with_metadata
 from penult.fewshot.fitted import FittedClasses
 from penult.models.base import MULTI_LABEL, SINGLE_LABEL, Prediction
 
@@ -37,23 +37,34 @@ class NearExample:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """The place of a vector. start, end: seconds; None where there are none."""
+    """The place of a vector. start, end: seconds; None where there are none. metadata: of its
+    item."""
 
     id: str
     region: str
     start: float | None = None
     end: float | None = None
     channel: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, outcome: Outcome) -> Location:
         """The place of an embedded region."""
         region = outcome.region
-        return cls(outcome.item.id, region.key, outcome.start, outcome.end, region.channel)
+        times = outcome.start, outcome.end
+        return cls(outcome.item.id, region.key, *times, region.channel, outcome.item.metadata)
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Location:
+        """The place of a row of a collection; columns that are not the place's are metadata."""
+        own = ("id", "region", "start", "end", "channel")
+        metadata = {name: value for name, value in row.items() if name not in own}
+        return cls(**{name: row[name] for name in own}, metadata=metadata)
 
     def window(self, probabilities: Mapping[str, float]) -> Window:
         """The place with the classes assigned to it."""
-        return Window(self.id, self.channel, self.start, self.end, probabilities)
+        place = self.id, self.channel, self.start, self.end
+        return Window(*place, probabilities, self.metadata)
 
 
 def former(owner: object, names: Mapping[str, tuple[str, Callable[[Any], Any]]], name: str) -> Any:
@@ -92,7 +103,8 @@ class ClassPrediction(Prediction):
     the classes; score is the highest. logits: (K,) the scores that they were made from. p_value:
     the probability of so low a score for a member of any class; NaN where it is not known.
     nearest: the nearest examples, if some were asked for. detection: seconds and channel of the
-    region, and all classes assigned to it, best first: one, or several with `several`.
+    region, all classes assigned to it, best first: one, or several with `several`, and the item's
+    metadata.
     """
 
     p_value: float = math.nan
@@ -116,6 +128,7 @@ class ClassPrediction(Prediction):
             "scores": scores if whole else dict(at.probabilities),
             "p_value": self.p_value,
             "nearest": [asdict(one) for one in self.nearest] if whole else [],
+            "metadata": dict(at.metadata),
         }
 
     if not TYPE_CHECKING:
@@ -175,6 +188,7 @@ class Spool:
         self.tally: Counter[str | None] = Counter()
         self.first: list[ClassPrediction] = []
         self.cut = False
+        self._metadata: dict[str, None] = {}  # the names of all columns
         self._file = tempfile.TemporaryFile("w+", encoding="ascii")  # noqa: SIM115, closed by __exit__
 
     def add(self, one: ClassPrediction) -> None:
@@ -184,11 +198,12 @@ class Spool:
             StoreError: the disk is full.
         """
         self.tally[one.label] += 1
+        self._metadata |= dict.fromkeys(one.detection.metadata)
         self.cut = self.cut or (one.region != "whole" and one.detection.start is not None)
         if len(self.first) < self.shown:
             self.first.append(one)
         try:
-            self._file.write(json.dumps(one.to_dict(self.whole)) + "\n")
+            self._file.write(json.dumps(one.to_dict(self.whole), default=str) + "\n")
         except OSError as error:
             why = error.strerror or error
             raise StoreError(
@@ -230,11 +245,15 @@ class Spool:
         """Each region with the classes assigned to it."""
         for one in self:
             assigned = {name: one["scores"][name] for name in one["said"]}
-            yield Window(one["id"], one["channel"], one["start"], one["end"], assigned)
+            place = one["id"], one["channel"], one["start"], one["end"]
+            yield Window(*place, assigned, one["metadata"])
 
     def to_csv(self) -> Iterator[str]:
-        """Line by line: a header and each region; all assigned classes with ; between."""
-        yield from csv_lines(HEADER, map(_cells, self))
+        """Line by line: a header and each region; all assigned classes with ; between, and the
+        metadata of the item."""
+        names = list(self._metadata)
+        rows = ([*_cells(one), *(one["metadata"].get(name) for name in names)] for one in self)
+        yield from csv_lines(with_metadata(HEADER, names), rows)
 
 
 def _cells(one: Document) -> list[Any]:

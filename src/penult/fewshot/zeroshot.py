@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from penult.analysis.space import AUTO, Space, unit
 from penult.analysis.verification import Verification, verify
+from penult.collection import schema
 from penult.collection.collection import Collection
 from penult.collection.labels import labelled
 from penult.collection.search import query_vector
@@ -198,12 +199,13 @@ class ByName:
                 f"{collection.path} has no logits, which names are compared by; embed with "
                 "--logits all, or give the model and the items"
             )
-        columns = ["id", "region", "start", "end", "channel", "logits"]
+        extra = schema.metadata_of(collection.reader.schema)
+        columns = ["id", "region", "start", "end", "channel", *extra, "logits"]
         for batch in collection.reader.ordered(columns, where):
             for row in batch.to_pylist():
                 logits = row.pop("logits")
                 if logits is not None:
-                    yield self.judge(_whole(logits, len(self.labels)), Location(**row))
+                    yield self.judge(_whole(logits, len(self.labels)), Location.of_row(row))
 
 
 def _whole(logits: list[Any], count: int) -> FloatArray:
