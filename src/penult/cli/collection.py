@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from penult.cli.options import Device, Json, Trust, check_output
+from penult.cli.options import BoxOption, Device, Json, Trust, box_of, check_output
 from penult.cli.output import (
+    cell,
     counted,
+    place_header,
+    place_words,
     print_json,
     print_note,
     print_table,
     printable,
     printable_path,
     stdout,
+    text_in,
     working,
 )
 
@@ -68,6 +72,7 @@ def search(
     end: Annotated[
         float | None, typer.Option(help="End of the query within the file, in seconds.")
     ] = None,
+    box: BoxOption = None,
     model: Annotated[
         str | None, typer.Option(help="Embedder to use, where the recorded one has moved.")
     ] = None,
@@ -82,11 +87,14 @@ def search(
     """Find the rows nearest to a file, by cosine similarity, in the raw space or another."""
     from penult.collection.collection import Collection
     from penult.collection.search import query_vector
+    from penult.data.regions import WHOLE
 
     opened = Collection.open(collection, must_exist=True)
+    modality = str(opened.reader.require_manifest().model.get("modality"))
+    part = WHOLE if box is None else box_of(box, modality)
     with working("searching"):
         opener = partial(opened.embedder, model, device=device, trust=trust)
-        vector = query_vector(opened.reader, query, opener, start, end)
+        vector = query_vector(opened.reader, query, opener, start, end, part)
     used = space_of(opened, space)
     if not used.is_raw and opened.index is not None:
         print_note("the index covers raw vectors only: in another space all rows are compared")
@@ -151,29 +159,27 @@ def failures(collection: Store, json: Json = False) -> None:
     for name in ("item", "region", "reason"):
         table.add_column(name, overflow="fold")
     for row in found:
-        region = "" if row["region"] == "whole" else row["region"]
-        table.add_row(printable_path(row["id"]), printable(region), printable(row["message"]))
+        part = place_words(row["region"])
+        table.add_row(printable_path(row["id"]), part, printable(row["message"]))
     print_table(table)
 
 
 def _hits_table(hits: Hits) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     extra = list(hits[0].metadata) if hits else []
-    for name in ("similarity", "item", "seconds", "label", "score", *extra):
+    part = place_header(hit.region for hit in hits)
+    for name in ("similarity", "item", part, "label", "score", *extra):
         right = name in {"similarity", "score"}
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for hit in hits:
-        whole = hit.start is None or hit.end is None
+        values = {**hit.metadata, "text": text_in(hit.metadata, hit.region)}
         table.add_row(
             f"{hit.similarity:.4f}",
             printable_path(hit.id),
-            "" if whole else f"{hit.start:.2f}-{hit.end:.2f}",
+            place_words(hit.region, hit.start, hit.end),
             printable(hit.label or ""),
             "" if hit.score is None else f"{hit.score:.3f}",
-            *(
-                printable(str(hit.metadata[name])) if hit.metadata[name] is not None else ""
-                for name in extra
-            ),
+            *(cell(values[name]) for name in extra),
         )
     return table
 

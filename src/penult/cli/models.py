@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from penult.cli.options import (
     NO_OPTIONS,
+    BoxOption,
     Channel,
     Device,
     Engine,
@@ -21,13 +22,15 @@ from penult.cli.options import (
     PoolOver,
     Precision,
     Tap,
-    items_of,
+    boxed,
+    modality_for,
     source_of,
     with_columns,
     with_model_options,
 )
 from penult.cli.output import (
     SOME_FAILED,
+    place_words,
     print_json,
     print_note,
     printable,
@@ -45,6 +48,7 @@ def classify(
     paths: Paths,
     top: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 3,
     channel: Channel = None,
+    box: BoxOption = None,
     device: Device = "auto",
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
@@ -53,7 +57,8 @@ def classify(
     from penult.embedding.runner import Outcome, Runner, device_of, prediction_of
     from penult.models.specs import load
 
-    source = items_of(model, model_options, paths, channel)
+    modality = modality_for(model, model_options)
+    source = boxed(source_of(paths, channel, modality), box, modality)
     with working(f"loading {model}"):
         classifier = load(model, **model_options)
     runner = Runner(classifier, [], device_of(classifier, device))
@@ -142,7 +147,8 @@ def convert(
 
 
 def _show_prediction(prediction: Any, top: int) -> None:
-    where = "" if prediction.region == "whole" else f" [dim]{prediction.region}[/]"
+    part = place_words(prediction.region)
+    where = f" [dim]{part}[/]" if part else ""
     stdout.print(f"[bold]{printable_path(prediction.id)}[/]{where}", soft_wrap=True)
     for place, best in enumerate(prediction.top(top)):
         style = "bold green" if place == 0 else "dim"

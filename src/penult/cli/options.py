@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ from penult.errors import UsageError
 from penult.extras import ENGINES, LOADERS, POOLINGS, plugins
 
 if TYPE_CHECKING:
+    from penult.data.items import Entry
+    from penult.data.regions import Region
     from penult.data.sources import Source
     from penult.data.windows import Layout
 
@@ -88,6 +91,12 @@ Pages = Annotated[
     typer.Option(
         help="each: every page of a TIFF and frame of a GIF, WebP, PNG or AVIF is a region of its "
         "own. Default: the first."
+    ),
+]
+BoxOption = Annotated[
+    str | None,
+    typer.Option(
+        "--box", help="Use only this box of the picture: x,y,w,h in pixels from the upper left."
     ),
 ]
 Engine = Annotated[
@@ -294,6 +303,48 @@ def layout_of(
                 f"--{name} {value!r}: texts have no seconds; give a number of tokens, such as 128"
             )
     return Layout(seconds_of(window), seconds_of(hop), tile, overlap, pages)  # type: ignore[arg-type]
+
+
+def box_of(text: str, modality: str) -> Region:
+    """`x,y,w,h` as a region of a picture.
+
+    Raises:
+        UsageError: not four whole numbers, a box without an area, or items that are no pictures.
+    """
+    from penult.data.regions import Region
+
+    if modality != "image":
+        raise UsageError(f"--box is for pictures, and this model takes {modality}")
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4 or not all(part.isdecimal() and part.isascii() for part in parts):
+        raise UsageError(
+            f"--box {text!r}: give x,y,w,h as whole numbers, for example 10,20,64,48: the left and "
+            "upper edge, the width and the height, in pixels"
+        )
+    x, y, w, h = map(int, parts)
+    if not (w and h):
+        raise UsageError(f"--box {text!r} has no area: w and h are its width and height in pixels")
+    return Region("box", box=(x, y, x + w, y + h))
+
+
+def boxed(source: Source, box: str | None, modality: str) -> Source:
+    """The source with this box of each whole picture.
+
+    Raises:
+        UsageError: no box, or items that are no pictures.
+    """
+    from penult.data.items import Failure
+
+    if box is None:
+        return source
+    region = box_of(box, modality)
+
+    def start() -> Iterator[Entry]:
+        for entry in source:
+            whole = not isinstance(entry, Failure) and entry[1].kind == "whole"
+            yield (entry[0], replace(entry[1], kind="box", box=region.box)) if whole else entry  # type: ignore[index]
+
+    return replace(source, start=start)
 
 
 def check_output(path: Path | None, create: bool = False) -> None:

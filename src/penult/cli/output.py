@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -144,6 +144,45 @@ def printable_path(path: str) -> str:
         return printable(str(Path(path).relative_to(Path.cwd())))
     except ValueError:
         return printable(path)
+
+
+LONGEST_CELL = 80  # characters of a text in a printed table
+
+
+def cell(value: object) -> str:
+    """A value for a printed table, as text without line breaks; a long one is cut."""
+    text = (
+        ""
+        if value is None
+        else " ".join(str(value).split())
+        if isinstance(value, str)
+        else str(value)
+    )
+    return printable(text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…")
+
+
+def place_words(region: str, start: float | None = None, end: float | None = None) -> str:
+    """The part of an item for a printed table: seconds, `box 0,0,64,64`, `page 2`; empty for the
+    whole of one without seconds."""
+    span, _, annotation = region.partition("#")
+    words = "" if start is None or end is None else f"{start:.2f}-{end:.2f}"
+    if span.startswith(("box:", "page:", "chars:")):
+        words = re.sub(r"(box|page|chars):", r"\1 ", span).replace(":", " ")
+    elif not words and span != "whole":
+        words = span
+    return printable(f"{words} #{annotation}".strip() if annotation else words)
+
+
+def place_header(regions: Iterable[str]) -> str:
+    """What `place_words` of these regions are."""
+    odd = any(region.startswith(("box:", "page:", "chars:")) for region in regions)
+    return "part" if odd else "seconds"
+
+
+def text_in(metadata: Mapping[str, Any], region: str) -> Any:
+    """The text of a region, where the metadata of its item holds the whole."""
+    text, found = metadata.get("text"), re.fullmatch(r"chars:(\d+)-(\d+)(#.*)?", region)
+    return text[int(found[1]) : int(found[2])] if isinstance(text, str) and found else text
 
 
 def discard_stdout() -> None:

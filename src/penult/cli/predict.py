@@ -15,26 +15,37 @@ from rich.table import Table
 from penult.cli.collection import Where
 from penult.cli.options import (
     NO_OPTIONS,
+    BoxOption,
     Channel,
     Device,
+    Hop,
     Json,
     ModelOptions,
+    Overlap,
+    Pages,
+    Tile,
+    Window,
+    boxed,
     check_output,
     items_of,
-    seconds_of,
+    layout_of,
     source_of,
     with_columns,
     with_model_options,
 )
 from penult.cli.output import (
     SOME_FAILED,
+    cell,
     counted,
+    place_header,
+    place_words,
     print_json_stream,
     print_note,
     print_table,
     printable,
     printable_path,
     stdout,
+    text_in,
     working,
 )
 from penult.cli.teach import Model, load_class_space
@@ -99,13 +110,12 @@ def predict(
     nearest: Annotated[
         int, typer.Option(min=0, help="Number of nearest examples to list for each prediction.")
     ] = 0,
-    window: Annotated[
-        str | None, typer.Option(help="Cut recordings into windows, for example 5s or 250ms.")
-    ] = None,
-    hop: Annotated[
-        str | None,
-        typer.Option(help="Step from one window to the next, for example 1s. Default: the window."),
-    ] = None,
+    window: Window = None,
+    hop: Hop = None,
+    tile: Tile = None,
+    overlap: Overlap = 0,
+    pages: Pages = None,
+    box: BoxOption = None,
     channel: Channel = None,
     merge_gap: Annotated[
         float,
@@ -149,7 +159,8 @@ def predict(
     from penult.fewshot.predictions import Spool
 
     _check_out(out, overwrite)
-    parts = Parts(items or [], where, seconds_of(window), seconds_of(hop), channel)
+    cut = {"window": window, "hop": hop, "tile": tile, "overlap": overlap, "pages": pages}
+    parts = Parts(items or [], where, {n: value for n, value in cut.items() if value}, channel, box)
     settings = {
         "space": space,
         "method": method,
@@ -159,7 +170,7 @@ def predict(
     }
     form = Form(merge_gap, windows, out, json)
     if names is not None:
-        unused = {**settings, "window": window, "hop": hop, "nearest": nearest or None}
+        unused = {**settings, **parts.cut, "box": box, "nearest": nearest or None}
         _check_names(unused, names_model)
         found, facts = _predict_by_names(
             place, Names(names, str(names_model), mixed), parts, device, model_options
@@ -180,13 +191,14 @@ def predict(
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The items to predict, or the rows of a collection, and how recordings are cut."""
+    """The items to predict, or the rows of a collection, and how items are cut: the options that
+    were given."""
 
     items: list[str]
     where: str | None
-    window: float | None
-    hop: float | None
+    cut: dict[str, Any]
     channel: str | None
+    box: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,15 +236,14 @@ def _check_names(unused: dict[str, Any], folder: Path | None) -> None:
 
 def _predict_taught(taught: ClassSpace, parts: Parts, level: float | None, nearest: int) -> Results:
     from penult.collection.collection import Collection
-    from penult.data.windows import Layout
     from penult.errors import UsageError
 
     items = parts.items
     rows = len(items) == 1 and _is_collection(items[0])
     if rows or not items:
-        if (parts.window, parts.hop, parts.channel) != (None, None, None):
+        if given := [*parts.cut, *(n for n in ("channel", "box") if getattr(parts, n) is not None)]:
             raise UsageError(
-                "rows of a collection are already cut; leave --window, --hop and --channel out"
+                f"rows of a collection are already cut; leave --{' and --'.join(given)} out"
             )
         if not items and taught.source.collection is None:
             raise UsageError(
@@ -242,8 +253,10 @@ def _predict_taught(taught: ClassSpace, parts: Parts, level: float | None, neare
         return taught.predict_collection(collection, parts.where, unknown=level, nearest=nearest)
     if parts.where is not None:
         raise UsageError("--where filters the rows of a collection; it does not apply to files")
-    source = source_of(items, parts.channel, str(taught.source.manifest.model.get("modality")))
-    return taught.stream(source, Layout(parts.window, parts.hop), level, nearest)
+    modality = str(taught.source.manifest.model.get("modality"))
+    layout = layout_of(modality, **{"window": None, "hop": None, **parts.cut})
+    source = boxed(source_of(items, parts.channel, modality), parts.box, modality)
+    return taught.stream(source, layout, level, nearest)
 
 
 def _is_collection(path: str) -> bool:
@@ -392,9 +405,11 @@ def _show(found: Spool, by_names: bool) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     with_examples = any(one.nearest for one in found.first)
     measure = "cosine" if by_names else "probability"
+    with_texts = any(one.detection.metadata.get("text") is not None for one in found.first)
     columns = [
         "item",
-        "seconds",
+        place_header(one.region for one in found.first),
+        *(["text"] if with_texts else []),
         "class",
         measure,
         *(["nearest examples"] if with_examples else []),
@@ -406,7 +421,8 @@ def _show(found: Spool, by_names: bool) -> None:
         labels = ", ".join(at.probabilities)
         table.add_row(
             printable_path(one.id),
-            _span(at.start, at.end) if one.region != "whole" else "",
+            place_words(one.region, at.start, at.end) if one.region != "whole" else "",
+            *([cell(text_in(at.metadata, one.region))] if with_texts else []),
             printable(labels) if labels else "[dim]unknown[/]",
             f"{one.score:.3f}" if labels else f"[dim]{one.score:.3f}[/]",
             *([_neighbours(one)] if with_examples else []),

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from penult.analysis.space import Space
 from penult.collection import index, lance, schema
 from penult.collection.schema import COLUMNS
-from penult.data.regions import Region, span_of
+from penult.data.regions import WHOLE, Region, span_of
 from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
 from penult.locking import Guard
 
@@ -279,9 +279,10 @@ def query_vector(
     opener: Callable[[], Embedder],
     start: float | None = None,
     end: float | None = None,
+    part: Region = WHOLE,
 ) -> npt.NDArray[np.float32]:
     """The vector (d,) of a row of the collection, or of a file, embedded as its rows were by the
-    embedder that `opener` gives. start, end: seconds of the file.
+    embedder that `opener` gives. start, end: seconds of the file. part: a box of a picture.
 
     A row serves as it is stored if its file has not changed; then no model is opened.
 
@@ -292,7 +293,7 @@ def query_vector(
     manifest = reader.require_manifest()
     segment = start is not None or end is not None
     try:
-        region = Region("segment", start or 0.0, end) if segment else Region()
+        region = Region("segment", start or 0.0, end) if segment else part
     except ItemError as error:
         raise UsageError(f"the query's segment: {error}") from error
     query = os.fspath(query)
