@@ -312,16 +312,24 @@ _TRUNCATED = {
 }
 
 
-def _show_summary(
-    summary: Summary, collection: Any, embedder: Embedder, elapsed: float, rate: str
-) -> None:
+def _counts(summary: Summary) -> list[str]:
+    """`3 embedded`, `2 unchanged` and so on, of a run."""
     parts = [f"[bold green]{summary.done:,} embedded[/]"]
-    if summary.skipped:
-        parts.append(f"{summary.skipped:,} unchanged")
+    if unchanged := summary.skipped - summary.updated:
+        parts.append(f"{unchanged:,} unchanged")
+    if summary.updated:
+        parts.append(f"{summary.updated:,} updated")
     if summary.replaced:
         parts.append(f"{summary.replaced:,} replaced")
     if summary.failed:
         parts.append(f"[bold red]{summary.failed:,} failed[/]")
+    return parts
+
+
+def _show_summary(
+    summary: Summary, collection: Any, embedder: Embedder, elapsed: float, rate: str
+) -> None:
+    parts = _counts(summary)
     duration = f"{elapsed:.1f} s" + (f" ({rate})" if rate else "")
     stdout.print(f"{', '.join(parts)} in {duration}")
     path = printable(str(collection.path))

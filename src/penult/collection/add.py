@@ -48,13 +48,15 @@ def gone(reader: Reader, given: Sequence[str]) -> list[str]:
     asked = _filter_of(reader, given)
     if not asked or not reader.count_rows():
         return []
-    columns = [name for name in ("id", PATH) if name in reader.columns]
+    columns = [name for name in ("id", "size", PATH) if name in reader.columns]
     found: dict[str, None] = {}
     last = None
     for batch in reader.scan(columns, asked, _BATCH):
         paths = batch.column(PATH) if PATH in columns else batch.column("id")
-        for id, path in zip(batch.column("id").to_pylist(), paths.to_pylist(), strict=True):
-            if id != last and id not in found and _is_gone(path or id):
+        ids, sizes = (batch.column(name).to_pylist() for name in ("id", "size"))
+        for id, size, path in zip(ids, sizes, paths.to_pylist(), strict=True):
+            # What has no size was no file: a text in a table, an array or bytes.
+            if size is not None and id != last and id not in found and _is_gone(path or id):
                 found[id] = None
             last = id
     return list(found)
@@ -95,10 +97,10 @@ def _is_gone(path: str) -> bool:
 class Summary:
     """Counts of a run.
 
-    Regions embedded anew, left alone, replaced, failed; of those embedded, how
-    many the model did not see the whole of; seconds of media; seconds that each part of the work
-    took, much of it at the same time (see `Stopwatch`); labels taken along; ids whose files are
-    gone, and how many rows of them were removed; files of other kinds in the folders that were
+    Regions embedded anew, left alone, replaced, failed; of those left alone, how many have other
+    metadata now; of those embedded, how many the model did not see the whole of; seconds of media;
+    seconds that each part of the work took, much of it at the same time (see `Stopwatch`); labels
+    taken along; ids whose files are gone, and how many rows of them were removed; files of other kinds in the folders that were
     given, by their extensions.
     """
 
@@ -107,6 +109,7 @@ class Summary:
     skipped: int = 0
     replaced: int = 0
     failed: int = 0
+    updated: int = 0
     truncated: int = 0
     media_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -114,7 +117,15 @@ class Summary:
     gone: list[str] = field(default_factory=list)
     pruned: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
-    engine: str = ""  # which, and why, where there was a choice
+    _engine: str = ""  # which, and why, where there was a choice
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> str:
+            """`engine`: which, and why, where there was a choice."""
+            if name != "engine":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return self._engine
 
     def counts(self) -> dict[str, int]:
         """As the runs table keeps them."""
@@ -165,7 +176,7 @@ def add(
         )
     options.layout.of([], embedder.classifier.input)  # refused before anything is written
     sample = SourceSample(source, options.layout, options.decoding)
-    summary = Summary(engine=settle(reader, embedder, sample))
+    summary = Summary(_engine=settle(reader, embedder, sample))
     ours = reader.manifest
     manifest = comparable(reader, ours, embedder, manifest_of(embedder, options.logits, run.dtype))
     columns = dict(source.columns)
@@ -245,6 +256,7 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
     return {
         "collection": str(reader.path),
         **summary.counts(),
+        "updated": summary.updated,
         "gone": {"count": len(gone), "first": gone[:_NAMED], "rows_removed": pruned},
         "labels_taken": summary.labels,
         "left_out": summary.left_out,
@@ -301,6 +313,7 @@ def commit(writer: Writer, step: CommitBatch, rows: Any, summary: Summary) -> No
     if step.failures:
         writer.fail(step.failures)
     summary.skipped += step.skipped
+    summary.updated += step.updated
     summary.failed += len(step.failures)
     summary.truncated += step.truncated
     summary.media_seconds += step.seconds

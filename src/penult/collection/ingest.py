@@ -18,7 +18,7 @@ import pyarrow as pa
 from penult.collection.schema import Key, Known
 from penult.data.decode import TIME_LIMIT, Decoding
 from penult.data.files import file_size
-from penult.data.items import Entry, Failure, Item, Note
+from penult.data.items import Entry, Failure, Item, Note, former_id
 from penult.data.regions import Box, Region
 from penult.data.sources import UntilError
 from penult.data.windows import Layout
@@ -52,6 +52,7 @@ class CommitBatch:
     changed: dict[str, str] = field(default_factory=dict)
     revised: dict[Key, dict[str, Any]] = field(default_factory=dict)
     skipped: int = 0
+    updated: int = 0  # of those skipped, with other metadata
     truncated: int = 0
     seconds: float = 0.0  # of audio or video in the new rows
 
@@ -247,9 +248,16 @@ def plan(
     embedded again only if the hash is new. Regions of one item come together, behind the item's
     `ContentHash`, before its `ItemEnd`. All of it can be pickled and executed elsewhere.
     """
+    renamed: dict[str, str] = {}
     for chunk in _chunks(regions):
-        seen = lookup([id for id, _ in chunk])
-        for _, group in chunk:
+        former = {id: old for id, group in chunk if (old := _former_id(group)) is not None}
+        seen = lookup([*(id for id, _ in chunk), *former.values()])
+        there = {id for id, _ in seen.rows}
+        for id, group in chunk:
+            old = former.get(id)
+            # Of several lines with the same text, the first has the rows of 0.1.0.
+            if old in there and id not in there and renamed.setdefault(old, id) == id:
+                group = _under(old, group)
             yield from _plan_item(group, seen, options)
 
 
@@ -359,6 +367,19 @@ def _plan_item(group: Sequence[Entry], seen: Seen, options: Options) -> Iterator
     yield ItemEnd(channels)
 
 
+def _former_id(group: Sequence[Entry]) -> str | None:
+    """The id that 0.1.0 gave to a text of a table."""
+    return next((former_id(e[0]) for e in group if not isinstance(e, Failure)), None)
+
+
+def _under(id: str, group: Sequence[Entry]) -> list[Entry]:
+    """The regions of an item under another id."""
+    return [
+        replace(one, id=id) if isinstance(one, Failure) else (replace(one[0], id=id), one[1])
+        for one in group
+    ]
+
+
 def _upper_edge(entry: Entry) -> tuple[int, ...]:
     """Where a box begins, page by page and from above, so that their order is that of the picture
     and not of a table."""
@@ -459,6 +480,7 @@ class _RowAssembler:
 
     def _skip(self, note: RegionUnchanged) -> None:
         self.batch.skipped += 1
+        self.batch.updated += bool(note.revised.keys() - {"size", "mtime_ns"})
         if note.revised:
             self.batch.revised[note.key] = note.revised
         self._tick(False, 0.0)
@@ -522,8 +544,13 @@ def _new_metadata(item: Item, key: Key, seen: Seen) -> dict[str, Any]:
     return {
         name: value
         for name, value in item.metadata.items()
-        if stored.get(name) != value and not (value is None and name not in stored)
+        if not _equal(stored.get(name), value) and not (value is None and name not in stored)
     }
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether two values of a column are the same; NaN is the same as NaN."""
+    return one == other or (one != one and other != other)
 
 
 def _same_file(stored: Known | Failure, item: Item) -> bool:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from penult.analysis.space import Space
 from penult.collection import index, lance, schema
 from penult.collection.schema import COLUMNS
+from penult.data import text
 from penult.data.regions import WHOLE, Region, span_of
 from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
 from penult.locking import Guard
@@ -300,11 +301,15 @@ def query_vector(
     stored = _stored(reader, query, region)
     if stored is not None:
         return stored
-    text = manifest.model.get("modality") == "text"
-    if not text and not Path(query).expanduser().is_file():
-        raise CollectionError(f"{query!r} is neither a file nor the id of a row of {reader.path}")
+    is_text = manifest.model.get("modality") == "text"
+    words = text.bare(query) if is_text else None
+    if words is None and not Path(query).expanduser().is_file():
+        remedy = f"; {text.PREFIX}{query} means the words" if is_text else ""
+        raise CollectionError(
+            f"{query!r} is neither a file nor the id of a row of {reader.path}{remedy}"
+        )
     try:
-        return _embedded(opener(), query, region)
+        return _embedded(opener(), query, region, words)
     except ItemError as error:
         raise UsageError(f"the query {query}: {error}") from error
 
@@ -325,12 +330,13 @@ def _stored(reader: Reader, query: str, region: Region) -> npt.NDArray[np.float3
     return None
 
 
-def _embedded(embedder: Embedder, query: str, region: Region) -> npt.NDArray[np.float32]:
+def _embedded(
+    embedder: Embedder, query: str, region: Region, words: str | None
+) -> npt.NDArray[np.float32]:
     from penult.data.items import Failure
     from penult.data.sources import item_of
 
-    path = Path(query).expanduser()
-    content = path if path.is_file() else query
+    content = Path(query).expanduser() if words is None else words
     item = item_of(content, embedder.classifier.modality)
     # A query is not labelled: the pass ends behind the tap.
     result = next(embedder.runner.stream([(item, region)], logits=False))

@@ -32,7 +32,8 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 class Item:
     """One recording, picture, video or text.
 
-    `id` is the table's, else the absolute path, else `sha256:…` of the array, bytes or text.
+    `id` is the table's, else the absolute path (of a text in a table with its line behind it), else
+    `sha256:…` of the array, bytes or text.
     `content` is a str only where it is the text itself. `size` (bytes) and `mtime_ns` are the
     file's, None without a file. `rate` (Hz) is an audio array's; None is the model's own.
     """
@@ -104,6 +105,18 @@ def sha(*parts: bytes) -> str:
 def text_item(text: str, id: str | None = None, metadata: Mapping[str, object] = {}) -> Item:
     """A text, named by its words."""
     return Item(id or sha(text.encode("utf-8", "backslashreplace")), text, metadata)
+
+
+def row_id(table: Path, line: int) -> str:
+    """The id of a text in a table: the table's path and the line, or the row, that it stands on."""
+    return f"{as_id(table)}:{line}"
+
+
+def former_id(item: Item) -> str | None:
+    """The id that a text of a table had in 0.1.0, of its words; None for other items."""
+    if isinstance(item.content, str) and re.fullmatch(r"/.*:\d+", item.id, re.DOTALL):
+        return text_item(item.content).id
+    return None
 
 
 def file_item(path: Path, id: str | None = None, metadata: Mapping[str, object] = {}) -> Item:

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, TextIO, TypeVar
 
-from penult.data import annotation_files, tables
+from penult.data import annotation_files, tables, text
 from penult.data.files import extensions
 from penult.data.folders import Recordings, Shelf, check_folder, count_others, in_folder
 from penult.data.items import (
@@ -38,6 +38,7 @@ from penult.data.items import (
     further_annotation,
     local,
     sha,
+    text_item,
 )
 from penult.data.objects import ACCEPTED, is_one, item_of
 from penult.data.regions import WHOLE
@@ -103,7 +104,8 @@ def from_paths(
     stdin: TextIO | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Source:
-    """Files, folders, tables and `-` (one path per line of `stdin`), as a command line names them.
+    """Files, folders, tables and `-` (one path per line of `stdin`), as a command line names them;
+    for the modality text also the words themselves, see `penult.data.text.bare`.
 
     An (id, region) that comes twice is taken once. Where one table annotates the same span of a
     file several times, each line is a region of its own, told apart by `annotation`; rows of
@@ -125,13 +127,21 @@ def from_paths(
     if not paths:
         raise SourceError("no path was given; give files, folders, tables, or - for a list")
     texts = [os.fspath(path) for path in paths]
+    bare = {one: text.bare(one) for one in texts} if modality == "text" else {}
+    words = {one: said for one, said in bare.items() if said is not None}
+    files = [one for one in texts if one not in words]
     given = _NAMED_COLUMNS.get() if columns is None else columns
-    shelf = _shelf(texts, modality, given)
+    shelf = _shelf(files, modality, given)
     searched = shelf.folders if shelf else ()
-    named_paths = [text for text in texts if text == "-" or local(text) not in searched]
-    origins = [_origin(text, modality, stdin or sys.stdin, shelf, given) for text in named_paths]
+    named_paths = [p for p in texts if p == "-" or p in words or local(p) not in searched]
+    stdin = stdin or sys.stdin
+    origins = [
+        _words(p, words[p]) if p in words else _origin(p, modality, stdin, shelf, given)
+        for p in named_paths
+    ]
     table_origins = [origin.table for origin in origins if origin.table]
     kept, renamed = columns_of(table_origins) if table_origins else ({}, {})
+    kept = {**(_text_column() if words else {}), **kept}
     totals = [origin.total for origin in origins]
 
     def start() -> Iterator[Entry]:
@@ -151,7 +161,7 @@ def from_paths(
         renamed,
         countable=channel != "each" and "-" not in texts,
         searched=tuple(map(str, searched)),
-        paths=tuple(str(local(text)) for text in named_paths if text != "-"),
+        paths=tuple(str(local(one)) for one in named_paths if one != "-" and one not in words),
         notes=tuple(note for table in table_origins for note in table.notes),
     )
 
@@ -387,7 +397,7 @@ class _Origin:
 def _shelf(texts: list[str], modality: str, given: Mapping[str, str]) -> Shelf:
     """Where tables find their recordings: in the folders that are named with annotations; without
     annotations in none, since the folders are items themselves."""
-    paths = [local(text) for text in texts if text != "-"]
+    paths = [local(one) for one in texts if one != "-"]
     folders = [path for path in paths if path.is_dir()]
     named = folders and any(_is_annotation(path, modality, given) for path in paths)
     return Shelf(folders if named else [], extensions(modality))
@@ -411,17 +421,18 @@ def _annotation_kind(path: Path, modality: str, given: Mapping[str, str]) -> str
 
 
 def _origin(
-    text: str, modality: str, stdin: TextIO, shelf: Shelf, given: Mapping[str, str]
+    name: str, modality: str, stdin: TextIO, shelf: Shelf, given: Mapping[str, str]
 ) -> _Origin:
-    if text == "-":
+    if name == "-":
         return _piped(stdin)
-    path = local(text)
+    path = local(name)
     if not path.exists():
-        raise SourceError(f"no such file or folder: {text}")
+        remedy = f"; {text.PREFIX}{name} means the words" if modality == "text" else ""
+        raise SourceError(f"no such file or folder: {name}{remedy}")
     if path.is_dir():
         accepted = extensions(modality)
         check_folder(path, accepted)
-        return _Origin(text, lambda _: in_folder(path, accepted), distinct=True)
+        return _Origin(name, lambda _: in_folder(path, accepted), distinct=True)
     recordings = Recordings(path, shelf)
     if kind := _annotation_kind(path, modality, given):
         rows = annotation_files.read_annotations(path, kind, recordings)
@@ -433,8 +444,14 @@ def _origin(
     is_text = modality != "text" and path.suffix.lower() == ".txt"
     if is_text and (unknown := annotation_files.unknown_text(path)):
         failed = failure(file_item(path), WHOLE.key, unknown)
-        return _Origin(text, lambda _: iter([(0, failed)]), 1, distinct=True)
-    return _Origin(text, lambda _: iter([(0, (file_item(path), WHOLE))]), 1, distinct=True)
+        return _Origin(name, lambda _: iter([(0, failed)]), 1, distinct=True)
+    return _Origin(name, lambda _: iter([(0, (file_item(path), WHOLE))]), 1, distinct=True)
+
+
+def _words(argument: str, said: str) -> _Origin:
+    """A text that is given as it is; its id is `text:` and the words."""
+    item = text_item(said, f"{text.PREFIX}{said}", {"text": said})
+    return _Origin(argument, lambda _: iter([(0, (item, WHOLE))]), 1, distinct=True)
 
 
 def _piped(stdin: TextIO | None) -> _Origin:
@@ -450,13 +467,13 @@ def _piped(stdin: TextIO | None) -> _Origin:
 
 
 def _listed(lines: Iterable[str]) -> Iterator[Placed]:
-    for number, text in enumerate(lines, 1):
-        if not text:
+    for number, line in enumerate(lines, 1):
+        if not line:
             continue
         try:
-            yield number, (file_item(local(text)), WHOLE)
+            yield number, (file_item(local(line)), WHOLE)
         except SourceError as error:
-            yield number, failure(Item(text, text), WHOLE.key, error, f"line {number}")
+            yield number, failure(Item(line, line), WHOLE.key, error, f"line {number}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penult.data.delimited import DelimitedText, decimal, lines
 from penult.data.folders import Recordings
-from penult.data.items import Entry, Item, Placed, as_id, failure, file_item, local, text_item
+from penult.data.items import (
+    Entry,
+    Item,
+    Placed,
+    as_id,
+    failure,
+    file_item,
+    local,
+    row_id,
+    text_item,
+)
 from penult.data.regions import WHOLE, Region
 from penult.data.table_roles import EDGES, FOLDERS, KNOWN, Roles, find_roles
 from penult.errors import ItemError, RegionError, SourceError, cause
@@ -260,7 +270,7 @@ class Table:
         metadata = {new: typed(row.get(old), columns[new]) for old, new in self.names.items()}
         if "text" in place:
             text = as_text("" if place["text"] is None else place["text"])
-            return text_item(text, id, metadata), WHOLE
+            return text_item(text, id or row_id(self.path, line), metadata), WHOLE
         subject = _path_in(place)
         if subject is None:
             return failure(nowhere, WHOLE.key, SourceError("the path is empty"), where)
