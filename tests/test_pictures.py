@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +25,7 @@ from penult.data import image
 from penult.data.regions import Region
 from penult.embedding.embedder import Embedder
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, UsageError
+from test_cli import ask
 
 Y, X = np.mgrid[0:60, 0:80]
 EIGHT = (X * 3).astype(np.uint8)  # 0..237
@@ -395,3 +398,97 @@ def test_what_classify_sees_of_odd_files(tmp_path: Path) -> None:
     assert given("odd.jpg", written(EIGHT, "JPEG", exif=exif_of(6))).shape == (80, 60, 3)
     with pytest.raises(ItemError, match=r"g12.png: grey values 0..3950 fill 12 bits or less of 16"):
         given("g12.png", written((X * 50).astype(np.uint16)))
+
+
+# ---- the command line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved image classifier in `model`, and pictures beside it."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    place = tmp_path_factory.mktemp("pictures")
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "resnet", embedding_size=4, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=3
+    )
+    AutoModelForImageClassification.from_config(config).save_pretrained(place / "model")
+    (place / "model" / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}'
+    )
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        values = draw.integers(0, 255, (60, 80, 3)).astype(np.uint8)
+        Image.fromarray(values).save(place / f"{name}.png")
+    first, *others = (Image.fromarray(frame).convert("RGB") for frame in FRAMES)
+    first.save(place / "pages.tif", save_all=True, append_images=others)
+    return place
+
+
+def test_tiles_are_shown_with_their_boxes(folder: Path, tmp_path: Path) -> None:
+    model, store = folder / "model", tmp_path / "c.lance"
+    said = ask("embed", model, folder / "a.png", folder / "b.png", "--into", store, "--tile", "40")
+    assert said.code == 0, said.err
+    plain = ask("search", store, folder / "a.png", "--box", "40,0,40,40", "-k", "2").out
+    first = plain.splitlines()[1].split()
+    assert plain.splitlines()[0].split()[:3] == ["similarity", "item", "part"]
+    assert first[0] == "1.0000" and first[2:4] == ["box", "40,0,80,40"]
+    # A box that is no row is embedded: it has the vector of the picture that is cut out.
+    with Image.open(folder / "a.png") as picture:
+        picture.crop((10, 20, 50, 60)).save(tmp_path / "cut.png")
+    boxed = ask("search", store, folder / "a.png", "--box", "10,20,40,40", "--json").json
+    cut = ask("search", store, tmp_path / "cut.png", "--json").json
+    for one, other in zip(boxed["hits"], cut["hits"], strict=True):
+        assert one["region"] == other["region"]
+        assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-6)
+    one, other = (
+        ask("classify", model, *asked, "--json").json["predictions"][0]
+        for asked in ((folder / "a.png", "--box", "10,20,40,40"), (tmp_path / "cut.png",))
+    )
+    assert one["region"] == "box:10,20,50,60"
+    np.testing.assert_allclose(one["logits"], other["logits"], atol=1e-5)
+    for name in ("v.csv", "v.parquet"):
+        assert ask("export", store, tmp_path / name, "--no-logits").code == 0
+        table = (
+            pa_csv.read_csv(tmp_path / name)
+            if name.endswith(".csv")
+            else pq.read_table(tmp_path / name)
+        )
+        rows = table.select(["id", "left", "top", "right", "bottom"]).to_pylist()
+        wanted = [(0, 0, 40, 40), (40, 0, 80, 40), (0, 20, 40, 60), (40, 20, 80, 60)]
+        assert [tuple(row.values())[1:] for row in rows] == wanted * 2  # as they lie
+
+
+@pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", "1,2,0,4", "-1,2,3,4"])
+def test_a_box_that_is_none_is_refused(folder: Path, box: str) -> None:
+    said = ask("classify", folder / "model", folder / "a.png", f"--box={box}")
+    assert said.code == 2 and "--box" in said.error and "in pixels" in said.error
+
+
+def test_predict_cuts_pictures(folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "c.lance"
+    ask("embed", folder / "model", folder / "a.png", folder / "b.png", "--into", store)
+    ask("teach", store, "a", folder / "a.png")
+    ask("teach", store, "b", folder / "b.png")
+    asked = ("predict", store, folder / "pages.tif", folder / "a.png", "--unknown", "0")
+    said = ask(*asked, "--pages", "each", "--tile", "60", "--json").json
+    regions = [one["region"] for one in said["predictions"]]
+    boxes = ["box:0,0,8,6"]
+    tiles = ["box:0,0,60,60", "box:20,0,80,60"]
+    assert regions == [f"page:{page}:{box}" for page in (1, 2, 3) for box in boxes] + tiles
+    shown = ask(*asked, "--pages", "each").out
+    assert "page 2" in shown and "page:2" not in shown
+    said = ask("predict", store, folder / "a.png", "--box", "1,1,9,9", "--unknown", "0", "--json")
+    assert [one["region"] for one in said.json["predictions"]] == ["box:1,1,10,10"]
+    refused = ask("predict", store, "--tile", "8")
+    assert refused.code == 2 and "leave --tile out" in refused.error
+
+
+def test_a_run_tells_of_pages_that_were_left(folder: Path, tmp_path: Path) -> None:
+    asked = ("embed", folder / "model", folder / "pages.tif", "--into", tmp_path / "c.lance")
+    said = ask(*asked)
+    assert "1 item with more pages or frames than the first" in said.out
+    assert "--pages each embeds all" in said.out
+    again = ask(*asked, "--pages", "each")
+    assert "3 embedded" in again.out and "more pages" not in again.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from penult.embedding.embedder import Embedder
 from penult.errors import RegionError, UsageError
 from penult.models.processors import TextPreparer
 from penult.models.specs import load
+from test_cli import ask
 from zoo import WORDS, save_text
 
 
@@ -171,3 +173,123 @@ def test_a_long_text_leaves_no_mark_on_the_fingerprint(bert: Path) -> None:
     other = Embedder.from_classifier(load(bert))
     other.run([long_text(60)])
     assert other.fingerprint == wanted
+
+
+# ---- rows of tables, and words on the command line
+
+TABLE = (
+    ("the sea is calm", "water"),
+    ("grey whales sing", "animals"),
+    ("the sea is calm", "rest"),
+    (long_text(28, 5), "long"),
+)
+
+
+def written(path: Path, rows: Any = TABLE) -> Path:
+    lines = ["text,topic", *(f"{words},{topic}" for words, topic in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_rows_of_texts_are_named_by_table_and_line(bert: Path, tmp_path: Path) -> None:
+    table, store = written(tmp_path / "texts.csv"), tmp_path / "c.lance"
+    assert "4 embedded" in ask("embed", bert, table, "--into", store).out
+    found = rows_of(store)
+    assert [(id, row["text"], row["topic"]) for (id, _), row in found.items()] == [
+        (f"{table}:{line}", *row) for line, row in enumerate(TABLE, 2)
+    ]
+    shown = ask("search", store, "the sea is calm", "-k", "4").out
+    assert f"{table}:2" in shown and f"{table}:4" in shown
+    assert "grey whales sing" in shown
+    assert TABLE[3][0] not in shown and f"{TABLE[3][0][:79]}…" in shown
+    hits = ask("search", store, "the sea is calm", "-k", "4", "--json").json["hits"]
+    assert {hit["metadata"]["text"] for hit in hits} == {words for words, _ in TABLE}
+    ask("export", store, tmp_path / "v.csv")
+    assert TABLE[3][0] in (tmp_path / "v.csv").read_text()
+    # The id of a row is a query, and the table's own ids hold where it has some.
+    assert (
+        ask("search", store, f"{table}:3", "-k", "1", "--json").json["hits"][0]["id"].endswith(":3")
+    )
+    (tmp_path / "own.csv").write_text("id,text\nfirst,the sea is calm\n")
+    ask("embed", bert, tmp_path / "own.csv", "--into", store)
+    assert ("first", "whole") in rows_of(store)
+
+
+def test_texts_of_a_table_are_not_taken_for_files_that_are_gone(bert: Path, tmp_path: Path) -> None:
+    table, store = written(tmp_path / "texts.csv"), tmp_path / "c.lance"
+    for _ in range(2):
+        said = ask("embed", bert, table, "--into", store, "--prune", "--json").json
+    assert said["gone"]["count"] == 0 and said["rows"] == 4
+
+
+def test_metadata_that_changed_is_counted(bert: Path, tmp_path: Path) -> None:
+    table, store = written(tmp_path / "texts.csv"), tmp_path / "c.lance"
+    ask("embed", bert, table, "--into", store)
+    written(table, [(words, topic.replace("water", "sea")) for words, topic in TABLE])
+    assert "0 embedded, 3 unchanged, 1 updated" in ask("embed", bert, table, "--into", store).out
+    said = ask("embed", bert, table, "--into", store, "--json").json
+    assert (said["done"], said["skipped"], said["updated"]) == (0, 4, 0)
+    assert rows_of(store)[f"{table}:2", "whole"]["topic"] == "sea"
+
+
+def test_rows_of_the_former_version_are_recognised(embedder: Embedder, tmp_path: Path) -> None:
+    """They are named by their words; of two lines with one text only the first had a row."""
+    table, store = written(tmp_path / "texts.csv"), Collection.open(tmp_path / "c")
+    store.add(embedder, [words for words, _ in TABLE])  # texts without a table are named so too
+    former = set(rows_of(store.path))
+    assert len(former) == 3 and all(id.startswith("sha256:") for id, _ in former)
+    for embedded in (1, 0):
+        summary = store.add(embedder, table)
+        assert (summary.done, summary.skipped) == (embedded, 4 - embedded)
+        found = rows_of(store.path)
+        assert set(found) - former == {(f"{table}:4", "whole")}
+        assert sorted(row["topic"] for row in found.values()) == sorted(t for _, t in TABLE)
+
+
+def test_words_are_a_query_and_an_existing_file_wins(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table, store = written(tmp_path / "texts.csv"), tmp_path / "c.lance"
+    ask("embed", bert, table, "--into", store)
+    (tmp_path / "sea").write_text("grey whales sing")
+    said = ask("search", store, "sea", "-k", "1", "--json")
+    assert said.json["hits"][0]["metadata"]["topic"] == "animals"
+    assert "'sea' is taken as the file" in said.err and "text:sea means the words" in said.err
+    words = ask("search", store, "text:the sea is calm", "-k", "1", "--json")
+    assert words.json["hits"][0]["similarity"] == pytest.approx(1.0, abs=1e-6)
+    assert not words.err.count("is taken as")
+    missing = ask("search", store, "./none.csv")
+    assert missing.code == 2 and "text:./none.csv means the words" in missing.error
+
+    alone = ask("classify", bert, "text:sea", "grey whales", "--json").json["predictions"]
+    assert [one["id"] for one in alone] == ["text:sea", "text:grey whales"]
+    classifier = load(bert)
+    for one, content in zip(alone, ("sea", "grey whales"), strict=True):
+        wanted = Embedder.from_classifier(classifier).run([content]).logits[0]
+        np.testing.assert_allclose(one["logits"], wanted, atol=1e-5)
+    of_file = ask("classify", bert, "sea", "--json")
+    assert of_file.json["predictions"][0]["id"] == str(tmp_path / "sea")
+    missing = ask("classify", bert, "none.csv")
+    assert missing.code == 2 and "no such file or folder: none.csv" in missing.error
+
+
+def test_predictions_carry_the_metadata_of_their_rows(bert: Path, tmp_path: Path) -> None:
+    table, store = written(tmp_path / "texts.csv"), tmp_path / "c.lance"
+    ask("embed", bert, table, "--into", store)
+    ask("teach", store, "--from", "topic")
+    out = tmp_path / "p.csv"
+    for items in ([table], []):  # a table, and the collection's own rows
+        assert (
+            ask("predict", store, *items, "--out", out, "--overwrite", "--unknown", "0").code == 0
+        )
+        with out.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["path"], row["text"], row["topic"]) for row in rows] == [
+            (f"{table}:{line}", *row) for line, row in enumerate(TABLE, 2)
+        ]
+    said = ask("predict", store, table, "--json", "--unknown", "0").json["predictions"]
+    assert [one["metadata"]["topic"] for one in said] == [topic for _, topic in TABLE]
+    shown = ask("predict", store, table, "--window", "8", "--unknown", "0").out
+    assert "chars 0-" in shown and TABLE[3][0][:20] in shown
+    assert ask("predict", store, table, "--window", "5s").code == 2

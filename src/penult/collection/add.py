@@ -100,8 +100,8 @@ class Summary:
     Regions embedded anew, left alone, replaced, failed; of those left alone, how many have other
     metadata now; of those embedded, how many the model did not see the whole of; seconds of media;
     seconds that each part of the work took, much of it at the same time (see `Stopwatch`); labels
-    taken along; ids whose files are gone, and how many rows of them were removed; files of other kinds in the folders that were
-    given, by their extensions.
+    taken along; ids whose files are gone, and how many rows of them were removed; files of other
+    kinds in the folders that were given, by their extensions.
     """
 
     run_id: str = ""

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from penult.collection.manifest import Manifest, store_errors
 from penult.collection.raven_export import raven_writer
 from penult.collection.reader import Reader
 from penult.data.files import file_aside
+from penult.data.regions import Region
 from penult.errors import CollectionError, UsageError
 
 _COUNT_ROWS = 8192
@@ -97,7 +98,9 @@ def export(
     .parquet: all columns as they are. .npy: the vectors (n, d) float32, and beside it a .csv with
     the scalar columns in the same order. .csv: scalar columns, then v0 …, then logit_0 … (or
     top_0_index, top_0_logit … where only the top logits are kept). .txt: a Raven selection table of
-    the segments and windows with their metadata, no vectors. The files appear when complete.
+    the segments and windows with their metadata, no vectors. Where there are boxes, pages or
+    windows of texts, columns with their edges (`left`, `top`, `right`, `bottom`), their numbers
+    (`page`) or their characters (`first_char`, `end_char`) follow. The files appear when complete.
 
     Raises:
         UsageError: an unknown suffix, an existing file without `overwrite`, a bad filter.
@@ -117,9 +120,50 @@ def export(
     if out.suffix.lower() == ".txt":
         names = [name for name in names if name not in schema.ARRAYS]
     columns = pa.schema([reader.schema.field(name) for name in names])
+    batches = reader.ordered(names, where, _BATCH)
+    if out.suffix.lower() != ".txt" and (places := _place_columns(reader)):
+        added = [pa.field(name, pa.int64()) for name in places]
+        columns = pa.schema([*columns, *added])
+        batches = (_with_places(batch, places) for batch in batches)
     with store_errors(out), contextlib.ExitStack() as stack:
         asides = [stack.enter_context(file_aside(target)) for target in targets]
-        return write(asides, reader.manifest, columns, reader.ordered(names, where, _BATCH))
+        return write(asides, reader.manifest, columns, batches)
+
+
+_EDGES = ("left", "top", "right", "bottom")
+_CHARACTERS = ("first_char", "end_char")
+
+
+def _place_columns(reader: Reader) -> list[str]:
+    """Columns for the places of boxes, pages and windows of texts, where there are any, and none
+    that the metadata has already."""
+    names: list[str] = []
+    for columns, where in (
+        (("page",), "starts_with(region, 'page:')"),
+        (_EDGES, "kind = 'box'"),
+        (_CHARACTERS, "starts_with(region, 'chars:')"),
+    ):
+        names += columns if reader.count_rows(where) else ()
+    taken = {name.lower() for name in reader.columns}
+    return [name for name in names if name not in taken]
+
+
+def _with_places(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    """The batch with these columns of its regions' places."""
+    keys = zip(batch.column("region").to_pylist(), batch.column("kind").to_pylist(), strict=True)
+    places = [_place(Region.of_key(key, kind)) for key, kind in keys]
+    for name in names:
+        values = pa.array([place.get(name) for place in places], pa.int64())
+        batch = batch.append_column(name, values)
+    return batch
+
+
+def _place(region: Region) -> dict[str, int | None]:
+    return {
+        "page": region.page,
+        **dict(zip(_EDGES, region.box or (), strict=False)),
+        **dict(zip(_CHARACTERS, region.chars or (), strict=False)),
+    }
 
 
 def write_csv(out: str | os.PathLike[str], table: pa.Table) -> None:

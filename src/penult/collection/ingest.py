@@ -421,7 +421,10 @@ def _plan_region(
     id."""
     key = item.id, region.key
     failed, known = seen.failures.get(key), seen.rows.get(key)
-    if failed is not None and not options.retry_failed and _same_file(failed, item):
+    # 0.1.0 took a text's second line for a failure of the first one, which has its row.
+    has_row = known is not None and isinstance(item.content, str)
+    again = options.retry_failed or has_row
+    if failed is not None and not again and _same_file(failed, item):
         return [failed]
     if known is not None and item.size is not None and _same_file(known, item):
         return [RegionUnchanged(key, _new_metadata(item, key, seen))]
