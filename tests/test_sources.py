@@ -530,8 +530,10 @@ def test_texts_come_from_files_tables_and_python(tmp_path):
     assert found[0].content == tmp_path / "a.txt"
     assert [item.content for item in found[1:]] == ["hello", "bye", ""]
     assert found[1].metadata == {"text": "hello", "category": "x", "path": "p"}
-    assert found[1].id == items(from_objects("hello", "text"))[0].id
-    assert found[1].id.startswith("sha256:2cf24dba5fb0a30e")  # of its UTF-8
+    assert found[1].id == f"{tmp_path / 't.csv'}:2"  # by table and line
+    assert items(from_objects("hello", "text"))[0].id.startswith(
+        "sha256:2cf24dba5fb0a30e"
+    )  # of its UTF-8
     assert found[1].size is None
     files = table(tmp_path / "f.csv", "path\na.txt\n")
     assert text.load(items(from_paths([files], "text"))[0].content) == "from a file"
