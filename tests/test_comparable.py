@@ -372,8 +372,8 @@ def test_graphs_and_proofs_are_kept_by_code(project: Path) -> None:
 def test_a_model_that_gives_other_values_each_time_goes_on(
     project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    edit(project, "parts/pool.py", "x.mean(dim=-1)", "x.mean(-1) * (1 + 0.1 * torch.rand(1))")
-    edit(project, "parts/pool.py", "from torch import nn", "import torch\nfrom torch import nn")
+    edit(project, "parts/pool.py", "x.mean(dim=-1)", "x.mean(-1) * (1 + 0.1 * random.random())")
+    edit(project, "parts/pool.py", "from torch import nn", "import random\nfrom torch import nn")
     store = Collection.open(tmp_path / "c.lance")
     for name in ("same", "other"):
         store.add(embedder(), project / name)
