@@ -207,3 +207,17 @@ def test_choose_on_a_model_without_a_tap_is_one_sentence() -> None:
     items = [random.standard_normal(RATE).astype(np.float32) for _ in range(4)]
     with pytest.raises(TapError, match="no hidden states that could be compared by name"):
         penult.choose(loaded, items, labels=["a", "b"] * 2)
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "DataParallel", "both"])
+def test_wrapped_modules_are_opened_as_what_is_inside(wrap: str) -> None:
+    net = nn.Sequential(nn.Linear(C, D), nn.Tanh(), nn.Linear(D, K)).eval()
+    wrapped: Any = nn.DataParallel(net) if wrap != "compiled" else net
+    if wrap != "DataParallel":
+        wrapped = torch.compile(wrapped, backend="eager")
+    items = [clip(seed, True) for seed in range(3)]
+    found = penult.load(wrapped, preprocess=_loud, sample_rate=RATE)
+    assert found.structure.study().prove()[0].ok
+    embedder = penult.Embedder.from_classifier(found, tap="prelogits")
+    expected = [net[:2](_loud(item)[None]).detach().numpy()[0] for item in items]
+    np.testing.assert_allclose(embedder.embed(items), expected, rtol=1e-4, atol=1e-5)

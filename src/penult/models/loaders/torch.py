@@ -10,12 +10,13 @@ from torch import nn
 
 from penult.errors import ModelError
 from penult.models.base import Classifier
-from penult.models.module import ModuleParts, assemble, from_factory, storage_of
+from penult.models.module import ModuleParts, assemble, from_factory, storage_of, unwrapped
 from penult.models.options import LoadOptions, imported, preprocessing_of
 
 
 def open_module(module: Any, options: LoadOptions, spec: str = "") -> Classifier:
     """A model that is at hand, with its weights in it: torch, TorchScript, torch.export, Keras."""
+    module = unwrapped(module)
     if isinstance(module, torch.jit.ScriptModule):
         from penult.models.loaders.torchscript import open_scripted
 
