@@ -221,3 +221,21 @@ def test_wrapped_modules_are_opened_as_what_is_inside(wrap: str) -> None:
     embedder = penult.Embedder.from_classifier(found, tap="prelogits")
     expected = [net[:2](_loud(item)[None]).detach().numpy()[0] for item in items]
     np.testing.assert_allclose(embedder.embed(items), expected, rtol=1e-4, atol=1e-5)
+
+
+class Recurrent(nn.Module):
+    """Adds up what it has seen, as streaming models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.fc = nn.Linear(C, D), nn.Linear(D, K)
+        self.register_buffer("state", torch.zeros(1, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state.copy_(torch.tanh(self.up(x) + self.state)[:1])
+        return self.fc(torch.tanh(self.up(x) + self.state))
+
+
+def test_a_scripted_module_that_keeps_a_state_is_refused_for_it() -> None:
+    with pytest.raises(ModelError, match="keeps a state between calls"):
+        penult.load(torch.jit.script(Recurrent().eval()), preprocess=_loud, sample_rate=RATE)

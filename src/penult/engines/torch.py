@@ -79,7 +79,7 @@ class TorchEngine:
         scores, states = self._read(batch, logits)
         with torch.inference_mode(), self._arithmetic():
             vectors = [
-                as_array(pool(hidden.float(), reading.pooling, reading.tap.channel, mask))
+                as_array(pool(_floats(hidden), reading.pooling, reading.tap.channel, mask))
                 for reading, (hidden, mask) in zip(self.readings, states, strict=True)
             ]
         rows = nothing(batch)
@@ -190,3 +190,8 @@ ENGINE = EngineSpec(
     devices=("cuda", "mps", "cpu", "xpu"),
     arithmetic={EXACT: ("f32",), FAST: ("bf16",)},
 )
+
+
+def _floats(hidden: Tensor) -> Tensor:
+    """In fp32, also of whole numbers with a scale."""
+    return (hidden.dequantize() if hidden.is_quantized else hidden).float()

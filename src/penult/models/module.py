@@ -479,6 +479,9 @@ def _rows(output: Any, key: str | int | None, raw: bool) -> int:
     return 1 if not shape or (len(shape) == 1 and not raw) else int(shape[0])
 
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of training
+
+
 def require_steady(classifier: Classifier, remedy: str) -> None:
     """Refuse a model that was saved as it was in training, with dropout or statistics at work.
 
@@ -495,6 +498,12 @@ def require_steady(classifier: Classifier, remedy: str) -> None:
         second = floats_of(classifier.module(**tensors))
     after = classifier.module.state_dict()
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    kept = [name for name in changed if not name.endswith(_STATISTICS)]
+    if kept:
+        raise ModelError(
+            f"{classifier.spec} keeps a state between calls (a pass changes {kept[0]}), so a row "
+            "would depend on the items before it: save a module that begins anew in every call"
+        )
     if changed or drawn or not all(map(_equal, first, second)):
         sign = "the same input gives other scores"
         sign = f"{listed(drawn)} draws random numbers" if drawn else sign
