@@ -262,7 +262,6 @@ def wav(
         (wav(rate=0), DecodeError, "not readable as audio"),
         (wav(rate=200), DecodeError, "200 Hz holds nothing above 100 Hz"),
         (wav(rate=2**31 - 1), DecodeError, "cannot be"),
-        (wav(byte_rate=12345), DecodeError, "contradicts itself: it says 12345 bytes a second"),
         (wav(size=10**6), DecodeError, "holds 8000 frames of the 500000 it promises"),
     ],
 )

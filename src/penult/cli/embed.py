@@ -283,6 +283,15 @@ def _type_words(kind: object) -> str:
     return "no value yet" if str(kind) == "null" else str(kind)
 
 
+def _show_notes(summary: Summary) -> None:
+    if summary.notes:
+        stdout.print(
+            f"[yellow]{counted(len(summary.notes), 'file')} with a wrong header, but read: "
+            "see the notes, or --json[/]",
+            soft_wrap=True,
+        )
+
+
 def _show_taken_and_gone(summary: Summary) -> None:
     if summary.labels:
         stdout.print(f"{counted(summary.labels, 'label')} copied")
@@ -350,13 +359,14 @@ def _show_summary(
     if summary.truncated:
         words = _TRUNCATED[embedder.classifier.modality]
         stdout.print(f"[yellow]{counted(summary.truncated, 'item')} {words}[/]", soft_wrap=True)
+    _show_notes(summary)
     _show_taken_and_gone(summary)
-    if summary.left_out:
+    if others := summary.left_out:
         from penult.data.folders import in_words
 
-        count = counted(sum(summary.left_out.values()), "file")
+        count = counted(sum(others.values()), "file")
         stdout.print(
-            f"[dim]other file types left out: {count} ({printable(in_words(summary.left_out))})[/]",
+            f"[dim]other file types left out: {count} ({printable(in_words(others))})[/]",
             soft_wrap=True,
         )
     if not summary.failed:

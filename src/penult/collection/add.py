@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,7 @@ class Summary:
     gone: list[str] = field(default_factory=list)
     pruned: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  # by id: read against the own header
     _engine: str = ""  # which, and why, where there was a choice
 
     if not TYPE_CHECKING:
@@ -247,6 +249,7 @@ def _value_as_stored(value: object, kind: pa.DataType) -> object:
     return stored
 
 
+_NOTED = 100  # items whose notes are in a description
 _NAMED = 5  # ids of deleted files in a description
 
 
@@ -260,6 +263,10 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
         "gone": {"count": len(gone), "first": gone[:_NAMED], "rows_removed": pruned},
         "labels_taken": summary.labels,
         "left_out": summary.left_out,
+        "notes": {
+            "count": len(summary.notes),
+            "first": dict(islice(summary.notes.items(), _NOTED)),
+        },
         "rows": reader.count_rows(),
         "seconds_of_media": summary.media_seconds,
         "spent": summary.seconds,
@@ -316,6 +323,7 @@ def commit(writer: Writer, step: CommitBatch, rows: Any, summary: Summary) -> No
     summary.updated += step.updated
     summary.failed += len(step.failures)
     summary.truncated += step.truncated
+    summary.notes |= step.notes
     summary.media_seconds += step.seconds
 
 

@@ -54,6 +54,7 @@ class CommitBatch:
     skipped: int = 0
     updated: int = 0  # of those skipped, with other metadata
     truncated: int = 0
+    notes: dict[str, str] = field(default_factory=dict)  # by id, of items that have any
     seconds: float = 0.0  # of audio or video in the new rows
 
     def batch(self, schema: pa.Schema) -> pa.RecordBatch:
@@ -510,6 +511,8 @@ class _RowAssembler:
             seconds = outcome.end - outcome.start
         batch.rows.append(self._row(outcome))
         batch.truncated += outcome.truncated is not None
+        if outcome.notes:
+            batch.notes[outcome.item.id] = "; ".join(outcome.notes)
         batch.seconds += seconds
         if (how := self._options.summary) and region.kind != "whole":
             new = Summing(how, outcome.item, region.channel)

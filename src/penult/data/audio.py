@@ -34,7 +34,8 @@ class AudioInfo:
     """The header of a recording. `exact`: decoding gives this number of frames; else about as many.
 
     `rate` is in Hz; it and `seconds` are 0 for an array whose rate was not given. `missing` are
-    the frames that are promised beyond those `frames`, and are not there.
+    the frames that are promised beyond those `frames`, and are not there; `cut` tells what shows
+    that the end is missing where no header has the length.
     """
 
     rate: int
@@ -43,19 +44,22 @@ class AudioInfo:
     seconds: float
     exact: bool
     missing: int = 0
+    cut: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One channel of sound: `samples` (n,) float32 at the rate of the request.
 
-    `seconds` is its length before resampling, `start` and `end` are the region's.
+    `seconds` is its length before resampling, `start` and `end` are the region's. `notes`: what the
+    file's header has wrong, and was read nevertheless.
     """
 
     samples: np.ndarray
     seconds: float
     start: float | None
     end: float | None
+    notes: tuple[str, ...] = ()
 
 
 def info(content: object, *, source_rate: int | None = None, exact: bool = False) -> AudioInfo:
@@ -75,7 +79,7 @@ def info(content: object, *, source_rate: int | None = None, exact: bool = False
                 missing = short if short > stream.slack else 0
             known = True
         seconds = frames / stream.rate if stream.rate > 0 else 0.0
-        return AudioInfo(stream.rate, stream.channels, frames, seconds, known, missing)
+        return AudioInfo(stream.rate, stream.channels, frames, seconds, known, missing, stream.cut)
 
 
 def load(
@@ -207,7 +211,7 @@ def _clip(mono: Mono, stream: Stream, rate: int, region: Region) -> Clip:
         raise type(error)(f"{_place(region, stream)}{error}") from None
     if source != rate:
         samples = _resample(samples, source, rate)
-    return Clip(samples, seconds, region.start, region.end)
+    return Clip(samples, seconds, region.start, region.end, stream.notes)
 
 
 def _place(region: Region, stream: Stream) -> str:
@@ -303,6 +307,11 @@ def _check_complete(stream: Stream, first: int, last: int | None, got: int) -> N
     end = first + got
     if last is not None and end >= last:
         return
+    if stream.cut:
+        raise DecodeError(
+            f"truncated or damaged: {stream.cut}; {end / stream.rate:.6g} s can be read, "
+            "with --window"
+        )
     promised = 0 if stream.frames is None or stream.slack is None else stream.frames
     if end + (stream.slack or 0) < promised:
         raise _truncated(end, promised)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from penult.data.containers import PLACEHOLDER, Part, Spliced, Survey, opened, survey
 from penult.data.files import ffmpeg_errors, file_size, opened_by_ffmpeg
 from penult.data.levels import check_integers, check_scale
 from penult.errors import DecodeError, EmptyItem, ItemError, first_line
@@ -26,14 +28,17 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 16  # values per read: what bounds the memory of a many-channel file
 
-# Writers that cannot seek back leave one of these sizes: the length is then simply not known.
-_PLACEHOLDER = 0x7FFFF000
 # Seeking is exact here (measured). In Vorbis it lands elsewhere near the end of the file, in MP3
 # the bit reservoir is missing and whole frames differ: these are decoded from the beginning.
 _SEEKABLE = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 _PROBE, _PROBES = 1 << 12, 16  # values, and places, that show a file's scale
+# Of these containers FFmpeg reads a length that is written down; else it guesses by the bit rate.
+_LENGTH_WRITTEN = ("mov", "matroska", "flac", "tta", "wv", "caf", "ape")
+_HEAD_BYTES = {"AIFF": 8, "W64": 24}  # of a chunk of sound that are none, by libsndfile's names
 _HEADERLESS = "not readable as audio: without a header nothing says its rate"
-_UNKNOWN_FORMAT = (1, 4)  # libsndfile's codes: format not recognised, encoding not supported
+# libsndfile's codes: format not recognised, encoding not supported.
+_UNKNOWN_FORMAT = (1, 4)
+_UNKNOWN_CODING = (64, 161)  # a `fmt ` chunk that it does not know, FLAC in Ogg as FFmpeg writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Stream:
     missing: int  # frames that the header promises and the file does not hold
     seeks: bool
     read: Callable[[int, int | None], Iterator[np.ndarray]]
+    notes: tuple[str, ...] = ()  # what a header has wrong, and was read nevertheless
+    cut: str = ""  # what shows that the end is missing, where no header has the length
 
 
 @contextmanager
@@ -70,24 +77,115 @@ def open_stream(content: object, array_rate: int) -> Iterator[Stream]:
         raise DecodeError(f"a {type(content).__name__} is no sound; give a Path, bytes or an array")
     if not (len(content) if isinstance(content, bytes) else file_size(content)):
         raise EmptyItem("the file is empty (0 bytes)")
+    found = survey(content)
+    with _opened_parts(content, found) as stream:
+        missing = stream.missing if stream.slack is not None else 0
+        if found.lost is not None and stream.slack is not None:
+            missing = math.ceil(round((stream.frames or 0) * found.lost, 3))
+        cut = "" if missing else found.cut
+        yield replace(stream, missing=missing, notes=found.notes, cut=cut)
+
+
+@contextmanager
+def _opened_parts(content: Path | bytes, found: Survey) -> Iterator[Stream]:
+    with ExitStack() as stack:
+        try:
+            if found.parts:
+                file = stack.enter_context(opened(content))
+            if len(found.parts) > 1:
+                stream = _chain(file, found.parts)
+            elif found.parts:
+                stream = stack.enter_context(_opened_part(Spliced(file, found.parts[0])))
+            else:
+                stream = stack.enter_context(_opened_part(content))
+        except DecodeError as error:
+            if found.cut:
+                raise DecodeError(f"truncated or damaged: {found.cut}; {error}") from error
+            raise
+        yield stream
+
+
+@contextmanager
+def _opened_part(content: Path | bytes | Spliced) -> Iterator[Stream]:
+    """One recording: by libsndfile, or by FFmpeg what that does not know."""
     import soundfile
 
     with ExitStack() as stack:
-        source = _Bytes(content) if isinstance(content, bytes) else _named(content)
-        handle = None
+        handle, refused = None, None
         try:
-            handle = stack.enter_context(_unseekable_reader()(source))
+            handle = stack.enter_context(_unseekable_reader()(_named(content)))
         except TypeError as error:  # soundfile raises it for .raw
             raise DecodeError(_HEADERLESS) from error
         except soundfile.LibsndfileError as error:
-            if error.code not in _UNKNOWN_FORMAT:
-                reason = error.error_string.strip()
-                reason = _REASONS.get(reason, reason)
-                raise DecodeError(f"not readable as audio: libsndfile: {reason}") from error
-        if handle is None:
-            yield _of_container(stack.enter_context(opened_by_ffmpeg(content, "audio")))
-        else:
+            reason = error.error_string.strip()
+            reason = _REASONS.get(reason, reason)
+            refused = DecodeError(f"not readable as audio: libsndfile: {reason}")
+            unknown = error.code in _UNKNOWN_FORMAT
+            if not unknown and error.code not in _UNKNOWN_CODING:
+                raise refused from error
+        if handle is not None:
             yield _of_libsndfile(handle, content)
+            return
+        if isinstance(content, Spliced):
+            content.seek(0)
+        try:
+            stream = _of_container(stack.enter_context(opened_by_ffmpeg(content, "audio")))
+        except ItemError:
+            if unknown or refused is None:
+                raise
+            raise refused from None  # which has the better reason
+        yield stream
+
+
+def _chain(file: BinaryIO, parts: tuple[Part, ...]) -> Stream:
+    """Recordings that were joined in one file, as one."""
+    streams: list[Stream] = []
+    for part in parts:
+        with _opened_part(Spliced(file, part)) as stream:
+            streams.append(stream)
+    _check_alike(streams)
+
+    def read(first: int, last: int | None) -> Iterator[np.ndarray]:
+        done = 0
+        for number, part in enumerate(parts):
+            begin = done
+            with _opened_part(Spliced(file, part)) as stream:
+                for block in stream.read(0, None):
+                    if done + len(block) > first:
+                        yield block[max(0, first - done) :]
+                    done += len(block)
+            part_frames, slack = streams[number].frames, streams[number].slack
+            known = part_frames is not None and slack is not None and number + 1 < len(parts)
+            if known and done - begin + (slack or 0) < (part_frames or 0):
+                raise DecodeError(
+                    f"truncated or damaged: part {number + 1} of {len(parts)} holds "
+                    f"{done - begin} frames of the {part_frames} it promises"
+                )
+
+    frames = [stream.frames for stream in streams if stream.frames is not None]
+    slack = [stream.slack for stream in streams if stream.slack is not None]
+    complete = len(frames) == len(streams)
+    return replace(
+        streams[0],
+        frames=sum(frames) if complete else None,
+        slack=sum(slack) if complete and len(slack) == len(streams) else None,
+        missing=streams[-1].missing,
+        seeks=False,
+        read=read,
+    )
+
+
+def _check_alike(streams: list[Stream]) -> None:
+    first, begin = streams[0], 0.0
+    for number, stream in enumerate(streams, 1):
+        if (stream.rate, stream.channels) != (first.rate, first.channels):
+            raise DecodeError(
+                f"{len(streams)} recordings joined in one file, and part {number}, from "
+                f"{begin:g} s on, has a rate of {stream.rate} Hz and {stream.channels} channels, "
+                f"where the first has {first.rate} Hz and {first.channels}; convert them to one, "
+                "or take the file apart"
+            )
+        begin += (stream.frames or 0) / stream.rate
 
 
 def _of_array(values: np.ndarray, rate: int) -> Stream:
@@ -120,9 +218,11 @@ def _of_array(values: np.ndarray, rate: int) -> Stream:
     )
 
 
-def _named(path: Path) -> bytes | Path:
-    """A path as soundfile takes it: as bytes, since it refuses a str that is not UTF-8."""
-    return path if os.name == "nt" else os.fsencode(path)
+def _named(content: Path | bytes | Spliced) -> bytes | Path | io.IOBase:
+    """Content as soundfile takes it: a path as bytes, since it refuses a str that is not UTF-8."""
+    if isinstance(content, Path):
+        return content if os.name == "nt" else os.fsencode(content)
+    return _Bytes(content) if isinstance(content, bytes) else content
 
 
 # Of a file that is there, and whose header it cannot follow, libsndfile says other things.
@@ -157,12 +257,10 @@ def _unseekable_reader() -> Any:
     return Unseekable
 
 
-def _of_libsndfile(handle: Any, content: Path | bytes) -> Stream:
-    _check_header(handle)
-    log, frames = handle.extra_info, handle.frames
-    slack: int | None = 0
-    if handle.format == "MP3":
-        slack = 4 * 1152 if _mp3_has_length(content) else None
+def _of_libsndfile(handle: Any, content: Path | bytes | Spliced) -> Stream:
+    if handle.format == "RAW":  # libsndfile takes anything called .au or .vox for that
+        raise DecodeError(_HEADERLESS)
+    frames = handle.frames
     known = frames < 1 << 62  # a streamed FLAC has no length
     direct = known and handle.subtype.startswith(_SEEKABLE)
     if direct:
@@ -194,22 +292,17 @@ def _of_libsndfile(handle: Any, content: Path | bytes) -> Stream:
         handle.samplerate,
         handle.channels,
         frames if known else None,
-        slack if known else None,
-        _missing_frames(log, frames),
+        _slack(handle, content) if known else None,
+        _missing_frames(handle),
         direct,
         read,
     )
 
 
-def _check_header(handle: Any) -> None:
-    if handle.format == "RAW":  # libsndfile takes anything called .au or .vox for that
-        raise DecodeError(_HEADERLESS)
-    wrong = re.search(r"Bytes/sec\s*:\s*(-?\d+) \(should be (-?\d+)\)", handle.extra_info)
-    if wrong and "ADPCM" not in handle.subtype:  # there it is a rounded mean
-        raise DecodeError(
-            f"the header contradicts itself: it says {wrong[1]} bytes a second, "
-            f"and a rate and frame size that make {wrong[2]}"
-        )
+def _slack(handle: Any, content: Path | bytes | Spliced) -> int | None:
+    if handle.format == "MP3":
+        return 4 * 1152 if _mp3_has_length(content) else None
+    return None if handle.subtype.startswith("MPEG") else 0  # in WAV: a mean over the bytes
 
 
 def _probes(handle: Any) -> list[np.ndarray]:
@@ -230,19 +323,25 @@ def _probes(handle: Any) -> list[np.ndarray]:
     return blocks
 
 
-def _missing_frames(log: str, frames: int) -> int:
+def _missing_frames(handle: Any) -> int:
     """How many frames a header promises beyond the file's end: libsndfile only notes it."""
-    pattern = r"^\s*(data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)"
-    for _, promised, found in re.findall(pattern, log, re.MULTILINE):
-        excess = int(promised) - int(found)
-        if excess > 0 and int(found) and int(promised) < _PLACEHOLDER:
-            return max(1, round(frames * excess / int(found)))
+    log, frames, format = handle.extra_info, int(handle.frames), handle.format
+    # Of the file's own size, which comes first in the log, some bytes are no sound.
+    for name in ("data", "Data Size", "SSND", "riff", "Riff size"):
+        pattern = rf"^\s*{name}\s*:\s*(\d+) \(should be (\d+)\)"
+        for promised, found in re.findall(pattern, log, re.MULTILINE):
+            sound = int(found) - _HEAD_BYTES.get(format, 0)
+            excess = int(promised) - int(found)
+            if excess > 0 and sound > 0 and int(promised) < PLACEHOLDER:
+                return max(1, -(-frames * excess // sound))
     return 0
 
 
-def _mp3_has_length(content: Path | bytes) -> bool:
+def _mp3_has_length(content: Path | bytes | Spliced) -> bool:
     """Whether an MP3's first frame carries its length; otherwise the bit rate gives a guess."""
-    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+    with nullcontext(content) if isinstance(content, Spliced) else opened(content) as file:
+        place = file.tell()
+        file.seek(0)
         head = file.read(10)
         if head.startswith(b"ID3"):
             size = 0
@@ -251,6 +350,7 @@ def _mp3_has_length(content: Path | bytes) -> bool:
             file.seek(10 + size)
             head = b""
         head += file.read(4096)
+        file.seek(place)  # which libsndfile counts on
     return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
 
 
@@ -273,8 +373,7 @@ def _of_container(container: InputContainer) -> Stream:
         length = float(stream.duration * stream.time_base)
     elif container.duration is not None and len(container.streams) == 1:
         length = container.duration / 1e6
-    # Of these two the length is written down; elsewhere FFmpeg guesses it from the bit rate.
-    counted = container.format.name.startswith(("mov", "matroska"))
+    counted = container.format.name.startswith(_LENGTH_WRITTEN)
 
     def read(first: int, last: int | None) -> Iterator[np.ndarray]:
         convert, done = AudioResampler(format="flt"), 0

@@ -51,12 +51,14 @@ class DecodeTarget:
 @dataclass(frozen=True, slots=True)
 class Content:
     """A region's decoded content, and where in the item it lies (seconds; None: no time axis).
-    pages: of a picture, how many were decoded where it has more; else None."""
+    pages: of a picture, how many were decoded where it has more; else None. notes: of an
+    item that was read against its own header."""
 
     values: Any
     start: float | None = None
     end: float | None = None
     pages: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ def _sounds(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Cont
             continue
         start = region.start or 0.0
         is_open = region.end is None or target.first_seconds is not None
-        yield Content(clip.samples, start, start + clip.seconds if is_open else region.end)
+        end = start + clip.seconds if is_open else region.end
+        yield Content(clip.samples, start, end, notes=clip.notes)
 
 
 def _pictures(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:

@@ -12,10 +12,10 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penult.errors import DecodeError, MissingExtra, SourceError, StoreError, cause
 from penult.extras import require
@@ -172,8 +172,14 @@ def write_file(path: str | os.PathLike[str], parts: Iterable[bytes]) -> Path:
     return target
 
 
+def _as_file(content: Path | bytes | io.IOBase) -> AbstractContextManager[Any]:
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    return content.open("rb") if isinstance(content, Path) else nullcontext(content)
+
+
 @contextmanager
-def opened_by_ffmpeg(content: Path | bytes, kind: str) -> Iterator[InputContainer]:
+def opened_by_ffmpeg(content: Path | bytes | io.IOBase, kind: str) -> Iterator[InputContainer]:
     """A container opened by PyAV; what goes wrong inside the `with` is a DecodeError too.
 
     Raises:
@@ -186,7 +192,7 @@ def opened_by_ffmpeg(content: Path | bytes, kind: str) -> Iterator[InputContaine
         raise DecodeError(f"not readable as {kind} without an extra: {error}") from error
     with (
         ffmpeg_errors(kind),
-        io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file,
+        _as_file(content) as file,
         # A play list must not make FFmpeg open other files or addresses.
         av.open(
             file, options={"protocol_whitelist": "none"}, metadata_errors="replace"

@@ -277,12 +277,12 @@ class _Ruler:
     def lost(self, item: Item) -> DecodeError | None:
         """The error of an item whose header promises more than it holds; None if it does not."""
         found = self._of(item)
-        if not isinstance(found, audio.AudioInfo) or not found.missing:
+        if not isinstance(found, audio.AudioInfo) or not (found.missing or found.cut):
             return None
-        return DecodeError(
-            f"truncated or damaged: holds {found.frames} frames of the "
-            f"{found.frames + found.missing} it promises; what is there was cut into windows"
+        reason = found.cut or (
+            f"holds {found.frames} frames of the {found.frames + found.missing} it promises"
         )
+        return DecodeError(f"truncated or damaged: {reason}; what is there was cut into windows")
 
     def _of(self, item: Item, exact: bool = False) -> audio.AudioInfo | float:
         if self._measured is None or not _same(self._measured[0], item) or exact:

@@ -4,6 +4,7 @@ stops the rest. Knows no store and no command line.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -49,6 +50,8 @@ from penult.models.base import Classifier, Prediction, predict
 BUDGETS = {"audio": 160_000, "text": 1_024, "image": 16 * 3 * 224**2, "video": 48 * 3 * 224**2}
 ACCELERATED = {"audio": 32, "text": 32, "image": 8, "video": 8}  # times that on an accelerator
 
+NOTES_SHOWN = 5  # files whose notes are logged as warnings; those of further ones as information
+log = logging.getLogger(__name__)
 HELD_BACK = 4096  # results and notes that may wait for the turn of an earlier one
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc",
@@ -58,7 +61,8 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ba
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The results of one region. vectors: (d,) for each reading. logits: as the model returned
-    them, (…, K). start, end: seconds from the item's beginning, where it has a time axis."""
+    them, (…, K). start, end: seconds from the item's beginning, where it has a time axis. notes:
+    of an item that was read against its own header."""
 
     item: Item
     region: Region
@@ -67,6 +71,7 @@ class Outcome:
     start: float | None = None
     end: float | None = None
     truncated: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def vector(self) -> FloatArray:
@@ -167,6 +172,7 @@ class Runner:
         self.engine = engine or open_engine(classifier, readings, self._devices[0])
         self._policy = policy
         self._guard = Guard()
+        self._noted: set[str] = set()  # ids of items whose notes were logged
         times = 1 if self._devices[0] == "cpu" else ACCELERATED[classifier.modality]
         self.budget = BUDGETS[classifier.modality] * times
 
@@ -269,9 +275,20 @@ class Runner:
                     yield decoded
                     continue
                 watch.add("decode", decoded.seconds)
+                if isinstance(decoded.content, Content) and decoded.content.notes:
+                    self._log_notes(decoded.item.id, decoded.content.notes)
                 with watch.timed("prepare"):
                     ready = self._inputs(decoded.item, decoded.region, decoded.content)
                 yield ready
+
+    def _log_notes(self, id: str, notes: tuple[str, ...]) -> None:
+        """Once for each item, of the first ones as warnings."""
+        with self._guard:
+            if id in self._noted:
+                return
+            self._noted.add(id)
+            level = logging.WARNING if len(self._noted) <= NOTES_SHOWN else logging.INFO
+        log.log(level, "%s: %s", id, "; ".join(notes))
 
     def _inputs(
         self, item: Item, region: Region, content: Content | ItemError
@@ -337,6 +354,7 @@ class Runner:
             start=content.start,
             end=content.end,
             truncated=ready.inputs.truncated or content.pages,
+            notes=content.notes,
         )
 
     def batch(self, items: Sequence[PreparedRegion]) -> Batch:
