@@ -366,3 +366,34 @@ def test_notes_are_printed_and_in_the_json(tmp_path, caplog):
     CliRunner().invoke(app, ["classify", "demo", str(died)])
     (record,) = [one for one in caplog.records if one.name == "penult.embedding.runner"]
     assert "gives 0 bytes of sound" in record.getMessage()
+
+
+# ---- text that is no sound
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (
+            b"This is a letter, not a sound.",
+            "it is text, which begins 'This is a letter, not a sound.'",
+        ),
+        ("Vögel im Mai\nund Juni".encode(), "it is text, which begins 'Vögel im Mai'"),
+        (
+            b"Selection\tView\tBegin Time (s)\n1\tWave\t0.5\n",
+            "columns Selection, View, Begin Time (s)",
+        ),
+        ("Start;Ende\n1,5;2,5\n".encode("utf-16"), "a table with the columns Start, Ende"),
+        (b"<!DOCTYPE html>\n<html><body>404", "it is a web page (HTML)"),
+    ],
+)
+def test_text_that_is_no_sound_is_told_as_text(tmp_path, raw, words):
+    path = tmp_path / "a.wav"
+    path.write_bytes(raw)
+    for content in (raw, path):
+        with pytest.raises(DecodeError) as failed:
+            load(content)
+        assert words in str(failed.value)
+        assert str(failed.value).startswith("not readable as audio: it is")
+    with pytest.raises(DecodeError, match="not readable as audio: F"):
+        load(bytes(range(256)) * 10)

@@ -392,7 +392,7 @@ def test_m4a(tmp_path):
 def test_without_pyav_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DecodeError, match=r"pip install 'penult\[video\]'"):
-        audio.load(b"not sound", WHOLE, 16000)
+        audio.load(b"\0not sound", WHOLE, 16000)
 
 
 def test_a_play_list_opens_no_other_file(files):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from penult.data.containers import PLACEHOLDER, Part, Spliced, Survey, opened, survey
-from penult.data.files import ffmpeg_errors, file_size, opened_by_ffmpeg
+from penult.data.files import ffmpeg_errors, file_size, opened_by_ffmpeg, text_words
 from penult.data.levels import check_integers, check_scale
 from penult.errors import DecodeError, EmptyItem, ItemError, first_line
 
@@ -99,6 +99,8 @@ def _opened_parts(content: Path | bytes, found: Survey) -> Iterator[Stream]:
             else:
                 stream = stack.enter_context(_opened_part(content))
         except DecodeError as error:
+            if words := text_words(content):
+                raise DecodeError(f"not readable as audio: {words}") from error
             if found.cut:
                 raise DecodeError(f"truncated or damaged: {found.cut}; {error}") from error
             raise

@@ -4,6 +4,7 @@ models.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import io
 import os
@@ -104,6 +105,45 @@ def file_size(path: Path) -> int:
         raise DecodeError(f"no permission to read: {path}") from error
     except (OSError, ValueError) as error:  # a name too long, a NUL in it, a failing disk
         raise DecodeError(f"cannot be read: {path}: {cause(error)}") from error
+
+
+_HEAD = 4096  # bytes that show whether a file is text
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+
+
+def text_words(content: Path | bytes) -> str:
+    """What a file of text is, for a message that it is no sound; empty where it is none: `it is a
+    table with the columns Selection, View, Channel`."""
+    text = _beginning(content)
+    if not text.strip() or _CONTROL.search(text):
+        return ""
+    lines = text.lstrip().splitlines()
+    first = lines[0].strip()
+    if re.match(r"<(!doctype html|html)", first, re.IGNORECASE):
+        return "it is a web page (HTML)"
+    for sign in "\t;,":
+        cells = [cell.strip().strip('"') for cell in first.split(sign)]
+        if len(cells) > 1 and len(lines) > 1 and lines[1].count(sign) == len(cells) - 1:
+            named = ", ".join(cells[:6]) + (", …" if len(cells) > 6 else "")
+            return f"it is a table with the columns {named[:200]}; give it as a table, as .csv"
+    shown = first if len(first) <= 40 else f"{first[:40]}…"
+    return f"it is text, which begins {shown!r}"
+
+
+def _beginning(content: Path | bytes) -> str:
+    """The beginning of a file as text; empty where it is none."""
+    try:
+        if isinstance(content, bytes):
+            head = content[:_HEAD]
+        else:
+            with content.open("rb") as file:
+                head = file.read(_HEAD)
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return head[: len(head) // 2 * 2].decode("utf-16")
+        # The last character may be cut.
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(head)
+    except (OSError, ValueError):
+        return ""
 
 
 def read_bytes(content: Path | bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penult.data.files import file_size, opened_by_ffmpeg
+from penult.data.files import file_size, opened_by_ffmpeg, text_words
 from penult.data.regions import Region
 from penult.errors import DecodeError, EmptyItem, RegionError
 
@@ -77,8 +77,13 @@ def _measured(content: object) -> tuple[float, float]:
         )
     if not (len(content) if isinstance(content, bytes) else file_size(content)):
         raise DecodeError("the file is empty (0 bytes)")
-    with opened_by_ffmpeg(content, "video") as container:
-        return _span(container)
+    try:
+        with opened_by_ffmpeg(content, "video") as container:
+            return _span(container)
+    except DecodeError as error:
+        if words := text_words(content):
+            raise DecodeError(f"not readable as video: {words}") from error
+        raise
 
 
 def _of_array(values: np.ndarray, region: Region, frames: int) -> np.ndarray:
