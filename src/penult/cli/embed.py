@@ -284,9 +284,11 @@ def _type_words(kind: object) -> str:
 
 
 def _show_notes(summary: Summary) -> None:
-    if summary.notes:
+    from penult.collection.add import notes_of
+
+    if noted := len(notes_of(summary)):
         stdout.print(
-            f"[yellow]{counted(len(summary.notes), 'file')} with a wrong header, but read: "
+            f"[yellow]{counted(noted, 'file')} with a wrong header, but read: "
             "see the notes, or --json[/]",
             soft_wrap=True,
         )

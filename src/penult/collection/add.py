@@ -118,7 +118,7 @@ class Summary:
     gone: list[str] = field(default_factory=list)
     pruned: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)  # by id: read against the own header
+    _notes: dict[str, str] = field(default_factory=dict)  # see `notes_of`
     _engine: str = ""  # which, and why, where there was a choice
 
     if not TYPE_CHECKING:
@@ -249,6 +249,11 @@ def _value_as_stored(value: object, kind: pa.DataType) -> object:
     return stored
 
 
+def notes_of(summary: Summary) -> dict[str, str]:
+    """By id, what was noted of items whose header is contradicted by what lies behind it."""
+    return summary._notes
+
+
 _NOTED = 100  # items whose notes are in a description
 _NAMED = 5  # ids of deleted files in a description
 
@@ -264,8 +269,8 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
         "labels_taken": summary.labels,
         "left_out": summary.left_out,
         "notes": {
-            "count": len(summary.notes),
-            "first": dict(islice(summary.notes.items(), _NOTED)),
+            "count": len(summary._notes),
+            "first": dict(islice(summary._notes.items(), _NOTED)),
         },
         "rows": reader.count_rows(),
         "seconds_of_media": summary.media_seconds,
@@ -323,7 +328,7 @@ def commit(writer: Writer, step: CommitBatch, rows: Any, summary: Summary) -> No
     summary.updated += step.updated
     summary.failed += len(step.failures)
     summary.truncated += step.truncated
-    summary.notes |= step.notes
+    summary._notes |= step.notes
     summary.media_seconds += step.seconds
 
 
