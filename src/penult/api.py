@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from penult.data.items import Failure
@@ -17,7 +17,7 @@ from penult.models.options import MoreLoadOptions
 def load(
     spec: str | os.PathLike[str] | Any,
     *,
-    class_names: Sequence[str] | str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | str | os.PathLike[str] | None = None,
     sample_rate: int | None = None,
     seconds: float | None = None,
     preprocess: Callable[[Any], Any] | str | None = None,
@@ -30,11 +30,12 @@ def load(
     (`.onnx`, TorchScript, torch.export's `.pt2`, `.keras`), a torch module, or `demo`, the bundled
     one.
 
-    The options say what a bare file cannot. class_names: of the outputs, or a file with one a line.
-    sample_rate: samples per second of a model of audio. seconds: its fixed length. preprocess: a
-    function, or `package.module:function`, from decoded content to the tensors of one item.
-    checkpoint: a file of weights. trust: code and pickles of the checkpoint may run. more:
-    modality, kind, output (name or number of the one that holds the logits), random (weights that
+    The options say what a bare file cannot. class_names: of the outputs, in their order or by
+    number, or a file with one a line, or JSON. sample_rate: samples per second of a model of audio.
+    seconds: its fixed length. preprocess: a function, or `package.module:function`, from decoded
+    content to the tensors of one item. checkpoint: a file of weights. trust: code and pickles of
+    the checkpoint may run. more: modality, kind, output (name or number of the one that holds the
+    logits), weights_inside (a factory's model has its trained weights in it), random (weights that
     nobody trained).
 
     Raises:

@@ -125,6 +125,8 @@ def _show_facts(found: Inspection) -> None:
         stdout.print(f"scores: {facts['scores']}; logits: {facts['logits_from']}", soft_wrap=True)
     for name, value in facts.get("fixed_inputs", {}).items():
         stdout.print(f"input {printable(name)}: {printable(value)}", soft_wrap=True)
+    if facts["preparation"]:
+        stdout.print(f"[bold]prepared[/] {printable(facts['preparation'])}\n", soft_wrap=True)
     for note in found.notes:
         stdout.print(f"[bold yellow]note[/] {printable(note)}\n", soft_wrap=True)
 

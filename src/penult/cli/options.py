@@ -167,6 +167,12 @@ MODEL_OPTIONS: dict[str, Any] = {
     "output": Annotated[
         str | None, typer.Option(help="Output that holds the logits, where the model has several.")
     ],
+    "weights_inside": Annotated[
+        bool,
+        typer.Option(
+            "--weights-inside", help="The factory's model has its trained weights in it already."
+        ),
+    ],
     "trust": Annotated[
         bool, typer.Option("--trust", help="Allow the checkpoint's code and pickles to run.")
     ],
@@ -199,7 +205,7 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=False if name == "trust" else None,
+            default=False if name in ("trust", "weights_inside") else None,
             annotation=annotation,
         )
         for name, annotation in shared.items()

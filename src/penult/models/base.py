@@ -102,6 +102,9 @@ class Preparer(Protocol):
     def truncation(self) -> str:
         """The limit of an item's length, in words, or `none`."""
 
+    def description(self) -> str:
+        """How an item is prepared, in words."""
+
 
 class Study(Protocol):
     """A model's parts and their proof, measured on a few inputs."""
@@ -314,6 +317,7 @@ class Classifier:
             "classes": len(self.labels),
             "parameters": about["parameters"],
             "rate": self.rate,
+            "preparation": self._preparer.description(),
             **self._facts,
             **self.structure.activation.to_dict(),
         }
@@ -397,6 +401,11 @@ def own_code(classifier: Classifier) -> dict[str, dict[str, str]]:
         found = {role: dict(getattr(part, "code", dict)()) for role, part in parts.items()}
         classifier._code = {role: files for role, files in found.items() if files}
     return classifier._code
+
+
+def store_as(classifier: Classifier, storage: Storage) -> None:
+    """Say how a classifier is saved, where what opened it could not know."""
+    classifier._storage = storage
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from penult.errors import IncompleteWeights, ModelError, UntrustedCode, first_li
 from penult.models.leftovers import Way, notes_of, refuse_adapters, refuse_needed, sort
 from penult.models.processors import quiet
 from penult.models.weight_files import Weights
+from penult.models.wrappers import plain_name
 from penult.tracing.head import logits_of
 from penult.tracing.scores import class_count
 from penult.tracing.trace import record
@@ -31,10 +32,6 @@ log = logging.getLogger(__name__)
 
 # What wrappers put in front of every name: DataParallel, torch.compile, Lightning and others.
 PREFIXES = ("", "module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "classifier.")
-# What wrappers put inside of names, where a part of the network was compiled or sharded.
-_WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
 _PARALLEL = re.compile(r"(?<=\.)module\.")
 
 
@@ -52,8 +49,8 @@ class Filling:
 
 def fitted(module: nn.Module, weights: Weights) -> Weights:
     """The weights with the prefix taken off (or put on) that fits most names of the module."""
-    own = {_plain(name): name for name in module.state_dict()}
-    plain = {_plain(name): tensor for name, tensor in weights.items()}
+    own = {plain_name(name): name for name in module.state_dict()}
+    plain = {plain_name(name): tensor for name, tensor in weights.items()}
     parallel = {_PARALLEL.sub("", name): tensor for name, tensor in plain.items()}
     drops = [*dict.fromkeys(a + b for a, b in product(PREFIXES, PREFIXES))]
     options = [
@@ -65,10 +62,6 @@ def fitted(module: nn.Module, weights: Weights) -> Weights:
     # The first of equals wins: the plain names, then single prefixes.
     best = max(options, key=lambda option: len(_renamed(*option).keys() & own.keys()))
     return {own.get(name, name): tensor for name, tensor in _renamed(*best).items()}
-
-
-def _plain(name: str) -> str:
-    return _WRAPPERS.sub("", name)
 
 
 def _renamed(weights: Weights, drop: str, put: str) -> dict[str, Tensor]:
@@ -194,12 +187,12 @@ def _way(module: nn.Module, ran: set[str], used: set[str]) -> Way:
              for size in value.shape}  # fmt: skip
     # A module's weights may be used without the module being called.
     ran = ran | {name.rpartition(".")[0] for name in used}
-    leading = {parent for name in ran for parent in _parents(_plain(name))}
+    leading = {parent for name in ran for parent in _parents(plain_name(name))}
     # An Identity that holds a place counts as absent: nothing ran in it.
     there = {
         name
         for full, child in module.named_modules(remove_duplicate=False)
-        if (name := _plain(full)) in leading or next(iter(child.state_dict()), None) is not None
+        if (name := plain_name(full)) in leading or next(iter(child.state_dict()), None) is not None
     }
     return Way(there, leading, sizes)
 

@@ -29,24 +29,25 @@ from penult.models.base import (
     Inputs,
     InputSpec,
     Storage,
-    complete_labels,
     digest,
     kind_of_scores,
     weights_digest,
 )
 from penult.models.checkpoints import Filling, built, require_filled
+from penult.models.class_names import class_names_of, complete
 from penult.models.options import (
     LoadOptions,
     Prepare,
     Preprocessing,
-    class_names_of,
     preprocessing_of,
     source_of,
 )
 from penult.models.outputs import require_classes
+from penult.models.preparation import function_words, with_length
 from penult.models.source_code import code_of, code_of_factory
 from penult.models.synthetic import content_of
 from penult.models.weight_files import Checkpoint, read
+from penult.models.wrappers import layers_of, unwrapped
 from penult.tracing.activation import find_activation
 from penult.tracing.anatomy import Anatomy, Statement, choose_tap, dissect, state
 from penult.tracing.certificate import Certificate
@@ -286,6 +287,11 @@ class ModulePreparer:
         """`none`, or the seconds that are kept."""
         return truncation_of(self.input)
 
+    def description(self) -> str:
+        """By which function, and to which length."""
+        one, own = self.input, self.preprocessing
+        return with_length(function_words(own.function, own.settings, one.rate), one.seconds)
+
 
 def own_function(preprocessing: Preprocessing) -> dict[str, str]:
     """Hashes of the code of a preprocessing, where a user's own function is what it is."""
@@ -333,7 +339,7 @@ class ModuleParts:
     spec: str
     filling: Filling = field(default_factory=Filling)
     facts: Mapping[str, Any] = field(default_factory=dict)
-    labels: Sequence[str] = ()
+    labels: Sequence[str] | Mapping[int, str] = ()
     kind: str | None = None
     base: str | None = None
     weights: Callable[[], str] | None = None
@@ -357,12 +363,13 @@ def assemble(
     require_classes(filled.shape, tensors, preparer.input.modality, parts.spec)
     n_logits = filled.n_logits
     names = class_names_of(options.class_names, n_logits) or parts.labels
+    where = "id2label" if isinstance(names, Mapping) else "the list of class names"
     kind = options.kind or parts.kind
     parts, activation = _without_activation(parts, preparer, output, kind)
     return Classifier(
         parts.spec,
         kind_of_scores(kind, activation, n_logits, parts.spec),
-        complete_labels(names, n_logits),
+        complete(names, n_logits, f"{parts.spec}: {where}"),
         TorchStructure(
             parts.module,
             preparer.example,
@@ -534,8 +541,12 @@ def arguments(module: nn.Module) -> list[str]:
     takes: Any = getattr(module, "takes", None)
     if takes is not None:  # a module that stands for another runtime's file names them itself
         return list(takes)
-    parameters = inspect.signature(module.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for layer in layers_of(module):
+        parameters = inspect.signature(layer.forward).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        if names := [p.name for p in parameters if p.kind in kinds]:
+            return names
+    return []
 
 
 def _made(factory: Callable[..., nn.Module], **arguments: int) -> nn.Module:
@@ -570,7 +581,7 @@ def from_factory(
     except TypeError as error:
         raise ModelError(f"the factory cannot be called: {first_line(error)}") from error
     trained = checkpoint.training.get("architecture", "")
-    return module.eval(), replace(filling, source=path, trained=trained), facts
+    return unwrapped(module).eval(), replace(filling, source=path, trained=trained), facts
 
 
 def storage_of(

@@ -10,7 +10,6 @@ import inspect
 import os
 import sys
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +80,38 @@ def refuse_pointer(path: Path) -> None:
         raise ModelError(f"{path} {words}")
 
 
+# Files of other runtimes: suffix → what they are, and what would work.
+_FOREIGN = {
+    ".tflite": (
+        "a TFLite model, which only TensorFlow Lite runs",
+        "convert it to ONNX (python -m tf2onnx.convert --tflite FILE --output model.onnx), or take "
+        "the Keras or ONNX file that the model is also published as",
+    ),
+    ".pb": (
+        "a frozen graph of TensorFlow, which only TensorFlow runs",
+        "convert it to ONNX (python -m tf2onnx.convert --graphdef FILE --output model.onnx)",
+    ),
+    ".mlmodel": ("a Core ML model", "export the model that it was made of to ONNX"),
+    ".gguf": ("a model of llama.cpp", "give the model that it was made of, as transformers has it"),
+}
+_TFLITE = b"TFL3"  # behind the first four bytes of every TFLite file
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse a model file that another runtime alone runs.
+
+    Raises:
+        ModelError: it is one; the message says what would work.
+    """
+    suffix = path.suffix.lower()
+    if path.is_file():
+        with path.open("rb") as file:
+            suffix = ".tflite" if file.read(8)[4:] == _TFLITE else suffix
+    if suffix in _FOREIGN:
+        kind, remedy = _FOREIGN[suffix]
+        raise ModelError(f"{str(path)!r} is {kind}: {remedy}")
+
+
 def members(path: Path) -> list[str]:
     """Names in a zip archive; none if it is no such archive, or not there."""
     try:
@@ -111,16 +142,17 @@ class LoadOptions:
 
     checkpoint: a file of weights, `FILE#entry` where it has several copies. preprocess: a function,
     or `package.module:function`, from decoded content (PIL image, samples (n,), frames, text) to
-    the tensor or tensors of one item, without a batch axis. class_names: of the outputs, or
-    a file with one a line. sample_rate: makes the model one of audio. seconds: a fixed length of
-    audio, to which shorter clips are padded with zeros at the end and longer ones cut. random:
-    allow weights that nobody trained, to look at an architecture. output: name or number of the
-    one that holds the logits, where there are several.
+    the tensor or tensors of one item, without a batch axis. class_names: of the outputs, in their
+    order or by number, or a file with one a line, or JSON. sample_rate: makes the model one of
+    audio. seconds: a fixed length of audio, to which shorter clips are padded with zeros at the end
+    and longer ones cut. random: allow weights that nobody trained, to look at an architecture.
+    output: name or number of the one that holds the logits, where there are several.
+    weights_inside: a factory's model has its trained weights in it.
     """
 
     checkpoint: str | os.PathLike[str] | None = None
     preprocess: Prepare | str | None = None
-    class_names: Sequence[str] | str | os.PathLike[str] | None = None
+    class_names: Sequence[str] | Mapping[int, str] | str | os.PathLike[str] | None = None
     sample_rate: int | None = None
     seconds: float | None = None
     modality: str | None = None
@@ -128,6 +160,7 @@ class LoadOptions:
     trust: bool = False
     random: bool = False
     output: str | None = None
+    weights_inside: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no model can have, whether it takes the option or not."""
@@ -137,6 +170,10 @@ class LoadOptions:
             raise UsageError(f"a sample rate of {self.sample_rate} Hz cannot be; give more than 0")
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise UsageError(f"a length of {self.seconds:g} s cannot be; give more than 0 seconds")
+        if self.weights_inside and self.checkpoint is not None:
+            raise UsageError(
+                "weights are given twice: --weights-inside and --checkpoint exclude each other"
+            )
 
     @property
     def output_key(self) -> str | int | None:
@@ -168,6 +205,7 @@ class LoadOptions:
             "modality": self.modality,
             "kind": self.kind,
             "output": self.output,
+            **({"weights_inside": True} if self.weights_inside else {}),
         }
 
 
@@ -178,6 +216,7 @@ class MoreLoadOptions(TypedDict, total=False):
     kind: str | None
     output: str | None
     random: bool
+    weights_inside: bool
     labels: Sequence[str] | str | os.PathLike[str] | None  # class_names, as they were called
 
 
@@ -197,11 +236,9 @@ def current(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _whole(value: Any) -> Any:
     """A path as it is called from anywhere; names stay."""
-    return (
-        str(Path(value).expanduser().absolute())
-        if isinstance(value, str | os.PathLike)
-        else [*value]
-    )
+    if isinstance(value, str | os.PathLike):
+        return str(Path(value).expanduser().absolute())
+    return dict(value) if isinstance(value, Mapping) else [*value]
 
 
 def existing(spec: str | Path, options: LoadOptions) -> Path:
@@ -235,40 +272,6 @@ def with_length(options: LoadOptions, length: int | None, name: str) -> LoadOpti
             f"--seconds is {options.seconds:g}"
         )
     return replace(options, seconds=length / rate)
-
-
-def class_names_of(
-    names: Sequence[str] | str | os.PathLike[str] | None, n_logits: int
-) -> list[str]:
-    """Class names as they are, or from a file with one a line.
-
-    Raises:
-        UsageError: there are more or fewer of them than logits.
-    """
-    if names is None:
-        return []
-    if isinstance(names, str | os.PathLike):
-        path = Path(names).expanduser()
-        if not path.is_file():
-            raise UsageError(f"no file of class names {str(path)!r}")
-        try:
-            lines = path.read_text("utf-8-sig").splitlines()
-        except (OSError, UnicodeError) as error:
-            raise UsageError(
-                f"{path} cannot be read as class names, one a line in UTF-8: {cause(error)}"
-            ) from error
-        names = [line.strip() for line in lines if line.strip()]
-    labels = [str(name) for name in names]
-    if len(labels) != n_logits:
-        raise UsageError(
-            f"{len(labels)} class names were given, and the model has {n_logits} classes"
-        )
-    if twice := [name for name, count in Counter(labels).items() if count > 1]:
-        raise UsageError(
-            f"the class name {twice[0]!r} is given more than once; a name has to tell one class "
-            "from the others"
-        )
-    return labels
 
 
 class Preprocessing(NamedTuple):

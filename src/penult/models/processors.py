@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from penult.errors import ModelError, UsageError, first_line
 from penult.models.base import Inputs, InputSpec, Preparer, digest
+from penult.models.preparation import audio_words, image_words
 from penult.models.synthetic import content_of, noise
 
 
@@ -126,6 +127,10 @@ class AudioPreparer:
         kept = self.kept_seconds()
         return "none" if kept is None else f"first {kept:g} s"
 
+    def description(self) -> str:
+        """Rate, features, normalising."""
+        return audio_words(self._extractor.to_dict())
+
 
 class ImagePreparer:
     """A PIL image → pixel values, by an image processor."""
@@ -150,6 +155,10 @@ class ImagePreparer:
     def truncation(self) -> str:
         """Cropping is part of the processor's settings."""
         return "none"
+
+    def description(self) -> str:
+        """Size, crop, range, mean and deviation."""
+        return image_words(self._processor.to_dict())
 
 
 class VideoPreparer(ImagePreparer):
@@ -260,6 +269,12 @@ class TextPreparer:
         """`none`, or the tokens that are kept."""
         return "none" if self._longest is None else f"first {self._longest} tokens"
 
+    def description(self) -> str:
+        """Tokenizer, vocabulary and longest text."""
+        own = self._tokenizer
+        longest = "" if self._longest is None else f", the first {self._longest} of them"
+        return f"tokens of {type(own).__name__}, {len(own):,} in the vocabulary{longest}"
+
 
 class _Word(NamedTuple):
     """Where a word stands in a text, and how many tokens it is."""
@@ -329,14 +344,19 @@ _FILES = {
 }  # fmt: skip
 
 
-def require_files(folder: Path, modality: str) -> None:
+def is_timm(config: Any) -> bool:
+    """Whether a configuration is of timm, which names the preprocessing itself."""
+    return getattr(config, "model_type", "") == "timm_wrapper"
+
+
+def require_files(folder: Path, modality: str, config: Any) -> None:
     """Check that the folder says how its model's input is prepared.
 
     Raises:
         ModelError: it does not; the message names the file that is missing.
     """
     files = _FILES[modality]
-    if not any((folder / name).is_file() for name in files):
+    if not is_timm(config) and not any((folder / name).is_file() for name in files):
         raise ModelError(
             f"{folder} has no {files[0]}: without it nothing says how {modality} is prepared for "
             "this model. Copy that file from the checkpoint that it was fine-tuned from, save the "
@@ -361,13 +381,16 @@ def open_preparer(
         auto = "AutoVideoProcessor"
     try:
         with quiet():
-            opened = getattr(transformers, auto).from_pretrained(
-                folder, trust_remote_code=trust, local_files_only=True
+            opened = (
+                transformers.TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
+                if is_timm(config)
+                else getattr(transformers, auto).from_pretrained(
+                    folder, trust_remote_code=trust, local_files_only=True
+                )
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ModelError(
-            f"{folder}: its {_FILES[modality][0]} cannot be used: {first_line(error)}"
-        ) from error
+        name = "config.json" if is_timm(config) else _FILES[modality][0]
+        raise ModelError(f"{folder}: its {name} cannot be used: {first_line(error)}") from error
     if modality == "audio":
         return _audio(opened, folder)
     if modality == "text":

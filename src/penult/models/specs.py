@@ -30,6 +30,7 @@ from penult.models.options import (
     current,
     existing_file,
     kind_of,
+    refuse_foreign,
     refuse_pointer,
 )
 
@@ -40,12 +41,13 @@ T = TypeVar("T")
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[\w.-]+")
 ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
 DEMO = "demo"
+FACTORIES = "torch"  # the loader of factories
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 WEIGHTS = "model.safetensors"  # of a saved folder, where its model has no file of its own
 
 # What a transformers checkpoint may consist of; nothing else is fetched from the hub.
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
-SAFE_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
+SAFE_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"]
 PICKLED_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
@@ -132,6 +134,7 @@ def _open_transformers(name: str, options: LoadOptions) -> Classifier:
             f"{shown!r} is a SavedModel of TensorFlow, which only TensorFlow runs: save it from "
             "there as model.keras, or convert it to ONNX"
         )
+    _refuse_adapter(folder, shown)
     if options.checkpoint is not None:
         raise UsageError(
             f"{shown!r} brings its own weights; --checkpoint goes with a name or a factory that "
@@ -140,6 +143,30 @@ def _open_transformers(name: str, options: LoadOptions) -> Classifier:
     if options.preprocess is not None:
         return open_prepared(folder, shown, options)
     return open_folder(folder, shown, options, {"revision": revision})
+
+
+def _refuse_adapter(folder: Path, shown: str) -> None:
+    """Refuse a folder of PEFT: its matrices alone are no model, and beside a model they would be
+    left out.
+
+    Raises:
+        ModelError: it is such a folder; the message names the model that it was trained on.
+    """
+    file = folder / "adapter_config.json"
+    whole = (folder / "config.json").is_file() and not any(folder.glob("adapter_model.*"))
+    if whole or not file.is_file():
+        return
+    try:
+        settings = json.loads(file.read_text("utf-8"))
+        base, kind = settings["base_model_name_or_path"], settings.get("peft_type", "PEFT")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        base, kind = "a model that it does not name", "PEFT"
+    raise ModelError(
+        f"{shown!r} holds an adapter ({kind}) for {base}, and no whole model: merge the two in "
+        "Python with peft (PeftModel.from_pretrained(base, folder).merge_and_unload()"
+        ".save_pretrained(out), and the base's preprocessor or tokenizer beside it), or name a "
+        "factory that gives the model with its adapter and say --weights-inside"
+    )
 
 
 def _onnx_modality(name: str, options: LoadOptions) -> str:
@@ -157,6 +184,7 @@ def _transformers_modality(name: str, options: LoadOptions) -> str:
     from penult.models.loaders.transformers import read_modality
 
     folder, shown, revision = locate(name)
+    _refuse_adapter(folder, shown)
     if revision is not None and (folder / FILE).is_file():
         return modality_of(folder, trust=options.trust)
     return read_modality(folder, shown, options.trust)
@@ -194,7 +222,7 @@ FILE_LOADERS = (
     LoaderSpec("torchvision", "torchvision:NAME", _open_torchvision),
 )
 NAME_LOADERS = (
-    LoaderSpec("torch", "package.module:factory", _open_factory, _claims_factory),
+    LoaderSpec(FACTORIES, "package.module:factory", _open_factory, _claims_factory),
     LoaderSpec(
         "transformers",
         "a folder saved by transformers (with config.json) or by penult convert, an id on the "
@@ -358,6 +386,11 @@ def _open(spec: str | Any, options: LoadOptions) -> Classifier:
     if (folder / FILE).is_file():
         return _open_saved(folder, options)
     loader, name = loader_for(spec)
+    if options.weights_inside and loader.name != FACTORIES:
+        raise UsageError(
+            f"--weights-inside goes with a factory, package.module:function, and {spec!r} is none: "
+            "leave it out"
+        )
     return loader.open(name, options)
 
 
@@ -382,7 +415,8 @@ def read_saved(folder: Path) -> SavedClassifier:
     try:
         recipe = json.loads(path.read_text("utf-8"))
         origin, name = recipe.pop("origin"), recipe.pop("name", None)
-        options = {"class_names": recipe.pop("labels"), **recipe}
+        # By number: the model's own names may stand twice.
+        options = {"class_names": dict(enumerate(recipe.pop("labels"))), **recipe}
         LoadOptions(**options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
@@ -391,7 +425,8 @@ def read_saved(folder: Path) -> SavedClassifier:
         return SavedClassifier(loader, str(folder), options)
     if (folder / str(name).partition("#")[0]).is_file():
         return SavedClassifier(loader, str(folder / name), options)
-    return SavedClassifier(loader, name, options, folder / WEIGHTS)
+    weights = None if options.get("weights_inside") else folder / WEIGHTS
+    return SavedClassifier(loader, name, options, weights)
 
 
 def _open_saved(folder: Path, options: LoadOptions) -> Classifier:
@@ -440,6 +475,7 @@ def locate(spec: str | Path) -> tuple[Path, str, str | None]:
         return path, str(path.resolve()), None
     refuse_pointer(path)
     if path.exists():
+        refuse_foreign(path)
         if path.suffix.lower() in CHECKPOINTS:
             raise ModelError(f"{name!r} is no model by itself: {checkpoint_advice(path)}")
         raise ModelError(f"{name!r} is a file; {forms()}")

@@ -30,10 +30,10 @@ from penult.models.base import (
     Inputs,
     InputSpec,
     Storage,
-    complete_labels,
     digest,
     kind_of_scores,
 )
+from penult.models.class_names import class_names_of, complete, keyed
 from penult.models.module import (
     LOG_WORDS,
     fixed_length,
@@ -44,11 +44,11 @@ from penult.models.module import (
 from penult.models.options import (
     LoadOptions,
     Preprocessing,
-    class_names_of,
     existing_file,
     preprocessing_of,
 )
 from penult.models.outputs import require_classes
+from penult.models.preparation import function_words, with_length
 from penult.models.synthetic import content_of
 from penult.tracing.anatomy import Anatomy, Statement
 from penult.tracing.certificate import Certificate
@@ -76,6 +76,7 @@ MODEL = "model.onnx"
 EXAMPLES = 3  # inputs that a cut is proved on
 # How long an axis is made that a graph leaves free.
 _LENGTHS = {"audio": 16_000, "image": 224, "video": 16, "text": 8}
+Names = list[str] | dict[int, str]
 _NAMES = ("labels", "label_names", "class_names", "classes", "names", "id2label")
 
 
@@ -319,6 +320,13 @@ class GraphPreparer:
         """`none`, or the seconds that are kept."""
         return truncation_of(self.input)
 
+    def description(self) -> str:
+        """By which function, and to which length; empty where nothing is known."""
+        one, own = self.input, self._preprocessing
+        if own is None:
+            return ""
+        return with_length(function_words(own.function, own.settings, one.rate), one.seconds)
+
 
 def parted(spec: str | Path) -> tuple[Path, str | None]:
     """(the file, the output that is named after `#`)."""
@@ -337,16 +345,18 @@ def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
         raise UsageError(f"{spec} brings its own weights; --checkpoint goes with a factory")
     path, named = parted(spec)
     graph = OnnxGraph.read(path, options.sample_rate)
-    own = names_in(graph.facts.metadata) or graph.facts.class_labels
-    output = find_logits(graph, named, _count(options.class_names or own))
+    own = {} if options.class_names is not None else names_in(graph.facts.metadata)
+    carried = graph.facts.class_labels
+    output = find_logits(graph, named, _count(options.class_names or own or carried))
     preparer = _preparer(path, graph, options)
     structure, shown = _structure(path, graph, output, preparer, options.kind)
     n_logits = _count_logits(path, structure, preparer)
+    own = own or (carried if len(carried) == n_logits else [])
     spec = f"{path}#{named}" if named else str(path)
     return Classifier(
         spec,
         kind_of_scores(options.kind, structure.activation, n_logits, spec),
-        complete_labels(class_names_of(options.class_names, n_logits) or own, n_logits),
+        class_names_of(options.class_names, n_logits) or _own_names(own, n_logits, path, named),
         structure,
         preparer,
         {
@@ -383,7 +393,14 @@ def _does_not_run(path: Path, graph: OnnxGraph, error: Exception) -> ModelError:
     )
 
 
-def _count(names: Sequence[str] | str | os.PathLike[str]) -> int | None:
+def _own_names(own: Names, n_logits: int, path: Path, named: str | None) -> tuple[str, ...]:
+    """The class names of the metadata; those of the classes are no names of another output."""
+    if named is not None and len(own) != n_logits:
+        return complete((), n_logits, "")
+    return complete(own, n_logits, f"the metadata of {path.name}")
+
+
+def _count(names: Sequence[str] | Mapping[int, str] | str | os.PathLike[str]) -> int | None:
     """The number of class names; None where they lie in a file, or there are none."""
     return None if isinstance(names, str | os.PathLike) else len(names) or None
 
@@ -476,8 +493,9 @@ def modality_of_file(spec: str | Path) -> str:
     return guessed(OnnxGraph(model, sample_rate=1))
 
 
-def names_in(metadata: Mapping[str, str]) -> list[str]:
-    """The class names that a file's metadata carries: JSON, a Python literal, or one a line."""
+def names_in(metadata: Mapping[str, str]) -> list[str] | dict[int, str]:
+    """The class names that a file's metadata carries, a mapping by key: JSON, a Python literal, or
+    one a line."""
     text = next((metadata[key] for key in _NAMES if metadata.get(key)), "")
     for read in (json.loads, ast.literal_eval):
         try:
@@ -485,11 +503,14 @@ def names_in(metadata: Mapping[str, str]) -> list[str]:
         except (ValueError, SyntaxError):
             continue
         if isinstance(value, Mapping):
-            return [str(value[key]) for key in sorted(value, key=lambda key: int(key))]
+            found = keyed(value, "the metadata")
+            ordered = [found[key] for key in sorted(found)]
+            return ordered if sorted(found) == list(range(len(found))) else found
         if isinstance(value, Sequence) and not isinstance(value, str):
-            return [str(name) for name in value]
+            return [*keyed(value, "").values()]
     lines = text.splitlines() if "\n" in text else text.split(",")
-    return [name.strip() for name in lines if name.strip()]
+    names = [name.strip() for name in lines if name.strip()]
+    return names if len(names) > 1 else []  # a number, or a sentence
 
 
 def external(path: Path) -> list[Path]:

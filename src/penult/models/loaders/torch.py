@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+<<<<<<< HEAD
 from penult.errors import ModelError
 from penult.models.base import Classifier
 from penult.models.module import ModuleParts, assemble, from_factory, storage_of, unwrapped
+=======
+from penult.errors import ModelError, PenultError, first_line
+from penult.models.base import Classifier, store_as
+from penult.models.module import ModuleParts, assemble, from_factory, storage_of
+>>>>>>> 970dadc (Class names by key, factories with weights inside, wrappers, folders of timm, quantised and adapted folders, how items are prepared)
 from penult.models.options import LoadOptions, imported, preprocessing_of
+from penult.models.wrappers import unwrapped
 
 
 def open_module(module: Any, options: LoadOptions, spec: str = "") -> Classifier:
@@ -32,16 +42,23 @@ def open_module(module: Any, options: LoadOptions, spec: str = "") -> Classifier
     if not isinstance(module, nn.Module):
         raise ModelError(f"expected a torch module, received {type(module).__name__}")
     name = spec or type(module).__name__
-    return assemble(ModuleParts(module.eval(), preprocessing_of(options), name), options)
+    parts = ModuleParts(unwrapped(module).eval(), preprocessing_of(options), name)
+    return assemble(parts, options)
 
 
 def open_factory(spec: str, options: LoadOptions) -> Classifier:
-    """`package.module:factory`, called without arguments or with `num_classes`."""
+    """`package.module:factory`, called without arguments or with `num_classes`.
+
+    Raises:
+        ModelError: it cannot be called, or nothing says that its weights are trained.
+    """
     factory = imported(spec, "a factory")
+    if options.weights_inside:
+        return _open_trained(factory, spec, options)
     if options.checkpoint is None and not options.random:
         raise ModelError(
             f"{spec!r} builds a module, and nothing says that its weights are trained: give them "
-            "with --checkpoint"
+            "with --checkpoint, or say --weights-inside if the factory loads them itself"
         )
     module, filling, facts = from_factory(factory, options)
     parts = ModuleParts(
@@ -51,6 +68,38 @@ def open_factory(spec: str, options: LoadOptions) -> Classifier:
         filling,
         facts={"origin": "torch", **facts},
         storage=storage_of("torch", spec, options),
+        factory=factory,
+    )
+    return assemble(parts, options)
+
+
+def _open_trained(factory: Callable[..., Any], spec: str, options: LoadOptions) -> Classifier:
+    """What a factory gives with its trained weights in it: any model that `penult.load` takes. It
+    is saved as the factory's name, and its module's weights are kept where torch reads them."""
+    inside = replace(options, weights_inside=False)
+    try:
+        with redirect_stdout(sys.stderr):
+            made = factory()
+    except PenultError:
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        raise ModelError(
+            f"the factory {spec!r} failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if (
+        not isinstance(made, nn.Module)
+        or isinstance(made, torch.jit.ScriptModule)
+        or is_keras(made)
+    ):
+        classifier = open_module(made, inside, spec)
+        store_as(classifier, storage_of("torch", spec, options, files={}))
+        return classifier
+    parts = ModuleParts(
+        unwrapped(made).eval(),
+        preprocessing_of(options),
+        spec,
+        facts={"origin": "torch", "checkpoint": f"the factory {spec}"},
+        storage=storage_of("torch", spec, inside),
         factory=factory,
     )
     return assemble(parts, options)

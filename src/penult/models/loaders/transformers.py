@@ -7,15 +7,24 @@ class that transformers has is known here without a list of ours.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from penult.errors import ModelError, PenultError, UntrustedCode, cause, first_line
+from penult.errors import (
+    IncompleteWeights,
+    ModelError,
+    PenultError,
+    UntrustedCode,
+    cause,
+    first_line,
+)
+from penult.extras import require
 from penult.models.base import (
     MULTI_LABEL,
     NOT_STORED,
@@ -25,10 +34,13 @@ from penult.models.base import (
     Storage,
     complete_labels,
 )
-from penult.models.checkpoints import Filling, require_filled
+from penult.models.checkpoints import Filled, Filling, require_filled
+from penult.models.class_names import class_names_of, complete, keyed
 from penult.models.module import ModuleParts, TorchStructure, assemble
-from penult.models.options import LoadOptions, class_names_of, preprocessing_of, refuse_pointer
+from penult.models.options import LoadOptions, preprocessing_of, refuse_pointer
 from penult.models.processors import open_preparer, quiet, require_files
+from penult.models.quantisation import method_of, refused, require_library
+from penult.models.weight_files import refused_global
 
 # The auto classes' tables of classification classes, and the modality of each.
 TASKS = (
@@ -61,16 +73,14 @@ def open_folder(
         IncompleteWeights: the weights do not fill the model.
         UntrustedCode: the folder brings code, and `trust` was not given.
     """
-    config = _read_config(folder, spec, options.trust)
-    auto, modality, architecture = _task(config, spec)
-    _require_weights(folder, spec)
-    require_files(folder, modality)
-    module, info = _load_weights(folder, spec, auto, config, options.trust)
-    preparer = open_preparer(folder, modality, config, module, options.trust)
+    saved = _read(folder, spec, options)
+    require_files(folder, saved.modality, saved.config)
+    module, info = _load_weights(saved)
+    preparer = open_preparer(folder, saved.modality, saved.config, module, options.trust)
     try:
         with quiet():
             tensors = preparer.example(0).tensors
-            filled = require_filled(module, tensors, _filling(info, module), spec)
+            filled = _require_filled(saved, module, tensors, info)
     except PenultError:
         raise
     except Exception as error:  # a model may raise anything on an input that does not fit it
@@ -78,17 +88,97 @@ def open_folder(
             f"{spec!r} does not take what its preprocessing gives: {cause(error)}. Their "
             "configurations do not belong together"
         ) from error
-    n_logits = filled.n_logits
-    own = _names(config)
     return Classifier(
         spec,
-        _kind(config, n_logits),
-        complete_labels(class_names_of(options.class_names, n_logits) or own, n_logits),
+        _kind(saved.config, filled.n_logits),
+        _labels(saved, filled.n_logits),
         TorchStructure(module, preparer.example, _base_path(module), options.output_key),
         preparer,
-        {"origin": "transformers", "architecture": architecture, **(facts or {}), **filled.facts},
+        {**saved.facts(), **(facts or {}), **filled.facts},
         _storage(folder, options),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """A folder's model before its weights are loaded. settings: config.json as it stands; config:
+    as transformers reads it. auto: the auto class that opens it. names: of its classes by number,
+    where the settings name them. quantised: the method, or nothing."""
+
+    folder: Path
+    spec: str
+    options: LoadOptions
+    settings: Mapping[str, Any]
+    config: Any
+    auto: Any
+    modality: str
+    architecture: str
+    names: Mapping[int, str]
+    quantised: str
+
+    def facts(self) -> dict[str, Any]:
+        """For `Classifier.describe`."""
+        found = {"origin": "transformers", "architecture": self.architecture}
+        return {**found, "quantised": self.quantised} if self.quantised else found
+
+
+def _read(folder: Path, spec: str, options: LoadOptions) -> SavedModel:
+    """What a folder's settings say.
+
+    Raises:
+        ModelError: it is no classifier, or its weights or their library are not there.
+    """
+    settings = read_settings(folder, spec, options.trust)
+    quantised = method_of(settings)
+    names = {} if options.class_names is not None else names_of(settings, spec)
+    config = _read_config(folder, spec, settings, options.trust)
+    auto, modality, architecture = _task(config, spec)
+    _require_weights(folder, spec)
+    if quantised:
+        require_library(spec, quantised)
+    return SavedModel(
+        folder, spec, options, settings, config, auto, modality, architecture,
+        names, quantised,
+    )  # fmt: skip
+
+
+def names_of(settings: Mapping[str, Any], spec: str) -> dict[int, str]:
+    """The class names of a config.json by number: of transformers, or of timm."""
+    own = settings.get("pretrained_cfg")
+    inside = own if isinstance(own, Mapping) else {}
+    named = (settings.get("id2label"), settings.get("label_names"), inside.get("label_names"))
+    return keyed(next(filter(None, named), {}), f"{spec!r}: config.json")
+
+
+def _labels(saved: SavedModel, n_logits: int) -> tuple[str, ...]:
+    """The caller's class names, else those of the settings."""
+    given = class_names_of(saved.options.class_names, n_logits)
+    if given or n_logits != saved.config.num_labels:  # an output that is not one of classes
+        return given or complete_labels((), n_logits)
+    return complete(
+        saved.names or saved.config.id2label, n_logits, f"{saved.spec!r}: id2label in config.json"
+    )
+
+
+def _require_filled(
+    saved: SavedModel, module: nn.Module, tensors: Mapping[str, Any], info: Mapping[str, Any]
+) -> Filled:
+    """As `require_filled`; where the names of the classes are too few or too many, with that.
+
+    Raises:
+        IncompleteWeights: the weights do not fill the model.
+    """
+    try:
+        return require_filled(module, tensors, _filling(info, module), saved.spec)
+    except IncompleteWeights as error:
+        stored = {int(shape[0]) for _, shape, _ in info["mismatched_keys"] if len(shape)}
+        named = len(saved.names)
+        if len(stored) != 1 or not named or named in stored or named != saved.config.num_labels:
+            raise
+        raise IncompleteWeights(
+            f"config.json names {named} classes, and the weights have {stored.pop()}: correct "
+            f"that. {error}"
+        ) from error
 
 
 def _storage(folder: Path, options: LoadOptions) -> Storage:
@@ -117,20 +207,17 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 def open_prepared(folder: Path, spec: str, options: LoadOptions) -> Classifier:
     """Open a folder's model with the caller's own preprocessing instead of the checkpoint's."""
-    config = _read_config(folder, spec, options.trust)
-    auto, modality, architecture = _task(config, spec)
-    _require_weights(folder, spec)
-    module, info = _load_weights(folder, spec, auto, config, options.trust)
+    saved = _read(folder, spec, options)
+    module, info = _load_weights(saved)
     preprocessing = preprocessing_of(options)
     if options.modality is None and options.sample_rate is None:
-        options = replace(options, modality=modality)
+        options = replace(options, modality=saved.modality)
     parts = ModuleParts(
         module,
         preprocessing,
         spec,
         _filling(info, module),
-        facts={"origin": "transformers", "architecture": architecture},
-        labels=_names(config),
+        facts=saved.facts(),
         base=_base_path(module),
         storage=NOT_STORED if callable(options.preprocess) else Storage(
             {"origin": "transformers", **options.recipe()},
@@ -138,7 +225,8 @@ def open_prepared(folder: Path, spec: str, options: LoadOptions) -> Classifier:
         ),
     )  # fmt: skip
     classifier = assemble(parts, options)
-    classifier.kind = options.kind or _kind(config, len(classifier.labels))
+    classifier.labels = _labels(saved, len(classifier.labels))
+    classifier.kind = options.kind or _kind(saved.config, len(classifier.labels))
     return classifier
 
 
@@ -160,18 +248,19 @@ def _placed(name: str, module: nn.Module) -> str:
     return f"{prefix}.{name}"
 
 
-def _names(config: Any) -> list[str]:
-    return [str(config.id2label[i]) for i in sorted(config.id2label)]
-
-
 def read_modality(folder: Path, spec: str, trust: bool = False) -> str:
     """audio, image, video or text, read off the configuration alone."""
-    return _task(_read_config(folder, spec, trust), spec)[1]
+    settings = read_settings(folder, spec, trust)
+    return _task(_read_config(folder, spec, settings, trust), spec)[1]
 
 
-def _read_config(folder: Path, spec: str, trust: bool) -> Any:
-    from transformers import AutoConfig
+def read_settings(folder: Path, spec: str, trust: bool) -> dict[str, Any]:
+    """The content of config.json.
 
+    Raises:
+        ModelError: there is none, or it is not readable.
+        UntrustedCode: it names code of its own, and `trust` was not given.
+    """
     path = folder / "config.json"
     if (folder / "collection.json").is_file():
         raise ModelError(
@@ -194,16 +283,46 @@ def _read_config(folder: Path, spec: str, trust: bool) -> Any:
             f"{spec!r} brings its own code ({', '.join(sorted(raw['auto_map']))} in its "
             "config.json), which would run on this machine; read it, then say --trust"
         )
+    return raw
+
+
+def _read_config(folder: Path, spec: str, settings: Mapping[str, Any], trust: bool) -> Any:
+    """The configuration as transformers reads it; of timm's folders as well."""
+    from transformers import AutoConfig, TimmWrapperConfig
+
+    of_timm = "model_type" not in settings and "architecture" in settings
+    if of_timm:
+        require("timm"), require("torchvision")
     try:
         with quiet():
+            if of_timm:
+                return TimmWrapperConfig.from_dict(timm_settings(settings))
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelError(
             f"{spec!r}: transformers cannot read its config.json "
-            f"(model_type {raw.get('model_type')!r}): {first_line(error)}"
+            f"(model_type {settings.get('model_type')!r}): {first_line(error)}"
         ) from error
     except Exception as error:  # strict configurations raise their own validation errors
         raise ModelError(f"{spec!r}: its config.json is not valid: {first_line(error)}") from error
+
+
+def timm_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json of timm as transformers takes it: class names by number in a list, and what
+    older versions of timm wrote at the top in `pretrained_cfg`."""
+    found = dict(settings)
+    if "pretrained_cfg" not in found:
+        top = ("architecture", "num_classes", "num_features", "global_pool", "label_names")
+        own = {key: value for key, value in found.items() if key not in top}
+        found = {key: found[key] for key in top if key in found} | {"pretrained_cfg": own}
+        if "labels" in own:
+            found["label_names"] = own.pop("labels")
+    names = found.get("label_names") or found["pretrained_cfg"].get("label_names")
+    if names:
+        known = keyed(names, "label_names")
+        count = found.get("num_classes") or max(known, default=-1) + 1
+        found["label_names"] = [known.get(number, f"class_{number}") for number in range(count)]
+    return found
 
 
 def _task(config: Any, spec: str) -> tuple[Any, str, str]:
@@ -245,36 +364,52 @@ def _require_weights(folder: Path, spec: str) -> None:
         refuse_pointer(path)
 
 
-def _load_weights(
-    folder: Path, spec: str, auto: Any, config: Any, trust: bool
-) -> tuple[nn.Module, dict[str, Any]]:
-    import pickle
+def _load_weights(saved: SavedModel) -> tuple[nn.Module, dict[str, Any]]:
+    """(the model, what transformers says of the loading), with as many classes as the weights have:
+    where names have holes, their number is not that of the classes."""
+    config, names = saved.config, saved.names
+    module, info = _load(saved)
+    last = max(names, default=-1) + 1
+    stored = {int(shape[0]) for _, shape, _ in info["mismatched_keys"] if len(shape)}
+    if stored == {last} and len(names) != last:
+        config.id2label = {number: names.get(number, f"class_{number}") for number in range(last)}
+        config.label2id = {name: number for number, name in config.id2label.items()}
+        module, info = _load(saved)
+    return module.eval(), info
 
+
+def _load(saved: SavedModel) -> tuple[nn.Module, dict[str, Any]]:
+    spec = saved.spec
     try:
         with quiet():
-            module, info = auto.from_pretrained(
-                folder,
-                config=config,
+            module, info = saved.auto.from_pretrained(
+                saved.folder,
+                config=saved.config,
                 dtype=torch.float32,
-                trust_remote_code=trust,
+                trust_remote_code=saved.options.trust,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # so that each one can be named
                 output_loading_info=True,
-                weights_only=not trust,
+                weights_only=not saved.options.trust,
             )
     except pickle.UnpicklingError as error:
+        asked = refused_global(error)
         raise UntrustedCode(
-            f"{spec!r}: its pytorch_model.bin is a pickle that asks to run code "
-            f"({first_line(error)}); nothing was run. Ask for safetensors, or if you trust "
-            "whoever made it say --trust"
+            f"{spec!r}: its pytorch_model.bin is a pickle that asks for more than tensors"
+            + (f" ({asked})" if asked else "")
+            + "; nothing was run. Ask for safetensors, or if you trust whoever made it say --trust"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
-        raise ModelError(f"{spec!r} cannot be opened: {first_line(error)}") from error
     except Exception as error:  # transformers raises what the libraries under it do
+        if saved.quantised:
+            raise refused(spec, saved.quantised, error) from error
         if type(error).__module__.partition(".")[0] in {"safetensors", "safetensors_rust"}:
             raise ModelError(f"{spec!r}: its safetensors are damaged: {cause(error)}") from error
-        raise ModelError(f"{spec!r} cannot be opened: {cause(error, named=True)}") from error
-    return module.eval(), info
+        plain = isinstance(error, _PLAIN)
+        raise ModelError(f"{spec!r} cannot be opened: {cause(error, named=not plain)}") from error
+    return module, info
+
+
+_PLAIN = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, ImportError)
 
 
 def _kind(config: Any, n_logits: int) -> str:
