@@ -524,18 +524,6 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
 
 
-def unwrapped(module: Any) -> Any:
-    """A module without what torch.compile, DataParallel and DistributedDataParallel put around it:
-    they take any arguments, and run what is inside."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule):
-        inner = module._modules.get("module" if isinstance(module, parallel) else "_orig_mod")
-        if inner is None:
-            break
-        module = inner
-    return module
-
-
 def arguments(module: nn.Module) -> list[str]:
     """The names of what a module's forward takes."""
     takes: Any = getattr(module, "takes", None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -25,6 +26,13 @@ _WRAPPERS = {
 def plain_name(name: str) -> str:
     """The name of a weight or a module, without what wrappers put into it."""
     return _NAMES.sub("", name)
+
+
+def network(module: Any) -> Any:
+    """What lies inside of the wrappers around a whole model; any other object as it is."""
+    while isinstance(module, nn.Module) and (inner := _inside(module)) is not None:
+        module = inner
+    return module
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -11,22 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-<<<<<<< HEAD
-from penult.errors import ModelError
-from penult.models.base import Classifier
-from penult.models.module import ModuleParts, assemble, from_factory, storage_of, unwrapped
-=======
 from penult.errors import ModelError, PenultError, first_line
 from penult.models.base import Classifier, store_as
 from penult.models.module import ModuleParts, assemble, from_factory, storage_of
->>>>>>> 970dadc (Class names by key, factories with weights inside, wrappers, folders of timm, quantised and adapted folders, how items are prepared)
 from penult.models.options import LoadOptions, imported, preprocessing_of
-from penult.models.wrappers import unwrapped
+from penult.models.wrappers import network, unwrapped
 
 
 def open_module(module: Any, options: LoadOptions, spec: str = "") -> Classifier:
     """A model that is at hand, with its weights in it: torch, TorchScript, torch.export, Keras."""
-    module = unwrapped(module)
+    module = network(module)
     if isinstance(module, torch.jit.ScriptModule):
         from penult.models.loaders.torchscript import open_scripted
 
