@@ -186,15 +186,6 @@ class LoadOptions:
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
-    def reopen(self) -> dict[str, Any]:
-        """For a collection: every option that has a name, with whole paths."""
-        kept = {
-            CLASS_NAMES: None if self.class_names is None else _whole(self.class_names),
-            "checkpoint": self.checkpoint if self.checkpoint is None else _whole(self.checkpoint),
-            **self.recipe(),
-        }
-        return {name: value for name, value in kept.items() if value is not None}
-
     def recipe(self) -> dict[str, Any]:
         """For a saved classifier: the options that open it again."""
         named = self.preprocess if isinstance(self.preprocess, str) else None
@@ -207,6 +198,18 @@ class LoadOptions:
             "output": self.output,
             **({"weights_inside": True} if self.weights_inside else {}),
         }
+
+
+def reopening(options: LoadOptions) -> dict[str, Any]:
+    """For a collection: every option that has a name, with whole paths."""
+    kept = {
+        CLASS_NAMES: None if options.class_names is None else _whole(options.class_names),
+        "checkpoint": options.checkpoint
+        if options.checkpoint is None
+        else _whole(options.checkpoint),
+        **options.recipe(),
+    }
+    return {name: value for name, value in kept.items() if value is not None}
 
 
 class MoreLoadOptions(TypedDict, total=False):

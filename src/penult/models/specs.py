@@ -32,6 +32,7 @@ from penult.models.options import (
     kind_of,
     refuse_foreign,
     refuse_pointer,
+    reopening,
 )
 
 log = logging.getLogger(__name__)
@@ -373,7 +374,7 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
     paths = {n: Path(value) for n, value in options.items() if isinstance(value, os.PathLike)}
     known = LoadOptions(**current({**options, **paths}))
     classifier = _open(spec, known)
-    remember_options(classifier, known.reopen())
+    remember_options(classifier, reopening(known))
     return classifier
 
 
