@@ -269,8 +269,28 @@ def test_probabilities_have_their_logits_in_front(tmp_path: Path) -> None:
         np.testing.assert_allclose(clf.classify(rows)[0].scores, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [("{3: 'd', 0: 'a', 1: 'b'}", ("a", "b", "class_2", "d")),
+     ("{1: 'a', 2: 'b', 3: 'c', 4: 'd'}", "counts from 1"),
+     ("['a', 'b', 'c']", "has 3 names, and the model has 4 classes")],
+)  # fmt: skip
+def test_names_in_metadata_are_taken_by_key(tmp_path: Path, names: str, labels: Any) -> None:
+    nodes = [*BODY, node("Gemm", "z w", "y")]
+    path = save(tmp_path / "m.onnx", nodes, [W0, weight("w", 8, 4)], ("n", 6),
+                metadata={"names": names})  # fmt: skip
+    if isinstance(labels, str):
+        with pytest.raises(ModelError, match=labels):
+            penult.load(path, sample_rate=6)
+        labels = tuple("wxyz")
+        assert penult.load(path, sample_rate=6, class_names=labels).labels == labels
+    else:
+        assert penult.load(path, sample_rate=6).labels == labels
+
+
 def test_names_in_metadata() -> None:
-    assert names_in({"names": "{0: 'x', 10: 'z', 2: 'y'}"}) == ["x", "y", "z"]
+    # By key: in the order of the keys alone, y would be the name of class 1.
+    assert names_in({"names": "{0: 'x', 10: 'z', 2: 'y'}"}) == {0: "x", 10: "z", 2: "y"}
     assert names_in({"labels": '["x", "y"]'}) == ["x", "y"]
     assert names_in({"classes": "x\ny\n"}) == ["x", "y"]
     assert names_in({"class_names": "x, y"}) == ["x", "y"]
