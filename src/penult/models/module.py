@@ -54,6 +54,7 @@ from penult.tracing.certificate import Certificate
 from penult.tracing.forward import SplitTarget, still
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs
+from penult.tracing.keeping import changed_between, held_by, keeps_state
 from penult.tracing.randomness import listed, sources, words
 from penult.tracing.scores import (
     LOG_SOFTMAX,
@@ -359,7 +360,9 @@ def assemble(
     preparer = preparer or fitted_preparer(parts, options)
     output = options.output_key
     tensors = preparer.example(0).tensors
+    before = held_by(parts.module)
     filled = require_filled(parts.module, tensors, parts.filling, parts.spec, output)
+    _refuse_state(parts, tensors, changed_between(before, held_by(parts.module)))
     require_classes(filled.shape, tensors, preparer.input.modality, parts.spec)
     n_logits = filled.n_logits
     names = class_names_of(options.class_names, n_logits) or parts.labels
@@ -383,6 +386,22 @@ def assemble(
         {**parts.facts, **filled.facts},
         parts.storage,
     )
+
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of training
+
+
+def _refuse_state(parts: ModuleParts, tensors: Tensors, changed: Sequence[str]) -> None:
+    """Refuse a module whose answer depends on the items before. changed: by a pass."""
+    unseen = getattr(parts.module, "program", None) is not None  # attributes of another runtime
+    if changed and all(name.endswith(_STATISTICS) for name in changed):
+        return  # of training: told as such where a file was saved so
+    if (changed or unseen) and keeps_state(parts.module, tensors):
+        which = f"a pass changes {listed(changed)}" if changed else "the same input gives another"
+        raise ModelError(
+            f"{parts.spec} keeps a state between calls ({which}), so a row would depend on the "
+            "items before it: give a module that begins anew in every call"
+        )
 
 
 LOG_WORDS = "log-probabilities, as the model returns them"
@@ -486,9 +505,6 @@ def _rows(output: Any, key: str | int | None, raw: bool) -> int:
     return 1 if not shape or (len(shape) == 1 and not raw) else int(shape[0])
 
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of training
-
-
 def require_steady(classifier: Classifier, remedy: str) -> None:
     """Refuse a model that was saved as it was in training, with dropout or statistics at work.
 
@@ -504,13 +520,11 @@ def require_steady(classifier: Classifier, remedy: str) -> None:
     with torch.no_grad():
         second = floats_of(classifier.module(**tensors))
     after = classifier.module.state_dict()
-    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
-    kept = [name for name in changed if not name.endswith(_STATISTICS)]
-    if kept:
-        raise ModelError(
-            f"{classifier.spec} keeps a state between calls (a pass changes {kept[0]}), so a row "
-            "would depend on the items before it: save a module that begins anew in every call"
-        )
+    changed = [
+        name
+        for name, value in before.items()
+        if name.endswith(_STATISTICS) and not torch.equal(value, after[name])
+    ]
     if changed or drawn or not all(map(_equal, first, second)):
         sign = "the same input gives other scores"
         sign = f"{listed(drawn)} draws random numbers" if drawn else sign

@@ -26,7 +26,12 @@ def channel_axis(cut: GraphHead, name: str) -> int:
     axis = _axis_from_users(cut, name)
     if axis is None:
         axis = _axis_from_makers(cut, name)
-    return axis if axis is not None else (1 if len(shape) == 4 else len(shape) - 1)
+    if axis is not None:
+        return axis
+    wide = [place for place in range(1, len(shape)) if shape[place] > 1]
+    if len(wide) == 1:  # (B, C, 1), as pooling to one position leaves it
+        return wide[0]
+    return 1 if len(shape) == 4 else len(shape) - 1
 
 
 def _axis_from_users(cut: GraphHead, name: str) -> int | None:

@@ -83,50 +83,97 @@ _CHANNEL_FIRST = {"convolution", "native_batch_norm", "_native_batch_norm_legit_
                   "max_pool2d_with_indices", "avg_pool2d", "cudnn_batch_norm",
                   "_native_batch_norm_legit"}  # fmt: skip
 _REDUCTIONS = {"mean", "sum", "amax", "max", "logsumexp"}
+# Matrix products, and which of their operands meets the weights with its last axis.
+_PRODUCTS = {"mm": 0, "addmm": 1}
 
 
 def channel_axis(trace: Trace, read: TensorRead) -> int:
     """Which axis of a tensor holds the channels, read off the operations that use or made it.
 
     Convolutions and batch norm have axis 1, layer norm and linear layers the last one, a mean over
-    some axes the one that it leaves. Without evidence: axis 1 of maps, else the last.
+    some axes the one that it leaves. Without evidence: the one axis of more than one number, axis 1
+    of maps, else the last.
     """
     tensor = read.tensor
     if tensor.ndim == 2:
         return 1
     for axis in _evidence(trace, read):
         return axis
+    wide = [axis for axis in range(1, tensor.ndim) if tensor.shape[axis] > 1]
+    if len(wide) == 1:  # (B, C, 1), as pooling to one position leaves it
+        return wide[0]
     return 1 if tensor.ndim == 4 else tensor.ndim - 1
 
 
 def _evidence(trace: Trace, read: TensorRead) -> Iterator[int]:
     """Axes that operations point to: users first, in order, then the makers, latest first."""
-    order = {id(read.tensor): tuple(range(read.tensor.ndim))}  # axes of it, in terms of the tap's
+    # Axes of a tensor, in terms of the tap's; -1 for one that the tap does not have.
+    order = {id(read.tensor): tuple(range(read.tensor.ndim))}
     start = 0 if read.producer is None else read.producer.index + 1
     for op in trace.ops[start:]:
-        for user in op.reads:
+        for number, user in enumerate(op.reads):
             axes = order.get(id(user.tensor))
             if axes is None:
                 continue
-            axis = _channel_of(op, user.tensor)
-            if axis is not None and axes[axis] != 0:
+            axis = _channel_of(op, user.tensor, number)
+            if axis is not None and axes[axis] > 0:
                 yield axes[axis]
             for made in op.writes:
-                if op.name in {"aten.permute", "aten.transpose", "aten.t"}:
-                    order[id(made)] = _permuted(op, axes)
-                elif made.shape == user.tensor.shape:
-                    order[id(made)] = axes
+                moved = _moved(op, axes, user.tensor, made)
+                if moved is not None:
+                    order[id(made)] = moved
     maker = read.producer
     while maker is not None and maker.writes and maker.writes[0].shape == read.tensor.shape:
         axis = _channel_of(maker, maker.writes[0])
+        if axis is None and _is_product(maker):
+            axis = read.tensor.ndim - 1
         if axis is not None and axis != 0:
             yield axis
         maker = next((r.producer for r in maker.reads if r.depends and r.producer), None)
 
 
-def _channel_of(op: Op, tensor: torch.Tensor) -> int | None:
-    """The channel axis of what an operation reads or makes, if the operation shows it."""
+def _is_product(op: Op) -> bool:
+    """Whether an operation unfolds a matrix product: the end of a linear layer over positions."""
+    source = op.reads[0] if op.reads else None
+    if op.name not in _RESHAPES or source is None or source.producer is None:
+        return False
+    product = source.producer.name.removeprefix("aten.") in _PRODUCTS
+    return product and source.tensor.shape[-1] == op.writes[0].shape[-1]
+
+
+_RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape"}
+_SQUEEZES = {"aten.squeeze", "aten.unsqueeze"}
+
+
+def _moved(
+    op: Op, axes: tuple[int, ...], source: torch.Tensor, made: torch.Tensor
+) -> tuple[int, ...] | None:
+    """The axes of what an operation made of a tensor; None where they are others."""
+    if op.name in {"aten.permute", "aten.transpose", "aten.t"}:
+        return _permuted(op, axes)
+    if op.name == "aten.select":
+        left = list(axes)
+        left.pop(op.args[1])
+        return tuple(left)
+    if made.shape == source.shape:
+        return axes
+    if op.name not in _RESHAPES | _SQUEEZES or made.shape[:1] != source.shape[:1]:
+        return None
+    wide = [axis for axis in range(1, source.ndim) if source.shape[axis] != 1]
+    places = [axis for axis in range(1, made.ndim) if made.shape[axis] != 1]
+    if [source.shape[axis] for axis in wide] != [made.shape[axis] for axis in places]:
+        return None
+    found = dict(zip(places, wide, strict=True))  # only axes of one position came or went
+    rest = (axes[found[axis]] if axis in found else -1 for axis in range(1, made.ndim))
+    return (axes[0], *rest)
+
+
+def _channel_of(op: Op, tensor: torch.Tensor, number: int = 0) -> int | None:
+    """The channel axis of what an operation reads or makes, if the operation shows it. number: of
+    the operand."""
     name, rank = op.name.removeprefix("aten."), tensor.ndim
+    if _PRODUCTS.get(name) == number and rank == 2 and tensor is not op.writes[0]:
+        return 1
     if name in _CHANNEL_FIRST:
         return 1
     if name == "native_layer_norm":
