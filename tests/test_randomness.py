@@ -275,3 +275,28 @@ def test_graphs_that_draw_are_refused(name: str, tmp_path: Path) -> None:
             with pytest.raises(TapError, match="random numbers reach"):
                 penult.Embedder.from_classifier(loaded, tap=tap)
         assert penult.Embedder.from_classifier(loaded, tap="h").dim == D
+
+
+def test_random_scores_are_told_when_a_model_is_opened(caplog: pytest.LogCaptureFixture) -> None:
+    """Also by a command that reads no tap; a model without draws is opened without a word."""
+
+    def opened(head: Head) -> Any:
+        caplog.clear()
+        return penult.load(
+            Net(head).eval(),
+            modality="audio",
+            sample_rate=100,
+            preprocess=lambda x: x[: T * C].reshape(T, C),
+        )
+
+    random = opened(lambda m, h: m.fc(F.dropout(h.mean(1), RARE, training=True)))
+    assert random.describe()["random_scores"] == ["bernoulli_ in the model"]
+    assert "random numbers reach the scores (bernoulli_ in the model)" in caplog.text
+    for head in (lambda m, h: m.fc(F.dropout(h.mean(1), RARE, training=False)), _same_draws):
+        assert "random_scores" not in opened(head).describe()
+        assert "random numbers" not in caplog.text
+
+
+def _same_draws(m: Any, h: Tensor) -> Tensor:
+    torch.manual_seed(1)
+    return m.fc(h.mean(1) + torch.randn(D))

@@ -340,3 +340,32 @@ def test_a_recorded_graph_of_the_whole_model_is_another_one() -> None:
         recipes.append(Recipe(clf, embedder.runner.readings, BatchPolicy()))
     assert recipes[0].key != recipes[1].key
     assert any("softmax" in str(part) for part in recipes[0].key)
+
+
+WRITTEN_OUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "exponential": lambda z: 1 / (1 + (-z).exp()),
+    "tanh": lambda z: 0.5 * (torch.tanh(z / 2) + 1),
+}
+
+
+@pytest.mark.parametrize("end", WRITTEN_OUT)
+def test_a_sigmoid_that_is_written_out_is_known_by_value(end: str) -> None:
+    """Its numbers do not sum to 1, and no operation is called sigmoid."""
+    module = Net(WRITTEN_OUT[end])
+    clf = penult.load(module, modality="image", preprocess=to_tensor)
+    assert clf.kind == "multi-label"
+    for picture in pictures():
+        answer = clf.classify(picture)[0]
+        expected, logits = own(module, picture)
+        np.testing.assert_allclose(answer.scores, np.ravel(expected), atol=1e-5)
+        np.testing.assert_allclose(answer.logits, np.ravel(logits), atol=1e-3)
+
+
+def test_numbers_between_0_and_1_alone_are_no_probabilities() -> None:
+    module = Net(lambda z: (z / 100 + 0.5).clamp(0, 1))
+    clf = penult.load(module, modality="image", preprocess=to_tensor)
+    assert clf.kind == "single-label"
+    picture = pictures()[0]
+    np.testing.assert_allclose(
+        clf.classify(picture)[0].logits, np.ravel(own(module, picture)[0]), atol=1e-6
+    )

@@ -25,8 +25,9 @@ from penult.models.processors import quiet
 from penult.models.weight_files import Weights
 from penult.models.wrappers import plain_name
 from penult.tracing.head import logits_of
+from penult.tracing.randomness import sources, states_of, words
 from penult.tracing.scores import class_count
-from penult.tracing.trace import record
+from penult.tracing.trace import TensorRead, Trace, record
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,20 @@ def require_filled(
                 "%s: %s", source, notes_of({"uncertain_weights": facts["uncertain_weights"]})[0]
             )
     _refuse_missing(module, used, filling, spec)
+    if drawn := _draws(module, tensors, trace, root):
+        facts = {**facts, "random_scores": drawn}
+        log.warning("%s: %s", spec, notes_of({"random_scores": drawn})[0])
     return Filled(tuple(logits.shape), facts)
+
+
+def _draws(
+    module: nn.Module, tensors: Mapping[str, Tensor], trace: Trace, root: TensorRead
+) -> list[str]:
+    """What draws random numbers that reach the logits, unless every pass draws the same ones."""
+    drawn = [*words(sources(trace, root))]
+    if drawn and states_of(record(module, kwargs=tensors)) == states_of(trace):
+        return []
+    return drawn
 
 
 def _way(module: nn.Module, ran: set[str], used: set[str]) -> Way:

@@ -251,4 +251,9 @@ def notes_of(facts: Mapping[str, Any]) -> list[str]:
             "the checkpoint has tensors that do not lead to the logits, and are not used: "
             f"{counted(parts)}"
         )
+    if drawn := facts.get("random_scores"):
+        notes.append(
+            f"random numbers reach the scores ({', '.join(drawn)}), so one item gets others in "
+            "every pass: give a functional dropout training=self.training"
+        )
     return notes

@@ -100,13 +100,31 @@ def _has_sigmoid(
     module: nn.Module, tensors: Mapping[str, Tensor], output: str | int | None
 ) -> bool:
     """Whether a sigmoid or softmax lies between the last weights and what is returned: pooled over
-    frames for example, so that it cannot be left off."""
+    frames for example, so that it cannot be left off; or a sigmoid written as other operations."""
     trace: Trace = record(module, kwargs=tensors)
+    if _is_sigmoid(trace, logits_of(trace.output, output)):
+        return True
     try:
         after = find_head(trace, output).after
     except HeadNotFound:
         return False
     return not {*_EVIDENCE}.isdisjoint(after)
+
+
+def _is_sigmoid(trace: Trace, scores: Tensor) -> bool:
+    """Whether what is returned is, by value, the sigmoid of a tensor on the way there."""
+    returned = np.asarray(scores.detach().float().cpu().numpy())
+    read = next((one for one in trace.reads if one.tensor is scores), None)
+    if read is None or np.ptp(returned) < 1e-3:  # all but constant: of nothing in particular
+        return False
+    half = scores.dtype in (torch.float16, torch.bfloat16)
+    for op in trace.upstream([read]):
+        for made in op.writes[:1]:
+            if op.depends and made.shape == scores.shape and made.is_floating_point():
+                before = trace.value(made, op.index + 1).detach().float().cpu().numpy()
+                if is_applied(SIGMOID, before, returned, half):
+                    return True
+    return False
 
 
 def _plain(name: str) -> str:
