@@ -208,6 +208,7 @@ UNKNOWN = chunk(b"data", DATA, 0xFFFFFFFF)
         (riff(form(), NO_PAD, chunk(b"data", DATA)), ""),
         (riff(form(), form(), chunk(b"data", DATA)), ""),
         (riff(form(), chunk(b"data", DATA)) + bytes(4096), ""),
+        (riff(form(), chunk(b"data", DATA)) + b"\xff" * 4096, ""),  # of erased memory
         (riff(form(), chunk(b"data", DATA)) + b"TAG" + bytes(125), ""),
         (riff(form(), chunk(b"data", DATA)) + b"ID3\4\0\0\0\0\1\0" + bytes(128), ""),
         (riff(form(), chunk(b"data", DATA)) + b"ten bytes.", ""),
@@ -304,6 +305,43 @@ def test_joined_mp3_with_tags_and_without_lengths():
     assert len(load(one + tag + one)) == 40_000
     assert len(load(tag + one + tag + one + b"TAG" + bytes(125))) == 40_000
     assert len(load(one + b"TAG" + bytes(125))) == 20_000
+
+
+def ape_tag(size: int) -> bytes:
+    """A tag of that many bytes between its header and the end of its footer."""
+    ends = [struct.pack("<IIII", 2000, size, 0, flags) + bytes(8) for flags in (5 << 29, 1 << 31)]
+    return b"APETAGEX" + ends[0] + bytes(size - 32) + b"APETAGEX" + ends[1]
+
+
+@pytest.mark.parametrize("tag", [b"TAG" + bytes(125), ape_tag(200), ape_tag(9000)])
+def test_mp3_joined_with_tags_at_their_ends(tag):
+    """As players leave them: a tag stands between one recording and the next."""
+    one, other = file_of("MP3", 20_000), file_of("MP3", 9000, 1)
+    wanted = np.concatenate([load(one), load(other)])
+    for raw in (one + tag + other, one + tag + other + tag, one + ape_tag(40) + tag + other):
+        np.testing.assert_allclose(load(raw), wanted, atol=2e-7)
+    assert len(load(one + tag)) == 20_000
+
+
+def test_recordings_of_chunks_joined_behind_other_chunks():
+    """The second one is no chunk of the first."""
+    for kind, note in (("WAV", LIST), ("AIFF", b"ANNO\0\0\0\x64" + bytes(100))):
+        files = []
+        for values in (samples(20_000), samples(9000, seed=1)):
+            file = io.BytesIO()
+            soundfile.write(file, values, RATE, format=kind)
+            body = file.getvalue() + note
+            size = struct.pack("<I" if kind == "WAV" else ">I", len(body) - 8)
+            files.append(body[:4] + size + body[8:])
+        got = load(b"".join(files))
+        wanted = [soundfile.read(io.BytesIO(one), dtype="float32")[0] for one in files]
+        np.testing.assert_array_equal(got, np.concatenate(wanted))
+        assert len(load(files[0])) == 20_000
+
+
+def test_a_flac_with_a_tag_of_mp3():
+    raw = file_of("FLAC", 20_000) + b"TAG" + bytes(125)
+    np.testing.assert_array_equal(load(raw), samples(20_000))
 
 
 @pytest.mark.parametrize("other", [{"rate": 8000}, {"channels": 2}])

@@ -183,11 +183,12 @@ class _Raw:
             start += max(1, _BLOCK - overlap)
         return -1
 
-    def is_zero(self, start: int) -> bool:
-        """Whether nothing but zeros follows."""
+    def is_filling(self, start: int) -> bool:
+        """Whether nothing but one byte follows, again and again: 0, or 0xFF of erased memory."""
+        first = self.at(start, 1)
         while start < self.size:
             block = self.at(start, _BLOCK)
-            if block.count(0) != len(block):
+            if block.count(first) != len(block):
                 return False
             start += len(block)
         return True
@@ -232,24 +233,27 @@ def _chunks(raw: _Raw, place: int, order: str) -> Iterator[tuple[bytes, int, int
             place += 1
 
 
-def _follows(raw: _Raw, end: int, order: str) -> str:
-    """What lies behind a chunk of sound: `nothing` to be read, `recording`, or `sound`."""
+def _follows(raw: _Raw, end: int, order: str) -> tuple[str, int]:
+    """What lies behind a chunk of sound: `nothing` to be read, `recording`, or `sound`; and where
+    the recording begins, which other chunks may stand in front of."""
     for place in (end + end % 2, end):
         if raw.size - place < _NEGLIGIBLE or raw.at(place, 11).startswith(_TAGS):
-            return "nothing"
-        if raw.at(place, 4) in _RECORDINGS:
-            return "recording"
+            return "nothing", end
         last = None
-        for _, begin, length in _chunks(raw, place, order):
+        for name, begin, length in _chunks(raw, place, order):
+            if name in _RECORDINGS and (
+                begin - 8 == place or raw.at(begin, 4) in (b"WAVE", b"AIFF", b"AIFC")
+            ):
+                return "recording", begin - 8
             last = begin + length
         # Chunks up to the end; of the last one the padding or a part may be missing.
         if last is not None and raw.size - 8 <= last <= raw.size + 1:
-            return "nothing"
+            return "nothing", end
         if last is not None and raw.at(place, 4) in (b"LIST", b"id3 ", b"bext", b"iXML", b"cue "):
-            return "nothing"
-    if any(name in raw.at(end, 64) for name in (b"LIST", b"id3 ")) or raw.is_zero(end):
-        return "nothing"
-    return "sound"
+            return "nothing", end
+    if any(name in raw.at(end, 64) for name in (b"LIST", b"id3 ")) or raw.is_filling(end):
+        return "nothing", end
+    return "sound", end
 
 
 @dataclass(slots=True)
@@ -278,10 +282,9 @@ def _sound_of(raw: _Raw, begin: int, length: int, order: str, found: _Sound) -> 
             found.lost = (length - rest) / max(1, rest)
             found.cut = f"the header gives {length:,} bytes of sound and {rest:,} lie there"
         return
-    after = _follows(raw, end, order)
+    after, place = _follows(raw, end, order)
     if after == "recording":
-        ends = (place for place in (end + end % 2, end) if raw.at(place, 4) in _RECORDINGS)
-        found.next = next(ends, None)
+        found.next = place
     if after != "sound":
         found.stretches.append((begin, end))
         return
@@ -398,7 +401,7 @@ def _aiff(raw: _Raw) -> Survey:
 def _au(raw: _Raw) -> Survey:
     begin, length = raw.number(4, ">I"), raw.number(8, ">I")
     rest = raw.size - begin
-    if length >= rest or rest <= 0 or raw.is_zero(begin + length):
+    if length >= rest or rest <= 0 or raw.is_filling(begin + length):
         return Survey()
     head = bytearray(raw.at(0, begin))
     struct.pack_into(">I", head, 8, 0xFFFFFFFF)
@@ -455,7 +458,7 @@ def _long_chunk(raw: _Raw, field: int, form: str, sound: tuple[int, int], more: 
     named = _is_name(after[:4]) and len(after) == 16  # another chunk
     if length == rest or rest <= 0:
         return Survey()
-    if 0 < length < rest and (named or raw.is_zero(begin + length)):
+    if 0 < length < rest and (named or raw.is_filling(begin + length)):
         return Survey()
     head = bytearray(raw.at(0, begin))
     struct.pack_into(form, head, field, rest + more)
@@ -588,16 +591,22 @@ def _frames_end(raw: _Raw, place: int, count: int) -> int:
 
 
 def _mpeg_start(raw: _Raw, end: int) -> int | None:
-    """Where another recording begins, at this place or shortly behind; tags belong to it."""
-    for place in range(end, min(end + 4096, raw.size)):
-        head = raw.at(place, 4)
+    """Where another recording begins, at this place or shortly behind; an ID3v2 tag belongs to
+    it, and other tags to what stands before."""
+    place = end
+    while place < min(end + 4096, raw.size):
+        head = raw.at(place, 8)
         if head[:3] == b"ID3":
             return place
-        if head[:3] in (b"TAG", b"APE"):
-            place = raw.find(b"ID3", place + 3)
-            return None if place < 0 else place
-        if _mpeg_frame(head) and _frames_end(raw, place, 3) >= place + 3 * 24:
+        if head[:3] == b"TAG":
+            place = end = place + 128
+        elif head == b"APETAGEX":  # a header, what it tells the length of, and in it a footer
+            header = raw.number(place + 20, "<I") & 1 << 29
+            place = end = place + 32 + (raw.number(place + 12, "<I") if header else 0)
+        elif _mpeg_frame(head) and _frames_end(raw, place, 3) >= place + 3 * 24:
             return place
+        else:
+            place += 1
     return None
 
 
@@ -611,7 +620,9 @@ def _crc8(data: bytes) -> int:
 
 
 def _flac(raw: _Raw) -> Survey:
-    """A header with fewer samples than the last frame's place."""
+    """A header with fewer samples than the last frame's place; a tag of MP3 at the end."""
+    if raw.size > 170 and raw.at(raw.size - 128, 3) == b"TAG":
+        return Survey((((0, raw.size - 128),),))  # which libsndfile takes for a damaged frame
     head = raw.at(0, 42)
     total = int.from_bytes(head[21:26], "big") & 0xFFFFFFFFF
     end = _flac_end(raw, int.from_bytes(head[10:12], "big"))
