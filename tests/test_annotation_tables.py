@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import tempfile
 from collections.abc import Mapping
 from functools import cache
@@ -103,6 +104,56 @@ def test_two_species_in_one_window_are_two_rows_of_one_vector(tmp_path):
     assert [row[0] for row in rows(into)] == ["ch0:3-6", "ch0:3-6#2", "ch0:3-6#9", "ch0:6-9"]
     said = ask("classify", "demo", marks)
     assert said.code == 0 and "ch0:3-6#2" in said.out and "ch0:3-6#9" in said.out
+
+
+def test_annotations_that_a_table_no_longer_has_are_named_and_pruned(tmp_path):
+    """Numbers of annotations move up, so that the last one would stand twice."""
+    sound(tmp_path / "a.wav")
+    sound(tmp_path / "b.wav", seed=1)
+    head, rest = "path,start,end,name", ("a.wav,1,2,d", "b.wav,0,1,e", "b.wav,0,1,f")
+    lines = ("a.wav,0,1,x", "a.wav,0,1,y", "a.wav,0,1,z")
+    marks = table(tmp_path / "t.csv", head, *lines, *rest)
+    into = tmp_path / "c.lance"
+    assert ask("embed", "demo", marks, "--into", into).code == 0
+    table(marks, head, *lines[1:], *rest)
+    said = ask("embed", "demo", marks, "--into", into)
+    words = "1 annotation is no longer in the tables: "
+    assert f"{words}{tmp_path}/a.wav 0-1#3; their rows are kept; --prune" in said.out
+    assert len(rows(into)) == 6
+    other = table(tmp_path / "u.csv", head, "a.wav,0,1,y", "b.wav,0,1,e")  # not its annotations
+    assert words[1:13] not in ask("embed", "demo", other, "--into", into, "--prune").out
+    bad = table(marks, head, lines[1], "a.wav,0,what,z", *rest)  # nothing is known of line 3
+    assert ask("embed", "demo", bad, "--into", into, "--prune").code == 3
+    assert len(rows(into)) == 6
+    table(marks, head, *lines[1:], *rest)
+    found = json.loads(ask("embed", "demo", marks, "--into", into, "--prune", "--json").out)
+    assert found["former_annotations"] == {
+        "count": 1,
+        "first": [f"{tmp_path}/a.wav 0-1#3"],
+        "rows_removed": 1,
+    }
+    assert found["gone"]["count"] == found["done"] == 0 and found["skipped"] == 5
+    assert rows(into, "name") == [
+        ("0-1", "y"),
+        ("0-1#2", "z"),
+        ("1-2", "d"),
+        ("0-1", "e"),
+        ("0-1#2", "f"),
+    ]
+    table(marks, head, *rest[1:])  # no annotation of a.wav at all: its rows stay, as its file does
+    assert ask("embed", "demo", marks, "--into", into, "--prune").code == 0
+    assert len(rows(into)) == 5
+
+
+def test_annotations_of_whole_files_need_not_stand_together(tmp_path):
+    sound(tmp_path / "a.wav")
+    sound(tmp_path / "b.wav", seed=1)
+    marks = table(tmp_path / "t.csv", "path,name", "a.wav,x", "b.wav,y", "a.wav,z")
+    into = tmp_path / "c.lance"
+    for count in (3, 0):
+        said = ask("embed", "demo", marks, "--into", into, "--prune")
+        assert said.code == 0 and f"{count} embedded" in said.out and "no longer" not in said.out
+    assert rows(into, "name") == [("whole", "x"), ("whole#2", "z"), ("whole", "y")]
 
 
 def test_boxes_of_one_time_differ_in_their_frequencies(tmp_path):
@@ -526,6 +577,26 @@ def test_tables_of_detectors_are_known_by_their_columns(tmp_path):
 )
 def test_other_columns_beside_a_path_stay_metadata(tmp_path, head, row):
     assert found(table(tmp_path / "t.csv", head, row)) == [("rec.wav", "whole", "x")]
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "option"),
+    [
+        ("path,start_time,end_time", "rec.wav,1,2", "start=start_time,end=end_time"),
+        ("path,start_ms,end_ms", "rec.wav,1000,2000", "start=start_ms,end=end_ms"),
+        ("path,Begin,duration", "rec.wav,1,0.5", "start=Begin,duration=duration"),
+        ("path,start_date,end_date", "rec.wav,2024-05-01,2024-05-02", ""),
+        ("path,starts,endemic,n", "rec.wav,1,2,3", ""),
+        ("path,duration", "rec.wav,6", ""),
+    ],
+)
+def test_columns_that_may_be_a_span_and_are_metadata_are_told(tmp_path, head, row, option):
+    sound(tmp_path / "rec.wav")
+    source = from_paths([table(tmp_path / "t.csv", head, row)], "audio")
+    assert [region.key for _, region in source] == ["whole"]
+    assert [note.partition("--column ")[2] for note in source.notes] == [option] * bool(option)
+    if option:
+        assert "t.csv: each row is a whole file; " in source.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,10 @@ def embed(
         ),
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove rows whose files were deleted from these paths.")
+        bool,
+        typer.Option(
+            "--prune", help="Remove rows whose files or annotations are gone from these paths."
+        ),
     ] = False,
     shard: Annotated[
         str | None, typer.Option(help="Embed only one part of the items, for example 1/4 … 4/4.")
@@ -311,6 +314,24 @@ def _show_taken_and_gone(summary: Summary) -> None:
             f"[yellow]{counted(len(gone), 'file')} {were} deleted: {names}; {done}[/]",
             soft_wrap=True,
         )
+    _show_former(summary)
+
+
+def _show_former(summary: Summary) -> None:
+    from penult.collection.add import former_annotations
+
+    former, removed = former_annotations(summary)
+    if not former:
+        return
+    names = ", ".join(printable_path(one) for one in former[:SHOWN])
+    rest = ", …" if len(former) > SHOWN else ""
+    what = counted(len(former), "annotation")
+    are = "is" if len(former) == 1 else "are"
+    done = "removed" if removed else "kept; --prune removes them"
+    stdout.print(
+        f"[yellow]{what} {are} no longer in the tables: {names}{rest}; their rows are {done}[/]",
+        soft_wrap=True,
+    )
 
 
 _LONGER = "longer than the model's input: the column truncated holds the"

@@ -16,7 +16,7 @@ from penult.collection.comparison import comparable, confirm, require_same_numbe
 from penult.collection.ingest import CommitBatch, Options, Seen, ingest
 from penult.collection.manifest import Manifest
 from penult.collection.reader import Reader
-from penult.collection.schema import metadata_of, row_schema
+from penult.collection.schema import Key, metadata_of, row_schema
 from penult.collection.spaces import keep_own
 from penult.collection.transfer import append_missing
 from penult.collection.writer import Writer, writing
@@ -119,6 +119,8 @@ class Summary:
     pruned: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     _notes: dict[str, str] = field(default_factory=dict)  # see `notes_of`
+    _former: Sequence[Key] = ()  # see `former_annotations`
+    _former_removed: int = 0
     _engine: str = ""  # which, and why, where there was a choice
 
     if not TYPE_CHECKING:
@@ -204,8 +206,10 @@ def add(
             summary.labels = append_missing(like.path, reader.path, "labels", by="id")
         summary.gone = gone(reader, source.paths)
         summary.left_out = dict(left_out(source, embedder.classifier.modality))
+        summary._former = _of_these_runs(writer, reader, summary._former, source.paths)
         if run.prune:
             summary.pruned = writer.remove(summary.gone)
+            summary._former_removed = writer.remove(summary._former)
         if embedder.space is not None:
             keep_own(reader, embedder.space)
         writer.finish("done", summary.counts())
@@ -254,6 +258,24 @@ def notes_of(summary: Summary) -> dict[str, str]:
     return summary._notes
 
 
+def former_annotations(summary: Summary) -> tuple[list[str], int]:
+    """Annotations that earlier runs over the same tables had of a span, and this one no longer has:
+    their rows, by item and region; and how many of them were removed, with `prune`."""
+    return [f"{id} {region}" for id, region in summary._former], summary._former_removed
+
+
+def _of_these_runs(
+    writer: Writer, reader: Reader, keys: Sequence[Key], given: Sequence[str]
+) -> list[Key]:
+    """Of these rows, those that runs over no other tables wrote."""
+    if not keys:
+        return []
+    runs, wanted = set(_runs_of(reader, set(given))), set(keys)
+    rows = writer.rows_of([id for id, _ in keys], ["id", "region", "run_id"])
+    found = ((row["id"], row["region"]) for row in rows if row["run_id"] in runs)
+    return sorted(key for key in found if key in wanted)
+
+
 _NOTED = 100  # items whose notes are in a description
 _NAMED = 5  # ids of deleted files in a description
 
@@ -266,6 +288,11 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
         **summary.counts(),
         "updated": summary.updated,
         "gone": {"count": len(gone), "first": gone[:_NAMED], "rows_removed": pruned},
+        "former_annotations": {
+            "count": len(summary._former),
+            "first": former_annotations(summary)[0][:_NAMED],
+            "rows_removed": summary._former_removed,
+        },
         "labels_taken": summary.labels,
         "left_out": summary.left_out,
         "notes": {
@@ -328,6 +355,7 @@ def commit(writer: Writer, step: CommitBatch, rows: Any, summary: Summary) -> No
     summary.updated += step.updated
     summary.failed += len(step.failures)
     summary.truncated += step.truncated
+    summary._former = step.former or summary._former
     summary._notes |= step.notes
     summary.media_seconds += step.seconds
 

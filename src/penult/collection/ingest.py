@@ -19,7 +19,7 @@ from penult.collection.schema import Key, Known
 from penult.data.decode import TIME_LIMIT, Decoding
 from penult.data.files import file_size
 from penult.data.items import Entry, Failure, Item, Note, former_id
-from penult.data.regions import Box, Region
+from penult.data.regions import Box, Region, span_of
 from penult.data.sources import UntilError
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
@@ -56,6 +56,7 @@ class CommitBatch:
     truncated: int = 0
     notes: dict[str, str] = field(default_factory=dict)  # by id, of items that have any
     seconds: float = 0.0  # of audio or video in the new rows
+    former: Sequence[Key] = ()  # rows of annotations that their spans no longer have
 
     def batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """The rows as one record batch of the collection's schema."""
@@ -250,6 +251,7 @@ def plan(
     `ContentHash`, before its `ItemEnd`. All of it can be pickled and executed elsewhere.
     """
     renamed: dict[str, str] = {}
+    annotations = _Annotations()
     for chunk in _chunks(regions):
         former = {id: old for id, group in chunk if (old := _former_id(group)) is not None}
         seen = lookup([*(id for id, _ in chunk), *former.values()])
@@ -259,7 +261,11 @@ def plan(
             # Of several lines with the same text, the first has the rows of 0.1.0.
             if old in there and id not in there and renamed.setdefault(old, id) == id:
                 group = _under(old, group)
+            annotations.add(group)
             yield from _plan_item(group, seen, options)
+        annotations.compare(seen)
+    if former := annotations.former():
+        yield FormerAnnotations(former)
 
 
 def execute(
@@ -327,6 +333,45 @@ class SpanAgain(Note):
 
     item: Item
     region: Region
+
+
+@dataclass(frozen=True, slots=True)
+class FormerAnnotations(Note):
+    """Rows of further annotations that their spans had in an earlier run, and have no longer."""
+
+    keys: tuple[Key, ...]
+
+
+class _Annotations:
+    """The further annotations of a run's spans, and those that the store has of them besides."""
+
+    def __init__(self) -> None:
+        self._given: set[Key] = set()
+        self._stored: set[Key] = set()
+        self._spans: set[Key] = set()  # since the last comparison
+        self._unsure: set[str] = set()  # items with a row that cannot be used
+
+    def add(self, group: Sequence[Entry]) -> None:
+        for entry in group:
+            if isinstance(entry, Failure):
+                self._unsure.add(entry.id)
+                continue
+            item, region = entry
+            self._spans.add((item.id, region.span.key))
+            if region.annotation:
+                self._given.add((item.id, region.key))
+
+    def compare(self, seen: Seen) -> None:
+        """Note what the store has of the spans that came since."""
+        for id, key in seen.rows:
+            if "#" in key and (id, span_of(key)) in self._spans:
+                self._stored.add((id, key))
+        self._spans.clear()
+
+    def former(self) -> tuple[Key, ...]:
+        return tuple(
+            sorted(key for key in self._stored - self._given if key[0] not in self._unsure)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +513,7 @@ class _RowAssembler:
             ContentChanged: self._change,
             RegionUnchanged: self._skip,
             SpanAgain: self._add_again,
+            FormerAnnotations: self._add_former,
             ItemEnd: self._end,
         }
         self.batch = CommitBatch()
@@ -488,6 +534,9 @@ class _RowAssembler:
         if note.revised:
             self.batch.revised[note.key] = note.revised
         self._tick(False, 0.0)
+
+    def _add_former(self, note: FormerAnnotations) -> None:
+        self.batch.former = note.keys
 
     def _add_failure(self, failure: Failure) -> None:
         self._latest = failure

@@ -238,16 +238,28 @@ class Writer:
                 self._seen.pop(id, None)
         return len(stale)
 
-    def remove(self, ids: Sequence[str]) -> int:
-        """Removes all rows and failures of these items; gives how many rows. Labels stay."""
+    def remove(self, items: Sequence[str] | Sequence[Key]) -> int:
+        """Removes all rows and failures of these items, or those of these (id, region); gives how
+        many rows. Labels stay."""
         before = self._items.count_rows()
-        for start in range(0, len(ids), _CHUNK):
-            where = f"id IN ({schema.quoted(ids[start : start + _CHUNK])})"
+        ids = [item for item in items if isinstance(item, str)]
+        regions = [item for item in items if not isinstance(item, str)]
+        conditions = [
+            f"id IN ({schema.quoted(ids[start : start + _CHUNK])})"
+            for start in range(0, len(ids), _CHUNK)
+        ] + [
+            " OR ".join(
+                f"(id = {schema.quoted([id])} AND region = {schema.quoted([region])})"
+                for id, region in regions[start : start + 100]
+            )
+            for start in range(0, len(regions), 100)
+        ]
+        for where in conditions:
             with store_errors(self._path):
                 self._items.delete(where)
                 self._failures.delete(where)
             self._commits += 1
-        for id in ids:
+        for id in (*ids, *(id for id, _ in regions)):
             self._seen.pop(id, None)
         return int(before - self._items.count_rows())
 

@@ -5,6 +5,7 @@ Knows no rows: what a column is for is told by its name, its type and the column
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,26 @@ def find_roles(
             f"--column path=COLUMN" + (",start=COLUMN,end=COLUMN" if modality == "audio" else "")
         )
     return roles
+
+
+_SPAN = (
+    re.compile(r"(start|begin|onset|tmin)(\b|_|time)", re.IGNORECASE),
+    re.compile(r"(end|stop|offset|tmax|duration)(\b|_|time)", re.IGNORECASE),
+)
+
+
+def unused_span(types: Mapping[str, object], roles: Roles, is_number: IsNumber) -> list[str]:
+    """Columns of numbers that may be a span, its start and its end, where rows are whole files."""
+    if {"start", "end"} & roles.keys():
+        return []
+    found: list[str] = []
+    for pattern in _SPAN:
+        names = [n for n in types if pattern.match(n.strip()) and n not in roles.values()]
+        numbers = [name for name in names if str(types[name]) != "null" and is_number(name)]
+        if not numbers:
+            return []
+        found.append(numbers[0])
+    return found
 
 
 def _listed(types: Mapping[str, object]) -> str:

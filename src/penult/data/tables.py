@@ -29,7 +29,7 @@ from penult.data.items import (
     text_item,
 )
 from penult.data.regions import WHOLE, Region
-from penult.data.table_roles import EDGES, FOLDERS, KNOWN, Roles, find_roles
+from penult.data.table_roles import EDGES, FOLDERS, KNOWN, Roles, find_roles, unused_span
 from penult.errors import ItemError, RegionError, SourceError, cause
 
 if TYPE_CHECKING:
@@ -342,6 +342,15 @@ def open_table(
         f"{role} from {name!r}" for role, name in roles.items() if role != name.casefold()
     ]:
         notes.append(f"{path.name}: {', '.join(other)}")
+    if modality in ("audio", "video") and (
+        span := unused_span(types, roles, partial(_holds_numbers, rows))
+    ):
+        start, end = span
+        notes.append(
+            f"{path.name}: each row is a whole file; {start!r} and {end!r} are metadata. For "
+            f"segments in seconds: --column start={start},"
+            f"{'duration' if end.casefold().startswith('duration') else 'end'}={end}"
+        )
     names = _metadata_names(path, [name for name in types if name not in claimed])
     find, read = _finder(path, rows.rows, roles, given, recordings), rows.rows
     if PATH not in roles and "text" not in roles:
