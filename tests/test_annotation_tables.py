@@ -103,7 +103,7 @@ def test_two_species_in_one_window_are_two_rows_of_one_vector(tmp_path):
     }
     assert [row[0] for row in rows(into)] == ["ch0:3-6", "ch0:3-6#2", "ch0:3-6#9", "ch0:6-9"]
     said = ask("classify", "demo", marks)
-    assert said.code == 0 and "ch0:3-6#2" in said.out and "ch0:3-6#9" in said.out
+    assert said.code == 0 and "ch0:3-6 #2" in said.out and "ch0:3-6 #9" in said.out
 
 
 def test_annotations_that_a_table_no_longer_has_are_named_and_pruned(tmp_path):

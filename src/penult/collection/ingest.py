@@ -264,8 +264,8 @@ def plan(
             annotations.add(group)
             yield from _plan_item(group, seen, options)
         annotations.compare(seen)
-    if former := annotations.former():
-        yield FormerAnnotations(former)
+    if gone := annotations.former():
+        yield FormerAnnotations(gone)
 
 
 def execute(
