@@ -59,6 +59,7 @@ MODULES = {
     "space": ("penult.analysis.space", "tests/test_space.py tests/test_space_values.py"),
     "calibration": ("penult.fewshot.calibration", TAUGHT),
     "checkpoints": ("penult.models.checkpoints", WEIGHTS),
+    "weight_files": ("penult.models.weight_files", WEIGHTS),
     "regions": ("penult.data.regions", "tests/test_windows.py tests/test_regions.py"),
     "windows": ("penult.data.windows", "tests/test_windows.py tests/test_layout.py"),
     "head": ("penult.tracing.head", CUTS),

@@ -697,8 +697,10 @@ def test_ctrl_c_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_collection_is_no_model(filled: Path, clips: Path) -> None:
-    said = ask("check", filled, clips / "a")
+    said = ask("classify", filled, clips / "a")
     assert said.code == 2 and "is a collection, not a model" in said.err
+    said = ask("check", filled, clips / "a")  # by the embedder that made its rows
+    assert said.code == 0 and "as the collection has it" in said.out
 
 
 def test_dump_is_an_npz(tiny: Path, clips: Path, tmp_path: Path) -> None:

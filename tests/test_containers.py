@@ -66,6 +66,7 @@ def decoded(format: Format, raw: bytes) -> np.ndarray:
 @settings(max_examples=3, deadline=None)
 @given(st.integers(2000, 20_000))
 def test_as_many_samples_come_out_as_went_in(format, n):
+    n += 8000 * (format.name == "AC-3")  # FFmpeg knows it by several frames in a row
     raw = file_of(format.name, n)
     got = load(raw, format.rate)
     assert n - format.less <= len(got) <= n + format.more
@@ -81,6 +82,8 @@ def test_as_many_samples_come_out_as_went_in(format, n):
 @given(st.lists(st.integers(2000, 20_000), min_size=2, max_size=3), st.data())
 def test_joined_recordings_are_all_there(format, lengths, data):
     """The whole is what the parts are one by one; windows are stretches of the whole."""
+    if format.name == "AC-3":
+        lengths = [n + 8000 for n in lengths]  # FFmpeg knows it by several frames in a row
     parts = [file_of(format.name, n, seed) for seed, n in enumerate(lengths)]
     joined = b"".join(parts)
     try:

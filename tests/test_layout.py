@@ -83,7 +83,7 @@ def test_layouts_that_cannot_be(arguments, reason):
 @pytest.mark.parametrize(
     ("layout", "modality", "reason"),
     [
-        (Layout(window=1), "text", "text has no seconds"),
+        (Layout(window=1), "text", "cut the texts, one in each row of a table"),
         (Layout(window=1), "image", "cut into tiles"),
         (Layout(tile=9), "text", "not from text"),
         (Layout(tile=9), "audio", "give a window"),

@@ -254,7 +254,7 @@ def test_what_cannot_be_asked_is_one_sentence() -> None:
         (lambda: split(model, {"nonsense": waves()}), "does not accept", "nonsense"),
         (lambda: split(model, waves().half()), "does not accept", "Half and Float"),
         (lambda: split(Then(nn.Identity(), lambda m, h: _raising(h)), waves()), "no such key"),
-        (lambda: split(tasks, waves()), "output=", "(2, 7), (2, 7)"),
+        (lambda: split(tasks, waves()), "output=", "a (2, 7), b (2, 7)"),
         (lambda: split(tasks, waves(), output="c"), "'c'", "['a', 'b']"),
         (lambda: split(tasks, waves(), output=5), "5"),
         (lambda: split(model, waves(), head="nowhere"), "nowhere"),

@@ -65,6 +65,7 @@ _LAYOUT = tuple(CutOptions.__annotations__)
 # Members of earlier versions, and where they are now.
 _MOVED = {
     **{name: f"reader.{name}" for name in ("append", "columns", "ordered", "scan", "schema")},
+    "count_rows": "reader.count_rows",  # where a Collection is given for its reader
     "exists": "manifest, None where there is no collection",
     "count_where": "reader.count_rows",
     "append_labels": "penult.collection.reader.append_labels",
