@@ -54,7 +54,7 @@ from penult.tracing.certificate import Certificate
 from penult.tracing.forward import SplitTarget, still
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs
-from penult.tracing.keeping import changed_between, held_by, keeps_state
+from penult.tracing.module_state import changed_between, held_by, keeps_state
 from penult.tracing.randomness import listed, sources, words
 from penult.tracing.scores import (
     LOG_SOFTMAX,
