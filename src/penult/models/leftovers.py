@@ -254,6 +254,7 @@ def notes_of(facts: Mapping[str, Any]) -> list[str]:
     if drawn := facts.get("random_scores"):
         notes.append(
             f"random numbers reach the scores ({', '.join(drawn)}), so one item gets others in "
-            "every pass: give a functional dropout training=self.training"
+            "every pass: give a functional dropout training=self.training, or export the model in "
+            "eval mode"
         )
     return notes

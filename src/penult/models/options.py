@@ -159,7 +159,7 @@ class LoadOptions:
     kind: str | None = None
     trust: bool = False
     random: bool = False
-    output: str | None = None
+    output: str | int | None = None
     weights_inside: bool = False
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ class LoadOptions:
     def output_key(self) -> str | int | None:
         """The output that holds the logits: its number, or its name."""
         key = self.output
-        return int(key) if key is not None and key.isdigit() else key
+        return int(key) if isinstance(key, str) and key.isdigit() else key
 
     def with_defaults(self, **defaults: Any) -> LoadOptions:
         """The same options, with these where the caller gave none."""
@@ -217,7 +217,7 @@ class MoreLoadOptions(TypedDict, total=False):
 
     modality: str | None
     kind: str | None
-    output: str | None
+    output: str | int | None
     random: bool
     weights_inside: bool
     labels: Sequence[str] | str | os.PathLike[str] | None  # class_names, as they were called

@@ -51,7 +51,7 @@ class SplitTarget:
             return logits_of(output, self.output).clone()
         except HeadNotFound as error:
             if floats_of(output):
-                raise UsageError(f"{error}; say which is meant (output=)") from error
+                raise UsageError(str(error)) from error
             return None
 
     def logits(self, inputs: CallInputs) -> Tensor:

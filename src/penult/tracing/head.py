@@ -101,9 +101,10 @@ def logits_of(output: Any, which: str | int | None = None) -> torch.Tensor:
     floats = floats_of(output)
     if len(floats) == 1:
         return floats[0]
+    choice = "; say which is meant (output=, --output)" if floats else ""
     raise HeadNotFound(
         f"the model returned {type(output).__name__} with {_named_shapes(output, floats)}; a "
-        "classifier returns one float tensor of logits, or names one of them `logits`"
+        f"classifier returns one float tensor of logits, or names one of them `logits`{choice}"
     )
 
 

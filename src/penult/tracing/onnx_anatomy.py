@@ -33,7 +33,8 @@ ENDS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 def find_logits(graph: OnnxGraph, output: str | None = None, n_labels: int | None = None) -> str:
     """The name of the classifier's output.
 
-    output: the one that the user names. n_labels: the number of classes, where it is known.
+    output: name or number of the user's choice. n_labels: the number of classes, where it is
+    known.
 
     Raises:
         ModelError: none can be, or several can; they are named.
@@ -42,8 +43,10 @@ def find_logits(graph: OnnxGraph, output: str | None = None, n_labels: int | Non
     is_float = graph.parts.is_float
     floats = [name for name in graph.outputs if is_float(name) and name in graph.depends]
     if output is not None:
-        if output in floats:
-            return output
+        numbered = {str(number): name for number, name in enumerate(graph.outputs)}
+        for found in (output, numbered.get(output)):  # names first: they may be numbers
+            if found in floats:
+                return str(found)
         raise UsageError(
             f"{output!r} is no output of floats of this graph; it has {_listed(floats)}"
         )

@@ -52,6 +52,17 @@ _DRAWING = frozenset(
 )
 
 
+def drawn_in(graph: OnnxGraph) -> dict[str, tuple[str, ...]]:
+    """For each tensor of a graph that random numbers reach: the operations that draw them."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in graph.nodes:
+        reaching = [] if node.op in SHAPE_ONLY else [found.get(name, ()) for name in node.reads]
+        words = [f"{node.op} {node.name!r}"] if _draws(graph, node.proto) else []
+        both = tuple(dict.fromkeys([*(one for some in reaching for one in some), *words]))
+        found |= dict.fromkeys(node.writes, both) if both else {}
+    return found
+
+
 def _draws(graph: OnnxGraph, proto: Any) -> bool:
     """Whether an operation, or one of a graph inside of it, draws random numbers."""
     if proto.op_type in _DRAWING:
@@ -98,13 +109,7 @@ class GraphHead:
     @cached_property
     def drawn(self) -> dict[str, tuple[str, ...]]:
         """For each tensor that random numbers reach: the operations that draw them."""
-        found: dict[str, tuple[str, ...]] = {}
-        for node in self.graph.nodes:
-            reaching = [] if node.op in SHAPE_ONLY else [found.get(name, ()) for name in node.reads]
-            words = [f"{node.op} {node.name!r}"] if _draws(self.graph, node.proto) else []
-            both = tuple(dict.fromkeys([*(one for some in reaching for one in some), *words]))
-            found |= dict.fromkeys(node.writes, both) if both else {}
-        return found
+        return drawn_in(self.graph)
 
     @property
     def n_logits(self) -> int:

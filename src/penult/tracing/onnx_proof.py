@@ -96,7 +96,9 @@ def needed_power(tolerance: float) -> float:
 
 def _judged(checks: Sequence[Check], power: float, needed: float) -> Certificate:
     errors = [c.figure for c in checks if c.name != "power" and c.figure is not None]
-    failed = [check for check in checks if not check.passed]
+    failed = sorted(
+        (check for check in checks if not check.passed), key=lambda c: c.name == "power"
+    )
     refusal = f"{failed[0].name}: {failed[0].note}" if failed else ""
     if [check.name for check in failed] == ["power"]:
         refusal = (

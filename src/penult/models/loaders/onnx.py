@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from penult.models.base import (
     kind_of_scores,
 )
 from penult.models.class_names import class_names_of, complete, keyed
+from penult.models.leftovers import notes_of
 from penult.models.module import (
     LOG_WORDS,
     fixed_length,
@@ -62,12 +64,15 @@ from penult.tracing.onnx_anatomy import (
     tap_of_graph,
 )
 from penult.tracing.onnx_graph import OnnxGraph, Port, Session, as_feeds
+from penult.tracing.onnx_head import drawn_in
 from penult.tracing.onnx_proof import state_graph
 from penult.tracing.scores import LOG_SOFTMAX, class_count, map_of_image, map_refused
 from penult.tracing.taps import Tap
 
 Tensors = Mapping[str, Tensor]
 Example = Callable[[int], Inputs]
+
+log = logging.getLogger(__name__)
 
 ORIGIN = "onnx"
 ONNXRUNTIME = "onnxruntime"  # the engine of every graph
@@ -365,10 +370,20 @@ def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
             "output": output,
             "logits": structure.logits.name,
             **({"fixed_inputs": graph.facts.values} if graph.facts.values else {}),
+            **_random_scores(graph, structure.logits.name, spec),
             **({"scores": shown, "logits_from": LOG_WORDS} if shown == LOG_SOFTMAX else {}),
         },
         _storage(output, options),
     )
+
+
+def _random_scores(graph: OnnxGraph, logits: str, spec: str) -> dict[str, list[str]]:
+    """What draws random numbers on the way to the logits, also logged as a warning; else empty."""
+    found = {"random_scores": [*drawn_in(graph).get(logits, ())]}
+    if not found["random_scores"]:
+        return {}
+    log.warning("%s: %s", spec, notes_of(found)[0])
+    return found
 
 
 def _structure(
