@@ -15,10 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import penult
+from penult.collection.collection import Collection
 from penult.data.sources import from_objects
 from penult.embedding.embedder import require_proof
+from penult.embedding.readings import head_rows
 from penult.embedding.source_sample import SourceSample
 from penult.errors import HeadNotFound, ModelError, TapError
+from penult.fewshot.labelling import by_head
+from penult.fewshot.vectors import VectorSource
 
 RATE, C, D, K = 800, 64, 8, 5
 
@@ -239,3 +243,24 @@ class Recurrent(nn.Module):
 def test_a_scripted_module_that_keeps_a_state_is_refused_for_it() -> None:
     with pytest.raises(ModelError, match="keeps a state between calls"):
         penult.load(torch.jit.script(Recurrent().eval()), preprocess=_loud, sample_rate=RATE)
+
+
+def test_classes_of_the_head_are_proved_on_the_collections_items(tmp_path: Path) -> None:
+    """Noise tells nothing of the graph's head; the recordings of the collection do."""
+    sf = pytest.importorskip("soundfile")
+    for number in range(4):
+        sf.write(tmp_path / f"{number}.wav", clip(number, number > 1), RATE, subtype="FLOAT")
+    loaded = penult.load(_graph(tmp_path), preprocess=_loud, sample_rate=RATE, kind="single-label")
+    embedder = penult.Embedder.from_classifier(loaded, tap="prelogits")
+    files = [tmp_path / f"{number}.wav" for number in range(4)]
+    collection = Collection(tmp_path / "c.lance")
+    collection.add(embedder, files)
+    with pytest.raises(HeadNotFound, match="hardly change"):
+        head_rows(embedder)
+    source = VectorSource.of(collection)
+    source.use(embedder)
+    found = by_head(source)
+    assert found.names == list(loaded.labels)
+    sample = SourceSample(from_objects(files, "audio"))
+    weight = _net()[2].weight.detach().numpy()
+    np.testing.assert_allclose(head_rows(embedder, sample), weight, atol=1e-5)

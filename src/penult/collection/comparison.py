@@ -146,6 +146,12 @@ def remeasured(reader: Reader, embedder: Embedder) -> Remeasured:
     return Remeasured(same, tuple(differ), _was_resampled(items, embedder))
 
 
+def entries_at_hand(reader: Reader, embedder: Embedder) -> list[tuple[Item, Region]]:
+    """The first rows of a collection whose files are as they were, as items to be opened again."""
+    pairs = ((_item(row, embedder), _region(row)) for row in _first_rows(reader))
+    return [(item, region) for item, region in pairs if item is not None and region is not None]
+
+
 def _region(row: Row) -> Region | None:
     with contextlib.suppress(ItemError):
         region = Region.of_key(row["region"], row["kind"])

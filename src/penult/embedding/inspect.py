@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from penult.data.decode import DecodedRegion, DecodeTarget, open_regions
@@ -19,6 +21,7 @@ from penult.embedding.scheduling import PreparedRegion
 from penult.embedding.source_sample import SourceSample
 from penult.errors import (
     REFUSALS,
+    HeadNotFound,
     IncompleteWeights,
     ItemError,
     ModelError,
@@ -34,6 +37,9 @@ from penult.tracing.certificate import Certificate
 from penult.tracing.taps import Tap
 
 # What a model that does not take the proof's variants of an input may raise.
+
+
+Head = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 def anatomy_of(classifier: Classifier) -> Anatomy:
@@ -73,6 +79,23 @@ def certify_on(runner: Runner, sample: SourceSample) -> tuple[Certificate, list[
                 certificate, used = other, pair
                 break
     return certificate, [one.item.id for one in used]
+
+
+def proved_head(runner: Runner, sample: SourceSample | None = None) -> Head:
+    """The proved head as a function, (1, d) → (1, K). sample: items that are asked where the model
+    hardly tells made-up inputs apart.
+
+    Raises:
+        HeadNotFound: there is no proof.
+    """
+    structure = runner.classifier.structure
+    study = structure.study()
+    if sample is not None and study.prove()[0].untested:
+        for pair in _pairs(sample.beginnings(runner, FURTHER)):
+            if examples := _cut_alike(_placed(structure, pair)):
+                with suppress(HeadNotFound):
+                    return structure.study(examples).head()
+    return study.head()
 
 
 FURTHER = 8  # items, of which pairs are tried

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from penult.data.items import Entry, Failure, Item
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder, numbered_regions
-from penult.embedding.inspect import anatomy_of
+from penult.embedding.inspect import anatomy_of, proved_head
 from penult.embedding.runner import ItemNumber, Outcome, Runner, device_of
+from penult.embedding.source_sample import SourceSample
 from penult.engines.base import Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.pooling import pooled_width, usable_poolings
@@ -155,8 +156,9 @@ _OTHER = (
 )
 
 
-def head_rows(embedder: Embedder) -> npt.NDArray[np.float32]:
+def head_rows(embedder: Embedder, sample: SourceSample | None = None) -> npt.NDArray[np.float32]:
     """(K, d): for each class of the classifier the weights that its logit gives to the prelogits.
+    sample: items to prove the head on, where made-up ones tell nothing.
 
     Raises:
         HeadNotFound: the reading is not the prelogits, the head is not proved, or it is not linear
@@ -168,7 +170,7 @@ def head_rows(embedder: Embedder) -> npt.NDArray[np.float32]:
             "classifier's own classes are rows of its head, which lie at the tap prelogits where "
             f"it has one vector for each item. {_OTHER}"
         )
-    head = _head(embedder)
+    head = _head(embedder, sample)
     d, k = embedder.dim, len(embedder.classifier.labels)
     try:
         offset = head(np.zeros((1, d), np.float32))
@@ -189,10 +191,10 @@ def head_rows(embedder: Embedder) -> npt.NDArray[np.float32]:
     return np.asarray(rows.T, np.float32)
 
 
-def _head(embedder: Embedder) -> Callable[[FloatArray], Floats]:
+def _head(embedder: Embedder, sample: SourceSample | None) -> Callable[[FloatArray], Floats]:
     """The proved head as a function of one item's prelogits, (1, d) → (1, K)."""
     try:
-        head = embedder.classifier.structure.study().head()
+        head = proved_head(embedder.runner, sample)
     except HeadNotFound as error:
         raise HeadNotFound(f"{error}. {_OTHER}") from error
     return lambda prelogits: np.asarray(head(prelogits), np.float64)

@@ -16,6 +16,7 @@ from penult.analysis.space import unit
 from penult.collection import labels
 from penult.collection.schema import Key
 from penult.data.items import namer
+from penult.data.sources import Source
 from penult.errors import LabelsError
 from penult.fewshot import marks
 from penult.fewshot.vectors import VectorSource, pairs_of
@@ -80,9 +81,15 @@ def by_head(source: VectorSource) -> LabelledExamples:
     Raises:
         HeadNotFound: not the prelogits, no proof, or no linear head; the message says why.
     """
+    from penult.collection.comparison import entries_at_hand
     from penult.embedding.readings import head_rows
+    from penult.embedding.source_sample import SourceSample
 
-    weights = head_rows(source.embedder).astype(np.float64)
+    embedder, sample = source.embedder, None
+    if source.collection is not None:
+        entries = entries_at_hand(source.collection.reader, embedder)
+        sample = SourceSample(Source(lambda: iter(entries)))
+    weights = head_rows(embedder, sample).astype(np.float64)
     if source.collection is not None:
         cloud = marks.sample(source.collection).astype(np.float64)
         moved = (weights - weights.mean(axis=0)) @ np.atleast_2d(np.cov(cloud.T))

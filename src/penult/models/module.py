@@ -217,7 +217,10 @@ class TorchStudy:
             HeadNotFound: there is no proof.
         """
         one = self.structure
-        halves = split(one.module, self.example, output=one.output)
+        halves = split(
+            one.module, self.example, output=one.output, head=self.head_name,
+            other_inputs=self.other,
+        )  # fmt: skip
         if not halves.certificate.ok:
             raise HeadNotFound(f"the head is not proved: {halves.certificate.refusal}")
 
