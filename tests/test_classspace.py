@@ -245,7 +245,7 @@ def test_where_the_head_gives_no_classes_it_says_what_works(tiny: Path) -> None:
 def test_a_head_that_bends_is_refused(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     from penult.embedding import readings
 
-    def bent(embedder: Embedder) -> Callable[[np.ndarray], np.ndarray]:
+    def bent(embedder: Embedder, _: object) -> Callable[[np.ndarray], np.ndarray]:
         weights = np.ones((embedder.dim, len(embedder.classifier.labels)))
         return lambda z: np.tanh(z @ weights)
 
