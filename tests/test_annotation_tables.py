@@ -156,6 +156,16 @@ def test_annotations_of_whole_files_need_not_stand_together(tmp_path):
     assert rows(into, "name") == [("whole", "x"), ("whole#2", "z"), ("whole", "y")]
 
 
+def test_a_span_may_have_thousands_of_annotations(tmp_path):
+    sound(tmp_path / "a.wav")
+    names = [f"x{number}" for number in range(3000)]
+    marks = table(tmp_path / "t.csv", "path,name", *(f"a.wav,{name}" for name in names * 2))
+    entries = list(from_paths([marks], "audio"))
+    assert [item.metadata["name"] for item, _ in entries] == names
+    keys = [region.key for _, region in entries]
+    assert keys == ["whole", *(f"whole#{number}" for number in range(2, 3001))]
+
+
 def test_boxes_of_one_time_differ_in_their_frequencies(tmp_path):
     sound(tmp_path / "one.wav")
     marks = table(

@@ -656,3 +656,13 @@ def test_columns_of_data_frames():
 def test_things_that_are_no_items(thing):
     with pytest.raises(SourceError, match="give paths, bytes, arrays"):
         list(from_objects(thing, "audio"))
+
+
+def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch):
+    """As a shell gives it where a variable is not set."""
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    monkeypatch.chdir(tmp_path)
+    for paths in ([""], ["a.wav", ""], ""):
+        with pytest.raises(SourceError, match=r"one of the paths is empty; .* or \."):
+            from_paths(paths, "audio")
+    assert [Path(item.id).name for item, _ in from_paths(["."], "audio")] == ["a.wav"]

@@ -229,5 +229,5 @@ def further_annotation(item: Item, taken: Collection[str]) -> str:
     own = named(item.metadata.get(SELECTION))
     if own is not None and own not in taken:
         return own
-    others = sum(bool(name) for name in taken)
+    others = len(taken) - ("" in taken)
     return next(name for at in count(2 + others) if (name := str(at)) not in taken)

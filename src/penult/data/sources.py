@@ -123,10 +123,7 @@ def from_paths(
         SourceError: no such path, a folder without a fitting file, a table that cannot be used.
     """
     _check_channel(channel, modality)
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    if not paths:
-        raise SourceError("no path was given; give files, folders, tables, or - for a list")
-    texts = [os.fspath(path) for path in paths]
+    texts = _texts_of([paths] if isinstance(paths, (str, os.PathLike)) else paths)
     bare = {one: text.bare(one) for one in texts} if modality == "text" else {}
     words = {one: said for one, said in bare.items() if said is not None}
     files = [one for one in texts if one not in words]
@@ -164,6 +161,15 @@ def from_paths(
         paths=tuple(str(local(one)) for one in named_paths if one != "-" and one not in words),
         notes=tuple(note for table in table_origins for note in table.notes),
     )
+
+
+def _texts_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    if not paths:
+        raise SourceError("no path was given; give files, folders, tables, or - for a list")
+    texts = [os.fspath(path) for path in paths]
+    if "" in texts:  # which would be the working directory: an unset variable of a shell
+        raise SourceError("one of the paths is empty; give files, folders, tables, or .")
+    return texts
 
 
 def left_out(source: Source, modality: str) -> Counter[str]:
@@ -321,10 +327,10 @@ def _with_channel(entries: Iterable[Placed], channel: int | str) -> Iterator[Pla
 
 def _once_each(placed: Iterable[tuple[int, int, Entry]], origins: list[_Origin]) -> Iterator[Entry]:
     """Each row once; of one table's rows on the same span, the further ones by annotation."""
-    # Per key one integer, not the row: where it first stood, and 32 bits each to tell contents and
-    # metadata apart.
+    # Per key one integer, not the row: where it first stood, and 32 and 64 bits to tell contents
+    # and metadata apart. A span may have as many annotations as a table has lines.
     seen: dict[int, int] = {}
-    further: dict[int, dict[int, str]] = {}  # only of spans with several annotations
+    further: dict[int, tuple[set[int], dict[str, None]]] = {}  # rows, names; of few spans
     for number, line, entry in placed:
         if isinstance(entry, Failure):
             yield entry
@@ -332,19 +338,24 @@ def _once_each(placed: Iterable[tuple[int, int, Entry]], origins: list[_Origin])
         item, region = entry
         key = _digest(item.id, region.key, size=8)
         content = _digest(item.content, size=4)
-        row = content << 32 | _digest(sorted(item.metadata.items()), size=4)
-        first = seen.setdefault(key, (number << 32 | line) << 64 | row)
-        if first == (number << 32 | line) << 64 | row:
+        row = content << 64 | _digest(sorted(item.metadata.items()), size=8)
+        first = seen.setdefault(key, (number << 32 | line) << 96 | row)
+        if first == (number << 32 | line) << 96 | row:
             yield entry
-        elif first & _ROW == row or row in further.get(key, ()):
             continue
-        elif first >> 96 == number and first >> 32 & 0xFFFFFFFF == content:
-            known = further.setdefault(key, {})
-            known[row] = further_annotation(item, known.values())
-            yield item, replace(region, annotation=known[row])
+        rows, names = further.get(key, (set(), {}))
+        if first & _ROW == row or row in rows:
+            continue
+        if first >> 128 == number and first >> 64 & 0xFFFFFFFF == content:
+            name = further_annotation(item, names)
+            further[key] = rows, names
+            rows.add(row)
+            names[name] = None
+            yield item, replace(region, annotation=name)
         else:
-            before = origins[first >> 96].place(first >> 64 & 0xFFFFFFFF)
-            other = "other metadata" if first >> 32 & 0xFFFFFFFF == content else "another path"
+            before = origins[first >> 128].place(first >> 96 & 0xFFFFFFFF)
+            named = "another text" if isinstance(item.content, str) else "another path"
+            other = "other metadata" if first >> 64 & 0xFFFFFFFF == content else named
             error = SourceError(
                 f"same id and region ({region.key}) as in {before}, but {other}; "
                 "give one of them another id, or put both annotations of a file into one table"
@@ -352,7 +363,7 @@ def _once_each(placed: Iterable[tuple[int, int, Entry]], origins: list[_Origin])
             yield failure(item, region.key, error, origins[number].place(line))
 
 
-_ROW = (1 << 64) - 1
+_ROW = (1 << 96) - 1
 
 
 def _digest(*parts: object, size: int) -> int:
