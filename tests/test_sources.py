@@ -666,3 +666,13 @@ def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch):
         with pytest.raises(SourceError, match=r"one of the paths is empty; .* or \."):
             from_paths(paths, "audio")
     assert [Path(item.id).name for item, _ in from_paths(["."], "audio")] == ["a.wav"]
+
+
+def test_a_table_may_have_bars_between_its_cells(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("path|start|end|name\nb, c.wav|0|0.5|x;y\n")
+    ((item, region),) = from_paths([table], "audio")
+    assert (Path(item.id).name, region.key, item.metadata) == ("b, c.wav", "0-0.5", {"name": "x;y"})
+    table.write_text("path,a|b\nc.wav,1|2\n")
+    ((item, _),) = from_paths([table], "audio")
+    assert (Path(item.id).name, item.metadata) == ("c.wav", {"a_b": "1|2"})

@@ -170,7 +170,7 @@ class DelimitedText:
             names = [name.strip(' "\r\n').casefold() for name in header.split(delimiter)]
             return sum(name in self.known for name in names), len(names), delimiter == usual
 
-        return max((",", ";", "\t"), key=fits)
+        return max((",", ";", "\t", "|"), key=fits)
 
     @cached_property
     def header(self) -> list[str]:
