@@ -682,6 +682,21 @@ def test_the_longest_matching_end_of_a_path_decides(tmp_path):
     assert "may be any of 3 recordings" in message and "Stn01" in message and "Stn02" in message
 
 
+def test_folders_below_the_table_are_part_of_a_path(tmp_path):
+    """The recording of another site beside the table is not taken for it."""
+    sound(tmp_path / "a.wav")
+    sound(tmp_path / "Stn01" / "a.wav")
+    sound(tmp_path / "x" / "Stn01" / "a.wav")
+    head = "INDIR,FOLDER,IN FILE,OFFSET,DURATION"
+    for row, inner in [
+        ("/mnt,Stn01,a.wav,1,2", "Stn01/a.wav"),
+        ("D:\\x,Stn01,A.WAV,1,2", "x/Stn01/a.wav"),
+        ("/mnt,,a.wav,1,2", "a.wav"),
+    ]:
+        ((item, _),) = from_paths([table(tmp_path / "k.csv", head, row)], "audio")
+        assert item.content == tmp_path / inner, row
+
+
 def test_one_recording_is_not_taken_for_two(tmp_path):
     sound(tmp_path / "data" / "Stn01" / "a.wav")
     head = "file,start_time,end_time"

@@ -96,7 +96,9 @@ Pages = Annotated[
 BoxOption = Annotated[
     str | None,
     typer.Option(
-        "--box", help="Use only this box of the picture: x,y,w,h in pixels from the upper left."
+        "--box",
+        help="Use only this box of the picture: x,y,w,h in pixels, the upper "
+        "left corner and the size.",
     ),
 ]
 Engine = Annotated[

@@ -95,10 +95,23 @@ class Shelf:
         """The recordings in the same folder as a table."""
         folder = table.parent
         if folder not in self._beside:
-            with os.scandir(folder) as listing:
-                paths = [Path(entry.path) for entry in listing if not entry.name.startswith(".")]
-            self._beside[folder] = self._index(paths)
+            self._beside[folder] = self._listed(folder)
         return self._beside[folder]
+
+    def _listed(self, folder: Path) -> Index:
+        with os.scandir(folder) as listing:
+            paths = [Path(entry.path) for entry in listing if not entry.name.startswith(".")]
+        return self._index(paths)
+
+    def below(self, table: Path, folders: Sequence[str]) -> Index:
+        """The recordings at the longest end of a path's folders that a table's folder has."""
+        for first in range(len(folders)):
+            inner = table.parent.joinpath(*folders[first:])
+            if inner not in self._beside and ".." not in folders and inner.is_dir():
+                self._beside[inner] = self._listed(inner)
+            if index := self._beside.get(inner):
+                return index
+        return {}
 
     @cached_property
     def searched(self) -> Index:
@@ -118,7 +131,7 @@ class Shelf:
 
 @dataclass(frozen=True, slots=True)
 class Recordings:
-    """The files that a table may mean by a name: those beside it, then those of the shelf."""
+    """The files that a table may mean by a name: below and beside it, then those of the shelf."""
 
     table: Path
     shelf: Shelf
@@ -144,7 +157,8 @@ class Recordings:
         """
         *folders, name = _parts(path)
         found: list[Path] = []
-        for index in (self.shelf.beside(self.table), self.shelf.searched):
+        below = self.shelf.below(self.table, folders)
+        for index in (below, self.shelf.beside(self.table), self.shelf.searched):
             named = index.get(name.casefold(), [])
             named = (
                 [path for path in named if path.name == name]

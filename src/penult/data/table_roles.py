@@ -84,6 +84,8 @@ def parse_columns(texts: Sequence[str]) -> Roles:
                 given[role] = column.strip()
             elif role and not equals:
                 given[role] += f",{part}"
+            elif not equals:
+                raise UsageError(f"--column {text!r}: write ROLE=COLUMN, as in path=IN FILE")
             else:
                 raise UsageError(
                     f"--column {text!r} names no role {name.strip()!r}; write ROLE=COLUMN, as in "
