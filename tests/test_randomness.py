@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,7 +290,8 @@ def test_random_scores_are_told_when_a_model_is_opened(caplog: pytest.LogCapture
             preprocess=lambda x: x[: T * C].reshape(T, C),
         )
 
-    random = opened(lambda m, h: m.fc(F.dropout(h.mean(1), RARE, training=True)))
+    with caplog.at_level(logging.WARNING, "penult"):
+        random = opened(lambda m, h: m.fc(F.dropout(h.mean(1), RARE, training=True)))
     assert random.describe()["random_scores"] == ["bernoulli_ in the model"]
     assert "random numbers reach the scores (bernoulli_ in the model)" in caplog.text
     for head in (lambda m, h: m.fc(F.dropout(h.mean(1), RARE, training=False)), _same_draws):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penult.errors import ModelError, UsageError, cause
-from penult.models.base import complete_labels
+from penult.models.base import complete_labels, distinct
 
 REMEDY = "correct that, or give --class-names FILE: one name a line, from class 0 on"
 
@@ -71,7 +71,7 @@ def complete(names: Any, n_logits: int, where: str) -> tuple[str, ...]:
         )
     if len(found) != n_logits and not isinstance(names, Mapping):
         raise ModelError(f"{where} has {len(found)} names, and {classes}: {REMEDY}")
-    return tuple(found.get(number, f"class_{number}") for number in range(n_logits))
+    return distinct([found.get(number, f"class_{number}") for number in range(n_logits)])
 
 
 def class_names_of(
