@@ -5,6 +5,7 @@ One suite over all engines and over every kind of model that the zoo has.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,11 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
             return self.head(torch.special.bessel_j0(hidden))
 
     emb = Embedder.from_classifier(load(Odd().eval(), sample_rate=16_000))
+    root = logging.getLogger()
+    before = root.level, list(root.filters), list(root.handlers)
     for name in ("openvino f32", "onnxruntime f32"):
         with pytest.raises(EngineError):
             opened(name, emb, tmp_path)
+        # else Penult's own notes would be lost from then on
+        assert (root.level, root.filters, root.handlers) == before
     assert not list(tmp_path.rglob("model.*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _record(graph: ExportedGraph, folder: Path) -> None:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     try:
-        with recording(graph.cut.model):
+        with recording(graph.cut.model), _root_logger_kept():
             # Nothing is traced twice to compare: what the graph gives is measured on real items.
             decoder = TorchScriptPythonDecoder(
                 graph.cut,
@@ -120,6 +121,19 @@ def _record(graph: ExportedGraph, folder: Path) -> None:
             f"OpenVINO recorded {len(model.inputs)} inputs of {len(graph.recipe.names)}"
         )
     openvino.save_model(model, folder / FILE, compress_to_fp16=False)
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """OpenVINO sets the root logger, and leaves it so where a conversion fails: warnings of all
+    packages would be lost from then on."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
 
 
 def multiplies_bf16() -> bool:
