@@ -8,7 +8,6 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ def sentences(said: Said, code: int, words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """The working folder, with a recording, networks and weights."""
     folder = tmp_path_factory.mktemp("refusals")
     soundfile.write(folder / "a.wav", clip(0.5), RATE)
