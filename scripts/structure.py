@@ -278,12 +278,6 @@ def members(one: Class, found: list[Class]) -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
-def is_typed_dict(one: Class, found: list[Class]) -> bool:
-    """Whether a class is a TypedDict."""
-    above = base_classes(one, found)
-    return "TypedDict" in base_names(one.node) or any(is_typed_dict(b, found) for b in above)
-
-
 def own_members(node: ast.ClassDef) -> Iterator[str]:
     """Methods, attributes and fields of a class's body, and what `__init__` sets on self."""
     for item in node.body:
@@ -368,10 +362,7 @@ def check_classes(modules: dict[str, Module]) -> list[Check]:
     """Names that stand twice, and public classes with too many members."""
     found = classes(modules)
     twice = [f"{name}: {', '.join(where)}" for name, where in duplicates(found).items()]
-    # The keys of a TypedDict are options of a function, and no members.
-    public = [
-        one for one in found if not one.node.name.startswith("_") and not is_typed_dict(one, found)
-    ]
+    public = [one for one in found if not one.node.name.startswith("_")]
     sizes = [(len(members(one, found)), f"{one.module.short}.{one.node.name}") for one in public]
     main = [size for size in sizes if size[1].rpartition(".")[2] in MAIN]
     rest = [size for size in sizes if size not in main]

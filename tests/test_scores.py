@@ -25,7 +25,8 @@ from penult.engines.batching import BatchPolicy
 from penult.engines.graph_export import Recipe
 from penult.errors import EngineError, UsageError
 from penult.fewshot.zeroshot import ByName
-from penult.tracing.scores import Activation, applied, class_count, map_of_image, recognised
+from penult.models.outputs import map_of_image
+from penult.tracing.scores import Activation, applied, class_count, recognised
 
 
 class Net(nn.Module):

@@ -270,6 +270,25 @@ def test_names_that_are_not_utf8_are_not_gone(embedder: Embedder, tmp_path: Path
     assert collection.count == 1
 
 
+def test_findings_of_a_run_and_their_former_names(
+    embedder: Embedder, recordings: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "clips"
+    shutil.copytree(recordings / "a", folder)
+    (folder / "notes.pdf").write_bytes(b"%PDF")
+    collection = Collection.open(tmp_path / "c")
+    before = len(list(folder.glob("*.wav")))
+    assert collection.add(embedder, folder).found.gone == []
+    (folder / "1.wav").unlink()
+    summary = collection.add(embedder, folder)
+    assert summary.found.gone == [str(folder / "1.wav")] and summary.found.left_out == {".pdf": 1}
+    assert summary.pruned == 0 and collection.count == before and not summary.engine  # no choice
+    with pytest.warns(DeprecationWarning, match="found.gone"):
+        assert summary.gone == summary.found.gone  # type: ignore[attr-defined]
+    with pytest.warns(DeprecationWarning, match="found.left_out"):
+        assert summary.left_out == {".pdf": 1}  # type: ignore[attr-defined]
+
+
 def test_the_refusal_of_another_embedder_says_what_to_do(
     embedder: Embedder, other: Embedder, recordings: Path, tmp_path: Path
 ) -> None:

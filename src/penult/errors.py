@@ -240,6 +240,3 @@ def _shortened(line: str) -> str:
     if len(whole) > _LONGEST / 2:
         return whole
     return kept[:_LONGEST].rpartition(" ")[0].rstrip(" ,;:.(") + " …"
-
-
-first_line = cause  # its former name, which most modules still use

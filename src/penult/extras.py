@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
-from penult.errors import MissingExtra, UsageError, first_line
+from penult.errors import MissingExtra, UsageError, cause
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def load_plugin(entry: EntryPoint) -> Any:
         kind = PLUGINS.get(entry.group, "plugin")
         raise UsageError(
             f"{kind} {entry.name!r} of {package_of(entry)} cannot be imported from {entry.value}: "
-            f"{first_line(error, named=True)}. Mend or uninstall that package"
+            f"{cause(error, named=True)}. Mend or uninstall that package"
         ) from error
 
 

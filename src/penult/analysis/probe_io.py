@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from penult.data.files import write_file
 from penult.data.items import as_id, local
-from penult.errors import SourceError, UsageError, cause, first_line
+from penult.errors import SourceError, UsageError, cause
 from penult.extras import require
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def join_features(
     try:
         read = pc.read_csv(table)
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{table} cannot be read as a table: {first_line(error)}") from error
+        raise SourceError(f"{table} cannot be read as a table: {cause(error)}") from error
     key = next((name for name in _ID if name in read.column_names), None)
     if key is None:
         raise SourceError(

@@ -287,9 +287,7 @@ def _type_words(kind: object) -> str:
 
 
 def _show_notes(summary: Summary) -> None:
-    from penult.collection.add import notes_of
-
-    if noted := len(notes_of(summary)):
+    if noted := len(summary.found.notes):
         stdout.print(
             f"[yellow]{counted(noted, 'file')} with a wrong header, but read: "
             "see the notes, or --json[/]",
@@ -300,7 +298,7 @@ def _show_notes(summary: Summary) -> None:
 def _show_taken_and_gone(summary: Summary) -> None:
     if summary.labels:
         stdout.print(f"{counted(summary.labels, 'label')} copied")
-    if gone := summary.gone:
+    if gone := summary.found.gone:
         names = ", ".join(printable_path(id) for id in gone[:SHOWN]) + (
             ", …" if len(gone) > SHOWN else ""
         )
@@ -318,16 +316,14 @@ def _show_taken_and_gone(summary: Summary) -> None:
 
 
 def _show_former(summary: Summary) -> None:
-    from penult.collection.add import former_annotations
-
-    former, removed = former_annotations(summary)
+    former = summary.found.former_words
     if not former:
         return
     names = ", ".join(printable_path(one) for one in former[:SHOWN])
     rest = ", …" if len(former) > SHOWN else ""
     what = counted(len(former), "annotation")
     are = "is" if len(former) == 1 else "are"
-    done = "removed" if removed else "kept; --prune removes them"
+    done = "removed" if summary.found.former_removed else "kept; --prune removes them"
     stdout.print(
         f"[yellow]{what} {are} no longer in the tables: {names}{rest}; their rows are {done}[/]",
         soft_wrap=True,
@@ -384,7 +380,7 @@ def _show_summary(
         stdout.print(f"[yellow]{counted(summary.truncated, 'item')} {words}[/]", soft_wrap=True)
     _show_notes(summary)
     _show_taken_and_gone(summary)
-    if others := summary.left_out:
+    if others := summary.found.left_out:
         from penult.data.folders import in_words
 
         count = counted(sum(others.values()), "file")

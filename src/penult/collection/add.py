@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -95,14 +96,36 @@ def _is_gone(path: str) -> bool:
 
 
 @dataclass(slots=True)
+class Findings:
+    """What a run found beside the regions that it embedded.
+
+    gone: ids whose files were deleted. former: further annotations, as (item, region), that
+    earlier runs over the same tables had of a span and this one has no longer; former_removed: how
+    many of their rows were removed. left_out: files of other kinds in the folders that were given,
+    by their extensions. notes: by id, on items whose header is contradicted by what lies behind it.
+    """
+
+    gone: list[str] = field(default_factory=list)
+    former: Sequence[Key] = ()
+    former_removed: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def former_words(self) -> list[str]:
+        """Former annotations, each by item and region."""
+        return [f"{id} {region}" for id, region in self.former]
+
+
+@dataclass(slots=True)
 class Summary:
     """Counts of a run.
 
     Regions embedded anew, left alone, replaced, failed; of those left alone, how many have other
     metadata now; of those embedded, how many the model did not see the whole of; seconds of media;
     seconds that each part of the work took, much of it at the same time (see `Stopwatch`); labels
-    taken along; ids whose files are gone, and how many rows of them were removed; files of other
-    kinds in the folders that were given, by their extensions.
+    taken along; how many rows of files that are gone were removed; the engine, and why, where there
+    was a choice; what was found besides.
     """
 
     run_id: str = ""
@@ -115,21 +138,21 @@ class Summary:
     media_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     labels: int = 0
-    gone: list[str] = field(default_factory=list)
     pruned: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
-    _notes: dict[str, str] = field(default_factory=dict)  # see `notes_of`
-    _former: Sequence[Key] = ()  # see `former_annotations`
-    _former_removed: int = 0
-    _engine: str = ""  # which, and why, where there was a choice
+    engine: str = ""
+    found: Findings = field(default_factory=Findings)
 
     if not TYPE_CHECKING:
 
-        def __getattr__(self, name: str) -> str:
-            """`engine`: which, and why, where there was a choice."""
-            if name != "engine":
+        def __getattr__(self, name: str) -> Any:
+            if name not in ("gone", "left_out"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            return self._engine
+            warnings.warn(
+                f"Summary.{name} goes with the next version; use found.{name}",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return getattr(self.found, name)
 
     def counts(self) -> dict[str, int]:
         """As the runs table keeps them."""
@@ -180,7 +203,7 @@ def add(
         )
     options.layout.of([], embedder.classifier.input)  # refused before anything is written
     sample = SourceSample(source, options.layout, options.decoding)
-    summary = Summary(_engine=settle(reader, embedder, sample))
+    summary = Summary(engine=settle(reader, embedder, sample))
     ours = reader.manifest
     manifest = comparable(reader, ours, embedder, manifest_of(embedder, options.logits, run.dtype))
     columns = dict(source.columns)
@@ -204,12 +227,13 @@ def add(
             raise
         if like is not None:
             summary.labels = append_missing(like.path, reader.path, "labels", by="id")
-        summary.gone = gone(reader, source.paths)
-        summary.left_out = dict(left_out(source, embedder.classifier.modality))
-        summary._former = _of_these_runs(writer, reader, summary._former, source.paths)
+        found = summary.found
+        found.gone = gone(reader, source.paths)
+        found.left_out = dict(left_out(source, embedder.classifier.modality))
+        found.former = _of_these_runs(writer, reader, found.former, source.paths)
         if run.prune:
-            summary.pruned = writer.remove(summary.gone)
-            summary._former_removed = writer.remove(summary._former)
+            summary.pruned = writer.remove(found.gone)
+            found.former_removed = writer.remove(found.former)
         if embedder.space is not None:
             keep_own(reader, embedder.space)
         writer.finish("done", summary.counts())
@@ -253,17 +277,6 @@ def _value_as_stored(value: object, kind: pa.DataType) -> object:
     return stored
 
 
-def notes_of(summary: Summary) -> dict[str, str]:
-    """By id, what was noted of items whose header is contradicted by what lies behind it."""
-    return summary._notes
-
-
-def former_annotations(summary: Summary) -> tuple[list[str], int]:
-    """Annotations that earlier runs over the same tables had of a span, and this one no longer has:
-    their rows, by item and region; and how many of them were removed, with `prune`."""
-    return [f"{id} {region}" for id, region in summary._former], summary._former_removed
-
-
 def _of_these_runs(
     writer: Writer, reader: Reader, keys: Sequence[Key], given: Sequence[str]
 ) -> list[Key]:
@@ -282,22 +295,26 @@ _NAMED = 5  # ids of deleted files in a description
 
 def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
     """A run and the size of the collection after it, for JSON, as `penult embed --json` prints."""
-    gone, pruned = summary.gone, summary.pruned
+    found = summary.found
     return {
         "collection": str(reader.path),
         **summary.counts(),
         "updated": summary.updated,
-        "gone": {"count": len(gone), "first": gone[:_NAMED], "rows_removed": pruned},
+        "gone": {
+            "count": len(found.gone),
+            "first": found.gone[:_NAMED],
+            "rows_removed": summary.pruned,
+        },
         "former_annotations": {
-            "count": len(summary._former),
-            "first": former_annotations(summary)[0][:_NAMED],
-            "rows_removed": summary._former_removed,
+            "count": len(found.former),
+            "first": found.former_words[:_NAMED],
+            "rows_removed": found.former_removed,
         },
         "labels_taken": summary.labels,
-        "left_out": summary.left_out,
+        "left_out": found.left_out,
         "notes": {
-            "count": len(summary._notes),
-            "first": dict(islice(summary._notes.items(), _NOTED)),
+            "count": len(found.notes),
+            "first": dict(islice(found.notes.items(), _NOTED)),
         },
         "rows": reader.count_rows(),
         "seconds_of_media": summary.media_seconds,
@@ -355,8 +372,8 @@ def commit(writer: Writer, step: CommitBatch, rows: Any, summary: Summary) -> No
     summary.updated += step.updated
     summary.failed += len(step.failures)
     summary.truncated += step.truncated
-    summary._former = step.former or summary._former
-    summary._notes |= step.notes
+    summary.found.former = step.former or summary.found.former
+    summary.found.notes |= step.notes
     summary.media_seconds += step.seconds
 
 

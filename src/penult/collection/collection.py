@@ -44,12 +44,8 @@ class CutOptions(TypedDict, total=False):
 
 
 class AddOptions(CutOptions, total=False):
-    """Further options of `Collection.add`; see `penult.collection.ingest.Options`.
+    """Further options of `Collection.add`; see `penult.collection.ingest.Options`."""
 
-    channel: of a recording, or `each`.
-    """
-
-    channel: int | Literal["each"] | None
     logits: str
     max_seconds: float | None
     retry_failed: bool
@@ -166,12 +162,13 @@ class Collection:
         like: Collection | str | os.PathLike[str] | None = None,
         prune: bool = False,
         columns: Mapping[str, str] = {},
+        channel: int | Literal["each"] | None = None,
         **options: Unpack[AddOptions],
     ) -> Summary:
         """Embeds what the collection does not have yet; see `penult.collection.add.add`.
 
-        items: paths, folders, tables, arrays, bytes, images or texts. options: channel, windows,
-        tiles and more, see `AddOptions`.
+        items: paths, folders, tables, arrays, bytes, images or texts. channel: of a recording, or
+        `each`. options: windows, tiles and more, see `AddOptions`.
 
         like: in place of items, another collection, whose items, regions, metadata and labels are
         taken along. prune: remove the rows of files that are gone from the folders and tables.
@@ -185,7 +182,7 @@ class Collection:
         from penult.data.windows import Layout
 
         given: dict[str, Any] = dict(options)
-        modality, channel = embedder.classifier.modality, given.pop("channel", None)
+        modality = embedder.classifier.modality
         layout = Layout(**{name: given.pop(name) for name in _LAYOUT if name in given})
         settings = Options(layout=layout, **given)
         run = RunSettings(prune=prune)

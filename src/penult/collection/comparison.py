@@ -18,7 +18,6 @@ from penult.collection.manifest import (
     LATER,
     Manifest,
     check_same,
-    compared,
     fingerprint_in,
     require_comparable,
     store_errors,
@@ -67,7 +66,7 @@ def comparable(
         return manifest
     theirs = fingerprint_in(manifest)
     require_same_numbers(reader.path, ours, theirs)
-    found = compared(ours, manifest, rows=remeasured(reader, embedder))
+    found = compare(fingerprint_in(ours), theirs, rows=remeasured(reader, embedder))
     equal = ours.fingerprint == theirs.hashes
     if found.refused and equal and not behaves_alike(embedder):
         log.warning(
@@ -101,7 +100,8 @@ def confirm(reader: Reader, before: Manifest | None, manifest: Manifest) -> None
     now = reader.require_manifest()
     known = None if before is None else before.model.get("behaviour")
     if now.model.get("behaviour") not in (known, manifest.model.get("behaviour")):
-        require_comparable(reader.path, now, compared(now, manifest))
+        found = compare(fingerprint_in(now), fingerprint_in(manifest))
+        require_comparable(reader.path, now, found)
     elif now.model.get("behaviour") != manifest.model.get("behaviour"):
         write_manifest(reader.path, replace(now, model={**now.model, **_measured(manifest)}))
 

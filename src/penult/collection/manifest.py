@@ -17,7 +17,6 @@ from penult.embedding.fingerprint import (
     Behaviour,
     Comparison,
     Fingerprint,
-    Remeasured,
     compare,
     renamed,
 )
@@ -239,17 +238,6 @@ def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:
             "column label, so that one name would stand for two classes: give the same names "
             "(--class-names FILE), or another folder"
         )
-
-
-def compared(
-    ours: Manifest,
-    theirs: Manifest,
-    we: str = "the collection has",
-    they: str = "this embedder",
-    rows: Remeasured | None = None,
-) -> Comparison:
-    """Two manifests' fingerprints, compared; see `penult.embedding.fingerprint.compare`."""
-    return compare(fingerprint_in(ours), fingerprint_in(theirs), we, they, rows)
 
 
 def fingerprint_in(manifest: Manifest) -> Fingerprint:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from penult.collection import lance, schema
 from penult.collection.ingest import Options
-from penult.collection.manifest import Manifest, check_same, compared, locked, store_errors
+from penult.collection.manifest import Manifest, check_same, fingerprint_in, locked, store_errors
 from penult.collection.reader import Reader
 from penult.collection.schema import Key
 from penult.collection.writer import Writer, writing
@@ -28,6 +28,7 @@ from penult.data.regions import Region
 from penult.data.sources import Source
 from penult.data.tables import PATH
 from penult.data.windows import Layout
+from penult.embedding.fingerprint import compare
 from penult.errors import CollectionError, FingerprintMismatch, SourceError, UsageError
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def _one_manifest(sources: Sequence[Reader], into: Reader) -> Manifest:
     ]
     path, ours = manifests[0]
     for other, theirs in manifests[1:]:
-        found = compared(ours, theirs, f"{path} has", f"{other}")
+        found = compare(fingerprint_in(ours), fingerprint_in(theirs), f"{path} has", f"{other}")
         if found.refused:
             raise FingerprintMismatch(
                 f"{other} and {path} hold vectors of different embedders, which cannot be "

@@ -18,7 +18,7 @@ import numpy as np
 from penult.data.audio_stream import UNFORESEEN, ForwardReader, Stream, open_stream
 from penult.data.levels import Mono, check_levels
 from penult.data.regions import WHOLE, Region, frame_at
-from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, first_line
+from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, cause
 
 _LIBSNDFILE = "wav wave bwf flac mp3 ogg oga opus aiff aif aifc au snd caf w64 rf64"
 _FFMPEG = "m4a m4b aac mka webm wma amr ac3 wv ape"
@@ -153,7 +153,7 @@ def _clip_or_error(load_one: Callable[[], Clip]) -> Clip | ItemError:
     except MemoryError:
         return TooLong("does not fit into memory; set a limit, or cut it into windows")
     except UNFORESEEN as error:  # as in a run of single items
-        return DecodeError(f"cannot be read: {first_line(error)}")
+        return DecodeError(f"cannot be read: {cause(error)}")
 
 
 def _read_region(

@@ -20,7 +20,7 @@ import numpy as np
 from penult.data.containers import PLACEHOLDER, Part, Spliced, Survey, opened, survey
 from penult.data.files import ffmpeg_errors, file_size, opened_by_ffmpeg, text_words
 from penult.data.levels import check_integers, check_scale
-from penult.errors import DecodeError, EmptyItem, ItemError, first_line
+from penult.errors import DecodeError, EmptyItem, ItemError, cause
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -484,7 +484,7 @@ class ForwardReader:
             self.damaged = _same_error(error)
             raise
         except UNFORESEEN as error:
-            self.damaged = DecodeError(f"cannot be read: {first_line(error)}")
+            self.damaged = DecodeError(f"cannot be read: {cause(error)}")
             raise _same_error(self.damaged) from error
         except BaseException:
             self.close()  # the decoder stopped half way, and would go on as if nothing were missing

@@ -28,7 +28,7 @@ from typing import IO, Any
 from penult.data import audio, image, text, video
 from penult.data.items import Failure, Item, N
 from penult.data.regions import Region
-from penult.errors import DecodeError, ItemError, PenultError, RegionError, TooLong, first_line
+from penult.errors import DecodeError, ItemError, PenultError, RegionError, TooLong, cause
 
 # What a library may raise on a file that it was not written for.
 UNFORESEEN = (ValueError, RuntimeError, IndexError, TypeError, AssertionError, ZeroDivisionError)
@@ -184,7 +184,7 @@ def _unforeseen(error: BaseException) -> ItemError:
         return error
     if isinstance(error, MemoryError):
         return TooLong("does not fit into memory; set --max-seconds or cut it with --window")
-    return DecodeError(f"cannot be read: {first_line(error)}")
+    return DecodeError(f"cannot be read: {cause(error)}")
 
 
 log = logging.getLogger(__name__)

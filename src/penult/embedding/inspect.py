@@ -27,7 +27,7 @@ from penult.errors import (
     ModelError,
     UntrustedCode,
     UsageError,
-    first_line,
+    cause,
 )
 from penult.models import specs
 from penult.models.base import Classifier, Structure
@@ -296,7 +296,7 @@ def _prepare(classifier: Classifier, region: DecodedRegion | Any) -> tuple[str, 
     try:
         tensors = classifier.preprocess(region.content.values).tensors
     except REFUSALS as error:
-        reason = f"the model cannot take it: {first_line(error)}"
+        reason = f"the model cannot take it: {cause(error)}"
         raise UsageError(f"--verify {region.item.id}: {reason}") from error
     return region.item.id, classifier.structure.place(tensors)
 

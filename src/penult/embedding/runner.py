@@ -40,7 +40,7 @@ from penult.errors import (
     TooLong,
     TooShort,
     UsageError,
-    first_line,
+    cause,
 )
 from penult.locking import Guard, Once
 from penult.models.base import Classifier, Prediction, predict
@@ -374,7 +374,7 @@ class Runner:
                 f"{len(content.values) / rate:.3f} s is shorter than what the model needs "
                 f"({self.shortest / rate:.3f} s)"
             )
-        return ItemError(f"the model cannot take it: {first_line(error)}")
+        return ItemError(f"the model cannot take it: {cause(error)}")
 
     @Once
     def shortest(self) -> int:
@@ -407,8 +407,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _too_long(error: BaseException) -> TooLong:
     return TooLong(
-        f"does not fit into memory ({first_line(error)}); cut it with --window, or set "
-        "--max-seconds"
+        f"does not fit into memory ({cause(error)}); cut it with --window, or set --max-seconds"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from penult.analysis.space import Space
 from penult.data.files import folder_aside
-from penult.errors import ModelError, SpaceError, StoreError, UsageError, first_line
+from penult.errors import ModelError, SpaceError, StoreError, UsageError, cause
 from penult.tracing.taps import Tap
 
 FILE = "penult.json"
@@ -89,5 +89,5 @@ def read(path: Path) -> SavedEmbedder:
     except FileNotFoundError as error:
         raise ModelError(f"{path} is not a saved embedder: it has no {FILE}") from error
     except (OSError, ValueError, KeyError, TypeError, SpaceError) as error:
-        raise ModelError(f"{path / FILE} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{path / FILE} cannot be read: {cause(error)}") from error
     return SavedEmbedder(path.absolute(), saved, chosen, space)

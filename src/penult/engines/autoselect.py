@@ -35,7 +35,7 @@ from penult.engines.registry import (
     open_mode,
     plugin_versions,
 )
-from penult.errors import EngineError, MissingExtra, first_line
+from penult.errors import EngineError, MissingExtra, cause
 from penult.models.base import Classifier
 
 LONG = 60.0  # seconds in torch from which on other engines are tried by `auto`
@@ -281,7 +281,7 @@ class _Measurements:
             engine, rows = self._opened(mode)
             parity = compare(rows, self._reference)
         except Exception as error:  # an engine may raise anything on a model that it can't run
-            self.dropped[mode.words] = first_line(error)
+            self.dropped[mode.words] = cause(error)
             return False
         if not parity.holds(PRECISIONS[self._precision]):
             self.dropped[mode.words] = f"{parity.words}, and {self._precision} asks for more"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from penult.engines.batching import Batch, BatchPolicy
 from penult.engines.graph_cache import Graphs
-from penult.errors import EngineError, UsageError, first_line
+from penult.errors import EngineError, UsageError, cause
 from penult.models.base import Classifier, digest
 from penult.tracing.taps import Tap
 
@@ -166,7 +166,7 @@ def torch_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"no device {name!r} here: {first_line(error)}") from error
+        raise UsageError(f"no device {name!r} here: {cause(error)}") from error
     return name
 
 

@@ -16,7 +16,7 @@ from penult.engines.batching import Batch
 from penult.engines.graph_cache import versions
 from penult.engines.graph_export import ExportedGraph, recording
 from penult.engines.pooling import pool
-from penult.errors import EngineError, TapError, UsageError, first_line
+from penult.errors import EngineError, TapError, UsageError, cause
 from penult.extras import require
 from penult.models.base import Classifier
 from penult.models.loaders.onnx import GraphStructure
@@ -120,7 +120,7 @@ class ExportedEngine:
                 str(folder / FILE), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its errors have no common class
-            raise EngineError(f"ONNX Runtime cannot open it: {first_line(error)}") from error
+            raise EngineError(f"ONNX Runtime cannot open it: {cause(error)}") from error
         self._names = [one.name for one in self._session.get_inputs()]
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
@@ -152,7 +152,7 @@ def _export(graph: ExportedGraph, folder: Path) -> None:
                 },
             )
     except Exception as error:  # whatever tracing or exporting a model may raise
-        raise EngineError(f"the model cannot be exported to ONNX: {first_line(error)}") from error
+        raise EngineError(f"the model cannot be exported to ONNX: {cause(error)}") from error
 
 
 EXPORTED = EngineSpec(

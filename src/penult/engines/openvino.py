@@ -15,7 +15,7 @@ from penult.engines.base import EXACT, FAST, TURBO, EngineRequest, EngineSpec, R
 from penult.engines.batching import Batch
 from penult.engines.graph_cache import versions
 from penult.engines.graph_export import ExportedGraph, recording
-from penult.errors import EngineError, first_line
+from penult.errors import EngineError, cause
 from penult.extras import require
 from penult.locking import Guard
 
@@ -40,7 +40,7 @@ def quantise(recorded: Path, target: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
             smaller = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
     except Exception as error:  # its own errors, and those of the runtime below
-        raise EngineError(f"the model cannot be quantised: {first_line(error)}") from error
+        raise EngineError(f"the model cannot be quantised: {cause(error)}") from error
     openvino.save_model(smaller, target, compress_to_fp16=False)
 
 
@@ -76,7 +76,7 @@ class OpenVinoEngine:
         try:
             self._run = core.compile_model(core.read_model(file), "CPU", settings)
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot run the model: {first_line(error)}") from error
+            raise EngineError(f"OpenVINO cannot run the model: {cause(error)}") from error
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments."""
@@ -115,7 +115,7 @@ def _record(graph: ExportedGraph, folder: Path) -> None:
             )
             model = openvino.convert_model(decoder)
     except Exception as error:  # whatever tracing a model may raise
-        raise EngineError(f"OpenVINO cannot record the model: {first_line(error)}") from error
+        raise EngineError(f"OpenVINO cannot record the model: {cause(error)}") from error
     if len(model.inputs) != len(graph.recipe.names):
         raise EngineError(
             f"OpenVINO recorded {len(model.inputs)} inputs of {len(graph.recipe.names)}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from penult import extras
-from penult.errors import PenultError, TapError, first_line
+from penult.errors import PenultError, TapError, cause
 from penult.models.options import source_of
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def pooled_width(pooling: str, width: int) -> int:
     except Exception as error:  # a package of somebody else may raise anything
         raise TapError(
             f"pooling {pooling!r} of {chosen.package} fails on hidden states (2, 5, {width}) and a "
-            f"mask (2, 5): {first_line(error, named=True)}"
+            f"mask (2, 5): {cause(error, named=True)}"
         ) from error
     if found[0].shape != found[1].shape:
         raise TapError(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from penult.analysis.space import Space
 from penult.collection.manifest import Manifest
 from penult.data.files import write_file
-from penult.errors import LabelsError, UsageError, first_line
+from penult.errors import LabelsError, UsageError, cause
 from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.fitted import Settings
 from penult.fewshot.labelling import Groups
@@ -115,7 +115,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
             f"penult teach {source} CLASS EXAMPLES… --model MODEL begins one"
         ) from error
     except Exception as error:  # whatever a broken file makes of zip, numpy and JSON
-        raise LabelsError(f"{source} is no saved class space: {first_line(error)}") from error
+        raise LabelsError(f"{source} is no saved class space: {cause(error)}") from error
     raise LabelsError(
         f"{source} has format {about['format']}, this Penult reads up to {FORMAT}: upgrade penult"
     )

@@ -21,7 +21,7 @@ from penult.collection.search import query_vector
 from penult.collection.spaces import meant
 from penult.data.items import Failure
 from penult.embedding.runner import Outcome, Runner
-from penult.errors import LabelsError, ModelError, UsageError, first_line
+from penult.errors import LabelsError, ModelError, UsageError, cause
 from penult.extras import require
 from penult.fewshot.fitted import fit_space
 from penult.fewshot.marks import sample
@@ -119,7 +119,7 @@ def text_embedder(folder: str | os.PathLike[str]) -> Embed:
             model = models.SentenceTransformer(str(path), device="cpu", local_files_only=True)
     except Exception as error:  # whatever a broken folder makes of the library
         raise ModelError(
-            f"{folder} cannot be opened as a sentence-transformers model: {first_line(error)}"
+            f"{folder} cannot be opened as a sentence-transformers model: {cause(error)}"
         ) from error
     return lambda texts: model.encode(texts, show_progress_bar=False)
 

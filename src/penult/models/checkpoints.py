@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penult.errors import IncompleteWeights, ModelError, UntrustedCode, first_line
+from penult.errors import IncompleteWeights, ModelError, UntrustedCode, cause
 from penult.models.leftovers import Way, notes_of, refuse_adapters, refuse_needed, sort
 from penult.models.processors import quiet
 from penult.models.weight_files import Weights
@@ -286,7 +286,7 @@ def refuse_exported_code(path: Path) -> None:
                 if code:
                     raise _untrusted(path, code)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{path} cannot be read: {cause(error)}") from error
 
 
 def _untrusted(path: Path, code: str) -> UntrustedCode:

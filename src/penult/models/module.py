@@ -20,7 +20,6 @@ from penult.errors import (
     PenultError,
     UsageError,
     cause,
-    first_line,
 )
 from penult.models.base import (
     NOT_STORED,
@@ -42,7 +41,7 @@ from penult.models.options import (
     preprocessing_of,
     source_of,
 )
-from penult.models.outputs import require_classes
+from penult.models.outputs import require_classes, require_no_map
 from penult.models.preparation import function_words, with_length
 from penult.models.source_code import code_of, code_of_factory
 from penult.models.synthetic import content_of
@@ -60,8 +59,6 @@ from penult.tracing.scores import (
     LOG_SOFTMAX,
     REGRESSION,
     Activation,
-    map_of_image,
-    map_refused,
 )
 from penult.tracing.split import split
 from penult.tracing.taps import Tap
@@ -199,7 +196,7 @@ class TorchStudy:
                 other_inputs=self.other,
             )
         except _UNPROVED as error:  # a head that cannot be proved stops no other tap
-            return Certificate.refused(f"the proof could not be run: {first_line(error)}"), ""
+            return Certificate.refused(f"the proof could not be run: {cause(error)}"), ""
         return cut.certificate, cut.remark
 
     def statements(self, taps: Sequence[Tap]) -> Mapping[str, Statement]:
@@ -457,9 +454,9 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
             if not patches:
                 errors.append((tensors, error))
             continue
-        if spec.modality in ("image", "video"):
-            _refuse_map(parts.spec, tensors, output, options.output_key)
-        rows = _rows(output, options.output_key, raw)
+        shape = _logits_shape(output, options.output_key)
+        require_no_map(shape, tensors, spec.modality, parts.spec)
+        rows = 1 if not shape or (len(shape) == 1 and not raw) else shape[0]
         if patches and rows == patches[0][1][0]:  # the module takes them for items
             raise UsageError(patches_refused(*patches[0]))
         if rows == 1 and not patches:
@@ -470,7 +467,7 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     raise ModelError(
         f"{type(parts.module).__name__} does not take what its preprocessing gives ({shapes}): "
-        f"{first_line(first)}"
+        f"{cause(first)}"
     ) from first
 
 
@@ -488,24 +485,12 @@ def _example(preparer: ModulePreparer) -> Tensors:
         ) from error
 
 
-def _refuse_map(spec: str, tensors: Tensors, output: Any, key: str | int | None) -> None:
-    """Refuse a model of pictures that gives numbers for places and not for classes."""
+def _logits_shape(output: Any, key: str | int | None) -> tuple[int, ...]:
+    """Of the logits; empty where it is decided later which of several outputs holds them."""
     try:
-        shape = logits_of(output, key).shape
-    except HeadNotFound:  # which of several outputs holds the logits is decided later
-        return
-    kept = map_of_image([tensor.shape for tensor in tensors.values()], shape)
-    if kept is not None:
-        raise ModelError(map_refused(spec, shape, kept))
-
-
-def _rows(output: Any, key: str | int | None, raw: bool) -> int:
-    """Rows of logits that one item gave; one where its axis was squeezed away."""
-    try:
-        shape = logits_of(output, key).shape
-    except HeadNotFound:  # which of several outputs holds the logits is decided later
-        return 1
-    return 1 if not shape or (len(shape) == 1 and not raw) else int(shape[0])
+        return tuple(logits_of(output, key).shape)
+    except HeadNotFound:
+        return ()
 
 
 def require_steady(classifier: Classifier, remedy: str) -> None:
@@ -584,7 +569,7 @@ def from_factory(
     try:
         module, filling = built(partial(_made, factory), checkpoint.weights or None)
     except TypeError as error:
-        raise ModelError(f"the factory cannot be called: {first_line(error)}") from error
+        raise ModelError(f"the factory cannot be called: {cause(error)}") from error
     trained = checkpoint.training.get("architecture", "")
     return unwrapped(module).eval(), replace(filling, source=path, trained=trained), facts
 

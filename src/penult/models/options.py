@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 
 from penult.data.files import pointer
-from penult.errors import ModelError, UsageError, cause, first_line
+from penult.errors import ModelError, UsageError, cause
 from penult.models.base import BINARY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 TORCHSCRIPT, EXPORT, KERAS = "torchscript", "export", "keras"
@@ -331,7 +331,7 @@ def imported(spec: str, what: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ModelError(f"{what} {spec!r} cannot be imported: {first_line(error)}") from error
+        raise ModelError(f"{what} {spec!r} cannot be imported: {cause(error)}") from error
     except Exception as error:  # the module is somebody else's
         reason = cause(error, named=True)
         raise ModelError(f"{what} {spec!r} cannot be imported: {reason}") from error

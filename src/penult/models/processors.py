@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from penult.errors import ModelError, UsageError, first_line
+from penult.errors import ModelError, UsageError, cause
 from penult.models.base import Inputs, InputSpec, Preparer, digest
 from penult.models.preparation import audio_words, image_words
 from penult.models.synthetic import content_of, noise
@@ -390,7 +390,7 @@ def open_preparer(
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         name = "config.json" if is_timm(config) else _FILES[modality][0]
-        raise ModelError(f"{folder}: its {name} cannot be used: {first_line(error)}") from error
+        raise ModelError(f"{folder}: its {name} cannot be used: {cause(error)}") from error
     if modality == "audio":
         return _audio(opened, folder)
     if modality == "text":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from penult.errors import ModelError, first_line
+from penult.errors import ModelError, cause
 
 # transformers' name of a method → (its own name, the module that opens it, what brings the module).
 METHODS = {
@@ -76,5 +76,5 @@ def refused(spec: str, method: str, error: Exception) -> ModelError:
     )
     return ModelError(
         f"{spec!r} is quantised with {name}, and cannot be opened on this machine "
-        f"({first_line(error)}): {remedy} the model as it was before it was quantised"
+        f"({cause(error)}): {remedy} the model as it was before it was quantised"
     )

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from penult.errors import ModelError, PenultError, UsageError, first_line
+from penult.errors import ModelError, PenultError, UsageError, cause
 from penult.extras import LOADERS, load_plugin, package_of, plugins
 from penult.models.base import FILE, Classifier, remember_options
 from penult.models.options import (
@@ -306,7 +306,7 @@ def _named_errors(function: Callable[P, T], package: str) -> Callable[P, T]:
         except PenultError:
             raise
         except Exception as error:  # a package of somebody else may raise anything
-            raise ModelError(f"{package} failed: {first_line(error, named=True)}") from error
+            raise ModelError(f"{package} failed: {cause(error, named=True)}") from error
 
     return wrapped
 
@@ -420,7 +420,7 @@ def read_saved(folder: Path) -> SavedClassifier:
         options = {"class_names": dict(enumerate(recipe.pop("labels"))), **recipe}
         LoadOptions(**options)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{path} cannot be read: {cause(error)}") from error
     loader = loader_named(origin, str(folder))
     if name is None:  # a folder of transformers
         return SavedClassifier(loader, str(folder), options)
@@ -523,7 +523,6 @@ def fetch(spec: str) -> tuple[Path, str]:
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(
-            f"no model {spec!r}: there is no such folder here, and the hub answers: "
-            f"{first_line(error)}"
+            f"no model {spec!r}: there is no such folder here, and the hub answers: {cause(error)}"
         ) from error
     return folder, folder.name

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penult.errors import ModelError, UntrustedCode, first_line
+from penult.errors import ModelError, UntrustedCode, cause
 from penult.models.options import existing_file
 from penult.models.processors import quiet
 
@@ -74,7 +74,7 @@ def _safetensors(path: Path) -> Weights:
     try:
         weights: Weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not readable as safetensors: {first_line(error)}") from error
+        raise ModelError(f"{path} is not readable as safetensors: {cause(error)}") from error
     return weights
 
 
@@ -136,7 +136,7 @@ def _unpickled(path: Path, trust: bool) -> tuple[Any, list[str]]:
 def _last(error: Exception) -> str:
     """What torch finds wrong with a damaged file; it has no words for one of another kind."""
     if isinstance(error, (RuntimeError, OSError)):
-        return first_line(error)
+        return cause(error)
     return "it is damaged, cut off, or no file that torch.save wrote"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from penult.errors import HeadNotFound, UsageError, first_line
+from penult.errors import HeadNotFound, UsageError, cause
 from penult.locking import Guard, lock_of
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs, other_values
@@ -45,7 +45,7 @@ class SplitTarget:
             shapes = ", ".join(f"{k}: {tuple(v.shape)}" for k, v in example.tensors().items())
             raise UsageError(
                 f"the model does not accept the example inputs ({shapes}): "
-                f"{first_line(error, named=True)}"
+                f"{cause(error, named=True)}"
             ) from error
         try:
             return logits_of(output, self.output).clone()

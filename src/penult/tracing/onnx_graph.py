@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.errors import ModelError, UsageError, first_line
+from penult.errors import ModelError, UsageError, cause
 from penult.extras import require
 from penult.tracing.onnx_inputs import prepare_file
 
@@ -54,7 +54,7 @@ class Session:
         except Exception as error:
             if not _of_the_runtime(error):
                 raise
-            raise ModelError(f"ONNX Runtime cannot open the graph: {first_line(error)}") from error
+            raise ModelError(f"ONNX Runtime cannot open the graph: {cause(error)}") from error
         self.inputs = [port.name for port in self._session.get_inputs()]
         self.types = {port.name: str(port.type) for port in self._session.get_outputs()}
         self._bare = bare
@@ -71,7 +71,7 @@ class Session:
         except Exception as error:
             if not _of_the_runtime(error):
                 raise
-            raise ValueError(first_line(error)) from error
+            raise ValueError(cause(error)) from error
         return [value[None] for value in found] if self._bare else list(found)
 
 
@@ -197,9 +197,9 @@ class OnnxGraph:
         try:
             model = onnx.load(str(path))
         except OSError as error:
-            raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
+            raise ModelError(f"{path} cannot be read: {cause(error)}") from error
         except Exception as error:  # protobuf's DecodeError, and what checks its external files
-            raise ModelError(f"{path} is no ONNX file: {first_line(error)}") from error
+            raise ModelError(f"{path} is no ONNX file: {cause(error)}") from error
         if not model.graph.node or not model.graph.output:
             raise ModelError(f"{path} is no ONNX file: it holds no graph")
         if model.ByteSize() > _LARGEST:

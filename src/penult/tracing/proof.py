@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penult.errors import HeadNotFound, first_line
+from penult.errors import HeadNotFound, cause
 from penult.tracing.anatomy import Anatomy, anatomy_of
 from penult.tracing.boundary import Boundary, find_boundary
 from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
@@ -272,7 +272,7 @@ class _Prover:
             if self.power >= POWER:
                 break
         if failed is not None and self._second is None:
-            raise HeadNotFound(f"no other input could be made: {first_line(failed)}")
+            raise HeadNotFound(f"no other input could be made: {cause(failed)}")
         note = f"tolerances between the logits of {between}"
         self._check(
             "power",
@@ -389,7 +389,7 @@ class _Prover:
         except HeadNotFound:
             raise
         except Exception as error:
-            raise _InputRefused(first_line(error)) from error
+            raise _InputRefused(cause(error)) from error
         return cut(self.target, trace, inputs)
 
     def _recorded(self, variant: Variant) -> PassCut:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,30 +70,6 @@ def class_count(shape: Sequence[int]) -> int:
     while len(kept) > 2 and kept[-1] == 1:
         kept.pop()
     return int(kept[-1]) if kept else 1
-
-
-def map_of_image(inputs: Sequence[Sequence[int]], output: Sequence[int]) -> tuple[int, int] | None:
-    """The rows and columns of an output (B, …) that keeps both axes of an image, as that of a
-    detector or of a segmentation does, at its size or smaller by one whole factor; else None.
-
-    inputs: shapes of what the model takes: (B, C, H, W) or (B, H, W, C) counts.
-    """
-    for _, *sizes in (shape for shape in inputs if len(shape) == 4):
-        for height, width in (sizes[1:], sizes[:2]):
-            for rows, columns in pairwise(output[1:]):
-                whole = height % rows == 0 and width % columns == 0
-                if rows > 1 and columns > 1 and whole and height // rows == width // columns:
-                    return rows, columns
-    return None
-
-
-def map_refused(spec: str, output: Sequence[int], kept: tuple[int, int]) -> str:
-    """The words for a model that gives a map."""
-    return (
-        f"{spec} gives {tuple(output)} for one image: a map of {kept[0]} × {kept[1]} places, as a "
-        "detector or a segmentation does, and no vector of classes. Name another output with "
-        "--output, or give a model that ends in a classifier"
-    )
 
 
 def applied(name: str, logits: Array) -> npt.NDArray[np.float64]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from penult.errors import HeadNotFound, PenultError, TapError, UsageError, first_line
+from penult.errors import HeadNotFound, PenultError, TapError, UsageError, cause
 from penult.tracing.anatomy import Anatomy, Statement, state
 from penult.tracing.certificate import Certificate
 from penult.tracing.cut import CapturePlan, cut
@@ -263,7 +263,7 @@ class Split:
             except Exception as error:
                 shapes = ", ".join(str(tuple(v.shape)) for v in inputs.tensors().values())
                 raise UsageError(
-                    f"the model does not accept this input ({shapes}): {first_line(error)}"
+                    f"the model does not accept this input ({shapes}): {cause(error)}"
                 ) from error
 
     def logits(self, z: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -280,9 +280,7 @@ class Split:
                 return program.run(values, self._target.weights())
         except RuntimeError as error:
             shapes = ", ".join(str(tuple(value.shape)) for value in values)
-            raise UsageError(
-                f"no prelogits of this model: {shapes}: {first_line(error)}"
-            ) from error
+            raise UsageError(f"no prelogits of this model: {shapes}: {cause(error)}") from error
 
     def _proved(self) -> Program:
         if self._program is None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from penult.errors import ModelError, UntrustedCode, UsageError, first_line
+from penult.errors import ModelError, UntrustedCode, UsageError, cause
 from penult.extras import require
 from penult.models.base import Classifier, tensors_digest
 from penult.models.module import ModuleParts, SavedFile, assemble
@@ -248,7 +248,7 @@ def _require_model(path: Path) -> None:
         with import_h5(path, "r") as file:
             whole = "model_config" in file.attrs
     except OSError as error:
-        raise ModelError(f"{path} is no HDF5 file: {first_line(error)}") from error
+        raise ModelError(f"{path} is no HDF5 file: {cause(error)}") from error
     if not whole:
         raise ModelError(weights)
 
@@ -351,5 +351,5 @@ def _refused(path: Path, error: Exception) -> ModelError:
             "write a function that does so, and name it as package.module:function with "
             "--weights-inside"
         )
-    reason = text.rpartition("Exception encountered: ")[2] or first_line(error)
+    reason = text.rpartition("Exception encountered: ")[2] or cause(error)
     return ModelError(f"{path} cannot be opened as a Keras model: {reason[:300]}")

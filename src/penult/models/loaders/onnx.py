@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from penult.errors import HeadNotFound, ModelError, UsageError, first_line
+from penult.errors import HeadNotFound, ModelError, UsageError, cause
 from penult.extras import require
 from penult.models.base import (
     REGRESSION,
@@ -66,7 +66,7 @@ from penult.tracing.onnx_anatomy import (
 from penult.tracing.onnx_graph import OnnxGraph, Port, Session, as_feeds
 from penult.tracing.onnx_head import drawn_in
 from penult.tracing.onnx_proof import state_graph
-from penult.tracing.scores import LOG_SOFTMAX, class_count, map_of_image, map_refused
+from penult.tracing.scores import LOG_SOFTMAX, class_count
 from penult.tracing.taps import Tap
 
 Tensors = Mapping[str, Tensor]
@@ -404,7 +404,7 @@ def _structure(
 def _does_not_run(path: Path, graph: OnnxGraph, error: Exception) -> ModelError:
     return ModelError(
         f"{path.name} takes {', '.join(map(str, graph.inputs))}, and does not run on an "
-        f"example of that: {first_line(error)}"
+        f"example of that: {cause(error)}"
     )
 
 
@@ -464,17 +464,12 @@ def _count_logits(path: Path, structure: GraphStructure, preparer: GraphPreparer
         shape = session(feeds_of(graph, tensors))[0].shape
     except ValueError as error:
         raise _does_not_run(path, graph, error) from error
-    kept = None
-    if preparer.input.modality in ("image", "video"):
-        kept = map_of_image([t.shape for t in preparer.example(0).tensors.values()], shape)
-    if kept is not None:
-        raise ModelError(map_refused(path.name, shape, kept))
+    require_classes(shape, tensors, preparer.input.modality, path.name)
     if len(shape) > 1 and shape[0] != 1:
         raise ModelError(
             f"{path.name} gives {shape[0]} rows of logits, of shape {tuple(shape)}, for one item, "
             "and one item has one row: its first axis has to be that of the items"
         )
-    require_classes(shape, tensors, preparer.input.modality, path.name)
     return class_count(shape)
 
 
@@ -502,9 +497,9 @@ def modality_of_file(spec: str | Path) -> str:
     try:
         model = require("onnx").load(str(path), load_external_data=False)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{path} cannot be read: {cause(error)}") from error
     except Exception as error:  # protobuf's own
-        raise ModelError(f"{path} is no ONNX file: {first_line(error)}") from error
+        raise ModelError(f"{path} is no ONNX file: {cause(error)}") from error
     return guessed(OnnxGraph(model, sample_rate=1))
 
 

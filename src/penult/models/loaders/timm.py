@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from penult.errors import ModelError, first_line
+from penult.errors import ModelError, cause
 from penult.extras import require
 from penult.models.base import Classifier
 from penult.models.checkpoints import Filling
@@ -59,7 +59,7 @@ def _published(timm: Any, name: str) -> nn.Module:
         module: nn.Module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(
-            f"the published weights of timm:{name} cannot be fetched ({first_line(error)}); give "
+            f"the published weights of timm:{name} cannot be fetched ({cause(error)}); give "
             "your own with --checkpoint"
         ) from error
     return module.eval()
@@ -89,7 +89,7 @@ def open_torchvision(name: str, options: LoadOptions) -> Classifier:
         except (OSError, RuntimeError) as error:
             raise ModelError(
                 f"the published weights of torchvision:{name} cannot be fetched "
-                f"({first_line(error)}); give your own with --checkpoint"
+                f"({cause(error)}); give your own with --checkpoint"
             ) from error
         facts["revision"] = str(weights)
     else:

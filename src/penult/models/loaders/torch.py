@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penult.errors import ModelError, PenultError, first_line
+from penult.errors import ModelError, PenultError, cause
 from penult.models.base import Classifier, store_as
 from penult.models.module import ModuleParts, assemble, from_factory, storage_of
 from penult.models.options import LoadOptions, imported, preprocessing_of
@@ -78,7 +78,7 @@ def _open_trained(factory: Callable[..., Any], spec: str, options: LoadOptions) 
         raise
     except Exception as error:  # somebody else's code may raise anything
         raise ModelError(
-            f"the factory {spec!r} failed: {type(error).__name__}: {first_line(error)}"
+            f"the factory {spec!r} failed: {type(error).__name__}: {cause(error)}"
         ) from error
     if (
         not isinstance(made, nn.Module)

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.unflatten import UnflattenedModule
 from torch.utils._pytree import tree_unflatten
 
-from penult.errors import ModelError, UsageError, first_line
+from penult.errors import ModelError, UsageError, cause
 from penult.models.base import Classifier, weights_digest
 from penult.models.checkpoints import refuse_exported_code
 from penult.models.module import ModuleParts, SavedFile, assemble, require_steady
@@ -90,7 +90,7 @@ def open_export(spec: str | Path, options: LoadOptions) -> Classifier:
 
 def _reason(error: Exception) -> str:
     """Why a file cannot be opened; torch logs that, and raises an error without it."""
-    reason = first_line(error)
+    reason = cause(error)
     return "it cannot be deserialised" if reason.startswith("We ran into an error") else reason
 
 
@@ -120,7 +120,7 @@ def open_program(
         with _quiet():
             module = Exported.of(program)
     except Exception as error:  # a tree of modules that cannot be built again
-        raise ModelError(f"{spec} cannot be taken apart: {first_line(error)}") from error
+        raise ModelError(f"{spec} cannot be taken apart: {cause(error)}") from error
     # Tensors that were no parameter and no buffer when it was exported are kept beside them.
     constants = {f"constant {name}": value for name, value in program.constants.items()}
     facts = {

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penult.errors import ModelError, UsageError, first_line
+from penult.errors import ModelError, UsageError, cause
 from penult.models.base import Classifier, weights_digest
 from penult.models.checkpoints import refuse_scripted_code
 from penult.models.module import ModuleParts, SavedFile, assemble, require_steady
@@ -154,7 +154,7 @@ def open_torchscript(spec: str | Path, options: LoadOptions) -> Classifier:
         with quiet():  # each version of torch says again that TorchScript is of yesterday
             program = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be opened as TorchScript: {first_line(error)}") from error
+        raise ModelError(f"{path} cannot be opened as TorchScript: {cause(error)}") from error
     digest = _file_digest(path)
     saved = SavedFile(path, lambda: digest)
     return open_scripted(program, options, str(path), saved)

@@ -22,7 +22,6 @@ from penult.errors import (
     PenultError,
     UntrustedCode,
     cause,
-    first_line,
 )
 from penult.extras import require
 from penult.models.base import (
@@ -301,10 +300,10 @@ def _read_config(folder: Path, spec: str, settings: Mapping[str, Any], trust: bo
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelError(
             f"{spec!r}: transformers cannot read its config.json "
-            f"(model_type {settings.get('model_type')!r}): {first_line(error)}"
+            f"(model_type {settings.get('model_type')!r}): {cause(error)}"
         ) from error
     except Exception as error:  # strict configurations raise their own validation errors
-        raise ModelError(f"{spec!r}: its config.json is not valid: {first_line(error)}") from error
+        raise ModelError(f"{spec!r}: its config.json is not valid: {cause(error)}") from error
 
 
 def timm_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
