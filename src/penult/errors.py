@@ -23,7 +23,8 @@
         ├── EmptyItem            no samples, nothing but zeros, or values that are not finite
         ├── TooShort             shorter than what the model needs
         ├── TooLong              longer than the limit that the caller set
-        └── RegionError          a segment or channel that the item does not have
+        ├── RegionError          a segment or channel that the item does not have
+        └── PassingFault         the world failed, not the item: a killed process, a stall, a disk
 
 Every message says what was received, what is wrong, and what would work.
 """
@@ -127,6 +128,11 @@ class TooLong(ItemError):
 
 class RegionError(ItemError):
     """The item has no such segment or channel."""
+
+
+class PassingFault(ItemError):
+    """The world failed and not the item: its process was killed, it stalled, or a disk gave way.
+    No verdict on the content: the same file may do another time."""
 
 
 # What a model raises for an input or a batch that it does not take.

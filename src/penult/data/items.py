@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from penult.data.regions import Region
-from penult.errors import LabelsError, SourceError
+from penult.errors import LabelsError, PassingFault, SourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +62,11 @@ class Failure:
         """The record of an item that could not be used."""
         name = type(error).__name__
         return cls(item.id, region.key, name, str(error), item.size, item.mtime_ns)
+
+    @property
+    def passing(self) -> bool:
+        """Whether the world was at fault and not the item, which may do another time."""
+        return self.error == PassingFault.__name__
 
     def to_dict(self) -> dict[str, str]:
         """For JSON."""
