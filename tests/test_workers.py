@@ -15,13 +15,13 @@ from penult.collection.collection import Collection
 from penult.data.decode import (
     Content,
     DecodedRegion,
-    Decoders,
     DecodeTarget,
     Decoding,
     open_regions,
 )
 from penult.data.sources import from_paths
 from penult.data.windows import Layout
+from penult.data.workers import Decoders
 from penult.embedding.embedder import Embedder
 from penult.errors import ItemError
 from penult.models.specs import load
@@ -31,7 +31,7 @@ WANTED = DecodeTarget("audio", RATE)
 
 CRASHING = """
 import os, sys, time
-if "from penult.data.decode import serve" in " ".join(sys.orig_argv):
+if "from penult.data.decoding_process import serve" in " ".join(sys.orig_argv):
     from penult.data import audio
     load_many = audio.load_many
     def failing(content, *rest, **named):

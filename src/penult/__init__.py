@@ -3,10 +3,14 @@
 Nothing heavy is imported before it is used: `import penult` loads neither torch nor transformers.
 """
 
-from __future__ import annotations
+import sys
+
+from penult.import_path import is_own_command, leave_working_folder_out
+
+if is_own_command():  # before anything else is imported
+    leave_working_folder_out()
 
 import logging
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder

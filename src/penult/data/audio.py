@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penult.data.audio_stream import UNFORESEEN, ForwardReader, Stream, open_stream
+from penult.data.files import item_error
 from penult.data.levels import Mono, check_levels
 from penult.data.regions import WHOLE, Region, frame_at
-from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, cause
+from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong
 
 _LIBSNDFILE = "wav wave bwf flac mp3 ogg oga opus aiff aif aifc au snd caf w64 rf64"
 _FFMPEG = "m4a m4b aac mka webm wma amr ac3 wv ape"
@@ -150,10 +151,8 @@ def _clip_or_error(load_one: Callable[[], Clip]) -> Clip | ItemError:
         return load_one()
     except ItemError as error:
         return error.with_traceback(None)  # which would keep the samples alive
-    except MemoryError:
-        return TooLong("does not fit into memory; set a limit, or cut it into windows")
-    except UNFORESEEN as error:  # as in a run of single items
-        return DecodeError(f"cannot be read: {cause(error)}")
+    except (MemoryError, *UNFORESEEN) as error:  # as in a run of single items
+        return item_error(error)
 
 
 def _read_region(

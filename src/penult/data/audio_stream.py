@@ -18,9 +18,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from penult.data.containers import PLACEHOLDER, Part, Spliced, Survey, opened, survey
-from penult.data.files import ffmpeg_errors, file_size, opened_by_ffmpeg, text_words
+from penult.data.files import (
+    ffmpeg_errors,
+    file_size,
+    item_error,
+    names_passing,
+    opened_by_ffmpeg,
+    text_words,
+)
 from penult.data.levels import check_integers, check_scale
-from penult.errors import DecodeError, EmptyItem, ItemError, cause
+from penult.errors import DecodeError, EmptyItem, ItemError, PassingFault
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -36,7 +43,8 @@ _PROBE, _PROBES = 1 << 12, 16  # values, and places, that show a file's scale
 _LENGTH_WRITTEN = ("mov", "matroska", "flac", "tta", "wv", "caf", "ape")
 _HEAD_BYTES = {"AIFF": 8, "W64": 24}  # of a chunk of sound that are none, by libsndfile's names
 _HEADERLESS = "not readable as audio: without a header nothing says its rate"
-# libsndfile's codes: format not recognised, encoding not supported.
+# libsndfile's codes: an error of the system; format not recognised, encoding not supported.
+_SYSTEM = 2
 _UNKNOWN_FORMAT = (1, 4)
 _UNKNOWN_CODING = (64, 161)  # a `fmt ` chunk that it does not know, FLAC in Ogg as FFmpeg writes it
 
@@ -120,6 +128,7 @@ def _opened_part(content: Path | bytes | Spliced) -> Iterator[Stream]:
             raise DecodeError(_HEADERLESS) from error
         except soundfile.LibsndfileError as error:
             reason = error.error_string.strip()
+            _check_system(error.code, reason)
             reason = _REASONS.get(reason, reason)
             refused = DecodeError(f"not readable as audio: libsndfile: {reason}")
             unknown = error.code in _UNKNOWN_FORMAT
@@ -284,6 +293,7 @@ def _of_libsndfile(handle: Any, content: Path | bytes | Spliced) -> Stream:
                     yield block[max(0, first - done) :]
                 done += len(block)
         except soundfile.LibsndfileError as error:
+            _check_system(error.code, error.error_string.strip())
             promised = f" of the {frames} it promises" if known else ""
             raise DecodeError(
                 f"truncated or damaged: some {done} frames{promised} can be read "
@@ -299,6 +309,12 @@ def _of_libsndfile(handle: Any, content: Path | bytes | Spliced) -> Stream:
         direct,
         read,
     )
+
+
+def _check_system(code: int, words: str) -> None:
+    """Raises what libsndfile says of the system as a PassingFault."""
+    if code == _SYSTEM and names_passing(words):
+        raise PassingFault(f"cannot be read: {words}")
 
 
 def _slack(handle: Any, content: Path | bytes | Spliced) -> int | None:
@@ -484,7 +500,7 @@ class ForwardReader:
             self.damaged = _same_error(error)
             raise
         except UNFORESEEN as error:
-            self.damaged = DecodeError(f"cannot be read: {cause(error)}")
+            self.damaged = item_error(error)
             raise _same_error(self.damaged) from error
         except BaseException:
             self.close()  # the decoder stopped half way, and would go on as if nothing were missing

@@ -5,6 +5,7 @@ models.
 from __future__ import annotations
 
 import codecs
+import errno
 import importlib
 import io
 import os
@@ -18,7 +19,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from penult.errors import DecodeError, MissingExtra, SourceError, StoreError, cause
+from penult.errors import (
+    DecodeError,
+    ItemError,
+    MissingExtra,
+    PassingFault,
+    SourceError,
+    StoreError,
+    TooLong,
+    cause,
+)
 from penult.extras import require
 
 if TYPE_CHECKING:
@@ -80,12 +90,48 @@ def _pointer_words(content: bytes) -> str:
     return ""
 
 
+# What the system says of a path or of what a file holds. All else that it may say, such as a disk
+# that gives way, too many open files, a lost connection or a permission, is so at this time only.
+_VERDICTS = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+    | {errno.EOVERFLOW, errno.EFBIG, errno.EILSEQ, errno.EDOM, errno.ERANGE, errno.ESPIPE}
+)
+_FAULTS = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES}
+    | {errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
+)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the system was at fault and not what a file holds."""
+    return isinstance(error, OSError) and (error.errno or 0) > 0 and error.errno not in _VERDICTS
+
+
+def names_passing(words: str) -> bool:
+    """Whether a library's words hold those of the system for such a fault."""
+    return any(os.strerror(number) in words for number in _FAULTS)
+
+
+def item_error(error: BaseException, where: str = "cannot be read") -> ItemError:
+    """What a library or the system raised on one item, as its failure; `where` comes first."""
+    if isinstance(error, ItemError):
+        return error
+    if isinstance(error, MemoryError):
+        return TooLong(
+            "does not fit into the memory there is for it; give more, set --max-seconds or cut it "
+            "with --window"
+        )
+    kind = PassingFault if is_passing(error) else DecodeError
+    return kind(f"{where}: {cause(error)}")
+
+
 def file_size(path: Path) -> int:
     """Bytes of a file that can be read.
 
     Raises:
-        DecodeError: there is none, it is a folder or a device, it may not be read, or it is a
-            pointer of git-lfs or git-annex.
+        DecodeError: there is none, it is a folder or a device, or it is a pointer of git-lfs or
+            git-annex.
+        PassingFault: it may not be read, or the disk fails.
     """
     try:
         status = path.stat()
@@ -102,9 +148,9 @@ def file_size(path: Path) -> int:
     except FileNotFoundError as error:
         raise DecodeError(f"{pointer(path) or 'no such file'}: {path}") from error
     except PermissionError as error:
-        raise DecodeError(f"no permission to read: {path}") from error
+        raise PassingFault(f"no permission to read: {path}") from error
     except (OSError, ValueError) as error:  # a name too long, a NUL in it, a failing disk
-        raise DecodeError(f"cannot be read: {path}: {cause(error)}") from error
+        raise item_error(error, f"cannot be read: {path}") from error
 
 
 _HEAD = 4096  # bytes that show whether a file is text
@@ -150,7 +196,7 @@ def read_bytes(content: Path | bytes) -> bytes:
     """The bytes of a file, or the bytes that were given.
 
     Raises:
-        DecodeError: as `file_size`.
+        DecodeError, PassingFault: as `file_size`.
     """
     if isinstance(content, bytes):
         return content
@@ -158,7 +204,7 @@ def read_bytes(content: Path | bytes) -> bytes:
     try:
         return content.read_bytes()
     except OSError as error:
-        raise DecodeError(f"cannot be read: {content}: {cause(error)}") from error
+        raise item_error(error, f"cannot be read: {content}") from error
 
 
 def _beside(path: Path) -> Path:
@@ -243,11 +289,17 @@ def opened_by_ffmpeg(content: Path | bytes | io.IOBase, kind: str) -> Iterator[I
 
 @contextmanager
 def ffmpeg_errors(kind: str) -> Iterator[None]:
-    """Turn what PyAV raises inside the `with` into a DecodeError."""
+    """Turn what PyAV raises inside the `with` into a DecodeError; a disk that fails is a
+    PassingFault, and a MemoryError is raised as it is."""
     import av
 
     try:
         yield
+    except MemoryError:
+        raise
     except (av.FFmpegError, OSError, ValueError, IndexError, OverflowError) as error:
+        # FFmpeg has numbers of its own: what it calls an error of input is a damaged file.
+        if not isinstance(error, av.FFmpegError) and is_passing(error):
+            raise item_error(error) from error
         reason = getattr(error, "strerror", None) or str(error)
         raise DecodeError(f"not readable as {kind}: FFmpeg: {reason}") from error

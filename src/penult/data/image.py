@@ -151,7 +151,7 @@ def _opened(content: object) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(_bare(raw)), formats=_FORMATS) as image:
             yield image
-    except ItemError:
+    except (ItemError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         tiff = raw[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -23,11 +23,11 @@ from penult.data.decode import (
     DecodedRegion,
     DecodeTarget,
     Decoding,
-    decode,
 )
 from penult.data.items import Entry, Failure, Item, N, Note
 from penult.data.regions import Region
 from penult.data.sources import UntilError, from_objects
+from penult.data.workers import decode
 from penult.embedding.scheduling import BatchQueue, OrderedResults, PreparedRegion, engine_pool
 from penult.engines.autoselect import EngineChoice
 from penult.engines.base import Engine, EngineRequest, FloatArray, Reading

@@ -1,0 +1,294 @@
+"""Messages between a run and the processes that decode for it: a header in JSON, bytes behind it.
+
+Nothing in a message can run. What such a process sends is checked word for word: it may be owned by
+a flaw of a decoder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from penult import errors
+from penult.data.decode import Content, DecodedRegion, DecodeTarget
+from penult.data.items import Item
+from penult.data.regions import Region
+from penult.errors import ItemError
+
+_SIZES = struct.Struct("<QQ")  # bytes of the header and of the body
+LONGEST_HEADER = 1 << 24  # bytes, of what a process sends
+_MOST_INFO = 1 << 22  # bytes, of what a picture says of itself
+_LONGEST_WORDS = 1 << 16
+_JOINED = 1 << 16  # bytes of a body that are sent together with the header
+
+# What decoding gives, by modality: type and number of axes.
+_ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
+    "audio": (np.dtype(np.float32), 1),
+    "video": (np.dtype(np.uint8), 4),
+    "image": (np.dtype(np.uint8), 3),
+}
+_ERRORS = {
+    kind.__name__: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, ItemError)
+}
+
+Header = dict[str, Any]
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=np.generic.item)
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAnswer:
+    """A region's content, or why there is none; and the seconds that decoding it took."""
+
+    content: Content | ItemError
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A process is there. bounds: what enforces the bounds of its doings, by name. failure: why it
+    is not."""
+
+    bounds: tuple[str, ...]
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a process is told first: what to decode to, and how many bytes of memory that may take
+    beyond what it has taken by then (None: as many as there are)."""
+
+    target: DecodeTarget
+    memory: int | None = None
+
+
+def send(pipe: int, header: Header, body: bytes | memoryview = b"") -> None:
+    """Write one message to a pipe."""
+    text = _ENCODER.encode(header).encode()
+    head = _SIZES.pack(len(text), len(body)) + text
+    parts = [head + body] if len(body) <= _JOINED else [head, body]
+    for part in parts:
+        rest = memoryview(part)
+        while rest:
+            rest = rest[os.write(pipe, rest) :]
+
+
+def _received(pipe: IO[bytes], longest: int, most: int) -> tuple[Header, np.ndarray]:
+    """A message's header and body (n,) uint8.
+
+    Raises:
+        EOFError: the pipe ends.
+        ValueError: it is no message, or a longer one than these bytes.
+    """
+    sizes = pipe.read(_SIZES.size)
+    if len(sizes) < _SIZES.size:
+        raise EOFError
+    head, size = _SIZES.unpack(sizes)
+    if head > longest or size > most:
+        raise ValueError(f"a message of {head} and {size} bytes is too long")
+    header = _DECODER.decode(bytes(_bytes(pipe, head)).decode())
+    if not isinstance(header, dict):
+        raise ValueError("a message without a header")
+    return header, _bytes(pipe, size)
+
+
+def _bytes(pipe: IO[bytes], size: int) -> Any:
+    if size <= _JOINED:
+        data = pipe.read(size)
+        if len(data) < size:
+            raise EOFError
+        return bytearray(data)
+    # Pages that nothing is read into take no memory, whatever size was promised.
+    body = np.empty(size, np.uint8)
+    got, rest = 0, body.data
+    while got < size:
+        count = pipe.readinto(rest[got:])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError
+        got += count
+    return body
+
+
+# From the run to a process.
+
+
+def start_header(start: Start) -> Header:
+    """The first message to a process."""
+    return {"target": asdict(start.target), "memory": start.memory}
+
+
+def read_start(pipe: IO[bytes]) -> Start:
+    """The reverse of `start_header`."""
+    header, _ = _received(pipe, LONGEST_HEADER, 0)
+    return Start(DecodeTarget(**header["target"]), header["memory"])
+
+
+def send_task(pipe: int, pairs: list[tuple[Item, Region]]) -> None:
+    """Regions of one item, which is a file or bytes."""
+    content, rate = pairs[0][0].content, pairs[0][0].rate
+    regions = [
+        (one.kind, one.start, one.end, one.channel, one.box, one.annotation, one.page, one.chars)
+        for _, one in pairs
+    ]
+    header: Header = {"regions": regions, "rate": rate}
+    if isinstance(content, Path):
+        send(pipe, header | {"path": os.path.abspath(content)})  # noqa: PTH100
+    else:
+        assert isinstance(content, bytes)
+        send(pipe, header, content)
+
+
+def read_task(pipe: IO[bytes]) -> list[tuple[Item, Region]]:
+    """The reverse of `send_task`; the item has no name."""
+    header, body = _received(pipe, 1 << 62, 1 << 62)
+    content = Path(header["path"]) if "path" in header else bytes(body)
+    item = Item("", content, rate=header["rate"])
+    return [(item, _region(*values)) for values in header["regions"]]
+
+
+def _region(kind: str, start: Any, end: Any, channel: Any, box: Any, *rest: Any) -> Region:
+    annotation, page, chars = rest
+    box, chars = (None if pair is None else tuple(pair) for pair in (box, chars))
+    return Region(kind, start, end, channel, box, annotation, page, chars)
+
+
+# From a process to the run.
+
+
+def send_ready(pipe: int, ready: Ready) -> None:
+    """That a process is there, or why not."""
+    send(pipe, {"bounds": ready.bounds, "failure": ready.failure[:_LONGEST_WORDS]})
+
+
+def read_ready(pipe: IO[bytes]) -> Ready:
+    """The reverse of `send_ready`.
+
+    Raises:
+        EOFError, ValueError, KeyError, TypeError: it is none.
+    """
+    header, _ = _received(pipe, LONGEST_HEADER, 0)
+    return Ready(tuple(_words(one) for one in header["bounds"]), _words(header["failure"]))
+
+
+def send_answer(pipe: int, decoded: DecodedRegion) -> None:
+    """A region's content, or why there is none."""
+    content = decoded.content
+    if isinstance(content, ItemError):
+        known = next(kind for kind in type(content).__mro__ if kind.__name__ in _ERRORS)
+        words = str(content)[:_LONGEST_WORDS]
+        send(pipe, {"seconds": decoded.seconds, "error": [known.__name__, words]})
+        return
+    header: Header = {
+        "seconds": decoded.seconds,
+        "span": (content.start, content.end),
+        "pages": content.pages,
+        "notes": [note[:_LONGEST_WORDS] for note in content.notes],
+    }
+    values = content.values
+    if isinstance(values, str):
+        send(pipe, header, values.encode("utf-8", "surrogatepass"))
+    elif isinstance(values, np.ndarray):
+        flat = np.ascontiguousarray(values).reshape(-1)
+        send(pipe, header | {"shape": values.shape}, flat.view(np.uint8).data)
+    else:
+        shape = (values.height, values.width, 3)
+        send(pipe, header | {"shape": shape, "info": _plain(values.info)}, values.tobytes())
+
+
+def read_answer(pipe: IO[bytes], modality: str, most: int) -> WorkerAnswer:
+    """The reverse of `send_answer`. most: bytes that a content may have.
+
+    Raises:
+        EOFError, ValueError, KeyError, TypeError, MemoryError, RecursionError: it is none.
+    """
+    header, body = _received(pipe, LONGEST_HEADER, most)
+    seconds = float(header["seconds"])
+    if not seconds >= 0:
+        raise ValueError("no seconds")
+    if "error" in header:
+        name, words = header["error"]
+        return WorkerAnswer(_ERRORS[name](_words(words)), seconds)
+    (start, end), pages = header["span"], header["pages"]
+    if pages is not None and type(pages) is not int:
+        raise TypeError("no pages")
+    notes = tuple(_words(note) for note in header["notes"])
+    values = _values(header, body, modality)
+    return WorkerAnswer(Content(values, _time(start), _time(end), pages, notes), seconds)
+
+
+def _values(header: Header, body: Any, modality: str) -> Any:
+    if modality == "text":
+        return bytes(body).decode("utf-8", "surrogatepass")
+    kind, axes = _ARRAYS[modality]
+    shape = header["shape"]
+    whole = all(type(size) is int and size >= 0 for size in shape)
+    if not whole or len(shape) != axes or math.prod(shape) * kind.itemsize != len(body):
+        raise ValueError(f"{len(body)} bytes of the shape {shape}")
+    if axes > 1 and shape[-1] != 3:
+        raise ValueError(f"{shape[-1]} colours")
+    if modality == "image":
+        return _picture(shape, body, header["info"])
+    return np.frombuffer(body, kind).reshape(shape)
+
+
+def _picture(shape: list[int], body: Any, info: Any) -> Any:
+    from PIL import Image
+
+    height, width, _ = shape
+    if not height or not width:
+        raise ValueError("a picture without pixels")
+    picture = Image.frombuffer("RGB", (width, height), body, "raw", "RGB", 0, 1)
+    picture.info = dict(_entries(info))
+    return picture
+
+
+def _plain(info: Mapping[Any, Any]) -> list[tuple[str, str, Any]]:
+    """What a picture says of itself, as far as it is numbers, words and bytes: (name, type, value)
+    each."""
+    kept, room = [], _MOST_INFO
+    for name, value in info.items():
+        kind, plain = type(value).__name__, value
+        if isinstance(value, bytes):
+            plain = value.hex()
+        elif isinstance(value, tuple) and all(type(one) in (int, float) for one in value):
+            kind = "tuple"
+        elif type(value) not in (int, float, str, bool):
+            continue
+        room -= 64 + (len(plain) if isinstance(plain, str | tuple) else 0)
+        if isinstance(name, str) and room >= 0:
+            kept.append((name, kind, plain))
+    return kept
+
+
+def _entries(info: list[Any]) -> Iterator[tuple[str, Any]]:
+    for name, kind, plain in info:
+        if kind == "bytes":
+            yield _words(name), bytes.fromhex(_words(plain))
+        elif kind == "tuple":
+            yield _words(name), tuple(one for one in plain if type(one) in (int, float))
+        elif type(plain) in (int, float, str, bool):
+            yield _words(name), plain
+
+
+def _time(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError("no time")
+    return value  # type: ignore[no-any-return]
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no words")
+    return value

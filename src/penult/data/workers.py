@@ -1,0 +1,336 @@
+"""Worker processes that decode: one that dies on a file, or hangs on it, is replaced.
+
+The file is tried once more, in a fresh worker; the files behind it wait for another one. A worker
+finds no module in the working folder, reads files and changes nothing (`sandbox`), and its answers
+are checked (`messages`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from penult.data import messages
+from penult.data.decode import (
+    DecodedRegion,
+    DecodeTarget,
+    Decoding,
+    Pair,
+    item_key,
+    open_regions,
+)
+from penult.data.items import Failure, N
+from penult.data.messages import Ready, Start, WorkerAnswer
+from penult.errors import DecodeError, ItemError, PassingFault, StoreError
+from penult.import_path import environment, isolated_path
+
+log = logging.getLogger(__name__)
+AHEAD = 8  # items for each worker that are read ahead
+HELD = 64  # decoded regions of a worker that wait for the model
+_STARTS = 3  # workers that do not come up, one after the other, before the run ends
+_FAULTS = 3  # faults of the system, one after the other, before files are no longer tried again
+_CRASHES = frozenset(
+    getattr(signal, name)
+    for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS")
+    if hasattr(signal, name)
+)
+
+
+def decode(
+    pairs: Iterable[Pair | Failure | N], target: DecodeTarget, decoding: Decoding
+) -> Generator[DecodedRegion | Failure | N, None, None]:
+    """Each region's content, in order, in this process or in workers; failures and notes pass
+    through. Close it where not all is taken, so that the workers end."""
+    if not decoding.workers or os.name == "nt":  # which passes no pipes on
+        return open_regions(pairs, target)
+    return _decode_in_workers(pairs, target, decoding)
+
+
+def _decode_in_workers(
+    pairs: Iterable[Pair | Failure | N], target: DecodeTarget, decoding: Decoding
+) -> Generator[DecodedRegion | Failure | N, None, None]:
+    with Decoders(target, decoding) as decoders:
+        yield from decoders.open_regions(pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """The worker is not there any more, or does not answer. crash: its decoder ended it.
+    came_up: it was there at first."""
+
+    words: str
+    crash: bool = False
+    came_up: bool = True
+
+
+@dataclass(slots=True)
+class _Task:
+    """Consecutive regions of one item, or another object that passes through. fault: of the worker
+    that had it first."""
+
+    pairs: list[Any]
+    worker: int | None = None  # None: not for a worker
+    fault: _Gone | None = None
+
+
+class Decoders:
+    """Worker processes that decode; use as a context, so that they end."""
+
+    def __init__(self, target: DecodeTarget, decoding: Decoding) -> None:
+        self._start, self._decoding = Start(target, decoding.worker_memory), decoding
+        self._count = decoding.workers
+        self._workers: list[_Worker] = []
+        self._faults = 0  # of the system, one after the other
+
+    def __enter__(self) -> Decoders:
+        self._workers = [_Worker(self._start) for _ in range(self._count)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def open_regions(
+        self, pairs: Iterable[Pair | Failure | N]
+    ) -> Iterator[DecodedRegion | Failure | N]:
+        """Each region's content in order; failures and notes pass through.
+
+        Raises:
+            StoreError: no worker comes up.
+        """
+        tasks = self._tasks(pairs)
+        ahead: deque[_Task] = deque()
+        while True:
+            for task in islice(tasks, AHEAD * self._count - len(ahead)):
+                ahead.append(task)
+                if task.worker is not None:
+                    self._workers[task.worker].send(task.pairs)
+            if not ahead:
+                return
+            task = ahead[0]
+            if task.worker is None:
+                yield from open_regions(task.pairs, self._start.target)
+            else:
+                yield from self._received(task, ahead)
+            ahead.popleft()
+
+    def _tasks(self, pairs: Iterable[Pair | Failure | N]) -> Iterator[_Task]:
+        turn = 0
+        for key, group in groupby(pairs, key=item_key):
+            if key is None:
+                yield from (_Task([one]) for one in group)
+                continue
+            regions: list[Any] = list(group)
+            if isinstance(regions[0][0].content, Path | bytes):
+                yield _Task(regions, turn % self._count)
+                turn += 1
+            else:
+                yield from (_Task([one]) for one in regions)  # it is here already
+
+    def _received(self, task: _Task, ahead: deque[_Task]) -> Iterator[DecodedRegion]:
+        """A task's regions. What its worker fails at is tried once more; if that fails too, the
+        rest of them are failures of its item."""
+        assert task.worker is not None
+        number = 0
+        while number < len(task.pairs):
+            item, region = task.pairs[number]
+            answer = self._answer(task, number, ahead)
+            if isinstance(answer, _Gone):
+                log.info("%s %s; another worker takes over", item.id, answer.words)
+                again = task.fault is None and self._decoding.retry
+                rest = task.pairs[number:]
+                self._replace(task.worker, [rest] if again else [], ahead)
+                if not again:
+                    lost = _verdict(task.fault, answer)
+                    yield from (DecodedRegion(one, part, lost) for one, part in rest)
+                    return
+                task.fault = answer
+                continue
+            yield DecodedRegion(item, region, answer.content, answer.seconds)
+            number += 1
+
+    def _answer(self, task: _Task, number: int, ahead: deque[_Task]) -> WorkerAnswer | _Gone:
+        """The answer to this region of a task, from a worker that came up. After a fault of the
+        system its worker counts as gone, so that the file is opened anew."""
+        assert task.worker is not None
+        words = ""
+        for _ in range(_STARTS):
+            answer = self._workers[task.worker].receive(self._decoding.time_limit)
+            if isinstance(answer, WorkerAnswer):
+                return self._counted(task, answer)
+            if answer.came_up:
+                return answer
+            words = answer.words
+            self._replace(task.worker, [task.pairs[number:]], ahead)
+        raise StoreError(f"no process for decoding comes up: {words}; --workers 0 needs none")
+
+    def _counted(self, task: _Task, answer: WorkerAnswer) -> WorkerAnswer | _Gone:
+        if not isinstance(answer.content, PassingFault):
+            self._faults = 0
+            return answer
+        self._faults += 1
+        first = task.fault is None and self._faults <= _FAULTS and self._decoding.retry
+        return _Gone(str(answer.content)) if first else answer
+
+    def _replace(self, number: int, first: list[list[Pair]], ahead: deque[_Task]) -> None:
+        """A fresh worker in the place of another, with what that one had not answered."""
+        self._workers[number].end()
+        self._workers[number] = again = _Worker(self._start)
+        for pairs in first:
+            again.send(pairs)
+        for later in islice(ahead, 1, None):
+            if later.worker == number:
+                again.send(later.pairs)
+
+
+def _verdict(first: _Gone | None, last: _Gone) -> ItemError:
+    """Why a file fails that its workers were lost on: a decoder that ends its process twice says
+    something of the file; a process that is killed or stalls may do so for any other reason."""
+    crashes = last.crash and (first is None or first.crash)
+    words = f"{last.words}, twice" if first is not None else last.words
+    return DecodeError(words) if crashes else PassingFault(words)
+
+
+# What a worker runs first. Its pipes are neither its standard input nor its output, and nothing is
+# imported before its path is set.
+_CODE = """import sys
+sys.path[:] = sys.argv[3:]
+from penult.data.decoding_process import serve
+serve(int(sys.argv[1]), int(sys.argv[2]))"""
+
+
+def _start_process(tasks: int, answers: int) -> subprocess.Popen[bytes]:
+    """A worker that reads from one pipe and writes to another.
+
+    Of threads that libraries keep for matrices it needs none. It stands in the root folder, since
+    the system's loader of libraries may look where a process stands.
+    """
+    threads = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    options = ["-P", "-B", f"-Xutf8={sys.flags.utf8_mode}"]
+    return subprocess.Popen(
+        [sys.executable, *options, "-c", _CODE, str(tasks), str(answers), *isolated_path()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # decoders print warnings there
+        pass_fds=(tasks, answers),
+        cwd=os.path.abspath(os.sep),  # noqa: PTH100
+        env=environment() | threads,
+    )
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One process: tasks go to it through one thread and answers come back through another, so that
+    neither side ever waits for the other to read."""
+
+    start: Start
+    process: subprocess.Popen[bytes] = field(init=False)
+    ready: Ready | None = None
+    _tasks: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    _answers: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(HELD))
+
+    def __post_init__(self) -> None:
+        tasks, to_worker = os.pipe()
+        from_worker, answers = os.pipe()
+        try:
+            self.process = _start_process(tasks, answers)
+        except BaseException:
+            os.close(to_worker)
+            os.close(from_worker)
+            raise
+        finally:
+            os.close(tasks)
+            os.close(answers)
+        for work, pipe in ((self._write, to_worker), (self._read, from_worker)):
+            threading.Thread(target=work, args=(pipe,), daemon=True).start()
+
+    def send(self, pairs: list[Pair]) -> None:
+        self._tasks.put(pairs)
+
+    def receive(self, limit: float) -> WorkerAnswer | _Gone:
+        """The next answer, or why there is none."""
+        try:
+            answer: WorkerAnswer | BaseException = self._answers.get(timeout=limit)
+        except queue.Empty:
+            return _Gone(f"takes longer than {limit:g} s to decode")
+        if isinstance(answer, WorkerAnswer):
+            return answer
+        if self.ready is None or self.ready.failure:
+            reason = self.ready.failure if self.ready else self._end_words()[0]
+            return _Gone(reason, came_up=False)
+        if isinstance(answer, MemoryError):
+            return _Gone("does not fit into the memory that there is now")
+        if isinstance(answer, EOFError):
+            return _Gone(*self._end_words())
+        return _Gone("makes the process that decodes it answer in no known form", crash=True)
+
+    def _end_words(self) -> tuple[str, bool]:
+        """How the process ended, and whether its decoder did it."""
+        try:
+            code = self.process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            return "makes the process that decodes it close its pipe", True
+        if code >= 0:
+            return f"ends the process that decodes it (exit code {code})", True
+        known = signal.Signals(-code) if -code in {*signal.Signals} else None
+        how = known.name if known else f"signal {-code}"
+        return f"ends the process that decodes it ({how})", known in _CRASHES
+
+    def end(self) -> None:
+        self.process.kill()
+        with suppress(subprocess.TimeoutExpired):  # it may hang in a disk that does not answer
+            self.process.wait(_PATIENCE)
+        self._tasks.put(None)
+        with suppress(queue.Empty):  # makes room for the thread that may wait to give an answer
+            while True:
+                self._answers.get_nowait()
+
+    def _write(self, pipe: int) -> None:
+        try:
+            messages.send(pipe, messages.start_header(self.start))
+            while (pairs := self._tasks.get()) is not None:
+                messages.send_task(pipe, pairs)
+        except BaseException as error:  # the thread that reads finds the process gone
+            log.debug("a worker cannot be written to: %s", error)
+            self.process.kill()
+        finally:
+            os.close(pipe)
+
+    def _read(self, pipe: int) -> None:
+        modality, most = self.start.target.modality, self.start.memory or _memory()
+        answer: WorkerAnswer | BaseException
+        with open(pipe, "rb") as answers:
+            while True:
+                try:
+                    if self.ready is None:
+                        self.ready = messages.read_ready(answers)
+                        continue
+                    answer = messages.read_answer(answers, modality, most)
+                except BaseException as error:  # whatever it is, the file's failure tells it
+                    answer = error
+                self._answers.put(answer)
+                if not isinstance(answer, WorkerAnswer):
+                    return
+
+
+_PATIENCE = 10.0  # seconds for a process that is killed, or ends, to be gone
+
+
+def _memory() -> int:
+    """Bytes of the machine: no content is larger."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 40
