@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -36,6 +37,15 @@ def assert_law(found: object, alone: object) -> None:
     one, other = np.float64(found), np.float64(alone)  # type: ignore[arg-type]
     assert one.shape == other.shape
     assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Graphs, proofs and choices of the tests are kept apart from those of whoever runs them."""
+    folder = tmp_path_factory.getbasetemp() / "user cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PENULT_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

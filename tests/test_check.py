@@ -27,6 +27,7 @@ from penult.embedding.embedder import Embedder
 from penult.embedding.inspect import InspectionOptions, certify_on, inspect_model
 from penult.embedding.source_sample import SourceSample
 from penult.embedding.stations import record_stations
+from penult.engines.batching import BatchPolicy
 from penult.models.base import Classifier
 from penult.models.specs import load
 from zoo import save_audio, save_image, save_text, save_video
@@ -103,13 +104,21 @@ def test_a_broken_mask_is_seen(
     assert any("in a batch" in words for words in document["broken"])
 
 
-def test_a_law_that_does_not_hold_is_seen(tmp_path: Path, recordings: Path) -> None:
-    """Saved with a law that is not this model's: group norms that see the padding."""
+def test_a_law_that_does_not_hold_is_seen(
+    tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A law that is not this model's: group norms that see the padding. What a saved embedder says
+    of itself is not believed; what was measured wrongly is seen."""
     Embedder.from_classifier(load(save_audio(tmp_path / "c", "hubert"))).save(tmp_path / "m")
     file = tmp_path / "m" / "penult.json"
     saved = json.loads(file.read_text())
     saved["batching"]["name"] = "padded"
     file.write_text(json.dumps(saved))
+    (tmp_path / "m" / "SHA256SUMS").unlink()
+    assert run(["check", str(tmp_path / "m"), str(recordings)]) == 0
+    law = BatchPolicy.from_dict(saved["batching"])
+    monkeypatch.setattr("penult.embedding.embedder.find_batch_policy", lambda *_: law)
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
     assert run(["check", str(tmp_path / "m"), str(recordings)]) == 1
 
 

@@ -277,17 +277,25 @@ def test_a_saved_embedder_and_its_proof_go_with_the_code(
     about = json.loads((saved / "penult.json").read_text())
     assert about["code"]["model"].keys() == {"net.py", "parts/__init__.py", "parts/pool.py"}
     assert set(about["behaviour"]["answers"]) == {"noise", "resampled noise"}
-    about["certificate"]["max_error"] = 0.123  # tells the saved one from a new one
-    (saved / "penult.json").write_text(json.dumps(about))
+    about["certificate"]["max_error"] = 0.123  # what a file says of itself is not believed
 
     def load() -> penult.Embedder:
         forget()
         return penult.Embedder.load(saved, device="cpu")
 
-    assert load().certificate.max_error == 0.123 and not caplog.records
+    with pytest.raises(ModelError, match=r"penult\.json is not the file that was saved"):
+        (saved / "penult.json").write_text(json.dumps(about))
+        load()
+    (saved / "SHA256SUMS").unlink()
+    first = load().certificate
+    assert first.ok and first.max_error < 1e-5 and first.kept  # proved when it was saved
+    assert load().certificate == first
+    assert [record.message for record in caplog.records if "no list of hashes" in record.message]
+    assert len(caplog.records) == 1
     edit(project, "net.py", "", "\n# a word\n")
     again = load()
     assert again.certificate.ok and again.certificate.max_error < 1e-5
+    assert not again.certificate.kept  # of other code: proved in this run
     assert "net.py changed" in caplog.text and "accepted" in caplog.text
     edit(project, "parts/pool.py", "x.mean(dim=-1)", "x.amax(dim=-1)")
     with pytest.raises(ModelError, match=r"changed since it was saved: .*parts/pool\.py changed"):
@@ -492,6 +500,9 @@ def test_a_saved_embedder_tells_other_class_names(
     assert not caplog.records
     file = saved / "classifier.json"
     file.write_text(file.read_text().replace('"dog"', '"wolf"'))
+    with pytest.raises(ModelError, match=r"classifier\.json is not the file that was saved"):
+        penult.Embedder.load(saved)
+    (saved / "SHA256SUMS").unlink()
     penult.Embedder.load(saved)
     assert "class 0 was 'dog' and is 'wolf' now" in caplog.text
 
@@ -509,5 +520,6 @@ def test_other_weights_are_refused_unmeasured(project: Path, tmp_path: Path) -> 
     other = json.loads((saved / "penult.json").read_text())
     other["fingerprint"]["weights"] = "0" * 16
     (saved / "penult.json").write_text(json.dumps(other))
+    (saved / "SHA256SUMS").unlink()
     with pytest.raises(ModelError, match="weights"):
         penult.Embedder.load(saved)

@@ -24,6 +24,7 @@ from penult.engines.openvino import OpenVinoEngine, multiplies_bf16
 from penult.engines.parity import compare
 from penult.engines.torch import TorchEngine
 from penult.errors import EngineError
+from penult.models.base import digest
 from zoo import AUDIO, save_audio, save_image, save_text, save_video
 
 ENGINES: dict[str, tuple[str, Any]] = {
@@ -69,7 +70,7 @@ def opened(name: str, emb: Embedder, folder: Path, readings: list[Reading] | Non
     _, make = ENGINES[name]
     if name.endswith("bf16") and name.startswith("openvino") and not multiplies_bf16():
         pytest.skip("this processor does not multiply in bfloat16")
-    graphs = Graphs("tests", folder)
+    graphs = Graphs(digest(str(folder)))  # a place of its own
     arithmetic = name.partition(" ")[2]
     return make(
         EngineRequest(
@@ -173,7 +174,7 @@ def test_pooling_over_what_a_clip_fills(tmp_path: Path, name: str) -> None:
 
 
 def test_a_graph_is_recorded_once(
-    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_cache: Path
 ) -> None:
     import penult.engines.openvino as module
 
@@ -181,7 +182,8 @@ def test_a_graph_is_recorded_once(
     opened("openvino f32", emb, tmp_path)
     monkeypatch.setattr(module, "_record", lambda *_: pytest.fail("recorded again"))
     opened("openvino f32", emb, tmp_path)
-    folders = list((tmp_path / "engines").iterdir())
+    (place,) = user_cache.glob(f"engines/{digest(str(tmp_path))}")
+    folders = list(place.iterdir())
     assert len(folders) == 1 and not folders[0].name.startswith(".")
 
 

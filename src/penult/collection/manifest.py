@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ from penult.errors import (
     StoreError,
     cause,
 )
-from penult.models.base import distinct
+from penult.models.base import digest, distinct
 
 FORMAT = 1
 MANIFEST = "collection.json"
@@ -139,6 +140,7 @@ def read_manifest(path: Path) -> Manifest:
             raise CollectionError(
                 f"{path} has format {version}, this Penult reads up to {FORMAT}: upgrade penult"
             )
+        _check_hash(path, values)
         return Manifest(**{**values, "labels": distinct(values["labels"])})
     except (ValueError, KeyError, TypeError) as error:
         raise CollectionError(f"{path / MANIFEST} is damaged: {cause(error)}") from error
@@ -165,8 +167,30 @@ def mark(path: Path) -> Mark | None:
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:
     """Writes the manifest of a new collection in one step; gives it with its date."""
     manifest = replace(manifest, created=manifest.created or now().isoformat(timespec="seconds"))
-    write_aside(path / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1))
+    document = json.loads(json.dumps(asdict(manifest)))
+    document["model"][HASH] = digest(document)
+    write_aside(path / MANIFEST, json.dumps(document, ensure_ascii=False, indent=1))
     return manifest
+
+
+def _check_hash(path: Path, values: dict[str, Any]) -> None:
+    """Say once that a manifest was changed by something else; take its own hash out of it."""
+    seal = values["model"].pop(HASH, None) if isinstance(values.get("model"), dict) else None
+    found = digest(values)
+    if seal not in (None, found) and (path, found) not in _TOLD:
+        _TOLD.add((path, found))
+        log.warning(
+            "%s is not as Penult wrote it: it was damaged, or changed by hand. Its vectors are "
+            "compared with the embedder as always; class names and settings are taken as they "
+            "stand. penult migrate %s checks it and writes it anew",
+            path / MANIFEST,
+            path,
+        )
+
+
+HASH = "hash"  # of the manifest, in `model`, where 0.1.0 lets it be
+_TOLD: set[tuple[Path, str]] = set()
+log = logging.getLogger(__name__)
 
 
 def write_aside(path: Path, text: str) -> None:

@@ -77,7 +77,14 @@ def stored(reader: Reader, name: str) -> Space | None:
         found = table.search().where(f"name IN ({schema.quoted([name])})").limit(None).to_arrow()
     if not len(found):
         return None
-    return Space.from_bytes(found.sort_by("when")["data"][-1].as_py())
+    row = found.sort_by("when").slice(len(found) - 1).to_pylist()[0]
+    space = Space.from_bytes(row["data"])
+    if space.id != row["space_id"]:
+        raise SpaceError(
+            f"the space {name!r} of {reader.path} is not as it was stored: its numbers have the "
+            f"hash {space.id}, and {row['space_id']} is written down; fit it again under its name"
+        )
+    return space
 
 
 def meant(reader: Reader, asked: str) -> Space | None:

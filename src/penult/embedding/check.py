@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.data.items import Failure
-from penult.embedding.embedder import Embedder
+from penult.embedding.embedder import Embedder, native_runner
 from penult.embedding.fingerprint import distance_of
 from penult.embedding.runner import Runner
 from penult.embedding.scheduling import PreparedRegion
@@ -21,6 +21,7 @@ from penult.engines.base import PRECISIONS
 from penult.engines.batch_policy import axes_of
 from penult.engines.batching import ALONE, Batch, BatchPolicy, collate
 from penult.engines.parity import Parity, cosine, relative_error
+from penult.engines.parity import compare as parity
 from penult.errors import EmptyItem
 from penult.tracing.certificate import TOLERANCE, Certificate
 
@@ -70,6 +71,7 @@ class Report:
     against: dict[str, Measure] = field(default_factory=dict)
     engine: str = ""
     parity: Parity | None = None
+    _apart: str = ""  # why the parity is too little
 
     @property
     def broken(self) -> list[str]:
@@ -84,6 +86,8 @@ class Report:
             )
             if measure is not None and not measure.ok
         ]
+        if self._apart:
+            broken.append(f"as in torch: {self._apart}")
         if not self.certificate.ok:
             broken.append(f"the head is not proved: {self.certificate.refusal}")
         return broken
@@ -130,7 +134,6 @@ def check(
     """
     report = Report(embedder.runner.policy, certificate, proved_on)
     report.engine = embedder.runner.mode.words
-    report.parity = embedder.runner.choice.parity if embedder.runner.choice else None
     bar = embedder.runner.mode.batch_error(embedder.precision)
     ready: list[PreparedRegion] = []
     for prepared in embedder.runner.prepare(pairs):
@@ -146,6 +149,11 @@ def check(
     runner = embedder.runner
     singles = [[number] for number in range(len(ready))]
     alone = _run(runner, ready, singles)
+    native = native_runner(embedder)
+    if runner.mode.words != native.mode.words:  # measured on these items, whatever the run noted
+        report.parity = parity(alone, _run(native, ready, singles))
+        if not report.parity.holds(PRECISIONS[embedder.precision]):
+            report._apart = f"{report.parity.words}, and {embedder.precision} asks for more"
     report.drift = compare(_run(runner, ready, singles), alone, bar)
     groups = _groups(report.policy, ready, 4 * runner.budget)
     report.batches = [len(group) for group in groups]

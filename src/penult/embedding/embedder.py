@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -24,7 +24,7 @@ from penult.data.items import Entry
 from penult.data.sources import Repeatable, from_objects
 from penult.data.windows import Layout
 from penult.embedding import behaviour, saving
-from penult.embedding.fingerprint import CODE, Behaviour, Fingerprint, compare, renamed, unlike
+from penult.embedding.fingerprint import Behaviour, Fingerprint, compare, renamed, unlike
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
 from penult.embedding.runner import ItemNumber, Result, Runner, collect_results, enable_classify
 from penult.embedding.saving import SavedEmbedder
@@ -34,7 +34,8 @@ from penult.engines.autoselect import EngineChoice, EngineTrial, choose
 from penult.engines.base import EXACT, FAST, TURBO, Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.batching import BatchPolicy
-from penult.engines.graph_cache import Graphs
+from penult.engines.graph_cache import POLICY, PROOF, Graphs, subject, versions
+from penult.engines.graph_export import reading_key
 from penult.engines.pooling import (
     check_poolings,
     codes_of,
@@ -110,6 +111,8 @@ def entry_for(classifier: Classifier, anatomy: Anatomy, tap: Tap, pool_over: str
 log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
 
+# The fields of the fingerprint that are the classifier's, whatever is read of it.
+_IDENTITY = ("weights", "preprocessing", "truncation", "code")
 RECIPE = "1"  # changes whenever the same settings would give other vectors
 SAMPLED = {EXACT: 8, FAST: 8, TURBO: 32}  # regions for engines; of eight bits nearest neighbours
 
@@ -229,17 +232,53 @@ class Embedder:
 
     @Once
     def certificate(self) -> Certificate:
-        """The proof of the head, measured once and saved with the embedder."""
-        saved = self._description.get("certificate")
-        return Certificate.from_dict(saved) if saved else certify(self.classifier)
+        """The proof of the head, measured once. What a saved embedder says of itself is a claim:
+        its head is proved here, once on this machine, and then kept in the user's cache."""
+        if (known := self._known_proof()) is not None:
+            self.proved_on = known[1]
+            return known[0]
+        return self._proved(certify(self.classifier), [])
 
     def prove_on(self, sample: SourceSample) -> None:
-        """Prove the head on the first real items instead of a synthetic one; a saved proof stays,
-        and costs nothing. `proved_on` names them."""
-        if not self._description.get("certificate"):
-            proved = certify_on(self.runner, sample)
-            with self._guard:
-                self.certificate, self.proved_on = proved
+        """Prove the head on the first real items instead of a synthetic one; of a saved embedder a
+        proof that was made here stays, and costs nothing. `proved_on` names them."""
+        proved = self._known_proof()
+        if proved is None or not proved[0].ok:
+            certificate, on = certify_on(self.runner, sample)
+            proved = self._proved(certificate, on), on
+        with self._guard:
+            self.certificate, self.proved_on = proved
+
+    def _known_proof(self) -> tuple[Certificate, list[str]] | None:
+        """The proof of a saved embedder's head that an earlier run made here, and its items."""
+        note = self._graphs.recall([versions()], PROOF) if self._saved else None
+        if note is None:
+            return None
+        try:
+            return (
+                replace(Certificate.from_dict(note.answer["certificate"]), kept=note.when),
+                [str(id) for id in note.answer["proved_on"]],
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def _proved(self, certificate: Certificate, on: list[str]) -> Certificate:
+        """A proof of this run; kept for a saved embedder, and compared with what it claims."""
+        if self._saved:
+            self._keep_proof(certificate, on)
+            claim = self._description.get("certificate")
+            if isinstance(claim, dict) and claim.get("ok") and not certificate.ok:
+                log.warning(
+                    "%s says that its head was proved; here it is not: %s",
+                    self._saved.folder,
+                    certificate.refusal,
+                )
+        return certificate
+
+    def _keep_proof(self, certificate: Certificate, on: list[str]) -> None:
+        if not certificate.kept:
+            answer = {"certificate": certificate.to_dict(), "proved_on": on}
+            self._graphs.note([versions()], answer, PROOF)
 
     @property
     def _description(self) -> dict[str, Any]:
@@ -248,17 +287,28 @@ class Embedder:
 
     @Once
     def _policy(self) -> BatchPolicy:
-        """How items may share a pass of torch in fp32; measured once, saved with the embedder."""
-        saved = self._description.get("batching")
-        if saved:
-            return BatchPolicy.from_dict(saved)
-        return find_batch_policy(self.classifier, self._native)
+        """How items may share a pass of torch in fp32; measured once, of a saved embedder once on
+        this machine."""
+        asked = self._policy_key()
+        note = self._graphs.recall(asked, POLICY) if self._saved else None
+        if note is not None:
+            with suppress(KeyError, TypeError, ValueError, AttributeError):
+                return BatchPolicy.from_dict(note.answer)
+        found = find_batch_policy(self.classifier, self._native)
+        if self._saved:
+            self._graphs.note(asked, found.to_dict(), POLICY)
+        return found
+
+    def _policy_key(self) -> list[Any]:
+        readings = [reading_key(one) for one in self.runner.readings]
+        return [readings, self.device.partition(":")[0], versions()]
 
     @Once
     def _graphs(self) -> Graphs:
         """Where recorded graphs of this classifier are stored."""
         folder = self._saved.folder if self._saved else None
-        return Graphs(digest(self.classifier.identity()), folder)
+        identity = {n: v for n, v in self.fingerprint.items() if n in _IDENTITY}
+        return Graphs(subject(self.classifier, identity), folder)
 
     def settle(self, sample: SourceSample, engine: str | None = None) -> EngineChoice | None:
         """Choose the engine for a run over a source, measured on its first items; None where there
@@ -406,7 +456,11 @@ class Embedder:
             self.classifier.save(aside)
             self._graphs.copy(aside)
 
-        return saving.write(folder, self._to_save(), self.space, parts)
+        saved = saving.write(folder, self._to_save(), self.space, parts)
+        # Who made the proof and the policy need not make them again to open the folder.
+        self._keep_proof(self.certificate, self.proved_on)
+        self._graphs.note(self._policy_key(), self._policy.to_dict(), POLICY)
+        return saved
 
     def _to_save(self) -> dict[str, Any]:
         with self._guard:
@@ -463,13 +517,11 @@ class Embedder:
             space=stored.space,
         )
         embedder._saved, embedder._trust = stored, trust
-        embedder.proved_on = list(saved.get("proved_on", []))
         embedder._compare_with_saved(path)
         return embedder
 
     def _compare_with_saved(self, path: Path) -> None:
-        """Refuse what would give other vectors than when it was saved; of other code that gives
-        the same ones, what was proved and measured counts no more."""
+        """Refuse what would give other vectors than when it was saved."""
         saved = self._description
         if other := renamed(saved.get("labels", ()), self.classifier.labels):
             log.warning("%s: class names were changed since it was saved: %s", path, other)
@@ -480,17 +532,11 @@ class Embedder:
         )
         if not differences(hashes, self.fingerprint):
             return
-        if CODE not in hashes:  # nobody knows whether it was proved with this code
-            saved.pop("certificate", None)
         found = compare(was, fingerprint_of(self), "", "")
         if found.refused:
             raise ModelError(f"{path} was changed since it was saved: {found.words}")
         for note in found.notes:
             log.warning("%s: %s", path, note)
-        if found.notes:
-            for name in ("certificate", "proved_on", "batching"):
-                saved.pop(name, None)
-            self.proved_on = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As its folder and how it is run: another process opens it there again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from typing import Any
 
 from penult.analysis.space import Space
 from penult.data.files import folder_aside
+from penult.data.hashes import LIST, list_hash, write_list
 from penult.errors import ModelError, SpaceError, StoreError, UsageError, cause
+from penult.models.specs import EMBEDDER, require_as_saved
 from penult.tracing.taps import Tap
 
-FILE = "penult.json"
+log = logging.getLogger(__name__)
+FILE = EMBEDDER
 SPACE = "space.npz"
 
 
@@ -68,17 +72,31 @@ def write(
             if space is not None:
                 (aside / SPACE).write_bytes(space.to_bytes())
             (aside / FILE).write_text(json.dumps(description, indent=2), "utf-8")
+            write_list(aside)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
 
 
+_TOLD: set[Path] = set()  # folders without a list, of which it was said
+
+
 def read(path: Path) -> SavedEmbedder:
-    """Read a folder that `write` wrote.
+    """Read a folder that `write` wrote: what it says of itself, and its space.
 
     Raises:
-        ModelError: it is not a saved embedder, or cannot be read.
+        ModelError: it is not a saved embedder, cannot be read, or is not as it was saved.
     """
+    require_as_saved(path, (FILE, SPACE))
+    if (path / FILE).is_file() and list_hash(path) is None and path.absolute() not in _TOLD:
+        _TOLD.add(path.absolute())
+        log.warning(
+            "%s has no list of hashes (%s), so that a damaged file would not be seen: an earlier "
+            "version saved it, or the list was removed. penult migrate %s writes one",
+            path,
+            LIST,
+            path,
+        )
     try:
         saved = json.loads((path / FILE).read_text("utf-8"))
         taps = saved["taps"] if "taps" in saved else [saved["tap"]]

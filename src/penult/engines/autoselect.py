@@ -7,6 +7,7 @@ chosen. Knows prepared items and engines; no files and no collection.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from penult.engines.base import (
 )
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.batching import ALONE, Batch, BatchPolicy
-from penult.engines.graph_cache import Graphs, versions
+from penult.engines.graph_cache import CachedNote, Graphs, versions
 from penult.engines.graph_export import reading_key
 from penult.engines.parity import Parity, compare
 from penult.engines.registry import (
@@ -39,6 +40,7 @@ from penult.errors import EngineError, MissingExtra, cause
 from penult.models.base import Classifier
 
 LONG = 60.0  # seconds in torch from which on other engines are tried by `auto`
+log = logging.getLogger(__name__)
 WORTH = 1.3  # times as fast as without them, or eight bits are not worth what they cost
 
 Rows = list[list[FloatArray]]
@@ -48,7 +50,9 @@ Rows = list[list[FloatArray]]
 class EngineChoice:
     """The mode that was chosen. find_policy: gives how items share a batch of it. seconds: of each
     mode that agreed, over the same items. dropped: the reason for each of the others. estimate:
-    seconds that the whole run would take in the native engine."""
+    seconds that the whole run would take in the native engine. kept: the day on which seconds and
+    reasons were measured, in an earlier run; empty for this one. The parity is always of this run.
+    given: the graph came with the embedder's folder."""
 
     mode: EngineMode
     find_policy: Callable[[], BatchPolicy]
@@ -57,6 +61,8 @@ class EngineChoice:
     seconds: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     estimate: float | None = None
+    kept: str = ""
+    given: bool = False
 
     @property
     def policy(self) -> BatchPolicy:
@@ -71,11 +77,14 @@ class EngineChoice:
         if self.mode != self.native and native:
             times = native / self.seconds[self.mode.words]
             words += f", {times:.1f} × as fast as {self.native.words}"
+            words += f" when it was measured on {self.kept} (kept)" if self.kept else ""
         if self.mode != self.native and self.parity is not None:
             words += f"; {self.parity.words}"
+            words += ", with the graph that came with the embedder" if self.given else ""
         elif self.estimate is not None and self.estimate < LONG:
             words += f": about {self.estimate:.0f} s of work, others are tried from {LONG:.0f} s on"
-        return words + "".join(f"; not {name}: {why}" for name, why in self.dropped.items())
+        kept = f" (kept from {self.kept})" if self.kept else ""
+        return words + "".join(f"; not {name}: {why}{kept}" for name, why in self.dropped.items())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -87,6 +96,7 @@ class EngineChoice:
             "seconds": self.seconds,
             "dropped": self.dropped,
             "estimate": self.estimate,
+            "kept": self.kept or None,
         }
 
     @classmethod
@@ -163,20 +173,47 @@ def choose(trial: EngineTrial, engine: str, precision: str) -> tuple[EngineChoic
         estimate = _estimate(trial)
         if estimate is not None and estimate < LONG:
             return trial.as_native(estimate)
-    trial = replace(trial, items=_runnable_items(trial, len(trial.items))[0])
+    items, rows, _ = _runnable_items(trial, len(trial.items))
+    trial = replace(trial, items=items)
     if engine == AUTO and not trial.items:
         return trial.as_native()
     key = _key(trial, engine, precision)
-    stored = trial.graphs.recall(key)
-    if stored is not None:
-        known = EngineChoice.from_dict(stored, trial.native_mode)
-        with contextlib.suppress(EngineError, MissingExtra):  # it is measured anew
-            return known, trial.open(known.mode)
+    note = trial.graphs.recall(key)
+    if note is not None and (known := _confirmed(trial, note, precision, rows)):
+        return known
     measured = _measure(trial, engine, precision, estimate)
     best = min(measured.modes, key=lambda name: measured.seconds[name])
     choice = measured.choice(measured.modes[best])
-    trial.graphs.note(key, choice.to_dict())
-    return choice, measured.engines[best]
+    trial.graphs.note(key, {**choice.to_dict(), _GRAPHS: trial.graphs.hashes})
+    return replace(choice, given=trial.graphs.given), measured.engines[best]
+
+
+_GRAPHS = "graphs"  # of a note: the hashes of the graphs that were measured
+
+
+def _confirmed(
+    trial: EngineTrial, note: CachedNote, precision: str, reference: Rows
+) -> tuple[EngineChoice, Engine] | None:
+    """The choice of an earlier run, its parity measured again on the items of this one; None where
+    it does not hold any more. reference: the items' rows in the native engine."""
+    try:
+        known = EngineChoice.from_dict(note.answer, trial.native_mode)
+        engine = trial.open(known.mode)
+        graphs = note.answer[_GRAPHS]
+        if any(graphs.get(name) != found for name, found in trial.graphs.hashes.items()):
+            return None
+        if known.mode == trial.native_mode:
+            return replace(known, kept=note.when), engine
+        parity = compare(_run(engine, known.policy, trial.items)[0], reference)
+    except Exception as error:  # an engine may raise anything on a graph that it does not take
+        log.info("the choice of %s is measured anew: %s", note.when, cause(error))
+        return None
+    if not parity.holds(PRECISIONS[precision]):
+        log.warning(
+            "the choice of %s is measured anew: %s: %s", note.when, known.mode.words, parity.words
+        )
+        return None
+    return replace(known, parity=parity, kept=note.when, given=trial.graphs.given), engine
 
 
 def _key(trial: EngineTrial, engine: str, precision: str) -> list[Any]:
@@ -220,23 +257,25 @@ def _estimate(trial: EngineTrial) -> float | None:
     known."""
     if trial.total is None:
         return None
-    items, seconds = _runnable_items(trial, _TIMED)
+    items, _, seconds = _runnable_items(trial, _TIMED)
     return seconds * trial.total / len(items) if items else None
 
 
-def _runnable_items(trial: EngineTrial, most: int) -> tuple[list[Any], float]:
+def _runnable_items(trial: EngineTrial, most: int) -> tuple[list[Any], Rows, float]:
     """The first items that the native engine takes (one that is too short fails in the run, and is
-    named there), and the seconds that they took."""
-    items, seconds = [], 0.0
+    named there), their rows, and the seconds that they took."""
+    items: list[Any] = []
+    rows: Rows = []
+    seconds = 0.0
     for item in trial.items:
         began = time.perf_counter()
         with contextlib.suppress(Exception):  # a model may raise anything on what it can't take
-            trial.native(Batch(item))
+            rows.append(trial.native(Batch(item)).row(0))
             seconds += time.perf_counter() - began
             items.append(item)
         if len(items) == most:
             break
-    return items, seconds
+    return items, rows, seconds
 
 
 class _Measurements:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from penult.engines.batching import Batch, BatchPolicy
-from penult.engines.graph_cache import Graphs
+from penult.engines.graph_cache import Graphs, subject
 from penult.errors import EngineError, UsageError, cause
-from penult.models.base import Classifier, digest
+from penult.models.base import Classifier
 from penult.tracing.taps import Tap
 
 FloatArray = npt.NDArray[np.float32]
@@ -154,7 +154,7 @@ class EngineRequest:
 
     def stored_graphs(self) -> Graphs:
         """Where recorded graphs are stored."""
-        return self.graphs or Graphs(digest(self.classifier.identity()))
+        return self.graphs or Graphs(subject(self.classifier))
 
 
 def torch_device(name: str) -> str:

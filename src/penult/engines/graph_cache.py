@@ -1,7 +1,9 @@
-"""Where recorded graphs are kept between runs: with a saved embedder, or in the user's cache.
+"""Where recorded graphs and measurements are kept between runs: in the user's cache.
 
 Recording a model takes seconds and its file is as large as the weights, so it is done once for each
-fingerprint, kind of batch and set of versions. Knows files; no runtime.
+fingerprint, kind of batch and set of versions. A graph carries a list of its hashes and the name of
+what it was made from, a note the hash of itself and of its question; what does not fit these, or
+belongs to another user, is made anew. Knows files; no runtime.
 """
 
 from __future__ import annotations
@@ -11,19 +13,24 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from penult.data.files import file_aside
+from penult.data.hashes import damage, list_hash, write_list
 from penult.errors import EngineError
-from penult.models.base import digest
+from penult.models.base import Classifier, digest
 
-FOLDER = "engines"  # inside of a saved embedder
-CHOICE = "choice"
+FOLDER = "engines"  # in the user's cache, and inside of a saved embedder
+CHOICE, PROOF, POLICY = "choice", "proof", "batching"  # kinds of notes
+_MADE_FROM = "graph.json"
 log = logging.getLogger(__name__)
 
 
@@ -55,77 +62,202 @@ def machine() -> str:
     return digest([name, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0])
 
 
-class Graphs:
-    """The graphs of one embedder, by its fingerprint.
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+_OF_FILES = ("transformers_version", "dtype", "torch_dtype")  # settings that are not the network's
 
-    embedder: its folder, if it is saved; where that cannot be written, the user's cache serves.
+
+def subject(classifier: Classifier, identity: Mapping[str, str] | None = None) -> str:
+    """Hash of what graphs, proofs and measurements of a classifier hold for: its weights, its
+    preparation, its code, and its structure: the same weights can be put together in another way.
+
+    identity: the classifier's, where it is known: it takes a hash over all weights.
+    """
+    module = next(iter(classifier.structure.modules()), None)
+    settings: Any = {}
+    with contextlib.suppress(Exception):  # whatever a user's module calls its `config`
+        settings = module.config.to_dict()  # type: ignore[union-attr, operator]
+    if isinstance(settings, dict):
+        settings = {
+            name: value
+            for name, value in settings.items()
+            if not str(name).startswith("_") and name not in _OF_FILES
+        }
+    about = classifier.structure.activation.to_dict()
+    return digest(
+        [identity or classifier.identity(), _ADDRESS.sub("", repr(module)), settings, about]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CachedNote:
+    """What was measured for a question in an earlier run. when: the day, as 2026-11-29."""
+
+    answer: dict[str, Any]
+    when: str
+
+
+class Graphs:
+    """The graphs and notes of one embedder, by the hash of its `subject`.
+
+    embedder: its folder, if it is saved: graphs in it came with it. Whoever opens one of them
+    measures it before the first row, as any other.
     """
 
-    def __init__(self, fingerprint: str, embedder: Path | None = None) -> None:
-        self.fingerprint = fingerprint
-        self.used: list[Path] = []  # folders of graphs that were opened
-        self.places = [user_cache() / FOLDER / fingerprint]
-        if embedder is not None:
-            self.places.insert(0, embedder / FOLDER)
+    def __init__(self, subject: str, embedder: Path | None = None) -> None:
+        self.subject = subject
+        self.used: dict[Path, str] = {}  # folders of graphs that were opened, and their hashes
+        cache = user_cache() / FOLDER
+        # The second is for a cache that several users share, and the first one was another's.
+        self.places = [cache / subject, cache / f"{subject}-{_user()}"]
+        self._given = None if embedder is None else embedder / FOLDER
 
     def get(self, asked: Any, make: Callable[[Path], None]) -> Path:
         """The folder of the graph for what is asked; made by `make` in a folder aside if there is
-        none, and then renamed, so that it is whole or absent."""
-        folder = self._found(digest([self.fingerprint, asked]), make)
-        self.used.append(folder)
+        none that is whole, and then renamed."""
+        name = digest([self.subject, asked])
+        folder = next((one for one in self._folders(name) if _is_whole(one, name)), None)
+        folder = folder or self._made(name, make)
+        self.used[folder] = list_hash(folder) or ""
         return folder
+
+    def _folders(self, name: str) -> list[Path]:
+        own = [place / name for place in self.places if is_own(place / name)]
+        return own if self._given is None else [*own, self._given / name]
 
     def copy(self, embedder: Path) -> None:
         """Put the graphs that were opened into a folder where an embedder is being saved."""
-        for folder in dict.fromkeys(self.used):
+        for folder in self.used:
             if folder.is_dir():
                 shutil.copytree(folder, embedder / FOLDER / folder.name, dirs_exist_ok=True)
 
-    def _found(self, name: str, make: Callable[[Path], None]) -> Path:
-        for place in self.places:
-            if (place / name).is_dir():
-                return place / name
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Of the graphs that were opened, by name."""
+        return {folder.name: found for folder, found in self.used.items()}
+
+    @property
+    def given(self) -> bool:
+        """Whether one of these came with the embedder's folder."""
+        return any(folder.parent == self._given for folder in self.used)
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        reason: OSError | None = None
         for place in self.places:
             aside = place / f".{name}-{uuid.uuid4().hex[:8]}"
             try:
                 aside.mkdir(parents=True)
             except OSError as error:
-                if place is self.places[-1]:
-                    raise EngineError(
-                        f"a graph cannot be kept in {place}: {error.strerror}; PENULT_CACHE names "
-                        "another folder"
-                    ) from error
+                reason = reason or error
                 continue
             try:
                 make(aside)
-                log.info("graph recorded in %s", place / name)
-                with contextlib.suppress(OSError):  # another process was faster
-                    aside.rename(place / name)
+                _seal(aside, name)
+                _put(aside, place / name)
+            except OSError as error:
+                reason = reason or error
+                continue
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
+            log.info("graph recorded in %s", place / name)
             return place / name
-        raise AssertionError("there is always the user's cache")
+        raise EngineError(
+            f"a graph cannot be kept in {self.places[0]}: {reason and reason.strerror}; "
+            "PENULT_CACHE names another folder"
+        ) from reason
 
-    def recall(self, asked: Any) -> dict[str, Any] | None:
-        """What was noted for this question on a machine like this one."""
+    def recall(self, asked: Any, kind: str = CHOICE) -> CachedNote | None:
+        """What this user noted for this question; of a choice on a machine like this one."""
+        name = self._name(kind, asked)
         for place in self.places:
-            with contextlib.suppress(OSError, ValueError):
-                noted = json.loads(self._note(place, asked).read_text("utf-8"))
-                if isinstance(noted, dict):
-                    return noted
+            if is_own(place / name) and (found := _read_note(place / name)) is not None:
+                return found
         return None
 
-    def note(self, asked: Any, answer: dict[str, Any]) -> None:
+    def note(self, asked: Any, answer: dict[str, Any], kind: str = CHOICE) -> None:
         """Keep an answer; it is measured again where it cannot be written."""
+        name = self._name(kind, asked)
         for place in self.places:
-            path = self._note(place, asked)
             try:
                 place.mkdir(parents=True, exist_ok=True)
-                with file_aside(path) as aside:
-                    aside.write_text(json.dumps(answer, indent=1), "utf-8")
+                with file_aside(place / name) as aside:
+                    aside.write_text(json.dumps(_sealed(name, answer), indent=1), "utf-8")
             except OSError:
                 continue
             return
 
-    def _note(self, place: Path, asked: Any) -> Path:
-        return place / f"{CHOICE}-{digest([self.fingerprint, machine(), asked])}.json"
+    def _name(self, kind: str, asked: Any) -> str:
+        on = machine() if kind == CHOICE else ""
+        return f"{kind}-{digest([self.subject, on, asked])}.json"
+
+
+def _user() -> int:
+    return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
+def is_own(path: Path) -> bool:
+    """Whether something in the cache is this user's: of another one (a cache that is shared, a
+    folder that was unpacked) nothing is believed. What root has put there is."""
+    try:
+        found = [path, *path.iterdir()] if path.is_dir() else [path]
+        owners = {one.lstat().st_uid for one in found}
+    except OSError:
+        return False
+    return not hasattr(os, "geteuid") or owners <= {0, _user()}
+
+
+def _seal(folder: Path, name: str) -> None:
+    """Write what a graph was made from, and the list of hashes."""
+    (folder / _MADE_FROM).write_text(json.dumps({"graph": name}), "utf-8")
+    write_list(folder)
+    for file in folder.iterdir():
+        file.chmod(file.stat().st_mode & ~0o022)
+
+
+def _is_whole(folder: Path, name: str) -> bool:
+    """Whether a folder holds the graph of this name as it was recorded."""
+    if not folder.is_dir():
+        return False
+    reason = damage(folder) or ("" if list_hash(folder) else "it has no list of hashes")
+    if not reason:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            if json.loads((folder / _MADE_FROM).read_text("utf-8"))["graph"] == name:
+                return True
+        reason = "it was recorded from another model"
+    log.warning("the recorded graph in %s is made anew: %s", folder, reason)
+    return False
+
+
+def _put(aside: Path, target: Path) -> None:
+    """Rename a whole folder; one that is there stays if it is whole (another process was faster),
+    else goes."""
+    for _ in range(3):
+        with contextlib.suppress(OSError):
+            aside.rename(target)
+            return
+        if is_own(target) and _is_whole(target, target.name):
+            return
+        old = aside.with_name(f"{aside.name}-old")
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+    aside.rename(target)
+
+
+def _sealed(name: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """A note with the hash of itself and of its question."""
+    document = {"of": name, "when": date.today().isoformat(), "answer": answer}
+    return {**document, "hash": digest(json.loads(json.dumps(document)))}
+
+
+def _read_note(path: Path) -> CachedNote | None:
+    """A note that is as it was written, at the place where it was."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        seal = document.pop("hash")
+        if seal == digest(document) and document["of"] == path.name:
+            return CachedNote(dict(document["answer"]), str(document["when"]))
+        reason = "it is not as it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"it cannot be read: {type(error).__name__}"
+    log.info("%s is measured anew: %s", path, reason)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -62,13 +63,23 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
         "groups": None if saved.groups is None else list(saved.groups),
     }
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        about=_bytes(json.dumps(about).encode()),
-        vectors=examples.vectors.astype("<f4"),
-        space=_bytes(saved.space.to_bytes()),
-    )
+    parts = {
+        "about": _bytes(json.dumps(about).encode()),
+        "vectors": examples.vectors.astype("<f4"),
+        "space": _bytes(saved.space.to_bytes()),
+    }
+    np.savez(buffer, **parts, hash=np.array(_hash_of(parts)))
     return write_file(target, [buffer.getvalue()])
+
+
+def _hash_of(parts: Mapping[str, Any]) -> str:
+    """The SHA-256 of what a file holds; 0.1.0 wrote none."""
+    found = hashlib.sha256()
+    for name in ("about", "vectors", "space"):
+        values = np.asarray(parts[name])
+        found.update(f"{name} {values.dtype} {values.shape} ".encode())
+        found.update(np.ascontiguousarray(values).tobytes())
+    return found.hexdigest()
 
 
 def check_suffix(path: Path) -> Path:
@@ -103,6 +114,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
         if source.is_file() and not is_zipfile(source):
             raise ValueError("it is no npz archive")
         with np.load(source, allow_pickle=False) as file:
+            if "hash" in file and str(file["hash"]) != _hash_of(file):
+                raise ValueError("it is not as it was saved")
             about = json.loads(file["about"].tobytes())
             if about.get("kind") != "penult class space":
                 raise ValueError(f"its kind is {about.get('kind')!r}")

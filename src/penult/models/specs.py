@@ -10,12 +10,13 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from penult.data.hashes import LIST, damage
 from penult.errors import ModelError, PenultError, UsageError, cause
 from penult.extras import LOADERS, load_plugin, package_of, plugins
 from penult.models.base import FILE, Classifier, remember_options
@@ -44,6 +45,7 @@ ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
 DEMO = "demo"
 FACTORIES = "torch"  # the loader of factories
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
+EMBEDDER, GRAPHS = "penult.json", "engines"  # of a saved embedder
 WEIGHTS = "model.safetensors"  # of a saved folder, where its model has no file of its own
 
 # What a transformers checkpoint may consist of; nothing else is fetched from the hub.
@@ -378,12 +380,27 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
     return classifier
 
 
+def require_as_saved(folder: Path, only: Collection[str] | None = None) -> None:
+    """Refuse a saved embedder whose files are not as its list of hashes says. only: files that are
+    looked at; recorded graphs are checked when they are opened.
+
+    Raises:
+        ModelError: a file is another one, missing, or was added.
+    """
+    if (folder / EMBEDDER).is_file() and (found := damage(folder, only, later=GRAPHS)):
+        raise ModelError(
+            f"{folder} is not as it was saved: {found} (see {LIST} in it). Restore it from a copy, "
+            f"or save it again; if the change is yours and meant, remove {LIST}"
+        )
+
+
 def _open(spec: str | Any, options: LoadOptions) -> Classifier:
     if not isinstance(spec, str):
         from penult.models.loaders.torch import open_module
 
         return open_module(spec, options)
     folder = Path(spec).expanduser()
+    require_as_saved(folder)
     if (folder / FILE).is_file():
         return _open_saved(folder, options)
     loader, name = loader_for(spec)
@@ -453,6 +470,7 @@ def modality_of(spec: str | os.PathLike[str], **options: Any) -> str:
     spec = os.fspath(spec)
     known = LoadOptions(**current(options))
     folder = Path(spec).expanduser()
+    require_as_saved(folder, [path.name for path in folder.glob("*.json")])
     saved = read_saved(folder) if (folder / FILE).is_file() else None
     if saved is not None:
         known = replace(known, **{n: v for n, v in saved.options.items() if v is not None})

@@ -31,7 +31,7 @@ class Certificate:
 
     ok: every check passed. max_error: the largest relative error met. power: by how many tolerances
     the logits of the two inputs differ. refusal: empty, or what was seen and what the user can name
-    instead.
+    instead. kept: the day of an earlier run here that measured it; empty for this run.
     """
 
     ok: bool
@@ -39,6 +39,7 @@ class Certificate:
     power: float
     checks: tuple[Check, ...]
     refusal: str = ""
+    kept: str = ""
 
     @property
     def untested(self) -> bool:
@@ -70,13 +71,15 @@ class Certificate:
             power=float(document["power"]),
             checks=tuple(Check(**check) for check in document["checks"]),
             refusal=str(document["refusal"]),
+            kept=str(document.get("kept", "")),
         )
 
     def __str__(self) -> str:
+        when = f" here on {self.kept} (kept)" if self.kept else ""
         verdict = (
-            f"proved (largest error {self.max_error:.1e}, power {self.power:.0f} tolerances)"
+            f"proved{when} (largest error {self.max_error:.1e}, power {self.power:.0f} tolerances)"
             if self.ok
-            else f"not proved: {self.refusal}"
+            else f"not proved{when}: {self.refusal}"
         )
         lines = [verdict]
         for check in self.checks:

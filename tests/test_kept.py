@@ -1,0 +1,491 @@
+"""What is kept between runs and given to others: graphs, choices, proofs, saved embedders, classes,
+spaces. A damaged or foreign one is made anew, refused or told, and never gives other vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.torch import load_file, save_file
+
+import penult
+from conftest import RATE, clip
+from penult.cli.main import run
+from penult.collection.collection import Collection
+from penult.data.hashes import LIST, damage, write_list
+from penult.embedding.embedder import Embedder
+from penult.engines.autoselect import EngineChoice
+from penult.engines.graph_cache import Graphs
+from penult.engines.parity import relative_error
+from penult.engines.torch import TorchEngine
+from penult.errors import LabelsError, ModelError, SpaceError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PENULT_CACHE", str(folder))
+    return folder
+
+
+def flip(path: Path, bits: int = 200) -> None:
+    """Turn bits of a file over, the same ones each time."""
+    data = bytearray(path.read_bytes())
+    for place in np.random.default_rng(0).integers(0, 8 * len(data), bits):
+        data[place // 8] ^= 1 << int(place % 8)
+    path.write_bytes(bytes(data))
+
+
+class Command:
+    """`penult …` in this process: what it wrote to stdout and stderr."""
+
+    def __init__(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.tmp_path, self.capsys, self.stores = tmp_path, capsys, 0
+
+    def __call__(self, *arguments: Any, code: int = 0) -> tuple[str, str]:
+        self.capsys.readouterr()
+        found = run([*map(str, arguments)])
+        out, err = self.capsys.readouterr()
+        assert found == code, err + out
+        assert "Traceback" not in err
+        return out, " ".join(err.split())
+
+    def embed(self, model: Path, items: Path, *how: str) -> tuple[np.ndarray, dict[str, Any], str]:
+        """The vectors of items in a new collection, the JSON document, and stderr."""
+        self.stores += 1
+        into = self.tmp_path / f"{self.stores}.lance"
+        out, err = self("embed", model, items, "--into", into, "--json", "--device", "cpu", *how)
+        return Collection.open(into).vectors()[1], json.loads(out), err
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, capsys)
+
+
+@pytest.fixture(scope="session")
+def converted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved embedder with a recorded graph."""
+    folder = tmp_path_factory.mktemp("converted") / "saved"
+    assert run(["convert", str(tiny), str(folder), "--engine", "onnxruntime"]) == 0
+    return folder
+
+
+@pytest.fixture
+def saved(converted: Path, tmp_path: Path) -> Path:
+    """As somebody gets it: nothing in the cache knows of it."""
+    return Path(shutil.copytree(converted, tmp_path / "saved"))
+
+
+CLIPS = [clip(0.3 + 0.1 * number, number) for number in range(3)]
+
+
+def vectors_of(model: Path, engine: str) -> tuple[np.ndarray, EngineChoice]:
+    """Vectors of three clips, as a new process would make them, and the choice."""
+    embedder = Embedder.from_classifier(penult.load(model), engine=engine, device="cpu")
+    vectors = embedder.embed(CLIPS)
+    assert embedder.runner.choice is not None
+    return vectors, embedder.runner.choice
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    """A folder of three short sounds."""
+    (tmp_path / "sounds").mkdir()
+    for number, samples in enumerate(CLIPS):
+        soundfile.write(tmp_path / "sounds" / f"{number}.wav", samples, RATE)
+    return tmp_path / "sounds"
+
+
+def graph_of(place: Path, pattern: str) -> Path:
+    (found,) = place.glob(f"**/{pattern}")
+    return found.parent
+
+
+@pytest.mark.parametrize(
+    ("engine", "names"),
+    [
+        ("openvino", ("model.bin", "model.xml")),
+        ("onnxruntime", ("model.onnx", LIST)),
+    ],
+)
+def test_a_damaged_graph_is_made_anew(
+    engine: str, names: tuple[str, ...], tiny: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, first = vectors_of(tiny, engine)
+    assert first.mode.words == f"{engine} f32" and not first.kept
+    for name in names:
+        folder = graph_of(cache, names[0])
+        flip(folder / name)
+        vectors, choice = vectors_of(tiny, engine)
+        assert "is made anew" in caplog.text, name
+        caplog.clear()
+        assert relative_error(vectors, expected) < 1e-6
+        assert choice.mode == first.mode and not damage(folder)
+    (folder / names[0]).unlink()
+    assert relative_error(vectors_of(tiny, engine)[0], expected) < 1e-6
+    caplog.clear()
+    assert vectors_of(tiny, engine)[1].kept and not caplog.records
+
+
+def test_what_a_graph_was_made_from_counts(
+    tiny: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A graph of another model, whole in itself; and the same weights in another structure."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, other / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    expected, _ = vectors_of(tiny, "onnxruntime")
+    ours = graph_of(cache, "model.onnx")
+    assert relative_error(vectors_of(other, "onnxruntime")[0], expected) > 1e-3
+    (theirs,) = (path.parent for path in cache.glob("**/model.onnx") if path.parent != ours)
+    shutil.rmtree(ours)
+    shutil.copytree(theirs, ours)
+    assert relative_error(vectors_of(tiny, "onnxruntime")[0], expected) < 1e-6
+    assert "from another model" in caplog.text
+    settings = json.loads((tiny / "config.json").read_text())
+    settings["hidden_act"] = "relu"
+    (other / "config.json").write_text(json.dumps(settings))
+    shutil.copyfile(tiny / "model.safetensors", other / "model.safetensors")
+    vectors, choice = vectors_of(other, "onnxruntime")
+    assert relative_error(vectors, expected) > 1e-5  # a hash of the weights sees no difference
+    native = Embedder.from_classifier(penult.load(other), device="cpu").embed(CLIPS)
+    assert relative_error(vectors, native) < 1e-5 and choice.mode.engine == "onnxruntime"
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _better(path: Path) -> None:
+    document = json.loads(path.read_text())
+    document["answer"]["seconds"] = dict.fromkeys(document["answer"]["seconds"], 1e-09)
+    path.write_text(json.dumps(document))
+
+
+def _nested(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def test_a_damaged_choice_is_measured_anew(tiny: Path, cache: Path) -> None:
+    expected, _ = vectors_of(tiny, "onnxruntime")
+    for change in (flip, _truncated, _better, _nested):
+        (note,) = cache.glob("**/choice-*.json")
+        change(note)
+        vectors, choice = vectors_of(tiny, "onnxruntime")
+        assert not choice.kept and choice.seconds["onnxruntime f32"] > 1e-6, change
+        assert relative_error(vectors, expected) < 1e-6
+    again = vectors_of(tiny, "onnxruntime")[1]
+    assert again.kept and again.seconds == choice.seconds
+
+
+def test_a_kept_speed_is_told_as_kept(
+    tiny: Path, sounds: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the parity is of this run, on its items."""
+    monkeypatch.setattr("penult.engines.autoselect.LONG", 0.0)
+    slow = TorchEngine.__call__
+
+    def slower(self: TorchEngine, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.2)
+        return slow(self, *args, **kwargs)
+
+    monkeypatch.setattr(TorchEngine, "__call__", slower)
+    how = ("--engine", "auto")
+    first = command.embed(tiny, sounds, *how)[1]["choice"]
+    assert first["kept"] is None and first["engine"] != "torch" and first["parity"]["items"] == 3
+    extra = sounds / "3.wav"
+    soundfile.write(extra, clip(0.9, 9), RATE)
+    into = tmp_path / "told.lance"
+    told = command("embed", tiny, sounds, "--into", into, "--precision", "exact")[1]
+    assert "× as fast as torch f32 when it was measured on 20" in told and "(kept)" in told
+    assert "on 4 items" in told
+
+
+def test_check_measures_the_engine_itself(saved: Path, sounds: Path, command: Command) -> None:
+    how = ("--engine", "onnxruntime", "--json")
+    report = json.loads(command("check", saved, sounds, *how)[0])
+    assert report["parity"]["items"] == len(report["items"]) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_another_users_cache_is_not_believed(tiny: Path, cache: Path) -> None:
+    expected, _ = vectors_of(tiny, "onnxruntime")
+    folder = graph_of(cache, "model.onnx")
+    for path in (folder, *folder.iterdir(), *cache.glob("**/*.json")):
+        os.chown(path, 12345, -1)
+    vectors, choice = vectors_of(tiny, "onnxruntime")
+    assert relative_error(vectors, expected) < 1e-6 and not choice.kept
+    assert {path.lstat().st_uid for path in graph_of(cache, "model.onnx").iterdir()} == {0}
+
+
+def test_two_record_one_graph_at_once(cache: Path) -> None:
+    barrier = threading.Barrier(4)
+    found: list[bytes] = []
+
+    def make(folder: Path) -> None:
+        (folder / "model.bin").write_bytes(b"graph")
+        barrier.wait(10)
+
+    def record() -> None:
+        found.append((Graphs("one").get("asked", make) / "model.bin").read_bytes())
+
+    threads = [threading.Thread(target=record) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [b"graph"] * 4 and len(list((cache / "engines" / "one").iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_serves(cache: Path) -> None:
+    """What is whole in it is read; what is not there is refused with another place."""
+    made = Graphs("one").get("asked", lambda folder: None)
+    shutil.rmtree(cache / "engines" / "one" / made.name)
+    (cache / "engines" / "one" / made.name).write_text("a file in its place")
+    again = Graphs("one").get("asked", lambda folder: None)
+    assert again.is_dir() and not damage(again)
+
+
+# ---- saved embedders
+
+
+def test_a_damaged_file_of_an_embedder_is_refused(
+    saved: Path, sounds: Path, command: Command
+) -> None:
+    names = [path.name for path in saved.iterdir() if path.is_file()]
+    assert {"penult.json", "model.safetensors", LIST} <= set(names)
+    for name in names:
+        kept = (saved / name).read_bytes()
+        flip(saved / name, 1)
+        for order in (("classify", saved, sounds), ("inspect", saved)):
+            told = command(*order, code=2)[1]
+            assert "is not as it was saved" in told and (name in told or name == LIST)
+        (saved / name).write_bytes(kept)
+    penult.load(saved)
+
+
+def _escape(folder: Path) -> None:
+    (folder.parent / "x").write_text("outside")
+    text = (folder / LIST).read_text()
+    (folder / LIST).write_text(f"{hashlib.sha256(b'outside').hexdigest()}  ../x\n{text}")
+
+
+def _absolute(folder: Path) -> None:
+    text = (folder / LIST).read_text()
+    (folder / LIST).write_text(f"{hashlib.sha256(b'').hexdigest()}  /dev/null\n{text}")
+
+
+def _twice(folder: Path) -> None:
+    (folder / LIST).write_text((folder / LIST).read_text() + f"{'0' * 64}  penult.json\n")
+
+
+def _extra(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def _link(folder: Path) -> None:
+    (folder / "extra").symlink_to(folder.parent)
+
+
+def _missing(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _shorter_list(folder: Path) -> None:
+    lines = (folder / LIST).read_text().splitlines()
+    (folder / LIST).write_text("\n".join(one for one in lines if "config" not in one) + "\n")
+
+
+def _other_file(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "hidden_act": "relu"}))
+
+
+def _pipe(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+
+LISTS = [_escape, _absolute, _twice, _extra, _link, _missing, _shorter_list, _other_file]
+
+
+@pytest.mark.parametrize("attack", [*LISTS, *([_pipe] if hasattr(os, "mkfifo") else [])])
+def test_a_list_that_does_not_fit_is_refused(attack: Callable[[Path], None], saved: Path) -> None:
+    attack(saved)
+    with pytest.raises(ModelError, match="is not as it was saved"):
+        Embedder.load(saved)
+
+
+def test_what_people_put_beside_is_let_be(saved: Path) -> None:
+    """Signatures, notes, what git and file managers write; and files that are links to it."""
+    (saved / "README.md").write_text("mine")
+    (saved / f"{LIST}.sig").write_text("signed")
+    (saved / ".DS_Store").write_bytes(b"\0")
+    (saved / ".git").mkdir()
+    (saved / ".git" / "HEAD").write_text("ref")
+    weights = saved.parent / "store"
+    (saved / "model.safetensors").rename(weights)
+    (saved / "model.safetensors").symlink_to(weights)
+    assert Embedder.load(saved).certificate.ok
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum here")
+def test_other_tools_read_the_list(saved: Path) -> None:
+    command = ["sha256sum", "--check", "--strict", "--quiet", LIST]
+    assert subprocess.run(command, cwd=saved, check=False).returncode == 0
+    flip(graph_of(saved, "model.onnx") / "model.onnx")
+    assert subprocess.run(command, cwd=saved, check=False, capture_output=True).returncode == 1
+
+
+def test_a_graph_that_came_with_an_embedder_is_a_claim(
+    saved: Path, sounds: Path, cache: Path, command: Command
+) -> None:
+    """It is measured here, also where all hashes fit; a wrong one gives no vector."""
+    expected, _, _ = command.embed(saved, sounds, "--engine", "torch")
+    shutil.rmtree(cache, ignore_errors=True)
+    how = ("--engine", "onnxruntime")
+    told = command("embed", saved, sounds, "--into", saved.parent / "a.lance", *how)[1]
+    assert "with the graph that came with the embedder" in told and not list(
+        cache.glob("**/*.onnx")
+    )
+    assert relative_error(Collection.open(saved.parent / "a.lance").vectors()[1], expected) < 1e-5
+    folder = graph_of(saved, "model.onnx")
+    _change_weights(folder / "model.onnx")
+    for place in (folder, saved):  # by somebody who can count
+        (place / LIST).unlink()
+        write_list(place)
+    shutil.rmtree(cache, ignore_errors=True)
+    told = command("embed", saved, sounds, "--into", saved.parent / "b.lance", *how, code=2)[1]
+    assert "exact asks for more" in told
+    assert not (saved.parent / "b.lance" / "items.lance").exists()
+
+
+def _change_weights(path: Path) -> None:
+    import onnx
+
+    graph = onnx.load(path)
+    for one in graph.graph.initializer:
+        values = onnx.numpy_helper.to_array(one)
+        if values.dtype == np.float32 and values.ndim > 1:
+            one.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.01), one.name))
+    onnx.save(graph, path)
+
+
+def test_a_proof_that_came_with_an_embedder_is_a_claim(
+    saved: Path, sounds: Path, cache: Path, command: Command
+) -> None:
+    """Of another model, or invented: the head is proved here, once, and then told as kept."""
+    about = json.loads((saved / "penult.json").read_text())
+    about["certificate"] |= {"max_error": 0.123, "kept": "1999-01-01"}
+    about["certificate"]["checks"] = about["certificate"]["checks"][:1]
+    about["proved_on"] = ["theirs.wav"]
+    (saved / "penult.json").write_text(json.dumps(about))
+    (saved / LIST).unlink()
+    write_list(saved)
+    shutil.rmtree(cache, ignore_errors=True)
+    first = command.embed(saved, sounds, "--engine", "torch")[1]
+    assert first["certificate"]["ok"] and first["certificate"]["max_error"] < 1e-5
+    assert not first["certificate"]["kept"] and "theirs.wav" not in first["proved_on"]
+    again = command.embed(saved, sounds, "--engine", "torch")[1]
+    assert again["certificate"]["kept"] and again["proved_on"] == first["proved_on"]
+    said = command("embed", saved, sounds, "--into", cache.parent / "x.lance")[0]
+    assert f"head proved here on {again['certificate']['kept']} (kept) on" in said
+    (note,) = cache.glob("**/proof-*.json")
+    _truncated(note)
+    assert not command.embed(saved, sounds, "--engine", "torch")[1]["certificate"]["kept"]
+
+
+def test_a_head_that_is_not_proved_here_is_told(
+    saved: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(cache, ignore_errors=True)
+    from penult.tracing.certificate import Certificate
+
+    refused = Certificate.refused("the halves differ")
+    monkeypatch.setattr("penult.embedding.embedder.certify", lambda _: refused)
+    assert not Embedder.load(saved).certificate.ok
+    assert "says that its head was proved; here it is not: the halves differ" in caplog.text
+
+
+# ---- classes, spaces, manifests
+
+
+def test_a_class_file_carries_its_hash(saved: Path, sounds: Path, tmp_path: Path) -> None:
+    embedder = Embedder.load(saved, engine="torch")
+    classes = penult.ClassSpace(embedder)
+    files = sorted(sounds.rglob("*.wav"))
+    classes.add("a", files[:2])
+    classes.add("b", files[2:4])
+    path = classes.save(tmp_path / "classes.npz")
+    expected = classes.examples.vectors
+    with np.load(path) as file:
+        parts = dict(file)
+    assert np.array_equal(penult.ClassSpace.load(path).examples.vectors, expected)
+    parts["vectors"] = parts["vectors"] * np.float32(1.01)  # a whole archive with other numbers
+    np.savez(tmp_path / "other.npz", **parts)
+    with pytest.raises(LabelsError, match="not as it was saved"):
+        penult.ClassSpace.load(tmp_path / "other.npz")
+    del parts["hash"]  # as 0.1.0 wrote it
+    np.savez(tmp_path / "older.npz", **parts)
+    penult.ClassSpace.load(tmp_path / "older.npz")
+
+
+def test_a_space_is_what_its_hash_says(
+    tiny: Path, sounds: Path, tmp_path: Path, command: Command
+) -> None:
+    from penult.collection.spaces import append_space
+
+    command.embed(tiny, sounds)
+    store = Collection.open(tmp_path / "1.lance")
+    fitted, other = store.fit_space("scale"), store.fit_space("centre")
+    assert store.space("scale").id == fitted.id
+    append_space(store.reader, fitted.id, "scale", {}, other.to_bytes())
+    with pytest.raises(SpaceError, match="not as it was stored"):
+        store.space("scale")
+
+
+def test_a_manifest_that_was_changed_is_told(
+    tiny: Path, sounds: Path, tmp_path: Path, command: Command
+) -> None:
+    command.embed(tiny, sounds)
+    file = tmp_path / "1.lance" / "collection.json"
+    assert "is not as Penult wrote it" not in command("info", tmp_path / "1.lance")[1]
+    manifest = json.loads(file.read_text())
+    manifest["labels"][0] = "other"
+    file.write_text(json.dumps(manifest))
+    told = command("info", tmp_path / "1.lance")[1]
+    assert told.count("is not as Penult wrote it") == 1
+    del manifest["model"]["hash"]  # as 0.1.0 wrote it
+    file.write_text(json.dumps(manifest))
+    assert "is not as Penult wrote it" not in command("info", tmp_path / "1.lance")[1]
+
+
+def test_hashes_of_a_folder_with_odd_names(tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("names that Windows has not")
+    for name in ("with space", "ümlaut", "  two  ", os.fsdecode(b"no\xff utf"), "a/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name, "utf-8", "surrogateescape")
+    write_list(tmp_path)
+    assert not damage(tmp_path)
+    (tmp_path / "a" / "b").write_text("other")
+    assert damage(tmp_path) == "a/b is not the file that was saved"
+    (tmp_path / "new\nline").write_text("")
+    with pytest.raises(ValueError, match="cannot name"):
+        write_list(tmp_path)
