@@ -1,7 +1,8 @@
-"""Commands about a collection: search, export, failures, info, merge, index."""
+"""Commands about a collection: search, export, failures, info, merge, index, repair."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from penult.cli.output import (
 if TYPE_CHECKING:
     from penult.analysis.space import Space as Fitted
     from penult.collection.collection import Collection
+    from penult.collection.repair import Repair
     from penult.collection.search import Hits
 
 
@@ -274,6 +276,62 @@ def index(
     )
 
 
+def repair(
+    collection: Store,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; change nothing.")] = False,
+    wait: Wait = False,
+    json: Json = False,
+) -> None:
+    """Check every file of a collection, and restore its last whole version.
+
+    After a power cut or damage on the disk. Nothing is deleted: what is torn is moved into the
+    folder torn beside the tables. The next penult embed embeds again what was lost. Exit code 1:
+    damaged (with --dry-run), or something cannot be restored.
+    """
+    from penult.collection.repair import repair as restore
+
+    with working("checking every file"):
+        found = restore(collection, dry_run=dry_run, wait=wait)
+    if json:
+        print_json(found.to_dict())
+    else:
+        for line in _repair_lines(found):
+            stdout.print(printable(line), soft_wrap=True)
+    if found.is_lost or (dry_run and not found.is_whole):
+        raise typer.Exit(1)
+
+
+def _repair_lines(found: Repair) -> Iterator[str]:
+    names = {"restored": "restored" if found.done else "can be restored"}
+    if found.manifest != "whole":
+        yield f"collection.json: {names.get(found.manifest, 'lost; no copy of it is there')}"
+    for table in found.tables:
+        files = counted(table.files, "file")
+        unknown = f", {table.unknown:,} of them without a checksum" if table.unknown else ""
+        yield f"{table.name}: {table.state}, {counted(table.rows, 'row')}, {files}{unknown}"
+        for file, reason in list(table.damaged.items())[:_DAMAGED]:
+            yield f"  {file} {reason}"
+        if len(table.damaged) > _DAMAGED:
+            yield f"  … and {len(table.damaged) - _DAMAGED:,} more files"
+        if table.state in ("restored", "rows lost"):
+            verb = "is" if found.done else "would be"
+            was = "" if table.version is None else f"version {table.version:,} {verb} the newest; "
+            yield f"  {was}{counted(table.lost, 'row')} lost"
+    for place in found.aside:
+        yield f"what is torn lies in {place}"
+    if found.is_whole:
+        yield f"{found.path} is whole"
+    elif found.is_lost:
+        yield f"{found.path} cannot be restored from what is here: take it from a copy"
+    elif found.done:
+        yield f"{found.path} is whole again; penult embed embeds again what was lost"
+    else:
+        yield f"penult repair {found.path} does this"
+
+
+_DAMAGED = 5  # files of a table that are named
+
+
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in facts["kinds"].items())
     labels, runs, made = facts["labels"], facts["runs"], facts["index"]
@@ -294,4 +352,5 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             else "none: searches compare all rows",
         ),
         ("on disk", f"{facts['bytes'] / 1e6:,.1f} MB"),
+        *(("damage", f"{words}; see penult repair") for words in facts["damage"]),
     ]

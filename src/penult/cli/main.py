@@ -87,6 +87,7 @@ PANELS = {
         collection.export,
         collection.merge,
         collection.index,
+        collection.repair,
     ),
     "Classes from examples": (teach.teach, teach.classes, predict.predict, teach.verify),
     "Select and measure": (choose.choose, choose.evaluate, probe.probe),

@@ -19,7 +19,8 @@ from penult.collection.index import read as read_index
 from penult.collection.manifest import Manifest, store_errors
 from penult.collection.raven_export import raven_writer
 from penult.collection.reader import Reader
-from penult.data.files import file_aside
+from penult.collection.repair import damage
+from penult.data.files import file_aside, files_aside
 from penult.data.regions import Region
 from penult.errors import CollectionError, UsageError
 
@@ -61,6 +62,7 @@ def describe(reader: Reader) -> dict[str, Any]:
         "failures": len(reader.side_table("failures")),
         "runs": [{name: run[name] for name in _RUN} for run in runs],
         "bytes": _size(reader.path),
+        "damage": damage(reader.path),
         "index": index.to_dict() if index else None,
     }
 
@@ -115,7 +117,7 @@ def export(
     targets = [out] if write is not _npy else [out, out.with_suffix(".csv")]
     for target in targets:
         if target.exists() and not overwrite:
-            raise UsageError(f"{target} exists; give another name, or overwrite it (--overwrite)")
+            raise UsageError(_exists(target))
     names = [name for name in reader.columns if logits or name != "logits"]
     if out.suffix.lower() == ".txt":
         names = [name for name in names if name not in schema.ARRAYS]
@@ -126,8 +128,15 @@ def export(
         columns = pa.schema([*columns, *added])
         batches = (_with_places(batch, places) for batch in batches)
     with store_errors(out), contextlib.ExitStack() as stack:
-        asides = [stack.enter_context(file_aside(target)) for target in targets]
-        return write(asides, reader.manifest, columns, batches)
+        try:
+            asides = stack.enter_context(files_aside(targets, overwrite=overwrite))
+            return write(asides, reader.manifest, columns, batches)
+        except FileExistsError as error:
+            raise UsageError(_exists(error.filename)) from error
+
+
+def _exists(target: object) -> str:
+    return f"{target} exists; give another name, or overwrite it (--overwrite)"
 
 
 _EDGES = ("left", "top", "right", "bottom")

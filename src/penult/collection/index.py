@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.collection import lance, schema
+from penult.collection.journal import Journal
 from penult.collection.manifest import locked, now, store_errors, write_aside
 from penult.errors import CollectionError, IndexRefused, UsageError
 
@@ -174,6 +175,7 @@ def _create(path: Path, count: int) -> float:
     began = time.perf_counter()
     with store_errors(path):
         table.create_index("vector", config=config, name=NAME, replace=True)
+        Journal(path).sync(lance.ITEMS)
     return time.perf_counter() - began
 
 
@@ -184,6 +186,7 @@ def _drop(path: Path) -> bool:
         there = table is not None and NAME in [index.name for index in table.list_indices()]
         if table is not None and there:
             table.drop_index(NAME)
+            Journal(path).sync(lance.ITEMS)
     return there
 
 

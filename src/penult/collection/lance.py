@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache, lru_cache
 from pathlib import Path
@@ -18,7 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from penult.collection import repair
 from penult.collection import schema as rows
+from penult.collection.journal import Journal
 from penult.collection.manifest import store_errors
 from penult.collection.schema import COLUMNS, metadata_types
 from penult.errors import CollectionError, StoreError, cause
@@ -88,14 +90,32 @@ def _connected(path: str, process: int) -> Any:
 
 
 def open_table(path: Path, name: str) -> Any | None:
-    """A table at its latest version, which the handle keeps while others write; None if absent."""
+    """A table at its latest version, which the handle keeps while others write; None if absent.
+
+    Where that is torn it is the last whole one, to be read only, with a warning.
+
+    Raises:
+        StoreError: no version is whole, or those that it had are gone.
+    """
     with store_errors(path):
         try:
-            return connect(path).open_table(name)
+            table = connect(path).open_table(name)
+            if repair.is_whole(path, name, table.version):
+                return table
         except ValueError as error:
-            if "was not found" in str(error):
-                return None
-            raise
+            if "was not found" not in str(error):
+                raise
+            repair.require_never_written(path, name)
+            return None
+        except (OSError, RuntimeError):  # perhaps of a version that is torn
+            if repair.torn(path, name) is None:
+                raise
+        return repair.stepped_back(path, name)
+
+
+def is_current(path: Path, table: Any) -> bool:
+    """Whether a table is the collection's own, and no earlier version in its place."""
+    return Path(table.uri).parent == path.absolute()
 
 
 def create_table(path: Path, name: str, columns: pa.Schema) -> Any:
@@ -236,11 +256,18 @@ def is_due(commits: int, added: int, total: int) -> bool:
     return commits >= 1000 or (commits >= 100 and 2 * added >= total % FRAGMENT)
 
 
-def tidy(table: Any, path: Path, index: str | None = None, ended: bool = True) -> None:
+def tidy(
+    table: Any,
+    path: Path,
+    index: str | None = None,
+    ended: bool = True,
+    journal: Callable[[], Journal] | None = None,
+) -> None:
     """Compacts, updates the index on `index` (made once it pays) and drops versions over KEEP.
 
     ended: whether the run is at its end, where an index of vectors is brought up to date, too.
-    Compaction needs room on the disk; without it the table stays as it is, which is no failure.
+    journal: brings all to the disk and gives the journal. Compaction needs room on the disk;
+    without it the table stays as it is, which is no failure.
     """
     try:
         with store_errors(path):
@@ -254,8 +281,12 @@ def tidy(table: Any, path: Path, index: str | None = None, ended: bool = True) -
             )
             if stale := _stale(table, index, ended):
                 data.optimize.optimize_indices(index_names=stale)
-            data.cleanup_old_versions(KEEP)
             table.checkout_latest()
+            # What is cleaned up is gone at once: the new files have to be on the disk before.
+            on_disk = journal() if journal is not None else Journal(path)
+            on_disk.sync(table.name)
+            data.cleanup_old_versions(KEEP)
+            on_disk.shorten(table.name)
         log.info("%s: compacted %s", path, table.name)
     except StoreError as error:
         log.warning("could not be compacted, nothing is lost: %s", error)

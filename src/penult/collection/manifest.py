@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,15 @@ def store_errors(path: Path) -> Iterator[None]:
         if ("LanceError(IO)" in text or "lance error" in text) and "Not found" in text:
             raise StoreError(
                 f"{path}: a file of the collection is gone. Either it was damaged, or the reading "
-                "took so long that a writer has cleaned up meanwhile; in this case read it again"
+                "took so long that a writer has cleaned up meanwhile; in this case read it again. "
+                f"penult repair {path} says what is whole, and restores that"
             ) from error
         if "Failed to parse path" in text:
             raise StoreError(f"{path} is no path for a collection: {cause(error)}") from error
         if "LanceError" in text:
             raise StoreError(
-                f"{path} cannot be read: a file in it is damaged ({cause(error)}). Restore it from "
-                "a copy, or embed the items into another collection"
+                f"{path} cannot be read: a file in it is damaged ({cause(error)}). "
+                f"penult repair {path} says what is whole, and restores that"
             ) from error
         raise
 
@@ -202,6 +204,25 @@ def write_aside(path: Path, text: str) -> None:
 def now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
+
+
+_NEXT = timedelta(microseconds=1)  # what the tables keep of a time
+
+
+class Clock:
+    """Times that only go on, also where the computer's clock is set back meanwhile, or was ahead
+    when the times `after` which these come were written."""
+
+    def __init__(self, after: Iterable[datetime | None] = ()) -> None:
+        self._start = max([now(), *(moment + _NEXT for moment in after if moment is not None)])
+        self._began = time.monotonic()
+        self._last = self._start - _NEXT
+
+    def now(self) -> datetime:
+        """The time, later than every one before."""
+        passed = timedelta(seconds=time.monotonic() - self._began)
+        self._last = max(self._start + passed, self._last + _NEXT)
+        return self._last
 
 
 @contextlib.contextmanager

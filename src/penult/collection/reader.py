@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from penult.collection import lance, manifest, schema
-from penult.collection.manifest import Manifest, Mark, store_errors
+from penult.collection import lance, manifest, repair, schema
+from penult.collection.journal import Journal
+from penult.collection.manifest import Clock, Manifest, Mark, store_errors
 from penult.collection.schema import KEY
 from penult.errors import CollectionError
 
@@ -87,7 +89,8 @@ class Reader:
                 cached[1].checkout_latest()
             return current, cached[1]
         table = lance.open_table(self.path, lance.ITEMS)
-        self._table = None if table is None else (mark, table)
+        fresh = table is not None and lance.is_current(self.path, table)
+        self._table = (mark, table) if fresh else None
         return current, table
 
     def scan(
@@ -158,18 +161,24 @@ class Reader:
             return lance.SIDE[name].empty_table()
         with store_errors(self.path):
             found = table.to_arrow()
-        return found.sort_by([(column, "ascending") for column in _ORDER.get(name, ["when"])])
+        return _sorted(found, _ORDER.get(name, ["when"]))
 
     def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Appends records to a side table; `when` is now unless a record has it. Takes no lock:
-        also possible while a run is writing."""
+        """Appends records to a side table, and has them on the disk; `when` is now unless a record
+        has it, and later than that of all records there. Takes no lock: also possible while a run
+        is writing."""
         self.require_manifest()
+        if not records:
+            return
+        repair.settle(self.path, name)
         columns = lance.SIDE[name]
-        stamped = [{"when": manifest.now(), **record} for record in records]
-        if stamped:
-            table = lance.create_table(self.path, name, columns)
-            with store_errors(self.path):
-                table.add(pa.Table.from_pylist(stamped, schema=columns))
+        table = lance.create_table(self.path, name, columns)
+        with store_errors(self.path):
+            there = table.search().select(["when"]).limit(None).to_arrow()["when"]
+            when = Clock(after=[pc.max(there).as_py()]).now()
+            stamped = [{"when": when, **record} for record in records]
+            table.add(pa.Table.from_pylist(stamped, schema=columns))
+            Journal(self.path).sync(name)
 
     def _current(self) -> tuple[Mark, Manifest] | None:
         """The manifest with its mark; read again only where another one was written."""
@@ -184,6 +193,13 @@ class Reader:
         if (current := self._current()) is None:
             raise CollectionError(f"there is no collection at {self.path} yet")
         return current
+
+
+def _sorted(table: pa.Table, by: Sequence[str]) -> pa.Table:
+    """By these columns; what is equal stays in the order in which it was appended."""
+    numbered = table.append_column("__place", pa.array(range(len(table)), pa.int64()))
+    keys = [(column, "ascending") for column in (*by, "__place")]
+    return numbered.sort_by(keys).drop_columns(["__place"])
 
 
 def append_labels(reader: Reader, records: Sequence[Mapping[str, Any]]) -> None:
@@ -249,7 +265,7 @@ def read_derived(reader: Reader, kind: str, name: str | None = None) -> Derived 
         query = table.search().select([column, "name", "when"]).limit(None)
         if name is not None:
             query = query.where(f"name IN ({schema.quoted([name])})")
-        records = query.to_arrow().sort_by("when").to_pylist()
+        records = _sorted(query.to_arrow(), ["when"]).to_pylist()
         if not records:
             return None
         where = f"{column} = '{records[-1][column]}'"

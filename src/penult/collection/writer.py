@@ -1,15 +1,17 @@
 """The one writer of a collection: each call is one commit, whole or not at all, also when
-killed.
+killed; one at most is not yet on the disk when the next one begins.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shlex
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penult.collection import lance, schema
+from penult.collection import journal, lance, repair, schema
+from penult.collection.journal import Flusher
 from penult.collection.manifest import (
+    Clock,
     Manifest,
     check_same,
     completed,
@@ -33,6 +37,7 @@ from penult.collection.schema import Key, Known
 from penult.data.items import Failure
 from penult.errors import CollectionError, StoreError
 
+log = logging.getLogger(__name__)
 _MERGE = 65_536  # hashes that wait to be sorted among the others
 
 Hashes = npt.NDArray[np.int64]
@@ -89,10 +94,13 @@ class Written(NamedTuple):
 class Writer:
     """Commits to a collection; made by `Collection.writer`, which holds the lock for it."""
 
-    def __init__(self, path: Path, items: Any, sides: Mapping[str, Any], run_id: str) -> None:
+    def __init__(
+        self, path: Path, items: Any, sides: Mapping[str, Any], run_id: str, flusher: Flusher
+    ) -> None:
         self.run_id = run_id
         self.finished = False
         self._path = path
+        self._flusher = flusher
         self._items = items
         self._failures, self._runs = sides["failures"], sides["runs"]
         self._commits = lance.fragments(items)
@@ -102,6 +110,7 @@ class Writer:
         # `write` a second lookup, which costs more with each commit until the next compaction.
         self._seen: dict[str, set[str]] = {}
         self._ids: IdFilter | None = None  # all that the table has, once it is asked for some
+        self._clock = Clock()
 
     def known(
         self, ids: Sequence[str], metadata: Sequence[str] = ()
@@ -161,15 +170,18 @@ class Writer:
                 columns = lance.SIDE["failures"]
                 self._merge(self._failures, pa.Table.from_pylist(list(rows), schema=columns))
             self._has_failures = True
+            self._flusher.request()
 
     def write(self, batches: pa.RecordBatch | Iterable[pa.RecordBatch]) -> Written:
         """Commits rows: new keys are appended, existing ones replaced, their failures cleared.
 
-        Of several rows with one key the last counts. A null `run_id` becomes this run's.
+        Of several rows with one key the last counts. A null `run_id` becomes this run's. What the
+        call before wrote is on the disk then; what this one writes is soon.
 
         Raises:
             CollectionError: columns that do not fit, or vectors that are not finite.
-            StoreError: full disk, no permission; nothing of this call is in the collection.
+            StoreError: full disk, no permission; nothing of this call is in the collection. Or the
+                disk did not take what the call before wrote, which is not in it then either.
         """
         parts = [batches] if isinstance(batches, pa.RecordBatch) else list(batches)
         parts = [part for part in parts if part.num_rows]
@@ -184,6 +196,7 @@ class Writer:
         self._learn([id for id, _ in keys if id not in self._seen])
         there = {(id, region) for id, region in keys if region in self._seen[id]}
         with store_errors(self._path):
+            self._flusher.wait()
             if there:  # reads all keys: only where something is replaced
                 self._merge(self._items, table)
             else:
@@ -236,6 +249,8 @@ class Writer:
                 self._items.delete(where)
             for id in ids[start : start + 100]:
                 self._seen.pop(id, None)
+        if stale:
+            self._flusher.request()
         return len(stale)
 
     def remove(self, items: Sequence[str] | Sequence[Key]) -> int:
@@ -261,6 +276,8 @@ class Writer:
             self._commits += 1
         for id in (*ids, *(id for id, _ in regions)):
             self._seen.pop(id, None)
+        if conditions:
+            self._flusher.request()
         return int(before - self._items.count_rows())
 
     def fail(self, failures: Iterable[Failure]) -> None:
@@ -270,30 +287,47 @@ class Writer:
             return
         columns = lance.SIDE["failures"]
         names = list(Failure.__dataclass_fields__)
-        rest = {"run_id": self.run_id, "when": now()}
+        rest = {"run_id": self.run_id, "when": self._now()}
         records = [{name: getattr(f, name) for name in names} | rest for f in last.values()]
         with store_errors(self._path):
             self._merge(self._failures, pa.Table.from_pylist(records, schema=columns))
         self._has_failures = True
+        self._flusher.request()
 
     def finish(self, status: str = "done", counts: Mapping[str, int] | None = None) -> None:
-        """Closes the run with its status (done, stopped, failed) and counts of items.
+        """Closes the run with its status (done, stopped, failed) and counts of items; all of it is
+        on the disk then.
 
         Tidies up after a run that is done; one that has been stopped should end at once.
+
+        Raises:
+            StoreError: the disk did not take what was written last.
         """
         if status not in STATUSES or not set(counts or {}) <= set(COUNTS):
             raise ValueError(f"status {status!r}, counts {counts}: not {STATUSES} and {COUNTS}")
-        values = {"status": status, "ended": now(), **(counts or {})}
+        values = {"status": status, "ended": self._now(), **(counts or {})}
         with store_errors(self._path):
+            # A run is done when its rows are on the disk, not before.
+            self._flusher.sync()
             self._runs.update(where=f"run_id = {schema.quoted([self.run_id])}", values=values)
+            self._flusher.sync()
         self.finished = True
-        if status != "done":
-            return
+        if status == "done":
+            self._tidy_up()
+        with store_errors(self._path):
+            on_disk = self._flusher.sync()
+            for name in (lance.ITEMS, *lance.SIDE):
+                on_disk.shorten(name)
+            on_disk.close()
+            repair.keep_manifest(self._path)
+
+    def _tidy_up(self) -> None:
+        sync = self._flusher.sync
         if lance.is_untidy(self._items, self._path / f"{lance.ITEMS}.lance"):
-            lance.tidy(self._items, self._path, index="id")
+            lance.tidy(self._items, self._path, index="id", journal=sync)
         for table in (self._runs, self._failures):
             if lance.fragments(table) >= lance.MANY:
-                lance.tidy(table, self._path)
+                lance.tidy(table, self._path, journal=sync)
 
     def _lookup(self, table: Any, ids: Sequence[str], columns: list[str]) -> Iterator[Any]:
         unique = list(dict.fromkeys(ids))
@@ -356,8 +390,10 @@ class Writer:
         self._commits += 1
         self._added += added
         if lance.is_due(self._commits, self._added, self._items.count_rows()):
-            lance.tidy(self._items, self._path, index="id", ended=False)
+            sync = self._flusher.sync
+            lance.tidy(self._items, self._path, index="id", ended=False, journal=sync)
             self._commits = self._added = 0
+        self._flusher.request()
 
     def _start(self, run: Mapping[str, Any]) -> None:
         """Marks runs that nobody ended as killed, completes their work, records this one."""
@@ -367,10 +403,16 @@ class Writer:
                 self._forget_those_of(row["run_id"])
                 where = f"run_id = {schema.quoted([row['run_id']])}"
                 self._runs.update(where=where, values={"status": "killed"})
+            times = self._runs.search().select(["started", "ended"]).limit(None).to_arrow()
+            self._clock = Clock(after=[*times["started"].to_pylist(), *times["ended"].to_pylist()])
             self._runs.add(pa.Table.from_pylist([self._row(run)], schema=lance.SIDE["runs"]))
+        self._flusher.request()
+
+    def _now(self) -> datetime:
+        return self._clock.now()
 
     def _row(self, run: Mapping[str, Any]) -> dict[str, Any]:
-        row: dict[str, Any] = {"run_id": self.run_id, "started": now(), "status": "running"}
+        row: dict[str, Any] = {"run_id": self.run_id, "started": self._now(), "status": "running"}
         rest = dict(run)
         if "versions" in rest:
             row["versions"] = json.dumps(rest.pop("versions"))
@@ -403,13 +445,14 @@ def writing(
     exists(path)  # refuses other folders before anything is put into them
     with store_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    with locked(path, str(run["command"]), wait):
+    with locked(path, str(run["command"]), wait), flushing(path) as flusher:
+        repair.step_back(path)
         items = _items(path, manifest, metadata or {})
         sides = {
             name: lance.create_table(path, name, columns) for name, columns in lance.SIDE.items()
         }
         run_id = f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        writer = Writer(path, items, sides, run_id)
+        writer = Writer(path, items, sides, run_id, flusher)
         writer._start(run)
         try:
             yield writer
@@ -420,6 +463,27 @@ def writing(
             raise
         if not writer.finished:
             writer.finish("done")
+
+
+@contextlib.contextmanager
+def flushing(path: Path) -> Iterator[Flusher]:
+    """Brings commits to the disk, beside. Versions with a file that the disk refused are set aside:
+    they can be read now, and no longer when the system has forgotten them."""
+    flusher = Flusher(path)
+    try:
+        yield flusher
+    finally:
+        flusher.close()
+        for name in flusher.broken:
+            on_disk = journal.last(path, name)
+            if on_disk is not None:
+                with contextlib.suppress(StoreError):
+                    place = repair.set_aside(path, name, on_disk.version)
+                    log.warning(
+                        "%s: the disk did not take the last commits to %s. They are in %s; "
+                        "the next run embeds their items again",
+                        *(path, name, place),
+                    )
 
 
 def _items(path: Path, manifest: Manifest, metadata: Mapping[str, pa.DataType]) -> Any:

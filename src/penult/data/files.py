@@ -5,6 +5,7 @@ models.
 from __future__ import annotations
 
 import codecs
+import ctypes
 import errno
 import importlib
 import io
@@ -12,9 +13,11 @@ import os
 import re
 import shutil
 import stat
+import sys
+import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +37,11 @@ from penult.extras import require
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 MODALITIES = ("audio", "image", "text", "video")
 
@@ -207,40 +215,183 @@ def read_bytes(content: Path | bytes) -> bytes:
         raise item_error(error, f"cannot be read: {content}") from error
 
 
+def flush(target: Path | int) -> None:
+    """A file (or its descriptor) or a folder to the disk itself, past the system's memory.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
+    if isinstance(target, int):
+        _flush(target)
+        return
+    is_folder = target.is_dir()
+    if is_folder and os.name == "nt":  # its folders cannot be opened, and need not be
+        return
+    opened = os.open(target, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        _flush(opened)
+    except OSError as error:
+        # Some network and user-space file systems have no folders to flush.
+        if not is_folder or error.errno not in _NO_FLUSH:
+            raise
+    finally:
+        os.close(opened)
+
+
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOTTY, errno.EBADF, errno.ENOSYS)
+
+
+def _flush(descriptor: int) -> None:
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:  # macOS: fsync alone stops in the drive's own memory
+        try:
+            fcntl.fcntl(descriptor, full)
+            return
+        except OSError as error:
+            if error.errno not in _NO_FLUSH:
+                raise
+    os.fsync(descriptor)
+
+
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    """A name that no other process or thread takes, short enough for any file system."""
+    return path.with_name(f".{_short(path)}-{uuid.uuid4().hex}")
+
+
+def _short(path: Path) -> str:
+    return os.fsdecode(os.fsencode(path.name)[:_NAMED])
+
+
+_NAMED = 200  # bytes of a name that a temporary one keeps; most file systems take 255
+_ASIDE = re.compile(r"-(?:[0-9a-f]{8}|[0-9a-f]{32})(?:-old)?")
+_LEFT = 60.0  # seconds after which a temporary file that nobody holds was left by a kill
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Takes away what killed writers of this name left: temporary files that no process holds."""
+    if fcntl is None:
+        return
+    start = f".{_short(path)}"
+    with suppress(OSError):
+        for entry in os.scandir(path.parent):
+            if not entry.name.startswith(start) or not _ASIDE.fullmatch(entry.name[len(start) :]):
+                continue
+            with suppress(OSError):
+                if entry.is_file(follow_symlinks=False) and _is_left(Path(entry.path)):
+                    Path(entry.path).unlink()
+
+
+def _is_left(aside: Path) -> bool:
+    opened = os.open(aside, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        if abs(time.time() - os.fstat(opened).st_mtime) < _LEFT:
+            return False
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    finally:
+        os.close(opened)
+
+
+def _held(aside: Path) -> int | None:
+    """A new file, held by this process until its descriptor is closed; at once on Windows, where an
+    open file cannot be renamed."""
+    opened = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    if fcntl is None:
+        os.close(opened)
+        return None
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return opened
 
 
 @contextmanager
 def file_aside(path: Path) -> Iterator[Path]:
-    """A new name beside `path` to write to. After the block the file is on the disk and replaces
-    `path` in one step; after an error `path` is as it was, and nothing else is left."""
-    aside = _beside(path)
-    try:
+    """A new file beside `path` to write to. After the block it is on the disk and replaces `path`
+    in one step; after an error `path` is as it was, and nothing else is left."""
+    with files_aside([path]) as (aside,):
         yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+
+
+@contextmanager
+def files_aside(paths: Sequence[Path], *, overwrite: bool = True) -> Iterator[list[Path]]:
+    """As `file_aside`, for files that belong together, which others replace together too.
+
+    Raises:
+        FileExistsError: one of them is there at the end, and `overwrite` is false.
+    """
+    asides = [_beside(path) for path in paths]
+    with ExitStack() as stack:
+        for path, aside in zip(paths, asides, strict=True):
+            _clear_leftovers(path)
+            stack.callback(_unlink, aside)
+            if (held := _held(aside)) is not None:
+                stack.callback(os.close, held)
+        yield asides
+        for aside in asides:
+            flush(aside)
+        with _one_at_a_time(paths[0].parent):
+            if not overwrite and (there := [path for path in paths if os.path.lexists(path)]):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(there[0]))
+            for path, aside in zip(paths, asides, strict=True):
+                aside.replace(path)
+        for folder in {path.parent for path in paths}:
+            flush(folder)
+
+
+def _unlink(aside: Path) -> None:
+    with suppress(OSError):
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """While files of a folder are replaced, among all processes that do so here."""
+    opened = None
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                opened = os.open(folder, os.O_RDONLY)
+                fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
     finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+        if opened is not None:
+            os.close(opened)
 
 
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
     """As `file_aside`, for a folder: an empty new one, in whose place `path` comes. An older folder
-    there goes once the new one is whole."""
+    there goes once the new one is whole and on the disk."""
     aside = _beside(path)
     old = aside.with_name(f"{aside.name}-old")
     aside.mkdir(parents=True)
     try:
         yield aside
-        if path.exists():
-            path.rename(old)
-        aside.rename(path)
+        for root, _, names in os.walk(aside, topdown=False):
+            for name in names:
+                flush(Path(root, name))
+            flush(Path(root))
+        with _one_at_a_time(path.parent):
+            if not (path.exists() and _exchanged(aside, path)):
+                if path.exists():
+                    path.rename(old)
+                aside.rename(path)
+        flush(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two folders changed their places in one step, which Linux alone does."""
+    if sys.platform != "linux":
+        return False
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def write_file(path: str | os.PathLike[str], parts: Iterable[bytes]) -> Path:
