@@ -1,6 +1,6 @@
-"""Power cuts on a device of its own: a file system in an image file, mounted, written to, and copied
-as it is at one moment, which is what a disk has when the power goes. Needs root, loop devices and
-mkfs; `unavailable()` says what is missing.
+"""Power cuts on a device of its own: a file system in an image file, mounted, written to, and
+copied as it is at one moment, which is what a disk has when the power goes. Needs root, loop
+devices and mkfs; `unavailable()` says what is missing.
 
 `python tests/power_cut.py 20 ext4 xfs btrfs` does 20 cuts on each and prints one line per cut.
 """
@@ -8,10 +8,11 @@ mkfs; `unavailable()` says what is missing.
 from __future__ import annotations
 
 import contextlib
+import logging.handlers
 import os
 import random
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 MEGABYTES = {"ext4": 96, "xfs": 320, "btrfs": 160}
 _OPTIONS = {"ext4": ["-q", "-F"], "xfs": ["-q", "-f"], "btrfs": ["-q", "-f"]}
@@ -122,10 +125,13 @@ print("done", flush=True)
 """
 
 
-def trial(folder: Path, kind: str = "ext4", commits: int = 40, seed: int = 0) -> list[Cut]:
+def trial(
+    folder: Path, kind: str = "ext4", commits: int = 40, seed: int = 0, cuts: int = 2
+) -> list[Cut]:
     """Cuts at random moments of one run, and one at its end."""
     draw = random.Random(seed)
-    found, promises = [], []
+    found: list[Cut] = []
+    promises: list[int] = []
     with device(folder, kind) as place:
         os.sync()
         command = [sys.executable, "-c", _WRITER, str(place / "c.lance"), str(ROWS), str(DIM)]
@@ -133,7 +139,7 @@ def trial(folder: Path, kind: str = "ext4", commits: int = 40, seed: int = 0) ->
             [*command, str(commits), str(seed)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        moments = sorted(draw.sample(range(1, commits), 2))
+        moments = sorted(draw.sample(range(1, commits), cuts))
         for line in process.stdout:
             word = line.strip()
             if word == "done":
@@ -155,23 +161,22 @@ def trial(folder: Path, kind: str = "ext4", commits: int = 40, seed: int = 0) ->
     return found
 
 
-_READER = """
-import sys, logging
-logging.basicConfig(format="%(message)s")
-import numpy as np
-from penult.collection.collection import Collection
-table, vectors = Collection.open(sys.argv[1], must_exist=True).vectors()
-assert np.isfinite(vectors).all() and (np.abs(vectors).sum(axis=1) > 1).all(), "zeros"
-print(len(table))
-"""
-
-
 def _opened(path: Path, promised: int) -> Cut:
-    # A process of its own: what was open is closed when the device goes.
-    done = subprocess.run([sys.executable, "-c", _READER, str(path)], capture_output=True, text=True)
-    if done.returncode:
-        return Cut(promised, 0, done.stderr, done.stderr.strip().splitlines()[-1])
-    return Cut(promised, int(done.stdout), done.stderr.strip())
+    from penult.collection.collection import Collection
+    from penult.errors import PenultError
+
+    said = logging.handlers.BufferingHandler(100)
+    logging.getLogger("penult").addHandler(said)
+    try:
+        table, vectors = Collection.open(path, must_exist=True).vectors()
+    except PenultError as error:
+        return Cut(promised, 0, "", str(error))
+    finally:
+        logging.getLogger("penult").removeHandler(said)
+    words = "; ".join(record.getMessage() for record in said.buffer)
+    if not (np.isfinite(vectors).all() and (np.abs(vectors).sum(axis=1) > 1).all()):
+        return Cut(promised, 0, words, "rows of zeros")
+    return Cut(promised, len(table), words)
 
 
 def main(arguments: list[str]) -> int:

@@ -322,7 +322,7 @@ def _repair_lines(found: Repair) -> Iterator[str]:
     if found.is_whole:
         yield f"{found.path} is whole"
     elif found.is_lost:
-        yield f"{found.path} cannot be restored from what is here: take it from a copy"
+        yield f"{found.path} cannot be restored from what is here: take a copy, or embed again"
     elif found.done:
         yield f"{found.path} is whole again; penult embed embeds again what was lost"
     else:

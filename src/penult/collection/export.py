@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections import Counter
@@ -22,7 +21,7 @@ from penult.collection.reader import Reader
 from penult.collection.repair import damage
 from penult.data.files import file_aside, files_aside
 from penult.data.regions import Region
-from penult.errors import CollectionError, UsageError
+from penult.errors import CollectionError, StoreError, UsageError
 
 _COUNT_ROWS = 8192
 
@@ -127,12 +126,13 @@ def export(
         added = [pa.field(name, pa.int64()) for name in places]
         columns = pa.schema([*columns, *added])
         batches = (_with_places(batch, places) for batch in batches)
-    with store_errors(out), contextlib.ExitStack() as stack:
-        try:
-            asides = stack.enter_context(files_aside(targets, overwrite=overwrite))
+    try:
+        with store_errors(out), files_aside(targets, overwrite=overwrite) as asides:
             return write(asides, reader.manifest, columns, batches)
-        except FileExistsError as error:
-            raise UsageError(_exists(error.filename)) from error
+    except StoreError as error:
+        if isinstance(error.__cause__, FileExistsError):  # another export was sooner
+            raise UsageError(_exists(error.__cause__.filename)) from error
+        raise
 
 
 def _exists(target: object) -> str:

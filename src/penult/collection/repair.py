@@ -449,6 +449,8 @@ def repair(path: Path, *, dry_run: bool = False, wait: bool = False) -> Repair:
         CollectionError: there is no collection. CollectionLocked: another process writes.
     """
     names = journal.tables(path) if path.is_dir() else []
+    if "items" not in names and _had_rows(path, "items"):
+        names.append("items")
     if not names and not (path / MANIFEST).exists():
         raise CollectionError(f"there is no collection at {path}")
     if dry_run:
