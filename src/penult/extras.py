@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -38,6 +39,9 @@ EXTRAS = {
 # What OpenVINO and NNCF report their use to the network with; where it cannot be imported, they
 # report nothing. A process that has imported it already goes on with it.
 _REPORTING = "openvino_telemetry"
+# ONNX Runtime reads this while it is imported, whoever imports it; without it, it keeps a database
+# in the user's cache and sends that to its maker.
+_SILENCE = "ORT_DISABLE_TELEMETRY"
 
 
 def installed(module: str) -> str | None:
@@ -61,8 +65,7 @@ def require(module: str) -> ModuleType:
     Raises:
         MissingExtra: it is not installed; the message names the extra that brings it.
     """
-    if module.startswith(("openvino", "nncf")):
-        sys.modules.setdefault(_REPORTING, None)  # type: ignore[arg-type]
+    _silence(module)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -74,6 +77,16 @@ def require(module: str) -> ModuleType:
             f"{package} is not installed; it is needed for {purpose}. "
             f"Install it with: pip install 'penult[{extra}]'"
         ) from error
+
+
+def _silence(module: str) -> None:
+    """Keep what is imported from reporting its use, unless the user has said that it may."""
+    if module.startswith(("openvino", "nncf")):
+        sys.modules.setdefault(_REPORTING, None)  # type: ignore[arg-type]
+    if not os.environ.get(_SILENCE):
+        os.environ[_SILENCE] = "1"  # also for the processes that this one starts
+        if runtime := sys.modules.get("onnxruntime"):  # imported before, by somebody else
+            runtime.disable_telemetry_events()
 
 
 # Groups of entry points by which another package adds to this one, and what each adds.
@@ -104,6 +117,7 @@ def load_plugin(entry: EntryPoint) -> Any:
     Raises:
         UsageError: its package cannot be imported, or has no such name.
     """
+    _silence(entry.module)
     try:
         return entry.load()
     except Exception as error:  # a package of somebody else may raise anything

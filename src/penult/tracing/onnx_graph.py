@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from penult.errors import ModelError, UsageError, cause
 from penult.extras import require
+from penult.tracing.onnx_files import read_model
 from penult.tracing.onnx_inputs import prepare_file
 
 Array = npt.NDArray[Any]
@@ -193,13 +194,7 @@ class OnnxGraph:
             ModelError: it is none, or a part of it is missing.
             UsageError: nothing says which number one of its inputs is.
         """
-        onnx = require("onnx")
-        try:
-            model = onnx.load(str(path))
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read: {cause(error)}") from error
-        except Exception as error:  # protobuf's DecodeError, and what checks its external files
-            raise ModelError(f"{path} is no ONNX file: {cause(error)}") from error
+        model = read_model(path)
         if not model.graph.node or not model.graph.output:
             raise ModelError(f"{path} is no ONNX file: it holds no graph")
         if model.ByteSize() > _LARGEST:

@@ -10,8 +10,8 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from penult.errors import HeadNotFound, ModelError, UsageError, cause
-from penult.extras import require
 from penult.models.base import (
     REGRESSION,
     Activation,
@@ -63,6 +62,7 @@ from penult.tracing.onnx_anatomy import (
     find_logits,
     tap_of_graph,
 )
+from penult.tracing.onnx_files import beside, copy, read_model
 from penult.tracing.onnx_graph import OnnxGraph, Port, Session, as_feeds
 from penult.tracing.onnx_head import drawn_in
 from penult.tracing.onnx_proof import state_graph
@@ -175,18 +175,16 @@ class GraphStructure:
     def digest(self) -> str:
         """Hash of the file and of the weights beside it, and the tensor of logits."""
         total = hashlib.sha256()
-        for path in [self._path, *external(self._path)]:
+        for path in [self._path, *beside(self._path).values()]:
             total.update(path.read_bytes())
         # The name as it was when only a literal Softmax or Sigmoid was left off.
         return f"{total.hexdigest()[:16]}/{before_scores(self.logits.graph, self.output)[0]}"
 
     def save(self, folder: Path) -> None:
         """Copy the file as it is, and the weights that lie beside it."""
-        shutil.copyfile(self._path, folder / MODEL)
-        for path in external(self._path):
-            target = folder / path.relative_to(self._path.parent)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+        target = folder / _saved_name(self._path)
+        target.parent.mkdir(exist_ok=True)
+        copy(self._path, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +371,7 @@ def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
             **_random_scores(graph, structure.logits.name, spec),
             **({"scores": shown, "logits_from": LOG_WORDS} if shown == LOG_SOFTMAX else {}),
         },
-        _storage(output, options),
+        _storage(path, output, options),
     )
 
 
@@ -473,14 +471,24 @@ def _count_logits(path: Path, structure: GraphStructure, preparer: GraphPreparer
     return class_count(shape)
 
 
-def _storage(output: str, options: LoadOptions) -> Storage:
+# Names that files of weights keep beside a saved graph: none of a file that Penult writes there.
+_PLAIN = re.compile(r"\w(?![^/]*\.(json|npz|onnx|safetensors|py)$)[^/]*", re.IGNORECASE)
+
+
+def _saved_name(path: Path) -> str:
+    """The file in a saved folder; in a folder of its own where files beside it have names that
+    could be those of others."""
+    return MODEL if all(map(_PLAIN.fullmatch, beside(path))) else f"graph/{MODEL}"
+
+
+def _storage(path: Path, output: str, options: LoadOptions) -> Storage:
     """How the file is opened again from its folder."""
     if callable(options.preprocess):
         return Storage(
             refusal="a preprocessing function that was given as an object cannot be found again "
             "from a folder; name it as package.module:function"
         )
-    return Storage({**options.recipe(), "origin": ORIGIN, "name": f"{MODEL}#{output}"})
+    return Storage({**options.recipe(), "origin": ORIGIN, "name": f"{_saved_name(path)}#{output}"})
 
 
 def guessed(graph: OnnxGraph) -> str:
@@ -494,13 +502,7 @@ def guessed(graph: OnnxGraph) -> str:
 def modality_of_file(spec: str | Path) -> str:
     """What an ONNX file takes, without its weights."""
     path, _ = parted(spec)
-    try:
-        model = require("onnx").load(str(path), load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {cause(error)}") from error
-    except Exception as error:  # protobuf's own
-        raise ModelError(f"{path} is no ONNX file: {cause(error)}") from error
-    return guessed(OnnxGraph(model, sample_rate=1))
+    return guessed(OnnxGraph(read_model(path, weights=False), sample_rate=1))
 
 
 def names_in(metadata: Mapping[str, str]) -> list[str] | dict[int, str]:
@@ -521,16 +523,3 @@ def names_in(metadata: Mapping[str, str]) -> list[str] | dict[int, str]:
     lines = text.splitlines() if "\n" in text else text.split(",")
     names = [name.strip() for name in lines if name.strip()]
     return names if len(names) > 1 else []  # a number, or a sentence
-
-
-def external(path: Path) -> list[Path]:
-    """The files of weights that lie beside an ONNX file."""
-    model = require("onnx").load(str(path), load_external_data=False)
-    return sorted({path.parent / place for place in _places(model)})
-
-
-def _places(model: Any) -> Iterator[str]:
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                yield entry.value
