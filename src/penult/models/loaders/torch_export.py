@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_unflatten
 
 from penult.errors import ModelError, UsageError, cause
 from penult.models.base import Classifier, weights_digest
-from penult.models.checkpoints import refuse_exported_code
+from penult.models.exported_code import refuse_exported_code
 from penult.models.module import ModuleParts, SavedFile, assemble, require_steady
 from penult.models.options import LoadOptions, existing, members, preprocessing_of, with_length
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from penult.errors import ModelError, UsageError, cause
 from penult.models.base import Classifier, weights_digest
-from penult.models.checkpoints import refuse_scripted_code
 from penult.models.module import ModuleParts, SavedFile, assemble, require_steady
 from penult.models.options import (
     LoadOptions,
@@ -29,6 +28,7 @@ from penult.models.options import (
     preprocessing_of,
 )
 from penult.models.processors import quiet
+from penult.models.scripted_code import compiled, refuse_scripted_code
 from penult.tracing.activation import ends_with, is_layout
 
 # Not part of what a model computes: where its source was, and which run wrote the archive.
@@ -142,7 +142,7 @@ def open_torchscript(spec: str | Path, options: LoadOptions) -> Classifier:
 
     Raises:
         ModelError: it is no TorchScript, or cannot be run on what it is given.
-        UntrustedCode: its code reads or writes files, and `trust` was not given.
+        UntrustedCode: its code would do more than compute, and `trust` was not given.
     """
     path = existing(spec, options)
     why = _no_torchscript(path)
@@ -152,7 +152,7 @@ def open_torchscript(spec: str | Path, options: LoadOptions) -> Classifier:
         refuse_scripted_code(path)
     try:
         with quiet():  # each version of torch says again that TorchScript is of yesterday
-            program = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            program = compiled(path, options.trust)
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be opened as TorchScript: {cause(error)}") from error
     digest = _file_digest(path)
