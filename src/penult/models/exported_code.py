@@ -64,11 +64,11 @@ def refuse_exported_code(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:  # torch reads archives of before 2.8 by this one
             older = any(name.startswith("serialized_") for name in archive.namelist())
-        reader = torch._C.PyTorchFileReader(str(path))
-        names = reader.get_all_records()
         if older:
             how = "it was saved by an older torch, as pickles (save it again with a newer one)"
             raise _untrusted(path, how)
+        reader = torch._C.PyTorchFileReader(str(path))
+        names = reader.get_all_records()
         if len({name.casefold() for name in names}) < len(names):
             raise _untrusted(path, "two parts of it have one name")
         for name in names:
@@ -199,11 +199,10 @@ def _part_of_size(node: ast.AST, guard: bool) -> bool:
     if isinstance(node, ast.Call):
         own = node.func
         if isinstance(own, ast.Attribute):
-            return guard and (own.attr in _METHODS or _is_name(own.value, "math"))
+            return guard and (own.attr in _METHODS or bool(_PYTHON.fullmatch(ast.unparse(own))))
         power = isinstance(own, ast.Name) and own.id in _POWERS and not _small(node.args)
         return isinstance(own, ast.Name) and bool(_FUNCTIONS.fullmatch(own.id)) and not power
-    # sympy reads ^ as a power
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.BitXor | ast.LShift):
+    if isinstance(node, ast.BinOp) and isinstance(node.op, _RAISING):
         return _small([node.left, node.right])
     if guard and isinstance(node, ast.Attribute):
         return not node.attr.startswith("_")
@@ -222,18 +221,29 @@ def _number(text: str) -> bool:
     return bool(re.fullmatch(r"-?\d{1,40}(\.\d{1,40})?(e[+-]?\d{1,3})?", text))
 
 
-def _is_name(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
-
-
 def _small(parts: list[ast.expr]) -> bool:
-    """Whether a power stays a number: its exponent is a small one, and no power itself."""
-    values = [one for one in ast.walk(parts[-1]) if isinstance(one, ast.Constant)]
-    numbers = [one.value for one in values if isinstance(one.value, int | float)]
-    inner = [one for one in ast.walk(parts[-1]) if isinstance(one, ast.BinOp | ast.Attribute)]
-    nested = [one for part in parts for one in ast.walk(part) if isinstance(one, ast.Call)
-              and isinstance(one.func, ast.Name) and one.func.id in _POWERS]  # fmt: skip
-    return not inner and not nested and all(abs(number) <= 64 for number in numbers)
+    """Whether a power stays a number: a small exponent as it stands, and no power below it."""
+    inner = [one for part in parts for one in ast.walk(part)]
+    nested = any(
+        (isinstance(one, ast.BinOp) and isinstance(one.op, _RAISING))
+        or (isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id in _POWERS)
+        for one in inner
+    )
+    return len(parts) == 2 and not nested and _is_exponent(parts[1])
+
+
+_RAISING = (ast.Pow, ast.BitXor, ast.LShift)  # sympy reads ^ as a power
+
+
+def _is_exponent(node: ast.expr) -> bool:
+    if isinstance(node, ast.UnaryOp):
+        return _is_exponent(node.operand)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        numbers = node.func.id in ("Integer", "Float", "Rational")
+        return node.func.id == "Symbol" or (numbers and all(map(_is_exponent, node.args)))
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return abs(node.value) <= 64
+    return isinstance(node, ast.Name)
 
 
 def _imports(value: Any) -> Iterator[str]:

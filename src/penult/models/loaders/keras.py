@@ -5,6 +5,7 @@ Keras 3 runs the same file on torch, JAX and TensorFlow; here it is told to use 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from penult.errors import ModelError, UntrustedCode, UsageError, cause
 from penult.extras import require
 from penult.models.base import Classifier, tensors_digest
+from penult.models.keras_code import beyond, outside, unknown
 from penult.models.module import ModuleParts, SavedFile, assemble
 from penult.models.options import (
     LoadOptions,
@@ -96,6 +98,8 @@ def open_keras(spec: str | Path, options: LoadOptions) -> Classifier:
     path = existing(spec, options)
     _require_model(path)
     keras = imported_keras()
+    if not options.trust:
+        _refuse_code(path)
     try:
         with quiet(), _readable(path) as file:
             model = keras.saving.load_model(file, compile=False, safe_mode=not options.trust)
@@ -282,10 +286,47 @@ def _readable(path: Path) -> Iterator[Path]:
         yield copy
 
 
+def _is_archive(path: Path) -> bool:
+    """As Keras decides it: a file may be both."""
+    return path.suffix.lower() == ".keras"
+
+
+def _refuse_code(path: Path) -> None:
+    """Look through the settings and the weights of a file.
+
+    Raises:
+        ModelError: it is damaged, or has classes that are not of Keras.
+        UntrustedCode: it would do more than compute.
+    """
+    try:
+        settings = json.loads(_settings(path)[1] or "null")
+        found = next(beyond(settings), "") or next(_outside(path), "")
+        foreign = next(unknown(settings), "")
+    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path} cannot be read as a Keras model: {cause(error)}") from error
+    if found:
+        raise _untrusted(path, found)
+    if foreign:
+        raise _foreign(path, foreign)
+
+
+def _outside(path: Path) -> Iterator[str]:
+    h5 = require("h5py").File
+    if not _is_archive(path):
+        with h5(path, "r") as file:
+            yield from outside(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".h5"):
+                with archive.open(name) as member, h5(io.BytesIO(member.read()), "r") as file:
+                    yield from outside(file)
+
+
 def _settings(path: Path) -> tuple[str, str]:
     """(the member of the zip archive that holds the layers' settings, its text); no member for
     HDF5."""
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         with zipfile.ZipFile(path) as archive:
             name = "config.json"
             return name, archive.read(name).decode() if name in archive.namelist() else ""
@@ -333,23 +374,30 @@ def _with_input(layers: list[Any]) -> bool:
 def _refused(path: Path, error: Exception) -> ModelError:
     text = " ".join(str(error).split())
     if "safe_mode" in text or "unsafe" in text.lower() or "enable_unsafe" in text:
-        return UntrustedCode(
-            f"{path} brings code of its own (a Lambda layer, or a function), which would run on "
-            "this machine; nothing was run. If you trust whoever made it say --trust"
-        )
-    unknown = re.search(r"(?:[Cc]ould not locate \w+|Unknown \w+:) '([^']+)'", text)
-    if unknown and unknown[1] in _OPERATIONS:
+        return _untrusted(path, "brings code of its own (a Lambda layer, or a function)")
+    named = re.search(r"(?:[Cc]ould not locate \w+|Unknown \w+:) '([^']+)'", text)
+    if named and named[1] in _OPERATIONS:
         return ModelError(
-            f"{path} holds bare operations of TensorFlow as layers ({unknown[1]}, of Keras 2), "
+            f"{path} holds bare operations of TensorFlow as layers ({named[1]}, of Keras 2), "
             "which Keras 3 cannot read: export it to ONNX with tf2onnx, in the Python that it was "
             "made with, and give the .onnx file"
         )
-    if unknown:
-        return ModelError(
-            f"{path} is made with {unknown[1]!r}, which Keras does not have: in Python, load it "
-            "with keras.saving.load_model and custom_objects, and give penult.load the model; or "
-            "write a function that does so, and name it as package.module:function with "
-            "--weights-inside"
-        )
+    if named:
+        return _foreign(path, named[1])
     reason = text.rpartition("Exception encountered: ")[2] or cause(error)
     return ModelError(f"{path} cannot be opened as a Keras model: {reason[:300]}")
+
+
+def _untrusted(path: Path, reason: str) -> UntrustedCode:
+    return UntrustedCode(
+        f"{path} {reason}, which would run on this machine; nothing was run. If you trust whoever "
+        "made it say --trust"
+    )
+
+
+def _foreign(path: Path, name: str) -> ModelError:
+    return ModelError(
+        f"{path} is made with {name!r}, which Keras does not have: in Python, load it with "
+        "keras.saving.load_model and custom_objects, and give penult.load the model; or write a "
+        "function that does so, and name it as package.module:function with --weights-inside"
+    )
