@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def refuse_exported_code(path: Path) -> None:
                     f"{path} holds compiled code (AOTInductor), in which no layer is left to be "
                     "found: save the exported program itself, with torch.export.save"
                 )
-            code = next(_code_in(name.casefold(), lambda own=name: reader.get_record(own)), "")
+            code = next(_code_in(name.casefold(), partial(reader.get_record, name)), "")
             if code:
                 raise _untrusted(path, code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,

@@ -12,7 +12,10 @@ from penult.extras import require
 # Parts of Keras that compute. Others fetch files, load other models, or loosen what may be loaded.
 _PARTS = "layers|models|engine|initializers|regularizers|constraints|activations|dtype_policies" \
     "|mixed_precision|quantizers|random|ops|losses|metrics|optimizers"  # fmt: skip
-_CLASSES = re.compile(rf"keras(\.src)?(\.({_PARTS})(\.\w+)*)?|tensorflow\.keras\.({_PARTS})")
+_CLASSES = re.compile(
+    rf"keras(\.src)?(\.({_PARTS})(\.\w+)*)?|tensorflow\.keras\.({_PARTS})"
+    r"|keras\.src\.backend\.\w+\.optimizers\.\w+"
+)
 _FUNCTIONS = re.compile(
     r"builtins|keras(\.src)?\.(activations|ops|initializers|losses|metrics|regularizers"
     r"|constraints|random)(\.\w+)*"

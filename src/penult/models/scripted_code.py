@@ -75,7 +75,8 @@ def compiled(path: Path, trust: bool = False) -> torch.jit.ScriptModule:
         for node in nodes:
             if node.kind() == "prim::Print":  # on whichever stream: nothing of it is a result
                 node.destroy()
-    return torch.jit._recursive.wrap_cpp_module(module)  # type: ignore[no-any-return]
+    wrap: Any = torch.jit._recursive.wrap_cpp_module
+    return wrap(module)  # type: ignore[no-any-return]
 
 
 def _refuse(path: Path, reasons: Iterator[str]) -> None:
