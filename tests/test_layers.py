@@ -14,7 +14,7 @@ import penult
 SOURCE = Path(penult.__file__).parent
 # In this order data flows; a package imports from those above it, never from those below.
 LAYERS = (
-    ("base", ("import_path", "errors", "extras", "locking")),
+    ("base", ("import_path", "errors", "extras", "locking", "memory")),
     ("values", ("data",)),
     ("cut", ("tracing",)),
     ("classifier", ("models",)),

@@ -22,7 +22,7 @@
         ├── DecodeError          not readable as what it claims to be
         ├── EmptyItem            no samples, nothing but zeros, or values that are not finite
         ├── TooShort             shorter than what the model needs
-        ├── TooLong              longer than the limit that the caller set
+        ├── TooLong              longer or larger than a limit
         ├── RegionError          a segment or channel that the item does not have
         └── PassingFault         the world failed, not the item: a killed process, a stall, a disk
 
@@ -123,7 +123,7 @@ class TooShort(ItemError):
 
 
 class TooLong(ItemError):
-    """The item is longer than the limit that the caller set."""
+    """The item is longer or larger than a limit."""
 
 
 class RegionError(ItemError):

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from penult.collection.add import Summary
     from penult.collection.collection import Collection
     from penult.collection.ingest import Options
+    from penult.data.decode import Limits
     from penult.data.sources import Source
     from penult.embedding.embedder import Embedder
 
@@ -109,7 +110,28 @@ def embed(
     max_seconds: Annotated[
         float | None,
         typer.Option(
-            help="Longest recording in seconds; longer ones fail instead of filling memory."
+            help="Longest recording, uncut, in seconds; longer ones fail. Default: 3600; inf for "
+            "none."
+        ),
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest picture, uncut, in pixels; larger ones fail. Default: 134217728."
+        ),
+    ] = None,
+    max_characters: Annotated[
+        int | None,
+        typer.Option(
+            help="Characters of a text that are read; of a longer one the model takes the "
+            "beginning, or it fails. Default: 1000000."
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for decoded items, inputs and batches in all processes, for example 2GB "
+            "or 60% of what is free. Default: half of that, 4GB at most."
         ),
     ] = None,
     retry_failed: Annotated[
@@ -145,16 +167,15 @@ def embed(
     """
     from penult.collection.add import RunSettings, add, describe_run
     from penult.collection.collection import Collection
-    from penult.collection.ingest import Options
+    from penult.collection.ingest import MAX_SECONDS, Options
     from penult.collection.transfer import source_from_collection
     from penult.data.decode import TIME_LIMIT, default_workers
     from penult.data.sources import Shard
     from penult.embedding.embedder import describe_embedder, open_embedder
 
     part = Shard.parse(shard) if shard else None
-    settings = RunSettings(
-        "float16" if fp16 else "float32", wait, prune, {"shard": shard} if shard else {}
-    )
+    dtype, about = "float16" if fp16 else "float32", {"shard": shard} if shard else {}
+    settings = RunSettings(dtype, wait, prune, about)
     check_parent(into, create=True)
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
@@ -162,7 +183,8 @@ def embed(
     modality = modality_for(model, model_options)
     options = Options(
         logits=logits,
-        max_seconds=max_seconds,
+        max_seconds=MAX_SECONDS if max_seconds is None else max_seconds,
+        limits=_limits(pixels=max_pixels, characters=max_characters, memory=memory),
         retry_failed=retry_failed,
         layout=layout_of(modality, window, hop, tile, overlap, pages),
         summary=summary,  # type: ignore[arg-type]
@@ -199,6 +221,13 @@ def embed(
         _show_summary(summary_of_run, collection, embedder, elapsed, rate)
     if summary_of_run.failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _limits(**given: Any) -> Limits:
+    """The usual limits, but for those that were given."""
+    from penult.data.decode import Limits
+
+    return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
 def _paths(paths: list[str] | None) -> list[str]:

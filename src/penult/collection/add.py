@@ -33,6 +33,7 @@ from penult.engines.graph_cache import versions
 from penult.engines.pooling import packages_of
 from penult.engines.registry import AUTO, missing
 from penult.errors import SourceError, TapError
+from penult.locking import Guard
 from penult.models.base import own_code, reopen_options
 
 if TYPE_CHECKING:
@@ -216,10 +217,11 @@ def add(
         rows = row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, stored)
         source = _as_stored(source, stored)
         try:
-            lookup = _lookup(writer, list(columns))
+            turn = Guard()  # what is known is asked for in another thread than commits are made
+            lookup = _lookup(writer, list(columns), turn)
             watch = Stopwatch()
             for step in ingest(embedder, source, lookup, options, tick, watch):
-                with watch.timed("write"):
+                with watch.timed("write"), turn:
                     commit(writer, step, rows, summary)
             summary.seconds = watch.seconds
         except (KeyboardInterrupt, SourceError):
@@ -331,6 +333,8 @@ def _run_options(source: Source, options: Options, like: Reader | None) -> dict[
         for name in ("logits", "max_seconds", "retry_failed", "summary", "alone", "time_limit")
         if getattr(options, name) != getattr(usual, name)
     }
+    if options.limits != usual.limits:
+        asked |= {"limits": asdict(options.limits)}
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
     asked |= {"sources": list(source.paths)} if source.paths else {}
     asked |= {"renamed": source.renamed} if source.renamed else {}
@@ -377,10 +381,13 @@ def commit(writer: Writer, step: CommitBatch, rows: Any, summary: Summary) -> No
     summary.media_seconds += step.seconds
 
 
-def _lookup(writer: Writer, metadata: Sequence[str]) -> Callable[[Sequence[str]], Seen]:
+def _lookup(
+    writer: Writer, metadata: Sequence[str], turn: Guard
+) -> Callable[[Sequence[str]], Seen]:
     def lookup(ids: Sequence[str]) -> Seen:
-        rows, values = writer.known(ids, metadata)
-        return Seen(rows, values, writer.failed(ids))
+        with turn:
+            rows, values = writer.known(ids, metadata)
+            return Seen(rows, values, writer.failed(ids))
 
     return lookup
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -26,6 +27,7 @@ from penult.errors import CollectionError
 
 if TYPE_CHECKING:
     from penult.collection.add import Summary
+    from penult.data.decode import Limits
     from penult.embedding.embedder import Embedder
 
 
@@ -163,6 +165,7 @@ class Collection:
         prune: bool = False,
         columns: Mapping[str, str] = {},
         channel: int | Literal["each"] | None = None,
+        limits: Limits | None = None,
         **options: Unpack[AddOptions],
     ) -> Summary:
         """Embeds what the collection does not have yet; see `penult.collection.add.add`.
@@ -172,6 +175,7 @@ class Collection:
 
         like: in place of items, another collection, whose items, regions, metadata and labels are
         taken along. prune: remove the rows of files that are gone from the folders and tables.
+        limits: of pixels, characters and memory; `max_seconds` is among the options.
         columns: which columns of a table hold path, start, end, duration, channel or a box, as in
         `{"path": "IN FILE", "start": "OFFSET"}`.
         """
@@ -185,6 +189,8 @@ class Collection:
         modality = embedder.classifier.modality
         layout = Layout(**{name: given.pop(name) for name in _LAYOUT if name in given})
         settings = Options(layout=layout, **given)
+        if limits is not None:
+            settings = replace(settings, limits=limits)
         run = RunSettings(prune=prune)
         if like is None:
             with named_columns(columns):

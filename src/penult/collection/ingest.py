@@ -7,23 +7,24 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from penult.collection.schema import Key, Known
-from penult.data.decode import TIME_LIMIT, Decoding
+from penult.data.decode import TIME_LIMIT, Decoding, Limits
 from penult.data.files import file_size
-from penult.data.items import Entry, Failure, Item, Note, former_id
+from penult.data.items import PAUSE, Entry, Failure, Item, Note, Pause, former_id
 from penult.data.regions import Box, Region, span_of
 from penult.data.sources import UntilError
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, Stopwatch
+from penult.embedding.scheduling import ReadAhead
 from penult.errors import DecodeError, ItemError, UsageError
 from penult.models.base import REGRESSION, Classifier, predict
 
@@ -57,6 +58,9 @@ class CommitBatch:
     notes: dict[str, str] = field(default_factory=dict)  # by id, of items that have any
     seconds: float = 0.0  # of audio or video in the new rows
     former: Sequence[Key] = ()  # rows of annotations that their spans no longer have
+
+    def __bool__(self) -> bool:
+        return self != CommitBatch()
 
     def batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """The rows as one record batch of the collection's schema."""
@@ -183,20 +187,24 @@ Lookup = Callable[[Sequence[str]], Seen]
 Tick = Callable[[bool, float], None]
 
 CHUNK = 1000  # regions in one lookup in the store
+MAX_SECONDS = 3600.0  # of a recording in one piece
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """Options of a run. A batch ends after `commit_rows` or `commit_seconds`, so that a killed run
-    loses no more than that.
+    loses no more than that; also one that is not full, where reading or decoding is slow.
 
     layout: how items are cut into windows or tiles. summary: one more row for each item that is
     cut, the mean or maximum of its parts; `summarised` says for which ids, None is all of them.
-    alone: one region in each forward pass. max_seconds, workers, time_limit: see `Decoding`.
+    alone: one region in each forward pass. max_seconds, workers, time_limit,
+    limits: see `Decoding`. patient: items
+    are read and decoded in threads of their own, so that slow ones hold up no commit.
     """
 
     logits: str = "all"
-    max_seconds: float | None = None
+    max_seconds: float | None = MAX_SECONDS
     retry_failed: bool = False
     layout: Layout = field(default_factory=Layout)
     summary: Literal["mean", "max"] | None = None
@@ -204,6 +212,8 @@ class Options:
     alone: bool = False
     workers: int = 0
     time_limit: float = TIME_LIMIT
+    limits: Limits = field(default_factory=Limits)
+    patient: bool = True
     commit_rows: int = 256
     commit_seconds: float = 5.0
 
@@ -218,7 +228,13 @@ class Options:
     @property
     def decoding(self) -> Decoding:
         """How items are opened."""
-        return Decoding(self.max_seconds, self.workers, self.time_limit)
+        return Decoding(
+            self.max_seconds,
+            self.workers,
+            self.time_limit,
+            limits=self.limits,
+            patience=self.commit_seconds if self.patient else None,
+        )
 
 
 def ingest(
@@ -235,10 +251,24 @@ def ingest(
     the seconds of the run. The last batch is given even if it is empty.
     """
     classifier = embedder.classifier
+    if getattr(pairs, "once", False):
+        options = replace(options, patient=False)
     given = UntilError(pairs)
-    regions = options.layout.of(given, classifier.input)
-    results = execute(embedder, plan(regions, lookup, options), options, watch)
-    return given.then(assemble(classifier, results, options, tick))
+    with ExitStack() as stack:
+
+        def apart(values: Iterable[T]) -> Iterable[T]:
+            """In a thread of its own, so that what is slow holds up nothing else."""
+            if not options.patient:
+                return values
+            ahead = ReadAhead(values, CHUNK)
+            stack.callback(ahead.close)
+            return ahead  # type: ignore[return-value]
+
+        regions = apart(options.layout.of(given, classifier.input))
+        planned = apart(plan(regions, lookup, options))
+        results = execute(embedder, planned, options, watch)
+        with closing(results):
+            yield from given.then(assemble(classifier, results, options, tick))
 
 
 def plan(
@@ -253,6 +283,9 @@ def plan(
     renamed: dict[str, str] = {}
     annotations = _Annotations()
     for chunk in _chunks(regions):
+        if not chunk:
+            yield PAUSE
+            continue
         former = {id: old for id, group in chunk if (old := _former_id(group)) is not None}
         seen = lookup([*(id for id, _ in chunk), *former.values()])
         there = {id for id, _ in seen.rows}
@@ -294,6 +327,8 @@ def assemble(
         for result in results:
             assembler.take(result)
             late = time.monotonic() - since > options.commit_seconds
+            if isinstance(result, Pause) and not assembler.batch:
+                continue
             if late or len(assembler.batch.rows) >= options.commit_rows:
                 yield assembler.batch
                 assembler.batch, since = CommitBatch(), time.monotonic()
@@ -515,6 +550,7 @@ class _RowAssembler:
             SpanAgain: self._add_again,
             FormerAnnotations: self._add_former,
             ItemEnd: self._end,
+            Pause: lambda note: None,
         }
         self.batch = CommitBatch()
 
@@ -580,15 +616,26 @@ class _RowAssembler:
 
 
 def _chunks(regions: Iterable[Entry]) -> Iterator[list[tuple[str, list[Entry]]]]:
-    """Regions by item, with its id, some items at a time."""
+    """Regions by item, with its id, some items at a time: those that there are where a pause comes,
+    and behind them an empty chunk."""
     chunk: list[tuple[str, list[Entry]]] = []
     size = 0
-    for id, group in groupby(regions, key=lambda e: e.id if isinstance(e, Failure) else e[0].id):
-        chunk.append((id, list(group)))
-        size += len(chunk[-1][1])
-        if size >= CHUNK:
-            yield chunk
-            chunk, size = [], 0
+    for entry in regions:
+        if isinstance(entry, Pause):  # the last item may have more regions
+            if chunk[:-1]:
+                yield chunk[:-1]
+                chunk = chunk[-1:]
+                size = len(chunk[0][1])
+            yield []
+            continue
+        id = entry.id if isinstance(entry, Failure) else entry[0].id
+        if not chunk or chunk[-1][0] != id:
+            if size >= CHUNK:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append((id, []))
+        chunk[-1][1].append(entry)
+        size += 1
     if chunk:
         yield chunk
 

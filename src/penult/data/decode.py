@@ -9,7 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, tee
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from penult.data import audio, image, text, video
 from penult.data.files import item_error
 from penult.data.items import Failure, Item, N
 from penult.data.regions import Region
-from penult.errors import ItemError, PenultError, RegionError
+from penult.errors import ItemError, PenultError, RegionError, UsageError
+from penult.memory import MemoryBound, check_size, parse_size
 
 # What a library may raise on a file that it was not written for.
 UNFORESEEN = (ValueError, RuntimeError, IndexError, TypeError, AssertionError, ZeroDivisionError)
@@ -29,26 +30,43 @@ Pair = tuple[Item, Region]
 @dataclass(frozen=True, slots=True)
 class DecodeTarget:
     """What a model takes: modality, samples per second of sound, frames of a video. For sound:
-    the longest region, in seconds, that is read at all, and how many of its first are enough."""
+    the longest region, in seconds, that is read at all, and how many of its first are enough. Of
+    pictures and frames: the most pixels; of texts: the first characters that are kept. largest:
+    bytes of one item's content, decoded."""
 
     modality: str
     rate: int | None = None
     frames: int | None = None
     max_seconds: float | None = None
     first_seconds: float | None = None
+    max_pixels: int | None = None
+    max_characters: int | None = None
+    largest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
     """A region's decoded content, and where in the item it lies (seconds; None: no time axis).
     pages: of a picture, how many were decoded where it has more; else None. notes: of an
-    item that was read against its own header."""
+    item that was read against its own header. left: characters of a text behind those in
+    `values`."""
 
     values: Any
     start: float | None = None
     end: float | None = None
     pages: int | None = None
     notes: tuple[str, ...] = ()
+    left: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the values, about."""
+        values = self.values
+        if isinstance(values, str):
+            return len(values)
+        if hasattr(values, "nbytes"):
+            return int(values.nbytes)
+        return 3 * values.width * values.height if hasattr(values, "width") else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +150,10 @@ def _pictures(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Co
     ahead, behind = tee(regions)
     boxes, pages = tee(ahead)
     pictures = image.load_many(
-        item.content, (_box(region) for region in boxes), (region.page for region in pages)
+        item.content,
+        (_box(region) for region in boxes),
+        (region.page for region in pages),
+        target.max_pixels,
     )
     several: bool | None = None
     for picture, region in zip(pictures, behind, strict=True):
@@ -153,7 +174,9 @@ def _box(region: Region) -> Any:
 def _videos(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
     for region in regions:
         try:
-            frames = video.load(item.content, region, target.frames or 16)
+            frames = video.load(
+                item.content, region, target.frames or 16, target.max_pixels, target.largest
+            )
             yield Content(frames, region.start, region.end)
         except ItemError as error:
             yield error
@@ -164,7 +187,8 @@ def _texts(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Conte
         try:
             if region.kind != "whole" and region.chars is None:
                 raise RegionError(f"text has no time axis to cut {region.key!r} from")
-            yield Content(text.load(item.content, region.chars))
+            kept, left = text.load_beginning(item.content, region.chars, target.max_characters)
+            yield Content(kept, left=left)
         except ItemError as error:
             yield error
 
@@ -172,6 +196,9 @@ def _texts(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Conte
 _READERS = {"audio": _sounds, "image": _pictures, "video": _videos, "text": _texts}
 
 
+PATIENCE = 0.25  # seconds without a region, behind which what waits is looked after
+MAX_PIXELS = 1 << 27  # of a picture in one piece: cameras have up to 108 million
+MAX_CHARACTERS = 1_000_000  # of a text that are looked at: tokenizers take some 200 bytes for each
 TIME_LIMIT = 300.0  # seconds that one region may take to decode
 BRIEF_LIMIT = 30.0  # where another item does as well
 
@@ -182,6 +209,37 @@ def default_workers() -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run takes in one piece, and holds at once.
+
+    pixels: of a picture, a box of it or a frame; larger ones are refused. characters: of a text
+    that are read; a model that needs more of it refuses it. memory: bytes, or `2GB` or `60%`, of
+    what is decoded, prepared and computed in all processes; None: as `MemoryBound.by_default`. Of
+    the others None is no limit.
+    """
+
+    pixels: int | None = MAX_PIXELS
+    characters: int | None = MAX_CHARACTERS
+    memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("pixels", "characters"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise UsageError(f"a limit of {limit} {name} lets nothing through; give more")
+        if self.memory is not None:
+            _ = self.bound  # refused now
+
+    @property
+    def bound(self) -> MemoryBound:
+        """The memory of a run."""
+        given = self.memory
+        if given is None:
+            return MemoryBound.by_default()
+        return MemoryBound(parse_size(given) if isinstance(given, str) else check_size(given))
+
+
+@dataclass(frozen=True, slots=True)
 class Decoding:
     """How items are opened.
 
@@ -189,8 +247,10 @@ class Decoding:
     this one, which a file can then crash or hold up. time_limit: seconds that a worker may take for
     one region, behind which its file counts as hanging. first_seconds: of each region of sound as
     many are read, and the rest is left, however long it is. worker_memory: bytes that each worker
-    may take for what it decodes; None: as many as there are. retry: what a worker dies or stalls
-    on, or the system fails at, is tried once more in a fresh worker.
+    may take for what it decodes; None: its share of the run's. retry: what a worker dies or stalls
+    on, or the system fails at, is tried once more in a fresh worker. limits: of what is decoded.
+    patience: seconds that prepared regions may wait for company in a batch; with one, a `Pause`
+    comes among the regions where none has for a while.
     """
 
     max_seconds: float | None = None
@@ -199,11 +259,23 @@ class Decoding:
     first_seconds: float | None = None
     worker_memory: int | None = None
     retry: bool = True
+    limits: Limits = field(default_factory=Limits)
+    patience: float | None = None
 
     @property
     def briefly(self) -> Decoding:
         """For a look at a few items: one process at most, and less patience."""
         limit = min(self.time_limit, BRIEF_LIMIT)
         return replace(
-            self, workers=min(1, self.workers), time_limit=limit, first_seconds=None, retry=False
+            self,
+            workers=min(1, self.workers),
+            time_limit=limit,
+            first_seconds=None,
+            retry=False,
+            patience=None,
         )
+
+    @property
+    def share(self) -> int:
+        """Bytes of memory that one worker may take."""
+        return self.worker_memory or self.limits.bound.size // max(2, self.workers)

@@ -18,7 +18,7 @@ import numpy as np
 
 from penult.data.files import read_bytes
 from penult.data.regions import Box
-from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, cause
+from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, cause
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,27 +35,55 @@ _WHITE_IS_ZERO, _REDUCED_OR_MASK = 0, 0b101
 _DARK = 4096  # the least 16-bit value that is more than 15 of 255
 
 
-def load(content: object, box: Box | None = None, page: int | None = None) -> Image.Image:
+def load(
+    content: object,
+    box: Box | None = None,
+    page: int | None = None,
+    max_pixels: int | None = None,
+) -> Image.Image:
     """The picture as RGB, turned as its EXIF orientation says.
 
     `content` is a Path, bytes, a PIL image or an array: (height, width), (height, width, 3) or
     (height, width, 4) of uint8, or of floats in 0..1. `box` (left, top, right, bottom) is cut out
     of the upright picture. `page` counts the pages of a TIFF and the frames of an animation from 1;
-    without it the first one is taken.
+    without it the first one is taken. `max_pixels` bounds what is given, and without a box also
+    what is decoded.
 
     Raises:
         DecodeError: not an image, truncated, larger than Pillow's limit against bombs, or grey
             values whose range does not tell how bright they are.
         EmptyItem: an array without pixels or with values that are not finite.
         RegionError: a box that does not lie in the picture, a page that it does not have.
+        TooLong: more than `max_pixels`.
     """
     with _opened(content) as image:
         _seek(image, page)
+        check_pixels(*_extent(box, image.size), max_pixels)
         return _cut(_upright(image, content), box)
 
 
+def _extent(box: Box | None, size: tuple[int, int]) -> tuple[int, int]:
+    return size if box is None else (box[2] - box[0], box[3] - box[1])
+
+
+def check_pixels(width: int, height: int, limit: int | None) -> None:
+    """Refuse what has more pixels than a limit.
+
+    Raises:
+        TooLong: it has.
+    """
+    if limit is not None and width * height > limit:
+        raise TooLong(
+            f"{width} x {height} are {width * height:,} pixels in one piece, more than the limit "
+            f"of {limit:,}; cut it into tiles (--tile), or raise the limit (--max-pixels)"
+        )
+
+
 def load_many(
-    content: object, boxes: Iterable[Box | None], pages: Iterable[int | None] | None = None
+    content: object,
+    boxes: Iterable[Box | None],
+    pages: Iterable[int | None] | None = None,
+    max_pixels: int | None = None,
 ) -> Iterator[Image.Image | ItemError]:
     """For each box, and its page, what `load` gives or raises; boxes of one page that come one
     after the other are cut out of one decoding."""
@@ -64,7 +92,9 @@ def load_many(
     for box, page in zip(boxes, repeat(None) if pages is None else pages, strict=False):
         try:
             if picture is None or page != shown:
-                picture, shown = load(content, page=page), page
+                whole = max_pixels if box is None else None
+                picture, shown = load(content, page=page, max_pixels=whole), page
+            check_pixels(*_extent(box, picture.size), max_pixels)
             yield _cut(picture, box)
         except ItemError as error:
             yield error.with_traceback(None)

@@ -88,6 +88,11 @@ class Note:
     __slots__ = ()
 
 
+class Pause(Note):
+    """Among regions: none has come for a while, so that it is time for those that wait."""
+
+
+PAUSE = Pause()
 N = TypeVar("N", bound=Note)  # the notes of one run
 Entry = tuple[Item, Region] | Failure
 Placed = tuple[int, Entry]  # with the line or row of its table, 0 where there is none

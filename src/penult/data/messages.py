@@ -193,6 +193,7 @@ def send_answer(pipe: int, decoded: DecodedRegion) -> None:
         "span": (content.start, content.end),
         "pages": content.pages,
         "notes": [note[:_LONGEST_WORDS] for note in content.notes],
+        "left": content.left,
     }
     values = content.values
     if isinstance(values, str):
@@ -219,11 +220,12 @@ def read_answer(pipe: IO[bytes], modality: str, most: int) -> WorkerAnswer:
         name, words = header["error"]
         return WorkerAnswer(_ERRORS[name](_words(words)), seconds)
     (start, end), pages = header["span"], header["pages"]
-    if pages is not None and type(pages) is not int:
+    left = header["left"]
+    if (pages is not None and type(pages) is not int) or type(left) is not int:
         raise TypeError("no pages")
     notes = tuple(_words(note) for note in header["notes"])
     values = _values(header, body, modality)
-    return WorkerAnswer(Content(values, _time(start), _time(end), pages, notes), seconds)
+    return WorkerAnswer(Content(values, _time(start), _time(end), pages, notes, left), seconds)
 
 
 def _values(header: Header, body: Any, modality: str) -> Any:

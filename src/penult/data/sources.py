@@ -75,6 +75,7 @@ class Source:
     `total` is how many there are at most, None where that would cost a search. `searched` are the
     folders in which only the recordings of annotations are looked for; `paths` are the other
     folders, tables and files, absolute. `notes` say what is unusual about tables, in words.
+    `once`: it reads an iterator of the caller's, which may belong to the caller's thread.
     """
 
     start: Callable[[], Iterator[Entry]]
@@ -85,6 +86,7 @@ class Source:
     searched: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    once: bool = False
 
     def count(self) -> int | None:
         """How many there are, by a search of its own if need be; None where that is not possible
@@ -226,7 +228,8 @@ def from_objects(
         made = ((0, (_item(one, modality, i), WHOLE)) for i, one in _numbered(restart()))
         return (entry for _, entry in _by_channel(made, channel))
 
-    return Source(start, _text_column() if modality == "text" else {}, total)
+    columns = _text_column() if modality == "text" else {}
+    return Source(start, columns, total, once=isinstance(things, Iterator))
 
 
 def _item(thing: object, modality: str, index: int) -> Item:

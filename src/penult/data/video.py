@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from penult.data.files import file_size, opened_by_ffmpeg, text_words
+from penult.data.image import check_pixels
 from penult.data.regions import Region
-from penult.errors import DecodeError, EmptyItem, RegionError
+from penult.errors import DecodeError, EmptyItem, RegionError, TooLong
+from penult.memory import in_words
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -35,16 +38,23 @@ _NO_SECONDS = "an array of frames has no seconds to cut at; cut it yourself"
 _MOST_PIXELS = 1 << 26  # per frame, twice an 8K frame: a header alone can ask for any memory
 
 
-def load(content: object, region: Region, frames: int) -> np.ndarray:
+def load(
+    content: object,
+    region: Region,
+    frames: int,
+    max_pixels: int | None = None,
+    largest: int | None = None,
+) -> np.ndarray:
     """(frames, height, width, 3) uint8, sampled over the region's seconds, upright.
 
     `content` is a Path, bytes or an array (n, height, width, 3) uint8: n frames of no known rate,
-    so only as a whole.
+    so only as a whole. max_pixels: of a frame. largest: bytes of all frames together.
 
     Raises:
         DecodeError: not a video, truncated, frames too large.
         EmptyItem: no frames.
         RegionError: a start or end that the video does not have.
+        TooLong: larger than the limits.
     """
     if isinstance(content, np.ndarray):
         return _of_array(content, region, frames)
@@ -53,8 +63,25 @@ def load(content: object, region: Region, frames: int) -> np.ndarray:
     times = [begin + first + (i + 0.5) / frames * (last - first) for i in range(frames)]
     assert isinstance(content, (Path, bytes))  # else it was refused when it was measured
     with opened_by_ffmpeg(content, "video") as container:
-        shown = list(_shown_at(times, container, _stream_of(container)))
-    return np.stack(shown)
+        stream = _stream_of(container)
+        _check_frames((frames, stream.width, stream.height), max_pixels, largest)
+        shown = _shown_at(times, container, stream)
+        one = next(shown)
+        together = np.empty((frames, *one.shape), np.uint8)
+        for number, frame in enumerate(chain([one], shown)):
+            together[number] = frame
+    return together
+
+
+def _check_frames(size: tuple[int, int, int], max_pixels: int | None, largest: int | None) -> None:
+    frames, width, height = size
+    check_pixels(width, height, max_pixels)
+    if largest is not None and 3 * frames * width * height > largest:
+        raise TooLong(
+            f"{frames} frames of {width} x {height} pixels take "
+            f"{in_words(3 * frames * width * height)} decoded, more than the {in_words(largest)} "
+            "that one item may take; give the run more (--memory)"
+        )
 
 
 def seconds(content: object) -> float:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
@@ -24,6 +25,8 @@ from typing import Any
 
 from penult.data import messages
 from penult.data.decode import (
+    PATIENCE,
+    Content,
     DecodedRegion,
     DecodeTarget,
     Decoding,
@@ -31,10 +34,11 @@ from penult.data.decode import (
     item_key,
     open_regions,
 )
-from penult.data.items import Failure, N
+from penult.data.items import PAUSE, Failure, N
 from penult.data.messages import Ready, Start, WorkerAnswer
 from penult.errors import DecodeError, ItemError, PassingFault, StoreError
 from penult.import_path import environment, isolated_path
+from penult.memory import Held
 
 log = logging.getLogger(__name__)
 AHEAD = 8  # items for each worker that are read ahead
@@ -89,13 +93,15 @@ class Decoders:
     """Worker processes that decode; use as a context, so that they end."""
 
     def __init__(self, target: DecodeTarget, decoding: Decoding) -> None:
-        self._start, self._decoding = Start(target, decoding.worker_memory), decoding
-        self._count = decoding.workers
+        self._start, self._decoding = Start(target, decoding.share), decoding
+        self._count, self._limit = decoding.workers, decoding.time_limit
+        self._pause = self._limit if decoding.patience is None else min(PATIENCE, self._limit)
+        self._held = Held(decoding.limits.bound.waiting)
         self._workers: list[_Worker] = []
         self._faults = 0  # of the system, one after the other
 
     def __enter__(self) -> Decoders:
-        self._workers = [_Worker(self._start) for _ in range(self._count)]
+        self._workers = [_Worker(self._start, self._held) for _ in range(self._count)]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,11 +120,17 @@ class Decoders:
         ahead: deque[_Task] = deque()
         while True:
             for task in islice(tasks, AHEAD * self._count - len(ahead)):
+                if task.pairs[0] is PAUSE:
+                    yield from task.pairs
+                    break
                 ahead.append(task)
                 if task.worker is not None:
                     self._workers[task.worker].send(task.pairs)
+            else:
+                if not ahead:
+                    return
             if not ahead:
-                return
+                continue
             task = ahead[0]
             if task.worker is None:
                 yield from open_regions(task.pairs, self._start.target)
@@ -139,14 +151,14 @@ class Decoders:
             else:
                 yield from (_Task([one]) for one in regions)  # it is here already
 
-    def _received(self, task: _Task, ahead: deque[_Task]) -> Iterator[DecodedRegion]:
+    def _received(self, task: _Task, ahead: deque[_Task]) -> Iterator[Any]:
         """A task's regions. What its worker fails at is tried once more; if that fails too, the
         rest of them are failures of its item."""
         assert task.worker is not None
         number = 0
         while number < len(task.pairs):
             item, region = task.pairs[number]
-            answer = self._answer(task, number, ahead)
+            answer = yield from self._answer(task, number, ahead)
             if isinstance(answer, _Gone):
                 log.info("%s %s; another worker takes over", item.id, answer.words)
                 again = task.fault is None and self._decoding.retry
@@ -161,13 +173,16 @@ class Decoders:
             yield DecodedRegion(item, region, answer.content, answer.seconds)
             number += 1
 
-    def _answer(self, task: _Task, number: int, ahead: deque[_Task]) -> WorkerAnswer | _Gone:
-        """The answer to this region of a task, from a worker that came up. After a fault of the
-        system its worker counts as gone, so that the file is opened anew."""
+    def _answer(
+        self, task: _Task, number: int, ahead: deque[_Task]
+    ) -> Generator[Any, None, WorkerAnswer | _Gone]:
+        """The answer to this region of a task, from a worker that came up; pauses while it is
+        waited for. After a fault of the system its worker counts as gone, so that the file is
+        opened anew."""
         assert task.worker is not None
         words = ""
         for _ in range(_STARTS):
-            answer = self._workers[task.worker].receive(self._decoding.time_limit)
+            answer = yield from self._waited_for(self._workers[task.worker])
             if isinstance(answer, WorkerAnswer):
                 return self._counted(task, answer)
             if answer.came_up:
@@ -175,6 +190,14 @@ class Decoders:
             words = answer.words
             self._replace(task.worker, [task.pairs[number:]], ahead)
         raise StoreError(f"no process for decoding comes up: {words}; --workers 0 needs none")
+
+    def _waited_for(self, worker: _Worker) -> Generator[Any, None, WorkerAnswer | _Gone]:
+        began = time.monotonic()
+        while (answer := worker.receive(self._pause)) is None:
+            if time.monotonic() - began >= self._limit:
+                return _Gone(f"takes longer than {self._limit:g} s to decode")
+            yield PAUSE
+        return answer
 
     def _counted(self, task: _Task, answer: WorkerAnswer) -> WorkerAnswer | _Gone:
         if not isinstance(answer.content, PassingFault):
@@ -187,7 +210,7 @@ class Decoders:
     def _replace(self, number: int, first: list[list[Pair]], ahead: deque[_Task]) -> None:
         """A fresh worker in the place of another, with what that one had not answered."""
         self._workers[number].end()
-        self._workers[number] = again = _Worker(self._start)
+        self._workers[number] = again = _Worker(self._start, self._held)
         for pairs in first:
             again.send(pairs)
         for later in islice(ahead, 1, None):
@@ -236,8 +259,10 @@ class _Worker:
     neither side ever waits for the other to read."""
 
     start: Start
+    held: Held
     process: subprocess.Popen[bytes] = field(init=False)
     ready: Ready | None = None
+    _ended: bool = False
     _tasks: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     _answers: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(HELD))
 
@@ -259,12 +284,14 @@ class _Worker:
     def send(self, pairs: list[Pair]) -> None:
         self._tasks.put(pairs)
 
-    def receive(self, limit: float) -> WorkerAnswer | _Gone:
-        """The next answer, or why there is none."""
+    def receive(self, limit: float) -> WorkerAnswer | _Gone | None:
+        """The next answer, or why there is none; None where none comes within so many seconds."""
+        answer: WorkerAnswer | BaseException
         try:
-            answer: WorkerAnswer | BaseException = self._answers.get(timeout=limit)
+            answer, size = self._answers.get(timeout=limit)
         except queue.Empty:
-            return _Gone(f"takes longer than {limit:g} s to decode")
+            return None
+        self.held.free(size)
         if isinstance(answer, WorkerAnswer):
             return answer
         if self.ready is None or self.ready.failure:
@@ -293,9 +320,10 @@ class _Worker:
         with suppress(subprocess.TimeoutExpired):  # it may hang in a disk that does not answer
             self.process.wait(_PATIENCE)
         self._tasks.put(None)
+        self._ended = True
         with suppress(queue.Empty):  # makes room for the thread that may wait to give an answer
             while True:
-                self._answers.get_nowait()
+                self.held.free(self._answers.get_nowait()[1])
 
     def _write(self, pipe: int) -> None:
         try:
@@ -320,9 +348,17 @@ class _Worker:
                     answer = messages.read_answer(answers, modality, most)
                 except BaseException as error:  # whatever it is, the file's failure tells it
                     answer = error
-                self._answers.put(answer)
+                size = _size(answer)
+                # One answer of each worker may always wait: it may be the one that is asked for.
+                self.held.take(size, lambda: self._ended or self._answers.empty())
+                self._answers.put((answer, size))
                 if not isinstance(answer, WorkerAnswer):
                     return
+
+
+def _size(answer: WorkerAnswer | BaseException) -> int:
+    content = answer.content if isinstance(answer, WorkerAnswer) else None
+    return content.size if isinstance(content, Content) else 0
 
 
 _PATIENCE = 10.0  # seconds for a process that is killed, or ends, to be gone

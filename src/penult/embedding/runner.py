@@ -7,10 +7,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -24,11 +25,17 @@ from penult.data.decode import (
     DecodeTarget,
     Decoding,
 )
-from penult.data.items import Entry, Failure, Item, N, Note
+from penult.data.items import PAUSE, Entry, Failure, Item, N, Note, Pause
 from penult.data.regions import Region
 from penult.data.sources import UntilError, from_objects
 from penult.data.workers import decode
-from penult.embedding.scheduling import BatchQueue, OrderedResults, PreparedRegion, engine_pool
+from penult.embedding.scheduling import (
+    BatchQueue,
+    OrderedResults,
+    PreparedRegion,
+    ReadAhead,
+    engine_pool,
+)
 from penult.engines.autoselect import EngineChoice
 from penult.engines.base import Engine, EngineRequest, FloatArray, Reading
 from penult.engines.batching import Batch, BatchPolicy, Planner
@@ -43,6 +50,7 @@ from penult.errors import (
     cause,
 )
 from penult.locking import Guard, Once
+from penult.memory import Held, MemoryBound
 from penult.models.base import Classifier, Prediction, predict
 
 # The longest padded batch: samples or features of sound (10 s at 16 kHz), tokens, pixels × 3. Of
@@ -52,6 +60,8 @@ ACCELERATED = {"audio": 32, "text": 32, "image": 8, "video": 8}  # times that on
 
 NOTES_SHOWN = 5  # files whose notes are logged as warnings; those of further ones as information
 log = logging.getLogger(__name__)
+READ_AHEAD = 32  # prepared regions that wait for the thread that makes batches of them
+_FOR_EACH_NUMBER = 200  # bytes of a pass for each number of its input, about: 50 hidden ones
 HELD_BACK = 4096  # results and notes that may wait for the turn of an earlier one
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc",
@@ -215,49 +225,73 @@ class Runner:
         Some regions are read ahead, so that there are equal lengths to make batches of. alone: one
         region in each forward pass. logits: False lets an engine stop behind the last reading, and
         the outcomes have none. watch: keeps the seconds of this run.
+
+        Where `decoding` has a patience, regions are prepared in a thread of their own, and none
+        waits longer than half of it for others while the engines have nothing to do; a `Pause`
+        comes among the results where there is none for a while.
         """
-        planner, watch = Planner(self.budget), watch or Stopwatch()
-        waiting, order = (
-            BatchQueue(planner, BatchPolicy if alone else self._policy),
-            OrderedResults(),
-        )
+        planner, watch = self._planner(decoding.limits.bound), watch or Stopwatch()
+        waiting = BatchQueue(planner, BatchPolicy if alone else self._policy)
+        order, patience = OrderedResults(), decoding.patience
         given = UntilError(pairs)
         state = _RunState(planner, logits, watch, threading.Event())
 
-        def run(meanwhile: bool = True) -> None:
+        def run(meanwhile: bool = True) -> Iterator[Any]:
             batch = waiting.take()
             size = sum(ready.size for ready in batch.values())
             work = partial(self._run, ready=batch, run=state)
-            for results in engines.give(work, size, meanwhile):
-                order.update(results)
+            yield from results(engines.give(work, size, meanwhile))
+
+        def results(found: Iterable[Mapping[int, Any]]) -> Iterator[Any]:
+            for some in found:
+                order.update(some)
+                yield from order.take() if some or patience is None else [PAUSE]
+
+        def late() -> bool:
+            return patience is not None and not engines.busy and waiting.age > patience / 2
 
         with (
-            closing(self.prepare(given, decoding, watch)) as prepared,
+            closing(self._prepared(given, decoding, watch)) as prepared,
             watch.waits(len(self.engines)),
-            engine_pool(self.engines, planner.hold) as engines,
+            engine_pool(self.engines, planner.hold, None if patience is None else {}) as engines,
         ):
             try:
-                for number, ready in enumerate(prepared):
+                numbers = count()
+                for ready in prepared:
                     if isinstance(ready, PreparedRegion):
-                        waiting.add(number, ready)
+                        waiting.add(next(numbers), ready)
+                    elif isinstance(ready, Pause):
+                        yield ready  # type: ignore[misc]
                     else:
-                        order[number] = ready
+                        order[next(numbers)] = ready
                     # A region that waits for others must not hold back all that comes behind it.
                     crowded = len(order) > HELD_BACK
-                    while waiting.due or (crowded and waiting):
-                        run()
-                    for results in engines.rest() if crowded else engines.ended():
-                        order.update(results)
+                    while waiting.due or (waiting and (crowded or late())):
+                        yield from run()
+                    yield from results(engines.rest() if crowded else engines.ended())
                     yield from order.take()
                 while waiting:
-                    run(meanwhile=False)
+                    yield from run(meanwhile=patience is not None)
                     yield from order.take()
-                for results in engines.rest():
-                    order.update(results)
+                yield from results(engines.rest())
                 yield from order.take()
             finally:
                 state.left.set()
         yield from given.then(())
+
+    def _planner(self, bound: MemoryBound) -> Planner:
+        """Batches within the memory of a run."""
+        planner = Planner(min(self.budget, max(1, bound.batch // _FOR_EACH_NUMBER)))
+        planner.hold = min(planner.hold, max(planner.budget, bound.waiting // 4))
+        return planner
+
+    def _prepared(self, pairs: Iterable[Entry | N], decoding: Decoding, watch: Stopwatch) -> Any:
+        """As `prepare`; in a thread of its own where there is a patience."""
+        prepared = self.prepare(pairs, decoding, watch)
+        if decoding.patience is None:
+            return prepared
+        held = Held(decoding.limits.bound.waiting // 4)
+        return ReadAhead(prepared, READ_AHEAD, held, _bytes_of)
 
     def prepare(
         self,
@@ -266,10 +300,8 @@ class Runner:
         watch: Stopwatch | None = None,
     ) -> Generator[PreparedRegion | Failure | N, None, None]:
         """Regions decoded and prepared for the model; failures and notes pass through in order."""
-        watch, model = watch or Stopwatch(), self.classifier
-        limits = decoding.max_seconds, decoding.first_seconds
-        target = DecodeTarget(model.modality, model.rate, model.input.frames, *limits)
-        with closing(decode(pairs, target, decoding)) as regions:
+        watch = watch or Stopwatch()
+        with closing(decode(pairs, self.target(decoding), decoding)) as regions:
             for decoded in regions:
                 if not isinstance(decoded, DecodedRegion):
                     yield decoded
@@ -280,6 +312,21 @@ class Runner:
                 with watch.timed("prepare"):
                     ready = self._inputs(decoded.item, decoded.region, decoded.content)
                 yield ready
+
+    def target(self, decoding: Decoding) -> DecodeTarget:
+        """What items are decoded to for this model."""
+        model = self.classifier.input
+        # What a model of a fixed length does not take needs no more than a look.
+        return DecodeTarget(
+            modality=model.modality,
+            rate=model.rate,
+            frames=model.frames,
+            max_seconds=decoding.max_seconds,
+            first_seconds=decoding.first_seconds,
+            max_pixels=decoding.limits.pixels,
+            max_characters=decoding.limits.characters,
+            largest=decoding.limits.bound.largest,
+        )
 
     def _log_notes(self, id: str, notes: tuple[str, ...]) -> None:
         """Once for each item, of the first ones as warnings."""
@@ -295,14 +342,21 @@ class Runner:
     ) -> PreparedRegion | Failure:
         if isinstance(content, ItemError):
             return Failure.of(item, region, content)
+        samples = len(content.values) if self.classifier.modality == "audio" else 0
         try:
-            return PreparedRegion(item, region, content, self.classifier.preprocess(content.values))
+            if content.left and not self.classifier.input.beginning:
+                raise _too_many_characters(content)
+            inputs = self.classifier.preprocess(content.values)
+            if content.left and not inputs.truncated:
+                raise _too_many_characters(content)
         except ItemError as error:
             return Failure.of(item, region, error)
         except PenultError:
             raise
         except Exception as error:  # the preprocessing may be anyone's
-            return Failure.of(item, region, self._refusal(content, error))
+            reason = _too_long(error) if out_of_memory(error) else self._refusal(samples, error)
+            return Failure.of(item, region, reason)
+        return PreparedRegion(item, region, replace(content, values=None), inputs, samples)
 
     def _run(
         self, engine: Engine, ready: dict[int, PreparedRegion], run: _RunState
@@ -324,7 +378,7 @@ class Runner:
             if memory and self._devices[0].startswith("cuda"):
                 torch.cuda.empty_cache()
             if len(items) == 1:
-                reason = _too_long(error) if memory else self._refusal(items[0].content, error)
+                reason = _too_long(error) if memory else self._refusal(items[0].samples, error)
                 return {ids[0]: Failure.of(items[0].item, items[0].region, reason)}
             if memory:
                 run.planner.shrink(len(items) * max(one.size for one in items))
@@ -365,13 +419,13 @@ class Runner:
         if seconds is None or self.classifier.modality != "audio":
             return batch
         most = seconds * (self.classifier.rate or 1)
-        return replace(batch, filled=[min(1.0, len(one.content.values) / most) for one in items])
+        return replace(batch, filled=[min(1.0, one.samples / most) for one in items])
 
-    def _refusal(self, content: Content, error: Exception) -> ItemError:
-        if self.classifier.modality == "audio" and len(content.values) < self.shortest:
+    def _refusal(self, samples: int, error: Exception) -> ItemError:
+        if self.classifier.modality == "audio" and samples < self.shortest:
             rate = self.classifier.rate or 1
             return TooShort(
-                f"{len(content.values) / rate:.3f} s is shorter than what the model needs "
+                f"{samples / rate:.3f} s is shorter than what the model needs "
                 f"({self.shortest / rate:.3f} s)"
             )
         return ItemError(f"the model cannot take it: {cause(error)}")
@@ -397,6 +451,10 @@ class Runner:
         return all(np.isfinite(values).all() for values in readout.row(0))
 
 
+def _bytes_of(ready: Any) -> int:
+    return 4 * ready.size if isinstance(ready, PreparedRegion) else 0
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a batch did not fit; each engine has another text for it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -405,9 +463,18 @@ def out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in _NO_MEMORY)
 
 
+def _too_many_characters(content: Content) -> TooLong:
+    read, rest = len(content.values), content.left
+    return TooLong(
+        f"has {read + rest:,} characters, and a model that needs more than the first {read:,} of "
+        "them to know its tokens takes no longer text; cut it (--window), or raise the limit "
+        "(--max-characters)"
+    )
+
+
 def _too_long(error: BaseException) -> TooLong:
     return TooLong(
-        f"does not fit into memory ({cause(error)}); cut it with --window, or set --max-seconds"
+        f"does not fit into memory ({cause(error)}); cut it into parts (--window, --tile)"
     )
 
 

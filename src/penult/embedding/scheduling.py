@@ -1,31 +1,112 @@
-"""Regions that wait for a batch, the order of results, and engines that each work in a thread."""
+"""Regions that are read ahead and wait for a batch, the order of results, and engines that each
+work in a thread."""
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from penult.data.decode import Content
-from penult.data.items import Item
+from penult.data.decode import PATIENCE, Content
+from penult.data.items import PAUSE, Item, Pause
 from penult.data.regions import Region
 from penult.engines.base import Engine
 from penult.engines.batching import ALONE, BatchPolicy, Planner
+from penult.memory import Held
 from penult.models.base import Inputs
+
+T = TypeVar("T")
+_LEAVING = 2.0  # seconds that a thread may take to end; one that a file holds up is left behind
+
+
+class ReadAhead(Generic[T]):
+    """An iterable that a thread of its own reads ahead, with a `Pause` wherever none of its values
+    has come for a while. Close it, so that the thread ends.
+
+    most: values that wait at most. held, size: bounds what they weigh together; one may always
+    wait.
+    """
+
+    def __init__(
+        self,
+        values: Iterable[T],
+        most: int,
+        held: Held | None = None,
+        size: Callable[[Any], int] = lambda value: 0,
+    ) -> None:
+        self._held, self._size = held or Held(0), size
+        self._queue: queue.Queue[tuple[Any, int, BaseException | None]] = queue.Queue(most)
+        self._left = threading.Event()
+        target, context = self._read, copy_context()
+        self._thread = threading.Thread(target=context.run, args=(target, values), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T | Pause]:
+        while True:
+            try:
+                value, size, ended = self._queue.get(timeout=PATIENCE)
+            except queue.Empty:
+                yield PAUSE
+                continue
+            self._held.free(size)
+            if isinstance(ended, _End):
+                return
+            if ended is not None:
+                raise ended
+            yield value
+
+    def close(self) -> None:
+        """End the thread, and what it reads."""
+        self._left.set()
+        with suppress(queue.Empty):
+            while True:
+                self._held.free(self._queue.get_nowait()[1])
+        self._thread.join(_LEAVING)
+
+    def _read(self, values: Iterable[T]) -> None:
+        reading, ended = iter(values), None
+        try:
+            for value in reading:
+                size = self._size(value)
+                self._held.take(size, lambda: self._queue.empty() or self._left.is_set())
+                self._put((value, size, None))
+                if self._left.is_set():
+                    break
+        except BaseException as error:  # raised where the values are used
+            ended = error
+        with suppress(Exception):
+            getattr(reading, "close", lambda: None)()
+        self._put((None, 0, ended or _End()))
+
+    def _put(self, entry: tuple[Any, int, BaseException | None]) -> None:
+        while not self._left.is_set():
+            with suppress(queue.Full):
+                self._queue.put(entry, timeout=PATIENCE)
+                return
+
+
+class _End(Exception):
+    """Nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRegion:
-    """A region that waits for its forward pass."""
+    """A region that waits for its forward pass. samples: of its sound; 0 of all else. What was
+    decoded is not kept: `content` is without values."""
 
     item: Item
     region: Region
     content: Content
     inputs: Inputs
+    samples: int = 0
 
     @property
     def size(self) -> int:
@@ -42,6 +123,7 @@ class BatchQueue:
     def __init__(self, planner: Planner, policy: Callable[[], BatchPolicy]) -> None:
         self.planner, self._policy = planner, policy
         self._regions: dict[int, PreparedRegion] = {}
+        self._since: dict[int, float] = {}
         self._single: int | None = None  # waits alone, and was not offered to the planner
 
     def __bool__(self) -> bool:
@@ -49,7 +131,7 @@ class BatchQueue:
 
     def add(self, number: int, ready: PreparedRegion) -> None:
         """Add a region."""
-        self._regions[number] = ready
+        self._regions[number], self._since[number] = ready, time.monotonic()
         if len(self._regions) == 1:
             self._single = number
             return
@@ -70,12 +152,19 @@ class BatchQueue:
             return False
         return self.planner.full or (bool(self.planner) and self._policy().name == ALONE)
 
+    @property
+    def age(self) -> float:
+        """Seconds that the first of the regions has waited."""
+        return time.monotonic() - next(iter(self._since.values()), time.monotonic())
+
     def take(self) -> dict[int, PreparedRegion]:
         """The next batch, the region that has waited longest in it."""
         if self._single is not None:
             numbers, self._single = [self._single], None
         else:
             numbers = self.planner.take()
+        for number in numbers:
+            del self._since[number]
         return {number: self._regions.pop(number) for number in numbers}
 
 
@@ -91,7 +180,6 @@ class OrderedResults(dict[int, Any]):
             self._next += 1
 
 
-T = TypeVar("T")
 AHEAD = 4  # pieces of work for each engine that are under way, so that none of them runs dry
 
 
@@ -99,13 +187,20 @@ class EnginePool(Generic[T]):
     """Gives pieces of work to free engines.
 
     hold: the largest sum of the sizes of pieces under way; beyond it the oldest is waited for.
+    pause: given in between while a piece is waited for, where it is not None.
     """
 
-    def __init__(self, engines: Sequence[Engine], pool: ThreadPoolExecutor, hold: int) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        pool: ThreadPoolExecutor,
+        hold: int,
+        pause: T | None = None,
+    ) -> None:
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for engine in engines:
             self._free.put(engine)
-        self._engines, self._pool, self._hold = engines, pool, hold
+        self._engines, self._pool, self._hold, self._pause = engines, pool, hold, pause
         self._flying: deque[tuple[Future[T], int]] = deque()
 
     def give(
@@ -122,7 +217,7 @@ class EnginePool(Generic[T]):
             return
         self._flying.append((self._pool.submit(self._work, work), size))
         while self._crowded:
-            yield self._oldest()
+            yield from self._oldest()
         yield from self.ended()
 
     @property
@@ -130,18 +225,28 @@ class EnginePool(Generic[T]):
         sizes = [size for _, size in self._flying]
         return len(sizes) >= AHEAD * len(self._engines) or sum(sizes) > self._hold
 
-    def _oldest(self) -> T:
-        return self._flying.popleft()[0].result()
+    @property
+    def busy(self) -> bool:
+        """Whether a piece of work is under way."""
+        return bool(self._flying)
+
+    def _oldest(self) -> Iterator[T]:
+        """The result of the oldest piece, behind as many pauses as it takes."""
+        future = self._flying[0][0]
+        while self._pause is not None and not wait([future], PATIENCE).done:
+            yield self._pause
+        self._flying.popleft()
+        yield future.result()
 
     def ended(self) -> Iterator[T]:
         """The results that are ready, the oldest first."""
         while self._flying and self._flying[0][0].done():
-            yield self._oldest()
+            yield from self._oldest()
 
     def rest(self) -> Iterator[T]:
         """The results that are still to come."""
         while self._flying:
-            yield self._oldest()
+            yield from self._oldest()
 
     def _work(self, work: Callable[[Engine], T]) -> T:
         engine = self._free.get()
@@ -152,10 +257,12 @@ class EnginePool(Generic[T]):
 
 
 @contextmanager
-def engine_pool(engines: Sequence[Engine], hold: int) -> Iterator[EnginePool[Any]]:
+def engine_pool(
+    engines: Sequence[Engine], hold: int, pause: Any = None
+) -> Iterator[EnginePool[Any]]:
     """A pool for a `with` block; work that has not begun when the block is left is dropped."""
     pool = ThreadPoolExecutor(len(engines), thread_name_prefix="engine")
     try:
-        yield EnginePool(engines, pool, hold)
+        yield EnginePool(engines, pool, hold, pause)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

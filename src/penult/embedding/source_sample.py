@@ -54,7 +54,7 @@ class SourceSample:
                 if not isinstance(ready, PreparedRegion):
                     continue
                 found.append(ready)
-                if classifier.modality != "audio" or len(ready.content.values) < BEGINNING * rate:
+                if classifier.modality != "audio" or ready.samples < BEGINNING * rate:
                     self._whole[ready.item.id, ready.region.key] = ready
                 if len(found) == count:
                     break

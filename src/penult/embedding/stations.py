@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.data import audio
+from penult.data.decode import Decoding, open_regions
 from penult.data.files import write_file
 from penult.data.items import Failure
 from penult.embedding.embedder import Embedder
@@ -103,12 +104,15 @@ def record_stations(embedder: Embedder, pairs: Iterable[Any]) -> StationRecord:
     if first is None:
         raise EmptyItem("there is no item to run")
     runner = embedder.runner
+    target = runner.target(Decoding())
+    decoded: Any = _without_failure(next(open_regions([first], target)))
     with closing(runner.prepare([first])) as prepared:
         ready: Any = _without_failure(next(prepared))
+    values = np.asarray(decoded.content.values)
     with closing(runner.stream([first], alone=True)) as outcomes:
         outcome: Any = _without_failure(next(outcomes))
     stations = (
-        *_content(ready, runner),
+        *_content(ready, values, runner),
         *_inputs(ready, runner),
         *_hidden(ready, embedder),
         *_results(outcome, embedder),
@@ -122,10 +126,9 @@ def _without_failure(result: Any) -> Any:
     return result
 
 
-def _content(ready: PreparedRegion, runner: Runner) -> Iterator[Station]:
+def _content(ready: PreparedRegion, values: Any, runner: Runner) -> Iterator[Station]:
     """`decoded`; of sound (n,) of one channel at its own rate, and `resampled` to the model's."""
     classifier, item = runner.classifier, ready.item
-    values = np.asarray(ready.content.values)
     made_by = f"penult.data.{classifier.modality}"
     if classifier.modality != "audio":
         yield Station("decoded", made_by, values)

@@ -192,16 +192,44 @@ class TextPreparer:
     @property
     def input(self) -> InputSpec:
         """Texts, whose windows the tokenizer counts."""
-        return InputSpec("text", divide=self.windows)
+        return InputSpec("text", divide=self.windows, beginning=self._from_the_left)
+
+    @property
+    def _from_the_left(self) -> bool:
+        """Whether the tokens that are kept are a text's first ones."""
+        side = getattr(self._tokenizer, "truncation_side", "right")
+        return self._longest is not None and side == "right"
 
     def __call__(self, content: Any) -> Inputs:
         """Prepare one text; `truncated` is in tokens."""
+        limit = self._longest
+        if limit is not None and self._from_the_left and isinstance(content, str):
+            cut = self._of_beginning(content, limit)
+            if cut is not None:
+                return Inputs(cut, float(limit))
         values = self._tokenizer(content, return_tensors="pt")
-        length, limit = values["input_ids"].shape[1], self._longest
-        if limit is None or length <= limit:
+        if limit is None or values["input_ids"].shape[1] <= limit:
             return Inputs(dict(values))
-        cut = self._tokenizer(content, truncation=True, max_length=limit, return_tensors="pt")
-        return Inputs(dict(cut), float(limit))
+        return Inputs(self._truncated(content, limit), float(limit))
+
+    def _truncated(self, content: str, limit: int) -> dict[str, Tensor]:
+        return dict(
+            self._tokenizer(content, truncation=True, max_length=limit, return_tensors="pt")
+        )
+
+    def _of_beginning(self, content: str, limit: int) -> dict[str, Tensor] | None:
+        """What the whole text gives, from a beginning of it: one that is long enough for twice the
+        tokens that are kept, where one of half its length keeps the same. None: none is."""
+        size = _CHARACTERS * limit
+        before: dict[str, Tensor] | None = None
+        while size < len(content):
+            part = content[:size]
+            enough = len(self._tokenizer(part, verbose=False)["input_ids"]) > 2 * limit
+            cut = self._truncated(part, limit) if enough else None
+            if cut is not None and before is not None and _equal(cut, before):
+                return cut
+            before, size = cut, 2 * size
+        return None
 
     def windows(self, content: str, window: int, hop: int | None) -> list[tuple[int, int]]:
         """The first character and the one behind the last of each window of at most `window`
@@ -276,6 +304,9 @@ class TextPreparer:
         return f"tokens of {type(own).__name__}, {len(own):,} in the vocabulary{longest}"
 
 
+_CHARACTERS = 16  # for each token that is kept, of the first beginning that is looked at
+
+
 class _Word(NamedTuple):
     """Where a word stands in a text, and how many tokens it is."""
 
@@ -309,6 +340,10 @@ def _spans(
             goal = min(goal, places[end])
         start = max(start + 1, min(bisect_right(places, goal) - 1, last))
     return found
+
+
+def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
 def _inputs(values: Any) -> Inputs:
