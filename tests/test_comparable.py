@@ -229,8 +229,8 @@ def test_another_resampler_is_accepted_where_it_touched_no_item(
 ) -> None:
     embed()
     halved(monkeypatch)
-    assert "no file of the first rows was resampled" in embed()
-    assert "no file of the first rows was resampled" not in embed("other")  # it counts from now on
+    assert "no file of its rows was resampled" in embed()
+    assert "no file of its rows was resampled" not in embed("other")  # it counts from now on
     monkeypatch.undo()
     assert rows(project) == 4
 

@@ -1,4 +1,4 @@
-"""Commands about a collection: search, export, failures, info, merge, index, repair."""
+"""Commands about a collection: search, export, failures, info, merge, index, repair, migrate."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from rich.table import Table
 
 from penult.cli.options import BoxOption, Device, Json, Trust, box_of, check_output
 from penult.cli.output import (
+    SOME_FAILED,
     cell,
     counted,
+    metered,
     place_header,
     place_words,
     print_json,
@@ -29,6 +31,7 @@ from penult.cli.output import (
 if TYPE_CHECKING:
     from penult.analysis.space import Space as Fitted
     from penult.collection.collection import Collection
+    from penult.collection.migration import Migration
     from penult.collection.repair import Repair
     from penult.collection.search import Hits
 
@@ -332,6 +335,117 @@ def _repair_lines(found: Repair) -> Iterator[str]:
 _DAMAGED = 5  # files of a table that are named
 
 
+def migrate(
+    collection: Annotated[
+        Path,
+        typer.Argument(
+            help="A collection; the folder of a saved embedder; a class file, with --like."
+        ),
+    ],
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Migrated collection whose fingerprint a class file takes over."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Embedder to use, where the recorded one has moved.")
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Rows to embed again, drawn by chance.")] = 100,
+    every: Annotated[bool, typer.Option("--all", help="Embed every row again.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Measure, and write nothing.")] = False,
+    wait: Wait = False,
+    device: Device = "auto",
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Accept what another version of a library or of Penult made of a collection's embedder.
+
+    Rows whose files are as they were are embedded again. Where all of them are as they are stored,
+    the collection takes the new fingerprint, and keeps the former one in its history; else nothing
+    is changed. What an earlier version did not write is added, to a saved embedder as well.
+    """
+    from penult.collection.collection import Collection
+    from penult.collection.migration import migrate as migrated
+    from penult.collection.search import embedder_now
+    from penult.embedding.saving import is_embedder
+
+    if like is not None:
+        _migrate_classes(collection, like, dry, json)
+        return
+    if is_embedder(collection):
+        _migrate_embedder(collection, trust, dry, json)
+        return
+    opened = Collection.open(collection, must_exist=True)
+    with working("loading the collection's model"):
+        embedder = embedder_now(opened.reader.require_manifest(), model, device=device, trust=trust)
+    rows = None if every else sample
+    with metered("embedding rows again", not json) as meter:
+        meter.expect(min(opened.count, sample) if rows else opened.count)
+        did = migrated(
+            opened.reader, embedder, rows, dry=dry, wait=wait, tick=lambda: meter.tick(True, 0.0)
+        )
+    if json:
+        print_json({"collection": str(collection), **did.to_dict()})
+    else:
+        _show_migration(did, collection, dry)
+    if did.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _show_migration(did: Migration, collection: Path, dry: bool) -> None:
+    name = printable(str(collection))
+    for words in did.changed:
+        stdout.print(f"[bold]changed[/] {printable(words)}", soft_wrap=True)
+    if did.changed and did.rows:
+        stdout.print(
+            f"{counted(did.measured, 'row')} of {did.rows:,} embedded again: as stored, the worst "
+            f"differs by {did.worst:.1g} of its length"
+            + (f"; {did.left_out:,} left out: gone or changed" if did.left_out else ""),
+            soft_wrap=True,
+        )
+    for id, reason in list(did.failed.items())[:10]:
+        print_note(f"[red]failed[/] {printable_path(id)}: {printable(reason)}")
+    if did.added:
+        stdout.print(f"[bold]missing[/] {', '.join(did.added)}")
+    if did.written:
+        kept = "; the former fingerprint is in its history" if did.changed else ""
+        stdout.print(f"[bold green]migrated[/] {name}{kept}", soft_wrap=True)
+    elif dry and (did.changed or did.added):
+        stdout.print("nothing was written (--dry-run)")
+    else:
+        stdout.print(f"nothing to migrate: {name} fits this installation", soft_wrap=True)
+
+
+def _migrate_classes(file: Path, like: Path, dry: bool, json: bool) -> None:
+    from penult.collection.collection import Collection
+    from penult.fewshot.storage import migrate as migrated
+
+    manifest = Collection.open(like, must_exist=True).reader.require_manifest()
+    changed = migrated(file, manifest, dry)
+    if json:
+        print_json({"file": str(file), "written": changed and not dry})
+        return
+    done = "nothing was written (--dry-run)" if dry else f"migrated {printable(str(file))}"
+    stdout.print(done if changed else "nothing to migrate: its fingerprint is the collection's")
+
+
+def _migrate_embedder(folder: Path, trust: bool, dry: bool, json: bool) -> None:
+    """Write the list of hashes of an embedder that has none, once it could be opened."""
+    from penult.data.hashes import LIST, list_hash, write_list
+    from penult.embedding.embedder import Embedder
+
+    with working("opening the embedder"):
+        Embedder.load(folder, trust=trust)
+    before = list_hash(folder)
+    if before is None and not dry:
+        write_list(folder)
+    if json:
+        print_json({"folder": str(folder), "written": before is None and not dry})
+        return
+    done = "would be written" if dry else "written"
+    words = f"{LIST} {done}" if before is None else "nothing to migrate: its list of hashes fits"
+    stdout.print(words)
+
+
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in facts["kinds"].items())
     labels, runs, made = facts["labels"], facts["runs"], facts["index"]
@@ -350,6 +464,14 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"recall@10 {made['recall']:.3f}, {made['milliseconds']:.1f} ms{since}"
             if made
             else "none: searches compare all rows",
+        ),
+        *(
+            (
+                "migrated",
+                f"{one['when'][:10]}, measured then on {counted(one['rows'], 'row')}: "
+                + "; ".join(one["changed"]),
+            )
+            for one in facts["migrations"]
         ),
         ("on disk", f"{facts['bytes'] / 1e6:,.1f} MB"),
         *(("damage", f"{words}; see penult repair") for words in facts["damage"]),

@@ -88,6 +88,7 @@ PANELS = {
         collection.merge,
         collection.index,
         collection.repair,
+        collection.migrate,
     ),
     "Classes from examples": (teach.teach, teach.classes, predict.predict, teach.verify),
     "Select and measure": (choose.choose, choose.evaluate, probe.probe),

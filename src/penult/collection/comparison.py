@@ -8,7 +8,8 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from penult.collection.manifest import (
 )
 from penult.collection.reader import Reader
 from penult.collection.transfer import item_of_row
-from penult.data.items import Failure, Item
+from penult.data.items import Failure, Item, path_of
 from penult.data.regions import Region
 from penult.data.tables import PATH
 from penult.embedding.behaviour import answers
@@ -128,28 +129,38 @@ def remeasured(reader: Reader, embedder: Embedder) -> Remeasured:
     chosen = {(item.id, row["region"]): (row, item) for row, item in items if _is_short(row)}
     picked = dict(list(chosen.items())[:ROWS])
     pairs = [(item, region) for row, item in picked.values() if (region := _region(row))]
-    devices = _devices(manifest, embedder)
     same, differ = 0, []
     for outcome, answer in answers(native_runner(embedder), pairs):
         row, _ = picked[outcome.item.id, outcome.region.key]
-        words = unlike(
-            f"{outcome.item.id} ({outcome.region.key})",
-            Answer(row["vector"], row["logits"]),
-            answer,
-            manifest.precision or None,
-            devices,
-            _HALF if manifest.dtype == "float16" else LOGITS,
-        )
+        words = unlike_row(row, answer, manifest, embedder)
         if words:
             differ.append(f"  behaviour: {words}")
         same += not words
-    return Remeasured(same, tuple(differ), _was_resampled(items, embedder))
+    return Remeasured(same, tuple(differ), lambda: _was_resampled(reader, embedder))
+
+
+def unlike_row(row: Row, answer: Answer, manifest: Manifest, embedder: Embedder) -> str:
+    """How far an answer is from the row that is stored, where that is more than the collection's
+    precision allows; in words. row: with its vector and logits."""
+    return unlike(
+        f"{row['id']} ({row['region']})",
+        Answer(row["vector"], row["logits"]),
+        answer,
+        manifest.precision or None,
+        _devices(manifest, embedder),
+        _HALF if manifest.dtype == "float16" else LOGITS,
+    )
+
+
+def entry_of(row: Row, embedder: Embedder) -> tuple[Item, Region] | None:
+    """A row as an item to be opened again, if it has the content that was embedded."""
+    item, region = _item(row, embedder), _region(row)
+    return None if item is None or region is None else (item, region)
 
 
 def entries_at_hand(reader: Reader, embedder: Embedder) -> list[tuple[Item, Region]]:
     """The first rows of a collection whose files are as they were, as items to be opened again."""
-    pairs = ((_item(row, embedder), _region(row)) for row in _first_rows(reader))
-    return [(item, region) for item, region in pairs if item is not None and region is not None]
+    return [pair for row in _first_rows(reader) if (pair := entry_of(row, embedder)) is not None]
 
 
 def _region(row: Row) -> Region | None:
@@ -204,15 +215,31 @@ def _item(row: Row, embedder: Embedder) -> Item | None:
     return item if found == row["content_hash"] else None
 
 
-def _was_resampled(items: Iterable[tuple[Row, Item]], embedder: Embedder) -> bool | None:
-    """Whether one of these files of sound has another rate than the model; None: not known."""
+def _was_resampled(reader: Reader, embedder: Embedder) -> bool | None:
+    """Whether one of the files of sound behind the rows has another rate than the model; None: not
+    known, since one cannot be read, or they are too many to be asked each."""
     if embedder.classifier.modality != "audio":
         return None
     import soundfile
 
-    paths = dict.fromkeys(item.content for _, item in items if isinstance(item.content, Path))
-    try:
-        rates = {soundfile.info(os.fsencode(path)).samplerate for path in paths}
-    except (OSError, RuntimeError, ValueError):
-        return None
-    return rates != {embedder.classifier.rate} if rates else None
+    names = [name for name in ("id", PATH) if name in reader.columns]
+    seen: set[Path] = set()
+    began = time.monotonic()
+    for batch in reader.scan(names, _MADE):
+        for row in batch.to_pylist():
+            path = path_of(row.get(PATH) or row["id"])
+            if path in seen:
+                continue
+            seen.add(path)
+            try:
+                rate = soundfile.info(os.fsencode(path)).samplerate
+            except (OSError, RuntimeError, ValueError):
+                return None
+            if rate != embedder.classifier.rate:
+                return True
+            if time.monotonic() - began > _ASKING:
+                return None
+    return False if seen else None
+
+
+_ASKING = 60.0  # seconds, for the headers of all files

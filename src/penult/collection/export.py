@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from penult.collection import schema
 from penult.collection.index import read as read_index
-from penult.collection.manifest import Manifest, store_errors
+from penult.collection.manifest import HISTORY, Manifest, store_errors
 from penult.collection.raven_export import raven_writer
 from penult.collection.reader import Reader
 from penult.collection.repair import damage
@@ -55,6 +55,7 @@ def describe(reader: Reader) -> dict[str, Any]:
         "modality": manifest.model.get("modality"),
         "created": manifest.created,
         "fingerprint": dict(manifest.fingerprint),
+        "migrations": list(manifest.model.get(HISTORY) or ()),
         "columns": reader.columns,
         "labels": {"marks": len(labels), "classes": sorted(set(labels["class"].to_pylist()))},
         "spaces": len(reader.side_table("spaces")),

@@ -190,6 +190,15 @@ def _check_hash(path: Path, values: dict[str, Any]) -> None:
         )
 
 
+def hash_written(path: Path) -> bool:
+    """Whether the manifest carries a hash, and has it."""
+    with store_errors(path / MANIFEST):
+        values = json.loads((path / MANIFEST).read_text("utf-8"))
+    seal = values["model"].pop(HASH, None)
+    return bool(seal == digest(values))
+
+
+HISTORY = "history"  # in `model`: the fingerprints before, of the oldest first
 HASH = "hash"  # of the manifest, in `model`, where 0.1.0 lets it be
 _TOLD: set[tuple[Path, str]] = set()
 log = logging.getLogger(__name__)
@@ -270,6 +279,15 @@ def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:
     """
     one, other = (fingerprint_in(side).without_behaviour for side in (ours, theirs))
     require_comparable(path, ours, compare(one, other))
+    require_same_shape(path, ours, theirs)
+
+
+def require_same_shape(path: Path, ours: Manifest, theirs: Manifest) -> None:
+    """Refuses other columns.
+
+    Raises:
+        CollectionError: other widths, logits, number type or class names.
+    """
     for name in ("dim", "n_logits", "logits", "dtype"):
         old, new = getattr(ours, name), getattr(theirs, name)
         if old != new:
@@ -289,7 +307,11 @@ def fingerprint_in(manifest: Manifest) -> Fingerprint:
     """The fingerprint that a manifest holds."""
     model = manifest.model
     measured = Behaviour.from_dict(model.get("behaviour"))
-    return Fingerprint(manifest.fingerprint, model.get("code") or {}, measured)
+    former: list[str] = []
+    for one in model.get(HISTORY) or ():
+        with contextlib.suppress(KeyError, TypeError):
+            former += [one["id"], digest(dict(one["fingerprint"]))]
+    return Fingerprint(manifest.fingerprint, model.get("code") or {}, measured, former)
 
 
 def require_comparable(path: Path, ours: Manifest, found: Comparison) -> None:
@@ -304,7 +326,8 @@ def require_comparable(path: Path, ours: Manifest, found: Comparison) -> None:
             + "\n".join(found.refused)
             + f"\nUse the collection's own embedder ({ours.model.get('spec', 'see its manifest')})"
             ", begin another collection: --into another.lance, or embed the items of this one "
-            f"anew: penult embed MODEL --like {path} --into another.lance"
+            f"anew: penult embed MODEL --like {path} --into another.lance. If only a library has "
+            f"another version, penult migrate {path} measures it on the collection's own rows"
         )
 
 

@@ -354,6 +354,20 @@ def embedder_of(
     Raises:
         FingerprintMismatch: what is there now would give other vectors.
     """
+    embedder = embedder_now(manifest, model, device=device, trust=trust)
+    check_embedder(
+        manifest,
+        embedder,
+        "Name the right one with --model; if only a library has another version, penult migrate "
+        "measures it on the collection's own rows",
+    )
+    return embedder
+
+
+def embedder_now(
+    manifest: Manifest, model: str | None = None, *, device: str = "auto", trust: bool = False
+) -> Embedder:
+    """What is there now where the embedder of a collection was; it is not compared."""
     from penult.embedding.embedder import open_at_taps, open_embedder
     from penult.embedding.saving import is_embedder
     from penult.engines.base import EXACT
@@ -373,12 +387,10 @@ def embedder_of(
     # A module's side is found by its name; an operation only by counting, so that it is looked for.
     if taps and not any(tap["operation"] for tap in taps) and not is_embedder(spec):
         options["pool_over"] = about.get("pool_over") or "all"
-        embedder = open_at_taps(spec, taps, about["pooling"], **options)
-    else:  # for one item no other engine is worth opening
-        options |= {"pool_over": about.get("pool_over"), "engine": "torch"}
-        embedder = open_embedder(spec, about["tap"], about["pooling"], **options)
-    check_embedder(manifest, embedder, "Name the right one with --model")
-    return embedder
+        return open_at_taps(spec, taps, about["pooling"], **options)
+    # For one item no other engine is worth opening.
+    options |= {"pool_over": about.get("pool_over"), "engine": "torch"}
+    return open_embedder(spec, about["tap"], about["pooling"], **options)
 
 
 def check_embedder(manifest: Manifest, embedder: Embedder, advice: str = "") -> None:

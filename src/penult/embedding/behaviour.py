@@ -9,7 +9,7 @@ from contextlib import closing
 
 import numpy as np
 
-from penult.data.items import Entry, Item
+from penult.data.items import Entry, Failure, Item
 from penult.data.regions import WHOLE
 from penult.embedding.fingerprint import RESAMPLED, Answer, Behaviour, package_versions
 from penult.embedding.runner import Outcome, Runner
@@ -63,9 +63,14 @@ def _example(classifier: Classifier, engine: Engine) -> Answer | None:
     return Answer(np.concatenate([one.ravel() for one in vectors]), mean)
 
 
-def answers(runner: Runner, pairs: Iterable[Entry]) -> Iterator[tuple[Outcome, Answer]]:
-    """Regions and what a runner gives for each, alone; those that fail are left out."""
+def answers(
+    runner: Runner, pairs: Iterable[Entry], failed: dict[str, str] | None = None
+) -> Iterator[tuple[Outcome, Answer]]:
+    """Regions and what a runner gives for each, alone; those that fail are left out. failed: gets
+    the reason of each of these by its id."""
     with closing(runner.stream(pairs, alone=True)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Outcome):
                 yield outcome, Answer(outcome.vector, outcome.class_logits)
+            elif isinstance(outcome, Failure) and failed is not None:
+                failed[outcome.id] = outcome.message

@@ -583,6 +583,8 @@ def open_embedder(
     """
     how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
     if saving.is_embedder(spec):
+        if given := [n for n, value in model_options.items() if value and n != "trust"]:
+            log.warning("%s opens as it was saved: %s has no effect", spec, ", ".join(given))
         saved = Embedder.load(spec, **how, trust=bool(model_options.get("trust")))
         readings = saved.runner.readings
         over = pool_over or readings[0].pool_over

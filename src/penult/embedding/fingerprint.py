@@ -7,7 +7,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from penult.models.base import digest
 from penult.models.source_code import changed
 
 FloatArray = npt.NDArray[np.float32]
@@ -96,11 +97,25 @@ def package_versions() -> dict[str, str]:
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What makes vectors comparable. hashes: by field. files: hashes of the user's own code, by
-    role. behaviour: measured; None where it was not."""
+    role. behaviour: measured; None where it was not. former: ids, and hashes, of those that it took
+    the place of once their rows had been measured."""
 
     hashes: Mapping[str, str]
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     behaviour: Behaviour | None = None
+    former: Sequence[str] = ()
+
+    @property
+    def id(self) -> str:
+        """A hash of it, behaviour included."""
+        answers = self.behaviour.to_dict()["answers"] if self.behaviour else None
+        return digest([dict(self.hashes), answers])
+
+    def was(self, other: Fingerprint) -> bool:
+        """Whether it took the place of another one."""
+        if self.hashes == other.hashes:
+            return other.id in self.former
+        return digest(dict(other.hashes)) in self.former
 
     @property
     def without_behaviour(self) -> Fingerprint:
@@ -111,12 +126,12 @@ class Fingerprint:
 @dataclass(frozen=True, slots=True)
 class Remeasured:
     """The first rows of a collection, embedded again. same: how many give the vectors that are
-    stored. differ: a line for each of the others. resampled: whether the resampler has touched any
-    of the files that were looked at; None where that is not known."""
+    stored. differ: a line for each of the others. resampled: looks whether the resampler has
+    touched any of their files; None where that is not known."""
 
     same: int = 0
     differ: tuple[str, ...] = ()
-    resampled: bool | None = None
+    resampled: Callable[[], bool | None] = lambda: None
 
     @property
     def count(self) -> int:
@@ -151,9 +166,11 @@ def compare(
     and equal behaviour, are comparable.
 
     we, they: how they are called; empty for lines without names. rows: the first rows of ours,
-    embedded again by theirs.
+    embedded again by theirs. One that has taken the other's place is comparable to it.
     """
-    names = _differing(ours, theirs)
+    if ours.was(theirs) or theirs.was(ours):
+        return Comparison()
+    names = differing(ours, theirs)
     soft = [name for name in names if name in _soft(theirs)]
     hard = [name for name in names if name not in soft]
     words = [
@@ -164,7 +181,7 @@ def compare(
         return Comparison(tuple(words))
     told = rows or Remeasured()
     unlike = _unlike(ours.behaviour, theirs.behaviour, ours.hashes.get("precision"))
-    untouched = unlike is not None and list(unlike) == [RESAMPLED] and told.resampled is False
+    untouched = unlike is not None and list(unlike) == [RESAMPLED] and told.resampled() is False
     if unlike and not untouched:
         return Comparison((*words, *unlike.values(), *_versions(ours, theirs)))
     if told.count and not told.same:
@@ -174,7 +191,7 @@ def compare(
     notes = [f"{line.strip()}; the others are as stored" for line in told.differ]
     if untouched:
         notes.append(
-            "the resampler gives other values than before; no file of the first rows was resampled"
+            "the resampler gives other values than before; no file of its rows was resampled"
         )
     if unlike is None and rows is not None and not rows.count and theirs.behaviour is not None:
         notes.append(
@@ -195,7 +212,18 @@ def _proof(measured: bool, same: int) -> str:
     return f"the vectors of {items} are the same"
 
 
-def _differing(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
+def unlike_behaviours(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
+    """A line for each made-up item whose vector or logits differ."""
+    found = _unlike(ours.behaviour, theirs.behaviour, ours.hashes.get("precision"))
+    return [*(found or {}).values()]
+
+
+def version_changes(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
+    """`versions: soxr 1.0 → 1.1`; empty where none is known."""
+    return [line.strip() for line in _versions(ours, theirs)]
+
+
+def differing(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
     """The fields in which hashes differ; code that one side has not recorded is not known."""
     names = dict.fromkeys((*ours.hashes, *theirs.hashes))
     differ = [name for name in names if ours.hashes.get(name) != theirs.hashes.get(name)]

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.space import Space
-from penult.collection.manifest import Manifest
+from penult.collection.manifest import Manifest, fingerprint_in
 from penult.data.files import write_file
-from penult.errors import LabelsError, UsageError, cause
+from penult.errors import FingerprintMismatch, LabelsError, UsageError, cause
 from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.fitted import Settings
 from penult.fewshot.labelling import Groups
@@ -156,6 +156,28 @@ def _checked(about: Mapping[str, Any], vectors: npt.NDArray[np.float32], space: 
 
 def _bytes(data: bytes) -> Any:
     return np.frombuffer(data, np.uint8)
+
+
+def migrate(path: str | os.PathLike[str], manifest: Manifest, dry: bool = False) -> bool:
+    """Give a class file the fingerprint of a collection that took the place of its own; whether it
+    had another one.
+
+    Raises:
+        FingerprintMismatch: the collection never had the file's fingerprint.
+    """
+    saved = read(path)
+    theirs = fingerprint_in(Manifest(saved.fingerprint, 0, 0, saved.model))
+    ours = fingerprint_in(manifest)
+    if theirs.id == ours.id:
+        return False
+    if not ours.was(theirs):
+        raise FingerprintMismatch(
+            f"{path} holds vectors of another embedder than this collection has, or had before it "
+            "was migrated: teach its classes again"
+        )
+    if not dry:
+        write(path, replace(saved, fingerprint=manifest.fingerprint, model=manifest.model))
+    return True
 
 
 OF_EXAMPLES = "space_of_examples"  # the space is fitted again to the examples, as they change

@@ -228,7 +228,9 @@ class VectorSource:
         found = compare(fingerprint_in(self.manifest), other, "", "")
         if found.refused:
             raise FingerprintMismatch(
-                f"{name} gives other vectors than the class space was taught with: {found.words}"
+                f"{name} gives other vectors than the class space was taught with: {found.words}. "
+                "If only a library has another version: penult migrate COLLECTION measures it on "
+                "rows, and penult migrate CLASSES.npz --like COLLECTION takes it over"
             )
         for note in found.notes:
             log.warning("%s: %s", name, note)
