@@ -194,7 +194,8 @@ def hash_written(path: Path) -> bool:
     """Whether the manifest carries a hash, and has it."""
     with store_errors(path / MANIFEST):
         values = json.loads((path / MANIFEST).read_text("utf-8"))
-    seal = values["model"].pop(HASH, None)
+    model = values.get("model")
+    seal = model.pop(HASH, None) if isinstance(model, dict) else None
     return bool(seal == digest(values))
 
 

@@ -27,6 +27,7 @@ from penult.collection.manifest import (
     write_manifest,
 )
 from penult.collection.reader import Reader
+from penult.collection.repair import keep_manifest
 from penult.data.tables import PATH
 from penult.embedding.behaviour import answers
 from penult.embedding.embedder import Embedder, fingerprint_of, native_runner
@@ -106,6 +107,7 @@ def migrate(
                     f"{reader.path} was changed while it was measured; say it again"
                 )
             write_manifest(reader.path, _migrated(ours, theirs, did))
+            keep_manifest(reader.path)
         did.written = True
     return did
 
