@@ -32,6 +32,7 @@ Every message says what was received, what is wrong, and what would work.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 
 class PenultError(Exception):
@@ -146,6 +147,13 @@ REFUSALS: tuple[type[Exception], ...] = (
     AttributeError,
     AssertionError,
 )
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names for a message, with commas between; of many, the first and how many more."""
+    found = [str(name) for name in names]
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
 
 
 _LONGEST = 400  # characters of another library's reason

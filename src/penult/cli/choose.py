@@ -25,11 +25,11 @@ from penult.cli.output import (
     counted,
     json_text,
     metered,
+    print_failure,
     print_json,
     print_note,
     print_table,
     printable,
-    printable_path,
     stdout,
     working,
 )
@@ -230,7 +230,7 @@ def _choice(found: Selection, saved: Path, report: Path | None) -> dict[str, Any
 
 def _show_choice(found: Selection, saved: Path, report: Path | None) -> None:
     for one in found.failures:
-        print_note(f"[red]failed[/] {printable_path(one.id)}: {printable(one.message)}")
+        print_failure(one.id, one.message)
     if found.report is None:
         _show_free(found)
     else:

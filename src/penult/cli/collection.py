@@ -23,6 +23,7 @@ from penult.cli.output import (
     print_table,
     printable,
     printable_path,
+    reason_words,
     stdout,
     text_in,
     working,
@@ -165,13 +166,16 @@ def failures(collection: Store, json: Json = False) -> None:
         table.add_column(name, overflow="fold")
     for row in found:
         part = place_words(row["region"])
-        table.add_row(printable_path(row["id"]), part, printable(row["message"]))
+        table.add_row(printable_path(row["id"]), part, reason_words(row["message"]))
     print_table(table)
+
+
+_SHOWN_COLUMNS = 20  # of metadata, in a table; --json has all
 
 
 def _hits_table(hits: Hits) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    extra = list(hits[0].metadata) if hits else []
+    extra = list(hits[0].metadata)[:_SHOWN_COLUMNS] if hits else []
     part = place_header(hit.region for hit in hits)
     for name in ("similarity", "item", part, "label", "score", *extra):
         right = name in {"similarity", "score"}
@@ -182,7 +186,7 @@ def _hits_table(hits: Hits) -> Table:
             f"{hit.similarity:.4f}",
             printable_path(hit.id),
             place_words(hit.region, hit.start, hit.end),
-            printable(hit.label or ""),
+            cell(hit.label),
             "" if hit.score is None else f"{hit.score:.3f}",
             *(cell(values[name]) for name in extra),
         )

@@ -47,10 +47,11 @@ from penult.cli.output import (
     printable,
     printable_path,
     proof_line,
+    reason_words,
     stdout,
     working,
 )
-from penult.errors import UsageError
+from penult.errors import UsageError, listed
 
 if TYPE_CHECKING:
     from penult.collection.add import Summary
@@ -296,7 +297,7 @@ def _print_metadata(source: Source) -> None:
         for new, kind in source.columns.items()
     ]
     if kept:
-        print_note(f"[dim]metadata: {', '.join(kept)}[/]")
+        print_note(f"[dim]metadata: {listed(kept)}[/]")
 
 
 @contextmanager
@@ -422,7 +423,7 @@ def _show_summary(
     failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
     for row in failed[:SHOWN]:
         stdout.print(
-            f"  [red]{printable_path(row['id'])}[/]: {printable(row['message'])}", soft_wrap=True
+            f"  [red]{printable_path(row['id'])}[/]: {reason_words(row['message'])}", soft_wrap=True
         )
     rest = summary.failed - SHOWN
     more = f"  … and {rest:,} more; " if rest > 0 else ""

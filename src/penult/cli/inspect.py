@@ -34,8 +34,8 @@ from penult.cli.output import (
     SOME_FAILED,
     counted,
     named,
+    print_failure,
     print_json,
-    print_note,
     print_table,
     printable,
     printable_path,
@@ -337,7 +337,7 @@ def _show(report: Report, on: list[str]) -> None:
     from penult.embedding.check import PLAIN, shares_batches
 
     for failure in report.failures:
-        print_note(f"[red]failed[/] {printable_path(failure.id)}: {printable(failure.message)}")
+        print_failure(failure.id, failure.message)
     sizes = ", ".join(map(str, report.batches))
     stdout.print(f"[bold]batching[/]  {report.policy.words}")
     stdout.print(f"[dim]          {counted(len(report.items), 'item')} in batches of {sizes}[/]\n")

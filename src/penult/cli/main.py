@@ -162,6 +162,8 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else cause(error)
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r} is not UTF-8, and cannot be used here; use another name"
     return (
         f"{type(error).__name__}: {cause(error)}. Nobody foresaw this: it is a fault of Penult or "
         "of a library under it; penult --log info … shows where it happens"
@@ -169,7 +171,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _code(error: Exception) -> int:
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | UnicodeEncodeError):
         return WRONG_USAGE
     return SOME_FAILED if isinstance(error, ItemError) else FAILED
 

@@ -31,8 +31,8 @@ from penult.cli.options import (
 from penult.cli.output import (
     SOME_FAILED,
     place_words,
+    print_failure,
     print_json,
-    print_note,
     printable,
     printable_path,
     proof_line,
@@ -66,7 +66,7 @@ def classify(
     for outcome in runner.stream(source):
         if not isinstance(outcome, Outcome):
             failures.append(outcome)
-            print_note(f"[red]failed[/] {printable_path(outcome.id)}: {printable(outcome.message)}")
+            print_failure(outcome.id, outcome.message)
             continue
         prediction = prediction_of(classifier, outcome)
         if json:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -31,6 +31,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 if TYPE_CHECKING:
@@ -125,8 +126,19 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text from outside, for `print`, on one line: markup and control characters are escaped."""
-    return escape(_escaped(text, kept=""))
+    """A text from outside, for `print`, on one line: markup and control characters are escaped. Of
+    a very long one, both ends."""
+    return escape(_escaped(_cut(text, _LONGEST), kept=""))
+
+
+_LONGEST = 4_000  # characters of a message
+_LONGEST_REASON = 480
+_LONGEST_PATH = 240  # characters of a path, where others stand below it
+
+
+def _cut(text: str, most: int) -> str:
+    """Both ends of a text that is longer."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"
 
 
 def _escaped(text: str, kept: str = "\n\t") -> str:
@@ -139,11 +151,20 @@ def _escaped(text: str, kept: str = "\n\t") -> str:
 
 
 def printable_path(path: str) -> str:
-    """A path relative to the current folder, for `print`."""
-    try:
-        return printable(str(Path(path).relative_to(Path.cwd())))
-    except ValueError:
-        return printable(path)
+    """A path relative to the current folder, for `print`; of a very long one, both ends."""
+    with suppress(ValueError):
+        path = str(Path(path).relative_to(Path.cwd()))
+    return printable(_cut(path, _LONGEST_PATH))
+
+
+def reason_words(message: str) -> str:
+    """Why an item failed, for a printed table or line; of a very long one, both ends."""
+    return printable(_cut(message, _LONGEST_REASON))
+
+
+def print_failure(id: str, message: str) -> None:
+    """Print an item that failed, and why, to stderr."""
+    print_note(f"[red]failed[/] {printable_path(id)}: {reason_words(message)}")
 
 
 LONGEST_CELL = 80  # characters of a text in a printed table
@@ -192,6 +213,7 @@ def discard_stdout() -> None:
 
 def print_error(message: str, kind: str, as_json: bool) -> None:
     """Print an error in one sentence."""
+    message = _cut(message, _LONGEST)
     if as_json:
         print_json({"error": {"type": kind, "message": message}})
     stderr.print("[bold red]penult:[/]", end=" ")
@@ -199,7 +221,9 @@ def print_error(message: str, kind: str, as_json: bool) -> None:
 
 
 def print_note(message: str) -> None:
-    """Print a line to stderr."""
+    """Print a line to stderr, with its markup; a very long one is cut."""
+    if len(message) > _LONGEST:
+        message = printable(Text.from_markup(message).plain)
     stderr.print(message, soft_wrap=True)
 
 

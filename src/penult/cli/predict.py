@@ -39,6 +39,7 @@ from penult.cli.output import (
     counted,
     place_header,
     place_words,
+    print_failure,
     print_json_stream,
     print_note,
     print_table,
@@ -363,7 +364,7 @@ def _sum_up(
     if out is not None:
         stdout.print(f"written: [bold]{printable(str(out))}[/]", soft_wrap=True)
     for one in failures:
-        print_note(f"[red]failed[/] {printable_path(one.id)}: {printable(one.message)}")
+        print_failure(one.id, one.message)
 
 
 def _write(out: Path, found: Spool, merged: list[Event] | None) -> None:

@@ -23,7 +23,7 @@ from penult.collection import schema as rows
 from penult.collection.journal import Journal
 from penult.collection.manifest import store_errors
 from penult.collection.schema import COLUMNS, metadata_types
-from penult.errors import CollectionError, StoreError, cause
+from penult.errors import CollectionError, StoreError, cause, listed
 
 ITEMS = "items"
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def query_errors(path: Path, where: str | None, columns: list[str]) -> Iterator[
             reason = reason.replace("Invalid input, ", "").replace("lance error: ", "").strip()
             raise CollectionError(
                 f"the filter {where!r} does not work: {reason}. Columns: "
-                f"{', '.join(columns)}. Texts stand in single quotes (site = 'A'), column names "
+                f"{listed(columns)}. Texts stand in single quotes (site = 'A'), column names "
                 "with spaces or signs in backticks (`my column` > 1)"
             ) from error
 
@@ -347,7 +347,7 @@ def check_columns(path: Path, table: Any, columns: Sequence[str] | None) -> list
     names = list(table.schema.names)
     if unknown := [name for name in columns or () if name not in names]:
         raise CollectionError(
-            f"there is no column {unknown[0]!r} in {path}; columns: {', '.join(names)}"
+            f"there is no column {unknown[0]!r} in {path}; columns: {listed(names)}"
         )
     return names if columns is None else list(columns)
 

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from penult.data import documents
 from penult.data.files import file_aside
 from penult.embedding.fingerprint import (
     Behaviour,
@@ -36,6 +37,7 @@ MANIFEST = "collection.json"
 LOCK = "writer.lock"
 HOLDER = "writer.json"
 Mark = tuple[int, int]
+_MOST = 2**31  # numbers of a list in a row, in Arrow
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,43 @@ class Manifest:
     created: str = ""
     format: int = FORMAT
 
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class _ModelRecord:
+    """Types of what `Manifest.model` may hold; each of them may be absent."""
+
+    spec: str = ""
+    tap: str = ""
+    taps: list[dict[str, Any]] = field(default_factory=list)
+    pooling: str = ""
+    pool_over: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+    modality: str = ""
+    kind: str = ""
+    scores: str = ""
+    asked: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    behaviour: dict[str, Any] | None = None
+    code: dict[str, dict[str, str]] = field(default_factory=dict)
+
 
 @contextlib.contextmanager
 def store_errors(path: Path) -> Iterator[None]:
-    """Translates what the operating system refuses into StoreError; lets all else pass.
+    """Translates what the operating system or the store refuses into StoreError; lets all else
+    pass.
 
     LanceDB raises RuntimeError for it, Lance OSError, with the reason in its text only.
     """
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, UnicodeEncodeError):
+            raise StoreError(
+                f"{path}: {error.object!r} is not UTF-8, and the tables of a collection hold and "
+                "name nothing else; use another name"
+            ) from error
         text = str(error)
         if code := re.search(r"\(os error (\d+)\)", text):
             raise StoreError(f"{path}: {os.strerror(int(code[1]))}") from error
@@ -134,18 +163,24 @@ def read_manifest(path: Path) -> Manifest:
         CollectionError: damaged, or written by a newer Penult.
     """
     with store_errors(path / MANIFEST):
-        text = (path / MANIFEST).read_text(encoding="utf-8")
+        content = (path / MANIFEST).read_bytes()
     try:
-        values = json.loads(text)
-        version = int(values["format"])
-        if version > FORMAT:
+        values = documents.parse(content, dict[str, Any])
+        version = values.get("format")
+        if isinstance(version, int) and version > FORMAT:
             raise CollectionError(
                 f"{path} has format {version}, this Penult reads up to {FORMAT}: upgrade penult"
             )
         _check_hash(path, values)
-        return Manifest(**{**values, "labels": distinct(values["labels"])})
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = documents.check(values, Manifest)
+        documents.check(manifest.model, _ModelRecord)
+        if not (0 < manifest.dim < _MOST and 0 <= manifest.n_logits < _MOST):
+            raise ValueError(f"{manifest.dim} numbers and {manifest.n_logits} logits in a row")
+        if manifest.format < 1:
+            raise ValueError(f"format {manifest.format}")
+    except ValueError as error:
         raise CollectionError(f"{path / MANIFEST} is damaged: {cause(error)}") from error
+    return replace(manifest, labels=distinct(manifest.labels))
 
 
 def mark(path: Path) -> Mark | None:

@@ -47,11 +47,11 @@ class Reader:
     @property
     def schema(self) -> pa.Schema:
         """The arrow schema of the rows."""
-        if (table := lance.open_table(self.path, lance.ITEMS)) is not None:
+        found = self.require_manifest()
+        if (table := self._open(found)) is not None:
             with store_errors(self.path):
                 return table.schema
-        found = self.require_manifest()
-        return schema.row_schema(found.dim, found.n_logits, found.logits, found.dtype)
+        return _row_schema(found)
 
     @property
     def columns(self) -> list[str]:
@@ -68,8 +68,8 @@ class Reader:
 
     def count_rows(self, where: str | None = None) -> int:
         """The number of rows (regions, not items) that match a filter; 0 without a collection."""
-        there = self._current() is not None
-        table = lance.open_table(self.path, lance.ITEMS) if there else None
+        current = self.manifest
+        table = None if current is None else self._open(current)
         if table is None:
             return 0
         with lance.query_errors(self.path, where, table.schema.names):
@@ -77,8 +77,7 @@ class Reader:
 
     def open_rows(self) -> Any | None:
         """The table of rows at this commit, for streams; None before the first row."""
-        self.require_manifest()
-        return lance.open_table(self.path, lance.ITEMS)
+        return self._open(self.require_manifest())
 
     def latest_rows(self) -> tuple[Manifest, Any | None]:
         """The manifest, and the table of rows at its latest version, for queries of one call:
@@ -88,7 +87,7 @@ class Reader:
             with store_errors(self.path):
                 cached[1].checkout_latest()
             return current, cached[1]
-        table = lance.open_table(self.path, lance.ITEMS)
+        table = self._open(current)
         fresh = table is not None and lance.is_current(self.path, table)
         self._table = (mark, table) if fresh else None
         return current, table
@@ -179,6 +178,25 @@ class Reader:
             stamped = [{"when": when, **record} for record in records]
             table.add(pa.Table.from_pylist(stamped, schema=columns))
             Journal(self.path).sync(name)
+
+    def _open(self, current: Manifest) -> Any | None:
+        """The table of rows, as the manifest has them; None before the first row.
+
+        Raises:
+            CollectionError: they are rows of something else.
+        """
+        table = lance.open_table(self.path, lance.ITEMS)
+        if table is None:
+            return None
+        with store_errors(self.path):
+            words = schema.misfit(table.schema, _row_schema(current))
+            if words and table.count_rows():  # the next writer makes an empty one anew
+                raise CollectionError(
+                    f"{self.path} is damaged: {words}, and {manifest.MANIFEST} has {current.dim} "
+                    f"numbers ({current.dtype}) and logits {current.logits!r} of "
+                    f"{current.n_logits} classes; restore the one that was changed"
+                )
+        return table
 
     def _current(self) -> tuple[Mark, Manifest] | None:
         """The manifest with its mark; read again only where another one was written."""
@@ -273,3 +291,7 @@ def read_derived(reader: Reader, kind: str, name: str | None = None) -> Derived 
     with pa.ipc.open_stream(pa.BufferReader(found["data"])) as stream:
         values = stream.read_all()
     return Derived(found[column], found["name"], json.loads(found["about"]), values)
+
+
+def _row_schema(found: Manifest) -> pa.Schema:
+    return schema.row_schema(found.dim, found.n_logits, found.logits, found.dtype)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from penult.data.items import utf8
 from penult.data.tables import typed
-from penult.errors import CollectionError, cause
+from penult.errors import CollectionError, cause, listed
 
 Key = tuple[str, str]  # id and region
 COLUMNS = (
@@ -22,6 +23,8 @@ COLUMNS = (
 KEY = ("id", "region")
 ARRAYS = ("vector", "logits")  # every other column holds one scalar a row
 ORDER = ("id", "channel", "start", "end", "region")  # a total order: the last one completes KEY
+
+_COLUMNS = 2_000  # of metadata: of ten times as many, Lance replaces one row in a minute and more
 
 # Names that LanceDB keeps for itself, in a query or in a filter.
 RESERVED = ("_distance", "_score", "_relevance_score", "_rowid", "_rowaddr", "_rowoffset")
@@ -87,8 +90,13 @@ def metadata_types(metadata: Mapping[str, pa.DataType]) -> dict[str, pa.DataType
     """Metadata columns with the types that are stored; columns without any value drop out.
 
     Raises:
-        CollectionError: a name that is empty, has a dot, or is taken by a column of ours.
+        CollectionError: a name that is empty, has a dot, or is taken by a column of ours; too many.
     """
+    if len(metadata) > _COLUMNS:
+        raise CollectionError(
+            f"{len(metadata):,} columns of metadata ({listed(metadata, 3)}): a collection keeps up "
+            f"to {_COLUMNS:,}; leave the others out of the table"
+        )
     stored: dict[str, pa.DataType] = {}
     for name, kind in metadata.items():
         if name in COLUMNS or name in RESERVED:
@@ -113,6 +121,18 @@ def metadata_of(columns: pa.Schema) -> dict[str, pa.DataType]:
 def scalar_columns(columns: pa.Schema) -> list[str]:
     """The names of a schema's columns that hold one scalar a row: all but vector and logits."""
     return [name for name in columns.names if name not in ARRAYS]
+
+
+def misfit(columns: pa.Schema, wanted: pa.Schema) -> str:
+    """The first column of ours that a table lacks, or has with another type, in words; empty where
+    the table fits."""
+    for field in wanted:
+        place = columns.get_field_index(field.name)
+        if place < 0:
+            return f"its rows have no column {field.name!r}"
+        if columns.field(place).type != field.type:
+            return f"column {field.name!r} of its rows is {columns.field(place).type}"
+    return ""
 
 
 def conform(batches: Iterable[pa.RecordBatch], columns: pa.Schema, run_id: str) -> pa.Table:
@@ -216,5 +236,5 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:
 
 
 def quoted(values: Sequence[str]) -> str:
-    """Strings as a list of SQL literals."""
-    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    """Strings as a list of SQL literals; what is not UTF-8 as ids have it (`as_id`)."""
+    return ", ".join("'" + utf8(value).replace("'", "''") + "'" for value in values)

@@ -349,9 +349,8 @@ class Writer:
         merge.when_not_matched_insert_all().execute(new)
 
     def _take_in(self, columns: pa.Schema) -> None:
-        own = self._items.schema
-        metadata = schema.metadata_of(columns)
-        if any(name not in own.names or own.field(name).type != t for name, t in metadata.items()):
+        own, metadata = schema.metadata_of(self._items.schema), schema.metadata_of(columns)
+        if any(own.get(name) != kind for name, kind in metadata.items()):
             lance.add_metadata(self._items, metadata, self._path)
 
     def _clear(self, keys: set[Key]) -> None:

@@ -140,8 +140,14 @@ def file_item(path: Path, id: str | None = None, metadata: Mapping[str, object] 
 
 
 def as_id(path: Path) -> str:
-    """The path as an id. What is not UTF-8 could not be stored: its bytes are written out."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    """The path as an id."""
+    return utf8(str(path))
+
+
+def utf8(text: str) -> str:
+    """The text, with the bytes of a name that is not UTF-8 written out: they could not be
+    stored."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def path_of(id: str) -> Path:

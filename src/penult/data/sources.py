@@ -96,7 +96,26 @@ class Source:
         return self.total
 
     def __iter__(self) -> Iterator[Entry]:
-        return self.start()
+        return map(_bounded, self.start())
+
+
+LONGEST_ID = 32_768  # characters; no system has a longer path
+
+
+def _bounded(entry: Entry) -> Entry:
+    """The entry, or a failure in the place of one whose id is no path and no name, so long is it:
+    what a broken table has in its column would be stored, and printed, with each message."""
+    one = entry if isinstance(entry, Failure) else entry[0]
+    if len(one.id) <= LONGEST_ID:
+        return entry
+    digest = hashlib.sha256(one.id.encode("utf-8", "backslashreplace")).hexdigest()
+    known = f"{one.id[:120]}… ({len(one.id):,} characters, sha256:{digest[:12]})"
+    reason = SourceError(
+        f"an id or path of {len(one.id):,} characters; up to {LONGEST_ID:,} are taken. Is a quote "
+        "missing in the table?"
+    )
+    region = one.region if isinstance(one, Failure) else entry[1].key  # type: ignore[index]
+    return failure(Item(known, b""), region, reason)
 
 
 def from_paths(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from penult.errors import SourceError, UsageError
+from penult.errors import SourceError, UsageError, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,7 +121,7 @@ def find_roles(
     for role, column in given.items():
         if (found := column if column in types else plain.get(column.casefold())) is None:
             raise SourceError(
-                f"{source} has no column {column!r} for {role}; it has {_listed(types)}"
+                f"{source} has no column {column!r} for {role}; it has {listed(types) or 'none'}"
             )
         roles[role] = found
     named = _named(types, plain, modality, is_number)
@@ -134,7 +134,7 @@ def find_roles(
         roles = _box(free, types, roles, is_number) | roles
     if PATH not in roles and not {"start", *EDGES[:2]} & roles.keys():
         raise SourceError(
-            f"{source} has no column `path`; it has {_listed(types)}. Name the columns: "
+            f"{source} has no column `path`; it has {listed(types) or 'none'}. Name the columns: "
             f"--column path=COLUMN" + (",start=COLUMN,end=COLUMN" if modality == "audio" else "")
         )
     return roles
@@ -158,10 +158,6 @@ def unused_span(types: Mapping[str, object], roles: Roles, is_number: IsNumber) 
             return []
         found.append(numbers[0])
     return found
-
-
-def _listed(types: Mapping[str, object]) -> str:
-    return ", ".join(types) or "none"
 
 
 def _named(

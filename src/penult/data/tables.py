@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penult.data.delimited import DelimitedText, decimal, lines
+from penult.data.documents import of_others
 from penult.data.folders import Recordings
 from penult.data.items import (
     Entry,
@@ -168,8 +169,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = of_others(line)
+        except ValueError as error:
             yield number, f"not JSON: {cause(error)}"
         else:
             yield number, row if isinstance(row, dict) else f"{line.strip()[:40]} is no object"
@@ -479,7 +480,7 @@ def _box(place: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
 def _edges_of(box: object) -> dict[str, Any]:
     """COCO's [x, y, width, height], as a list or as its JSON."""
     try:
-        values = json.loads(box) if isinstance(box, str) else box
+        values = of_others(box) if isinstance(box, str) else box
         left, top, width, height = values  # type: ignore[misc]
     except (ValueError, TypeError) as error:
         raise RegionError(f"box {box!r} is not a list of x, y, width and height") from error

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.collection.schema import Key
+from penult.data.items import utf8
 from penult.errors import LabelsError
 from penult.fewshot.events import csv_lines
 from penult.fewshot.scorers import IMPLIED, NO, OPEN, YES, Targets, medoid
@@ -230,10 +231,12 @@ def checked_name(name: str) -> str:
     """A class's name without spaces around it.
 
     Raises:
-        LabelsError: nothing is left of it.
+        LabelsError: nothing is left of it, or it is not UTF-8.
     """
     if not isinstance(name, str) or not name.strip():
         raise LabelsError(f"a class needs a name; received {name!r}")
+    if utf8(name) != name:
+        raise LabelsError(f"the class name {name!r} is not UTF-8, and could not be stored")
     return name.strip()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from penult.errors import IncompleteWeights
+from penult.errors import IncompleteWeights, listed
 from penult.models.leftovers import Way, notes_of, refuse_adapters, refuse_needed, sort
 from penult.models.weight_files import Weights
 from penult.models.wrappers import plain_name
@@ -89,7 +89,7 @@ def fill(module: nn.Module, weights: Weights) -> Filling:
     if not good:
         raise IncompleteWeights(
             f"no weight of the checkpoint fits {type(module).__name__}: it has "
-            f"{_some(weights)}, the model has {_some(own)}"
+            f"{listed(weights, 3)}, the model has {listed(own, 3)}"
         )
     module.load_state_dict(good, strict=False)
     return Filling(loose, {name: t for name, t in fitting.items() if name not in own})
@@ -223,8 +223,3 @@ def _refuse_missing(module: nn.Module, used: set[str], filling: Filling, spec: s
             + " Build the class that it was trained with: --checkpoint with a factory of yours, or "
             "penult.load(module) in Python"
         )
-
-
-def _some(weights: Weights) -> str:
-    names = list(weights)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

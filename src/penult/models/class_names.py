@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from penult.data.documents import of_others
 from penult.errors import ModelError, UsageError, cause
 from penult.models.base import complete_labels, distinct
 
@@ -120,7 +120,7 @@ def _read(path: Path) -> Any:
 
 def _from_json(path: Path, text: str) -> Any:
     try:
-        value = json.loads(text)
+        value = of_others(text)
     except ValueError as error:
         raise UsageError(f"{path} is not readable as JSON: {error}") from error
     if isinstance(value, Mapping):

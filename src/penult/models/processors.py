@@ -423,7 +423,7 @@ def open_preparer(
                     folder, trust_remote_code=trust, local_files_only=True
                 )
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:  # whatever a broken file makes of transformers and its tokenizers
         name = "config.json" if is_timm(config) else _FILES[modality][0]
         raise ModelError(f"{folder}: its {name} cannot be used: {cause(error)}") from error
     if modality == "audio":
@@ -435,11 +435,20 @@ def open_preparer(
     return ImagePreparer(opened)
 
 
+_HIGHEST_RATE = 1_000_000  # samples a second that a folder's own word is taken for
+
+
 def _audio(extractor: Any, folder: Path) -> AudioPreparer:
-    if not getattr(extractor, "sampling_rate", None):
+    rate = getattr(extractor, "sampling_rate", None)
+    if not rate:
         raise ModelError(
             f"{folder}: its preprocessor_config.json names no sampling_rate, so it does not "
             "prepare audio"
+        )
+    if not isinstance(rate, int | float) or not 0 < rate <= _HIGHEST_RATE:
+        raise ModelError(
+            f"{folder}: its preprocessor_config.json has the sampling_rate {rate!r}, and a model "
+            f"hears 1 to {_HIGHEST_RATE:,} samples a second"
         )
     return AudioPreparer(extractor)
 

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from penult.errors import listed
+
 MOST_FILES = 500  # modules that are followed
 LARGEST = 16 << 20  # bytes of a data file; weights are hashed as weights
 _REMOTE = "transformers_modules"  # where transformers copies code that comes with a checkpoint
@@ -66,12 +68,7 @@ def changed(before: Files, now: Files) -> str:
         ([name for name in now if name not in before], "new"),
         ([name for name in before if name not in now], "gone"),
     ]
-    return ", ".join(f"{_listed(names)} {how}" for names, how in parts if names)
-
-
-def _listed(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(f"{listed(names, 3)} {how}" for names, how in parts if names)
 
 
 def _function(target: Any) -> Any:

@@ -17,6 +17,7 @@ PICTURES = ("png", "svg", "pdf")
 
 
 _FEW = 400  # points up to which each is drawn large and joined to the middle of its class
+_LONGEST = 200  # characters of a line
 _NAMED = 40  # classes whose names stand on the map; of more, the largest
 
 
@@ -91,7 +92,7 @@ def draw_map(
     axes.set_aspect("equal", adjustable="datalim")
     for side in axes.spines.values():
         side.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _size(count: int) -> float:
@@ -118,8 +119,7 @@ def _name(
     away = np.linalg.norm(own - middle, axis=1)
     near = own[away <= (2 * np.median(away) if len(own) <= 60 else 0.03 * spread)]
     axes.annotate(
-        # A dollar would begin a formula.
-        name.replace("$", r"\$"),
+        name,
         (middle[0], near[:, 1].max() + 0.018 * spread),
         ha="center",
         va="bottom",
@@ -138,7 +138,7 @@ def draw_confusion(
     require("matplotlib")
     from matplotlib.figure import Figure
 
-    count = len(classes)
+    count, classes = len(classes), list(map(_drawable, classes))  # each tick is written anew
     side = min(22.0, 3.2 + 0.42 * count)
     figure = Figure(figsize=(max(side, 7.5), side), facecolor="#fbfaf7", layout="constrained")
     axes = figure.add_subplot(facecolor="#fbfaf7")
@@ -161,12 +161,28 @@ def draw_confusion(
     axes.tick_params(length=0)
     for edge in axes.spines.values():
         edge.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
-    """Write a figure, aside first, in the format of the suffix."""
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure, aside first, in the format of the suffix; its texts as they are."""
     check_picture(path)
+    as_plain_text(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_aside(path) as aside:
         figure.savefig(aside, dpi=130, format=path.suffix.lower().removeprefix("."))
+
+
+def as_plain_text(figure: Any) -> None:
+    """Draw the texts of a figure without formulas: names come from outside, and a dollar in one
+    would begin one. Long ones are cut, what no font can draw is written out."""
+    from matplotlib.text import Text
+
+    for one in figure.findobj(Text):
+        one.set_parse_math(False)
+        one.set_text("\n".join(map(_drawable, one.get_text().splitlines())))
+
+
+def _drawable(line: str) -> str:
+    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

@@ -17,6 +17,7 @@ from penult.analysis.evaluation import Evaluation
 from penult.analysis.selection import Choice, Score
 from penult.errors import UsageError
 from penult.extras import require
+from penult.viz.plots import as_plain_text
 
 KINDS = (".html", ".json", ".png")
 DRAWN = "in a crowd"  # the measure of the picture
@@ -83,6 +84,7 @@ def draw_choice(choice: Choice) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Each layer and pooling in its best space, with 95 % intervals", fontsize=10)
     axes.legend(fontsize=8)
+    as_plain_text(figure)
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from penult.data.documents import of_others
 from penult.errors import HeadNotFound, ModelError, UsageError, cause
 from penult.models.base import (
     REGRESSION,
@@ -509,10 +509,10 @@ def names_in(metadata: Mapping[str, str]) -> list[str] | dict[int, str]:
     """The class names that a file's metadata carries, a mapping by key: JSON, a Python literal, or
     one a line."""
     text = next((metadata[key] for key in _NAMES if metadata.get(key)), "")
-    for read in (json.loads, ast.literal_eval):
+    for read in (of_others, ast.literal_eval):
         try:
             value = read(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # or too deep for a parser
             continue
         if isinstance(value, Mapping):
             found = keyed(value, "the metadata")

@@ -6,7 +6,6 @@ class that transformers has is known here without a list of ours.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from penult.data.documents import check, of_others
 from penult.errors import (
     IncompleteWeights,
     ModelError,
@@ -253,6 +253,14 @@ def read_modality(folder: Path, spec: str, trust: bool = False) -> str:
     return _task(_read_config(folder, spec, settings, trust), spec)[1]
 
 
+@dataclass(frozen=True)
+class _Named:
+    """Types of settings that are read before transformers checks them."""
+
+    architectures: list[str] | None = None
+    id2label: dict[str, Any] | list[Any] | None = None
+
+
 def read_settings(folder: Path, spec: str, trust: bool) -> dict[str, Any]:
     """The content of config.json.
 
@@ -272,11 +280,15 @@ def read_settings(folder: Path, spec: str, trust: bool) -> dict[str, Any]:
             f"{spec!r} has no config.json, so it was not saved by transformers' save_pretrained"
         )
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        raw = of_others(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not readable as JSON: {cause(error)}") from error
     if not isinstance(raw, dict):
         raise ModelError(f"{path} holds {type(raw).__name__}, not an object of settings")
+    try:
+        check({name: raw[name] for name in ("architectures", "id2label") if name in raw}, _Named)
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid: {error}") from error
     if raw.get("auto_map") and not trust:
         raise UntrustedCode(
             f"{spec!r} brings its own code ({', '.join(sorted(raw['auto_map']))} in its "
@@ -296,7 +308,7 @@ def _read_config(folder: Path, spec: str, settings: Mapping[str, Any], trust: bo
         with quiet():
             if of_timm:
                 return TimmWrapperConfig.from_dict(timm_settings(settings))
-            return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+            return _with_own_kernels(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelError(
             f"{spec!r}: transformers cannot read its config.json "
@@ -304,6 +316,21 @@ def _read_config(folder: Path, spec: str, settings: Mapping[str, Any], trust: bo
         ) from error
     except Exception as error:  # strict configurations raise their own validation errors
         raise ModelError(f"{spec!r}: its config.json is not valid: {cause(error)}") from error
+
+
+_KERNELS = (None, "eager", "sdpa")  # attention as torch itself computes it
+
+
+def _with_own_kernels(config: Any) -> Any:
+    """The configuration with attention as torch computes it. Another kernel is a choice of the
+    machine that trained the model and no part of it: it may be missing here, and by some names it
+    would be fetched from the hub and run."""
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    kernels = (getattr(part, "_attn_implementation", None) for part in parts)
+    if any(kernel not in _KERNELS for kernel in kernels):
+        config._attn_implementation = None  # of all parts: what each usually has
+    config._experts_implementation = None
+    return config
 
 
 def timm_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
