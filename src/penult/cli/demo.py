@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from penult.collection.collection import Collection
+    from penult.data.workers import WorkerBounds
 
 
 OUT = Path("penult-demo")
@@ -222,6 +223,7 @@ def doctor(json: Json = False) -> None:
         ENGINES: plugin_spec,
     }
     added = plugin_states(checks)
+    bounds = _worker_bounds()
     device = ENGINE.select_device("auto")
     if json:
         print_json(
@@ -231,6 +233,7 @@ def doctor(json: Json = False) -> None:
                 "device": device,
                 "packages": packages,
                 "extras": {name: {"version": v, "extra": e} for name, (v, e, _) in extras.items()},
+                "workers": bounds.to_dict() if bounds else None,
                 "plugins": [
                     {
                         "kind": one.kind,
@@ -251,12 +254,28 @@ def doctor(json: Json = False) -> None:
         hint = what if number else f"{what}: pip install 'penult\\[{extra}]'"
         table.add_row(name, number or "[dim]not installed[/]", f"[dim]{hint}[/]")
     stdout.print(table)
+    if bounds is None:
+        stdout.print("[red]worker processes do not come up[/]: --workers 0 decodes without them")
+    for kept, by in bounds.kept_from.items() if bounds else ():
+        words = f"[dim]kept out by {', '.join(by)}[/]" if by else "[yellow]not kept out here[/]"
+        stdout.print(f"workers and {kept}: {words}", soft_wrap=True)
     for one in added:
         state = f"[red]{escape(one.error)}[/]" if one.error else "[dim]works[/]"
         stdout.print(
             f"{one.kind} [bold]{escape(one.name)}[/] of {escape(one.package)}: {state}",
             soft_wrap=True,
         )
+
+
+def _worker_bounds() -> WorkerBounds | None:
+    """What decode workers are kept from; None where none comes up."""
+    from penult.data.workers import measure_bounds
+    from penult.errors import StoreError
+
+    try:
+        return measure_bounds()
+    except (StoreError, OSError):
+        return None
 
 
 def _share(right: int, total: int) -> str:

@@ -27,7 +27,8 @@ def serve(tasks: int, answers: int) -> None:
         except Exception as error:
             messages.send_ready(answers, Ready((), f"{type(error).__name__}: {error}"))
             return
-        messages.send_ready(answers, Ready(tuple(dict.fromkeys(bounds))))
+        free = sandbox.try_bounds(start.trial, start.memory) if start.trial else ()
+        messages.send_ready(answers, Ready(tuple(dict.fromkeys(bounds)), open=free))
         while True:
             _answer(messages.read_task(pipe), start.target, answers)
 

@@ -57,19 +57,22 @@ class WorkerAnswer:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """A process is there. bounds: what enforces the bounds of its doings, by name. failure: why it
-    is not."""
+    is not. open: what it could do nevertheless, where it was to try that."""
 
     bounds: tuple[str, ...]
     failure: str = ""
+    open: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """What a process is told first: what to decode to, and how many bytes of memory that may take
-    beyond what it has taken by then (None: as many as there are)."""
+    beyond what it has taken by then (None: as many as there are). trial: a folder, with a file,
+    that it is to try its bounds on."""
 
     target: DecodeTarget
     memory: int | None = None
+    trial: str | None = None
 
 
 def send(pipe: int, header: Header, body: bytes | memoryview = b"") -> None:
@@ -124,13 +127,13 @@ def _bytes(pipe: IO[bytes], size: int) -> Any:
 
 def start_header(start: Start) -> Header:
     """The first message to a process."""
-    return {"target": asdict(start.target), "memory": start.memory}
+    return asdict(start)
 
 
 def read_start(pipe: IO[bytes]) -> Start:
     """The reverse of `start_header`."""
     header, _ = _received(pipe, LONGEST_HEADER, 0)
-    return Start(DecodeTarget(**header["target"]), header["memory"])
+    return Start(**header | {"target": DecodeTarget(**header["target"])})
 
 
 def send_task(pipe: int, pairs: list[tuple[Item, Region]]) -> None:
@@ -167,7 +170,7 @@ def _region(kind: str, start: Any, end: Any, channel: Any, box: Any, *rest: Any)
 
 def send_ready(pipe: int, ready: Ready) -> None:
     """That a process is there, or why not."""
-    send(pipe, {"bounds": ready.bounds, "failure": ready.failure[:_LONGEST_WORDS]})
+    send(pipe, asdict(ready) | {"failure": ready.failure[:_LONGEST_WORDS]})
 
 
 def read_ready(pipe: IO[bytes]) -> Ready:
@@ -177,7 +180,8 @@ def read_ready(pipe: IO[bytes]) -> Ready:
         EOFError, ValueError, KeyError, TypeError: it is none.
     """
     header, _ = _received(pipe, LONGEST_HEADER, 0)
-    return Ready(tuple(_words(one) for one in header["bounds"]), _words(header["failure"]))
+    bounds, free = (tuple(_words(one) for one in header[name]) for name in ("bounds", "open"))
+    return Ready(bounds, _words(header["failure"]), free)
 
 
 def send_answer(pipe: int, decoded: DecodedRegion) -> None:

@@ -13,6 +13,7 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,6 +63,68 @@ def close_system(memory: int | None = None) -> list[str]:
             _filter_calls()
             found.append("seccomp")
     return found
+
+
+# What a worker is kept from, and which bounds can keep it from that by themselves.
+KEPT_FROM = {
+    "network": ("seccomp",),
+    "writes": ("Landlock", "seccomp"),
+    "processes": ("seccomp", "resource limits" if sys.platform == "darwin" else "seccomp"),
+    "memory": ("resource limits",),
+}
+
+
+def try_bounds(folder: str, memory: int | None) -> tuple[str, ...]:
+    """What this process can do of what it is to be kept from, found by doing it. folder: one to
+    write to, that holds a file of the name `file`."""
+    import socket
+
+    trials: dict[str, tuple[Callable[[], object], ...]] = {
+        "network": (_open_port, _send_datagram, socket.socketpair),
+        "writes": (
+            lambda: os.mkdir(os.path.join(folder, "made")),  # noqa: PTH102, PTH118
+            lambda: os.close(os.open(os.path.join(folder, "new"), os.O_CREAT | os.O_WRONLY)),  # noqa: PTH118
+            lambda: os.close(os.open(os.path.join(folder, "file"), os.O_WRONLY)),  # noqa: PTH118
+            lambda: os.unlink(os.path.join(folder, "file")),  # noqa: PTH108, PTH118
+        ),
+        "processes": (
+            _fork,
+            lambda: os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {}),
+            lambda: os.kill(os.getppid(), 0),
+        ),
+        "memory": (lambda: bytearray((memory or 0) + (1 << 28)),),
+    }
+    return tuple(name for name, ways in trials.items() if any(map(_succeeds, ways)))
+
+
+def _succeeds(way: Callable[[], object]) -> bool:
+    try:
+        way()
+    except (OSError, MemoryError, AttributeError):
+        return False
+    return True
+
+
+def _open_port() -> None:
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+
+
+def _send_datagram() -> None:
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.sendto(b"", ("127.0.0.1", 9))
+
+
+def _fork() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 def _libc() -> ctypes.CDLL:

@@ -13,6 +13,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -23,8 +24,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from penult.data import messages
+from penult.data import messages, sandbox
 from penult.data.decode import (
+    BRIEF_LIMIT,
     PATIENCE,
     Content,
     DecodedRegion,
@@ -303,6 +305,13 @@ class _Worker:
             return _Gone(*self._end_words())
         return _Gone("makes the process that decodes it answer in no known form", crash=True)
 
+    def wait_ready(self, limit: float) -> Ready | None:
+        """What the process tells of itself; None where it does not come up."""
+        self._tasks.put(None)  # it ends once it has told
+        with suppress(queue.Empty):
+            self._answers.get(timeout=limit)
+        return self.ready if self.ready and not self.ready.failure else None
+
     def _end_words(self) -> tuple[str, bool]:
         """How the process ended, and whether its decoder did it."""
         try:
@@ -359,6 +368,40 @@ class _Worker:
 def _size(answer: WorkerAnswer | BaseException) -> int:
     content = answer.content if isinstance(answer, WorkerAnswer) else None
     return content.size if isinstance(content, Content) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBounds:
+    """What a worker is kept from (network, writes, processes, memory), each with what does that;
+    nothing does where it is not kept from it. Found by a worker that tries."""
+
+    kept_from: dict[str, list[str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: {"kept": bool(by), "by": by} for name, by in self.kept_from.items()}
+
+
+def measure_bounds() -> WorkerBounds:
+    """Start a worker and let it try what it is to be kept from.
+
+    Raises:
+        StoreError: it does not come up.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "file").touch()
+        worker = _Worker(Start(DecodeTarget("text"), 1 << 28, folder), Held(0))
+        try:
+            ready = worker.wait_ready(BRIEF_LIMIT)
+        finally:
+            worker.end()
+    if ready is None:
+        raise StoreError("no process for decoding comes up")
+    kept = {
+        name: [] if name in ready.open else [one for one in ready.bounds if one.startswith(ways)]
+        for name, ways in sandbox.KEPT_FROM.items()
+    }
+    return WorkerBounds(kept)
 
 
 _PATIENCE = 10.0  # seconds for a process that is killed, or ends, to be gone
