@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import penult
 from conftest import RATE, assert_law, clip
 from penult.collection.collection import Collection
+from penult.data import messages, workers
 from penult.data.decode import (
     Content,
     DecodedRegion,
@@ -19,30 +28,65 @@ from penult.data.decode import (
     Decoding,
     open_regions,
 )
+from penult.data.items import Item
+from penult.data.regions import WHOLE
 from penult.data.sources import from_paths
 from penult.data.windows import Layout
 from penult.data.workers import Decoders
 from penult.embedding.embedder import Embedder
-from penult.errors import ItemError
+from penult.errors import DecodeError, ItemError, PassingFault, StoreError
+from penult.import_path import environment, isolated_path
 from penult.models.specs import load
 from test_cli import ask
 
 WANTED = DecodeTarget("audio", RATE)
 
+# By their names files crash or kill their worker, hang, find the disk gone, or make their decoder
+# write answers of its own; `later` ones only in a worker that has read another file before.
 CRASHING = """
-import os, sys, time
+import errno, os, pickle, struct, sys, time
 if "from penult.data.decoding_process import serve" in " ".join(sys.orig_argv):
     from penult.data import audio
-    load_many = audio.load_many
+    load_many, done = audio.load_many, []
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {sys.path[0]}/exploded",)
+    def answer(header, body=b"", length=None):
+        size = len(body) if length is None else length
+        return struct.pack("<QQ", len(header), size) + header + body
+    sound = b'{"seconds":0.1,"span":[0,1],"pages":null,"notes":[],"shape":[%s]}'
+    forged = {
+        "pickle": pickle.dumps(Bomb()),
+        "pickled": answer(pickle.dumps(Bomb())),
+        "endless": answer(sound % b"1000000000000000", b"", 4 * 10**15),
+        "deep": answer(b"[" * 100000),
+        "raising": answer(b'{"seconds":0.1,"error":["KeyboardInterrupt","x"]}'),
+        "ending": answer(b'{"seconds":0.1,"error":["MissingExtra","x"]}'),
+        "shape": answer(sound % b"3", b"1234"),
+        "axes": answer(sound % b"1,1", b"1234"),
+        "objects": answer(b'{"seconds":0.1,"span":{},"pages":"x","notes":7}'),
+        "silent": b"",
+    }
     def failing(content, *rest, **named):
-        if "crash" in content.name:
+        name = getattr(content, "name", "bytes")
+        kind = name if "later" not in name or done else ""
+        done.append(name)
+        if "crash" in kind or name == "bytes":
             os.kill(os.getpid(), 11)
-        if "hang" in content.name:
+        if "kill" in kind:
+            os.kill(os.getpid(), 9)
+        if "hang" in kind:
             time.sleep(600)
+        if "stale" in kind:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        if "forged" in kind:
+            os.write(int(sys.argv[2]), forged[name.split("-")[1]])
+            os._exit(0)
         print("what decoders print is no answer")
         return load_many(content, *rest, **named)
     audio.load_many = failing
 """
+FORGED = "pickle pickled endless deep raising ending shape axes objects silent".split()
 
 
 @pytest.fixture
@@ -150,3 +194,187 @@ def test_left_early(recordings: Path) -> None:
         next(opened)
         processes = [worker.process for worker in decoders._workers]
     assert all(process.poll() is not None for process in processes)
+
+
+def decoded(folder: Path, **options: object) -> dict[str, object]:
+    """What comes of each file of a folder in one worker: its content, or its failure."""
+    pairs = list(from_paths([str(folder)], "audio"))
+    with Decoders(WANTED, Decoding(workers=1, **options)) as decoders:  # type: ignore[arg-type]
+        found = list(decoders.open_regions(pairs))
+    assert [one.item.id for one in found] == [item.id for item, _ in pairs]
+    return {Path(one.item.id).name: one.content for one in found}
+
+
+def sounds(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        soundfile.write(folder / name, clip(0.3, number), RATE)
+    return folder
+
+
+@pytest.mark.usefixtures("crashing")
+def test_a_second_try_in_a_fresh_worker(tmp_path: Path) -> None:
+    """Each of these fails once, and not when it is the first that a worker reads."""
+    names = ["a.wav", "crash-later.wav", "d.wav", "hang-later.wav", "kill-later.wav", "z.wav"]
+    found = decoded(sounds(tmp_path / "s", *names, "stale-later.wav"), time_limit=3.0)
+    assert len(found) == 7
+    for number, name in enumerate([*names, "stale-later.wav"]):
+        content = found[name]
+        assert isinstance(content, Content), (name, content)
+        expected, _ = soundfile.read(tmp_path / "s" / name, dtype="float32")
+        assert np.array_equal(content.values, expected), number
+
+
+@pytest.mark.usefixtures("crashing")
+def test_a_verdict_or_a_fault_of_the_world(tmp_path: Path) -> None:
+    """What is killed, stalls or meets a failing disk says nothing of the file; what crashes its
+    decoder twice does. Files between two that fail are read as if they were alone."""
+    bad = ["crash-1.wav", "crash-2.wav", "hang.wav", "kill.wav", "stale.wav"]
+    good = ["a.wav", "d.wav", "i.wav", "l.wav", "z.wav"]
+    found = decoded(sounds(tmp_path / "s", *bad, *good), time_limit=3.0)
+    assert all(isinstance(found[name], Content) for name in good)
+    kinds = {name: type(found[name]) for name in bad}
+    assert [name for name, kind in kinds.items() if kind is DecodeError] == bad[:2]
+    assert [name for name, kind in kinds.items() if kind is PassingFault] == bad[2:]
+    words = {name: str(found[name]) for name in bad}
+    assert "SIGSEGV" in words["crash-1.wav"] and "SIGKILL" in words["kill.wav"]
+    assert "takes longer than 3 s" in words["hang.wav"] and "Stale" in words["stale.wav"]
+
+
+@pytest.mark.usefixtures("crashing")
+def test_a_dead_disk_costs_no_worker_for_each_file(tmp_path: Path) -> None:
+    names = [f"stale-{number:02}.wav" for number in range(30)]
+    pairs = list(from_paths([str(sounds(tmp_path / "s", *names))], "audio"))
+    with Decoders(WANTED, Decoding(workers=1)) as decoders:
+        started = decoders._workers[0].process.pid
+        found = list(decoders.open_regions(pairs))
+        assert decoders._workers[0].process.pid != started
+    assert {type(one.content) for one in found} == {PassingFault}
+
+
+@pytest.mark.usefixtures("crashing")
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_worker_that_a_file_has_taken_over_answers(kind: str, tmp_path: Path) -> None:
+    """Whatever it sends, nothing runs here, nothing is raised, and the other files are read."""
+    folder = sounds(tmp_path / "s", "a.wav", f"forged-{kind}.wav", "z.wav")
+    found = decoded(folder)
+    assert isinstance(found["a.wav"], Content) and isinstance(found["z.wav"], Content)
+    assert isinstance(found[f"forged-{kind}.wav"], ItemError)
+    assert not (tmp_path / "site" / "exploded").exists()
+
+
+@pytest.mark.usefixtures("crashing")
+def test_bytes_are_decoded_in_workers_too(recordings: Path) -> None:
+    good = next(iter(from_paths([str(recordings)], "audio")))
+    pair = Item("b", Path(good[0].id).read_bytes()), good[1]
+    with Decoders(WANTED, Decoding(workers=1)) as decoders:
+        (lost,) = decoders.open_regions([pair])
+    assert "SIGSEGV" in str(lost.content)
+
+
+def test_no_memory_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a fault of that file, and of the time; the thread that reads does not end the run."""
+    read, number = messages.read_answer, iter(range(100))
+
+    def short(*arguments: Any) -> Any:
+        answer = read(*arguments)
+        if next(number) in (1, 2):
+            raise MemoryError
+        return answer
+
+    monkeypatch.setattr(messages, "read_answer", short)
+    found = decoded(sounds(tmp_path / "s", "a.wav", "b.wav", "c.wav"))
+    assert type(found["b.wav"]) is PassingFault and "memory" in str(found["b.wav"])
+    assert isinstance(found["a.wav"], Content) and isinstance(found["c.wav"], Content)
+
+
+def test_no_worker_comes_up(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = list(from_paths([str(recordings)], "audio"))
+    monkeypatch.setattr(workers, "_CODE", "import no_such_module")
+    with (
+        Decoders(WANTED, Decoding(workers=1)) as decoders,
+        pytest.raises(StoreError, match=r"no process for decoding comes up.*--workers 0"),
+    ):
+        list(decoders.open_regions(pairs))
+
+
+@given(st.integers(0, 200), st.integers(0, 255), st.integers(0, 200))
+@settings(max_examples=200, deadline=None)
+def test_a_changed_answer_is_read_or_refused(place: int, value: int, end: int) -> None:
+    """Of a message in which a byte is another, or that ends early, nothing else comes."""
+    content = Content(np.ones(3, np.float32), 0.0, 1.5, notes=("a note",))
+    answer = _sent(DecodedRegion(Item("a", b""), WHOLE, content, 0.5))
+    changed = bytearray(answer)
+    changed[place % len(changed)] = value
+    with suppress(EOFError, ValueError, KeyError, TypeError):
+        read = messages.read_answer(
+            io.BytesIO(bytes(changed[: len(answer) - end % 3])), "audio", 99
+        )
+        assert isinstance(read.content, Content | ItemError)
+
+
+def _sent(decoded: DecodedRegion) -> bytes:
+    reading, writing = os.pipe()
+    messages.send_answer(writing, decoded)
+    os.close(writing)
+    with open(reading, "rb") as pipe:  # noqa: PTH123
+        return pipe.read()
+
+
+HOSTILE = "soundfile random json typing logging tempfile ctypes socket av PIL soxr torch typer"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [["-m", "penult"], pytest.param(["-c", "import sys; {command}"], marks=pytest.mark.slow)],
+)
+def test_a_folder_of_recordings_runs_nothing(
+    start: list[str], recordings: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """Neither in the command nor in its workers, whatever the variables of Python say."""
+    ran = tmp_path / "ran"
+    ran.mkdir()
+    for name in HOSTILE.split():
+        (recordings / f"{name}.py").write_text(f"open({str(ran / name)!r}, 'w')")
+    (recordings / "numpy").mkdir()
+    (recordings / "numpy" / "__init__.py").write_text(f"open({str(ran / 'numpy')!r}, 'w')")
+    (recordings / "startup.py").write_text(f"open({str(ran / 'startup')!r}, 'w')")
+    source = str(Path(penult.__file__).parents[1])
+    # As the script of an installed `penult` starts it, whose own folder comes first.
+    command = (
+        f"sys.path[0] = {source!r}; sys.argv[0] = 'penult'; from penult.cli import main; main()"
+    )
+    env = os.environ | {
+        "PYTHONPATH": f"{os.pathsep}{source}{os.pathsep}.{os.pathsep}",
+        "PYTHONSTARTUP": "startup.py",
+        "PYTHONINSPECT": "",
+    }
+    options = ["--into", str(tmp_path / "c.lance"), "--workers", "2"]
+    started = [one.format(command=command) for one in start]
+    done = subprocess.run(
+        [sys.executable, *started, "embed", str(tiny), ".", *options],
+        cwd=recordings,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in ran.iterdir()] == []
+    assert "6 embedded" in done.stderr + done.stdout
+
+
+def test_no_process_looks_for_modules_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = str(tmp_path / "other")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", "relative", other]))
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), "relative", other, *sys.path])
+    assert environment()["PYTHONPATH"] == other
+    found = isolated_path()
+    assert other in found and not {"", "relative", str(tmp_path)} & set(found)
+    assert str(Path(penult.__file__).parents[1]) in found
+    # What a person names in full, they mean.
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert str(tmp_path) in isolated_path()
