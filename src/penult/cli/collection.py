@@ -323,9 +323,10 @@ def _repair_lines(found: Repair) -> Iterator[str]:
         if table.state in ("restored", "rows lost"):
             verb = "is" if found.done else "would be"
             was = "" if table.version is None else f"version {table.version:,} {verb} the newest; "
-            yield f"  {was}{counted(table.lost, 'row')} lost"
-    for place in found.aside:
-        yield f"what is torn lies in {place}"
+            lost = "later rows" if table.lost is None else counted(table.lost, "row")
+            yield f"  {was}{lost} lost"
+    if found.aside is not None:
+        yield f"what is torn lies in {found.aside}"
     if found.is_whole:
         yield f"{found.path} is whole"
     elif found.is_lost:

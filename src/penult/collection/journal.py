@@ -7,6 +7,7 @@ no rows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -64,11 +65,16 @@ def manifests(table: Path) -> dict[int, Path]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     for name in names:
-        number = name.removesuffix(_SUFFIX)
-        if number != name and number.isdecimal():
-            version = _LAST - int(number) if len(number) == len(str(_LAST)) else int(number)
+        if (version := _version_of(name)) is not None:
             found[version] = table / VERSIONS / name
     return dict(sorted(found.items(), reverse=True))
+
+
+def _version_of(name: str) -> int | None:
+    number = name.removesuffix(_SUFFIX)
+    if number == name or not number.isdecimal():
+        return None
+    return _LAST - int(number) if len(number) == len(str(_LAST)) else int(number)
 
 
 def is_closed(file: Path) -> bool:
@@ -194,7 +200,7 @@ class Journal:
         folders = {(self._table(one.name) / file).parent for one in work for file in one.files}
         _at_once(flush, [*folders, *self._above(folders)])
         for one in work:
-            self._append(one.name, one.version, sums[one.name])
+            self._append(one.name, one.version, sums.get(one.name, {}))
 
     def _table(self, name: str) -> Path:
         return self._path / f"{name}{TABLE}"
@@ -214,7 +220,7 @@ class Journal:
         version = next(iter(versions), 0)
         files = [f"{VERSIONS}/{file.name}" for file in versions.values()]
         files = [file for file in (*_content(table), *files) if file not in known]
-        if not files and before is not None and version == before.version:
+        if not files and version == (before.version if before is not None else 0):
             return None
         # What an earlier Penult wrote is not read for its checksums: a repair does that.
         return _New(name, version, files, before is not None or version <= 2)
@@ -294,17 +300,29 @@ class Journal:
 
     def _copy(self, name: str, version: Path | None) -> None:
         former = copies(self._path, name)
-        if version is None or version.name in [copy.name.partition("-")[2] for copy in former]:
+        if version is None or version.name in former:
             return
         with file_aside(self._path / FOLDER / f"{name}-{version.name}") as aside:
             aside.write_bytes(version.read_bytes())
-        for copy in former:
+        for copy in former.values():
             copy.unlink(missing_ok=True)
 
 
-def copies(path: Path, name: str) -> list[Path]:
-    """Copies of a table's newest version's file, at the end of a run."""
-    return sorted((path / FOLDER).glob(f"{name}-*{_SUFFIX}"))
+def copies(path: Path, name: str) -> dict[str, Path]:
+    """Copies of the file of a table's newest version at the end of a run, by that file's name."""
+    found = (path / FOLDER).glob(f"{name}-*{_SUFFIX}")
+    return {copy.name.partition("-")[2]: copy for copy in found}
+
+
+def whole_copies(path: Path, name: str, known: Mapping[str, Sum]) -> dict[int, Path]:
+    """Those copies that are what was written, by version."""
+    found: dict[int, Path] = {}
+    for file, copy in copies(path, name).items():
+        version, expected = _version_of(file), known.get(f"{VERSIONS}/{file}")
+        with contextlib.suppress(OSError):
+            if version is not None and is_closed(copy) and expected in (None, sum_of(copy)):
+                found[version] = copy
+    return found
 
 
 def _content(table: Path) -> Iterator[str]:

@@ -28,7 +28,7 @@ from penult.collection.manifest import (
     store_errors,
     write_aside,
 )
-from penult.data.files import flush
+from penult.data.files import file_aside, flush
 from penult.errors import CollectionError, PenultError, StoreError, cause
 
 ASIDE = "torn"  # the folder that torn files are moved to
@@ -48,6 +48,7 @@ class Version:
     indices: list[str] = field(default_factory=list)
     files: int = 0
     unknown: int = 0  # files without a checksum
+    copy: Path | None = None  # of its own file, where that is torn
 
     @property
     def lost(self) -> int:
@@ -67,28 +68,31 @@ class Examination:
         # Since a file was written the machine has started again: its pages may be zeros.
         self._restarted = before is not None and not (before.boot and before.boot == journal.boot())
         self._verdicts: dict[str, str] = {}
+        self._copies = journal.whole_copies(path, name, self.known) if deep else {}
 
     def versions(self) -> Iterator[Version]:
         """The versions that can be read, newest first."""
-        for number in journal.manifests(self.table):
+        for number in sorted({*journal.manifests(self.table), *self._copies}, reverse=True):
             if (version := self.version(number)) is not None:
                 yield version
 
     def version(self, number: int) -> Version | None:
-        """One version; None where its own file is torn."""
+        """One version; None where its own file is torn and there is no copy of it."""
         import lance
 
-        file = journal.manifests(self.table).get(number)
+        file, copy, table = journal.manifests(self.table).get(number), None, self.table
         if file is None or self._verdict(f"{VERSIONS}/{file.name}", None):
-            return None
+            if (copy := self._copies.get(number)) is None:
+                return None
+            table = _view(self.path.absolute(), self.name, copy) / table.name
         try:
-            data = lance.dataset(str(self.table), version=number)
+            data = lance.dataset(str(table), version=number)
             fragments = data.get_fragments()
             rows = int(data.count_rows())
             indices = data.list_indices()
         except (OSError, RuntimeError, ValueError, OverflowError):
             return None
-        found = Version(number, rows)
+        found = Version(number, rows, copy=copy)
         for fragment in fragments:
             self._take_fragment(found, fragment)
         for index in indices:
@@ -137,7 +141,7 @@ class Examination:
             there = place.stat().st_size
         except OSError as error:
             return "is gone" if isinstance(error, FileNotFoundError) else cause(error)
-        expected = size if known is None else known[0]
+        expected = known[0] if size is None and known is not None else size
         if expected is not None and there != expected:
             return f"has {there:,} of its {expected:,} bytes"
         if not there:
@@ -209,8 +213,8 @@ def is_whole(path: Path, name: str, version: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Torn:
-    """A table whose newest version is torn. version: the newest that is whole, and its rows;
-    missing: the newest one that was on the disk once, where nothing newer is left."""
+    """A table whose newest version is torn. version: the newest that is whole, and its rows; 0
+    where the table was only being made, None where there is none."""
 
     name: str
     newest: int
@@ -224,6 +228,8 @@ class Torn:
         state = f"{self.name}: version {self.newest:,} is torn ({self.reason})"
         if self.version is None:
             return f"{state}, and no version is whole"
+        if not self.version:
+            return f"{state}; nothing of the table was on the disk yet"
         return f"{state}; the last whole one is {self.version:,}, with {self.rows:,} rows"
 
 
@@ -246,12 +252,24 @@ def torn(path: Path, name: str) -> Torn | None:
             )
     if not newest and not _had_rows(path, name):
         return None
-    return Torn(name, newest or (last.version if last else 0), None, 0, reason)
+    whole = None if _was_on_disk(path, name) else 0
+    return Torn(name, newest or (last.version if last else 0), whole, 0, reason)
+
+
+def _was_on_disk(path: Path, name: str) -> bool:
+    """Whether anything of a table without a whole version can have been there before a cut."""
+    data, last = _entries(path / f"{name}{TABLE}" / "data"), journal.last(path, name)
+    return (
+        (last is not None and last.version > 0)
+        or any(journal.is_closed(Path(entry.path)) for entry in data)
+        or (name == "items" and _runs_wrote(path))
+    )
 
 
 def _had_rows(path: Path, name: str) -> bool:
     """Whether a table without any version ever had one."""
-    if journal.last(path, name) is not None or _entries(path / f"{name}{TABLE}" / "data"):
+    last = journal.last(path, name)
+    if (last is not None and last.version) or _entries(path / f"{name}{TABLE}" / "data"):
         return True
     return name == "items" and _runs_wrote(path)
 
@@ -282,7 +300,8 @@ def require_never_written(path: Path, name: str) -> None:
 
 
 def stepped_back(path: Path, name: str) -> Any:
-    """The last whole version of a table, to be read only; what is torn is left where it is.
+    """The last whole version of a table, to be read only; what is torn is left where it is. None
+    where the table was only being made.
 
     Raises:
         StoreError: there is none.
@@ -292,9 +311,12 @@ def stepped_back(path: Path, name: str) -> Any:
         return _connect(str(path.absolute())).open_table(name)
     _require_version(path, found)
     _say(path, found.words)
+    if not found.version:
+        return None
     if found.version == next(iter(journal.manifests(path / f"{name}{TABLE}")), 0):
         return _connect(str(path.absolute())).open_table(name)
-    return _connect(_view(path.absolute(), name, found.version)).open_table(name)
+    file = journal.manifests(path / f"{name}{TABLE}")[found.version]
+    return _connect(str(_view(path.absolute(), name, file))).open_table(name)
 
 
 def _require_version(path: Path, found: Torn) -> None:
@@ -319,8 +341,8 @@ def _say(path: Path, words: str) -> None:
 
 
 @lru_cache(maxsize=32)
-def _view(path: Path, name: str, version: int | None) -> str:
-    """A folder elsewhere that has this version as its newest, and links to all other files."""
+def _view(path: Path, name: str, version: Path) -> Path:
+    """A folder elsewhere that has the version of this file only, and links to all other files."""
     place = Path(tempfile.mkdtemp(prefix="penult-view-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     table, own = path / f"{name}{TABLE}", place / f"{name}{TABLE}"
@@ -328,9 +350,8 @@ def _view(path: Path, name: str, version: int | None) -> str:
     for entry in _entries(table):
         if entry.name != VERSIONS:
             (own / entry.name).symlink_to(entry.path)
-    file = journal.manifests(table)[version or 0]
-    shutil.copyfile(file, own / VERSIONS / file.name)
-    return str(place)
+    shutil.copyfile(version, own / VERSIONS / version.name.removeprefix(f"{name}-"))
+    return place
 
 
 def step_back(path: Path, only: Sequence[str] | None = None) -> list[str]:
@@ -340,13 +361,13 @@ def step_back(path: Path, only: Sequence[str] | None = None) -> list[str]:
     Raises:
         StoreError: a table has no whole version.
     """
-    said = []
+    said, place = [], _new_place(path)
     for name in only or journal.tables(path):
         if (found := torn(path, name)) is None:
             continue
         _require_version(path, found)
-        place = set_aside(path, name, found.version or 0)
-        words = f"{found.words}" + (f". What is torn lies in {place}" if place else "")
+        moved = set_aside(path, name, found.version or 0, place=place)
+        words = f"{found.words}" + (f". What is torn lies in {moved}" if moved else "")
         log.warning("%s: %s. The next run embeds the rest again", path, words)
         said.append(words)
     return said
@@ -359,23 +380,32 @@ def settle(path: Path, name: str) -> None:
             step_back(path, [name])
 
 
-def set_aside(path: Path, name: str, above: int, files: Sequence[str] = ()) -> Path | None:
+def _new_place(path: Path) -> Path:
+    return path / ASIDE / f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def set_aside(
+    path: Path, name: str, above: int, files: Sequence[str] = (), place: Path | None = None
+) -> Path | None:
     """Moves the versions above one, and these files, out of a table; gives where to."""
-    table = path / f"{name}{TABLE}"
+    table, place = path / f"{name}{TABLE}", place or _new_place(path)
     moved = [file for number, file in journal.manifests(table).items() if number > above]
     moved += [table / file for file in files]
-    place = path / ASIDE / f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     with store_errors(path):
-        for file in moved:
-            if file.exists():
-                target = place / file.relative_to(path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.rename(target)
-                flush(target.parent)
-                flush(file.parent)
+        _move(path, moved, place)
         Journal(path).shorten(name)
     _whole.pop((path, name), None)
     return place if place.exists() else None
+
+
+def _move(path: Path, files: Sequence[Path], place: Path) -> None:
+    for file in files:
+        if file.exists():
+            target = place / file.relative_to(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+            flush(target.parent)
+            flush(file.parent)
 
 
 def damage(path: Path) -> list[str]:
@@ -390,17 +420,19 @@ STATES = ("whole", "restored", "rows lost", "lost")
 @dataclass(slots=True)
 class TableRepair:
     """What a repair found and did, or would do, with one table. state: of STATES. version: the one
-    that counts then, of those that were there, and its rows. unknown: files without a checksum."""
+    that counts then, of those that were there, and its rows. lost: rows; None where the version
+    that had them is torn. unknown: files without a checksum."""
 
     name: str
     state: str
     newest: int
     version: int | None
     rows: int
-    lost: int = 0
+    lost: int | None = 0
     files: int = 0
     unknown: int = 0
     damaged: dict[str, str] = field(default_factory=dict)
+    copy: str | None = None  # of the version's own file, which is put back
     fragments: list[int] = field(default_factory=list)
     indices: list[str] = field(default_factory=list)
 
@@ -413,7 +445,7 @@ class Repair:
     done: bool
     manifest: str = "whole"
     tables: list[TableRepair] = field(default_factory=list)
-    aside: list[str] = field(default_factory=list)
+    aside: Path | None = None  # where to what is torn was moved
 
     @property
     def is_whole(self) -> bool:
@@ -437,7 +469,7 @@ class Repair:
             "repaired": self.done and not self.is_whole and not self.is_lost,
             "manifest": self.manifest,
             "tables": [asdict(table) for table in self.tables],
-            "set_aside": self.aside,
+            "set_aside": None if self.aside is None else str(self.aside),
         }
 
 
@@ -461,19 +493,22 @@ def repair(path: Path, *, dry_run: bool = False, wait: bool = False) -> Repair:
 
 def _repair(path: Path, names: list[str], change: bool) -> Repair:
     with store_errors(path):
-        result = Repair(path, change, _repaired_manifest(path, change))
+        place = _new_place(path) if change else None
+        result = Repair(path, change, _repaired_manifest(path, place))
         for name in names:
-            result.tables.append(_repaired_table(path, name, change, result.aside))
-        if change:
+            result.tables.append(_repaired_table(path, name, place))
+        if place is not None:
+            result.aside = place if place.exists() else None
             recorder = Journal(path)
-            recorder.sync()
-            for name in names:
-                recorder.shorten(name)
+            for table in result.tables:
+                if table.state != "lost":
+                    recorder.sync(table.name)
+                    recorder.shorten(table.name)
             recorder.close()
     return result
 
 
-def _repaired_manifest(path: Path, change: bool) -> str:
+def _repaired_manifest(path: Path, place: Path | None) -> str:
     try:
         if (path / MANIFEST).exists():
             read_manifest(path)
@@ -485,10 +520,10 @@ def _repaired_manifest(path: Path, change: bool) -> str:
         text = copy.read_text("utf-8")
     except (OSError, ValueError):
         return "lost"
-    if change:
+    if place is not None:
         if (path / MANIFEST).exists():
-            (path / ASIDE).mkdir(exist_ok=True)
-            (path / MANIFEST).rename(path / ASIDE / f"{MANIFEST}-{uuid.uuid4().hex[:6]}")
+            place.mkdir(parents=True, exist_ok=True)
+            (path / MANIFEST).rename(place / MANIFEST)
         write_aside(path / MANIFEST, text)
         read_manifest(path)
     return "restored"
@@ -502,41 +537,25 @@ def keep_manifest(path: Path) -> None:
         write_aside(copy, text)
 
 
-def _repaired_table(path: Path, name: str, change: bool, aside: list[str]) -> TableRepair:
-    table = path / f"{name}{TABLE}"
-    if not journal.manifests(table):
-        if not _had_rows(path, name):
-            return TableRepair(name, "whole", 0, None, 0)
-        if not journal.copies(path, name):
-            return TableRepair(name, "lost", 0, None, 0, damaged={VERSIONS: "is gone"})
-        if not change:
-            return TableRepair(name, "restored", 0, None, 0, damaged={VERSIONS: "is gone"})
-        _copies_back(path, name)
-        found = _repaired_table(path, name, change, aside)
-        found.state = "restored" if found.state == "whole" else found.state
-        return found
+def _repaired_table(path: Path, name: str, place: Path | None) -> TableRepair:
+    """place: where to what is torn is moved; None changes nothing."""
+    if not journal.manifests(path / f"{name}{TABLE}") and not _had_rows(path, name):
+        return TableRepair(name, "whole", 0, None, 0)
     examination = Examination(path, name, deep=True)
     best = _plan(examination)
-    if change and best.version is not None and best.state != "whole":
-        _carry_out(path, best, aside)
-    if change and best.state == "whole":
-        Journal(path).note(name, examination.found)
+    if place is not None and best.version is not None and best.state != "whole":
+        _carry_out(path, best, place)
+    if place is not None and best.state == "whole":
+        recorder = Journal(path)
+        recorder.sync(name)
+        recorder.note(name, examination.found)
     return best
 
 
-def _copies_back(path: Path, name: str) -> None:
-    for copy in journal.copies(path, name):
-        target = path / f"{name}{TABLE}" / VERSIONS / copy.name.partition("-")[2]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(copy, target)
-        flush(target)
-        flush(target.parent)
-
-
 def _plan(examination: Examination) -> TableRepair:
-    newest = next(iter(journal.manifests(examination.table)))
+    files = journal.manifests(examination.table)
     last = journal.last(examination.path, examination.name)
-    reached = max(newest, last.version if last else 0)
+    reached = max(next(iter(files), 0), last.version if last else 0)
     readable: Version | None = None
     whole: Version | None = None
     for found in examination.versions():
@@ -545,30 +564,41 @@ def _plan(examination: Examination) -> TableRepair:
             whole = found
             break
     plan = TableRepair(examination.name, "lost", reached, None, 0)
+    torn_file = {f"{VERSIONS}/{next(iter(files.values())).name}": "is torn"} if files else {}
     if readable is None:
-        file = journal.manifests(examination.table)[newest].name
-        plan.damaged = {f"{VERSIONS}/{file}": "has no end"}
+        plan.damaged, plan.lost = torn_file or {VERSIONS: "is gone"}, None
+        if not _was_on_disk(examination.path, examination.name):
+            plan.state, plan.version = "restored", 0
         return plan
     plan.files, plan.unknown, plan.damaged = readable.files, readable.unknown, readable.damaged
+    if readable.number < reached or readable.copy is not None:
+        plan.damaged = plan.damaged | (torn_file or {VERSIONS: "is gone"})
     kept = readable.rows - readable.lost
     if whole is not None and (whole is readable or (readable.fragments and whole.rows >= kept)):
         plan.version, plan.rows = whole.number, whole.rows
         plan.state = "whole" if whole.number == reached else "restored"
         plan.lost = 0 if whole is readable else max(0, readable.rows - whole.rows)
+        best = whole
     else:
+        best = readable
         plan.version, plan.rows, plan.lost = readable.number, kept, readable.lost
         plan.fragments, plan.indices = list(readable.fragments), readable.indices
         plan.state = "rows lost" if readable.fragments else "restored"
+    if readable.number < reached:  # what it had more is not known
+        plan.lost = None
+    if best.copy is not None:
+        plan.copy, plan.state = str(best.copy), "restored" if plan.state == "whole" else plan.state
     return plan
 
 
-def _carry_out(path: Path, plan: TableRepair, aside: list[str]) -> None:
+def _carry_out(path: Path, plan: TableRepair, place: Path) -> None:
     import lance
 
     parts = bool(plan.fragments or plan.indices)
     damaged = [] if parts else [file for file in plan.damaged if not file.startswith(VERSIONS)]
-    place = set_aside(path, plan.name, plan.version or 0, damaged)
-    aside += [str(place)] if place else []
+    if plan.copy is not None:  # first: the copy goes with the versions that are set aside
+        _put_back(path, plan.name, Path(plan.copy), place)
+    set_aside(path, plan.name, plan.version or 0, damaged, place)
     if not parts:
         return
     table = path / f"{plan.name}{TABLE}"
@@ -582,11 +612,19 @@ def _carry_out(path: Path, plan: TableRepair, aside: list[str]) -> None:
         (path / "index.json").unlink(missing_ok=True)
     Journal(path).sync(plan.name)
     # The versions before name what is damaged, and are out of the way with it.
-    place = _older_aside(path, plan.name, data.version, list(plan.damaged))
-    aside += [str(place)] if place else []
+    _older_aside(path, plan.name, data.version, list(plan.damaged), place)
 
 
-def _older_aside(path: Path, name: str, version: int, files: list[str]) -> Path | None:
+def _put_back(path: Path, name: str, copy: Path, place: Path) -> None:
+    file = copy.name.removeprefix(f"{name}-")
+    target = path / f"{name}{TABLE}" / VERSIONS / file
+    _move(path, [target], place)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with file_aside(target) as aside:
+        aside.write_bytes(copy.read_bytes())
+
+
+def _older_aside(path: Path, name: str, version: int, files: list[str], place: Path) -> None:
     table = path / f"{name}{TABLE}"
     examination = Examination(path, name)
     older = [number for number in journal.manifests(table) if number < version]
@@ -595,4 +633,4 @@ def _older_aside(path: Path, name: str, version: int, files: list[str]) -> Path 
         found = examination.version(number)
         if found is None or set(found.damaged) & set(files):
             names.append(f"{VERSIONS}/{journal.manifests(table)[number].name}")
-    return set_aside(path, name, version, [*names, *files])
+    set_aside(path, name, version, [*names, *files], place)
