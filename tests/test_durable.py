@@ -407,6 +407,18 @@ def test_a_disk_that_refuses_late(
     assert len(ids(store)) == 100
 
 
+def test_an_older_version_that_is_torn(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk keeps no order: the newest version is there, and one before it is not."""
+    tear(list(journal.manifests(store / "items.lance").values())[1], "empty")
+    assert len(ids(store)) == 80
+    monkeypatch.setattr(lance, "MANY", 2)
+    monkeypatch.setattr(lance, "KEEP", timedelta(0))
+    with writing(store, MANIFEST) as writer:
+        writer.write(batch(names(4), seed=4))
+    assert len(ids(store)) == 100 and len(journal.manifests(store / "items.lance")) == 1
+    assert list((store / "torn").rglob("*.manifest")) and repair(store).is_whole
+
+
 def test_a_torn_journal_is_no_harm(store: Path) -> None:
     file = store / "journal" / "items.jsonl"
     content = file.read_bytes()

@@ -364,13 +364,25 @@ def step_back(path: Path, only: Sequence[str] | None = None) -> list[str]:
     said, place = [], _new_place(path)
     for name in only or journal.tables(path):
         if (found := torn(path, name)) is None:
+            # Older ones that are torn would stop every clean-up.
+            if older := _without_end(path, name):
+                set_aside(path, name, _NEWEST, older, place)
             continue
         _require_version(path, found)
-        moved = set_aside(path, name, found.version or 0, place=place)
+        moved = set_aside(path, name, found.version or 0, _without_end(path, name), place)
         words = f"{found.words}" + (f". What is torn lies in {moved}" if moved else "")
         log.warning("%s: %s. The next run embeds the rest again", path, words)
         said.append(words)
     return said
+
+
+_NEWEST = 2**64  # above every version
+
+
+def _without_end(path: Path, name: str) -> list[str]:
+    """The files of a table's versions that are torn, by what is there of them."""
+    files = journal.manifests(path / f"{name}{TABLE}").values()
+    return [f"{VERSIONS}/{file.name}" for file in files if not journal.is_closed(file)]
 
 
 def settle(path: Path, name: str) -> None:
@@ -545,6 +557,8 @@ def _repaired_table(path: Path, name: str, place: Path | None) -> TableRepair:
     best = _plan(examination)
     if place is not None and best.version is not None and best.state != "whole":
         _carry_out(path, best, place)
+    if place is not None and (older := _without_end(path, name)) and best.state != "lost":
+        set_aside(path, name, _NEWEST, older, place)
     if place is not None and best.state == "whole":
         recorder = Journal(path)
         recorder.sync(name)
