@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Space, Store, Where, space_of
-from penult.cli.options import Json, Seed, check_output
+from penult.cli.options import Json, RawCells, Seed, check_output
 from penult.cli.output import (
     counted,
     print_json,
@@ -53,6 +53,7 @@ def cluster(
         Path | None, typer.Option(help="Write each row's cluster to this CSV file.")
     ] = None,
     seed: Seed = 0,
+    raw_cells: RawCells = False,
     json: Json = False,
 ) -> None:
     """Cluster the rows of a collection, without labels.
@@ -75,7 +76,7 @@ def cluster(
     if out is not None:
         from penult.collection.export import write_csv
 
-        write_csv(out, made.table())
+        write_csv(out, made.table(), raw_cells)
     for note in made.clustering.notes:
         print_note(note)
     if json:

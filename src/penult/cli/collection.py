@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from penult.cli.options import BoxOption, Device, Json, Trust, box_of, check_output
+from penult.cli.options import BoxOption, Device, Json, RawCells, Trust, box_of, check_output
 from penult.cli.output import (
     SOME_FAILED,
     cell,
@@ -130,6 +130,7 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
+    raw_cells: RawCells = False,
     json: Json = False,
 ) -> None:
     """Write vectors, logits and metadata to one file for other tools."""
@@ -138,7 +139,7 @@ def export(
 
     check_output(out)
     opened = Collection.open(collection, must_exist=True)
-    rows = write(opened.reader, out, where, logits, overwrite=overwrite)
+    rows = write(opened.reader, out, where, logits, overwrite=overwrite, raw_cells=raw_cells)
     ids = out.with_suffix(".csv") if out.suffix == ".npy" else None
     if json:
         print_json({"file": str(out), "ids": str(ids) if ids else None, "rows": rows})

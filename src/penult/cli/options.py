@@ -48,6 +48,10 @@ Column = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+RawCells = Annotated[
+    bool,
+    typer.Option("--raw-cells", help="Write texts that a spreadsheet runs as formulas unchanged."),
+]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Allow the checkpoint's code and pickles to run.")
 ]

@@ -23,6 +23,7 @@ from penult.cli.options import (
     ModelOptions,
     Overlap,
     Pages,
+    RawCells,
     Tile,
     Window,
     boxed,
@@ -135,6 +136,7 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
+    raw_cells: RawCells = False,
     names: Annotated[
         str | None,
         typer.Option(help="Zero-shot class names, separated by commas; needs no examples."),
@@ -169,7 +171,7 @@ def predict(
         "several": several,
         "groups": groups,
     }
-    form = Form(merge_gap, windows, out, json)
+    form = Form(merge_gap, windows, out, json, raw_cells)
     if names is not None:
         unused = {**settings, **parts.cut, "box": box, "nearest": nearest or None}
         _check_names(unused, names_model)
@@ -313,12 +315,14 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Form of the output. gap: seconds between windows of one event. apart: keep windows apart."""
+    """Form of the output. gap: seconds between windows of one event. apart: keep windows apart.
+    raw_cells: texts in a table as they are."""
 
     gap: float
     apart: bool
     out: Path | None
     json: bool
+    raw_cells: bool
 
 
 def print_predictions(
@@ -332,7 +336,7 @@ def print_predictions(
     if found.cut and not form.apart:
         merged = events.merged(found.windows(), form.gap)
     if form.out is not None:
-        _write(form.out, found, merged)
+        _write(form.out, found, merged, form.raw_cells)
     if form.json:
         print_json_stream({"place": place, **facts}, "predictions", found, {
             "events": None if merged is None else [one.to_dict() for one in merged],
@@ -367,17 +371,20 @@ def _sum_up(
         print_failure(one.id, one.message)
 
 
-def _write(out: Path, found: Spool, merged: list[Event] | None) -> None:
+def _write(out: Path, found: Spool, merged: list[Event] | None, raw_cells: bool) -> None:
     from penult.data.files import write_file
+    from penult.data.formulas import Cells
     from penult.fewshot import events
 
     lines: Iterable[str]
+    cells = Cells(raw_cells)
     if out.suffix == ".txt":
         each = (event for window in found.windows() for event in window.events())
-        lines = [events.to_raven(list(each) if merged is None else merged)]
+        lines = [events.to_raven(list(each) if merged is None else merged, cells)]
     else:
-        lines = found.to_csv() if merged is None else [events.to_csv(merged)]
+        lines = found.to_csv(cells) if merged is None else [events.to_csv(merged, cells)]
     write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
+    cells.tell(out)
 
 
 def _say_basis(facts: dict[str, Any]) -> None:

@@ -10,7 +10,16 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Where
-from penult.cli.options import Device, Json, Pooling, Tap, Trust, check_output, with_columns
+from penult.cli.options import (
+    Device,
+    Json,
+    Pooling,
+    RawCells,
+    Tap,
+    Trust,
+    check_output,
+    with_columns,
+)
 from penult.cli.output import (
     counted,
     print_json,
@@ -177,10 +186,12 @@ def classes(
     model: Model = None,
     device: Device = "auto",
     trust: Trust = False,
+    raw_cells: RawCells = False,
     json: Json = False,
 ) -> None:
     """List classes and their examples; rename, merge, remove, export or save them."""
     from penult.data.files import write_file
+    from penult.data.formulas import Cells
     from penult.errors import UsageError
     from penult.fewshot.storage import check_free, check_suffix
 
@@ -198,7 +209,9 @@ def classes(
     if changes.apply(taught):
         _save_file(taught, place)
     if csv is not None:
-        write_file(csv, [taught.examples.to_csv().encode("utf-8", "backslashreplace")])
+        cells = Cells(raw_cells)
+        write_file(csv, [taught.examples.to_csv(cells).encode("utf-8", "backslashreplace")])
+        cells.tell(csv)
     if save is not None:
         taught.save(save)
     if json:

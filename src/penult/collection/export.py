@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from penult.collection.raven_export import raven_writer
 from penult.collection.reader import Reader
 from penult.collection.repair import damage
 from penult.data.files import file_aside, files_aside
+from penult.data.formulas import Cells
 from penult.data.regions import Region
 from penult.errors import CollectionError, StoreError, UsageError
 
@@ -94,6 +96,7 @@ def export(
     logits: bool = True,
     *,
     overwrite: bool = False,
+    raw_cells: bool = False,
 ) -> int:
     """Writes the matching rows to a file by its suffix; gives their number.
 
@@ -103,18 +106,21 @@ def export(
     the segments and windows with their metadata, no vectors. Where there are boxes, pages or
     windows of texts, columns with their edges (`left`, `top`, `right`, `bottom`), their numbers
     (`page`) or their characters (`first_char`, `end_char`) follow. The files appear when complete.
+    raw_cells: texts that a spreadsheet would run as formulas are written as they are.
 
     Raises:
         UsageError: an unknown suffix, an existing file without `overwrite`, a bad filter.
         StoreError: full disk, no permission; nothing appears then.
     """
     out = Path(out_path)
-    writers = {".parquet": _parquet, ".npy": _npy, ".csv": _csv, ".txt": raven_writer(reader)}
+    cells = Cells(raw_cells)
+    writers = {".parquet": _parquet, ".npy": partial(_npy, cells), ".csv": partial(_csv, cells),
+               ".txt": raven_writer(reader, cells)}  # fmt: skip
     if (write := writers.get(out.suffix.lower())) is None:
         raise UsageError(
             f"cannot export to {out.name!r}: the suffix decides; {', '.join(writers)} work"
         )
-    targets = [out] if write is not _npy else [out, out.with_suffix(".csv")]
+    targets = [out] if out.suffix.lower() != ".npy" else [out, out.with_suffix(".csv")]
     for target in targets:
         if target.exists() and not overwrite:
             raise UsageError(_exists(target))
@@ -129,11 +135,13 @@ def export(
         batches = (_with_places(batch, places) for batch in batches)
     try:
         with store_errors(out), files_aside(targets, overwrite=overwrite) as asides:
-            return write(asides, reader.manifest, columns, batches)
+            rows = write(asides, reader.manifest, columns, batches)
     except StoreError as error:
         if isinstance(error.__cause__, FileExistsError):  # another export was sooner
             raise UsageError(_exists(error.__cause__.filename)) from error
         raise
+    cells.tell(targets[-1])
+    return rows
 
 
 def _exists(target: object) -> str:
@@ -176,17 +184,19 @@ def _place(region: Region) -> dict[str, int | None]:
     }
 
 
-def write_csv(out: str | os.PathLike[str], table: pa.Table) -> None:
+def write_csv(out: str | os.PathLike[str], table: pa.Table, raw_cells: bool = False) -> None:
     """Writes a table as a CSV, which appears when it is complete, in place of an older one.
+    raw_cells: as in `export`.
 
     Raises:
         StoreError: full disk, no permission.
     """
     import pyarrow.csv as pc
 
-    out = Path(out)
+    out, cells = Path(out), Cells(raw_cells)
     with store_errors(out), file_aside(out) as aside:
-        pc.write_csv(table, aside)
+        pc.write_csv(cells.columns(table), aside)
+    cells.tell(out)
 
 
 def _parquet(
@@ -204,19 +214,21 @@ def _parquet(
     return count
 
 
-def _npy(paths: list[Path], _: Manifest | None, columns: pa.Schema, batches: Batches) -> int:
+def _npy(
+    cells: Cells, paths: list[Path], _: Manifest | None, columns: pa.Schema, batches: Batches
+) -> int:
     import pyarrow.csv as pc
 
     names = schema.scalar_columns(columns)
-    keys = pa.schema([columns.field(name) for name in names])
+    first = cells.columns(pa.RecordBatch.from_pylist([], schema=columns).select(names))
     dim = columns.field("vector").type.list_size
     header = {"descr": "<f4", "fortran_order": False, "shape": (0, dim)}
     count = 0
-    with paths[0].open("wb") as file, pc.CSVWriter(paths[1], keys) as table:
+    with paths[0].open("wb") as file, pc.CSVWriter(paths[1], first.schema) as table:
         np.lib.format.write_array_header_1_0(file, header)
         for batch in batches:
             file.write(schema.matrix(batch.column("vector")).astype("<f4").tobytes())
-            table.write_batch(batch.select(names))
+            table.write_batch(cells.columns(batch.select(names)))
             count += batch.num_rows
         # numpy leaves room in its header for more rows, so its length stays the same
         file.seek(0)
@@ -224,15 +236,17 @@ def _npy(paths: list[Path], _: Manifest | None, columns: pa.Schema, batches: Bat
     return count
 
 
-def _csv(paths: list[Path], manifest: Manifest | None, columns: pa.Schema, batches: Batches) -> int:
+def _csv(
+    cells: Cells, paths: list[Path], manifest: Manifest | None, columns: pa.Schema, batches: Batches
+) -> int:
     import pyarrow.csv as pc
 
     top = int(manifest.logits.partition(":")[2] or 0) if manifest else 0
     count = 0
-    first = _flat(pa.RecordBatch.from_pylist([], schema=columns), top)
+    first = cells.columns(_flat(pa.RecordBatch.from_pylist([], schema=columns), top))
     with pc.CSVWriter(paths[0], first.schema) as file:
         for batch in batches:
-            file.write_batch(_flat(batch, top))
+            file.write_batch(cells.columns(_flat(batch, top)))
             count += batch.num_rows
     return count
 

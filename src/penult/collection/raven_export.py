@@ -12,6 +12,7 @@ import pyarrow as pa
 from penult.collection import schema
 from penult.collection.manifest import Manifest
 from penult.collection.reader import Reader
+from penult.data.formulas import Cells
 from penult.data.items import path_of
 from penult.data.tables import PATH
 from penult.errors import UsageError
@@ -22,7 +23,7 @@ _FILE = ("Begin Path", "File Offset (s)")
 Write = Callable[[list[Path], Manifest | None, pa.Schema, Iterator[pa.RecordBatch]], int]
 
 
-def raven_writer(reader: Reader) -> Write:
+def raven_writer(reader: Reader, cells: Cells) -> Write:
     """The function that writes a collection's rows as a selection table.
 
     Selections and other columns of a Raven table are written back as they came; other rows are
@@ -44,13 +45,13 @@ def raven_writer(reader: Reader) -> Write:
         original = _original_names(reader)
         header = [*_OWN, "Channel", *_PLACE, *(original.get(n, n) for n in metadata), *_FILE]
         with paths[0].open("w", encoding="utf-8", newline="") as file:
-            file.write("\t".join(map(_cell, header)) + "\n")
+            file.write("\t".join(_cell(cells(name)) for name in header) + "\n")
             for number, row in enumerate(_numbered(rows), 1):
                 own = row.get("Selection") or number, row.get("View") or "Spectrogram 1"
                 channel = 0 if row["channel"] is None else row["channel"] + 1
                 start = row["start"] or 0.0
-                path = row.get(PATH) or str(path_of(row["id"]))
-                values = [*own, channel, start, row["end"], *(row[n] for n in metadata)]
+                path = cells.path(row.get(PATH) or str(path_of(row["id"])))
+                values = [*own, channel, start, row["end"], *(cells(row[n]) for n in metadata)]
                 file.write("\t".join(map(_cell, [*values, path, start])) + "\n")
         return len(rows)
 

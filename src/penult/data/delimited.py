@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache, partial
 from itertools import chain, count
 from pathlib import Path
 
+from penult.data.formulas import read_cells
 from penult.errors import SourceError
 
 _HEAD = 1 << 16  # bytes that suffice to recognise a table
@@ -308,9 +309,11 @@ class DelimitedText:
             skipinitialspace=f"{separator} " in head,
         )
         try:
-            yield before + reader.line_num + 1, [name.strip() for name in next(reader)]
+            head_cells = read_cells(next(reader))
+            yield before + reader.line_num + 1, [name.strip() for name in head_cells]
             for record in reader:
-                yield before + reader.line_num, record if any(map(str.strip, record)) else []
+                filled = any(map(str.strip, record))
+                yield before + reader.line_num, read_cells(record) if filled else []
         except csv.Error as error:
             line = before + reader.line_num
             raise SourceError(f"{self.path}: line {line} is not CSV: {error}") from error

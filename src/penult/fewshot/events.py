@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
+from penult.data.formulas import Cells
 from penult.errors import UsageError
 
 RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Begin Path",
@@ -86,22 +87,25 @@ def merged(windows: Iterable[Window], gap: float = 0.0) -> list[Event]:
     return sorted(found, key=_order)
 
 
-def csv_lines(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+def csv_lines(
+    header: Sequence[str], rows: Iterable[Sequence[Any]], cells: Cells | None = None
+) -> Iterator[str]:
     """A CSV file line by line."""
+    cells = cells or Cells()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in itertools.chain([header], rows):
-        writer.writerow(row)
+        writer.writerow([cells(value) for value in row])
         yield text.getvalue()
         text.seek(0)
         text.truncate()
 
 
-def to_csv(events: Sequence[Event]) -> str:
+def to_csv(events: Sequence[Event], cells: Cells | None = None) -> str:
     """One line for each event, with its metadata."""
     names = list(dict.fromkeys(name for event in events for name in event.metadata))
     rows = ([*_cells(event), *(event.metadata.get(name) for name in names)] for event in events)
-    return "".join(csv_lines(with_metadata(COLUMNS, names), rows))
+    return "".join(csv_lines(with_metadata(COLUMNS, names), rows, cells))
 
 
 def with_metadata(columns: Sequence[str], names: Iterable[str]) -> list[str]:
@@ -114,13 +118,14 @@ def _cells(e: Event) -> list[Any]:
     return [e.id, *times, e.label, f"{e.probability:.6g}", e.windows]
 
 
-def to_raven(events: Sequence[Event]) -> str:
+def to_raven(events: Sequence[Event], cells: Cells | None = None) -> str:
     """A Raven selection table. Recordings are distinguished by path and offset; times count from
     the beginning of each.
 
     Raises:
         UsageError: an event without seconds, or a path that the format cannot hold.
     """
+    written = cells or Cells()
     channels = any(e.channel is not None for e in events)
     header = [name for name in RAVEN if channels or name != "Channel"]
     lines = ["\t".join(header)]
@@ -131,12 +136,12 @@ def to_raven(events: Sequence[Event]) -> str:
             )
         values = dict(zip(RAVEN, (
             str(number), VIEW, "0" if e.channel is None else str(e.channel + 1),
-            _seconds(e.start), _seconds(e.end), e.id, PurePath(e.id).name, _seconds(e.start),
-            e.label, f"{e.probability:.6g}"), strict=True))  # fmt: skip
-        cells = [values[name] for name in header]
-        if bad := next((c for c in cells if any(sign in c for sign in "\t\r\n")), None):
+            _seconds(e.start), _seconds(e.end), written.path(e.id), written(PurePath(e.id).name),
+            _seconds(e.start), written(e.label), f"{e.probability:.6g}"), strict=True))  # fmt: skip
+        line = [values[name] for name in header]
+        if bad := next((c for c in line if any(sign in c for sign in "\t\r\n")), None):
             raise UsageError(f"a Raven table cannot hold {bad!r}: it has a tab or a line break")
-        lines.append("\t".join(cells))
+        lines.append("\t".join(line))
     return "\n".join([*lines, ""])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.collection.schema import Key
+from penult.data.formulas import Cells
 from penult.data.items import utf8
 from penult.errors import LabelsError
 from penult.fewshot.events import csv_lines
@@ -201,14 +202,14 @@ class Examples:
                 row[k] = value.get(mark, OPEN)
         return table
 
-    def to_csv(self) -> str:
+    def to_csv(self, cells: Cells | None = None) -> str:
         """One line for each mark: path, region, class, mark."""
         rows = (
             (*key, name, mark)
             for key, one in zip(self.keys, self.marks, strict=True)
             for name, mark in one.items()
         )
-        return "".join(csv_lines(("path", "region", "class", "mark"), rows))
+        return "".join(csv_lines(("path", "region", "class", "mark"), rows, cells))
 
     def _with(self, marks: Sequence[Mapping[str, str]]) -> Examples:
         """These marks, of the examples that have any."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from penult.data.formulas import Cells
 from penult.data.items import Failure
 from penult.errors import StoreError
 from penult.fewshot.events import Window, csv_lines, with_metadata
@@ -248,18 +249,18 @@ class Spool:
             place = one["id"], one["channel"], one["start"], one["end"]
             yield Window(*place, assigned, one["metadata"])
 
-    def to_csv(self) -> Iterator[str]:
+    def to_csv(self, cells: Cells | None = None) -> Iterator[str]:
         """Line by line: a header and each region; all assigned classes with ; between, and the
         metadata of the item."""
-        names = list(self._metadata)
-        rows = ([*_cells(one), *(one["metadata"].get(name) for name in names)] for one in self)
-        yield from csv_lines(with_metadata(HEADER, names), rows)
+        names, own = list(self._metadata), cells or Cells()
+        rows = ([*_cells(one, own), *(one["metadata"].get(name) for name in names)] for one in self)
+        yield from csv_lines(with_metadata(HEADER, names), rows, own)
 
 
-def _cells(one: Document) -> list[Any]:
+def _cells(one: Document, cells: Cells) -> list[Any]:
     part = one["region"] != "whole"
     start, end = (one["start"], one["end"]) if part else (None, None)
     p_value = "" if math.isnan(one["p_value"]) else f"{one['p_value']:.6g}"
     shares = f"{one['score']:.6g}", p_value
     place = one["id"], one["region"], start, end, one["channel"]
-    return [*place, one["label"] or UNKNOWN, *shares, ";".join(one["said"])]
+    return [*place, one["label"] or UNKNOWN, *shares, cells.joined(one["said"])]
