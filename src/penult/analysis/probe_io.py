@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.data.files import write_file
+from penult.data.formulas import original
 from penult.data.items import as_id, local
 from penult.errors import SourceError, UsageError, cause
 from penult.extras import require
@@ -173,7 +174,7 @@ def join_features(
                else read[name].cast(pa.int8()).cast(pa.float64()) for name in names]  # fmt: skip
     values = np.stack([c.to_numpy() for c in columns], axis=1)
     region = read["region"].to_pylist() if "region" in read.column_names else None
-    places = _places(table, [str(value) for value in read[key].to_pylist()], region)
+    places = _places(table, [original(str(value)) for value in read[key].to_pylist()], region)
     found = [_place(places, id, own) for id, own in zip(ids, regions, strict=True)]
     if ids and not any(place is not None for place in found):
         raise SourceError(f"{table}: none of its ids is a row's; a row's id is {ids[0]!r}")

@@ -17,7 +17,7 @@ import pyarrow as pa
 from penult.collection import schema
 from penult.collection.index import read as read_index
 from penult.collection.manifest import HISTORY, Manifest, store_errors
-from penult.collection.raven_export import raven_writer
+from penult.collection.raven_export import Write, raven_writer
 from penult.collection.reader import Reader
 from penult.collection.repair import damage
 from penult.data.files import file_aside, files_aside
@@ -114,7 +114,7 @@ def export(
     """
     out = Path(out_path)
     cells = Cells(raw_cells)
-    writers = {".parquet": _parquet, ".npy": partial(_npy, cells), ".csv": partial(_csv, cells),
+    writers: dict[str, Write] = {".parquet": _parquet, ".npy": partial(_npy, cells), ".csv": partial(_csv, cells),
                ".txt": raven_writer(reader, cells)}  # fmt: skip
     if (write := writers.get(out.suffix.lower())) is None:
         raise UsageError(

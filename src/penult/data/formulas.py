@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 # How a cell begins that is run, or that puts what follows it into a cell of its own; with the signs
 # that East Asian input writes for the same. A number is none.
-_BEGIN = r"(?:[ \u00a0]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])"
+_BEGIN = "[ \u00a0]*[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-]"
 _FORMULA = re.compile(rf"'*(?=({_BEGIN}))(?s:(.*))")
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?|[+-]?(inf|nan)", re.IGNORECASE)
 
@@ -74,7 +74,7 @@ class Cells:
         texts = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
         if self.raw or not texts:
             return column
-        if not pc.any(pc.match_substring_regex(column, _ODD)).as_py():
+        if not pc.any(pc.match_substring_regex(column, f"^'*{_BEGIN}")).as_py():
             return column
         return pa.array([self(value) for value in column.to_pylist()], column.type)
 
@@ -88,9 +88,6 @@ class Cells:
                 out,
                 cells,
             )
-
-
-_ODD = "^'*([ \u00a0]*[=+@\uff1d\uff0b\uff0d\uff20-]|[\t\r\n])"
 
 
 def read_cells(record: Iterable[str]) -> list[str]:
