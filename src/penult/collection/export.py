@@ -114,8 +114,12 @@ def export(
     """
     out = Path(out_path)
     cells = Cells(raw_cells)
-    writers: dict[str, Write] = {".parquet": _parquet, ".npy": partial(_npy, cells), ".csv": partial(_csv, cells),
-               ".txt": raven_writer(reader, cells)}  # fmt: skip
+    writers: dict[str, Write] = {
+        ".parquet": _parquet,
+        ".npy": partial(_npy, cells),
+        ".csv": partial(_csv, cells),
+        ".txt": raven_writer(reader, cells),
+    }
     if (write := writers.get(out.suffix.lower())) is None:
         raise UsageError(
             f"cannot export to {out.name!r}: the suffix decides; {', '.join(writers)} work"
