@@ -20,6 +20,8 @@ import soxr
 
 import penult
 from penult.cli.main import run
+from penult.errors import UntrustedCode
+from penult.models import trust
 
 SAVED = Path(__file__).parent / "saved_by_0_1_0"
 SOXR = "1.1.0"
@@ -42,7 +44,11 @@ def numbers(values: Any) -> Any:
 
 
 def embedder(root: Path, name: str) -> penult.Embedder:
-    return penult.Embedder.load(root / "embedders" / name, device="cpu")
+    folder = root / "embedders" / name
+    if name == "factory":  # 0.1.0 did not remember what its user had typed
+        with pytest.raises(UntrustedCode, match="saved_factory:build"):
+            penult.Embedder.load(folder)
+    return penult.Embedder.load(folder, device="cpu", trust=name == "factory")
 
 
 def run_of(name: str) -> Callable[[Path], Any]:
@@ -250,6 +256,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(copied)
     monkeypatch.syspath_prepend(copied)
     monkeypatch.delitem(sys.modules, "saved_factory", raising=False)
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(trust, "_typed", set())
     return copied
 
 

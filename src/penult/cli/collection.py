@@ -382,7 +382,8 @@ def migrate(
         return
     opened = Collection.open(collection, must_exist=True)
     with working("loading the collection's model"):
-        embedder = embedder_now(opened.reader.require_manifest(), model, device=device, trust=trust)
+        manifest = opened.reader.require_manifest()
+        embedder = embedder_now(manifest, model, device=device, trust=trust, file=str(opened.path))
     rows = None if every else sample
     with metered("embedding rows again", not json) as meter:
         meter.expect(min(opened.count, sample) if rows else opened.count)

@@ -298,12 +298,14 @@ def _of_collection(
     """
     from penult.collection.collection import Collection
 
-    if given := [name for name, value in (*reading.items(), *options.items()) if value]:
+    trust = bool(options.get("trust"))
+    told = {**reading, **options, "trust": None}
+    if given := [name for name, value in told.items() if value]:
         name = given[0].replace("_", "-")
         raise UsageError(f"--{name} is what the collection {path} says; leave it out")
     opened = Collection.open(path, must_exist=True)
     with working("loading the collection's model"):
-        embedder = opened.embedder(device=device)
+        embedder = opened.embedder(device=device, trust=trust)
 
     def stored(id: str, region: str) -> Any:
         row = opened.get(id, region)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -58,6 +59,12 @@ def root(
         envvar="PENULT_LOG",
         help="Least level of log messages on stderr; info and debug: those of libraries too.",
     ),
+    offline: bool = typer.Option(
+        False,
+        "--offline",
+        help="Ask no other machine for anything: models and weights are taken from what is here. "
+        "Also behind the command, or PENULT_OFFLINE=1.",
+    ),
 ) -> None:
     """Turn any trained classifier into an embedding model, and make the vectors useful.
 
@@ -68,6 +75,11 @@ def root(
     Exit codes: 0 done · 1 the work failed · 2 wrong usage · 3 done, but some items failed.
     """
     logging.getLogger("penult").setLevel(log.upper())
+    if offline or os.environ.get("PENULT_OFFLINE"):
+        from penult.models import hub
+
+        if offline or hub.is_offline():
+            context.with_resource(hub.offline())
     if log not in (LogLevel.DEBUG, LogLevel.INFO):
         context.with_resource(quiet_libraries())
     if version:
@@ -107,6 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream, io.TextIOWrapper
         ):  # print an escape where the terminal lacks a character
             stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # These warnings address programmers; users read our own notes instead.
     warnings.filterwarnings("ignore", module=r"(torch|transformers)(\.|$)")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
@@ -114,6 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
+    arguments = _with_offline_first(arguments)
     try:
         with logged():
             return _run(arguments, "--json" in arguments)
@@ -122,6 +136,15 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         discard_stdout()
         return FAILED
+
+
+def _with_offline_first(arguments: list[str]) -> list[str]:
+    """`--offline` holds for every command, and may stand behind it as well."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--offline" not in arguments[:end]:
+        return arguments
+    rest = [argument for argument in arguments[:end] if argument != "--offline"]
+    return ["--offline", *rest, *arguments[end:]]
 
 
 def _run(arguments: list[str], as_json: bool) -> int:
@@ -138,7 +161,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
         raise
     except (KeyboardInterrupt, typer.Abort):
         kept = ". Committed rows are kept; run the same command again to continue"
-        message = "stopped" + (kept if arguments[:1] == ["embed"] else "")
+        message = "stopped" + (kept if "embed" in arguments[:2] else "")
         print_error(message, "KeyboardInterrupt", as_json)
         return STOPPED
     except TyperException as error:

@@ -53,7 +53,12 @@ RawCells = Annotated[
     typer.Option("--raw-cells", help="Write texts that a spreadsheet runs as formulas unchanged."),
 ]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Allow the checkpoint's code and pickles to run.")
+    bool,
+    typer.Option(
+        "--trust",
+        help="Allow code to run that comes with the model or that a file names, and pickles; and "
+        "what a file names to be fetched.",
+    ),
 ]
 Tap = Annotated[
     str | None,
@@ -179,9 +184,7 @@ MODEL_OPTIONS: dict[str, Any] = {
             "--weights-inside", help="The factory's model has its trained weights in it already."
         ),
     ],
-    "trust": Annotated[
-        bool, typer.Option("--trust", help="Allow the checkpoint's code and pickles to run.")
-    ],
+    "trust": Trust,
     "labels": Annotated[
         str | None, typer.Option(hidden=True, help="Former name of --class-names.")
     ],

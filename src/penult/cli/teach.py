@@ -292,7 +292,8 @@ def load_class_space(
         taught = ClassSpace(Collection.open(place, must_exist=True), **chosen)
     if model is not None or device != "auto" or trust:
         manifest = taught.source.manifest
-        taught.source.open_with(lambda: embedder_of(manifest, model, device=device, trust=trust))
+        how: dict[str, Any] = {"device": device, "trust": trust, "file": place}
+        taught.source.open_with(lambda: embedder_of(manifest, model, **how))
     if taught.missing:
         print_note(
             f"[yellow]{counted(len(taught.missing), 'mark')} not used: the marked rows are no "

@@ -271,13 +271,16 @@ class Collection:
         trust: bool = False,
     ) -> Embedder:
         """The embedder that the rows are from: opened when it is first needed, and kept as long as
-        the collection is the same. model: where it is now, if it is not where it was.
+        the collection is the same. model: where it is now, if it is not where it was. trust: code
+        and models of the hub that the collection names may be run and fetched.
 
         Raises:
             FingerprintMismatch: what is there now would give other vectors.
+            UntrustedCode: it names code that this user has neither typed nor trusted.
         """
         place = None if model is None else os.fspath(model)
-        return self._embedders.get(self.reader.require_manifest(), place, device, trust)
+        manifest = self.reader.require_manifest()
+        return self._embedders.get(manifest, place, device, trust, str(self.path))
 
     def build_index(self, min_recall: float = 0.95, wait: bool = False) -> Index:
         """Makes searches by cosine fast and approximate, if the index is good enough; see

@@ -264,13 +264,16 @@ class KeptEmbedder:
         self._lock = Guard()
         self._kept: tuple[tuple[Manifest, str | None, str, bool], Embedder] | None = None
 
-    def get(self, manifest: Manifest, model: str | None, device: str, trust: bool) -> Embedder:
+    def get(
+        self, manifest: Manifest, model: str | None, device: str, trust: bool, file: str
+    ) -> Embedder:
         """The embedder of this manifest; see `embedder_of`."""
         asked = (manifest, model, device, trust)
         with self._lock:
             if self._kept is None or self._kept[0] != asked:
                 self._kept = None  # not two models in memory at once
-                self._kept = asked, embedder_of(manifest, model, device=device, trust=trust)
+                opened = embedder_of(manifest, model, device=device, trust=trust, file=file)
+                self._kept = asked, opened
             return self._kept[1]
 
 
@@ -346,15 +349,25 @@ def _embedded(
     return vector
 
 
+_FILE = "the collection or class file"
+
+
 def embedder_of(
-    manifest: Manifest, model: str | None = None, *, device: str = "auto", trust: bool = False
+    manifest: Manifest,
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    trust: bool = False,
+    file: str = _FILE,
 ) -> Embedder:
-    """The embedder that a collection was made with.
+    """The embedder that a collection was made with. model: where it is now, by the user's own word.
+    file: what the manifest is from, for messages.
 
     Raises:
         FingerprintMismatch: what is there now would give other vectors.
+        UntrustedCode: the manifest names code that this user has neither typed nor trusted.
     """
-    embedder = embedder_now(manifest, model, device=device, trust=trust)
+    embedder = embedder_now(manifest, model, device=device, trust=trust, file=file)
     check_embedder(
         manifest,
         embedder,
@@ -365,22 +378,47 @@ def embedder_of(
 
 
 def embedder_now(
-    manifest: Manifest, model: str | None = None, *, device: str = "auto", trust: bool = False
+    manifest: Manifest,
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    trust: bool = False,
+    file: str = _FILE,
 ) -> Embedder:
-    """What is there now where the embedder of a collection was; it is not compared."""
+    """What is there now where the embedder of a collection was; it is not compared. model, file: as
+    for `embedder_of`.
+
+    Raises:
+        UntrustedCode: the manifest names code that this user has neither typed nor trusted.
+    """
+    from penult.models.trust import named_by, typed
+
+    typed(model)
+    with named_by(file, has_option=True):
+        return _opened_embedder(manifest, model, device, trust, file)
+
+
+def _opened_embedder(
+    manifest: Manifest, model: str | None, device: str, trust: bool, file: str
+) -> Embedder:
     from penult.embedding.embedder import open_at_taps, open_embedder
     from penult.embedding.saving import is_embedder
     from penult.engines.base import EXACT
     from penult.engines.pooling import check_poolings
-    from penult.models.options import current
+    from penult.models.options import is_network_path, reopened
 
     about = manifest.model
     check_poolings(about["pooling"].split(","), about.get("packages", {}))
     spec = model or about["spec"]
+    if not isinstance(spec, str) or (model is None and is_network_path(spec)):
+        raise CollectionError(
+            f"{file} names {spec!r} as its model, which is no name of one on this machine; --model "
+            "names it"
+        )
     options: dict[str, Any] = {
         "precision": manifest.fingerprint.get("precision") or EXACT,
         "device": device,
-        **current(about.get("asked", {})),
+        **reopened(about.get("asked", {}), file),
         "trust": trust,
     }
     taps = about.get("taps", ())

@@ -394,6 +394,13 @@ def _exchanged(one: Path, other: Path) -> bool:
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
+def user_cache() -> Path:
+    """The user's folder for what can be made again; PENULT_CACHE names another."""
+    if named := os.environ.get("PENULT_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penult"
+
+
 def write_file(path: str | os.PathLike[str], parts: Iterable[bytes]) -> Path:
     """Write these parts to a file that is whole or absent; gives its path without `~`.
 

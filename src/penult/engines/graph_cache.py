@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from penult.data.files import file_aside
+from penult.data.files import file_aside, user_cache
 from penult.data.hashes import damage, list_hash, write_list
 from penult.errors import EngineError
 from penult.models.base import Classifier, digest
@@ -32,13 +32,6 @@ FOLDER = "engines"  # in the user's cache, and inside of a saved embedder
 CHOICE, PROOF, POLICY = "choice", "proof", "batching"  # kinds of notes
 _MADE_FROM = "graph.json"
 log = logging.getLogger(__name__)
-
-
-def user_cache() -> Path:
-    """The user's folder for what can be made again; PENULT_CACHE names another."""
-    if named := os.environ.get("PENULT_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penult"
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ from penult.fewshot.fitted import fit_space
 from penult.fewshot.marks import sample
 from penult.fewshot.predictions import ClassPrediction, Location
 from penult.models.base import REGRESSION, SINGLE_LABEL, Activation, FloatArray
+from penult.models.hub import closed
 from penult.models.processors import quiet
 
 Floats = npt.NDArray[np.float64]
@@ -115,7 +116,7 @@ def text_embedder(folder: str | os.PathLike[str]) -> Embed:
         )
     models = require("sentence_transformers")
     try:
-        with quiet():
+        with quiet(), closed():
             model = models.SentenceTransformer(str(path), device="cpu", local_files_only=True)
     except Exception as error:  # whatever a broken folder makes of the library
         raise ModelError(

@@ -5,10 +5,8 @@ from here what it needs.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import os
-import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +16,9 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 
 from penult.data.files import pointer
-from penult.errors import ModelError, UsageError, cause
+from penult.errors import ModelError, UsageError
 from penult.models.base import BINARY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from penult.models.trust import imported
 
 TORCHSCRIPT, EXPORT, KERAS = "torchscript", "export", "keras"
 
@@ -68,6 +67,12 @@ def existing_file(spec: str | Path) -> Path:
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r}")
     return path
+
+
+def is_network_path(name: str) -> bool:
+    """Whether a name is a path of another machine (`//server/share`): opening it asks the network,
+    on Windows with the user's password."""
+    return name.replace("\\", "/").startswith("//")
 
 
 def refuse_pointer(path: Path) -> None:
@@ -212,6 +217,42 @@ def reopening(options: LoadOptions) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value is not None}
 
 
+_ASKED: dict[str, tuple[type, ...]] = {
+    CLASS_NAMES: (str, list, dict),
+    "class_names": (str, list, dict),
+    "checkpoint": (str,),
+    "preprocess": (str,),
+    "sample_rate": (int, float),
+    "seconds": (int, float),
+    "modality": (str,),
+    "kind": (str,),
+    "output": (str, int),
+    "weights_inside": (bool,),
+}
+
+
+def reopened(document: Any, file: str) -> dict[str, Any]:
+    """What `reopening` wrote into a file, as options of `load`: known ones alone, for a file gives
+    no permission.
+
+    Raises:
+        ModelError: it asks for something else, or a value is of another type.
+    """
+    if not isinstance(document, Mapping):
+        raise ModelError(f"{file}: the options of its model are no mapping")
+    for name, value in document.items():
+        if name not in _ASKED:
+            raise ModelError(
+                f"{file} asks for the option {name!r}, which is for whoever opens the model to "
+                f"give; a file may name {', '.join(_ASKED)}"
+            )
+        if value is not None and not isinstance(value, _ASKED[name]):
+            raise ModelError(f"{file}: the option {name} cannot be {type(value).__name__}")
+        if isinstance(value, str) and is_network_path(value):
+            raise ModelError(f"{file} names {value!r}, a path of another machine, as {name}")
+    return current(document)
+
+
 class MoreLoadOptions(TypedDict, total=False):
     """The less frequent options of `penult.load`, by name, for type checkers."""
 
@@ -293,7 +334,7 @@ def preprocessing_of(options: LoadOptions) -> Preprocessing:
     """
     function = options.preprocess
     if isinstance(function, str):
-        function = imported(function, "a preprocessing function")
+        function = imported(function, "a preprocessing function", options.trust)
     if function is None:
         if options.sample_rate is None:
             raise UsageError(
@@ -314,28 +355,3 @@ def source_of(function: Callable[..., Any]) -> str:
     except (TypeError, OSError):
         text = repr(target).encode()
     return hashlib.sha256(text).hexdigest()[:16]
-
-
-def imported(spec: str, what: str) -> Callable[..., Any]:
-    """`package.module:name` → the object; the current folder is looked in too.
-
-    Raises:
-        ModelError: there is no such module or name, or it cannot be called.
-    """
-    module, colon, name = spec.partition(":")
-    if not colon or not name:
-        raise ModelError(f"{what} is named as package.module:function, received {spec!r}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"{what} {spec!r} cannot be imported: {cause(error)}") from error
-    except Exception as error:  # the module is somebody else's
-        reason = cause(error, named=True)
-        raise ModelError(f"{what} {spec!r} cannot be imported: {reason}") from error
-    if not callable(found):
-        kind = type(found).__name__
-        raise ModelError(f"{what} {spec!r} is of type {kind}, which cannot be called")
-    return found  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from penult.errors import ModelError, UsageError, cause
 from penult.models.base import Inputs, InputSpec, Preparer, digest
+from penult.models.hub import closed
 from penult.models.preparation import audio_words, image_words
 from penult.models.synthetic import content_of, noise
 
@@ -415,7 +416,7 @@ def open_preparer(
     if modality == "video" and (folder / "video_preprocessor_config.json").is_file():
         auto = "AutoVideoProcessor"
     try:
-        with quiet():
+        with quiet(), closed(trust):
             opened = (
                 transformers.TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
                 if is_timm(config)

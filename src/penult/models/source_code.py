@@ -10,9 +10,11 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import platform
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder, all_suffixes
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,23 @@ def code_of_factory(factory: Any) -> dict[str, str]:
     if found or file is None or not Path(file).is_file():
         return found
     return {_path_of(name, Path(file)): _hash(Path(file)), **_version(name)}
+
+
+def code_of_module(name: str, folders: Sequence[str] = ()) -> dict[str, str]:
+    """As `code_of`, for a module by its name: what importing it would run, found without importing
+    it or its packages. One that is installed counts with its version, one without a file with
+    Python's. folders: where top-level modules are looked for behind Python's own path.
+
+    Empty where there is no such module.
+    """
+    found = _closure(list(_with_packages(name)), folders)
+    file = located(name, folders)
+    if file is None:
+        built_in = name.partition(".")[0] in (*sys.builtin_module_names, *sys.stdlib_module_names)
+        return {"python": platform.python_version()} if built_in else found
+    if _own_file(name, folders) is None:
+        found |= {_path_of(name, file): _hash(file, file.suffix == ".py"), **_version(name)}
+    return dict(sorted(found.items()))
 
 
 def changed(before: Files, now: Files) -> str:
@@ -106,41 +125,76 @@ def _installed() -> tuple[Path, ...]:
     return (*(Path(paths[name]).resolve() for name in names if name in paths), own)
 
 
-def _own_file(name: str) -> Path | None:
+def _own_file(name: str, folders: Sequence[str] = ()) -> Path | None:
     """The file of a module, if it is the user's own."""
-    file = _file_of(name)
-    if file is None:
+    top = located(name.partition(".")[0], folders)
+    if top is not None and is_installed(top, name):  # spares looking for what is inside
         return None
-    parts = set(file.parts)
-    if parts & {"site-packages", "dist-packages"} and _REMOTE not in name:
-        return None
-    return None if any(file.is_relative_to(folder) for folder in _installed()) else file
+    file = located(name, folders)
+    own = file is not None and file.suffix == ".py" and not is_installed(file, name)
+    return file if own else None
 
 
-def _file_of(name: str) -> Path | None:
+def is_installed(file: Path, name: str) -> bool:
+    """Whether a module's file belongs to Python, an installed package or Penult."""
+    if {"site-packages", "dist-packages"} & set(file.parts) and _REMOTE not in name:
+        return True
+    return any(file.is_relative_to(folder) for folder in _installed())
+
+
+def located(name: str, folders: Sequence[str] = ()) -> Path | None:
+    """The file of a module by its dotted name: as it is loaded, or as it would be. Nothing is
+    imported, its packages neither. folders: as for `code_of_module`."""
+    top, *inner = name.split(".")
     module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if module is None and (parent := name.rpartition(".")[0]) and _own_file(parent) is None:
-        return None  # to look for it would import the parent, which is nobody's own
-    if file is None and name.partition(".")[0] not in sys.stdlib_module_names:
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError, AttributeError):
-            return None
-        file = spec.origin if spec is not None and spec.has_location else None
-    if file is None or not str(file).endswith(".py"):
-        return None
-    path = Path(file).resolve()
-    return path if path.is_file() else None
+    if module is not None:
+        file = getattr(module, "__file__", None)
+        return _existing(file)
+    if (package := sys.modules.get(top)) is not None:
+        file, places = None, [*getattr(package, "__path__", ())]
+    else:
+        file, places = _top_level(top, folders)
+    for part in inner:
+        file, places = _inside(part, places)
+    return _existing(file)
 
 
-def _closure(names: list[str]) -> dict[str, str]:
+def _existing(file: str | None) -> Path | None:
+    path = None if file is None else Path(file).resolve()
+    return path if path is not None and path.is_file() else None
+
+
+def _top_level(name: str, folders: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(the file of a top-level module, where modules inside of it lie)."""
+    try:
+        spec = importlib.util.find_spec(name) or PathFinder.find_spec(name, list(folders))
+    except (ImportError, ValueError, AttributeError):
+        return None, []
+    if spec is None:
+        return None, []
+    file = spec.origin if spec.has_location else None
+    return file, [*(spec.submodule_search_locations or ())]
+
+
+def _inside(name: str, places: Iterable[str]) -> tuple[str | None, list[str]]:
+    """As `_top_level`, for a module inside of a package that lies in these places."""
+    folders = [Path(place) / name for place in places]
+    for folder in folders:
+        for suffix in all_suffixes():
+            if (inside := folder / f"__init__{suffix}").is_file():
+                return str(inside), [str(folder)]
+            if (beside := folder.with_name(f"{name}{suffix}")).is_file():
+                return str(beside), []
+    return None, [str(folder) for folder in folders if folder.is_dir()]
+
+
+def _closure(names: list[str], folders: Sequence[str] = ()) -> dict[str, str]:
     """The user's own modules among these and what they import, and the files that they name."""
     found: dict[str, str] = {}
     seen = set(names)
     while names and len(found) < MOST_FILES:
         name = names.pop(0)
-        file = _own_file(name)
+        file = _own_file(name, folders)
         if file is None:
             continue
         path = _path_of(name, file)

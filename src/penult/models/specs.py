@@ -1,6 +1,4 @@
-"""From a model's spec to an open classifier: the table of loaders, saved folders, the hub's
-download.
-"""
+"""From a model's spec to an open classifier: the table of loaders, and saved folders."""
 
 from __future__ import annotations
 
@@ -20,6 +18,7 @@ from penult.data.hashes import LIST, damage
 from penult.errors import ModelError, PenultError, UsageError, cause
 from penult.extras import LOADERS, load_plugin, package_of, plugins
 from penult.models.base import FILE, Classifier, remember_options
+from penult.models.hub import HUB_ID, fetch, refuse_path
 from penult.models.options import (
     CHECKPOINTS,
     CLASS_NAMES,
@@ -30,11 +29,13 @@ from penult.models.options import (
     checkpoint_advice,
     current,
     existing_file,
+    is_network_path,
     kind_of,
     refuse_foreign,
     refuse_pointer,
     reopening,
 )
+from penult.models.trust import named_by, typed
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -44,14 +45,8 @@ FACTORY = re.compile(r"[A-Za-z_][\w.]*:[\w.-]+")
 ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
 DEMO = "demo"
 FACTORIES = "torch"  # the loader of factories
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 EMBEDDER, GRAPHS = "penult.json", "engines"  # of a saved embedder
 WEIGHTS = "model.safetensors"  # of a saved folder, where its model has no file of its own
-
-# What a transformers checkpoint may consist of; nothing else is fetched from the hub.
-SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
-SAFE_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"]
-PICKLED_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +124,7 @@ def _open_transformers(name: str, options: LoadOptions) -> Classifier:
     """A folder that transformers saved, or its id on the hub."""
     from penult.models.loaders.transformers import open_folder, open_prepared
 
-    folder, shown, revision = locate(name)
+    folder, shown, revision = locate(name, options.trust)
     if revision is not None and (folder / FILE).is_file():  # saved by Penult, shared on the hub
         return _open_saved(folder, options)
     if (folder / "saved_model.pb").is_file():
@@ -186,7 +181,7 @@ def _file_modality(name: str, options: LoadOptions) -> str:
 def _transformers_modality(name: str, options: LoadOptions) -> str:
     from penult.models.loaders.transformers import read_modality
 
-    folder, shown, revision = locate(name)
+    folder, shown, revision = locate(name, options.trust)
     _refuse_adapter(folder, shown)
     if revision is not None and (folder / FILE).is_file():
         return modality_of(folder, trust=options.trust)
@@ -375,6 +370,7 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     paths = {n: Path(value) for n, value in options.items() if isinstance(value, os.PathLike)}
     known = LoadOptions(**current({**options, **paths}))
+    typed(spec, known.preprocess)
     classifier = _open(spec, known)
     remember_options(classifier, reopening(known))
     return classifier
@@ -423,6 +419,32 @@ class SavedClassifier:
     weights: Path | None = None
 
 
+# The keys of a saved classifier's recipe. What permits something (`trust`, `random`) or names other
+# weights (`checkpoint`) is for whoever opens it.
+_RECIPE = {"origin", "name", CLASS_NAMES, *LoadOptions().recipe(), "weights_inside"}
+
+
+def _check_recipe(path: Path, origin: Any, name: Any, recipe: Mapping[str, Any]) -> None:
+    """Refuse values of a recipe that no saved model has.
+
+    Raises:
+        ModelError: it names a file outside of its folder, or is of another type.
+    """
+    texts = {"origin": origin, "name": name, "preprocess": recipe.get("preprocess")}
+    for key, value in texts.items():
+        if not isinstance(value, str | None):
+            raise ModelError(f"{path}: {key} is {type(value).__name__}, and has to be a text")
+    if not isinstance(recipe.get(CLASS_NAMES), list):
+        raise ModelError(f"{path}: {CLASS_NAMES} has to be a list of names")
+    inside = recipe.get("weights_inside", False)
+    if inside is not False and (inside is not True or origin != FACTORIES):
+        raise ModelError(f"{path}: weights_inside goes with a factory, and its origin is {origin}")
+    file = str(name).partition("#")[0]
+    files_alone = origin in {loader.name for loader in (*FILE_LOADERS[:4], NAME_LOADERS[-1])}
+    if is_network_path(file) or (name is not None and files_alone and Path(file).name != file):
+        raise ModelError(f"{path} names {file!r}, which is no file in its folder")
+
+
 def read_saved(folder: Path) -> SavedClassifier:
     """The recipe in a folder that `Classifier.save` wrote.
 
@@ -431,12 +453,18 @@ def read_saved(folder: Path) -> SavedClassifier:
     """
     path = folder / FILE
     try:
-        recipe = json.loads(path.read_text("utf-8"))
+        recipe = dict(json.loads(path.read_text("utf-8")))
+        if unknown := sorted(set(recipe) - _RECIPE):
+            raise ModelError(
+                f"{path} asks for {', '.join(map(repr, unknown[:5]))}, which no saved model can: "
+                f"it has {', '.join(sorted(_RECIPE))}. Whoever opens a model says what else holds"
+            )
         origin, name = recipe.pop("origin"), recipe.pop("name", None)
+        _check_recipe(path, origin, name, recipe)
         # By number: the model's own names may stand twice.
-        options = {"class_names": dict(enumerate(recipe.pop("labels"))), **recipe}
+        options = {"class_names": dict(enumerate(recipe.pop(CLASS_NAMES))), **recipe}
         LoadOptions(**options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} cannot be read: {cause(error)}") from error
     loader = loader_named(origin, str(folder))
     if name is None:  # a folder of transformers
@@ -455,7 +483,8 @@ def _open_saved(folder: Path, options: LoadOptions) -> Classifier:
         own["class_names"] = options.class_names
     if saved.weights is not None:
         own["checkpoint"] = saved.weights
-    classifier = saved.loader.open(saved.name, replace(options, **own))
+    with named_by(folder / FILE):
+        classifier = saved.loader.open(saved.name, replace(options, **own))
     classifier.spec = str(folder.resolve())
     return classifier
 
@@ -469,6 +498,7 @@ def modality_of(spec: str | os.PathLike[str], **options: Any) -> str:
     """What a model takes (audio, image, video or text), without loading its weights."""
     spec = os.fspath(spec)
     known = LoadOptions(**current(options))
+    typed(spec, known.preprocess)
     folder = Path(spec).expanduser()
     require_as_saved(folder, [path.name for path in folder.glob("*.json")])
     saved = read_saved(folder) if (folder / FILE).is_file() else None
@@ -476,12 +506,16 @@ def modality_of(spec: str | os.PathLike[str], **options: Any) -> str:
         known = replace(known, **{n: v for n, v in saved.options.items() if v is not None})
     if known.modality or known.sample_rate:
         return known.modality or "audio"
-    loader, name = (saved.loader, saved.name) if saved is not None else loader_for(spec)
+    if saved is not None:
+        with named_by(folder / FILE):
+            return saved.loader.modality(saved.name, known)
+    loader, name = loader_for(spec)
     return loader.modality(name, known)
 
 
-def locate(spec: str | Path) -> tuple[Path, str, str | None]:
-    """(folder, the name to remember, revision) of a model, fetched if it is on the hub.
+def locate(spec: str | Path, trust: bool = False) -> tuple[Path, str, str | None]:
+    """(folder, the name to remember, revision) of a model, fetched if it is on the hub and the user
+    named it. trust: what a file names may be fetched too.
 
     Raises:
         ModelError: there is no such model.
@@ -500,47 +534,13 @@ def locate(spec: str | Path) -> tuple[Path, str, str | None]:
         raise ModelError(f"{name!r} is a file; {forms()}")
     if path.suffix.lower() in CHECKPOINTS:
         existing_file(path)
+    refuse_path(name)
     if not HUB_ID.fullmatch(name):
         raise ModelError(f"no model {name!r}: there is no such folder; {forms()}")
-    folder, revision = fetch(name)
+    folder, revision = fetch(name, trust)
     return folder, name, revision
 
 
 def demo_folder() -> Path:
     """Where the bundled classifier lies."""
     return Path(str(files("penult") / "demo" / "classifier"))
-
-
-def fetch(spec: str) -> tuple[Path, str]:
-    """Bring a hub id (`owner/name[@revision]`) into the local cache.
-
-    Returns (folder, commit). safetensors are preferred; pickled weights are fetched only where
-    there are none. Without a network, what the cache holds is used.
-
-    Raises:
-        ModelError: the hub has no such model, or cannot be reached and the cache has none.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, _, revision = spec.partition("@")
-    try:
-        folder = Path(
-            snapshot_download(
-                repo, revision=revision or None, allow_patterns=[*SMALL_FILES, *SAFE_WEIGHTS]
-            )
-        )
-        if not any(folder.glob("model*.safetensors")):
-            snapshot_download(
-                repo, revision=revision or None, allow_patterns=[*SMALL_FILES, *PICKLED_WEIGHTS]
-            )
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"no model {spec!r}: there is no such folder here, it is not in the local hub cache, "
-            f"and the hub cannot be reached; {forms()}"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise ModelError(
-            f"no model {spec!r}: there is no such folder here, and the hub answers: {cause(error)}"
-        ) from error
-    return folder, folder.name

@@ -13,6 +13,7 @@ from torch import nn
 
 from penult.errors import ModelError, cause
 from penult.extras import require
+from penult.models import hub
 from penult.models.base import Classifier
 from penult.models.checkpoints import Filling
 from penult.models.module import ModuleParts, assemble, from_factory, storage_of
@@ -34,7 +35,7 @@ def open_timm(name: str, options: LoadOptions) -> Classifier:
     filling = Filling()
     facts: dict[str, Any] = {"revision": "published"}
     if options.checkpoint is None and not options.random:
-        module = _published(timm, name)
+        module = _published(timm, name, options.trust)
     else:
         module, filling, facts = from_factory(partial(timm.create_model, name), options)
     if options.preprocess is None:
@@ -54,9 +55,12 @@ def open_timm(name: str, options: LoadOptions) -> Classifier:
     return assemble(parts, options)
 
 
-def _published(timm: Any, name: str) -> nn.Module:
+def _published(timm: Any, name: str, trust: bool) -> nn.Module:
     try:
-        module: nn.Module = timm.create_model(name, pretrained=True)
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        url = None if config is None or config.hf_hub_id else config.url or None
+        with hub.published(f"timm:{name}", url, trust):
+            module: nn.Module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"the published weights of timm:{name} cannot be fetched ({cause(error)}); give "
@@ -84,7 +88,10 @@ def open_torchvision(name: str, options: LoadOptions) -> Classifier:
     facts: dict[str, Any] = {}
     if options.checkpoint is None and not options.random:
         try:
-            with redirect_stdout(sys.stderr):  # where torch says what it downloads
+            with (
+                hub.published(f"torchvision:{name}", weights.url, options.trust),
+                redirect_stdout(sys.stderr),  # where torch says what it downloads
+            ):
                 module = torchvision.models.get_model(name, weights=weights).eval()
         except (OSError, RuntimeError) as error:
             raise ModelError(

@@ -14,7 +14,8 @@ from torch import nn
 from penult.errors import ModelError, PenultError, cause
 from penult.models.base import Classifier, store_as
 from penult.models.module import ModuleParts, assemble, from_factory, storage_of
-from penult.models.options import LoadOptions, imported, preprocessing_of
+from penult.models.options import LoadOptions, preprocessing_of
+from penult.models.trust import imported, named_by
 from penult.models.wrappers import network, unwrapped
 
 
@@ -46,7 +47,7 @@ def open_factory(spec: str, options: LoadOptions) -> Classifier:
     Raises:
         ModelError: it cannot be called, or nothing says that its weights are trained.
     """
-    factory = imported(spec, "a factory")
+    factory = imported(spec, "a factory", options.trust)
     if options.weights_inside:
         return _open_trained(factory, spec, options)
     if options.checkpoint is None and not options.random:
@@ -54,7 +55,8 @@ def open_factory(spec: str, options: LoadOptions) -> Classifier:
             f"{spec!r} builds a module, and nothing says that its weights are trained: give them "
             "with --checkpoint, or say --weights-inside if the factory loads them itself"
         )
-    module, filling, facts = from_factory(factory, options)
+    with named_by(""):  # what the user's own code opens is named by the user
+        module, filling, facts = from_factory(factory, options)
     parts = ModuleParts(
         module,
         preprocessing_of(options),
@@ -72,7 +74,7 @@ def _open_trained(factory: Callable[..., Any], spec: str, options: LoadOptions) 
     is saved as the factory's name, and its module's weights are kept where torch reads them."""
     inside = replace(options, weights_inside=False)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), named_by(""):
             made = factory()
     except PenultError:
         raise

@@ -35,6 +35,7 @@ from penult.models.base import (
 )
 from penult.models.checkpoints import Filled, Filling, require_filled
 from penult.models.class_names import class_names_of, complete, keyed
+from penult.models.hub import closed
 from penult.models.module import ModuleParts, TorchStructure, assemble
 from penult.models.options import LoadOptions, preprocessing_of, refuse_pointer
 from penult.models.processors import open_preparer, quiet, require_files
@@ -294,6 +295,12 @@ def read_settings(folder: Path, spec: str, trust: bool) -> dict[str, Any]:
             f"{spec!r} brings its own code ({', '.join(sorted(raw['auto_map']))} in its "
             "config.json), which would run on this machine; read it, then say --trust"
         )
+    architecture = raw.get("architecture")  # of timm, which also takes sources: `hf-hub:owner/name`
+    if isinstance(architecture, str) and {*architecture} & {*":/\\"}:
+        raise ModelError(
+            f"{spec!r} names {architecture[:80]!r} as its architecture, which is another model and "
+            "not the name of a network of timm: name that model, or mend config.json"
+        )
     return raw
 
 
@@ -305,7 +312,7 @@ def _read_config(folder: Path, spec: str, settings: Mapping[str, Any], trust: bo
     if of_timm:
         require("timm"), require("torchvision")
     try:
-        with quiet():
+        with quiet(), closed(trust):
             if of_timm:
                 return TimmWrapperConfig.from_dict(timm_settings(settings))
             return _with_own_kernels(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
@@ -407,7 +414,7 @@ def _load_weights(saved: SavedModel) -> tuple[nn.Module, dict[str, Any]]:
 def _load(saved: SavedModel) -> tuple[nn.Module, dict[str, Any]]:
     spec = saved.spec
     try:
-        with quiet():
+        with quiet(), closed(saved.options.trust):
             module, info = saved.auto.from_pretrained(
                 saved.folder,
                 config=saved.config,

@@ -1,0 +1,324 @@
+"""Code that may run: typed or trusted by this user on this machine, remembered by its hash.
+
+What a file names is no permission. Every import of a factory or a preprocessing by its name goes
+through `imported`; `penult.models.hub` asks here before it asks the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import logging
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from penult.data.files import file_aside, user_cache
+from penult.errors import ModelError, UntrustedCode, cause
+from penult.models.source_code import changed, code_of_module, is_installed, located
+
+log = logging.getLogger(__name__)
+
+FOLDER = "trusted"  # inside of the user's cache
+MOST = 32  # states of the code of one name that are remembered
+
+_typed: set[str] = set()  # in this process
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """A file that names a model. has_option: whether --model can name the model instead."""
+
+    file: str = ""
+    has_option: bool = False
+
+
+_BY_USER = Naming()
+_naming: ContextVar[Naming] = ContextVar("naming", default=_BY_USER)
+
+
+@contextlib.contextmanager
+def named_by(file: str | os.PathLike[str], has_option: bool = False) -> Iterator[None]:
+    """Inside the block models, factories and preprocessings are named by a file, not by the user:
+    `typed` counts for nothing. An empty name: by the user again, as in the user's own code."""
+    token = _naming.set(Naming(os.fspath(file), has_option))
+    try:
+        yield
+    finally:
+        _naming.reset(token)
+
+
+def naming() -> Naming:
+    """The file that names what is being opened; one without a name where the user does."""
+    return _naming.get()
+
+
+def typed(*names: object) -> None:
+    """The user named these models, factories or preprocessings: as an argument, or in Python."""
+    if not naming().file:
+        _typed.update(name for name in names if isinstance(name, str))
+
+
+def is_typed(name: str) -> bool:
+    """Whether the user has named this in this process."""
+    return name in _typed
+
+
+def imported(spec: str, kind: str, trust: bool = False) -> Callable[..., Any]:
+    """`package.module:name` → the object. Where the user typed or trusts it, the working folder is
+    looked in too, behind Python's path; else the folder in which it was typed once.
+
+    kind: of the object, for messages: `a factory`.
+
+    Raises:
+        UntrustedCode: a file names it, and this user has neither typed nor trusted this state of
+            its code on this machine. Nothing was imported.
+        ModelError: there is no such module or name, or it cannot be called.
+    """
+    module, colon, name = spec.partition(":")
+    if not colon or not name or not all(map(str.isidentifier, module.split("."))):
+        raise ModelError(f"{kind} is named as package.module:function, received {spec!r}")
+    asked = trust or is_typed(spec)
+    known = CodeMemory(spec)
+    folders = [str(Path.cwd())] if asked else known.roots
+    code = NamedCode.find(spec, folders)
+    if not asked and not known.has(code):
+        raise UntrustedCode(_refusal(kind, code, known))
+    with _importing(folders, everywhere=trust):
+        found = _attribute(module, name, f"{kind} {spec!r}")
+    if not callable(found):
+        kind_of = type(found).__name__
+        raise ModelError(f"{kind} {spec!r} is of type {kind_of}, which cannot be called")
+    if asked:
+        known.add(code)
+    return found  # type: ignore[no-any-return]
+
+
+def _attribute(module: str, name: str, words: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"{words} cannot be imported: {cause(error)}{_hidden(module)}") from error
+    except Exception as error:  # the module is somebody else's
+        reason = cause(error, named=True)
+        raise ModelError(f"{words} cannot be imported: {reason}") from error
+
+
+def _hidden(module: str) -> str:
+    """That a module of the working folder has the name of another one, which counts."""
+    top = module.partition(".")[0]
+    here, found = Path.cwd() / f"{top}.py", located(top)
+    if not here.is_file() or found is None or found == here.resolve():
+        return ""
+    return f". That is {found}, which hides {here}: give the latter another name"
+
+
+def _refusal(kind: str, code: NamedCode, known: CodeMemory) -> str:
+    by, spec = naming(), code.spec
+    file = located(spec.partition(":")[0], [*known.roots, str(Path.cwd())])
+    where = f" of {file}" if file else ", of a module that is not found here"
+    before = known.newest
+    why = "was neither typed nor trusted by this user on this machine"
+    if before is not None:
+        other = changed(before.files, code.files) or f"that was in {before.root}"
+        why = f"is not what this user typed or trusted here ({other})"
+    option = f"name it yourself with --model {spec}, or " if by.has_option else ""
+    return (
+        f"{by.file or 'a file'} names {kind} {spec!r}: Python code{where}, which would run on this "
+        f"machine and {why}; nothing was run. If it is yours, or you trust it, {option}say --trust"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCode:
+    """The code behind a name, as it is now. root: the folder that its own top-level module lies in;
+    empty for installed packages. files: name → hash, as `penult.models.source_code` has them; empty
+    where the code cannot be found."""
+
+    spec: str
+    root: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, spec: str, folders: Sequence[str]) -> NamedCode:
+        """Found and hashed without importing anything."""
+        module = spec.partition(":")[0]
+        files, file = code_of_module(module, folders), located(module, folders)
+        own = file is not None and not is_installed(file, module)
+        return cls(spec, _root_of(module, file) if file is not None and own else "", files)
+
+    @property
+    def digest(self) -> str:
+        """Hash of name, place and files."""
+        return _digest([self.spec, self.root, sorted(self.files.items())])
+
+
+def _root_of(module: str, file: Path) -> str:
+    up = module.count(".") + (file.stem == "__init__")
+    return str(file.parents[up]) if len(file.parents) > up else ""
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class CodeMemory:
+    """The states of the code behind one name that were typed or trusted, in the user's cache: a
+    file each. A file that another user could have written, or that does not fit its name, is none.
+    """
+
+    def __init__(self, spec: str) -> None:
+        cache = user_cache()
+        # A relative folder would be whatever lies in the working folder.
+        self._folder = cache / FOLDER / _digest(spec) if cache.is_absolute() else None
+        self._spec = spec
+
+    @property
+    def entries(self) -> list[NamedCode]:
+        """The oldest first."""
+        if self._folder is None or not all(map(_is_private, (self._folder.parent, self._folder))):
+            return []
+        files = sorted(self._folder.glob("*.json"), key=_age)
+        return [code for file in files if (code := self._read(file)) is not None]
+
+    @property
+    def newest(self) -> NamedCode | None:
+        """The last that was typed; None where nothing was."""
+        return next(reversed(self.entries), None)
+
+    @property
+    def roots(self) -> list[str]:
+        """The folders in which it was typed, the newest first."""
+        return [*dict.fromkeys(code.root for code in reversed(self.entries) if code.root)]
+
+    def has(self, code: NamedCode) -> bool:
+        """Whether this state of the code was typed or trusted. A copy in the working folder is
+        another one: compiled files beside it run in its place."""
+        same = [one for one in self.entries if one.files == code.files and code.files]
+        here = code.root == str(Path.cwd().resolve())
+        return any(one.root == code.root or not here for one in same)
+
+    def add(self, code: NamedCode) -> None:
+        """Remember a state of the code; where that cannot be written, a note says so."""
+        if self._folder is None or not code.files:
+            return
+        path = self._folder / f"{code.digest}.json"
+        if self._read(path) is not None:
+            return
+        text = json.dumps({"spec": code.spec, "root": code.root, "files": dict(code.files)})
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self._folder.parent, self._folder):
+                folder.chmod(0o700)
+            with file_aside(path) as aside:
+                aside.touch()
+                aside.chmod(0o600)
+                aside.write_text(text, "utf-8")
+            for old in sorted(self._folder.glob("*.json"), key=_age)[:-MOST]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning(
+                "that you named %s cannot be remembered in %s (%s): files that name it will need "
+                "--trust; PENULT_CACHE names another folder",
+                code.spec, self._folder, error.strerror,
+            )  # fmt: skip
+
+    def _read(self, path: Path) -> NamedCode | None:
+        try:
+            if not _is_private(path) or not path.is_file():
+                return None
+            found = json.loads(path.read_text("utf-8"))
+            code = NamedCode(found["spec"], found["root"], found["files"])
+            fine = code.spec == self._spec and code.digest == path.stem
+            return code if fine else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def _is_private(path: Path) -> bool:
+    """Whether a path is this user's own, no link, and nobody else can write there."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    if stat.S_ISLNK(status.st_mode):
+        return False
+    if os.name != "posix":
+        return True
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _age(path: Path) -> tuple[int, str]:
+    try:
+        return path.stat().st_mtime_ns, path.name
+    except OSError:
+        return 0, path.name
+
+
+class _Folders(MetaPathFinder):
+    """Finds top-level modules in the folders of named code, behind everything that Python finds
+    itself, and for the code of those folders alone: another package that looks for an optional
+    module finds none of the user's."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, bool] = {}  # folder → whether any code may import from it
+        self.asked: ContextVar[tuple[str, ...]] = ContextVar("asked", default=())
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None or not self.folders:
+            return None
+        asker = _importer()
+        direct = asker == __file__
+        for folder, everywhere in [*self.folders.items()]:
+            inside = asker.startswith(folder + os.sep)
+            if inside or everywhere or (direct and folder in self.asked.get()):
+                spec = PathFinder.find_spec(fullname, [folder])
+                if spec is not None:
+                    if spec.loader is None and spec.submodule_search_locations is not None:
+                        spec.submodule_search_locations = [*spec.submodule_search_locations]
+                    return spec
+        return None
+
+
+_FINDER = _Folders()
+
+
+@contextlib.contextmanager
+def _importing(folders: Sequence[str], everywhere: bool) -> Iterator[None]:
+    """Inside the block modules of these folders can be imported from here; later by their own code.
+
+    everywhere: by any code, as trusted pickles need it.
+    """
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.append(_FINDER)
+    for folder in folders:
+        _FINDER.folders[folder] = everywhere or _FINDER.folders.get(folder, False)
+    token = _FINDER.asked.set(tuple(folders))
+    try:
+        yield
+    finally:
+        _FINDER.asked.reset(token)
+
+
+def _importer() -> str:
+    """The file of the code that is importing."""
+    frame = sys._getframe(2)
+    machinery = importlib.__file__ or ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith("<frozen importlib") and name != machinery:
+            return name
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
