@@ -288,6 +288,30 @@ def test_no_memory_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(found["a.wav"], Content) and isinstance(found["c.wav"], Content)
 
 
+LATE = """
+import sys
+if "from penult.data.decoding_process import serve" in " ".join(sys.orig_argv):
+    from penult.data import sandbox
+    close_system = sandbox.close_system
+    def checked(*arguments):
+        if "soundfile" not in sys.modules:
+            raise RuntimeError("the library is not there yet")
+        return close_system(*arguments)
+    sandbox.close_system = checked
+"""
+
+
+def test_a_library_may_look_for_its_parts_before_it_is_shut_in(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soundfile does by ldconfig where it comes without its own."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(LATE)
+    paths = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+    assert all(isinstance(one, Content) for one in decoded(recordings).values())
+
+
 def test_no_worker_comes_up(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = list(from_paths([str(recordings)], "audio"))
     monkeypatch.setattr(workers, "_CODE", "import no_such_module")

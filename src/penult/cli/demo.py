@@ -254,17 +254,22 @@ def doctor(json: Json = False) -> None:
         hint = what if number else f"{what}: pip install 'penult\\[{extra}]'"
         table.add_row(name, number or "[dim]not installed[/]", f"[dim]{hint}[/]")
     stdout.print(table)
-    if bounds is None:
-        stdout.print("[red]worker processes do not come up[/]: --workers 0 decodes without them")
-    for kept, by in bounds.kept_from.items() if bounds else ():
-        words = f"[dim]kept out by {', '.join(by)}[/]" if by else "[yellow]not kept out here[/]"
-        stdout.print(f"workers and {kept}: {words}", soft_wrap=True)
+    _print_bounds(bounds)
     for one in added:
         state = f"[red]{escape(one.error)}[/]" if one.error else "[dim]works[/]"
         stdout.print(
             f"{one.kind} [bold]{escape(one.name)}[/] of {escape(one.package)}: {state}",
             soft_wrap=True,
         )
+
+
+def _print_bounds(bounds: WorkerBounds | None) -> None:
+    if bounds is None:
+        stdout.print("[red]worker processes do not come up[/]: --workers 0 decodes without them")
+        return
+    for kept, by in bounds.kept_from.items():
+        words = f"[dim]kept out by {', '.join(by)}[/]" if by else "[yellow]not kept out here[/]"
+        stdout.print(f"workers and {kept}: {words}", soft_wrap=True)
 
 
 def _worker_bounds() -> WorkerBounds | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import suppress
+from importlib import import_module
 
 from penult.data import sandbox
 
@@ -15,14 +16,19 @@ from penult.data.files import item_error  # noqa: E402
 from penult.data.messages import Ready  # noqa: E402
 from penult.errors import DecodeError, PenultError  # noqa: E402
 
+# What every file of a modality needs, and what may look for its parts by running a program.
+_LIBRARIES = {"audio": "soundfile", "image": "PIL.Image"}
+
 
 def serve(tasks: int, answers: int) -> None:
     """Decode until the pipe of tasks ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     with open(tasks, "rb") as pipe, suppress(EOFError, BrokenPipeError):
         start = messages.read_start(pipe)
+        modality = start.target.modality
         try:
-            _import_decoders(start.target.modality)
+            if modality in _LIBRARIES:
+                import_module(_LIBRARIES[modality])
             bounds = [*BOUNDS, *sandbox.close_system(start.memory)]
         except Exception as error:
             messages.send_ready(answers, Ready((), f"{type(error).__name__}: {error}"))
@@ -31,14 +37,6 @@ def serve(tasks: int, answers: int) -> None:
         messages.send_ready(answers, Ready(tuple(dict.fromkeys(bounds)), open=free))
         while True:
             _answer(messages.read_task(pipe), start.target, answers)
-
-
-def _import_decoders(modality: str) -> None:
-    """What every file of a modality needs, while libraries may look for their parts."""
-    if modality == "audio":
-        pass
-    if modality == "image":
-        pass
 
 
 def _answer(pairs: list[Pair], target: DecodeTarget, answers: int) -> None:
