@@ -6,7 +6,7 @@ export UV_PYTHON_DOWNLOADS := never
 READY := .venv/.ready
 BIN := .venv/bin
 
-.PHONY: demo test test-all check check-all mutants bench docs lock clean
+.PHONY: demo test test-all test-hard check check-all mutants bench docs lock clean
 
 demo: $(READY)
 	$(BIN)/penult demo
@@ -16,6 +16,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/pytest -m "slow or not slow"
+
+# Mutated files, kills, power cuts, attacks: docs/reliability.md. For a night, not for CI.
+test-hard: $(READY)
+	$(BIN)/python scripts/reliability.py
 
 check: $(READY)
 	$(BIN)/ruff check src tests scripts

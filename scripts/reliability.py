@@ -1,0 +1,491 @@
+"""Try to break Penult, and write down what came of it: mutated files, kills, power cuts, attacks.
+
+python scripts/reliability.py [--only TRIAL]… [--files 10000] [--kills 100] [--cuts 20] [--seed 0]
+
+Each trial prints its figures and puts them into docs/reliability.md, with its date and command;
+the exit code is 1 where one of them found a fault. For a night, not for CI: `make test-hard`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+PAGE = ROOT / "docs" / "reliability.md"
+FILES_IN_A_RUN = 500
+TOLERANCE = 1e-5  # relative, of a vector
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a trial came to. faults: what must not be, each in words."""
+
+    figures: str
+    faults: tuple[str, ...] = ()
+
+
+# ---- mutated files
+
+
+def mutated(data: bytes, other: bytes, chance: random.Random) -> bytes:
+    """A file with one to four things done to it: bits turned, parts taken out, doubled, set to
+    zeros or ones, cut off, or taken from another file."""
+    raw = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        size = max(1, len(raw))
+        # Half of the time near the beginning, where headers lie.
+        place = chance.randrange(min(size, 200) if chance.random() < 0.5 else size)
+        end = place + min(chance.choice([1, 2, 4, 8, 64, 1000]), size)
+        part, begin = raw[place:end], chance.randrange(max(1, len(other)))
+        raw[place:end] = chance.choice(
+            [
+                _turned(part, chance),
+                chance.choice([b"\xff", b"\0", b"\x7f"]) * len(part),
+                b"",
+                part * chance.choice([2, 3, 50]),
+                other[begin : begin + len(part)],
+                part + chance.randbytes(len(part)),
+                chance.randbytes(len(part)),
+            ]
+        )
+        if chance.random() < 0.1:
+            del raw[place:]
+    return bytes(raw)
+
+
+def _turned(part: bytes, chance: random.Random) -> bytes:
+    """With a bit turned in about every fourth byte."""
+    return bytes(b ^ (1 << chance.randrange(8) if chance.random() < 0.25 else 0) for b in part)
+
+
+def sounds() -> dict[str, bytes]:
+    """A short recording in each format that can be written here, by suffix."""
+    import sound_formats
+    from penult.data.audio import EXTENSIONS
+
+    found = {}
+    for number, one in enumerate(sound_formats.FORMATS):
+        try:
+            data = sound_formats.written(one, sound_formats.samples(one.rate // 4, one.rate))
+        except Exception as error:  # this build has no such encoder
+            print(f"  no {one.name}: {error}")
+            continue
+        suffix = {"ipod": "m4a", "matroska": "mka", "adts": "aac", "vorbis": "ogg"}.get(
+            one.container, one.container.lower()
+        )
+        suffix = {"wavex": "wav", "nist": "wav", "rf64": "wav", "mov": "m4a"}.get(suffix, suffix)
+        if f".{suffix}" in EXTENSIONS:
+            found[f"{number}.{suffix}"] = data
+    return found
+
+
+def pictures() -> dict[str, bytes]:
+    """A small picture in each format that Pillow writes here."""
+    import io
+
+    from PIL import Image
+
+    values = np.random.default_rng(0).integers(0, 255, (40, 56, 3), np.uint8)
+    values[10:30, 10:40] = 90
+    found = {}
+    for suffix, more in {
+        "jpg": {"quality": 90}, "png": {}, "webp": {}, "gif": {}, "bmp": {}, "tif": {}, "ppm": {},
+        "jp2": {}, "avif": {}, "tiff": {"compression": "tiff_lzw"},
+    }.items():  # fmt: skip
+        file = io.BytesIO()
+        kind = {"jpg": "JPEG", "tif": "TIFF", "jp2": "JPEG2000"}.get(suffix, suffix.upper())
+        try:
+            Image.fromarray(values).save(file, kind, **more)
+        except (OSError, KeyError) as error:
+            print(f"  no {suffix}: {error}")
+            continue
+        found[f"picture.{suffix}"] = file.getvalue()
+    return found
+
+
+def videos() -> dict[str, bytes]:
+    """Half a second of video in each container that PyAV writes here."""
+    import io
+
+    import av
+
+    found = {}
+    for suffix, container, codec in (
+        ("mp4", "mp4", "mpeg4"), ("mkv", "matroska", "mpeg4"), ("avi", "avi", "mpeg4"),
+        ("webm", "webm", "libvpx"), ("mpg", "mpeg", "mpeg2video"), ("mov", "mov", "mjpeg"),
+    ):  # fmt: skip
+        file = io.BytesIO()
+        try:
+            with av.open(file, "w", format=container) as out:
+                stream: Any = out.add_stream(codec, rate=24)
+                stream.width, stream.height = 64, 48
+                stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+                for number in range(12):
+                    values = np.full((48, 64, 3), 20 * number, np.uint8)
+                    out.mux(stream.encode(av.VideoFrame.from_ndarray(values, format="rgb24")))
+                out.mux(stream.encode(None))
+        except Exception as error:  # this build has no such encoder
+            print(f"  no {suffix}: {error}")
+            continue
+        found[f"clip.{suffix}"] = file.getvalue()
+    return found
+
+
+def texts() -> dict[str, bytes]:
+    """Texts in several encodings."""
+    words = "the quick brown fox jumps over the lazy dog while seven grey whales sing — «ja» 日本\n"
+    return {
+        "plain.txt": words.encode() * 5,
+        "marked.txt": b"\xef\xbb\xbf" + words.encode(),
+        "wide.txt": words.encode("utf-16"),
+        "page.md": b"# " + words.encode() * 30,
+    }
+
+
+def models(folder: Path) -> dict[str, tuple[str, dict[str, bytes]]]:
+    """For each modality a model, and its files."""
+    import zoo
+
+    return {
+        "sound": ("demo", sounds()),
+        "picture": (str(zoo.save_image(folder / "image")), pictures()),
+        "video": (str(zoo.save_video(folder / "video")), videos()),
+        "text": (str(zoo.save_text(folder / "text")), texts()),
+    }
+
+
+@dataclass(slots=True)
+class Ran:
+    """How a command ended. peak: bytes of all its processes together."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    peak: int
+
+
+def penult(*arguments: object, limit: float = 3600) -> Ran:
+    """Run the command in a process of its own, and watch its memory."""
+    command = [sys.executable, "-m", "penult", *map(str, arguments)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        began, peak = time.monotonic(), 0
+        process = psutil.Popen(command, stdout=out, stderr=err, start_new_session=True)
+        while process.poll() is None:
+            peak = max(peak, _memory(process))
+            if time.monotonic() - began > limit:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.05)
+        out.seek(0)
+        err.seek(0)
+        took = time.monotonic() - began
+        return Ran(process.returncode, out.read(), err.read(), took, peak)
+
+
+def _memory(process: psutil.Popen) -> int:
+    total = 0
+    try:
+        for one in (process, *process.children(recursive=True)):
+            total += one.memory_info().rss
+    except psutil.Error:
+        pass
+    return total
+
+
+def vectors_of(store: Path) -> dict[str, Any]:
+    """The vectors of a collection by the name of the file."""
+    import penult as library
+
+    table, vectors = library.Collection.open(store).vectors()
+    names = [Path(id).name for id in table["id"].to_pylist()]
+    return dict(zip(names, vectors, strict=True))
+
+
+def fuzzing(options: argparse.Namespace) -> Finding:
+    """Runs over mutated files, with innocent ones among them."""
+    chance = random.Random(options.seed)
+    count: Counter[str] = Counter()
+    faults: list[str] = []
+    peak = 0
+    with tempfile.TemporaryDirectory(prefix="penult-fuzz-") as name:
+        root = Path(name)
+        kinds = models(root)
+        shares = {"sound": 0.5, "picture": 0.3, "video": 0.1, "text": 0.1}
+        for kind, (model, seeds) in kinds.items():
+            clean = root / f"clean-{kind}"
+            clean.mkdir()
+            for file, data in seeds.items():
+                (clean / file).write_bytes(data)
+            penult("embed", model, clean, "--into", root / f"{kind}.lance", "--workers", 1)
+            whole = vectors_of(root / f"{kind}.lance")
+            left = round(options.files * shares[kind])
+            while left > 0:
+                number = min(left, FILES_IN_A_RUN)
+                left -= number
+                ran, faulty = _one_run(root, kind, model, seeds, whole, number, chance, count)
+                faults += faulty
+                peak = max(peak, ran.peak)
+                print(f"  {kind}: {sum(count.values()):,} files, {len(faults)} faults", flush=True)
+    done = count["row"] + count["failure"]
+    return Finding(
+        f"{done:,} mutated files of {sum(len(seeds) for _, seeds in kinds.values())} formats: "
+        f"{count['failure']:,} named as failures, {count['row']:,} still readable; "
+        f"{count['innocent']:,} innocent files among them, all with the vector that they have "
+        f"alone (≤ {TOLERANCE:g}); at most {peak / 1e9:.2f} GB over all processes of a run "
+        "(the sum of their resident sets)",
+        tuple(faults),
+    )
+
+
+def _one_run(
+    root: Path,
+    kind: str,
+    model: str,
+    seeds: dict[str, bytes],
+    whole: dict[str, Any],
+    number: int,
+    chance: random.Random,
+    count: Counter[str],
+) -> tuple[Ran, list[str]]:
+    folder, store = root / "files", root / "files.lance"
+    for place in (folder, store):
+        shutil.rmtree(place, ignore_errors=True)
+    folder.mkdir()
+    names = list(seeds)
+    for at in range(number):
+        name = chance.choice(names)
+        data = mutated(seeds[name], seeds[chance.choice(names)], chance)
+        (folder / f"{at:05}-{name}").write_bytes(data)
+    innocent = [name for name in names if name in whole]
+    for name in innocent:
+        at = chance.randrange(number)
+        (folder / f"{at:05}-innocent-{name}").write_bytes(seeds[name])
+    ran = penult("embed", model, folder, "--into", store, "--workers", 1, "--time-limit", 20)
+    faults = []
+    if ran.code not in (0, 3) or "Traceback" in ran.err:
+        kept = Path(tempfile.mkdtemp(prefix="penult-kept-")) / "files"
+        shutil.copytree(folder, kept)
+        return ran, [f"a run ended with {ran.code} ({kept}): {ran.err[-300:]}"]
+    found = vectors_of(store)
+    failed = json.loads(penult("failures", store, "--json").out)["failures"]
+    names_of_failures = {Path(one["id"]).name for one in failed}
+    for path in folder.iterdir():
+        if "innocent" in path.name:
+            expected, vector = whole[path.name.partition("innocent-")[2]], found.get(path.name)
+            far = vector is None or np.abs(vector - expected).max() > TOLERANCE * max(
+                1e-9, np.abs(expected).max()
+            )
+            faults += [f"{path.name}: an innocent file has another vector"] if far else []
+            count["innocent"] += 1
+        elif path.name in found:
+            count["row"] += 1
+            if not np.isfinite(found[path.name]).all():
+                faults.append(f"{path.name}: a vector that is not finite")
+        elif path.name in names_of_failures:
+            count["failure"] += 1
+        else:
+            faults.append(f"{path.name}: neither a row nor a failure")
+    return ran, faults
+
+
+# ---- kills
+
+
+def kills(options: argparse.Namespace) -> Finding:
+    """SIGKILL to all processes of a run at random moments, until it is whole; again and again."""
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory(prefix="penult-kills-") as name:
+        root = Path(name)
+        folder = root / "clips"
+        folder.mkdir()
+        import soundfile
+
+        for number in range(3_000):
+            values = np.random.default_rng(number).standard_normal(4000) * 0.1
+            soundfile.write(folder / f"{number:04}.wav", values.astype(np.float32), 8000)
+        penult("embed", "demo", folder, "--into", root / "whole.lance", "--workers", 1)
+        expected = vectors_of(root / "whole.lance")
+        landed, between, faults = 0, 0, []
+        store = root / "killed.lance"
+        while landed < options.kills:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "penult", "embed", "demo", str(folder), "--into",
+                 str(store), "--workers", "1"],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            try:
+                _wait_for_rows(process, store, chance)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                landed += 1
+                rows = len(vectors_of(store)) if (store / "collection.json").exists() else 0
+                between += 0 < rows < len(expected)
+                if rows < len(expected):
+                    continue
+            faults += _compared(expected, vectors_of(store))
+            shutil.rmtree(store)
+            print(f"  {landed} kills, {between} of them between rows", flush=True)
+        ended = penult("embed", "demo", folder, "--into", store, "--workers", 1)
+        faults += _compared(expected, vectors_of(store))
+        faults += [f"the last run ended with {ended.code}"] if ended.code else []
+    return Finding(
+        f"{landed} kills of all processes, {between} of them with some rows committed: each time "
+        f"the next run gave the {len(expected)} rows of an uninterrupted one (≤ {TOLERANCE:g})",
+        tuple(faults),
+    )
+
+
+def _wait_for_rows(process: subprocess.Popen[bytes], store: Path, chance: random.Random) -> None:
+    """Wait until a run has committed, and a moment longer; now and then, until before that."""
+    data, early = store / "items.lance" / "data", chance.random() < 0.2
+    before = len(list(data.glob("*"))) if data.is_dir() else 0
+    while process.poll() is None:
+        now = len(list(data.glob("*"))) if data.is_dir() else 0
+        if now > before or (early and chance.random() < 0.005):
+            break
+        time.sleep(0.02)
+    process.wait(chance.uniform(0.0, 0.5))
+
+
+def _compared(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    if expected.keys() != found.keys():
+        return [f"{len(found)} rows in the place of {len(expected)}"]
+    far = [n for n, v in expected.items() if np.abs(v - found[n]).max() > TOLERANCE * abs(v).max()]
+    return [f"{far[0]}: another vector after a kill"] if far else []
+
+
+# ---- power cuts
+
+
+def cuts(options: argparse.Namespace) -> Finding:
+    """The device of a run copied as it is at a random moment, and opened."""
+    import power_cut
+
+    words, faults = [], []
+    for kind in power_cut.MEGABYTES:
+        if reason := power_cut.unavailable(kind):
+            words.append(f"{kind}: not tried, {reason}")
+            continue
+        found: list[power_cut.Cut] = []
+        while len(found) < options.cuts:
+            with tempfile.TemporaryDirectory(prefix="penult-cut-") as name:
+                found += power_cut.trial(Path(name), kind, seed=options.seed + len(found))
+        faults += [
+            f"{kind}: {one.rows} of {one.promised} rows: {one.error}"
+            for one in found
+            if not one.is_kept
+        ]
+        stepped = sum(bool(one.said) for one in found)
+        words.append(
+            f"{kind}: {len(found)} cuts, each opened with all rows that were committed before "
+            f"the last step; {stepped} of them by a step back over a torn version"
+        )
+    return Finding("; ".join(words), tuple(faults))
+
+
+# ---- attacks, as tests
+
+
+ATTACKS = {
+    "code that nobody asked for": ["test_trust.py", "test_programs.py", "test_model_files.py"],
+    "workers that were taken over": ["test_workers.py", "test_sandbox.py"],
+    "files that are wrong about themselves": ["test_documents.py", "test_kept.py"],
+    "networks": ["test_network.py"],
+    "memory, with the slow ones": ["test_memory.py"],
+}
+
+
+def attacks(options: argparse.Namespace) -> Finding:
+    """The tests that attack, slow ones too."""
+    words, faults = [], []
+    for title, names in ATTACKS.items():
+        files = [f"tests/{name}" for name in names if (ROOT / "tests" / name).exists()]
+        if not files:
+            continue
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", *files]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        last = (done.stdout.strip().splitlines() or ["nothing"])[-1]
+        counts = re.sub(r" in [\d.]+s.*|=+|, \d+ warnings?", "", last).strip()
+        words.append(f"{title}: {counts}")
+        print(f"  {words[-1]}", flush=True)
+        faults += [f"{title}: {line}" for line in done.stdout.splitlines() if line[:6] == "FAILED"]
+        if done.returncode and not faults:
+            faults.append(f"{title}: {last}")
+    return Finding("; ".join(words), tuple(faults))
+
+
+TRIALS: dict[str, Callable[[argparse.Namespace], Finding]] = {
+    "fuzzing": fuzzing,
+    "kills": kills,
+    "cuts": cuts,
+    "attacks": attacks,
+}
+
+
+# ---- the page
+
+
+def command_of(name: str, options: argparse.Namespace) -> str:
+    """What repeats a trial."""
+    sizes = {"fuzzing": f" --files {options.files}", "kills": f" --kills {options.kills}",
+             "cuts": f" --cuts {options.cuts}"}.get(name, "")  # fmt: skip
+    return f"python scripts/reliability.py --only {name}{sizes} --seed {options.seed}"
+
+
+def record(name: str, found: Finding, options: argparse.Namespace, seconds: float) -> None:
+    """Put the figures of a trial into their place in the page."""
+    text = PAGE.read_text("utf-8")
+    faults = "".join(f"\n  - FAULT: {words}" for words in found.faults[:10])
+    entry = (
+        f"<!-- {name} -->\n{date.today().isoformat()}, {os.cpu_count()} cores, "
+        f"{platform.system()}, {seconds / 60:.0f} min: `{command_of(name, options)}`\n\n"
+        f"{found.figures}.{faults}\n<!-- end -->"
+    )
+    pattern = re.compile(rf"<!-- {name} -->.*?<!-- end -->", re.DOTALL)
+    PAGE.write_text(pattern.sub(lambda _: entry, text), "utf-8")
+
+
+def main() -> int:
+    """Each trial, or those that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", choices=TRIALS, help="a trial; repeatable")
+    parser.add_argument("--files", type=int, default=10_000, help="mutated files")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--cuts", type=int, default=20, help="power cuts on each file system")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    faults = 0
+    for name in options.only or TRIALS:
+        print(name, flush=True)
+        began = time.monotonic()
+        found = TRIALS[name](options)
+        record(name, found, options, time.monotonic() - began)
+        print(f"  {found.figures}", *found.faults, sep="\n  FAULT ", flush=True)
+        faults += len(found.faults)
+    return int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
