@@ -4,12 +4,14 @@ spaces. A damaged or foreign one is made anew, refused or told, and never gives 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import penult
@@ -31,7 +35,8 @@ from penult.engines.autoselect import EngineChoice
 from penult.engines.graph_cache import Graphs
 from penult.engines.parity import relative_error
 from penult.engines.torch import TorchEngine
-from penult.errors import LabelsError, ModelError, SpaceError
+from penult.errors import EngineError, LabelsError, ModelError, SpaceError
+from penult.models.base import digest
 
 
 @pytest.fixture(autouse=True)
@@ -158,9 +163,8 @@ def test_what_a_graph_was_made_from_counts(
     shutil.copytree(theirs, ours)
     assert relative_error(vectors_of(tiny, "onnxruntime")[0], expected) < 1e-6
     assert "from another model" in caplog.text
-    settings = json.loads((tiny / "config.json").read_text())
-    settings["hidden_act"] = "relu"
-    (other / "config.json").write_text(json.dumps(settings))
+    config = json.loads((tiny / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
     shutil.copyfile(tiny / "model.safetensors", other / "model.safetensors")
     vectors, choice = vectors_of(other, "onnxruntime")
     assert relative_error(vectors, expected) > 1e-5  # a hash of the weights sees no difference
@@ -313,8 +317,8 @@ def _shorter_list(folder: Path) -> None:
 
 
 def _other_file(folder: Path) -> None:
-    settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**settings, "hidden_act": "relu"}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
 
 
 def _pipe(folder: Path) -> None:
@@ -489,3 +493,64 @@ def test_hashes_of_a_folder_with_odd_names(tmp_path: Path) -> None:
     (tmp_path / "new\nline").write_text("")
     with pytest.raises(ValueError, match="cannot name"):
         write_list(tmp_path)
+
+
+@given(st.integers(0, 10**9), st.integers(0, 7))
+@settings(max_examples=40)
+def test_one_bit_of_any_file_is_seen(place: int, bit: int) -> None:
+    """Or it changes nothing that counts (the sign between a hash and its name)."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "a").write_bytes(b"weights")
+        (folder / "b").write_bytes(b"settings")
+        write_list(folder)
+        before = {one: (folder / one).read_bytes() for one in "ab"}
+        files = sorted(folder.iterdir())
+        size = sum(file.stat().st_size for file in files)
+        place %= size
+        for file in files:
+            if place < file.stat().st_size:
+                break
+            place -= file.stat().st_size
+        data = bytearray(file.read_bytes())
+        data[place] ^= 1 << bit
+        file.write_bytes(bytes(data))
+        if not damage(folder):
+            assert file.name == LIST and before == {x: (folder / x).read_bytes() for x in "ab"}
+
+
+def test_a_proof_of_another_model_in_the_cache_is_not_believed(
+    converted: Path, tmp_path: Path, cache: Path
+) -> None:
+    """A whole note, at the place of another one."""
+    saved = Path(shutil.copytree(converted, tmp_path / "one"))
+    assert not Embedder.load(saved).certificate.kept
+    (note,) = cache.glob("**/proof-*.json")
+    other = note.with_name(f"proof-{'0' * 16}.json")
+    note.rename(other)
+    shutil.copyfile(other, note)
+    assert Embedder.load(saved).certificate.kept  # its own
+    document = json.loads(note.read_text())
+    document["of"] = other.name
+    body = {name: value for name, value in document.items() if name != "hash"}
+    note.write_text(json.dumps({**body, "hash": digest(body)}))
+    assert not Embedder.load(saved).certificate.kept
+
+
+def test_a_cache_on_a_disk_that_is_read_only_serves(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = vectors_of(tiny, "onnxruntime")
+    make = Path.mkdir
+
+    def mkdir(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.is_relative_to(cache):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        make(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    vectors, choice = vectors_of(tiny, "onnxruntime")
+    assert choice.kept and relative_error(vectors, expected) < 1e-6
+    shutil.rmtree(cache)
+    with pytest.raises(EngineError, match="PENULT_CACHE names another folder"):
+        vectors_of(tiny, "onnxruntime")

@@ -468,7 +468,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("runs", f"{len(runs):,}{last}"),
         (
             "index",
-            f"recall@10 {made['recall']:.3f}, {made['milliseconds']:.1f} ms{since}"
+            f"recall@10 {made['recall']:.3f}, {made['milliseconds']:.1f} ms, when it was built"
+            f"{since}"
             if made
             else "none: searches compare all rows",
         ),

@@ -73,9 +73,11 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
 
 
 def _hash_of(parts: Mapping[str, Any]) -> str:
-    """The SHA-256 of what a file holds; 0.1.0 wrote none."""
-    found = hashlib.sha256()
-    for name in ("about", "vectors", "space"):
+    """The SHA-256 of what a file holds and what it was made from, but for where that lies; 0.1.0
+    wrote none."""
+    about = {n: v for n, v in json.loads(bytes(parts["about"])).items() if n != "model"}
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in ("vectors", "space"):
         values = np.asarray(parts[name])
         found.update(f"{name} {values.dtype} {values.shape} ".encode())
         found.update(np.ascontiguousarray(values).tobytes())
@@ -114,14 +116,15 @@ def read(path: str | os.PathLike[str]) -> Saved:
         if source.is_file() and not is_zipfile(source):
             raise ValueError("it is no npz archive")
         with np.load(source, allow_pickle=False) as file:
-            if "hash" in file and str(file["hash"]) != _hash_of(file):
-                raise ValueError("it is not as it was saved")
             about = json.loads(file["about"].tobytes())
             if about.get("kind") != "penult class space":
                 raise ValueError(f"its kind is {about.get('kind')!r}")
             if about["format"] <= FORMAT:
                 vectors = np.asarray(file["vectors"], np.float32)
-                return _checked(about, vectors, Space.from_bytes(file["space"].tobytes()))
+                found = _checked(about, vectors, Space.from_bytes(file["space"].tobytes()))
+                if "hash" in file and str(file["hash"]) != _hash_of(file):
+                    raise ValueError("it is not as it was saved")
+                return found
     except FileNotFoundError as error:
         raise LabelsError(
             f"there is no file {source}; penult classes COLLECTION --save {source} makes one, and "
