@@ -414,3 +414,19 @@ def test_sizes_and_conditions_of_honest_programs(tmp_path: Path) -> None:
     )  # fmt: skip
     torch.export.save(program, tmp_path / "m.pt2")
     refuse_exported_code(tmp_path / "m.pt2")
+
+
+def test_a_small_archive_that_would_fill_the_memory(
+    script: dict[str, bytes], export: dict[str, bytes], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("penult.models.options._EXPANDED", 1 << 22)
+    for name, parts in (("m.pt", script), ("m.pt2", export), ("m.keras", {"config.json": b"{}"})):
+        path = archive(tmp_path / name, parts)
+        top = next(iter(parts)).partition("/")[0]
+        with (
+            zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as new,
+            new.open(f"{top}/data/zeros", "w") as file,
+        ):
+            file.write(bytes(1 << 24))
+        assert path.stat().st_size < 1 << 20
+        assert "unpacked" in refused(path, ModelError)

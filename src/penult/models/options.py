@@ -119,11 +119,33 @@ def refuse_foreign(path: Path) -> None:
 
 def members(path: Path) -> list[str]:
     """Names in a zip archive; none if it is no such archive, or not there."""
+    return [entry.filename for entry in _entries(path)]
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
+            return archive.infolist()
     except (OSError, zipfile.BadZipFile):
         return []
+
+
+def refuse_expanding(path: Path) -> None:
+    """Refuse an archive that would grow without measure when it is read.
+
+    Raises:
+        ModelError: it is one.
+    """
+    total, stored = sum(entry.file_size for entry in _entries(path)), path.stat().st_size
+    if total > max(_EXPANDED, _MOST * stored):
+        raise ModelError(
+            f"{path} has {stored:,} bytes, and would be {total:,} when it is unpacked, as no "
+            "trained weights are: it was not read"
+        )
+
+
+# Weights are random to a packer. Zeros are not, so a small archive may be much larger inside.
+_EXPANDED, _MOST = 1 << 29, 20
 
 
 def checkpoint_advice(path: Path) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from penult.errors import ModelError, UntrustedCode, cause
-from penult.models.options import existing_file
+from penult.models.options import existing_file, refuse_expanding
 from penult.models.processors import quiet
 
 Weights = Mapping[str, Tensor]
@@ -49,6 +49,7 @@ def read(path: Path, entry: str | None = None, *, trust: bool = False) -> Checkp
     path = existing_file(path)
     if path.suffix == ".safetensors":
         return Checkpoint(_safetensors(path))
+    refuse_expanding(path)
     content, left_out = _unpickled(path, trust)
     found = _copies(content)
     if not found and left_out:

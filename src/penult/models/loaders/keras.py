@@ -32,6 +32,7 @@ from penult.models.options import (
     Preprocessing,
     existing,
     preprocessing_of,
+    refuse_expanding,
     with_length,
 )
 from penult.models.processors import quiet
@@ -246,6 +247,7 @@ def _require_model(path: Path) -> None:
     if path.suffix.lower() == ".keras":
         if not zipfile.is_zipfile(path):
             raise ModelError(f"{path} is no Keras model: Keras 3 writes a zip archive")
+        refuse_expanding(path)
         return
     import_h5: Callable[..., Any] = require("h5py").File
     try:

@@ -22,7 +22,14 @@ from penult.errors import ModelError, UsageError, cause
 from penult.models.base import Classifier, weights_digest
 from penult.models.exported_code import refuse_exported_code
 from penult.models.module import ModuleParts, SavedFile, assemble, require_steady
-from penult.models.options import LoadOptions, existing, members, preprocessing_of, with_length
+from penult.models.options import (
+    LoadOptions,
+    existing,
+    members,
+    preprocessing_of,
+    refuse_expanding,
+    with_length,
+)
 
 
 class Exported(UnflattenedModule):
@@ -75,6 +82,7 @@ def open_export(spec: str | Path, options: LoadOptions) -> Classifier:
     path = existing(spec, options)
     if not members(path):
         raise ModelError(f"{path} is no torch.export file: torch.export.save writes a zip archive")
+    refuse_expanding(path)
     if not options.trust:
         refuse_exported_code(path)
     try:

@@ -26,6 +26,7 @@ from penult.models.options import (
     existing,
     members,
     preprocessing_of,
+    refuse_expanding,
 )
 from penult.models.processors import quiet
 from penult.models.scripted_code import compiled, refuse_scripted_code
@@ -148,6 +149,7 @@ def open_torchscript(spec: str | Path, options: LoadOptions) -> Classifier:
     why = _no_torchscript(path)
     if why:
         raise ModelError(why)
+    refuse_expanding(path)
     if not options.trust:
         refuse_scripted_code(path)
     try:
