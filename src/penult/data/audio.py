@@ -17,7 +17,7 @@ import numpy as np
 
 from penult.data.audio_stream import UNFORESEEN, ForwardReader, Stream, open_stream
 from penult.data.files import item_error
-from penult.data.levels import Mono, check_levels
+from penult.data.levels import Beyond, Mono, check_levels
 from penult.data.regions import WHOLE, Region, frame_at
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong
 
@@ -91,12 +91,15 @@ def load(
     max_seconds: float | None = None,
     source_rate: int | None = None,
     first_seconds: float | None = None,
+    kept_seconds: float | None = None,
 ) -> Clip:
     """The region's samples at `rate` Hz: one channel of it, or the mean over all.
 
     `content` is a Path, bytes or an array: (n,) or (channels, n) at `source_rate` (None: already at
     `rate`), integers being scaled to ±1. `max_seconds` limits the region's length, and the memory;
     with `first_seconds` the rest of a longer region is left, and `max_seconds` does not matter.
+    With `kept_seconds` neither does it: what lies behind them is read and checked, but not among
+    the samples, which are those that the whole region begins with.
 
     Raises:
         DecodeError: no sound, damaged, shorter than its header says, a rate that cannot be.
@@ -106,7 +109,8 @@ def load(
         RegionError: a start, end or channel that the item does not have.
     """
     with open_stream(content, rate if source_rate is None else source_rate) as stream:
-        mono = _cut(stream, stream.read, region, rate, (max_seconds, first_seconds))
+        limits = max_seconds, first_seconds, kept_seconds
+        mono = _cut(stream, stream.read, region, rate, limits)
     return _clip(mono, stream, rate, region)
 
 
@@ -118,6 +122,7 @@ def load_many(
     max_seconds: float | None = None,
     source_rate: int | None = None,
     first_seconds: float | None = None,
+    kept_seconds: float | None = None,
 ) -> Iterator[Clip | ItemError]:
     """For each region what `load` gives, to the bit, or the error that it raises, in their order.
 
@@ -132,6 +137,7 @@ def load_many(
         max_seconds=max_seconds,
         source_rate=source_rate,
         first_seconds=first_seconds,
+        kept_seconds=kept_seconds,
     )
     regions = iter(regions)
     first = next(regions, None)
@@ -141,7 +147,7 @@ def load_many(
     if first is None:
         return
     with ForwardReader(content, rate if source_rate is None else source_rate) as reader:
-        limits = max_seconds, first_seconds
+        limits = max_seconds, first_seconds, kept_seconds
         for region in chain([first], regions):
             yield _clip_or_error(partial(_read_region, reader, region, rate, limits, alone))
 
@@ -176,7 +182,8 @@ def _read_region(
 
 
 _Read = Callable[[int, int | None], Iterator[np.ndarray]]
-_Limits = tuple[float | None, float | None]  # max_seconds, first_seconds
+# max_seconds, first_seconds, kept_seconds
+_Limits = tuple[float | None, float | None, float | None]
 
 
 def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits) -> Mono:
@@ -188,22 +195,24 @@ def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits
             "(they count from 0)"
         )
     first, last = _frames_of(region, stream)
-    longest, enough = (None if one is None else math.floor(one * stream.rate) for one in limits)
+    longest, enough, kept = (
+        None if one is None else math.floor(one * stream.rate) for one in limits
+    )
     stop = last
     if enough is not None:
         stop = first + enough if last is None else min(last, first + enough)
-    elif longest is not None and stream.slack is not None:
+    elif longest is not None and kept is None and stream.slack is not None:
         _check_length((stream.frames if last is None else last) or 0, first, longest, stream)
-    limit = longest if enough is None else None
-    mono = _collect(stream, read(first, stop), (first, stop), region.channel, limit)
-    if stop == last or first + len(mono.samples) != stop:
-        _check_complete(stream, first, last, len(mono.samples))
+    limit = longest if enough is None and kept is None else None
+    mono = _collect(stream, read(first, stop), (first, stop), region.channel, (limit, kept))
+    if stop == last or first + mono.frames != stop:
+        _check_complete(stream, first, last, mono.frames)
     return mono
 
 
 def _clip(mono: Mono, stream: Stream, rate: int, region: Region) -> Clip:
     samples, source = mono.samples, stream.rate
-    seconds = len(samples) / source
+    seconds = mono.frames / source
     try:
         check_levels(mono)
     except ItemError as error:
@@ -278,17 +287,20 @@ def _collect(
     blocks: Iterator[np.ndarray],
     span: tuple[int, int | None],
     channel: int | None,
-    limit: int | None,
+    limits: tuple[int | None, int | None],
 ) -> Mono:
-    """One channel, or the mean over all."""
-    (first, last), parts, got = span, [], 0
+    """One channel, or the mean over all. limits: frames that there may be, and that are kept."""
+    (first, last), (limit, kept), parts, got, beyond = span, limits, [], 0, Beyond()
     mixed = channel is None and stream.channels > 1
     sums = np.zeros((2, stream.channels))  # of the samples and of their squares
     for block in blocks:
         block = block if last is None else block[: last - first - got]
         # Summed in float64: the same mean whatever the block, and never an overflow.
         one = block.mean(axis=1, dtype=np.float64) if channel is None else block[:, channel]
-        parts.append(one.astype(np.float32))
+        one, room = one.astype(np.float32), len(one) if kept is None else max(0, kept - got)
+        if room:  # an empty part would keep the whole block
+            parts.append(one[:room])
+        beyond.add(one[room:], stream.channels)
         if mixed:
             exact = block.astype(np.float64)
             sums += exact.sum(axis=0), np.einsum("nc,nc->c", exact, exact)
@@ -298,7 +310,8 @@ def _collect(
         if last is not None and first + got >= last:
             break
     samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    return Mono(samples, stream.channels, (sums / max(1, got)) if mixed else None)
+    moments = (sums / max(1, got)) if mixed else None
+    return Mono(samples, stream.channels, moments, beyond if beyond.frames else None)
 
 
 def _check_complete(stream: Stream, first: int, last: int | None, got: int) -> None:

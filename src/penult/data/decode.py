@@ -32,7 +32,8 @@ class DecodeTarget:
     """What a model takes: modality, samples per second of sound, frames of a video. For sound:
     the longest region, in seconds, that is read at all, and how many of its first are enough. Of
     pictures and frames: the most pixels; of texts: the first characters that are kept. largest:
-    bytes of one item's content, decoded."""
+    bytes of one item's content, decoded. kept_seconds: what a model of a fixed length takes of a
+    sound, and a margin; what lies behind is read and checked, and not kept."""
 
     modality: str
     rate: int | None = None
@@ -42,6 +43,7 @@ class DecodeTarget:
     max_pixels: int | None = None
     max_characters: int | None = None
     largest: int | None = None
+    kept_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def _sounds(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Cont
         max_seconds=target.max_seconds,
         source_rate=item.rate,
         first_seconds=target.first_seconds,
+        kept_seconds=target.kept_seconds,
     )
     for clip, region in zip(clips, regions, strict=True):
         if isinstance(clip, ItemError):

@@ -20,16 +20,74 @@ CANCELLED = 60.0  # dB that the mean of two channels may lie below them
 _SCALES = (2**7, 2**15, 2**23, 2**31)
 
 
+@dataclass(slots=True)
+class Beyond:
+    """What is known of samples that were read and not kept: how many, the lowest, the highest,
+    their sums, and by how much they miss whole numbers."""
+
+    frames: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    total: float = 0.0
+    squares: float = 0.0
+    fraction: float = 0.0
+
+    def add(self, samples: np.ndarray, channels: int) -> None:
+        """Take samples (n,) float32 in. channels: of which they are the mean."""
+        if not len(samples):
+            return
+        exact = samples.astype(np.float64)
+        whole = samples * np.float32(channels)
+        self.frames += len(samples)
+        self.low = float(np.minimum(self.low, samples.min()))  # not a number stays that
+        self.high = float(np.maximum(self.high, samples.max()))
+        self.total += float(exact.sum())
+        self.squares += float(exact @ exact)
+        with np.errstate(invalid="ignore"):  # infinite: refused for that
+            missed = float(np.abs(whole - np.rint(whole)).max())
+        self.fraction = max(self.fraction, missed)
+
+
 @dataclass(frozen=True, slots=True)
 class Mono:
     """`samples` (n,) float32 of one channel or of the mean over `channels`.
 
-    moments: (2, channels), the mean and the mean square of each channel that was mixed.
+    moments: (2, channels), the mean and the mean square of each channel that was mixed. beyond: of
+    samples behind these that were not kept.
     """
 
     samples: np.ndarray
     channels: int = 1
     moments: np.ndarray | None = None
+    beyond: Beyond | None = None
+
+    @property
+    def frames(self) -> int:
+        """Samples, with those that were not kept."""
+        return len(self.samples) + (self.beyond.frames if self.beyond else 0)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest sample."""
+        low, high = float(self.samples.min()), float(self.samples.max())
+        if self.beyond is None:
+            return low, high
+        return float(np.minimum(low, self.beyond.low)), float(np.maximum(high, self.beyond.high))
+
+    @property
+    def variance(self) -> float:
+        """Of all samples."""
+        if self.beyond is None:
+            return float(np.var(self.samples, dtype=np.float64))
+        exact = self.samples.astype(np.float64)
+        mean = (exact.sum() + self.beyond.total) / self.frames
+        return float((exact @ exact + self.beyond.squares) / self.frames - mean**2)
+
+    def is_whole(self, peak: float) -> bool:
+        """Whether the sums over the channels are whole numbers."""
+        rest = self.beyond.fraction if self.beyond else 0.0
+        values = self.samples * np.float32(self.channels)
+        return rest <= _missed(peak) and _are_whole(values, peak)
 
 
 def check_levels(mono: Mono) -> None:
@@ -42,18 +100,18 @@ def check_levels(mono: Mono) -> None:
     samples = mono.samples
     if len(samples) == 0:
         raise EmptyItem("holds no samples")
-    low, high = float(samples.min()), float(samples.max())
+    low, high = mono.range
     if not (math.isfinite(low) and math.isfinite(high)):
         raise EmptyItem("holds samples that are not finite (NaN or infinite)")
     _check_cancelled(mono)
     peak = max(-low, high)
     if peak == 0:
         raise EmptyItem("nothing but zeros (digital silence)")
-    if low == high and len(samples) > 1:
-        raise EmptyItem(f"all {len(samples)} samples are {high:g}: a constant level is no sound")
+    if low == high and mono.frames > 1:
+        raise EmptyItem(f"all {mono.frames} samples are {high:g}: a constant level is no sound")
     if peak < FAINTEST:
         raise EmptyItem(f"no sample lies above {peak:.2g}: digital silence with a residue")
-    if peak > LOUDEST or (peak >= 2 and _are_whole(samples * np.float32(mono.channels), peak)):
+    if peak > LOUDEST or (peak >= 2 and mono.is_whole(peak)):
         raise _scale_error(peak)
 
 
@@ -102,7 +160,7 @@ def _check_cancelled(mono: Mono) -> None:
     if not power[loudest] > 1e-12 * squares[loudest]:
         return
     # The mean over many channels lies below a single one that sounds; that is no cancellation.
-    sound = float(np.var(mono.samples, dtype=np.float64)) * (mono.channels / 2) ** 2
+    sound = mono.variance * (mono.channels / 2) ** 2
     below = math.inf if sound <= 0 else 10 * math.log10(power[loudest] / sound)
     if below < CANCELLED:
         return
@@ -115,7 +173,11 @@ def _check_cancelled(mono: Mono) -> None:
 
 def _are_whole(values: np.ndarray, peak: float) -> bool:
     """Whether these are whole numbers, as exactly as float32 has them."""
-    return bool((np.abs(values - np.rint(values)) <= min(0.1, 1e-6 * peak)).all())
+    return bool((np.abs(values - np.rint(values)) <= _missed(peak)).all())
+
+
+def _missed(peak: float) -> float:
+    return min(0.1, 1e-6 * peak)
 
 
 def _scale_error(peak: float) -> DecodeError:

@@ -73,14 +73,15 @@ def load_beginning(
 
 def _pieces(path: Path) -> Iterator[str]:
     """A file's text, about a million characters at a time."""
-    decoder, done, start = codecs.getincrementaldecoder("utf-8")(), 0, 0
+    decoder, done, start, first = codecs.getincrementaldecoder("utf-8")(), 0, 0, True
     try:
         with path.open("rb") as file:
             while True:
                 block = file.read(_PIECE)
                 start = done - len(decoder.getstate()[0])  # of what the decoder looks at
                 piece = decoder.decode(block, final=not block)
-                yield piece if done else piece.removeprefix("\ufeff")
+                yield piece.removeprefix("\ufeff") if first else piece
+                first = first and not piece
                 done += len(block)
                 if not block:
                     return

@@ -7,8 +7,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -25,10 +25,11 @@ from penult.data.decode import (
     DecodeTarget,
     Decoding,
 )
-from penult.data.items import PAUSE, Entry, Failure, Item, N, Note, Pause
+from penult.data.items import Entry, Failure, Item, N, Note, Pause
 from penult.data.regions import Region
 from penult.data.sources import UntilError, from_objects
 from penult.data.workers import decode
+from penult.embedding.demand import SHORT, PassDemand
 from penult.embedding.scheduling import (
     BatchQueue,
     OrderedResults,
@@ -41,6 +42,7 @@ from penult.engines.base import Engine, EngineRequest, FloatArray, Reading
 from penult.engines.batching import Batch, BatchPolicy, Planner
 from penult.engines.registry import EngineMode, native_spec, open_native
 from penult.errors import (
+    REFUSALS,
     EmptyItem,
     ItemError,
     PenultError,
@@ -50,8 +52,9 @@ from penult.errors import (
     cause,
 )
 from penult.locking import Guard, Once
-from penult.memory import Held, MemoryBound
+from penult.memory import Held, MemoryBound, free_memory
 from penult.models.base import Classifier, Prediction, predict
+from penult.models.synthetic import noise
 
 # The longest padded batch: samples or features of sound (10 s at 16 kHz), tokens, pixels × 3. Of
 # more than that a processor's caches hold too little: it gets slower, not faster.
@@ -60,6 +63,8 @@ ACCELERATED = {"audio": 32, "text": 32, "image": 8, "video": 8}  # times that on
 
 NOTES_SHOWN = 5  # files whose notes are logged as warnings; those of further ones as information
 log = logging.getLogger(__name__)
+FREE_SHARE = 0.7  # of what is free, for one pass over a long recording, where no bound is given
+MARGIN = 1.0  # seconds: the filter of a resampler, and a cut, reach over less than that
 READ_AHEAD = 32  # prepared regions that wait for the thread that makes batches of them
 _FOR_EACH_NUMBER = 200  # bytes of a pass for each number of its input, about: 50 hidden ones
 HELD_BACK = 4096  # results and notes that may wait for the turn of an earlier one
@@ -232,7 +237,8 @@ class Runner:
         """
         planner, watch = self._planner(decoding.limits.bound), watch or Stopwatch()
         waiting = BatchQueue(planner, BatchPolicy if alone else self._policy)
-        order, patience = OrderedResults(), decoding.patience
+        patience = decoding.patience
+        order = OrderedResults(pauses=patience is not None)
         given = UntilError(pairs)
         state = _RunState(planner, logits, watch, threading.Event())
 
@@ -240,12 +246,7 @@ class Runner:
             batch = waiting.take()
             size = sum(ready.size for ready in batch.values())
             work = partial(self._run, ready=batch, run=state)
-            yield from results(engines.give(work, size, meanwhile))
-
-        def results(found: Iterable[Mapping[int, Any]]) -> Iterator[Any]:
-            for some in found:
-                order.update(some)
-                yield from order.take() if some or patience is None else [PAUSE]
+            yield from order.put(engines.give(work, size, meanwhile))
 
         def late() -> bool:
             return patience is not None and not engines.busy and waiting.age > patience / 2
@@ -258,6 +259,9 @@ class Runner:
             try:
                 numbers = count()
                 for ready in prepared:
+                    if self._is_long(ready):  # is measured while nothing else runs
+                        yield from order.put(engines.rest())
+                        ready = self._if_it_fits(ready, decoding)
                     if isinstance(ready, PreparedRegion):
                         waiting.add(next(numbers), ready)
                     elif isinstance(ready, Pause):
@@ -268,16 +272,44 @@ class Runner:
                     crowded = len(order) > HELD_BACK
                     while waiting.due or (waiting and (crowded or late())):
                         yield from run()
-                    yield from results(engines.rest() if crowded else engines.ended())
+                    yield from order.put(engines.rest() if crowded else engines.ended())
                     yield from order.take()
                 while waiting:
                     yield from run(meanwhile=patience is not None)
                     yield from order.take()
-                yield from results(engines.rest())
+                yield from order.put(engines.rest())
                 yield from order.take()
             finally:
                 state.left.set()
         yield from given.then(())
+
+    def _is_long(self, ready: Any) -> bool:
+        """Whether a pass over a region may take any memory: of sound in one piece, on a processor;
+        an accelerator says so itself."""
+        if not isinstance(ready, PreparedRegion) or not ready.samples:
+            return False
+        model = self.classifier.input
+        long = ready.samples > SHORT * (model.rate or 1)
+        return long and model.seconds is None and self._devices[0] == "cpu"
+
+    def _if_it_fits(self, ready: PreparedRegion, decoding: Decoding) -> PreparedRegion | Failure:
+        bound, given = decoding.limits.bound.batch, decoding.limits.memory
+        if given is None:
+            bound = max(bound, int(FREE_SHARE * free_memory()))
+        try:
+            self._demand.check(ready.samples / (self.classifier.rate or 1), bound)
+        except TooLong as error:
+            return Failure.of(ready.item, ready.region, error)
+        return ready
+
+    @Once
+    def _demand(self) -> PassDemand:
+        return PassDemand(self._run_noise)
+
+    def _run_noise(self, seconds: float) -> None:
+        sound = noise(0, seconds, self.classifier.rate or 1)
+        with suppress(*REFUSALS):
+            self.engine(Batch(self.classifier.preprocess(sound).tensors))
 
     def _planner(self, bound: MemoryBound) -> Planner:
         """Batches within the memory of a run."""
@@ -316,7 +348,7 @@ class Runner:
     def target(self, decoding: Decoding) -> DecodeTarget:
         """What items are decoded to for this model."""
         model = self.classifier.input
-        # What a model of a fixed length does not take needs no more than a look.
+        fixed = model.modality == "audio" and model.beginning and model.seconds is not None
         return DecodeTarget(
             modality=model.modality,
             rate=model.rate,
@@ -326,6 +358,7 @@ class Runner:
             max_pixels=decoding.limits.pixels,
             max_characters=decoding.limits.characters,
             largest=decoding.limits.bound.largest,
+            kept_seconds=(model.seconds or 0.0) + MARGIN if fixed else None,
         )
 
     def _log_notes(self, id: str, notes: tuple[str, ...]) -> None:

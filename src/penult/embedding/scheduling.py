@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -169,9 +169,18 @@ class BatchQueue:
 
 
 class OrderedResults(dict[int, Any]):
-    """Results by their numbers, put in any order and taken in that of the numbers."""
+    """Results by their numbers, put in any order and taken in that of the numbers. pauses: given
+    where none have come."""
 
-    _next = 0
+    def __init__(self, pauses: bool = False) -> None:
+        super().__init__()
+        self._next, self._pauses = 0, pauses
+
+    def put(self, found: Iterable[Mapping[int, Any]]) -> Iterator[Any]:
+        """Put these in, and take those whose turn it is."""
+        for some in found:
+            self.update(some)
+            yield from self.take() if some or not self._pauses else [PAUSE]
 
     def take(self) -> Iterator[Any]:
         """The results whose turn it is."""

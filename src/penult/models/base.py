@@ -63,8 +63,8 @@ class InputSpec:
     frames: to which a video is sampled. seconds: of sound in an input of fixed length; None if it
     is as long as the clip. refusal: why no item can be prepared; empty where items can be. divide:
     gives the first and last character of each window of a text, counted in tokens; None where the
-    preprocessing has no tokenizer that could. beginning: whether a text that is longer than what
-    the model takes gives the same input as a beginning of it that is longer, too.
+    preprocessing has no tokenizer that could. beginning: whether a text or a recording that is
+    longer than what the model takes gives the same input as a beginning of it that is longer, too.
     """
 
     modality: str

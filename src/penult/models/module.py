@@ -439,6 +439,7 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
         options.modality or ("audio" if options.sample_rate else "image"),
         options.sample_rate,
         seconds=options.seconds,
+        beginning=options.seconds is not None,
     )
     preparer = ModulePreparer(spec, parts.preprocessing, arguments(parts.module))
     raw = parts.preprocessing.raw

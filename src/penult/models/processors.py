@@ -59,11 +59,13 @@ class AudioPreparer:
         self._extractor = extractor
         self.rate = int(extractor.sampling_rate)
         self._kept: float | bool | None = False  # seconds; None: everything; False: not yet known
+        self._begins: bool | None = None  # None: not yet known
 
     @property
     def input(self) -> InputSpec:
         """Sound, at the extractor's rate and of the length that it keeps."""
-        return InputSpec("audio", self.rate, seconds=self.kept_seconds())
+        seconds = self.kept_seconds()
+        return InputSpec("audio", self.rate, seconds=seconds, beginning=self._of_beginning())
 
     def __call__(self, content: Any) -> Inputs:
         """Prepare one clip; `truncated` is in seconds."""
@@ -107,6 +109,21 @@ class AudioPreparer:
             middle = (low + high) / 2
             low, high = (middle, high) if self._differs(middle) else (low, middle)
         return round(high, 2)
+
+    def _of_beginning(self) -> bool:
+        """Whether nothing behind the seconds that are kept changes the input, however loud or
+        long: measured, since an extractor may look at the whole clip for its level."""
+        if self._begins is None:
+            kept = self.kept_seconds()
+            self._begins = kept is not None and kept <= _LONGEST_BEGINNING
+            clip = self._noise(3, (kept or 0) + 1.0) if self._begins else None
+            for seconds, level in ((0.5, 8.0), (kept or 0, 1.0)):
+                if clip is None or not self._begins:
+                    break
+                longer = np.concatenate([clip, level * self._noise(4, seconds) + level / 4])
+                one, other = self._tensors(clip), self._tensors(longer.astype(np.float32))
+                self._begins = _equal(one, other)
+        return self._begins
 
     def _differs(self, seconds: float) -> bool:
         """Whether the model's input changes if a clip goes on after `seconds`."""
@@ -305,6 +322,7 @@ class TextPreparer:
         return f"tokens of {type(own).__name__}, {len(own):,} in the vocabulary{longest}"
 
 
+_LONGEST_BEGINNING = 120.0  # seconds; a model that keeps more has no fixed length
 _CHARACTERS = 16  # for each token that is kept, of the first beginning that is looked at
 
 

@@ -449,7 +449,8 @@ def _preparer(path: Path, graph: OnnxGraph, options: LoadOptions) -> GraphPrepar
     )  # fmt: skip
     modality = options.modality or ("audio" if rate else guessed(graph))
     preprocessing = preprocessing_of(options) if known else None
-    spec = InputSpec(modality, rate, seconds=seconds, refusal=refusal)
+    beginning = seconds is not None
+    spec = InputSpec(modality, rate, seconds=seconds, refusal=refusal, beginning=beginning)
     return GraphPreparer(graph, spec, preprocessing, raw)
 
 
