@@ -229,7 +229,9 @@ def test_only_extractors_that_take_a_beginning_are_given_one() -> None:
     class OfLevel(ASTFeatureExtractor):
         """As loud as the loudest sample of the whole clip makes it."""
 
-        def __call__(self, samples: Any, *rest: Any, **named: Any) -> Any:
+        def __call__(  # type: ignore[override]
+            self, samples: Any, *rest: Any, **named: Any
+        ) -> Any:
             return super().__call__(samples / np.abs(samples).max(), *rest, **named)
 
     assert not AudioPreparer(OfLevel(max_length=100, num_mel_bins=16)).input.beginning
