@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ class Reader:
         self.path = Path(path)
         self._manifest: tuple[Mark, Manifest] | None = None
         self._table: tuple[Mark, Any] | None = None  # the rows, opened for searches
+        self._journal = Journal(self.path)
+        self._newest: dict[str, tuple[int, Any]] = {}  # version of a side table, its newest `when`
+        self._appending = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path,)
@@ -172,12 +176,19 @@ class Reader:
         repair.settle(self.path, name)
         columns = lance.SIDE[name]
         table = lance.create_table(self.path, name, columns)
-        with store_errors(self.path):
-            there = table.search().select(["when"]).limit(None).to_arrow()["when"]
-            when = Clock(after=[pc.max(there).as_py()]).now()
-            stamped = [{"when": when, **record} for record in records]
-            table.add(pa.Table.from_pylist(stamped, schema=columns))
-            Journal(self.path).sync(name)
+        with store_errors(self.path), self._appending:
+            version, newest = self._newest.get(name, (0, None))
+            before = table.version
+            if version != before:  # another process or object has appended
+                there = table.search().select(["when"]).limit(None).to_arrow()["when"]
+                newest = pc.max(there).as_py()
+            when = Clock(after=[newest]).now()
+            stamped = pa.Table.from_pylist([{"when": when, **r} for r in records], schema=columns)
+            table.add(stamped)
+            times = [newest, pc.max(stamped["when"]).as_py()]
+            if table.version == before + 1:
+                self._newest[name] = before + 1, max(one for one in times if one is not None)
+            self._journal.sync(name)
 
     def _open(self, current: Manifest) -> Any | None:
         """The table of rows, as the manifest has them; None before the first row.

@@ -387,6 +387,10 @@ def _without_end(path: Path, name: str) -> list[str]:
 
 def settle(path: Path, name: str) -> None:
     """As `step_back`, for one table, by somebody who does not have the lock."""
+    files, last = journal.manifests(path / f"{name}{TABLE}"), journal.last(path, name)
+    newest = next(iter(files), 0)
+    if newest and last is not None and last.version == newest and journal.is_closed(files[newest]):
+        return
     if torn(path, name) is not None:
         with locked(path, "repair"):
             step_back(path, [name])
