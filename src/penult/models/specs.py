@@ -439,7 +439,7 @@ def _check_recipe(path: Path, origin: Any, name: Any, recipe: Mapping[str, Any])
     inside = recipe.get("weights_inside", False)
     if inside is not False and (inside is not True or origin != FACTORIES):
         raise ModelError(f"{path}: weights_inside goes with a factory, and its origin is {origin}")
-    file = str(name).partition("#")[0]
+    file = str(name).partition("#")[0].removeprefix("graph/")  # see the loader of ONNX
     files_alone = origin in {loader.name for loader in (*FILE_LOADERS[:4], NAME_LOADERS[-1])}
     if is_network_path(file) or (name is not None and files_alone and Path(file).name != file):
         raise ModelError(f"{path} names {file!r}, which is no file in its folder")
