@@ -90,7 +90,7 @@ def imported(spec: str, kind: str, trust: bool = False) -> Callable[..., Any]:
         raise ModelError(f"{kind} is named as package.module:function, received {spec!r}")
     asked = trust or is_typed(spec)
     known = CodeMemory(spec)
-    folders = [str(Path.cwd())] if asked else known.roots
+    folders = [str(Path.cwd()), *known.roots] if asked else known.roots
     code = NamedCode.find(spec, folders)
     if not asked and not known.has(code):
         raise UntrustedCode(_refusal(kind, code, known))
