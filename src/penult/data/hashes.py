@@ -106,7 +106,8 @@ def _read(path: Path) -> dict[str, str]:
         if match is None:
             raise ValueError(f"{line[:80]!r} is no line of a list of hashes")
         name = PurePosixPath(match[2])
-        if name.is_absolute() or ".." in name.parts or str(name) != match[2] or match[2][1:2] == ":":
+        drive = match[2][1:2] == ":"
+        if name.is_absolute() or ".." in name.parts or str(name) != match[2] or drive:
             raise ValueError(f"{match[2][:80]!r} is not inside of the folder")
         if found.setdefault(match[2], match[1]) != match[1]:
             raise ValueError(f"{match[2][:80]!r} comes twice")
