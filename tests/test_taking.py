@@ -241,7 +241,7 @@ def test_gone_files_are_named_and_kept_unless_pruned(
 def test_a_table_and_a_folder_at_once_are_not_the_table_alone(
     embedder: Embedder, recordings: Path, tmp_path: Path
 ) -> None:
-    from penult.collection.add import gone
+    from penult.collection.pruning import gone
 
     extra = tmp_path / "extra"
     shutil.copytree(recordings / "a", extra)

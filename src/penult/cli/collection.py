@@ -151,23 +151,34 @@ def export(
     )
 
 
-def failures(collection: Store, json: Json = False) -> None:
+def failures(
+    collection: Store,
+    new: Annotated[
+        bool, typer.Option("--new", help="Only those that the latest run met first.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """List the items that could not be embedded, with the reasons."""
     from penult.collection.collection import Collection
+    from penult.collection.failures import new_failures
 
-    found = Collection.open(collection, must_exist=True).failures().to_pylist()
+    opened = Collection.open(collection, must_exist=True)
+    found = new_failures(opened.reader) if new else opened.failures().to_pylist()
     if json:
         print_json({"collection": str(collection), "failures": found})
         return
     if not found:
-        stdout.print("no failures")
+        stdout.print("no new failures" if new else "no failures")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("item", "region", "reason"):
-        table.add_column(name, overflow="fold")
+    for name in ("item", "region", "since", "tries", "reason"):
+        table.add_column(name, overflow="fold", justify="right" if name == "tries" else "left")
     for row in found:
-        part = place_words(row["region"])
-        table.add_row(printable_path(row["id"]), part, reason_words(row["message"]))
+        part, since = place_words(row["region"]), row["since"] or row["when"]
+        table.add_row(
+            *(printable_path(row["id"]), part, f"{since:%Y-%m-%d}", str(row["tries"] or 1)),
+            reason_words(row["message"]),
+        )
     print_table(table)
 
 
@@ -453,6 +464,10 @@ def _migrate_embedder(folder: Path, trust: bool, dry: bool, json: bool) -> None:
     stdout.print(words)
 
 
+def _writer_words(writer: dict[str, Any]) -> str:
+    return f"by process {writer['pid']} since {writer['since']}"
+
+
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in facts["kinds"].items())
     labels, runs, made = facts["labels"], facts["runs"], facts["index"]
@@ -466,6 +481,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("labels", f"{labels['marks']:,} ({', '.join(labels['classes'][:8]) or 'none'})"),
         ("failures", f"{facts['failures']:,}"),
         ("runs", f"{len(runs):,}{last}"),
+        *([("being written", _writer_words(facts["writer"]))] if facts["writer"] else []),
         (
             "index",
             f"recall@10 {made['recall']:.3f}, {made['milliseconds']:.1f} ms, when it was built"

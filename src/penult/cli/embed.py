@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,10 +39,13 @@ from penult.cli.options import (
     with_model_options,
 )
 from penult.cli.output import (
+    FAILED,
     SOME_FAILED,
     Meter,
     counted,
+    event_log,
     metered,
+    print_error,
     print_json,
     print_note,
     printable,
@@ -51,12 +55,13 @@ from penult.cli.output import (
     stdout,
     working,
 )
-from penult.errors import UsageError, listed
+from penult.cli.signals import stopped_in_order
+from penult.errors import StoreError, UsageError, listed
 
 if TYPE_CHECKING:
     from penult.collection.add import Summary
     from penult.collection.collection import Collection
-    from penult.collection.ingest import Options
+    from penult.collection.ingest import CommitBatch, Options
     from penult.data.decode import Limits
     from penult.data.sources import Source
     from penult.embedding.embedder import Embedder
@@ -64,6 +69,18 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 STEPS = ("decode", "prepare", "wait", "model", "write")  # of a run; they overlap in time
+
+
+class FailOn(StrEnum):
+    """Failures that the exit code tells."""
+
+    ANY = "any"
+    NEW = "new"
+    NONE = "none"
+
+    def counted(self, summary: Summary) -> int:
+        """How many of a run's failures are of this sort."""
+        return {"any": summary.failed, "new": summary.found.failures.new, "none": 0}[self.value]
 
 
 @with_columns
@@ -136,8 +153,19 @@ def embed(
         ),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Retry items that failed in an earlier run.")
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Retry all items that failed in an earlier run, not only after a fault outside of "
+            "them.",
+        ),
     ] = False,
+    fail_on: Annotated[
+        FailOn,
+        typer.Option(
+            help="Failures that end the run with exit code 3: any, only new ones, or none."
+        ),
+    ] = FailOn.ANY,
     like: Annotated[
         Path | None,
         typer.Option(
@@ -147,11 +175,34 @@ def embed(
     prune: Annotated[
         bool,
         typer.Option(
-            "--prune", help="Remove rows whose files or annotations are gone from these paths."
+            "--prune",
+            help="Remove rows and failures whose files or annotations are gone from these paths, "
+            "unless they are more than a tenth.",
+        ),
+    ] = False,
+    prune_all: Annotated[
+        bool,
+        typer.Option(
+            "--prune-all", help="As --prune, however many they are and wherever their disk is."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Change nothing: print what would be embedded, and what --prune would remove.",
         ),
     ] = False,
     shard: Annotated[
         str | None, typer.Option(help="Embed only one part of the items, for example 1/4 … 4/4.")
+    ] = None,
+    heartbeat: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="Seconds between lines of progress where stderr is no terminal: 30, and 10 with "
+            "--log json.",
+        ),
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait while another process is writing.")
@@ -166,7 +217,7 @@ def embed(
 
     Items that the collection holds already are skipped; a stopped run continues where it ended.
     """
-    from penult.collection.add import RunSettings, add, describe_run
+    from penult.collection.add import add, describe_run
     from penult.collection.collection import Collection
     from penult.collection.ingest import MAX_SECONDS, Options
     from penult.collection.transfer import source_from_collection
@@ -174,9 +225,7 @@ def embed(
     from penult.data.sources import Shard
     from penult.embedding.embedder import describe_embedder, open_embedder
 
-    part = Shard.parse(shard) if shard else None
-    dtype, about = "float16" if fp16 else "float32", {"shard": shard} if shard else {}
-    settings = RunSettings(dtype, wait, prune, about)
+    settings = _settings(fp16, wait, prune, prune_all, shard)
     check_parent(into, create=True)
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
@@ -199,15 +248,18 @@ def embed(
         source, options = source_from_collection(
             old.reader, collection.reader, modality, options, bool(paths) or channel
         )
-    if part is not None:
-        source = part.of(source)
+    if shard:
+        source = Shard.parse(shard).of(source)
     with working(f"loading {model}"):
         embedder = open_embedder(
             model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
             precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
+    if dry_run:
+        _show_survey(collection, embedder, source, options, json)
+        return
     _prepare(collection, embedder, source, options)
-    with _run_into(collection), metered("embedding", show=not json) as meter:
+    with _run_into(collection), metered("embedding", not json, heartbeat) as meter:
         if options.layout == Options().layout:
             _count_aside(source, meter)
         summary_of_run = add(
@@ -220,7 +272,15 @@ def embed(
         print_json({**describe_run(summary_of_run, collection.reader), **facts})
     else:
         _show_summary(summary_of_run, collection, embedder, elapsed, rate)
-    if summary_of_run.failed:
+    _exit_as(summary_of_run, fail_on)
+
+
+def _exit_as(summary: Summary, fail_on: FailOn) -> None:
+    """End with another exit code than 0 where rows were kept back, or items failed."""
+    if kept_back := summary.found.kept_back:
+        print_error(kept_back, StoreError.__name__, as_json=False)
+        raise typer.Exit(FAILED)
+    if fail_on.counted(summary):
         raise typer.Exit(SOME_FAILED)
 
 
@@ -229,6 +289,71 @@ def _limits(**given: Any) -> Limits:
     from penult.data.decode import Limits
 
     return Limits(**{name: value for name, value in given.items() if value is not None})
+
+
+def _settings(fp16: bool, wait: bool, prune: bool, prune_all: bool, shard: str | None) -> Any:
+    """How the run writes."""
+    from penult.collection.add import RunSettings
+
+    return RunSettings(
+        "float16" if fp16 else "float32",
+        wait,
+        "all" if prune_all else prune,
+        {"shard": shard} if shard else {},
+        _tell_commit,
+    )
+
+
+def _tell_commit(step: CommitBatch, summary: Summary) -> None:
+    """Events of one commit, and of the failures that it has."""
+    if (log := event_log()) is None:
+        return
+    log.run = summary.run_id
+    for failure in step.failures:
+        log.emit("failure", **failure.to_dict(), passing=failure.passing)
+    log.totals = {**summary.counts(), "failures": asdict(summary.found.failures)}
+    if step.rows or step.failures or step.known or step.revised or step.skipped:
+        log.emit("commit", rows=len(step.rows), failures_tried=len(step.failures), **log.totals)
+
+
+def _show_survey(
+    collection: Collection, embedder: Embedder, source: Source, options: Options, as_json: bool
+) -> None:
+    """Print what a run would do."""
+    from penult.collection.add import describe_survey, survey
+
+    with working("looking at the files"):
+        facts = describe_survey(
+            *survey(collection.reader, embedder, source, options), collection.reader
+        )
+    if as_json:
+        print_json(facts)
+        return
+    parts = [f"{facts['new']:,} new"] + [
+        f"{facts[name]:,} {words}"
+        for name, words in (
+            ("touched", "of another size or time"),
+            ("unchanged", "unchanged"),
+            ("known_failures", "failed before"),
+        )
+        if facts[name]
+    ]
+    stdout.print(f"dry run, nothing is changed: {', '.join(parts)}", soft_wrap=True)
+    gone, former = facts["gone"], facts["former_annotations"]
+    files = f"{counted(gone['count'], 'deleted file')} with {counted(gone['rows'], 'row')}"
+    _show_list(f"--prune would remove: {files}", gone["ids"])
+    if gone["failures_only"]:
+        _show_list(f"  {counted(len(gone['failures_only']), 'failure')}", gone["failures_only"])
+    if former["count"]:
+        _show_list(f"  {counted(former['count'], 'annotation')}", former["ids"])
+    if facts["refused"]:
+        stdout.print(f"[yellow]{printable(facts['refused'])}[/]", soft_wrap=True)
+
+
+def _show_list(words: str, ids: list[str]) -> None:
+    names = ", ".join(printable_path(id) for id in ids[:SHOWN])
+    rest = ", …" if len(ids) > SHOWN else ""
+    stdout.print(f"{words}{': ' if names else ''}{names}{rest}", soft_wrap=True)
 
 
 def _paths(paths: list[str] | None) -> list[str]:
@@ -268,25 +393,8 @@ def _count_aside(source: Source, meter: Meter) -> None:
     """Count the items while the first ones are embedded, for the estimate of the time left."""
     if source.total is not None:
         meter.expect(source.total)
-    elif meter.shown:
+    else:
         threading.Thread(target=lambda: meter.expect(source.count()), daemon=True).start()
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C: commit finished rows, print a note, stop."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_metadata(source: Source) -> None:
@@ -302,9 +410,9 @@ def _print_metadata(source: Source) -> None:
 
 @contextmanager
 def _run_into(collection: Collection) -> Iterator[None]:
-    """A run that SIGTERM interrupts; print which metadata columns have another type after it."""
+    """A run that signals stop in order; print which metadata columns have another type after it."""
     before = collection.reader.schema if collection.manifest is not None else None
-    with _interrupted_by_sigterm():
+    with stopped_in_order():
         yield
     for field in before or ():
         if (new := collection.reader.schema.field(field.name).type) != field.type:
@@ -335,7 +443,7 @@ def _show_taken_and_gone(summary: Summary) -> None:
         were = "was" if len(gone) == 1 else "were"
         done = (
             f"{counted(summary.pruned, 'row')} removed"
-            if summary.pruned
+            if summary.pruned or summary.found.failures_removed
             else "their rows are kept; --prune removes them"
         )
         stdout.print(
@@ -343,6 +451,10 @@ def _show_taken_and_gone(summary: Summary) -> None:
             soft_wrap=True,
         )
     _show_former(summary)
+    if removed := summary.found.failures_removed:
+        stdout.print(f"{counted(removed, 'failure')} of files that are gone removed")
+    if not summary.found.kept_back and (doubt := summary.found.losses.doubt):
+        stdout.print(f"[yellow]{printable(doubt)}[/]", soft_wrap=True)
 
 
 def _show_former(summary: Summary) -> None:
@@ -380,8 +492,30 @@ def _counts(summary: Summary) -> list[str]:
     if summary.replaced:
         parts.append(f"{summary.replaced:,} replaced")
     if summary.failed:
-        parts.append(f"[bold red]{summary.failed:,} failed[/]")
+        new = summary.found.failures.new
+        known = f" ({new:,} new)" if new < summary.failed else ""
+        parts.append(f"[bold red]{summary.failed:,} failed[/]{known}")
     return parts
+
+
+def _show_failures(summary: Summary, collection: Collection) -> None:
+    """Print the first failures of a run, new ones before known ones."""
+    if healed := summary.found.failures.healed:
+        stdout.print(f"{counted(healed, 'earlier failure')} mended")
+    if not summary.failed:
+        return
+    failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
+    failed.sort(key=lambda row: row["first_run"] != summary.run_id)
+    for row in failed[:SHOWN]:
+        stdout.print(
+            f"  [red]{printable_path(row['id'])}[/]: {reason_words(row['message'])}", soft_wrap=True
+        )
+    rest = summary.failed - SHOWN
+    more = f"  … and {rest:,} more; " if rest > 0 else ""
+    if passing := summary.found.failures.passing:
+        more += f"{passing:,} to be tried again by the next run; "
+    command = f"penult failures {shlex.quote(str(collection.path))}"
+    stdout.print(f"{more}{printable(command)} lists all with reasons", soft_wrap=True)
 
 
 def _show_summary(
@@ -418,14 +552,4 @@ def _show_summary(
             f"[dim]other file types left out: {count} ({printable(in_words(others))})[/]",
             soft_wrap=True,
         )
-    if not summary.failed:
-        return
-    failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
-    for row in failed[:SHOWN]:
-        stdout.print(
-            f"  [red]{printable_path(row['id'])}[/]: {reason_words(row['message'])}", soft_wrap=True
-        )
-    rest = summary.failed - SHOWN
-    more = f"  … and {rest:,} more; " if rest > 0 else ""
-    command = f"penult failures {shlex.quote(str(collection.path))}"
-    stdout.print(f"{more}{printable(command)} lists all with reasons", soft_wrap=True)
+    _show_failures(summary, collection)

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -31,11 +32,17 @@ from penult.cli.output import (
     SOME_FAILED,
     STOPPED,
     WRONG_USAGE,
+    Delivered,
     LogLevel,
+    OutputLost,
+    discard_stderr,
     discard_stdout,
+    events_ended,
     logged,
+    occupy_standard_descriptors,
     print_error,
     quiet_libraries,
+    start_events,
 )
 from penult.errors import ItemError, PenultError, UsageError, cause
 
@@ -57,7 +64,8 @@ def root(
     log: LogLevel = typer.Option(
         LogLevel.WARNING,
         envvar="PENULT_LOG",
-        help="Least level of log messages on stderr; info and debug: those of libraries too.",
+        help="Least level of log messages on stderr; info and debug: those of libraries too. json: "
+        "all messages and progress as JSON, one event on each line.",
     ),
     offline: bool = typer.Option(
         False,
@@ -74,7 +82,7 @@ def root(
 
     Exit codes: 0 done · 1 the work failed · 2 wrong usage · 3 done, but some items failed.
     """
-    logging.getLogger("penult").setLevel(log.upper())
+    logging.getLogger("penult").setLevel(log.level)
     if offline or os.environ.get("PENULT_OFFLINE"):
         from penult.models import hub
 
@@ -82,6 +90,8 @@ def root(
             context.with_resource(hub.offline())
     if log not in (LogLevel.DEBUG, LogLevel.INFO):
         context.with_resource(quiet_libraries())
+    if log is LogLevel.JSON:
+        start_events()
     if version:
         from penult import __version__
 
@@ -114,28 +124,70 @@ for panel, commands in PANELS.items():
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(
             stream, io.TextIOWrapper
         ):  # print an escape where the terminal lacks a character
             stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    sys.stdout = Delivered(sys.stdout)
     # These warnings address programmers; users read our own notes instead.
     warnings.filterwarnings("ignore", module=r"(torch|transformers)(\.|$)")
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if _is_lost(sys.stdout.flush):
+        code = code or FAILED
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        discard_stderr()
+    sys.exit(code)
+
+
+def _is_lost(writing: Callable[[], object]) -> bool:
+    """Whether the reader of stdout has closed it, or it cannot be written, which is told."""
+    try:
+        writing()
+    except BrokenPipeError:
+        discard_stdout()
+        return True
+    except OutputLost as error:
+        discard_stdout()
+        message = f"the output cannot be written: {error}"
+        print_error(message, OutputLost.__name__, as_json=False)
+        return True
+    return False
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     arguments = _with_offline_first(arguments)
+    codes: list[int] = []
+    with events_ended() as end:
+        lost = _is_lost(lambda: codes.append(_logged(_with_log_first(arguments))))
+        code = FAILED if lost else codes[0]
+        end(code)
+    return code
+
+
+def _logged(arguments: list[str]) -> int:
     try:
         with logged():
             return _run(arguments, "--json" in arguments)
     except SystemExit as error:  # raised by typer and rich when the reader of stdout has closed it
         return error.code if isinstance(error.code, int) else FAILED
-    except BrokenPipeError:
-        discard_stdout()
-        return FAILED
+
+
+def _with_log_first(arguments: list[str]) -> list[str]:
+    """The option --log before the command's name, wherever it was typed."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for place, argument in enumerate(arguments[:end]):
+        width = 2 if argument == "--log" else int(argument.startswith("--log="))
+        if width and place + width <= end:
+            option = arguments[place : place + width]
+            return [*option, *arguments[:place], *arguments[place + width :]]
+    return arguments
 
 
 def _with_offline_first(arguments: list[str]) -> list[str]:
@@ -157,11 +209,11 @@ def _run(arguments: list[str], as_json: bool) -> int:
         return code if isinstance(code, int) else DONE
     except Exit as error:
         return int(error.exit_code)
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputLost):
         raise
     except (KeyboardInterrupt, typer.Abort):
         kept = ". Committed rows are kept; run the same command again to continue"
-        message = "stopped" + (kept if "embed" in arguments[:2] else "")
+        message = "stopped" + (kept if "embed" in arguments[:3] else "")
         print_error(message, "KeyboardInterrupt", as_json)
         return STOPPED
     except TyperException as error:

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -34,6 +34,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from penult.cli.events import EventLog
+
 if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
 
@@ -43,6 +45,76 @@ _UNLIMITED = 1 << 16
 _STDERR = 2  # its file descriptor
 # Characters that JSON may hold as they are and that steer a terminal: C1, separators, directions.
 _STEERING = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+class OutputLost(Exception):
+    """What goes to stdout cannot be written."""
+
+
+class Delivered:
+    """Stdout, whose failing writes are told from other errors of the system.
+
+    A reader that has closed it raises BrokenPipeError as before. None: it is closed from the start.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._open = stream is not None
+        self._stream = stream or Path(os.devnull).open("w")  # noqa: SIM115  as long as the process
+
+    def write(self, text: str) -> int:
+        """As of the stream."""
+        if text and not self._open:
+            raise OutputLost("stdout is closed")
+        with self._told():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """As of the stream."""
+        with self._told():
+            self._stream.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputLost(error.strerror or str(error)) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Unfailing:
+    """Stderr: messages beside the work, which goes on where nobody can receive them."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Messages(Console):
+    """A console whose failing writes disturb nobody."""
+
+    @property
+    def file(self) -> Any:
+        return _Unfailing(super().file)
+
+    @file.setter
+    def file(self, stream: Any) -> None:
+        self._file = stream
 
 
 class _Escaped(NamedTuple):
@@ -64,7 +136,8 @@ class _Escaping(RenderHook):
 
 
 def _console(width: int | None = None, to_stderr: bool = False) -> Console:
-    console = Console(stderr=to_stderr, highlight=False, emoji=False, width=width)
+    kind = _Messages if to_stderr else Console
+    console = kind(stderr=to_stderr, highlight=False, emoji=False, width=width)
     console.push_render_hook(_Escaping())
     return console
 
@@ -112,8 +185,10 @@ def print_table(table: Table | Tree) -> None:
 
 @contextmanager
 def working(text: str) -> Iterator[None]:
-    """A spinner on stderr while something takes seconds, on a terminal only."""
-    if not stderr.is_terminal:
+    """A spinner on stderr while something takes seconds, on a terminal only; an event."""
+    if log := event_log():
+        log.emit("stage", message=text)
+    if log or not stderr.is_terminal:
         yield
         return
     with stderr.status(f"{text} …"):
@@ -207,24 +282,83 @@ def text_in(metadata: Mapping[str, Any], region: str) -> Any:
 
 
 def discard_stdout() -> None:
-    """Discard further output: the reader of stdout has closed it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Discard further output: nobody can receive it."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def discard_stderr() -> None:
+    """Discard what stderr could not take, so that the end of the process does not stumble on it."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def occupy_standard_descriptors() -> None:
+    """Give the descriptors 0, 1 and 2 a file where they are closed: what is opened next would get
+    their number, and what a library prints would go into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def print_error(message: str, kind: str, as_json: bool) -> None:
     """Print an error in one sentence."""
     message = _cut(message, _LONGEST)
+    if log := event_log():
+        log.emit("error", type=kind, message=message)
+    else:
+        stderr.print("[bold red]penult:[/]", end=" ")
+        stderr.print(message, markup=False, soft_wrap=True)
     if as_json:
         print_json({"error": {"type": kind, "message": message}})
-    stderr.print("[bold red]penult:[/]", end=" ")
-    stderr.print(message, markup=False, soft_wrap=True)
 
 
 def print_note(message: str) -> None:
     """Print a line to stderr, with its markup; a very long one is cut."""
     if len(message) > _LONGEST:
         message = printable(Text.from_markup(message).plain)
+    if log := event_log():
+        log.emit("note", message=Text.from_markup(message).plain)
+        return
     stderr.print(message, soft_wrap=True)
+
+
+_logs: list[EventLog] = []
+
+
+def event_log() -> EventLog | None:
+    """The events of this command, where they were asked for: then stderr has nothing else."""
+    return _logs[-1] if _logs else None
+
+
+@contextmanager
+def events_ended() -> Iterator[Callable[[int], None]]:
+    """A command, whose events end with the exit code that is given to the function."""
+    before = len(_logs)
+
+    def end(code: int) -> None:
+        for log in _logs[before:]:
+            log.end(code)
+
+    try:
+        yield end
+    finally:
+        del _logs[before:]
+
+
+def start_events() -> None:
+    """Write events to stderr, in place of messages and progress, while this command runs."""
+
+    def write(line: str) -> None:
+        stream = stderr.file
+        stream.write(line)
+        stream.flush()
+
+    log = EventLog(write)
+    _logs.append(log)
+    log.start()
 
 
 @contextmanager
@@ -269,18 +403,27 @@ def _is_stderr(stream: TextIO) -> bool:
 
 
 class LogLevel(StrEnum):
-    """Least level of the log messages on stderr."""
+    """Least level of the log messages on stderr; or all of stderr as events in JSON."""
 
     DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+    JSON = "json"
+
+    @property
+    def level(self) -> str:
+        """The level of `logging`; events as JSON have warnings and what is above."""
+        return (LogLevel.WARNING if self is LogLevel.JSON else self).value.upper()
 
 
 class _ToStderr(logging.Handler):
     """Each record as one line on stderr, control characters escaped."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if log := event_log():
+            log.emit("note", message=record.getMessage(), level=record.levelname.lower())
+            return
         source = "note" if record.levelno >= logging.WARNING else record.name
         stderr.print(f"[bold yellow]{source}[/] {printable(record.getMessage())}", soft_wrap=True)
 
@@ -314,18 +457,16 @@ def _plain(value: Any) -> Any:
 
 
 class Meter:
-    """Counts of items and seconds; drawn as a progress bar on a terminal."""
+    """Counts of items and seconds; drawn as a progress bar on a terminal, told now and then
+    elsewhere."""
 
     def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
         self._progress, self._task = progress, task
         self._began = time.monotonic()
+        self.total: int | None = None
+        self.seen = 0
         self.embedded = 0
         self.seconds = 0.0
-
-    @property
-    def shown(self) -> bool:
-        """Whether someone is looking."""
-        return self._progress is not None
 
     @property
     def elapsed(self) -> float:
@@ -334,11 +475,13 @@ class Meter:
 
     def expect(self, total: int | None) -> None:
         """Set the number of items, once it is known."""
+        self.total = total
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
 
     def tick(self, embedded: bool, seconds: float) -> None:
         """Count one item. embedded: it succeeded. seconds: of audio or video in it."""
+        self.seen += 1
         self.embedded += embedded
         self.seconds += seconds
         if self._progress is not None and self._task is not None:
@@ -352,11 +495,65 @@ class Meter:
             text += f" · {self.seconds / elapsed:.1f} × real time"
         return text
 
+    def facts(self) -> dict[str, Any]:
+        """For an event: items seen, embedded, in all; rate in items per second; seconds left."""
+        elapsed = max(self.elapsed, 1e-9)
+        known = self.total is not None and self.seen > 0
+        left = (max(0, (self.total or 0) - self.seen) * elapsed / self.seen) if known else None
+        return {
+            "seen": self.seen,
+            "embedded": self.embedded,
+            "total": self.total,
+            "seconds_of_media": round(self.seconds, 3),
+            "elapsed": round(elapsed, 3),
+            "rate": round(self.embedded / elapsed, 3),
+            "eta": None if left is None else round(left, 1),
+        }
+
+    def line(self) -> str:
+        """`1,200 of 8,000 items, 12.3 items/s, 9 min left`."""
+        facts = self.facts()
+        of_all = f" of {self.total:,}" if self.total is not None else ""
+        left = "" if facts["eta"] is None else f", {_duration(facts['eta'])} left"
+        return f"{self.seen:,}{of_all} items, {self.rate()}{left}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+LINES_EVERY = 30.0  # seconds between two lines of progress where stderr is no terminal
+
 
 @contextmanager
-def metered(title: str, show: bool) -> Iterator[Meter]:
-    """A Meter; draws a bar on stderr where `show` and stderr is a terminal."""
-    if not (show and stderr.is_terminal):
+def metered(title: str, show: bool, every: float | None = None) -> Iterator[Meter]:
+    """A Meter; draws a bar on stderr where `show` and stderr is a terminal. Elsewhere it prints a
+    line now and then, or is told by events. every: seconds between two of them."""
+    if log := event_log():
+        meter = Meter(None, None)
+        log.every = every or log.every
+        log.follow(meter.facts)
+        try:
+            yield meter
+        finally:
+            log.follow(None)
+        return
+    if not stderr.is_terminal:
+        meter, ended = Meter(None, None), threading.Event()
+
+        def tell() -> None:
+            while not ended.wait(every or LINES_EVERY):
+                print_note(f"{title}: {meter.line()}")
+
+        threading.Thread(target=tell, daemon=True).start()
+        try:
+            yield meter
+        finally:
+            ended.set()
+        return
+    if not show:
         yield Meter(None, None)
         return
     columns = (

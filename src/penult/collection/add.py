@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from penult.collection import schema
 from penult.collection.comparison import comparable, confirm, require_same_numbers
-from penult.collection.ingest import CommitBatch, Options, Seen, ingest
+from penult.collection.failures import FailureCounts
+from penult.collection.ingest import (
+    CommitBatch,
+    Lookup,
+    Options,
+    Preview,
+    Seen,
+    conditions,
+    ingest,
+    preview,
+)
 from penult.collection.manifest import Manifest
+from penult.collection.pruning import Losses, losses, runs_of
 from penult.collection.reader import Reader
 from penult.collection.schema import Key, metadata_of, row_schema
 from penult.collection.spaces import keep_own
 from penult.collection.transfer import append_missing
-from penult.collection.writer import Writer, writing
-from penult.data.items import Entry, Failure, Item, failure, named, path_of
+from penult.collection.writer import Writer, viewed, writing
+from penult.data.items import Entry, Failure, Item, failure, named
 from penult.data.regions import Region
 from penult.data.sources import Source, left_out
-from penult.data.tables import PATH, typed
+from penult.data.tables import typed
 from penult.embedding.embedder import Embedder, describe_fingerprint
 from penult.embedding.fingerprint import Fingerprint
 from penult.embedding.runner import Stopwatch
@@ -32,7 +41,7 @@ from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
 from penult.engines.pooling import packages_of
 from penult.engines.registry import AUTO, missing
-from penult.errors import SourceError, TapError
+from penult.errors import SourceError, StoreError, TapError
 from penult.locking import Guard
 from penult.models.base import own_code, reopen_options
 
@@ -40,77 +49,28 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_BATCH = 8192
-
-
-def gone(reader: Reader, given: Sequence[str]) -> list[str]:
-    """The ids of these items, each once. given: absolute paths of folders and tables.
-
-    A file that cannot be looked at, because a folder is closed to us, is not gone.
-    """
-    asked = _filter_of(reader, given)
-    if not asked or not reader.count_rows():
-        return []
-    columns = [name for name in ("id", "size", PATH) if name in reader.columns]
-    found: dict[str, None] = {}
-    last = None
-    for batch in reader.scan(columns, asked, _BATCH):
-        paths = batch.column(PATH) if PATH in columns else batch.column("id")
-        ids, sizes = (batch.column(name).to_pylist() for name in ("id", "size"))
-        for id, size, path in zip(ids, sizes, paths.to_pylist(), strict=True):
-            # What has no size was no file: a text in a table, an array or bytes.
-            if size is not None and id != last and id not in found and _is_gone(path or id):
-                found[id] = None
-            last = id
-    return list(found)
-
-
-def _filter_of(reader: Reader, given: Sequence[str]) -> str:
-    """A filter for the rows that a run over these folders and tables is about."""
-    folders = [path for path in given if Path(path).is_dir()]
-    conditions = [
-        f"starts_with(id, {schema.quoted([folder.rstrip('/') + '/'])})" for folder in folders
-    ]
-    if runs := list(_runs_of(reader, set(given))):
-        conditions.append(f"run_id IN ({schema.quoted(runs)})")
-    return " OR ".join(conditions)
-
-
-def _runs_of(reader: Reader, given: set[str]) -> Iterator[str]:
-    for run in reader.side_table("runs").to_pylist():
-        sources = json.loads(run["info"] or "{}").get("sources")
-        if sources and given.issuperset(sources):
-            yield run["run_id"]
-
-
-def _is_gone(path: str) -> bool:
-    file = path_of(path)
-    if not file.is_absolute():
-        return False  # a text, an array, or bytes
-    try:
-        file.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except (OSError, ValueError):
-        return False
-    return False
-
-
 @dataclass(slots=True)
 class Findings:
     """What a run found beside the regions that it embedded.
 
-    gone: ids whose files were deleted. former: further annotations, as (item, region), that
-    earlier runs over the same tables had of a span and this one has no longer; former_removed: how
-    many of their rows were removed. left_out: files of other kinds in the folders that were given,
-    by their extensions. notes: by id, on items whose header is contradicted by what lies behind it.
+    gone: ids whose files were deleted. losses: those, and what cannot be reached. kept_back: why
+    rows were kept that were to be removed, in words. failures_removed: of files that are gone.
+    former: further annotations, as (item, region), that earlier runs over the same tables had of a
+    span and this one has no longer; former_removed: how many of their rows were removed. left_out:
+    files of other kinds in the folders that were given, by their extensions. notes: by id, on items
+    whose header is contradicted by what lies behind it.
+    failures: how many are new, and how many are mended.
     """
 
     gone: list[str] = field(default_factory=list)
+    losses: Losses = field(default_factory=Losses)
+    kept_back: str = ""
+    failures_removed: int = 0
     former: Sequence[Key] = ()
     former_removed: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    failures: FailureCounts = field(default_factory=FailureCounts)
 
     @property
     def former_words(self) -> list[str]:
@@ -173,8 +133,9 @@ class RunSettings:
 
     dtype: str = "float32"
     wait: bool = False
-    prune: bool = False
+    prune: bool | Literal["all"] = False
     info: Mapping[str, Any] = field(default_factory=dict)
+    follow: Callable[[CommitBatch, Summary], None] = lambda step, summary: None
 
 
 def add(
@@ -218,28 +179,76 @@ def add(
         source = _as_stored(source, stored)
         try:
             turn = Guard()  # what is known is asked for in another thread than commits are made
-            lookup = _lookup(writer, list(columns), turn)
+            lookup = _lookup(writer, list(columns), conditions(options), turn)
             watch = Stopwatch()
             for step in ingest(embedder, source, lookup, options, tick, watch):
                 with watch.timed("write"), turn:
-                    commit(writer, step, rows, summary)
+                    commit(writer, step, rows, summary, conditions(options))
+                run.follow(step, summary)
             summary.seconds = watch.seconds
         except (KeyboardInterrupt, SourceError):
             writer.finish("stopped", summary.counts())
             raise
+        except Exception:
+            with suppress(StoreError):  # then the next writer marks it as killed
+                writer.finish("failed", summary.counts())
+            raise
         if like is not None:
             summary.labels = append_missing(like.path, reader.path, "labels", by="id")
         found = summary.found
-        found.gone = gone(reader, source.paths)
+        found.losses = losses(reader, source.paths)
+        found.gone = found.losses.gone
         found.left_out = dict(left_out(source, embedder.classifier.modality))
         found.former = _of_these_runs(writer, reader, found.former, source.paths)
         if run.prune:
-            summary.pruned = writer.remove(found.gone)
-            found.former_removed = writer.remove(found.former)
+            _prune(writer, summary, run.prune == "all")
         if embedder.space is not None:
             keep_own(reader, embedder.space)
+        writer.failures.mend_folders()
+        found.failures.healed = writer.failures.heal()
         writer.finish("done", summary.counts())
     return summary
+
+
+def _prune(writer: Writer, summary: Summary, everything: bool) -> None:
+    """Remove what is gone, or say why that is left."""
+    found, lost = summary.found, summary.found.losses
+    items, former = [*lost.gone, *lost.without_rows], found.former
+    if everything:
+        items += lost.unreachable
+    elif refusal := lost.refusal(len(former)):
+        items, former, found.kept_back = [], (), refusal
+    else:
+        found.kept_back = lost.doubt
+    failed = len(writer.failures)
+    summary.pruned = writer.remove(items)
+    found.former_removed = writer.remove(former)
+    found.failures_removed = failed - len(writer.failures)
+
+
+def survey(
+    reader: Reader, embedder: Embedder, source: Source, options: Options = Options()
+) -> tuple[Preview, Losses]:
+    """What a run would embed and leave, and what it would find gone. Writes nothing.
+
+    Raises:
+        FingerprintMismatch: the collection holds another embedder's vectors.
+    """
+    if (ours := reader.manifest) is not None:
+        theirs = Fingerprint(embedder.fingerprint, own_code(embedder.classifier))
+        require_same_numbers(reader.path, ours, theirs)
+    view = viewed(reader.path)
+    if view is None:
+        lookup: Lookup = lambda ids: Seen()  # noqa: E731
+    else:
+        lookup = _lookup(view, (), conditions(options), Guard())
+    regions = options.layout.of(source, embedder.classifier.input)
+    found = preview(regions, lookup, options)
+    lost = Losses()
+    if view is not None:
+        lost = losses(reader, source.paths)
+        found.former = _of_these_runs(view, reader, found.former, source.paths)
+    return found, lost
 
 
 def _as_stored(source: Source, stored: Mapping[str, pa.DataType]) -> Source:
@@ -285,7 +294,7 @@ def _of_these_runs(
     """Of these rows, those that runs over no other tables wrote."""
     if not keys:
         return []
-    runs, wanted = set(_runs_of(reader, set(given))), set(keys)
+    runs, wanted = set(runs_of(reader, set(given))), set(keys)
     rows = writer.rows_of([id for id, _ in keys], ["id", "region", "run_id"])
     found = ((row["id"], row["region"]) for row in rows if row["run_id"] in runs)
     return sorted(key for key in found if key in wanted)
@@ -301,6 +310,7 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
     return {
         "collection": str(reader.path),
         **summary.counts(),
+        "failures": asdict(found.failures),
         "updated": summary.updated,
         "gone": {
             "count": len(found.gone),
@@ -312,6 +322,15 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
             "first": found.former_words[:_NAMED],
             "rows_removed": found.former_removed,
         },
+        "pruning": {
+            "items": found.losses.items,
+            "unreachable": {
+                "count": len(found.losses.unreachable),
+                "first": found.losses.unreachable[:_NAMED],
+            },
+            "failures_removed": found.failures_removed,
+            "refused": found.kept_back or None,
+        },
         "labels_taken": summary.labels,
         "left_out": found.left_out,
         "notes": {
@@ -322,6 +341,29 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
         "seconds_of_media": summary.media_seconds,
         "spent": summary.seconds,
         "run": summary.run_id,
+    }
+
+
+def describe_survey(found: Preview, lost: Losses, reader: Reader) -> dict[str, Any]:
+    """A dry run, for JSON, as `penult embed --dry-run --json` prints; lists are complete."""
+    former = [f"{id} {region}" for id, region in found.former]
+    return {
+        "collection": str(reader.path),
+        "dry_run": True,
+        "new": found.new,
+        "touched": found.touched,
+        "unchanged": found.unchanged,
+        "known_failures": found.known_failures,
+        "gone": {
+            "count": len(lost.gone),
+            "ids": lost.gone,
+            "rows": lost.gone_rows,
+            "failures_only": lost.without_rows,
+        },
+        "former_annotations": {"count": len(former), "ids": former},
+        "unreachable": {"count": len(lost.unreachable), "ids": lost.unreachable},
+        "items": lost.items,
+        "refused": lost.refusal(len(former)) or lost.doubt or None,
     }
 
 
@@ -359,9 +401,11 @@ def settle(reader: Reader, embedder: Embedder, sample: SourceSample) -> str:
     return said + choice.words if choice else ""
 
 
-def commit(writer: Writer, step: CommitBatch, rows: Any, summary: Summary) -> None:
+def commit(
+    writer: Writer, step: CommitBatch, rows: Any, summary: Summary, limits: str | None = None
+) -> None:
     """Write one step. Old rows of changed items go first: killed in between, the item counts as
-    not embedded, and the next run embeds it."""
+    not embedded, and the next run embeds it. limits: under which failures were judged."""
     gone = writer.prune(step.changed) if step.changed else 0
     if step.rows:
         written = writer.write(step.batch(rows))
@@ -370,24 +414,35 @@ def commit(writer: Writer, step: CommitBatch, rows: Any, summary: Summary) -> No
         summary.done += len(step.rows) - replaced
     if step.revised:
         writer.revise(step.revised)
-    if step.failures:
-        writer.fail(step.failures)
+    if step.mended:
+        writer.failures.mend(step.mended)
+    _record(writer, step, summary, limits)
     summary.skipped += step.skipped
     summary.updated += step.updated
-    summary.failed += len(step.failures)
+    summary.failed += len(step.failures) + len(step.known)
     summary.truncated += step.truncated
     summary.found.former = step.former or summary.found.former
     summary.found.notes |= step.notes
     summary.media_seconds += step.seconds
 
 
+def _record(writer: Writer, step: CommitBatch, summary: Summary, limits: str | None) -> None:
+    """Write the failures of one step, and count them."""
+    counts = summary.found.failures
+    for failures, tried in ((step.failures, True), (step.known, False)):
+        if failures:
+            recorded = writer.fail(failures, tried, limits)
+            counts.new += recorded.new
+            counts.known += len(failures) - recorded.new
+            counts.passing += sum(failure.passing for failure in failures)
+
+
 def _lookup(
-    writer: Writer, metadata: Sequence[str], turn: Guard
+    writer: Writer, metadata: Sequence[str], under: str, turn: Guard
 ) -> Callable[[Sequence[str]], Seen]:
     def lookup(ids: Sequence[str]) -> Seen:
         with turn:
-            rows, values = writer.known(ids, metadata)
-            return Seen(rows, values, writer.failed(ids))
+            return Seen(*writer.known(ids, metadata), *writer.failures.verdicts(ids, under))
 
     return lookup
 

@@ -162,7 +162,7 @@ class Collection:
         items: Any = None,
         *,
         like: Collection | str | os.PathLike[str] | None = None,
-        prune: bool = False,
+        prune: bool | Literal["all"] = False,
         columns: Mapping[str, str] = {},
         channel: int | Literal["each"] | None = None,
         limits: Limits | None = None,
@@ -174,7 +174,8 @@ class Collection:
         `each`. options: windows, tiles and more, see `AddOptions`.
 
         like: in place of items, another collection, whose items, regions, metadata and labels are
-        taken along. prune: remove the rows of files that are gone from the folders and tables.
+        taken along. prune: remove the rows of files that are gone from the folders and tables,
+        unless they are so many that a disk may be missing; `all`: in any case.
         limits: of pixels, characters and memory; `max_seconds` is among the options.
         columns: which columns of a table hold path, start, end, duration, channel or a box, as in
         `{"path": "IN FILE", "start": "OFFSET"}`.

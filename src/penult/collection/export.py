@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from penult.collection import schema
 from penult.collection.index import read as read_index
-from penult.collection.manifest import HISTORY, Manifest, store_errors
+from penult.collection.manifest import HISTORY, Manifest, holder, is_locked, store_errors
 from penult.collection.raven_export import Write, raven_writer
 from penult.collection.reader import Reader
 from penult.collection.repair import damage
@@ -39,7 +39,7 @@ def describe(reader: Reader) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     for batch in reader.scan(["kind"], batch_size=_COUNT_ROWS):
         kinds.update(batch.column("kind").to_pylist())
-    runs = reader.side_table("runs").to_pylist()
+    runs, alive = _runs(reader)
     labels = reader.side_table("labels")
     index = read_index(reader)
     return {
@@ -63,6 +63,7 @@ def describe(reader: Reader) -> dict[str, Any]:
         "spaces": len(reader.side_table("spaces")),
         "failures": len(reader.side_table("failures")),
         "runs": [{name: run[name] for name in _RUN} for run in runs],
+        "writer": holder(reader.path) if alive else None,
         "bytes": _size(reader.path),
         "damage": damage(reader.path),
         "index": index.to_dict() if index else None,
@@ -73,6 +74,21 @@ _RUN = (
     *("run_id", "status", "started", "ended", "command", "model", "revision", "device", "engine"),
     *("precision", "versions", "info", "done", "skipped", "replaced", "failed"),
 )
+
+
+def _runs(reader: Reader) -> tuple[list[dict[str, Any]], bool]:
+    """The runs, and whether one is being written. One that says so and has no writer was killed;
+    the next writer will write that down."""
+    before = reader.side_table("runs").to_pylist()
+    alive = is_locked(reader.path)
+    if alive is not False:
+        return before, bool(alive)
+    begun = {run["run_id"] for run in before}  # one that began since then is none of them
+    runs = reader.side_table("runs").to_pylist()
+    for run in runs:
+        if run["status"] == "running" and run["run_id"] in begun:
+            run["status"] = "killed"
+    return runs, False
 
 
 def _size(folder: Path) -> int:

@@ -5,10 +5,13 @@ no store.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +20,7 @@ import pyarrow as pa
 
 from penult.collection.schema import Key, Known
 from penult.data.decode import TIME_LIMIT, Decoding, Limits
-from penult.data.files import file_size
+from penult.data.files import file_size, item_error
 from penult.data.items import PAUSE, Entry, Failure, Item, Note, Pause, former_id
 from penult.data.regions import Box, Region, span_of
 from penult.data.sources import UntilError
@@ -25,7 +28,7 @@ from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, Stopwatch
 from penult.embedding.scheduling import ReadAhead
-from penult.errors import DecodeError, ItemError, UsageError
+from penult.errors import ItemError, PassingFault, UsageError
 from penult.models.base import REGRESSION, Classifier, predict
 
 Planned = Entry | Note
@@ -33,11 +36,13 @@ Planned = Entry | Note
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Rows that a store holds by (id, region), their metadata, and failures."""
+    """Rows that a store holds by (id, region), their metadata, and failures that hold: not what the
+    world did, nor what was judged under other limits."""
 
     rows: Mapping[Key, Known] = field(default_factory=dict)
     metadata: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
     failures: Mapping[Key, Failure] = field(default_factory=dict)
+    doubtful: Collection[str] = ()  # items with failures that do not hold any more
 
 
 @dataclass(slots=True)
@@ -50,11 +55,13 @@ class CommitBatch:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    known: list[Failure] = field(default_factory=list)  # verdicts of earlier runs, not tried again
     changed: dict[str, str] = field(default_factory=dict)
     revised: dict[Key, dict[str, Any]] = field(default_factory=dict)
     skipped: int = 0
     updated: int = 0  # of those skipped, with other metadata
     truncated: int = 0
+    mended: set[Key] = field(default_factory=set)  # unchanged rows of items that failed meanwhile
     notes: dict[str, str] = field(default_factory=dict)  # by id, of items that have any
     seconds: float = 0.0  # of audio or video in the new rows
     former: Sequence[Key] = ()  # rows of annotations that their spans no longer have
@@ -237,6 +244,34 @@ class Options:
         )
 
 
+_NO_CONDITIONS = (
+    *("logits", "retry_failed", "layout", "summary", "summarised", "alone", "workers"),
+    *("patient", "commit_rows", "commit_seconds"),
+)
+
+
+@cache
+def decoder_versions() -> dict[str, str]:
+    """Versions of what reads files: an item that one of them cannot read, another may."""
+    found = {}
+    for name in ("penult", "soundfile", "av", "pillow"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def conditions(options: Options) -> str:
+    """What a verdict on an item depends on besides its content: limits that are not the usual ones,
+    and what decodes; as text, to be compared."""
+    usual = Options()
+    asked = {
+        name: getattr(options, name)
+        for name in Options.__dataclass_fields__
+        if name not in _NO_CONDITIONS and getattr(options, name) != getattr(usual, name)
+    }
+    return json.dumps({**asked, **decoder_versions()}, sort_keys=True, default=str)
+
+
 def ingest(
     embedder: Embedder,
     pairs: Iterable[Entry],
@@ -301,6 +336,48 @@ def plan(
         yield FormerAnnotations(gone)
 
 
+@dataclass(slots=True)
+class Preview:
+    """What a run would do: regions that are new, of another size or time than before (embedded only
+    if the content is another), unchanged, and failed before without being tried again."""
+
+    new: int = 0
+    touched: int = 0
+    unchanged: int = 0
+    known_failures: int = 0
+    former: Sequence[Key] = ()
+
+
+def preview(regions: Iterable[Entry], lookup: Lookup, options: Options = Options()) -> Preview:
+    """What a plan would find, without a look into any file."""
+    found, annotations = Preview(), _Annotations()
+    for chunk in _chunks(regions):
+        seen = lookup([id for id, _ in chunk])
+        for _, group in chunk:
+            annotations.add(group)
+            for entry in group:
+                _look_at(entry, seen, options, found)
+        annotations.compare(seen)
+    found.former = annotations.former()
+    return found
+
+
+def _look_at(entry: Entry, seen: Seen, options: Options, found: Preview) -> None:
+    if isinstance(entry, Failure):
+        found.known_failures += 1
+        return
+    key, item = (entry[0].id, entry[1].key), entry[0]
+    failed, known = seen.failures.get(key), seen.rows.get(key)
+    if failed is not None and not options.retry_failed and _same_file(failed, item):
+        found.known_failures += 1
+    elif known is None:
+        found.new += 1
+    elif item.size is not None and _same_file(known, item):
+        found.unchanged += 1
+    else:
+        found.touched += 1
+
+
 def execute(
     embedder: Embedder,
     planned: Iterable[Entry | Note],
@@ -319,7 +396,7 @@ def assemble(
 ) -> Iterator[CommitBatch]:
     """Rows of executed regions, in the order of the plan, as batches to commit; see `ingest`.
 
-    Ctrl-C gives the rows that are complete, then raises KeyboardInterrupt.
+    An error, and Ctrl-C, give the rows that are complete, and are raised behind them.
     """
     assembler = _RowAssembler(classifier, options, tick)
     since = time.monotonic()
@@ -332,7 +409,7 @@ def assemble(
             if late or len(assembler.batch.rows) >= options.commit_rows:
                 yield assembler.batch
                 assembler.batch, since = CommitBatch(), time.monotonic()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception):  # an engine may end in any way
         yield assembler.batch  # complete rows are not lost
         raise
     yield assembler.batch
@@ -355,11 +432,20 @@ class ContentChanged(Note):
 
 
 @dataclass(frozen=True, slots=True)
+class KnownFailure(Note):
+    """A region that failed in an earlier run, and is not tried again: its content is the same."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class RegionUnchanged(Note):
-    """A region that the store holds, and new values of columns that can be revised."""
+    """A region that the store holds, and new values of columns that can be revised. mended: the
+    item had failed meanwhile, and can be read now."""
 
     key: Key
     revised: dict[str, Any]
+    mended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,15 +592,12 @@ def _plan_region(
     has_row = known is not None and isinstance(item.content, str)
     again = options.retry_failed or has_row
     if failed is not None and not again and _same_file(failed, item):
-        return [failed]
+        return [KnownFailure(failed)]
     if known is not None and item.size is not None and _same_file(known, item):
-        return [RegionUnchanged(key, _new_metadata(item, key, seen))]
+        return [RegionUnchanged(key, _new_metadata(item, key, seen), item.id in seen.doubtful)]
     try:
         if item.id not in hashes:
-            hashes[item.id] = _content_hash(item)
-    except OSError as error:
-        reason = DecodeError(f"cannot be read: {error.strerror}")
-        return [Failure.of(item, region, reason)]
+            hashes[item.id] = _read_hash(item)
     except ItemError as error:
         return [Failure.of(item, region, error)]
     content = hashes[item.id]
@@ -523,7 +606,8 @@ def _plan_region(
     if known.content_hash != content:
         return [ContentChanged(item.id, content), (item, region)]
     stat = {} if _same_file(known, item) else {"size": item.size, "mtime_ns": item.mtime_ns}
-    return [RegionUnchanged(key, stat | _new_metadata(item, key, seen))]
+    revised = stat | _new_metadata(item, key, seen)
+    return [RegionUnchanged(key, revised, item.id in seen.doubtful)]
 
 
 def _stored_hash(item: Item, regions: Sequence[tuple[Item, Region]], seen: Seen) -> dict[str, str]:
@@ -544,6 +628,7 @@ class _RowAssembler:
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             Outcome: self._add_outcome,
             Failure: self._add_failure,
+            KnownFailure: self._add_known,
             ContentHash: self._begin,
             ContentChanged: self._change,
             RegionUnchanged: self._skip,
@@ -569,6 +654,8 @@ class _RowAssembler:
         self.batch.updated += bool(note.revised.keys() - {"size", "mtime_ns"})
         if note.revised:
             self.batch.revised[note.key] = note.revised
+        if note.mended:
+            self.batch.mended.add(note.key)
         self._tick(False, 0.0)
 
     def _add_former(self, note: FormerAnnotations) -> None:
@@ -577,6 +664,11 @@ class _RowAssembler:
     def _add_failure(self, failure: Failure) -> None:
         self._latest = failure
         self.batch.failures.append(failure)
+        self._tick(False, 0.0)
+
+    def _add_known(self, note: KnownFailure) -> None:
+        self._latest = note.failure
+        self.batch.known.append(note.failure)
         self._tick(False, 0.0)
 
     def _add_again(self, note: SpanAgain) -> None:
@@ -657,6 +749,21 @@ def _equal(one: object, other: object) -> bool:
 
 def _same_file(stored: Known | Failure, item: Item) -> bool:
     return stored.size == item.size and stored.mtime_ns == item.mtime_ns
+
+
+def _read_hash(item: Item) -> str:
+    """The content hash; what a disk or a network refuses once is asked for a second time.
+
+    Raises:
+        ItemError: refused again; a PassingFault if the system is at fault.
+    """
+    try:
+        return _content_hash(item)
+    except (OSError, PassingFault):
+        try:
+            return _content_hash(item)
+        except OSError as error:
+            raise item_error(error) from error
 
 
 def _content_hash(item: Item) -> str:

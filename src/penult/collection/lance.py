@@ -47,9 +47,15 @@ SIDE = {
     ),
     "failures": _columns(
         "id region error message run_id",
-        when=_TIME,
+        when=_TIME,  # it was met last, in the run `run_id`
         size=pa.int64(),
         mtime_ns=pa.int64(),
+        # Absent in 0.1.0, and added when the first failure is written: when and in which run it was
+        # met first, how often the item was tried, and under which limits it was judged.
+        since=_TIME,
+        first_run=pa.string(),
+        tries=pa.int64(),
+        limits=pa.string(),
     ),
 }
 
@@ -122,6 +128,19 @@ def create_table(path: Path, name: str, columns: pa.Schema) -> Any:
     """The table, made if it is absent, or if a killed creation left a part of it."""
     with store_errors(path):
         return connect(path).create_table(name, schema=columns, exist_ok=True)
+
+
+def side_table(path: Path, name: str) -> Any:
+    """A side table, made if it is absent. One of an earlier version may lack columns."""
+    table = open_table(path, name)
+    return create_table(path, name, SIDE[name]) if table is None else table
+
+
+def add_absent(table: Any, columns: pa.Schema) -> None:
+    """Adds the columns that a side table of an earlier version lacks, null in its rows."""
+    there = table.schema.names
+    if absent := [field for field in columns if field.name not in there]:
+        table.add_columns(absent)
 
 
 def recreate_table(path: Path, name: str, columns: pa.Schema) -> Any:

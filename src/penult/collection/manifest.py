@@ -36,6 +36,7 @@ FORMAT = 1
 MANIFEST = "collection.json"
 LOCK = "writer.lock"
 HOLDER = "writer.json"
+_INSTANT = 0.2  # seconds
 Mark = tuple[int, int]
 _MOST = 2**31  # numbers of a list in a row, in Arrow
 
@@ -282,7 +283,8 @@ def locked(path: Path, command: str, wait: bool = False) -> Iterator[None]:
     lock = FileLock(path / LOCK)
     with store_errors(path):
         try:
-            lock.acquire(timeout=-1 if wait else 0)
+            # Another process that asks `is_locked` holds it for an instant.
+            lock.acquire(timeout=-1 if wait else _INSTANT)
         except Timeout as error:
             raise CollectionLocked(
                 f"{path} is being written by {_holder(path)}; try again when it has ended, "
@@ -298,12 +300,41 @@ def locked(path: Path, command: str, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def _holder(path: Path) -> str:
+def is_locked(path: Path) -> bool | None:
+    """Whether a writer lives, by its lock and not by what it wrote; None where that cannot be told,
+    as on a disk without locks."""
     try:
-        holder = json.loads((path / HOLDER).read_text(encoding="utf-8"))
-        return f"process {holder['pid']} ({holder['command']}) since {holder['since']}"
-    except (OSError, ValueError, KeyError):  # it has the lock and has not said who it is yet
+        descriptor = os.open(path / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return None
+    finally:
+        os.close(descriptor)  # and the lock with it
+    return False
+
+
+def holder(path: Path) -> dict[str, str] | None:
+    """The process that writes, as it says: pid, command and since when."""
+    try:
+        found = json.loads((path / HOLDER).read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("pid", "command", "since")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _holder(path: Path) -> str:
+    if (found := holder(path)) is None:  # it has the lock and has not said who it is yet
         return "another process"
+    return f"process {found['pid']} ({found['command']}) since {found['since']}"
 
 
 def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:

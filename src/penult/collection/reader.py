@@ -164,6 +164,9 @@ class Reader:
             return lance.SIDE[name].empty_table()
         with store_errors(self.path):
             found = table.to_arrow()
+        for column in lance.SIDE[name]:
+            if column.name not in found.column_names:  # written by an earlier version
+                found = found.append_column(column, pa.nulls(len(found), column.type))
         return _sorted(found, _ORDER.get(name, ["when"]))
 
     def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:

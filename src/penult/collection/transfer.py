@@ -304,21 +304,14 @@ def _take_failures(source: Reader, writer: Writer) -> int:
         ids = [row["id"] for row in failures]
         there = {(row["id"], row["region"]) for row in writer.rows_of(ids, list(schema.KEY))}
         items = {id for id, _ in there}
-        before = writer.failure_rows(ids)
         fresh = [
             row
             for row in failures
             if (row["id"], row["region"]) not in there
             and not (row["region"] in _ITEM and row["id"] in items)
-            and _is_newer(row, before.get((row["id"], row["region"])))
         ]
-        writer.fail_again(fresh)
-        taken += len(fresh)
+        taken += writer.failures.take(fresh)
     return taken
-
-
-def _is_newer(row: Row, before: Row | None) -> bool:
-    return before is None or row["when"] > before["when"]
 
 
 def _in_parts(failures: list[Row]) -> Iterator[list[Row]]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from penult.collection import journal, lance, repair, schema
+from penult.collection.failures import FailureLog, Recorded
 from penult.collection.journal import Flusher
 from penult.collection.manifest import (
     Clock,
@@ -79,7 +80,6 @@ def _hashes(ids: Sequence[str]) -> Hashes:
 
 COUNTS = ("done", "skipped", "replaced", "failed")
 STATUSES = ("done", "stopped", "failed")
-_ITEM = ("", "whole")  # regions under which an item fails that could not be cut
 _CHUNK = 1000  # ids in one filter
 _SEEN = 100_000  # ids whose regions the writer keeps in mind
 
@@ -102,10 +102,9 @@ class Writer:
         self._path = path
         self._flusher = flusher
         self._items = items
-        self._failures, self._runs = sides["failures"], sides["runs"]
+        self._failures, self._runs = FailureLog(path, sides["failures"], run_id), sides["runs"]
         self._commits = lance.fragments(items)
         self._added = items.count_rows() if self._commits >= 100 else 0
-        self._has_failures = self._failures.count_rows() > 0
         # The regions that the table has of an id. Nobody else writes, so it stays true; it spares
         # `write` a second lookup, which costs more with each commit until the next compaction.
         self._seen: dict[str, set[str]] = {}
@@ -142,12 +141,14 @@ class Writer:
                 self._ids = IdFilter(batch.column("id").to_pylist() for batch in found)
         return self._ids.perhaps(ids)
 
+    @property
+    def failures(self) -> FailureLog:
+        """What could not be embedded, and why."""
+        return self._failures
+
     def failed(self, ids: Sequence[str]) -> dict[Key, Failure]:
         """What is in `failures` of these items, by (id, region)."""
-        if not self._has_failures:
-            return {}
-        found = self._lookup(self._failures, ids, list(Failure.__dataclass_fields__))
-        return {(row["id"], row["region"]): Failure(**row) for row in found}
+        return self._failures.of(ids)
 
     @property
     def table(self) -> Any:
@@ -158,22 +159,9 @@ class Writer:
         """These columns of all rows of these items."""
         return self._lookup(self._items, self._perhaps(ids), list(columns))
 
-    def failure_rows(self, ids: Sequence[str]) -> dict[Key, dict[str, Any]]:
-        """All that is written down of these items' failures."""
-        found = self._lookup(self._failures, ids, lance.SIDE["failures"].names)
-        return {(row["id"], row["region"]): row for row in found}
-
-    def fail_again(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Records failures as another collection has them, with their own runs and times."""
-        if rows:
-            with store_errors(self._path):
-                columns = lance.SIDE["failures"]
-                self._merge(self._failures, pa.Table.from_pylist(list(rows), schema=columns))
-            self._has_failures = True
-            self._flusher.request()
-
     def write(self, batches: pa.RecordBatch | Iterable[pa.RecordBatch]) -> Written:
-        """Commits rows: new keys are appended, existing ones replaced, their failures cleared.
+        """Commits rows: new keys are appended, existing ones replaced. Their failures go when the
+        run is finished.
 
         Of several rows with one key the last counts. A null `run_id` becomes this run's. What the
         call before wrote is on the disk then; what this one writes is soon.
@@ -254,8 +242,8 @@ class Writer:
         return len(stale)
 
     def remove(self, items: Sequence[str] | Sequence[Key]) -> int:
-        """Removes all rows and failures of these items, or those of these (id, region); gives how
-        many rows. Labels stay."""
+        """Removes all rows of these items, or those of these (id, region), and their failures but
+        for this run's; gives how many rows. Labels stay."""
         before = self._items.count_rows()
         ids = [item for item in items if isinstance(item, str)]
         regions = [item for item in items if not isinstance(item, str)]
@@ -272,7 +260,7 @@ class Writer:
         for where in conditions:
             with store_errors(self._path):
                 self._items.delete(where)
-                self._failures.delete(where)
+            self._failures.remove(where)
             self._commits += 1
         for id in (*ids, *(id for id, _ in regions)):
             self._seen.pop(id, None)
@@ -280,19 +268,14 @@ class Writer:
             self._flusher.request()
         return int(before - self._items.count_rows())
 
-    def fail(self, failures: Iterable[Failure]) -> None:
-        """Records failures; a later one of the same (id, region) replaces the earlier."""
-        last = {(failure.id, failure.region): failure for failure in failures}
-        if not last:
-            return
-        columns = lance.SIDE["failures"]
-        names = list(Failure.__dataclass_fields__)
-        rest = {"run_id": self.run_id, "when": self._now()}
-        records = [{name: getattr(f, name) for name in names} | rest for f in last.values()]
-        with store_errors(self._path):
-            self._merge(self._failures, pa.Table.from_pylist(records, schema=columns))
-        self._has_failures = True
+    def fail(
+        self, failures: Iterable[Failure], tried: bool = True, limits: str | None = None
+    ) -> Recorded:
+        """Records failures; a later one of the same (id, region) replaces the earlier. Gives how
+        many are new. tried: whether the items were opened. limits: under which they were judged."""
+        recorded = self._failures.record(failures, self._now(), tried, limits)
         self._flusher.request()
+        return recorded
 
     def finish(self, status: str = "done", counts: Mapping[str, int] | None = None) -> None:
         """Closes the run with its status (done, stopped, failed) and counts of items; all of it is
@@ -305,6 +288,7 @@ class Writer:
         """
         if status not in STATUSES or not set(counts or {}) <= set(COUNTS):
             raise ValueError(f"status {status!r}, counts {counts}: not {STATUSES} and {COUNTS}")
+        self._failures.heal()
         values = {"status": status, "ended": self._now(), **(counts or {})}
         with store_errors(self._path):
             # A run is done when its rows are on the disk, not before.
@@ -325,7 +309,7 @@ class Writer:
         sync = self._flusher.sync
         if lance.is_untidy(self._items, self._path / f"{lance.ITEMS}.lance"):
             lance.tidy(self._items, self._path, index="id", journal=sync)
-        for table in (self._runs, self._failures):
+        for table in (self._runs, self._failures.table):
             if lance.fragments(table) >= lance.MANY:
                 lance.tidy(table, self._path, journal=sync)
 
@@ -354,36 +338,8 @@ class Writer:
             lance.add_metadata(self._items, metadata, self._path)
 
     def _clear(self, keys: set[Key]) -> None:
-        """Forgets failures of regions that are there now, and earlier runs' of whole items."""
-        if not self._has_failures:
-            return
-        columns = [*schema.KEY, "run_id"]
-        ids = list({id for id, _ in keys})
-        for row in list(self._lookup(self._failures, ids, columns)):
-            key = row["id"], row["region"]
-            # This run's failure of a whole item may have come while other regions were on the way.
-            if key in keys or (key[1] in _ITEM and row["run_id"] != self.run_id):
-                self._forget(*key)
-
-    def _forget(self, id: str, region: str) -> None:
-        with store_errors(self._path):
-            self._failures.delete(
-                f"id = {schema.quoted([id])} AND region = {schema.quoted([region])}"
-            )
-
-    def _forget_those_of(self, run_id: str) -> None:
-        """Clears what a killed run had no time to: failures older than the rows that it wrote."""
-        wrote = f"run_id = {schema.quoted([run_id])} AND id IN "
-        query = self._failures.search().where(f"run_id <> {schema.quoted([run_id])}")
-        for batch in query.select(list(schema.KEY)).limit(None).to_batches(_CHUNK):
-            keys = schema.keys(batch)
-            where = wrote + f"({schema.quoted([id for id, _ in keys])})"
-            found = self._items.search().where(where).select(list(schema.KEY)).limit(None)
-            there = set(schema.keys(found.to_arrow()))
-            ids = {id for id, _ in there}
-            for id, region in keys:
-                if (id, region) in there or (region in _ITEM and id in ids):
-                    self._forget(id, region)
+        """Notes regions that are there now, so that their failures go."""
+        self._failures.mend(keys)
 
     def _committed(self, added: int) -> None:
         self._commits += 1
@@ -399,7 +355,7 @@ class Writer:
         with store_errors(self._path):
             left = self._runs.search().where("status = 'running'").select(["run_id"]).limit(None)
             for row in left.to_list():
-                self._forget_those_of(row["run_id"])
+                self._failures.complete(row["run_id"], self._items)
                 where = f"run_id = {schema.quoted([row['run_id']])}"
                 self._runs.update(where=where, values={"status": "killed"})
             times = self._runs.search().select(["started", "ended"]).limit(None).to_arrow()
@@ -447,9 +403,7 @@ def writing(
     with locked(path, str(run["command"]), wait), flushing(path) as flusher:
         repair.step_back(path)
         items = _items(path, manifest, metadata or {})
-        sides = {
-            name: lance.create_table(path, name, columns) for name, columns in lance.SIDE.items()
-        }
+        sides = {name: lance.side_table(path, name) for name in lance.SIDE}
         run_id = f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         writer = Writer(path, items, sides, run_id, flusher)
         writer._start(run)
@@ -483,6 +437,21 @@ def flushing(path: Path) -> Iterator[Flusher]:
                         "the next run embeds their items again",
                         *(path, name, place),
                     )
+
+
+def viewed(path: Path) -> Writer | None:
+    """A writer's view of a collection, to look things up in: it takes no lock, and nothing can be
+    written with it. None before the first row."""
+    items = lance.open_table(path, lance.ITEMS) if exists(path) else None
+    if items is None:
+        return None
+    return Writer(
+        path,
+        items,
+        {name: lance.open_table(path, name) for name in lance.SIDE},
+        "",
+        journal.Flusher(path),
+    )
 
 
 def _items(path: Path, manifest: Manifest, metadata: Mapping[str, pa.DataType]) -> Any:

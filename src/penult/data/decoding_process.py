@@ -22,7 +22,9 @@ _LIBRARIES = {"audio": "soundfile", "image": "PIL.Image"}
 
 def serve(tasks: int, answers: int) -> None:
     """Decode until the pipe of tasks ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # are for the process that started this one
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     with open(tasks, "rb") as pipe, suppress(EOFError, BrokenPipeError):
         start = messages.read_start(pipe)
         modality = start.target.modality

@@ -288,19 +288,19 @@ class UntilError(Generic[T]):
 
     def __init__(self, entries: Iterable[T]) -> None:
         self._entries = entries
-        self._error: SourceError | None = None
+        self._error: Exception | None = None
 
     def __iter__(self) -> Iterator[T]:
         try:
             yield from self._entries
-        except SourceError as error:
+        except Exception as error:  # a table that breaks off, a disk that gives way in the middle
             self._error = error
 
     def then(self, results: Iterable[R]) -> Generator[R, None, None]:
         """The results, and behind them the error of the source.
 
         Raises:
-            SourceError: the source had one.
+            Exception: the one that the source had, mostly a SourceError.
         """
         yield from results
         if self._error is not None:
