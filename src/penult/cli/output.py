@@ -369,7 +369,8 @@ def quiet_libraries() -> Iterator[None]:
     if own is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    own.flush()
+    with suppress(OSError):
+        own.flush()
     with ExitStack() as stack:
         nowhere = stack.enter_context(Path(os.devnull).open("w"))
         stderr.file = own
@@ -377,14 +378,19 @@ def quiet_libraries() -> Iterator[None]:
         if (saved := _duplicate_of_stderr()) is not None:
             stack.callback(os.close, saved)
             if _is_stderr(own):
-                stderr.file = stack.enter_context(
-                    open(saved, "w", 1, own.encoding, own.errors, closefd=False)
-                )
+                beside = open(saved, "w", 1, own.encoding, own.errors, closefd=False)  # noqa: SIM115
+                stack.callback(_closed, beside)
+                stderr.file = beside
             os.dup2(nowhere.fileno(), _STDERR)
             stack.callback(os.dup2, saved, _STDERR)
         sys.stderr = nowhere
         stack.callback(setattr, sys, "stderr", own)
         yield
+
+
+def _closed(stream: TextIO) -> None:
+    with suppress(OSError):  # it is full, and what it could not take is lost
+        stream.close()
 
 
 def _duplicate_of_stderr() -> int | None:
