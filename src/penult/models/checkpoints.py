@@ -155,7 +155,8 @@ def require_filled(
     """
     trace = record(module, kwargs=tensors)
     logits = logits_of(trace.output, output)
-    root = next(read for read in trace.reads if read.tensor is logits)
+    root = trace.read_of(logits)
+    assert root is not None
     used = trace.weights_used([root])
     facts: dict[str, Any] = {}
     if filling.spare:

@@ -27,7 +27,7 @@ from penult.tracing.scores import (
     is_applied,
     recognised,
 )
-from penult.tracing.trace import Trace, record
+from penult.tracing.trace import TensorRead, Trace, ValueAddress, record
 
 # Functions of torch and of its operators by their plain names, and what they are.
 _ENDS = {"softmax": SOFTMAX, "safe_softmax": SOFTMAX, "sigmoid": SIGMOID, "expit": SIGMOID}
@@ -67,7 +67,8 @@ def find_activation(
         return name, bare
     if name := recognised(values):
         return name, None
-    return (SIGMOID if _has_sigmoid(module, examples[0], output) else ""), None
+    shape = values[0].shape
+    return (SIGMOID if _has_sigmoid(module, examples[0], output, shape) else ""), None
 
 
 def _values(module: nn.Module, tensors: Mapping[str, Tensor], output: str | int | None) -> Array:
@@ -97,11 +98,19 @@ def _undone(
 
 
 def _has_sigmoid(
-    module: nn.Module, tensors: Mapping[str, Tensor], output: str | int | None
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    output: str | int | None,
+    shape: tuple[int, ...],
 ) -> bool:
     """Whether a sigmoid or softmax lies between the last weights and what is returned: pooled over
-    frames for example, so that it cannot be left off; or a sigmoid written as other operations."""
-    trace: Trace = record(module, kwargs=tensors)
+    frames for example, so that it cannot be left off; or a sigmoid written as other operations.
+    shape: of what is returned."""
+
+    def alike(address: ValueAddress, read: TensorRead) -> bool:
+        return address.is_result and address.number == 0 and _is_like(read, shape)
+
+    trace = record(module, kwargs=tensors, keep=alike)
     if _is_sigmoid(trace, logits_of(trace.output, output)):
         return True
     try:
@@ -114,17 +123,21 @@ def _has_sigmoid(
 def _is_sigmoid(trace: Trace, scores: Tensor) -> bool:
     """Whether what is returned is, by value, the sigmoid of a tensor on the way there."""
     returned = np.asarray(scores.detach().float().cpu().numpy())
-    read = next((one for one in trace.reads if one.tensor is scores), None)
+    read = trace.read_of(scores)
     if read is None or np.ptp(returned) < 1e-3:  # all but constant: of nothing in particular
         return False
     half = scores.dtype in (torch.float16, torch.bfloat16)
-    for op in trace.upstream([read]):
-        for made in op.writes[:1]:
-            if op.depends and made.shape == scores.shape and made.is_floating_point():
-                before = trace.value(made, op.index + 1).detach().float().cpu().numpy()
-                if is_applied(SIGMOID, before, returned, half):
-                    return True
-    return False
+    made = (op.result() for op in trace.upstream([read]) if op.writes and op.depends)
+    return any(
+        is_applied(SIGMOID, trace.values.of(one).float().cpu().numpy(), returned, half)
+        for one in made
+        if _is_like(one, scores.shape)
+    )
+
+
+def _is_like(read: TensorRead, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor can be what a sigmoid was applied to: floats of this shape."""
+    return read.tensor.shape == shape and read.tensor.is_floating_point()
 
 
 def _plain(name: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,9 +18,10 @@ from penult.tracing.certificate import POWER, TOLERANCE, Certificate
 from penult.tracing.forward import SplitTarget, relative
 from penult.tracing.head import VIEWS, Head, find_head, logits_of
 from penult.tracing.inputs import CallInputs
+from penult.tracing.living import TracedTensor
 from penult.tracing.randomness import listed, sources, states_of, words
 from penult.tracing.taps import INPUT, Tap, find_taps, tap_at
-from penult.tracing.trace import Address, Op, TensorRead, Trace, address_of, record, run_swapped
+from penult.tracing.trace import Address, Op, TensorRead, Trace, record, run_swapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,19 +183,15 @@ def state(
 ) -> dict[str, Statement]:
     """Run another input with a tap's tensor taken from the example, and compare the logits.
 
-    One recorded pass over the example finds every tap's tensor, one is over the other input, and
-    one for each tap has its tensor exchanged. given: the other input, where the caller has one.
-    `not proved`: the logits of the two inputs do not differ enough to tell, or the pass over the
-    other one runs elsewhere.
+    One recorded pass over the example finds every tap's tensor, a second one reads them where they
+    are large, one is over the other input, and one for each tap has its tensor exchanged. given:
+    the other input, where the caller has one. `not proved`: the logits of the two inputs do not
+    differ enough to tell, or the pass over the other one runs elsewhere.
 
     Raises:
         TapError: the example does not come by a tap.
     """
-    trace, _ = target.record(example)
-    mine = logits_of(trace.output, target.output)
-    swaps = [_swap(trace, tap, mine) for tap in taps]
-    mine = mine.clone()
-    del trace  # every activation of a pass
+    mine, swaps = target.from_trace(example, partial(_swaps, taps, target.output))
     other, theirs = _other(target, example, given, mine)
     if other is None or theirs is None:
         return {tap.name: "not proved" for tap in taps}
@@ -214,22 +212,43 @@ class _Swap:
     value: Tensor
 
 
-def _swap(trace: Trace, tap: Tap, logits: Tensor) -> _Swap | Statement:
-    """Where to exchange a tap's tensor, or the statement, where no pass is needed.
+def _swaps(
+    taps: Sequence[Tap], output: str | int | None, trace: Trace, _: CallInputs
+) -> tuple[Tensor, list[_Swap | Statement]]:
+    """(the logits, for each tap where to exchange its tensor, or the statement where no pass is
+    needed).
+
+    Raises:
+        ValuesNotKept: the trace lacks the tensors.
+    """
+    logits = logits_of(trace.output, output)
+    read = trace.read_of(logits)
+    met = [_met(trace, tap, None if read is None else read.tensor) for tap in taps]
+    trace.values.require(
+        op.reads[number] for op, number in (one for one in met if isinstance(one, tuple))
+    )
+    return logits.clone(), [
+        one
+        if isinstance(one, str)
+        else _Swap(one[0].address, one[1], trace.values.of(one[0].reads[one[1]]).clone())
+        for one in met
+    ]
+
+
+def _met(trace: Trace, tap: Tap, logits: TracedTensor | None) -> tuple[Op, int] | Statement:
+    """The operand that is a tap's tensor first after it was made.
 
     Not where it leaves the module: what ran inside may have used it by then. BERT's pooler reads
     the last hidden states in the base model that returns both.
     """
-    read = _read_at(trace, tap)
-    same, made = _aliases(read)
+    same, made = _aliases(_read_at(trace, tap))
     for op in trace.ops[0 if made is None else made.index + 1 :]:
-        if op.name in VIEWS and any(id(tensor) in same for tensor in op.writes):
+        if op.name in VIEWS and any(tensor in same for tensor in op.writes):
             continue  # another view of the same numbers
         for number, operand in enumerate(op.reads):
-            if id(operand.tensor) in same:
-                value = trace.value(operand.tensor, op.index).clone()
-                return _Swap(address_of(trace, op), number, value)
-    return "sufficient" if id(logits) in same else "unused"
+            if operand.tensor in same:
+                return op, number
+    return "sufficient" if logits in same else "unused"
 
 
 def _read_at(trace: Trace, tap: Tap) -> TensorRead:
@@ -238,11 +257,7 @@ def _read_at(trace: Trace, tap: Tap) -> TensorRead:
         ops = [op for op in trace.ops if (op.name, op.module) == (tap.operation, tap.module)]
         if len(ops) > tap.later:
             op = ops[-1 - tap.later]
-            reads = (
-                op.reads
-                if tap.side == INPUT
-                else [TensorRead(t, op, op.depends) for t in op.writes]
-            )
+            reads = op.reads if tap.side == INPUT else [*map(op.result, range(len(op.writes)))]
             if tap.index < len(reads):
                 return reads[tap.index]
     else:
@@ -255,14 +270,14 @@ def _read_at(trace: Trace, tap: Tap) -> TensorRead:
     raise TapError(f"{tap.name!r} was not reached by the example")
 
 
-def _aliases(read: TensorRead) -> tuple[set[int], Op | None]:
-    """(identities of the tensors that are views of the same numbers, what made those)."""
-    same, maker = {id(read.tensor)}, read.producer
+def _aliases(read: TensorRead) -> tuple[set[TracedTensor], Op | None]:
+    """(the tensors that are views of the same numbers, what made those)."""
+    same, maker = {read.tensor}, read.producer
     while maker is not None and maker.name in VIEWS:
         source = next((r for r in maker.reads if r.depends), None)
         if source is None or source.tensor.numel() != read.tensor.numel():
             break
-        same |= {id(source.tensor), *(id(tensor) for tensor in maker.writes)}
+        same |= {source.tensor, *maker.writes}
         maker = source.producer
     return same, maker
 
@@ -291,7 +306,7 @@ def _other(
 
 def _exchanged(target: SplitTarget, other: CallInputs, swap: _Swap) -> Tensor | None:
     """The other input's logits with the tensor exchanged; None where the pass never came by."""
-    copy = other.copy()
+    copy = target.copy(other)
     swaps = {swap.address: [(swap.number, swap.value)]}
     try:
         with torch.no_grad():

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-import torch
-
 from penult.errors import HeadNotFound, UsageError
 from penult.tracing.head import (
     LINEAR_AFTER,
@@ -23,6 +21,7 @@ from penult.tracing.head import (
     logits_of,
     read_logits,
 )
+from penult.tracing.living import TracedTensor
 from penult.tracing.trace import SHAPE_ONLY, Op, TensorRead, Trace
 from penult.tracing.weight_layers import carries, entering, is_weight_layer, operands
 
@@ -49,8 +48,8 @@ class CutPoint:
     at: int
 
     @property
-    def tensor(self) -> torch.Tensor:
-        """The tensor, which later operations may have overwritten: see `Trace.value`."""
+    def tensor(self) -> TracedTensor:
+        """The tensor, which later operations may have overwritten: see `Trace.values`."""
         return self.read.tensor
 
 
@@ -77,17 +76,17 @@ class Boundary:
 
 def subgraph(trace: Trace, root: TensorRead, places: Iterable[CutPoint]) -> Subgraph:
     """Everything that `root` is computed from, back to `places`."""
-    limits = {id(place.tensor): place.at for place in places}
+    limits = {place.tensor: place.at for place in places}
     ops: dict[int, Op] = {}
     reached: list[TensorRead] = []
     pending = [root]
     while pending:
         read = pending.pop()
-        limit = limits.get(id(read.tensor))
+        limit = limits.get(read.tensor)
         if limit is not None and (read.producer is None or read.producer.index < limit):
             continue
         # What wrote the value last, and what made this view of it: both are needed to replay.
-        makers = {read.producer, trace.makers.get(id(read.tensor))} - {None}
+        makers = {read.producer, trace.makers.get(read.tensor)} - {None}
         if not makers and read.depends:
             reached.append(read)
         for op in makers:
@@ -135,11 +134,11 @@ def _joined(places: Sequence[CutPoint], sizes: Sequence[int]) -> list[CutPoint]:
     of. sizes: of the logits, the batch first."""
     batch = (*sizes, 1)[0]
     wholes = [_whole(place, batch) for place in places]
-    parts = Counter(id(whole.tensor) for whole in wholes if whole is not None)
+    parts = Counter(whole.tensor for whole in wholes if whole is not None)
     found = []
     for place, whole in zip(places, wholes, strict=True):
         is_part = whole is not None and (
-            not _leads(place.read, batch) or parts[id(whole.tensor)] >= batch > 1
+            not _leads(place.read, batch) or parts[whole.tensor] >= batch > 1
         )
         found.append(whole if whole is not None and is_part else place)
     return found
@@ -178,7 +177,7 @@ def _places(
 
 
 def _once(places: Iterable[CutPoint]) -> list[CutPoint]:
-    return list({id(place.tensor): place for place in places}.values())
+    return list({place.tensor: place for place in places}.values())
 
 
 def _named_head(trace: Trace, output: str | int | None, named: str) -> Head:
@@ -264,7 +263,7 @@ def _refuse_encoders(
             or an input that meets weights right before the output.
     """
     name = "name the head's module (head=), or read the model at one of its modules"
-    outputs = [CutPoint(TensorRead(op.writes[0], op, op.depends), op.index + 1) for op in head.ops]
+    outputs = [CutPoint(op.result(), op.index + 1) for op in head.ops]
     after = {op.name for op in subgraph(trace, root, outputs).ops if op.depends}
     if after & _FEATURE_NORMS or (after & _NORMS and after & _ACTIVATIONS):
         raise HeadNotFound(

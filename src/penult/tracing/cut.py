@@ -4,9 +4,10 @@ and averaging moved in front of a linear head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +21,10 @@ from penult.tracing.forward import SplitTarget, relative
 from penult.tracing.head import LINEAR_AFTER, VIEWS, logits_of
 from penult.tracing.hooks import captured
 from penult.tracing.inputs import CallInputs, other_batch, other_lengths
+from penult.tracing.living import TracedTensor
 from penult.tracing.replay import Lister, Listing, Program, generalise
 from penult.tracing.taps import INPUT, Spot
-from penult.tracing.trace import Op, TensorRead, Trace
+from penult.tracing.trace import Op, TensorRead, Trace, ValueAddress
 from penult.tracing.weight_layers import entering, weight_of
 
 _AFFINE = {"aten.addmm", "aten.mm", "aten.linear", "aten.matmul"}
@@ -42,7 +44,7 @@ class Layer:
     """One run of a linear layer: what entered, (…, D), and what left, (…, K), its bias added."""
 
     entered: CutPoint
-    left: Tensor
+    left: TracedTensor
     bias: TensorRead | None
 
 
@@ -54,6 +56,7 @@ class Move:
 
         Raises:
             HeadNotFound: the head is not linear, or what follows it is no picking or averaging.
+            ValuesNotKept: the trace lacks some of them.
         """
         self._trace = trace
         ops = boundary.head.ops
@@ -62,6 +65,9 @@ class Move:
         self._op = ops[0]
         sizes = tuple(boundary.logits.tensor.shape)
         self._layers = [_layer(trace, op, sizes) for op in ops]
+        self.needed = [place.read for place in boundary.places]
+        self.needed += self._values_needed(boundary.logits)
+        trace.values.require(self.needed)
         self.joint, self.prelogits = self._search(boundary.logits)
 
     @property
@@ -71,34 +77,49 @@ class Move:
         assert weight is not None
         return weight, self._layers[0].bias
 
+    def _values_needed(self, logits: TensorRead) -> Iterator[TensorRead]:
+        """What enters the layers and the head's parameters; what the scores may join to, and what
+        they meet on the way there."""
+        yield from (layer.entered.read for layer in self._layers)
+        yield from (read for read in self.parameters if read is not None)
+        for joint in self._joints(logits):
+            yield joint
+            moved = {layer.left for layer in self._layers}
+            for op in takewhile(lambda op: op.name in LINEAR_AFTER, self._between(joint)):
+                yield from (read for read in op.reads if read.tensor not in moved)
+                moved.update(op.writes)
+
     def _search(self, logits: TensorRead) -> tuple[TensorRead, Tensor]:
         """The latest tensor up to which everything behind the layer commutes with it, and z."""
-        weight, bias = self.parameters
-        reason = HeadNotFound("and no operation joins it with the scores")
+        weight, bias = (
+            None if read is None else self._trace.values.of(read) for read in self.parameters
+        )
+        assert weight is not None
+        reason = "and no operation joins it with the scores"
         for joint in self._joints(logits):
             try:
                 z = self._moved(joint)
-                scores = affine(z, weight.tensor, None if bias is None else bias.tensor)
-                expected = self._trace.value(joint.tensor, len(self._trace.ops))
-                if torch.allclose(scores.reshape(expected.shape), expected, 1e-4, 1e-5):
+                expected = self._trace.values.of(joint)
+                scores = affine(z, weight, bias).reshape(expected.shape)
+                if torch.allclose(scores, expected, 1e-4, 1e-5):
                     return joint, z
-                reason = HeadNotFound("and it does not commute with the head")
+                reason = "and it does not commute with the head"
             except HeadNotFound as error:
-                reason = error
+                reason = str(error)
             except RuntimeError:
-                reason = HeadNotFound("and it does not act alike on every feature")
-        raise reason
+                reason = "and it does not act alike on every feature"
+        raise HeadNotFound(reason)
 
     def _joints(self, logits: TensorRead) -> list[TensorRead]:
         """What can be the joint: the last tensor that needs two that depend on the input, and
         its multiples by plain numbers (a sum over steps, then the division by their count). With
         none such, any tensor on the way."""
-        scores = {id(layer.left) for layer in self._layers}
+        scores = {layer.left for layer in self._layers}
         late: list[TensorRead] = []
         way: list[TensorRead] = []
         read = logits
-        while read.producer is not None and id(read.tensor) not in scores:
-            needed = {id(r.tensor): r for r in read.producer.reads if r.depends}
+        while read.producer is not None and read.tensor not in scores:
+            needed = {r.tensor: r for r in read.producer.reads if r.depends}
             if len(needed) > 1 or read.producer.name in _JOINS:  # of one sample, maybe
                 return [*late, read]
             if not needed:
@@ -108,35 +129,38 @@ class Move:
             read = next(iter(needed.values()))
         return way
 
+    def _between(self, joint: TensorRead) -> Iterator[Op]:
+        """The operations that lead from the layers' outputs to the joint."""
+        moved = {layer.left for layer in self._layers}
+        places = [
+            CutPoint(TensorRead(left, None, True), len(self._trace.ops) + 1) for left in moved
+        ]
+        for op in subgraph(self._trace, joint, places).ops:
+            if any(read.tensor in moved for read in op.reads):
+                moved.update(op.writes)
+                yield op
+
     def _moved(self, joint: TensorRead) -> Tensor:
         """What joins the scores, done to what entered the layer instead: (…, D)."""
         trace = self._trace
-        values: dict[int, Tensor] = {
-            id(x.left): trace.value(x.entered.tensor, x.entered.at) for x in self._layers
-        }
+        values = {layer.left: trace.values.of(layer.entered.read) for layer in self._layers}
         n_scores, width = self._op.writes[0].shape[-1], next(iter(values.values())).shape[-1]
-        places = [
-            CutPoint(TensorRead(x.left, None, True), len(trace.ops) + 1) for x in self._layers
-        ]
-        for op in subgraph(trace, joint, places).ops:
-            if not any(id(read.tensor) in values for read in op.reads):
-                continue
+        for op in self._between(joint):
             if op.name not in LINEAR_AFTER:
                 raise HeadNotFound(f"and {op.name} between the scores is no picking or averaging")
             if op.func._schema.is_mutable:
                 values = {key: value.clone() for key, value in values.items()}
-            made = op.func(*_widened(trace, op, values, n_scores, width), **op.kwargs)
-            for old, new in zip(op.writes, _tensors(made), strict=True):
-                values[id(old)] = new
-        if id(joint.tensor) not in values:
+            args, kwargs = _widened(trace, op, values, n_scores, width)
+            values.update(zip(op.writes, _tensors(op.func(*args, **kwargs)), strict=True))
+        if joint.tensor not in values:
             raise HeadNotFound("and the scores do not reach where it is joined")
-        return values[id(joint.tensor)].clone()
+        return values[joint.tensor].clone()
 
 
 def _identity(op: Op) -> tuple[Any, ...]:
     weight = weight_of(op)
     tensor = weight.tensor if weight is not None else op.writes[0]
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+    return tensor.storage, tensor.offset, tensor.shape, tensor.strides
 
 
 def _tensors(made: Any) -> Sequence[Tensor]:
@@ -164,24 +188,25 @@ def _layer(trace: Trace, op: Op, sizes: Sequence[int]) -> Layer:
 
 
 def _widened(
-    trace: Trace, op: Op, values: Mapping[int, Tensor], n_scores: int, width: int
-) -> tuple[Any, ...]:
+    trace: Trace, op: Op, values: Mapping[TracedTensor, Tensor], n_scores: int, width: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The operands of `op` for tensors that have `width` features where it had `n_scores`."""
+    reads = {read.tensor: read for read in op.reads}
 
     def other(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, TracedTensor):
             return leaf
-        if id(leaf) in values:
-            return values[id(leaf)]
-        side = trace.value(leaf, op.index)
+        if leaf in values:
+            return values[leaf]
+        side = trace.values.of(reads[leaf])
         if side.ndim and side.shape[-1] == n_scores != 1 and _constant_over_scores(side):
             return side[..., :1].expand(*side.shape[:-1], width)
         return side
 
-    args = tree_map(other, op.args)
+    args, kwargs = tree_map(other, (op.args, op.kwargs))
     if op.name in _SIZED and args[1] and args[1][-1] == n_scores:
         args = (args[0], [*args[1][:-1], width], *args[2:])
-    return tuple(args)
+    return args, kwargs
 
 
 def _constant_over_scores(side: Tensor) -> bool:
@@ -209,13 +234,14 @@ def plan_capture(trace: Trace, boundary: Boundary) -> CapturePlan | None:
 
 def _entry_of(trace: Trace, boundary: Boundary, place: CutPoint) -> Spot | None:
     """Where a tensor enters a module of the head, with the value that it has at the boundary."""
-    value = trace.value(place.tensor, place.at)
     for name in boundary.head.names:
         calls = trace.calls_of(name)
         for number, call in enumerate(calls):
             for index, read in enumerate(call.inputs):
-                # The same object: nothing was written to it in between.
-                if read.tensor is place.tensor and trace.value(read.tensor, call.first) is value:
+                since, until = sorted((place.at, call.first))
+                if read.tensor is place.tensor and trace.values.unchanged(
+                    read.tensor, since, until
+                ):
                     return Spot(name, INPUT, index, len(calls) - 1 - number)
     return None
 
@@ -223,12 +249,14 @@ def _entry_of(trace: Trace, boundary: Boundary, place: CutPoint) -> Spot | None:
 @dataclass(frozen=True, slots=True)
 class PassCut:
     """A pass, cut. values: the prelogits. listing: what led from them to the logits. names: of the
-    head's modules. plan: where hooks read the prelogits, if they can."""
+    head's modules. needed: where a pass comes by what cutting it takes. plan: where hooks read the
+    prelogits, if they can."""
 
     values: tuple[Tensor, ...]
     listing: Listing
     logits: Tensor
     names: tuple[str, ...]
+    needed: frozenset[ValueAddress]
     plan: CapturePlan | None = None
 
     def program(self, others: Sequence[PassCut] = ()) -> Program:
@@ -246,33 +274,54 @@ def cut(target: SplitTarget, trace: Trace, inputs: CallInputs) -> PassCut:
 
     Raises:
         HeadNotFound: it can't be cut, and why.
+        ValuesNotKept: the trace lacks values; see `SplitTarget.from_trace`.
     """
     boundary = find_boundary(trace, target.output, target.named)
+    entered = [place.read for place in boundary.places]
     names = {id(tensor): name for name, tensor in target.weights().items()}
     move = _move(trace, boundary, inputs)
+    needed = entered if move is None else move.needed
+    trace.values.require(needed)
     lister = Lister(trace, names)
     by_sample = move is None and _are_samples(boundary)
     if move is None:
-        values = tuple(trace.value(p.tensor, p.at).clone() for p in boundary.places)
-        entered = [place.tensor for place in boundary.places]
+        values = tuple(trace.values.of(read).clone() for read in entered)
         if by_sample:
             parted = all(value.shape[:1] == (1,) for value in values)
             values = (torch.cat(values) if parted else torch.stack(values),)
             lister.enter(values[0])
             apart = (torch.split, (values[0], 1)) if parted else (torch.unbind, (values[0],))
-            lister.add(apart[0], apart[0].__name__, (apart[1], {}), entered)
+            samples = [read.tensor for read in entered]
+            lister.add(apart[0], apart[0].__name__, (apart[1], {}), samples)
         else:
-            for tensor in entered:
-                lister.enter(tensor)
+            for read in entered:
+                lister.enter(read.tensor)
         lister.add_up_to(boundary.logits, boundary.places)
     else:
         values = (move.prelogits,)
         _list_moved(lister, move, values[0], boundary)
     sizes = [size for value in values for size in value.shape]
-    logits = boundary.logits.tensor
-    listing = lister.finish(sizes, logits)
+    listing = lister.finish(sizes, boundary.logits.tensor)
     plan = None if move is not None or by_sample else plan_capture(trace, boundary)
-    return PassCut(values, listing, logits.detach().clone(), boundary.head.names, plan)
+    logits = logits_of(trace.output, target.output).detach().clone()
+    return PassCut(
+        values, listing, logits, boundary.head.names, trace.values.addresses(needed), plan
+    )
+
+
+def recorded(
+    target: SplitTarget,
+    inputs: CallInputs,
+    needed: Collection[ValueAddress] = (),
+    decide: Callable[[Any], Any] | None = None,
+) -> PassCut:
+    """A pass over an input, recorded and cut; two where the first kept too few values. needed:
+    where it comes by values that it will most likely need. decide: as in `record`.
+
+    Raises:
+        HeadNotFound: it can't be cut, and why.
+    """
+    return target.from_trace(inputs, partial(cut, target), needed, decide)
 
 
 def cut_by_hooks(target: SplitTarget, inputs: CallInputs, first: PassCut) -> PassCut | None:
@@ -281,7 +330,7 @@ def cut_by_hooks(target: SplitTarget, inputs: CallInputs, first: PassCut) -> Pas
     if first.plan is None:
         return None
     spots, calls = first.plan
-    copy = inputs.copy()
+    copy = target.copy(inputs)
     with torch.no_grad(), captured(target.model, spots) as found:
         output = target.model(*copy.args, **copy.kwargs)
     if tuple(found.counts[spot.place] for spot in spots) != calls:
@@ -305,7 +354,7 @@ def _move(trace: Trace, boundary: Boundary, inputs: CallInputs) -> Move | None:
             id(tensor): key if isinstance(key, str) else f"input {key}"
             for key, tensor in inputs.tensors().items()
         }
-        seen = sorted({keys.get(id(read.tensor), "the input") for read in around})
+        seen = sorted({keys.get(id(read.tensor.itself), "the input") for read in around})
         raise HeadNotFound(
             f"the logits depend on {', '.join(seen)} also around the head "
             f"({', '.join(boundary.head.names) or boundary.head.ops[-1].name}), {error}"
@@ -337,7 +386,7 @@ def _list_moved(lister: Lister, move: Move, z: Tensor, boundary: Boundary) -> No
     for read in (weight, bias):
         if read is not None:
             lister.add_up_to(read, ())
-    operands = [z, weight.tensor] + ([] if bias is None else [bias.tensor])
+    operands = [z, *(read.tensor for read in (weight, bias) if read is not None)]
     made = z.new_empty(0)  # stands for the layer's output
     lister.add(affine, "affine", (tuple(operands), {}), [made])
     shape = [*joint.tensor.shape]
@@ -358,11 +407,12 @@ def law_error(target: SplitTarget, program: Program, one: PassCut, largest: floa
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """Fits a program to the cut of the example, `first`, and to others."""
+    """Fits a program to the cut of the example, `first`, and to others. most: the largest batch."""
 
     target: SplitTarget
     first: PassCut
     largest: float
+    most: int
 
     def program(
         self, noted: Sequence[tuple[str, PassCut]], inputs: CallInputs
@@ -377,13 +427,13 @@ class Fitting:
             HeadNotFound: no program fits.
         """
         cuts = [self.first, *(one for _, one in noted)]
-        reason, program = HeadNotFound("the model takes inputs of one shape alone"), None
+        reason, program = "the model takes inputs of one shape alone", None
         try:
             program = _program_of(cuts)
             if all(self.fits(program, one) for one in cuts):
                 return program, []
         except HeadNotFound as error:
-            reason = error
+            reason = str(error)
         lengths = any("another length" in note for note, _ in noted)
         more: list[tuple[str, PassCut]] = []
         # A loop over samples takes as many operations as there are. And torch's own shortcuts make
@@ -399,7 +449,7 @@ class Fitting:
             except HeadNotFound:
                 continue
         if program is None:
-            raise reason
+            raise HeadNotFound(reason)
         return program, []  # by how much the law fails is told
 
     def fits(self, program: Program, one: PassCut) -> bool:
@@ -409,7 +459,9 @@ class Fitting:
     def _further(self, inputs: CallInputs, lengths: bool) -> Iterator[list[tuple[str, PassCut]]]:
         """Cuts of further inputs: so that single samples are seen at two lengths; then so that
         larger batches are, in two sizes. lengths: whether the model takes another one."""
-        one, two, three = (other_batch(inputs, size) for size in (1, 2, 3))
+        one, two, three = (
+            other_batch(inputs, size) if size <= self.most else None for size in (1, 2, 3)
+        )
         yield [*self._cuts({"batch 1": [one]} if lengths and inputs.batch != 1 else {})]
         tries = {"batch 2": [two]} if inputs.batch in (1, 3) else {}
         if lengths and three is not None:
@@ -425,7 +477,7 @@ class Fitting:
                 if variant is None:
                     continue
                 try:
-                    yield note, cut(self.target, *self.target.record(variant))
+                    yield note, recorded(self.target, variant, self.first.needed)
                     break
                 except (HeadNotFound, RuntimeError, ValueError, TypeError, IndexError):
                     continue

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,14 @@ from torch.utils._pytree import tree_leaves
 
 from penult.errors import HeadNotFound, UsageError, cause
 from penult.locking import Guard, lock_of
+from penult.memory import trim
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs, other_values
-from penult.tracing.trace import Trace, record
+from penult.tracing.trace import Trace, ValueAddress, ValuesNotKept, record
+
+T = TypeVar("T")
+
+_PIECE = 2**20  # numbers that are compared at once
 
 # Modes, buffers and random state belong to everyone who holds the model: one at a time.
 _ALONE = Guard()
@@ -37,7 +42,7 @@ class SplitTarget:
         Raises:
             UsageError: the model does not accept the example, or returns several float tensors.
         """
-        copy = example.copy()
+        copy = self.copy(example)
         try:
             with torch.no_grad():
                 output = self.model(*copy.args, **copy.kwargs)
@@ -54,10 +59,16 @@ class SplitTarget:
                 raise UsageError(str(error)) from error
             return None
 
+    def copy(self, inputs: CallInputs) -> CallInputs:
+        """A copy for a pass, which may overwrite it; the memory of earlier passes is given back,
+        since one over another shape finds no use for it."""
+        trim()
+        return inputs.copy()
+
     def logits(self, inputs: CallInputs) -> Tensor:
         """f(x), in one plain pass."""
         with torch.no_grad():
-            copy = inputs.copy()
+            copy = self.copy(inputs)
             return logits_of(self.model(*copy.args, **copy.kwargs), self.output).clone()
 
     def record(
@@ -65,10 +76,40 @@ class SplitTarget:
         inputs: CallInputs,
         decide: Callable[[Any], Any] | None = None,
         chance: Callable[[Any], Any] | None = None,
+        keep: Collection[ValueAddress] = (),
     ) -> tuple[Trace, CallInputs]:
-        """A recorded pass, and the very tensors that it was run on. decide, chance: as there."""
-        copy = inputs.copy()
-        return record(self.model, copy.args, copy.kwargs, decide, chance), copy
+        """A recorded pass, and the very tensors that it was run on. decide, chance: as there.
+        keep: where it comes by values that are kept."""
+        copy = self.copy(inputs)
+        kept = (lambda address, _: address in keep) if keep else None
+        return record(self.model, copy.args, copy.kwargs, decide, chance, kept), copy
+
+    def from_trace(
+        self,
+        inputs: CallInputs,
+        read: Callable[[Trace, CallInputs], T],
+        needed: Collection[ValueAddress] = (),
+        decide: Callable[[Any], Any] | None = None,
+    ) -> T:
+        """What is read of a recorded pass; of a second one, where the first kept too few values.
+
+        read: is given the trace, and the very tensors that the pass ran on. needed: where a pass
+        comes by values that it will most likely need. decide: as in `record`.
+
+        Raises:
+            HeadNotFound: a second pass does not come by the values that the first one lacked.
+        """
+        try:
+            return read(*self.record(inputs, decide, keep=needed))
+        except ValuesNotKept as error:
+            missing = error.addresses
+        try:
+            return read(*self.record(inputs, decide, keep=missing))
+        except ValuesNotKept as error:
+            raise HeadNotFound(
+                "two passes over the same input run other operations, so what one of them shows "
+                "cannot be read in the other"
+            ) from error
 
     def others(
         self, example: CallInputs, given: CallInputs | None
@@ -102,36 +143,51 @@ def relative(one: Tensor, other: Tensor, largest: float = float("inf")) -> float
     """
     if one.shape != other.shape:
         return float("inf")
-    a, b = one.detach().double(), other.detach().double()
-    finite = torch.isfinite(b)
-    if not torch.equal(finite, torch.isfinite(a)) or not torch.equal(
-        torch.nan_to_num(a[~finite]), torch.nan_to_num(b[~finite])
-    ):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    size = b[finite].abs().max().clamp(min=1e-30, max=max(largest, 1e-30))
-    return float((a[finite] - b[finite]).abs().max() / size)
+    size = difference = 0.0
+    for a, b in _parts(one, other):
+        finite = torch.isfinite(b)
+        if not torch.equal(finite, torch.isfinite(a)) or not torch.equal(
+            torch.nan_to_num(a[~finite]), torch.nan_to_num(b[~finite])
+        ):
+            return float("inf")
+        if finite.any():
+            size = max(size, float(b[finite].abs().max()))
+            difference = max(difference, float((a[finite] - b[finite]).abs().max()))
+    return difference / min(max(size, 1e-30), max(largest, 1e-30))
+
+
+def _parts(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two tensors of one shape piece by piece, in double precision: maps of scores are large."""
+    pieces = (torch.split(tensor.detach().reshape(-1), _PIECE) for tensor in (one, other))
+    return ((a.double(), b.double()) for a, b in zip(*pieces, strict=True))
 
 
 def moving_size(one: Tensor, other: Tensor) -> float:
     """The largest score among those that differ between two inputs: fillers do not."""
     if one.shape != other.shape:
         return float("inf")
-    moving = (one != other) & torch.isfinite(one) & torch.isfinite(other)
-    pairs = torch.stack([one[moving], other[moving]]).double()
-    return float(pairs.abs().max()) if pairs.numel() else 0.0
+    size = 0.0
+    for a, b in _parts(one, other):
+        moving = (a != b) & torch.isfinite(a) & torch.isfinite(b)
+        if moving.any():
+            size = max(size, float(a[moving].abs().max()), float(b[moving].abs().max()))
+    return size
 
 
 class State:
     """What a model is made of besides its weights' values: modes, buffers, Python attributes."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, before: State | None = None) -> None:
+        """before: a state since which no buffer has changed, so that its copies serve here too."""
         self._attributes = [(m, dict(m.__dict__)) for m in model.modules()]
         inner = [value for _, own in self._attributes for value in own.values()]
         self._lists = [(v, list(v)) for v in inner if type(v) is list]
         self._dicts = [(v, dict(v)) for v in inner if isinstance(v, dict)]
-        self._buffers = [(b, b.detach().clone()) for b in model.buffers()]
+        self._buffers: list[tuple[Tensor, Tensor]] = (
+            [(b, b.detach().clone()) for b in model.buffers()]
+            if before is None
+            else before._buffers
+        )
 
     def changed(self) -> bool:
         """Whether a forward pass left something behind."""
@@ -177,7 +233,7 @@ def still(model: nn.Module) -> Iterator[State]:
             with torch.random.fork_rng(devices=sorted(d or 0 for d in devices)), torch.no_grad():
                 for module, _ in modes:
                     module.training = False
-                yield State(model)
+                yield State(model, before)
         finally:
             before.put_back()
             for module, mode in modes:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from penult.errors import HeadNotFound, UsageError
+from penult.tracing.living import TracedTensor
 from penult.tracing.trace import SHAPE_ONLY, Op, TensorRead, Trace, tensors_in
 from penult.tracing.weight_layers import (
     CONTRACTIONS,
@@ -123,9 +124,9 @@ def read_logits(trace: Trace, output: str | int | None = None) -> TensorRead:
         HeadNotFound: there are none, or what was returned makes them anew whenever it is asked.
     """
     logits = logits_of(trace.output, output)
-    for read in trace.reads:
-        if read.tensor is logits:
-            return read
+    read = trace.read_of(logits)
+    if read is not None:
+        return read
     raise HeadNotFound(
         f"the logits of {type(trace.output).__name__} are no tensor that the model returned: they "
         "are made when they are asked for; name a tensor of the output (output=)"
@@ -152,7 +153,7 @@ def find_head(trace: Trace, output: str | int | None = None) -> Head:
             "no layer with weights lies between the input and the logits; "
             f"seen on the way: {', '.join(dict.fromkeys(way.bends)) or 'nothing'}"
         )
-    embeddings = {id(read.tensor) for read in trace.reads if read.tensor is not logits}
+    embeddings = {read.tensor for read in trace.reads if read.tensor is not logits}
     found = {op.index: op for op in _before_scores(trace, way.layers, n_logits, embeddings)}
     ops = tuple(found[index] for index in sorted(found))
     return Head(
@@ -189,20 +190,20 @@ def _walk(
     """
     way = _WalkBack()
     pending = {root.producer.index: (root.producer, False)} if root.producer else {}
-    entered: set[int] = set()
-    before: dict[int, TensorRead] = {}
+    entered: set[TracedTensor] = set()
+    before: dict[TracedTensor, TensorRead] = {}
     while pending:
         op, bent = pending.pop(max(pending))
         is_layer = is_weight_layer(trace, op, n_logits)
-        known = next((before[id(t)] for t in op.writes if id(t) in before), None)
+        known = next((before[t] for t in op.writes if t in before), None)
         if known is not None and (bent or not is_layer):
             way.joined = True
-            if id(known.tensor) not in entered:
+            if known.tensor not in entered:
                 way.features.append((op, known))
         elif is_layer:
             way.layers.append(op)
             reads = [read for read in operands(op) if read.depends]
-            entered |= {id(view.tensor) for read in reads for view in _views_back(read)}
+            entered |= {view.tensor for read in reads for view in _views_back(read)}
             if pending:  # there is another way to the logits
                 before |= _without_weights(trace, reads, n_logits)
         elif op.name not in SHAPE_ONLY:
@@ -236,16 +237,16 @@ def _sources(op: Op, n_logits: int, way: _WalkBack) -> list[Op]:
 
 def _without_weights(
     trace: Trace, reads: Sequence[TensorRead], n_logits: int
-) -> dict[int, TensorRead]:
-    """What tensors are made from, back to the layers with weights in front of them; by identity."""
-    found: dict[int, TensorRead] = {}
+) -> dict[TracedTensor, TensorRead]:
+    """What tensors are made from, back to the layers with weights in front of them."""
+    found: dict[TracedTensor, TensorRead] = {}
     pending = list(reads)
     while pending:
         read = pending.pop()
         op = read.producer
-        if id(read.tensor) in found or op is None:
+        if read.tensor in found or op is None:
             continue
-        found[id(read.tensor)] = read
+        found[read.tensor] = read
         if not is_weight_layer(trace, op, n_logits):
             pending += [source for source in carriers(op) if source.depends]
     return found
@@ -272,7 +273,7 @@ def _without_classes(op: Op, n_logits: int) -> TensorRead | None:
 
 
 def _before_scores(
-    trace: Trace, layers: Sequence[Op], n_logits: int, embeddings: Collection[int]
+    trace: Trace, layers: Sequence[Op], n_logits: int, embeddings: Collection[TracedTensor]
 ) -> Iterator[Op]:
     """The layers, but for each that only works on scores: those that made the scores.
 
@@ -280,7 +281,7 @@ def _before_scores(
     """
     for op in layers:
         way = _walk(trace, entering(op), n_logits, _SOFTMAX)
-        scored = way.layers and id(entering(op).tensor) not in embeddings
+        scored = way.layers and entering(op).tensor not in embeddings
         if scored and _works_on_scores(op, way, n_logits):
             yield from _before_scores(trace, way.layers, n_logits, embeddings)
         else:

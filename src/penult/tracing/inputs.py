@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -50,6 +51,15 @@ class CallInputs:
     def copy(self) -> CallInputs:
         """A copy that a model may overwrite."""
         return self.with_tensors([value.clone() for value in self.tensors().values()])
+
+    def outline(self) -> CallInputs:
+        """The same shapes and types without numbers, on the meta device."""
+        return self.with_tensors([value.to("meta") for value in self.tensors().values()])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(value.numel() * value.element_size() for value in self.tensors().values())
 
     @property
     def batch(self) -> int | None:
@@ -112,10 +122,10 @@ def _noise(value: Tensor, random: torch.Generator, gain: float, mask: Tensor | N
     rows = (max(data.shape[0], 1) if data.ndim else 1,) + (1,) * max(data.ndim - 1, 0)
     gains = gain * (0.5 + torch.rand(rows, generator=random))
     shift = spread * torch.randn(rows, generator=random) * gain
-    noise = mean + shift + spread * gains * torch.randn(data.shape or (1,), generator=random)
-    noise = noise.reshape(data.shape)
+    noise = torch.randn(data.shape or (1,), generator=random)
+    noise = noise.mul_(spread * gains).add_(mean + shift).reshape(data.shape)
     if gain == 1.0 and finite.numel() > 1 and finite.max() > finite.min():
-        noise = noise.clamp(finite.min(), finite.max())
+        noise.clamp_(finite.min(), finite.max())
     if mask is not None and mask.shape == value.shape:
         noise = torch.where(mask.cpu() == 0, data, noise)
     return noise.to(value.dtype).to(value.device)
@@ -193,41 +203,47 @@ _LARGE = 2**23  # numbers in a batch that is not small
 
 
 def held_out(
-    inputs: CallInputs, batches: bool, other: CallInputs | None
-) -> Iterator[list[Variant]]:
+    inputs: CallInputs, batches: bool, other: CallInputs | None, most: int
+) -> Iterator[Iterator[Variant]]:
     """Batch sizes and lengths that nothing was fitted to: for each check, what to try in order.
 
     batches: whether the model takes odd batches. other: an input of another length that it takes,
-    if it takes any.
+    if it takes any. most: the largest batch.
     """
-    most = max((value.numel() for value in inputs.tensors().values()), default=0)
-    most //= max(inputs.batch or 1, 1)
+    numbers = max((value.numel() for value in inputs.tensors().values()), default=0)
+    numbers //= max(inputs.batch or 1, 1)
     sizes = [
         size
         for size in (_ODD if batches else _EVEN)
-        if size * most <= _LARGE and size != inputs.batch
+        if size * numbers <= _LARGE and size != inputs.batch
     ]
-    for number, size in enumerate([*sizes, 2, 4][:4]):
-        variants = [*_held_out(inputs, size, other, number)]
-        if not batches and other is not None:  # most likely it takes single items alone
-            single = [*_held_out(inputs, 1, other, number)]
-            variants = [*variants[-1:], *single[:-1]]
-        yield variants
+    sizes = [size for size in (*sizes, 2, 4) if size <= most]
+    for number, size in enumerate((sizes if len(sizes) > 1 else sizes * 2)[:4]):
+        batch = _drawn_batch(inputs, size, number)
+        if batch is None:
+            yield iter(())
+            continue
+        own = Variant(batch, f"batch {size}")
+        single = None if batches or other is None else _drawn_batch(inputs, 1, number)
+        if single is None or other is None:
+            yield chain(_at_lengths(batch, other, number), [own])
+        else:  # most likely it takes single items alone
+            yield chain([own], _at_lengths(single, other, number))
 
 
-def _held_out(
-    inputs: CallInputs, size: int, other: CallInputs | None, number: int
-) -> Iterator[Variant]:
-    """A batch of so many at further lengths, then at the inputs' own."""
+def _drawn_batch(inputs: CallInputs, size: int, number: int) -> CallInputs | None:
+    """A batch of so many, of other values for each number."""
     batch = other_batch(inputs, size)
-    if batch is None:
-        return
-    if any(value.is_floating_point() for value in inputs.tensors().values()):
-        batch = other_values(batch, seed=10 + number)
-    if other is not None:
-        for variant in _further_lengths(batch, other, number):
-            yield Variant(variant, f"batch {size} and a further length")
-    yield Variant(batch, f"batch {size}")
+    if batch is None or not any(v.is_floating_point() for v in inputs.tensors().values()):
+        return batch
+    return other_values(batch, seed=10 + number)
+
+
+def _at_lengths(batch: CallInputs, other: CallInputs | None, number: int) -> Iterator[Variant]:
+    """A batch at further lengths."""
+    note = f"batch {batch.batch} and a further length"
+    found = () if other is None else _further_lengths(batch, other, number)
+    return (Variant(variant, note) for variant in found)
 
 
 def _further_lengths(inputs: CallInputs, other: CallInputs, number: int) -> Iterator[CallInputs]:
@@ -303,19 +319,28 @@ def _resized(inputs: CallInputs, rank: int, rows: int, columns: int) -> CallInpu
     return inputs.with_tensors(changed)
 
 
-def kinds_of_others(inputs: CallInputs) -> Iterator[list[Variant]]:
-    """Another batch size, then another length: for each, what to try in order."""
-    three, one = other_batch(inputs, 3), other_batch(inputs, 1)
-    batches = []
-    if three is not None:
-        if any(value.is_floating_point() for value in inputs.tensors().values()):
-            three = other_values(three, seed=3)
-        masked = other_mask(three)
-        if masked is not None:
-            batches.append(Variant(masked, "batch 3 and another mask"))
-        batches.append(Variant(three, "batch 3"))
-    yield batches
-    lengths = [Variant(v, "batch 1 and another length") for v in other_lengths(one)] if one else []
+def kinds_of_others(inputs: CallInputs, most: int) -> Iterator[Iterator[Variant]]:
+    """Another batch size, then another length: for each, what to try in order. most: the largest
+    batch."""
+    yield _other_batches(inputs, min(3, most))
+    yield _other_lengths(inputs)
+
+
+def _other_batches(inputs: CallInputs, size: int) -> Iterator[Variant]:
+    batch = other_batch(inputs, size)
+    if batch is None:
+        return
+    if any(value.is_floating_point() for value in inputs.tensors().values()):
+        batch = other_values(batch, seed=3)
+    masked = other_mask(batch)
+    if masked is not None:
+        yield Variant(masked, f"batch {size} and another mask")
+    yield Variant(batch, f"batch {size}")
+
+
+def _other_lengths(inputs: CallInputs) -> Iterator[Variant]:
+    one = other_batch(inputs, 1)
     if one is not None:
-        lengths.append(Variant(one, "batch 1"))
-    yield lengths
+        for variant in other_lengths(one):
+            yield Variant(variant, "batch 1 and another length")
+        yield Variant(one, "batch 1")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from penult.errors import REFUSALS
 from penult.tracing.forward import relative
 from penult.tracing.head import floats_of
-from penult.tracing.trace import SHAPE_ONLY, Trace, record
+from penult.tracing.trace import SHAPE_ONLY, TensorRead, Trace, record
 
 _BOUND = 1e-6  # relative, of what a module returns for one input
 _DEPTH = 4  # containers inside of containers
@@ -99,7 +99,8 @@ def _pass(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor
     """(what it returns, copies of the tensors on the way there that the pass did not make)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        trace = record(module, kwargs={name: value.clone() for name, value in tensors.items()})
+        copies = {name: value.clone() for name, value in tensors.items()}
+        trace = record(module, kwargs=copies, keep=lambda _, read: _is_state(read))
     return [one.clone() for one in floats_of(trace.output)], dict(_read(trace))
 
 
@@ -111,12 +112,17 @@ def _read(trace: Trace) -> Iterator[tuple[tuple[int, str, int], Tensor]]:
         ):
             continue
         for number, read in enumerate(op.reads):
-            found = read.tensor
-            made = read.producer is not None or read.depends
-            weight = found.requires_grad or found.numel() > _LARGE
-            plain = found.layout == torch.strided and not found.is_quantized
-            if plain and not made and not weight:
-                yield (op.index, op.name, number), trace.value(found, op.index).clone()
+            if _is_state(read):
+                yield (op.index, op.name, number), trace.values.of(read)
+
+
+def _is_state(read: TensorRead) -> bool:
+    """Whether it may be state: what the pass did not make, and no weight."""
+    found = read.tensor.itself
+    if found is None or read.producer is not None or read.depends:
+        return False
+    weight = found.requires_grad or found.numel() > _LARGE
+    return not weight and found.layout == torch.strided and not found.is_quantized
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

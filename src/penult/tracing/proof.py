@@ -5,13 +5,16 @@ thirteen forward passes: a plain and a recorded one over the example, one for ea
 with the prelogits exchanged, two over batches and lengths that nothing was fitted to, one or two
 with branches on tensor values inverted if it takes any, and a plain one at the end. Those over
 other inputs are recorded too, unless what follows the head is a linear layer: its operations are
-the same for every input, and the law shows it.
+the same for every input, and the law shows it. One more, recorded, where what the cut needs is
+larger than a trace keeps.
+
+A pass takes the memory of a plain one; a batch of another size is as large as memory allows.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,13 +25,13 @@ from penult.errors import HeadNotFound, cause
 from penult.tracing.anatomy import Anatomy, anatomy_of
 from penult.tracing.boundary import Boundary, find_boundary
 from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
-from penult.tracing.cut import Fitting, PassCut, cut, cut_by_hooks, law_error
+from penult.tracing.cut import Fitting, PassCut, cut, cut_by_hooks, law_error, recorded
 from penult.tracing.forward import SplitTarget, State, moving_size, relative
 from penult.tracing.head import logits_of
 from penult.tracing.inputs import CallInputs, Variant, held_out, kinds_of_others
 from penult.tracing.randomness import Randomness, listed, states_of
 from penult.tracing.replay import Program
-from penult.tracing.trace import Inversion, Trace, address_of, run_swapped
+from penult.tracing.trace import Inversion, Trace, ValuesNotKept, run_swapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +65,20 @@ def prove(
     plain = target.first(example)
     proof = Proof(None, Certificate.refused(""))
     checks: list[Check] = []
-    try:
-        trace, inputs = target.record(example)
-        proof = replace(proof, calls=Counter(call.module for call in trace.calls))
-        anatomy = anatomy_of(target.model, trace, target.base, target.output, target.named)
-        proof = replace(proof, anatomy=anatomy)
+
+    def begun(trace: Trace, inputs: CallInputs) -> _Prover:
+        nonlocal proof
+        if proof.anatomy is None:
+            anatomy = anatomy_of(target.model, trace, target.base, target.output, target.named)
+            calls = Counter(call.module for call in trace.calls)
+            proof = replace(proof, calls=calls, anatomy=anatomy)
         first = cut(target, trace, inputs)
         proof = replace(proof, names=first.names)
-        prover = _Prover(target, (example, other), trace, first)
+        return _Prover(target, (example, other), trace, first)
+
+    try:
+        prover = target.from_trace(example, begun)
         checks = prover.checks
-        del trace, inputs  # every activation of a pass: one such at a time is enough
         prover.weights_loaded(missing)
         prover.no_draws()
         prover.same_twice(plain)
@@ -116,6 +123,22 @@ class _InputRefused(Exception):
     """The model does not take an input that was made for the proof."""
 
 
+# A pass over a batch of another size takes at most this many times the memory of the plain one over
+# the example, so that with what the proof itself holds it is less than three times; and any pass
+# may take _SMALL bytes.
+_SHARE = 2
+_SMALL = 2**25
+
+
+def _largest_batch(target: SplitTarget, example: CallInputs, trace: Trace) -> int:
+    """The largest batch that the proof runs. trace: of the example."""
+    weights = sum(value.numel() * value.element_size() for value in target.weights().values())
+    allowed = _SHARE * (weights + trace.peak + example.nbytes) - weights
+    # The batch is there as it was drawn, at another length, and as a copy for the pass.
+    item = max((trace.peak + 3 * example.nbytes) // max(example.batch or 1, 1), 1)
+    return max(max(allowed, _SMALL) // item, (example.batch or 1) + 1)
+
+
 class _Prover:
     """The checks, one after the other; each raises HeadNotFound if the proof ends with it."""
 
@@ -137,7 +160,8 @@ class _Prover:
         self._used = trace.weights_used([boundary.logits])
         self._deciding = list(dict.fromkeys(name or "the model" for name in trace.decisions))
         self._cuts: list[tuple[str, PassCut]] = []  # that the program is fitted to
-        self._taken: list[Variant] = []  # of other shapes
+        self._taken: list[Variant] = []  # of other shapes, without their numbers
+        self._most = _largest_batch(target, self.example, trace)
         self._largest = float("inf")  # scores beyond this are fillers
         self._linear = first.program() if first.listing.is_linear else None
 
@@ -235,7 +259,7 @@ class _Prover:
         for forced in (1e30, -1e30) if self._deciding else ():
             inversion = Inversion(forced)
             try:
-                other = cut(self.target, *self.target.record(self.example, inversion))
+                other = recorded(self.target, self.example, self.first.needed, inversion)
             except Exception:  # noqa: S110  most often a check that raises
                 pass
             else:
@@ -254,7 +278,7 @@ class _Prover:
 
     def powered(self) -> None:
         """A second input whose logits are clearly different."""
-        failed: Exception | None = None
+        failed = ""
         between = "two inputs"
         for inputs, note in self.target.others(self.example, self.given):
             try:
@@ -262,7 +286,7 @@ class _Prover:
             except HeadNotFound as error:
                 raise HeadNotFound(f"for another input, {error}") from error
             except Exception as error:  # the model has its own idea of what an input is
-                failed = error
+                failed = cause(error)  # the error itself would keep the pass's tensors
                 continue
             size = moving_size(second.logits, self.first.logits)
             power = relative(second.logits, self.first.logits, size) / TOLERANCE
@@ -271,8 +295,8 @@ class _Prover:
                 self._largest = 10 * size
             if self.power >= POWER:
                 break
-        if failed is not None and self._second is None:
-            raise HeadNotFound(f"no other input could be made: {cause(failed)}")
+        if failed and self._second is None:
+            raise HeadNotFound(f"no other input could be made: {failed}")
         note = f"tolerances between the logits of {between}"
         self._check(
             "power",
@@ -287,7 +311,7 @@ class _Prover:
     def interchanged(self) -> None:
         """The second input with the head's input taken from the first gives the first's logits."""
         assert self._second is not None
-        copy = self._second[0].copy()
+        copy = self.target.copy(self._second[0])
         try:
             output = run_swapped(self.target.model, copy.args, copy.kwargs, self._swaps)
             error = float("inf")
@@ -296,6 +320,7 @@ class _Prover:
                 error = relative(logits, self.first.logits, self._largest)
         except RuntimeError:  # what enters the head has another shape for the other input
             error = float("inf")
+        self._swaps.clear()
         self._check(
             "interchange",
             error <= TOLERANCE,
@@ -310,12 +335,12 @@ class _Prover:
         """Closed form on the example, then the law for every other input."""
         assert self._second is not None
         self._cuts = [("other values", self._second[1])]
-        for variants in kinds_of_others(self._second[0]):
+        for variants in kinds_of_others(self._second[0], self._most):
             found = self._first_taken("round trip", variants)
             if found is not None:
                 variant, one = found
                 self._cuts.append((variant.note, one))
-                self._taken.append(variant)
+                self._taken.append(replace(variant, inputs=variant.inputs.outline()))
         self._fit()
         self._law("closed form", "replay on the captured tensor", self.first)
         for note, other in self._cuts:
@@ -323,23 +348,24 @@ class _Prover:
 
     def _fit(self) -> None:
         assert self._second is not None
-        fitting = Fitting(self.target, self.first, self._largest)
+        fitting = Fitting(self.target, self.first, self._largest, self._most)
         self.program, more = fitting.program(self._cuts, self._second[0])
         self._cuts += more
 
     def _first_taken(
-        self, name: str, variants: Sequence[Variant]
+        self, name: str, variants: Iterable[Variant]
     ) -> tuple[Variant, PassCut] | None:
         """The first of several inputs that the model takes, cut; None, and a check that says so,
         where it refuses all of them."""
+        note = "other shape"
         for variant in variants:
+            note = variant.note
             try:
                 return variant, self._cut(variant.inputs)
             except _InputRefused:
                 continue
             except HeadNotFound as error:
                 raise HeadNotFound(f"with {variant.note}, {error}") from error
-        note = variants[-1].note if variants else "other shape"
         refused = f"{note}: not applicable, the model refuses it"
         self.checks.append(Check(name, True, None, refused))
         return None
@@ -352,14 +378,14 @@ class _Prover:
         other = next((v.inputs for v in self._taken if "another length" in v.note), None)
         passed: list[tuple[str, PassCut]] = []
         refits = 0
-        for variants in held_out(self._second[0], batches, other):
+        for variants in held_out(self._second[0], batches, other, self._most):
             found = self._first_taken("held out", variants)
             if found is None:
                 break
             note, one = found[0].note, found[1]
             if refits < _REFITS and self._law_error(self.program, one) > TOLERANCE:
                 refits += 1
-                self._cuts.append((note, self._recorded(found[0])))
+                self._cuts.append((note, recorded(self.target, found[0].inputs, one.needed)))
                 try:
                     self._fit()
                 except HeadNotFound as error:
@@ -385,15 +411,17 @@ class _Prover:
                 one = cut_by_hooks(self.target, inputs, self.first)
                 if one is not None and self._law_error(known, one) <= TOLERANCE:
                     return one
-            trace, inputs = self.target.record(inputs)
+            trace, copy = self.target.record(inputs, keep=self.first.needed)
         except HeadNotFound:
             raise
         except Exception as error:
             raise _InputRefused(cause(error)) from error
-        return cut(self.target, trace, inputs)
-
-    def _recorded(self, variant: Variant) -> PassCut:
-        return cut(self.target, *self.target.record(variant.inputs))
+        try:
+            return cut(self.target, trace, copy)
+        except ValuesNotKept as error:
+            needed = error.addresses
+        del trace, copy
+        return recorded(self.target, inputs, needed)
 
     def _law_error(self, program: Program, one: PassCut) -> float:
         return law_error(self.target, program, one, self._largest)
@@ -421,10 +449,10 @@ def _swaps(trace: Trace, boundary: Boundary) -> dict[Any, list[tuple[int, Tensor
     """For each tensor at the boundary: the first operation behind that reads it, and its value."""
     swaps: dict[Any, list[tuple[int, Tensor]]] = {}
     for place in boundary.places:
-        value = trace.value(place.tensor, place.at).clone()
+        value = trace.values.of(place.read).clone()
         for op in boundary.tail.ops:
             number = next((n for n, r in enumerate(op.reads) if r.tensor is place.tensor), None)
             if number is not None and op.index >= place.at:
-                swaps.setdefault(address_of(trace, op), []).append((number, value))
+                swaps.setdefault(op.address, []).append((number, value))
                 break
     return swaps

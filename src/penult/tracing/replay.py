@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from penult.errors import HeadNotFound, UsageError
 from penult.tracing.boundary import CutPoint, subgraph
+from penult.tracing.living import TracedTensor
 from penult.tracing.steps import LayerSteps, ReplayStep, Shape, Slot, Weight, renumbered
 from penult.tracing.trace import SHAPE_ONLY, Op, TensorRead, Trace
 
@@ -121,35 +122,36 @@ def _filled_in(
     return leaf.at(sizes) if isinstance(leaf, Size | Scalar) else leaf
 
 
+Value = Tensor | TracedTensor  # that the listing makes, or the trace had
+
+
 class Lister:
     """Writes down one trace's tail, step by step. weights: id of a tensor → its name."""
 
     def __init__(self, trace: Trace, weights: Mapping[int, str]) -> None:
         self._trace = trace
         self._weights = weights
-        self._slots: dict[int, int] = {}
-        self._turned: dict[int, Weight] = {}  # identity of a transposed weight
-        self._kept: list[Tensor] = []  # identities of freed tensors are reused
+        self._slots: dict[Value, int] = {}
+        self._turned: dict[Value, Weight] = {}  # a transposed weight
         self._count = 0
         self._steps: list[ReplayStep] = []
         self._done: set[int] = set()
         self._shapes: dict[int, Shape] = {}  # of what a slot holds
         self._entered = 0  # slots that are given
 
-    def enter(self, tensor: Tensor) -> int:
+    def enter(self, tensor: Value) -> int:
         """A new slot, which holds `tensor` from now on."""
-        self._slots[id(tensor)] = self._count
+        self._slots[tensor] = self._count
         self._shapes[self._count] = tuple(tensor.shape)
-        self._kept.append(tensor)
         self._entered += not self._steps
         self._count += 1
         return self._count - 1
 
-    def add(self, func: Callable[..., Any], name: str, args: Any, made: Sequence[Tensor]) -> None:
+    def add(self, func: Callable[..., Any], name: str, args: Any, made: Sequence[Value]) -> None:
         """One step. args: (args, kwargs) as they were, tensors included."""
         leaves, spec = tree_flatten(args)
         written = tuple(self._reference(leaf) for leaf in leaves)
-        makes = tuple(self._slots[id(t)] if id(t) in self._slots else self.enter(t) for t in made)
+        makes = tuple(self._slots[t] if t in self._slots else self.enter(t) for t in made)
         self._steps.append(ReplayStep(func, name, written, spec, makes))
 
     def add_up_to(self, root: TensorRead, places: Sequence[CutPoint]) -> None:
@@ -160,10 +162,9 @@ class Lister:
             if op.index in self._done:
                 continue
             self._done.add(op.index)
-            if op.name == "aten.clone" and not overwrites and id(op.reads[0].tensor) in self._slots:
+            if op.name == "aten.clone" and not overwrites and op.reads[0].tensor in self._slots:
                 # Whether torch copies before it folds depends on strides, not on values.
-                self._slots[id(op.writes[0])] = self._slots[id(op.reads[0].tensor)]
-                self._kept.append(op.writes[0])
+                self._slots[op.writes[0]] = self._slots[op.reads[0].tensor]
             else:
                 self._add_op(op)
 
@@ -173,25 +174,22 @@ class Lister:
             self.add(torch.reshape, "reshape", ((op.args[0], [*op.args[1]]), {}), made)
         elif op.name == "aten.t" and isinstance(self._reference(op.args[0]), Weight):
             weight = self._reference(op.args[0])
-            self._turned[id(made[0])] = replace(
+            self._turned[made[0]] = replace(
                 weight, shape=weight.shape[::-1], turned=not weight.turned
             )
-            self._kept += made
         elif op.name in SHAPE_ONLY:
-            value = self._trace.value(made[0], op.index + 1)  # it may be filled in afterwards
-            number = float(value.flatten()[0]) if value.numel() and "empty" not in op.name else 0.0
-            kwargs = {"dtype": value.dtype, "device": value.device}
-            self.add(torch.full, op.name, (([*value.shape], number), kwargs), made)
+            kwargs = {"dtype": made[0].dtype, "device": made[0].device}
+            self.add(torch.full, op.name, (([*made[0].shape], _filling(op)), kwargs), made)
         else:
             args: tuple[Any, ...] = op.args
             if op.name == "aten.index_put_":  # leading axes of one were stripped off, or not
                 args = (*args[:2], self._unstripped(op), *args[3:])
             self.add(op.func, op.name, (args, op.kwargs), made)
 
-    def _unstripped(self, op: Op) -> Tensor:
+    def _unstripped(self, op: Op) -> TracedTensor:
         """What an operation writes, before it was given fewer axes."""
-        value: Tensor = op.args[2]
-        maker = self._trace.makers.get(id(value))
+        value: TracedTensor = op.args[2]
+        maker = self._trace.makers.get(value)
         if maker is None or maker.name not in _RESHAPES:
             return value
         source = maker.reads[0].tensor
@@ -199,21 +197,33 @@ class Lister:
         return source if tuple(source.shape) == (*ones, *value.shape) else value
 
     def _reference(self, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor | TracedTensor):
             return leaf
-        if id(leaf) in self._slots:
-            return Slot(self._slots[id(leaf)])
-        if id(leaf) in self._turned:
-            return self._turned[id(leaf)]
-        name = self._weights.get(id(leaf))
-        return Weight(name, tuple(leaf.shape)) if name is not None else leaf
+        if leaf in self._slots:
+            return Slot(self._slots[leaf])
+        if leaf in self._turned:
+            return self._turned[leaf]
+        tensor = leaf.itself if isinstance(leaf, TracedTensor) else leaf
+        if tensor is None:
+            raise HeadNotFound("what follows the head reads a tensor that is made around it")
+        name = self._weights.get(id(tensor))
+        return Weight(name, tuple(tensor.shape)) if name is not None else tensor
 
-    def finish(self, sizes: Sequence[int], result: Tensor) -> Listing:
+    def finish(self, sizes: Sequence[int], result: Value) -> Listing:
         """The listing whose result is the tensor `result`."""
-        last = self._slots[id(result)]
+        last = self._slots[result]
         steps = LayerSteps(self._steps, self._shapes, last).joined()
         steps, last = renumbered(steps, self._entered, last)
         return Listing(tuple(steps), tuple(sizes), last)
+
+
+def _filling(op: Op) -> float:
+    """The number that an operation fills a tensor with; 0 where it fills it with none."""
+    name = op.name.removeprefix("aten.")
+    if "full" not in name:
+        return float("ones" in name)
+    given = op.args[2:] if name == "new_full" else op.args[1:]
+    return float(given[0] if given else op.kwargs["fill_value"])
 
 
 def generalise(listings: Sequence[Listing], ranks: Sequence[int]) -> Program:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
-import torch
 from torch import nn
 
 from penult.tracing.head import logits_of
+from penult.tracing.living import TracedTensor
 from penult.tracing.trace import Op, TensorRead, Trace
 
 
@@ -108,11 +108,11 @@ def channel_axis(trace: Trace, read: TensorRead) -> int:
 def _evidence(trace: Trace, read: TensorRead) -> Iterator[int]:
     """Axes that operations point to: users first, in order, then the makers, latest first."""
     # Axes of a tensor, in terms of the tap's; -1 for one that the tap does not have.
-    order = {id(read.tensor): tuple(range(read.tensor.ndim))}
+    order = {read.tensor: tuple(range(read.tensor.ndim))}
     start = 0 if read.producer is None else read.producer.index + 1
     for op in trace.ops[start:]:
         for number, user in enumerate(op.reads):
-            axes = order.get(id(user.tensor))
+            axes = order.get(user.tensor)
             if axes is None:
                 continue
             axis = _channel_of(op, user.tensor, number)
@@ -121,7 +121,7 @@ def _evidence(trace: Trace, read: TensorRead) -> Iterator[int]:
             for made in op.writes:
                 moved = _moved(op, axes, user.tensor, made)
                 if moved is not None:
-                    order[id(made)] = moved
+                    order[made] = moved
     maker = read.producer
     while maker is not None and maker.writes and maker.writes[0].shape == read.tensor.shape:
         axis = _channel_of(maker, maker.writes[0])
@@ -146,7 +146,7 @@ _SQUEEZES = {"aten.squeeze", "aten.unsqueeze"}
 
 
 def _moved(
-    op: Op, axes: tuple[int, ...], source: torch.Tensor, made: torch.Tensor
+    op: Op, axes: tuple[int, ...], source: TracedTensor, made: TracedTensor
 ) -> tuple[int, ...] | None:
     """The axes of what an operation made of a tensor; None where they are others."""
     if op.name in {"aten.permute", "aten.transpose", "aten.t"}:
@@ -168,7 +168,7 @@ def _moved(
     return (axes[0], *rest)
 
 
-def _channel_of(op: Op, tensor: torch.Tensor, number: int = 0) -> int | None:
+def _channel_of(op: Op, tensor: TracedTensor, number: int = 0) -> int | None:
     """The channel axis of what an operation reads or makes, if the operation shows it. number: of
     the operand."""
     name, rank = op.name.removeprefix("aten."), tensor.ndim

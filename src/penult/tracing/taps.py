@@ -15,7 +15,7 @@ from penult.errors import HeadNotFound, TapError
 from penult.tracing.boundary import find_boundary
 from penult.tracing.head import VIEWS, Head, logits_of
 from penult.tracing.structure import channel_axis, find_blocks, first_float
-from penult.tracing.trace import Call, Op, TensorRead, Trace
+from penult.tracing.trace import Call, Op, Trace
 
 INPUT, OUTPUT = "input", "output"
 
@@ -212,7 +212,7 @@ def _prelogits(trace: Trace, head: Head) -> Tap | None:
 def _inside(trace: Trace, name: str, op: Op, side: str, index: int) -> Tap:
     """A tensor of an operation as a tap. Counted from the end, where the head is: recurrent
     layers run more often for longer inputs."""
-    read = op.reads[index] if side == INPUT else TensorRead(op.writes[index], op, op.depends)
+    read = op.reads[index] if side == INPUT else op.result(index)
     same = (o for o in trace.ops[op.index + 1 :] if (o.name, o.module) == (op.name, op.module))
     return Tap(
         name=name,

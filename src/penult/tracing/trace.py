@@ -4,20 +4,22 @@ wrote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from penult.locking import lock_of
+from penult.tracing.living import LivingTensors, TracedTensor, YoungestValues
 
 # Operations whose whole number is a choice among positions, and no length.
 _CHOICES = {f"aten.{name}" for name in ("argmax", "argmin", "max", "min", "topk", "sort")}
@@ -37,12 +39,13 @@ _LEAVING = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
 
 @dataclass(slots=True)
 class TensorRead:
-    """A tensor as an operation or a module saw it, and the operation that had made it by then.
+    """A tensor as an operation or a module saw it, and the operation that had made it by then: both
+    together are a value.
 
     producer is None for what the trace did not see being made: inputs, weights, constants.
     """
 
-    tensor: torch.Tensor
+    tensor: TracedTensor
     producer: Op | None
     depends: bool  # on the model's input
 
@@ -52,21 +55,56 @@ class TensorRead:
         return self.producer is not None and self.producer.random
 
 
+# An operation of a forward pass: its name, its module, and how many such ran before it. So it is
+# found again in a pass over another input.
+Address = tuple[str, str, int]
+
+
+class ValueAddress(NamedTuple):
+    """A value of a pass: which operand of an operation before it runs, or which result of it."""
+
+    operation: Address
+    is_result: bool
+    number: int
+
+
+# Whether a value that a pass comes by is kept.
+Keep = Callable[[ValueAddress, "TensorRead"], bool]
+
+
+class ValuesNotKept(Exception):
+    """A trace lacks values, which another pass can keep. addresses: of all that are needed."""
+
+    def __init__(self, addresses: frozenset[ValueAddress]) -> None:
+        super().__init__(addresses)
+        self.addresses = addresses
+
+
 @dataclass(slots=True, eq=False)
 class Op:
-    """One recorded operation."""
+    """One recorded operation. args and kwargs have traced tensors in them."""
 
     index: int
     name: str  # "aten.addmm"
     module: str  # qualified name of the innermost module that was running, "" for the root
     reads: list[TensorRead]
-    writes: list[torch.Tensor]
+    writes: list[TracedTensor]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     depends: bool
     func: Any = None  # what to call to run it again
+    before: int = 0  # how many operations of its name ran in its module before it
     drawn: int | None = None  # hash of the generator's state, where random numbers are drawn
     random: bool = False  # whether numbers that were drawn reach the result
+
+    @property
+    def address(self) -> Address:
+        """Where to find it in a pass over another input."""
+        return self.name, self.module, self.before
+
+    def result(self, number: int = 0) -> TensorRead:
+        """One of the tensors that it gave, as it left it."""
+        return TensorRead(self.writes[number], self, self.depends)
 
 
 @dataclass(slots=True, eq=False)
@@ -80,26 +118,96 @@ class Call:
     last: int = 0  # one past the last operation inside
 
 
+Value = tuple[TracedTensor, "Op | None"]  # a tensor, and the operation that had made it by then
+
+
+class TraceValues:
+    """The few values that a trace has. overwrites: by storage, the operations that wrote to it in
+    place. kept: what was to be kept, and the youngest."""
+
+    def __init__(
+        self,
+        ops: Sequence[Op],
+        overwrites: Mapping[int, Sequence[int]],
+        kept: Mapping[Value, torch.Tensor],
+    ) -> None:
+        self._ops, self._overwrites, self._kept = ops, overwrites, kept
+
+    def of(self, read: TensorRead) -> torch.Tensor:
+        """What a tensor held when it was read so. It is not to be written to.
+
+        Raises:
+            ValuesNotKept: that was not kept.
+        """
+        self.require([read])
+        found = self._found(read)
+        assert found is not None
+        return found
+
+    def require(self, reads: Iterable[TensorRead]) -> None:
+        """Look whether all these values were kept.
+
+        Raises:
+            ValuesNotKept: those that were not.
+        """
+        reads = list(reads)
+        if any(self._found(read) is None for read in reads):
+            raise ValuesNotKept(self.addresses(reads))
+
+    def _found(self, read: TensorRead) -> torch.Tensor | None:
+        tensor = self._kept.get((read.tensor, read.producer))
+        if tensor is None and self.unchanged(read.tensor, _next(read.producer), len(self._ops)):
+            tensor = read.tensor.itself
+        return tensor
+
+    def addresses(self, reads: Iterable[TensorRead]) -> frozenset[ValueAddress]:
+        """Where a pass over any input comes by these values."""
+        return frozenset(filter(None, map(self._address, reads)))
+
+    def _address(self, read: TensorRead) -> ValueAddress | None:
+        """Where a value is made, else where it is read; None of a value that no operation meets."""
+        op = read.producer
+        if op is not None and read.tensor in op.writes:
+            return ValueAddress(op.address, True, op.writes.index(read.tensor))
+        for reader in self._ops[_next(op) :]:
+            for number, other in enumerate(reader.reads):
+                if other.tensor is read.tensor and other.producer is op:
+                    return ValueAddress(reader.address, False, number)
+        return None
+
+    def unchanged(self, tensor: TracedTensor, since: int, until: int) -> bool:
+        """Whether a tensor held the same numbers when these two operations were about to run."""
+        writes = self._overwrites.get(tensor.storage, ())
+        return not any(since <= index < until for index in writes)
+
+
 @dataclass(slots=True)
 class Trace:
-    """A recorded forward pass. output: whatever the module returned; reads: its tensors."""
+    """A recorded forward pass: what ran, and few of its numbers.
+
+    output: whatever the module returned; reads: its tensors, as they were returned.
+    peak: the largest number of bytes that the pass's own tensors took at once.
+    """
 
     ops: list[Op]
     calls: list[Call]
     output: Any
-    reads: list[TensorRead]
+    _returned: list[tuple[torch.Tensor, TensorRead]]
     leaves: dict[int, str]  # storage → name of the parameter or buffer that lives there
     decisions: list[str]  # modules in which Python read values that depend on the input
     chances: list[str]  # modules in which Python read values that are random
-    makers: dict[int, Op] = field(default_factory=dict)  # id of a tensor → what first returned it
-    past: dict[int, list[tuple[int, torch.Tensor]]] = field(default_factory=dict)
+    makers: dict[TracedTensor, Op]  # what first returned a tensor
+    values: TraceValues
+    peak: int
 
-    def value(self, tensor: torch.Tensor, at: int) -> torch.Tensor:
-        """What a tensor held when operation number `at` was about to run."""
-        for overwritten, before in self.past.get(id(tensor), ()):
-            if overwritten >= at:
-                return before
-        return tensor
+    @property
+    def reads(self) -> list[TensorRead]:
+        """The tensors that the module returned."""
+        return [read for _, read in self._returned]
+
+    def read_of(self, output: torch.Tensor) -> TensorRead | None:
+        """A tensor that the module returned; None if it is none of these."""
+        return next((read for tensor, read in self._returned if tensor is output), None)
 
     def calls_of(self, module: str) -> list[Call]:
         """Every call of a module, in the order in which they ended."""
@@ -118,7 +226,7 @@ class Trace:
     def weights_used(self, roots: Sequence[TensorRead]) -> set[str]:
         """Names of the parameters and buffers that the given tensors depend on."""
         reads = [*roots, *(read for op in self.upstream(roots) for read in op.reads)]
-        storages = {_storage(read.tensor) for read in reads if read.producer is None}
+        storages = {read.tensor.storage for read in reads if read.producer is None}
         return {self.leaves[storage] for storage in storages if storage in self.leaves}
 
 
@@ -134,12 +242,9 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
     return found
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    # A tensor of no elements has no address of its own.
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse and opaque (mkldnn) tensors have none
-        return id(tensor)
+def _next(op: Op | None) -> int:
+    """The index of the operation behind this one; of the first, behind none."""
+    return 0 if op is None else op.index + 1
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -148,33 +253,37 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs: Sequence[torch.Tensor],
         decide: Callable[[Any], Any] | None = None,
         chance: Callable[[Any], Any] | None = None,
+        keep: Keep | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._decide = decide
         self._chance = chance
+        self._keep = keep
         self.decisions: list[str] = []
         self.chances: list[str] = []
         self.ops: list[Op] = []
         self.calls: list[Call] = []
         self.stack: list[Call] = []
-        self._made: dict[int, tuple[torch.Tensor, Op]] = {}  # id → (kept alive, its operation)
-        self._written: dict[int, Op] = {}  # storage → the last operation that wrote to it
-        self._inputs = {_storage(tensor) for tensor in inputs}
-        self._living: dict[int, dict[int, torch.Tensor]] = {}  # storage → what was seen on it
-        self.makers: dict[int, Op] = {}
-        self.past: dict[int, list[tuple[int, torch.Tensor]]] = {}
+        self.living = LivingTensors()
+        self.youngest = YoungestValues()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._made: dict[TracedTensor, Op] = {}  # what last returned a tensor
+        self._inputs = {self.living.of(tensor).storage for tensor in inputs}
+        self.makers: dict[TracedTensor, Op] = {}
+        self.overwrites: dict[int, list[int]] = {}
+        self.kept: dict[Value, torch.Tensor] = {}
 
     def read(self, tensor: torch.Tensor) -> TensorRead:
-        made = self._made.get(id(tensor))
-        written = self._written.get(_storage(tensor))
-        producer = made[1] if made is not None else None
-        if written is not None and (producer is None or written.index > producer.index):
-            producer = written
-        depends = producer.depends if producer else _storage(tensor) in self._inputs
-        return TensorRead(tensor, producer, depends)
+        traced = self.living.of(tensor)
+        producer = self._made.get(traced)
+        written = self.overwrites.get(traced.storage)
+        if written and (producer is None or written[-1] > producer.index):
+            producer = self.ops[written[-1]]
+        depends = producer.depends if producer else traced.storage in self._inputs
+        return TensorRead(traced, producer, depends)
 
     def reads(self, values: Any) -> list[TensorRead]:
-        return [self.read(leaf) for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+        return [self.read(tensor) for tensor in _tensors(values)]
 
     def enter(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         """A module begins to run: a pre-hook."""
@@ -204,45 +313,71 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        reads = self.reads((args, kwargs))
-        mutated = list(_mutated(func, args, kwargs))
-        for read in reads:
-            self._living.setdefault(_storage(read.tensor), {})[id(read.tensor)] = read.tensor
-        for storage in {_storage(tensor) for tensor in mutated}:
-            for key, tensor in self._living.get(storage, {}).items():
-                self.past.setdefault(key, []).append((len(self.ops), tensor.clone()))
-        if str(func.overloadpacket) == "aten.nonzero" and any(read.depends for read in reads):
+        op = self._begun(func, args, kwargs)
+        self._keep_values(op, op.reads, (args, kwargs), is_result=False)
+        mutated = {self.living.of(tensor).storage for tensor in _mutated(func, args, kwargs)}
+        rewritten = [pair for storage in mutated for pair in self.youngest.overwritten(storage)]
+        if op.name == "aten.nonzero" and op.depends:
             args = (args[0] == 0,) if self.read_by_python(True) is False else args
-        drawn = _generator_state(args, kwargs) if draws(func, args, kwargs) else None
         result = func(*args, **kwargs)
-        writes = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        op = Op(
-            index=len(self.ops),
-            name=str(func.overloadpacket),
-            module=self.stack[-1].module if self.stack else "",
-            reads=reads,
-            writes=writes,
-            args=args,
-            kwargs=kwargs,
-            depends=any(read.depends for read in reads),
-            func=func,
-            drawn=drawn,
-        )
-        op.random = drawn is not None or (
-            op.name not in SHAPE_ONLY and any(read.random for read in reads)
-        )
         self.ops.append(op)
         decides = op.depends and _is_decision(op, result)
         chance = op.random and isinstance(result, bool | int | float)
         if decides or chance:
             return self.read_by_python(result, decides, chance)
-        for tensor in writes:
-            self._made[id(tensor)] = (tensor, op)
-            self.makers.setdefault(id(tensor), op)
-            self._living.setdefault(_storage(tensor), {})[id(tensor)] = tensor
-        for tensor in mutated:
-            self._written[_storage(tensor)] = op
+        made = [(self.living.made(tensor), tensor) for tensor in _tensors(result)]
+        for traced, _ in made:
+            op.writes.append(traced)
+            self._made[traced] = op
+            self.makers.setdefault(traced, op)
+        for traced, tensor in {**dict(rewritten), **dict(made)}.items():
+            self.youngest.add(traced, op, tensor, self.living.memory(traced))
+        for storage in mutated:
+            self.overwrites.setdefault(storage, []).append(op.index)
+        self._keep_values(op, map(op.result, range(len(op.writes))), result, is_result=True)
         return result
+
+    def _begun(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op:
+        """An operation that is about to run."""
+        name, module = str(func.overloadpacket), self.stack[-1].module if self.stack else ""
+        reads = self.reads((args, kwargs))
+        drawn = _generator_state(args, kwargs) if draws(func, args, kwargs) else None
+        reached = name not in SHAPE_ONLY and any(read.random for read in reads)
+        self._counts[name, module] += 1
+        return Op(
+            index=len(self.ops),
+            name=name,
+            module=module,
+            reads=reads,
+            writes=[],
+            args=tree_map(self._traced, args),
+            kwargs=tree_map(self._traced, kwargs),
+            depends=any(read.depends for read in reads),
+            func=func,
+            before=self._counts[name, module] - 1,
+            drawn=drawn,
+            random=drawn is not None or reached,
+        )
+
+    def _traced(self, leaf: Any) -> Any:
+        return self.living.of(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+    def _keep_values(
+        self, op: Op, reads: Iterable[TensorRead], values: Any, is_result: bool
+    ) -> None:
+        """Copy what is to be kept of an operation's operands, or of its results."""
+        if self._keep is None:
+            return
+        for number, (read, tensor) in enumerate(zip(reads, _tensors(values), strict=True)):
+            value = read.tensor, read.producer
+            if value not in self.kept and self._keep(
+                ValueAddress(op.address, is_result, number), read
+            ):
+                self.kept[value] = tensor.clone()
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 def draws(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -346,7 +481,7 @@ class _Swapper(_Recorder):  # type: ignore[no-untyped-call]
     def __init__(self, swaps: Mapping[Address, Sequence[tuple[int, torch.Tensor]]]) -> None:
         super().__init__([])
         self._swaps = swaps
-        self._ran: dict[tuple[str, str], int] = {}
+        self._ran: Counter[tuple[str, str]] = Counter()
         self.swapped = 0
 
     def reads(self, values: Any) -> list[TensorRead]:
@@ -356,7 +491,7 @@ class _Swapper(_Recorder):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         key = str(func.overloadpacket), self.stack[-1].module if self.stack else ""
-        self._ran[key] = self._ran.get(key, 0) + 1
+        self._ran[key] += 1
         leaves, spec = tree_flatten((args, kwargs or {}))
         places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         for number, value in self._swaps.get((*key, self._ran[key] - 1), ()):
@@ -388,16 +523,6 @@ def _watching(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
                 handle.remove()
 
 
-# An operation of a forward pass: its name, its module, and how many such ran before it.
-Address = tuple[str, str, int]
-
-
-def address_of(trace: Trace, op: Op) -> Address:
-    """Where to find an operation again in a pass over another input of the same shape."""
-    before = sum(o.name == op.name and o.module == op.module for o in trace.ops[: op.index])
-    return op.name, op.module, before
-
-
 def run_swapped(
     module: nn.Module,
     args: Sequence[Any],
@@ -418,34 +543,36 @@ def record(
     kwargs: Mapping[str, Any] | None = None,
     decide: Callable[[Any], Any] | None = None,
     chance: Callable[[Any], Any] | None = None,
+    keep: Keep | None = None,
 ) -> Trace:
     """Run `module(*args, **kwargs)` once, without gradients, and record it.
 
     decide: gives another value for each that Python reads and that depends on the input. chance:
-    the same for each that is random.
+    the same for each that is random. keep: which values are kept, beside the youngest.
 
-    The module's weights, buffers, hooks and mode are as before afterwards. The trace keeps every
-    intermediate tensor alive: use short inputs, and let go of it soon.
+    The module's weights, buffers, hooks and mode are as before afterwards. The pass takes the
+    memory of a plain one, and what is kept.
     """
     kwargs = dict(kwargs or {})
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    recorder = _Recorder(tensors, decide, chance)
-    python_reads = _PythonReads(recorder)
-    with torch.no_grad(), _watching(module, recorder), python_reads, recorder:
+    recorder = _Recorder(_tensors((args, kwargs)), decide, chance, keep)
+    living = recorder.living
+    with torch.no_grad(), _watching(module, recorder), _PythonReads(recorder), recorder:
         output = module(*args, **kwargs)
-    leaves = {
-        _storage(tensor): name
-        for source in (module.named_buffers, module.named_parameters)
-        for name, tensor in source(remove_duplicate=False)
-    }
-    return Trace(
+    named = (*module.named_buffers(remove_duplicate=False),
+             *module.named_parameters(remove_duplicate=False))  # fmt: skip
+    trace = Trace(
         recorder.ops,
         recorder.calls,
         output,
-        [recorder.read(tensor) for tensor in tensors_in(output)],
-        leaves,
+        [(tensor, recorder.read(tensor)) for tensor in tensors_in(output)],
+        living.storages(named),
         recorder.decisions,
         recorder.chances,
         recorder.makers,
-        recorder.past,
+        TraceValues(
+            recorder.ops, recorder.overwrites, recorder.youngest.by_maker() | recorder.kept
+        ),
+        living.peak,
     )
+    living.release()
+    return trace

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
+from penult.tracing.living import TracedTensor
 from penult.tracing.trace import Op, TensorRead, Trace
 
 # Operations that contract an operand with another. Which of the two is a weight is read off the
@@ -38,7 +37,7 @@ _SUMS = {
 }
 
 
-def carries(tensor: torch.Tensor) -> bool:
+def carries(tensor: TracedTensor) -> bool:
     """Whether a tensor can carry features: numbers that are no indices."""
     return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
 

@@ -1,0 +1,141 @@
+"""What a proof costs beside a plain pass: memory of the process, and forward passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sweep
+from odd_heads import CASES, waves
+from penult.tracing import living
+from penult.tracing.split import Split, split
+from test_splitting import ALL, Counting, built
+
+# A deep model whose activations take far more than its weights. Prints, in MB, by how much the
+# process grew at most in a plain pass, then in that and a proof.
+DEEP = """
+import json, resource, sys
+import torch
+from torch import nn
+from penult.tracing.split import split
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scales = nn.ParameterList(nn.Parameter(torch.rand(8, 1, 1) + 0.7) for _ in range(16))
+        self.first, self.fc = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+        for weight in (self.first.weight, self.fc.weight):
+            nn.init.normal_(weight)
+
+    def forward(self, x):
+        x = self.first(x)
+        for scale in self.scales:
+            x = nn.functional.relu(x * scale)
+        return self.fc(x.mean((2, 3)))
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+split(Deep().eval(), torch.randn(2, 3, 32, 32))  # what a first proof loads is no cost of it
+before = peak()
+model, x = Deep().eval(), torch.randn(2, 3, 640, 640)
+with torch.no_grad():
+    model(x)
+plain = peak()
+cut = split(model, x)
+print(json.dumps([plain - before, peak() - before, cut.certificate.ok]))
+"""
+
+
+def test_a_proof_takes_at_most_three_times_the_memory_of_a_plain_pass() -> None:
+    # Large tensors straight from the system: what is alive counts, not how the C library packs it.
+    own = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run(
+        [sys.executable, "-c", DEEP],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env=own,
+    )
+    plain, proof, proved = json.loads(done.stdout)
+    assert proved
+    assert plain > 16  # a pass that can be measured
+    assert proof <= 3 * plain
+
+
+def counted(model: nn.Module, inputs: Any, **how: Any) -> tuple[int, Split]:
+    """How many forward passes a proof takes, and what it gives."""
+    counting = Counting(model)
+    cut = split(counting, inputs, **how)
+    return counting.passes.count, cut
+
+
+# Passes of a proof: a plain and a recorded one over the example, another input, one interchanged,
+# another batch and another length, two held out, and the example once more; then what the model's
+# own kind adds.
+NINE = 9
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("linear", NINE),
+        ("conv, relu, pool", NINE),
+        ("einsum", NINE + 1),  # another length that it refuses
+        ("values looked at", NINE + 2),  # each branch inverted
+        ("one sample, squeezed", NINE + 4),  # batches of further sizes; shapes that it refuses
+    ],
+)
+def test_passes_of_a_proof(name: str, most: int) -> None:
+    passes, cut = counted(built(ALL[name]), ALL[name].inputs(), **ALL[name].how)
+    assert cut.certificate.ok, cut.certificate
+    assert passes <= most
+
+
+@pytest.mark.parametrize("kind", ["bert", "wav2vec2", "vit"])
+def test_passes_of_a_proof_of_a_transformer(kind: str) -> None:
+    """A mask; a variable length; one length alone, of which two others are refused."""
+    task = {"bert": sweep.TEXT, "wav2vec2": sweep.AUDIO, "vit": sweep.IMAGE}[kind]
+    passes, cut = counted(*sweep.build_transformers(task, kind))
+    assert cut.certificate.ok, cut.certificate
+    assert passes <= 13
+
+
+def test_a_state_adds_no_pass() -> None:
+    """`Counting` keeps a number in a buffer, which every pass changes."""
+    passes, cut = counted(built(CASES["linear"]), waves())
+    assert passes == NINE
+    assert "without what earlier calls left behind" in str(cut.certificate)
+
+
+@pytest.mark.parametrize("name", [*ALL][::12])
+def test_what_is_not_kept_is_read_in_one_more_pass(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large models: the recorded pass keeps no tensor that it made."""
+    case = ALL[name]
+    passes, cut = counted(built(case), case.inputs(), **case.how)
+    monkeypatch.setattr(living, "YOUNGEST", 0)
+    more, again = counted(built(case), case.inputs(), **case.how)
+    assert again.certificate.ok == cut.certificate.ok
+    assert again.head == cut.head and again.taps == cut.taps
+    assert more <= passes + (1 if cut.certificate.ok else 2)
+    if cut.certificate.ok:
+        assert again.certificate.to_dict() == cut.certificate.to_dict()
+        assert again.statements() == cut.statements()
+        x = case.inputs()
+        values = [
+            z if isinstance(z, tuple) else (z,) for z in (cut.prelogits(x), again.prelogits(x))
+        ]
+        assert all(map(torch.equal, *values))
