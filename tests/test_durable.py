@@ -92,6 +92,8 @@ def listed(path: Path) -> dict[str, bytes]:
 def test_a_torn_version_is_stepped_back_from_and_said(
     store: Path, how: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for copy in journal.copies(store, "items").values():
+        copy.unlink()  # as of a run that was cut
     before = listed(store)
     tear(newest(store), how)
     torn = listed(store)
@@ -593,3 +595,103 @@ def test_the_warning_is_said_once(store: Path, caplog: pytest.LogCaptureFixture)
         for _ in range(3):
             _ = Collection.open(store).count
     assert caplog.text.count("the last whole one") == 1
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_in_the_file_of_a_version_is_no_other_column(store: Path) -> None:
+    """LanceDB reads a name or a number of a column that changed as it stands."""
+    collection = Collection.open(store)
+    for place in range(3):
+        collection.label(names(place)[0], "whole", "cat", who="me", source="test")
+    with writing(store, MANIFEST) as writer:
+        writer.write(batch(names(4), seed=4))
+    before = listed(store)
+    for name in ("items", "labels"):
+        file = newest(store, name)
+        for place in range(7, file.stat().st_size - 20, file.stat().st_size // 2):
+            flip(file, place)
+            assert describe(collection.reader)["damage"], place
+            assert len(ids(store)) in (80, 100)
+            # The writer has a copy: nothing is lost, and no mark is made again.
+            with writing(store, MANIFEST):
+                pass
+            assert len(ids(store)) == 100 and len(collection.labels()) == 3
+            assert describe(collection.reader)["damage"] == []
+            shutil.rmtree(store)
+            for relative, content in before.items():
+                (store / relative).parent.mkdir(parents=True, exist_ok=True)
+                (store / relative).write_bytes(content)
+
+
+def test_damage_that_the_store_finds_is_said_in_words(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In words of its own it says "corrupt", which is neither the filter's fault nor a flaw."""
+
+    class Damaged:
+        schema = Collection.open(store).reader.schema
+
+        def search(self) -> Damaged:
+            raise RuntimeError("lance error: Encountered corrupt file mini-block: 101 < 144")
+
+    for where in (None, "id <> 'x'"):
+        with pytest.raises(StoreError, match="penult repair"):
+            list(lance.stream_rows(store, Damaged(), ["id"], where, 10))
+
+
+def test_marks_made_one_by_one_are_compacted(store: Path, tmp_path: Path) -> None:
+    """Else each takes longer than the one before. Nothing of them changes, in order or number."""
+    collection = Collection.open(store)
+    given = [f"class {number}" for number in range(lance.MANY + 3)]
+    for number, name in enumerate(given):
+        if number % 20 == 0:
+            collection = Collection.open(store)
+        collection.label(names(0)[0], "whole", name, who="me", source="test")
+    table = lance.open_table(store, "labels")
+    assert lance.fragments(table) < lance.MANY
+    assert collection.labels()["class"].to_pylist() == given
+    assert repair(store).is_whole
+    copy = Path(shutil.copytree(store, tmp_path / "copy.lance"))
+    assert Collection.open(copy).labels()["class"].to_pylist() == given
+
+
+def _mark(path: Path, who: str, times: int) -> None:
+    collection = Collection.open(path)
+    for number in range(times):
+        collection.label(names(0)[0], "whole", f"{who}{number}", who=who, source="test")
+
+
+@pytest.mark.slow
+def test_marks_of_two_processes_are_compacted_by_one(
+    store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    times = lance.MANY + 4
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_mark, args=(store, who, times)) for who in "ab"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    found = Collection.open(store).labels()["class"].to_pylist()
+    for who in "ab":
+        assert [one for one in found if one[0] == who] == [f"{who}{n}" for n in range(times)]
+    assert repair(store).is_whole
+    assert "conflict" not in capfd.readouterr().err
+
+
+def test_a_run_compacts_marks_that_were_made_before(store: Path) -> None:
+    former, lance.MANY = lance.MANY, 10_000
+    try:
+        _mark(store, "a", 40)
+    finally:
+        lance.MANY = former
+    with writing(store, MANIFEST):
+        pass
+    assert lance.fragments(lance.open_table(store, "labels")) < lance.MANY
+    assert len(Collection.open(store).labels()) == 40

@@ -77,6 +77,18 @@ def _version_of(name: str) -> int | None:
     return _LAST - int(number) if len(number) == len(str(_LAST)) else int(number)
 
 
+def is_as_flushed(path: Path, name: str, synced: Synced) -> bool:
+    """Whether the file of a version is what was written. It is small, and read at each opening: of
+    columns that a flipped bit renamed or swapped nothing would be said."""
+    for file, expected in synced.files.items():
+        if file.startswith(VERSIONS) and _version_of(file.rpartition("/")[2]) == synced.version:
+            try:
+                return expected[1] is None or sum_of(path / f"{name}{TABLE}" / file) == expected
+            except OSError:
+                return False
+    return True
+
+
 def is_closed(file: Path) -> bool:
     """Whether a file of a version or of rows has its end; an empty or zero-filled one has none."""
     try:
@@ -294,7 +306,8 @@ class Journal:
         if kept != before.files or newest != before.version:
             with file_aside(_file(self._path, name)) as aside:
                 # A short line at the end: it is what is read each time that the table is opened.
-                rest = Synced(newest, before.boot)
+                own = [f"{VERSIONS}/{versions[newest].name}"] if newest else []
+                rest = Synced(newest, before.boot, {file: kept[file] for file in own})
                 aside.write_bytes(_line(self._known[name]) + _line(rest))
         self._copy(name, versions.get(newest))
 
@@ -336,6 +349,26 @@ def _content(table: Path) -> Iterator[str]:
     for root, _, names in os.walk(table / _INDICES):
         folder = Path(root).relative_to(table).as_posix()
         yield from (f"{folder}/{name}" for name in names if not name.startswith("."))
+
+
+@contextlib.contextmanager
+def compacting(path: Path, name: str) -> Iterator[bool]:
+    """Whether nobody else compacts this table meanwhile; not waited for. Side tables are appended
+    to, and then compacted, without the writer's lock."""
+    from filelock import FileLock, Timeout
+
+    folder = path / FOLDER
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 class Flusher:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from penult.collection import repair
 from penult.collection import schema as rows
-from penult.collection.journal import Journal
+from penult.collection.journal import Journal, compacting
 from penult.collection.manifest import store_errors
 from penult.collection.schema import COLUMNS, metadata_types
 from penult.errors import CollectionError, StoreError, cause, listed
@@ -161,6 +161,8 @@ def query_errors(path: Path, where: str | None, columns: list[str]) -> Iterator[
             text = str(error)
             if where is None or "os error" in text or "LanceError(IO)" in text:
                 raise
+            if "corrupt" in text.lower():  # no filter's fault
+                raise
             reason = re.sub(r"\.? ?Valid fields are .*", "", cause(error))
             reason = reason.replace("Invalid input, ", "").replace("lance error: ", "").strip()
             raise CollectionError(
@@ -289,7 +291,10 @@ def tidy(
     without it the table stays as it is, which is no failure.
     """
     try:
-        with store_errors(path):
+        with store_errors(path), compacting(path, table.name) as alone:
+            if not alone:
+                return
+            table.checkout_latest()
             if index and table.count_rows() >= INDEX_FROM and not _has_index(table, index):
                 from lancedb.index import BTree
 

@@ -113,7 +113,7 @@ def store_errors(path: Path) -> Iterator[None]:
             ) from error
         if "Failed to parse path" in text:
             raise StoreError(f"{path} is no path for a collection: {cause(error)}") from error
-        if "LanceError" in text:
+        if "LanceError" in text or text.startswith("lance error") or "corrupt" in text.lower():
             raise StoreError(
                 f"{path} cannot be read: a file in it is damaged ({cause(error)}). "
                 f"penult repair {path} says what is whole, and restores that"

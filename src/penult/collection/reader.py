@@ -192,6 +192,13 @@ class Reader:
             if table.version == before + 1:
                 self._newest[name] = before + 1, max(one for one in times if one is not None)
             self._journal.sync(name)
+            if lance.fragments(table) >= lance.MANY:  # else each mark takes longer than the last
+                self._compact(name, table)
+
+    def _compact(self, name: str, table: Any) -> None:
+        lance.tidy(table, self.path, journal=lambda: self._journal)
+        if (known := self._newest.pop(name, None)) is not None:
+            self._newest[name] = table.version, known[1]
 
     def _open(self, current: Manifest) -> Any | None:
         """The table of rows, as the manifest has them; None before the first row.

@@ -151,7 +151,7 @@ class Examination:
             return "has no end"
         if known is None and self._restarted and _has_empty_page(place):
             return "has a part that was never written"
-        if self.deep:
+        if self.deep or (file.startswith(VERSIONS) and known is not None and known[1] is not None):
             return self._summed(file, None if known is None else known[1])
         return ""
 
@@ -195,7 +195,7 @@ def is_whole(path: Path, name: str, version: int) -> bool:
     """Whether the version that LanceDB opens is the newest, and all that it names is there."""
     last = journal.last(path, name)
     if last is not None and version == last.version:
-        return True
+        return journal.is_as_flushed(path, name, last)
     if _whole.get((path, name)) == (version, last):
         return True
     examination = Examination(path, name)
@@ -363,7 +363,10 @@ def step_back(path: Path, only: Sequence[str] | None = None) -> list[str]:
     """
     said, place = [], _new_place(path)
     for name in only or journal.tables(path):
-        if (found := torn(path, name)) is None:
+        found = torn(path, name)
+        if found is not None and _is_copied(path, name, place):
+            found = torn(path, name)
+        if found is None:
             # Older ones that are torn would stop every clean-up.
             if older := _without_end(path, name):
                 set_aside(path, name, _NEWEST, older, place)
@@ -374,6 +377,23 @@ def step_back(path: Path, only: Sequence[str] | None = None) -> list[str]:
         log.warning("%s: %s. The next run embeds the rest again", path, words)
         said.append(words)
     return said
+
+
+def _is_copied(path: Path, name: str, place: Path) -> bool:
+    """Puts back the file of the newest version that was on the disk, where there is a copy."""
+    before, last = journal.read(path, name), journal.last(path, name)
+    if before is None or last is None:
+        return False
+    newest = next(iter(journal.manifests(path / f"{name}{TABLE}")), 0)
+    copy = journal.whole_copies(path, name, before.files).get(last.version)
+    if copy is None or not newest or newest > last.version:  # a folder of none is no torn file
+        return False
+    with store_errors(path):
+        _put_back(path, name, copy, place)
+    log.warning(
+        "%s: %s: the file of version %d is restored from its copy", path, name, last.version
+    )
+    return True
 
 
 _NEWEST = 2**64  # above every version
@@ -389,7 +409,12 @@ def settle(path: Path, name: str) -> None:
     """As `step_back`, for one table, by somebody who does not have the lock."""
     files, last = journal.manifests(path / f"{name}{TABLE}"), journal.last(path, name)
     newest = next(iter(files), 0)
-    if newest and last is not None and last.version == newest and journal.is_closed(files[newest]):
+    if (
+        last is not None
+        and 0 < last.version == newest
+        and journal.is_closed(files[newest])
+        and journal.is_as_flushed(path, name, last)
+    ):
         return
     if torn(path, name) is not None:
         with locked(path, "repair"):

@@ -309,8 +309,9 @@ class Writer:
         sync = self._flusher.sync
         if lance.is_untidy(self._items, self._path / f"{lance.ITEMS}.lance"):
             lance.tidy(self._items, self._path, index="id", journal=sync)
-        for table in (self._runs, self._failures.table):
-            if lance.fragments(table) >= lance.MANY:
+        for name in lance.SIDE:
+            table = lance.open_table(self._path, name)  # marks were made meanwhile, without a lock
+            if table is not None and lance.fragments(table) >= lance.MANY:
                 lance.tidy(table, self._path, journal=sync)
 
     def _lookup(self, table: Any, ids: Sequence[str], columns: list[str]) -> Iterator[Any]:
