@@ -695,3 +695,27 @@ def test_a_run_compacts_marks_that_were_made_before(store: Path) -> None:
         pass
     assert lance.fragments(lance.open_table(store, "labels")) < lance.MANY
     assert len(Collection.open(store).labels()) == 40
+
+
+def test_a_disk_that_refuses_what_was_there_before(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of that table was written since, so nothing is set aside, and that is not said."""
+    Collection.open(store).label(names(0)[0], "whole", "cat", who="me", source="test")
+    last = journal.last(store, "labels")
+    assert last is not None
+    known = journal.Synced(last.version, last.boot)  # its lines before were lost
+    (store / "journal" / "labels.jsonl").write_bytes(journal._line(known))
+    real = journal.flush
+
+    def flush(target: Path) -> None:
+        if "labels.lance" in str(target):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(target)
+
+    monkeypatch.setattr(journal, "flush", flush)
+    with pytest.raises(StoreError), writing(store, MANIFEST):
+        pass
+    assert "labels" not in caplog.text and "in None" not in caplog.text
+    monkeypatch.undo()
+    assert len(Collection.open(store).labels()) == 1

@@ -433,10 +433,13 @@ def flushing(path: Path) -> Iterator[Flusher]:
             if on_disk is not None:
                 with contextlib.suppress(StoreError):
                     place = repair.set_aside(path, name, on_disk.version)
+                    if place is None:  # nothing was committed since: there is nothing to lose
+                        continue
+                    again = "embeds their items" if name == lance.ITEMS else "has to make them"
                     log.warning(
                         "%s: the disk did not take the last commits to %s. They are in %s; "
-                        "the next run embeds their items again",
-                        *(path, name, place),
+                        "the next run %s again",
+                        *(path, name, place, again),
                     )
 
 
