@@ -243,7 +243,7 @@ def embed(
         time_limit=TIME_LIMIT if time_limit is None else time_limit,
     )
     if old is None:
-        source = source_of(given or [], channel, modality)
+        source = source_of(given or [], channel, modality, options.decoding)
     else:
         source, options = source_from_collection(
             old.reader, collection.reader, modality, options, bool(paths) or channel

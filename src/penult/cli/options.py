@@ -16,6 +16,7 @@ from penult.errors import UsageError
 from penult.extras import ENGINES, LOADERS, POOLINGS, plugins
 
 if TYPE_CHECKING:
+    from penult.data.decode import Decoding
     from penult.data.items import Entry
     from penult.data.regions import Region
     from penult.data.sources import Source
@@ -275,14 +276,20 @@ def modality_for(model: str, model_options: ModelOptions) -> str:
         return modality_of(model, **model_options)
 
 
-def source_of(paths: list[str], channel: str | None, modality: str) -> Source:
-    """The items at these paths; what is unusual about their tables is noted."""
+def source_of(
+    paths: list[str], channel: str | None, modality: str, decoding: Decoding | None = None
+) -> Source:
+    """The items at these paths; what is unusual about their tables is noted. decoding: how headers
+    are read that tell which items there are; default: in a process of its own."""
+    from penult.data.decode import Decoding
     from penult.data.sources import from_paths
+    from penult.data.workers import headers_in_workers
 
+    describe = headers_in_workers(decoding or Decoding(workers=1))
     if channel is None or channel == "each":
-        source = from_paths(paths, modality, channel)  # type: ignore[arg-type]
+        source = from_paths(paths, modality, channel, describe=describe)  # type: ignore[arg-type]
     elif channel.isascii() and channel.isdigit():
-        source = from_paths(paths, modality, int(channel))
+        source = from_paths(paths, modality, int(channel), describe=describe)
     else:
         raise UsageError(f"--channel {channel!r} is neither a number from 0 nor 'each'")
     for note in source.notes:

@@ -185,6 +185,7 @@ class Collection:
         from penult.collection.transfer import source_from_collection
         from penult.data.sources import from_objects, named_columns
         from penult.data.windows import Layout
+        from penult.data.workers import headers_in_workers
 
         given: dict[str, Any] = dict(options)
         modality = embedder.classifier.modality
@@ -195,7 +196,8 @@ class Collection:
         run = RunSettings(prune=prune)
         if like is None:
             with named_columns(columns):
-                source = from_objects(items, modality, channel)
+                describe = headers_in_workers(settings.decoding)
+                source = from_objects(items, modality, channel, describe)
             return add(self.reader, embedder, source, settings, run)
         old = like if isinstance(like, Collection) else Collection.open(like, must_exist=True)
         source, settings = source_from_collection(

@@ -7,9 +7,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from penult.collection.manifest import (
 )
 from penult.collection.reader import Reader
 from penult.collection.transfer import item_of_row
+from penult.data.decode import Content, DecodedRegion, DecodeTarget, Decoding
 from penult.data.items import Failure, Item, path_of
-from penult.data.regions import Region
+from penult.data.regions import WHOLE, Region
 from penult.data.tables import PATH
+from penult.data.workers import headers_in_workers
 from penult.embedding.behaviour import answers
 from penult.embedding.embedder import Embedder, behaves_alike, native_runner
 from penult.embedding.fingerprint import (
@@ -223,26 +225,32 @@ def _was_resampled(reader: Reader, embedder: Embedder) -> bool | None:
     known, since one cannot be read, or they are too many to be asked each."""
     if embedder.classifier.modality != "audio":
         return None
-    import soundfile
+    rate, asked = embedder.classifier.rate, DecodeTarget("audio", header="sound")
+    until = time.monotonic() + _ASKING
+    describe = headers_in_workers(Decoding(workers=1).briefly)
+    pairs = ((Item(str(path), path), WHOLE) for path in _files(reader))
+    found = None
+    with closing(describe(pairs, asked)) as headers:
+        for one in headers:
+            content = one.content if isinstance(one, DecodedRegion) else None
+            if not isinstance(content, Content) or time.monotonic() > until:
+                return None
+            if content.values.rate != rate:
+                return True
+            found = False
+    return found
 
+
+def _files(reader: Reader) -> Iterator[Path]:
+    """The files behind the rows, each once."""
     names = [name for name in ("id", PATH) if name in reader.columns]
     seen: set[Path] = set()
-    began = time.monotonic()
     for batch in reader.scan(names, _MADE):
         for row in batch.to_pylist():
             path = path_of(row.get(PATH) or row["id"])
-            if path in seen:
-                continue
-            seen.add(path)
-            try:
-                rate = soundfile.info(os.fsencode(path)).samplerate
-            except (OSError, RuntimeError, ValueError):
-                return None
-            if rate != embedder.classifier.rate:
-                return True
-            if time.monotonic() - began > _ASKING:
-                return None
-    return False if seen else None
+            if path not in seen:
+                seen.add(path)
+                yield path
 
 
 _ASKING = 60.0  # seconds, for the headers of all files

@@ -25,6 +25,7 @@ from penult.data.items import PAUSE, Entry, Failure, Item, Note, Pause, former_i
 from penult.data.regions import Box, Region, span_of
 from penult.data.sources import UntilError
 from penult.data.windows import Layout
+from penult.data.workers import headers_in_workers
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, Stopwatch
 from penult.embedding.scheduling import ReadAhead
@@ -299,7 +300,8 @@ def ingest(
             stack.callback(ahead.close)
             return ahead  # type: ignore[return-value]
 
-        regions = apart(options.layout.of(given, classifier.input))
+        describe = headers_in_workers(options.decoding)
+        regions = apart(options.layout.of(given, classifier.input, describe))
         planned = apart(plan(regions, lookup, options))
         results = execute(embedder, planned, options, watch)
         with closing(results):

@@ -8,23 +8,31 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, tee
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from penult.data import audio, image, text, video
 from penult.data.files import item_error
-from penult.data.items import Failure, Item, N
+from penult.data.items import Entry, Failure, Item, N, Note, Pause, UntilError
 from penult.data.regions import Region
-from penult.errors import ItemError, PenultError, RegionError, UsageError
+from penult.errors import EmptyItem, ItemError, PenultError, RegionError, UsageError
 from penult.memory import MemoryBound, check_size, parse_size
 
 # What a library may raise on a file that it was not written for.
 UNFORESEEN = (ValueError, RuntimeError, IndexError, TypeError, AssertionError, ZeroDivisionError)
 
 Pair = tuple[Item, Region]
+P = TypeVar("P")
+
+# length: of sound or video, of sound only as exact as the region needs it. sound: as its header
+# has it. size: of a picture's page. pages: of a picture.
+HeaderPart = Literal["length", "sound", "size", "pages"]
+Header = audio.AudioInfo | float | int | tuple[int, int]
+HEADERS = (audio.AudioInfo, float, int, tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,8 @@ class DecodeTarget:
     the longest region, in seconds, that is read at all, and how many of its first are enough. Of
     pictures and frames: the most pixels; of texts: the first characters that are kept. largest:
     bytes of one item's content, decoded. kept_seconds: what a model of a fixed length takes of a
-    sound, and a margin; what lies behind is read and checked, and not kept."""
+    sound, and a margin; what lies behind is read and checked, and not kept. header: what is read
+    of an item's header in place of its content."""
 
     modality: str
     rate: int | None = None
@@ -44,6 +53,7 @@ class DecodeTarget:
     max_characters: int | None = None
     largest: int | None = None
     kept_seconds: float | None = None
+    header: HeaderPart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,8 @@ def _decode_item(group: Iterator[Pair], target: DecodeTarget) -> Iterator[Decode
 
     try:
         began = time.perf_counter()
-        for content in _READERS[target.modality](first[0], regions(), target):
+        read = _headers if target.header else _READERS[target.modality]
+        for content in read(first[0], regions(), target):
             item, region = pending.popleft()
             yield DecodedRegion(item, region, content, time.perf_counter() - began)
             began = time.perf_counter()
@@ -196,7 +207,103 @@ def _texts(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Conte
             yield error
 
 
+def _read_headers(
+    item: Item, regions: Iterable[Region], part: HeaderPart, modality: str, rate: int | None = None
+) -> Iterator[Header | ItemError]:
+    """For each region of an item that part of its header, or why it cannot be read. rate: Hz of an
+    array without one."""
+    last: Header | ItemError | None = None
+    for region in regions:
+        try:
+            if part == "length" and modality == "audio":
+                last = _sound_length(item, region, item.rate or rate, last)
+            elif part in ("size", "pages") or last is None:
+                last = _HEADER_READERS[part](item, region)
+        except ItemError as error:
+            last = error.with_traceback(None)
+        yield last
+
+
+def _sound_length(
+    item: Item, region: Region, rate: int | None, known: Header | ItemError | None
+) -> Header | ItemError:
+    """Lengths are measured once for all regions of an item in a row."""
+    found = _sound(item, rate) if known is None else known
+    if not isinstance(found, audio.AudioInfo) or found.exact:
+        return found
+    if region.end is not None and region.end <= found.seconds:
+        return found  # as far as can be told: counting would decode the whole file
+    return _sound(item, rate, exact=True)
+
+
+def _sound(item: Item, rate: int | None, exact: bool = False) -> audio.AudioInfo:
+    found = audio.info(item.content, source_rate=rate, exact=exact)
+    if not found.frames:
+        raise EmptyItem("holds no samples")
+    if not found.rate:
+        raise RegionError("an array without a rate has no seconds; give (array, rate)")
+    return found
+
+
+_HEADER_READERS: dict[str, Callable[[Item, Region], Header]] = {
+    "length": lambda item, region: video.seconds(item.content),
+    "sound": lambda item, region: audio.info(item.content, source_rate=item.rate),
+    "size": lambda item, region: image.size(item.content, region.page),
+    "pages": lambda item, region: image.count_pages(item.content),
+}
+
+
+def _headers(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
+    assert target.header
+    for header in _read_headers(item, regions, target.header, target.modality, target.rate):
+        yield header if isinstance(header, ItemError) else Content(header)
+
+
 _READERS = {"audio": _sounds, "image": _pictures, "video": _videos, "text": _texts}
+
+
+# As `open_regions`, in this process or in another one.
+Describe = Callable[
+    [Iterable[Pair | Failure | Any], DecodeTarget],
+    Generator[DecodedRegion | Failure | Any, None, None],
+]
+
+
+def described(
+    placed: Iterable[tuple[P, Entry | Pause]],
+    target: DecodeTarget,
+    wanted: Callable[[P, Region], bool],
+    describe: Describe,
+) -> Iterator[tuple[P, Any, Any]]:
+    """Each entry in order, with its place and the header of its item, or the error in its stead:
+    None where none is wanted, and for what is no region. Pauses of `describe` are left out where
+    entries have places, and pass with the last place where not."""
+    given, places = UntilError(placed), deque[P]()
+
+    def asked() -> Iterator[Any]:
+        for place, entry in given:
+            places.append(place)
+            is_apart = isinstance(entry, Pause | Failure) or not wanted(place, entry[1])
+            yield _Apart(entry) if is_apart else entry
+
+    with closing(describe(asked(), target)) as found:
+        for one in found:
+            if isinstance(one, DecodedRegion):
+                content = one.content
+                header = content.values if isinstance(content, Content) else content
+                yield places.popleft(), (one.item, one.region), header
+            elif isinstance(one, _Apart):
+                yield places.popleft(), one.entry, None
+            elif places and places[0] is None:
+                yield places[0], one, None
+    yield from given.then(())
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart(Note):
+    """An entry that no header is asked for."""
+
+    entry: Any
 
 
 PATIENCE = 0.25  # seconds without a region, behind which what waits is looked after
@@ -277,6 +384,11 @@ class Decoding:
             retry=False,
             patience=None,
         )
+
+    @property
+    def of_headers(self) -> Decoding:
+        """For headers: one process at most, beside those that decode."""
+        return replace(self, workers=min(1, self.workers), worker_memory=self.share)
 
     @property
     def share(self) -> int:

@@ -8,11 +8,11 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from penult.data.regions import Region
@@ -93,6 +93,8 @@ class Pause(Note):
 
 
 PAUSE = Pause()
+T = TypeVar("T")
+R = TypeVar("R")
 N = TypeVar("N", bound=Note)  # the notes of one run
 Entry = tuple[Item, Region] | Failure
 Placed = tuple[int, Entry]  # with the line or row of its table, 0 where there is none
@@ -247,3 +249,28 @@ def further_annotation(item: Item, taken: Collection[str]) -> str:
         return own
     others = len(taken) - ("" in taken)
     return next(name for at in count(2 + others) if (name := str(at)) not in taken)
+
+
+class UntilError(Generic[T]):
+    """What a source gives up to its own error, so that all of it is worked off before that is
+    raised: with `then`, behind the last result."""
+
+    def __init__(self, entries: Iterable[T]) -> None:
+        self._entries = entries
+        self._error: Exception | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            yield from self._entries
+        except Exception as error:  # a table that breaks off, a disk that gives way in the middle
+            self._error = error
+
+    def then(self, results: Iterable[R]) -> Generator[R, None, None]:
+        """The results, and behind them the error of the source.
+
+        Raises:
+            Exception: the one that the source had, mostly a SourceError.
+        """
+        yield from results
+        if self._error is not None:
+            raise self._error

@@ -11,14 +11,15 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from penult import errors
-from penult.data.decode import Content, DecodedRegion, DecodeTarget
+from penult.data.audio import AudioInfo
+from penult.data.decode import HEADERS, Content, DecodedRegion, DecodeTarget, Header, HeaderPart
 from penult.data.items import Item
 from penult.data.regions import Region
 from penult.errors import ItemError
@@ -41,7 +42,7 @@ _ERRORS = {
     if isinstance(kind, type) and issubclass(kind, ItemError)
 }
 
-Header = dict[str, Any]
+Head = dict[str, Any]
 _ENCODER = json.JSONEncoder(separators=(",", ":"), default=np.generic.item)
 _DECODER = json.JSONDecoder()
 
@@ -75,7 +76,7 @@ class Start:
     trial: str | None = None
 
 
-def send(pipe: int, header: Header, body: bytes | memoryview = b"") -> None:
+def send(pipe: int, header: Head, body: bytes | memoryview = b"") -> None:
     """Write one message to a pipe."""
     text = _ENCODER.encode(header).encode()
     head = _SIZES.pack(len(text), len(body)) + text
@@ -86,7 +87,7 @@ def send(pipe: int, header: Header, body: bytes | memoryview = b"") -> None:
             rest = rest[os.write(pipe, rest) :]
 
 
-def _received(pipe: IO[bytes], longest: int, most: int) -> tuple[Header, np.ndarray]:
+def _received(pipe: IO[bytes], longest: int, most: int) -> tuple[Head, np.ndarray]:
     """A message's header and body (n,) uint8.
 
     Raises:
@@ -125,7 +126,7 @@ def _bytes(pipe: IO[bytes], size: int) -> Any:
 # From the run to a process.
 
 
-def start_header(start: Start) -> Header:
+def start_header(start: Start) -> Head:
     """The first message to a process."""
     return asdict(start)
 
@@ -143,7 +144,7 @@ def send_task(pipe: int, pairs: list[tuple[Item, Region]]) -> None:
         (one.kind, one.start, one.end, one.channel, one.box, one.annotation, one.page, one.chars)
         for _, one in pairs
     ]
-    header: Header = {"regions": regions, "rate": rate}
+    header: Head = {"regions": regions, "rate": rate}
     if isinstance(content, Path):
         send(pipe, header | {"path": os.path.abspath(content)})  # noqa: PTH100
     else:
@@ -192,7 +193,7 @@ def send_answer(pipe: int, decoded: DecodedRegion) -> None:
         words = str(content)[:_LONGEST_WORDS]
         send(pipe, {"seconds": decoded.seconds, "error": [known.__name__, words]})
         return
-    header: Header = {
+    header: Head = {
         "seconds": decoded.seconds,
         "span": (content.start, content.end),
         "pages": content.pages,
@@ -200,7 +201,9 @@ def send_answer(pipe: int, decoded: DecodedRegion) -> None:
         "left": content.left,
     }
     values = content.values
-    if isinstance(values, str):
+    if isinstance(values, HEADERS):
+        send(pipe, header | {"values": _plain_header(values)})
+    elif isinstance(values, str):
         send(pipe, header, values.encode("utf-8", "surrogatepass"))
     elif isinstance(values, np.ndarray):
         flat = np.ascontiguousarray(values).reshape(-1)
@@ -210,8 +213,11 @@ def send_answer(pipe: int, decoded: DecodedRegion) -> None:
         send(pipe, header | {"shape": shape, "info": _plain(values.info)}, values.tobytes())
 
 
-def read_answer(pipe: IO[bytes], modality: str, most: int) -> WorkerAnswer:
-    """The reverse of `send_answer`. most: bytes that a content may have.
+def read_answer(
+    pipe: IO[bytes], modality: str, most: int, part: HeaderPart | None = None
+) -> WorkerAnswer:
+    """The reverse of `send_answer`. most: bytes that a content may have. part: of a header that is
+    to be the content.
 
     Raises:
         EOFError, ValueError, KeyError, TypeError, MemoryError, RecursionError: it is none.
@@ -228,11 +234,14 @@ def read_answer(pipe: IO[bytes], modality: str, most: int) -> WorkerAnswer:
     if (pages is not None and type(pages) is not int) or type(left) is not int:
         raise TypeError("no pages")
     notes = tuple(_words(note) for note in header["notes"])
-    values = _values(header, body, modality)
+    if part:
+        values = _header_of(header["values"], part, modality)
+    else:
+        values = _values(header, body, modality)
     return WorkerAnswer(Content(values, _time(start), _time(end), pages, notes, left), seconds)
 
 
-def _values(header: Header, body: Any, modality: str) -> Any:
+def _values(header: Head, body: Any, modality: str) -> Any:
     if modality == "text":
         return bytes(body).decode("utf-8", "surrogatepass")
     kind, axes = _ARRAYS[modality]
@@ -298,3 +307,41 @@ def _words(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("no words")
     return value
+
+
+def _plain_header(header: Header) -> Any:
+    """A header as numbers and words, for JSON."""
+    return astuple(header) if isinstance(header, AudioInfo) else header
+
+
+_SOUND = (int, int, int, float, bool, int, str)
+_LARGEST = 1 << 53  # of any number
+
+
+def _header_of(values: Any, part: HeaderPart, modality: str) -> Header:
+    """The reverse of `_plain_header`.
+
+    Raises:
+        ValueError, TypeError: it is no header of that kind.
+    """
+    if part == "pages":
+        return int(_number(values, int, 1))
+    if part == "size":
+        width, height = values
+        return int(_number(width, int, 1)), int(_number(height, int, 1))
+    if part == "length" and modality == "video":
+        return float(_number(values, float))
+    if len(values) != len(_SOUND):
+        raise ValueError("no header of sound")
+    for value, kind in zip(values, _SOUND, strict=True):
+        if kind in (int, float):
+            _number(value, kind)
+        elif type(value) is not kind:
+            raise TypeError("no header of sound")
+    return AudioInfo(*values)
+
+
+def _number(value: Any, kind: type, least: int = 0) -> float:
+    if type(value) not in (int, kind) or not least <= value <= _LARGEST or math.isnan(value):
+        raise ValueError("no number of a header")
+    return value  # type: ignore[no-any-return]

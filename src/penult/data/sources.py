@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import (
     Callable,
-    Generator,
     Iterable,
     Iterator,
     Mapping,
@@ -20,12 +19,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import tee
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, TextIO, TypeVar
 
 from penult.data import annotation_files, tables, text
+from penult.data.decode import DecodeTarget, Describe, described, open_regions
 from penult.data.files import extensions
 from penult.data.folders import Recordings, Shelf, check_folder, count_others, in_folder
 from penult.data.items import (
@@ -33,6 +34,7 @@ from penult.data.items import (
     Failure,
     Item,
     Placed,
+    UntilError,
     failure,
     file_item,
     further_annotation,
@@ -56,6 +58,7 @@ __all__ = [
     "Failure",
     "Item",
     "Source",
+    "UntilError",
     "from_objects",
     "from_paths",
     "item_of",
@@ -64,7 +67,6 @@ __all__ = [
 
 TABLES = tables.SUFFIXES
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ def from_paths(
     channel: int | Literal["each"] | None = None,
     stdin: TextIO | None = None,
     columns: Mapping[str, str] | None = None,
+    describe: Describe = open_regions,
 ) -> Source:
     """Files, folders, tables and `-` (one path per line of `stdin`), as a command line names them;
     for the modality text also the words themselves, see `penult.data.text.bare`.
@@ -138,7 +141,8 @@ def from_paths(
     its recordings are looked for, after the table's own, and not embedded themselves.
 
     columns: which columns of tables hold `path`, `start`, `end`, `duration`, `channel`, `id` or the
-    edges of a box, where their names do not tell; default: those of `named_columns`.
+    edges of a box, where their names do not tell; default: those of `named_columns`. describe:
+    reads the headers of files whose channels, or whose sizes for relative boxes, are needed.
 
     Raises:
         SourceError: no such path, a folder without a fitting file, a table that cannot be used.
@@ -154,7 +158,7 @@ def from_paths(
     named_paths = [p for p in texts if p == "-" or p in words or local(p) not in searched]
     stdin = stdin or sys.stdin
     origins = [
-        _words(p, words[p]) if p in words else _origin(p, modality, stdin, shelf, given)
+        _words(p, words[p]) if p in words else _origin(p, modality, stdin, shelf, given, describe)
         for p in named_paths
     ]
     table_origins = [origin.table for origin in origins if origin.table]
@@ -166,7 +170,7 @@ def from_paths(
         placed = (
             (number, line, entry)
             for number, origin in enumerate(origins)
-            for line, entry in _by_channel(origin.entries(kept), channel)
+            for line, entry in _by_channel(origin.entries(kept), channel, describe)
         )
         if len(origins) > 1 or not origins[0].distinct:
             return _once_each(placed, origins)
@@ -216,7 +220,10 @@ def named_columns(columns: Mapping[str, str]) -> Iterator[None]:
 
 
 def from_objects(
-    objects: object, modality: str, channel: int | Literal["each"] | None = None
+    objects: object,
+    modality: str,
+    channel: int | Literal["each"] | None = None,
+    describe: Describe = open_regions,
 ) -> Source:
     """One thing or an iterable of them: paths, bytes, open files, arrays, (array, rate), PIL
     images, texts.
@@ -231,7 +238,7 @@ def from_objects(
     """
     _check_channel(channel, modality)
     if isinstance(objects, os.PathLike) or (isinstance(objects, str) and modality != "text"):
-        return from_paths([objects], modality, channel)
+        return from_paths([objects], modality, channel, describe=describe)
     things: Iterable[object]
     if is_one(objects):
         # Of a pipe there is only one reading.
@@ -245,7 +252,7 @@ def from_objects(
 
     def start() -> Iterator[Entry]:
         made = ((0, (_item(one, modality, i), WHOLE)) for i, one in _numbered(restart()))
-        return (entry for _, entry in _by_channel(made, channel))
+        return (entry for _, entry in _by_channel(made, channel, describe))
 
     columns = _text_column() if modality == "text" else {}
     return Source(start, columns, total, once=isinstance(things, Iterator))
@@ -282,31 +289,6 @@ class Repeatable(Generic[T]):
         return copy(self._unread)
 
 
-class UntilError(Generic[T]):
-    """What a source gives up to its own error, so that all of it is worked off before that is
-    raised: with `then`, behind the last result."""
-
-    def __init__(self, entries: Iterable[T]) -> None:
-        self._entries = entries
-        self._error: Exception | None = None
-
-    def __iter__(self) -> Iterator[T]:
-        try:
-            yield from self._entries
-        except Exception as error:  # a table that breaks off, a disk that gives way in the middle
-            self._error = error
-
-    def then(self, results: Iterable[R]) -> Generator[R, None, None]:
-        """The results, and behind them the error of the source.
-
-        Raises:
-            Exception: the one that the source had, mostly a SourceError.
-        """
-        yield from results
-        if self._error is not None:
-            raise self._error
-
-
 def _text_column() -> dict[str, pa.DataType]:
     import pyarrow as pa
 
@@ -322,29 +304,38 @@ def _check_channel(channel: object, modality: str) -> None:
         raise SourceError(f"a channel can be chosen in audio only, not in {modality}")
 
 
-def _by_channel(entries: Iterable[Placed], channel: int | str | None) -> Iterable[Placed]:
+def _by_channel(
+    entries: Iterable[Placed], channel: int | str | None, describe: Describe
+) -> Iterable[Placed]:
     """Give each region without a channel the chosen one, or one region per channel."""
-    return entries if channel is None else _with_channel(entries, channel)
+    if channel is None:
+        return entries
+    if isinstance(channel, int):
+        return _with_channel(entries, channel)
+    return _with_each_channel(entries, describe)
 
 
-def _with_channel(entries: Iterable[Placed], channel: int | str) -> Iterator[Placed]:
+def _with_channel(entries: Iterable[Placed], channel: int) -> Iterator[Placed]:
     for line, entry in entries:
         if isinstance(entry, Failure) or entry[1].channel is not None:
             yield line, entry
+        else:
+            yield line, (entry[0], replace(entry[1], channel=channel))
+
+
+def _with_each_channel(entries: Iterable[Placed], describe: Describe) -> Iterator[Placed]:
+    target = DecodeTarget("audio", header="sound")
+    found = described(entries, target, lambda _, region: region.channel is None, describe)
+    for line, entry, header in found:
+        if header is None:
+            yield line, entry
             continue
         item, region = entry
-        if isinstance(channel, int):
-            yield line, (item, replace(region, channel=channel))
+        if isinstance(header, ItemError):
+            yield line, failure(item, region.key, header)
             continue
-        from penult.data import audio
-
-        try:
-            count = audio.info(item.content, source_rate=item.rate).channels
-        except ItemError as error:
-            yield line, failure(item, region.key, error)
-        else:
-            for number in range(count):
-                yield line, (item, replace(region, channel=number))
+        for number in range(header.channels):
+            yield line, (item, replace(region, channel=number))
 
 
 def _once_each(placed: Iterable[tuple[int, int, Entry]], origins: list[_Origin]) -> Iterator[Entry]:
@@ -454,7 +445,12 @@ def _annotation_kind(path: Path, modality: str, given: Mapping[str, str]) -> str
 
 
 def _origin(
-    name: str, modality: str, stdin: TextIO, shelf: Shelf, given: Mapping[str, str]
+    name: str,
+    modality: str,
+    stdin: TextIO,
+    shelf: Shelf,
+    given: Mapping[str, str],
+    describe: Describe,
 ) -> _Origin:
     if name == "-":
         return _piped(stdin)
@@ -470,10 +466,10 @@ def _origin(
     if kind := _annotation_kind(path, modality, given):
         rows = annotation_files.read_annotations(path, kind, recordings)
         table = open_table(path, modality, rows)
-        return _Origin(path.name, table.entries, table.total, table)
+        return _Origin(path.name, partial(table.entries, describe=describe), table.total, table)
     if path.suffix.lower() in TABLES:
         table = open_table(path, modality, tables.read_table(path), given, recordings)
-        return _Origin(path.name, table.entries, table.total, table)
+        return _Origin(path.name, partial(table.entries, describe=describe), table.total, table)
     is_text = modality != "text" and path.suffix.lower() == ".txt"
     if is_text and (unknown := annotation_files.unknown_text(path)):
         failed = failure(file_item(path), WHOLE.key, unknown)

@@ -8,13 +8,14 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from penult.data.decode import DecodeTarget, Describe, described, open_regions
 from penult.data.delimited import DelimitedText, decimal, lines
 from penult.data.documents import of_others
 from penult.data.folders import Recordings
@@ -250,23 +251,63 @@ class Table:
     fractions: bool = False  # of a picture's width and height, in place of pixels
     notes: tuple[str, ...] = ()
 
-    def entries(self, columns: dict[str, pa.DataType]) -> Iterator[Placed]:
+    def entries(
+        self, columns: dict[str, pa.DataType], describe: Describe = open_regions
+    ) -> Iterator[Placed]:
         """Its rows as items whose metadata has the types of `columns`.
 
         Segments of one file come together and by their start, so that it is decoded once.
+        describe: reads the sizes of pictures, for boxes that are fractions of them.
         """
         rows = self.rows()
         if {"start", "end"} & self.roles.keys() and not _in_order(self.rows(), self.roles):
             rows = _ordered(rows, self.roles)
+        if self.fractions:
+            yield from self._in_pixels(rows, columns, describe)
+            return
         for line, row in rows:
             yield line, self._entry(line, row, columns)
 
+    def _in_pixels(
+        self, rows: Iterable[Row], columns: dict[str, pa.DataType], describe: Describe
+    ) -> Iterator[Placed]:
+        """As `entries`, of boxes that are fractions of their pictures."""
+
+        def placed() -> Iterator[tuple[tuple[int, _Edges | None], Entry]]:
+            for line, row in rows:
+                entry = self._entry(line, row, columns)
+                has_box = isinstance(entry, tuple) and isinstance(row, dict)
+                yield (line, _box(self._place(row)) if has_box else None), entry  # type: ignore[arg-type]
+
+        target = DecodeTarget("image", header="size")
+        for (line, box), entry, size in described(
+            placed(), target, lambda place, _: place[1] is not None, describe
+        ):
+            if size is None:
+                yield line, entry
+                continue
+            item, _ = entry
+            try:
+                if isinstance(size, ItemError):
+                    raise size
+                edges = zip(box or (), (*size, *size), strict=True)
+                left, top, right, bottom = (round(edge * whole) for edge, whole in edges)
+                yield line, (item, Region("box", box=(left, top, right, bottom)))
+            except ItemError as error:
+                yield line, failure(item, WHOLE.key, error, self._where(line))
+
+    def _place(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {role: row.get(column) for role, column in self.roles.items()}
+
+    def _where(self, line: int) -> str:
+        return f"{self.path.name} {self.unit} {line}"
+
     def _entry(self, line: int, row: dict[str, Any] | str, columns: dict[str, Any]) -> Entry:
-        where = f"{self.path.name} {self.unit} {line}"
+        where = self._where(line)
         nowhere = Item(f"{self.path}:{line}", "")
         if isinstance(row, str):
             return failure(nowhere, WHOLE.key, SourceError(row), where)
-        place = {role: row.get(column) for role, column in self.roles.items()}
+        place = self._place(row)
         id = None if place.get("id") is None else as_text(place["id"])
         metadata = {new: typed(row.get(old), columns[new]) for old, new in self.names.items()}
         if "text" in place:
@@ -304,11 +345,7 @@ class Table:
         if box is None:
             return WHOLE
         if self.fractions:
-            from penult.data import image
-
-            assert not isinstance(item.content, str)
-            width, height = image.size(item.content)
-            box = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+            return WHOLE  # until the size of the picture is known
         left, top, right, bottom = (round(edge) for edge in box)
         return Region("box", box=(left, top, right, bottom))
 
@@ -460,7 +497,10 @@ def _segment(place: Mapping[str, Any]) -> Region:
     )
 
 
-def _box(place: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+_Edges = tuple[float, float, float, float]
+
+
+def _box(place: Mapping[str, Any]) -> _Edges | None:
     """left, top, right, bottom; None where a row has no box."""
     if place.get("box") is not None:
         place = {**place, **_edges_of(place["box"])}

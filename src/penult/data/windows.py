@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from penult.data import audio, image, text, video
+from penult.data import audio, text
+from penult.data.decode import DecodeTarget, Describe, described, open_regions
 from penult.data.items import Entry, Failure, Item, further_annotation
 from penult.data.regions import Region, span_of, tiles, windows
-from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, UsageError
+from penult.errors import DecodeError, ItemError, RegionError, UsageError
 
 _UNITS = {
     "": 1.0,
@@ -105,12 +106,14 @@ class Layout:
         modality: str,
         rate: int | None = None,
         divider: TextDivider | None = None,
+        describe: Describe = open_regions,
     ) -> Iterator[Entry]:
         """The pairs with each whole item and each segment replaced by its windows or tiles.
 
         Windows of one item come by their start, also where segments overlap or channels are kept
         apart, so that a recording can be decoded once. `rate` is that of arrays without one.
-        `divider` counts a text's tokens. What cannot be divided becomes a Failure.
+        `divider` counts a text's tokens, `describe` reads headers. What cannot be divided becomes a
+        Failure.
 
         Raises:
             UsageError: this cannot be done to items of that kind.
@@ -128,32 +131,34 @@ class Layout:
                 + ("" if modality == "text" else "; give a window in seconds instead")
             )
         if self.pages is not None:
-            pairs = _paged(pairs)
+            pairs = _paged(pairs, describe)
         if self.tile is not None:
-            return self._tiled(pairs)
+            return self._tiled(pairs, describe)
         if self.window is not None and modality == "text":
             return self._texts(pairs, self._tokens(divider))
         if self.window is not None:
-            return self._windowed(pairs, _Ruler(modality, rate))
+            return self._windowed(pairs, DecodeTarget(modality, rate, header="length"), describe)
         return iter(pairs)
 
-    def of(self, pairs: Iterable[Entry], input: ItemInput) -> Iterator[Entry]:
+    def of(
+        self, pairs: Iterable[Entry], input: ItemInput, describe: Describe = open_regions
+    ) -> Iterator[Entry]:
         """`apply`, for the items of a model with this input."""
-        return self.apply(pairs, input.modality, input.rate, input.divide)
+        return self.apply(pairs, input.modality, input.rate, input.divide, describe)
 
-    def _tiled(self, pairs: Iterable[Entry]) -> Iterator[Entry]:
+    def _tiled(self, pairs: Iterable[Entry], describe: Describe) -> Iterator[Entry]:
         assert self.tile is not None
-        for pair in pairs:
-            if isinstance(pair, Failure):
-                yield pair
+        target = DecodeTarget("image", header="size")
+        found = _described(pairs, target, lambda region: region.box is None, describe)
+        for entry, size in found:
+            if not isinstance(entry, tuple):
+                yield entry
                 continue
-            item, region = pair
-            try:
-                size = region.box or (0, 0, *image.size(item.content, region.page))
-                left, top, right, bottom = size
-            except ItemError as error:
-                yield Failure.of(item, region, error)
+            item, region = entry
+            if isinstance(size, ItemError):
+                yield Failure.of(item, region, size)
                 continue
+            left, top, right, bottom = region.box or (0, 0, *size)
             for a, b, c, d in tiles(right - left, bottom - top, self.tile, self.overlap):
                 box = left + a, top + b, left + c, top + d
                 yield item, replace(region, kind="box", box=box)
@@ -198,24 +203,26 @@ class Layout:
                 continue
             yield from ((item, replace(region, kind="window", chars=span)) for span in spans)
 
-    def _windowed(self, pairs: Iterable[Entry], ruler: _Ruler) -> Iterator[Entry]:
+    def _windowed(
+        self, pairs: Iterable[Entry], target: DecodeTarget, describe: Describe
+    ) -> Iterator[Entry]:
         merged = _RegionMerger()
-        for pair in pairs:
-            if isinstance(pair, Failure):
-                yield pair
+        for entry, found in _described(pairs, target, _is_cut, describe):
+            if not isinstance(entry, tuple):
+                yield entry
                 continue
-            item, region = pair
+            item, region = entry
             yield from merged.before(item, region)
-            if region.kind not in ("whole", "segment"):
+            if found is None:
                 merged.put(item, iter((region,)))
                 continue
             try:
-                end = ruler.end_of(item, region)
+                end = _end_of(found, region, _LATE[target.modality])
             except ItemError as error:
                 yield Failure.of(item, region, error)
                 continue
             merged.put(item, self._windows_of(region, end))
-            if region.end is None and (lost := ruler.lost(item)):
+            if region.end is None and (lost := _lost(found)):
                 yield Failure.of(item, replace(region, kind="segment", start=end), lost)
         yield from merged.rest()
 
@@ -228,82 +235,71 @@ class Layout:
             )
 
 
-def _paged(pairs: Iterable[Entry]) -> Iterator[Entry]:
+def _described(
+    pairs: Iterable[Entry],
+    target: DecodeTarget,
+    wanted: Callable[[Region], bool],
+    describe: Describe,
+) -> Iterator[tuple[Any, Any]]:
+    """Each entry, or pause, and the header of its item where that is wanted."""
+    placed = ((None, pair) for pair in pairs)
+    found = described(placed, target, lambda _, region: wanted(region), describe)
+    return ((entry, header) for _, entry, header in found)
+
+
+def _paged(pairs: Iterable[Entry], describe: Describe) -> Iterator[Entry]:
     """Pictures of several pages as their pages, all others as they are."""
-    for pair in pairs:
-        if isinstance(pair, Failure) or pair[1].page is not None or pair[1].box is not None:
-            yield pair
+    target = DecodeTarget("image", header="pages")
+
+    def is_whole(region: Region) -> bool:
+        return region.page is None and region.box is None
+
+    for entry, number in _described(pairs, target, is_whole, describe):
+        if number is None or number == 1:
+            yield entry
             continue
-        number = image.count_pages(pair[0].content)
-        if number == 1:
-            yield pair
+        item, region = entry
+        if isinstance(number, ItemError):  # of its worker: the file tells none
+            yield Failure.of(item, region, number)
         else:
-            item, region = pair
             yield from (
                 (item, replace(region, kind="page", page=page + 1)) for page in range(number)
             )
 
 
-class _Ruler:
-    """Lengths of items, each measured once for all of its segments in a row."""
+def _is_cut(region: Region) -> bool:
+    return region.kind in ("whole", "segment")
 
-    def __init__(self, modality: str, rate: int | None) -> None:
-        self._modality, self._rate = modality, rate
-        self._measured: tuple[Item, audio.AudioInfo | float | ItemError] | None = None
 
-    def end_of(self, item: Item, region: Region) -> float:
-        """Where a region ends, in seconds from the item's beginning.
+def _end_of(found: audio.AudioInfo | float | ItemError, region: Region, late: float) -> float:
+    """Where a region ends, in seconds from the item's beginning. late: how much later than the item
+    it may end.
 
-        Raises:
-            ItemError: the item cannot be read, or does not reach as far as the region does.
-        """
-        found = self._of(item)
-        if isinstance(found, audio.AudioInfo) and not found.exact:
-            if region.end is not None and region.end <= found.seconds:
-                return region.end  # as far as can be told: counting would decode the whole file
-            found = self._of(item, exact=True)
-        length = found.seconds if isinstance(found, audio.AudioInfo) else found
-        late = _LATE[self._modality]
-        for what, value, limit in (
-            ("start", region.start, length - 1e-6),
-            ("end", region.end, length + late),
-        ):
-            if value is not None and value > limit:
-                raise RegionError(
-                    f"{what} {value:g} s lies beyond the end: it lasts {length:.6g} s"
-                )
-        return length if region.end is None else min(region.end, length)
+    Raises:
+        ItemError: the item cannot be read, or does not reach as far as the region does.
+    """
+    if isinstance(found, ItemError):
+        raise type(found)(str(found))
+    if isinstance(found, audio.AudioInfo) and not found.exact and region.end is not None:
+        return region.end  # as far as can be told
+    length = found.seconds if isinstance(found, audio.AudioInfo) else found
+    for what, value, limit in (
+        ("start", region.start, length - 1e-6),
+        ("end", region.end, length + late),
+    ):
+        if value is not None and value > limit:
+            raise RegionError(f"{what} {value:g} s lies beyond the end: it lasts {length:.6g} s")
+    return length if region.end is None else min(region.end, length)
 
-    def lost(self, item: Item) -> DecodeError | None:
-        """The error of an item whose header promises more than it holds; None if it does not."""
-        found = self._of(item)
-        if not isinstance(found, audio.AudioInfo) or not (found.missing or found.cut):
-            return None
-        reason = found.cut or (
-            f"holds {found.frames} frames of the {found.frames + found.missing} it promises"
-        )
-        return DecodeError(f"truncated or damaged: {reason}; what is there was cut into windows")
 
-    def _of(self, item: Item, exact: bool = False) -> audio.AudioInfo | float:
-        if self._measured is None or not _same(self._measured[0], item) or exact:
-            try:
-                self._measured = item, self._measure(item, exact)
-            except ItemError as error:
-                self._measured = item, error.with_traceback(None)
-        found = self._measured[1]
-        if isinstance(found, ItemError):
-            raise type(found)(str(found))
-        return found
-
-    def _measure(self, item: Item, exact: bool) -> audio.AudioInfo | float:
-        if self._modality == "video":
-            return video.seconds(item.content)
-        found = audio.info(item.content, source_rate=item.rate or self._rate, exact=exact)
-        if not found.frames:
-            raise EmptyItem("holds no samples")
-        if not found.rate:
-            raise RegionError("an array without a rate has no seconds; give (array, rate)")
-        return found
+def _lost(found: object) -> DecodeError | None:
+    """The error of an item whose header promises more than it holds; None if it does not."""
+    if not isinstance(found, audio.AudioInfo) or not (found.missing or found.cut):
+        return None
+    reason = found.cut or (
+        f"holds {found.frames} frames of the {found.frames + found.missing} it promises"
+    )
+    return DecodeError(f"truncated or damaged: {reason}; what is there was cut into windows")
 
 
 class _RegionMerger:

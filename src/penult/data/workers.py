@@ -16,10 +16,12 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from penult.data.decode import (
     DecodedRegion,
     DecodeTarget,
     Decoding,
+    Describe,
     Pair,
     item_key,
     open_regions,
@@ -62,6 +65,11 @@ def decode(
     if not decoding.workers or os.name == "nt":  # which passes no pipes on
         return open_regions(pairs, target)
     return _decode_in_workers(pairs, target, decoding)
+
+
+def headers_in_workers(decoding: Decoding) -> Describe:
+    """`open_regions` for headers: in a process of their own where items are decoded in some."""
+    return partial(decode, decoding=decoding.of_headers)
 
 
 def _decode_in_workers(
@@ -101,6 +109,7 @@ class Decoders:
         self._held = Held(decoding.limits.bound.waiting)
         self._workers: list[_Worker] = []
         self._faults = 0  # of the system, one after the other
+        self._doing = "tell what it is" if target.header else "decode"
 
     def __enter__(self) -> Decoders:
         self._workers = [_Worker(self._start, self._held) for _ in range(self._count)]
@@ -197,7 +206,7 @@ class Decoders:
         began = time.monotonic()
         while (answer := worker.receive(self._pause)) is None:
             if time.monotonic() - began >= self._limit:
-                return _Gone(f"takes longer than {self._limit:g} s to decode")
+                return _Gone(f"takes longer than {self._limit:g} s to {self._doing}")
             yield PAUSE
         return answer
 
@@ -255,7 +264,7 @@ def _start_process(tasks: int, answers: int) -> subprocess.Popen[bytes]:
     )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class _Worker:
     """One process: tasks go to it through one thread and answers come back through another, so that
     neither side ever waits for the other to read."""
@@ -280,6 +289,8 @@ class _Worker:
         finally:
             os.close(tasks)
             os.close(answers)
+        # A thread that is left behind at the end of the run does not end what hangs.
+        weakref.finalize(self, self.process.kill)
         for work, pipe in ((self._write, to_worker), (self._read, from_worker)):
             threading.Thread(target=work, args=(pipe,), daemon=True).start()
 
@@ -346,7 +357,7 @@ class _Worker:
             os.close(pipe)
 
     def _read(self, pipe: int) -> None:
-        modality, most = self.start.target.modality, self.start.memory or _memory()
+        target, most = self.start.target, self.start.memory or _memory()
         answer: WorkerAnswer | BaseException
         with open(pipe, "rb") as answers:
             while True:
@@ -354,7 +365,7 @@ class _Worker:
                     if self.ready is None:
                         self.ready = messages.read_ready(answers)
                         continue
-                    answer = messages.read_answer(answers, modality, most)
+                    answer = messages.read_answer(answers, target.modality, most, target.header)
                 except BaseException as error:  # whatever it is, the file's failure tells it
                     answer = error
                 size = _size(answer)

@@ -15,6 +15,7 @@ from penult.data.decode import Decoding
 from penult.data.items import Failure
 from penult.data.sources import Source
 from penult.data.windows import Layout
+from penult.data.workers import headers_in_workers
 from penult.embedding.runner import Runner
 from penult.embedding.scheduling import PreparedRegion
 
@@ -66,8 +67,9 @@ class SourceSample:
         classifier = runner.classifier
         entries = islice(self.source, max(count, ENTRIES))
         first = [entry for entry in entries if not isinstance(entry, Failure)]
-        divided = self.layout.of(first, classifier.input)
-        regions = [entry for entry in divided if not isinstance(entry, Failure)]
+        describe = headers_in_workers(self.decoding.briefly)
+        divided = self.layout.of(first, classifier.input, describe)
+        regions = [entry for entry in divided if isinstance(entry, tuple)]
         found: list[PreparedRegion] = []
         size, enough = 0, 2 * runner.budget * count / 8
         for ready in self._prepared(runner, regions[:: max(1, len(regions) // count)]):

@@ -21,6 +21,7 @@ from penult.collection.schema import Key
 from penult.data.decode import Decoding
 from penult.data.items import Entry, Failure, sha
 from penult.data.windows import Layout
+from penult.data.workers import headers_in_workers
 from penult.errors import ItemError, LabelsError, UsageError
 from penult.fewshot import marks, storage
 from penult.fewshot.calibration import LEVEL
@@ -88,8 +89,9 @@ class Query:
         from penult.embedding.runner import Outcome
 
         classifier = source.embedder.classifier
-        cut = layout.of(pairs, classifier.input)
-        for one in source.embedder.runner.stream(cut, Decoding(workers=workers)):
+        decoding = Decoding(workers=workers)
+        cut = layout.of(pairs, classifier.input, headers_in_workers(decoding))
+        for one in source.embedder.runner.stream(cut, decoding):
             if isinstance(one, Outcome):
                 yield from self.vectors(one.vector[None], [Location.of(one)])
             else:
