@@ -35,6 +35,63 @@ def leave_working_folder_out() -> None:
         if name not in environment():
             os.environ.pop(name, None)
     sys.path[:] = isolated_path()
+    sys.meta_path.insert(0, _Aside())  # type: ignore[arg-type]
+
+
+# Libraries that look where the process stands as they are imported: for others' compiled code (of
+# CUDA's parts one has an empty entry in its list of folders), or for settings, such as a program to
+# run and a folder of pickles.
+_LOOKING = {"torch", "torchvision", "onnxruntime", "openvino", "av", "numba", "matplotlib"}
+_SETTINGS = ("matplotlibrc", ".numba_config.yaml")
+_OF_THE_LOADER = {
+    "glibc-hwcaps", "tls", "x86_64", "i686", "aarch64", "haswell", "xeon_phi", "avx512_1", "atomics"
+}  # fmt: skip
+
+
+class _Aside:
+    """Has those libraries imported as if the process stood in the root folder, where the working
+    folder has what they would take; else nothing is done, since all threads stand in one place."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+        if name not in _LOOKING:
+            return None
+        others = [finder.find_spec for finder in sys.meta_path if not isinstance(finder, _Aside)]
+        found = (find(name, path, target) for find in others)  # type: ignore[arg-type]
+        spec = next((one for one in found if one is not None), None)
+        loader = getattr(spec, "loader", None)
+        if loader is not None:
+            execute = loader.exec_module
+            loader.exec_module = lambda module: _execute(execute, module)
+        return spec
+
+
+def _execute(execute: object, module: object) -> None:
+    here = _place_with_parts()
+    if here:
+        os.chdir(os.sep)
+    try:
+        execute(module)  # type: ignore[operator]
+    finally:
+        if here:
+            os.chdir(here)
+    settings = sys.modules.get("numba.core.config")
+    if settings is not None:  # read again whenever something is compiled
+        settings._config_fname = ""  # type: ignore[attr-defined]
+
+
+def _place_with_parts() -> str:
+    """The working folder, if it has anything that those libraries would take; else nothing."""
+    try:
+        here = os.getcwd()  # noqa: PTH109
+        with os.scandir(here) as entries:
+            return here if any(_is_taken(entry.name) for entry in entries) else ""
+    except OSError:  # it is gone, or cannot be listed
+        return ""
+
+
+def _is_taken(name: str) -> bool:
+    library = ".so" in name or name.endswith((".dll", ".dylib"))
+    return library or name in _SETTINGS or name in _OF_THE_LOADER
 
 
 def isolated_path() -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from penult.data.files import file_aside, flush
+from penult.errors import StoreError
 
 FOLDER = "journal"
 TABLE = ".lance"  # what the folder of a table ends with
@@ -55,6 +56,33 @@ def tables(path: Path) -> list[str]:
     """The names of the tables whose folder or journal is there."""
     found = {entry.stem for entry in path.glob(f"*{TABLE}") if entry.is_dir()}
     return sorted(found | {entry.stem for entry in (path / FOLDER).glob("*.jsonl")})
+
+
+def refuse_links(path: Path) -> None:
+    """Refuse to write where a folder of a collection, or a journal, is a link: what is written,
+    moved or removed there would be another place's. The collection itself may be behind one.
+
+    Raises:
+        StoreError: one is.
+    """
+    parts = [*_entries(path)]
+    for folder in [one for one in parts if one.is_dir(follow_symlinks=False)]:
+        parts += _entries(folder.path)
+    for one in parts:
+        journal = one.name.endswith(".jsonl")
+        if one.is_symlink() and (journal or one.is_dir()):
+            part = Path(one.path)
+            raise StoreError(
+                f"{path} is not written to: {part.relative_to(path)} in it is a link to "
+                f"{str(part.readlink())!r}, and what lies there is not the collection's. Put the "
+                "files themselves in its place; the collection as a whole may be behind a link"
+            )
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return [*os.scandir(folder)]
+    return []
 
 
 def manifests(table: Path) -> dict[int, Path]:
@@ -272,7 +300,8 @@ class Journal:
         """One line, which comes to the disk with the next flush: without it more is looked at."""
         file, entry = _file(self._path, name), Synced(version, boot(), dict(sums))
         file.parent.mkdir(exist_ok=True)
-        with file.open("ab+") as opened:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(file, flags, 0o666), "ab+") as opened:
             length = opened.seek(0, os.SEEK_END)
             opened.seek(max(0, length - 1))
             torn = length > 0 and opened.read(1) != b"\n"

@@ -107,6 +107,7 @@ def open_table(path: Path, name: str) -> Any | None:
         try:
             table = connect(path).open_table(name)
             if repair.is_whole(path, name, table.version):
+                repair.require_own(path, table.to_lance())
                 return table
         except ValueError as error:
             if "was not found" not in str(error):

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
+from penult.collection.journal import refuse_links
 from penult.data import documents
 from penult.data.files import file_aside
 from penult.embedding.fingerprint import (
@@ -277,9 +278,11 @@ def locked(path: Path, command: str, wait: bool = False) -> Iterator[None]:
 
     Raises:
         CollectionLocked: another process has it, and `wait` is false.
+        StoreError: a part of the collection is a link to another place.
     """
     from filelock import FileLock, Timeout
 
+    refuse_links(path)
     lock = FileLock(path / LOCK)
     with store_errors(path):
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -29,7 +30,7 @@ from penult.collection.manifest import (
     write_aside,
 )
 from penult.data.files import file_aside, flush
-from penult.errors import CollectionError, PenultError, StoreError, cause
+from penult.errors import CollectionError, PenultError, StoreError, cause, listed
 
 ASIDE = "torn"  # the folder that torn files are moved to
 _PAGE = 4096  # bytes that a disk loses or keeps together
@@ -56,6 +57,29 @@ class Version:
         return sum(self.fragments.values())
 
 
+def require_own(path: Path, data: Any) -> None:
+    """Refuse a version of a table (Lance's own object) of which files lie in other folders or on
+    other machines, as Lance allows: none of them has been read so far.
+
+    Raises:
+        StoreError: it has such files.
+    """
+    if places := [str(base.path) for base in data.base_paths().values()]:
+        raise StoreError(
+            f"{path}: files of a table of it lie in another place ({listed(places, 3)}), and "
+            "nothing is read there: a collection is what lies in its folder. Whoever made it "
+            "copies the table whole"
+        )
+
+
+def _opened(path: Path, table: Path, version: int | None = None) -> Any:
+    import lance
+
+    data = lance.dataset(str(table), version=version)
+    require_own(path, data)
+    return data
+
+
 class Examination:
     """Looks at the versions of one table. deep: every byte, else what is there and how long."""
 
@@ -78,15 +102,13 @@ class Examination:
 
     def version(self, number: int) -> Version | None:
         """One version; None where its own file is torn and there is no copy of it."""
-        import lance
-
         file, copy, table = journal.manifests(self.table).get(number), None, self.table
         if file is None or self._verdict(f"{VERSIONS}/{file.name}", None):
             if (copy := self._copies.get(number)) is None:
                 return None
             table = _view(self.path.absolute(), self.name, copy) / table.name
         try:
-            data = lance.dataset(str(table), version=number)
+            data = _opened(self.path, table, number)
             fragments = data.get_fragments()
             rows = int(data.count_rows())
             indices = data.list_indices()
@@ -137,6 +159,8 @@ class Examination:
 
     def _judged(self, file: str, size: int | None) -> str:
         known, place = self.known.get(file), self.table / file
+        if not _is_inside(file):
+            return "is the name of a file elsewhere"
         try:
             there = place.stat().st_size
         except OSError as error:
@@ -165,6 +189,11 @@ class Examination:
         elif found[1] != expected:
             return "has other content than was written"
         return ""
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a name that a version or a journal gives can be one of the table's own files."""
+    return not Path(file).is_absolute() and not {"..", "."} & {*re.split(r"[\\/]", file)}
 
 
 def _count(fragment: Any) -> int:
@@ -276,10 +305,8 @@ def _had_rows(path: Path, name: str) -> bool:
 
 def _runs_wrote(path: Path) -> bool:
     """Whether the runs of a collection say that they wrote rows."""
-    import lance
-
     try:
-        runs = lance.dataset(str(path / f"runs{TABLE}"))
+        runs = _opened(path, path / f"runs{TABLE}")
         return int(runs.count_rows("done > 0")) > 0
     except (OSError, RuntimeError, ValueError):
         return False
@@ -407,6 +434,7 @@ def _without_end(path: Path, name: str) -> list[str]:
 
 def settle(path: Path, name: str) -> None:
     """As `step_back`, for one table, by somebody who does not have the lock."""
+    journal.refuse_links(path)
     files, last = journal.manifests(path / f"{name}{TABLE}"), journal.last(path, name)
     newest = next(iter(files), 0)
     if (
@@ -431,7 +459,7 @@ def set_aside(
     """Moves the versions above one, and these files, out of a table; gives where to."""
     table, place = path / f"{name}{TABLE}", place or _new_place(path)
     moved = [file for number, file in journal.manifests(table).items() if number > above]
-    moved += [table / file for file in files]
+    moved += [table / file for file in files if _is_inside(file)]
     with store_errors(path):
         _move(path, moved, place)
         Journal(path).shorten(name)

@@ -6,6 +6,7 @@ class that transformers has is known here without a list of ours.
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -395,6 +396,21 @@ def _require_weights(folder: Path, spec: str) -> None:
         )
     for path in checkpoint_files(folder):
         refuse_pointer(path)
+        if path.name.endswith(".index.json"):
+            _refuse_elsewhere(path, spec)
+
+
+def _refuse_elsewhere(index: Path, spec: str) -> None:
+    """Refuse a list of weights whose files do not lie beside it."""
+    try:
+        named = {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # transformers says what is wrong with it
+    if other := next((name for name in sorted(named) if {*name} & {*"/\\:"}), None):
+        raise ModelError(
+            f"{spec!r}: {index.name} names the weights {other[:80]!r}, which are not in its "
+            "folder; nothing is read there"
+        )
 
 
 def _load_weights(saved: SavedModel) -> tuple[nn.Module, dict[str, Any]]:
