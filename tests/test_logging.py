@@ -17,7 +17,7 @@ from penult.cli.main import run
 
 CRASHING = """
 import os, sys
-if "import serve; serve()" in " ".join(sys.orig_argv):
+if "from penult.data.decoding_process import serve" in " ".join(sys.orig_argv):
     import soundfile
     read = soundfile.SoundFile.__init__
     def fatal(self, file, *rest, **named):
@@ -71,8 +71,10 @@ def test_a_worker_that_dies(
     collection = penult.Collection.open(tmp_path / "c.lance")
     with caplog.at_level(logging.INFO, "penult"):
         assert collection.add(embedder, recordings, workers=1).failed == 1
-    (line,) = [one.getMessage() for one in caplog.records if "worker" in one.getMessage()]
-    assert line.startswith(str(recordings / "crash.wav")) and "SIGSEGV" in line
+    told = [one.getMessage() for one in caplog.records if "worker" in one.getMessage()]
+    assert len(told) == 2  # it is tried once more, in a fresh one
+    for line in told:
+        assert line.startswith(str(recordings / "crash.wav")) and "SIGSEGV" in line
 
 
 def test_a_program_without_logging_sees_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -241,7 +242,8 @@ class Options:
             self.workers,
             self.time_limit,
             limits=self.limits,
-            patience=self.commit_seconds if self.patient else None,
+            patience=self.commit_seconds,
+            apart=self.patient,
         )
 
 
@@ -319,7 +321,7 @@ def plan(
     """
     renamed: dict[str, str] = {}
     annotations = _Annotations()
-    for chunk in _chunks(regions):
+    for chunk in _chunks(regions, options.commit_seconds / 10):
         if not chunk:
             yield PAUSE
             continue
@@ -709,11 +711,13 @@ class _RowAssembler:
         return row_of(self._classifier, outcome, self._content, self._options.logits)
 
 
-def _chunks(regions: Iterable[Entry]) -> Iterator[list[tuple[str, list[Entry]]]]:
+def _chunks(
+    regions: Iterable[Entry], most_seconds: float = math.inf
+) -> Iterator[list[tuple[str, list[Entry]]]]:
     """Regions by item, with its id, some items at a time: those that there are where a pause comes,
-    and behind them an empty chunk."""
+    and behind them an empty chunk; fewer where they come slowly, so that none waits for longer."""
     chunk: list[tuple[str, list[Entry]]] = []
-    size = 0
+    size, since = 0, time.monotonic()
     for entry in regions:
         if isinstance(entry, Pause):  # the last item may have more regions
             if chunk[:-1]:
@@ -724,9 +728,12 @@ def _chunks(regions: Iterable[Entry]) -> Iterator[list[tuple[str, list[Entry]]]]
             continue
         id = entry.id if isinstance(entry, Failure) else entry[0].id
         if not chunk or chunk[-1][0] != id:
-            if size >= CHUNK:
+            late = chunk and time.monotonic() - since > most_seconds
+            if size >= CHUNK or late:
                 yield chunk
                 chunk, size = [], 0
+            if not chunk:
+                since = time.monotonic()
             chunk.append((id, []))
         chunk[-1][1].append(entry)
         size += 1

@@ -360,7 +360,8 @@ class Decoding:
     may take for what it decodes; None: its share of the run's. retry: what a worker dies or stalls
     on, or the system fails at, is tried once more in a fresh worker. limits: of what is decoded.
     patience: seconds that prepared regions may wait for company in a batch; with one, a `Pause`
-    comes among the regions where none has for a while.
+    comes among the regions where none has for a while. apart: regions are then read and prepared
+    in a thread of their own.
     """
 
     max_seconds: float | None = None
@@ -371,6 +372,7 @@ class Decoding:
     retry: bool = True
     limits: Limits = field(default_factory=Limits)
     patience: float | None = None
+    apart: bool = True
 
     @property
     def briefly(self) -> Decoding:

@@ -130,6 +130,7 @@ class Decoders:
         tasks = self._tasks(pairs)
         ahead: deque[_Task] = deque()
         while True:
+            began = time.monotonic()
             for task in islice(tasks, AHEAD * self._count - len(ahead)):
                 if task.pairs[0] is PAUSE:
                     yield from task.pairs
@@ -137,6 +138,8 @@ class Decoders:
                 ahead.append(task)
                 if task.worker is not None:
                     self._workers[task.worker].send(task.pairs)
+                if time.monotonic() - began > self._pause and self._is_answered(ahead[0]):
+                    break  # where items come slowly, a result waits for no more of them
             else:
                 if not ahead:
                     return
@@ -148,6 +151,9 @@ class Decoders:
             else:
                 yield from self._received(task, ahead)
             ahead.popleft()
+
+    def _is_answered(self, task: _Task) -> bool:
+        return task.worker is None or self._workers[task.worker].answers
 
     def _tasks(self, pairs: Iterable[Pair | Failure | N]) -> Iterator[_Task]:
         turn = 0
@@ -315,6 +321,11 @@ class _Worker:
         if isinstance(answer, EOFError):
             return _Gone(*self._end_words())
         return _Gone("makes the process that decodes it answer in no known form", crash=True)
+
+    @property
+    def answers(self) -> bool:
+        """Whether an answer is there."""
+        return not self._answers.empty()
 
     def wait_ready(self, limit: float) -> Ready | None:
         """What the process tells of itself; None where it does not come up."""

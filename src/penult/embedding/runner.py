@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import Any, Literal
 
 import numpy as np
@@ -25,13 +25,14 @@ from penult.data.decode import (
     DecodeTarget,
     Decoding,
 )
-from penult.data.items import Entry, Failure, Item, N, Note, Pause
+from penult.data.items import PAUSE, Entry, Failure, Item, N, Note, Pause
 from penult.data.regions import Region
 from penult.data.sources import UntilError, from_objects
 from penult.data.workers import decode
 from penult.embedding.demand import SHORT, PassDemand
 from penult.embedding.scheduling import (
     BatchQueue,
+    EnginePool,
     OrderedResults,
     PreparedRegion,
     ReadAhead,
@@ -261,7 +262,7 @@ class Runner:
                 for ready in prepared:
                     if self._is_long(ready):  # is measured while nothing else runs
                         yield from order.put(engines.rest())
-                        ready = self._if_it_fits(ready, decoding)
+                        ready = yield from self._measured(ready, decoding, engines)
                     if isinstance(ready, PreparedRegion):
                         waiting.add(next(numbers), ready)
                     elif isinstance(ready, Pause):
@@ -292,6 +293,22 @@ class Runner:
         long = ready.samples > SHORT * (model.rate or 1)
         return long and model.seconds is None and self._devices[0] == "cpu"
 
+    def _measured(
+        self, ready: PreparedRegion, decoding: Decoding, engines: EnginePool[Any]
+    ) -> Generator[Any, None, PreparedRegion | Failure]:
+        """The region, or why it does not fit; pauses meanwhile, so that rows before it are kept."""
+        found: list[PreparedRegion | Failure] = []
+
+        def work(engine: Engine) -> dict[int, Any]:
+            found.append(self._if_it_fits(ready, decoding))
+            return {}
+
+        patient = decoding.patience is not None
+        for _ in chain(engines.give(work, meanwhile=patient), engines.rest()):
+            if patient:
+                yield PAUSE
+        return found[0]
+
     def _if_it_fits(self, ready: PreparedRegion, decoding: Decoding) -> PreparedRegion | Failure:
         bound, given = decoding.limits.bound.batch, decoding.limits.memory
         if given is None:
@@ -318,9 +335,9 @@ class Runner:
         return planner
 
     def _prepared(self, pairs: Iterable[Entry | N], decoding: Decoding, watch: Stopwatch) -> Any:
-        """As `prepare`; in a thread of its own where there is a patience."""
+        """As `prepare`; in a thread of its own where there is a patience and it may be apart."""
         prepared = self.prepare(pairs, decoding, watch)
-        if decoding.patience is None:
+        if decoding.patience is None or not decoding.apart:
             return prepared
         held = Held(decoding.limits.bound.waiting // 4)
         return ReadAhead(prepared, READ_AHEAD, held, _bytes_of)
