@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from penult.collection.collection import Collection
 from penult.collection.failures import FailureLog
 from penult.collection.transfer import merge
 from penult.collection.writer import writing
+from penult.data import workers
 from penult.data.items import Entry, Failure
 from penult.data.sources import Source, from_paths
 from penult.embedding.embedder import Embedder
@@ -27,7 +31,8 @@ from test_cli import ask
 from test_collection import MANIFEST, batch
 from test_ingest import counted, rows
 
-QUIET = ("--workers", "0", "--engine", "torch")
+TORCH = ("--engine", "torch")
+QUIET = ("--workers", "0", *TORCH)
 
 
 @pytest.fixture
@@ -114,6 +119,86 @@ def test_faults_of_the_world_are_tried_again_and_verdicts_are_not(
     assert said.json["done"] == 1 and list(of(into)) == ["bad.wav"]
     assert said.json["failures"] == {"new": 0, "known": 1, "healed": 1, "passing": 0}
     assert ask(*run, "--retry-failed").json["failed"] == 1 and of(into)["bad.wav"]["tries"] == 2
+
+
+def wait_until_ready(worker: Any) -> None:
+    end = time.monotonic() + 120
+    while worker.ready is None and time.monotonic() < end:
+        time.sleep(0.02)
+    assert worker.ready is not None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="workers need POSIX pipes")
+def test_a_worker_that_is_killed_from_outside_costs_no_item(
+    tiny: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system does where memory ends: once for each of two workers, at their second item."""
+    own, sent, killed = workers._Worker.send, Counter[int](), list[int]()
+
+    def send(worker: Any, pairs: Any) -> None:
+        own(worker, pairs)
+        sent[worker.process.pid] += 1
+        if sent[worker.process.pid] == 2 and len(killed) < 2:
+            wait_until_ready(worker)
+            os.kill(worker.process.pid, signal.SIGKILL)
+            killed.append(worker.process.pid)
+
+    monkeypatch.setattr(workers._Worker, "send", send)
+    into = tmp_path / "c.lance"
+    said = ask("embed", tiny, recordings, "--into", into, *TORCH, "--workers", 2, "--json")
+    assert len(set(killed)) == 2
+    assert said.code == 0 and (said.json["done"], said.json["failed"]) == (6, 0)
+    assert of(into) == {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="workers need POSIX pipes")
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGSTOP"])
+def test_a_file_whose_workers_are_lost_is_tried_last_in_the_next_run(
+    kind: str, tiny: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is killed or stands still, twice: the other files are there, and the next run
+    asks for the file behind what is new."""
+    own, lost, asked = workers._Worker.send, [recordings / "a" / "1.wav"], list[str]()
+
+    def send(worker: Any, pairs: Any) -> None:
+        asked.append(Path(pairs[0][0].id).name)
+        if pairs[0][0].content in lost:
+            wait_until_ready(worker)
+            os.kill(worker.process.pid, getattr(signal, kind))
+        own(worker, pairs)
+
+    monkeypatch.setattr(workers._Worker, "send", send)
+    into = tmp_path / "c.lance"
+    command = ("embed", tiny, recordings, "--into", into, *TORCH, "--workers", 1, "--json")
+    said = ask(*command, "--time-limit", 4)
+    assert said.code == 3 and (said.json["done"], said.json["failed"]) == (5, 1)
+    assert of(into)["1.wav"]["error"] == "PassingFault" and said.json["failures"]["passing"] == 1
+    words = "SIGKILL" if kind == "SIGKILL" else "longer than 4 s"
+    assert words in of(into)["1.wav"]["message"]
+    lost.clear()
+    asked.clear()
+    soundfile.write(recordings / "b" / "new.wav", clip(0.5, 9), RATE)
+    said = ask(*command)
+    assert said.code == 0 and said.json["failures"]["healed"] == 1 and of(into) == {}
+    assert asked[-2:] == ["new.wav", "1.wav"] and Collection.open(into).count == 7
+
+
+def test_new_failures_of_a_list_on_stdin(tiny: Path, recordings: Path, tmp_path: Path) -> None:
+    into = tmp_path / "c.lance"
+    command = ("embed", tiny, "-", "--into", into, *QUIET, "--fail-on", "new", "--json")
+    files = [str(file) for file in sorted(recordings.rglob("*.wav"))]
+    (recordings / "bad.wav").write_bytes(b"no sound")
+    one = "\n".join([*files[:2], str(recordings / "bad.wav")])
+    said = ask(*command, stdin=one)
+    assert said.code == 3 and said.json["failures"]["new"] == 1 and said.json["done"] == 2
+    said = ask(*command, stdin=one)
+    assert said.code == 0 and said.json["failures"]["known"] == 1 and said.json["skipped"] == 2
+    (recordings / "worse.wav").write_bytes(b"no sound either")
+    said = ask(*command, stdin="\n".join([one, files[2], str(recordings / "worse.wav")]))
+    assert said.code == 3 and (said.json["done"], said.json["failed"]) == (1, 2)
+    assert said.json["failures"] == {"new": 1, "known": 1, "healed": 0, "passing": 0}
+    new = ask("failures", into, "--new", "--json").json["failures"]
+    assert [Path(row["id"]).name for row in new] == ["worse.wav"]
 
 
 def test_a_fault_over_a_row_that_is_there_is_mended(

@@ -317,9 +317,11 @@ def plan(
 
     A file whose size and time are unchanged is not read; one whose time is new is hashed, and
     embedded again only if the hash is new. Regions of one item come together, behind the item's
-    `ContentHash`, before its `ItemEnd`. All of it can be pickled and executed elsewhere.
+    `ContentHash`, before its `ItemEnd`. Items that met a fault of the world before come last, since
+    they may take the whole time limit again. All of it can be pickled and executed elsewhere.
     """
     renamed: dict[str, str] = {}
+    last: list[tuple[Sequence[Entry], Seen]] = []
     annotations = _Annotations()
     for chunk in _chunks(regions, options.commit_seconds / 10):
         if not chunk:
@@ -334,8 +336,13 @@ def plan(
             if old in there and id not in there and renamed.setdefault(old, id) == id:
                 group = _under(old, group)
             annotations.add(group)
+            if id in seen.doubtful and len(last) < CHUNK:
+                last.append((group, seen))
+                continue
             yield from _plan_item(group, seen, options)
         annotations.compare(seen)
+    for group, seen in last:
+        yield from _plan_item(group, seen, options)
     if gone := annotations.former():
         yield FormerAnnotations(gone)
 

@@ -48,6 +48,7 @@ from penult.memory import Held
 log = logging.getLogger(__name__)
 AHEAD = 8  # items for each worker that are read ahead
 HELD = 64  # decoded regions of a worker that wait for the model
+_START_LIMIT = 60.0  # seconds for a process to come up
 _STARTS = 3  # workers that do not come up, one after the other, before the run ends
 _FAULTS = 3  # faults of the system, one after the other, before files are no longer tried again
 _CRASHES = frozenset(
@@ -105,7 +106,7 @@ class Decoders:
     def __init__(self, target: DecodeTarget, decoding: Decoding) -> None:
         self._start, self._decoding = Start(target, decoding.share), decoding
         self._count, self._limit = decoding.workers, decoding.time_limit
-        self._pause = self._limit if decoding.patience is None else min(PATIENCE, self._limit)
+        self._pause = min(PATIENCE, self._limit)
         self._held = Held(decoding.limits.bound.waiting)
         self._workers: list[_Worker] = []
         self._faults = 0  # of the system, one after the other
@@ -209,11 +210,18 @@ class Decoders:
         raise StoreError(f"no process for decoding comes up: {words}; --workers 0 needs none")
 
     def _waited_for(self, worker: _Worker) -> Generator[Any, None, WorkerAnswer | _Gone]:
-        began = time.monotonic()
+        """The time limit is for the file: a process that starts on a busy machine has its own."""
+        began, starts = time.monotonic(), True
         while (answer := worker.receive(self._pause)) is None:
-            if time.monotonic() - began >= self._limit:
+            if starts and worker.ready is not None:
+                began, starts = time.monotonic(), False
+            waited = time.monotonic() - began
+            if starts and waited >= max(_START_LIMIT, self._limit):
+                return _Gone(f"does not start in {waited:.0f} s", came_up=False)
+            if not starts and waited >= self._limit:
                 return _Gone(f"takes longer than {self._limit:g} s to {self._doing}")
-            yield PAUSE
+            if self._decoding.patience is not None:
+                yield PAUSE
         return answer
 
     def _counted(self, task: _Task, answer: WorkerAnswer) -> WorkerAnswer | _Gone:
