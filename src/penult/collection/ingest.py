@@ -341,8 +341,8 @@ def plan(
                 continue
             yield from _plan_item(group, seen, options)
         annotations.compare(seen)
-    for group, seen in last:
-        yield from _plan_item(group, seen, options)
+    for faulty, known in last:
+        yield from _plan_item(faulty, known, options)
     if gone := annotations.former():
         yield FormerAnnotations(gone)
 
