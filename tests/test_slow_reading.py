@@ -18,7 +18,7 @@ from penult.collection import ingest
 from penult.collection.add import add
 from penult.collection.collection import Collection
 from penult.collection.ingest import Options
-from penult.data import audio, sources, windows
+from penult.data import audio, decode, sources
 from penult.data.sources import from_objects, from_paths
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
@@ -76,7 +76,7 @@ def test_slow_items_are_committed_as_they_come(
         own = sources.Source.__iter__
         monkeypatch.setattr(sources.Source, "__iter__", lambda self: slow.each(own(self)))
     elif place == "length":
-        monkeypatch.setattr(windows._Ruler, "end_of", slow(windows._Ruler.end_of))
+        monkeypatch.setattr(decode, "_read_headers", slow(decode._read_headers))
     elif place == "hash":
         monkeypatch.setattr(ingest, "_content_hash", slow(ingest._content_hash))
     elif place == "decoder":
@@ -95,9 +95,9 @@ def test_slow_items_are_committed_as_they_come(
 SLOW_LENGTHS = """
 import sys, time
 from penult.cli.main import main
-from penult.data import windows
-own = windows._Ruler.end_of
-windows._Ruler.end_of = lambda *rest: time.sleep(0.2) or own(*rest)
+from penult.data import decode
+own = decode._read_headers
+decode._read_headers = lambda *rest: time.sleep(0.2) or own(*rest)
 main(sys.argv[1:])
 """
 
