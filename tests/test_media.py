@@ -214,9 +214,11 @@ def test_what_is_too_long_is_not_decoded(monkeypatch, tmp_path):
     path = written(tmp_path / "a.wav", noise(8000, 3), 8000)
     assert audio.load(path, WHOLE, 8000, max_seconds=3).seconds == 3
     assert audio.load(path, Region("segment", 1, 2), 8000, max_seconds=1).seconds == 1
+    assert audio.load(path, WHOLE, 8000, max_seconds=float("inf")).seconds == 3
     monkeypatch.setattr(audio, "_collect", None)
-    with pytest.raises(TooLong, match=r"lasts 3 s, longer than the limit of 2\.5 s"):
+    with pytest.raises(TooLong, match=r"lasts 3 s, longer than the limit of 2\.5 s") as raised:
         audio.load(path, WHOLE, 8000, max_seconds=2.5)
+    assert "--max-seconds" in str(raised.value) and "--window" in str(raised.value)
 
 
 def test_a_streamed_flac_has_no_length_but_can_be_read(tmp_path):

@@ -61,10 +61,13 @@ def test_a_disk_that_is_missing_is_not_pruned(tiny: Path, sites: Path) -> None:
     assert said.code == 1 and "1 embedded, 10 unchanged" in said.out
     assert said.error.startswith("10 of 21 files of these paths were deleted (48%), more than 10%")
     assert "--prune-all" in said.error and ids(sites.parent) == ALL | {"new.wav"}
+    assert "their rows are kept\n" in said.out and "--prune removes" not in said.out
     said = ask(*run, "--prune", "--json")
     assert said.code == 1 and said.json["gone"]["count"] == 10
     assert said.json["gone"]["rows_removed"] == 0 and said.json["pruning"]["refused"]
-    assert ask(*run).code == 0  # who does not ask to prune is not refused anything
+    said = ask(*run)
+    assert said.code == 0  # who does not ask to prune is not refused anything
+    assert "their rows are kept; --prune-all removes them" in said.out
     said = ask(*run, "--prune-all", "--json")
     assert said.code == 0 and said.json["gone"]["rows_removed"] == 10
     assert said.json["pruning"]["refused"] is None and ids(sites.parent) == EVEN | {"new.wav"}
@@ -141,8 +144,12 @@ def test_a_dry_run_changes_nothing_and_says_all(tiny: Path, sites: Path) -> None
     run = ("embed", tiny, sites, "--into", store, *QUIET, "--prune", "--dry-run")
     said = ask(*run)
     assert said.code == 0 and "1 new, 1 of another size or time, 9 unchanged" in said.out
-    assert "--prune would remove: 10 deleted files with 10 rows: " in said.out
-    assert "10 of 20 files" in said.out
+    assert "--prune-all would remove: 10 deleted files with 10 rows: " in said.out
+    assert "10 of 20 files" in said.out and "--prune removes nothing" in said.out
+    everything = ask(*run, "--prune-all").out
+    assert (
+        "--prune-all would remove: 10 deleted" in everything and "removes nothing" not in everything
+    )
     found = ask(*run, "--json").json
     assert sorted(Path(id).name for id in found["gone"]["ids"]) == sorted(ALL - EVEN)
     assert (found["new"], found["touched"], found["unchanged"]) == (1, 1, 9)

@@ -256,7 +256,7 @@ def embed(
             precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
     if dry_run:
-        _show_survey(collection, embedder, source, options, json)
+        _show_survey(collection, embedder, source, options, json, prune_all)
         return
     _prepare(collection, embedder, source, options)
     with _run_into(collection), metered("embedding", not json, heartbeat) as meter:
@@ -317,15 +317,19 @@ def _tell_commit(step: CommitBatch, summary: Summary) -> None:
 
 
 def _show_survey(
-    collection: Collection, embedder: Embedder, source: Source, options: Options, as_json: bool
+    collection: Collection,
+    embedder: Embedder,
+    source: Source,
+    options: Options,
+    as_json: bool,
+    prune_all: bool,
 ) -> None:
-    """Print what a run would do."""
+    """Print what a run would do. prune_all: the number of deleted files is no obstacle."""
     from penult.collection.add import describe_survey, survey
 
     with working("looking at the files"):
-        facts = describe_survey(
-            *survey(collection.reader, embedder, source, options), collection.reader
-        )
+        found, lost = survey(collection.reader, embedder, source, options)
+        facts = describe_survey(found, lost, collection.reader)
     if as_json:
         print_json(facts)
         return
@@ -341,12 +345,14 @@ def _show_survey(
     stdout.print(f"dry run, nothing is changed: {', '.join(parts)}", soft_wrap=True)
     gone, former = facts["gone"], facts["former_annotations"]
     files = f"{counted(gone['count'], 'deleted file')} with {counted(gone['rows'], 'row')}"
-    _show_list(f"--prune would remove: {files}", gone["ids"])
+    braked = bool(lost.refusal(former["count"]))
+    option = "--prune-all" if prune_all or braked else "--prune"
+    _show_list(f"{option} would remove: {files}", gone["ids"])
     if gone["failures_only"]:
         _show_list(f"  {counted(len(gone['failures_only']), 'failure')}", gone["failures_only"])
     if former["count"]:
         _show_list(f"  {counted(former['count'], 'annotation')}", former["ids"])
-    if facts["refused"]:
+    if facts["refused"] and not (prune_all and braked):
         stdout.print(f"[yellow]{printable(facts['refused'])}[/]", soft_wrap=True)
 
 
@@ -444,7 +450,7 @@ def _show_taken_and_gone(summary: Summary) -> None:
         done = (
             f"{counted(summary.pruned, 'row')} removed"
             if summary.pruned or summary.found.failures_removed
-            else "their rows are kept; --prune removes them"
+            else _kept(summary)
         )
         stdout.print(
             f"[yellow]{counted(len(gone), 'file')} {were} deleted: {names}; {done}[/]",
@@ -452,9 +458,19 @@ def _show_taken_and_gone(summary: Summary) -> None:
         )
     _show_former(summary)
     if removed := summary.found.failures_removed:
-        stdout.print(f"{counted(removed, 'failure')} of files that are gone removed")
+        stdout.print(f"{counted(removed, 'failure')} of deleted files removed")
     if not summary.found.kept_back and (doubt := summary.found.losses.doubt):
         stdout.print(f"[yellow]{printable(doubt)}[/]", soft_wrap=True)
+
+
+def _kept(summary: Summary) -> str:
+    """That rows stay, and the option that removes them; where a removal was refused, its reason
+    follows."""
+    found = summary.found
+    if found.kept_back:
+        return "their rows are kept"
+    braked = found.losses.refusal(len(found.former))
+    return f"their rows are kept; {'--prune-all' if braked else '--prune'} removes them"
 
 
 def _show_former(summary: Summary) -> None:
@@ -465,9 +481,9 @@ def _show_former(summary: Summary) -> None:
     rest = ", …" if len(former) > SHOWN else ""
     what = counted(len(former), "annotation")
     are = "is" if len(former) == 1 else "are"
-    done = "removed" if summary.found.former_removed else "kept; --prune removes them"
+    done = "their rows are removed" if summary.found.former_removed else _kept(summary)
     stdout.print(
-        f"[yellow]{what} {are} no longer in the tables: {names}{rest}; their rows are {done}[/]",
+        f"[yellow]{what} {are} no longer in the tables: {names}{rest}; {done}[/]",
         soft_wrap=True,
     )
 

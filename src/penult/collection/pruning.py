@@ -53,8 +53,8 @@ class Losses:
             if number > FEW and number > SHARE * of_all:
                 return (
                     f"{number:,} of {of_all:,} {what} ({number / of_all:.0%}), more than "
-                    f"{SHARE:.0%}: nothing was removed. Is a disk missing, or a part of it? "
-                    "--prune --dry-run lists them, --prune-all removes their rows"
+                    f"{SHARE:.0%}, so that --prune removes nothing. Is a disk missing, or a part "
+                    "of it? --prune --dry-run lists them, --prune-all removes their rows"
                 )
         return ""
 
@@ -68,7 +68,7 @@ class Losses:
         return (
             f"{files} may be on a disk that is not mounted, since a folder on the way is empty or "
             f"a link leads nowhere ({first}{', …' if number > 1 else ''}): "
-            f"{'its' if number == 1 else 'their'} rows were kept; --prune-all removes them"
+            f"{'its' if number == 1 else 'their'} rows are kept; --prune-all removes them"
         )
 
 

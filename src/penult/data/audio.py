@@ -196,7 +196,7 @@ def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits
         )
     first, last = _frames_of(region, stream)
     longest, enough, kept = (
-        None if one is None else math.floor(one * stream.rate) for one in limits
+        None if one is None or one == math.inf else math.floor(one * stream.rate) for one in limits
     )
     stop = last
     if enough is not None:
@@ -278,7 +278,8 @@ def _check_length(last: int, first: int, limit: int, stream: Stream) -> None:
     if last - first > limit:
         raise TooLong(
             f"lasts {(last - first) / stream.rate:.6g} s, longer than the limit of "
-            f"{limit / stream.rate:.6g} s; raise the limit or cut it into windows"
+            f"{limit / stream.rate:.6g} s; cut it into windows (--window), or raise the limit "
+            "(--max-seconds)"
         )
 
 
