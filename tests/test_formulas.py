@@ -48,6 +48,17 @@ def test_values_that_are_no_texts() -> None:
     assert cells.changed == 1
     raw = Cells(raw=True)
     assert (raw("=1"), raw.path("=1"), raw.changed) == ("=1", "=1", 0)
+
+
+def test_what_was_changed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    cells = Cells()
+    cells("=1")
+    cells.tell("a.csv")
+    cells.path("=1.wav")
+    cells.tell("b.txt")
+    one, two = (record.getMessage() for record in caplog.records)
+    assert one.startswith("a.csv: 1 text") and "a formula begins with an apostrophe;" in one
+    assert two.startswith("b.txt: 2 texts") and "formulas begin with an apostrophe or ./;" in two
     assert Cells().path("-a.wav") == "./-a.wav"
     assert Cells().joined(["a", "=b", "-1"]) == "a;'=b;-1"
 

@@ -191,6 +191,9 @@ def test_elsewhere_it_is_refused_in_a_sentence(file: str, elsewhere: Path) -> No
     assert code == 2 and "Traceback" not in said
     assert "'trusted_nets:build'" in said and "nothing was run" in said and "--trust" in said
     assert ("--model trusted_nets:build" in said) == (file != "embedder")
+    assert "go to the folder that has trusted_nets.py" in said
+    code, said = ask(*uses(elsewhere)[file], "--trust")
+    assert code == 2 and "in the folder that has trusted_nets.py" in said
     assert "trusted_nets" not in sys.modules
 
 
@@ -201,6 +204,7 @@ def test_trust_is_enough_and_remembered(
     command = uses(elsewhere)["collection"]
     code, said = ask(*command)
     assert code == 2 and str(files / "project" / "trusted_nets.py") in said
+    assert "go to the folder" not in said
     assert ask(*command, "--trust")[0] == 0
     monkeypatch.chdir(elsewhere)
     new_process(monkeypatch)

@@ -35,11 +35,12 @@ def _is_formula(text: str) -> bool:
 
 
 class Cells:
-    """How texts are written into a table. raw: as they are. changed: how many were not."""
+    """How texts are written into a table. raw: as they are. changed: how many were not; paths: how
+    many of these are paths that begin with `./` now."""
 
     def __init__(self, raw: bool = False) -> None:
         self.raw = raw
-        self.changed = 0
+        self.changed = self.paths = 0
 
     def __call__(self, value: Any) -> Any:
         """A text that a spreadsheet shows; any other value as it is."""
@@ -54,6 +55,7 @@ class Cells:
         if self.raw or not _is_formula(value):
             return value
         self.changed += 1
+        self.paths += 1
         return f"./{value}"
 
     def joined(self, texts: Sequence[str], sign: str = ";") -> str:
@@ -81,12 +83,16 @@ class Cells:
     def tell(self, out: str | os.PathLike[str]) -> None:
         """Log how many cells of a file were changed, if any."""
         if self.changed:
-            cells = "1 cell" if self.changed == 1 else f"{self.changed:,} cells"
+            one = self.changed == 1
             log.warning(
-                "%s: %s would be a formula in a spreadsheet, and begin with an apostrophe (a path "
-                "with ./); --raw-cells writes them as they are",
+                "%s: %s that a spreadsheet would run as %s with %s; --raw-cells keeps %s as %s",
                 out,
-                cells,
+                "1 text" if one else f"{self.changed:,} texts",
+                "a formula begins" if one else "formulas begin",
+                " or ".join(
+                    ["an apostrophe"] * (self.changed > self.paths) + ["./"] * (self.paths > 0)
+                ),
+                *(("it", "it is") if one else ("them", "they are")),
             )
 
 

@@ -108,7 +108,8 @@ def _attribute(module: str, name: str, words: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ModelError(f"{words} cannot be imported: {cause(error)}{_hidden(module)}") from error
+        advice = _hidden(module) or _elsewhere(module, error)
+        raise ModelError(f"{words} cannot be imported: {cause(error)}{advice}") from error
     except Exception as error:  # the module is somebody else's
         reason = cause(error, named=True)
         raise ModelError(f"{words} cannot be imported: {reason}") from error
@@ -123,6 +124,13 @@ def _hidden(module: str) -> str:
     return f". That is {found}, which hides {here}: give the latter another name"
 
 
+def _elsewhere(module: str, error: Exception) -> str:
+    """Where a command finds a module that is missing here; empty where something else is."""
+    top = module.partition(".")[0]
+    missing = isinstance(error, ModuleNotFoundError) and error.name == top
+    return f": give the command in the folder that has {top}.py or {top}/" if missing else ""
+
+
 def _refusal(kind: str, code: NamedCode, known: CodeMemory) -> str:
     by, spec = naming(), code.spec
     file = located(spec.partition(":")[0], [*known.roots, str(Path.cwd())])
@@ -133,6 +141,9 @@ def _refusal(kind: str, code: NamedCode, known: CodeMemory) -> str:
         other = changed(before.files, code.files) or f"that was in {before.root}"
         why = f"is not what this user typed or trusted here ({other})"
     option = f"name it yourself with --model {spec}, or " if by.has_option else ""
+    if file is None:
+        top = spec.partition(":")[0].partition(".")[0]
+        option = f"go to the folder that has {top}.py or {top}/, and {option}"
     return (
         f"{by.file or 'a file'} names {kind} {spec!r}: Python code{where}, which would run on this "
         f"machine and {why}; nothing was run. If it is yours, or you trust it, {option}say --trust"
