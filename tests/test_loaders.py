@@ -130,7 +130,7 @@ def test_a_factory_needs_weights_and_preprocessing(package: str, tmp_path: Path)
     path = trained(__import__(package).build(), tmp_path / "m.pth", LAYOUTS["plain"])
     with pytest.raises(UsageError, match="--preprocess"):
         load(f"{package}:build", checkpoint=path)
-    with pytest.raises(ModelError, match="cannot be imported.* folder that has no_such_package"):
+    with pytest.raises(ModelError, match=r"cannot be imported.* folder that has no_such_package"):
         load("no_such_package_at_all:build", checkpoint=path)
     with pytest.raises(ModelError, match="cannot be imported"):
         load(f"{package}:no_such", checkpoint=path)
