@@ -13,6 +13,23 @@ from typing import Any
 TOLERANCE = 1e-5  # largest error that passes, relative to the largest logit
 POWER = 1000.0  # two inputs' logits must differ by this many tolerances, or nothing was tested
 
+# A pass over a batch of another size takes at most this many times the memory of the plain one over
+# the example, so that with what the proof itself holds it is less than three times; and any pass
+# may take _SMALL bytes.
+_SHARE = 2
+_SMALL = 2**25
+
+
+def largest_batch(weights: int, activations: int, inputs: int, batch: int) -> int:
+    """The largest batch that a proof runs, one more than the example's at least.
+
+    weights: bytes. activations, inputs: bytes of the example's, a batch of so many items.
+    """
+    allowed = _SHARE * (weights + activations + inputs) - weights
+    # The batch is there as it was drawn, at another length, and as a copy for the pass.
+    item = max((activations + 3 * inputs) // batch, 1)
+    return max(max(allowed, _SMALL) // item, batch + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Check:

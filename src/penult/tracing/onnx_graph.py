@@ -27,7 +27,8 @@ class Session:
     numbers would change with the tensors that are read, and head and encoder would not make
     exactly the whole. bare: the graph has no batch axis of its own. weights: those that `model`
     only names, as the runtime holds them; several sessions share them. once: it is not run often
-    enough for weights to be laid out for speed first.
+    enough for weights to be laid out for speed first, and for memory to be kept between runs; a
+    shape is read as soon as its tensor is there, which needs no longer be.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class Session:
         options.log_severity_level = 4  # errors are raised
         if once:
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+            options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         if weights:
             options.add_external_initializers([*weights], [*weights.values()])
         try:
@@ -104,6 +107,8 @@ SHAPE_ONLY = frozenset({"Shape", "Size"})
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(bfloat16)")
 _SHARED_FROM = 1024  # numbers in a weight that sessions share; small ones tell shapes
 _SHARED_TYPES = {1, 2, 3, 6, 7, 10, 11}  # float, uint8, int8, int32, int64, float16, double
+_DTYPES = {"float16": "f2", "bfloat16": "f2", "double": "f8", "int64": "i8", "bool": "?",
+           "int8": "i1", "uint8": "u1"}  # fmt: skip
 _LARGEST = 2**31 - 1  # a serialised graph cannot be larger
 
 
@@ -316,6 +321,31 @@ class GraphParts:
                 measured[name] = (1, *measured[name])
         return measured
 
+    def sizes(self, shapes: Mapping[str, Shape]) -> tuple[int, int]:
+        """(bytes of the weights, bytes that the other tensors of a run take at once).
+
+        shapes: of every tensor, as `shapes` measures them.
+        """
+        from onnx import helper
+
+        def size(name: str) -> int:
+            kind = self.types.get(name, "").removeprefix("tensor(").removesuffix(")")
+            item = np.dtype(_DTYPES.get(kind, "float32")).itemsize
+            return int(np.prod(shapes.get(name, (0,)))) * item
+
+        last = {name: node.index for node in self._nodes for name in node.reads}
+        now = most = 0
+        for node in self._nodes:
+            now += sum(map(size, node.writes))
+            most = max(most, now)
+            done = {n for n in (*node.reads, *node.writes) if last.get(n, -1) <= node.index}
+            now -= sum(size(name) for name in done if name in self._producers)
+        weights = sum(
+            int(np.prod(tensor.dims)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            for tensor in self.weights.values()
+        )
+        return weights, most
+
     def encoder(self, outputs: Sequence[str]) -> bytes:
         """A model with the same inputs that gives the named tensors and holds no more."""
         return _bytes(self._copied(_upstream(self._producers, outputs), outputs))
@@ -344,10 +374,12 @@ class GraphParts:
             model.graph.input.append(helper.make_tensor_value_info(name, number, free))
         return model
 
-    def session(self, outputs: Sequence[str], threads: int = 1, device: str = "cpu") -> Session:
+    def session(
+        self, outputs: Sequence[str], threads: int = 1, device: str = "cpu", once: bool = False
+    ) -> Session:
         """A session that gives the named tensors; all sessions of a graph share its weights."""
         model = self._copied(_upstream(self._producers, outputs), outputs, light=True)
-        return self.open_session(model, threads, device)
+        return self.open_session(model, threads, device, once=once)
 
     def open_session(
         self,

@@ -11,12 +11,12 @@ import numpy as np
 
 from penult.errors import HeadNotFound
 from penult.tracing.anatomy import Statement
-from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
+from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check, largest_batch
 from penult.tracing.onnx_graph import Array, Feeds, Node, OnnxGraph, Session
 from penult.tracing.onnx_head import GraphHead
 from penult.tracing.taps import Tap
 
-HELD_OUT = (5, 17)  # batch sizes
+HELD_OUT = (5, 17, 7, 11, 4, 3)  # batch sizes; two of them, as memory allows
 LENGTHS = (0.9, 0.6)  # of the example's
 
 
@@ -31,8 +31,10 @@ def prove(cut: GraphHead) -> Certificate:
     outputs = list(dict.fromkeys([cut.logits, cut.output]))
     tolerance = tolerance_of(cut)
     needed = needed_power(tolerance)
-    whole, front = cut.graph.parts.session(outputs), cut.graph.parts.session([*outputs, *places])
-    head = cut.graph.parts.open_session(cut.head_model())
+    parts = cut.graph.parts
+    whole = parts.session(outputs, once=True)
+    front = parts.session([*outputs, *places], once=True)
+    head = parts.open_session(cut.head_model(), once=True)
     halves = Halves(whole, front, head, places, tolerance)
     expected = [whole(feeds) for feeds in cut.examples[:2]]
     power = _power([values[0] for values in expected], tolerance)
@@ -46,13 +48,23 @@ def prove(cut: GraphHead) -> Certificate:
     if cut.graph.any_batch:
         examples, rows = cut.examples[:2], expected[:2]
         checks.append(_batch(halves, examples, rows, "other batch size"))
-        for size in HELD_OUT:
+        for size in _held_out(cut):
             more = _repeated(examples, size), _repeated(rows, size)
             checks.append(_batch(halves, *more, "held out"))
     for name, part in (("other length", 0.75), *(("held out", part) for part in LENGTHS)):
         if shorter := _shorter(cut.graph, cut.examples[0], part):
             checks.append(_other_length(halves, shorter, name))
     return _judged(checks, power, needed)
+
+
+def _held_out(cut: GraphHead) -> Sequence[int]:
+    """Sizes of larger batches that fit into about twice the memory of a plain run; three items
+    where none does."""
+    weights, activations = cut.graph.parts.sizes(cut.shapes)
+    inputs = sum(value.nbytes for value in cut.examples[0].values())
+    batch = len(next(iter(cut.examples[0].values())))
+    most = largest_batch(weights, activations, inputs, max(batch, 1))
+    return [size for size in HELD_OUT if size <= most][:2] or HELD_OUT[-1:]
 
 
 def _repeated(values: Sequence[Any], size: int) -> list[Any]:
@@ -206,7 +218,7 @@ def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
     if not taps:
         return {}
     names = list(dict.fromkeys(tap.module for tap in taps))
-    whole = cut.graph.parts.session([cut.logits, *names])
+    whole = cut.graph.parts.session([cut.logits, *names], once=True)
     mine, *values = whole(cut.examples[0])
     seen = dict(zip(names, values, strict=True))
     tolerance = tolerance_of(cut)
@@ -256,7 +268,7 @@ def exchanged(cut: GraphHead, other: Feeds, name: str, value: Array) -> Array | 
             if written == name:
                 node.output[number] = f"{name}\0own"
     try:
-        return graph.parts.open_session(model)({**other, name: value})[0]
+        return graph.parts.open_session(model, once=True)({**other, name: value})[0]
     except ValueError:
         return None
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from penult.errors import HeadNotFound, cause
 from penult.tracing.anatomy import Anatomy, anatomy_of
 from penult.tracing.boundary import Boundary, find_boundary
-from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check
+from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check, largest_batch
 from penult.tracing.cut import Fitting, PassCut, cut, cut_by_hooks, law_error, recorded
 from penult.tracing.forward import SplitTarget, State, moving_size, relative
 from penult.tracing.head import logits_of
@@ -123,20 +123,10 @@ class _InputRefused(Exception):
     """The model does not take an input that was made for the proof."""
 
 
-# A pass over a batch of another size takes at most this many times the memory of the plain one over
-# the example, so that with what the proof itself holds it is less than three times; and any pass
-# may take _SMALL bytes.
-_SHARE = 2
-_SMALL = 2**25
-
-
 def _largest_batch(target: SplitTarget, example: CallInputs, trace: Trace) -> int:
     """The largest batch that the proof runs. trace: of the example."""
     weights = sum(value.numel() * value.element_size() for value in target.weights().values())
-    allowed = _SHARE * (weights + trace.peak + example.nbytes) - weights
-    # The batch is there as it was drawn, at another length, and as a copy for the pass.
-    item = max((trace.peak + 3 * example.nbytes) // max(example.batch or 1, 1), 1)
-    return max(max(allowed, _SMALL) // item, (example.batch or 1) + 1)
+    return largest_batch(weights, trace.peak, example.nbytes, max(example.batch or 1, 1))
 
 
 class _Prover:
