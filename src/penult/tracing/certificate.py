@@ -15,9 +15,9 @@ POWER = 1000.0  # two inputs' logits must differ by this many tolerances, or not
 
 # A pass over a batch of another size takes at most this many times the memory of the plain one over
 # the example, so that with what the proof itself holds it is less than three times; and any pass
-# may take _SMALL bytes.
+# may take SMALL bytes.
 _SHARE = 2
-_SMALL = 2**25
+SMALL = 2**25
 
 
 def largest_batch(weights: int, activations: int, inputs: int, batch: int) -> int:
@@ -28,7 +28,7 @@ def largest_batch(weights: int, activations: int, inputs: int, batch: int) -> in
     allowed = _SHARE * (weights + activations + inputs) - weights
     # The batch is there as it was drawn, at another length, and as a copy for the pass.
     item = max((activations + 3 * inputs) // batch, 1)
-    return max(max(allowed, _SMALL) // item, batch + 1)
+    return max(max(allowed, SMALL) // item, batch + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,25 +321,23 @@ class GraphParts:
                 measured[name] = (1, *measured[name])
         return measured
 
+    def nbytes(self, name: str, shapes: Mapping[str, Shape]) -> int:
+        """Bytes of a tensor. shapes: of every tensor, as `shapes` measures them."""
+        kind = self.types.get(name, "").removeprefix("tensor(").removesuffix(")")
+        item = np.dtype(_DTYPES.get(kind, "float32")).itemsize
+        return int(np.prod(shapes.get(name, (0,)))) * item
+
     def sizes(self, shapes: Mapping[str, Shape]) -> tuple[int, int]:
-        """(bytes of the weights, bytes that the other tensors of a run take at once).
-
-        shapes: of every tensor, as `shapes` measures them.
-        """
+        """(bytes of the weights, bytes that the other tensors of a run take at once)."""
         from onnx import helper
-
-        def size(name: str) -> int:
-            kind = self.types.get(name, "").removeprefix("tensor(").removesuffix(")")
-            item = np.dtype(_DTYPES.get(kind, "float32")).itemsize
-            return int(np.prod(shapes.get(name, (0,)))) * item
 
         last = {name: node.index for node in self._nodes for name in node.reads}
         now = most = 0
         for node in self._nodes:
-            now += sum(map(size, node.writes))
+            now += sum(self.nbytes(name, shapes) for name in node.writes)
             most = max(most, now)
             done = {n for n in (*node.reads, *node.writes) if last.get(n, -1) <= node.index}
-            now -= sum(size(name) for name in done if name in self._producers)
+            now -= sum(self.nbytes(name, shapes) for name in done if name in self._producers)
         weights = sum(
             int(np.prod(tensor.dims)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
             for tensor in self.weights.values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from penult.errors import HeadNotFound
 from penult.tracing.anatomy import Statement
-from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check, largest_batch
+from penult.tracing.certificate import POWER, SMALL, TOLERANCE, Certificate, Check, largest_batch
 from penult.tracing.onnx_graph import Array, Feeds, Node, OnnxGraph, Session
 from penult.tracing.onnx_head import GraphHead
 from penult.tracing.taps import Tap
@@ -217,24 +217,41 @@ def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
     """For each tap: what enters from the first example, everything else from another one."""
     if not taps:
         return {}
-    names = list(dict.fromkeys(tap.module for tap in taps))
-    whole = cut.graph.parts.session([cut.logits, *names], once=True)
-    mine, *values = whole(cut.examples[0])
-    seen = dict(zip(names, values, strict=True))
+    whole = cut.graph.parts.session([cut.logits], once=True)
+    mine = whole(cut.examples[0])[0]
     tolerance = tolerance_of(cut)
     other, theirs = _other(cut, whole, mine, needed_power(tolerance) * tolerance)
     if other is None or theirs is None:
         return {tap.name: "not proved" for tap in taps}
-    found: dict[str, Statement] = {}
-    for tap in taps:
-        mixed = exchanged(cut, other, tap.module, seen[tap.module])
-        if mixed is None:
-            found[tap.name] = "not proved"
-        elif relative(mine, mixed) <= tolerance:
-            found[tap.name] = "sufficient"
-        else:
-            found[tap.name] = "unused" if relative(theirs, mixed) <= tolerance else "partial"
-    return found
+    stated: dict[str, Statement] = {}  # by tensor
+    for names in _held_together(cut, dict.fromkeys(tap.module for tap in taps)):
+        values = cut.graph.parts.session(names, once=True)(cut.examples[0])
+        for name, value in zip(names, values, strict=True):
+            mixed = exchanged(cut, other, name, value)
+            if mixed is None:
+                stated[name] = "not proved"
+            elif relative(mine, mixed) <= tolerance:
+                stated[name] = "sufficient"
+            else:
+                stated[name] = "unused" if relative(theirs, mixed) <= tolerance else "partial"
+    return {tap.name: stated[tap.module] for tap in taps}
+
+
+def _held_together(cut: GraphHead, names: Iterable[str]) -> Iterator[list[str]]:
+    """The tensors in groups, each of which takes no more memory than a plain run, or than `SMALL`;
+    a larger one is alone."""
+    most = max(SMALL, cut.graph.parts.sizes(cut.shapes)[1])
+    group: list[str] = []
+    held = 0
+    for name in names:
+        size = cut.graph.parts.nbytes(name, cut.shapes)
+        if group and held + size > most:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
 
 
 def _other(
