@@ -154,10 +154,14 @@ def graph_of_maps(path: Path, side: int) -> OnnxGraph:
     shapes = {"c": (8, 3, 1, 1), "a": (1,), "w": (8, 5)}
     weights = {name: random.standard_normal(shape) for name, shape in shapes.items()}
     held = [numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()]
-    nodes = [("Conv", ["x", "c"], "h0")]
+    nodes: list[tuple[str, list[str], str]] = [("Conv", ["x", "c"], "h0")]
     nodes += [("Relu" if n % 2 else "Add", [f"h{n}", "a"][: 2 - n % 2], f"h{n + 1}")
               for n in range(3)]  # fmt: skip
-    nodes += [("GlobalAveragePool", ["h3"], "p"), ("Flatten", ["p"], "z"), ("MatMul", "zw", "y")]
+    nodes += [
+        ("GlobalAveragePool", ["h3"], "p"),
+        ("Flatten", ["p"], "z"),
+        ("MatMul", ["z", "w"], "y"),
+    ]
     made = [helper.make_node(op, [*reads], [write]) for op, reads, write in nodes]
     ports = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3, side, side]),

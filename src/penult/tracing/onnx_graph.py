@@ -27,8 +27,8 @@ class Session:
     numbers would change with the tensors that are read, and head and encoder would not make
     exactly the whole. bare: the graph has no batch axis of its own. weights: those that `model`
     only names, as the runtime holds them; several sessions share them. once: it is not run often
-    enough for weights to be laid out for speed first, and for memory to be kept between runs; a
-    shape is read as soon as its tensor is there, which needs no longer be.
+    enough for weights to be laid out for speed first, and a tensor's shape is read as soon as it
+    is there, so that it goes.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class Session:
         options.log_severity_level = 4  # errors are raised
         if once:
             options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
             options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         if weights:
             options.add_external_initializers([*weights], [*weights.values()])
@@ -372,12 +371,10 @@ class GraphParts:
             model.graph.input.append(helper.make_tensor_value_info(name, number, free))
         return model
 
-    def session(
-        self, outputs: Sequence[str], threads: int = 1, device: str = "cpu", once: bool = False
-    ) -> Session:
+    def session(self, outputs: Sequence[str], threads: int = 1, device: str = "cpu") -> Session:
         """A session that gives the named tensors; all sessions of a graph share its weights."""
         model = self._copied(_upstream(self._producers, outputs), outputs, light=True)
-        return self.open_session(model, threads, device, once=once)
+        return self.open_session(model, threads, device)
 
     def open_session(
         self,

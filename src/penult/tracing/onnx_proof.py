@@ -31,10 +31,8 @@ def prove(cut: GraphHead) -> Certificate:
     outputs = list(dict.fromkeys([cut.logits, cut.output]))
     tolerance = tolerance_of(cut)
     needed = needed_power(tolerance)
-    parts = cut.graph.parts
-    whole = parts.session(outputs, once=True)
-    front = parts.session([*outputs, *places], once=True)
-    head = parts.open_session(cut.head_model(), once=True)
+    whole, front = cut.graph.parts.session(outputs), cut.graph.parts.session([*outputs, *places])
+    head = cut.graph.parts.open_session(cut.head_model())
     halves = Halves(whole, front, head, places, tolerance)
     expected = [whole(feeds) for feeds in cut.examples[:2]]
     power = _power([values[0] for values in expected], tolerance)
@@ -217,7 +215,7 @@ def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
     """For each tap: what enters from the first example, everything else from another one."""
     if not taps:
         return {}
-    whole = cut.graph.parts.session([cut.logits], once=True)
+    whole = cut.graph.parts.session([cut.logits])
     mine = whole(cut.examples[0])[0]
     tolerance = tolerance_of(cut)
     other, theirs = _other(cut, whole, mine, needed_power(tolerance) * tolerance)
@@ -225,7 +223,7 @@ def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
         return {tap.name: "not proved" for tap in taps}
     stated: dict[str, Statement] = {}  # by tensor
     for names in _held_together(cut, dict.fromkeys(tap.module for tap in taps)):
-        values = cut.graph.parts.session(names, once=True)(cut.examples[0])
+        values = cut.graph.parts.session(names)(cut.examples[0])
         for name, value in zip(names, values, strict=True):
             mixed = exchanged(cut, other, name, value)
             if mixed is None:
@@ -285,7 +283,7 @@ def exchanged(cut: GraphHead, other: Feeds, name: str, value: Array) -> Array | 
             if written == name:
                 node.output[number] = f"{name}\0own"
     try:
-        return graph.parts.open_session(model, once=True)({**other, name: value})[0]
+        return graph.parts.open_session(model)({**other, name: value})[0]
     except ValueError:
         return None
 
