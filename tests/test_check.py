@@ -66,6 +66,9 @@ def test_a_collection_is_measured_against_its_rows(
     assert "as the collection has it: off by" in capsys.readouterr().out
     assert run(["check", str(store.path), str(file), "--tap", "layer:0"]) == 2
     assert "--tap is what the collection" in " ".join(capsys.readouterr().err.split())
+    assert run(["check", str(store.path), str(recordings / "b"), "--model", str(tiny)]) == 0
+    assert run(["check", str(tiny), str(recordings / "b"), "--model", str(tiny)]) == 2
+    assert "--model goes with a collection" in " ".join(capsys.readouterr().err.split())
 
 
 def test_items_that_share_no_batch_are_told(

@@ -214,3 +214,18 @@ def test_layers_that_the_caller_made_known(keras: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.keras"
     keras.Sequential([keras.Input((4,)), Known(), keras.layers.Dense(3)]).save(path)
     assert len(penult.load(path, preprocess=four).labels) == 3
+
+
+def test_layers_of_published_architectures(keras: Any) -> None:
+    """Keras has layers beside the functions that build an architecture and fetch its weights."""
+    from penult.models.keras_code import beyond, unknown
+
+    fine = [("keras.src.applications.convnext", "LayerScale"),
+            ("keras.src.applications.inception_resnet_v2", "CustomScaleLayer"),
+            ("keras._legacy.layers", "ThresholdedReLU")]  # fmt: skip
+    odd = [("keras.src.applications.convnext", "ConvNeXtTiny"),
+           ("keras.applications", "MobileNet"),
+           ("keras.src.legacy.preprocessing.image", "Iterator")]  # fmt: skip
+    for module, name in fine + odd:
+        one = {"class_name": name, "module": module, "config": {}, "registered_name": name}
+        assert bool([*beyond(one), *unknown(one)]) is ((module, name) in odd), one

@@ -232,6 +232,12 @@ def check(
         Path | None,
         typer.Option(help="Write the first item's values at every station to this .npz file."),
     ] = None,
+    now: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Where the model is now, if MODEL is a collection and it has moved."
+        ),
+    ] = None,
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
@@ -252,8 +258,10 @@ def check(
         check_npz(dump)
     reading = {"tap": tap, "pooling": pooling, "pool_over": pool_over, "precision": precision}
     if (Path(model) / "collection.json").is_file():
-        source, embedder, stored = _of_collection(model, paths, device, reading, model_options)
+        source, embedder, stored = _of_collection(model, paths, device, reading, model_options, now)
     else:
+        if now is not None:
+            raise UsageError(f"--model goes with a collection, and {model} is none: leave it out")
         source = items_of(model, model_options, paths)
         stored = _nothing_stored
         with working(f"loading {model}"):
@@ -289,7 +297,12 @@ def _nothing_stored(id: str, region: str) -> None:
 
 
 def _of_collection(
-    path: str, paths: list[str], device: str, reading: dict[str, Any], options: ModelOptions
+    path: str,
+    paths: list[str],
+    device: str,
+    reading: dict[str, Any],
+    options: ModelOptions,
+    now: str | None,
 ) -> tuple[Source, Embedder, Stored]:
     """The items, the embedder of a collection, and the vectors that it has.
 
@@ -305,7 +318,7 @@ def _of_collection(
         raise UsageError(f"--{name} is what the collection {path} says; leave it out")
     opened = Collection.open(path, must_exist=True)
     with working("loading the collection's model"):
-        embedder = opened.embedder(device=device, trust=trust)
+        embedder = opened.embedder(now, device=device, trust=trust)
 
     def stored(id: str, region: str) -> Any:
         row = opened.get(id, region)

@@ -63,10 +63,9 @@ def refuse_exported_code(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:  # torch reads archives of before 2.8 by this one
-            older = any(name.startswith("serialized_") for name in archive.namelist())
-        if older:
-            how = "it was saved by an older torch, as pickles (save it again with a newer one)"
-            raise _untrusted(path, how)
+            if any(name.startswith("serialized_") for name in archive.namelist()):
+                _refuse_older(path, archive)
+                return
         reader = torch._C.PyTorchFileReader(str(path))
         names = reader.get_all_records()
         if len({name.casefold() for name in names}) < len(names):
@@ -83,6 +82,37 @@ def refuse_exported_code(path: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
             zipfile.BadZipFile) as error:  # fmt: skip
         raise ModelError(f"{path} cannot be read: {cause(error)}") from error
+
+
+def _refuse_older(path: Path, archive: zipfile.ZipFile) -> None:
+    """Look through an archive as torch 2.7 and older wrote them: a document and three pickles.
+
+    Raises:
+        UntrustedCode: it would run more than torch's own arithmetic, or holds anything else.
+    """
+    names = archive.namelist()
+    parts = [name for name in names if not name.startswith("extra_files/")]
+    newer = False
+    with suppress(RuntimeError):  # torch looks for a program of today first
+        newer = bool(torch._C.PyTorchFileReader(str(path)))
+    if newer or len(set(names)) < len(names) or not _OLDER.issuperset(parts):
+        raise _untrusted(path, "it is no archive as torch.export.save writes them")
+    for name in parts:
+        content = archive.read(name)
+        if name == _PROGRAM:
+            code = next(_beyond(json.loads(content)), "")
+        else:
+            fine = name == "version" or _only_tensors(content)
+            code = "" if fine else f"its {name} is a pickle that asks to run code"
+        if code:
+            raise _untrusted(path, code)
+
+
+_PROGRAM = "serialized_exported_program.json"
+_OLDER = {
+    "version", _PROGRAM, "serialized_state_dict.pt", "serialized_constants.pt",
+    "serialized_example_inputs.pt", "serialized_state_dict.json", "serialized_constants.json",
+}  # fmt: skip
 
 
 def _untrusted(path: Path, code: str) -> UntrustedCode:

@@ -14,12 +14,16 @@ _PARTS = "layers|models|engine|initializers|regularizers|constraints|activations
     "|mixed_precision|quantizers|random|ops|losses|metrics|optimizers"  # fmt: skip
 _CLASSES = re.compile(
     rf"keras(\.src)?(\.({_PARTS})(\.\w+)*)?|tensorflow\.keras\.({_PARTS})"
-    r"|keras\.src\.backend\.\w+\.optimizers\.\w+"
+    r"|keras\.src\.backend\.\w+\.optimizers\.\w+|keras\.(_|src\.)legacy\.(layers|losses)"
 )
 _FUNCTIONS = re.compile(
     r"builtins|keras(\.src)?\.(activations|ops|initializers|losses|metrics|regularizers"
     r"|constraints|random)(\.\w+)*"
 )
+# Layers of published architectures; beside them stand functions that fetch weights.
+_PUBLISHED = {("convnext", "LayerScale"), ("convnext", "StochasticDepth"),
+              ("inception_resnet_v2", "CustomScaleLayer")}  # fmt: skip
+_APPLICATION = re.compile(r"keras(?:\.src)?\.applications\.(\w+)")
 # Layers that hold code of Python or of another library.
 _CODE = {"TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer", "__lambda__", "__typespec__"}
 _VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
@@ -69,8 +73,15 @@ def _beyond_class(kind: str, one: dict[str, Any]) -> Iterator[str]:
         return
     elif not kind[:1].isupper() and kind not in _VALUES and "config" in one:
         yield f"calls {f'{module}.{kind}'[:80]}"
-    elif str(module).startswith(("keras", "tensorflow")) and not _CLASSES.fullmatch(str(module)):
+    elif str(module).startswith(("keras", "tensorflow")) and not _is_keras(str(module), kind):
         yield f"has an object of {f'{module}.{kind}'[:80]}"
+
+
+def _is_keras(module: str, kind: str) -> bool:
+    """Whether a class is one of Keras that computes."""
+    found = _APPLICATION.fullmatch(module)
+    published = found is not None and (found[1], kind) in _PUBLISHED
+    return published or _CLASSES.fullmatch(module) is not None
 
 
 def _registered(name: Any, one: dict[str, Any]) -> bool:
@@ -85,7 +96,7 @@ def unknown(settings: Any) -> Iterator[str]:
     looked for."""
     for one in _objects(settings):
         kind, module = one.get("class_name"), one.get("module")
-        others = isinstance(module, str) and not _CLASSES.fullmatch(module)
+        others = isinstance(module, str) and not _is_keras(module, str(kind))
         if others and module != "builtins" and not _registered(kind, one):
             yield str(kind)
 

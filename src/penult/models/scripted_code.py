@@ -16,11 +16,12 @@ import torch
 from penult.errors import ModelError, UntrustedCode, cause
 from penult.models.operators import computes
 
-# Objects of C++ that hold packed weights; others open files (videos) or connections.
+# Objects of C++ that hold packed weights, or mark a stretch of time; others open files (videos) or
+# connections.
 _PACKED = re.compile(
     r"__torch__\.torch\.classes\.(quantized\.(Conv[123]d|Linear|Embedding)PackedParamsBase"
     r"|rnn\.CellParamsBase|sparse\.LinearPackedParamsBase"
-    r"|xnnpack\.(Linear|Conv2d|TransposeConv2d)OpContext)"
+    r"|xnnpack\.(Linear|Conv2d|TransposeConv2d)OpContext|profiler\._RecordFunction)"
 )
 _NAMED = re.compile(r"\btorch\b[^\w]*\bclasses\b")
 _SYNTAX = (
@@ -50,7 +51,8 @@ def refuse_scripted_code(path: Path) -> None:
         folded = [name.casefold() for name in names]
         if begin != b"PK\3\4" or len(set(folded)) < len(names) or "model.json" in folded:
             raise _untrusted(path, "it is no archive as torch.jit.save writes them")
-        for name in names:
+        # What `_extra_files` of torch.jit.save put beside the program is not read by torch.
+        for name in (name for name in names if not name.startswith("extra/")):
             if name.casefold().endswith(".py"):
                 _refuse(path, _in_source(reader.get_record(name)))
             elif name.casefold().endswith(".pkl"):
@@ -124,6 +126,11 @@ def _beyond_name(parts: list[str]) -> Iterator[str]:
     are operators, and both are used whole."""
     root, *rest = parts
     operator = {"torch": ["aten", *rest], "ops": rest}.get(root)
+    if rest[-1:] == ["ConstantMKLDNNTensor"]:
+        yield (
+            "it was saved behind torch.jit.optimize_for_inference, which torch itself does not "
+            "read again: save the module from before that call"
+        )
     if operator is not None and not (len(operator) == 2 and computes("::".join(operator))):
         yield f"its code calls {parts[-1]} ({'.'.join(parts)})"
     elif root == "__torch__":
@@ -131,7 +138,7 @@ def _beyond_name(parts: list[str]) -> Iterator[str]:
 
 
 def _foreign(name: str) -> Iterator[str]:
-    """A class of C++ that holds more than packed weights."""
+    """A class of C++ that is more than packed weights or a mark."""
     if name.startswith("__torch__.torch.classes") and not _PACKED.fullmatch(name):
         yield f"it has an object of {name.removeprefix('__torch__.')}"
 

@@ -475,12 +475,37 @@ def read_saved(folder: Path) -> SavedClassifier:
     return SavedClassifier(loader, name, options, weights)
 
 
+# What whoever opens a saved model may call otherwise than it does.
+_INTERPRETED = ("class_names", "kind")
+
+
+def _agreed(folder: Path, saved: Mapping[str, Any], given: LoadOptions) -> dict[str, Any]:
+    """Options of a recipe, without those that it leaves open: they are for whoever opens it.
+
+    Raises:
+        UsageError: other values are given for what the numbers depend on.
+    """
+    own = {name: value for name, value in saved.items() if value is not None}
+    for name in _INTERPRETED:
+        if getattr(given, name) is not None:
+            own[name] = getattr(given, name)
+    for name, value in own.items():
+        other = getattr(given, name)
+        if isinstance(value, str) and callable(other):
+            other = f"{other.__module__}:{getattr(other, '__qualname__', type(other).__name__)}"
+        if name not in ("weights_inside", *_INTERPRETED) and other not in (None, value):
+            option = name.replace("_", "-")
+            raise UsageError(
+                f"{folder} was saved with --{option} {value}, and --{option} {other} is given: "
+                "leave it out, or open the model that it was saved from"
+            )
+    return own
+
+
 def _open_saved(folder: Path, options: LoadOptions) -> Classifier:
     """A folder that `Classifier.save` wrote, opened by its recipe."""
     saved = read_saved(folder)
-    own = dict(saved.options)
-    if options.class_names is not None:
-        own["class_names"] = options.class_names
+    own = _agreed(folder, saved.options, options)
     if saved.weights is not None:
         own["checkpoint"] = saved.weights
     with named_by(folder / FILE):
