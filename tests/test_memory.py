@@ -294,6 +294,37 @@ def test_a_limit_is_told_with_its_number_and_its_option(
     soundfile.write(tmp_path / "long.wav", clip(3.0), RATE)
     said = ask("embed", tiny, tmp_path / "long.wav", "--into", tmp_path / "s", "--max-seconds", 2)
     assert said.code == 3 and "limit of 2 s" in said.out
+    assert "--max-seconds" in said.out and "--window" in said.out
+
+
+def test_every_command_that_opens_items_has_the_options_that_its_failures_name(
+    tiny: Path, pictures: Path, tmp_path: Path
+) -> None:
+    sound, picture = tmp_path / "long.wav", tmp_path / "large.png"
+    soundfile.write(sound, clip(3.0), RATE)
+    noise = np.random.default_rng(0).integers(0, 255, (60, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(picture)
+    low = ("--max-seconds", 2)
+    said = ask("classify", tiny, sound, *low)
+    assert said.code == 3 and "--max-seconds" in said.out + said.err
+    assert ask("classify", tiny, sound, "--max-seconds", 4).code == 0
+    assert ask("classify", tiny, sound, "--max-seconds", 0).code == 2
+    said = ask("classify", pictures, picture, "--max-pixels", 2000)
+    assert said.code == 3 and "--max-pixels" in said.out + said.err
+    assert ask("classify", pictures, picture, "--max-pixels", 3000).code == 0
+    taught = tmp_path / "taught.npz"
+    said = ask("teach", taught, "deep", sound, "--model", tiny, *low)
+    assert said.code != 0 and "--max-seconds" in said.out + said.err
+    assert ask("teach", taught, "deep", sound, "--model", tiny).code == 0
+    said = ask("predict", taught, sound, "--unknown", 0, *low)
+    assert said.code == 3 and "--max-seconds" in said.out + said.err
+    assert ask("predict", taught, sound, "--unknown", 0).code == 0
+    store = tmp_path / "store"
+    assert ask("embed", tiny, sound, "--into", store).code == 0
+    said = ask("search", store, sound, *low)
+    assert said.code != 0 and "--max-seconds" in said.out + said.err
+    for command in ("choose", "check", "migrate"):
+        assert "--max-pixels" in ask(command, "--help").out
 
 
 @pytest.mark.parametrize(

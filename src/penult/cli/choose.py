@@ -18,6 +18,7 @@ from penult.cli.options import (
     Paths,
     items_of,
     with_columns,
+    with_limits,
     with_model_options,
 )
 from penult.cli.output import (
@@ -46,6 +47,7 @@ CANDIDATES = 10  # that the table shows
 
 
 @with_columns
+@with_limits
 @with_model_options
 def choose(
     model: Model,

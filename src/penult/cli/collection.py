@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from penult.cli.options import BoxOption, Device, Json, RawCells, Trust, box_of, check_output
+from penult.cli.options import (
+    BoxOption,
+    Device,
+    Json,
+    RawCells,
+    Trust,
+    box_of,
+    check_output,
+    with_limits,
+)
 from penult.cli.output import (
     SOME_FAILED,
     cell,
@@ -67,6 +76,7 @@ def space_of(collection: Collection, name: str) -> Fitted:
     return space
 
 
+@with_limits
 def search(
     collection: Store,
     query: Annotated[str, typer.Argument(help="A file, or the id of a row.")],
@@ -352,6 +362,7 @@ def _repair_lines(found: Repair) -> Iterator[str]:
 _DAMAGED = 5  # files of a table that are named
 
 
+@with_limits
 def migrate(
     collection: Annotated[
         Path,

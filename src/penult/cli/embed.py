@@ -36,6 +36,7 @@ from penult.cli.options import (
     modality_for,
     source_of,
     with_columns,
+    with_limits,
     with_model_options,
 )
 from penult.cli.output import (
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from penult.collection.add import Summary
     from penult.collection.collection import Collection
     from penult.collection.ingest import CommitBatch, Options
-    from penult.data.decode import Limits
     from penult.data.sources import Source
     from penult.embedding.embedder import Embedder
 
@@ -84,6 +84,7 @@ class FailOn(StrEnum):
 
 
 @with_columns
+@with_limits
 @with_model_options
 def embed(
     model: Model,
@@ -125,33 +126,6 @@ def embed(
     ] = None,
     logits: Annotated[str, typer.Option(help="Logits to store: all, top:K or none.")] = "all",
     fp16: Annotated[bool, typer.Option("--fp16", help="Store vectors in half precision.")] = False,
-    max_seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Longest recording, uncut, in seconds; longer ones fail. Default: 3600; inf for "
-            "none."
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            help="Largest picture, uncut, in pixels; larger ones fail. Default: 134217728."
-        ),
-    ] = None,
-    max_characters: Annotated[
-        int | None,
-        typer.Option(
-            help="Characters of a text that are read; of a longer one the model takes the "
-            "beginning, or it fails. Default: 1000000."
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory for decoded items, inputs and batches in all processes, for example 2GB "
-            "or 60% of what is free. Default: half of that, 4GB at most."
-        ),
-    ] = None,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -219,7 +193,7 @@ def embed(
     """
     from penult.collection.add import add, describe_run
     from penult.collection.collection import Collection
-    from penult.collection.ingest import MAX_SECONDS, Options
+    from penult.collection.ingest import Options
     from penult.collection.transfer import source_from_collection
     from penult.data.decode import TIME_LIMIT, default_workers
     from penult.data.sources import Shard
@@ -233,8 +207,6 @@ def embed(
     modality = modality_for(model, model_options)
     options = Options(
         logits=logits,
-        max_seconds=MAX_SECONDS if max_seconds is None else max_seconds,
-        limits=_limits(pixels=max_pixels, characters=max_characters, memory=memory),
         retry_failed=retry_failed,
         layout=layout_of(modality, window, hop, tile, overlap, pages),
         summary=summary,  # type: ignore[arg-type]
@@ -282,13 +254,6 @@ def _exit_as(summary: Summary, fail_on: FailOn) -> None:
         raise typer.Exit(FAILED)
     if fail_on.counted(summary):
         raise typer.Exit(SOME_FAILED)
-
-
-def _limits(**given: Any) -> Limits:
-    """The usual limits, but for those that were given."""
-    from penult.data.decode import Limits
-
-    return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
 def _settings(fp16: bool, wait: bool, prune: bool, prune_all: bool, shard: str | None) -> Any:

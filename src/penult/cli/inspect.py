@@ -27,6 +27,7 @@ from penult.cli.options import (
     items_of,
     source_of,
     with_columns,
+    with_limits,
     with_model_options,
 )
 from penult.cli.output import (
@@ -218,6 +219,7 @@ def _show_meanings(found: Inspection) -> None:
 
 
 @with_columns
+@with_limits
 @with_model_options
 def check(
     model: Model,

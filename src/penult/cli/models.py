@@ -26,6 +26,7 @@ from penult.cli.options import (
     modality_for,
     source_of,
     with_columns,
+    with_limits,
     with_model_options,
 )
 from penult.cli.output import (
@@ -42,6 +43,7 @@ from penult.cli.output import (
 
 
 @with_columns
+@with_limits
 @with_model_options
 def classify(
     model: Model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -192,6 +193,37 @@ MODEL_OPTIONS: dict[str, Any] = {
 }
 
 
+LIMITS: dict[str, Any] = {
+    "max_seconds": Annotated[
+        float | None,
+        typer.Option(
+            help="Longest recording, uncut, in seconds; longer ones fail. Default: 3600; inf for "
+            "none."
+        ),
+    ],
+    "max_pixels": Annotated[
+        int | None,
+        typer.Option(
+            help="Largest picture, uncut, in pixels; larger ones fail. Default: 134217728."
+        ),
+    ],
+    "max_characters": Annotated[
+        int | None,
+        typer.Option(
+            help="Characters of a text that are read; of a longer one the model takes the "
+            "beginning, or it fails. Default: 1000000."
+        ),
+    ],
+    "memory": Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for decoded items, inputs and batches in all processes, for example 2GB "
+            "or 60% of what is free. Default: half of that, 4GB at most."
+        ),
+    ],
+}
+
+
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options above, collected in its one argument `model_options`.
 
@@ -230,23 +262,53 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def with_columns(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that takes items the option `--column`, for tables whose columns it names."""
-    signature = inspect.signature(command, eval_str=True)
 
-    @functools.wraps(command)
-    def wrapped(column: list[str] | None = None, **arguments: Any) -> None:
+    def within(column: list[str] | None = None) -> AbstractContextManager[None]:
         from penult.data.sources import named_columns
         from penult.data.table_roles import parse_columns
 
-        with named_columns(parse_columns(column or [])):
+        return named_columns(parse_columns(column or []))
+
+    return _with_options(command, {"column": Column}, within)
+
+
+def with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that opens items the options of LIMITS, which hold for all that it opens."""
+
+    def within(
+        max_seconds: float | None = None, memory: str | None = None, **most: int | None
+    ) -> AbstractContextManager[None]:
+        from penult.collection.ingest import MAX_SECONDS
+        from penult.data.decode import Decoding, Limits, decoding_as
+
+        given = {n.removeprefix("max_"): one for n, one in most.items() if one is not None}
+        seconds = MAX_SECONDS if max_seconds is None else max_seconds
+        return decoding_as(Decoding(seconds, limits=Limits(**given, memory=memory)))
+
+    return _with_options(command, LIMITS, within)
+
+
+def _with_options(
+    command: Callable[..., None],
+    options: dict[str, Any],
+    within: Callable[..., AbstractContextManager[None]],
+) -> Callable[..., None]:
+    """Give a command options, all None by default, that hold within a block while it runs."""
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> None:
+        with within(**{name: arguments.pop(name, None) for name in options}):
             command(**arguments)
 
-    option = inspect.Parameter(
-        "column", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Column
-    )
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in options.items()
+    ]
+    own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
     described: Any = wrapped
-    described.__signature__ = signature.replace(parameters=[*parameters, option])
-    described.__annotations__ = {p.name: p.annotation for p in [*parameters, option]}
+    described.__signature__ = signature.replace(parameters=[*own, *added])
+    described.__annotations__ = {p.name: p.annotation for p in [*own, *added]}
     del described.__wrapped__
     return wrapped
 

@@ -32,6 +32,7 @@ from penult.cli.options import (
     layout_of,
     source_of,
     with_columns,
+    with_limits,
     with_model_options,
 )
 from penult.cli.output import (
@@ -63,6 +64,7 @@ Results = Iterator["ClassPrediction | Failure"]
 
 
 @with_columns
+@with_limits
 @with_model_options
 def predict(
     place: Annotated[

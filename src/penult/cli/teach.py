@@ -19,6 +19,7 @@ from penult.cli.options import (
     Trust,
     check_output,
     with_columns,
+    with_limits,
 )
 from penult.cli.output import (
     counted,
@@ -44,6 +45,7 @@ _SHOWN = 8
 
 
 @with_columns
+@with_limits
 def teach(
     place: Place,
     examples: Annotated[

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from penult.collection.schema import Key, Known
-from penult.data.decode import TIME_LIMIT, Decoding, Limits
+from penult.data.decode import TIME_LIMIT, Decoding, Limits, usual_decoding
 from penult.data.files import file_size, item_error
 from penult.data.items import PAUSE, Entry, Failure, Item, Note, Pause, former_id
 from penult.data.regions import Box, Region, span_of
@@ -197,6 +197,12 @@ Tick = Callable[[bool, float], None]
 
 CHUNK = 1000  # regions in one lookup in the store
 MAX_SECONDS = 3600.0  # of a recording in one piece
+
+
+def _usual_seconds() -> float:
+    return usual_decoding().max_seconds or MAX_SECONDS
+
+
 T = TypeVar("T")
 
 
@@ -213,7 +219,7 @@ class Options:
     """
 
     logits: str = "all"
-    max_seconds: float | None = MAX_SECONDS
+    max_seconds: float | None = field(default_factory=_usual_seconds)
     retry_failed: bool = False
     layout: Layout = field(default_factory=Layout)
     summary: Literal["mean", "max"] | None = None
@@ -221,7 +227,7 @@ class Options:
     alone: bool = False
     workers: int = 0
     time_limit: float = TIME_LIMIT
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(default_factory=lambda: usual_decoding().limits)
     patient: bool = True
     commit_rows: int = 256
     commit_seconds: float = 5.0

@@ -9,7 +9,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, tee
 from pathlib import Path
@@ -374,6 +375,10 @@ class Decoding:
     patience: float | None = None
     apart: bool = True
 
+    def __post_init__(self) -> None:
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise UsageError(f"a limit of {self.max_seconds:g} s lets nothing through; give more")
+
     @property
     def briefly(self) -> Decoding:
         """For a look at a few items: one process at most, and less patience."""
@@ -396,3 +401,21 @@ class Decoding:
     def share(self) -> int:
         """Bytes of memory that one worker may take."""
         return self.worker_memory or self.limits.bound.size // max(2, self.workers)
+
+
+_USUAL: ContextVar[Decoding | None] = ContextVar("usual_decoding", default=None)
+
+
+def usual_decoding() -> Decoding:
+    """How items are opened where a call does not say it."""
+    return _USUAL.get() or Decoding()
+
+
+@contextmanager
+def decoding_as(decoding: Decoding) -> Iterator[None]:
+    """Within the block, `usual_decoding` is this one."""
+    token = _USUAL.set(decoding)
+    try:
+        yield
+    finally:
+        _USUAL.reset(token)

@@ -24,6 +24,7 @@ from penult.data.decode import (
     DecodedRegion,
     DecodeTarget,
     Decoding,
+    usual_decoding,
 )
 from penult.data.items import PAUSE, Entry, Failure, Item, N, Note, Pause
 from penult.data.regions import Region
@@ -220,7 +221,7 @@ class Runner:
     def stream(
         self,
         pairs: Iterable[Entry | N],
-        decoding: Decoding = Decoding(),
+        decoding: Decoding | None = None,
         alone: bool = False,
         logits: bool = True,
         watch: Stopwatch | None = None,
@@ -236,7 +237,8 @@ class Runner:
         waits longer than half of it for others while the engines have nothing to do; a `Pause`
         comes among the results where there is none for a while.
         """
-        planner, watch = self._planner(decoding.limits.bound), watch or Stopwatch()
+        decoding, watch = decoding or usual_decoding(), watch or Stopwatch()
+        planner = self._planner(decoding.limits.bound)
         waiting = BatchQueue(planner, BatchPolicy if alone else self._policy)
         patience = decoding.patience
         order = OrderedResults(pauses=patience is not None)
@@ -345,11 +347,11 @@ class Runner:
     def prepare(
         self,
         pairs: Iterable[Entry | N],
-        decoding: Decoding = Decoding(),
+        decoding: Decoding | None = None,
         watch: Stopwatch | None = None,
     ) -> Generator[PreparedRegion | Failure | N, None, None]:
         """Regions decoded and prepared for the model; failures and notes pass through in order."""
-        watch = watch or Stopwatch()
+        decoding, watch = decoding or usual_decoding(), watch or Stopwatch()
         with closing(decode(pairs, self.target(decoding), decoding)) as regions:
             for decoded in regions:
                 if not isinstance(decoded, DecodedRegion):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from penult.data.decode import Decoding
+from penult.data.decode import Decoding, usual_decoding
 from penult.data.items import Failure
 from penult.data.sources import Source
 from penult.data.windows import Layout
@@ -32,7 +32,7 @@ class SourceSample:
 
     source: Source
     layout: Layout = field(default_factory=Layout)
-    decoding: Decoding = field(default_factory=Decoding)
+    decoding: Decoding = field(default_factory=usual_decoding)
     _whole: dict[tuple[str, str], PreparedRegion] = field(default_factory=dict)  # by id and region
 
     @property

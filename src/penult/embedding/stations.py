@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.data import audio
-from penult.data.decode import Decoding, open_regions
+from penult.data.decode import open_regions, usual_decoding
 from penult.data.files import write_file
 from penult.data.items import Failure
 from penult.embedding.embedder import Embedder
@@ -104,7 +104,7 @@ def record_stations(embedder: Embedder, pairs: Iterable[Any]) -> StationRecord:
     if first is None:
         raise EmptyItem("there is no item to run")
     runner = embedder.runner
-    target = runner.target(Decoding())
+    target = runner.target(usual_decoding())
     decoded: Any = _without_failure(next(open_regions([first], target)))
     with closing(runner.prepare([first])) as prepared:
         ready: Any = _without_failure(next(prepared))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from penult.collection import schema, spaces
 from penult.collection.collection import Collection
 from penult.collection.manifest import fingerprint_in
 from penult.collection.schema import Key
-from penult.data.decode import Decoding
+from penult.data.decode import usual_decoding
 from penult.data.items import Entry, Failure, sha
 from penult.data.windows import Layout
 from penult.data.workers import headers_in_workers
@@ -89,7 +89,7 @@ class Query:
         from penult.embedding.runner import Outcome
 
         classifier = source.embedder.classifier
-        decoding = Decoding(workers=workers)
+        decoding = replace(usual_decoding(), workers=workers)
         cut = layout.of(pairs, classifier.input, headers_in_workers(decoding))
         for one in source.embedder.runner.stream(cut, decoding):
             if isinstance(one, Outcome):
