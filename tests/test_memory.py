@@ -21,14 +21,17 @@ from PIL import Image
 from conftest import RATE, clip
 from penult.collection.collection import Collection
 from penult.collection.ingest import Options, Seen, ingest
-from penult.data import audio, text
+from penult.data import audio, image, text
 from penult.data.decode import Limits
-from penult.data.items import Item, Pause, file_item
+from penult.data.delimited import lines
+from penult.data.items import Failure, Item, Pause, file_item
 from penult.data.regions import WHOLE
+from penult.data.sources import from_paths
+from penult.data.windows import Layout
 from penult.embedding.demand import PassDemand
 from penult.embedding.embedder import Embedder
 from penult.embedding.scheduling import ReadAhead
-from penult.errors import EmptyItem, ItemError, TooLong, UsageError
+from penult.errors import EmptyItem, ItemError, SourceError, TooLong, UsageError
 from penult.memory import Held, MemoryBound, free_memory, parse_size, peak
 from penult.models.processors import AudioPreparer, TextPreparer
 from penult.models.specs import load
@@ -321,7 +324,9 @@ def test_every_command_that_opens_items_has_the_options_that_its_failures_name(
     assert ask("predict", taught, sound, "--unknown", 0).code == 0
     store = tmp_path / "store"
     assert ask("embed", tiny, sound, "--into", store).code == 0
-    said = ask("search", store, sound, *low)
+    other = tmp_path / "other.wav"
+    soundfile.write(other, clip(3.0, 1), RATE)
+    said = ask("search", store, other, *low)
     assert said.code != 0 and "--max-seconds" in said.out + said.err
     for command in ("choose", "check", "migrate"):
         assert "--max-pixels" in ask(command, "--help").out
@@ -335,6 +340,71 @@ def test_limits_that_cannot_be_are_refused(tiny: Path, tmp_path: Path, options: 
     said = ask("embed", tiny, tmp_path / "one.wav", "--into", tmp_path / "c", *options)
     assert said.code == 2 and ("give" in said.err or "are" in said.err)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_line_of_json_without_an_end_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penult.data.tables._LONGEST_TEXT", 100)
+    table = tmp_path / "texts.jsonl"
+    table.write_text('{"text": "one"}\n{"text": "' + "long " * 500 + '"}\n{"text": "two"}\n')
+    entries = list(from_paths([str(table)], "text"))
+    assert [one[0].content for one in entries if not isinstance(one, Failure)] == ["one", "two"]
+    (lost,) = [one for one in entries if isinstance(one, Failure)]
+    assert "line 2" in lost.words() + lost.id and "100 characters" in lost.message
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_lines_of_exactly_the_longest_are_lines(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(f"12345678\n1{end}".encode())
+    assert list(lines(path, 9)) == [(1, "12345678\n"), (2, f"1{end}")]
+    assert [line for _, line in lines(path, 4, "-")] == ["-", f"1{end}"]
+    with pytest.raises(SourceError, match="line 1 has more than 4 characters"):
+        list(lines(path, 4))
+
+
+def test_windows_of_a_text_that_no_memory_holds_are_refused_unread(tmp_path: Path) -> None:
+    held = MemoryBound(64_000_000)  # room for the tokens of 160,000 characters
+    paths = {name: tmp_path / f"{name}.txt" for name in ("sparse", "word", "good")}
+    with paths["sparse"].open("wb") as file:
+        file.truncate(1 << 40)
+    paths["word"].write_text("a" * 170_000)
+    paths["good"].write_text("ä" * 150_000)
+
+    def divide(content: str, window: int, hop: int | None) -> list[tuple[int, int]]:
+        assert len(content) <= 160_000
+        return [(0, 10), (10, 20)]
+
+    pairs = [(file_item(path), WHOLE) for path in paths.values()]
+    sparse, word, *windows = Layout(window=4).apply(pairs, "text", divider=divide, bound=held)
+    assert isinstance(sparse, Failure) and isinstance(word, Failure)
+    assert "170,000 characters" in word.message and "--memory" in word.message
+    assert [one[1].chars for one in windows if not isinstance(one, Failure)] == [(0, 10), (10, 20)]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif", "a.png", "a.webp", "a.gif", "a.bmp", "a.jp2"])
+def test_a_large_file_is_the_picture_that_a_small_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    path, cut = tmp_path / name, tmp_path / f"cut-{name}"
+    Image.fromarray(noise).save(path)
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    def seen() -> list[Any]:
+        found: list[Any] = [image.size(path), np.asarray(image.load(path)).tolist()]
+        with pytest.raises(ItemError) as lost:
+            image.load(cut)
+        return [*found, type(lost.value)]
+
+    whole = seen()
+    monkeypatch.setattr(image, "_IN_MEMORY", 10)
+    assert seen() == whole
+    if name == "a.png":
+        monkeypatch.setattr(image, "_LARGEST_PNG", 100)
+        with pytest.raises(TooLong, match="PNG of"):
+            image.size(path)
 
 
 def test_amounts_of_memory() -> None:

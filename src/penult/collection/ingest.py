@@ -308,8 +308,8 @@ def ingest(
             stack.callback(ahead.close)
             return ahead  # type: ignore[return-value]
 
-        describe = headers_in_workers(options.decoding)
-        regions = apart(options.layout.of(given, classifier.input, describe))
+        describe, bound = headers_in_workers(options.decoding), options.limits.bound
+        regions = apart(options.layout.of(given, classifier.input, describe, bound))
         planned = apart(plan(regions, lookup, options))
         results = execute(embedder, planned, options, watch)
         with closing(results):

@@ -105,17 +105,31 @@ def head_of(path: Path) -> str:
         return ""
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, each with its number and its end.
+LONGEST_LINE = 1 << 27  # characters: whole texts stand in one
+
+
+def lines(
+    path: Path, longest: int = LONGEST_LINE, instead: str | None = None
+) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, each with its number and its end; none that is longer than
+    `longest` is held. instead: what comes in the place of such a line.
 
     Raises:
-        SourceError: its encoding is none of `encoding_of`.
+        SourceError: its encoding is none of `encoding_of`; a longer line, and nothing instead.
     """
     encoding = encoding_of(path)
     with path.open(encoding=encoding, newline="") as file:
         number = 0
         try:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, longest), ""), 1):
+                if len(line) == longest and not line.endswith(("\n", "\r")):
+                    if instead is None:
+                        raise SourceError(
+                            f"{path}: line {number} has more than {longest:,} characters"
+                        )
+                    while (rest := file.readline(longest)) and not rest.endswith(("\n", "\r")):
+                        pass
+                    line = instead
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
         except UnicodeDecodeError as error:
             raise SourceError(

@@ -126,8 +126,8 @@ def item_error(error: BaseException, where: str = "cannot be read") -> ItemError
         return error
     if isinstance(error, MemoryError):
         return TooLong(
-            "does not fit into the memory there is for it; give more, set --max-seconds or cut it "
-            "with --window"
+            "does not fit into the memory that there is for one item; give the run more "
+            "(--memory), or cut it into parts (--window, --tile)"
         )
     kind = PassingFault if is_passing(error) else DecodeError
     return kind(f"{where}: {cause(error)}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penult.data.files import read_bytes
+from penult.data.files import file_size, is_passing, item_error, read_bytes
 from penult.data.regions import Box
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, cause
 
@@ -175,11 +175,11 @@ def _opened(content: object) -> Iterator[Image.Image]:
         raise DecodeError(
             f"a {type(content).__name__} is no image; give a Path, bytes, an array or a PIL image"
         )
-    raw = read_bytes(content)
+    raw, file = _raw(content)
     if not raw:
         raise DecodeError("the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(_bare(raw)), formats=_FORMATS) as image:
+        with Image.open(file or io.BytesIO(_bare(raw)), formats=_FORMATS) as image:
             yield image
     except (ItemError, MemoryError):
         raise
@@ -190,13 +190,39 @@ def _opened(content: object) -> Iterator[Image.Image]:
             if tiff
             else "not an image that Pillow knows"
         )
-        raise DecodeError(f"{kind} ({len(raw)} bytes)") from error
+        raise DecodeError(f"{kind} ({file_size(file) if file else len(raw)} bytes)") from error
     except Image.DecompressionBombError as error:
         raise DecodeError(f"too many pixels to be opened safely: {cause(error)}") from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error and more
+        if file is not None and is_passing(error):
+            raise item_error(error) from error
         raise DecodeError(f"not readable as an image: {cause(error)}") from error
 
 
+_IN_MEMORY = 1 << 26  # bytes of a file; of a larger one no more is read than its decoder asks for
+
+
+def _raw(content: Path | bytes) -> tuple[bytes, Path | None]:
+    """The bytes of a picture; of a large file its first ones, and the file.
+
+    Raises:
+        TooLong: a PNG so large that it holds much else than a picture.
+    """
+    if isinstance(content, bytes) or (size := file_size(content)) <= _IN_MEMORY:
+        return read_bytes(content), None
+    try:
+        with content.open("rb") as file:
+            beginning = file.read(1024)
+    except OSError as error:
+        raise item_error(error, f"cannot be read: {content}") from error
+    if not beginning.startswith(_PNG):
+        return beginning, content
+    if size > _LARGEST_PNG:  # it is read whole, see `_bare`
+        raise TooLong(f"a PNG of {size:,} bytes, where no picture that is read takes as many")
+    return read_bytes(content), None
+
+
+_LARGEST_PNG = 1 << 30
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 

@@ -48,6 +48,7 @@ _FLOAT = re.compile(
     r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|nan|-?inf", re.ASCII | re.IGNORECASE
 )
 _BOOL = ("true", "false")
+_LONGEST_TEXT, _LONGER = 1 << 24, "(longer)"  # characters of a line of JSON, and a line of more
 
 
 class TableRows(NamedTuple):
@@ -166,7 +167,10 @@ def _csv_rows(text: DelimitedText) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in lines(path):
+    for number, line in lines(path, _LONGEST_TEXT, _LONGER):
+        if line is _LONGER:
+            yield number, f"it has more than {_LONGEST_TEXT:,} characters, too many for one line"
+            continue
         if not line.strip():
             continue
         try:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from penult.data import audio, text
-from penult.data.decode import DecodeTarget, Describe, described, open_regions
+from penult.data.decode import DecodeTarget, Describe, described, open_regions, usual_decoding
+from penult.data.files import file_size
 from penult.data.items import Entry, Failure, Item, further_annotation
 from penult.data.regions import Region, span_of, tiles, windows
-from penult.errors import DecodeError, ItemError, RegionError, UsageError
+from penult.errors import DecodeError, ItemError, RegionError, TooLong, UsageError
+from penult.memory import MemoryBound, in_words
 
 _UNITS = {
     "": 1.0,
@@ -107,13 +109,14 @@ class Layout:
         rate: int | None = None,
         divider: TextDivider | None = None,
         describe: Describe = open_regions,
+        bound: MemoryBound | None = None,
     ) -> Iterator[Entry]:
         """The pairs with each whole item and each segment replaced by its windows or tiles.
 
         Windows of one item come by their start, also where segments overlap or channels are kept
         apart, so that a recording can be decoded once. `rate` is that of arrays without one.
-        `divider` counts a text's tokens, `describe` reads headers. What cannot be divided becomes a
-        Failure.
+        `divider` counts a text's tokens, within the memory of the `bound`; `describe` reads headers.
+        What cannot be divided becomes a Failure.
 
         Raises:
             UsageError: this cannot be done to items of that kind.
@@ -135,16 +138,21 @@ class Layout:
         if self.tile is not None:
             return self._tiled(pairs, describe)
         if self.window is not None and modality == "text":
-            return self._texts(pairs, self._tokens(divider))
+            held = bound or usual_decoding().limits.bound
+            return self._texts(pairs, self._tokens(divider), held.batch // _FOR_EACH_CHARACTER)
         if self.window is not None:
             return self._windowed(pairs, DecodeTarget(modality, rate, header="length"), describe)
         return iter(pairs)
 
     def of(
-        self, pairs: Iterable[Entry], input: ItemInput, describe: Describe = open_regions
+        self,
+        pairs: Iterable[Entry],
+        input: ItemInput,
+        describe: Describe = open_regions,
+        bound: MemoryBound | None = None,
     ) -> Iterator[Entry]:
         """`apply`, for the items of a model with this input."""
-        return self.apply(pairs, input.modality, input.rate, input.divide, describe)
+        return self.apply(pairs, input.modality, input.rate, input.divide, describe, bound)
 
     def _tiled(self, pairs: Iterable[Entry], describe: Describe) -> Iterator[Entry]:
         assert self.tile is not None
@@ -185,16 +193,16 @@ class Layout:
 
     @staticmethod
     def _texts(
-        pairs: Iterable[Entry], divide: Callable[[str], Iterable[tuple[int, int]]]
+        pairs: Iterable[Entry], divide: Callable[[str], Iterable[tuple[int, int]]], most: int
     ) -> Iterator[Entry]:
-        """Windows of texts; a text that fits into one stays whole."""
+        """Windows of texts of at most so many characters; a text that fits into one stays whole."""
         for pair in pairs:
             if isinstance(pair, Failure) or pair[1].kind != "whole":
                 yield pair
                 continue
             item, region = pair
             try:
-                spans = list(divide(text.load(item.content)))
+                spans = list(divide(_text_of(item.content, most)))
             except ItemError as error:
                 yield Failure.of(item, region, error)
                 continue
@@ -233,6 +241,33 @@ class Layout:
             yield replace(
                 region, kind="window", start=round(begin + start, 6), end=round(begin + stop, 6)
             )
+
+
+_FOR_EACH_CHARACTER = 200  # bytes that a tokenizer takes, about
+
+
+def _text_of(content: object, most: int) -> str:
+    """A text whose tokens are to be found all at once.
+
+    Raises:
+        TooLong: more characters than there is memory for.
+        DecodeError, EmptyItem: as `text.load`.
+    """
+    size = file_size(content) if isinstance(content, Path) else 0
+    if size > 4 * most:  # no character of UTF-8 has more bytes
+        raise _too_many(f"{size:,} bytes", size / 4, most)
+    found = text.load(content)
+    if len(found) > most:
+        raise _too_many(f"{len(found):,} characters", len(found), most)
+    return found
+
+
+def _too_many(what: str, least: float, most: int) -> TooLong:
+    needed, held = (in_words(_FOR_EACH_CHARACTER * one) for one in (least, most))
+    return TooLong(
+        f"has {what}, whose tokens take about {needed} or more, and they may take {held}; divide "
+        "the text, or give the run more (--memory)"
+    )
 
 
 def _described(
