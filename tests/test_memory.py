@@ -22,12 +22,13 @@ from conftest import RATE, clip
 from penult.collection.collection import Collection
 from penult.collection.ingest import Options, Seen, ingest
 from penult.data import audio, image, text
-from penult.data.decode import Limits
+from penult.data.decode import Content, DecodedRegion, DecodeTarget, Decoding, Limits
 from penult.data.delimited import lines
 from penult.data.items import Failure, Item, Pause, file_item
 from penult.data.regions import WHOLE
 from penult.data.sources import from_paths
 from penult.data.windows import Layout
+from penult.data.workers import decode
 from penult.embedding.demand import PassDemand
 from penult.embedding.embedder import Embedder
 from penult.embedding.scheduling import ReadAhead
@@ -405,6 +406,25 @@ def test_a_large_file_is_the_picture_that_a_small_one_is(
         monkeypatch.setattr(image, "_LARGEST_PNG", 100)
         with pytest.raises(TooLong, match="PNG of"):
             image.size(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no bound of a process's memory there")
+def test_what_is_too_large_for_the_share_of_one_worker_has_that_of_several(tmp_path: Path) -> None:
+    sides = {"a": 40, "b": 3600, "c": 13_000, "d": 50}  # bytes: 4 × side², and more
+    for name, side in sides.items():
+        Image.new("RGB", (side, side), (9, 90, 200)).save(
+            tmp_path / f"{name}.png", compress_level=1
+        )
+    pairs = [(file_item(tmp_path / f"{name}.png"), WHOLE) for name in sides]
+    decoding = Decoding(workers=4, limits=Limits(memory="400MB"))
+    assert decoding.share == 100_000_000
+    a, b, c, d = decode(pairs, DecodeTarget("image"), decoding)
+    for found, side in ((a, 40), (b, 3600), (d, 50)):
+        assert isinstance(found, DecodedRegion) and isinstance(found.content, Content)
+        assert found.content.values.size == (side, side)
+        assert found.content.values.getpixel((side - 1, 0)) == (9, 90, 200)
+    assert isinstance(c, DecodedRegion) and isinstance(c.content, TooLong)
+    assert "--memory" in str(c.content)
 
 
 def test_amounts_of_memory() -> None:

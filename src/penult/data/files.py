@@ -120,15 +120,18 @@ def names_passing(words: str) -> bool:
     return any(os.strerror(number) in words for number in _FAULTS)
 
 
+NO_ROOM = (
+    "does not fit into the memory that there is for one item; give the run more (--memory), or cut "
+    "it into parts (--window, --tile)"
+)
+
+
 def item_error(error: BaseException, where: str = "cannot be read") -> ItemError:
     """What a library or the system raised on one item, as its failure; `where` comes first."""
     if isinstance(error, ItemError):
         return error
     if isinstance(error, MemoryError):
-        return TooLong(
-            "does not fit into the memory that there is for one item; give the run more "
-            "(--memory), or cut it into parts (--window, --tile)"
-        )
+        return TooLong(NO_ROOM)
     kind = PassingFault if is_passing(error) else DecodeError
     return kind(f"{where}: {cause(error)}")
 

@@ -115,8 +115,8 @@ class Layout:
 
         Windows of one item come by their start, also where segments overlap or channels are kept
         apart, so that a recording can be decoded once. `rate` is that of arrays without one.
-        `divider` counts a text's tokens, within the memory of the `bound`; `describe` reads headers.
-        What cannot be divided becomes a Failure.
+        `divider` counts a text's tokens, within the memory of the `bound`, `describe` reads
+        headers. What cannot be divided becomes a Failure.
 
         Raises:
             UsageError: this cannot be done to items of that kind.

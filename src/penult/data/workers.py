@@ -20,7 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -39,9 +39,10 @@ from penult.data.decode import (
     item_key,
     open_regions,
 )
+from penult.data.files import NO_ROOM
 from penult.data.items import PAUSE, Failure, N
 from penult.data.messages import Ready, Start, WorkerAnswer
-from penult.errors import DecodeError, ItemError, PassingFault, StoreError
+from penult.errors import DecodeError, ItemError, PassingFault, StoreError, TooLong
 from penult.import_path import environment, isolated_path
 from penult.memory import Held
 
@@ -109,6 +110,9 @@ class Decoders:
         self._pause = min(PATIENCE, self._limit)
         self._held = Held(decoding.limits.bound.waiting)
         self._workers: list[_Worker] = []
+        # One more for what does not fit into a worker's share, once there is such an item.
+        self._roomy = replace(self._start, memory=decoding.limits.bound.size // 2)
+        self._spare: _Worker | None = None
         self._faults = 0  # of the system, one after the other
         self._doing = "tell what it is" if target.header else "decode"
 
@@ -117,7 +121,7 @@ class Decoders:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
+        for worker in [*self._workers, *([self._spare] if self._spare else [])]:
             worker.end()
 
     def open_regions(
@@ -188,8 +192,29 @@ class Decoders:
                     return
                 task.fault = answer
                 continue
+            if self._lacks_room(answer.content):
+                answer = yield from self._with_more_room((item, region), answer)
             yield DecodedRegion(item, region, answer.content, answer.seconds)
             number += 1
+
+    def _lacks_room(self, content: object) -> bool:
+        """Whether content did not fit into a worker's share of the memory, and there is more."""
+        more = (self._roomy.memory or 0) > (self._start.memory or 0)
+        cramped = isinstance(content, TooLong) and str(content) == NO_ROOM
+        return cramped and more and self._decoding.worker_memory is None
+
+    def _with_more_room(
+        self, pair: Pair, answer: WorkerAnswer
+    ) -> Generator[Any, None, WorkerAnswer]:
+        """The answer of the worker that has more room, or this one where that worker is lost."""
+        self._spare = self._spare or _Worker(self._roomy, self._held)
+        self._spare.send([pair])
+        found = yield from self._waited_for(self._spare)
+        if isinstance(found, WorkerAnswer):
+            return found
+        self._spare.end()
+        self._spare = None
+        return answer
 
     def _answer(
         self, task: _Task, number: int, ahead: deque[_Task]
