@@ -832,7 +832,7 @@ def test_a_certificate_in_words() -> None:
     assert lines[-1] == (f"  NO interchange {expected:.2g}: head's input taken from another run")
     document = bad.to_dict()
     assert document["max_error"] is None and document["ok"] is False
-    assert list(document) == ["ok", "max_error", "power", "checks", "refusal"]
+    assert list(document) == ["ok", "max_error", "power", "checks", "refusal", "kept"]
     assert isinstance(document["checks"], list)
     assert document["checks"][-1]["figure"] == pytest.approx(expected, rel=1e-3)
     assert type(bad).from_dict(document).to_dict() == document

@@ -6,9 +6,10 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Cells:
         return type(batch).from_arrays(columns, names=names)
 
     def _column(self, column: Any) -> Any:
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         if pa.types.is_dictionary(column.type):
