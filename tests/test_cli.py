@@ -232,8 +232,11 @@ def test_documents_are_what_the_objects_give(
     )
     printed = ask("convert", tiny, tmp_path / "e", "--tap", "layer:1", "--json").json
     embedder = penult.Embedder.load(tmp_path / "e")
+    kept = embedder.certificate.kept  # the day: proved by the command, in the cache
+    assert printed["certificate"]["kept"] == "" != kept
     assert json.loads(json.dumps(describe_embedder(embedder))) == {
         **{name: value for name, value in printed.items() if name != "folder"},
+        "certificate": {**printed["certificate"], "kept": kept},
         "model": str(tmp_path / "e"),
     }
     printed = ask("search", filled, paths[0], "-k", 3, "--json").json
