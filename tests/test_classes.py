@@ -391,7 +391,7 @@ def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     assert again.space.id == saved.space.id and again.fingerprint == saved.fingerprint
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
     with np.load(path, allow_pickle=False) as file:  # nothing in it is pickled
-        assert set(file) == {"about", "vectors", "space"}
+        assert set(file) == {"about", "vectors", "space", "hash"}
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no zip", b"\x80\x04N.", None])
