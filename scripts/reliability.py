@@ -344,6 +344,8 @@ def kills(options: argparse.Namespace) -> Finding:
                 between += 0 < rows < len(expected)
                 if rows < len(expected):
                     continue
+            if process.returncode > 0:
+                faults.append(f"a run ended with {process.returncode}")
             faults += _compared(expected, vectors_of(store))
             shutil.rmtree(store)
             print(f"  {landed} kills, {between} of them between rows", flush=True)
