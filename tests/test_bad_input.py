@@ -139,7 +139,7 @@ def test_what_no_reader_foresaw_ends_no_run(
     monkeypatch.setattr(audio, "load_many", failing)
     said = ask("classify", tiny, *(mixed / name for name in GOOD))
     assert said.code == 3 and GOOD[2] in said.out
-    assert "Input/output error" in said.err and "does not fit into memory" in said.err
+    assert "Input/output error" in said.err and "does not fit into the memory" in said.err
 
 
 # ---- paths and tables

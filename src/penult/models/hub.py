@@ -72,8 +72,10 @@ def refuse(name: str, place: str) -> NoReturn:
     )
 
 
-def refuse_path(name: str) -> None:
+def refuse_path(name: str, forms: str = "") -> None:
     """Refuse a name that looks like a folder or file, and is none; the hub is not asked for it.
+
+    forms: how a model may be named, for the error.
 
     Raises:
         ModelError: it does; the message names what is there and similar.
@@ -89,7 +91,8 @@ def refuse_path(name: str) -> None:
     )
     near = _near(path)
     if by_form:
-        raise ModelError(_no_folder(name, near))
+        ways = f"; {forms}" if forms and not near else ""
+        raise ModelError(_no_folder(name, near) + ways)
     if "@" in name or not is_typed(name):  # with a revision it is the hub's
         return
     if near or (path.parent != Path() and path.parent.is_dir()):
@@ -127,11 +130,14 @@ def _similar(name: str, folder: Path) -> list[str]:
     return difflib.get_close_matches(name, names, 3, _ALIKE)
 
 
-def fetch(spec: str, trust: bool = False) -> tuple[Path, str]:
+def fetch(
+    spec: str, trust: bool = False, forms: str = "a model is a folder or a hub id"
+) -> tuple[Path, str]:
     """Bring a hub id (`owner/name[@revision]`) into the local cache.
 
     Returns (folder, commit). safetensors are preferred; pickled weights are fetched only where
     there are none. Without a network, or where it may not be asked, what the cache holds is used.
+    forms: how a model may be named, for the error.
 
     Raises:
         ModelError: the hub has no such model, or cannot or may not be asked and the cache has none.
@@ -154,7 +160,7 @@ def fetch(spec: str, trust: bool = False) -> tuple[Path, str]:
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"no model {spec!r}: there is no such folder here, it is not in the local hub cache, "
-            "and the hub cannot be reached"
+            f"and the hub cannot be reached; {forms}"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(

@@ -559,10 +559,10 @@ def locate(spec: str | Path, trust: bool = False) -> tuple[Path, str, str | None
         raise ModelError(f"{name!r} is a file; {forms()}")
     if path.suffix.lower() in CHECKPOINTS:
         existing_file(path)
-    refuse_path(name)
+    refuse_path(name, forms())
     if not HUB_ID.fullmatch(name):
         raise ModelError(f"no model {name!r}: there is no such folder; {forms()}")
-    folder, revision = fetch(name, trust)
+    folder, revision = fetch(name, trust, forms())
     return folder, name, revision
 
 
