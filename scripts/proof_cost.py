@@ -13,12 +13,13 @@ import sys
 
 MODELS = ("vit_base_patch16_224", "gemma4_vit_167m_enc")
 CHILD = """
-import json, resource, sys
+import json, sys
 import timm, torch
 from penult.tracing.split import split
 
 name, what = sys.argv[1:]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+status = lambda: open("/proc/self/status").read()  # getrusage begins with the parent's peak
+peak = lambda: int(status().split("VmHWM:")[1].split()[0]) / 2**20
 before = peak()
 model = timm.create_model(name, pretrained=False, num_classes=10).eval()
 with torch.no_grad():

@@ -28,7 +28,7 @@ from test_splitting import ALL, Counting, built
 # A deep model whose activations take far more than its weights. Prints, in MB, by how much the
 # process grew at most in a plain pass, then in that and a proof.
 DEEP = """
-import json, resource, sys
+import json, sys
 import torch
 from torch import nn
 from penult.tracing.split import split
@@ -50,8 +50,9 @@ class Deep(nn.Module):
             x = nn.functional.relu(x * scale)
         return self.fc(x.mean((2, 3)))
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+def peak():  # in MB; that of getrusage begins with what the starting process had
+    status = open("/proc/self/status").read()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 split(Deep().eval(), torch.randn(2, 3, 32, 32))  # what a first proof loads is no cost of it
 before = peak()
@@ -64,6 +65,7 @@ print(json.dumps([plain - before, peak() - before, cut.certificate.ok]))
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak is told")
 def test_a_proof_takes_at_most_three_times_the_memory_of_a_plain_pass() -> None:
     # Large tensors straight from the system: what is alive counts, not how the C library packs it.
     own = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
