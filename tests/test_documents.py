@@ -310,3 +310,13 @@ def test_columns_beyond_number(made: Path, tmp_path: Path) -> None:
     assert said("search", tmp_path / "some.lance", made / "0.wav")[0] == 0
     code, words = said("search", tmp_path / "some.lance", made / "0.wav", "--where", "foo = 1")
     assert (code, "more. Texts stand" in words) == (2, True)
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a":' * 3000 + "1" + "}" * 3000])
+@pytest.mark.parametrize("file", ["penult.json", "classifier.json"])
+def test_a_saved_embedder_that_nests_beyond_measure(tmp_path: Path, file: str, text: str) -> None:
+    folder = penult.Embedder.from_classifier(penult.load("demo")).save(tmp_path / "embedder")
+    (folder / file).write_text(text, "utf-8")
+    (folder / "SHA256SUMS").unlink()  # as earlier versions saved it
+    with pytest.raises(ModelError, match=f"{file} cannot be read: it nests too deeply"):
+        penult.Embedder.load(folder)

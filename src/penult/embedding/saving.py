@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penult.analysis.space import Space
+from penult.data.documents import of_others
 from penult.data.files import folder_aside
 from penult.data.hashes import LIST, list_hash, write_list
 from penult.errors import ModelError, SpaceError, StoreError, UsageError, cause
@@ -98,7 +99,7 @@ def read(path: Path) -> SavedEmbedder:
             path,
         )
     try:
-        saved = json.loads((path / FILE).read_text("utf-8"))
+        saved = of_others((path / FILE).read_text("utf-8"))
         taps = saved["taps"] if "taps" in saved else [saved["tap"]]
         chosen = [Tap(**{**tap, "shape": tuple(tap["shape"])}) for tap in taps]
         _ = saved["pooling"], dict(saved["fingerprint"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from penult.data.documents import of_others
 from penult.data.hashes import LIST, damage
 from penult.errors import ModelError, PenultError, UsageError, cause
 from penult.extras import LOADERS, load_plugin, package_of, plugins
@@ -155,7 +155,7 @@ def _refuse_adapter(folder: Path, shown: str) -> None:
     if whole or not file.is_file():
         return
     try:
-        settings = json.loads(file.read_text("utf-8"))
+        settings = of_others(file.read_text("utf-8"))
         base, kind = settings["base_model_name_or_path"], settings.get("peft_type", "PEFT")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         base, kind = "a model that it does not name", "PEFT"
@@ -453,7 +453,7 @@ def read_saved(folder: Path) -> SavedClassifier:
     """
     path = folder / FILE
     try:
-        recipe = dict(json.loads(path.read_text("utf-8")))
+        recipe = dict(of_others(path.read_text("utf-8")))
         if unknown := sorted(set(recipe) - _RECIPE):
             raise ModelError(
                 f"{path} asks for {', '.join(map(repr, unknown[:5]))}, which no saved model can: "

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from penult.data.documents import of_others
 from penult.data.files import file_aside, user_cache
 from penult.errors import ModelError, UntrustedCode, cause
 from penult.models.source_code import changed, code_of_module, is_installed, located
@@ -248,7 +249,7 @@ class CodeMemory:
         try:
             if not _is_private(path) or not path.is_file():
                 return None
-            found = json.loads(path.read_text("utf-8"))
+            found = of_others(path.read_text("utf-8"))
             code = NamedCode(found["spec"], found["root"], found["files"])
             fine = code.spec == self._spec and code.digest == path.stem
             return code if fine else None
