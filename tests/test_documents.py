@@ -18,6 +18,7 @@ from PIL import Image
 
 import penult
 from conftest import RATE, clip
+from penult.collection.index import ABOUT
 from penult.data import documents
 from penult.errors import CollectionError, ModelError
 from penult.models.specs import demo_folder
@@ -320,3 +321,11 @@ def test_a_saved_embedder_that_nests_beyond_measure(tmp_path: Path, file: str, t
     (folder / "SHA256SUMS").unlink()  # as earlier versions saved it
     with pytest.raises(ModelError, match=f"{file} cannot be read: it nests too deeply"):
         penult.Embedder.load(folder)
+
+
+@pytest.mark.parametrize("text", [DEEP, "[]", "", '{"kind": 3}'])
+def test_a_description_of_an_index_of_other_types(made: Path, tmp_path: Path, text: str) -> None:
+    copy = changed(made, tmp_path / "copy.lance")
+    (copy / ABOUT).write_text(text, "utf-8")
+    code, words = said("info", copy)
+    assert (code, f"{ABOUT} is damaged" in words) == (2, True)

@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from penult.collection import lance, schema
 from penult.collection.journal import Journal
 from penult.collection.manifest import locked, now, store_errors, write_aside
+from penult.data import documents
 from penult.errors import CollectionError, IndexRefused, UsageError
 
 if TYPE_CHECKING:
@@ -84,14 +85,24 @@ def is_ready(path: Path) -> bool:
 
 
 def read(reader: Reader) -> Index | None:
-    """The index of a reader, and how many rows it does not have yet."""
+    """The index of a reader, and how many rows it does not have yet.
+
+    Raises:
+        CollectionError: its description is damaged.
+    """
     if not is_ready(reader.path):
         return None
     table = lance.open_table(reader.path, lance.ITEMS)
     with store_errors(reader.path):
-        about = json.loads((reader.path / ABOUT).read_text(encoding="utf-8"))
+        content = (reader.path / ABOUT).read_bytes()
         state = table.index_stats(NAME) if table is not None else None
-    return Index(**{**about, "since": state.num_unindexed_rows}) if state else None
+    try:
+        about = documents.parse(content, Index)
+    except ValueError as error:
+        raise CollectionError(
+            f"{reader.path / ABOUT} is damaged: {error}; penult index {reader.path} makes it anew"
+        ) from error
+    return replace(about, since=state.num_unindexed_rows) if state else None
 
 
 def asked(builder: Any, probes: int) -> Any:
