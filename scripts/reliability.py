@@ -9,6 +9,7 @@ the exit code is 1 where one of them found a fault. For a night, not for CI: `ma
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -50,7 +51,7 @@ class Finding:
 
 def mutated(data: bytes, other: bytes, chance: random.Random) -> bytes:
     """A file with one to four things done to it: bits turned, parts taken out, doubled, set to
-    zeros or ones, cut off, or taken from another file."""
+    zeros or ones, cut off, or taken from another file. Never the same as before."""
     raw = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         size = max(1, len(raw))
@@ -71,7 +72,7 @@ def mutated(data: bytes, other: bytes, chance: random.Random) -> bytes:
         )
         if chance.random() < 0.1:
             del raw[place:]
-    return bytes(raw)
+    return bytes(raw) if raw != data else mutated(data, other, chance)
 
 
 def _turned(part: bytes, chance: random.Random) -> bytes:
@@ -101,26 +102,43 @@ def sounds() -> dict[str, bytes]:
 
 
 def pictures() -> dict[str, bytes]:
-    """A small picture in each format that Pillow writes here."""
+    """A small picture in each format that Pillow writes here, and in odd ones of its modes."""
     import io
 
     from PIL import Image
 
     values = np.random.default_rng(0).integers(0, 255, (40, 56, 3), np.uint8)
     values[10:30, 10:40] = 90
+    plain = Image.fromarray(values)
+    pages = {"save_all": True, "append_images": [plain.rotate(90), plain.rotate(180)]}
+    turned = Image.Exif()
+    turned[0x0112] = 6  # on its side
+    deep = Image.fromarray(values[..., 0].astype(np.uint16) * 200)
     found = {}
-    for suffix, more in {
-        "jpg": {"quality": 90}, "png": {}, "webp": {}, "gif": {}, "bmp": {}, "tif": {}, "ppm": {},
-        "jp2": {}, "avif": {}, "tiff": {"compression": "tiff_lzw"},
-    }.items():  # fmt: skip
+    for name, kind, image, more in (
+        ("plain.jpg", "JPEG", plain, {"quality": 90}), ("plain.png", "PNG", plain, {}),
+        ("plain.webp", "WEBP", plain, {}), ("plain.gif", "GIF", plain, {}),
+        ("plain.bmp", "BMP", plain, {}), ("plain.tif", "TIFF", plain, {}),
+        ("plain.ppm", "PPM", plain, {}), ("plain.jp2", "JPEG2000", plain, {}),
+        ("plain.avif", "AVIF", plain, {}), ("lzw.tiff", "TIFF", plain, {"compression": "tiff_lzw"}),
+        ("progressive.jpg", "JPEG", plain, {"progressive": True, "exif": turned}),
+        ("print.jpg", "JPEG", plain.convert("CMYK"), {}),
+        ("grey.jpg", "JPEG", plain.convert("L"), {}),
+        ("palette.png", "PNG", plain.quantize(16), {}), ("deep.png", "PNG", deep, {}),
+        ("clear.png", "PNG", plain.convert("RGBA"), {}), ("moving.png", "PNG", plain, pages),
+        ("moving.gif", "GIF", plain, pages), ("moving.webp", "WEBP", plain, pages),
+        ("lossless.webp", "WEBP", plain.convert("RGBA"), {"lossless": True}),
+        ("pages.tif", "TIFF", plain, {**pages, "compression": "tiff_adobe_deflate"}),
+        ("photo.tif", "TIFF", plain, {"compression": "jpeg"}), ("deep.tif", "TIFF", deep, {}),
+        ("fax.tif", "TIFF", plain.convert("1"), {"compression": "group4"}),
+    ):  # fmt: skip
         file = io.BytesIO()
-        kind = {"jpg": "JPEG", "tif": "TIFF", "jp2": "JPEG2000"}.get(suffix, suffix.upper())
         try:
-            Image.fromarray(values).save(file, kind, **more)
+            image.save(file, kind, **more)
         except (OSError, KeyError) as error:
-            print(f"  no {suffix}: {error}")
+            print(f"  no {name}: {error}")
             continue
-        found[f"picture.{suffix}"] = file.getvalue()
+        found[name] = file.getvalue()
     return found
 
 
@@ -131,9 +149,15 @@ def videos() -> dict[str, bytes]:
     import av
 
     found = {}
-    for suffix, container, codec in (
-        ("mp4", "mp4", "mpeg4"), ("mkv", "matroska", "mpeg4"), ("avi", "avi", "mpeg4"),
-        ("webm", "webm", "libvpx"), ("mpg", "mpeg", "mpeg2video"), ("mov", "mov", "mjpeg"),
+    for name, container, codec in (
+        ("clip.mp4", "mp4", "mpeg4"), ("clip.mkv", "matroska", "mpeg4"),
+        ("clip.avi", "avi", "mpeg4"), ("clip.webm", "webm", "libvpx"),
+        ("clip.mpg", "mpeg", "mpeg2video"), ("clip.mov", "mov", "mjpeg"),
+        ("phone.mp4", "mp4", "libx264"), ("new.mp4", "mp4", "libx265"),
+        ("nine.webm", "webm", "libvpx-vp9"), ("one.mkv", "matroska", "libsvtav1"),
+        ("clip.ts", "mpegts", "mpeg2video"), ("clip.flv", "flv", "flv"),
+        ("clip.wmv", "asf", "wmv2"), ("clip.ogv", "ogg", "libtheora"),
+        ("exact.mkv", "matroska", "ffv1"),
     ):  # fmt: skip
         file = io.BytesIO()
         try:
@@ -146,9 +170,9 @@ def videos() -> dict[str, bytes]:
                     out.mux(stream.encode(av.VideoFrame.from_ndarray(values, format="rgb24")))
                 out.mux(stream.encode(None))
         except Exception as error:  # this build has no such encoder
-            print(f"  no {suffix}: {error}")
+            print(f"  no {name}: {error}")
             continue
-        found[f"clip.{suffix}"] = file.getvalue()
+        found[name] = file.getvalue()
     return found
 
 
@@ -222,34 +246,38 @@ def vectors_of(store: Path) -> dict[str, Any]:
     return dict(zip(names, vectors, strict=True))
 
 
+NOT_READ = "wide.txt"  # of all intact files; its words are named as no UTF-8
+SHARES = {"sound": 0.5, "picture": 0.3, "video": 0.1, "text": 0.1}
+
+
 def fuzzing(options: argparse.Namespace) -> Finding:
     """Runs over mutated files, with innocent ones among them."""
     chance = random.Random(options.seed)
     count: Counter[str] = Counter()
     faults: list[str] = []
-    peak = 0
+    peak = formats = 0
+    contents: set[bytes] = set()
     with tempfile.TemporaryDirectory(prefix="penult-fuzz-") as name:
         root = Path(name)
-        kinds = models(root)
-        shares = {"sound": 0.5, "picture": 0.3, "video": 0.1, "text": 0.1}
-        for kind, (model, seeds) in kinds.items():
-            clean = root / f"clean-{kind}"
-            clean.mkdir()
-            for file, data in seeds.items():
-                (clean / file).write_bytes(data)
-            penult("embed", model, clean, "--into", root / f"{kind}.lance", "--workers", 1)
-            whole = vectors_of(root / f"{kind}.lance")
-            left = round(options.files * shares[kind])
+        for kind, (model, seeds) in models(root).items():
+            formats += len(seeds)
+            whole, unread = _intact(root, kind, model, seeds)
+            faults += unread
+            left = round(options.files * SHARES[kind])
             while left > 0:
                 number = min(left, FILES_IN_A_RUN)
                 left -= number
-                ran, faulty = _one_run(root, kind, model, seeds, whole, number, chance, count)
+                files = _mutants(seeds, number, chance)
+                contents.update(hashlib.sha256(data).digest() for data in files.values())
+                ran, faulty = _one_run(root, model, seeds, whole, files, chance, count)
                 faults += faulty
                 peak = max(peak, ran.peak)
-                print(f"  {kind}: {sum(count.values()):,} files, {len(faults)} faults", flush=True)
+                print(f"  {kind}: {count.total():,} files, {len(faults)} faults", flush=True)
     done = count["row"] + count["failure"]
+    if not (count["row"] and count["failure"] and count["innocent"]):
+        faults.append(f"a trial that tries nothing: {dict(count)}")
     return Finding(
-        f"{done:,} mutated files of {sum(len(seeds) for _, seeds in kinds.values())} formats: "
+        f"{done:,} mutated files of {formats} formats ({len(contents):,} different ones): "
         f"{count['failure']:,} named as failures, {count['row']:,} still readable; "
         f"{count['innocent']:,} innocent files among them, all with the vector that they have "
         f"alone (≤ {TOLERANCE:g}); at most {peak / 1e9:.2f} GB over all processes of a run "
@@ -258,13 +286,36 @@ def fuzzing(options: argparse.Namespace) -> Finding:
     )
 
 
+def _intact(
+    root: Path, kind: str, model: str, seeds: dict[str, bytes]
+) -> tuple[dict[str, Any], list[str]]:
+    """The vectors of the files as they were before, and which of them have none."""
+    clean, store = root / f"clean-{kind}", root / f"{kind}.lance"
+    clean.mkdir()
+    for file, data in seeds.items():
+        (clean / file).write_bytes(data)
+    penult("embed", model, clean, "--into", store, "--workers", 1)
+    whole = vectors_of(store)
+    unread = seeds.keys() - whole.keys() - {NOT_READ}
+    return whole, [f"{file}: an intact file has no vector" for file in unread]
+
+
+def _mutants(seeds: dict[str, bytes], number: int, chance: random.Random) -> dict[str, bytes]:
+    """Mutated files, of each format about as many, by name."""
+    names = list(seeds)
+    files = {}
+    for at in range(number):
+        name = names[at % len(names)]
+        files[f"{at:05}-{name}"] = mutated(seeds[name], seeds[chance.choice(names)], chance)
+    return files
+
+
 def _one_run(
     root: Path,
-    kind: str,
     model: str,
     seeds: dict[str, bytes],
     whole: dict[str, Any],
-    number: int,
+    files: dict[str, bytes],
     chance: random.Random,
     count: Counter[str],
 ) -> tuple[Ran, list[str]]:
@@ -272,14 +323,10 @@ def _one_run(
     for place in (folder, store):
         shutil.rmtree(place, ignore_errors=True)
     folder.mkdir()
-    names = list(seeds)
-    for at in range(number):
-        name = chance.choice(names)
-        data = mutated(seeds[name], seeds[chance.choice(names)], chance)
-        (folder / f"{at:05}-{name}").write_bytes(data)
-    innocent = [name for name in names if name in whole]
-    for name in innocent:
-        at = chance.randrange(number)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    for name in whole:
+        at = chance.randrange(len(files))
         (folder / f"{at:05}-innocent-{name}").write_bytes(seeds[name])
     ran = penult("embed", model, folder, "--into", store, "--workers", 1, "--time-limit", 20)
     faults = []
