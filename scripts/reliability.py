@@ -10,6 +10,7 @@ the exit code is 1 where one of them found a fault. For a night, not for CI: `ma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -246,6 +247,8 @@ def vectors_of(store: Path) -> dict[str, Any]:
 
     table, vectors = library.Collection.open(store).vectors()
     names = [Path(id).name for id in table["id"].to_pylist()]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise RuntimeError(f"{store}: {len(twice)} rows are there twice, such as {twice[0]}")
     return dict(zip(names, vectors, strict=True))
 
 
@@ -532,11 +535,99 @@ def kills(options: argparse.Namespace) -> Finding:
         ended = penult("embed", "demo", folder, "--into", store, "--workers", 1)
         faults += _compared(expected, vectors_of(store))
         faults += [f"the last run ended with {ended.code}"] if ended.code else []
+        words, other = _kills_of_commands(root, folder, options.kills // 4, chance)
+    if between < landed / 2:
+        faults.append(f"a trial that tries little: {between} of {landed} kills between rows")
     return Finding(
-        f"{landed} kills of all processes, {between} of them with some rows committed: each time "
-        f"the next run gave the {len(expected)} rows of an uninterrupted one (≤ {TOLERANCE:g})",
-        tuple(faults),
+        f"{landed} kills of all processes of embed, {between} of them with some rows committed: "
+        f"each time the next run gave the {len(expected)} rows of an uninterrupted one (≤ "
+        f"{TOLERANCE:g}); {words}",
+        (*faults, *other),
     )
+
+
+# What else writes: the collection {store}, or {out} beside it.
+WRITERS = (
+    ("teach", "{store}", "a", "{clips}/0001.wav", "{clips}/0002.wav"),
+    ("teach", "{store}", "b", "{clips}/0003.wav"),
+    ("classes", "{store}", "--save", "{out}.npz", "--overwrite"),
+    ("search", "{store}", "{clips}/0000.wav", "--space", "centre+l2"),
+    ("index", "{store}"),
+    ("cluster", "{store}"),
+    ("export", "{store}", "{out}.parquet", "--overwrite"),
+    ("export", "{store}", "{out}.csv", "--overwrite"),
+    ("repair", "{store}"),
+    ("merge", "{out}.lance", "{store}"),
+    ("embed", "demo", "{clips}", "--into", "{store}", "--workers", "1", "--retry-failed"),
+    ("embed", "demo", "{few}", "--into", "{store}", "--workers", "1", "--prune-all"),
+    ("convert", "demo", "{out}-embedder"),
+)
+
+
+def _kills_of_commands(
+    root: Path, clips: Path, times: int, chance: random.Random
+) -> tuple[str, list[str]]:
+    """SIGKILL to other commands that write, then the same one again: both it and the collection
+    are whole, and rows are what they were."""
+    few = root / "few"
+    shutil.copytree(clips, few, ignore=lambda _, names: [n for n in names if n > "0400"])
+    source = root / "source.lance"
+    began = penult("embed", "demo", few, "--into", source, "--workers", 1)
+    expected, faults, landed = vectors_of(source), [], 0
+    faults += [f"embed ended with {began.code}: {began.err}"] if began.code else []
+    for number in range(times):
+        command = WRITERS[number % len(WRITERS)]
+        store, out = root / "written.lance", root / "out"
+        for old in root.glob("out*"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(source, store)
+        values = {"store": store, "out": out, "clips": few, "few": few}
+        arguments = [part.format(**values) for part in command]
+        landed += _killed(arguments, root, chance)
+        again = penult(*arguments)
+        if again.code or "Traceback" in again.err:
+            faults.append(f"{command[0]} after a kill ended with {again.code}: {again.err[-300:]}")
+        for one in {store, Path(f"{out}.lance")}:
+            if one.exists():
+                state = penult("repair", one)
+                faults += [f"{command[0]}: {state.err[-300:]}"] if state.code else []
+                faults += [
+                    f"{command[0]}: {words}" for words in _compared(expected, vectors_of(one))
+                ]
+    if times and not landed:
+        faults.append("no other command was killed")
+    return (
+        f"{landed} kills of other commands that write, each whole when it was given again",
+        faults,
+    )
+
+
+def _killed(arguments: Sequence[str], root: Path, chance: random.Random) -> bool:
+    """Kill a command a moment after the first file changed under `root`, if it runs for as long."""
+    before = _written(root)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penult", *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and _written(root) == before:
+        time.sleep(0.002)
+    time.sleep(chance.choice([0.0, 0.01, 0.1, 0.5]) * chance.random())
+    lives = process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return lives
+
+
+def _written(root: Path) -> list[tuple[str, int]]:
+    """What lies under a folder, but for its recordings."""
+    found = []
+    for place in [*root.glob("written.lance"), *root.glob("out*"), *root.glob(".out*")]:
+        for path in [place, *place.rglob("*")]:
+            with contextlib.suppress(OSError):
+                found.append((str(path), path.stat().st_mtime_ns))
+    return sorted(found)
 
 
 def _wait_for_rows(process: subprocess.Popen[bytes], store: Path, chance: random.Random) -> None:
@@ -579,11 +670,16 @@ def cuts(options: argparse.Namespace) -> Finding:
             for one in found
             if not one.is_kept
         ]
-        stepped = sum(bool(one.said) for one in found)
+        stepped, real = sum(bool(one.said) for one in found), sum(one.is_cut for one in found)
         words.append(
             f"{kind}: {len(found)} cuts, each opened with all rows that were committed before "
-            f"the last step; {stepped} of them by a step back over a torn version"
+            f"the last step, to the bit; {stepped} of them by a step back over a torn version; "
+            f"after {real} of them a file that nobody had flushed was gone"
         )
+        if real < len(found) / 2:
+            faults.append(
+                f"{kind}: {len(found) - real} of {len(found)} cuts lose nothing unflushed"
+            )
     return Finding("; ".join(words), tuple(faults))
 
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +79,14 @@ def cut(image: Path, copy: Path) -> Path:
 @dataclass(frozen=True, slots=True)
 class Cut:
     """What was found after a power cut. promised: commits that were on the disk when the cut came,
-    by the writer's own word; found: rows that are read there; said: warnings."""
+    by the writer's own word; found: rows that are read there; said: warnings; is_cut: whether a
+    file that nobody flushed is not there, as it is after a cut and not after a mere kill."""
 
     promised: int
     rows: int
     said: str
     error: str = ""
+    is_cut: bool = True
 
     @property
     def is_kept(self) -> bool:
@@ -93,6 +95,7 @@ class Cut:
 
 
 ROWS, DIM = 16, 64
+UNFLUSHED = bytes(range(256)) * 512
 _WRITER = """
 import sys, time
 import numpy as np, pyarrow as pa
@@ -147,21 +150,35 @@ def trial(
             if int(word) in moments:
                 time.sleep(draw.random() * 0.02)
                 process.send_signal(signal.SIGSTOP)  # so that the copy is of one moment
+                (place / f"unflushed{len(promises)}").write_bytes(UNFLUSHED)
                 cut(folder / "disk.img", folder / f"cut{len(promises)}.img")
                 process.send_signal(signal.SIGCONT)
                 promises.append(int(word) * ROWS)
         assert process.wait(60) == 0
+        (place / f"unflushed{len(promises)}").write_bytes(UNFLUSHED)
         cut(folder / "disk.img", folder / f"cut{len(promises)}.img")
         promises.append(commits * ROWS)
     for number, promised in enumerate(promises):
         image = folder / f"cut{number}.img"
         with device(folder, kind, image) as place:
-            found.append(_opened(place / "c.lance", promised))
+            one, beside = _opened(place / "c.lance", promised, seed), place / f"unflushed{number}"
+            is_cut = not beside.exists() or beside.read_bytes() != UNFLUSHED
+            found.append(replace(one, is_cut=is_cut))
         image.unlink()
     return found
 
 
-def _opened(path: Path, promised: int) -> Cut:
+def _written(seed: int, commits: int) -> dict[str, np.ndarray]:
+    """The vectors that the writer draws, by row."""
+    rng, found = np.random.default_rng(seed), {}
+    for number in range(commits):
+        vectors = rng.random(ROWS * DIM, dtype=np.float32).reshape(ROWS, DIM)
+        rng.random(ROWS * 3, dtype=np.float32)
+        found |= {f"/{number}/{i}.wav": vector for i, vector in enumerate(vectors)}
+    return found
+
+
+def _opened(path: Path, promised: int, seed: int) -> Cut:
     from penult.collection.collection import Collection
     from penult.errors import PenultError
 
@@ -174,8 +191,14 @@ def _opened(path: Path, promised: int) -> Cut:
     finally:
         logging.getLogger("penult").removeHandler(said)
     words = "; ".join(record.getMessage() for record in said.buffer)
-    if not (np.isfinite(vectors).all() and (np.abs(vectors).sum(axis=1) > 1).all()):
-        return Cut(promised, 0, words, "rows of zeros")
+    ids, commits = table["id"].to_pylist(), max([len(table) // ROWS, 1])
+    written = _written(seed, commits)
+    if {*ids} != {*written} or len(ids) != len(written):
+        return Cut(promised, 0, words, f"{len(ids)} rows that are not those of {commits} commits")
+    if any(
+        not np.array_equal(written[id], vector) for id, vector in zip(ids, vectors, strict=True)
+    ):
+        return Cut(promised, 0, words, "rows with other vectors than were written")
     return Cut(promised, len(table), words)
 
 
