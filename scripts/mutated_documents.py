@@ -317,14 +317,16 @@ def _programs(root: Path) -> dict[str, Kind]:
     return {path.name: _model(path) for path in sorted(folder.iterdir())}
 
 
-def _model(path: Path, *options: str) -> Kind:
-    """A file of a model of sounds, unless options say of what."""
+def _model(path: Path, *options: str, file: str = "") -> Kind:
+    """A file of a model of sounds, unless options say of what; `file` in it, where it is a
+    folder."""
+    place = f"{{place}}/{file}" if file else "{place}"
     options = options or ("{clip}", "--sample-rate", "8000", "--seconds", "0.05")
     more = tuple(option for option in options if option != "{clip}")
     return Kind(
         path,
-        [("classify", "{place}", *options, "--json"), ("classify", "{place}", *options),
-         ("inspect", "{place}", *[o for o in more if not o.endswith(".png")], "--json")],
+        [("classify", place, *options, "--json"), ("classify", place, *options),
+         ("inspect", place, *[o for o in more if not o.endswith(".png")], "--json")],
     )  # fmt: skip
 
 
@@ -349,7 +351,10 @@ def _onnx(root: Path) -> dict[str, Kind]:
         model, str(root / "onnx" / "model.onnx"), save_as_external_data=True, size_threshold=0,
         location="weights.bin",
     )  # fmt: skip
-    return {"model.onnx": _model(root / "model.onnx"), "onnx folder": _model(root / "onnx")}
+    return {
+        "model.onnx": _model(root / "model.onnx"),
+        "onnx with weights beside": _model(root / "onnx", file="model.onnx"),
+    }
 
 
 def _keras(root: Path) -> dict[str, Kind]:
