@@ -170,7 +170,8 @@ def trial(
 
 def _written(seed: int, commits: int) -> dict[str, np.ndarray]:
     """The vectors that the writer draws, by row."""
-    rng, found = np.random.default_rng(seed), {}
+    found: dict[str, np.ndarray] = {}
+    rng = np.random.default_rng(seed)
     for number in range(commits):
         vectors = rng.random(ROWS * DIM, dtype=np.float32).reshape(ROWS, DIM)
         rng.random(ROWS * 3, dtype=np.float32)
