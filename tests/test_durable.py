@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+import penult.collection.repair as repairing
 import power_cut
 from penult.cli.main import run
 from penult.collection import journal, lance, manifest
 from penult.collection.collection import Collection
 from penult.collection.export import describe, export
 from penult.collection.labels import standing
+from penult.collection.manifest import store_errors
 from penult.collection.repair import repair
 from penult.collection.transfer import merge
 from penult.collection.writer import writing
 from penult.data.files import file_aside, files_aside, folder_aside
 from penult.data.items import Failure
 from penult.errors import CollectionError, PenultError, StoreError, UsageError
+from test_cli import ask
 from test_collection import MANIFEST, batch
 
 
@@ -719,3 +723,62 @@ def test_a_disk_that_refuses_what_was_there_before(
     assert "labels" not in caplog.text and "in None" not in caplog.text
     monkeypatch.undo()
     assert len(Collection.open(store).labels()) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-4] + data[-4:][::-1],  # no file of the store
+        lambda data: data[:-8] + b"\x63\0\x63\0" + data[-4:],  # of a format to come
+        lambda data: data.replace(b"PageLayout", b"PageL\x7fyout"),
+        lambda data: data.replace(b"ColumnEncoding", b"ColumnEnc\x7fding"),
+    ],
+)
+def test_a_file_of_rows_that_the_store_cannot_take_is_said_in_words(
+    store: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    """Whatever the store says of it, and where there is a filter, not as the filter's fault."""
+    for file in (store / "items.lance" / "data").glob("*.lance"):
+        file.write_bytes(damage(file.read_bytes()))
+    reader = Collection.open(store).reader
+    for where in (None, "id <> 'x'"):
+        with pytest.raises(StoreError, match=r"damaged.*penult repair"):
+            reader.vectors(where)
+    said = ask("export", store, store.parent / "out.csv")
+    assert said.code == 1
+    assert "penult repair" in said.err
+    assert "Nobody foresaw" not in said.err
+
+
+class RustPanic(Exception):
+    """What LanceDB raises where its decoder stops; it can be imported from nowhere."""
+
+
+class PanicException(BaseException):
+    """The same from Lance, which is no Exception."""
+
+
+@pytest.mark.parametrize("panic", [RustPanic, PanicException])
+def test_a_decoder_of_the_store_that_stops_has_met_damage(
+    store: Path, monkeypatch: pytest.MonkeyPatch, panic: type[BaseException]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise panic("rust future panicked: unknown error")
+
+    for where in (None, "id <> 'x'"):
+        with pytest.raises(StoreError, match="penult repair"), lance.query_errors(store, where, []):
+            stop()
+    with pytest.raises(StoreError, match="penult repair"), store_errors(store):
+        stop()
+    with pytest.raises(KeyboardInterrupt), store_errors(store):
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="of ours"), store_errors(store):
+        raise ValueError("of ours")
+    monkeypatch.setattr(repairing, "_opened", stop)
+    assert not repair(store).is_whole
+
+
+@pytest.mark.parametrize("where", ["corrupt = 1", "`storage version` > 3", "id = 'corrupt"])
+def test_words_of_a_filter_are_no_damage(store: Path, where: str) -> None:
+    with pytest.raises(CollectionError, match="the filter"):
+        Collection.open(store).reader.vectors(where)

@@ -52,6 +52,7 @@ def test_a_mutant_is_never_the_file_itself(script: ModuleType) -> None:
     found = [script.mutated(data, bytes(100), chance) for _ in range(500)]
     assert data not in found
     assert len({*found}) > 490
+    assert script.mutated(b"", b"", chance)
 
 
 def test_half_of_the_documents_are_mutated_inside(script: ModuleType) -> None:

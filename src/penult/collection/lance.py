@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from penult.collection import repair
 from penult.collection import schema as rows
 from penult.collection.journal import Journal, compacting
-from penult.collection.manifest import store_errors
+from penult.collection.manifest import is_damage, panics_caught, store_errors
 from penult.collection.schema import COLUMNS, metadata_types
 from penult.errors import CollectionError, StoreError, cause, listed
 
@@ -105,7 +105,8 @@ def open_table(path: Path, name: str) -> Any | None:
     """
     with store_errors(path):
         try:
-            table = connect(path).open_table(name)
+            with panics_caught():
+                table = connect(path).open_table(name)
             if repair.is_whole(path, name, table.version):
                 repair.require_own(path, table.to_lance())
                 return table
@@ -157,12 +158,13 @@ def query_errors(path: Path, where: str | None, columns: list[str]) -> Iterator[
         try:
             if where is not None and ";" in re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", where):
                 raise ValueError("one condition is expected, without ';'")  # LanceDB drops the rest
-            yield
+            with panics_caught():
+                yield
         except (ValueError, RuntimeError) as error:
             text = str(error)
             if where is None or "os error" in text or "LanceError(IO)" in text:
                 raise
-            if "corrupt" in text.lower():  # no filter's fault
+            if is_damage(error, where):  # no filter's fault
                 raise
             reason = re.sub(r"\.? ?Valid fields are .*", "", cause(error))
             reason = reason.replace("Invalid input, ", "").replace("lance error: ", "").strip()

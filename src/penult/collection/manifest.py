@@ -85,41 +85,92 @@ class _ModelRecord:
     code: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
+# The store's words for bytes that cannot be what was written; a decoder of it that stops (a panic)
+# has met such bytes too.
+_DAMAGED = re.compile(
+    r"corrupt|panicked|Lance file|storage version|Protobuf|PageLayout|ColumnEncoding", re.IGNORECASE
+)
+_PANICS = ("RustPanic", "PanicException")  # the latter is no Exception
+
+
+def is_damage(error: BaseException, where: str = "") -> bool:
+    """Whether the store says that it has met a damaged file. where: a filter, whose own words say
+    nothing of it; nor do the columns that the store lists."""
+    if type(error).__name__ in _PANICS:
+        return True
+    words = _DAMAGED.findall(re.sub(r"Valid fields are .*", "", str(error), flags=re.DOTALL))
+    return any(word.lower() not in where.lower() for word in words)
+
+
+@contextlib.contextmanager
+def panics_caught() -> Iterator[None]:
+    """A decoder of the store that stops raises RuntimeError, as one that refuses does."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ in _PANICS:
+            raise RuntimeError(f"a decoder panicked: {error}") from error
+        raise
+
+
 @contextlib.contextmanager
 def store_errors(path: Path) -> Iterator[None]:
     """Translates what the operating system or the store refuses into StoreError; lets all else
     pass.
 
-    LanceDB raises RuntimeError for it, Lance OSError, with the reason in its text only.
+    LanceDB raises RuntimeError for it, Lance OSError or ValueError, with the reason in its text
+    only; a decoder that stops raises what is no Exception.
     """
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, UnicodeEncodeError):
-            raise StoreError(
-                f"{path}: {error.object!r} is not UTF-8, and the tables of a collection hold and "
-                "name nothing else; use another name"
-            ) from error
-        text = str(error)
-        if code := re.search(r"\(os error (\d+)\)", text):
-            raise StoreError(f"{path}: {os.strerror(int(code[1]))}") from error
-        if isinstance(error, OSError):
-            reason = cause(Exception(error.strerror or error))  # Arrow puts all of it there
-            raise StoreError(f"{path}: {reason}") from error
-        if ("LanceError(IO)" in text or "lance error" in text) and "Not found" in text:
-            raise StoreError(
-                f"{path}: a file of the collection is gone. Either it was damaged, or the reading "
-                "took so long that a writer has cleaned up meanwhile; in this case read it again. "
-                f"penult repair {path} says what is whole, and restores that"
-            ) from error
-        if "Failed to parse path" in text:
-            raise StoreError(f"{path} is no path for a collection: {cause(error)}") from error
-        if "LanceError" in text or text.startswith("lance error") or "corrupt" in text.lower():
-            raise StoreError(
-                f"{path} cannot be read: a file in it is damaged ({cause(error)}). "
-                f"penult repair {path} says what is whole, and restores that"
-            ) from error
+    except BaseException as error:
+        is_refusal = isinstance(error, OSError | RuntimeError | ValueError)
+        if (is_refusal or type(error).__name__ in _PANICS) and (words := _refusal(path, error)):
+            raise StoreError(words) from error
         raise
+
+
+def _refusal(path: Path, error: BaseException) -> str:
+    """An error of the system or the store in words; empty for all else."""
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"{path}: {error.object!r} is not UTF-8, and the tables of a collection hold and "
+            "name nothing else; use another name"
+        )
+    text = str(error)
+    if code := re.search(r"\(os error (\d+)\)", text):
+        return f"{path}: {os.strerror(int(code[1]))}"
+    if isinstance(error, OSError):
+        # Arrow puts all of it into strerror.
+        return f"{path}: {cause(Exception(error.strerror or error))}"
+    if ("LanceError(IO)" in text or "lance error" in text) and "Not found" in text:
+        return (
+            f"{path}: a file of the collection is gone. Either it was damaged, or the reading "
+            "took so long that a writer has cleaned up meanwhile; in this case read it again. "
+            f"penult repair {path} says what is whole, and restores that"
+        )
+    if "Failed to parse path" in text:
+        return f"{path} is no path for a collection: {cause(error)}"
+    if "LanceError" in text or text.startswith("lance error") or is_damage(error):
+        return (
+            f"{path} cannot be read: a file in it is damaged ({cause(error)}). "
+            f"penult repair {path} says what is whole, and restores that"
+        )
+    if _is_raised_by_store(error):
+        return (
+            f"{path}: the store fails ({cause(error)}): a file in it is damaged, or it was asked "
+            f"for what it cannot do, a fault of Penult. penult repair {path} says which"
+        )
+    return ""
+
+
+def _is_raised_by_store(error: BaseException) -> bool:
+    """Whether it comes out of Lance or LanceDB, and not out of what was done between two calls."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    name = "" if last is None else str(last.tb_frame.f_globals.get("__name__"))
+    return name.partition(".")[0] in ("lance", "lancedb")
 
 
 def exists(path: Path) -> bool:

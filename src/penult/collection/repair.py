@@ -25,6 +25,7 @@ from penult.collection.manifest import (
     MANIFEST,
     locked,
     now,
+    panics_caught,
     read_manifest,
     store_errors,
     write_aside,
@@ -108,10 +109,11 @@ class Examination:
                 return None
             table = _view(self.path.absolute(), self.name, copy) / table.name
         try:
-            data = _opened(self.path, table, number)
-            fragments = data.get_fragments()
-            rows = int(data.count_rows())
-            indices = data.list_indices()
+            with panics_caught():
+                data = _opened(self.path, table, number)
+                fragments = data.get_fragments()
+                rows = int(data.count_rows())
+                indices = data.list_indices()
         except (OSError, RuntimeError, ValueError, OverflowError):
             return None
         found = Version(number, rows, copy=copy)
@@ -128,8 +130,9 @@ class Examination:
         bad = self._damaged(found, files)
         if not bad and self.deep and any(file not in self.known for file in files):
             try:
-                for _ in fragment.to_batches(batch_size=1024):
-                    pass
+                with panics_caught():
+                    for _ in fragment.to_batches(batch_size=1024):
+                        pass
             except (OSError, RuntimeError, ValueError) as error:
                 bad = True
                 found.damaged[next(iter(files))] = f"cannot be read: {cause(error)}"
@@ -198,7 +201,8 @@ def _is_inside(file: str) -> bool:
 
 def _count(fragment: Any) -> int:
     try:
-        return int(fragment.count_rows())
+        with panics_caught():
+            return int(fragment.count_rows())
     except (OSError, RuntimeError, ValueError):  # its deletions cannot be read
         return int(fragment.physical_rows)
 
@@ -306,8 +310,9 @@ def _had_rows(path: Path, name: str) -> bool:
 def _runs_wrote(path: Path) -> bool:
     """Whether the runs of a collection say that they wrote rows."""
     try:
-        runs = _opened(path, path / f"runs{TABLE}")
-        return int(runs.count_rows("done > 0")) > 0
+        with panics_caught():
+            runs = _opened(path, path / f"runs{TABLE}")
+            return int(runs.count_rows("done > 0")) > 0
     except (OSError, RuntimeError, ValueError):
         return False
 
