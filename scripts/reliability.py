@@ -570,9 +570,10 @@ def commands(options: argparse.Namespace) -> Finding:
         began = penult("embed", "demo", clips, "--into", source, "--workers", 1)
         faults = [f"embed ended with {began.code}: {began.err}"] if began.code else []
         landed, found = _kills_of_commands(root, options.commands, random.Random(options.seed))
+    names = ", ".join(dict.fromkeys(one[0] for one in WRITERS))
     return Finding(
-        f"{landed} kills of other commands that write ({', '.join(dict.fromkeys(one[0] for one in WRITERS))}): each "
-        "was whole when it was given again, and the collection with its rows as before",
+        f"{landed} kills of other commands that write ({names}): each was whole when it "
+        "was given again, and the collection with its rows as before",
         (*faults, *found),
     )
 
@@ -612,10 +613,7 @@ def _kills_of_commands(root: Path, times: int, chance: random.Random) -> tuple[i
                 ]
     if times and not landed:
         faults.append("no other command was killed")
-    return (
-        f"{landed} kills of other commands that write, each whole when it was given again",
-        faults,
-    )
+    return landed, faults
 
 
 def _killed(arguments: Sequence[str], root: Path, chance: random.Random) -> bool:
