@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peaks
 import soundfile
 import speed
 from rich.console import Console
@@ -236,6 +237,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "planning": planning,
     "proving": proving,
     **speed.SECTIONS,
+    **peaks.SECTIONS,
 }
 
 
@@ -246,6 +248,12 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, help="a folder of speech at 16 kHz")
     parser.add_argument("--seconds", type=float, default=45.0, help="of audio")
     parser.add_argument("--rounds", type=int, default=3, help="of each section on speed")
+    parser.add_argument("--files", type=int, default=peaks.WHOLE, help="of the section memory")
+    parser.add_argument("--bound", default=peaks.BOUND, help="of the memory of all processes")
+    parser.add_argument("--memory", help="of the runs that are watched; default: the command's")
+    parser.add_argument(
+        "--models", action="append", choices=peaks.MODELS, help="of the section memory; repeatable"
+    )
     options = parser.parse_args()
     for name in options.only or SECTIONS:
         SECTIONS[name](options)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -438,6 +441,93 @@ def test_amounts_of_memory() -> None:
         with pytest.raises(UsageError):
             parse_size(wrong)
     assert MemoryBound.by_default().size <= 4_000_000_000
+
+
+# ---- items that are in no file
+
+
+def _large_arrays(alive: list[weakref.ref[Any]], most: list[int]) -> Iterator[np.ndarray]:
+    """40 pictures of 1.5 MB, made one by one; most: how many there were at once."""
+    for number in range(40):
+        made = np.full((700, 700, 3), number, np.uint8)
+        made[:350] = 200
+        alive.append(weakref.ref(made))
+        most[0] = max(most[0], sum(one() is not None for one in alive))
+        yield made
+        del made
+
+
+def test_arrays_of_an_iterator_are_not_gathered(pictures: Path, tmp_path: Path) -> None:
+    """However fast they come: a queue of a bound of 64 MB holds 1 MB of them."""
+    alive, most = list[weakref.ref[Any]](), [0]
+    collection = Collection.open(tmp_path / "c")
+    summary = collection.add(
+        Embedder.from_classifier(load(pictures)),
+        _large_arrays(alive, most),
+        limits=Limits(memory="64MB"),
+    )
+    assert summary.done == 40
+    assert most[0] < 8
+
+
+def test_texts_of_a_table_are_committed_before_they_are_too_many(tmp_path: Path) -> None:
+    """Long ones by their bytes, in their order; short ones as many at a time as ever."""
+    from zoo import save_text
+
+    embedder = Embedder.from_classifier(load(save_text(tmp_path / "bert")))
+    sizes = {"long": 300_000, "short": 30}
+    for name, size in sizes.items():
+        table = tmp_path / f"{name}.jsonl"
+        with table.open("w") as file:
+            for number in range(40):
+                text = f"{number} " + "words " * (size // 6)
+                file.write(json.dumps({"text": text}) + "\n")
+        source = from_paths([str(table)], "text")
+        batches = list(_ingested(embedder, source, limits=Limits(memory="64MB")))
+        rows = [row for batch in batches for row in batch.rows]
+        assert [int(row["text"].split()[0]) for row in rows] == list(range(40))
+        largest = max(sum(len(row["text"]) for row in batch.rows) for batch in batches)
+        assert largest <= 1_000_000 + 2 * size
+    assert sum(bool(batch.rows) for batch in batches) < 20
+
+
+def test_folders_may_lie_deep(embedder: Embedder, tmp_path: Path) -> None:
+    """Deeper than Python's calls."""
+    steps = []
+    deep = str(tmp_path / "top")
+    for _ in range(1200):
+        steps.append(deep)
+        Path(deep).mkdir()
+        deep += "/a"
+    file = Path(steps[-1]) / "one.wav"
+    soundfile.write(tmp_path / "top" / "b.wav", clip(0.5, 1), RATE)
+    file.write_bytes((tmp_path / "top" / "b.wav").read_bytes())
+    try:
+        collection = Collection.open(tmp_path / "c")
+        assert collection.add(embedder, tmp_path / "top").done == 2
+        assert collection.get(str(file))["end"] == 0.5
+    finally:
+        file.unlink()
+        for step in reversed(steps[1:]):
+            Path(step).rmdir()
+
+
+def test_an_archive_of_zeros_is_refused_unread(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class file of 300 kB that would be 300 MB."""
+    place, sound = tmp_path / "classes.npz", tmp_path / "one.wav"
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("vectors.npy", bytes(300_000_000))
+    soundfile.write(sound, clip(1.0), RATE)
+    good = tmp_path / "good.npz"
+    assert ask("teach", good, "deep", sound, "--model", tiny).code == 0
+    monkeypatch.setattr("penult.memory.free_memory", lambda: 400_000_000)
+    with peak() as found:
+        said = ask("predict", place, sound)
+    assert said.code == 2 and "300 MB unpacked" in said.err and "400 MB are free" in said.err
+    assert not found or found[0] < 100_000_000
+    assert ask("predict", good, sound, "--unknown", 0).code == 0
 
 
 # ---- the same vectors

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from penult.errors import UsageError
 
@@ -63,11 +64,39 @@ def in_words(size: float) -> str:
     return f"{size:.0f} bytes"
 
 
+def bytes_of(value: object) -> int:
+    """Bytes of a text, of bytes, an array or a picture, about; 0 of all else."""
+    if isinstance(value, str):
+        return sys.getsizeof(value)
+    if isinstance(value, bytes):
+        return len(value)
+    if hasattr(value, "nbytes"):
+        return int(value.nbytes)
+    if hasattr(value, "width") and hasattr(value, "height"):
+        return 3 * int(value.width) * int(value.height)
+    return 0
+
+
 def free_memory() -> int:
     """Bytes that processes can still take: of the machine, and of the control groups that this
     process is in."""
     bounds = [_machine_free(), *_group_free()]
     return max(LEAST, min(bounds))
+
+
+def check_unpacked(archive: IO[bytes] | Path) -> None:
+    """Refuse a zip archive, such as an npz, that takes more than there is once it is unpacked.
+
+    Raises:
+        ValueError: it does. OSError, BadZipFile: it cannot be read.
+    """
+    from zipfile import ZipFile
+
+    with ZipFile(archive) as opened:
+        size = sum(one.file_size for one in opened.infolist())
+    # What is unpacked is there twice for a moment, as bytes and as an array.
+    if 2 * size > (free := free_memory()):
+        raise ValueError(f"it takes {in_words(size)} unpacked, and {in_words(free)} are free")
 
 
 def _machine_free() -> int:
@@ -125,6 +154,11 @@ class MemoryBound:
     def waiting(self) -> int:
         """Bytes of decoded content that may wait, and of inputs."""
         return self.size // 16
+
+    @property
+    def queue(self) -> int:
+        """Bytes that one queue of items holds which are in no file."""
+        return self.waiting // 4
 
     @property
     def largest(self) -> int:

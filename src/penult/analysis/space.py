@@ -10,11 +10,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from penult.errors import PenultError, SpaceError, cause
+from penult.memory import check_unpacked
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -110,6 +112,7 @@ class Space:
             SpaceError: it is something else.
         """
         try:
+            check_unpacked(io.BytesIO(data))
             with np.load(io.BytesIO(data), allow_pickle=False) as saved:
                 recipe = str(saved["recipe"])
                 steps = tuple(
@@ -123,7 +126,7 @@ class Space:
                     for number, (name, _) in enumerate(_parsed(recipe))
                 )
                 return cls(recipe, int(saved["dim"]), steps)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise SpaceError(f"the saved space cannot be read: {cause(error)}") from error
 
 

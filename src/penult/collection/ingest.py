@@ -31,6 +31,7 @@ from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, Stopwatch
 from penult.embedding.scheduling import ReadAhead
 from penult.errors import ItemError, PassingFault, UsageError
+from penult.memory import Held
 from penult.models.base import REGRESSION, Classifier, predict
 
 Planned = Entry | Note
@@ -66,6 +67,7 @@ class CommitBatch:
     mended: set[Key] = field(default_factory=set)  # unchanged rows of items that failed meanwhile
     notes: dict[str, str] = field(default_factory=dict)  # by id, of items that have any
     seconds: float = 0.0  # of audio or video in the new rows
+    size: int = 0  # bytes of the new rows, about
     former: Sequence[Key] = ()  # rows of annotations that their spans no longer have
 
     def __bool__(self) -> bool:
@@ -297,18 +299,18 @@ def ingest(
     classifier = embedder.classifier
     if getattr(pairs, "once", False):
         options = replace(options, patient=False)
-    given = UntilError(pairs)
+    given, bound = UntilError(pairs), options.limits.bound
     with ExitStack() as stack:
 
         def apart(values: Iterable[T]) -> Iterable[T]:
             """In a thread of its own, so that what is slow holds up nothing else."""
             if not options.patient:
                 return values
-            ahead = ReadAhead(values, CHUNK)
+            ahead = ReadAhead(values, CHUNK, Held(bound.queue), _held)
             stack.callback(ahead.close)
             return ahead  # type: ignore[return-value]
 
-        describe, bound = headers_in_workers(options.decoding), options.limits.bound
+        describe = headers_in_workers(options.decoding)
         regions = apart(options.layout.of(given, classifier.input, describe, bound))
         planned = apart(plan(regions, lookup, options))
         results = execute(embedder, planned, options, watch)
@@ -329,7 +331,8 @@ def plan(
     renamed: dict[str, str] = {}
     last: list[tuple[Sequence[Entry], Seen]] = []
     annotations = _Annotations()
-    for chunk in _chunks(regions, options.commit_seconds / 10):
+    most = options.limits.bound.queue
+    for chunk in _chunks(regions, options.commit_seconds / 10, most):
         if not chunk:
             yield PAUSE
             continue
@@ -415,7 +418,7 @@ def assemble(
 
     An error, and Ctrl-C, give the rows that are complete, and are raised behind them.
     """
-    assembler = _RowAssembler(classifier, options, tick)
+    assembler, most = _RowAssembler(classifier, options, tick), options.limits.bound.queue
     since = time.monotonic()
     try:
         for result in results:
@@ -423,7 +426,8 @@ def assemble(
             late = time.monotonic() - since > options.commit_seconds
             if isinstance(result, Pause) and not assembler.batch:
                 continue
-            if late or len(assembler.batch.rows) >= options.commit_rows:
+            full = len(assembler.batch.rows) >= options.commit_rows or assembler.batch.size > most
+            if late or full:
                 yield assembler.batch
                 assembler.batch, since = CommitBatch(), time.monotonic()
     except (KeyboardInterrupt, Exception):  # an engine may end in any way
@@ -721,37 +725,45 @@ class _RowAssembler:
         self._sums.clear()
 
     def _row(self, outcome: Outcome) -> dict[str, Any]:
+        self.batch.size += outcome.item.held + outcome.vector.nbytes + outcome.class_logits.nbytes
         return row_of(self._classifier, outcome, self._content, self._options.logits)
 
 
 def _chunks(
-    regions: Iterable[Entry], most_seconds: float = math.inf
+    regions: Iterable[Entry], most_seconds: float = math.inf, most_bytes: float = math.inf
 ) -> Iterator[list[tuple[str, list[Entry]]]]:
     """Regions by item, with its id, some items at a time: those that there are where a pause comes,
-    and behind them an empty chunk; fewer where they come slowly, so that none waits for longer."""
+    and behind them an empty chunk; fewer where they come slowly, so that none waits for longer, or
+    hold more bytes themselves."""
     chunk: list[tuple[str, list[Entry]]] = []
-    size, since = 0, time.monotonic()
+    size, held, since = 0, 0, time.monotonic()
     for entry in regions:
         if isinstance(entry, Pause):  # the last item may have more regions
             if chunk[:-1]:
                 yield chunk[:-1]
                 chunk = chunk[-1:]
-                size = len(chunk[0][1])
+                size, held = len(chunk[0][1]), _held(chunk[0][1][0])
             yield []
             continue
         id = entry.id if isinstance(entry, Failure) else entry[0].id
         if not chunk or chunk[-1][0] != id:
             late = chunk and time.monotonic() - since > most_seconds
-            if size >= CHUNK or late:
+            if size >= CHUNK or late or held > most_bytes:
                 yield chunk
-                chunk, size = [], 0
+                chunk, size, held = [], 0, 0
             if not chunk:
                 since = time.monotonic()
             chunk.append((id, []))
+            held += _held(entry)
         chunk[-1][1].append(entry)
         size += 1
     if chunk:
         yield chunk
+
+
+def _held(entry: object) -> int:
+    """Bytes that an entry's item holds itself."""
+    return entry[0].held if isinstance(entry, tuple) else 0
 
 
 def _new_metadata(item: Item, key: Key, seen: Seen) -> dict[str, Any]:

@@ -45,6 +45,7 @@ _HEAD_BYTES = {"AIFF": 8, "W64": 24}  # of a chunk of sound that are none, by li
 _HEADERLESS = "not readable as audio: without a header nothing says its rate"
 # libsndfile's codes: an error of the system; format not recognised, encoding not supported.
 _SYSTEM = 2
+_LONGEST_NAME = 1000  # bytes of a path; libsndfile takes hardly more
 _UNKNOWN_FORMAT = (1, 4)
 _UNKNOWN_CODING = (64, 161)  # a `fmt ` chunk that it does not know, FLAC in Ogg as FFmpeg writes it
 
@@ -121,9 +122,11 @@ def _opened_part(content: Path | bytes | Spliced) -> Iterator[Stream]:
     import soundfile
 
     with ExitStack() as stack:
-        handle, refused = None, None
+        handle, refused, named = None, None, _named(content)
+        if isinstance(named, bytes) and len(named) >= _LONGEST_NAME:
+            named = stack.enter_context(Path(os.fsdecode(named)).open("rb"))
         try:
-            handle = stack.enter_context(_unseekable_reader()(_named(content)))
+            handle = stack.enter_context(_unseekable_reader()(named))
         except TypeError as error:  # soundfile raises it for .raw
             raise DecodeError(_HEADERLESS) from error
         except soundfile.LibsndfileError as error:

@@ -21,7 +21,7 @@ from penult.data.files import item_error
 from penult.data.items import Entry, Failure, Item, N, Note, Pause, UntilError
 from penult.data.regions import Region
 from penult.errors import EmptyItem, ItemError, PenultError, RegionError, UsageError
-from penult.memory import MemoryBound, check_size, parse_size
+from penult.memory import MemoryBound, bytes_of, check_size, parse_size
 
 # What a library may raise on a file that it was not written for.
 UNFORESEEN = (ValueError, RuntimeError, IndexError, TypeError, AssertionError, ZeroDivisionError)
@@ -74,12 +74,7 @@ class Content:
     @property
     def size(self) -> int:
         """Bytes of the values, about."""
-        values = self.values
-        if isinstance(values, str):
-            return len(values)
-        if hasattr(values, "nbytes"):
-            return int(values.nbytes)
-        return 3 * values.width * values.height if hasattr(values, "width") else 0
+        return bytes_of(self.values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,28 +31,46 @@ def in_folder(folder: Path, accepted: frozenset[str]) -> Iterator[Placed]:
 
 def walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path | Failure]:
     """Every file that is not hidden, each folder in the order of its names and entered once."""
-    try:
-        status = folder.stat()
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except OSError as error:
-        reason = f"the folder cannot be read: {error.strerror}"
-        yield Failure(str(folder), WHOLE.key, SourceError.__name__, reason)
-        return
-    if (status.st_dev, status.st_ino) in entered:
-        return  # a link that leads back, or a second way to the same folder
-    entered.add((status.st_dev, status.st_ino))
-    for entry in entries:
-        if entry.name.startswith("."):
+    levels: list[Iterator[os.DirEntry[str]]] = []  # no call in a call: folders may lie deep
+    found: Path | None = folder
+    while found is not None or levels:
+        if found is not None:
+            try:
+                levels.append(_entries(found, entered))
+            except OSError as error:
+                reason = f"the folder cannot be read: {error.strerror}"
+                yield Failure(str(found), WHOLE.key, SourceError.__name__, reason)
+            found = None
             continue
-        try:
-            is_folder = entry.is_dir()
-        except OSError:  # a link to itself: a file that fails when it is read
-            is_folder = False
-        if is_folder:
-            yield from walk(Path(entry.path), entered)
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+        elif _is_folder(entry):
+            found = Path(entry.path)
         else:
             yield Path(entry.path)
+
+
+def _entries(folder: Path, entered: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+    """What a folder holds that is not hidden, by name; nothing of one that was entered.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = folder.stat()
+    with os.scandir(folder) as listing:
+        entries = sorted(listing, key=lambda entry: entry.name)
+    if (status.st_dev, status.st_ino) in entered:
+        return iter(())  # a link that leads back, or a second way to the same folder
+    entered.add((status.st_dev, status.st_ino))
+    return (entry for entry in entries if not entry.name.startswith("."))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: a file that fails when it is read
+        return False
 
 
 def count_others(folder: Path, accepted: frozenset[str]) -> Counter[str]:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from penult.data.regions import Region
 from penult.errors import LabelsError, PassingFault, SourceError
+from penult.memory import bytes_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,18 @@ class Item:
     size: int | None = None
     mtime_ns: int | None = None
     rate: int | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes that it holds itself: content that is in no file, and what its metadata has."""
+        content = 0 if isinstance(self.content, Path) else bytes_of(self.content)
+        others = (one for one in self.metadata.values() if one is not self.content)
+        return content + sum(map(bytes_of, others))
+
+    @property
+    def known(self) -> Item:
+        """The same without an array, a picture or bytes, which are in nothing that is kept."""
+        return self if isinstance(self.content, Path | str) else replace(self, content=b"")
 
 
 @dataclass(frozen=True, slots=True)

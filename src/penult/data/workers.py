@@ -51,6 +51,7 @@ AHEAD = 8  # items for each worker that are read ahead
 HELD = 64  # decoded regions of a worker that wait for the model
 _START_LIMIT = 60.0  # seconds for a process to come up
 _STARTS = 3  # workers that do not come up, one after the other, before the run ends
+_HEAVY = 1 << 20  # bytes of an item that is here already, of which few are read ahead
 _FAULTS = 3  # faults of the system, one after the other, before files are no longer tried again
 _CRASHES = frozenset(
     getattr(signal, name)
@@ -100,6 +101,13 @@ class _Task:
     worker: int | None = None  # None: not for a worker
     fault: _Gone | None = None
 
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it holds much itself, and reading ahead of it helps no worker."""
+        return (
+            self.worker is None and type(self.pairs[0]) is tuple and self.pairs[0][0].held > _HEAVY
+        )
+
 
 class Decoders:
     """Worker processes that decode; use as a context, so that they end."""
@@ -145,6 +153,8 @@ class Decoders:
                     self._workers[task.worker].send(task.pairs)
                 if time.monotonic() - began > self._pause and self._is_answered(ahead[0]):
                     break  # where items come slowly, a result waits for no more of them
+                if task.is_heavy:
+                    break
             else:
                 if not ahead:
                     return

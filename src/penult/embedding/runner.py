@@ -239,7 +239,8 @@ class Runner:
         """
         decoding, watch = decoding or usual_decoding(), watch or Stopwatch()
         planner = self._planner(decoding.limits.bound)
-        waiting = BatchQueue(planner, BatchPolicy if alone else self._policy)
+        most = decoding.limits.bound.queue
+        waiting = BatchQueue(planner, BatchPolicy if alone else self._policy, most)
         patience = decoding.patience
         order = OrderedResults(pauses=patience is not None)
         given = UntilError(pairs)
@@ -247,7 +248,7 @@ class Runner:
 
         def run(meanwhile: bool = True) -> Iterator[Any]:
             batch = waiting.take()
-            size = sum(ready.size for ready in batch.values())
+            size = sum(ready.weight for ready in batch.values()) // 4
             work = partial(self._run, ready=batch, run=state)
             yield from order.put(engines.give(work, size, meanwhile))
 
@@ -266,7 +267,7 @@ class Runner:
                         yield from order.put(engines.rest())
                         ready = yield from self._measured(ready, decoding, engines)
                     if isinstance(ready, PreparedRegion):
-                        waiting.add(next(numbers), ready)
+                        waiting.add(next(numbers), replace(ready, item=ready.item.known))
                     elif isinstance(ready, Pause):
                         yield ready  # type: ignore[misc]
                     else:
@@ -504,7 +505,7 @@ class Runner:
 
 
 def _bytes_of(ready: Any) -> int:
-    return 4 * ready.size if isinstance(ready, PreparedRegion) else 0
+    return ready.weight if isinstance(ready, PreparedRegion) else 0
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from math import inf
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -113,18 +114,27 @@ class PreparedRegion:
         """Numbers in the largest of its inputs."""
         return max(value.numel() for value in self.inputs.tensors.values())
 
+    @property
+    def weight(self) -> int:
+        """Bytes that it holds."""
+        return 4 * self.size + self.item.held
+
 
 class BatchQueue:
     """Prepared regions by their numbers, taken in batches.
 
-    policy: gives how they may share one; called once there are two of them.
+    policy: gives how they may share one; called once there are two of them. most: bytes that their
+    items may hold themselves, before a batch is due.
     """
 
-    def __init__(self, planner: Planner, policy: Callable[[], BatchPolicy]) -> None:
-        self.planner, self._policy = planner, policy
+    def __init__(
+        self, planner: Planner, policy: Callable[[], BatchPolicy], most: float = inf
+    ) -> None:
+        self.planner, self._policy, self._most = planner, policy, most
         self._regions: dict[int, PreparedRegion] = {}
         self._since: dict[int, float] = {}
         self._single: int | None = None  # waits alone, and was not offered to the planner
+        self._held = 0  # bytes of the items themselves
 
     def __bool__(self) -> bool:
         return bool(self._regions)
@@ -132,6 +142,7 @@ class BatchQueue:
     def add(self, number: int, ready: PreparedRegion) -> None:
         """Add a region."""
         self._regions[number], self._since[number] = ready, time.monotonic()
+        self._held += ready.item.held
         if len(self._regions) == 1:
             self._single = number
             return
@@ -150,7 +161,9 @@ class BatchQueue:
         """Whether a batch is to be taken before more is added."""
         if self._single is not None:
             return False
-        return self.planner.full or (bool(self.planner) and self._policy().name == ALONE)
+        if self.planner.full or self._held > self._most:
+            return True
+        return bool(self.planner) and self._policy().name == ALONE
 
     @property
     def age(self) -> float:
@@ -165,7 +178,9 @@ class BatchQueue:
             numbers = self.planner.take()
         for number in numbers:
             del self._since[number]
-        return {number: self._regions.pop(number) for number in numbers}
+        batch = {number: self._regions.pop(number) for number in numbers}
+        self._held -= sum(ready.item.held for ready in batch.values())
+        return batch
 
 
 class OrderedResults(dict[int, Any]):

@@ -23,6 +23,7 @@ from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.fitted import Settings
 from penult.fewshot.labelling import Groups
 from penult.fewshot.vectors import VectorSource
+from penult.memory import check_unpacked
 
 FORMAT = 1
 SUFFIX = ".npz"
@@ -115,6 +116,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
     try:
         if source.is_file() and not is_zipfile(source):
             raise ValueError("it is no npz archive")
+        check_unpacked(source)
         with np.load(source, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
             if about.get("kind") != "penult class space":
