@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from PIL import Image
+from pyarrow import parquet
 
 from conftest import RATE, clip
 from penult.collection.collection import Collection
@@ -30,6 +32,7 @@ from penult.data.delimited import lines
 from penult.data.items import Failure, Item, Pause, file_item
 from penult.data.regions import WHOLE
 from penult.data.sources import from_paths
+from penult.data.tables import read_table
 from penult.data.windows import Layout
 from penult.data.workers import decode
 from penult.embedding.demand import PassDemand
@@ -489,6 +492,39 @@ def test_texts_of_a_table_are_committed_before_they_are_too_many(tmp_path: Path)
         largest = max(sum(len(row["text"]) for row in batch.rows) for batch in batches)
         assert largest <= 1_000_000 + 2 * size
     assert sum(bool(batch.rows) for batch in batches) < 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak is told")
+def test_a_text_in_all_rows_of_a_parquet_table_is_one_text(tmp_path: Path) -> None:
+    """1,000 rows of 1 MB each, in a small file."""
+    large = "words of it " * 90_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 500, pa.int32()), ["few", large])
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    assert (tmp_path / "t.parquet").stat().st_size < 1_000_000
+    with peak() as found:
+        rows = list(read_table(tmp_path / "t.parquet").rows())
+    assert [len(row["text"]) for _, row in rows] == [3, len(large)] * 500
+    assert not found or found[0] < 200_000_000
+
+
+def test_cells_of_a_parquet_table_are_what_was_written(tmp_path: Path) -> None:
+    """Whatever the type of their column, with gaps, over several row groups."""
+    number = range(3000)
+    columns = {
+        "text": pa.array([f"text {n}" for n in number]),
+        "large": pa.array([f"v{n % 3}" if n % 5 else None for n in number], pa.large_string()),
+        "view": pa.array([f"v{n}" for n in number], pa.string_view()),
+        "few": pa.array([f"v{n % 4}" for n in number]).dictionary_encode(),
+        "whole": pa.array([n if n % 3 else None for n in number]),
+        "at": pa.array([1_000 * n for n in number], pa.timestamp("ns")),
+        "parts": pa.array([[n, n + 1] for n in number]),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=1100)
+    rows = [row for _, row in read_table(tmp_path / "t.parquet").rows()]
+    for name in ("text", "large", "view", "few", "whole", "parts"):
+        assert [row[name] for row in rows] == columns[name].to_pylist()
+    micro = columns["at"].cast(pa.timestamp("us")).to_pylist()
+    assert [row["at"] for row in rows] == micro
 
 
 def test_folders_may_lie_deep(embedder: Embedder, tmp_path: Path) -> None:

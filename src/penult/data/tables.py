@@ -212,21 +212,59 @@ def _simple_type(type: pa.DataType) -> pa.DataType:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
     from pyarrow import parquet
 
-    number = 0
     with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            columns = [
-                column.cast(_simple_type(column.type), safe=False)
-                if pa.types.is_timestamp(column.type)
-                else column
-                for column in batch.columns
-            ]
-            for row in pa.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist():
+        texts = [column.name for column in file.schema_arrow if _is_textual(column.type)]
+        rows, size = file.metadata.num_rows, _unpacked_size(file.metadata)
+    step = max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows // max(1, size)))
+    number = 0
+    # Texts as a dictionary: a file of 2 kB can have one of 50 MB in each of a million rows.
+    with parquet.ParquetFile(path, read_dictionary=texts) as file:
+        for batch in file.iter_batches(batch_size=step):
+            names = batch.schema.names
+            for values in zip(*map(_cells, batch.columns), strict=True):
                 number += 1
-                yield number, row
+                yield number, dict(zip(names, values, strict=True))
+
+
+_BATCH_ROWS, _BATCH_BYTES = 1024, 1 << 26  # of a Parquet file that are read at once
+
+
+def _is_textual(type: pa.DataType) -> bool:
+    return str(type) in ("string", "large_string", "string_view", "binary", "large_binary")
+
+
+def _unpacked_size(metadata: Any) -> int:
+    """Bytes of all row groups, dictionaries not applied."""
+    groups = range(metadata.num_row_groups)
+    return sum(int(metadata.row_group(number).total_byte_size) for number in groups)
+
+
+def _is_large(column: Any) -> bool:
+    """Whether a dictionary's texts might take much, were each row given its own."""
+    from pyarrow import compute
+
+    if not _is_textual(column.dictionary.type):
+        return False
+    longest = compute.max(compute.binary_length(column.dictionary)).as_py() or 0
+    return bool(longest * len(column) > _BATCH_BYTES)
+
+
+def _cells(column: Any) -> list[Any]:
+    """A column's values in Python; large ones that a dictionary has once are one object."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        if _is_large(column):
+            places, known = column.indices.to_pylist(), column.dictionary
+            values = {at: known[at].as_py() for at in set(places) - {None}}
+            return [values.get(at) for at in places]
+        column = column.dictionary_decode()
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(_simple_type(column.type), safe=False)
+    values_of: list[Any] = column.to_pylist()
+    return values_of
 
 
 RESERVED = frozenset(
