@@ -708,7 +708,7 @@ ATTACKS = {
     "what is kept and was changed": "kept kept_state migrate pruning class_files",
     "memory, time and proofs": "memory proof_cost",
     "faults of the world and signals": "failures signals",
-    "files that are wrong about themselves": "documents messages search onnx_files cli",
+    "files that are wrong about themselves": "documents messages search onnx_files",
 }
 
 
