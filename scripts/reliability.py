@@ -521,6 +521,7 @@ def kills(options: argparse.Namespace) -> Finding:
                 process.wait()
                 landed += 1
                 rows = len(vectors_of(store)) if (store / "collection.json").exists() else 0
+                print(f"  {landed} kills, {rows} rows", flush=True)
                 between += 0 < rows < len(expected)
                 if rows < len(expected):
                     continue
@@ -602,6 +603,7 @@ def _kills_of_commands(root: Path, times: int, chance: random.Random) -> tuple[i
         arguments = [part.format(**values) for part in command]
         landed += _killed(arguments, root, chance)
         again = penult(*arguments)
+        print(f"  {number + 1}: {command[0]}, {landed} killed, {len(faults)} faults", flush=True)
         if again.code or "Traceback" in again.err:
             faults.append(f"{command[0]} after a kill ended with {again.code}: {again.err[-300:]}")
         for one in {store, Path(f"{out}.lance")}:
