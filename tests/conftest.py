@@ -16,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from penult.data.decode import Decoding, decoding_as
+
 torch.set_num_threads(1)  # tests run side by side
 hypothesis.settings.register_profile("busy", deadline=None)  # and on busy machines
 hypothesis.settings.load_profile("busy")
@@ -64,6 +66,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from zoo import save_audio
 
     return save_audio(tmp_path_factory.mktemp("models") / "tiny", "wav2vec2")
+
+
+@pytest.fixture
+def here() -> Iterator[None]:
+    """Files are opened in this process, whose decoders a test changes."""
+    with decoding_as(Decoding()):
+        yield
 
 
 @pytest.fixture

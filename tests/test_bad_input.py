@@ -137,7 +137,7 @@ def test_what_no_reader_foresaw_ends_no_run(
         return load_many(content, *rest, **named)
 
     monkeypatch.setattr(audio, "load_many", failing)
-    said = ask("classify", tiny, *(mixed / name for name in GOOD))
+    said = ask("classify", tiny, *(mixed / name for name in GOOD), "--workers", 0)
     assert said.code == 3 and GOOD[2] in said.out
     assert "Input/output error" in said.err and "does not fit into the memory" in said.err
 

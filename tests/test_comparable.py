@@ -200,7 +200,7 @@ def test_another_decoder_is_seen_in_the_first_rows(
     embed()
     read = soundfile.SoundFile.read
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, *a, **k: read(self, *a, **k) / 2)
-    told = embed("other", code=2)
+    told = embed("other", "--workers", "0", code=2)
     assert "0.wav (whole)" in told and "made-up" not in told
     for file in (project / "same").iterdir():
         file.unlink()
@@ -229,7 +229,7 @@ def test_another_resampler_is_accepted_where_it_touched_no_item(
 ) -> None:
     embed()
     halved(monkeypatch)
-    assert "no file of its rows was resampled" in embed()
+    assert "no file of its rows was resampled" in embed("same", "--workers", "0")
     assert "no file of its rows was resampled" not in embed("other")  # it counts from now on
     monkeypatch.undo()
     assert rows(project) == 4
@@ -240,7 +240,7 @@ def test_another_resampler_is_refused_where_it_touched_an_item(
 ) -> None:
     embed("other")
     halved(monkeypatch)
-    told = embed(code=2)
+    told = embed("same", "--workers", "0", code=2)
     assert "resampled noise" in told and rows(project) == 2
 
 

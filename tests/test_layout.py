@@ -217,6 +217,7 @@ def test_only_what_is_asked_for_is_read(clips):
     assert len(list(islice(Layout(0.5).apply(endless(), "audio"), 20))) == 20
 
 
+@pytest.mark.usefixtures("here")
 def test_one_recording_is_measured_once(monkeypatch, clips):
     asked = []
     before = audio.info
@@ -226,6 +227,7 @@ def test_one_recording_is_measured_once(monkeypatch, clips):
     assert len(asked) == 1
 
 
+@pytest.mark.usefixtures("here")
 def test_a_guessed_length_is_counted_only_if_it_is_needed(monkeypatch, tmp_path):
     path = encoded(tmp_path / "a.mp3", "libmp3lame", 44100, noise(44100, 2, 2), write_xing="0")
     exact = audio.info(path, exact=True).seconds

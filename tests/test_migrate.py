@@ -122,7 +122,7 @@ def test_another_resampler_is_measured_on_the_rows(
     embed("other")
     with monkeypatch.context() as patch:
         halved(patch)
-        assert "2 of 2 rows" in migrate(code=2)[1]
+        assert "2 of 2 rows" in migrate("--workers", "0", code=2)[1]
     (same,) = (Collection.open(project.parent / "c.lance"),)
     assert same.count == 2
     with monkeypatch.context() as patch:
@@ -137,8 +137,8 @@ def test_one_resampled_file_behind_many_that_were_not_is_seen(
     many(project, 70)
     embed("same", "other/0.wav")
     halved(monkeypatch)
-    assert "resampled noise" in embed("other/1.wav", code=2)
-    assert migrate("--all", code=2)[1].count("others now") == 1
+    assert "resampled noise" in embed("other/1.wav", "--workers", "0", code=2)
+    assert migrate("--all", "--workers", "0", code=2)[1].count("others now") == 1
 
 
 def test_weights_are_measured_on_every_row(project: Path) -> None:

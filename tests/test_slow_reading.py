@@ -65,6 +65,7 @@ class SlowStep:
             yield value
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("place", ["search", "length", "hash", "decoder", "generator"])
 def test_slow_items_are_committed_as_they_come(
     place: str, tiny: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -79,6 +79,7 @@ def test_what_lies_beyond_is_named() -> None:
     ]
 
 
+@pytest.mark.usefixtures("here")
 def test_videos_may_end_a_tenth_of_a_second_later(monkeypatch: pytest.MonkeyPatch) -> None:
     from penult.data import video
 

@@ -242,13 +242,23 @@ def test_a_verdict_or_a_fault_of_the_world(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("crashing")
-def test_a_dead_disk_costs_no_worker_for_each_file(tmp_path: Path) -> None:
+def test_a_dead_disk_costs_no_worker_for_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = workers._start_process, list[int]()
+
+    def counted(*pipes: int) -> Any:
+        process = start(*pipes)
+        started.append(process.pid)
+        return process
+
+    monkeypatch.setattr(workers, "_start_process", counted)
     names = [f"stale-{number:02}.wav" for number in range(30)]
     pairs = list(from_paths([str(sounds(tmp_path / "s", *names))], "audio"))
     with Decoders(WANTED, Decoding(workers=1)) as decoders:
-        started = decoders._workers[0].process.pid
         found = list(decoders.open_regions(pairs))
-        assert decoders._workers[0].process.pid != started
+        assert decoders._workers[0].process.pid != started[0]
+    assert len(started) == 3  # two files are tried again, the later ones once
     assert {type(one.content) for one in found} == {PassingFault}
 
 
@@ -274,7 +284,7 @@ def test_bytes_are_decoded_in_workers_too(recordings: Path) -> None:
 
 def test_no_memory_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a fault of that file, and of the time; the thread that reads does not end the run."""
-    read, number = messages.read_answer, iter(range(100))
+    read, number = messages.answer_of, iter(range(100))
 
     def short(*arguments: Any) -> Any:
         answer = read(*arguments)
@@ -282,7 +292,7 @@ def test_no_memory_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             raise MemoryError
         return answer
 
-    monkeypatch.setattr(messages, "read_answer", short)
+    monkeypatch.setattr(messages, "answer_of", short)
     found = decoded(sounds(tmp_path / "s", "a.wav", "b.wav", "c.wav"))
     assert type(found["b.wav"]) is PassingFault and "memory" in str(found["b.wav"])
     assert isinstance(found["a.wav"], Content) and isinstance(found["c.wav"], Content)

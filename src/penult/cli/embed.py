@@ -116,14 +116,6 @@ def embed(
             "--alone", help="Run each item in a forward pass of its own, without batches."
         ),
     ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Number of decoding processes; 0 decodes in the main process."),
-    ] = None,
-    time_limit: Annotated[
-        float | None,
-        typer.Option(help="Longest decoding time of a file in seconds; beyond it the item fails."),
-    ] = None,
     logits: Annotated[str, typer.Option(help="Logits to store: all, top:K or none.")] = "all",
     fp16: Annotated[bool, typer.Option("--fp16", help="Store vectors in half precision.")] = False,
     retry_failed: Annotated[
@@ -195,7 +187,6 @@ def embed(
     from penult.collection.collection import Collection
     from penult.collection.ingest import Options
     from penult.collection.transfer import source_from_collection
-    from penult.data.decode import TIME_LIMIT, default_workers
     from penult.data.sources import Shard
     from penult.embedding.embedder import describe_embedder, open_embedder
 
@@ -211,11 +202,9 @@ def embed(
         layout=layout_of(modality, window, hop, tile, overlap, pages),
         summary=summary,  # type: ignore[arg-type]
         alone=alone,
-        workers=default_workers() if workers is None else workers,
-        time_limit=TIME_LIMIT if time_limit is None else time_limit,
     )
     if old is None:
-        source = source_of(given or [], channel, modality, options.decoding)
+        source = source_of(given or [], channel, modality)
     else:
         source, options = source_from_collection(
             old.reader, collection.reader, modality, options, bool(paths) or channel

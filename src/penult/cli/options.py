@@ -17,7 +17,6 @@ from penult.errors import UsageError
 from penult.extras import ENGINES, LOADERS, POOLINGS, plugins
 
 if TYPE_CHECKING:
-    from penult.data.decode import Decoding
     from penult.data.items import Entry
     from penult.data.regions import Region
     from penult.data.sources import Source
@@ -221,6 +220,14 @@ LIMITS: dict[str, Any] = {
             "or 60% of what is free. Default: half of that, 4GB at most."
         ),
     ],
+    "workers": Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of decoding processes; 0 decodes in the main process."),
+    ],
+    "time_limit": Annotated[
+        float | None,
+        typer.Option(help="Longest decoding time of a file in seconds; beyond it the item fails."),
+    ],
 }
 
 
@@ -276,14 +283,23 @@ def with_limits(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that opens items the options of LIMITS, which hold for all that it opens."""
 
     def within(
-        max_seconds: float | None = None, memory: str | None = None, **most: int | None
+        max_seconds: float | None = None,
+        memory: str | None = None,
+        workers: int | None = None,
+        time_limit: float | None = None,
+        **most: int | None,
     ) -> AbstractContextManager[None]:
         from penult.collection.ingest import MAX_SECONDS
-        from penult.data.decode import Decoding, Limits, decoding_as
+        from penult.data.decode import TIME_LIMIT, Decoding, Limits, decoding_as, default_workers
 
         given = {n.removeprefix("max_"): one for n, one in most.items() if one is not None}
-        seconds = MAX_SECONDS if max_seconds is None else max_seconds
-        return decoding_as(Decoding(seconds, limits=Limits(**given, memory=memory)))
+        decoding = Decoding(
+            MAX_SECONDS if max_seconds is None else max_seconds,
+            default_workers() if workers is None else workers,
+            TIME_LIMIT if time_limit is None else time_limit,
+            limits=Limits(**given, memory=memory),
+        )
+        return decoding_as(decoding)
 
     return _with_options(command, LIMITS, within)
 
@@ -338,24 +354,22 @@ def modality_for(model: str, model_options: ModelOptions) -> str:
         return modality_of(model, **model_options)
 
 
-def source_of(
-    paths: list[str], channel: str | None, modality: str, decoding: Decoding | None = None
-) -> Source:
-    """The items at these paths; what is unusual about their tables is noted. decoding: how headers
-    are read that tell which items there are; default: in a process of its own."""
-    from penult.data.decode import Decoding
+def source_of(paths: list[str], channel: str | None, modality: str) -> Source:
+    """The items at these paths; what is unusual about their tables is noted. A process that will
+    open them is started now, beside what is loaded next."""
     from penult.data.sources import from_paths
-    from penult.data.workers import headers_in_workers
+    from penult.data.workers import prepare_worker
 
-    describe = headers_in_workers(decoding or Decoding(workers=1))
     if channel is None or channel == "each":
-        source = from_paths(paths, modality, channel, describe=describe)  # type: ignore[arg-type]
+        source = from_paths(paths, modality, channel)  # type: ignore[arg-type]
     elif channel.isascii() and channel.isdigit():
-        source = from_paths(paths, modality, int(channel), describe=describe)
+        source = from_paths(paths, modality, int(channel))
     else:
         raise UsageError(f"--channel {channel!r} is neither a number from 0 nor 'each'")
     for note in source.notes:
         print_note(f"[dim]{printable(note)}[/]")
+    if modality != "text":  # of which most stand in tables
+        prepare_worker(modality)
     return source
 
 

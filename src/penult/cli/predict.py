@@ -241,7 +241,6 @@ def _check_names(unused: dict[str, Any], folder: Path | None) -> None:
 
 def _predict_taught(taught: ClassSpace, parts: Parts, level: float | None, nearest: int) -> Results:
     from penult.collection.collection import Collection
-    from penult.data.decode import default_workers
     from penult.errors import UsageError
 
     items = parts.items
@@ -262,7 +261,7 @@ def _predict_taught(taught: ClassSpace, parts: Parts, level: float | None, neare
     modality = str(taught.source.manifest.model.get("modality"))
     layout = layout_of(modality, **{"window": None, "hop": None, **parts.cut})
     source = boxed(source_of(items, parts.channel, modality), parts.box, modality)
-    return taught.stream(source, layout, level, nearest, default_workers())
+    return taught.stream(source, layout, level, nearest)
 
 
 def _is_collection(path: str) -> bool:

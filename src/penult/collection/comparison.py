@@ -26,7 +26,7 @@ from penult.collection.manifest import (
 )
 from penult.collection.reader import Reader
 from penult.collection.transfer import item_of_row
-from penult.data.decode import Content, DecodedRegion, DecodeTarget, Decoding
+from penult.data.decode import Content, DecodedRegion, DecodeTarget, usual_decoding
 from penult.data.items import Failure, Item, path_of
 from penult.data.regions import WHOLE, Region
 from penult.data.tables import PATH
@@ -227,7 +227,7 @@ def _was_resampled(reader: Reader, embedder: Embedder) -> bool | None:
         return None
     rate, asked = embedder.classifier.rate, DecodeTarget("audio", header="sound")
     until = time.monotonic() + _ASKING
-    describe = headers_in_workers(Decoding(workers=1).briefly)
+    describe = headers_in_workers(usual_decoding().briefly)
     pairs = ((Item(str(path), path), WHOLE) for path in _files(reader))
     found = None
     with closing(describe(pairs, asked)) as headers:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from penult.collection.schema import Key, Known
-from penult.data.decode import TIME_LIMIT, Decoding, Limits, usual_decoding
+from penult.data.decode import Decoding, Limits, decoding_as, usual_decoding
 from penult.data.files import file_size, item_error
 from penult.data.items import PAUSE, Entry, Failure, Item, Note, Pause, former_id
 from penult.data.regions import Box, Region, span_of
@@ -227,8 +227,8 @@ class Options:
     summary: Literal["mean", "max"] | None = None
     summarised: Callable[[str], bool] | None = None
     alone: bool = False
-    workers: int = 0
-    time_limit: float = TIME_LIMIT
+    workers: int = field(default_factory=lambda: usual_decoding().workers)
+    time_limit: float = field(default_factory=lambda: usual_decoding().time_limit)
     limits: Limits = field(default_factory=lambda: usual_decoding().limits)
     patient: bool = True
     commit_rows: int = 256
@@ -274,7 +274,8 @@ def decoder_versions() -> dict[str, str]:
 def conditions(options: Options) -> str:
     """What a verdict on an item depends on besides its content: limits that are not the usual ones,
     and what decodes; as text, to be compared."""
-    usual = Options()
+    with decoding_as(Decoding()):  # not as this run has it
+        usual = Options()
     asked = {
         name: getattr(options, name)
         for name in Options.__dataclass_fields__

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from penult.collection import index, lance, schema
 from penult.collection.schema import COLUMNS
 from penult.data import text
 from penult.data.regions import WHOLE, Region, span_of
+from penult.data.workers import prepare_worker
 from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
 from penult.locking import Guard
 
@@ -312,6 +314,8 @@ def query_vector(
             f"{query!r} is neither a file nor the id of a row of {reader.path}{remedy}"
         )
     try:
+        if words is None:
+            prepare_worker(str(manifest.model.get("modality")))
         return _embedded(opener(), query, region, words)
     except ItemError as error:
         raise UsageError(f"the query {query}: {error}") from error
@@ -342,7 +346,8 @@ def _embedded(
     content = Path(query).expanduser() if words is None else words
     item = item_of(content, embedder.classifier.modality)
     # A query is not labelled: the pass ends behind the tap.
-    result = next(embedder.runner.stream([(item, region)], logits=False))
+    with closing(embedder.runner.stream([(item, region)], logits=False)) as outcomes:
+        result = next(outcomes)
     if isinstance(result, Failure):
         raise ItemError(result.message)
     vector: npt.NDArray[np.float32] = result.vector

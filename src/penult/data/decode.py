@@ -402,8 +402,9 @@ _USUAL: ContextVar[Decoding | None] = ContextVar("usual_decoding", default=None)
 
 
 def usual_decoding() -> Decoding:
-    """How items are opened where a call does not say it."""
-    return _USUAL.get() or Decoding()
+    """How items are opened where a call does not say it: in a worker, unless `decoding_as` has it
+    otherwise."""
+    return _USUAL.get() or Decoding(workers=1)
 
 
 @contextmanager

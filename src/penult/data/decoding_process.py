@@ -37,8 +37,13 @@ def serve(tasks: int, answers: int) -> None:
             return
         free = sandbox.try_bounds(start.trial, start.memory) if start.trial else ()
         messages.send_ready(answers, Ready(tuple(dict.fromkeys(bounds)), open=free))
+        target = start.target
         while True:
-            _answer(messages.read_task(pipe), start.target, answers)
+            task = messages.read_task(pipe)
+            if isinstance(task, DecodeTarget):
+                target = task
+            else:
+                _answer(task, target, answers)
 
 
 def _answer(pairs: list[Pair], target: DecodeTarget, answers: int) -> None:

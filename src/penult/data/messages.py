@@ -152,9 +152,16 @@ def send_task(pipe: int, pairs: list[tuple[Item, Region]]) -> None:
         send(pipe, header, content)
 
 
-def read_task(pipe: IO[bytes]) -> list[tuple[Item, Region]]:
-    """The reverse of `send_task`; the item has no name."""
+def send_target(pipe: int, target: DecodeTarget) -> None:
+    """What the tasks that follow are to be decoded to."""
+    send(pipe, {"target": asdict(target)})
+
+
+def read_task(pipe: IO[bytes]) -> list[tuple[Item, Region]] | DecodeTarget:
+    """The reverse of `send_task`, where the item has no name, and of `send_target`."""
     header, body = _received(pipe, 1 << 62, 1 << 62)
+    if "target" in header:
+        return DecodeTarget(**header["target"])
     content = Path(header["path"]) if "path" in header else bytes(body)
     item = Item("", content, rate=header["rate"])
     return [(item, _region(*values)) for values in header["regions"]]
@@ -222,7 +229,27 @@ def read_answer(
     Raises:
         EOFError, ValueError, KeyError, TypeError, MemoryError, RecursionError: it is none.
     """
-    header, body = _received(pipe, LONGEST_HEADER, most)
+    return answer_of(receive_answer(pipe, most), modality, part)
+
+
+def receive_answer(pipe: IO[bytes], most: int) -> tuple[Head, Any]:
+    """An answer that is not looked at yet. most: bytes that a content may have.
+
+    Raises:
+        EOFError, ValueError, MemoryError, RecursionError: it is no message.
+    """
+    return _received(pipe, LONGEST_HEADER, most)
+
+
+def answer_of(
+    message: tuple[Head, Any], modality: str, part: HeaderPart | None = None
+) -> WorkerAnswer:
+    """A message as what was asked for; see `read_answer`.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is something else.
+    """
+    header, body = message
     seconds = float(header["seconds"])
     if not seconds >= 0:
         raise ValueError("no seconds")

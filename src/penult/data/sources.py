@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, TextIO, TypeVar
 
 from penult.data import annotation_files, tables, text
-from penult.data.decode import DecodeTarget, Describe, described, open_regions
+from penult.data.decode import DecodeTarget, Describe, described
 from penult.data.files import extensions
 from penult.data.folders import Recordings, Shelf, check_folder, count_others, in_folder
 from penult.data.items import (
@@ -46,6 +46,7 @@ from penult.data.objects import ACCEPTED, is_one, item_of
 from penult.data.regions import WHOLE
 from penult.data.standard_input import listed_paths, piped_item
 from penult.data.tables import PATH, RESERVED, Table, columns_of, open_table
+from penult.data.workers import headers
 from penult.errors import ItemError, SourceError, UsageError, cause
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def from_paths(
     channel: int | Literal["each"] | None = None,
     stdin: TextIO | None = None,
     columns: Mapping[str, str] | None = None,
-    describe: Describe = open_regions,
+    describe: Describe = headers,
 ) -> Source:
     """Files, folders, tables and `-` (one path per line of `stdin`), as a command line names them;
     for the modality text also the words themselves, see `penult.data.text.bare`.
@@ -223,7 +224,7 @@ def from_objects(
     objects: object,
     modality: str,
     channel: int | Literal["each"] | None = None,
-    describe: Describe = open_regions,
+    describe: Describe = headers,
 ) -> Source:
     """One thing or an iterable of them: paths, bytes, open files, arrays, (array, rate), PIL
     images, texts.

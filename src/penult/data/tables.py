@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from penult.data.decode import DecodeTarget, Describe, described, open_regions
+from penult.data.decode import DecodeTarget, Describe, described
 from penult.data.delimited import DelimitedText, decimal, lines
 from penult.data.documents import of_others
 from penult.data.folders import Recordings
@@ -32,6 +32,7 @@ from penult.data.items import (
 )
 from penult.data.regions import WHOLE, Region
 from penult.data.table_roles import EDGES, FOLDERS, KNOWN, Roles, find_roles, unused_span
+from penult.data.workers import headers
 from penult.errors import ItemError, RegionError, SourceError, cause
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def entries(
-        self, columns: dict[str, pa.DataType], describe: Describe = open_regions
+        self, columns: dict[str, pa.DataType], describe: Describe = headers
     ) -> Iterator[Placed]:
         """Its rows as items whose metadata has the types of `columns`.
 

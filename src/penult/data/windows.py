@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from penult.data import audio, text
-from penult.data.decode import DecodeTarget, Describe, described, open_regions, usual_decoding
+from penult.data.decode import DecodeTarget, Describe, described, usual_decoding
 from penult.data.files import file_size
 from penult.data.items import Entry, Failure, Item, further_annotation
 from penult.data.regions import Region, span_of, tiles, windows
+from penult.data.workers import headers
 from penult.errors import DecodeError, ItemError, RegionError, TooLong, UsageError
 from penult.memory import MemoryBound, in_words
 
@@ -108,7 +109,7 @@ class Layout:
         modality: str,
         rate: int | None = None,
         divider: TextDivider | None = None,
-        describe: Describe = open_regions,
+        describe: Describe = headers,
         bound: MemoryBound | None = None,
     ) -> Iterator[Entry]:
         """The pairs with each whole item and each segment replaced by its windows or tiles.
@@ -148,7 +149,7 @@ class Layout:
         self,
         pairs: Iterable[Entry],
         input: ItemInput,
-        describe: Describe = open_regions,
+        describe: Describe = headers,
         bound: MemoryBound | None = None,
     ) -> Iterator[Entry]:
         """`apply`, for the items of a model with this input."""

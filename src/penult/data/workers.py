@@ -2,7 +2,8 @@
 
 The file is tried once more, in a fresh worker; the files behind it wait for another one. A worker
 finds no module in the working folder, reads files and changes nothing (`sandbox`), and its answers
-are checked (`messages`).
+are checked (`messages`). Every file that a user gives is opened in one, unless that is turned off;
+a worker that has done its work waits for the next call.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from penult.data.decode import (
     Pair,
     item_key,
     open_regions,
+    usual_decoding,
 )
 from penult.data.files import NO_ROOM
 from penult.data.items import PAUSE, Failure, N
 from penult.data.messages import Ready, Start, WorkerAnswer
-from penult.errors import DecodeError, ItemError, PassingFault, StoreError, TooLong
+from penult.errors import DecodeError, ItemError, PassingFault, StoreError, TooLong, cause
 from penult.import_path import environment, isolated_path
+from penult.locking import Guard
 from penult.memory import Held
 
 log = logging.getLogger(__name__)
@@ -65,9 +68,16 @@ def decode(
 ) -> Generator[DecodedRegion | Failure | N, None, None]:
     """Each region's content, in order, in this process or in workers; failures and notes pass
     through. Close it where not all is taken, so that the workers end."""
-    if not decoding.workers or os.name == "nt":  # which passes no pipes on
+    if not decoding.workers or not _has_processes():
         return open_regions(pairs, target)
     return _decode_in_workers(pairs, target, decoding)
+
+
+def _has_processes() -> bool:
+    """Whether this program can start Python with pipes: Windows passes none on, and a program that
+    is frozen into one file would start itself."""
+    usable = os.name != "nt" and sys.platform not in ("emscripten", "wasi")
+    return usable and bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
 def headers_in_workers(decoding: Decoding) -> Describe:
@@ -75,10 +85,26 @@ def headers_in_workers(decoding: Decoding) -> Describe:
     return partial(decode, decoding=decoding.of_headers)
 
 
+def headers(
+    pairs: Iterable[Pair | Failure | N], target: DecodeTarget
+) -> Generator[DecodedRegion | Failure | N, None, None]:
+    """`open_regions` for headers, where a call does not say how items are opened."""
+    return decode(pairs, target, usual_decoding().of_headers)
+
+
+def prepare_worker(modality: str, decoding: Decoding | None = None) -> None:
+    """Start a worker that the next call takes, while a model is loaded."""
+    decoding = decoding or usual_decoding()
+    start = Start(DecodeTarget(modality), decoding.share)
+    if decoding.workers and _has_processes() and not _KEPT.has(start):
+        with suppress(OSError):  # the one who needs it tells
+            _KEPT.keep(_Worker(start, Held(0)))
+
+
 def _decode_in_workers(
     pairs: Iterable[Pair | Failure | N], target: DecodeTarget, decoding: Decoding
 ) -> Generator[DecodedRegion | Failure | N, None, None]:
-    with Decoders(target, decoding) as decoders:
+    with Decoders(target, decoding, _KEPT) as decoders:
         yield from decoders.open_regions(pairs)
 
 
@@ -110,14 +136,18 @@ class _Task:
 
 
 class Decoders:
-    """Worker processes that decode; use as a context, so that they end."""
+    """Worker processes that decode, each started as there is work for it; use as a context, so that
+    they end. kept: where those wait that have no work, before and after."""
 
-    def __init__(self, target: DecodeTarget, decoding: Decoding) -> None:
+    def __init__(
+        self, target: DecodeTarget, decoding: Decoding, kept: KeptWorkers | None = None
+    ) -> None:
         self._start, self._decoding = Start(target, decoding.share), decoding
         self._count, self._limit = decoding.workers, decoding.time_limit
         self._pause = min(PATIENCE, self._limit)
         self._held = Held(decoding.limits.bound.waiting)
         self._workers: list[_Worker] = []
+        self._kept = kept or KeptWorkers(0)
         # One more for what does not fit into a worker's share, once there is such an item.
         self._roomy = replace(self._start, memory=decoding.limits.bound.size // 2)
         self._spare: _Worker | None = None
@@ -125,12 +155,28 @@ class Decoders:
         self._doing = "tell what it is" if target.header else "decode"
 
     def __enter__(self) -> Decoders:
-        self._workers = [_Worker(self._start, self._held) for _ in range(self._count)]
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in [*self._workers, *([self._spare] if self._spare else [])]:
-            worker.end()
+        for worker in self._workers:
+            self._kept.keep(worker)
+        if self._spare:
+            self._spare.end()
+
+    def _fresh(self, start: Start) -> _Worker:
+        try:
+            return _Worker(start, self._held)
+        except OSError as error:
+            raise StoreError(_NO_WORKER.format(cause(error))) from error
+
+    def _send(self, task: _Task) -> None:
+        """Give a task to its worker, which is started with its first one."""
+        if task.worker is None:
+            return
+        while len(self._workers) <= task.worker:
+            kept = self._kept.take(self._start, self._held)
+            self._workers.append(kept or self._fresh(self._start))
+        self._workers[task.worker].send(task.pairs)
 
     def open_regions(
         self, pairs: Iterable[Pair | Failure | N]
@@ -149,8 +195,9 @@ class Decoders:
                     yield from task.pairs
                     break
                 ahead.append(task)
-                if task.worker is not None:
-                    self._workers[task.worker].send(task.pairs)
+                self._send(task)
+                if ahead[0].worker is None:
+                    break  # it is there: whoever gives items one by one has its result at once
                 if time.monotonic() - began > self._pause and self._is_answered(ahead[0]):
                     break  # where items come slowly, a result waits for no more of them
                 if task.is_heavy:
@@ -210,14 +257,13 @@ class Decoders:
     def _lacks_room(self, content: object) -> bool:
         """Whether content did not fit into a worker's share of the memory, and there is more."""
         more = (self._roomy.memory or 0) > (self._start.memory or 0)
-        cramped = isinstance(content, TooLong) and str(content) == NO_ROOM
-        return cramped and more and self._decoding.worker_memory is None
+        return _is_cramped(content) and more and self._decoding.worker_memory is None
 
     def _with_more_room(
         self, pair: Pair, answer: WorkerAnswer
     ) -> Generator[Any, None, WorkerAnswer]:
         """The answer of the worker that has more room, or this one where that worker is lost."""
-        self._spare = self._spare or _Worker(self._roomy, self._held)
+        self._spare = self._spare or self._fresh(self._roomy)
         self._spare.send([pair])
         found = yield from self._waited_for(self._spare)
         if isinstance(found, WorkerAnswer):
@@ -242,7 +288,7 @@ class Decoders:
                 return answer
             words = answer.words
             self._replace(task.worker, [task.pairs[number:]], ahead)
-        raise StoreError(f"no process for decoding comes up: {words}; --workers 0 needs none")
+        raise StoreError(_NO_WORKER.format(words))
 
     def _waited_for(self, worker: _Worker) -> Generator[Any, None, WorkerAnswer | _Gone]:
         """The time limit is for the file: a process that starts on a busy machine has its own."""
@@ -270,12 +316,18 @@ class Decoders:
     def _replace(self, number: int, first: list[list[Pair]], ahead: deque[_Task]) -> None:
         """A fresh worker in the place of another, with what that one had not answered."""
         self._workers[number].end()
-        self._workers[number] = again = _Worker(self._start, self._held)
+        self._workers[number] = again = self._fresh(self._start)
         for pairs in first:
             again.send(pairs)
         for later in islice(ahead, 1, None):
             if later.worker == number:
                 again.send(later.pairs)
+
+
+_NO_WORKER = (
+    "no process for decoding comes up: {}; "
+    "--workers 0, in Python decoding_as(Decoding()), needs none"
+)
 
 
 def _verdict(first: _Gone | None, last: _Gone) -> ItemError:
@@ -323,6 +375,10 @@ class _Worker:
     process: subprocess.Popen[bytes] = field(init=False)
     ready: Ready | None = None
     _ended: bool = False
+    _due: int = 0  # answers that have not been taken
+    _full: bool = False  # something did not fit: what earlier files left may be in its way
+    _pipes: tuple[int, ...] = ()
+    _surroundings: dict[str, str] = field(default_factory=lambda: _surroundings())
     _tasks: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     _answers: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(HELD))
 
@@ -340,11 +396,43 @@ class _Worker:
             os.close(answers)
         # A thread that is left behind at the end of the run does not end what hangs.
         weakref.finalize(self, self.process.kill)
-        for work, pipe in ((self._write, to_worker), (self._read, from_worker)):
-            threading.Thread(target=work, args=(pipe,), daemon=True).start()
+        self._pipes = to_worker, from_worker
+        first = messages.start_header(self.start)
+        for work in (partial(self._write, to_worker, first), partial(self._read, from_worker)):
+            threading.Thread(target=work, daemon=True).start()
 
     def send(self, pairs: list[Pair]) -> None:
+        self._due += len(pairs)
         self._tasks.put(pairs)
+
+    def fits(self, start: Start) -> bool:
+        """Whether it is there, without work, for what another start would make: a share of what is
+        free is never the same twice."""
+        memory, wanted = self.start.memory or 0, start.memory or 0
+        return (
+            self.start.target.modality == start.target.modality
+            and not start.trial
+            and 0.75 * wanted <= memory <= 1.1 * wanted
+            and self._surroundings == _surroundings()
+            and self.is_idle
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its process lives, with nothing to do and nothing to tell."""
+        done = not self._due and not self._ended and not self._full
+        return done and not self.answers and self.process.poll() is None
+
+    def turn_to(self, target: DecodeTarget, held: Held) -> None:
+        """Go on with another target, once nothing is due."""
+        self.start, self.held = replace(self.start, target=target), held
+        self._tasks.put(target)
+
+    def forget(self) -> None:
+        """In a forked process, which has neither its threads nor its process."""
+        for pipe in self._pipes:
+            with suppress(OSError):
+                os.close(pipe)
 
     def receive(self, limit: float) -> WorkerAnswer | _Gone | None:
         """The next answer, or why there is none; None where none comes within so many seconds."""
@@ -355,6 +443,8 @@ class _Worker:
             return None
         self.held.free(size)
         if isinstance(answer, WorkerAnswer):
+            self._due -= 1
+            self._full |= _is_cramped(answer.content)
             return answer
         if self.ready is None or self.ready.failure:
             reason = self.ready.failure if self.ready else self._end_words()[0]
@@ -399,11 +489,14 @@ class _Worker:
             while True:
                 self.held.free(self._answers.get_nowait()[1])
 
-    def _write(self, pipe: int) -> None:
+    def _write(self, pipe: int, first: messages.Head) -> None:
         try:
-            messages.send(pipe, messages.start_header(self.start))
-            while (pairs := self._tasks.get()) is not None:
-                messages.send_task(pipe, pairs)
+            messages.send(pipe, first)
+            while (task := self._tasks.get()) is not None:
+                if isinstance(task, DecodeTarget):
+                    messages.send_target(pipe, task)
+                else:
+                    messages.send_task(pipe, task)
         except BaseException as error:  # the thread that reads finds the process gone
             log.debug("a worker cannot be written to: %s", error)
             self.process.kill()
@@ -411,7 +504,7 @@ class _Worker:
             os.close(pipe)
 
     def _read(self, pipe: int) -> None:
-        target, most = self.start.target, self.start.memory or _memory()
+        most = self.start.memory or _memory()
         answer: WorkerAnswer | BaseException
         with open(pipe, "rb") as answers:
             while True:
@@ -419,7 +512,9 @@ class _Worker:
                     if self.ready is None:
                         self.ready = messages.read_ready(answers)
                         continue
-                    answer = messages.read_answer(answers, target.modality, most, target.header)
+                    message = messages.receive_answer(answers, most)
+                    target = self.start.target  # of now: it may have waited long for a message
+                    answer = messages.answer_of(message, target.modality, target.header)
                 except BaseException as error:  # whatever it is, the file's failure tells it
                     answer = error
                 size = _size(answer)
@@ -428,6 +523,63 @@ class _Worker:
                 self._answers.put((answer, size))
                 if not isinstance(answer, WorkerAnswer):
                     return
+
+
+def _is_cramped(content: object) -> bool:
+    return isinstance(content, TooLong) and str(content) == NO_ROOM
+
+
+def _surroundings() -> dict[str, str]:
+    """What tells a worker where modules are."""
+    return {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+
+
+class KeptWorkers:
+    """Workers without work, of the whole process: to start one takes some tenths of a second. Files
+    of several calls are then opened in one of them, one after the other."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._workers: list[_Worker] = []
+        self._guard = Guard()
+
+    def has(self, start: Start) -> bool:
+        """Whether there is one that does as well as a fresh one."""
+        with self._guard:
+            return any(worker.fits(start) for worker in self._workers)
+
+    def keep(self, worker: _Worker) -> None:
+        """A worker that waits from now on, unless it has work left; of too many the one ends that
+        waits longest."""
+        with self._guard:
+            waiting = [*self._workers, *([worker] if worker.is_idle else [])]
+            self._workers = waiting[max(0, len(waiting) - self._most) :]
+            over = [one for one in (*waiting, worker) if one not in self._workers]
+        for one in dict.fromkeys(over):
+            one.end()
+
+    def take(self, start: Start, held: Held) -> _Worker | None:
+        """One that does as well as a fresh one, if there is one."""
+        with self._guard:
+            found = next((one for one in self._workers if one.fits(start)), None)
+            unfit = [one for one in self._workers if not one.is_idle]
+            self._workers = [one for one in self._workers if one not in (found, *unfit)]
+        for worker in unfit:
+            worker.end()
+        if found is not None:
+            found.turn_to(start.target, held)
+        return found
+
+    def forget(self) -> None:
+        """In a forked process: they are the parent's."""
+        for worker in self._workers:
+            worker.forget()
+        self._workers = []
+
+
+_KEPT = KeptWorkers(4)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_KEPT.forget)
 
 
 def _size(answer: WorkerAnswer | BaseException) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import closing, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from typing import Any
@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from penult.data.decode import DecodedRegion, DecodeTarget, open_regions
+from penult.data.decode import DecodedRegion, DecodeTarget, usual_decoding
 from penult.data.items import Failure
 from penult.data.sources import from_paths
+from penult.data.workers import decode
 from penult.embedding.runner import Runner
 from penult.embedding.scheduling import PreparedRegion
 from penult.embedding.source_sample import SourceSample
@@ -268,9 +269,17 @@ def prepare_files(classifier: Classifier, files: Sequence[str]) -> ProofInputs:
     classifier.input.require()  # refused now: without preprocessing no file can be used
     if len(files) > 2:
         raise UsageError(f"--verify takes one or two files, and was given {len(files)}")
-    target = DecodeTarget(classifier.modality, classifier.rate, classifier.input.frames)
-    regions = open_regions(from_paths([*files], classifier.modality), target)
-    pairs = [_prepare(classifier, region) for region in islice(regions, 2)]
+    model, decoding = classifier.input, usual_decoding()
+    target = DecodeTarget(
+        model.modality,
+        model.rate,
+        model.frames,
+        max_pixels=decoding.limits.pixels,
+        max_characters=decoding.limits.characters,
+        largest=decoding.limits.bound.largest,
+    )
+    with closing(decode(from_paths([*files], model.modality), target, decoding)) as regions:
+        pairs = [_prepare(classifier, region) for region in islice(regions, 2)]
     if not pairs:
         raise UsageError(f"--verify: nothing to read in {', '.join(files)}")
     names, examples = zip(*pairs, strict=True)

@@ -8,17 +8,18 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from penult.data import audio
-from penult.data.decode import open_regions, usual_decoding
+from penult.data.decode import DecodeTarget, usual_decoding
 from penult.data.files import write_file
-from penult.data.items import Failure
+from penult.data.items import Failure, Item
+from penult.data.regions import Region
+from penult.data.workers import decode
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, Runner, open_engine
 from penult.embedding.scheduling import PreparedRegion
@@ -104,11 +105,9 @@ def record_stations(embedder: Embedder, pairs: Iterable[Any]) -> StationRecord:
     if first is None:
         raise EmptyItem("there is no item to run")
     runner = embedder.runner
-    target = runner.target(usual_decoding())
-    decoded: Any = _without_failure(next(open_regions([first], target)))
+    values = np.asarray(_decoded(first, runner.target(usual_decoding())))
     with closing(runner.prepare([first])) as prepared:
         ready: Any = _without_failure(next(prepared))
-    values = np.asarray(decoded.content.values)
     with closing(runner.stream([first], alone=True)) as outcomes:
         outcome: Any = _without_failure(next(outcomes))
     stations = (
@@ -118,6 +117,15 @@ def record_stations(embedder: Embedder, pairs: Iterable[Any]) -> StationRecord:
         *_results(outcome, embedder),
     )
     return StationRecord(ready.item.id, ready.region.key, stations)
+
+
+def _decoded(pair: tuple[Item, Region], target: DecodeTarget) -> Any:
+    """The values of a region, or part of its item's header."""
+    with closing(decode([pair], target, usual_decoding())) as regions:
+        found: Any = _without_failure(next(regions))
+    if isinstance(found.content, ItemError):
+        raise found.content
+    return found.content.values
 
 
 def _without_failure(result: Any) -> Any:
@@ -133,10 +141,10 @@ def _content(ready: PreparedRegion, values: Any, runner: Runner) -> Iterator[Sta
     if classifier.modality != "audio":
         yield Station("decoded", made_by, values)
         return
-    rate = item.rate or classifier.rate
-    own = audio.info(item.content, source_rate=rate).rate
-    clip = audio.load(item.content, ready.region, own, source_rate=rate)
-    yield Station("decoded", f"{made_by} at {own} Hz", clip.samples)
+    pair = replace(item, rate=item.rate or classifier.rate), ready.region
+    own = _decoded(pair, DecodeTarget("audio", header="sound")).rate
+    samples = _decoded(pair, replace(runner.target(usual_decoding()), rate=own, kept_seconds=None))
+    yield Station("decoded", f"{made_by} at {own} Hz", samples)
     yield Station("resampled", f"{made_by} at {classifier.rate} Hz", values)
 
 

@@ -83,13 +83,19 @@ class Query:
         return predictions(self.fitted, vectors, places, self.level, self.nearest)
 
     def items(
-        self, source: VectorSource, pairs: Iterable[Entry], layout: Layout, workers: int = 0
+        self,
+        source: VectorSource,
+        pairs: Iterable[Entry],
+        layout: Layout,
+        workers: int | None = None,
     ) -> Iterator[ClassPrediction | Failure]:
         """Predictions of items as they come, and the items that failed."""
         from penult.embedding.runner import Outcome
 
         classifier = source.embedder.classifier
-        decoding = replace(usual_decoding(), workers=workers)
+        decoding = usual_decoding()
+        if workers is not None:
+            decoding = replace(decoding, workers=workers)
         cut = layout.of(pairs, classifier.input, headers_in_workers(decoding))
         for one in source.embedder.runner.stream(cut, decoding):
             if isinstance(one, Outcome):
@@ -343,7 +349,7 @@ class ClassSpace:
         layout: Layout = _WHOLE,
         unknown: float | None = None,
         nearest: int = 0,
-        workers: int = 0,
+        workers: int | None = None,
     ) -> Iterator[ClassPrediction | Failure]:
         """Predictions of (item, region) pairs as they come, and the items that failed."""
         yield from self._query(unknown, nearest).items(self.source, pairs, layout, workers)
