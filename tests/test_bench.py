@@ -54,7 +54,7 @@ def test_the_peak_is_that_of_all_processes_at_once() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("bound", "code"), [("3GB", 0), ("64MB", 1)])
 def test_the_bench_tells_a_run_that_takes_more_than_its_bound(bound: str, code: int) -> None:
-    command = [sys.executable, SCRIPTS / "bench.py", "--only", "memory", "--files", "30"]
+    command = [sys.executable, str(SCRIPTS / "bench.py"), "--only", "memory", "--files", "30"]
     ran = subprocess.run(
         [*command, "--models", "ViT", "--bound", bound], capture_output=True, text=True
     )
