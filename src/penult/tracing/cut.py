@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from penult.errors import HeadNotFound, UsageError
+from penult.memory import trim
 from penult.tracing.boundary import Boundary, CutPoint, find_boundary, stepped_back, subgraph
 from penult.tracing.certificate import TOLERANCE
-from penult.tracing.forward import SplitTarget, relative
+from penult.tracing.forward import SplitTarget, difference_of, ratio
 from penult.tracing.head import LINEAR_AFTER, VIEWS, logits_of
 from penult.tracing.hooks import captured
 from penult.tracing.inputs import CallInputs, other_batch, other_lengths
@@ -246,11 +247,23 @@ def _entry_of(trace: Trace, boundary: Boundary, place: CutPoint) -> Spot | None:
     return None
 
 
+class LawMeasure(NamedTuple):
+    """By how much logits(prelogits(x)) is off, with which program. size: of the largest logit."""
+
+    program: Program
+    difference: float
+    size: float
+
+
+_LARGE = 2**20  # bytes of numbers that are let go, once the law was measured on them
+
+
 @dataclass(frozen=True, slots=True)
 class PassCut:
     """A pass, cut. values: the prelogits. listing: what led from them to the logits. names: of the
     head's modules. needed: where a pass comes by what cutting it takes. plan: where hooks read the
-    prelogits, if they can."""
+    prelogits, if they can. measured: by how much the law fails for it. inputs: of the pass, where
+    large numbers were let go; the prelogits and logits are then shapes alone."""
 
     values: tuple[Tensor, ...]
     listing: Listing
@@ -258,6 +271,24 @@ class PassCut:
     names: tuple[str, ...]
     needed: frozenset[ValueAddress]
     plan: CapturePlan | None = None
+    measured: LawMeasure | None = None
+    inputs: CallInputs | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes of the prelogits, one after the other."""
+        return [size for value in self.values for size in value.shape]
+
+    def light(self, inputs: CallInputs, logits: bool = False) -> PassCut:
+        """Without its numbers, where they are large and the law was measured. inputs: of the pass.
+        logits: whether these stay."""
+        held = (*self.values, *(() if logits else (self.logits,)))
+        large = sum(value.nbytes for value in held) > _LARGE
+        if self.measured is None or not large:
+            return self
+        outlines = tuple(value.to("meta") for value in self.values)
+        kept = self.logits if logits else self.logits.to("meta")
+        return replace(self, values=outlines, logits=kept, inputs=inputs)
 
     def program(self, others: Sequence[PassCut] = ()) -> Program:
         """What runs the tail of this pass, and of others.
@@ -285,7 +316,7 @@ def cut(target: SplitTarget, trace: Trace, inputs: CallInputs) -> PassCut:
     lister = Lister(trace, names)
     by_sample = move is None and _are_samples(boundary)
     if move is None:
-        values = tuple(trace.values.of(read).clone() for read in entered)
+        values = tuple(map(trace.values.copy_of, entered))
         if by_sample:
             parted = all(value.shape[:1] == (1,) for value in values)
             values = (torch.cat(values) if parted else torch.stack(values),)
@@ -395,23 +426,51 @@ def _list_moved(lister: Lister, move: Move, z: Tensor, boundary: Boundary) -> No
     lister.add_up_to(boundary.logits, [CutPoint(joint, int(index or 0))])
 
 
-def law_error(target: SplitTarget, program: Program, one: PassCut, largest: float) -> float:
-    """By how much the law fails for one input. largest: see `relative`."""
-    try:
-        with torch.no_grad():
-            again = program.run(one.values, target.weights())
-    except (RuntimeError, UsageError, TypeError, ValueError, IndexError):
-        return float("inf")  # the tail does not even run for this shape
-    return relative(again, one.logits, largest)
+@dataclass(frozen=True, slots=True)
+class Law:
+    """The law of a cut, logits(prelogits(x)) = f(x), measured. largest: see `relative`."""
+
+    target: SplitTarget
+    largest: float = float("inf")
+
+    def measured(self, one: PassCut, program: Program | None = None) -> PassCut:
+        """A cut with what a program gives for it; by default its own operations, which is the same
+        where those of the program that is found are the same for its shape."""
+        try:
+            program = program or one.program()
+        except HeadNotFound:
+            return one
+        return replace(one, measured=LawMeasure(program, *self._off(program, one)))
+
+    def error(self, program: Program, one: PassCut) -> float:
+        """By how much the law fails for a cut; measured in another pass over its input where its
+        numbers were let go, and other operations were measured on them."""
+        known = one.measured
+        if known is not None and program.repeats(known.program, one.sizes):
+            return ratio(known.difference, known.size, self.largest)
+        if one.inputs is not None:
+            try:
+                one = recorded(self.target, one.inputs, one.needed)
+            except HeadNotFound:
+                return float("inf")
+        return ratio(*self._off(program, one), self.largest)
+
+    def _off(self, program: Program, one: PassCut) -> tuple[float, float]:
+        try:
+            trim()  # of the pass
+            with torch.no_grad():
+                again = program.run(one.values, self.target.weights(), shared=True)
+        except (RuntimeError, UsageError, TypeError, ValueError, IndexError):
+            return float("inf"), 0.0  # the tail does not even run for this shape
+        return difference_of(again, one.logits)
 
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
     """Fits a program to the cut of the example, `first`, and to others. most: the largest batch."""
 
-    target: SplitTarget
+    law: Law
     first: PassCut
-    largest: float
     most: int
 
     def program(
@@ -454,7 +513,7 @@ class Fitting:
 
     def fits(self, program: Program, one: PassCut) -> bool:
         """Whether the law holds for a cut."""
-        return law_error(self.target, program, one, self.largest) <= TOLERANCE
+        return self.law.error(program, one) <= TOLERANCE
 
     def _further(self, inputs: CallInputs, lengths: bool) -> Iterator[list[tuple[str, PassCut]]]:
         """Cuts of further inputs: so that single samples are seen at two lengths; then so that
@@ -477,7 +536,8 @@ class Fitting:
                 if variant is None:
                     continue
                 try:
-                    yield note, recorded(self.target, variant, self.first.needed)
+                    one = recorded(self.law.target, variant, self.first.needed)
+                    yield note, self.law.measured(one).light(variant)
                     break
                 except (HeadNotFound, RuntimeError, ValueError, TypeError, IndexError):
                     continue

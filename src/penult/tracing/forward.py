@@ -20,7 +20,7 @@ from penult.tracing.trace import Trace, ValueAddress, ValuesNotKept, record
 
 T = TypeVar("T")
 
-_PIECE = 2**20  # numbers that are compared at once
+_PIECE = 2**17  # numbers that are compared at once
 
 # Modes, buffers and random state belong to everyone who holds the model: one at a time.
 _ALONE = Guard()
@@ -141,19 +141,29 @@ def relative(one: Tensor, other: Tensor, largest: float = float("inf")) -> float
 
     largest: numbers beyond this do not count as large: fillers, such as -1e9 for what is masked.
     """
+    return ratio(*difference_of(one, other), largest)
+
+
+def ratio(difference: float, size: float, largest: float = float("inf")) -> float:
+    """A difference relative to a size. largest: as in `relative`."""
+    return difference / min(max(size, 1e-30), max(largest, 1e-30))
+
+
+def difference_of(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """(the largest difference, the largest of `other`); numbers that are not finite must agree."""
     if one.shape != other.shape:
-        return float("inf")
+        return float("inf"), 0.0
     size = difference = 0.0
     for a, b in _parts(one, other):
         finite = torch.isfinite(b)
         if not torch.equal(finite, torch.isfinite(a)) or not torch.equal(
             torch.nan_to_num(a[~finite]), torch.nan_to_num(b[~finite])
         ):
-            return float("inf")
+            return float("inf"), 0.0
         if finite.any():
             size = max(size, float(b[finite].abs().max()))
             difference = max(difference, float((a[finite] - b[finite]).abs().max()))
-    return difference / min(max(size, 1e-30), max(largest, 1e-30))
+    return difference, size
 
 
 def _parts(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

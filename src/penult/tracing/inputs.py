@@ -70,10 +70,12 @@ class CallInputs:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Another input, and in what it is other."""
+    """Another input, and in what it is other. whole: a batch of the example's size, of this length;
+    where that is smaller than the example."""
 
     inputs: CallInputs
     note: str
+    whole: CallInputs | None = None
 
 
 def is_mask(key: str | int, value: Tensor) -> bool:
@@ -183,7 +185,7 @@ def other_lengths(inputs: CallInputs) -> Iterator[CallInputs]:
     sizes come first: a model that pads to a multiple and trims its scores shows only there. No two
     axes that were equal stay equal: a number must come from one of them alone.
     """
-    largest = _largest(inputs)
+    largest = largest_of(inputs)
     if largest is None:
         return
     rank = largest.ndim
@@ -249,7 +251,7 @@ def _at_lengths(batch: CallInputs, other: CallInputs | None, number: int) -> Ite
 def _further_lengths(inputs: CallInputs, other: CallInputs, number: int) -> Iterator[CallInputs]:
     """Lengths that differ from those of the inputs and of `other`, and for each number; in the
     axes in which these two differ. Short ones first."""
-    mine, theirs = _largest(inputs), _largest(other)
+    mine, theirs = largest_of(inputs), largest_of(other)
     if mine is None or theirs is None:
         return
     changes = {
@@ -260,7 +262,7 @@ def _further_lengths(inputs: CallInputs, other: CallInputs, number: int) -> Iter
     rank = mine.ndim
     if {rank - 2, rank - 1} == {*changes} and rank > 3:
         rows, columns = changes.values()
-        steps = (8, 17) if rows % 2 else (abs(rows), abs(columns))
+        steps = (8, 17) if rows % 2 else (min(abs(rows), 32), min(abs(columns), 64))
         for times in (-1 - number, 2 + number):
             height, width = (
                 size + times * step for size, step in zip(mine.shape[-2:], steps, strict=True)
@@ -277,7 +279,7 @@ def _further_lengths(inputs: CallInputs, other: CallInputs, number: int) -> Iter
                 yield _cut_to(inputs, axis, length, fewer)
 
 
-def _largest(inputs: CallInputs) -> Tensor | None:
+def largest_of(inputs: CallInputs) -> Tensor | None:
     """The tensor with most axes; of several, that with most numbers."""
     tensors = inputs.tensors().values()
     rank = max((value.ndim for value in tensors), default=0)
@@ -286,7 +288,7 @@ def _largest(inputs: CallInputs) -> Tensor | None:
 
 def _shortened(inputs: CallInputs) -> Iterator[CallInputs]:
     """A quarter of the positions fewer, in every tensor that is as long as the largest."""
-    largest = _largest(inputs)
+    largest = largest_of(inputs)
     sizes = () if largest is None else largest.shape[1:3]
     for length, axis in sorted(zip(sizes, (1, 2), strict=False), key=itemgetter(0), reverse=True):
         fewer = length - length // 4
@@ -319,14 +321,29 @@ def _resized(inputs: CallInputs, rank: int, rows: int, columns: int) -> CallInpu
     return inputs.with_tensors(changed)
 
 
-def kinds_of_others(inputs: CallInputs, most: int) -> Iterator[Iterator[Variant]]:
-    """Another batch size, then another length: for each, what to try in order. most: the largest
-    batch."""
-    yield _other_batches(inputs, min(3, most))
-    yield _other_lengths(inputs)
+def smaller_lengths(inputs: CallInputs) -> Iterator[CallInputs]:
+    """Inputs of about half the length, or images of half the size, odd ones first."""
+    largest = largest_of(inputs)
+    if largest is None:
+        return
+    rank = largest.ndim
+    if rank in {4, 5} and largest.is_floating_point():
+        height, width = largest.shape[-2:]
+        even = height // 64 * 32, width // 64 * 32
+        for rows, columns in (
+            (height // 2 | 1, (width // 2 - 16) | 1), (even[0], even[1] - 32), even
+        ):  # fmt: skip
+            if 32 <= rows < height and 32 <= columns < width:
+                yield _resized(inputs, rank, rows - height, columns - width)
+        return
+    sizes = sorted(zip(largest.shape[1:3], (1, 2), strict=False), key=itemgetter(0), reverse=True)
+    for length, axis in sizes:
+        for fewer in (length // 2 | 1, length // 2) if length >= 64 else ():
+            yield _cut_to(inputs, axis, length, fewer)
 
 
-def _other_batches(inputs: CallInputs, size: int) -> Iterator[Variant]:
+def other_batches(inputs: CallInputs, size: int) -> Iterator[Variant]:
+    """Another batch size, with another mask where there is one: what to try in order."""
     batch = other_batch(inputs, size)
     if batch is None:
         return
@@ -338,7 +355,13 @@ def _other_batches(inputs: CallInputs, size: int) -> Iterator[Variant]:
     yield Variant(batch, f"batch {size}")
 
 
-def _other_lengths(inputs: CallInputs) -> Iterator[Variant]:
+def lengths_of_one(inputs: CallInputs, smaller: bool = False) -> Iterator[Variant]:
+    """One item of another length: what to try in order. smaller: of half the length first."""
+    for whole in smaller_lengths(inputs) if smaller else ():
+        single, largest = other_batch(whole, 1), largest_of(whole)
+        if single is not None and largest is not None:
+            shape = 1, *largest.shape[1:]
+            yield Variant(single, f"batch 1 and another length, {shape}", whole)
     one = other_batch(inputs, 1)
     if one is not None:
         for variant in other_lengths(one):

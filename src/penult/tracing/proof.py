@@ -24,11 +24,18 @@ from torch import Tensor
 from penult.errors import HeadNotFound, cause
 from penult.tracing.anatomy import Anatomy, anatomy_of
 from penult.tracing.boundary import Boundary, find_boundary
-from penult.tracing.certificate import POWER, TOLERANCE, Certificate, Check, largest_batch
-from penult.tracing.cut import Fitting, PassCut, cut, cut_by_hooks, law_error, recorded
+from penult.tracing.certificate import POWER, SMALL, TOLERANCE, Certificate, Check, largest_batch
+from penult.tracing.cut import Fitting, Law, PassCut, cut, cut_by_hooks, recorded
 from penult.tracing.forward import SplitTarget, State, moving_size, relative
 from penult.tracing.head import logits_of
-from penult.tracing.inputs import CallInputs, Variant, held_out, kinds_of_others
+from penult.tracing.inputs import (
+    CallInputs,
+    Variant,
+    held_out,
+    largest_of,
+    lengths_of_one,
+    other_batches,
+)
 from penult.tracing.randomness import Randomness, listed, states_of
 from penult.tracing.replay import Program
 from penult.tracing.trace import Inversion, Trace, ValuesNotKept, run_swapped
@@ -62,7 +69,7 @@ def prove(
     Raises:
         UsageError: the example does not fit, or the output to cut is not clear.
     """
-    plain = target.first(example)
+    plain = target.first(example)  # goes as soon as it was compared
     proof = Proof(None, Certificate.refused(""))
     checks: list[Check] = []
 
@@ -74,7 +81,7 @@ def prove(
             proof = replace(proof, calls=calls, anatomy=anatomy)
         first = cut(target, trace, inputs)
         proof = replace(proof, names=first.names)
-        return _Prover(target, (example, other), trace, first)
+        return _Prover(target, (example, other), trace, first, state)
 
     try:
         prover = target.from_trace(example, begun)
@@ -82,12 +89,13 @@ def prove(
         prover.weights_loaded(missing)
         prover.no_draws()
         prover.same_twice(plain)
+        plain = None
         prover.powered()
         prover.interchanged()
         prover.round_trips()
         prover.held_out()
         prover.control_flow()
-        prover.same_afterwards(state)
+        prover.same_afterwards()
     except HeadNotFound as error:
         return _certified(proof, Certificate.refused(_with_advice(str(error)), tuple(checks)))
     return _certified(replace(proof, program=prover.program), prover.certificate())
@@ -123,10 +131,51 @@ class _InputRefused(Exception):
     """The model does not take an input that was made for the proof."""
 
 
-def _largest_batch(target: SplitTarget, example: CallInputs, trace: Trace) -> int:
-    """The largest batch that the proof runs. trace: of the example."""
-    weights = sum(value.numel() * value.element_size() for value in target.weights().values())
-    return largest_batch(weights, trace.peak, example.nbytes, max(example.batch or 1, 1))
+@dataclass(frozen=True, slots=True)
+class _PassMemory:
+    """Bytes that a pass over an input takes: weights, its own tensors, inputs; and what is read of
+    it. batch: items in it."""
+
+    weights: int
+    activations: int
+    inputs: int
+    prelogits: int
+    logits: int
+    batch: int
+
+    @classmethod
+    def of(
+        cls, target: SplitTarget, example: CallInputs, trace: Trace, first: PassCut
+    ) -> _PassMemory:
+        """Of the example's."""
+        return cls(
+            sum(value.nbytes for value in target.weights().values()),
+            trace.peak,
+            example.nbytes,
+            sum(value.nbytes for value in first.values),
+            first.logits.nbytes,
+            max(example.batch or 1, 1),
+        )
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch that the proof runs."""
+        return largest_batch(self.weights, self.activations, self.inputs, self.batch)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether one item more, with what the proof holds, is too large for it."""
+        most = max(self.activations + self.prelogits, self.prelogits + 2 * self.logits)
+        larger = (most + 3 * self.inputs) * (self.batch + 1) // self.batch
+        needed = self.weights + 2 * self.inputs + self.logits + larger
+        plain = self.weights + self.activations + self.inputs
+        return needed > max(2.5 * plain, SMALL)
+
+    def at(self, part: float) -> _PassMemory:
+        """Of an input that is a part as large."""
+        return replace(
+            self, activations=int(self.activations * part), inputs=int(self.inputs * part)
+        )
 
 
 class _Prover:
@@ -138,12 +187,14 @@ class _Prover:
         inputs: tuple[CallInputs, CallInputs | None],
         trace: Trace,
         first: PassCut,
+        state: State,
     ) -> None:
-        self.target, (self.example, self.given), self.first = target, inputs, first
+        self.target, (self.example, self.given), self.state = target, inputs, state
+        self.law, self.first = Law(target), first
         self.checks: list[Check] = []
         self.program: Program | None = None
         self.power = 0.0
-        self._second: tuple[CallInputs, PassCut] | None = None
+        self._second: tuple[CallInputs, PassCut] | None = None  # and its cut
         boundary = find_boundary(trace, target.output, target.named)
         self._swaps = _swaps(trace, boundary)
         self._random = Randomness.of(trace, boundary.logits)
@@ -151,8 +202,8 @@ class _Prover:
         self._deciding = list(dict.fromkeys(name or "the model" for name in trace.decisions))
         self._cuts: list[tuple[str, PassCut]] = []  # that the program is fitted to
         self._taken: list[Variant] = []  # of other shapes, without their numbers
-        self._most = _largest_batch(target, self.example, trace)
-        self._largest = float("inf")  # scores beyond this are fillers
+        self._memory = _PassMemory.of(target, self.example, trace, first)
+        self._base: CallInputs | None = None  # what other batches are made from, where smaller
         self._linear = first.program() if first.listing.is_linear else None
 
     def _check(self, name: str, passed: bool, figure: float | None, note: str, why: str) -> None:
@@ -228,16 +279,18 @@ class _Prover:
             _STATE.format(error=error),
         )
 
-    def same_afterwards(self, state: State) -> None:
+    def same_afterwards(self) -> None:
         """An earlier call changes nothing: the example gives the same once other inputs went
         through, or, if they left something behind, another input gives the same without it."""
         assert self._second is not None
-        inputs, before, note = self.example, self.first, "the example once more, after others"
-        if state.changed():
-            state.put_back()
-            inputs, before = self._second
+        inputs, before = self.example, self.first.logits
+        note = "the example once more, after others"
+        if self.state.changed():
+            inputs, second = self._second
+            before = self.target.logits(inputs) if second.logits.is_meta else second.logits
+            self.state.put_back()
             note = "another input, without what earlier calls left behind"
-        error = relative(self.target.logits(inputs), before.logits, self._largest)
+        error = relative(self.target.logits(inputs), before, self.law.largest)
         self._check("same afterwards", error <= TOLERANCE, error, note, _STATE.format(error=error))
 
     def control_flow(self) -> None:
@@ -268,6 +321,7 @@ class _Prover:
 
     def powered(self) -> None:
         """A second input whose logits are clearly different."""
+        self.first = self.law.measured(self.first).light(self.example, logits=True)
         failed = ""
         between = "two inputs"
         for inputs, note in self.target.others(self.example, self.given):
@@ -281,8 +335,11 @@ class _Prover:
             size = moving_size(second.logits, self.first.logits)
             power = relative(second.logits, self.first.logits, size) / TOLERANCE
             if power > self.power:
-                self.power, self._second, between = power, (inputs, second), note
-                self._largest = 10 * size
+                stays = self.state.changed()  # what it gave is compared once more then
+                self.power, between = power, note
+                self._second = inputs, second.light(inputs, logits=stays)
+                self.law = Law(self.target, 10 * size)
+            del second
             if self.power >= POWER:
                 break
         if failed and self._second is None:
@@ -307,7 +364,7 @@ class _Prover:
             error = float("inf")
             if output is not None:
                 logits = logits_of(output, self.target.output)
-                error = relative(logits, self.first.logits, self._largest)
+                error = relative(logits, self.first.logits, self.law.largest)
         except RuntimeError:  # what enters the head has another shape for the other input
             error = float("inf")
         self._swaps.clear()
@@ -325,21 +382,40 @@ class _Prover:
         """Closed form on the example, then the law for every other input."""
         assert self._second is not None
         self._cuts = [("other values", self._second[1])]
-        for variants in kinds_of_others(self._second[0], self._most):
-            found = self._first_taken("round trip", variants)
-            if found is not None:
-                variant, one = found
-                self._cuts.append((variant.note, one))
-                self._taken.append(replace(variant, inputs=variant.inputs.outline()))
+        lengths = lengths_of_one(self._second[0], self._memory.is_large)
+        if self._memory.is_large:  # what it takes of another length, is what batches are made of
+            self._try("round trip", lengths)
+            self._base = self._taken[0].whole if self._taken else None
+        inputs, most = self._made_from
+        self._try("round trip", other_batches(inputs, min(3, most)))
+        if not self._memory.is_large:
+            self._try("round trip", lengths)
         self._fit()
         self._law("closed form", "replay on the captured tensor", self.first)
         for note, other in self._cuts:
             self._law("round trip", note, other)
 
+    @property
+    def _made_from(self) -> tuple[CallInputs, int]:
+        """What other batches are made from, and the largest of them."""
+        assert self._second is not None
+        whole = self._second[0]
+        if self._base is None:
+            return whole, self._memory.largest_batch
+        return self._base, self._memory.at(self._base.nbytes / whole.nbytes).largest_batch
+
+    def _try(self, name: str, variants: Iterable[Variant]) -> None:
+        """Fit the program to one of several inputs, too, where the model takes any."""
+        found = self._first_taken(name, variants)
+        if found is not None:
+            variant, one = found
+            self._cuts.append((variant.note, one.light(variant.inputs)))
+            self._taken.append(replace(variant, inputs=variant.inputs.outline()))
+
     def _fit(self) -> None:
         assert self._second is not None
-        fitting = Fitting(self.target, self.first, self._largest, self._most)
-        self.program, more = fitting.program(self._cuts, self._second[0])
+        inputs, most = self._made_from
+        self.program, more = Fitting(self.law, self.first, most).program(self._cuts, inputs)
         self._cuts += more
 
     def _first_taken(
@@ -350,6 +426,8 @@ class _Prover:
         note = "other shape"
         for variant in variants:
             note = variant.note
+            if self._base is not None and (largest := largest_of(variant.inputs)) is not None:
+                variant = replace(variant, note=f"{note}, {tuple(largest.shape)}")
             try:
                 return variant, self._cut(variant.inputs)
             except _InputRefused:
@@ -366,22 +444,27 @@ class _Prover:
         assert self._second is not None and self.program is not None
         batches = any(one.inputs.batch not in (1, self.example.batch) for one in self._taken)
         other = next((v.inputs for v in self._taken if "another length" in v.note), None)
+        inputs, most = self._made_from
+        if self._base is not None:
+            other = self._second[0]  # of which lengths are that differ from the smaller one's
         passed: list[tuple[str, PassCut]] = []
         refits = 0
-        for variants in held_out(self._second[0], batches, other, self._most):
+        for variants in held_out(inputs, batches, other, most):
             found = self._first_taken("held out", variants)
             if found is None:
                 break
             note, one = found[0].note, found[1]
             if refits < _REFITS and self._law_error(self.program, one) > TOLERANCE:
                 refits += 1
-                self._cuts.append((note, recorded(self.target, found[0].inputs, one.needed)))
+                again = recorded(self.target, found[0].inputs, one.needed)
+                self._cuts.append((note, self.law.measured(again)))
                 try:
                     self._fit()
                 except HeadNotFound as error:
                     raise HeadNotFound(f"with {note}, {error}") from error
                 continue
-            passed.append((note, one))
+            passed.append((note, one.light(found[0].inputs)))
+            del found, one
             if len(passed) == _HELD_OUT:
                 break
         for note, one in passed:
@@ -399,22 +482,26 @@ class _Prover:
             known = self.program or self._linear
             if known is not None:
                 one = cut_by_hooks(self.target, inputs, self.first)
+                one = None if one is None else self.law.measured(one, known)
                 if one is not None and self._law_error(known, one) <= TOLERANCE:
                     return one
+                del one
             trace, copy = self.target.record(inputs, keep=self.first.needed)
         except HeadNotFound:
             raise
         except Exception as error:
             raise _InputRefused(cause(error)) from error
+        needed = self.first.needed
         try:
-            return cut(self.target, trace, copy)
+            found = cut(self.target, trace, copy)
         except ValuesNotKept as error:
             needed = error.addresses
+            found = None
         del trace, copy
-        return recorded(self.target, inputs, needed)
+        return self.law.measured(found or recorded(self.target, inputs, needed))
 
     def _law_error(self, program: Program, one: PassCut) -> float:
-        return law_error(self.target, program, one, self._largest)
+        return self.law.error(program, one)
 
     def _law(self, name: str, note: str, one: PassCut) -> None:
         assert self.program is not None
@@ -439,7 +526,7 @@ def _swaps(trace: Trace, boundary: Boundary) -> dict[Any, list[tuple[int, Tensor
     """For each tensor at the boundary: the first operation behind that reads it, and its value."""
     swaps: dict[Any, list[tuple[int, Tensor]]] = {}
     for place in boundary.places:
-        value = trace.values.of(place.read).clone()
+        value = trace.values.copy_of(place.read)
         for op in boundary.tail.ops:
             number = next((n for n, r in enumerate(op.reads) if r.tensor is place.tensor), None)
             if number is not None and op.index >= place.at:

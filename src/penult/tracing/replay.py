@@ -81,8 +81,11 @@ class Program:
     single: Program | None = None  # what runs instead for a batch of one
     by_sample: bool = False  # the steps are those of one sample, and run for each
 
-    def run(self, values: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-        """The logits. values: the prelogits, which are left as they are."""
+    def run(
+        self, values: Sequence[Tensor], weights: Mapping[str, Tensor], shared: bool = False
+    ) -> Tensor:
+        """The logits. values: the prelogits, which are left as they are. shared: the logits may lie
+        in their memory."""
         if [value.ndim for value in values] != list(self.ranks):
             shapes = ", ".join(str(tuple(value.shape)) for value in values)
             raise UsageError(f"prelogits of {shapes}; these have {self.ranks} axes in this model")
@@ -93,8 +96,12 @@ class Program:
             single = replace(self, by_sample=False)
             samples = zip(*(torch.split(value, 1) for value in values), strict=True)
             return torch.cat([single.run(sample, weights) for sample in samples])
-        slots: dict[int, Any] = {number: value.clone() for number, value in enumerate(values)}
-        for step in self.steps:
+        shared = shared and not any(step.writes for step in self.steps)
+        slots: dict[int, Any] = dict(enumerate(values))
+        if not shared:
+            slots = {number: value.clone() for number, value in slots.items()}
+        last = {slot: at for at, step in enumerate(self.steps) for slot in step.reads}
+        for at, step in enumerate(self.steps):
             args, kwargs = tree_unflatten(
                 [_filled_in(leaf, slots, weights, sizes, step.writes) for leaf in step.leaves],
                 step.spec,
@@ -102,8 +109,42 @@ class Program:
             made = tree_flatten(step.func(*args, **kwargs))[0]
             tensors = [leaf for leaf in made if isinstance(leaf, Tensor)]
             slots.update(zip(step.makes, tensors, strict=True))
+            del args, kwargs, made, tensors
+            for slot in {*step.reads, *step.makes} - {self.result}:
+                if last.get(slot, at) <= at:  # large ones make room for the next
+                    slots.pop(slot, None)
         result: Tensor = slots[self.result]
         return result
+
+    def repeats(self, other: Program, sizes: Sequence[int]) -> bool:
+        """Whether it runs the very operations that another program runs, for prelogits of these
+        sizes."""
+        if self is other:
+            return True
+        if self.ranks != other.ranks or not sizes:
+            return False
+        one, two = (p.single if p.single and sizes[0] == 1 else p for p in (self, other))
+        if sizes[0] != 1 and (one.by_sample or two.by_sample):
+            return False
+        steps = zip(one.steps, two.steps, strict=False)
+        return (len(one.steps), one.result) == (len(two.steps), two.result) and all(
+            (a.func, a.name, a.spec, a.makes) == (b.func, b.name, b.spec, b.makes)
+            and all(_same_at(x, y, sizes, a.name) for x, y in zip(a.leaves, b.leaves, strict=True))
+            for a, b in steps
+        )
+
+
+def _same_at(one: Any, other: Any, sizes: Sequence[int], name: str) -> bool:
+    """Whether two arguments of an operation are the same for prelogits of these sizes."""
+    one, other = (x.at(sizes) if isinstance(x, Size | Scalar) else x for x in (one, other))
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _same(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.ScriptObject):
+        return one is other
+    # One size of a shape may be left open: all others give it.
+    return bool(one == other) or (name == "reshape" and type(one) is int and -1 in (one, other))
 
 
 def _filled_in(

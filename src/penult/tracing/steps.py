@@ -49,6 +49,11 @@ class ReplayStep:
     makes: tuple[int, ...]
 
     @property
+    def reads(self) -> list[int]:
+        """The slots that it reads."""
+        return [leaf.number for leaf in self.leaves if isinstance(leaf, Slot)]
+
+    @property
     def writes(self) -> bool:
         """Whether it writes to one of its operands."""
         schema = getattr(self.func, "_schema", None)

@@ -123,15 +123,17 @@ Value = tuple[TracedTensor, "Op | None"]  # a tensor, and the operation that had
 
 class TraceValues:
     """The few values that a trace has. overwrites: by storage, the operations that wrote to it in
-    place. kept: what was to be kept, and the youngest."""
+    place. youngest: made last. copies: of what was to be kept."""
 
     def __init__(
         self,
         ops: Sequence[Op],
         overwrites: Mapping[int, Sequence[int]],
-        kept: Mapping[Value, torch.Tensor],
+        youngest: Mapping[Value, torch.Tensor],
+        copies: Mapping[Value, torch.Tensor],
     ) -> None:
-        self._ops, self._overwrites, self._kept = ops, overwrites, kept
+        self._ops, self._overwrites, self._youngest = ops, overwrites, youngest
+        self._copies = dict(copies)
 
     def of(self, read: TensorRead) -> torch.Tensor:
         """What a tensor held when it was read so. It is not to be written to.
@@ -144,6 +146,17 @@ class TraceValues:
         assert found is not None
         return found
 
+    def copy_of(self, read: TensorRead) -> torch.Tensor:
+        """The same, in memory of its own, which outlives the trace; one copy of each value.
+
+        Raises:
+            ValuesNotKept: that was not kept.
+        """
+        key = read.tensor, read.producer
+        if key not in self._copies:
+            self._copies[key] = self.of(read).clone()
+        return self._copies[key]
+
     def require(self, reads: Iterable[TensorRead]) -> None:
         """Look whether all these values were kept.
 
@@ -155,7 +168,8 @@ class TraceValues:
             raise ValuesNotKept(self.addresses(reads))
 
     def _found(self, read: TensorRead) -> torch.Tensor | None:
-        tensor = self._kept.get((read.tensor, read.producer))
+        key = read.tensor, read.producer
+        tensor = self._copies.get(key, self._youngest.get(key))
         if tensor is None and self.unchanged(read.tensor, _next(read.producer), len(self._ops)):
             tensor = read.tensor.itself
         return tensor
@@ -569,9 +583,7 @@ def record(
         recorder.decisions,
         recorder.chances,
         recorder.makers,
-        TraceValues(
-            recorder.ops, recorder.overwrites, recorder.youngest.by_maker() | recorder.kept
-        ),
+        TraceValues(recorder.ops, recorder.overwrites, recorder.youngest.by_maker(), recorder.kept),
         living.peak,
     )
     living.release()
