@@ -18,6 +18,7 @@ from torch import nn
 
 import sweep
 from odd_heads import CASES, waves
+from penult.tracing import cut as cut_of_pass
 from penult.tracing import living
 from penult.tracing.onnx_anatomy import GraphCut
 from penult.tracing.onnx_graph import OnnxGraph
@@ -81,6 +82,68 @@ def test_a_proof_takes_at_most_three_times_the_memory_of_a_plain_pass() -> None:
     assert proved
     assert plain > 16  # a pass that can be measured
     assert proof <= 3 * plain
+
+
+# Scores of every pixel, after two layers: prelogits and scores take what a pass takes.
+SCORES = DEEP.replace(
+    "split(Deep()",
+    """
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 21, 1)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.first(x)))
+
+Deep = Dense
+split(Deep()""",
+).replace("640, 640", "384, 384")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak is told")
+def test_scores_of_every_pixel_are_let_go() -> None:
+    own = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    command = [sys.executable, "-c", SCORES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=own)
+    plain, proof, proved = json.loads(done.stdout)
+    assert proved
+    assert plain > 16
+    assert proof <= 3 * plain
+
+
+def test_what_was_let_go_is_run_again_where_another_program_has_to_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every number goes: the same heads, certificates and prelogits come out."""
+    for name in [*ALL][::9]:
+        case = ALL[name]
+        monkeypatch.setattr(cut_of_pass, "_LARGE", 2**20)
+        _, cut = counted(built(case), case.inputs(), **case.how)
+        monkeypatch.setattr(cut_of_pass, "_LARGE", 0)
+        _, again = counted(built(case), case.inputs(), **case.how)
+        assert again.certificate.to_dict() == cut.certificate.to_dict() or not cut.certificate.ok
+        assert again.certificate.ok == cut.certificate.ok and again.head == cut.head
+
+
+def test_batches_of_a_smaller_input_are_told() -> None:
+    """One item more of the example's size is too large: the certificate tells the shapes."""
+
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 40, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.relu(self.first(x)))
+
+    passes, cut = counted(Dense().eval(), torch.randn(2, 3, 256, 256))
+    notes = [check.note for check in cut.certificate.checks]
+    assert cut.certificate.ok, cut.certificate
+    assert "batch 1 and another length, (1, 3, 129, 113)" in notes
+    assert "batch 3, (3, 3, 129, 113)" in notes
+    assert passes <= NINE + 1
 
 
 def counted(model: nn.Module, inputs: Any, **how: Any) -> tuple[int, Split]:

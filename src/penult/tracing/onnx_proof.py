@@ -132,9 +132,13 @@ class Halves:
         """The largest difference that the cut makes, relative to the largest value."""
         found = self.front(feeds)
         entering = dict(zip(self.places, found[len(expected) :], strict=True))
+        errors = [*map(relative, expected, found)]
+        del found  # large scores make room for those of the head alone
         again = self.head(entering)
-        pairs = [*zip(expected, found, strict=False), *zip(expected, again, strict=True)]
-        return max(relative(one, other) for one, other in pairs)
+        return max(*errors, *(relative(*pair) for pair in zip(expected, again, strict=True)))
+
+
+_PIECE = 2**17  # numbers that are compared at once
 
 
 def relative(expected: Array, found: Array) -> float:
@@ -142,11 +146,14 @@ def relative(expected: Array, found: Array) -> float:
     finite."""
     if expected.shape != found.shape:
         return float("inf")
-    one, other = expected.astype(np.float64), found.astype(np.float64)
-    difference = float(np.abs(one - other).max(initial=0.0))
-    largest = float(np.abs(one).max(initial=0.0))
-    if not np.isfinite(difference) or not np.isfinite(largest):
-        return float("inf")
+    difference = largest = 0.0
+    flat = expected.reshape(-1), found.reshape(-1)
+    for at in range(0, expected.size, _PIECE):
+        one, other = (values[at : at + _PIECE].astype(np.float64) for values in flat)
+        sizes = float(np.abs(one - other).max()), float(np.abs(one).max())
+        if not np.isfinite(sizes).all():
+            return float("inf")
+        difference, largest = max(difference, sizes[0]), max(largest, sizes[1])
     return difference / max(largest, 1e-30) if difference else 0.0
 
 
