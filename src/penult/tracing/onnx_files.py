@@ -1,12 +1,15 @@
-"""An ONNX file as files: its graph; the files of weights beside it checked, read, copied."""
+"""An ONNX file as files: its graph, of operators that compute; the files of weights beside it checked,
+read, copied.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,8 +30,14 @@ class Place:
     offset: int
     length: int | None
 
-    def read(self, largest: int) -> bytes:
-        """The bytes; refused where they are not there, or more than `largest`.
+    @property
+    def size(self) -> int:
+        """How many bytes they are at most."""
+        whole = self.path.stat().st_size
+        return max(0, min(whole, whole - self.offset if self.length is None else self.length))
+
+    def read(self) -> bytes:
+        """The bytes; refused where they are not there.
 
         Raises:
             ValueError: in words.
@@ -41,8 +50,6 @@ class Place:
                     f"{self.path.name} has {size} bytes, and a tensor says that its weights are "
                     f"{length} bytes from {self.offset} on"
                 )
-            if length > largest:
-                raise ValueError("it has more than 2 GB of weights, more than can be cut here")
             file.seek(self.offset)
             return file.read(length)
 
@@ -70,25 +77,133 @@ def read_model(path: Path, weights: bool = True) -> Any:
         raise ModelError(f"{path} cannot be read: {cause(error)}") from error
     except Exception as error:  # protobuf's own
         raise ModelError(f"{path} is no ONNX file: {cause(error)}") from error
-    left = _LARGEST
-    for tensor in _tensors(model):
-        place = _place(path, tensor)
+    places = [(tensor, _place(path, tensor)) for tensor in _tensors(model)]
+    # One file may be named many times, so that they are counted before any is read.
+    if weights and sum(place.size for _, place in places if place) > _LARGEST:
+        raise ModelError(f"{path} has more than 2 GB of weights, more than can be cut here")
+    for tensor, place in places:
         if place is None:
             del tensor.external_data[:]
         elif weights:
-            left -= _fill(path, tensor, place, left)
+            _fill(path, tensor, place)
     return model
 
 
-def _fill(path: Path, tensor: Any, place: Place, largest: int) -> int:
-    """Put the numbers into a tensor; how many bytes they are."""
+# Where operators come from that compute; others are of whoever registered them.
+_DOMAINS = frozenset(
+    {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
+)
+# Texts that an operator may take: a way to compute, a text to compute with. One that takes another
+# (the `ep_cache_context` of EPContext is the name of a file, `func_name` of PythonOp is code) is
+# refused, whatever a later runtime adds.
+_TEXTS = frozenset(
+    "activation activation_type activations aggregate_function approximate attention_mode auto_pad "
+    "auxiliary_cache_layout beta_activation case_change_action cast_to cats_strings "
+    "classlabels_strings coordinate_transformation_mode default_string delimiter direction equation "
+    "gate_activation indexshare_state_policy k_cache_dtype k_quant_type keep_aspect_ratio_policy "
+    "kernel_type keys_strings kv_cache_layout locale map_form metric mode nearest_mode nodes_modes "
+    "norm pad_value padding_mode pattern pixel_format plugin_version policy_mode pool_strings "
+    "post_transform quant_type reduction round_mode selected_kv_source separators stopwords "
+    "string_vocabulary tokenexp update_rule v_cache_dtype v_quant_type value_string value_strings "
+    "values_strings".split()
+)
+_MOST = 1_000_000  # operations of a graph, those of its functions for each call
+
+
+@cache
+def _schemas() -> dict[tuple[str, str], set[str]]:
+    """(domain, operator) → the names of its texts, as ONNX Runtime has them."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for one in require("onnxruntime.capi._pybind_state").get_all_operator_schema():
+        texts = {name for name, own in one.attributes.items() if "STRING" in str(own.type)}
+        found.setdefault((one.domain, one.name), set()).update(texts)
+    return found
+
+
+def refuse_operators(model: Any, name: str) -> None:
+    """Refuse operators that do more than compute. name: of the file.
+
+    Raises:
+        ModelError: it has one.
+    """
+    for domain, op in dict.fromkeys(
+        (node.domain, node.op_type) for node in _each(model.graph.node)
+    ):
+        shown = f"{domain}.{op}"[:80].removeprefix(".")
+        if domain not in _DOMAINS:
+            raise ModelError(
+                f"{name} calls {shown}, an operator of a library of its own, which is not loaded "
+                "here: export the model with the operators of ONNX"
+            )
+        if texts := _schemas().get((domain, op), set()) - _TEXTS:
+            raise ModelError(
+                f"{name} calls {shown}, which may reach files or code beside the graph (by its "
+                f"{', '.join(sorted(texts))}); nothing was run. Give the model from before it was "
+                "compiled for a device"
+            )
+
+
+def inlined(model: Any, name: str) -> Any:
+    """The model with its functions put where they are called. name: of the file.
+
+    Raises:
+        ModelError: they call each other without end, are too many, or are in the place of
+            operators that ONNX Runtime has: it would run those.
+    """
+    if not model.functions:
+        return model
+    functions = {(one.domain, one.name, one.overload): one for one in model.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
     try:
-        tensor.raw_data = place.read(largest)
+        size = _size(model.graph.node, functions, sizes)
+    except RecursionError:
+        size = _MOST + 1
+    if size > _MOST:
+        raise ModelError(
+            f"{name} has functions that call each other without end, or more than {_MOST:,} times"
+        )
+    for domain, op, _ in sizes:
+        if ("" if domain == "ai.onnx" else domain, op) in _schemas():
+            shown = f"{domain}.{op}".removeprefix(".")
+            raise ModelError(
+                f"{name} has a function in the place of {shown}, an operator of ONNX Runtime, which "
+                "would run its own: call the function by another name, or put it into the graph "
+                "(onnx.inliner)"
+            )
+    return require("onnx.inliner").inline_local_functions(model)
+
+
+def _size(nodes: Iterable[Any], functions: Any, sizes: dict[tuple[str, str, str], int]) -> int:
+    """Operations, those of functions for each call. sizes: of each function that is called."""
+    total = 0
+    for node in _each(nodes):
+        key = (node.domain, node.op_type, node.overload)
+        if key in functions and key not in sizes:
+            sizes[key] = _MOST + 1  # one that calls itself
+            sizes[key] = _size(functions[key].node, functions, sizes)
+        total += sizes.get(key, 1)
+    return total
+
+
+def _each(nodes: Iterable[Any]) -> Iterator[Any]:
+    """Every operation, those of graphs inside of operations included."""
+    pending = [nodes]
+    while pending:
+        for node in pending.pop():
+            yield node
+            for attribute in node.attribute:
+                own = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+                pending += [graph.node for graph in own]
+
+
+def _fill(path: Path, tensor: Any, place: Place) -> None:
+    """Put the numbers into a tensor."""
+    try:
+        tensor.raw_data = place.read()
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {cause(error)}") from error
     tensor.data_location = tensor.DEFAULT
     del tensor.external_data[:]
-    return len(tensor.raw_data)
 
 
 def beside(path: Path) -> dict[str, Path]:

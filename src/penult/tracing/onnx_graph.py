@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from penult.errors import ModelError, UsageError, cause
 from penult.extras import require
-from penult.tracing.onnx_files import read_model
+from penult.tracing.onnx_files import inlined, read_model, refuse_operators
 from penult.tracing.onnx_inputs import prepare_file
 
 Array = npt.NDArray[Any]
@@ -174,8 +174,8 @@ class OnnxGraph:
 
     def __init__(self, model: Any, sample_rate: int | None = None, name: str = "the graph") -> None:
         """sample_rate: for an input that takes one. name: of the file, for messages."""
-        if model.functions:
-            model = require("onnx.inliner").inline_local_functions(model)
+        model = inlined(model, name)
+        refuse_operators(model, name)
         self.facts = prepare_file(model, sample_rate, name)
         graph = model.graph
         weights = {tensor.name: tensor for tensor in graph.initializer}
