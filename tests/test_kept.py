@@ -380,6 +380,26 @@ def test_a_graph_that_came_with_an_embedder_is_a_claim(
     assert not (saved.parent / "b.lance" / "items.lance").exists()
 
 
+def test_a_graph_that_came_with_an_embedder_computes_and_does_no_more(
+    saved: Path, sounds: Path, cache: Path, command: Command
+) -> None:
+    import onnx
+
+    file = graph_of(saved, "model.onnx") / "model.onnx"
+    graph = onnx.load(file)
+    node = onnx.helper.make_node("EPContext", [], ["unread"], domain="com.microsoft",
+                                 ep_cache_context="../../secret")  # fmt: skip
+    graph.graph.node.append(node)
+    onnx.save(graph, file)
+    for place in (file.parent, saved):
+        (place / LIST).unlink()
+        write_list(place)
+    shutil.rmtree(cache, ignore_errors=True)
+    how = ("--engine", "onnxruntime")
+    told = command("embed", saved, sounds, "--into", saved.parent / "e.lance", *how, code=2)[1]
+    assert "came with the embedder is refused" in told and "EPContext" in told
+
+
 def _change_weights(path: Path) -> None:
     import onnx
 

@@ -187,6 +187,37 @@ def test_honest_files_load(keras: Any, parts: dict[str, bytes], tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_how_a_model_was_trained_is_not_looked_at(keras: Any, tmp_path: Path, suffix: str) -> None:
+    """Names of outputs stand among the settings there, with texts behind them."""
+    taken = keras.Input((4,), name="filename")
+    given = keras.layers.Dense(3, name="url")(keras.layers.Dense(8, "relu")(taken))
+    model = keras.Model(taken, {"url": given})
+    model.compile(loss={"url": "categorical_crossentropy"}, metrics={"url": ["accuracy"]})
+    model.save(tmp_path / f"m{suffix}")
+    assert len(penult.load(tmp_path / f"m{suffix}", preprocess=four).labels) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_layer_of_a_package_that_is_not_there(keras: Any, tmp_path: Path, suffix: str) -> None:
+    class Twice(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return 2 * x
+
+    keras.saving.register_keras_serializable("theirs")(Twice)
+    try:
+        layers = keras.layers
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(8), Twice(), layers.Dense(3)])
+        model.save(tmp_path / f"m{suffix}")
+        assert len(penult.load(tmp_path / f"m{suffix}", preprocess=four).labels) == 3
+    finally:
+        del keras.saving.get_custom_objects()["theirs>Twice"]
+    with pytest.raises(ModelError, match=r"Twice', which Keras does not have.*custom_obj"):
+        penult.load(tmp_path / f"m{suffix}", preprocess=four)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_settings_of_honest_layers_are_not_refused(keras: Any, tmp_path: Path) -> None:
     from penult.models.keras_code import beyond, unknown
 

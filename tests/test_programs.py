@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,7 @@ from torch import nn
 import penult
 from penult.cli.main import run
 from penult.errors import ModelError, PenultError, UntrustedCode
+from penult.models import weight_files
 from penult.models.operators import computes
 
 RATE = 100
@@ -271,6 +275,53 @@ def test_packed_weights_load(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, small(x)[0].detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+SCRIPT_OF_BOXES = """
+import sys, torch, penult
+if sys.argv[2] == "save":
+    import torchvision
+    class Boxes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = torch.nn.Linear(100, 16), torch.nn.Linear(16, 3)
+        def forward(self, x):
+            maps = self.first(x).reshape(-1, 1, 4, 4)
+            zeros, ones = torch.zeros_like(maps[:, 0, 0, :1]), torch.ones_like(maps[:, 0, 0, :1])
+            number = torch.cumsum(ones, 0) - 1
+            boxes = torch.cat([number, zeros, zeros, 3 * ones, 3 * ones], 1)
+            parts = torchvision.ops.roi_align(maps, boxes, [4, 4])
+            return self.last(parts.flatten(1))
+    torch.jit.save(torch.jit.script(Boxes().eval()), sys.argv[1])
+else:
+    assert "torchvision" not in sys.modules
+    print(len(penult.load(sys.argv[1], sample_rate=100).labels))
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_operators_of_torchvision(tmp_path: Path) -> None:
+    """A file that names them opens where torchvision is installed, and takes no other one."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("open('ran', 'w')")
+    (tmp_path / "script.py").write_text(SCRIPT_OF_BOXES)
+
+    def python(*args: str, path: str = "") -> subprocess.CompletedProcess[str]:
+        where = [path, str(Path(penult.__file__).parent.parent)]
+        own = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, where))}
+        command = [sys.executable, "-W", "ignore", "-P", "../script.py", "m.pt", *args]
+        return subprocess.run(
+            command, cwd=tmp_path / "in", env=own, capture_output=True, text=True, check=False
+        )
+
+    (tmp_path / "in").mkdir()
+    assert python("save").returncode == 0
+    found = python("load")
+    assert found.stdout.strip() == "3", found.stderr
+    found = python("load", path=str(tmp_path))
+    assert found.returncode and "torchvision" in found.stderr
+    assert not (tmp_path / "in" / "ran").exists()
+
+
 def test_operators_that_take_a_name_do_not_compute() -> None:
     """Each operator of torch that takes a text: none of them is allowed unless the text is known
     to be a way of computing."""
@@ -478,7 +529,7 @@ def test_sizes_and_conditions_of_honest_programs(tmp_path: Path) -> None:
 def test_a_small_archive_that_would_fill_the_memory(
     script: dict[str, bytes], export: dict[str, bytes], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("penult.models.options._EXPANDED", 1 << 22)
+    monkeypatch.setattr("penult.data.files.EXPANDED", 1 << 22)
     for name, parts in (("m.pt", script), ("m.pt2", export), ("m.keras", {"config.json": b"{}"})):
         path = archive(tmp_path / name, parts)
         top = next(iter(parts)).partition("/")[0]
@@ -489,6 +540,33 @@ def test_a_small_archive_that_would_fill_the_memory(
             file.write(bytes(1 << 24))
         assert path.stat().st_size < 1 << 20
         assert "unpacked" in refused(path, ModelError)
+
+
+class Stretched(torch.nn.Module):
+    """A buffer that is one number, shown as four million."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 3)
+        self.register_buffer("mask", torch.zeros(1).expand(2048, 2048))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.mask[0, 0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_few_numbers_that_are_shown_as_many(tmp_path: Path, monkeypatch: Any) -> None:
+    model = Stretched().eval()
+    torch.jit.save(torch.jit.script(model), tmp_path / "m.pt")
+    torch.export.save(torch.export.export(model, (torch.randn(1, 8),)), tmp_path / "m.pt2")
+    torch.save(dict(model.state_dict()), tmp_path / "weights.pt")
+    for name in ("m.pt", "m.pt2"):
+        assert penult.load(tmp_path / name, sample_rate=8).labels  # a mask of this size is honest
+    monkeypatch.setattr("penult.data.files.EXPANDED", 1 << 22)
+    for name in ("m.pt", "m.pt2"):
+        assert "unpacked" in refused(tmp_path / name, ModelError)
+    with pytest.raises(ModelError, match="unpacked"):
+        weight_files.read(tmp_path / "weights.pt")
 
 
 def doubled(samples: np.ndarray) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.data.files import write_file
+from penult.data.files import expansion, write_file
 from penult.data.formulas import original
 from penult.data.items import as_id, local
 from penult.errors import SourceError, UsageError, cause
@@ -67,6 +67,8 @@ def load(path: str | os.PathLike[str]) -> Pipeline:
     """
     skops = require("skops.io")
     try:
+        if reason := expansion(Path(path)):
+            raise ValueError(f"it {reason}")
         pipeline = skops.load(os.fspath(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error

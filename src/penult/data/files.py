@@ -16,11 +16,12 @@ import stat
 import sys
 import time
 import uuid
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from penult.errors import (
     DecodeError,
@@ -43,6 +44,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+# Weights are random to a packer. Zeros are not, so a small archive may be much larger inside.
+EXPANDED, _TIMES = 1 << 29, 20
 MODALITIES = ("audio", "image", "text", "video")
 
 
@@ -464,3 +467,31 @@ def ffmpeg_errors(kind: str) -> Iterator[None]:
             raise item_error(error) from error
         reason = getattr(error, "strerror", None) or str(error)
         raise DecodeError(f"not readable as {kind}: FFmpeg: {reason}") from error
+
+
+def archive_entries(source: Path | IO[bytes]) -> list[zipfile.ZipInfo]:
+    """What a zip archive lists; nothing if it is no such archive, or not there."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return archive.infolist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return []
+
+
+def expansion(source: Path | IO[bytes]) -> str:
+    """Why an archive is not read: it would grow without measure. Empty of any other file."""
+    total = sum(entry.file_size for entry in archive_entries(source))
+    if total <= EXPANDED:
+        return ""
+    stored = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
+    return expanded(total, stored)
+
+
+def expanded(total: int, stored: int) -> str:
+    """Why a file of `stored` bytes that would be `total` is not read; empty if it may be."""
+    if total <= max(EXPANDED, _TIMES * stored):
+        return ""
+    return (
+        f"has {stored:,} bytes, and would be {total:,} when it is unpacked, as no trained weights "
+        "are: it was not read"
+    )

@@ -16,10 +16,11 @@ from penult.engines.batching import Batch
 from penult.engines.graph_cache import versions
 from penult.engines.graph_export import ExportedGraph, recording
 from penult.engines.pooling import pool
-from penult.errors import EngineError, TapError, UsageError, cause
+from penult.errors import EngineError, ModelError, TapError, UsageError, cause
 from penult.extras import require
 from penult.models.base import Classifier
 from penult.models.loaders.onnx import GraphStructure
+from penult.tracing.onnx_files import inlined, read_model, refuse_operators
 from penult.tracing.onnx_graph import Array, Session, as_feeds, has_cuda
 
 
@@ -111,7 +112,10 @@ class ExportedEngine:
         self.readings = list(request.readings)
         self._graph = ExportedGraph(request)
         key = ["onnxruntime", self._graph.recipe.key, versions("onnx", "onnxruntime")]
-        folder = request.stored_graphs().get(key, lambda aside: _export(self._graph, aside))
+        graphs = request.stored_graphs()
+        folder = graphs.get(key, lambda aside: _export(self._graph, aside))
+        if graphs.given:
+            _refuse_foreign(folder / FILE)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -128,6 +132,18 @@ class ExportedEngine:
         inputs = zip(self._graph.recipe.names, self._graph.inputs(batch), strict=True)
         feeds = {name: value.numpy() for name, value in inputs if name in self._names}
         return self._graph.readout(batch, self._session.run(None, feeds))
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Look through a graph that came with an embedder, as any ONNX file of a stranger.
+
+    Raises:
+        EngineError: it names files elsewhere, or calls what does more than compute.
+    """
+    try:
+        refuse_operators(inlined(read_model(path, weights=False), path.name), str(path))
+    except ModelError as error:
+        raise EngineError(f"the graph that came with the embedder is refused: {error}") from error
 
 
 def _export(graph: ExportedGraph, folder: Path) -> None:

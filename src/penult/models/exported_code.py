@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -199,18 +198,12 @@ def _is_arithmetic(target: str) -> bool:
     library, name, overload = found.groups()
     if library == "higher_order":
         return name in _NESTED and overload is None
-    with suppress(ImportError):
-        import_module(_REGISTERED.get(library, "torch"))
+    if not computes(f"{library}::{name}"):
+        return False
     schemas = torch._C._jit_get_schemas_for_operator(f"{library}::{name}")
-    overloads = {schema.overload_name or "default" for schema in schemas} | {None}
-    return bool(schemas) and overload in overloads and computes(f"{library}::{name}")
-
-
-# What has to be imported for an operator to be there.
-_REGISTERED = {
-    "torchvision": "torchvision",
-    "quantized_decomposed": "torch.ao.quantization.fx._decomposed",
-}
+    return bool(schemas) and overload in {one.overload_name or "default" for one in schemas} | {
+        None
+    }
 
 
 def _is_size(text: str, guard: bool = False) -> bool:

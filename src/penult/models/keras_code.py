@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from penult.data.files import expanded
 from penult.extras import require
 
 # Parts of Keras that compute. Others fetch files, load other models, or loosen what may be loaded.
@@ -71,7 +72,7 @@ def _beyond_class(kind: str, one: dict[str, Any]) -> Iterator[str]:
         yield f"brings code of its own ({kind.strip('_')})"
     elif _registered(kind, one):
         return
-    elif not kind[:1].isupper() and kind not in _VALUES and "config" in one:
+    elif ">" not in kind and not kind[:1].isupper() and kind not in _VALUES and "config" in one:
         yield f"calls {f'{module}.{kind}'[:80]}"
     elif str(module).startswith(("keras", "tensorflow")) and not _is_keras(str(module), kind):
         yield f"has an object of {f'{module}.{kind}'[:80]}"
@@ -97,6 +98,8 @@ def unknown(settings: Any) -> Iterator[str]:
     for one in _objects(settings):
         kind, module = one.get("class_name"), one.get("module")
         others = isinstance(module, str) and not _is_keras(module, str(kind))
+        # HDF5 has registered names alone, `package>Class`, and no module beside them.
+        others = others or (isinstance(kind, str) and ">" in kind)
         if others and module != "builtins" and not _registered(kind, one):
             yield str(kind)
 
@@ -105,7 +108,7 @@ def outside(file: Any) -> Iterator[str]:
     """Parts of an open HDF5 file that lie in other files, or that are larger than a file can be
     meant to be. They may be found by any of the names that lead to them."""
     import_h5: Any = require("h5py")
-    pending, seen = [file], set()
+    pending, seen, total = [file], set(), 0
     while pending:
         group = pending.pop()
         for name in group:
@@ -117,12 +120,15 @@ def outside(file: Any) -> Iterator[str]:
             place = import_h5.h5o.get_info(part.id).addr
             if isinstance(part, import_h5.Group) and place not in seen:
                 pending.append(part)
-            elif isinstance(part, import_h5.Dataset):
+            elif isinstance(part, import_h5.Dataset) and place not in seen:
+                total += part.nbytes
                 if part.external or part.is_virtual:
                     yield f"reads another file for {name[:80]!r} of it"
                 elif part.nbytes > _EXPANDED + 1000 * part.id.get_storage_size():
                     yield f"holds {part.nbytes:,} bytes in {name[:80]!r}, most of which it lacks"
             seen.add(place)
+    if reason := expanded(total, file.id.get_filesize()):
+        yield reason
 
 
 _EXPANDED = 1 << 28  # bytes that a part may have without a byte of it being stored

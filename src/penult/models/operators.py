@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from sysconfig import get_path
 
 import torch
 
 # Where operators come from that compute; `image` of torchvision reads files, `c10d` opens
 # connections, `inductor` reads memory by address, `prim` has Python and other machines in it.
 _LIBRARIES = frozenset(
-    {"aten", "prims", "quantized", "_quantized", "quantized_decomposed", "torchvision", "prepacked",
-     "sparse"}
+    {"aten", "prims", "quantized", "_quantized", "quantized_decomposed", "torchvision",
+     "torchaudio", "prepacked", "sparse"}
 )  # fmt: skip
+# What has to be imported for the operators of a library to be there.
+_REGISTERED = {
+    "torchvision": "torchvision",
+    "torchaudio": "torchaudio",
+    "quantized_decomposed": "torch.ao.quantization.fx._decomposed",
+}
 # Texts that such an operator may take: a way to compute, a text to compute with, a message. One
 # that takes another text (a `filename`, whatever a later torch adds) is refused.
 _TEXTS = frozenset(
@@ -58,6 +69,7 @@ def computes(name: str) -> bool:
         return True
     if library not in _LIBRARIES or name in _BEYOND:
         return False
+    _register(library)
     schemas = torch._C._jit_get_schemas_for_operator(name)
     taken = [argument for schema in schemas for argument in schema.arguments]
     return all(one.name in _TEXTS for one in taken if "str" in _words(str(one.type)))
@@ -65,3 +77,20 @@ def computes(name: str) -> bool:
 
 def _words(kind: str) -> list[str]:
     return "".join(sign if sign.isalnum() else " " for sign in kind).split()
+
+
+@cache
+def _register(library: str) -> None:
+    """Import what brings a library's operators, if it is installed where packages are: a file
+    that names them is no reason to import what lies in some other folder."""
+    name = _REGISTERED.get(library, "torch")
+    with suppress(ImportError, ValueError, OSError, RuntimeError):  # as its own code may fail
+        spec = find_spec(name.partition(".")[0])
+        origin = spec and spec.origin
+        if origin and Path(origin).resolve().parent.parent in _places():
+            import_module(name)
+
+
+def _places() -> set[Path]:
+    beside = Path(torch.__file__).resolve().parent.parent
+    return {beside, *(Path(get_path(kind)).resolve() for kind in ("purelib", "platlib"))}

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from penult.data.files import pointer
+from penult.data.files import archive_entries, expansion, pointer
 from penult.errors import ModelError, UsageError
 from penult.models.base import BINARY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from penult.models.trust import imported
@@ -119,15 +118,7 @@ def refuse_foreign(path: Path) -> None:
 
 def members(path: Path) -> list[str]:
     """Names in a zip archive; none if it is no such archive, or not there."""
-    return [entry.filename for entry in _entries(path)]
-
-
-def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.infolist()
-    except (OSError, zipfile.BadZipFile):
-        return []
+    return [entry.filename for entry in archive_entries(path)]
 
 
 def refuse_expanding(path: Path) -> None:
@@ -136,16 +127,8 @@ def refuse_expanding(path: Path) -> None:
     Raises:
         ModelError: it is one.
     """
-    total, stored = sum(entry.file_size for entry in _entries(path)), path.stat().st_size
-    if total > max(_EXPANDED, _MOST * stored):
-        raise ModelError(
-            f"{path} has {stored:,} bytes, and would be {total:,} when it is unpacked, as no "
-            "trained weights are: it was not read"
-        )
-
-
-# Weights are random to a packer. Zeros are not, so a small archive may be much larger inside.
-_EXPANDED, _MOST = 1 << 29, 20
+    if reason := expansion(path):
+        raise ModelError(f"{path} {reason}")
 
 
 def checkpoint_advice(path: Path) -> str:

@@ -6,7 +6,7 @@ import argparse
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penult.data.files import expanded
 from penult.errors import ModelError, UntrustedCode, cause
 from penult.models.options import existing_file, refuse_expanding
 from penult.models.processors import quiet
@@ -59,6 +60,7 @@ def read(path: Path, entry: str | None = None, *, trust: bool = False) -> Checkp
     entry = _preferred(found) if entry is None else entry
     if entry not in found:
         raise ModelError(f"{path} has no entry {entry!r}; it has {', '.join(map(repr, found))}")
+    refuse_stretched(path, found[entry].values())
     return Checkpoint(
         found[entry],
         entry,
@@ -66,6 +68,19 @@ def read(path: Path, entry: str | None = None, *, trust: bool = False) -> Checkp
         _beside(content, found),
         _training(content),
     )
+
+
+def refuse_stretched(path: Path, tensors: Iterable[Tensor]) -> None:
+    """Refuse tensors that are a few numbers, shown as many: whatever copies them fills the memory.
+
+    Raises:
+        ModelError: a file has such.
+    """
+    own = [one for one in tensors if isinstance(one, Tensor) and one.layout == torch.strided]
+    storages = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in own}
+    total = sum(one.numel() * one.element_size() for one in own)
+    if reason := expanded(total, sum(storages.values())):
+        raise ModelError(f"{path} {reason}")
 
 
 def _safetensors(path: Path) -> Weights:

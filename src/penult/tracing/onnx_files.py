@@ -1,5 +1,5 @@
-"""An ONNX file as files: its graph, of operators that compute; the files of weights beside it checked,
-read, copied.
+"""An ONNX file as files: its graph, of operators that compute; the files of weights beside it
+checked, read, copied.
 """
 
 from __future__ import annotations
@@ -97,15 +97,15 @@ _DOMAINS = frozenset(
 # (the `ep_cache_context` of EPContext is the name of a file, `func_name` of PythonOp is code) is
 # refused, whatever a later runtime adds.
 _TEXTS = frozenset(
-    "activation activation_type activations aggregate_function approximate attention_mode auto_pad "
-    "auxiliary_cache_layout beta_activation case_change_action cast_to cats_strings "
-    "classlabels_strings coordinate_transformation_mode default_string delimiter direction equation "
-    "gate_activation indexshare_state_policy k_cache_dtype k_quant_type keep_aspect_ratio_policy "
-    "kernel_type keys_strings kv_cache_layout locale map_form metric mode nearest_mode nodes_modes "
-    "norm pad_value padding_mode pattern pixel_format plugin_version policy_mode pool_strings "
-    "post_transform quant_type reduction round_mode selected_kv_source separators stopwords "
-    "string_vocabulary tokenexp update_rule v_cache_dtype v_quant_type value_string value_strings "
-    "values_strings".split()
+    "activation activation_type activations aggregate_function approximate attention_mode "
+    "auto_pad auxiliary_cache_layout beta_activation case_change_action cast_to cats_strings "
+    "classlabels_strings coordinate_transformation_mode default_string delimiter direction "
+    "equation gate_activation indexshare_state_policy k_cache_dtype k_quant_type "
+    "keep_aspect_ratio_policy kernel_type keys_strings kv_cache_layout locale map_form metric "
+    "mode nearest_mode nodes_modes norm pad_value padding_mode pattern pixel_format "
+    "plugin_version policy_mode pool_strings post_transform quant_type reduction round_mode "
+    "selected_kv_source separators stopwords string_vocabulary tokenexp update_rule v_cache_dtype "
+    "v_quant_type value_string value_strings values_strings".split()
 )
 _MOST = 1_000_000  # operations of a graph, those of its functions for each call
 
@@ -166,9 +166,9 @@ def inlined(model: Any, name: str) -> Any:
         if ("" if domain == "ai.onnx" else domain, op) in _schemas():
             shown = f"{domain}.{op}".removeprefix(".")
             raise ModelError(
-                f"{name} has a function in the place of {shown}, an operator of ONNX Runtime, which "
-                "would run its own: call the function by another name, or put it into the graph "
-                "(onnx.inliner)"
+                f"{name} has a function in the place of {shown}, an operator of ONNX Runtime, "
+                "which would run its own: call the function by another name, or put it into the "
+                "graph (onnx.inliner)"
             )
     return require("onnx.inliner").inline_local_functions(model)
 

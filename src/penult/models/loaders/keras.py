@@ -302,6 +302,8 @@ def _refuse_code(path: Path) -> None:
     """
     try:
         settings = json.loads(_settings(path)[1] or "null")
+        if isinstance(settings, dict):  # how it was trained is not read: outputs may be named `url`
+            settings.pop("compile_config", None)
         found = next(beyond(settings), "") or next(_outside(path), "")
         foreign = next(unknown(settings), "")
     except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:

@@ -30,6 +30,7 @@ from penult.models.options import (
     refuse_expanding,
     with_length,
 )
+from penult.models.weight_files import refuse_stretched
 
 
 class Exported(UnflattenedModule):
@@ -93,6 +94,7 @@ def open_export(spec: str | Path, options: LoadOptions) -> Classifier:
             f"{path} cannot be opened by torch {torch.__version__}: {_reason(error)}. "
             "Files of torch.export may need the torch that saved them"
         ) from error
+    refuse_stretched(path, [*program.state_dict.values(), *program.constants.values()])
     return open_program(program, options, str(path), SavedFile(path))
 
 

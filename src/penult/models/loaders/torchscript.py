@@ -30,6 +30,7 @@ from penult.models.options import (
 )
 from penult.models.processors import quiet
 from penult.models.scripted_code import compiled, refuse_scripted_code
+from penult.models.weight_files import refuse_stretched
 from penult.tracing.activation import ends_with, is_layout
 
 # Not part of what a model computes: where its source was, and which run wrote the archive.
@@ -157,6 +158,7 @@ def open_torchscript(spec: str | Path, options: LoadOptions) -> Classifier:
             program = compiled(path, options.trust)
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be opened as TorchScript: {cause(error)}") from error
+    refuse_stretched(path, [*program.parameters(), *program.buffers()])
     digest = _file_digest(path)
     saved = SavedFile(path, lambda: digest)
     return open_scripted(program, options, str(path), saved)
