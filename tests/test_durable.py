@@ -782,3 +782,25 @@ def test_a_decoder_of_the_store_that_stops_has_met_damage(
 def test_words_of_a_filter_are_no_damage(store: Path, where: str) -> None:
     with pytest.raises(CollectionError, match="the filter"):
         Collection.open(store).reader.vectors(where)
+
+
+@pytest.mark.parametrize("versions", ["gone", "torn"])
+def test_rows_and_versions_are_damaged(store: Path, versions: str) -> None:
+    """Either the folder of versions was moved away as a whole, with the restored version in it, or
+    the version that the repair had committed, by the name of a torn one."""
+    damaged = sorted((store / "items.lance" / "data").iterdir())[0]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 3] ^= 1
+    damaged.write_bytes(content)
+    if versions == "gone":
+        shutil.rmtree(store / "items.lance" / "_versions")
+    else:
+        newest(store).write_bytes(b"")
+        for copy in (store / "journal").glob("items-*"):
+            copy.unlink()
+    before = ids(store) if versions == "torn" else set()
+    found = repair(store)
+    (items,) = (table for table in found.tables if table.name == "items")
+    assert items.state in ("restored", "rows lost")
+    assert len(ids(store)) == items.rows and repair(store).is_whole
+    assert items.rows >= (60 if versions == "gone" else len(before) - 20)

@@ -474,7 +474,7 @@ def set_aside(
 
 def _move(path: Path, files: Sequence[Path], place: Path) -> None:
     for file in files:
-        if file.exists():
+        if file.is_file():  # a folder that was named as gone may be there again by now
             target = place / file.relative_to(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.rename(target)
@@ -671,10 +671,11 @@ def _carry_out(path: Path, plan: TableRepair, place: Path) -> None:
     import lance
 
     parts = bool(plan.fragments or plan.indices)
-    damaged = [] if parts else [file for file in plan.damaged if not file.startswith(VERSIONS)]
+    # Those of versions are gone with them; what is committed here may have the name of one.
+    damaged = [file for file in plan.damaged if not file.startswith(VERSIONS)]
     if plan.copy is not None:  # first: the copy goes with the versions that are set aside
         _put_back(path, plan.name, Path(plan.copy), place)
-    set_aside(path, plan.name, plan.version or 0, damaged, place)
+    set_aside(path, plan.name, plan.version or 0, [] if parts else damaged, place)
     if not parts:
         return
     table = path / f"{plan.name}{TABLE}"
@@ -688,7 +689,7 @@ def _carry_out(path: Path, plan: TableRepair, place: Path) -> None:
         (path / "index.json").unlink(missing_ok=True)
     Journal(path).sync(plan.name)
     # The versions before name what is damaged, and are out of the way with it.
-    _older_aside(path, plan.name, data.version, list(plan.damaged), place)
+    _older_aside(path, plan.name, data.version, damaged, place)
 
 
 def _put_back(path: Path, name: str, copy: Path, place: Path) -> None:
