@@ -804,3 +804,16 @@ def test_rows_and_versions_are_damaged(store: Path, versions: str) -> None:
     assert items.state in ("restored", "rows lost")
     assert len(ids(store)) == items.rows and repair(store).is_whole
     assert items.rows >= (60 if versions == "gone" else len(before) - 20)
+
+
+def test_damage_without_checksums_ends_no_process(store: Path) -> None:
+    """As in a collection of 0.1.0. An error of Lance with a zero in its text aborted the process
+    where rows came as a stream."""
+    shutil.rmtree(store / "journal")
+    file, mark = latest_data(store), b"/lance.encodings21"
+    content = file.read_bytes()
+    place = content.rindex(mark)
+    file.write_bytes(content[: place + 3] + bytes(len(mark) - 3) + content[place + len(mark) :])
+    assert not repair(store, dry_run=True).is_whole
+    repair(store)
+    assert len(ids(store)) >= 60

@@ -35,6 +35,7 @@ from penult.errors import CollectionError, PenultError, StoreError, cause, liste
 
 ASIDE = "torn"  # the folder that torn files are moved to
 _PAGE = 4096  # bytes that a disk loses or keeps together
+_AT_ONCE = 1024  # rows
 log = logging.getLogger(__name__)
 
 
@@ -131,8 +132,7 @@ class Examination:
         if not bad and self.deep and any(file not in self.known for file in files):
             try:
                 with panics_caught():
-                    for _ in fragment.to_batches(batch_size=1024):
-                        pass
+                    _read_through(fragment)
             except (OSError, RuntimeError, ValueError) as error:
                 bad = True
                 found.damaged[next(iter(files))] = f"cannot be read: {cause(error)}"
@@ -197,6 +197,13 @@ class Examination:
 def _is_inside(file: str) -> bool:
     """Whether a name that a version or a journal gives can be one of the table's own files."""
     return not Path(file).is_absolute() and not {"..", "."} & {*re.split(r"[\\/]", file)}
+
+
+def _read_through(fragment: Any) -> None:
+    """Not as a stream: of a damaged file its error may end the process, by a text with a zero."""
+    count = int(fragment.count_rows())
+    for start in range(0, count, _AT_ONCE):
+        fragment.take(list(range(start, min(count, start + _AT_ONCE))))
 
 
 def _count(fragment: Any) -> int:
