@@ -470,7 +470,7 @@ def test_class_names_that_are_added_are_told(project: Path) -> None:
     (project / "names.txt").write_text("dog\ncat\nowl\nfox\n")
     embed()
     told = embed("other", "--class-names", "names.txt")
-    assert "its classes had no names so far" in told and "'dog', 'cat', 'owl', …" in told
+    assert "its classes had no names so far" in told and "'dog', 'cat', 'owl' and " in told
     assert Collection.open(project.parent / "c.lance").manifest.labels[0] == "dog"  # type: ignore[union-attr]
     embed("other", code=2)
 

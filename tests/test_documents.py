@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
 import onnx
 import pytest
@@ -329,3 +330,12 @@ def test_a_description_of_an_index_of_other_types(made: Path, tmp_path: Path, te
     (copy / ABOUT).write_text(text, "utf-8")
     code, words = said("info", copy)
     assert (code, f"{ABOUT} is damaged" in words) == (2, True)
+
+
+@pytest.mark.parametrize("info", ["[]", '{"renamed": 3}', "{", '{"sources": "a"}', DEEP])
+def test_what_a_run_tells_of_itself_is_checked(made: Path, tmp_path: Path, info: str) -> None:
+    copy = tmp_path / "copy.lance"
+    shutil.copytree(made / "calls.lance", copy)
+    lancedb.connect(str(copy)).open_table("runs").update(values={"info": info})
+    code, words = said("failures", copy, "--new")
+    assert code == 1 and "the column info of its runs is damaged" in words

@@ -429,7 +429,7 @@ def test_a_proof_that_came_with_an_embedder_is_a_claim(
     again = command.embed(saved, sounds, "--engine", "torch")[1]
     assert again["certificate"]["kept"] and again["proved_on"] == first["proved_on"]
     said = command("embed", saved, sounds, "--into", cache.parent / "x.lance")[0]
-    assert f"head proved here on {again['certificate']['kept']} (kept) on" in said
+    assert f"head proved here on {again['certificate']['kept']} (kept), with " in said
     (note,) = cache.glob("**/proof-*.json")
     _truncated(note)
     assert not command.embed(saved, sounds, "--engine", "torch")[1]["certificate"]["kept"]

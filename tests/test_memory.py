@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -39,7 +40,7 @@ from penult.embedding.demand import PassDemand
 from penult.embedding.embedder import Embedder
 from penult.embedding.scheduling import ReadAhead
 from penult.errors import EmptyItem, ItemError, SourceError, TooLong, UsageError
-from penult.memory import Held, MemoryBound, free_memory, parse_size, peak
+from penult.memory import Held, MemoryBound, free_memory, parse_size, peak, started, starting
 from penult.models.processors import AudioPreparer, TextPreparer
 from penult.models.specs import load
 from test_cli import ask
@@ -822,3 +823,17 @@ def test_the_peak_of_a_call() -> None:
         values = np.ones(30_000_000)
         del values
     assert not found or 200_000_000 < found[0] < 400_000_000
+
+
+def test_python_looks_for_cycles_as_often_as_usual_from_the_first_item_on() -> None:
+    usual = gc.get_threshold()
+    started()  # of a program that imports Penult: no change
+    assert gc.get_threshold() == usual
+    with starting():
+        assert gc.get_threshold()[0] > 10 * usual[0] and gc.isenabled()
+        list(decode([], DecodeTarget("text"), Decoding(workers=0)))
+        assert gc.get_threshold() == usual
+    assert gc.get_threshold() == usual
+    with starting():
+        pass
+    assert gc.get_threshold() == usual

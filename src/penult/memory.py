@@ -5,6 +5,7 @@ call. Knows no items and no models.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import sys
@@ -22,6 +23,29 @@ SHARE, MOST = 0.5, 4_000_000_000  # of what is free, and bytes, by default
 LEAST = 64_000_000  # bytes; less holds no batch of an ordinary model
 _UNITS = {"": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(?:(%)|([KMGT]?)(i?)B?)\s*", re.IGNORECASE)
+
+
+_SELDOM = 50_000  # objects made and kept, between two looks for those that only refer to each other
+_usual: list[tuple[int, int, int]] = []  # how often Python looks once this program has started
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """A program that starts, until the end of the block or `started`: Python looks seldom for
+    objects that nothing refers to, since libraries make a million and leave nearly none."""
+    _usual.append(gc.get_threshold())
+    gc.set_threshold(_SELDOM, *_usual[0][1:])
+    try:
+        yield
+    finally:
+        started()
+
+
+def started() -> None:
+    """From here on objects may be large (decoded items), and Python looks as often as usual. No
+    change where no program was `starting`."""
+    with suppress(IndexError):
+        gc.set_threshold(*_usual.pop())
 
 
 def parse_size(text: str) -> int:

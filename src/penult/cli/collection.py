@@ -331,13 +331,14 @@ def repair(
 
 
 def _repair_lines(found: Repair) -> Iterator[str]:
-    names = {"restored": "restored" if found.done else "can be restored"}
+    names = {"restored": "restored" if found.done else "would be restored"}
     if found.manifest != "whole":
         yield f"collection.json: {names.get(found.manifest, 'lost; no copy of it is there')}"
     for table in found.tables:
         files = counted(table.files, "file")
         unknown = f", {table.unknown:,} of them without a checksum" if table.unknown else ""
-        yield f"{table.name}: {table.state}, {counted(table.rows, 'row')}, {files}{unknown}"
+        state = names.get(table.state, table.state)
+        yield f"{table.name}: {state}, {counted(table.rows, 'row')}, {files}{unknown}"
         for file, reason in list(table.damaged.items())[:_DAMAGED]:
             yield f"  {file} {reason}"
         if len(table.damaged) > _DAMAGED:

@@ -45,6 +45,7 @@ from penult.cli.output import (
     start_events,
 )
 from penult.errors import ItemError, PenultError, UsageError, cause
+from penult.memory import starting
 
 app = typer.Typer(
     name="penult",
@@ -164,7 +165,7 @@ def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     arguments = _with_offline_first(arguments)
     codes: list[int] = []
-    with events_ended() as end:
+    with events_ended() as end, starting():
         lost = _is_lost(lambda: codes.append(_logged(_with_log_first(arguments))))
         code = FAILED if lost else codes[0]
         end(code)

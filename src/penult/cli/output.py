@@ -577,9 +577,12 @@ def proof_line(embedder: Embedder) -> str:
     """The proof of the head in one line, with the items that it was measured on."""
     proof = embedder.certificate
     when = f" here on {printable(proof.kept)} (kept)" if proof.kept else ""
+    items = named(embedder.proved_on)
+    if when and items:
+        items = f", with{items.removeprefix(' on')}"
     if proof.ok:
         return (
-            f"[dim]head proved{when}{named(embedder.proved_on)}: {len(proof.checks)} checks, "
+            f"[dim]head proved{when}{items}: {len(proof.checks)} checks, "
             f"largest error {proof.max_error:.1g}[/]"
         )
     return f"[dim]head not proved{when}: {printable(proof.refusal)}[/]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,7 +54,9 @@ class FailureCounts:
 def new_failures(reader: Reader) -> list[Row]:
     """Failures that the latest run met first. A merge is no such run."""
     runs = reader.side_table("runs").to_pylist()
-    own = [run["run_id"] for run in runs if "merged" not in json.loads(run["info"] or "{}")]
+    own = [
+        run["run_id"] for run in runs if "merged" not in schema.run_info(reader.path, run["info"])
+    ]
     rows = reader.side_table(NAME).to_pylist()
     return [row for row in rows if own and _first_run(row) == own[-1]]
 

@@ -4,7 +4,6 @@ removal of their rows.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -149,7 +148,7 @@ def _filter_of(reader: Reader, given: Sequence[str]) -> str:
 def runs_of(reader: Reader, given: set[str]) -> Iterator[str]:
     """The runs over some of these folders and tables, and over nothing else."""
     for run in reader.side_table("runs").to_pylist():
-        sources = json.loads(run["info"] or "{}").get("sources")
+        sources = schema.run_info(reader.path, run["info"]).get("sources")
         if sources and given.issuperset(sources):
             yield run["run_id"]
 

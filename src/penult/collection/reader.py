@@ -311,7 +311,8 @@ def read_derived(reader: Reader, kind: str, name: str | None = None) -> Derived 
         found = table.search().where(where).limit(1).to_arrow().to_pylist()[0]
     with pa.ipc.open_stream(pa.BufferReader(found["data"])) as stream:
         values = stream.read_all()
-    return Derived(found[column], found["name"], json.loads(found["about"]), values)
+    about = schema.derived_about(reader.path, found["about"])
+    return Derived(found[column], found["name"], about, values)
 
 
 def _row_schema(found: Manifest) -> pa.Schema:

@@ -316,6 +316,8 @@ def _had_rows(path: Path, name: str) -> bool:
 
 def _runs_wrote(path: Path) -> bool:
     """Whether the runs of a collection say that they wrote rows."""
+    if not journal.manifests(path / f"runs{TABLE}"):
+        return False
     try:
         with panics_caught():
             runs = _opened(path, path / f"runs{TABLE}")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from penult.data import documents
 from penult.data.items import utf8
 from penult.data.tables import typed
-from penult.errors import CollectionError, cause, listed
+from penult.errors import CollectionError, StoreError, cause, listed
 
 Key = tuple[str, str]  # id and region
 COLUMNS = (
@@ -238,3 +240,40 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:
 def quoted(values: Sequence[str]) -> str:
     """Strings as a list of SQL literals; what is not UTF-8 as ids have it (`as_id`)."""
     return ", ".join("'" + utf8(value).replace("'", "''") + "'" for value in values)
+
+
+class RunInfo(TypedDict, total=False):
+    """What is read again of the column `info` of a run."""
+
+    merged: Any
+    renamed: dict[str, str] | None
+    sources: list[str] | None
+    summary: str | None
+
+
+def run_info(path: Path, text: str | None) -> RunInfo:
+    """What a run tells of itself beside its columns.
+
+    Raises:
+        StoreError: it is not what Penult wrote.
+    """
+    return _document(path, "runs", "info", text or "{}", RunInfo)
+
+
+def derived_about(path: Path, text: str) -> dict[str, Any]:
+    """What derived values were made from.
+
+    Raises:
+        StoreError: it is not what Penult wrote.
+    """
+    return _document(path, "derived values", "about", text, dict[str, Any])
+
+
+def _document(path: Path, table: str, column: str, text: str, kind: Any) -> Any:
+    try:
+        return documents.parse(text, kind)
+    except ValueError as error:
+        raise StoreError(
+            f"{path}: the column {column} of its {table} is damaged: {error}. penult repair {path} "
+            "checks its files"
+        ) from error

@@ -392,8 +392,9 @@ def summary_of(old: Reader) -> str | None:
     """
     if not old.count_rows(_MADE):
         return None
-    infos = [json.loads(info) for info in old.side_table("runs")["info"].to_pylist() if info]
-    ways = sorted({info["summary"] for info in infos if info.get("summary")})
+    texts = old.side_table("runs")["info"].to_pylist()
+    infos = [schema.run_info(old.path, text) for text in texts]
+    ways = sorted({way for info in infos if (way := info.get("summary"))})
     if len(ways) != 1:
         known = f"made in {len(ways)} ways ({', '.join(ways)})" if ways else "nobody wrote down how"
         raise UsageError(f"{old.path} has summaries, {known}; say which: --summary mean or max")

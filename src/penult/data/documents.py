@@ -5,6 +5,7 @@ no content.
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,16 +23,23 @@ def parse(text: str | bytes, kind: type[T]) -> T:
         ValueError: it is no JSON, too large or too deep, or something in it is of another type; in
             one line.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if len(text) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 20} MB")
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         misfits = error.errors(include_url=False, include_context=False)
         more = f"; {len(misfits) - _FITTING} more" if len(misfits) > _FITTING else ""
         raise ValueError("; ".join(map(_words, misfits[:_FITTING])) + more) from None
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def check(value: Any, kind: type[T]) -> T:

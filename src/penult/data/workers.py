@@ -47,7 +47,7 @@ from penult.data.messages import Ready, Start, WorkerAnswer
 from penult.errors import DecodeError, ItemError, PassingFault, StoreError, TooLong, cause
 from penult.import_path import environment, isolated_path
 from penult.locking import Guard
-from penult.memory import Held
+from penult.memory import Held, started
 
 log = logging.getLogger(__name__)
 AHEAD = 8  # items for each worker that are read ahead
@@ -68,6 +68,7 @@ def decode(
 ) -> Generator[DecodedRegion | Failure | N, None, None]:
     """Each region's content, in order, in this process or in workers; failures and notes pass
     through. Close it where not all is taken, so that the workers end."""
+    started()
     if not decoding.workers or not _has_processes():
         return open_regions(pairs, target)
     return _decode_in_workers(pairs, target, decoding)

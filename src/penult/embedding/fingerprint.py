@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from penult.errors import listed
 from penult.models.base import digest
 from penult.models.source_code import changed
 
@@ -362,11 +363,10 @@ def renamed(before: Sequence[str], now: Sequence[str]) -> str:
         for index, (one, two) in pairs
         if one != two and has_name(one, index)
     ]
-    more = f", and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-    return ", ".join(other[:_SHOWN]) + more
+    return listed(other, _SHOWN)
 
 
 def newly_named(before: Sequence[str], now: Sequence[str]) -> str:
     """The names that classes without a name have got, in words; empty where there are none."""
     new = [repr(two) for one, two in zip(before, now, strict=False) if one != two]
-    return ", ".join(new[:_SHOWN]) + (", …" if len(new) > _SHOWN else "")
+    return listed(new, _SHOWN)

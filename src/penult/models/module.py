@@ -20,6 +20,7 @@ from penult.errors import (
     PenultError,
     UsageError,
     cause,
+    listed,
 )
 from penult.models.base import (
     NOT_STORED,
@@ -54,7 +55,7 @@ from penult.tracing.forward import SplitTarget, still
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs
 from penult.tracing.module_state import changed_between, held_by, keeps_state
-from penult.tracing.randomness import listed, sources, words
+from penult.tracing.randomness import sources, words
 from penult.tracing.scores import (
     LOG_SOFTMAX,
     REGRESSION,
@@ -397,7 +398,9 @@ def _refuse_state(parts: ModuleParts, tensors: Tensors, changed: Sequence[str]) 
     if changed and all(name.endswith(_STATISTICS) for name in changed):
         return  # of training: told as such where a file was saved so
     if (changed or unseen) and keeps_state(parts.module, tensors):
-        which = f"a pass changes {listed(changed)}" if changed else "the same input gives another"
+        which = (
+            f"a pass changes {listed(changed, 3)}" if changed else "the same input gives another"
+        )
         raise ModelError(
             f"{parts.spec} keeps a state between calls ({which}), so a row would depend on the "
             "items before it: give a module that begins anew in every call"
@@ -516,7 +519,7 @@ def require_steady(classifier: Classifier, remedy: str) -> None:
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
     if changed or drawn or not all(map(_equal, first, second)):
         sign = "the same input gives other scores"
-        sign = f"{listed(drawn)} draws random numbers" if drawn else sign
+        sign = f"{listed(drawn, 3)} draws random numbers" if drawn else sign
         sign = f"a pass changes {changed[0]}" if changed else sign
         raise ModelError(
             f"{classifier.spec} was saved in training mode ({sign} in every pass): {remedy}"

@@ -12,14 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from penult.errors import HeadNotFound, TapError
+from penult.errors import HeadNotFound, TapError, listed
 from penult.tracing.boundary import find_boundary
 from penult.tracing.certificate import POWER, TOLERANCE, Certificate
 from penult.tracing.forward import SplitTarget, relative
 from penult.tracing.head import VIEWS, Head, find_head, logits_of
 from penult.tracing.inputs import CallInputs
 from penult.tracing.living import TracedTensor
-from penult.tracing.randomness import listed, sources, states_of, words
+from penult.tracing.randomness import sources, states_of, words
 from penult.tracing.taps import INPUT, Tap, find_taps, tap_at
 from penult.tracing.trace import Address, Op, TensorRead, Trace, record, run_swapped
 
@@ -91,7 +91,7 @@ def anatomy_of(
     head, refusal = locate(trace, named)
     taps = find_taps(trace, head, module, base)
     drawn = {
-        name: listed(words(sources(trace, _read_at(trace, tap)))) for name, tap in taps.items()
+        name: listed(words(sources(trace, _read_at(trace, tap))), 3) for name, tap in taps.items()
     }
     return Anatomy(
         head=head.names if head else None,
@@ -130,7 +130,7 @@ def choose_tap(
     if name in dict(module.named_modules()) and name:
         trace = record(module, kwargs=tensors)
         tap = tap_at(trace, name)
-        drawn = listed(words(sources(trace, _read_at(trace, tap))))
+        drawn = listed(words(sources(trace, _read_at(trace, tap))), 3)
         if drawn and not _is_seeded(module, tensors, trace):
             refuse_random(name, drawn)
         return tap

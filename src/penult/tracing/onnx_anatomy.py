@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from penult.errors import HeadNotFound, ModelError, TapError, UsageError
+from penult.errors import HeadNotFound, ModelError, TapError, UsageError, listed
 from penult.tracing.anatomy import Anatomy, refuse_random
 from penult.tracing.certificate import Certificate
 from penult.tracing.onnx_graph import Array, Feeds, OnnxGraph
@@ -48,7 +48,8 @@ def find_logits(graph: OnnxGraph, output: str | None = None, n_labels: int | Non
             if found in floats:
                 return str(found)
         raise UsageError(
-            f"{output!r} is no output of floats of this graph; it has {_listed(floats)}"
+            f"{output!r} is no output of floats of this graph; it has "
+            f"{listed(map(repr, floats)) or 'none'}"
         )
     if not floats:
         raise ModelError("the graph gives no tensor of floats, so no logits can be read from it")
@@ -61,13 +62,9 @@ def find_logits(graph: OnnxGraph, output: str | None = None, n_labels: int | Non
     if len(last) == 1:
         return str(last[0])
     raise ModelError(
-        f"the graph has several outputs that could be the logits: {_listed(last)}; "
+        f"the graph has several outputs that could be the logits: {listed(map(repr, last))}; "
         "name one of them as FILE.onnx#OUTPUT"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
 
 
 def before_scores(graph: OnnxGraph, output: str) -> tuple[str, str]:

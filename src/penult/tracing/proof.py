@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penult.errors import HeadNotFound, cause
+from penult.errors import HeadNotFound, cause, listed
 from penult.tracing.anatomy import Anatomy, anatomy_of
 from penult.tracing.boundary import Boundary, find_boundary
 from penult.tracing.certificate import POWER, SMALL, TOLERANCE, Certificate, Check, largest_batch
@@ -36,7 +36,7 @@ from penult.tracing.inputs import (
     lengths_of_one,
     other_batches,
 )
-from penult.tracing.randomness import Randomness, listed, states_of
+from penult.tracing.randomness import Randomness, states_of
 from penult.tracing.replay import Program
 from penult.tracing.trace import Inversion, Trace, ValuesNotKept, run_swapped
 
@@ -234,17 +234,17 @@ class _Prover:
         found = self._random
         if not found.states:
             return
-        note = f"drawn elsewhere, and not on the way to the logits: {listed(found.elsewhere)}"
+        note = f"drawn elsewhere, and not on the way to the logits: {listed(found.elsewhere, 3)}"
         why = ""
         if (found.reaching or found.read) and self._seeded():
             note = "every pass draws from the same seed, which the model sets"
         elif found.reaching:
-            why = f"random numbers reach the logits ({listed(found.reaching)}){_FIXED}"
+            why = f"random numbers reach the logits ({listed(found.reaching, 3)}){_FIXED}"
         elif found.read and not self._unmoved_by_chance():
-            why = f"random numbers decide how the scores are computed (in {listed(found.read)})"
+            why = f"random numbers decide how the scores are computed (in {listed(found.read, 3)})"
             why += _FIXED
         count = float(len(found.reaching) + len(found.read)) if why else 0.0
-        note = listed(found.reaching or found.read) if why else note
+        note = listed(found.reaching or found.read, 3) if why else note
         self._check("random operations", not why, count, note, why)
 
     def _seeded(self) -> bool:

@@ -6,7 +6,7 @@ passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from penult.tracing.trace import SHAPE_ONLY, Op, TensorRead, Trace
@@ -63,8 +63,3 @@ def words(ops: Iterable[Op]) -> tuple[str, ...]:
     """`bernoulli_ in encoder.drop`, each once."""
     named = (f"{op.name.removeprefix('aten.')} in {op.module or 'the model'}" for op in ops)
     return tuple(dict.fromkeys(named))
-
-
-def listed(names: Sequence[str]) -> str:
-    """At most three of them."""
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
