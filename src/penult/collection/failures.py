@@ -54,9 +54,8 @@ class FailureCounts:
 def new_failures(reader: Reader) -> list[Row]:
     """Failures that the latest run met first. A merge is no such run."""
     runs = reader.side_table("runs").to_pylist()
-    own = [
-        run["run_id"] for run in runs if "merged" not in schema.run_info(reader.path, run["info"])
-    ]
+    infos = [schema.run_info(reader.path, run["info"]) for run in runs]
+    own = [run["run_id"] for run, info in zip(runs, infos, strict=True) if info.merged is None]
     rows = reader.side_table(NAME).to_pylist()
     return [row for row in rows if own and _first_run(row) == own[-1]]
 

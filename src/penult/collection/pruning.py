@@ -148,7 +148,7 @@ def _filter_of(reader: Reader, given: Sequence[str]) -> str:
 def runs_of(reader: Reader, given: set[str]) -> Iterator[str]:
     """The runs over some of these folders and tables, and over nothing else."""
     for run in reader.side_table("runs").to_pylist():
-        sources = schema.run_info(reader.path, run["info"]).get("sources")
+        sources = schema.run_info(reader.path, run["info"]).sources
         if sources and given.issuperset(sources):
             yield run["run_id"]
 

@@ -72,7 +72,7 @@ def _original_names(reader: Reader) -> dict[str, str]:
     """The names that metadata columns had in the tables of the runs."""
     found: dict[str, str] = {}
     for run in reader.side_table("runs").to_pylist():
-        renamed = schema.run_info(reader.path, run["info"]).get("renamed") or {}
+        renamed = schema.run_info(reader.path, run["info"]).renamed or {}
         found |= {new: old for old, new in renamed.items()}
     return found
 

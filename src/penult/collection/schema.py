@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -242,13 +242,14 @@ def quoted(values: Sequence[str]) -> str:
     return ", ".join("'" + utf8(value).replace("'", "''") + "'" for value in values)
 
 
-class RunInfo(TypedDict, total=False):
+@dataclass(frozen=True, slots=True)
+class RunInfo:
     """What is read again of the column `info` of a run."""
 
-    merged: Any
-    renamed: dict[str, str] | None
-    sources: list[str] | None
-    summary: str | None
+    merged: Any = None
+    renamed: dict[str, str] | None = None
+    sources: list[str] | None = None
+    summary: str | None = None
 
 
 def run_info(path: Path, text: str | None) -> RunInfo:
@@ -257,7 +258,8 @@ def run_info(path: Path, text: str | None) -> RunInfo:
     Raises:
         StoreError: it is not what Penult wrote.
     """
-    return _document(path, "runs", "info", text or "{}", RunInfo)
+    info: RunInfo = _document(path, "runs", "info", text or "{}", RunInfo)
+    return info
 
 
 def derived_about(path: Path, text: str) -> dict[str, Any]:
@@ -266,7 +268,8 @@ def derived_about(path: Path, text: str) -> dict[str, Any]:
     Raises:
         StoreError: it is not what Penult wrote.
     """
-    return _document(path, "derived values", "about", text, dict[str, Any])
+    about: dict[str, Any] = _document(path, "derived values", "about", text, dict[str, Any])
+    return about
 
 
 def _document(path: Path, table: str, column: str, text: str, kind: Any) -> Any:

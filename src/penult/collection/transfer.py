@@ -394,7 +394,7 @@ def summary_of(old: Reader) -> str | None:
         return None
     texts = old.side_table("runs")["info"].to_pylist()
     infos = [schema.run_info(old.path, text) for text in texts]
-    ways = sorted({way for info in infos if (way := info.get("summary"))})
+    ways = sorted({way for info in infos if (way := info.summary)})
     if len(ways) != 1:
         known = f"made in {len(ways)} ways ({', '.join(ways)})" if ways else "nobody wrote down how"
         raise UsageError(f"{old.path} has summaries, {known}; say which: --summary mean or max")
