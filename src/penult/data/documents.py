@@ -28,11 +28,12 @@ def parse(text: str | bytes, kind: type[T]) -> T:
     if len(text) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 20} MB")
     try:
-        return _adapter(kind).validate_json(text, strict=True)
+        found: T = _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         misfits = error.errors(include_url=False, include_context=False)
         more = f"; {len(misfits) - _FITTING} more" if len(misfits) > _FITTING else ""
         raise ValueError("; ".join(map(_words, misfits[:_FITTING])) + more) from None
+    return found
 
 
 @cache
