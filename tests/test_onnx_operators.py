@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from importlib import import_module
 from pathlib import Path
@@ -54,6 +55,24 @@ def refused(made: Any, folder: Path) -> str:
         opened(made, folder)
     assert run(["inspect", str(folder / "m.onnx"), "--sample-rate", str(SAMPLES)]) == 2
     return str(caught.value)
+
+
+def test_every_operator_that_computes_is_taken() -> None:
+    """Of all that ONNX Runtime has, in every version, two name compiled code of a device."""
+    from penult.tracing import onnx_files
+
+    schemas = needed("onnxruntime.capi._pybind_state").get_all_operator_schema()
+    kinds = {(one.domain, one.name) for one in schemas}
+    taken = set()
+    for domain, name in kinds:
+        node = helper.make_node(name, [], [], domain=domain)
+        graph = helper.make_model(helper.make_graph([node], "one", [], []))
+        with contextlib.suppress(ModelError):
+            onnx_files.refuse_operators(graph, "one")
+            taken.add((domain, name))
+    known = {kind for kind in kinds if kind[0] in ("", "ai.onnx.ml", MS)}
+    assert ("", "Cast") in known and len(known) > 300
+    assert known - taken == {(MS, "EPContext"), (MS, "Snpe")}
 
 
 def test_compiled_code_of_a_device_is_not_opened(tmp_path: Path) -> None:

@@ -99,13 +99,13 @@ _DOMAINS = frozenset(
 _TEXTS = frozenset(
     "activation activation_type activations aggregate_function approximate attention_mode "
     "auto_pad auxiliary_cache_layout beta_activation case_change_action cast_to cats_strings "
-    "classlabels_strings coordinate_transformation_mode default_string delimiter direction "
-    "equation gate_activation indexshare_state_policy k_cache_dtype k_quant_type "
-    "keep_aspect_ratio_policy kernel_type keys_strings kv_cache_layout locale map_form metric "
-    "mode nearest_mode nodes_modes norm pad_value padding_mode pattern pixel_format "
-    "plugin_version policy_mode pool_strings post_transform quant_type reduction round_mode "
-    "selected_kv_source separators stopwords string_vocabulary tokenexp update_rule v_cache_dtype "
-    "v_quant_type value_string value_strings values_strings".split()
+    "classes_strings classlabels_strings coordinate_transformation_mode default_string "
+    "delimiter direction equation gate_activation indexshare_state_policy k_cache_dtype "
+    "k_quant_type keep_aspect_ratio_policy kernel_type keys_strings kv_cache_layout locale "
+    "map_form metric mode nearest_mode nodes_modes norm pad_value padding_mode pattern "
+    "pixel_format plugin_version policy_mode pool_strings post_transform quant_type reduction "
+    "round_mode selected_kv_source separators stopwords string_vocabulary to tokenexp "
+    "update_rule v_cache_dtype v_quant_type value_string value_strings values_strings".split()
 )
 _MOST = 1_000_000  # operations of a graph, those of its functions for each call
 
