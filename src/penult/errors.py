@@ -17,6 +17,7 @@
     │   └── UsedBeforeFork       it was opened in the process that this one was forked from
     ├── StoreError               the work failed: full disk, no permission: exit code 1
     │   ├── CollectionLocked     another process is writing
+    │   ├── EndlessPass          the model did not end with a batch in its time
     │   └── IndexRefused         an index would find too few of the nearest rows
     └── ItemError                one item failed; the run goes on and names it: exit code 3
         ├── DecodeError          not readable as what it claims to be
@@ -101,6 +102,14 @@ class StoreError(PenultError):
 
 class CollectionLocked(StoreError):
     """Another process is writing to the collection."""
+
+
+class EndlessPass(StoreError):
+    """The model did not end with a batch in its time. failures: of the regions in it."""
+
+    def __init__(self, message: str, failures: Iterable[object] = ()) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
 
 
 class IndexRefused(StoreError):

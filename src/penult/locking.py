@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from penult.errors import UsedBeforeFork
 
 T = TypeVar("T")
+ENGINES = "engine"  # how the names of threads begin in which models run
 
 
 class Guard:

@@ -116,6 +116,13 @@ def embed(
             "--alone", help="Run each item in a forward pass of its own, without batches."
         ),
     ] = False,
+    max_model_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest time of one pass of the model in seconds; beyond it the run ends, and "
+            "the next one leaves the item out."
+        ),
+    ] = None,
     logits: Annotated[str, typer.Option(help="Logits to store: all, top:K or none.")] = "all",
     fp16: Annotated[bool, typer.Option("--fp16", help="Store vectors in half precision.")] = False,
     retry_failed: Annotated[
@@ -202,6 +209,7 @@ def embed(
         layout=layout_of(modality, window, hop, tile, overlap, pages),
         summary=summary,  # type: ignore[arg-type]
         alone=alone,
+        max_model_seconds=max_model_seconds,
     )
     if old is None:
         source = source_of(given or [], channel, modality)

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ from penult.cli.output import (
     start_events,
 )
 from penult.errors import ItemError, PenultError, UsageError, cause
+from penult.locking import ENGINES
 from penult.memory import starting
 
 app = typer.Typer(
@@ -143,6 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stderr.flush()
     except (OSError, ValueError):
         discard_stderr()
+    if any(thread.name.startswith(ENGINES) for thread in threading.enumerate()):
+        os._exit(code)  # a pass of the model that does not end, which Python would wait for
     sys.exit(code)
 
 

@@ -372,7 +372,15 @@ def _run_options(source: Source, options: Options, like: Reader | None) -> dict[
     usual = Options()
     asked: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("logits", "max_seconds", "retry_failed", "summary", "alone", "time_limit")
+        for name in (
+            "logits",
+            "max_seconds",
+            "retry_failed",
+            "summary",
+            "alone",
+            "time_limit",
+            "max_model_seconds",
+        )
         if getattr(options, name) != getattr(usual, name)
     }
     if options.limits != usual.limits:

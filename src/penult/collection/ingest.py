@@ -22,7 +22,7 @@ import pyarrow as pa
 from penult.collection.schema import Key, Known
 from penult.data.decode import Decoding, Limits, decoding_as, usual_decoding
 from penult.data.files import file_size, item_error
-from penult.data.items import PAUSE, Entry, Failure, Item, Note, Pause, former_id
+from penult.data.items import PAUSE, Entry, Failure, Item, Note, OneByOne, Pause, former_id
 from penult.data.regions import Box, Region, span_of
 from penult.data.sources import UntilError
 from penult.data.windows import Layout
@@ -218,6 +218,7 @@ class Options:
     alone: one region in each forward pass. max_seconds, workers, time_limit,
     limits: see `Decoding`. patient: items
     are read and decoded in threads of their own, so that slow ones hold up no commit.
+    max_model_seconds: a pass of the model that takes longer ends the run, and its items fail.
     """
 
     logits: str = "all"
@@ -233,12 +234,15 @@ class Options:
     patient: bool = True
     commit_rows: int = 256
     commit_seconds: float = 5.0
+    max_model_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise UsageError(f"a limit of {self.max_seconds:g} s lets nothing through; give more")
         if not self.time_limit > 0:
             raise UsageError(f"no file is decoded in {self.time_limit:g} s; give more")
+        if self.max_model_seconds is not None and not self.max_model_seconds > 0:
+            raise UsageError(f"no model ends within {self.max_model_seconds:g} s; give more")
         if self.summary not in (None, "mean", "max"):
             raise UsageError(f"no summary {self.summary!r}; choose mean or max")
 
@@ -252,12 +256,13 @@ class Options:
             limits=self.limits,
             patience=self.commit_seconds,
             apart=self.patient,
+            model_seconds=self.max_model_seconds,
         )
 
 
 _NO_CONDITIONS = (
     *("logits", "retry_failed", "layout", "summary", "summarised", "alone", "workers"),
-    *("patient", "commit_rows", "commit_seconds"),
+    *("patient", "commit_rows", "commit_seconds", "max_model_seconds"),
 )
 
 
@@ -351,6 +356,8 @@ def plan(
                 continue
             yield from _plan_item(group, seen, options)
         annotations.compare(seen)
+    if last:
+        yield OneByOne()
     for faulty, known in last:
         yield from _plan_item(faulty, known, options)
     if gone := annotations.former():
@@ -658,6 +665,7 @@ class _RowAssembler:
             FormerAnnotations: self._add_former,
             ItemEnd: self._end,
             Pause: lambda note: None,
+            OneByOne: lambda note: None,
         }
         self.batch = CommitBatch()
 

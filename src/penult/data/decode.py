@@ -357,7 +357,7 @@ class Decoding:
     on, or the system fails at, is tried once more in a fresh worker. limits: of what is decoded.
     patience: seconds that prepared regions may wait for company in a batch; with one, a `Pause`
     comes among the regions where none has for a while. apart: regions are then read and prepared
-    in a thread of their own.
+    in a thread of their own. model_seconds: longest time of one pass of the model.
     """
 
     max_seconds: float | None = None
@@ -369,6 +369,7 @@ class Decoding:
     limits: Limits = field(default_factory=Limits)
     patience: float | None = None
     apart: bool = True
+    model_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None and not self.max_seconds > 0:

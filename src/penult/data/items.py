@@ -105,6 +105,10 @@ class Pause(Note):
     """Among regions: none has come for a while, so that it is time for those that wait."""
 
 
+class OneByOne(Note):
+    """Among regions: each of those behind it runs in a pass of its own."""
+
+
 PAUSE = Pause()
 T = TypeVar("T")
 R = TypeVar("R")

@@ -26,7 +26,7 @@ from penult.data.decode import (
     Decoding,
     usual_decoding,
 )
-from penult.data.items import PAUSE, Entry, Failure, Item, N, Note, Pause
+from penult.data.items import PAUSE, Entry, Failure, Item, N, Note, OneByOne, Pause
 from penult.data.regions import Region
 from penult.data.sources import UntilError, from_objects
 from penult.data.workers import decode
@@ -35,6 +35,7 @@ from penult.embedding.scheduling import (
     BatchQueue,
     EnginePool,
     OrderedResults,
+    PassWatch,
     PreparedRegion,
     ReadAhead,
     engine_pool,
@@ -46,6 +47,7 @@ from penult.engines.registry import EngineMode, native_spec, open_native
 from penult.errors import (
     REFUSALS,
     EmptyItem,
+    EndlessPass,
     ItemError,
     PenultError,
     TooLong,
@@ -139,12 +141,13 @@ class Stopwatch:
 @dataclass(frozen=True, slots=True)
 class _RunState:
     """State of one run, shared with no other. logits: whether the outcomes have them. left: set
-    once the caller has stopped taking results."""
+    once the caller has stopped taking results. passes: what is in the model."""
 
     planner: Planner
     logits: bool
     watch: Stopwatch
     left: threading.Event
+    passes: PassWatch
 
 
 def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str) -> Engine:
@@ -240,11 +243,11 @@ class Runner:
         decoding, watch = decoding or usual_decoding(), watch or Stopwatch()
         planner = self._planner(decoding.limits.bound)
         most = decoding.limits.bound.queue
-        waiting = BatchQueue(planner, BatchPolicy if alone else self._policy, most)
-        patience = decoding.patience
+        waiting = BatchQueue(planner, lambda: BatchPolicy() if alone else self._policy(), most)
+        patience, passes = decoding.patience, PassWatch(decoding.model_seconds)
         order = OrderedResults(pauses=patience is not None)
         given = UntilError(pairs)
-        state = _RunState(planner, logits, watch, threading.Event())
+        state = _RunState(planner, logits, watch, threading.Event(), passes)
 
         def run(meanwhile: bool = True) -> Iterator[Any]:
             batch = waiting.take()
@@ -258,14 +261,18 @@ class Runner:
         with (
             closing(self._prepared(given, decoding, watch)) as prepared,
             watch.waits(len(self.engines)),
-            engine_pool(self.engines, planner.hold, None if patience is None else {}) as engines,
+            engine_pool(
+                self.engines, planner.hold, None if patience is None else {}, passes.check
+            ) as engines,
         ):
             try:
                 numbers = count()
                 for ready in prepared:
+                    passes.check()
+                    alone = alone or isinstance(ready, OneByOne)
                     if self._is_long(ready):  # is measured while nothing else runs
                         yield from order.put(engines.rest())
-                        ready = yield from self._measured(ready, decoding, engines)
+                        ready = yield from self._measured(ready, decoding, engines, passes)
                     if isinstance(ready, PreparedRegion):
                         waiting.add(next(numbers), replace(ready, item=ready.item.known))
                     elif isinstance(ready, Pause):
@@ -283,6 +290,10 @@ class Runner:
                     yield from order.take()
                 yield from order.put(engines.rest())
                 yield from order.take()
+            except EndlessPass as error:
+                yield from order.take()
+                yield from error.failures  # type: ignore[misc]
+                raise
             finally:
                 state.left.set()
         yield from given.then(())
@@ -297,13 +308,18 @@ class Runner:
         return long and model.seconds is None and self._devices[0] == "cpu"
 
     def _measured(
-        self, ready: PreparedRegion, decoding: Decoding, engines: EnginePool[Any]
+        self,
+        ready: PreparedRegion,
+        decoding: Decoding,
+        engines: EnginePool[Any],
+        passes: PassWatch,
     ) -> Generator[Any, None, PreparedRegion | Failure]:
         """The region, or why it does not fit; pauses meanwhile, so that rows before it are kept."""
         found: list[PreparedRegion | Failure] = []
 
         def work(engine: Engine) -> dict[int, Any]:
-            found.append(self._if_it_fits(ready, decoding))
+            with passes.under_way([ready]):
+                found.append(self._if_it_fits(ready, decoding))
             return {}
 
         patient = decoding.patience is not None
@@ -420,7 +436,7 @@ class Runner:
             return {}
         ids, items = list(ready), list(ready.values())
         try:
-            with run.watch.timed("model"):
+            with run.watch.timed("model"), run.passes.under_way(items):
                 readout = engine(self.batch(items), run.logits)
             n_classes = len(self.classifier.labels) if run.logits else None
             readout.require_rows(len(items), n_classes)

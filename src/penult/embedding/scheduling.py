@@ -3,6 +3,7 @@ work in a thread."""
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -12,19 +13,23 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from penult.data.decode import PATIENCE, Content
-from penult.data.items import PAUSE, Item, Pause
+from penult.data.items import PAUSE, Failure, Item, Pause
 from penult.data.regions import Region
 from penult.engines.base import Engine
 from penult.engines.batching import ALONE, BatchPolicy, Planner
+from penult.errors import EndlessPass, ItemError, PassingFault, TooLong
+from penult.locking import ENGINES
 from penult.memory import Held
 from penult.models.base import Inputs
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 _LEAVING = 2.0  # seconds that a thread may take to end; one that a file holds up is left behind
 
 
@@ -204,6 +209,72 @@ class OrderedResults(dict[int, Any]):
             self._next += 1
 
 
+NOTICE = 600.0  # seconds of one pass, behind which it is told what is in the model
+_NAMED = 5  # items that are named then
+
+
+class PassWatch:
+    """What is in the model, and since when. limit: the longest time of a pass in seconds."""
+
+    def __init__(self, limit: float | None = None) -> None:
+        self._limit, self._told = limit, set[int]()
+        self._passes: dict[int, tuple[float, Sequence[PreparedRegion]]] = {}
+        self._numbers = count()
+
+    @contextmanager
+    def under_way(self, regions: Sequence[PreparedRegion]) -> Iterator[None]:
+        """Around a pass, in the thread of its engine."""
+        number = next(self._numbers)
+        self._passes[number] = (time.monotonic(), regions)
+        try:
+            yield
+        finally:
+            del self._passes[number]
+
+    def check(self) -> None:
+        """Called now and then, in the thread that waits for results.
+
+        Raises:
+            EndlessPass: a pass has taken longer than the limit.
+        """
+        for number, (since, regions) in list(self._passes.items()):
+            seconds = time.monotonic() - since
+            if self._limit is not None and seconds > self._limit:
+                raise self._endless(regions, self._limit)
+            if seconds > NOTICE and number not in self._told:
+                self._told.add(number)
+                log.warning(
+                    "%s: in the model for %.0f minutes now. --max-model-seconds ends a run at such "
+                    "a pass, and the next one leaves its item out",
+                    _names(regions), seconds / 60,
+                )  # fmt: skip
+
+    def _endless(self, regions: Sequence[PreparedRegion], limit: float) -> EndlessPass:
+        """A verdict on one item; of several any may be at fault, so that each has its turn alone
+        in the next run."""
+        reason: ItemError = TooLong(
+            f"the model had not ended with it after {limit:g} s (--max-model-seconds); a higher "
+            "limit and --retry-failed give it another try"
+        )
+        if len(regions) > 1:
+            reason = PassingFault(
+                f"the model had not ended after {limit:g} s (--max-model-seconds) with "
+                f"{len(regions)} items, this one among them; the next run tries each of them alone"
+            )
+        return EndlessPass(
+            f"the model had not ended after {limit:g} s (--max-model-seconds) with "
+            f"{_names(regions)}, which is noted as failed. What came before is committed; give the "
+            "same command again for the rest",
+            [Failure.of(one.item, one.region, reason) for one in regions],
+        )
+
+
+def _names(regions: Sequence[PreparedRegion]) -> str:
+    names = list(dict.fromkeys(one.item.id for one in regions))
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
 AHEAD = 4  # pieces of work for each engine that are under way, so that none of them runs dry
 
 
@@ -211,7 +282,8 @@ class EnginePool(Generic[T]):
     """Gives pieces of work to free engines.
 
     hold: the largest sum of the sizes of pieces under way; beyond it the oldest is waited for.
-    pause: given in between while a piece is waited for, where it is not None.
+    pause: given in between while a piece is waited for, where it is not None; `check` is called
+    before.
     """
 
     def __init__(
@@ -220,11 +292,13 @@ class EnginePool(Generic[T]):
         pool: ThreadPoolExecutor,
         hold: int,
         pause: T | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for engine in engines:
             self._free.put(engine)
         self._engines, self._pool, self._hold, self._pause = engines, pool, hold, pause
+        self._check = check
         self._flying: deque[tuple[Future[T], int]] = deque()
 
     def give(
@@ -258,6 +332,7 @@ class EnginePool(Generic[T]):
         """The result of the oldest piece, behind as many pauses as it takes."""
         future = self._flying[0][0]
         while self._pause is not None and not wait([future], PATIENCE).done:
+            self._check()
             yield self._pause
         self._flying.popleft()
         yield future.result()
@@ -282,11 +357,19 @@ class EnginePool(Generic[T]):
 
 @contextmanager
 def engine_pool(
-    engines: Sequence[Engine], hold: int, pause: Any = None
+    engines: Sequence[Engine],
+    hold: int,
+    pause: Any = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[EnginePool[Any]]:
-    """A pool for a `with` block; work that has not begun when the block is left is dropped."""
-    pool = ThreadPoolExecutor(len(engines), thread_name_prefix="engine")
+    """A pool for a `with` block; work that has not begun when the block is left is dropped, and a
+    pass that does not end is left behind, with its thread."""
+    pool = ThreadPoolExecutor(len(engines), thread_name_prefix=ENGINES)
+    ends = True
     try:
-        yield EnginePool(engines, pool, hold, pause)
+        yield EnginePool(engines, pool, hold, pause, check)
+    except EndlessPass:
+        ends = False
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=ends, cancel_futures=True)
