@@ -263,7 +263,7 @@ class PassWatch:
             )
         return EndlessPass(
             f"the model had not ended after {limit:g} s (--max-model-seconds) with "
-            f"{_names(regions)}, which is noted as failed. What came before is committed; give the "
+            f"{_names(regions)}, noted as failed. What came before is committed; give the "
             "same command again for the rest",
             [Failure.of(one.item, one.region, reason) for one in regions],
         )

@@ -8,6 +8,7 @@ names.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 from torch import nn
@@ -47,10 +48,10 @@ def find_batch_policy(
     policy that holds in torch, for an engine that runs the same passes: only it and lesser ones are
     tried. bar: the largest relative difference that the engine's precision allows.
     """
-    items = probe(classifier)
-    if items is None:
+    taken = _taken(classifier, engine)
+    if taken is None:
         return BatchPolicy()
-    alone = [engine(Batch(item)) for item in items]
+    items, alone = taken
     errors: dict[str, float] = {}
     candidates = _candidates(classifier, items) if first is None else _lesser(first)
     for policy in candidates:
@@ -99,6 +100,22 @@ def probe(classifier: Classifier) -> list[Tensors] | None:
             return [*items, _twin(classifier, items[-1], factor * _SIZES[-1])]
         except REFUSALS:
             continue
+    return None
+
+
+def _taken(classifier: Classifier, engine: Engine) -> tuple[list[Tensors], list[Readout]] | None:
+    """Items that the model takes, and what it gives for each alone. One that takes a single length,
+    and does not say so, is given four of the usual one; None where it takes none of them."""
+    for items in (probe(classifier), _of_one_size(classifier)):
+        with suppress(*REFUSALS):
+            if items is not None:
+                return items, [engine(Batch(item)) for item in items]
+    return None
+
+
+def _of_one_size(classifier: Classifier) -> list[Tensors] | None:
+    with suppress(*REFUSALS):
+        return [_item(classifier, seed, 1.0) for seed in range(len(_SIZES) + 1)]
     return None
 
 

@@ -125,6 +125,7 @@ _FIXED = (
 _COUNTS = {"power", "weights loaded", "random operations"}  # checks whose figure is no error
 _HELD_OUT = 2  # shapes that the law is tried with and that no program was fitted to
 _REFITS = 2
+_READ = 100  # values that Python may read of tensors in an inverted pass, besides ten for each
 
 
 class _InputRefused(Exception):
@@ -200,6 +201,7 @@ class _Prover:
         self._random = Randomness.of(trace, boundary.logits)
         self._used = trace.weights_used([boundary.logits])
         self._deciding = list(dict.fromkeys(name or "the model" for name in trace.decisions))
+        self._reads = _READ + 10 * (len(trace.decisions) + len(trace.chances))
         self._cuts: list[tuple[str, PassCut]] = []  # that the program is fitted to
         self._taken: list[Variant] = []  # of other shapes, without their numbers
         self._memory = _PassMemory.of(target, self.example, trace, first)
@@ -254,7 +256,7 @@ class _Prover:
     def _unmoved_by_chance(self) -> bool:
         """Whether the logits stay when random values that Python reads are turned round."""
         for forced in (1e30, -1e30):
-            inversion = Inversion(forced)
+            inversion = Inversion(forced, self._reads)
             try:
                 trace, _ = self.target.record(self.example, chance=inversion)
                 error = relative(logits_of(trace.output, self.target.output), self.first.logits)
@@ -300,10 +302,10 @@ class _Prover:
         """
         assert self.program is not None
         for forced in (1e30, -1e30) if self._deciding else ():
-            inversion = Inversion(forced)
+            inversion = Inversion(forced, self._reads)
             try:
                 other = recorded(self.target, self.example, self.first.needed, inversion)
-            except Exception:  # noqa: S110  most often a check that raises
+            except Exception:  # noqa: S110  most often a check that raises, or a loop without end
                 pass
             else:
                 error = self._law_error(self.program, other)

@@ -447,14 +447,24 @@ def _mutated(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
 class Inversion:
     """Inverts what Python reads of a tensor: booleans, choices, and floats, which become `forced`.
 
-    floats: whether a float was among them, so that another `forced` would be another pass.
+    most: values that a pass may read: a loop whose end depends on one (`while error > 1e-3`) would
+    go on for ever. floats: whether a float was among them, so that another `forced` would be
+    another pass.
     """
 
     forced: float
+    most: int
     floats: bool = False
 
     def __call__(self, value: Any) -> Any:
-        """Another value of the same type."""
+        """Another value of the same type.
+
+        Raises:
+            EndlessLoop: the pass reads more values than it may.
+        """
+        self.most -= 1
+        if self.most < 0:
+            raise EndlessLoop("with its branches inverted the model does not end")
         if isinstance(value, bool):
             return not value
         if isinstance(value, int):
@@ -470,6 +480,10 @@ class Inversion:
             self.floats = True
             return self.forced
         return value
+
+
+class EndlessLoop(Exception):
+    """A pass whose branches are inverted does not come to its end."""
 
 
 class _PythonReads(TorchFunctionMode):
