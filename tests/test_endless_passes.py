@@ -160,4 +160,4 @@ def test_a_limit_that_lets_nothing_through(seconds: float, folder: Path) -> None
 
     told = ask("embed", "demo", folder / "clips", "--into", folder / "x.lance",
                "--max-model-seconds", seconds)  # fmt: skip
-    assert told.code == 2 and "no model ends within" in told.err
+    assert told.code == 2 and "model seconds lets nothing through" in told.err

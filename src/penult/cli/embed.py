@@ -6,7 +6,7 @@ import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -194,6 +194,7 @@ def embed(
     from penult.collection.collection import Collection
     from penult.collection.ingest import Options
     from penult.collection.transfer import source_from_collection
+    from penult.data.decode import usual_decoding
     from penult.data.sources import Shard
     from penult.embedding.embedder import describe_embedder, open_embedder
 
@@ -209,7 +210,7 @@ def embed(
         layout=layout_of(modality, window, hop, tile, overlap, pages),
         summary=summary,  # type: ignore[arg-type]
         alone=alone,
-        max_model_seconds=max_model_seconds,
+        limits=replace(usual_decoding().limits, model_seconds=max_model_seconds),
     )
     if old is None:
         source = source_of(given or [], channel, modality)

@@ -372,15 +372,7 @@ def _run_options(source: Source, options: Options, like: Reader | None) -> dict[
     usual = Options()
     asked: dict[str, Any] = {
         name: getattr(options, name)
-        for name in (
-            "logits",
-            "max_seconds",
-            "retry_failed",
-            "summary",
-            "alone",
-            "time_limit",
-            "max_model_seconds",
-        )
+        for name in ("logits", "max_seconds", "retry_failed", "summary", "alone", "time_limit")
         if getattr(options, name) != getattr(usual, name)
     }
     if options.limits != usual.limits:

@@ -50,7 +50,6 @@ class AddOptions(CutOptions, total=False):
 
     logits: str
     max_seconds: float | None
-    max_model_seconds: float | None
     retry_failed: bool
     summary: Literal["mean", "max"] | None
     alone: bool

@@ -218,7 +218,6 @@ class Options:
     alone: one region in each forward pass. max_seconds, workers, time_limit,
     limits: see `Decoding`. patient: items
     are read and decoded in threads of their own, so that slow ones hold up no commit.
-    max_model_seconds: a pass of the model that takes longer ends the run, and its items fail.
     """
 
     logits: str = "all"
@@ -234,15 +233,12 @@ class Options:
     patient: bool = True
     commit_rows: int = 256
     commit_seconds: float = 5.0
-    max_model_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise UsageError(f"a limit of {self.max_seconds:g} s lets nothing through; give more")
         if not self.time_limit > 0:
             raise UsageError(f"no file is decoded in {self.time_limit:g} s; give more")
-        if self.max_model_seconds is not None and not self.max_model_seconds > 0:
-            raise UsageError(f"no model ends within {self.max_model_seconds:g} s; give more")
         if self.summary not in (None, "mean", "max"):
             raise UsageError(f"no summary {self.summary!r}; choose mean or max")
 
@@ -256,13 +252,12 @@ class Options:
             limits=self.limits,
             patience=self.commit_seconds,
             apart=self.patient,
-            model_seconds=self.max_model_seconds,
         )
 
 
 _NO_CONDITIONS = (
     *("logits", "retry_failed", "layout", "summary", "summarised", "alone", "workers"),
-    *("patient", "commit_rows", "commit_seconds", "max_model_seconds"),
+    *("patient", "commit_rows", "commit_seconds"),
 )
 
 
@@ -281,10 +276,11 @@ def conditions(options: Options) -> str:
     and what decodes; as text, to be compared."""
     with decoding_as(Decoding()):  # not as this run has it
         usual = Options()
+    own = replace(options, limits=replace(options.limits, model_seconds=None))
     asked = {
-        name: getattr(options, name)
+        name: getattr(own, name)
         for name in Options.__dataclass_fields__
-        if name not in _NO_CONDITIONS and getattr(options, name) != getattr(usual, name)
+        if name not in _NO_CONDITIONS and getattr(own, name) != getattr(usual, name)
     }
     return json.dumps({**asked, **decoder_versions()}, sort_keys=True, default=str)
 

@@ -320,19 +320,22 @@ class Limits:
 
     pixels: of a picture, a box of it or a frame; larger ones are refused. characters: of a text
     that are read; a model that needs more of it refuses it. memory: bytes, or `2GB` or `60%`, of
-    what is decoded, prepared and computed in all processes; None: as `MemoryBound.by_default`. Of
-    the others None is no limit.
+    what is decoded, prepared and computed in all processes; None: as `MemoryBound.by_default`.
+    model_seconds: of one pass of the model; one that takes longer ends the run, and its items fail.
+    Of the others None is no limit.
     """
 
     pixels: int | None = MAX_PIXELS
     characters: int | None = MAX_CHARACTERS
     memory: int | str | None = None
+    model_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("pixels", "characters"):
+        for name in ("pixels", "characters", "model_seconds"):
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
-                raise UsageError(f"a limit of {limit} {name} lets nothing through; give more")
+                named = name.replace("_", " ")
+                raise UsageError(f"a limit of {limit:g} {named} lets nothing through; give more")
         if self.memory is not None:
             _ = self.bound  # refused now
 
@@ -357,7 +360,7 @@ class Decoding:
     on, or the system fails at, is tried once more in a fresh worker. limits: of what is decoded.
     patience: seconds that prepared regions may wait for company in a batch; with one, a `Pause`
     comes among the regions where none has for a while. apart: regions are then read and prepared
-    in a thread of their own. model_seconds: longest time of one pass of the model.
+    in a thread of their own.
     """
 
     max_seconds: float | None = None
@@ -369,7 +372,6 @@ class Decoding:
     limits: Limits = field(default_factory=Limits)
     patience: float | None = None
     apart: bool = True
-    model_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None and not self.max_seconds > 0:

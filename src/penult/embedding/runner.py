@@ -138,16 +138,18 @@ class Stopwatch:
             self.add("wait", max(0.0, whole - (self.seconds.get("model", 0.0) - before)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _RunState:
     """State of one run, shared with no other. logits: whether the outcomes have them. left: set
-    once the caller has stopped taking results. passes: what is in the model."""
+    once the caller has stopped taking results. passes: what is in the model. one_by_one: from here
+    on each region runs alone."""
 
     planner: Planner
     logits: bool
     watch: Stopwatch
     left: threading.Event
     passes: PassWatch
+    one_by_one: bool = False
 
 
 def open_engine(classifier: Classifier, readings: Sequence[Reading], device: str) -> Engine:
@@ -241,62 +243,76 @@ class Runner:
         comes among the results where there is none for a while.
         """
         decoding, watch = decoding or usual_decoding(), watch or Stopwatch()
-        planner = self._planner(decoding.limits.bound)
-        most = decoding.limits.bound.queue
-        waiting = BatchQueue(planner, lambda: BatchPolicy() if alone else self._policy(), most)
-        patience, passes = decoding.patience, PassWatch(decoding.model_seconds)
-        order = OrderedResults(pauses=patience is not None)
-        given = UntilError(pairs)
-        state = _RunState(planner, logits, watch, threading.Event(), passes)
-
-        def run(meanwhile: bool = True) -> Iterator[Any]:
-            batch = waiting.take()
-            size = sum(ready.weight for ready in batch.values()) // 4
-            work = partial(self._run, ready=batch, run=state)
-            yield from order.put(engines.give(work, size, meanwhile))
-
-        def late() -> bool:
-            return patience is not None and not engines.busy and waiting.age > patience / 2
-
+        planner, patience = self._planner(decoding.limits.bound), decoding.patience
+        passes, given = PassWatch(decoding.limits.model_seconds), UntilError(pairs)
+        run = _RunState(planner, logits, watch, threading.Event(), passes)
+        queue = BatchQueue(
+            planner,
+            lambda: BatchPolicy() if run.one_by_one or alone else self._policy(),
+            decoding.limits.bound.queue,
+        )
+        pause: dict[int, Any] | None = None if patience is None else {}
         with (
             closing(self._prepared(given, decoding, watch)) as prepared,
             watch.waits(len(self.engines)),
-            engine_pool(
-                self.engines, planner.hold, None if patience is None else {}, passes.check
-            ) as engines,
+            engine_pool(self.engines, planner.hold, pause, passes.check) as engines,
         ):
+            order = OrderedResults(pauses=patience is not None)
             try:
-                numbers = count()
-                for ready in prepared:
-                    passes.check()
-                    alone = alone or isinstance(ready, OneByOne)
-                    if self._is_long(ready):  # is measured while nothing else runs
-                        yield from order.put(engines.rest())
-                        ready = yield from self._measured(ready, decoding, engines, passes)
-                    if isinstance(ready, PreparedRegion):
-                        waiting.add(next(numbers), replace(ready, item=ready.item.known))
-                    elif isinstance(ready, Pause):
-                        yield ready  # type: ignore[misc]
-                    else:
-                        order[next(numbers)] = ready
-                    # A region that waits for others must not hold back all that comes behind it.
-                    crowded = len(order) > HELD_BACK
-                    while waiting.due or (waiting and (crowded or late())):
-                        yield from run()
-                    yield from order.put(engines.rest() if crowded else engines.ended())
-                    yield from order.take()
-                while waiting:
-                    yield from run(meanwhile=patience is not None)
-                    yield from order.take()
-                yield from order.put(engines.rest())
-                yield from order.take()
+                yield from self._batched(prepared, decoding, run, queue, engines, order)
             except EndlessPass as error:
                 yield from order.take()
                 yield from error.failures  # type: ignore[misc]
                 raise
             finally:
-                state.left.set()
+                run.left.set()
         yield from given.then(())
+
+    def _batched(
+        self,
+        prepared: Iterable[Any],
+        decoding: Decoding,
+        run: _RunState,
+        queue: BatchQueue,
+        engines: EnginePool[Any],
+        order: OrderedResults,
+    ) -> Iterator[Any]:
+        """Prepared regions in batches; outcomes in the order of the regions."""
+        patience = decoding.patience
+
+        def compute(meanwhile: bool = True) -> Iterator[Any]:
+            batch = queue.take()
+            size = sum(ready.weight for ready in batch.values()) // 4
+            work = partial(self._run, ready=batch, run=run)
+            yield from order.put(engines.give(work, size, meanwhile))
+
+        def late() -> bool:
+            return patience is not None and not engines.busy and queue.age > patience / 2
+
+        numbers = count()
+        for ready in prepared:
+            run.passes.check()
+            run.one_by_one = run.one_by_one or isinstance(ready, OneByOne)
+            if self._is_long(ready):  # is measured while nothing else runs
+                yield from order.put(engines.rest())
+                ready = yield from self._measured(ready, decoding, engines, run.passes)
+            if isinstance(ready, PreparedRegion):
+                queue.add(next(numbers), replace(ready, item=ready.item.known))
+            elif isinstance(ready, Pause):
+                yield ready
+            else:
+                order[next(numbers)] = ready
+            # A region that waits for others must not hold back all that comes behind it.
+            crowded = len(order) > HELD_BACK
+            while queue.due or (queue and (crowded or late())):
+                yield from compute()
+            yield from order.put(engines.rest() if crowded else engines.ended())
+            yield from order.take()
+        while queue:
+            yield from compute(meanwhile=patience is not None)
+            yield from order.take()
+        yield from order.put(engines.rest())
+        yield from order.take()
 
     def _is_long(self, ready: Any) -> bool:
         """Whether a pass over a region may take any memory: of sound in one piece, on a processor;
