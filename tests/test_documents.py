@@ -275,6 +275,19 @@ def test_a_row_of_a_name_that_is_not_utf8_is_found(odd: Path, tmp_path: Path) ->
     assert said("search", tmp_path / "one.lance", odd)[0] == 0
 
 
+def test_a_folder_of_a_name_that_is_not_utf8_is_pruned(odd: Path, tmp_path: Path) -> None:
+    """Names of sources are kept with the run, and compared with those that are given."""
+    folder = tmp_path / "f\udcff"
+    folder.mkdir()
+    for name in "abcdef":
+        shutil.copy(odd, folder / f"{name}.wav")
+    assert said("embed", "demo", folder, "--into", tmp_path / "c.lance")[0] == 0
+    (folder / "b.wav").unlink()
+    code, words = said("embed", "demo", folder, "--into", tmp_path / "c.lance", "--prune")
+    assert code == 0 and "1 row removed" in words, words
+    assert penult.Collection.open(tmp_path / "c.lance").count == 5
+
+
 def test_a_collection_and_a_class_need_names_in_utf8(made: Path, tmp_path: Path) -> None:
     code, words = said("embed", "demo", made / "0.wav", "--into", tmp_path / "n\udcff.lance")
     assert code == 1

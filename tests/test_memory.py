@@ -615,6 +615,7 @@ def test_a_source_that_stands_still_holds_up_no_commit(
     assert [row["id"] for row in first + rest] == list(map(str, files))
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("slow", ["decoder", "hash"])
 def test_a_file_that_stands_still_holds_up_no_commit(
     embedder: Embedder, recordings: Path, monkeypatch: pytest.MonkeyPatch, slow: str
@@ -740,6 +741,7 @@ def test_no_pass_is_run_that_takes_more_than_there_is(
         assert len(run) <= count + 1
 
 
+@pytest.mark.usefixtures("here")
 def test_a_recording_that_does_not_fit_is_named_and_the_others_are_there(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

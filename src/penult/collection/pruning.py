@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from penult.collection import failures, schema
 from penult.collection.reader import Reader
-from penult.data.items import path_of
+from penult.data.items import path_of, utf8
 from penult.data.tables import PATH
 
 FEW = 5  # items, or annotations, whose rows are removed whatever their share is
@@ -124,7 +124,7 @@ def _scan(reader: Reader, asked: str) -> Iterator[tuple[list[str], list[int | No
 
 def _failed(reader: Reader, given: Sequence[str]) -> list[str]:
     """The ids of files that failed, of these sources."""
-    folders = tuple(folder.rstrip("/") + "/" for folder in given if Path(folder).is_dir())
+    folders = tuple(utf8(folder.rstrip("/") + "/") for folder in given if Path(folder).is_dir())
     runs = set(runs_of(reader, set(given)))
     return [
         row["id"]
@@ -147,6 +147,7 @@ def _filter_of(reader: Reader, given: Sequence[str]) -> str:
 
 def runs_of(reader: Reader, given: set[str]) -> Iterator[str]:
     """The runs over some of these folders and tables, and over nothing else."""
+    given = {utf8(one) for one in given}
     for run in reader.side_table("runs").to_pylist():
         sources = schema.run_info(reader.path, run["info"]).sources
         if sources and given.issuperset(sources):

@@ -35,7 +35,7 @@ from penult.collection.manifest import (
     write_manifest,
 )
 from penult.collection.schema import Key, Known
-from penult.data.items import Failure
+from penult.data.items import Failure, utf8
 from penult.errors import CollectionError, StoreError
 
 log = logging.getLogger(__name__)
@@ -381,7 +381,7 @@ class Writer:
 def _command() -> str:
     """The command line of this process, such that it can be typed again."""
     name, *arguments = sys.argv or [""]
-    return shlex.join([Path(name).name or "python", *arguments])
+    return utf8(shlex.join([Path(name).name or "python", *arguments]))
 
 
 @contextlib.contextmanager

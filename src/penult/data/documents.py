@@ -5,6 +5,7 @@ no content.
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import Any, TypeVar
 
@@ -13,11 +14,14 @@ T = TypeVar("T")
 LARGEST = 256 << 20  # bytes; the class names of the largest models take a few million
 _SHOWN = 60  # characters of a value that does not fit
 _FITTING = 3  # misfits that are named
+# A backslash, a pair of surrogates, or one alone, as `json.dumps` writes a name that is not UTF-8.
+_ESCAPED = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|\\u(d[89a-f]..)", re.IGNORECASE)
 
 
 def parse(text: str | bytes, kind: type[T]) -> T:
     """A document as a value of a type: a dataclass, a TypedDict, `dict[str, str]`. Numbers, texts
-    and lists are taken as what they are: "3" is no number.
+    and lists are taken as what they are: "3" is no number. Names that are not UTF-8 come as `utf8`
+    has them.
 
     Raises:
         ValueError: it is no JSON, too large or too deep, or something in it is of another type; in
@@ -27,6 +31,8 @@ def parse(text: str | bytes, kind: type[T]) -> T:
 
     if len(text) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 20} MB")
+    if isinstance(text, str) and "\\ud" in text:
+        text = _ESCAPED.sub(lambda one: rf"\\u{one[1]}" if one[1] else one[0], text)
     try:
         found: T = _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:

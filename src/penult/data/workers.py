@@ -55,6 +55,7 @@ HELD = 64  # decoded regions of a worker that wait for the model
 _START_LIMIT = 60.0  # seconds for a process to come up
 _STARTS = 3  # workers that do not come up, one after the other, before the run ends
 _HEAVY = 1 << 20  # bytes of an item that is here already, of which few are read ahead
+_HEADERS = 256  # regions of one item that are told at once what it is
 _FAULTS = 3  # faults of the system, one after the other, before files are no longer tried again
 _CRASHES = frozenset(
     getattr(signal, name)
@@ -224,12 +225,15 @@ class Decoders:
             if key is None:
                 yield from (_Task([one]) for one in group)
                 continue
-            regions: list[Any] = list(group)
-            if isinstance(regions[0][0].content, Path | bytes):
-                yield _Task(regions, turn % self._count)
-                turn += 1
-            else:
-                yield from (_Task([one]) for one in regions)  # it is here already
+            # A recording is decoded in one go; of headers no more are read than are asked for.
+            most = _HEADERS if self._start.target.header else None
+            regions: list[Any]
+            while regions := list(islice(group, most)):
+                if isinstance(regions[0][0].content, Path | bytes):
+                    yield _Task(regions, turn % self._count)
+                else:
+                    yield from (_Task([one]) for one in regions)  # it is here already
+            turn += 1
 
     def _received(self, task: _Task, ahead: deque[_Task]) -> Iterator[Any]:
         """A task's regions. What its worker fails at is tried once more; if that fails too, the
