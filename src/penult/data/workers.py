@@ -227,8 +227,7 @@ class Decoders:
                 continue
             # A recording is decoded in one go; of headers no more are read than are asked for.
             most = _HEADERS if self._start.target.header else None
-            regions: list[Any]
-            while regions := list(islice(group, most)):
+            while regions := list[Any](islice(group, most)):
                 if isinstance(regions[0][0].content, Path | bytes):
                     yield _Task(regions, turn % self._count)
                 else:
