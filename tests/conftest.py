@@ -68,6 +68,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_audio(tmp_path_factory.mktemp("models") / "tiny", "wav2vec2")
 
 
+# What a worker does with a file of a hostile name; a test adds which readers.
+HOSTILE = """
+import os, sys, time
+if "from penult.data.decoding_process import serve" in " ".join(sys.orig_argv):
+    from penult.data import audio, image
+    def hostile(read):
+        def reading(content, *rest, **named):
+            name = getattr(content, "name", "")
+            if "crash" in name:
+                os.kill(os.getpid(), 11)
+            if "hang" in name:
+                time.sleep(600)
+            if "alloc" in name:
+                bytearray(1 << 40)
+            return read(content, *rest, **named)
+        return reading
+"""
+
+
+def make_hostile(place: Path, monkeypatch: pytest.MonkeyPatch, *readers: str) -> None:
+    """Make these readers, such as `audio.info`, hostile in the workers of a test."""
+    (place / "site").mkdir()
+    lines = "".join(f"    {one} = hostile({one})\n" for one in readers)
+    (place / "site" / "sitecustomize.py").write_text(HOSTILE + lines)
+    paths = [str(place / "site"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+
+
 @pytest.fixture
 def here() -> Iterator[None]:
     """Files are opened in this process, whose decoders a test changes."""

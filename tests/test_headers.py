@@ -3,7 +3,6 @@ crashes its parser, holds it up or asks for all memory takes no run with it."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from conftest import RATE, clip
+from conftest import RATE, clip, make_hostile
 from penult.collection.collection import Collection
 from penult.data import audio, image
 from penult.data.decode import Decoding
@@ -23,25 +22,6 @@ from penult.data.windows import Layout
 from penult.data.workers import headers_in_workers
 from test_cli import ask
 
-# Parsers of headers, in workers only, that do with a file what its name says.
-HOSTILE = """
-import os, sys, time
-if "from penult.data.decoding_process import serve" in " ".join(sys.orig_argv):
-    from penult.data import audio, image
-    def hostile(read):
-        def reading(content, *rest, **named):
-            name = getattr(content, "name", "")
-            if "crash" in name:
-                os.kill(os.getpid(), 11)
-            if "hang" in name:
-                time.sleep(600)
-            if "alloc" in name:
-                bytearray(1 << 40)
-            return read(content, *rest, **named)
-        return reading
-    audio.info = hostile(audio.info)
-    image.size, image.count_pages = hostile(image.size), hostile(image.count_pages)
-"""
 BAD = ("crash", "hang", "alloc")
 SAYS = {"crash": "SIGSEGV", "hang": "longer than 4 s", "alloc": "memory"}
 
@@ -49,10 +29,7 @@ SAYS = {"crash": "SIGSEGV", "hang": "longer than 4 s", "alloc": "memory"}
 @pytest.fixture
 def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hostile parsers in workers; in this process none may be asked at all."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HOSTILE)
-    paths = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+    make_hostile(tmp_path, monkeypatch, "audio.info", "image.size", "image.count_pages")
 
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("a file is opened in the process of the run")

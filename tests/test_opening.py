@@ -15,7 +15,7 @@ import soundfile
 from PIL import Image
 
 import penult
-from conftest import RATE, clip
+from conftest import RATE, clip, make_hostile
 from penult.collection.collection import Collection
 from penult.data import audio, image, workers
 from penult.data.decode import DecodeTarget, Decoding, decoding_as
@@ -27,24 +27,6 @@ from penult.models.specs import load
 from penult.sklearn import EmbeddingTransformer
 from test_cli import ask
 
-# Decoders, in workers only, that do with a file what its name says.
-HOSTILE = """
-import os, sys, time
-if "from penult.data.decoding_process import serve" in " ".join(sys.orig_argv):
-    from penult.data import audio
-    def hostile(read):
-        def reading(content, *rest, **named):
-            name = getattr(content, "name", "")
-            if "crash" in name:
-                os.kill(os.getpid(), 11)
-            if "hang" in name:
-                time.sleep(600)
-            if "alloc" in name:
-                bytearray(1 << 40)
-            return read(content, *rest, **named)
-        return reading
-    audio.load_many, audio.info = hostile(audio.load_many), hostile(audio.info)
-"""
 WANTED = DecodeTarget("audio", RATE)
 GOOD = ("a", "b", "y", "z")
 
@@ -74,10 +56,7 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hostile(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Hostile decoders in workers; in this process none may be asked at all."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HOSTILE)
-    paths = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+    make_hostile(tmp_path, monkeypatch, "audio.load_many", "audio.info")
 
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("a file is opened in the process of the command")
