@@ -4,6 +4,7 @@ spaces. A damaged or foreign one is made anew, refused or told, and never gives 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -14,13 +15,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -433,6 +435,72 @@ def test_a_proof_that_came_with_an_embedder_is_a_claim(
     (note,) = cache.glob("**/proof-*.json")
     _truncated(note)
     assert not command.embed(saved, sounds, "--engine", "torch")[1]["certificate"]["kept"]
+
+
+@contextlib.contextmanager
+def passes_of(name: str) -> Iterator[list[int]]:
+    """Grows by one with each forward pass of a module of this class."""
+    found: list[int] = []
+
+    def seen(module: torch.nn.Module, _: Any) -> None:
+        if type(module).__name__ == name:
+            found.append(1)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(seen)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def test_a_second_run_proves_and_measures_nothing(
+    tiny: Path, sounds: Path, command: Command
+) -> None:
+    """Of a model that was not saved as an embedder either, into any collection."""
+    counts, said, vectors = [], [], []
+    for _ in range(2):
+        with passes_of("Wav2Vec2ForSequenceClassification") as passes:
+            found, document, _ = command.embed(tiny, sounds, "--engine", "torch")
+        counts.append(len(passes))
+        said.append(document["certificate"])
+        vectors.append(found)
+    assert not said[0]["kept"] and said[1]["kept"]
+    assert {**said[1], "kept": ""} == said[0]
+    np.testing.assert_array_equal(*vectors)
+    # The parts are found, noise is embedded twice, and the items: nothing else.
+    assert counts[1] <= 6 and counts[0] >= counts[1] + 9, counts
+
+
+def test_other_weights_are_proved(
+    tiny: Path, sounds: Path, command: Command, tmp_path: Path
+) -> None:
+    command.embed(tiny, sounds, "--engine", "torch")
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    weights["classifier.weight"] *= 2
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    assert not command.embed(other, sounds, "--engine", "torch")[1]["certificate"]["kept"]
+
+
+def test_a_live_object_is_proved_each_time(tiny: Path) -> None:
+    """Code may do something else under the same weights."""
+    factor = [1.0]
+
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = torch.nn.Linear(RATE, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.last(torch.relu(self.first(values)))
+            return scores if factor[0] else scores + values.mean()
+
+    for expected in (True, False):
+        factor[0] = float(expected)
+        classifier = penult.load(Scaled().eval(), sample_rate=RATE, modality="audio")
+        certificate = Embedder.from_classifier(classifier).certificate
+        assert certificate.ok is expected and not certificate.kept
 
 
 def test_a_head_that_is_not_proved_here_is_told(

@@ -24,7 +24,14 @@ from penult.data.items import Entry
 from penult.data.sources import Repeatable, from_objects
 from penult.data.windows import Layout
 from penult.embedding import behaviour, saving
-from penult.embedding.fingerprint import Behaviour, Fingerprint, compare, renamed, unlike
+from penult.embedding.fingerprint import (
+    Behaviour,
+    Fingerprint,
+    compare,
+    package_versions,
+    renamed,
+    unlike,
+)
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
 from penult.embedding.runner import ItemNumber, Result, Runner, collect_results, enable_classify
 from penult.embedding.saving import SavedEmbedder
@@ -34,7 +41,7 @@ from penult.engines.autoselect import EngineChoice, EngineTrial, choose
 from penult.engines.base import EXACT, FAST, TURBO, Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.batching import BatchPolicy
-from penult.engines.graph_cache import POLICY, PROOF, Graphs, subject, versions
+from penult.engines.graph_cache import POLICY, PROOF, Graphs, subject
 from penult.engines.graph_export import reading_key
 from penult.engines.pooling import (
     check_poolings,
@@ -53,7 +60,7 @@ from penult.errors import (
 )
 from penult.locking import Guard, Once
 from penult.models import specs
-from penult.models.base import Classifier, digest, own_code
+from penult.models.base import Classifier, digest, is_live, own_code
 from penult.tracing.anatomy import Anatomy
 from penult.tracing.certificate import Certificate
 from penult.tracing.taps import Tap
@@ -232,53 +239,57 @@ class Embedder:
 
     @Once
     def certificate(self) -> Certificate:
-        """The proof of the head, measured once. What a saved embedder says of itself is a claim:
-        its head is proved here, once on this machine, and then kept in the user's cache."""
+        """The proof of the head, measured once on this machine and then kept in the user's cache.
+        What a saved embedder says of itself is a claim."""
         if (known := self._known_proof()) is not None:
             self.proved_on = known[1]
             return known[0]
         return self._proved(certify(self.classifier), [])
 
     def prove_on(self, sample: SourceSample) -> None:
-        """Prove the head on the first real items instead of a synthetic one; of a saved embedder a
-        proof that was made here stays, and costs nothing. `proved_on` names them."""
-        proved = self._known_proof()
-        if proved is None or not proved[0].ok:
+        """Prove the head on the first real items instead of a synthetic one; a proof that was made
+        here of the same model stays, and costs nothing. `proved_on` names them."""
+        if (proved := self._known_proof()) is None:
             certificate, on = certify_on(self.runner, sample)
             proved = self._proved(certificate, on), on
         with self._guard:
             self.certificate, self.proved_on = proved
 
     def _known_proof(self) -> tuple[Certificate, list[str]] | None:
-        """The proof of a saved embedder's head that an earlier run made here, and its items."""
-        note = self._graphs.recall([versions()], PROOF) if self._saved else None
+        """The proof of the head that an earlier run made here, and its items."""
+        note = self._graphs.recall(self._proof_key(), PROOF) if self._is_kept else None
         if note is None:
             return None
         try:
-            return (
-                replace(Certificate.from_dict(note.answer["certificate"]), kept=note.when),
-                [str(id) for id in note.answer["proved_on"]],
-            )
+            certificate = Certificate.from_dict(note.answer["certificate"])
+            on = [str(id) for id in note.answer["proved_on"]]
         except (KeyError, TypeError, ValueError):
             return None
+        return (replace(certificate, kept=note.when), on) if certificate.ok else None
 
     def _proved(self, certificate: Certificate, on: list[str]) -> Certificate:
-        """A proof of this run; kept for a saved embedder, and compared with what it claims."""
-        if self._saved:
-            self._keep_proof(certificate, on)
-            claim = self._description.get("certificate")
-            if isinstance(claim, dict) and claim.get("ok") and not certificate.ok:
-                log.warning(
-                    "%s says that its head was proved; here it is not: %s",
-                    self._saved.folder,
-                    certificate.refusal,
-                )
+        """A proof of this run, kept, and compared with what a saved embedder claims."""
+        self._keep_proof(certificate, on)
+        claim = self._description.get("certificate")
+        if isinstance(claim, dict) and claim.get("ok") and not certificate.ok:
+            log.warning(
+                "%s says that its head was proved; here it is not: %s",
+                self._saved and self._saved.folder,
+                certificate.refusal,
+            )
         return certificate
 
     def _keep_proof(self, certificate: Certificate, on: list[str]) -> None:
-        if not certificate.kept:
+        if self._is_kept and not certificate.kept:
             answer = {"certificate": certificate.to_dict(), "proved_on": on}
-            self._graphs.note([versions()], answer, PROOF)
+            self._graphs.note(self._proof_key(), answer, PROOF)
+
+    @Once
+    def _is_kept(self) -> bool:
+        """Whether what is measured of the classifier holds in later runs: of files and of published
+        libraries. A live object, or code of the user's own, may do something else under the same
+        weights (a closure, a file that it reads)."""
+        return not (is_live(self.classifier) or own_code(self.classifier))
 
     @property
     def _description(self) -> dict[str, Any]:
@@ -287,21 +298,24 @@ class Embedder:
 
     @Once
     def _policy(self) -> BatchPolicy:
-        """How items may share a pass of torch in fp32; measured once, of a saved embedder once on
-        this machine."""
+        """How items may share a pass of torch in fp32; measured once on this machine."""
         asked = self._policy_key()
-        note = self._graphs.recall(asked, POLICY) if self._saved else None
+        note = self._graphs.recall(asked, POLICY) if self._is_kept else None
         if note is not None:
             with suppress(KeyError, TypeError, ValueError, AttributeError):
                 return BatchPolicy.from_dict(note.answer)
         found = find_batch_policy(self.classifier, self._native)
-        if self._saved:
+        if self._is_kept:
             self._graphs.note(asked, found.to_dict(), POLICY)
         return found
 
     def _policy_key(self) -> list[Any]:
         readings = [reading_key(one) for one in self.runner.readings]
-        return [readings, self.device.partition(":")[0], versions()]
+        return [readings, self.device.partition(":")[0], package_versions()]
+
+    def _proof_key(self) -> list[Any]:
+        structure = self.classifier.structure
+        return [structure.base, structure.output, self.classifier.kind, package_versions()]
 
     @Once
     def _graphs(self) -> Graphs:

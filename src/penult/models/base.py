@@ -405,6 +405,11 @@ def own_code(classifier: Classifier) -> dict[str, dict[str, str]]:
     return classifier._code
 
 
+def is_live(classifier: Classifier) -> bool:
+    """Whether it was made of objects in memory, which no name and no file gives again."""
+    return bool(classifier._storage.refusal)
+
+
 def store_as(classifier: Classifier, storage: Storage) -> None:
     """Say how a classifier is saved, where what opened it could not know."""
     classifier._storage = storage

@@ -307,7 +307,7 @@ def read_settings(folder: Path, spec: str, trust: bool) -> dict[str, Any]:
 
 def _read_config(folder: Path, spec: str, settings: Mapping[str, Any], trust: bool) -> Any:
     """The configuration as transformers reads it; of timm's folders as well."""
-    from transformers import AutoConfig, TimmWrapperConfig
+    from transformers import AutoConfig
 
     of_timm = "model_type" not in settings and "architecture" in settings
     if of_timm:
@@ -315,6 +315,8 @@ def _read_config(folder: Path, spec: str, settings: Mapping[str, Any], trust: bo
     try:
         with quiet(), closed(trust):
             if of_timm:
+                from transformers import TimmWrapperConfig  # imports all of timm
+
                 return TimmWrapperConfig.from_dict(timm_settings(settings))
             return _with_own_kernels(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
     except (ValueError, KeyError, TypeError, OSError) as error:
