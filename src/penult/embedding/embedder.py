@@ -247,9 +247,10 @@ class Embedder:
         return self._proved(certify(self.classifier), [])
 
     def prove_on(self, sample: SourceSample) -> None:
-        """Prove the head on the first real items instead of a synthetic one; a proof that was made
-        here of the same model stays, and costs nothing. `proved_on` names them."""
-        if (proved := self._known_proof()) is None:
+        """Prove the head on the first real items instead of a synthetic one; a proof on items that
+        was made here of the same model stays, and costs nothing. `proved_on` names them."""
+        proved = self._known_proof()
+        if proved is None or (self.classifier.structure.proved_on_items and not proved[1]):
             certificate, on = certify_on(self.runner, sample)
             proved = self._proved(certificate, on), on
         with self._guard:
