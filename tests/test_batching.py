@@ -21,9 +21,9 @@ from penult.engines.batching import (
     MASKED_NORMS,
     PADDED,
     BatchPolicy,
-    masked_norms,
 )
 from penult.engines.parity import relative_error
+from penult.engines.positions import masked_norms
 from penult.errors import ItemError, TapError
 from penult.models.specs import load
 from test_notebook import TASKS

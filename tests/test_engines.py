@@ -325,7 +325,7 @@ def test_a_pass_ends_behind_the_tap(tiny: Path) -> None:
 
 def test_a_module_that_runs_per_chunk_is_not_cut_short() -> None:
     from penult.tracing.hooks import Calls
-    from penult.tracing.taps import Tap
+    from penult.tracing.spots import Tap
 
     tap, calls = Tap("t", "m", "output", 0, (1, 3), 1), Calls()
     batches = [{"x": np.zeros((1, n))} for n in (4, 8, 12, 16)]

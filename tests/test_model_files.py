@@ -28,7 +28,7 @@ from penult.models.options import kind_of
 from penult.models.specs import load
 from penult.tracing.hooks import captured
 from penult.tracing.split import split
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
 from test_loader_contract import rouse
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is of yesterday

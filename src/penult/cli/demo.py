@@ -209,8 +209,7 @@ def doctor(json: Json = False) -> None:
 
     from penult import __version__
     from penult.engines.pooling import pooled_width
-    from penult.engines.registry import plugin_spec
-    from penult.engines.torch import ENGINE
+    from penult.engines.registry import DEFAULT, plugin_spec, specs_of
     from penult.extras import ENGINES, EXTRAS, LOADERS, POOLINGS, installed, plugin_states
     from penult.models.specs import check_loader
 
@@ -224,7 +223,7 @@ def doctor(json: Json = False) -> None:
     }
     added = plugin_states(checks)
     bounds = _worker_bounds()
-    device = ENGINE.select_device("auto")
+    device = specs_of(DEFAULT)[0].select_device("auto")
     if json:
         print_json(
             {

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,6 @@ from penult.engines.base import EXACT, FAST, TURBO, Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.batching import BatchPolicy
 from penult.engines.graph_cache import POLICY, PROOF, Graphs, subject
-from penult.engines.graph_export import reading_key
 from penult.engines.pooling import (
     check_poolings,
     codes_of,
@@ -61,9 +60,11 @@ from penult.errors import (
 from penult.locking import Guard, Once
 from penult.models import specs
 from penult.models.base import Classifier, digest, is_live, own_code
-from penult.tracing.anatomy import Anatomy
 from penult.tracing.certificate import Certificate
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
+
+if TYPE_CHECKING:
+    from penult.tracing.anatomy import Anatomy
 
 
 def poolings_for(taps: Sequence[Tap], pooling: str) -> tuple[str, ...]:
@@ -311,7 +312,7 @@ class Embedder:
         return found
 
     def _policy_key(self) -> list[Any]:
-        readings = [reading_key(one) for one in self.runner.readings]
+        readings = [one.key for one in self.runner.readings]
         return [readings, self.device.partition(":")[0], package_versions()]
 
     def _proof_key(self) -> list[Any]:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from penult.data.decode import DecodedRegion, DecodeTarget, usual_decoding
 from penult.data.items import Failure
@@ -32,10 +31,13 @@ from penult.errors import (
 )
 from penult.models import specs
 from penult.models.base import Classifier, Structure
-from penult.models.leftovers import notes_of
-from penult.tracing.anatomy import Anatomy, Statement
 from penult.tracing.certificate import Certificate
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from penult.tracing.anatomy import Anatomy, Statement
 
 # What a model that does not take the proof's variants of an input may raise.
 
@@ -206,6 +208,8 @@ def inspect_model(spec: str, options: InspectionOptions, **model_options: Any) -
     Raises:
         UsageError: no such model, module, tap or output; a file that cannot be used.
     """
+    from penult.models.leftovers import notes_of
+
     classifier, weights_note = open_even_untrained(spec, **model_options)
     sample = prepare_files(classifier, options.verify)
     study = classifier.structure.study(sample.examples, options.head)

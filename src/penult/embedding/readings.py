@@ -21,7 +21,7 @@ from penult.engines.pooling import pooled_width, usable_poolings
 from penult.errors import HeadNotFound, TapError, UsageError
 from penult.models.base import Classifier
 from penult.tracing.anatomy import refuse_random
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
 
 FloatArray = npt.NDArray[np.float32]
 

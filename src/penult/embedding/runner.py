@@ -5,6 +5,7 @@ stops the rest. Knows no store and no command line.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -16,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from penult.data.decode import (
     UNFORESEEN,
@@ -461,7 +461,7 @@ class Runner:
         except Exception as error:  # a model may raise anything on an input that does not fit it
             memory = out_of_memory(error)
             if memory and self._devices[0].startswith("cuda"):
-                torch.cuda.empty_cache()
+                sys.modules["torch"].cuda.empty_cache()
             if len(items) == 1:
                 reason = _too_long(error) if memory else self._refusal(items[0].samples, error)
                 return {ids[0]: Failure.of(items[0].item, items[0].region, reason)}
@@ -542,7 +542,7 @@ def _bytes_of(ready: Any) -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a batch did not fit; each engine has another text for it."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of torch
         return True
     text = str(error).lower()
     return any(words in text for words in _NO_MEMORY)

@@ -16,7 +16,7 @@ from penult.data.files import folder_aside
 from penult.data.hashes import LIST, list_hash, write_list
 from penult.errors import ModelError, SpaceError, StoreError, UsageError, cause
 from penult.models.specs import EMBEDDER, require_as_saved
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
 
 log = logging.getLogger(__name__)
 FILE = EMBEDDER

@@ -23,7 +23,6 @@ from penult.data.workers import decode
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, Runner, open_engine
 from penult.embedding.scheduling import PreparedRegion
-from penult.engines.base import Reading
 from penult.engines.pooling import pool
 from penult.errors import EmptyItem, ItemError, UsageError
 
@@ -169,13 +168,9 @@ def _hidden(ready: PreparedRegion, embedder: Embedder) -> Iterator[Station]:
         yield Station(f"hidden{suffix}", reading.tap.place, states)
         if states.ndim > 1:
             valid = np.ones(states.shape[:-1], bool) if mask is None else mask[0].cpu().numpy()
-            yield Station(f"mask{suffix}", _mask_source(reading), valid)
+            yield Station(f"mask{suffix}", "penult.engines.positions", valid)
         vector = pool(hidden.float(), reading.pooling, reading.tap.channel, mask)[0]
         yield Station(f"pooled{suffix}", "penult.engines.pooling", vector.cpu().numpy())
-
-
-def _mask_source(reading: Reading) -> str:
-    return "penult.engines." + ("batching" if reading.entry is None else "fixed_length")
 
 
 def _results(outcome: Outcome, embedder: Embedder) -> Iterator[Station]:

@@ -24,7 +24,6 @@ from penult.engines.base import (
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.batching import ALONE, Batch, BatchPolicy
 from penult.engines.graph_cache import CachedNote, Graphs, versions
-from penult.engines.graph_export import reading_key
 from penult.engines.parity import Parity, compare
 from penult.engines.registry import (
     AUTO,
@@ -222,7 +221,7 @@ def _key(trial: EngineTrial, engine: str, precision: str) -> list[Any]:
         engine,
         precision,
         trial.find_policy().name,
-        [reading_key(reading) for reading in trial.readings],
+        [reading.key for reading in trial.readings],
         {**versions("openvino", "onnxruntime", "nncf"), **plugin_versions()},
     ]
 

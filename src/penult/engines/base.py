@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from penult.engines.batching import Batch, BatchPolicy
 from penult.engines.graph_cache import Graphs, subject
+from penult.engines.pooling import find_pooling
 from penult.errors import EngineError, UsageError, cause
 from penult.models.base import Classifier
-from penult.tracing.taps import Tap
+
+if TYPE_CHECKING:
+    from penult.tracing.spots import Tap
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -62,6 +64,13 @@ class Reading(NamedTuple):
     def pool_over(self) -> str:
         """Which positions are pooled: `all`, or the `valid` ones."""
         return "all" if self.entry is None else "valid"
+
+    @property
+    def key(self) -> list[str]:
+        """As text, without the names of the taps."""
+        where = f"{self.tap.place}, tensor {self.tap.index}, call {self.tap.call}"
+        pooling = find_pooling(self.pooling).key or self.pooling
+        return [where, pooling, "all" if self.entry is None else self.entry.place]
 
 
 class Readout(NamedTuple):
@@ -114,22 +123,16 @@ def nothing(batch: Batch) -> list[FloatArray]:
     return [np.empty(0, np.float32) for _ in range(len(batch))]
 
 
-def one_row_each(logits: Tensor, items: int, classes: int) -> Tensor:
-    """Logits (B, …, K) of what a model returned for B items: one number for each as (B, 1), and
-    the axes put back that a squeeze took of a single item."""
+def one_row_each(logits: Any, items: int, classes: int) -> Any:
+    """Logits (B, …, K), an array or a tensor, of what a model returned for B items: one number for
+    each as (B, 1), and the axes put back that a squeeze took of a single item."""
     if logits.ndim == 0 or (logits.ndim == 1 and classes == 1):
         return logits.reshape(-1, 1)
     if logits.ndim == 1 and items == 1:
         return logits[None]
-    if logits.ndim > 2 and logits.shape[-1] == 1 and logits.numel() == items * classes:
+    if logits.ndim > 2 and logits.shape[-1] == 1 and math.prod(logits.shape) == items * classes:
         return logits.reshape(items, classes)  # maps of one pixel
     return logits
-
-
-def as_array(tensor: Tensor) -> FloatArray:
-    """float32, on the host."""
-    array: FloatArray = tensor.float().cpu().numpy()
-    return array
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,10 @@ def torch_device(name: str) -> str:
     Raises:
         UsageError: this machine has no such device.
     """
+    if name == "cpu":
+        return name
+    import torch
+
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from penult.engines.base import Engine, Readout
 from penult.engines.batching import (
@@ -28,7 +28,6 @@ from penult.engines.batching import (
 from penult.engines.parity import relative_error
 from penult.errors import REFUSALS
 from penult.models.base import Classifier
-from penult.models.module import arguments
 from penult.models.synthetic import content_of
 
 BAR = 5e-6  # relative; half of what the law allows, since the probe's items are few and short
@@ -142,9 +141,15 @@ def _candidates(classifier: Classifier, items: Sequence[Tensors]) -> Iterator[Ba
         fill = fill_of(module) if module is not None else {}
         yield BatchPolicy(PADDED, axes, fill)
         yield BatchPolicy(PADDED, axes, fill, left=True)
-        if module is not None and any(isinstance(m, nn.GroupNorm) for m in module.modules()):
+        if module is not None and _group_norms(module):
             yield BatchPolicy(MASKED_NORMS, axes, fill)
     yield BatchPolicy(EQUAL, axes)
+
+
+def _group_norms(module: Any) -> bool:
+    from torch import nn
+
+    return any(isinstance(one, nn.GroupNorm) for one in module.modules())
 
 
 def _lesser(policy: BatchPolicy) -> Iterator[BatchPolicy]:
@@ -159,5 +164,7 @@ def _masks(classifier: Classifier, items: Sequence[Tensors]) -> bool:
     """Whether the model takes a mask of the positions that are padding."""
     if any(name.endswith(MASK) for name in items[0]):
         return True
+    from penult.models.module import arguments
+
     module = next(iter(classifier.structure.modules()), None)
     return module is not None and MASK in arguments(module)

@@ -1,15 +1,19 @@
-"""Batches: planned from lengths under a budget, padded, masked. Knows no model and no pooling."""
+"""Batches: planned from lengths under a budget, padded, masked. Knows no model, no pooling and no
+runtime."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WASTE = 0.15  # the share of a batch that may be padding
 HELD = 5_000_000  # numbers that may always be held back, 20 MB
@@ -104,7 +108,9 @@ def waste(lengths: list[int], batches: list[list[int]]) -> float:
     return 1 - sum(lengths[i] for batch in batches for i in batch) / padded if padded else 0.0
 
 
-Tensors = Mapping[str, Tensor]
+# An array of numpy, or a tensor of torch, as a preparation gives it.
+Value = Any
+Tensors = Mapping[str, Value]
 
 MASK = "attention_mask"
 
@@ -129,49 +135,71 @@ class Batch:
         return len(next(iter(self.tensors.values())))
 
     @property
-    def own(self) -> Tensor | None:
+    def own(self) -> npt.NDArray[np.bool_] | None:
         """(B, L) of the positions that are an item's own; None if nothing was padded."""
         if self.lengths is None:
             return None
-        lengths = torch.tensor(self.lengths)[:, None]
-        places = torch.arange(max(self.lengths))
-        return places >= max(self.lengths) - lengths if self.left else places < lengths
+        lengths = np.array(self.lengths)[:, None]
+        places = np.arange(max(self.lengths))
+        own: npt.NDArray[np.bool_] = places < lengths
+        return places >= max(self.lengths) - lengths if self.left else own
 
 
 def collate(
     items: Sequence[Tensors], axes: Mapping[str, int], fill: Mapping[str, float], left: bool = False
-) -> dict[str, Tensor]:
+) -> dict[str, Value]:
     """One batch of items that each have a batch axis of 1.
 
     axes: for each input that grows with the item, the axis that does: it is padded at its end (or
     at its beginning) with `fill` (0 where nothing is named). Inputs of one shape are not padded.
     """
     return {
-        name: torch.cat(_padded([item[name] for item in items], axes.get(name), fill, name, left))
+        name: _joined([item[name] for item in items], axes.get(name), fill.get(name, 0), left)
         for name in items[0]
     }
 
 
-def _padded(
-    values: list[Tensor], axis: int | None, fill: Mapping[str, float], name: str, left: bool
-) -> list[Tensor]:
-    if axis is None:
-        return values
-    longest = max(value.shape[axis] for value in values)
-    padded = []
-    for value in values:
-        sides = [0] * (2 * (value.ndim - axis))  # pairs of (before, after), the last axis first
-        sides[-2 if left else -1] = longest - value.shape[axis]
-        padded.append(nn.functional.pad(value, sides, value=fill.get(name, 0)))
-    return padded
+def _joined(values: Sequence[Value], axis: int | None, fill: float, left: bool) -> Value:
+    longest = 0 if axis is None else max(value.shape[axis] for value in values)
+    if not all(isinstance(value, np.ndarray) for value in values):
+        return _joined_in_torch(values, axis, longest, fill, left)
+    if axis is not None:
+        values = [
+            np.pad(value, _sides(value, axis, longest, left), constant_values=fill)
+            for value in values
+        ]
+    return np.concatenate(values)
 
 
-def with_mask(tensors: Tensors, axis: int) -> dict[str, Tensor]:
+def _joined_in_torch(
+    values: Sequence[Value], axis: int | None, longest: int, fill: float, left: bool
+) -> Value:
+    """The same of tensors, which may be of types that numpy lacks, as bfloat16."""
+    import torch
+
+    if axis is not None:
+        sides = [_sides(value, axis, longest, left)[::-1] for value in values]  # last axis first
+        values = [
+            torch.nn.functional.pad(value, [*chain(*side)], value=fill)
+            for value, side in zip(values, sides, strict=True)
+        ]
+    return torch.cat([*values])
+
+
+def _sides(value: Value, axis: int, longest: int, left: bool) -> list[tuple[int, int]]:
+    """(before, after) of each axis, so that one of them gets as long as the longest."""
+    sides = [(0, 0)] * value.ndim
+    more = longest - value.shape[axis]
+    sides[axis] = (more, 0) if left else (0, more)
+    return sides
+
+
+def with_mask(tensors: Tensors, axis: int) -> dict[str, Value]:
     """An item's inputs and a mask of ones over `axis` of the first of them, if it has no mask."""
     if any(name.endswith(MASK) for name in tensors):
         return dict(tensors)
     first = next(iter(tensors.values()))
-    return {**tensors, MASK: torch.ones(1, first.shape[axis], dtype=torch.long)}
+    return {**tensors, MASK: np.ones((1, first.shape[axis]), np.int64)}
 
 
 PADDED, MASKED_NORMS, EQUAL, ALONE = "padded", "masked norms", "equal lengths", "alone"
@@ -256,82 +284,3 @@ def fill_of(module: nn.Module) -> dict[str, float]:
         if isinstance(id, int) and id >= 0:
             return {"input_ids": id}
     return {}
-
-
-def frame_mask(backbone: nn.Module | None, tensors: Tensors, positions: int) -> Tensor | None:
-    """(B, positions) of the valid positions, or None where the model is given no mask for them.
-
-    A mask that the model takes at the resolution of its hidden states serves as it is; one over
-    samples is reduced by the model itself, the way its own head does it (see also
-    huggingface/transformers#25307, which asks for this mask).
-    """
-    mask = next((value for name, value in tensors.items() if name.endswith(MASK)), None)
-    if mask is None or mask.ndim != 2:
-        return None
-    if mask.shape[1] == positions:
-        return mask.bool()
-    reduce = getattr(backbone, "_get_feature_vector_attention_mask", None)
-    if reduce is None:
-        return None
-    with torch.no_grad():
-        return torch.as_tensor(reduce(positions, mask)).bool()
-
-
-def own_frames(backbone: nn.Module | None, batch: Batch, frames: int) -> Tensor | None:
-    """(B, frames): which frames of what a model returns are an item's own; None if all are."""
-    own = batch.own
-    return None if own is None else frame_mask(backbone, {MASK: own.long()}, frames)
-
-
-@contextmanager
-def masked_norms(module: nn.Module, lengths: Sequence[int] | Tensor) -> Iterator[None]:
-    """Group norms over time take their statistics from each item's own frames only.
-
-    lengths: valid positions of each item along its time axis, which ends where the longest item
-    ends. How many frames of an item are valid behind a convolution follows from the convolution's
-    own arithmetic, so that the statistics are those of the item alone. The hooks are gone
-    afterwards. A pass that is being recorded takes the lengths as a tensor, one of its inputs.
-    """
-    own = torch.as_tensor(lengths)
-    valid = {int(own.max()): own}  # frames in the batch → valid ones of each item
-
-    def convolved(conv: nn.Conv1d, args: Any, output: Tensor) -> None:
-        before = valid.get(int(args[0].shape[-1]))
-        if before is None or isinstance(conv.padding, str):
-            return
-        reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
-        valid[int(output.shape[-1])] = (before + 2 * conv.padding[0] - reach) // conv.stride[0] + 1
-
-    def normed(norm: nn.GroupNorm, args: Any, output: Tensor) -> Tensor | None:
-        hidden = args[0]
-        frames = valid.get(int(hidden.shape[-1]))
-        if hidden.ndim != 3 or frames is None:
-            return None
-        return _group_norm(norm, hidden, frames.to(hidden.device))
-
-    handles = [
-        child.register_forward_hook(convolved if isinstance(child, nn.Conv1d) else normed)
-        for child in module.modules()
-        if isinstance(child, nn.Conv1d | nn.GroupNorm)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _group_norm(norm: nn.GroupNorm, hidden: Tensor, frames: Tensor) -> Tensor:
-    """(B, C, T) normalised by the mean and variance of each item's first frames, per group."""
-    size, _, length = hidden.shape
-    grouped = hidden.reshape(size, norm.num_groups, -1, length)  # (B, G, C/G, T)
-    mask = torch.arange(length, device=hidden.device) < frames[:, None]
-    mask = mask[:, None, None]
-    count = frames[:, None, None, None] * grouped.shape[2]
-    mean = (grouped * mask).sum(dim=(2, 3), keepdim=True) / count
-    centred = (grouped - mean) * mask
-    variance = centred.square().sum(dim=(2, 3), keepdim=True) / count
-    scaled = (centred * torch.rsqrt(variance + norm.eps)).reshape(hidden.shape)
-    if norm.weight is not None:
-        scaled = scaled * norm.weight[:, None] + norm.bias[:, None]
-    return scaled

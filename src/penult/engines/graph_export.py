@@ -10,22 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from penult.engines.base import EngineRequest, FloatArray, Reading, Readout, one_row_each
 from penult.engines.batch_policy import probe
-from penult.engines.batching import (
-    MASK,
-    MASKED_NORMS,
-    Batch,
-    BatchPolicy,
-    frame_mask,
-    masked_norms,
-)
-from penult.engines.fixed_length import FilledPositions
-from penult.engines.pooling import find_pooling, pool
+from penult.engines.batching import MASK, MASKED_NORMS, Batch, BatchPolicy, Value
+from penult.engines.pooling import pool
+from penult.engines.positions import FilledPositions, frame_mask, masked_norms
 from penult.engines.torch import own_positions, rows_of
 from penult.errors import EngineError
 from penult.locking import lock_of
@@ -91,7 +87,7 @@ class Recipe:
             policy.name,
             policy.left,
             dict(policy.axes),
-            [reading_key(one) for one in readings],
+            [one.key for one in readings],
             # Graphs of 0.1.0 have the activation that is left off now: they are others.
             *(f"{key} {value}" for key, value in classifier.structure.activation.to_dict().items()),
         ]
@@ -110,27 +106,27 @@ class Recipe:
         if self.own:
             self.names.append(OWN)
 
-    def _full(self, batch: Batch) -> dict[str, Tensor]:
+    def _full(self, batch: Batch) -> dict[str, Value]:
         tensors = dict(batch.tensors)
         if self.masked and self._axis is not None and not any(n.endswith(MASK) for n in tensors):
             first = next(iter(tensors.values()))
-            tensors[MASK] = torch.ones(len(first), first.shape[self._axis], dtype=torch.long)
+            tensors[MASK] = np.ones((len(first), first.shape[self._axis]), np.int64)
         return tensors
 
-    def inputs(self, batch: Batch, own: Tensor | None = None) -> list[Tensor]:
-        """A batch's tensors in the order of `names`."""
+    def inputs(self, batch: Batch, own: Value = None) -> list[npt.NDArray[Any]]:
+        """A batch's arrays in the order of `names`."""
         tensors = self._full(batch)
         if self.norms:
             longest = self.policy.length(tensors)
             lengths = batch.lengths or [longest] * len(batch)
-            tensors[LENGTHS] = torch.tensor(list(lengths))
+            tensors[LENGTHS] = np.array(lengths, np.int64)
         if self.own:
             if own is None:
                 raise EngineError("the batch does not hold which positions each clip fills")
             tensors[OWN] = own
         if set(tensors) != set(self.names):
             raise EngineError(f"recorded with {self.names}, received {list(tensors)}")
-        return [tensors[name] for name in self.names]
+        return [np.asarray(tensors[name]) for name in self.names]
 
 
 class ExportedGraph:
@@ -149,7 +145,7 @@ class ExportedGraph:
             if reading.entry is not None
         }
 
-    def inputs(self, batch: Batch) -> list[Tensor]:
+    def inputs(self, batch: Batch) -> list[npt.NDArray[Any]]:
         """The graph's inputs, in order."""
         if self._fillings and batch.filled is None:
             batch = replace(batch, filled=[1.0] * len(batch))
@@ -161,22 +157,14 @@ class ExportedGraph:
         """Inputs to record the pass on: of a padded batch, if any is to be padded."""
         example = self.recipe.example
         filled = [0.5] * len(example) if self._fillings else None
-        return tuple(self.inputs(replace(example, filled=filled)))
+        return tuple(map(torch.from_numpy, self.inputs(replace(example, filled=filled))))
 
     def readout(self, batch: Batch, values: Sequence[FloatArray]) -> Readout:
         """Logits and vectors of the batch's items, from the graph's outputs."""
         logits, *vectors = values
-        scores = one_row_each(torch.from_numpy(logits), len(batch), self._classes)
+        scores = one_row_each(logits, len(batch), self._classes)
         rows = rows_of(scores, batch, self._base)
         return Readout(rows, vectors)
-
-
-def reading_key(reading: Reading) -> list[str]:
-    """What a reading is, as text."""
-    tap = reading.tap
-    where = f"{tap.place}, tensor {tap.index}, call {tap.call}"
-    pooling = find_pooling(reading.pooling).key or reading.pooling
-    return [where, pooling, "all" if reading.entry is None else reading.entry.place]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from penult.engines.base import Engine, EngineRequest, EngineSpec, Reading, Readout, one_row_each
+from penult.engines.base import Engine, EngineRequest, Reading, Readout, one_row_each
 from penult.engines.batching import Batch
 from penult.engines.graph_cache import versions
 from penult.engines.graph_export import ExportedGraph, recording
@@ -59,15 +59,15 @@ class OnnxEngine:
             pool(hidden.float(), reading.pooling, reading.tap.channel).numpy()
             for reading, (hidden, _) in zip(self.readings, states, strict=True)
         ]
-        rows = one_row_each(torch.from_numpy(scores), len(batch), self._classes)
-        return Readout(list(rows.numpy()), vectors)
+        rows = one_row_each(scores, len(batch), self._classes)
+        return Readout(list(rows), vectors)
 
     def hidden_states(self, batch: Batch) -> list[tuple[torch.Tensor, None]]:
         """What each reading pools: (B, …) as the tap gives it, over all positions."""
         return self._read(batch)[1]
 
     def _read(self, batch: Batch) -> tuple[Array, list[tuple[torch.Tensor, None]]]:
-        tensors = {name: value.numpy() for name, value in batch.tensors.items()}
+        tensors = {name: np.asarray(value) for name, value in batch.tensors.items()}
         found = dict(zip(self._names, self._run(as_feeds(self._graph, tensors)), strict=True))
         states = [(torch.from_numpy(found[one.tap.module]), None) for one in self.readings]
         return found[self._names[0]].astype(np.float32), states
@@ -130,7 +130,7 @@ class ExportedEngine:
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments."""
         inputs = zip(self._graph.recipe.names, self._graph.inputs(batch), strict=True)
-        feeds = {name: value.numpy() for name, value in inputs if name in self._names}
+        feeds = {name: value for name, value in inputs if name in self._names}
         return self._graph.readout(batch, self._session.run(None, feeds))
 
 
@@ -169,20 +169,3 @@ def _export(graph: ExportedGraph, folder: Path) -> None:
             )
     except Exception as error:  # whatever tracing or exporting a model may raise
         raise EngineError(f"the model cannot be exported to ONNX: {cause(error)}") from error
-
-
-EXPORTED = EngineSpec(
-    "onnxruntime",
-    ExportedEngine,
-    modules=("onnxruntime", "onnx"),
-    install="'penult[onnx]'",
-)
-GRAPHS = EngineSpec(
-    "onnxruntime",
-    open_graph,
-    devices=("cuda", "cpu"),
-    runs="onnxruntime",
-    modules=("onnxruntime", "onnx"),
-    install="'penult[onnx]'",
-    has_device=runtime_device,
-)

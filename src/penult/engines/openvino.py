@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from penult.engines.base import EXACT, FAST, TURBO, EngineRequest, EngineSpec, Readout
+from penult.engines.base import EngineRequest, Readout
 from penult.engines.batching import Batch
 from penult.engines.graph_cache import versions
 from penult.engines.graph_export import ExportedGraph, recording
@@ -80,7 +80,7 @@ class OpenVinoEngine:
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments."""
-        values = [value.numpy() for value in self._graph.inputs(batch)]
+        values = self._graph.inputs(batch)
         with self._guard:
             found = self._run(values)
         return self._graph.readout(batch, [found[i] for i in range(len(self.readings) + 1)])
@@ -142,12 +142,3 @@ def multiplies_bf16() -> bool:
 
     capable: Any = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in capable
-
-
-ENGINE = EngineSpec(
-    "openvino",
-    OpenVinoEngine,
-    arithmetic={EXACT: ("f32",), FAST: ("bf16",), TURBO: tuple(GROUPS)},
-    modules=("openvino",),
-    install="'penult[openvino]'",
-)

@@ -10,33 +10,37 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from math import inf
 from types import MappingProxyType
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from penult import extras
 from penult.errors import PenultError, TapError, cause
 from penult.models.options import source_of
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-# (hidden, channel axis, mask (B, T) or None where every position is valid) → (B, D)
-PoolingFunction = Callable[[Tensor, int, Tensor | None], Tensor]
+    # (hidden, channel axis, mask (B, T) or None where every position is valid) → (B, D)
+    PoolingFunction = Callable[[Tensor, int, Tensor | None], Tensor]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
     """One pooling.
 
-    name: as `--pooling` takes it. function: hidden states → vectors. needs_positions: no use where
-    a tap has one vector per item. one_vector: whether it gives one vector per item. on_maps:
+    name: as `--pooling` takes it. function: hidden states → vectors. times: numbers that it gives
+    for each channel; of another package's they are measured. needs_positions: no use where a tap
+    has one vector per item. one_vector: whether it gives one vector per item. on_maps:
     whether `choose` compares it where positions have several axes. package: `NAME VERSION` of the
     other package that it comes from. key: changes where the package's own code does.
     """
 
     name: str
     function: PoolingFunction
+    times: int = 1
     needs_positions: bool = False
     one_vector: bool = True
     on_maps: bool = True
@@ -65,7 +69,7 @@ def pool(hidden: Tensor, pooling: str, channel: int = -1, mask: Tensor | None = 
             )
         return hidden
     if mask is not None:
-        mask = mask.to(device=hidden.device, dtype=torch.bool)
+        mask = mask.to(hidden.device).bool()
         # A pass that is being recorded has to serve for other masks, too.
         if not _recorded() and mask.all():
             mask = None
@@ -89,17 +93,20 @@ def pool(hidden: Tensor, pooling: str, channel: int = -1, mask: Tensor | None = 
 
 @cache
 def pooled_width(pooling: str, width: int) -> int:
-    """D, the numbers in the vector that a pooling makes of `width` channels: measured.
+    """D, the numbers in the vector that a pooling makes of `width` channels; of another package's
+    it is measured.
 
     Raises:
         TapError: unknown pooling, or one of another package that fails on hidden states of five
             positions, or gives anything but finite vectors of one length.
     """
     chosen = find_pooling(pooling)
+    if not chosen.package:
+        return chosen.times * width
+    import torch
+
     hidden = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    if not chosen.package:
-        return chosen.function(hidden, 2, None).shape[-1]
     try:
         found = [chosen.function(hidden[:, :p], 2, mask[:, :p]) for p in (5, 3)]
     except TapError:
@@ -181,13 +188,16 @@ def _apply(
     mask: Tensor | None,
 ) -> Tensor:
     """A pooling of another package on copies of the hidden states and the mask."""
+    import torch
+
     rows = _sequence(hidden, channel).clone(memory_format=torch.contiguous_format)
     valid = torch.ones_like(rows[..., 0], dtype=torch.bool) if mask is None else mask.clone()
     vectors = function(rows, valid)
     if _recorded():
         return vectors
-    shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
-    if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(hidden):
+    is_tensor = isinstance(vectors, type(rows))
+    shape = tuple(vectors.shape) if is_tensor else type(vectors).__name__
+    if not is_tensor or vectors.ndim != 2 or len(vectors) != len(hidden):
         raise TapError(
             f"pooling {name} gives {shape} for hidden states of shape (B, P, C) = "
             f"{tuple(rows.shape)}; a pooling gives (B, D), one vector for each item"
@@ -197,6 +207,8 @@ def _apply(
 
 def _recorded() -> bool:
     """Whether the pass at hand is being recorded as a graph."""
+    import torch
+
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
 
 
@@ -259,7 +271,7 @@ def _mean(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
 def _max(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
     hidden = _sequence(hidden, channel)
     if mask is not None:
-        hidden = hidden.masked_fill(~mask[..., None], -torch.inf)
+        hidden = hidden.masked_fill(~mask[..., None], -inf)
     return hidden.amax(dim=1)
 
 
@@ -267,22 +279,27 @@ def _first(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
     hidden = _sequence(hidden, channel)
     if mask is None:
         return hidden[:, 0]
-    first = mask.to(torch.int8).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), first]
+    return _row(hidden, mask.char().argmax(dim=1))
 
 
 def _last(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
     hidden = _sequence(hidden, channel)
     if mask is None:
         return hidden[:, -1]
-    last = mask.shape[1] - 1 - mask.flip(1).to(torch.int8).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    return _row(hidden, mask.shape[1] - 1 - mask.flip(1).char().argmax(dim=1))
+
+
+def _row(hidden: Tensor, positions: Tensor) -> Tensor:
+    """(B, C) at one position of each item."""
+    return hidden.take_along_dim(positions[:, None, None], dim=1)[:, 0]
 
 
 def _mean_std(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
     # The population's deviation: zero, not NaN, for a single position.
     mean = _mean(hidden, channel, mask)
     spread = (_sequence(hidden, channel) - mean[:, None]).square()
+    import torch
+
     return torch.cat([mean, _mean(spread, 2, mask).sqrt()], dim=1)
 
 
@@ -297,7 +314,7 @@ BUILT_IN = {
         Pooling("max", _max),
         Pooling("first", _first, on_maps=False),  # the corner of a picture says nothing of it
         Pooling("last", _last, on_maps=False),
-        Pooling("mean+std", _mean_std, needs_positions=True),
+        Pooling("mean+std", _mean_std, 2, needs_positions=True),
         Pooling("none", _none, one_vector=False),
     )
 }

@@ -7,13 +7,13 @@ Engines of other packages are registered by the entry point `penult.engines`. Ch
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from penult import extras
-from penult.engines import onnxruntime, openvino, torch
 from penult.engines.base import EXACT, FAST, PRECISIONS, TURBO, Engine, EngineRequest, EngineSpec
 from penult.errors import EngineError, UsageError
 from penult.models.base import Classifier
@@ -21,9 +21,50 @@ from penult.models.base import Classifier
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
+DEFAULT = "torch"  # of a graph it means the graph's own engine
+
+
+def _from(module: str, name: str) -> Callable[[Any], Any]:
+    """A function of an engine's module, which is imported when it is called: a command that runs in
+    one engine imports no other."""
+    return lambda asked: getattr(import_module(f"penult.engines.{module}"), name)(asked)
+
+
 # In the order in which `auto` tries them. A name may stand twice: for modules, and for graphs.
-BUILT_IN = (torch.ENGINE, openvino.ENGINE, onnxruntime.EXPORTED, onnxruntime.GRAPHS)
-DEFAULT = torch.ENGINE.name  # of a graph it means the graph's own engine
+BUILT_IN = (
+    EngineSpec(
+        DEFAULT,
+        _from("torch", "open_torch"),
+        devices=("cuda", "mps", "cpu", "xpu"),
+        arithmetic={EXACT: ("f32",), FAST: ("bf16",)},
+    ),
+    EngineSpec(
+        "openvino",
+        _from("openvino", "OpenVinoEngine"),
+        arithmetic={
+            EXACT: ("f32",),
+            FAST: ("bf16",),
+            TURBO: ("int8 by 128", "int8 by 64", "int8 by 32"),
+        },
+        modules=("openvino",),
+        install="'penult[openvino]'",
+    ),
+    EngineSpec(
+        "onnxruntime",
+        _from("onnxruntime", "ExportedEngine"),
+        modules=("onnxruntime", "onnx"),
+        install="'penult[onnx]'",
+    ),
+    EngineSpec(
+        "onnxruntime",
+        _from("onnxruntime", "open_graph"),
+        devices=("cuda", "cpu"),
+        runs="onnxruntime",
+        modules=("onnxruntime", "onnx"),
+        install="'penult[onnx]'",
+        has_device=_from("onnxruntime", "runtime_device"),
+    ),
+)
 
 
 class EngineMode(NamedTuple):

@@ -16,27 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from penult.engines.base import (
-    EXACT,
-    FAST,
     Engine,
     EngineRequest,
-    EngineSpec,
     FloatArray,
     Reading,
     Readout,
-    as_array,
     nothing,
     one_row_each,
 )
-from penult.engines.batching import Batch, frame_mask, masked_norms, own_frames
-from penult.engines.fixed_length import FilledPositions
+from penult.engines.batching import Batch
 from penult.engines.pooling import pool
+from penult.engines.positions import FilledPositions, frame_mask, masked_norms, own_frames
 from penult.errors import EngineError
 from penult.locking import HomeProcess, lock_of
 from penult.models.base import Classifier
 from penult.tracing.head import logits_of
 from penult.tracing.hooks import Calls, captured
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
 
 # (B, …) as a tap gives it, and (B, P) of the positions that are pooled; None where all are.
 HiddenStates = tuple[Tensor, Tensor | None]
@@ -79,13 +75,13 @@ class TorchEngine:
         scores, states = self._read(batch, logits)
         with torch.inference_mode(), self._arithmetic():
             vectors = [
-                as_array(pool(_floats(hidden), reading.pooling, reading.tap.channel, mask))
+                _as_array(pool(_floats(hidden), reading.pooling, reading.tap.channel, mask))
                 for reading, (hidden, mask) in zip(self.readings, states, strict=True)
             ]
         rows = nothing(batch)
         if scores is not None:
             scores = one_row_each(scores, len(batch), len(self._classifier.labels))
-            rows = rows_of(scores, batch, self._base)
+            rows = rows_of(_as_array(scores), batch, self._base)
         return Readout(rows, vectors)
 
     def hidden_states(self, batch: Batch) -> list[HiddenStates]:
@@ -95,7 +91,7 @@ class TorchEngine:
     def _read(self, batch: Batch, logits: bool) -> tuple[Tensor | None, list[HiddenStates]]:
         if self._home is not None:
             self._home.require()
-        tensors = {name: value.to(self.device) for name, value in batch.tensors.items()}
+        tensors = {n: torch.as_tensor(value).to(self.device) for n, value in batch.tensors.items()}
         taps = [reading.tap for reading in self.readings]
         with self._lock:
             own = own_positions(self._fillings, tensors, batch)
@@ -140,14 +136,21 @@ def own_positions(
     fillings: Mapping[Tap, FilledPositions], tensors: Mapping[str, Tensor], batch: Batch
 ) -> dict[Tap, Tensor]:
     """For each entry, (B, positions) that the clips fill; empty if that was not said."""
-    if batch.filled is None:
+    if batch.filled is None or not fillings:
         return {}
+    tensors = {name: torch.as_tensor(value) for name, value in tensors.items()}
     return {entry: filling.mask(tensors, batch.filled) for entry, filling in fillings.items()}
 
 
-def rows_of(logits: Tensor, batch: Batch, base: nn.Module | None) -> list[FloatArray]:
+def _as_array(tensor: Tensor) -> FloatArray:
+    """float32, on the host."""
+    array: FloatArray = tensor.float().cpu().numpy()
+    return array
+
+
+def rows_of(logits: FloatArray, batch: Batch, base: nn.Module | None) -> list[FloatArray]:
     """Each item's logits; of logits per frame, the item's own frames."""
-    rows = list(as_array(logits))
+    rows = list(logits)
     own = own_frames(base, batch, logits.shape[1]) if logits.ndim == 3 else None
     if own is None:
         return rows
@@ -182,14 +185,6 @@ def open_torch(request: EngineRequest) -> Engine:
     if request.arithmetic == "bf16" and not multiplies_bf16(request.device):
         raise EngineError("bfloat16 is no faster than fp32 here")
     return TorchEngine(request.classifier, request.readings, request.device, request.arithmetic)
-
-
-ENGINE = EngineSpec(
-    "torch",
-    open_torch,
-    devices=("cuda", "mps", "cpu", "xpu"),
-    arithmetic={EXACT: ("f32",), FAST: ("bf16",)},
-)
 
 
 def _floats(hidden: Tensor) -> Tensor:

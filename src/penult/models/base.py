@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from penult.tracing.anatomy import Anatomy, Statement
     from penult.tracing.certificate import Certificate
-    from penult.tracing.taps import Tap
+    from penult.tracing.spots import Tap
 
     Tensors = Mapping[str, torch.Tensor]
 

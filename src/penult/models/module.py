@@ -62,7 +62,7 @@ from penult.tracing.scores import (
     Activation,
 )
 from penult.tracing.split import split
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
 from penult.tracing.trace import record
 
 Tensors = Mapping[str, Tensor]

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-import torch
-
 from penult.data.files import archive_entries, expansion, pointer
 from penult.errors import ModelError, UsageError
 from penult.models.base import BINARY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -346,7 +344,9 @@ def preprocessing_of(options: LoadOptions) -> Preprocessing:
                 "nothing says how an item is prepared for this model: give "
                 "--preprocess package.module:function, or --sample-rate if it takes raw samples"
             )
-        return Preprocessing(torch.from_numpy, {"samples": options.sample_rate}, raw=True)
+        from torch import from_numpy
+
+        return Preprocessing(from_numpy, {"samples": options.sample_rate}, raw=True)
     settings = {"rate": options.sample_rate, "source": source_of(function)}
     return Preprocessing(function, settings)
 

@@ -20,7 +20,8 @@ from penult.tracing.head import VIEWS, Head, find_head, logits_of
 from penult.tracing.inputs import CallInputs
 from penult.tracing.living import TracedTensor
 from penult.tracing.randomness import sources, states_of, words
-from penult.tracing.taps import INPUT, Tap, find_taps, tap_at
+from penult.tracing.spots import INPUT, Tap
+from penult.tracing.taps import find_taps, tap_at
 from penult.tracing.trace import Address, Op, TensorRead, Trace, record, run_swapped
 
 

@@ -24,7 +24,7 @@ from penult.tracing.hooks import captured
 from penult.tracing.inputs import CallInputs, other_batch, other_lengths
 from penult.tracing.living import TracedTensor
 from penult.tracing.replay import Lister, Listing, Program, generalise
-from penult.tracing.taps import INPUT, Spot
+from penult.tracing.spots import INPUT, Spot
 from penult.tracing.trace import Op, TensorRead, Trace, ValueAddress
 from penult.tracing.weight_layers import entering, weight_of
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from penult.errors import TapError
 from penult.tracing.inputs import CallInputs
-from penult.tracing.taps import INPUT, OUTPUT, ModuleSide, Spot, Tap
+from penult.tracing.spots import INPUT, OUTPUT, ModuleSide, Spot, Tap
 from penult.tracing.trace import TensorRead, _Recorder, _watching
 
 SHAPES = 3  # of inputs, in which the same count is taken to hold for every shape

@@ -22,7 +22,7 @@ from penult.tracing.scores import (
     is_applied,
     recognised,
 )
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
 
 TENSOR = "tensor"  # the side of a tap that is named by its tensor
 

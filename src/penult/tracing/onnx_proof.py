@@ -14,7 +14,7 @@ from penult.tracing.anatomy import Statement
 from penult.tracing.certificate import POWER, SMALL, TOLERANCE, Certificate, Check, largest_batch
 from penult.tracing.onnx_graph import Array, Feeds, Node, OnnxGraph, Session
 from penult.tracing.onnx_head import GraphHead
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
 
 HELD_OUT = (5, 17, 7, 11, 4, 3)  # batch sizes; two of them, as memory allows
 LENGTHS = (0.9, 0.6)  # of the example's

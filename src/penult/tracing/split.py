@@ -23,7 +23,8 @@ from penult.tracing.hooks import TensorReader, kind_of
 from penult.tracing.inputs import CallInputs
 from penult.tracing.proof import Proof, prove
 from penult.tracing.replay import Program
-from penult.tracing.taps import Tap, tap_at
+from penult.tracing.spots import Tap
+from penult.tracing.taps import tap_at
 from penult.tracing.trace import Trace, ValueAddress
 
 

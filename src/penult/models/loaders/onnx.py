@@ -67,7 +67,7 @@ from penult.tracing.onnx_graph import OnnxGraph, Port, Session, as_feeds
 from penult.tracing.onnx_head import drawn_in
 from penult.tracing.onnx_proof import state_graph
 from penult.tracing.scores import LOG_SOFTMAX, class_count
-from penult.tracing.taps import Tap
+from penult.tracing.spots import Tap
 
 Tensors = Mapping[str, Tensor]
 Example = Callable[[int], Inputs]
