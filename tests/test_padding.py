@@ -60,7 +60,7 @@ def test_own_positions_of_a_batch() -> None:
 def test_a_mask_of_ones_over_the_axis_that_grows() -> None:
     found = with_mask({"x": torch.zeros(1, 3, 5)}, 2)
     assert found["attention_mask"].tolist() == [[1] * 5]
-    assert found["attention_mask"].dtype == np.int64 and next(iter(found)) == "x"
+    assert found["attention_mask"].dtype == torch.long and next(iter(found)) == "x"
     assert with_mask({"x": torch.zeros(1, 3, 5)}, 1)["attention_mask"].shape == (1, 3)
     given = {"x": ONE, "pixel_attention_mask": torch.tensor([[1, 0]])}
     assert with_mask(given, 1) == given

@@ -199,7 +199,13 @@ def with_mask(tensors: Tensors, axis: int) -> dict[str, Value]:
     if any(name.endswith(MASK) for name in tensors):
         return dict(tensors)
     first = next(iter(tensors.values()))
-    return {**tensors, MASK: np.ones((1, first.shape[axis]), np.int64)}
+    return {**tensors, MASK: mask_of_ones(first, (1, first.shape[axis]))}
+
+
+def mask_of_ones(first: Value, shape: tuple[int, ...]) -> Value:
+    """A mask of ones, int64, of the library that an input is of."""
+    ones = np.ones(shape, np.int64)
+    return ones if isinstance(first, np.ndarray) else first.new_tensor(ones).long()
 
 
 PADDED, MASKED_NORMS, EQUAL, ALONE = "padded", "masked norms", "equal lengths", "alone"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from penult.engines.base import EngineRequest, FloatArray, Reading, Readout, one_row_each
 from penult.engines.batch_policy import probe
-from penult.engines.batching import MASK, MASKED_NORMS, Batch, BatchPolicy, Value
+from penult.engines.batching import MASK, MASKED_NORMS, Batch, BatchPolicy, Value, mask_of_ones
 from penult.engines.pooling import pool
 from penult.engines.positions import FilledPositions, frame_mask, masked_norms
 from penult.engines.torch import own_positions, rows_of
@@ -110,7 +110,7 @@ class Recipe:
         tensors = dict(batch.tensors)
         if self.masked and self._axis is not None and not any(n.endswith(MASK) for n in tensors):
             first = next(iter(tensors.values()))
-            tensors[MASK] = np.ones((len(first), first.shape[self._axis]), np.int64)
+            tensors[MASK] = mask_of_ones(first, (len(first), first.shape[self._axis]))
         return tensors
 
     def inputs(self, batch: Batch, own: Value = None) -> list[npt.NDArray[Any]]:
@@ -145,8 +145,12 @@ class ExportedGraph:
             if reading.entry is not None
         }
 
-    def inputs(self, batch: Batch) -> list[npt.NDArray[Any]]:
+    def inputs(self, batch: Batch) -> list[Tensor]:
         """The graph's inputs, in order."""
+        return [*map(torch.from_numpy, self.arrays(batch))]
+
+    def arrays(self, batch: Batch) -> list[npt.NDArray[Any]]:
+        """The graph's inputs, in order, as arrays."""
         if self._fillings and batch.filled is None:
             batch = replace(batch, filled=[1.0] * len(batch))
         with lock_of(self.cut.model):
@@ -157,7 +161,7 @@ class ExportedGraph:
         """Inputs to record the pass on: of a padded batch, if any is to be padded."""
         example = self.recipe.example
         filled = [0.5] * len(example) if self._fillings else None
-        return tuple(map(torch.from_numpy, self.inputs(replace(example, filled=filled))))
+        return tuple(self.inputs(replace(example, filled=filled)))
 
     def readout(self, batch: Batch, values: Sequence[FloatArray]) -> Readout:
         """Logits and vectors of the batch's items, from the graph's outputs."""

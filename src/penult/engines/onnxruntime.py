@@ -129,7 +129,7 @@ class ExportedEngine:
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments."""
-        inputs = zip(self._graph.recipe.names, self._graph.inputs(batch), strict=True)
+        inputs = zip(self._graph.recipe.names, self._graph.arrays(batch), strict=True)
         feeds = {name: value for name, value in inputs if name in self._names}
         return self._graph.readout(batch, self._session.run(None, feeds))
 

@@ -80,7 +80,7 @@ class OpenVinoEngine:
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments."""
-        values = self._graph.inputs(batch)
+        values = self._graph.arrays(batch)
         with self._guard:
             found = self._run(values)
         return self._graph.readout(batch, [found[i] for i in range(len(self.readings) + 1)])
