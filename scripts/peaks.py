@@ -7,7 +7,6 @@ fixed seed. A run that takes more than the bound, or loses a file, ends the benc
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -24,6 +23,8 @@ from typing import Any
 import numpy as np
 import psutil
 import soundfile
+from measuring import Bench, Fault, Section, tell
+from page import Table
 
 WHOLE = 10_000  # files of the full mix; with fewer all of its parts shrink
 RATE = 16_000
@@ -225,7 +226,7 @@ def bert(folder: Path) -> Any:
     import speed
     import transformers
 
-    tokenizer = speed._tokenizer()
+    tokenizer = speed.tokenizer()
     tokenizer.model_max_length = 512
     tokenizer.save_pretrained(folder)
     config = transformers.BertConfig(**_SMALL, vocab_size=len(tokenizer), num_labels=10)
@@ -267,7 +268,7 @@ MODELS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 def written(name: str, folder: Path) -> Path:
     """A folder with the model of that name, weights roused so that its head can be proved."""
     import torch
-    from bench import roused
+    from proofs import roused
 
     torch.manual_seed(0)
     path = folder / name
@@ -315,54 +316,48 @@ def _wrong(case: Case, ran: Ran) -> list[str]:
     ]
 
 
-def run_cases(
-    title: str, cases: list[Case], folder: Path, options: argparse.Namespace
-) -> list[str]:
-    """Each case, as one table; what is wrong with them, a peak above the bound included."""
-    from bench import console
-    from rich.table import Table
+def run_cases(bench: Bench, title: str, cases: list[Case], folder: Path) -> None:
+    """Each case, as one table.
 
+    Raises:
+        Fault: what is wrong with them, a peak above the bound included.
+    """
     from penult.memory import in_words, parse_size
 
-    bound, faults = parse_size(options.bound), []
-    table = Table(title=f"{title}; bound {in_words(bound)}", title_justify="left")
-    for column in ("what", "rows", "failed", "seconds", "first row after", "peak of all"):
-        table.add_column(column, justify="left" if column == "what" else "right")
+    bound, faults = parse_size(bench.options.bound), []
+    columns = (f"{title}; bound {in_words(bound)}", "rows", "failed", "seconds", "first row after")
+    rows = []
     for case in cases:
-        ran, wrong = embedded(case, folder, options.memory)
+        ran, wrong = bench.once(lambda case=case: embedded(case, folder, bench.options.memory))
         faults += wrong
         if ran.peak > bound:
             faults.append(f"{case.title}: {in_words(ran.peak)}, more than {in_words(bound)}")
         first = "" if ran.first is None else f"{ran.first:.0f} s"
         numbers = (str(case.rows), str(case.failures), f"{ran.seconds:.0f}", first)
-        table.add_row(case.title, *numbers, in_words(ran.peak))
-        console.print(f"[dim]{case.title}: {in_words(ran.peak)} in {ran.seconds:.0f} s[/]")
-    console.print(table, "")
-    return faults
-
-
-def settle(faults: list[str]) -> None:
-    """End with code 1 where something is wrong."""
+        rows.append([case.title, *numbers, in_words(ran.peak)])
+        tell(f"{case.title}: {in_words(ran.peak)} in {ran.seconds:.0f} s")
+    bench.show(Table([*columns, "peak of all"], rows))
     if faults:
-        raise SystemExit("\n".join(faults))
+        raise Fault("\n".join(faults))
 
 
-def memory(options: argparse.Namespace) -> None:
+def memory(bench: Bench) -> None:
     """A folder of mixed photos, texts and sounds, embedded whole by each model."""
     with tempfile.TemporaryDirectory(prefix="penult-bench-") as name:
-        folder, mix = Path(name), Mix.of(options.files)
+        files = bench.options.files
+        folder, mix = Path(name), Mix.of(files)
         write_mix(folder / "files", mix)
         small = folder / "small"  # what the libraries, the weights and the proof take
         write_mix(small, Mix(0, 2, 2, 2, 100, 2))
         cases = []
-        for model in options.models or ("ViT", "BERT", "AST"):
+        for model in bench.options.models or ("ViT", "BERT", "AST"):
             count = mix.counts[MODELS[model][0]]
             cases.append(Case(f"{model}, two files", model, small, 2, 0))
             cases.append(Case(f"{model}, {count:,} files", model, folder / "files", count, 0))
-        settle(run_cases(f"{options.files:,} mixed files", cases, folder, options))
+        run_cases(bench, f"{files:,} mixed files", cases, folder)
 
 
-def memory_cases(options: argparse.Namespace) -> None:
+def memory_cases(bench: Bench) -> None:
     """Folders of what takes most: large photos, a long recording, long texts, huge pictures."""
     with tempfile.TemporaryDirectory(prefix="penult-bench-") as name:
         folder, random = Path(name), np.random.default_rng(0)
@@ -385,7 +380,7 @@ def memory_cases(options: argparse.Namespace) -> None:
             Case("3 texts of 100 MB among 20, BERT", "BERT", places["texts"], 23, 0),
             Case("24 PNGs of 178 megapixels among 10, ViT", "ViT", places["huge"], 10, 24),
         ]
-        settle(run_cases("large files, by default settings", cases, folder, options))
+        run_cases(bench, "large files, by default settings", cases, folder)
 
 
 def _write_huge(folder: Path, random: np.random.Generator) -> None:
@@ -412,4 +407,20 @@ def _png_text(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
 
 
-SECTIONS = {"memory": memory, "memory-cases": memory_cases}
+_MEASURED = (
+    "`penult embed` by default settings, with models of the usual input sizes and small random "
+    "weights. Peak: the largest sum of PSS over all processes of the run, sampled each 50 ms. The "
+    "bound has libraries, weights and proof in it; the bench ends with code 1 where a run takes "
+    "more, or has not exactly the rows that it is to have."
+)
+SECTIONS = {
+    "memory": Section(
+        "Memory of whole runs",
+        "A folder of 10,000 files from a fixed seed: JPEGs of 12 megapixels among small pictures "
+        "of four formats, texts (one of 100 MB, eight of 2 MB), recordings (one FLAC of two hours "
+        f"in 190 kB, ten of 45 s). {_MEASURED}",
+        memory,
+        ("files", "bound", "memory", "models"),
+    ),
+    "memory-cases": Section("Memory of large files", _MEASURED, memory_cases, ("bound", "memory")),
+}

@@ -6,15 +6,20 @@ where they are there.
 
 from __future__ import annotations
 
-import argparse
+import os
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+from machine import has_amx, tops
+from measuring import Bench, Section, Way, digits, ratios, tell
+from page import Table
 
 WAYS = (
     ("torch", "exact"),
@@ -26,73 +31,46 @@ WAYS = (
 )
 SPEECH = Path(__file__).resolve().parents[2] / "shared" / "data" / "librispeech_speakers"
 BATCH = 8  # of the batches by hand
-Works = dict[str, Callable[[], object]]
+MEAN = 3.875  # seconds of a clip: 24 clips are 93 s
+Works = dict[str, Callable[[], object] | Way]
 Inputs = Callable[[Any], dict[str, Any]]
+Plain = Callable[[Sequence[Any]], object]  # runs items
+
+
+def lengths_of(total: float) -> list[float]:
+    """Seconds of clips that are so long together: of 1 to 15 s, most of them short, and in a mixed
+    order that is the same every time."""
+    count = max(1, round(total / MEAN))
+    even = (np.arange(count) + 0.5) / count
+    lengths = 1 + 14 * even**3.87
+    order = np.random.default_rng(0).permutation(count)
+    return [float(one) for one in (lengths * total / lengths.sum())[order]]
 
 
 def mixed(folder: Path, total: float, clips: Path | None) -> list[Path]:
-    """Clips of 1 to 15 s until `total` seconds, cut from recordings of speech one after another."""
-    random = np.random.default_rng(0)
-    source = clips or SPEECH
-    files = sorted([*source.rglob("*.flac"), *source.rglob("*.wav")])
-    if not files:
-        from bench import made_clips
-
-        return made_clips(folder, total)
-    lengths: list[float] = []
-    while sum(lengths) < total:
-        lengths.append(float(random.uniform(1, 15)))
+    """Clips of `lengths_of`, cut from recordings of speech one after another; where there are none,
+    tones with noise."""
+    ends = np.cumsum([round(16_000 * length) for length in lengths_of(total)])
+    source, random = clips or SPEECH, np.random.default_rng(0)
     speech: list[Any] = []
-    for file in random.permutation(files):
+    for file in random.permutation(sorted([*source.rglob("*.flac"), *source.rglob("*.wav")])):
         speech.append(soundfile.read(file, dtype="float32")[0])
-        if sum(map(len, speech)) > 16_000 * sum(lengths):
+        if sum(map(len, speech)) >= ends[-1]:
             break
-    whole = np.concatenate(speech)
-    ends = np.cumsum([round(16_000 * length) for length in lengths])
+    else:
+        speech = [tones(random, int(ends[-1]))]
     paths = []
-    for number, (wave, _) in enumerate(zip(np.split(whole, ends), lengths, strict=False)):
+    for number, wave in enumerate(np.split(np.concatenate(speech), ends)[:-1]):
         paths.append(folder / f"{number:03d}.wav")
         soundfile.write(paths[-1], wave, 16_000)
     return paths
 
 
-def peaks() -> dict[str, float]:
-    """GFLOP/s of a large matrix product in each engine, in fp32 and, where the processor has it, in
-    bfloat16: the best of some."""
-    import openvino
-    import torch
-    from openvino import opset13 as ops
-
-    from penult.engines.openvino import multiplies_bf16 as openvino_does
-    from penult.engines.torch import multiplies_bf16 as torch_does
-
-    n = 2048
-    a, b = torch.randn(n, n), torch.randn(n, n)
-    works: dict[str, Callable[[], object]] = {"torch f32": lambda: a @ b}
-    if torch_does("cpu"):
-        works["torch bf16"] = lambda x=a.bfloat16(), y=b.bfloat16(): x @ y
-    for numbers in ("f32", "bf16") if openvino_does() else ("f32",):
-        entry = ops.parameter([n, n], np.float32)
-        product = ops.matmul(entry, ops.constant(b.numpy()), False, False)
-        # Several in a row, so that copies in and out count for less.
-        for _ in range(3):
-            product = ops.matmul(product, ops.constant(b.numpy() / n), False, False)
-        settings = {
-            "INFERENCE_PRECISION_HINT": numbers,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        run = openvino.Core().compile_model(openvino.Model([product], [entry]), "CPU", settings)
-        works[f"openvino {numbers}"] = lambda run=run: run([a.numpy()])
-    found = {}
-    for name, work in works.items():
-        work()
-        times = []
-        for _ in range(6):
-            began = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - began)
-        found[name] = 2e-9 * n**3 * (4 if "openvino" in name else 1) / min(times)
-    return found
+def tones(random: Any, samples: int) -> Any:
+    """(samples,) float32 at 16 kHz: a tone whose height changes each second, with noise."""
+    heights = np.repeat(random.uniform(80, 400, samples // 16_000 + 1), 16_000)[:samples]
+    wave = 0.2 * np.sin(2 * np.pi * np.cumsum(heights) / 16_000)
+    return (wave + 0.02 * random.standard_normal(samples)).astype(np.float32)
 
 
 def flops(model: Any, inputs: dict[str, Any]) -> float:
@@ -105,61 +83,109 @@ def flops(model: Any, inputs: dict[str, Any]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def report(title: str, times: dict[str, float], work: float) -> None:
-    """A table: seconds, the ratio to the first, and the share of this machine's own peak."""
-    from bench import console
-    from rich.table import Table
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a way is to reach. times: as fast as the first, on a machine with AMX. share: of the
+    peak in that arithmetic."""
 
-    best = peaks()
-    kinds = {name.split()[1] for name in best}
-    tops = {n: max(v for k, v in best.items() if k.endswith(n)) for n in sorted(kinds)[::-1]}
-    table = Table(title=f"{title}; {work:.0f} GFLOP", title_justify="left")
-    peak_columns = [f"of {numbers} peak" for numbers in tops]
-    for column in ("what", "median seconds", "× the first", "GFLOP/s", *peak_columns):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    first = next(iter(times.values()))
+    kind: str
+    share: float
+    times: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """In a cell."""
+        times = f"{self.times:g} ×{'' if has_amx() else ' (of AMX)'}, " if self.times else ""
+        return f"{times}{self.share:.0%} of {self.kind}"
+
+
+EXACT, FAST = Bound("f32", 0.85), Bound("bf16", 0.60)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model in a folder and its items. gflop: of one pass over each item. timed: there is a bound
+    on how many times as fast as the first way."""
+
+    title: str
+    folder: Path
+    items: Sequence[Any]
+    gflop: float
+    timed: bool = False
+
+
+def report(bench: Bench, case: Case, times: dict[str, float], bounds: dict[str, Bound]) -> None:
+    """A table: the ratio to the first, the share of this machine's own peaks, seconds."""
+    best, first = tops(bench.peaks), next(iter(times.values()))
+    columns = [
+        f"{case.title}; {case.gflop:.0f} GFLOP",
+        "× two passes",
+        *(f"of {kind} peak" for kind in best),
+    ]
+    rows = []
     for name, value in times.items():
-        rate = work / value
-        shares = [f"{rate / top:.0%}" for top in tops.values()]
-        table.add_row(name, f"{value:.2f}", f"{first / value:.2f}", f"{rate:.0f}", *shares)
-    console.print(table)
-    said = ", ".join(f"{name} {value:.0f}" for name, value in best.items())
-    console.print(f"matrix product of this machine just now, GFLOP/s: {said}\n")
+        shares = [f"{case.gflop / value / top:.0%}" for top in best.values()]
+        bound = bounds[name].words if name in bounds else ""
+        rows.append([name, f"{first / value:.2f}", *shares, digits(value), bound])
+    bench.show(Table([*columns, "seconds", "bound"], rows))
 
 
-def ours(folder: Path, items: Any) -> Works:
+def engines(bench: Bench, folder: Path, items: Any) -> Works:
     """Penult with each engine and precision, settled and warm; what each was measured to give."""
-    from bench import console
-
     from penult.embedding.embedder import Embedder
     from penult.errors import PenultError
     from penult.models.specs import load
 
     works: Works = {}
-    taken = set()
+    modes = set()
     for engine, precision in WAYS:
-        embedder = Embedder.from_classifier(load(folder), engine=engine, precision=precision)
         try:
+            embedder = Embedder.from_classifier(load(folder), engine=engine, precision=precision)
             embedder.run(items)
         except PenultError as error:
-            console.print(f"{engine} {precision}: {error}")
+            bench.note(f"Not measured: {engine} {precision}: {str(error).splitlines()[0]}")
             continue
-        choice = embedder.runner.choice
-        console.print(f"[dim]Penult {engine} {precision}: {choice.words if choice else 'fp32'}[/]")
-        if (
-            embedder.runner.mode not in taken
-        ):  # where bfloat16 or eight bits do not serve, fp32 is run
-            taken.add(embedder.runner.mode)
-            works[f"Penult, {embedder.runner.mode.words} ({precision})"] = lambda e=embedder: e.run(
-                items
-            )
+        runner = embedder.runner
+        tell(f"Penult {engine} {precision}: {runner.choice.words if runner.choice else 'fp32'}")
+        if runner.mode not in modes:  # where bfloat16 or eight bits do not serve, fp32 is run
+            modes.add(runner.mode)
+            name = f"Penult, {runner.mode.words} ({precision})"
+            works[name] = lambda one=embedder: one.run(items)
     return works
 
 
-def two_passes(model: Any, inputs: Inputs, items: Sequence[Any]) -> Callable[[], None]:
+def chosen(folder: Path, items: Any) -> tuple[Works, dict[str, Bound]]:
+    """Penult by default settings in exact and in fast: a fresh embedder that has kept nothing, and
+    the same one once more."""
+    from penult.embedding.embedder import Embedder
+    from penult.models.specs import load
+
+    works: Works = {}
+    bounds: dict[str, Bound] = {}
+    fresh: dict[str, Embedder] = {}
+    for precision, bound in (("exact", EXACT), ("fast", FAST)):
+
+        def opened(precision: str = precision) -> None:
+            forget()
+            classifier = load(folder)
+            fresh[precision] = Embedder.from_classifier(
+                classifier, engine="auto", precision=precision
+            )
+
+        def run(precision: str = precision) -> None:
+            fresh[precision].run(items)
+
+        name = f"Penult, auto ({precision})"
+        works[f"{name}, first run"] = Way(run, opened)
+        works[f"{name}, second run"] = run
+        bounds[f"{name}, second run"] = bound
+    return works, bounds
+
+
+def two_passes(model: Any, inputs: Inputs) -> Plain:
     """One item at a time: its label, and in a second pass its vector."""
 
-    def run() -> None:
+    def run(items: Sequence[Any]) -> None:
         for item in items:
             tensors = inputs(item)
             model(**tensors).logits.argmax(-1)
@@ -168,22 +194,20 @@ def two_passes(model: Any, inputs: Inputs, items: Sequence[Any]) -> Callable[[],
     return run
 
 
-def one_pass(model: Any, inputs: Inputs, items: Sequence[Any]) -> Callable[[], None]:
+def one_pass(model: Any, inputs: Inputs) -> Plain:
     """One item at a time, its vector only."""
 
-    def run() -> None:
+    def run(items: Sequence[Any]) -> None:
         for item in items:
             model.base_model(**inputs(item)).last_hidden_state.mean(dim=1)
 
     return run
 
 
-def by_hand(
-    model: Any, inputs: Inputs, items: Sequence[Any], mask_of: Callable[..., Any] | None = None
-) -> Callable[[], None]:
+def by_hand(model: Any, inputs: Inputs, mask_of: Callable[..., Any] | None = None) -> Plain:
     """Batches in the order of the items, the vectors only; averaged over a mask if there is one."""
 
-    def run() -> None:
+    def run(items: Sequence[Any]) -> None:
         for first in range(0, len(items), BATCH):
             tensors = inputs(items[first : first + BATCH])
             hidden = model.base_model(**tensors).last_hidden_state
@@ -196,14 +220,21 @@ def by_hand(
     return run
 
 
-def compared(title: str, works: Works, gflop: float, options: argparse.Namespace) -> None:
-    """Everything in turns, without gradients, as one table."""
+def compared(bench: Bench, case: Case, plain: dict[str, Plain]) -> None:
+    """Plain ways and Penult's in turns, without gradients, as one table. The others are measured
+    by the first plain way."""
     import torch
-    from bench import paired
 
+    works: Works = {name: partial(way, case.items) for name, way in plain.items()}
     with torch.inference_mode():
-        times = paired(works, rounds=options.rounds)
-    report(title, times, gflop)
+        for way in plain.values():
+            way(case.items[:2])  # what is set up in a first pass
+        works |= engines(bench, case.folder, case.items)
+        auto, bounds = chosen(case.folder, case.items)
+        if not case.timed:
+            bounds = {name: replace(bound, times=0.0) for name, bound in bounds.items()}
+        times = bench.paired({**works, **auto}, warm=False)
+    report(bench, case, times, bounds)
 
 
 def saved(folder: Path, model: Any, processor: Any) -> Any:
@@ -213,21 +244,17 @@ def saved(folder: Path, model: Any, processor: Any) -> Any:
     return type(model).from_pretrained(folder).eval()
 
 
-def audio(options: argparse.Namespace) -> None:
+def audio(bench: Bench) -> None:
     """wav2vec2-base: the notebook, batches by hand, a pipeline, and Penult in each engine."""
     import transformers
 
-    with _models() as work:
+    with models() as work:
         config = transformers.Wav2Vec2Config(num_labels=4)
         extractor = transformers.Wav2Vec2FeatureExtractor()
         model = saved(
             work / "model", transformers.Wav2Vec2ForSequenceClassification(config), extractor
         )
-        paths = mixed(work, options.seconds, options.clips)
-        total = sum(soundfile.info(path).duration for path in paths)
-
-        def read(path: Path) -> Any:
-            return soundfile.read(path, dtype="float32")[0]
+        paths = mixed(work, bench.options.seconds, bench.options.clips)
 
         def inputs(clips: Any) -> dict[str, Any]:
             one = isinstance(clips, Path)
@@ -242,56 +269,64 @@ def audio(options: argparse.Namespace) -> None:
         pipe = transformers.pipeline(
             "audio-classification", model=str(work / "model"), device="cpu"
         )
-        works: Works = {
-            "the notebook: label, then vector (two passes)": two_passes(model, inputs, paths),
-            "the notebook: vector only (one pass)": one_pass(model, inputs, paths),
+
+        def piped(clips: Sequence[Any]) -> object:
+            return pipe([{"raw": read(path), "sampling_rate": 16_000} for path in clips])
+
+        plain: dict[str, Plain] = {
+            "the notebook: label, then vector (two passes)": two_passes(model, inputs),
+            "the notebook: vector only (one pass)": one_pass(model, inputs),
             # Its group norm sees the padding, so that these vectors are off.
-            f"padded batches of {BATCH} by hand, vector only": by_hand(
-                model, inputs, paths, mask_of
-            ),
-            "transformers' pipeline, label only": lambda: pipe(
-                [{"raw": read(path), "sampling_rate": 16_000} for path in paths]
-            ),
-            **ours(work / "model", paths),
+            f"padded batches of {BATCH} by hand, vector only": by_hand(model, inputs, mask_of),
+            "transformers' pipeline, label only": piped,
         }
+        total = sum(soundfile.info(path).duration for path in paths)
         whole = np.concatenate([read(path) for path in paths])[: 16_000 * 10]
         clip = dict(extractor(whole, sampling_rate=16_000, return_tensors="pt"))
-        each = flops(model, clip) / (len(whole) / 16_000)
-        title = f"wav2vec2-base size, {len(paths)} clips of 1–15 s, {total:.0f} s of audio"
-        compared(title, works, each * total, options)
+        gflop = flops(model, clip) / (len(whole) / 16_000) * total
+        title = f"wav2vec2-base size, {len(paths)} clips of 1 to 15 s, {total:.0f} s of sound"
+        compared(bench, Case(title, work / "model", paths, gflop, timed=True), plain)
 
 
-def spectrogram(options: argparse.Namespace) -> None:
+def read(path: Path) -> Any:
+    """(samples,) float32."""
+    return soundfile.read(path, dtype="float32")[0]
+
+
+def spectrogram(bench: Bench) -> None:
     """AST: one clip at a time, sentence-transformers (which opens this one), and Penult."""
     import transformers
     from sentence_transformers import SentenceTransformer
 
-    with _models() as work:
+    with models() as work:
         extractor = transformers.ASTFeatureExtractor()
         config = transformers.ASTConfig(num_labels=10)
         model = saved(work / "model", transformers.ASTForAudioClassification(config), extractor)
-        paths = mixed(work, 40, options.clips)[:6]
-        waves = [soundfile.read(path, dtype="float32")[0] for path in paths]
+        paths = mixed(work, 4 * MEAN, bench.options.clips)
 
-        def inputs(wave: Any) -> dict[str, Any]:
-            return dict(extractor(wave, sampling_rate=16_000, return_tensors="pt"))
+        def inputs(path: Path) -> dict[str, Any]:
+            return dict(extractor(read(path), sampling_rate=16_000, return_tensors="pt"))
 
         other = SentenceTransformer(str(work / "model"), device="cpu")
-        sound = [{"array": wave, "sampling_rate": 16_000} for wave in waves]
-        works: Works = {
-            "one at a time: label, then vector (two passes)": two_passes(model, inputs, waves),
-            "sentence-transformers, vector only": lambda: other.encode(sound, batch_size=BATCH),
-            **ours(work / "model", paths),
+
+        def encoded(clips: Sequence[Any]) -> object:
+            sound = [{"array": read(path), "sampling_rate": 16_000} for path in clips]
+            return other.encode(sound, batch_size=BATCH)
+
+        plain: dict[str, Plain] = {
+            "one at a time: label, then vector (two passes)": two_passes(model, inputs),
+            "sentence-transformers, vector only": encoded,
         }
-        work_of_all = flops(model, inputs(waves[0])) * len(paths)
-        compared(f"AST-base size, {len(paths)} clips", works, work_of_all, options)
+        gflop = flops(model, inputs(paths[0])) * len(paths)
+        title = f"AST-base size, {len(paths)} clips of one length"
+        compared(bench, Case(title, work / "model", paths, gflop), plain)
 
 
-def image(options: argparse.Namespace) -> None:
+def image(bench: Bench) -> None:
     """ViT-base: one picture at a time, batches by hand, and Penult in each engine."""
     import transformers
 
-    with _models() as work:
+    with models() as work:
         processor = transformers.ViTImageProcessor()
         config = transformers.ViTConfig(num_labels=10)
         model = saved(work / "model", transformers.ViTForImageClassification(config), processor)
@@ -300,23 +335,23 @@ def image(options: argparse.Namespace) -> None:
         def inputs(some: Any) -> dict[str, Any]:
             return dict(processor(some, return_tensors="pt"))
 
-        works = {
-            "one at a time: label, then vector (two passes)": two_passes(model, inputs, pictures),
-            f"batches of {BATCH} by hand, vector only": by_hand(model, inputs, pictures),
-            **ours(work / "model", pictures),
+        plain: dict[str, Plain] = {
+            "one at a time: label, then vector (two passes)": two_passes(model, inputs),
+            f"batches of {BATCH} by hand, vector only": by_hand(model, inputs),
         }
-        work_of_all = flops(model, inputs(pictures[0])) * len(pictures)
-        compared(f"ViT-base size, {len(pictures)} pictures", works, work_of_all, options)
+        gflop = flops(model, inputs(pictures[0])) * len(pictures)
+        title = f"ViT-base size, {len(pictures)} pictures"
+        compared(bench, Case(title, work / "model", pictures, gflop), plain)
 
 
-def text(options: argparse.Namespace) -> None:
+def text(bench: Bench) -> None:
     """BERT-base: one text at a time, batches by hand, and Penult in each engine."""
     import transformers
 
-    with _models() as work:
-        tokenizer = _tokenizer()
-        config = transformers.BertConfig(vocab_size=len(tokenizer), num_labels=10)
-        model = saved(work / "model", transformers.BertForSequenceClassification(config), tokenizer)
+    with models() as work:
+        tokens = tokenizer()
+        config = transformers.BertConfig(vocab_size=len(tokens), num_labels=10)
+        model = saved(work / "model", transformers.BertForSequenceClassification(config), tokens)
         random = np.random.default_rng(0)
         texts = [
             " ".join(f"w{word}" for word in random.integers(0, 900, random.integers(4, 120)))
@@ -324,28 +359,27 @@ def text(options: argparse.Namespace) -> None:
         ]
 
         def inputs(some: Any) -> dict[str, Any]:
-            return dict(tokenizer(some, return_tensors="pt", padding=True))
+            return dict(tokens(some, return_tensors="pt", padding=True))
 
-        works = {
-            "one at a time: label, then vector (two passes)": two_passes(model, inputs, texts),
+        plain: dict[str, Plain] = {
+            "one at a time: label, then vector (two passes)": two_passes(model, inputs),
             f"padded batches of {BATCH} by hand, vector only": by_hand(
-                model, inputs, texts, lambda hidden, tensors: tensors["attention_mask"]
+                model, inputs, lambda hidden, tensors: tensors["attention_mask"]
             ),
-            **ours(work / "model", texts),
         }
-        total = sum(flops(model, inputs(one)) for one in texts)
-        compared(f"BERT-base size, {len(texts)} texts of 4 to 120 words", works, total, options)
+        gflop = sum(flops(model, inputs(one)) for one in texts)
+        title = f"BERT-base size, {len(texts)} texts of 4 to 120 words"
+        compared(bench, Case(title, work / "model", texts, gflop), plain)
 
 
-def early_exit(options: argparse.Namespace) -> None:
+def early_exit(bench: Bench) -> None:
     """A pass that ends behind layer k of 12, where no logits are wanted."""
     import transformers
-    from bench import paired, show
 
     from penult.embedding.embedder import Embedder
     from penult.models.specs import load
 
-    with _models() as work:
+    with models() as work:
         config = transformers.ViTConfig(num_labels=10)
         vit = transformers.ViTForImageClassification(config)
         saved(work / "model", vit, transformers.ViTImageProcessor())
@@ -358,7 +392,8 @@ def early_exit(options: argparse.Namespace) -> None:
                 works["layer 12 of 12, with logits"] = lambda e=embedder: e.embed(pictures)
             name = f"layer {layer} of 12, without logits"
             works[name] = lambda e=embedder: e.embed(pictures, logits=False)
-        show("ViT-base size, 16 pictures, torch fp32", paired(works, rounds=options.rounds))
+        times = bench.paired(works)
+        bench.show(ratios("ViT-base size, 16 pictures, torch fp32", times, "× the whole pass"))
 
 
 def made_pictures(count: int) -> list[Any]:
@@ -367,7 +402,8 @@ def made_pictures(count: int) -> list[Any]:
     return [random.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
+    """Of 900 words, w0 to w899."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -379,31 +415,49 @@ def _tokenizer() -> Any:
     )
 
 
-class _models:  # noqa: N801  # a context, like a function
-    """A folder for models, whose weights are the same every time; recorded graphs are kept there
-    too, and all of it is gone afterwards."""
+@contextmanager
+def models() -> Iterator[Path]:
+    """A folder for models, whose weights are the same every time; what Penult keeps is there too,
+    and all of it is gone afterwards."""
+    import torch
+    import transformers
 
-    def __enter__(self) -> Path:
-        import os
-
-        import torch
-
-        torch.manual_seed(0)
-        self._folder = tempfile.TemporaryDirectory()
-        os.environ["PENULT_CACHE"] = f"{self._folder.name}/cache"
-        return Path(self._folder.name)
-
-    def __exit__(self, *_: object) -> None:
-        import os
-
-        os.environ.pop("PENULT_CACHE")
-        self._folder.cleanup()
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    before = os.environ.get("PENULT_CACHE")
+    with tempfile.TemporaryDirectory(prefix="penult-bench-") as name:
+        os.environ["PENULT_CACHE"] = f"{name}/cache"
+        try:
+            yield Path(name)
+        finally:
+            os.environ.pop("PENULT_CACHE")
+            if before is not None:
+                os.environ["PENULT_CACHE"] = before
 
 
+def forget() -> None:
+    """Let Penult keep things in an empty folder from here on, beside the one before."""
+    before = Path(os.environ["PENULT_CACHE"])
+    os.environ["PENULT_CACHE"] = tempfile.mkdtemp(dir=before.parent)
+
+
+_MEASURED = (
+    "Random weights at the real sizes; medians of rounds in which all ways take turns. A row of "
+    'Penult has label, logits and vector. *auto* is `engine="auto"`; its first run begins with a '
+    "fresh embedder and an empty cache, and has the choice of the engine in it. GFLOP: of one pass "
+    "over each item; peaks: the best matrix product of any engine in this run."
+)
 SECTIONS = {
-    "audio": audio,
-    "spectrogram": spectrogram,
-    "image": image,
-    "text": text,
-    "early-exit": early_exit,
+    "audio": Section("Sound: wav2vec2-base size", _MEASURED, audio, ("clips", "seconds", "rounds")),
+    "image": Section("Pictures: ViT-base size", _MEASURED, image, ("rounds",)),
+    "text": Section("Texts: BERT-base size", _MEASURED, text, ("rounds",)),
+    "spectrogram": Section(
+        "Spectrograms: AST-base size", _MEASURED, spectrogram, ("clips", "rounds")
+    ),
+    "early-exit": Section(
+        "A pass that ends early",
+        "A pass that ends behind layer k of 12, where no logits are wanted.",
+        early_exit,
+        ("rounds",),
+    ),
 }
