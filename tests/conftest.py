@@ -58,6 +58,13 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def cache_of_patched_code(request: pytest.FixtureRequest) -> None:
+    """What patched code measures is not kept for other tests."""
+    if "monkeypatch" in request.fixturenames:
+        request.getfixturevalue("fresh_cache")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data; tests that need it skip where it is absent, and fail on CI."""

@@ -381,6 +381,7 @@ def test_a_dump_that_cannot_be(
     assert not file.exists()
 
 
+@pytest.mark.usefixtures("fresh_cache")  # a model without a record is opened as `load` does
 def test_results_give_the_json_of_their_commands(
     tiny: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

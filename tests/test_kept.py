@@ -642,3 +642,63 @@ def test_a_cache_on_a_disk_that_is_read_only_serves(
     shutil.rmtree(cache)
     with pytest.raises(EngineError, match="PENULT_CACHE names another folder"):
         vectors_of(tiny, "onnxruntime")
+
+
+def test_a_model_is_known_by_its_record(
+    tiny: Path, sounds: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run opens the model for its items alone: nothing is traced, and what is told and
+    stored is the same."""
+    first, told, _ = command.embed(tiny, sounds, "--engine", "torch")
+    for place in ("tracing.anatomy", "models.checkpoints"):
+        name = f"penult.{place}.record"
+        monkeypatch.setattr(name, lambda *a, **k: pytest.fail("a pass was recorded"))
+    second, again, _ = command.embed(tiny, sounds, "--engine", "torch")
+    np.testing.assert_array_equal(first, second)
+    for name in ("fingerprint", "fingerprint_id", "tap", "pooling", "dim", "batching", "engine"):
+        assert told[name] == again[name], name
+
+
+@pytest.mark.parametrize("part", ["weights", "settings", "preparation"])
+def test_a_record_is_of_its_files(
+    tiny: Path, sounds: Path, command: Command, part: str, tmp_path: Path
+) -> None:
+    """Whatever of a folder changes, the next run sees it."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    _, told, _ = command.embed(folder, sounds, "--engine", "torch")
+    if part == "weights":
+        file = folder / "model.safetensors"
+        weights = load_file(file)
+        weights["classifier.weight"] += 1
+        about = file.stat()
+        save_file(weights, file, {"format": "pt"})
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    else:
+        file = folder / {"settings": "config.json", "preparation": "preprocessor_config.json"}[part]
+        document = json.loads(file.read_text())
+        if part == "settings":
+            document["id2label"] = {**document["id2label"], "0": "another name"}
+        else:
+            document["do_normalize"] = not document["do_normalize"]
+        file.write_text(json.dumps(document))
+    _, other, _ = command.embed(folder, sounds, "--engine", "torch")
+    if part == "settings":
+        printed, _ = command("classify", folder, sounds, "--json")
+        assert "another name" in printed
+    else:
+        assert other["fingerprint"] != told["fingerprint"]
+
+
+def test_a_model_that_was_changed_in_memory_has_no_record(tiny: Path, sounds: Path) -> None:
+    """Neither is the change noted under the files' name, nor what was noted told of the change."""
+    from penult.embedding.embedder import open_embedder
+
+    files = sorted(sounds.iterdir())[:2]
+    plain = open_embedder(tiny).run(files).logits
+    for _ in range(2):
+        changed = open_embedder(tiny)
+        with torch.no_grad():
+            changed.classifier.module.classifier.weight.mul_(2)  # type: ignore[union-attr, operator]
+        assert changed.fingerprint["weights"] != open_embedder(tiny).fingerprint["weights"]
+        assert np.abs(changed.run(files).logits - plain).max() > 1e-3
+        np.testing.assert_array_equal(open_embedder(tiny).run(files).logits, plain)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from importlib.metadata import (
+    EntryPoint,
+    PackageNotFoundError,
+    entry_points,
+    packages_distributions,
+    version,
+)
 from importlib.util import find_spec
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
@@ -36,12 +43,25 @@ EXTRAS = {
     "umap": ("map", "maps"),
 }
 
+# What may give other numbers in another version.
+PACKAGES = ("penult", "torch", "torchvision", "timm", "transformers", "tokenizers", "onnxruntime",
+            "keras", "numpy", "pillow", "soxr")  # fmt: skip
+
 # What OpenVINO and NNCF report their use to the network with; where it cannot be imported, they
 # report nothing. A process that has imported it already goes on with it.
 _REPORTING = "openvino_telemetry"
 # ONNX Runtime reads this while it is imported, whoever imports it; without it, it keeps a database
 # in the user's cache and sends that to its maker.
 _SILENCE = "ORT_DISABLE_TELEMETRY"
+
+
+def package_versions() -> dict[str, str]:
+    """Of those packages that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def installed(module: str) -> str | None:

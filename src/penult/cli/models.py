@@ -57,12 +57,12 @@ def classify(
 ) -> None:
     """Classify items with the original classifier: label, probability, class number, logit."""
     from penult.embedding.runner import Outcome, Runner, device_of, prediction_of
-    from penult.models.specs import load
+    from penult.models.specs import open_recorded
 
     modality = modality_for(model, model_options)
     source = boxed(source_of(paths, channel, modality), box, modality)
     with working(f"loading {model}"):
-        classifier = load(model, **model_options)
+        classifier = open_recorded(model, **model_options)
     runner = Runner(classifier, [], device_of(classifier, device))
     predictions, failures = [], []
     for outcome in runner.stream(source):

@@ -282,7 +282,7 @@ def _predict_by_names(
     from penult.errors import UsageError
     from penult.fewshot.zeroshot import ByName, text_embedder
     from penult.models.base import Activation
-    from penult.models.specs import load
+    from penult.models.specs import open_recorded
 
     class_names = names.classes.split(",")
     facts = {"names": class_names, "names_model": names.folder}
@@ -304,7 +304,7 @@ def _predict_by_names(
     source = items_of(place, model_options, parts.items, parts.channel)
     embed = text_embedder(names.folder)
     with working(f"loading {place}"):
-        classifier = load(place, **model_options)
+        classifier = open_recorded(place, **model_options)
         by_name = ByName(
             classifier.labels, classifier.kind, class_names, embed, names.mixed,
             classifier.structure.activation,

@@ -6,10 +6,13 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache, lru_cache
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +76,32 @@ MANY = 32  # fragments at the end of a run; fewer cost a lookup less than 4 ms
 _WIDER = "__wider"  # a column's next form, while it is being widened
 
 
+_REST_CLIENT = "lance_namespace_urllib3_client"
+
+
+@cache
+def lancedb() -> Any:
+    """LanceDB. What it imports for catalogues on the network is the half of its start: that client
+    is there, and its code runs when something of it is asked for."""
+    spec = find_spec(_REST_CLIENT)
+    if _REST_CLIENT not in sys.modules and spec is not None and spec.loader is not None:
+        module, loader = module_from_spec(spec), spec.loader
+
+        def load(name: str) -> Any:
+            del module.__getattr__
+            loader.exec_module(module)
+            return getattr(module, name)
+
+        module.__getattr__ = load  # type: ignore[method-assign]
+        sys.modules[_REST_CLIENT] = module
+    return import_module("lancedb")
+
+
 @cache
 def _session() -> Any:
     """What LanceDB keeps in memory, shared by all calls of this process: an index stays opened
     from one search to the next, and no more than this is kept (its own limits are 6 and 1 GB)."""
-    import lancedb
-
-    return lancedb.Session(index_cache_size_bytes=2 << 30, metadata_cache_size_bytes=128 << 20)
+    return lancedb().Session(index_cache_size_bytes=2 << 30, metadata_cache_size_bytes=128 << 20)
 
 
 def connect(path: Path) -> Any:
@@ -90,9 +112,7 @@ def connect(path: Path) -> Any:
 
 @lru_cache(maxsize=64)
 def _connected(path: str, process: int) -> Any:
-    import lancedb
-
-    return lancedb.connect(path, session=_session())
+    return lancedb().connect(path, session=_session())
 
 
 def open_table(path: Path, name: str) -> Any | None:

@@ -1,4 +1,5 @@
-"""A folder's list of hashes: written with it, checked when it is opened.
+"""Hashes of settings and of files; and a folder's list of them: written with it, checked when it
+is opened.
 
 The list is what `sha256sum -c SHA256SUMS` reads, so that any tool can check it, and sign it.
 """
@@ -6,6 +7,7 @@ The list is what `sha256sum -c SHA256SUMS` reads, so that any tool can check it,
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -22,6 +24,12 @@ _BESIDE = re.compile(
     r"|Thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
+
+
+def digest(value: object) -> str:
+    """Hash of a JSON-able description; the order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hash_of(path: Path) -> str:

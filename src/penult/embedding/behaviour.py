@@ -11,11 +11,12 @@ import numpy as np
 
 from penult.data.items import Entry, Failure, Item
 from penult.data.regions import WHOLE
-from penult.embedding.fingerprint import RESAMPLED, Answer, Behaviour, package_versions
+from penult.embedding.fingerprint import RESAMPLED, Answer, Behaviour
 from penult.embedding.runner import Outcome, Runner
 from penult.engines.base import Engine, Reading
 from penult.engines.batching import Batch
 from penult.errors import REFUSALS
+from penult.extras import package_versions
 from penult.models.base import Classifier
 from penult.models.synthetic import noise
 

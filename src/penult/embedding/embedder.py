@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,24 +24,17 @@ from penult.data.items import Entry
 from penult.data.sources import Repeatable, from_objects
 from penult.data.windows import Layout
 from penult.embedding import behaviour, saving
-from penult.embedding.fingerprint import (
-    Behaviour,
-    Fingerprint,
-    compare,
-    package_versions,
-    renamed,
-    unlike,
-)
+from penult.embedding.fingerprint import Behaviour, Fingerprint, compare, renamed, unlike
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
 from penult.embedding.runner import ItemNumber, Result, Runner, collect_results, enable_classify
 from penult.embedding.saving import SavedEmbedder
 from penult.embedding.source_sample import SourceSample
 from penult.engines import registry
 from penult.engines.autoselect import EngineChoice, EngineTrial, choose
-from penult.engines.base import EXACT, FAST, TURBO, Reading
+from penult.engines.base import EXACT, FAST, TURBO, Engine, Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.batching import BatchPolicy
-from penult.engines.graph_cache import POLICY, PROOF, Graphs, subject
+from penult.engines.graph_cache import POLICY, PROOF, Graphs, machine, subject
 from penult.engines.pooling import (
     check_poolings,
     codes_of,
@@ -57,9 +50,11 @@ from penult.errors import (
     TapError,
     UsageError,
 )
+from penult.extras import package_versions
 from penult.locking import Guard, Once
 from penult.models import specs
-from penult.models.base import Classifier, digest, is_live, own_code
+from penult.models.base import Classifier, digest, is_live, own_code, record_of
+from penult.models.record import Record, identity_of, recorded
 from penult.tracing.certificate import Certificate
 from penult.tracing.spots import Tap
 
@@ -119,8 +114,6 @@ def entry_for(classifier: Classifier, anatomy: Anatomy, tap: Tap, pool_over: str
 log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
 
-# The fields of the fingerprint that are the classifier's, whatever is read of it.
-_IDENTITY = ("weights", "preprocessing", "truncation", "code")
 RECIPE = "1"  # changes whenever the same settings would give other vectors
 SAMPLED = {EXACT: 8, FAST: 8, TURBO: 32}  # regions for engines; of eight bits nearest neighbours
 
@@ -158,7 +151,7 @@ class Embedder:
             for one, how in zip(taps, poolings, strict=True)
         ]
         self.runner = Runner(classifier, readings, self.device, lambda: self._policy)
-        self._native = self.runner.engine
+        self._native_runner = self.runner
         self.space = space
         if space is not None and space.dim != self.dim:
             raise SpaceError(
@@ -208,6 +201,11 @@ class Embedder:
         return embedder
 
     @property
+    def _native(self) -> Engine:
+        """The classifier's own engine, in fp32."""
+        return self._native_runner.engine
+
+    @property
     def dim(self) -> int:
         """Numbers in a raw vector."""
         return sum(pooled_width(one.pooling, one.tap.width) for one in self.runner.readings)
@@ -224,13 +222,17 @@ class Embedder:
         return anatomy_of(self.classifier)
 
     @Once
+    def _identity(self) -> tuple[dict[str, str], Record | None]:
+        return identity_of(self.classifier)
+
+    @Once
     def fingerprint(self) -> dict[str, str]:
         """What makes two vectors comparable, field by field."""
         reader = {"audio": audio.RESAMPLER, "video": video.SAMPLING}
         taps = [one.tap for one in self.runner.readings]
         pooling = self.pooling + ("" if self._pool_over == "all" else " over valid positions")
         return {
-            **self.classifier.identity(),
+            **self._identity[0],
             "reader": reader.get(self.classifier.modality, "1"),
             "tap": ", ".join(f"{one.name} ({one.place})" for one in taps),
             "pooling": "; ".join([pooling, *codes_of(self.pooling.split(","))]),
@@ -271,7 +273,8 @@ class Embedder:
 
     def _proved(self, certificate: Certificate, on: list[str]) -> Certificate:
         """A proof of this run, kept, and compared with what a saved embedder claims."""
-        self._keep_proof(certificate, on)
+        if self._is_kept:
+            self._keep_proof(certificate, on)
         claim = self._description.get("certificate")
         if isinstance(claim, dict) and claim.get("ok") and not certificate.ok:
             log.warning(
@@ -282,7 +285,7 @@ class Embedder:
         return certificate
 
     def _keep_proof(self, certificate: Certificate, on: list[str]) -> None:
-        if self._is_kept and not certificate.kept:
+        if not certificate.kept:
             answer = {"certificate": certificate.to_dict(), "proved_on": on}
             self._graphs.note(self._proof_key(), answer, PROOF)
 
@@ -291,6 +294,8 @@ class Embedder:
         """Whether what is measured of the classifier holds in later runs: of files and of published
         libraries. A live object, or code of the user's own, may do something else under the same
         weights (a closure, a file that it reads)."""
+        if self._saved:  # the hashes of its code are a part of what is asked
+            return True
         return not (is_live(self.classifier) or own_code(self.classifier))
 
     @property
@@ -323,8 +328,11 @@ class Embedder:
     def _graphs(self) -> Graphs:
         """Where recorded graphs of this classifier are stored."""
         folder = self._saved.folder if self._saved else None
-        identity = {n: v for n, v in self.fingerprint.items() if n in _IDENTITY}
-        return Graphs(subject(self.classifier, identity), folder)
+        identity, record = self._identity
+
+        measure = partial(subject, self.classifier, identity)
+        form = (lambda found: {"subject": found}, lambda note: str(note["subject"]))
+        return Graphs(recorded(record, "subject", identity, measure, form), folder)
 
     def settle(self, sample: SourceSample, engine: str | None = None) -> EngineChoice | None:
         """Choose the engine for a run over a source, measured on its first items; None where there
@@ -390,8 +398,11 @@ class Embedder:
 
     @Once
     def _behaviour(self) -> Behaviour | None:
-        """What it gives for made-up items, measured once."""
-        return self._measure_behaviour()
+        """What it gives for made-up items, measured once, of files once on this machine."""
+        readings = [one.key for one in self.runner.readings]
+        asked = [readings, self.device.partition(":")[0], machine()]
+        form = (_behaviour_for_json, Behaviour.from_dict)
+        return recorded(self._identity[1], "behaviour", asked, self._measure_behaviour, form)
 
     def _measure_behaviour(self) -> Behaviour | None:
         return behaviour.measure(self.classifier, self.runner.readings, self.device, self._native)
@@ -517,13 +528,27 @@ class Embedder:
         Raises:
             ModelError: not an embedder, or its weights are not those that were saved.
         """
-        path = Path(folder).expanduser()
+        how = {"engine": engine, "precision": precision}
+        return cls._load(Path(folder).expanduser(), specs.load, trust, device=device, **how)
+
+    @classmethod
+    def _load(
+        cls,
+        path: Path,
+        open: Callable[..., Classifier],
+        trust: bool,
+        *,
+        device: str = "auto",
+        engine: str | None = None,
+        precision: str | None = None,
+    ) -> Embedder:
+        """open: opens the classifier in the folder."""
         stored = saving.read(path)
         saved = stored.description
         check_poolings(saved["pooling"].split(","), saved.get("packages", {}))
         saved_engine = saved.get("engine", DEFAULT)
         embedder = cls(
-            specs.load(path, trust=trust),
+            open(path, trust=trust),
             stored.taps,
             saved["pooling"],
             pool_over=saved.get("pool_over", "all"),
@@ -601,7 +626,8 @@ def open_embedder(
     if saving.is_embedder(spec):
         if given := [n for n, value in model_options.items() if value and n != "trust"]:
             log.warning("%s opens as it was saved: %s has no effect", spec, ", ".join(given))
-        saved = Embedder.load(spec, **how, trust=bool(model_options.get("trust")))
+        trust = bool(model_options.get("trust"))
+        saved = Embedder._load(Path(spec).expanduser(), specs.open_recorded, trust, **how)
         readings = saved.runner.readings
         over = pool_over or readings[0].pool_over
         if tap in (None, saved.tap.name):
@@ -609,14 +635,32 @@ def open_embedder(
                 return saved
             place = [one.tap for one in readings]
         else:
-            place = taps_of(saved.classifier, str(tap).split(","))
+            place = known_taps(saved.classifier, str(tap).split(","))
         pooling = pooling or saved.pooling
         how |= {"engine": saved.engine, "precision": saved.precision}
         return Embedder(saved.classifier, place, pooling, pool_over=over, **how)
-    classifier = specs.load(spec, **model_options)
-    place = taps_of(classifier, (tap or "backbone").split(","))
+    classifier = specs.open_recorded(spec, **model_options)
+    place = known_taps(classifier, (tap or "backbone").split(","))
     how |= {"engine": engine or DEFAULT, "precision": precision or EXACT}
     return Embedder(classifier, place, pooling or "mean", pool_over=pool_over or "all", **how)
+
+
+def _behaviour_for_json(found: Behaviour | None) -> dict[str, Any]:
+    return {} if found is None else found.to_dict()
+
+
+def known_taps(classifier: Classifier, names: Sequence[str]) -> list[Tap]:
+    """The taps of these names; of files the model is studied once.
+
+    Raises:
+        TapError: one is not there.
+    """
+    form = (
+        lambda taps: {"taps": [{**asdict(one), "shape": [*one.shape]} for one in taps]},
+        lambda found: [Tap(**{**one, "shape": tuple(one["shape"])}) for one in found["taps"]],
+    )
+    measure = partial(taps_of, classifier, names)
+    return recorded(record_of(classifier), "taps", [*names], measure, form)
 
 
 def open_at_taps(
@@ -634,7 +678,7 @@ def open_at_taps(
 
     taps: their fields, as a saved embedder and a collection's manifest hold them.
     """
-    classifier = specs.load(spec, **model_options)
+    classifier = specs.open_recorded(spec, **model_options)
     places = [Tap(**{**one, "shape": tuple(one["shape"])}) for one in taps]
     return Embedder(
         classifier, places, pooling, pool_over=pool_over, device=device, precision=precision

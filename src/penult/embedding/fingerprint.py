@@ -5,11 +5,9 @@ to made-up items; compared, and told in words. Runs no model.
 from __future__ import annotations
 
 import base64
-import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -23,9 +21,6 @@ FloatArray = npt.NDArray[np.float32]
 
 CODE, PREPROCESSING, READER = "code", "preprocessing", "reader"
 RESAMPLED = "resampled noise"  # the made-up item that goes through the resampler
-# What may give other numbers in another version.
-PACKAGES = ("penult", "torch", "torchvision", "timm", "transformers", "tokenizers", "onnxruntime",
-            "keras", "numpy", "pillow", "soxr")  # fmt: skip
 LOGITS = 1e-4  # relative to the largest one, in fp32 on one kind of device
 
 
@@ -84,15 +79,6 @@ class Behaviour:
             return cls(answers, document["about"], document["device"], document["versions"])
         except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
             return None
-
-
-def package_versions() -> dict[str, str]:
-    """Of those packages that are installed."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 @dataclass(frozen=True, slots=True)

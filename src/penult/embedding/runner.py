@@ -58,6 +58,7 @@ from penult.errors import (
 from penult.locking import Guard, Once
 from penult.memory import Held, MemoryBound, free_memory
 from penult.models.base import Classifier, Prediction, predict
+from penult.models.record import is_recorded
 from penult.models.synthetic import noise
 
 # The longest padded batch: samples or features of sound (10 s at 16 kHz), tokens, pixels × 3. Of
@@ -191,12 +192,22 @@ class Runner:
         self.choice = choice
         self.readings = list(readings)
         self._devices = device.split(",")
-        self.engine = engine or open_engine(classifier, readings, self._devices[0])
         self._policy = policy
         self._guard = Guard()
+        classifier.input.require()  # refused now, and not once for each item
+        if engine is not None:
+            self.engine = engine
+        elif not is_recorded(classifier):  # what its engine refuses is refused now
+            _ = self.engine
         self._noted: set[str] = set()  # ids of items whose notes were logged
         times = 1 if self._devices[0] == "cpu" else ACCELERATED[classifier.modality]
         self.budget = BUDGETS[classifier.modality] * times
+
+    @Once
+    def engine(self) -> Engine:
+        """What runs the regions; of a classifier that is known by its record opened for the first
+        of them."""
+        return open_engine(self.classifier, self.readings, self._devices[0])
 
     @Once
     def engines(self) -> list[Engine]:
@@ -243,6 +254,7 @@ class Runner:
         comes among the results where there is none for a while.
         """
         decoding, watch = decoding or usual_decoding(), watch or Stopwatch()
+        _ = self.engines  # a model that is opened only now is no part of any step
         planner, patience = self._planner(decoding.limits.bound), decoding.patience
         passes, given = PassWatch(decoding.limits.model_seconds), UntilError(pairs)
         run = _RunState(planner, logits, watch, threading.Event(), passes)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from penult.data.notes import CachedNote
 from penult.engines.base import (
     PRECISIONS,
     Engine,
@@ -23,7 +24,7 @@ from penult.engines.base import (
 )
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.batching import ALONE, Batch, BatchPolicy
-from penult.engines.graph_cache import CachedNote, Graphs, versions
+from penult.engines.graph_cache import Graphs, versions
 from penult.engines.parity import Parity, compare
 from penult.engines.registry import (
     AUTO,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -160,6 +162,17 @@ class EngineRequest:
         return self.graphs or Graphs(subject(self.classifier))
 
 
+# Of Linux, where a driver has at least one of these.
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+
+
+def may_be_here(kind: str) -> bool:
+    """Whether it is worth importing torch to ask for a kind of device."""
+    if kind == "mps":
+        return sys.platform == "darwin"
+    return kind != "cuda" or sys.platform != "linux" or any(map(os.path.exists, _DRIVERS))
+
+
 def torch_device(name: str) -> str:
     """A device that torch has here.
 
@@ -219,7 +232,7 @@ class EngineSpec:
         return self.has_device(device)
 
     def _first_device(self) -> str:
-        for kind in self.devices:
+        for kind in filter(may_be_here, self.devices):
             try:
                 return self.has_device(kind)
             except UsageError:

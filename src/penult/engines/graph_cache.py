@@ -17,16 +17,14 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from penult.data.files import file_aside, user_cache
-from penult.data.hashes import damage, list_hash, write_list
+from penult.data.hashes import damage, digest, list_hash, write_list
+from penult.data.notes import CachedNote, Notes, is_own, own_places
 from penult.errors import EngineError
-from penult.models.base import Classifier, digest
+from penult.models.base import Classifier
 
 FOLDER = "engines"  # in the user's cache, and inside of a saved embedder
 CHOICE, PROOF, POLICY = "choice", "proof", "batching"  # kinds of notes
@@ -81,14 +79,6 @@ def subject(classifier: Classifier, identity: Mapping[str, str] | None = None) -
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CachedNote:
-    """What was measured for a question in an earlier run. when: the day, as 2026-11-29."""
-
-    answer: dict[str, Any]
-    when: str
-
-
 class Graphs:
     """The graphs and notes of one embedder, by the hash of its `subject`.
 
@@ -99,9 +89,7 @@ class Graphs:
     def __init__(self, subject: str, embedder: Path | None = None) -> None:
         self.subject = subject
         self.used: dict[Path, str] = {}  # folders of graphs that were opened, and their hashes
-        cache = user_cache() / FOLDER
-        # The second is for a cache that several users share, and the first one was another's.
-        self.places = [cache / subject, cache / f"{subject}-{_user()}"]
+        self.places = own_places(FOLDER, subject)
         self._given = None if embedder is None else embedder / FOLDER
 
     def get(self, asked: Any, make: Callable[[Path], None]) -> Path:
@@ -160,42 +148,15 @@ class Graphs:
 
     def recall(self, asked: Any, kind: str = CHOICE) -> CachedNote | None:
         """What this user noted for this question; of a choice on a machine like this one."""
-        name = self._name(kind, asked)
-        for place in self.places:
-            if is_own(place / name) and (found := _read_note(place / name)) is not None:
-                return found
-        return None
+        return Notes(self.places).recall(self._name(kind, asked))
 
     def note(self, asked: Any, answer: dict[str, Any], kind: str = CHOICE) -> None:
         """Keep an answer; it is measured again where it cannot be written."""
-        name = self._name(kind, asked)
-        for place in self.places:
-            try:
-                place.mkdir(parents=True, exist_ok=True)
-                with file_aside(place / name) as aside:
-                    aside.write_text(json.dumps(_sealed(name, answer), indent=1), "utf-8")
-            except OSError:
-                continue
-            return
+        Notes(self.places).note(self._name(kind, asked), answer)
 
     def _name(self, kind: str, asked: Any) -> str:
         on = machine() if kind == CHOICE else ""
         return f"{kind}-{digest([self.subject, on, asked])}.json"
-
-
-def _user() -> int:
-    return os.geteuid() if hasattr(os, "geteuid") else 0
-
-
-def is_own(path: Path) -> bool:
-    """Whether something in the cache is this user's: of another one (a cache that is shared, a
-    folder that was unpacked) nothing is believed. What root has put there is."""
-    try:
-        found = [path, *path.iterdir()] if path.is_dir() else [path]
-        owners = {one.lstat().st_uid for one in found}
-    except OSError:
-        return False
-    return not hasattr(os, "geteuid") or owners <= {0, _user()}
 
 
 def _seal(folder: Path, name: str) -> None:
@@ -234,23 +195,3 @@ def _put(aside: Path, target: Path) -> None:
             target.rename(old)
         shutil.rmtree(old, ignore_errors=True)
     aside.rename(target)
-
-
-def _sealed(name: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """A note with the hash of itself and of its question."""
-    document = {"of": name, "when": date.today().isoformat(), "answer": answer}
-    return {**document, "hash": digest(json.loads(json.dumps(document)))}
-
-
-def _read_note(path: Path) -> CachedNote | None:
-    """A note that is as it was written, at the place where it was."""
-    try:
-        document = json.loads(path.read_text("utf-8"))
-        seal = document.pop("hash")
-        if seal == digest(document) and document["of"] == path.name:
-            return CachedNote(dict(document["answer"]), str(document["when"]))
-        reason = "it is not as it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"it cannot be read: {type(error).__name__}"
-    log.info("%s is measured anew: %s", path, reason)
-    return None

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from penult.data.hashes import digest as digest
 from penult.data.windows import TextDivider
 from penult.errors import UsageError
 from penult.tracing.scores import BINARY as BINARY
@@ -261,6 +262,7 @@ class Classifier:
         self._storage = storage
         self._options: dict[str, Any] = {}
         self._code: dict[str, dict[str, str]] | None = None
+        self._record: Any = None
 
     @property
     def input(self) -> InputSpec:
@@ -410,6 +412,16 @@ def is_live(classifier: Classifier) -> bool:
     return bool(classifier._storage.refusal)
 
 
+def record_of(classifier: Classifier) -> Any:
+    """Its record, where one is kept; see `penult.models.record`."""
+    return classifier._record
+
+
+def keep_record(classifier: Classifier, record: Any) -> None:
+    """Note what is measured of a classifier, and nobody may have changed, in its record."""
+    classifier._record = record
+
+
 def store_as(classifier: Classifier, storage: Storage) -> None:
     """Say how a classifier is saved, where what opened it could not know."""
     classifier._storage = storage
@@ -535,12 +547,6 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
             own = f"{own} ({number})"
         found.append(own)
     return tuple(found)
-
-
-def digest(value: object) -> str:
-    """Hash of a JSON-able description; the order of keys does not matter."""
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def weights_digest(module: nn.Module, beside: Mapping[str, Any] | None = None) -> str:

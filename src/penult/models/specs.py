@@ -35,6 +35,13 @@ from penult.models.options import (
     refuse_pointer,
     reopening,
 )
+from penult.models.record import (
+    Record,
+    note_classifier,
+    record_for,
+    recorded_classifier,
+    recorded_modality,
+)
 from penult.models.trust import named_by, typed
 
 log = logging.getLogger(__name__)
@@ -348,6 +355,29 @@ def forms() -> str:
     return f"a model is {', '.join(others)} or {last}"
 
 
+def open_recorded(spec: str | os.PathLike[str], **options: Any) -> Classifier:
+    """As `load`, for a classifier that nobody changes: of files that an earlier run opened it is
+    given by its record, and the model itself is opened where it is needed."""
+    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
+    known = LoadOptions(**current(options))
+    record = _record_of(spec, known)
+    if record is None:
+        return load(spec, **options)
+    typed(spec, None)
+    classifier = recorded_classifier(record, lambda: _open(spec, known))
+    if classifier is None:
+        classifier = load(spec, **options)
+        note_classifier(record, classifier)
+    remember_options(classifier, reopening(known))
+    return classifier
+
+
+def _record_of(spec: Any, options: LoadOptions) -> Record | None:
+    if isinstance(spec, str) and (Path(spec).expanduser() / LIST).is_file():
+        require_as_saved(Path(spec).expanduser())  # the list stands for the files
+    return record_for(demo_folder() if spec == DEMO else spec, options)
+
+
 def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
     """Open a classifier by its spec, or a module that is at hand.
 
@@ -524,6 +554,9 @@ def modality_of(spec: str | os.PathLike[str], **options: Any) -> str:
     spec = os.fspath(spec)
     known = LoadOptions(**current(options))
     typed(spec, known.preprocess)
+    record = _record_of(spec, known)
+    if record is not None and (found := recorded_modality(record)):
+        return found
     folder = Path(spec).expanduser()
     require_as_saved(folder, [path.name for path in folder.glob("*.json")])
     saved = read_saved(folder) if (folder / FILE).is_file() else None
