@@ -31,6 +31,7 @@ from penult.tracing.head import logits_of
 from penult.tracing.hooks import captured
 
 LENGTHS = "lengths"  # (B,) valid positions of each item, for norms over these alone
+FORM = "2"  # changes whenever the same cut is recorded in another way
 OWN = "own"  # (B, positions) that a clip fills of an input of fixed length
 
 
@@ -84,6 +85,7 @@ class Recipe:
                 )
         self.policy = policy
         self.key = [
+            FORM,
             policy.name,
             policy.left,
             dict(policy.axes),
