@@ -174,7 +174,7 @@ def test_pooling_over_what_a_clip_fills(tmp_path: Path, name: str) -> None:
 
 
 def test_a_graph_is_recorded_once(
-    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_cache: Path
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_cache: Path
 ) -> None:
     import penult.engines.openvino as module
 
@@ -182,7 +182,7 @@ def test_a_graph_is_recorded_once(
     opened("openvino f32", emb, tmp_path)
     monkeypatch.setattr(module, "_record", lambda *_: pytest.fail("recorded again"))
     opened("openvino f32", emb, tmp_path)
-    (place,) = user_cache.glob(f"engines/{digest(str(tmp_path))}")
+    (place,) = fresh_cache.glob(f"engines/{digest(str(tmp_path))}")
     folders = list(place.iterdir())
     assert len(folders) == 1 and not folders[0].name.startswith(".")
 

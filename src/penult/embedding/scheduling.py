@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import count
-from math import inf
+from math import inf, prod
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -117,7 +117,7 @@ class PreparedRegion:
     @property
     def size(self) -> int:
         """Numbers in the largest of its inputs."""
-        return max(value.numel() for value in self.inputs.tensors.values())
+        return max(int(prod(value.shape)) for value in self.inputs.tensors.values())
 
     @property
     def weight(self) -> int:

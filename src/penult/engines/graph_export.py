@@ -12,16 +12,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from penult.engines.base import EngineRequest, FloatArray, Reading, Readout, one_row_each
 from penult.engines.batch_policy import probe
-from penult.engines.batching import MASK, MASKED_NORMS, Batch, BatchPolicy, Value, mask_of_ones
+from penult.engines.batching import Batch, BatchPolicy
 from penult.engines.pooling import pool
 from penult.engines.positions import FilledPositions, frame_mask, masked_norms
+from penult.engines.recorded_graph import LENGTHS, OWN, GraphInputs
 from penult.engines.torch import own_positions, rows_of
 from penult.errors import EngineError
 from penult.locking import lock_of
@@ -30,9 +30,7 @@ from penult.models.processors import quiet
 from penult.tracing.head import logits_of
 from penult.tracing.hooks import captured
 
-LENGTHS = "lengths"  # (B,) valid positions of each item, for norms over these alone
 FORM = "2"  # changes whenever the same cut is recorded in another way
-OWN = "own"  # (B, positions) that a clip fills of an input of fixed length
 
 
 class CutModule(nn.Module):
@@ -68,10 +66,9 @@ class CutModule(nn.Module):
 
 
 class Recipe:
-    """Which inputs a recorded graph has, and how a batch becomes them.
+    """What a graph is recorded from: the batch that is traced, and the inputs that follow from it.
 
-    policy: how items share a batch; where it pads, every pass gets a mask (of ones, where nothing
-    is padded), so that one graph serves all batches.
+    policy: how items share a batch. key: what tells the graph from others of the classifier.
     """
 
     def __init__(
@@ -83,7 +80,6 @@ class Recipe:
                     f"tap {reading.tap.name!r} lies inside of a module ({reading.tap.place}), "
                     "where a recorded graph cannot be read"
                 )
-        self.policy = policy
         self.key = [
             FORM,
             policy.name,
@@ -96,39 +92,14 @@ class Recipe:
         items = probe(classifier)
         if items is None:
             raise EngineError("the model takes no short synthetic item, on which to record it")
-        self.masked = policy.pads
-        self.norms = policy.name == MASKED_NORMS
-        self.own = any(reading.entry is not None for reading in readings)
-        self._axis = next(iter(policy.axes.values()), None)
-        example = policy.batch(items[:3]) if policy.pads else policy.batch(items[2:])
-        self.example = example
-        self.names = list(self._full(example))
-        if self.norms:
-            self.names.append(LENGTHS)
-        if self.own:
-            self.names.append(OWN)
+        self.example = policy.batch(items[:3]) if policy.pads else policy.batch(items[2:])
+        own = any(reading.entry is not None for reading in readings)
+        self.inputs = GraphInputs.of(self.example, policy, own)
 
-    def _full(self, batch: Batch) -> dict[str, Value]:
-        tensors = dict(batch.tensors)
-        if self.masked and self._axis is not None and not any(n.endswith(MASK) for n in tensors):
-            first = next(iter(tensors.values()))
-            tensors[MASK] = mask_of_ones(first, (len(first), first.shape[self._axis]))
-        return tensors
-
-    def inputs(self, batch: Batch, own: Value = None) -> list[npt.NDArray[Any]]:
-        """A batch's arrays in the order of `names`."""
-        tensors = self._full(batch)
-        if self.norms:
-            longest = self.policy.length(tensors)
-            lengths = batch.lengths or [longest] * len(batch)
-            tensors[LENGTHS] = np.array(lengths, np.int64)
-        if self.own:
-            if own is None:
-                raise EngineError("the batch does not hold which positions each clip fills")
-            tensors[OWN] = own
-        if set(tensors) != set(self.names):
-            raise EngineError(f"recorded with {self.names}, received {list(tensors)}")
-        return [np.asarray(tensors[name]) for name in self.names]
+    @property
+    def names(self) -> list[str]:
+        """Of the inputs, in order."""
+        return [*self.inputs.names]
 
 
 class ExportedGraph:
@@ -157,7 +128,7 @@ class ExportedGraph:
             batch = replace(batch, filled=[1.0] * len(batch))
         with lock_of(self.cut.model):
             own = own_positions(self._fillings, batch.tensors, batch)
-        return self.recipe.inputs(batch, next(iter(own.values()), None))
+        return self.recipe.inputs.arrays(batch, next(iter(own.values()), None))
 
     def example(self) -> tuple[Tensor, ...]:
         """Inputs to record the pass on: of a padded batch, if any is to be padded."""

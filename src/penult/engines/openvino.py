@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy.typing as npt
 
-from penult.engines.base import EngineRequest, Readout
+from penult.engines.base import EngineRequest, FloatArray, Readout
 from penult.engines.batching import Batch
 from penult.engines.graph_cache import versions
-from penult.engines.graph_export import ExportedGraph, recording
 from penult.errors import EngineError, cause
 from penult.extras import require
 from penult.locking import Guard
+
+if TYPE_CHECKING:
+    from penult.engines.graph_export import ExportedGraph
 
 # Numbers that share a scale: more of them are faster, and rounded more coarsely.
 GROUPS = {"int8 by 128": 128, "int8 by 64": 64, "int8 by 32": 32}
@@ -47,43 +51,67 @@ def quantise(recorded: Path, target: Path) -> None:
 FILE = "model.xml"
 
 
-class OpenVinoEngine:
-    """Runs the recorded cut; holds no state between batches.
+class CompiledGraph:
+    """A recorded graph, compiled for this processor: arrays in, arrays out, one pass at a time.
 
-    request: its arithmetic is `f32` or `bf16`, in which the processor multiplies, or one of GROUPS.
+    arithmetic: `f32` or `bf16`, in which the processor multiplies, or one of GROUPS.
     """
 
-    def __init__(self, request: EngineRequest) -> None:
+    def __init__(self, file: Path, arithmetic: str) -> None:
         openvino = require("openvino")
-        arithmetic, graphs = request.arithmetic, request.stored_graphs()
-        self.readings = list(request.readings)
-        self._graph = ExportedGraph(request)
         if arithmetic == "bf16" and not multiplies_bf16():
             raise EngineError("this processor does not multiply in bfloat16")
-        key = ["openvino", self._graph.recipe.key, versions("openvino")]
-        file = graphs.get(key, lambda aside: _record(self._graph, aside)) / FILE
-        if arithmetic in GROUPS:
-            recorded = file
-            key = ["int8", *key, versions("nncf")]
-            file = graphs.get(key, lambda aside: quantise(recorded, aside / FILE)) / FILE
-        self._guard = Guard()  # a compiled model has one request, for one pass at a time
+        self._guard = Guard()  # a compiled model has one request
         core = openvino.Core()
-        settings = {
-            **_settings(arithmetic),
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        settings = {**_settings(arithmetic), "PERFORMANCE_HINT": "LATENCY", **_threads()}
         try:
             self._run = core.compile_model(core.read_model(file), "CPU", settings)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot run the model: {cause(error)}") from error
 
+    def __call__(self, arrays: Sequence[npt.NDArray[Any]]) -> list[FloatArray]:
+        """The graph's outputs, in order."""
+        with self._guard:
+            found = self._run([*arrays])
+        return [found[at] for at in range(len(found))]
+
+
+def _threads() -> dict[str, int]:
+    """As many as torch takes, where it is there; else as many as the user says, or all."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return {"INFERENCE_NUM_THREADS": int(said)} if said.isdigit() and int(said) else {}
+
+
+class OpenVinoEngine:
+    """Runs the recorded cut; holds no state between batches.
+
+    request: its arithmetic is one that `CompiledGraph` takes. graph: the folder of the recorded
+    graph. inputs: how a batch becomes its inputs.
+    """
+
+    def __init__(self, request: EngineRequest) -> None:
+        from penult.engines.graph_export import ExportedGraph
+
+        require("openvino")
+        arithmetic, graphs = request.arithmetic, request.stored_graphs()
+        if arithmetic == "bf16" and not multiplies_bf16():
+            raise EngineError("this processor does not multiply in bfloat16")
+        exported = self._exported = ExportedGraph(request)
+        key = ["openvino", exported.recipe.key, versions("openvino")]
+        self.graph = graphs.get(key, lambda aside: _record(exported, aside))
+        if arithmetic in GROUPS:
+            recorded = self.graph / FILE
+            key = ["int8", *key, versions("nncf")]
+            self.graph = graphs.get(key, lambda aside: quantise(recorded, aside / FILE))
+        self.inputs = exported.recipe.inputs
+        self._run = CompiledGraph(self.graph / FILE, arithmetic)
+
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments."""
-        values = self._graph.arrays(batch)
-        with self._guard:
-            found = self._run(values)
-        return self._graph.readout(batch, [found[i] for i in range(len(self.readings) + 1)])
+        return self._exported.readout(batch, self._run(self._exported.arrays(batch)))
 
 
 def _settings(arithmetic: str) -> dict[str, Any]:
@@ -104,6 +132,8 @@ def _record(graph: ExportedGraph, folder: Path) -> None:
     """
     import openvino
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    from penult.engines.graph_export import recording
 
     try:
         with recording(graph.cut.model), _root_logger_kept():

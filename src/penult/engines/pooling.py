@@ -291,7 +291,9 @@ def _last(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
 
 def _row(hidden: Tensor, positions: Tensor) -> Tensor:
     """(B, C) at one position of each item."""
-    return hidden.take_along_dim(positions[:, None, None], dim=1)[:, 0]
+    import torch
+
+    return hidden[torch.arange(len(hidden), device=hidden.device), positions]
 
 
 def _mean_std(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:

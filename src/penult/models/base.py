@@ -48,11 +48,12 @@ FloatArray = npt.NDArray[np.float32]
 class Inputs:
     """One item, ready for the model.
 
-    tensors: keyword arguments of the model's forward, each with a batch axis of size 1.
-    truncated: seconds (text: tokens) that the preprocessing kept, or None if it kept everything.
+    tensors: keyword arguments of the model's forward, of torch or of numpy, each with a batch axis
+    of 1. truncated: seconds (text: tokens) that the preprocessing kept, or None if it kept
+    everything.
     """
 
-    tensors: Tensors
+    tensors: Mapping[str, Any]
     truncated: float | None = None
 
 

@@ -33,6 +33,7 @@ from penult.models.base import (
     record_of,
 )
 from penult.models.options import LoadOptions
+from penult.models.plain_preparation import Preparation, plain_form, preparation
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +154,7 @@ def recorded(
     return found
 
 
-CLASSIFIER, IDENTITY = "classifier", "identity"
+CLASSIFIER, IDENTITY, PREPARATION = "classifier", "identity", "preparation"
 
 
 def note_classifier(record: Record, classifier: Classifier) -> None:
@@ -187,6 +188,10 @@ def note_classifier(record: Record, classifier: Classifier) -> None:
         },
     )
     keep_record(classifier, record)
+    folder = Path(classifier.spec)
+    form = plain_form(classifier, folder) if folder.is_dir() else None
+    if form is not None:
+        record.note(PREPARATION, form)
 
 
 def _input_of(spec: InputSpec) -> dict[str, Any]:
@@ -220,7 +225,7 @@ def _restored(
         found["kind"],
         found["labels"],
         RecordedStructure(found["structure"], opening),
-        RecordedPreparer(found["input"], found["preparer"], opening),
+        RecordedPreparer(found["input"], found["preparer"], opening, record),
         found["facts"],
         Storage(recipe, files and {name: Path(path) for name, path in files.items()}),
     )
@@ -329,12 +334,14 @@ class RecordedStructure:
 class RecordedPreparer:
     """The preparation of a classifier as it was noted; see `penult.models.base.Preparer`."""
 
-    def __init__(self, spec: Mapping[str, Any], words: Sequence[str], opening: Opening) -> None:
+    def __init__(
+        self, spec: Mapping[str, Any], words: Sequence[str], opening: Opening, record: Record
+    ) -> None:
         plain = {name: value for name, value in spec.items() if name != "divides"}
         self.input = InputSpec(**plain)
         if spec["divides"]:
             self.input = replace(self.input, divide=self._windows)
-        self._opening = opening
+        self._guard, self._record, self._opening = Guard(), record, opening
         self._digest, self._truncation, self._description = words
 
     @property
@@ -345,9 +352,22 @@ class RecordedPreparer:
         return self._real.input.divide(content, window, hop)
 
     def __call__(self, content: Any) -> Inputs:
-        """Decoded content as the model's inputs."""
+        """Decoded content as the model's inputs: by its own preprocessing once the model is open,
+        so that one run prepares all items alike."""
+        if not self._opening.done and self.plain is not None:
+            found = self.plain(content)
+            if found is not None:
+                return found
         inputs: Inputs = self._real(content)
         return inputs
+
+    @Once
+    def plain(self) -> Preparation | None:
+        """The preparation without a library of models, where there is one."""
+        form = self._record.recall(PREPARATION)
+        with suppress(KeyError, TypeError, ValueError, OSError, ImportError):
+            return None if form is None else preparation(form)
+        return None
 
     def example(self, seed: int) -> Inputs:
         """A short synthetic item, prepared as any other."""
