@@ -22,6 +22,7 @@ import auto_choice
 import commands
 import devices
 import machine
+import operators
 import page
 import peaks
 import proofs
@@ -34,6 +35,7 @@ SECTIONS: dict[str, Section] = {
     **commands.SECTIONS,
     **speed.SECTIONS,
     **auto_choice.SECTIONS,
+    **operators.SECTIONS,
     **devices.SECTIONS,
     **proofs.SECTIONS,
     **scale.SECTIONS,
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument(
         "--anyway", action="store_true", help="print figures under load too, marked; write none"
     )
-    asked.add_argument("--rounds", type=int, default=3, help="in which all ways take turns")
+    asked.add_argument("--rounds", type=int, help="in which all ways take turns; default: 2 or 3")
     asked.add_argument("--clips", type=Path, help="a folder of speech at 16 kHz")
     asked.add_argument("--seconds", type=float, default=93.0, help="of sound, of the section audio")
     asked.add_argument(
@@ -61,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--long", action="store_true", help="auto: 600 s of work too")
     asked.add_argument("--share", type=float, default=1.0, help="auto: of the work, for a trial")
     asked.add_argument("--short", type=int, default=3_000, help="clips of the section short-clips")
-    asked.add_argument("--rows", type=int, default=1_000_000, help="of the section scale")
+    asked.add_argument("--rows", type=int, default=500_000, help="of the section scale")
     asked.add_argument("--searched", type=int, default=100_000, help="rows of the section search")
     asked.add_argument("--known", type=int, default=100_000, help="files of known-files")
     asked.add_argument("--folder", type=Path, help="for collections; default: the system's own")
@@ -86,13 +88,12 @@ def command_of(name: str, section: Section, options: argparse.Namespace) -> str:
     return words
 
 
-def measured(name: str, section: Section, bench: Bench) -> str:
+def measured(command: str, section: Section, bench: Bench) -> str:
     """The text of a section's part.
 
     Raises:
         Busy, Fault: it cannot be measured, or breaks a bound.
     """
-    command = command_of(name, section, bench.options)
     try:
         bench.begin()
         section.run(bench)
@@ -132,9 +133,11 @@ def main(
     if len(names) > 1:  # each in a process of its own: what one loads is in no other's memory
         return max([_apart(name, arguments) for name in names])
     name, began = names[0], time.monotonic()
+    command = command_of(name, sections[name], options)
+    options.rounds = options.rounds or sections[name].rounds
     bench = Bench(options, meter or LoadMeter(), **more)
     try:
-        text = measured(name, sections[name], bench)
+        text = measured(command, sections[name], bench)
     except (Busy, Fault) as error:
         print(*bench.blocks, sep="\n\n", flush=True)
         tell(f"{name}: {error}")

@@ -57,11 +57,13 @@ COMMANDS = ("embed", "search", "classify")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A model in a folder, an item, and the plain script for it. work: a folder for more files."""
+    """A model in a folder, two items, and the plain script for the first. work: a folder for more
+    files."""
 
     title: str
     work: Path
     item: Path
+    other: Path
     script: str
 
     @property
@@ -73,14 +75,14 @@ class Setting:
         """The command of the plain script."""
         return [sys.executable, "-c", self.script, str(self.model), str(self.item)]
 
-    def penult(self, name: str, store: Path) -> list[str]:
+    def penult(self, name: str, store: Path, item: Path | None = None) -> list[str]:
         """A command of Penult; `embed` makes the collection, `search` looks into it."""
-        words = {
-            "embed": [self.model, self.item, "--pooling", "mean", "--into", store],
+        words: dict[str, list[Path | str]] = {
+            "embed": [self.model, item or self.item, "--pooling", "mean", "--into", store],
             "search": [store, self.item],
             "classify": [self.model, self.item],
-        }[name]
-        return [sys.executable, "-m", "penult", name, *map(str, words), "--json"]
+        }
+        return [sys.executable, "-m", "penult", name, *map(str, words[name]), "--json"]
 
 
 def ran(command: list[str], cache: Path | None = None) -> str:
@@ -108,7 +110,7 @@ def compared(bench: Bench, case: Setting) -> None:
     """One model and item, as one table."""
     stores = case.work / "stores"
     filled = stores / "filled"  # what is searched: it has the row of another item
-    ran(case.penult("embed", filled), case.work / "cache")
+    ran(case.penult("embed", filled, case.other), case.work / "cache")
     cells: dict[str, list[tuple[float, float]]] = {}
     for number in range(bench.options.rounds):
         for name, work in _ways(case, stores, filled).items():
@@ -167,10 +169,10 @@ def _compare_vectors(bench: Bench, case: Setting, store: Path) -> None:
     Raises:
         Fault: it did not.
     """
-    from penult.collection.collection import Collection
-
     expected = np.array(json.loads(ran(case.plain()))[1])
-    _, vectors = Collection.open(store, must_exist=True).vectors()
+    file = case.work / "vectors.npy"
+    ran([sys.executable, "-m", "penult", "export", str(store), str(file), "--overwrite"])
+    vectors = np.load(file)
     off = float(np.abs(vectors[0] - expected).max() / np.abs(expected).max())
     bench.note(
         f"The vector of the second `embed` differs from the script's by {off:.1e}, relative."
@@ -186,10 +188,11 @@ def of_sound(work: Path) -> Setting:
     config = transformers.Wav2Vec2Config(num_labels=4, use_weighted_layer_sum=True)
     extractor = transformers.Wav2Vec2FeatureExtractor()
     saved(work / "model", transformers.Wav2Vec2ForSequenceClassification(config), extractor)
-    item = work / "clip.wav"
-    soundfile.write(item, tones(np.random.default_rng(0), 5 * 16_000), 16_000)
+    items = (work / "clip.wav", work / "other.wav")
+    for number, item in enumerate(items):
+        soundfile.write(item, tones(np.random.default_rng(number), 5 * 16_000), 16_000)
     names = ("AutoModelForAudioClassification", "AutoFeatureExtractor")
-    return _setting("wav2vec2-base size, one clip of 5 s", "audio", work, item, names)
+    return _setting("wav2vec2-base size, one clip of 5 s", "audio", work, items, names)
 
 
 def of_pictures(work: Path) -> Setting:
@@ -200,10 +203,11 @@ def of_pictures(work: Path) -> Setting:
     config = transformers.ViTConfig(num_labels=10)
     processor = transformers.ViTImageProcessor()
     saved(work / "model", transformers.ViTForImageClassification(config), processor)
-    item = work / "picture.jpg"
-    noise(np.random.default_rng(0), 640, 480).save(item, "JPEG")
+    items = (work / "picture.jpg", work / "other.jpg")
+    for number, item in enumerate(items):
+        noise(np.random.default_rng(number), 640, 480).save(item, "JPEG")
     names = ("AutoModelForImageClassification", "AutoImageProcessor")
-    return _setting("ViT-base size, one picture of 640 × 480", "image", work, item, names)
+    return _setting("ViT-base size, one picture of 640 × 480", "image", work, items, names)
 
 
 def of_texts(work: Path) -> Setting:
@@ -213,15 +217,18 @@ def of_texts(work: Path) -> Setting:
     tokens = tokenizer()
     config = transformers.BertConfig(vocab_size=len(tokens), num_labels=10)
     saved(work / "model", transformers.BertForSequenceClassification(config), tokens)
-    item = work / "text.txt"
-    item.write_text(" ".join(f"w{number}" for number in range(100)))
+    items = (work / "text.txt", work / "other.txt")
+    for number, item in enumerate(items):
+        item.write_text(" ".join(f"w{word}" for word in range(number, number + 100)))
     names = ("AutoModelForSequenceClassification", "AutoTokenizer")
-    return _setting("BERT-base size, one text of 100 words", "text", work, item, names)
+    return _setting("BERT-base size, one text of 100 words", "text", work, items, names)
 
 
-def _setting(title: str, kind: str, work: Path, item: Path, names: tuple[str, str]) -> Setting:
+def _setting(
+    title: str, kind: str, work: Path, items: tuple[Path, Path], names: tuple[str, str]
+) -> Setting:
     script = PLAIN.format(model=names[0], processor=names[1], read=READ[kind])
-    return Setting(title, work, item, script)
+    return Setting(title, work, *items, script)
 
 
 SETTINGS: dict[str, Callable[[Path], Setting]] = {

@@ -125,14 +125,16 @@ def _products() -> dict[str, tuple[Callable[[], object], int]]:
     import torch
 
     from penult.engines.torch import multiplies_bf16
+    from penult.errors import MissingExtra
+    from penult.extras import require
 
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     works: dict[str, tuple[Callable[[], object], int]] = {"torch f32": (lambda: a @ b, 1)}
-    if multiplies_bf16("cpu"):
+    if flags() & {"avx512_bf16", "amx_bf16", "bf16"} or multiplies_bf16("cpu"):
         works["torch bf16"] = (lambda x=a.bfloat16(), y=b.bfloat16(): x @ y, 1)
     try:
-        import openvino
-    except ImportError:
+        openvino = require("openvino")  # a plain import would report its use to the network
+    except MissingExtra:
         return works
     capable = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for kind in ("f32", "bf16") if "BF16" in capable else ("f32",):
@@ -142,9 +144,11 @@ def _products() -> dict[str, tuple[Callable[[], object], int]]:
 
 def _of_openvino(kind: str, a: Any, b: Any) -> Callable[[], object]:
     """Several products in a row, so that copies in and out count for less."""
-    import openvino
     import torch
-    from openvino import opset13 as ops
+
+    from penult.extras import require
+
+    openvino, ops = require("openvino"), require("openvino.opset13")
 
     entry = ops.parameter([SIDE, SIDE], np.float32)
     product = ops.matmul(entry, ops.constant(b), False, False)

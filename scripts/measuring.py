@@ -208,12 +208,13 @@ class Bench:
 @dataclass(frozen=True, slots=True)
 class Section:
     """A part of the page. words: what is measured, for the page; run: measures and shows; options:
-    of the command, that it looks at."""
+    of the command, that it looks at; rounds: where the command does not say."""
 
     title: str
     words: str
     run: Callable[[Bench], None]
     options: Sequence[str] = ()
+    rounds: int = 3
 
 
 def seconds(work: Callable[[], object]) -> float:
