@@ -27,7 +27,6 @@ WAYS = (
     ("openvino", "exact"),
     ("torch", "fast"),
     ("openvino", "fast"),
-    ("openvino", "turbo"),
 )
 SPEECH = Path(__file__).resolve().parents[2] / "shared" / "data" / "librispeech_speakers"
 BATCH = 8  # of the batches by hand
@@ -147,7 +146,7 @@ def engines(bench: Bench, folder: Path, items: Any) -> Works:
             continue
         runner = embedder.runner
         tell(f"Penult {engine} {precision}: {runner.choice.words if runner.choice else 'fp32'}")
-        if runner.mode not in modes:  # where bfloat16 or eight bits do not serve, fp32 is run
+        if runner.mode not in modes:  # where bfloat16 does not serve, fp32 is run
             modes.add(runner.mode)
             name = f"Penult, {runner.mode.words} ({precision})"
             works[name] = lambda one=embedder: one.run(items)

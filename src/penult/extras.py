@@ -30,7 +30,6 @@ EXTRAS = {
     "h5py": ("keras", "Keras models in HDF5 files"),
     "keras": ("keras", "Keras models"),
     "matplotlib": ("map", "pictures"),
-    "nncf": ("openvino", "running a model in eight bits"),
     "onnx": ("onnx", "ONNX files"),
     "onnxruntime": ("onnx", "ONNX files"),
     "openvino": ("openvino", "running a torch model in OpenVINO"),
@@ -47,8 +46,8 @@ EXTRAS = {
 PACKAGES = ("penult", "torch", "torchvision", "timm", "transformers", "tokenizers", "onnxruntime",
             "keras", "numpy", "pillow", "soxr")  # fmt: skip
 
-# What OpenVINO and NNCF report their use to the network with; where it cannot be imported, they
-# report nothing. A process that has imported it already goes on with it.
+# What OpenVINO reports its use to the network with; where it cannot be imported, it reports
+# nothing. A process that has imported it already goes on with it.
 _REPORTING = "openvino_telemetry"
 # ONNX Runtime reads this while it is imported, whoever imports it; without it, it keeps a database
 # in the user's cache and sends that to its maker.
@@ -101,7 +100,7 @@ def require(module: str) -> ModuleType:
 
 def _silence(module: str) -> None:
     """Keep what is imported from reporting its use, unless the user has said that it may."""
-    if module.startswith(("openvino", "nncf")):
+    if module.startswith("openvino"):
         sys.modules.setdefault(_REPORTING, None)  # type: ignore[arg-type]
     if not os.environ.get(_SILENCE):
         os.environ[_SILENCE] = "1"  # also for the processes that this one starts

@@ -120,8 +120,8 @@ Engine = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="Least cosine to the vectors of torch in fp32: exact (0.999999, the default), fast "
-        "(0.9999) or turbo (0.999)."
+        help="Least cosine to the vectors of torch in fp32: exact (0.999999, the default) or fast "
+        "(0.9999)."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]

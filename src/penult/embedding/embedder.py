@@ -31,7 +31,7 @@ from penult.embedding.saving import SavedEmbedder
 from penult.embedding.source_sample import SourceSample
 from penult.engines import registry
 from penult.engines.autoselect import EngineChoice, EngineTrial, choose
-from penult.engines.base import EXACT, FAST, TURBO, Engine, Reading
+from penult.engines.base import EXACT, Engine, Reading
 from penult.engines.batch_policy import find_batch_policy
 from penult.engines.batching import BatchPolicy
 from penult.engines.graph_cache import POLICY, PROOF, Graphs, machine, subject
@@ -115,7 +115,7 @@ log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
 
 RECIPE = "1"  # changes whenever the same settings would give other vectors
-SAMPLED = {EXACT: 8, FAST: 8, TURBO: 32}  # regions for engines; of eight bits nearest neighbours
+SAMPLED = 8  # regions that engines are measured on
 
 
 class Embedder:
@@ -383,7 +383,7 @@ class Embedder:
 
     def _trial(self, sample: SourceSample) -> EngineTrial:
         """What the engines are measured on: a few regions of the run, or a synthetic one."""
-        regions, total = sample.regions(self.runner, SAMPLED[self.precision])
+        regions, total = sample.regions(self.runner, SAMPLED)
         items = [one.inputs.tensors for one in regions]
         return EngineTrial(
             classifier=self.classifier,

@@ -41,7 +41,6 @@ from penult.models.base import Classifier
 
 LONG = 60.0  # seconds in torch from which on other engines are tried by `auto`
 log = logging.getLogger(__name__)
-WORTH = 1.3  # times as fast as without them, or eight bits are not worth what they cost
 
 Rows = list[list[FloatArray]]
 
@@ -223,7 +222,7 @@ def _key(trial: EngineTrial, engine: str, precision: str) -> list[Any]:
         precision,
         trial.find_policy().name,
         [reading.key for reading in trial.readings],
-        {**versions("openvino", "onnxruntime", "nncf"), **plugin_versions()},
+        {**versions("openvino", "onnxruntime"), **plugin_versions()},
     ]
 
 
@@ -246,7 +245,6 @@ def _measure(
                 measured.try_engine(spec)
         if trial.native_mode.words not in measured.modes:
             measured.try_mode(trial.native_mode)
-    measured.weigh_eight_bits()
     if not measured.modes:
         raise EngineError("; ".join(f"{name}: {why}" for name, why in measured.dropped.items()))
     return measured
@@ -294,25 +292,10 @@ class _Measurements:
         self._estimate = estimate
 
     def try_engine(self, spec: EngineSpec) -> None:
-        """Try an engine's modes until one holds the precision; eight bits are compared with the
-        mode that would be chosen without them."""
-        held = False
+        """Try an engine's modes until one holds the precision."""
         for mode in modes_of(spec, self._precision):
-            if mode.quantised and held:
-                continue
-            held = self.try_mode(mode) or held
-            if held and not mode.quantised and mode.words in self.modes:
+            if self.try_mode(mode):
                 return
-
-    def weigh_eight_bits(self) -> None:
-        """Drop eight bits if they are hardly faster than the best without them."""
-        others = {n: self.seconds[n] for n, mode in self.modes.items() if not mode.quantised}
-        for name in [name for name, mode in self.modes.items() if mode.quantised]:
-            if others and self.seconds[name] * WORTH > min(others.values()):
-                best = min(others, key=lambda other: others[other])
-                times = others[best] / self.seconds[name]
-                self.dropped[name] = f"only {times:.1f} × as fast as {best}"
-                del self.modes[name]
 
     def try_mode(self, mode: EngineMode) -> bool:
         """Try one mode; whether it agrees with the native engine in fp32."""

@@ -1,9 +1,8 @@
-"""Run a torch classifier in OpenVINO: the same cut, recorded once, in fp32, bfloat16 or int8."""
+"""Run a torch classifier in OpenVINO: the same cut, recorded once, in fp32 or bfloat16."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import sys
@@ -23,38 +22,13 @@ from penult.locking import Guard
 if TYPE_CHECKING:
     from penult.engines.graph_export import ExportedGraph
 
-# Numbers that share a scale: more of them are faster, and rounded more coarsely.
-GROUPS = {"int8 by 128": 128, "int8 by 64": 64, "int8 by 32": 32}
-
-
-def quantise(recorded: Path, target: Path) -> None:
-    """Write a recorded OpenVINO graph again with weights in eight bits.
-
-    Raises:
-        EngineError: a graph that cannot be quantised.
-        MissingExtra: the tool for it is not installed.
-    """
-    nncf = require("nncf")
-    import openvino
-
-    model = openvino.Core().read_model(recorded)
-    for name in ("nncf", "torch.utils.cpp_extension"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
-            smaller = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
-    except Exception as error:  # its own errors, and those of the runtime below
-        raise EngineError(f"the model cannot be quantised: {cause(error)}") from error
-    openvino.save_model(smaller, target, compress_to_fp16=False)
-
-
 FILE = "model.xml"
 
 
 class CompiledGraph:
     """A recorded graph, compiled for this processor: arrays in, arrays out, one pass at a time.
 
-    arithmetic: `f32` or `bf16`, in which the processor multiplies, or one of GROUPS.
+    arithmetic: `f32` or `bf16`, in which the processor multiplies.
     """
 
     def __init__(self, file: Path, arithmetic: str) -> None:
@@ -63,7 +37,11 @@ class CompiledGraph:
             raise EngineError("this processor does not multiply in bfloat16")
         self._guard = Guard()  # a compiled model has one request
         core = openvino.Core()
-        settings = {**_settings(arithmetic), "PERFORMANCE_HINT": "LATENCY", **_threads()}
+        settings = {
+            "INFERENCE_PRECISION_HINT": arithmetic,
+            "PERFORMANCE_HINT": "LATENCY",
+            **_threads(),
+        }
         try:
             self._run = core.compile_model(core.read_model(file), "CPU", settings)
         except RuntimeError as error:
@@ -102,26 +80,12 @@ class OpenVinoEngine:
         exported = self._exported = ExportedGraph(request)
         key = ["openvino", exported.recipe.key, versions("openvino")]
         self.graph = graphs.get(key, lambda aside: _record(exported, aside))
-        if arithmetic in GROUPS:
-            recorded = self.graph / FILE
-            key = ["int8", *key, versions("nncf")]
-            self.graph = graphs.get(key, lambda aside: quantise(recorded, aside / FILE))
         self.inputs = exported.recipe.inputs
         self._run = CompiledGraph(self.graph / FILE, arithmetic)
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments."""
         return self._exported.readout(batch, self._run(self._exported.arrays(batch)))
-
-
-def _settings(arithmetic: str) -> dict[str, Any]:
-    """The arithmetic of the processor's products, as its options."""
-    if arithmetic not in GROUPS:
-        return {"INFERENCE_PRECISION_HINT": arithmetic}
-    return {
-        "INFERENCE_PRECISION_HINT": "bf16" if multiplies_bf16() else "f32",  # all the rest
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[arithmetic],
-    }
 
 
 def _record(graph: ExportedGraph, folder: Path) -> None:

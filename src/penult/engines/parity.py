@@ -29,11 +29,7 @@ class Parity:
 
     def holds(self, precision: Precision) -> bool:
         """Whether it is as near as a precision promises."""
-        return (
-            self.cosine >= precision.cosine
-            and self.logits <= precision.logits
-            and self.neighbours >= precision.neighbours
-        )
+        return self.cosine >= precision.cosine and self.logits <= precision.logits
 
     @property
     def words(self) -> str:

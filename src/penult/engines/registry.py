@@ -41,11 +41,7 @@ BUILT_IN = (
     EngineSpec(
         "openvino",
         _from("openvino", "OpenVinoEngine"),
-        arithmetic={
-            EXACT: ("f32",),
-            FAST: ("bf16",),
-            TURBO: ("int8 by 128", "int8 by 64", "int8 by 32"),
-        },
+        arithmetic={EXACT: ("f32",), FAST: ("bf16",)},
         modules=("openvino",),
         install="'penult[openvino]'",
     ),
@@ -68,15 +64,10 @@ BUILT_IN = (
 
 
 class EngineMode(NamedTuple):
-    """An engine, and the arithmetic of its products: f32, bf16 or a form of int8."""
+    """An engine, and the arithmetic of its products: f32 or bf16."""
 
     engine: str
     arithmetic: str = "f32"
-
-    @property
-    def quantised(self) -> bool:
-        """Whether it multiplies whole numbers of eight bits."""
-        return self.arithmetic.startswith("int8")
 
     def batch_error(self, precision: str) -> float:
         """By how much an item alone and the same item in a batch may differ, relative."""
@@ -91,7 +82,7 @@ class EngineMode(NamedTuple):
 def modes_of(spec: EngineSpec, precision: str) -> list[EngineMode]:
     """An engine's modes for a precision, in the order in which they are tried: those that this
     precision allows, then those of the stricter ones."""
-    order = {EXACT: (EXACT,), FAST: (FAST, EXACT), TURBO: (TURBO, FAST, EXACT)}[precision]
+    order = (EXACT,) if precision == EXACT else (FAST, EXACT)
     return [EngineMode(spec.name, one) for level in order for one in spec.arithmetic.get(level, ())]
 
 
@@ -101,7 +92,7 @@ def engine_names() -> list[str]:
 
 
 def check(engine: str, precision: str) -> None:
-    """Refuse unknown names.
+    """Refuse unknown names; tell of a precision that there is no more.
 
     Raises:
         UsageError: no such engine or precision.
@@ -112,7 +103,11 @@ def check(engine: str, precision: str) -> None:
             f"adds an engine by an entry point in {extras.ENGINES})"
         )
     if precision not in PRECISIONS:
-        raise UsageError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
+        raise UsageError(f"no precision {precision!r}; there are {EXACT}, {FAST}")
+    if precision == TURBO:
+        log.warning(
+            "precision %r was eight bits and is no more: run as %r, nearer to fp32", TURBO, FAST
+        )
 
 
 @cache
