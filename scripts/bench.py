@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     asked.add_argument("--only", action="append", choices=SECTIONS, help="a section; repeatable")
     asked.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
-    asked.add_argument("--wait", type=float, default=600.0, help="seconds for a quiet machine")
+    asked.add_argument("--wait", type=float, default=300.0, help="seconds for a quiet machine")
     asked.add_argument(
         "--anyway", action="store_true", help="print figures under load too, marked; write none"
     )
@@ -145,6 +145,8 @@ def main(
     print(text, flush=True)
     if options.write:
         page.write(name, text, path)
+        for write in bench.written:
+            write()
     tell(f"{name}: {(time.monotonic() - began) / 60:.1f} min")
     return 0
 

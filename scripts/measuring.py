@@ -67,6 +67,7 @@ class Bench:
     measure_peaks: Callable[[], dict[str, float]] = measured_peaks
     known_peaks: dict[str, float] = field(default_factory=dict)  # of this run of the bench
     blocks: list[str] = field(default_factory=list)
+    written: list[Callable[[], object]] = field(default_factory=list)  # files beside the page
     shares: list[float] = field(default_factory=list)  # of each round that counts
     repeated: int = 0
     waited: float = 0.0

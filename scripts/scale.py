@@ -37,7 +37,7 @@ CLUSTER = 200  # rows around each centre
 DIM = 768
 AGE = 10**18  # of known files, in nanoseconds since 1970
 SPACES = ("centre", "centre+scale", "whiten", "pca:64")
-PLOT = Path(__file__).resolve().parents[1] / "docs" / "scale.png"
+PLOT = Path(__file__).resolve().parents[1] / "docs" / "growth.png"
 
 
 def resident() -> float:
@@ -135,8 +135,9 @@ def scale(bench: Bench) -> None:
         columns = (f"rows of {DIM}", "ms to store a row", "longest commit, s", "memory, MB")
         bench.show(Table(columns, lines))
         if bench.options.write:
-            plot(points, f"{rows:,} rows × {DIM}, {os.cpu_count()} cores")
-            bench.note("![cost of a row and memory as the collection grows](scale.png)")
+            title = f"{rows:,} rows × {DIM}, {os.cpu_count()} cores"
+            bench.written.append(lambda: plot(points, title))
+            bench.note("![cost of a row and memory as the collection grows](growth.png)")
         indexing(bench, collection)
 
 

@@ -219,10 +219,19 @@ def test_figures_of_a_quiet_machine_are_written_with_their_head(
     assert trial.text == page.replaced(PAGE, "one", body)
 
 
-def test_without_write_the_page_stays(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, measures)
+def test_without_write_the_page_stays_and_no_picture_is_written(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+
+    def run(bench: Bench) -> None:
+        measures(bench)
+        bench.written.append(picture.touch)
+
+    trial = Trial(tmp_path, run)
     assert trial(Shares(0.01)) == 0
-    assert trial.text == PAGE
+    assert trial(Shares(*[0.0] * 4, 0.5), "--write", "--wait", "5") == 1
+    assert trial.text == PAGE and not picture.exists()
+    assert trial(Shares(0.01), "--write") == 0
+    assert trial.text != PAGE and picture.exists()
 
 
 def test_under_load_nothing_is_measured_or_written(
