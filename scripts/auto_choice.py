@@ -153,6 +153,6 @@ SECTIONS = {
         "then included; time: of the whole run.",
         auto,
         ("clips", "rounds", "long", "share"),
-        rounds=2,
+        rounds=1,
     )
 }

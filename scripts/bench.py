@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument(
         "--anyway", action="store_true", help="print figures under load too, marked; write none"
     )
-    asked.add_argument("--rounds", type=int, help="in which all ways take turns; default: 2 or 3")
+    asked.add_argument("--rounds", type=int, help="in which all ways take turns; default: 1 to 3")
     asked.add_argument("--clips", type=Path, help="a folder of speech at 16 kHz")
     asked.add_argument("--seconds", type=float, default=93.0, help="of sound, of the section audio")
     asked.add_argument(

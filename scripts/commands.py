@@ -295,6 +295,7 @@ SECTIONS = {
         "collection. Files are in the system's memory. Random weights at the real sizes.",
         commands,
         ("kinds", "rounds"),
+        rounds=2,
     ),
     "starting": Section(
         "Starting", "Until a process has done so much and ended.", starting, ("rounds",)
@@ -304,5 +305,6 @@ SECTIONS = {
         "What decoding costs beyond the model, whose time is the first row.",
         short_clips,
         ("short", "rounds"),
+        rounds=2,
     ),
 }

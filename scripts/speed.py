@@ -456,8 +456,8 @@ SECTIONS = {
     "audio": Section(
         "Sound: wav2vec2-base size", _MEASURED, audio, ("clips", "seconds", "rounds"), rounds=2
     ),
-    "image": Section("Pictures: ViT-base size", _MEASURED, image, ("rounds",)),
-    "text": Section("Texts: BERT-base size", _MEASURED, text, ("rounds",)),
+    "image": Section("Pictures: ViT-base size", _MEASURED, image, ("rounds",), rounds=2),
+    "text": Section("Texts: BERT-base size", _MEASURED, text, ("rounds",), rounds=2),
     "spectrogram": Section(
         "Spectrograms: AST-base size", _MEASURED, spectrogram, ("clips", "rounds")
     ),
