@@ -44,7 +44,7 @@ EXTRAS = {
 
 # What may give other numbers in another version.
 PACKAGES = ("penult", "torch", "torchvision", "timm", "transformers", "tokenizers", "onnxruntime",
-            "keras", "numpy", "pillow", "soxr")  # fmt: skip
+            "keras", "numpy", "pillow", "soundfile", "av", "soxr")  # fmt: skip
 
 # What OpenVINO reports its use to the network with; where it cannot be imported, it reports
 # nothing. A process that has imported it already goes on with it.

@@ -56,14 +56,15 @@ def classify(
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
     """Classify items with the original classifier: label, probability, class number, logit."""
-    from penult.embedding.runner import Outcome, Runner, device_of, prediction_of
+    from penult.embedding.embedder import label_runner
+    from penult.embedding.runner import Outcome, prediction_of
     from penult.models.specs import open_recorded
 
     modality = modality_for(model, model_options)
     source = boxed(source_of(paths, channel, modality), box, modality)
     with working(f"loading {model}"):
         classifier = open_recorded(model, **model_options)
-    runner = Runner(classifier, [], device_of(classifier, device))
+    runner = label_runner(classifier, source, device)
     predictions, failures = [], []
     for outcome in runner.stream(source):
         if not isinstance(outcome, Outcome):

@@ -34,7 +34,7 @@ from penult.data.items import Entry, Failure, Item, failure, named
 from penult.data.regions import Region
 from penult.data.sources import Source, left_out
 from penult.data.tables import typed
-from penult.embedding.embedder import Embedder, describe_fingerprint
+from penult.embedding.embedder import Embedder, describe_fingerprint, keep_engine
 from penult.embedding.fingerprint import Fingerprint
 from penult.embedding.runner import Stopwatch
 from penult.embedding.source_sample import SourceSample
@@ -202,12 +202,18 @@ def add(
         found.former = _of_these_runs(writer, reader, found.former, source.paths)
         if run.prune:
             _prune(writer, summary, run.prune == "all")
-        if embedder.space is not None:
-            keep_own(reader, embedder.space)
+        _keep(reader, embedder)
         writer.failures.mend_folders()
         found.failures.healed = writer.failures.heal()
         writer.finish("done", summary.counts())
     return summary
+
+
+def _keep(reader: Reader, embedder: Embedder) -> None:
+    """What later runs take up: the embedder's space, and an engine on a recorded graph."""
+    if embedder.space is not None:
+        keep_own(reader, embedder.space)
+    keep_engine(embedder)
 
 
 def _prune(writer: Writer, summary: Summary, everything: bool) -> None:

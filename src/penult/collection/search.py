@@ -342,11 +342,12 @@ def _embedded(
 ) -> npt.NDArray[np.float32]:
     from penult.data.items import Failure
     from penult.data.sources import item_of
+    from penult.embedding.embedder import brief_runner
 
     content = Path(query).expanduser() if words is None else words
     item = item_of(content, embedder.classifier.modality)
     # A query is not labelled: the pass ends behind the tap.
-    with closing(embedder.runner.stream([(item, region)], logits=False)) as outcomes:
+    with closing(brief_runner(embedder).stream([(item, region)], logits=False)) as outcomes:
         result = next(outcomes)
     if isinstance(result, Failure):
         raise ItemError(result.message)

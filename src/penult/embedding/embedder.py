@@ -21,20 +21,27 @@ import numpy.typing as npt
 from penult.analysis.space import Space
 from penult.data import audio, video
 from penult.data.items import Entry
-from penult.data.sources import Repeatable, from_objects
+from penult.data.sources import Repeatable, Source, from_objects
 from penult.data.windows import Layout
 from penult.embedding import behaviour, saving
 from penult.embedding.fingerprint import Behaviour, Fingerprint, compare, renamed, unlike
 from penult.embedding.inspect import anatomy_of, certify, certify_on, taps_of
-from penult.embedding.runner import ItemNumber, Result, Runner, collect_results, enable_classify
+from penult.embedding.runner import (
+    ItemNumber,
+    Result,
+    Runner,
+    collect_results,
+    device_of,
+    enable_classify,
+)
 from penult.embedding.saving import SavedEmbedder
 from penult.embedding.source_sample import SourceSample
 from penult.engines import registry
 from penult.engines.autoselect import EngineChoice, EngineTrial, choose
 from penult.engines.base import EXACT, Engine, Reading
 from penult.engines.batch_policy import find_batch_policy
-from penult.engines.batching import BatchPolicy
-from penult.engines.graph_cache import POLICY, PROOF, Graphs, machine, subject
+from penult.engines.batching import Batch, BatchPolicy
+from penult.engines.graph_cache import ENGINE, POLICY, PROOF, Graphs, machine, subject, versions
 from penult.engines.pooling import (
     check_poolings,
     codes_of,
@@ -42,8 +49,10 @@ from penult.engines.pooling import (
     packages_of,
     pooled_width,
 )
+from penult.engines.recorded_graph import describe_graph, reopened
 from penult.engines.registry import AUTO, DEFAULT
 from penult.errors import (
+    REFUSALS,
     HeadNotFound,
     ModelError,
     SpaceError,
@@ -54,7 +63,7 @@ from penult.extras import package_versions
 from penult.locking import Guard, Once
 from penult.models import specs
 from penult.models.base import Classifier, digest, is_live, own_code, record_of
-from penult.models.record import Record, identity_of, recorded
+from penult.models.record import Record, identity_of, is_recorded, prepare_plainly, recorded
 from penult.tracing.certificate import Certificate
 from penult.tracing.spots import Tap
 
@@ -348,21 +357,34 @@ class Embedder:
             engine = self._engine_name(engine or self.engine)
             if self.runner.choice is not None or self._is_native(engine):
                 return self.runner.choice
+            kept = self._kept_engine if sample.is_brief else None
+            if kept is not None and engine in (AUTO, kept[0].mode.engine):
+                return self._engage(*kept)
             if engine == AUTO and sample.is_small:  # a measurement would take longer than the run
                 return None
             trial = self._trial(sample)
             choice, opened_engine = choose(trial, engine, self.precision)
-            log.info("%s", choice.words)
-            # A run that is under way goes on with the runner that it has.
-            self.runner = Runner(
-                self.classifier,
-                trial.readings,
-                self.device,
-                choice.find_policy,
-                opened_engine,
-                choice,
-            )
-            return choice
+            return self._engage(choice, opened_engine)
+
+    def _engage(self, choice: EngineChoice, engine: Engine) -> EngineChoice:
+        """Later runs are in this engine; a run that is under way goes on with the one it has."""
+        log.info("%s", choice.words)
+        readings, policy = self.runner.readings, choice.find_policy
+        self.runner = Runner(self.classifier, readings, self.device, policy, engine, choice)
+        return choice
+
+    @Once
+    def _kept_engine(self) -> tuple[EngineChoice, Engine] | None:
+        """An earlier run's engine on a recorded graph, open without the model."""
+        note = self._graphs.recall(self._engine_key(), ENGINE)
+        if note is None or not is_recorded(self.classifier):
+            return None
+        found = reopened(note, self._graphs, self.classifier)
+        return found if found and prepare_plainly(self.classifier) else None
+
+    def _engine_key(self) -> list[Any]:
+        readings = [one.key for one in self.runner.readings]
+        return [self.precision, readings, self.device, versions("openvino")]
 
     def _engine_name(self, engine: str) -> str:
         """The engine by its own name: `auto` is the native one where that is all there is."""
@@ -649,6 +671,50 @@ def _behaviour_for_json(found: Behaviour | None) -> dict[str, Any]:
     return {} if found is None else found.to_dict()
 
 
+def _gives_rows(embedder: Embedder) -> bool:
+    """Whether the logits of an item are one row: frames of a batch need the model to be told
+    apart."""
+    with suppress(*REFUSALS):
+        example = Batch(embedder.classifier.example().tensors)
+        return bool(embedder.runner.engine(example).logits[0].ndim == 1)
+    return False
+
+
+def keep_engine(embedder: Embedder) -> None:
+    """Note an engine that runs a recorded graph, so that later runs over a few items need no
+    model."""
+    runner, record = embedder.runner, embedder._identity[1]
+    if record is None or runner.choice is None or is_recorded(embedder.classifier):
+        return
+    found = describe_graph(runner.engine, runner.choice)
+    if found is not None and _gives_rows(embedder):
+        embedder._graphs.note(embedder._engine_key(), found, ENGINE)
+
+
+def brief_runner(embedder: Embedder) -> Runner:
+    """Runs one item, or a few: on an earlier run's recorded graph where the model need not be
+    opened for it, else as the embedder does."""
+    kept = embedder._kept_engine if embedder.runner.choice is None else None
+    if kept is None:
+        return embedder.runner
+    readings, (choice, engine) = embedder.runner.readings, kept
+    how = embedder.device, choice.find_policy, engine, choice
+    return Runner(embedder.classifier, readings, *how)
+
+
+def label_runner(classifier: Classifier, source: Source, device: str = "auto") -> Runner:
+    """Runs items for their labels: a few on the recorded graph of the usual embedder, where an
+    earlier run kept one and the model need not be opened, else in the classifier's own engine."""
+    record: Record | None = record_of(classifier)
+    known = record is not None and record.recall("taps", ["backbone"])
+    if known and is_recorded(classifier) and SourceSample(source).is_brief:
+        usual = Embedder(classifier, known_taps(classifier, ["backbone"]), "mean", device=device)
+        runner = brief_runner(usual)
+        if runner.choice is not None:
+            return runner
+    return Runner(classifier, [], device_of(classifier, device))
+
+
 def known_taps(classifier: Classifier, names: Sequence[str]) -> list[Tap]:
     """The taps of these names; of files the model is studied once.
 
@@ -689,6 +755,12 @@ def fingerprint_of(embedder: Embedder) -> Fingerprint:
     """What makes its vectors comparable, with what it does to made-up items: one or two passes, the
     first time."""
     return Fingerprint(embedder.fingerprint, own_code(embedder.classifier), embedder._behaviour)
+
+
+def has_record(embedder: Embedder) -> bool:
+    """Whether what was measured of its model is kept, by the content of files and the versions of
+    packages alone."""
+    return embedder._identity[1] is not None
 
 
 def native_runner(embedder: Embedder) -> Runner:

@@ -98,6 +98,14 @@ class Fingerprint:
         answers = self.behaviour.to_dict()["answers"] if self.behaviour else None
         return digest([dict(self.hashes), answers])
 
+    def is_same(self, other: Fingerprint) -> bool:
+        """Whether hashes, behaviour to the bit, device and versions of packages are equal, so that
+        rows could tell nothing more."""
+        one, two = self.behaviour, other.behaviour
+        if one is None or two is None or self.id != other.id:
+            return False
+        return (one.device, one.versions) == (two.device, two.versions)
+
     def was(self, other: Fingerprint) -> bool:
         """Whether it took the place of another one."""
         if self.hashes == other.hashes:

@@ -20,6 +20,7 @@ from penult.embedding.runner import Runner
 from penult.embedding.scheduling import PreparedRegion
 
 BEGINNING = 2.0  # seconds of a recording on which the head is proved
+BRIEF = 32  # items, for which no model is opened where an earlier run's graph is kept
 ENTRIES = 16  # of the source, from which the sample is taken
 
 
@@ -39,6 +40,11 @@ class SourceSample:
     def is_small(self) -> bool:
         """Whether the run has no more than two regions."""
         return self.layout == Layout() and len(list(islice(self.source, 3))) < 3
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether the source has no more than a few items."""
+        return len(list(islice(self.source, BRIEF + 1))) <= BRIEF
 
     def beginnings(self, runner: Runner, count: int = 2) -> list[PreparedRegion]:
         """The first `count` items that can be opened; of a recording no more than two seconds: a

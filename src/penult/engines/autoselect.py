@@ -51,7 +51,8 @@ class EngineChoice:
     mode that agreed, over the same items. dropped: the reason for each of the others. estimate:
     seconds that the whole run would take in the native engine. kept: the day on which seconds and
     reasons were measured, in an earlier run; empty for this one. The parity is always of this run.
-    given: the graph came with the embedder's folder."""
+    given: the graph came with the embedder's folder. unopened: the model was not opened, so that
+    the parity is of that day, too."""
 
     mode: EngineMode
     find_policy: Callable[[], BatchPolicy]
@@ -62,6 +63,7 @@ class EngineChoice:
     estimate: float | None = None
     kept: str = ""
     given: bool = False
+    unopened: bool = False
 
     @property
     def policy(self) -> BatchPolicy:
@@ -80,6 +82,7 @@ class EngineChoice:
         if self.mode != self.native and self.parity is not None:
             words += f"; {self.parity.words}"
             words += ", with the graph that came with the embedder" if self.given else ""
+            words += f", measured on {self.kept} (kept)" if self.unopened else ""
         elif self.estimate is not None and self.estimate < LONG:
             words += f": about {self.estimate:.0f} s of work, others are tried from {LONG:.0f} s on"
         kept = f" (kept from {self.kept})" if self.kept else ""

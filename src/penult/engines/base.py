@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -189,6 +190,10 @@ def torch_device(name: str) -> str:
     return name
 
 
+# Arrays in the order of a graph's inputs → its outputs: logits, then a vector for each reading.
+RunGraph = Callable[[list[npt.NDArray[Any]]], Sequence[FloatArray]]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """One engine: where it runs, in which arithmetic, and how it is opened.
@@ -198,8 +203,9 @@ class EngineSpec:
     first. arithmetic: for each precision, what it allows beyond the stricter precisions; tried in
     this order. runs: the native engine of the classifiers that it runs: `torch` (modules) or
     `onnxruntime` (graphs). auto: whether `--engine auto` tries it. modules, install: what it
-    imports, and what `pip install` needs for that. has_device: gives a device by name if it is
-    here, and raises UsageError if not.
+    imports, and what `pip install` needs for that. reopen: gives what runs one of its
+    recorded graphs, from its folder and the arithmetic, without the model. has_device: gives a
+    device by name if it is here, and raises UsageError if not.
     """
 
     name: str
@@ -210,6 +216,7 @@ class EngineSpec:
     auto: bool = True
     modules: tuple[str, ...] = ()
     install: str = ""
+    reopen: Callable[[Path, str], RunGraph] | None = None
     has_device: Callable[[str], str] = torch_device
 
     def select_device(self, device: str) -> str:

@@ -27,7 +27,8 @@ from penult.errors import EngineError
 from penult.models.base import Classifier
 
 FOLDER = "engines"  # in the user's cache, and inside of a saved embedder
-CHOICE, PROOF, POLICY = "choice", "proof", "batching"  # kinds of notes
+# Kinds of notes; of a choice and an engine they hold on one machine.
+CHOICE, ENGINE, PROOF, POLICY = "choice", "engine", "proof", "batching"
 _MADE_FROM = "graph.json"
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,14 @@ class Graphs:
         self.used[folder] = list_hash(folder) or ""
         return folder
 
+    def find(self, name: str, hashes: str) -> Path | None:
+        """The folder of a graph that this user recorded, if it has this list of hashes."""
+        for folder in (place / name for place in self.places):
+            if is_own(folder) and list_hash(folder) == hashes and _is_whole(folder, name):
+                self.used[folder] = hashes
+                return folder
+        return None
+
     def _folders(self, name: str) -> list[Path]:
         own = [place / name for place in self.places if is_own(place / name)]
         return own if self._given is None else [*own, self._given / name]
@@ -155,7 +164,7 @@ class Graphs:
         Notes(self.places).note(self._name(kind, asked), answer)
 
     def _name(self, kind: str, asked: Any) -> str:
-        on = machine() if kind == CHOICE else ""
+        on = machine() if kind in (CHOICE, ENGINE) else ""
         return f"{kind}-{digest([self.subject, on, asked])}.json"
 
 

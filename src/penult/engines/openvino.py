@@ -54,6 +54,11 @@ class CompiledGraph:
         return [found[at] for at in range(len(found))]
 
 
+def reopen(folder: Path, arithmetic: str) -> CompiledGraph:
+    """A recorded graph, without the model that it was recorded from."""
+    return CompiledGraph(folder / FILE, arithmetic)
+
+
 def _threads() -> dict[str, int]:
     """As many as torch takes, where it is there; else as many as the user says, or all."""
     torch = sys.modules.get("torch")

@@ -4,22 +4,26 @@ are. Knows arrays and no module, so that a graph runs where torch is not importe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from penult.engines.base import FloatArray, Readout, one_row_each
+from penult.data.hashes import list_hash
+from penult.data.notes import CachedNote
+from penult.engines.autoselect import EngineChoice
+from penult.engines.base import Engine, Readout, RunGraph, one_row_each
 from penult.engines.batching import MASK, MASKED_NORMS, Batch, BatchPolicy, Value, mask_of_ones
+from penult.engines.graph_cache import Graphs
+from penult.engines.registry import EngineMode, missing, specs_of
 from penult.errors import EngineError
+from penult.models.base import Classifier
 
 LENGTHS = "lengths"  # (B,) valid positions of each item, for norms over these alone
 OWN = "own"  # (B, positions) that a clip fills of an input of fixed length
-
-# Arrays in the order of the graph's inputs → its outputs: logits, then a vector for each reading.
-RunGraph = Callable[[list[npt.NDArray[Any]]], Sequence[FloatArray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +91,43 @@ class GraphEngine:
         if rows.ndim != 2:
             raise EngineError(f"the graph gives logits of shape {rows.shape}, and not (B, K)")
         return Readout([*rows], [*vectors])
+
+
+def describe_graph(engine: Any, choice: EngineChoice) -> dict[str, Any] | None:
+    """What opens an engine again without its model, for a note; None for one that runs no recorded
+    graph, needs the model for each batch, or was not measured."""
+    inputs, folder = getattr(engine, "inputs", None), getattr(engine, "graph", None)
+    if not isinstance(inputs, GraphInputs) or not isinstance(folder, Path):
+        return None
+    if choice.parity is None or OWN in inputs.names:
+        return None
+    hashes = list_hash(folder)
+    return {
+        "choice": choice.to_dict(),
+        "inputs": inputs.to_dict(),
+        "graph": [folder.name, hashes],
+    }
+
+
+def reopened(
+    note: CachedNote, graphs: Graphs, classifier: Classifier
+) -> tuple[EngineChoice, Engine] | None:
+    """The engine of a note, open; None where its graph is gone or is another one.
+
+    Raises:
+        EngineError: it cannot be opened any more.
+    """
+    try:
+        native = EngineMode(classifier.structure.engine)
+        known = EngineChoice.from_dict(note.answer["choice"], native)
+        choice = replace(known, seconds={}, dropped={}, kept=note.when, unopened=True)
+        inputs = GraphInputs.from_dict(note.answer["inputs"])
+        name, hashes = note.answer["graph"]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    open_graph = next((one.reopen for one in specs_of(choice.mode.engine) if one.reopen), None)
+    folder = graphs.find(name, hashes) if open_graph and not missing(choice.mode.engine) else None
+    if open_graph is None or folder is None:
+        return None
+    run = open_graph(folder, choice.mode.arithmetic)
+    return choice, GraphEngine(inputs, run, len(classifier.labels))

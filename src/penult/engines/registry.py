@@ -24,10 +24,10 @@ AUTO = "auto"
 DEFAULT = "torch"  # of a graph it means the graph's own engine
 
 
-def _from(module: str, name: str) -> Callable[[Any], Any]:
+def _from(module: str, name: str) -> Callable[..., Any]:
     """A function of an engine's module, which is imported when it is called: a command that runs in
     one engine imports no other."""
-    return lambda asked: getattr(import_module(f"penult.engines.{module}"), name)(asked)
+    return lambda *asked: getattr(import_module(f"penult.engines.{module}"), name)(*asked)
 
 
 # In the order in which `auto` tries them. A name may stand twice: for modules, and for graphs.
@@ -42,6 +42,7 @@ BUILT_IN = (
         "openvino",
         _from("openvino", "OpenVinoEngine"),
         arithmetic={EXACT: ("f32",), FAST: ("bf16",)},
+        reopen=_from("openvino", "reopen"),
         modules=("openvino",),
         install="'penult[openvino]'",
     ),

@@ -122,7 +122,7 @@ class TorchStructure:
         """Inputs on the device where the module is now."""
         parameter = next(self.module.parameters(), None)
         device = "cpu" if parameter is None else parameter.device
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
+        return {n: torch.as_tensor(value).to(device) for n, value in tensors.items()}
 
     def entry(self, anatomy: Anatomy) -> Tap | None:
         """The tap in front of the first block."""

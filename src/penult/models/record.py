@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
     from penult.tracing.anatomy import Anatomy
     from penult.tracing.spots import Tap
 
+_PACKAGE = Path(__file__).parents[1]
 FOLDER = "records"  # in the user's cache
-FORMAT = 1
 LARGEST = 20 * 2**30  # bytes of files that are hashed for a record
 ENGINE = "torch"  # others open their file to know anything of it
 # Facts of which the user is told whenever the model is opened.
@@ -93,8 +94,14 @@ def record_for(spec: Any, options: LoadOptions) -> Record | None:
     if hashes is None:
         return None
     settings = {name: value for name, value in options.recipe().items() if value is not None}
-    key = [FORMAT, str(path.resolve()), hashes, settings, package_versions()]
+    key = [str(path.resolve()), hashes, settings, package_versions(), _own_code()]
     return Record(digest(key))
+
+
+@cache
+def _own_code() -> str:
+    """Hash of this package: of two states of one version each has records of its own."""
+    return digest([[one.name, hash_of(one)] for one in sorted(_PACKAGE.rglob("*.py"))])
 
 
 _KNOWN: dict[tuple[Any, ...], str] = {}  # hashes of files, by path, size and times
@@ -249,6 +256,15 @@ def identity_of(classifier: Classifier) -> tuple[dict[str, str], Record | None]:
     return found, record if found == known else None
 
 
+def prepare_plainly(classifier: Classifier) -> bool:
+    """Prepare items without opening its model from now on; False where that cannot be."""
+    preparer = classifier._preparer
+    if not isinstance(preparer, RecordedPreparer) or preparer.plain is None:
+        return False
+    preparer.suffices = True
+    return True
+
+
 class Opening:
     """The real classifier, opened once, where it is needed."""
 
@@ -342,6 +358,7 @@ class RecordedPreparer:
         if spec["divides"]:
             self.input = replace(self.input, divide=self._windows)
         self._guard, self._record, self._opening = Guard(), record, opening
+        self.suffices = False  # whether `plain` is to be used
         self._digest, self._truncation, self._description = words
 
     @property
@@ -352,9 +369,9 @@ class RecordedPreparer:
         return self._real.input.divide(content, window, hop)
 
     def __call__(self, content: Any) -> Inputs:
-        """Decoded content as the model's inputs: by its own preprocessing once the model is open,
-        so that one run prepares all items alike."""
-        if not self._opening.done and self.plain is not None:
+        """Decoded content as the model's inputs: by its own preprocessing, unless it suffices to
+        prepare plainly."""
+        if self.suffices and self.plain is not None and not self._opening.done:
             found = self.plain(content)
             if found is not None:
                 return found
