@@ -18,7 +18,7 @@ import soundfile
 import penult
 from conftest import RATE, clip
 from penult.collection.collection import Collection
-from zoo import save_audio, save_text
+from zoo import WORDS, save_audio, save_text
 
 # Runs one command, and prints what it imported of the libraries that take seconds.
 RUN = """
@@ -28,7 +28,6 @@ code = run(sys.argv[1:])
 print("imported:", *sorted({"torch", "transformers", "timm"} & set(sys.modules)))
 sys.exit(code)
 """
-WORDS = ["eight words, of which none is long", "another text", "ÄÖÜ and 東京, in one line"]
 
 
 class Commands:
@@ -68,7 +67,7 @@ def text(folder: Path) -> tuple[Path, list[Path]]:
     model = save_text(folder / "model")
     items = [folder / f"{number}.txt" for number in range(4)]
     for number, file in enumerate(items):
-        file.write_text((WORDS[number % 3] + " ") * (number + 1), "utf-8")
+        file.write_text(" ".join(WORDS[number :: number + 1]) + " 東京 unknown", "utf-8")
     return model, items
 
 
