@@ -157,7 +157,7 @@ def _own(root: Path) -> dict[str, Kind]:
     """A collection with classes and a space, a saved embedder, classes of their own, the cache."""
     clips, calls = str(root / "clips"), str(root / "own" / "calls.lance")
     (root / "own").mkdir()
-    engine = ("--engine", "onnxruntime") if _has("onnxruntime") else ()
+    engine = ("--engine", "openvino") if _has("openvino") else ()
     for line in (
         ("embed", "demo", clips, "--into", calls, "--workers", "0", *engine),
         ("teach", calls, "a", f"{clips}/0.wav", f"{clips}/1.wav"),

@@ -23,7 +23,6 @@ from page import Table
 
 WAYS = (
     ("torch", "exact"),
-    ("onnxruntime", "exact"),
     ("openvino", "exact"),
     ("torch", "fast"),
     ("openvino", "fast"),

@@ -19,7 +19,6 @@ from penult.engines.base import EXACT, FAST, PRECISIONS, EngineRequest, Reading
 from penult.engines.batch_policy import find_batch_policy, probe
 from penult.engines.batching import ALONE, Batch
 from penult.engines.graph_cache import Graphs
-from penult.engines.onnxruntime import ExportedEngine
 from penult.engines.openvino import OpenVinoEngine, multiplies_bf16
 from penult.engines.parity import compare
 from penult.engines.torch import TorchEngine
@@ -32,7 +31,6 @@ ENGINES: dict[str, tuple[str, Any]] = {
     "torch bf16": (FAST, lambda q: TorchEngine(q.classifier, q.readings, arithmetic="bf16")),
     "openvino f32": (EXACT, OpenVinoEngine),
     "openvino bf16": (FAST, OpenVinoEngine),
-    "onnxruntime f32": (EXACT, ExportedEngine),
 }
 GROUP_OR_LAYER = ("wav2vec2", "hubert", "wavlm")
 MODELS = sorted(
@@ -40,8 +38,6 @@ MODELS = sorted(
     + [(kind, "") for kind in AUDIO if kind not in GROUP_OR_LAYER]
     + [("vit", ""), ("videomae", ""), ("bert", ""), ("roberta", "")]
 )
-# The exporter has no operator for these; the reason is kept, and `auto` does not offer them.
-NOT_EXPORTED: set[str] = set()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +82,6 @@ def opened(name: str, emb: Embedder, folder: Path, readings: list[Reading] | Non
 # Recording and exporting take seconds each: of these a few kinds are in the fast suite.
 FEW = {
     "openvino": {"wav2vec2", "wav2vec2-bert", "whisper", "bert", "vit"},
-    "onnxruntime": {"bert", "vit"},
     "torch": set(dict(MODELS)),
 }
 SWEEP = [
@@ -106,10 +101,6 @@ def test_as_torch_alone_and_together(
     # A folder for all engines of a model, so that f32 and bf16 share a recording.
     tmp_path = tmp_path_factory.getbasetemp() / f"graphs-{kind}-{norm}"
     emb = models(kind, norm)
-    if name.startswith("onnxruntime") and kind in NOT_EXPORTED:
-        with pytest.raises(EngineError, match="cannot be exported"):
-            opened(name, emb, tmp_path)
-        return
     engine = opened(name, emb, tmp_path)
     precision = PRECISIONS[ENGINES[name][0]]
     items = probe(emb.classifier)
@@ -200,7 +191,7 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     emb = Embedder.from_classifier(load(Odd().eval(), sample_rate=16_000))
     root = logging.getLogger()
     before = root.level, list(root.filters), list(root.handlers)
-    for name in ("openvino f32", "onnxruntime f32"):
+    for name in ("openvino f32",):
         with pytest.raises(EngineError):
             opened(name, emb, tmp_path)
         # else Penult's own notes would be lost from then on

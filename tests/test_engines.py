@@ -39,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("engine", "precision"),
-    [("openvino", "exact"), ("openvino", "fast"), ("torch", "fast"), ("onnxruntime", "exact")],
+    [("openvino", "exact"), ("openvino", "fast"), ("torch", "fast")],
 )
 def test_asked_for(tiny: Path, tmp_path: Path, engine: str, precision: str) -> None:
     plain = Embedder.from_classifier(load(tiny))
@@ -181,6 +181,40 @@ def test_what_was_made_in_eight_bits_goes_on_in_bfloat16(
     query = tmp_path / "other.wav"
     query.write_bytes(Path(first).read_bytes())
     assert run(["search", into, str(query), "-k", "1", "--json"]) == 0
+
+
+def test_an_engine_that_is_gone_gives_way_to_torch(
+    tiny: Path,
+    recordings: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """ONNX Runtime ran exported torch models in 0.1.0: what names it goes on, told; asked for now,
+    it is refused with what there is."""
+    into, saved = tmp_path / "c.lance", tmp_path / "m"
+    first, *rest = sorted(map(str, recordings.rglob("*.wav")))
+    assert run(["embed", str(tiny), first, "--into", str(into), "--engine", "torch"]) == 0
+    assert run(["convert", str(tiny), str(saved)]) == 0
+    for file in (into / "collection.json", saved / "penult.json"):
+        document = json.loads(file.read_text())
+        assert document["engine"] == "torch"
+        file.write_text(json.dumps(document | {"engine": "onnxruntime"}))
+    (saved / "SHA256SUMS").unlink()  # as an earlier version wrote it
+    emb = Embedder.load(saved)
+    assert emb.engine == "torch" and "onnxruntime runs no models of torch" in caplog.text
+    capsys.readouterr()
+    np.testing.assert_allclose(
+        emb.embed(CLIPS), Embedder.from_classifier(load(tiny)).embed(CLIPS), rtol=1e-5, atol=1e-6
+    )
+    assert run(["embed", str(tiny), *rest, "--into", str(into), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["engine"] == "torch f32"
+    assert "first run was in onnxruntime, and onnxruntime runs no models of torch" in caplog.text
+    assert Collection.open(into).count == 6
+    for command in (["embed", str(tiny), first, "--into", str(into)], ["check", str(saved), first]):
+        assert run([*command, "--engine", "onnxruntime"]) == 2
+        assert "openvino" in capsys.readouterr().err
 
 
 def test_neighbours_are_counted() -> None:

@@ -113,7 +113,7 @@ def test_without_this_it_would(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["torch", "openvino", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_no_engine_asks_for_a_name(tmp_path: Path, engine: str) -> None:
     if find_spec(engine) is None:
         pytest.skip(f"{engine} is not installed")

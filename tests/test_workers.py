@@ -169,7 +169,7 @@ def test_a_tenth_of_hostile_files(tiny: Path, tmp_path: Path, size: int) -> None
     bad = ["00000-hang.wav", *crashes, *texts]
     for name in bad:
         (folder / name).write_text("no sound at all")
-    options = ["--workers", 2, "--time-limit", 4, "--engine", "onnxruntime"]  # which is measured
+    options = ["--workers", 2, "--time-limit", 4, "--engine", "openvino"]  # which is measured
     said = ask("embed", tiny, folder, "--into", tmp_path / "mixed.lance", *options)
     assert said.code == 3 and "Traceback" not in said.out + said.err
     why = Collection.open(tmp_path / "mixed.lance").failures().to_pylist()

@@ -113,9 +113,7 @@ BoxOption = Annotated[
 ]
 Engine = Annotated[
     str,
-    typer.Option(
-        help="auto (the fastest, measured where a run is long), torch, openvino or onnxruntime."
-    ),
+    typer.Option(help="auto (the fastest, measured where a run is long), torch or openvino."),
 ]
 Precision = Annotated[
     str | None,

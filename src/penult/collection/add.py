@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,13 +41,15 @@ from penult.embedding.runner import Stopwatch
 from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
 from penult.engines.pooling import packages_of
-from penult.engines.registry import AUTO, missing
+from penult.engines.registry import AUTO, unusable
 from penult.errors import SourceError, StoreError, TapError
 from penult.locking import Guard
 from penult.models.base import own_code, reopen_options
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -398,11 +401,12 @@ def settle(reader: Reader, embedder: Embedder, sample: SourceSample) -> str:
     said, engine = "", None
     if embedder.engine == AUTO and embedder.runner.choice is None and ours is not None:
         first = ours.engine
-        if first and not missing(first):
+        reason = unusable(first, embedder.classifier) if first else ""
+        if first and not reason:
             engine = first
             said = "as the collection's first run: "
         elif first:
-            said = f"the collection's first run was in {first}, and {missing(first)}; now: "
+            log.warning("the collection's first run was in %s, and %s", first, reason)
     choice = embedder.settle(sample, engine)
     return said + choice.words if choice else ""
 

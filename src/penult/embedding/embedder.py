@@ -190,7 +190,7 @@ class Embedder:
         pool_over: of a model that takes every clip at one length, pool `all` positions, as the
         classifier's own head sees them, or only the `valid` ones, which the clip fills. precision:
         `exact` (cosine of at least 0.999999 to torch in fp32) or `fast` (0.9999). engine: `torch`,
-        `openvino`, `onnxruntime`, or `auto` for the fastest, measured on the first run's items.
+        `openvino`, or `auto` for the fastest, measured on the first run's items.
 
         Raises:
             TapError: the model has no such tap, or the pooling does not fit it.
@@ -566,16 +566,21 @@ class Embedder:
     ) -> Embedder:
         """open: opens the classifier in the folder."""
         stored = saving.read(path)
-        saved = stored.description
+        saved = {"engine": DEFAULT, **stored.description}
         check_poolings(saved["pooling"].split(","), saved.get("packages", {}))
-        saved_engine = saved.get("engine", DEFAULT)
+        classifier = open(path, trust=trust)
+        if engine is None and (reason := registry.unusable(saved["engine"], classifier)):
+            log.warning(
+                "%s was saved for %s: %s; %s runs it", path, saved["engine"], reason, DEFAULT
+            )
+            engine = DEFAULT
         embedder = cls(
-            open(path, trust=trust),
+            classifier,
             stored.taps,
             saved["pooling"],
             pool_over=saved.get("pool_over", "all"),
             device=device,
-            engine=engine or (DEFAULT if registry.missing(saved_engine) else saved_engine),
+            engine=engine or saved["engine"],
             precision=precision or saved.get("precision", EXACT),
             space=stored.space,
         )

@@ -1,11 +1,8 @@
-"""Run in ONNX Runtime: a classifier that is a graph, or a torch classifier exported once, in
-fp32.
-"""
+"""Run a classifier that is a graph in ONNX Runtime, in fp32."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -13,14 +10,10 @@ import torch
 
 from penult.engines.base import Engine, EngineRequest, Reading, Readout, one_row_each
 from penult.engines.batching import Batch
-from penult.engines.graph_cache import versions
-from penult.engines.graph_export import ExportedGraph, recording
 from penult.engines.pooling import pool
-from penult.errors import EngineError, ModelError, TapError, UsageError, cause
-from penult.extras import require
+from penult.errors import TapError, UsageError
 from penult.models.base import Classifier
 from penult.models.loaders.onnx import GraphStructure
-from penult.tracing.onnx_files import inlined, read_model, refuse_operators
 from penult.tracing.onnx_graph import Array, Session, as_feeds, has_cuda
 
 
@@ -98,74 +91,3 @@ def runtime_device(name: str) -> str:
 def open_graph(request: EngineRequest) -> Engine:
     """A classifier that is a graph, for a request."""
     return OnnxEngine(request.classifier, request.readings, request.device)
-
-
-FILE = "model.onnx"
-
-
-class ExportedEngine:
-    """Runs the exported cut in fp32; holds no state between batches."""
-
-    def __init__(self, request: EngineRequest) -> None:
-        onnxruntime = require("onnxruntime")
-        require("onnx")
-        self.readings = list(request.readings)
-        self._graph = ExportedGraph(request)
-        key = ["onnxruntime", self._graph.recipe.key, versions("onnx", "onnxruntime")]
-        graphs = request.stored_graphs()
-        folder = graphs.get(key, lambda aside: _export(self._graph, aside))
-        if graphs.given:
-            _refuse_foreign(folder / FILE)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(folder / FILE), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its errors have no common class
-            raise EngineError(f"ONNX Runtime cannot open it: {cause(error)}") from error
-        self._names = [one.name for one in self._session.get_inputs()]
-
-    def __call__(self, batch: Batch, logits: bool = True) -> Readout:
-        """Run one batch of the model's arguments."""
-        inputs = zip(self._graph.recipe.names, self._graph.arrays(batch), strict=True)
-        feeds = {name: value for name, value in inputs if name in self._names}
-        return self._graph.readout(batch, self._session.run(None, feeds))
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Look through a graph that came with an embedder, as any ONNX file of a stranger.
-
-    Raises:
-        EngineError: it names files elsewhere, or calls what does more than compute.
-    """
-    try:
-        refuse_operators(inlined(read_model(path, weights=False), path.name), str(path))
-    except ModelError as error:
-        raise EngineError(f"the graph that came with the embedder is refused: {error}") from error
-
-
-def _export(graph: ExportedGraph, folder: Path) -> None:
-    """Write the cut as an ONNX file, every axis of every input free.
-
-    Raises:
-        EngineError: the exporter does not take the model.
-    """
-    example = graph.example()
-    names = graph.recipe.names
-    try:
-        with recording(graph.cut.model):
-            torch.onnx.export(
-                graph.cut,
-                example,
-                str(folder / FILE),
-                dynamo=False,  # the other exporter needs one more library, and fixes more shapes
-                input_names=names,
-                dynamic_axes={
-                    name: {axis: f"{name}_{axis}" for axis in range(value.ndim)}
-                    for name, value in zip(names, example, strict=True)
-                },
-            )
-    except Exception as error:  # whatever tracing or exporting a model may raise
-        raise EngineError(f"the model cannot be exported to ONNX: {cause(error)}") from error

@@ -30,7 +30,7 @@ def _from(module: str, name: str) -> Callable[..., Any]:
     return lambda *asked: getattr(import_module(f"penult.engines.{module}"), name)(*asked)
 
 
-# In the order in which `auto` tries them. A name may stand twice: for modules, and for graphs.
+# In the order in which `auto` tries them.
 BUILT_IN = (
     EngineSpec(
         DEFAULT,
@@ -45,12 +45,6 @@ BUILT_IN = (
         reopen=_from("openvino", "reopen"),
         modules=("openvino",),
         install="'penult[openvino]'",
-    ),
-    EngineSpec(
-        "onnxruntime",
-        _from("onnxruntime", "ExportedEngine"),
-        modules=("onnxruntime", "onnx"),
-        install="'penult[onnx]'",
     ),
     EngineSpec(
         "onnxruntime",
@@ -214,6 +208,18 @@ def missing(engine: str) -> str:
     if all(find_spec(name) for name in spec.modules):
         return ""
     return f"{engine} is not installed; install it with: pip install {spec.install}"
+
+
+def unusable(engine: str, classifier: Classifier) -> str:
+    """Why an engine that was taken once does not run a classifier now; empty if it does."""
+    if engine == AUTO:
+        return ""
+    if reason := missing(engine):
+        return reason
+    native = classifier.structure.engine
+    if engine == DEFAULT or any(spec.runs == native for spec in specs_of(engine)):
+        return ""
+    return f"{engine} runs no models of {native} any more"
 
 
 def open_mode(mode: EngineMode, request: EngineRequest) -> Engine:
