@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from penult.models.base import Classifier, Inputs
 from penult.models.synthetic import noise
@@ -20,7 +21,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 Preparation = Callable[[Any], Inputs | None]  # None: the library's own is needed for this item
 
 SETTINGS, TOKENIZER = "preprocessor_config.json", "tokenizer.json"
-_EXACT = 1e-6  # relative to the largest value
+_EXACT = 1e-6  # relative to the largest value, or to 1: normalised values are about as large
 _CHARACTERS = 16  # for each token that is kept; a longer text is left to the tokenizer's own rules
 _TEXTS = (
     "a", "Eight words, of which none is very long.", "  two   blanks\tand a tab\nand a line  ",
@@ -32,13 +33,14 @@ _TEXTS = (
 def plain_form(classifier: Classifier, folder: Path) -> dict[str, Any] | None:
     """How a checkpoint's items are prepared without its library; None where that gives anything
     else on made-up items, or is not known."""
-    find, items = {"audio": (_waveform, _sounds), "text": (_tokens, _texts)}.get(
-        classifier.modality, (None, None)
-    )
-    form = None if find is None else find(classifier, folder)
+    find, items = _OF_MODALITY.get(classifier.modality, (None, None))
+    form: dict[str, Any] | None = None if find is None else find(classifier, folder)
     if form is None or items is None:
         return None
-    prepare = preparation(form)
+    try:
+        prepare = preparation(form)
+    except (KeyError, TypeError, ValueError, OSError, ImportError):
+        return None
     for item in items(classifier):
         found = prepare(item)
         if found is not None and not _alike(found, classifier.preprocess(item)):
@@ -50,6 +52,8 @@ def preparation(form: Mapping[str, Any]) -> Preparation:
     """The function of a form. Raises KeyError or OSError for one that is not known here."""
     if form["name"] == "waveform":
         return partial(_of_samples, bool(form["normalised"]), bool(form["mask"]))
+    if form["name"] == "pixels":
+        return _Pixels(form["settings"])
     if form["name"] == "tokens":
         return _TokenRules(Path(form["file"]), form["names"], form["longest"])
     raise KeyError(form["name"])
@@ -123,6 +127,126 @@ def _texts(classifier: Classifier) -> list[str]:
     return [*_TEXTS]
 
 
+def _pixels(classifier: Classifier, folder: Path) -> dict[str, Any] | None:
+    """Resized, cut out in the middle, rescaled, normalised."""
+    settings = _settings(folder)
+    names = (
+        "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale",
+        "rescale_factor", "do_normalize", "image_mean", "image_std",
+    )  # fmt: skip
+    return {"name": "pixels", "settings": {name: settings.get(name) for name in names}}
+
+
+class _Pixels:
+    """A picture as its pixel values (1, 3, height, width), by an image processor's settings.
+
+    Resizing is torchvision's of whole numbers: along one axis after the other, with weights of 16
+    bits and results rounded to 8.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+        if settings["do_resize"] and settings["resample"] not in _FILTERS:
+            raise KeyError(settings["resample"])
+
+    def __call__(self, content: Any) -> Inputs | None:
+        own, pixels = self._settings, np.asarray(content)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            return None
+        if own["do_resize"]:
+            size = _new_size(own["size"], pixels.shape[0], pixels.shape[1])
+            pixels = _resized(pixels, size, int(own["resample"]))
+        if own["do_center_crop"]:
+            found = _middle(pixels, own["crop_size"])
+            if found is None:
+                return None
+            pixels = found
+        values = pixels.astype(np.float32)
+        if own["do_rescale"]:
+            values = values * np.float32(own["rescale_factor"])
+        if own["do_normalize"]:
+            values = (values - np.float32(own["image_mean"])) / np.float32(own["image_std"])
+        return Inputs({"pixel_values": np.ascontiguousarray(values.transpose(2, 0, 1)[None])})
+
+
+def _new_size(size: Mapping[str, int], height: int, width: int) -> tuple[int, int]:
+    if "height" in size:
+        return int(size["height"]), int(size["width"])
+    short = int(size["shortest_edge"])
+    long = int(short * max(height, width) / min(height, width))
+    return (short, long) if height <= width else (long, short)
+
+
+def _middle(pixels: npt.NDArray[Any], size: Mapping[str, int]) -> npt.NDArray[Any] | None:
+    """The middle of a picture; None where it is smaller."""
+    height, width = int(size["height"]), int(size["width"])
+    if height > pixels.shape[0] or width > pixels.shape[1]:
+        return None
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def _linear(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.maximum(1 - distance, 0)
+
+
+def _cubic(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0))
+
+
+_FILTERS = {2: (_linear, 1), 3: (_cubic, 2)}  # Pillow's numbers → filter, its reach in pixels
+_BITS = 15  # of a weight, its sign aside
+_MOST_BITS = 22
+
+
+@lru_cache(maxsize=64)
+def _weights(size: int, new: int, resample: int) -> tuple[npt.NDArray[np.float64], int]:
+    """(new, size) weights of the old pixels for the new ones, whole numbers; and by how many bits
+    they are too large."""
+    shape, reach = _FILTERS[resample]
+    scale = size / new
+    wide = max(scale, 1.0)
+    weights = np.zeros((new, size))
+    for at in range(new):
+        middle = scale * (at + 0.5)
+        first = max(int(middle - reach * wide + 0.5), 0)
+        last = min(int(middle + reach * wide + 0.5), size)
+        row = shape(np.abs((np.arange(first, last) - middle + 0.5) / wide))
+        weights[at, first:last] = row / row.sum()
+    bits, largest = 0, float(weights.max())
+    while bits < _MOST_BITS and int(0.5 + largest * (1 << (bits + 1))) < 1 << _BITS:
+        bits += 1
+    return np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)), bits
+
+
+def _resized(
+    pixels: npt.NDArray[np.uint8], size: tuple[int, int], resample: int
+) -> npt.NDArray[np.float64]:
+    """Along the width first; sums of whole numbers are exact in float64."""
+    values = pixels.astype(np.float64)
+    for axis, new in ((1, size[1]), (0, size[0])):
+        if values.shape[axis] == new:
+            continue
+        weights, bits = _weights(values.shape[axis], new, resample)
+        sums = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+        values = np.clip(np.floor((sums + (1 << (bits - 1))) / (1 << bits)), 0, 255)
+    return values
+
+
+_SIZES = ((240, 320), (224, 224), (333, 501), (90, 71), (37, 401), (1001, 777))
+
+
+def _pictures(classifier: Classifier) -> list[Any]:
+    """Noise, and smooth slopes with edges, which a filter's rounding shows on."""
+    random = np.random.default_rng(0)
+    noisy = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _SIZES]
+    rows, columns = np.mgrid[:200, :301]
+    slope = np.stack([rows % 256, columns % 256, (rows * columns) % 256], axis=2)
+    return [Image.fromarray(one) for one in (*noisy, slope.astype(np.uint8))]
+
+
 def _settings(folder: Path) -> Mapping[str, Any]:
     try:
         found = json.loads((folder / SETTINGS).read_text("utf-8"))
@@ -142,6 +266,13 @@ def _alike(found: Inputs, expected: Inputs) -> bool:
         if value.dtype.kind != "f":
             if not np.array_equal(value, own):
                 return False
-        elif np.abs(value - own).max(initial=0) > _EXACT * np.abs(own).max(initial=1e-30):
+        elif np.abs(value - own).max(initial=0) > _EXACT * np.abs(own).max(initial=1.0):
             return False
     return True
+
+
+_OF_MODALITY: dict[str, tuple[Any, Any]] = {
+    "audio": (_waveform, _sounds),
+    "image": (_pixels, _pictures),
+    "text": (_tokens, _texts),
+}
