@@ -340,7 +340,9 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     path = tmp_path / "calls.lance"
     said = ask("embed", tiny, clips, "--into", path)
     assert said.code == 0 and said.err == ""  # piped: no progress
-    first, second, proof, spent, left = said.out.splitlines()
+    first, second, proof, stages, spent, left = said.out.splitlines()
+    names = ("start", "model", "proof", "engine", "embedding")
+    assert re.fullmatch("time by stage: " + " · ".join(rf"{n} [\d.]+ s" for n in names), stages)
     assert left == "other file types left out: 1 file (1 .csv)"
     parts = " · ".join(
         rf"{part} [\d.]+ s" for part in ("decode", "prepare", "wait", "model", "write")
@@ -356,6 +358,27 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     assert said.code == 3
     assert f"{tmp_path / 'bad.wav'}: not readable as audio" in said.out
     assert said.out.splitlines()[-1] == f"penult failures {path} lists all with reasons"
+
+
+def test_the_time_of_the_whole_command(tiny: Path, clips: Path, tmp_path: Path) -> None:
+    """From the beginning of the process on, whatever is done before the command is known."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import time; time.sleep(1.5)")
+    paths = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", "penult", "embed", tiny, clips, "--json"]
+    began = time.monotonic()
+    done = subprocess.run(
+        [*map(str, command), "--into", str(tmp_path / "c.lance")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+        capture_output=True,
+        check=True,
+    )
+    outside = time.monotonic() - began
+    said = json.loads(done.stdout)
+    assert 1.5 <= said["stages"]["start"] <= said["elapsed_in_all"] <= outside + 0.1
+    assert list(said["stages"]) == ["start", "model", "proof", "engine", "embedding"]
+    assert sum(said["stages"].values()) <= said["elapsed_in_all"]
+    assert said["elapsed"] <= said["stages"]["embedding"]
 
 
 def test_files_of_another_kind_are_counted(tiny: Path, clips: Path, tmp_path: Path) -> None:

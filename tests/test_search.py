@@ -20,6 +20,9 @@ import torch
 import penult
 from conftest import RATE, clip
 from penult.analysis.space import fit
+from penult.collection import index, lance
+from penult.collection.spaces import keep_own
+from penult.collection.writer import writing
 from penult.errors import FingerprintMismatch
 from test_cli import ask
 from test_collection import MANIFEST, batch, filled
@@ -48,6 +51,129 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[penult.Collection
 def exact(vectors: np.ndarray, query: int) -> list[str]:
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return [f"{row:04}" for row in np.argsort(-(units @ units[query]), kind="stable")[:K]]
+
+
+SPACES = ("centre", "scale", "whiten", "pca:16", "scale+l2", "l2+centre", "embedder")
+
+
+def clustered(rows: int, seed: int = 1) -> np.ndarray:
+    """Vectors as models give them: in clusters, far from the origin, of unequal spread."""
+    centres = np.random.default_rng(0).standard_normal((N // 40, DIM))
+    random = np.random.default_rng(seed)
+    near = centres[random.integers(0, len(centres), rows)] + 0.5 * random.standard_normal(
+        (rows, DIM)
+    )
+    made: np.ndarray = (near * np.linspace(0.2, 2, DIM) + 2).astype(np.float32)
+    return made
+
+
+@pytest.fixture(scope="module")
+def in_spaces(tmp_path_factory: pytest.TempPathFactory) -> tuple[penult.Collection, np.ndarray]:
+    vectors, manifest = clustered(N), replace(MANIFEST, dim=DIM)
+    rows = batch([f"{row:04}" for row in range(N)], manifest=manifest, vectors=vectors,
+                 site=["A", "B", "B", "B"] * (N // 4))  # fmt: skip
+    path = tmp_path_factory.mktemp("spaces") / "c.lance"
+    site = {"site": rows.schema.field("site").type}
+    made = filled(path, rows, manifest=manifest, metadata=site)
+    for recipe in SPACES[:-1]:
+        made.fit_space(recipe)
+    keep_own(made.reader, fit("within+centre", vectors, (vectors[:, 0] // 1).tolist()))
+    made.build_index(0.9)
+    return made, vectors
+
+
+def cosines(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    query, rows = query.astype(np.float64), rows.astype(np.float64)
+    found: np.ndarray = rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
+    return found
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_search_in_a_space_takes_the_index(
+    name: str, in_spaces: tuple[penult.Collection, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row is streamed, LanceDB asks its index, and what is found is what numpy finds."""
+    made, vectors = in_spaces
+    assert made.index is not None
+    told = {one.name: one for one in made.index.spaces}
+    assert sorted(told) == sorted(SPACES) and all(one.used for one in told.values())
+    plans: list[str] = []
+    answered = lancedb.query.LanceVectorQueryBuilder.to_arrow
+
+    def watched(builder: lancedb.query.LanceVectorQueryBuilder) -> object:
+        plans.append(builder.explain_plan(True))
+        return answered(builder)
+
+    monkeypatch.setattr(lancedb.query.LanceVectorQueryBuilder, "to_arrow", watched)
+    monkeypatch.setattr(lance, "stream_rows", lambda *_: pytest.fail("all rows are read"))
+    space, share = made.space(name), []
+    moved = space(vectors)
+    for query in range(0, N, N // 20):
+        hits = made.search(vectors[query], k=K, space=name)
+        assert hits.searched == "index"
+        near = cosines(moved[query], moved)
+        assert [hit.similarity for hit in hits] == pytest.approx(
+            [near[int(hit.id)] for hit in hits], abs=1e-5
+        )
+        share.append(len({f"{row:04}" for row in np.argsort(-near)[:K]} & {*ids(hits)}) / K)
+    assert np.mean(share) >= 0.95 and abs(np.mean(share) - told[name].recall) < 0.05
+    assert plans and all("ANN" in plan for plan in plans)
+
+
+def test_a_filter_and_new_rows_in_a_space(
+    in_spaces: tuple[penult.Collection, np.ndarray], tmp_path: Path
+) -> None:
+    old, vectors = in_spaces
+    shutil.copytree(old.path, tmp_path / "c.lance")
+    made = penult.Collection.open(tmp_path / "c.lance")
+    new = clustered(40, seed=7)
+    space = made.space("whiten")
+    moved = space(np.concatenate([vectors, new]))
+    with writing(made.path, replace(MANIFEST, dim=DIM)) as writer:
+        writer.write(batch([f"{N + row:04}" for row in range(40)], site=["A"] * 40, vectors=new,
+                           manifest=replace(MANIFEST, dim=DIM)))  # fmt: skip
+    places = np.array([at for at in range(N + 40) if at >= N or at % 4 == 0])
+    for row in (N, N + 17):
+        hits = made.search(new[row - N], k=K, space="whiten", where="site = 'A'")
+        assert hits.searched == "index" and hits[0].id == f"{row:04}"
+        near = cosines(moved[row], moved[places])
+        assert len({f"{places[at]:04}" for at in np.argsort(-near)[:K]} & {*ids(hits)}) >= 9
+
+
+def test_a_space_that_was_not_measured_is_searched_exactly(
+    in_spaces: tuple[penult.Collection, np.ndarray], tmp_path: Path
+) -> None:
+    old, vectors = in_spaces
+    shutil.copytree(old.path, tmp_path / "c.lance")
+    made = penult.Collection.open(tmp_path / "c.lance")
+    made.fit_space("whiten", where="site = 'A'")  # under the same name, and another one
+    made.fit_space("centre+scale")
+    for name in ("whiten", "centre+scale", "pca:8"):
+        assert made.search(vectors[0], k=K, space=name).searched == "all rows"
+    for how in ({"flat": True}, {"metric": "l2"}):
+        assert made.search(vectors[0], k=K, space="scale", **how).searched == "all rows"
+    index.build(  # which finds nothing in any space
+        made.reader,
+        lambda query, k, space: made.search(query, k, indexed=True) if space.is_raw else [],
+        0.9,
+    )
+    assert made.index is not None and not any(one.used for one in made.index.spaces)
+    assert made.search(vectors[0], k=K, space="scale").searched == "all rows"
+    assert made.search(vectors[0], k=K).searched == "index"
+    said = ask("search", made.path, "0007", "--space", "scale")
+    assert "penult index" in said.err and "all rows" in said.err
+
+
+def test_the_command_tells_what_the_index_finds_in_spaces(
+    in_spaces: tuple[penult.Collection, np.ndarray], tmp_path: Path
+) -> None:
+    made = in_spaces[0]
+    said = ask("search", made.path, "0007", "--space", "scale", "--json")
+    assert json.loads(said.out)["searched"] == "index"
+    assert json.loads(said.out)["hits"][0]["id"] == "0007"
+    shutil.copytree(made.path, tmp_path / "c.lance")
+    said = ask("index", tmp_path / "c.lance", "--min-recall", "0.9")
+    assert said.code == 0 and "in space whiten: recall@10 " in said.out
 
 
 def missed(vectors: np.ndarray, query: int, hits: object) -> int:

@@ -116,8 +116,8 @@ def test_what_is_refused(made: Collection, tmp_path: Path) -> None:
     for name in (" ", "raw", "scale+l2"):
         with pytest.raises(SpaceError, match="cannot be called"):
             made.fit_space("centre", name=name)
-    with pytest.raises(CollectionError, match="the index is of raw vectors"):
-        made.search(vectors()[0], space="l2", indexed=True)
+    with pytest.raises(CollectionError, match="by cosine only"):
+        made.search(vectors()[0], space="l2", metric="dot", indexed=True)
     with pytest.raises(CollectionError, match="has shape"):
         made.search(np.ones(3), space="l2")
     empty = filled(tmp_path / "empty.lance")

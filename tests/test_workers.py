@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from penult.data.decode import (
     open_regions,
 )
 from penult.data.items import Item
-from penult.data.regions import WHOLE
+from penult.data.regions import WHOLE, Region
 from penult.data.sources import from_paths
 from penult.data.windows import Layout
 from penult.data.workers import Decoders
@@ -77,6 +78,8 @@ if "from penult.data.decoding_process import serve" in " ".join(sys.orig_argv):
             os.kill(os.getpid(), 9)
         if "hang" in kind:
             time.sleep(600)
+        if "slow" in kind:
+            time.sleep(0.05)
         if "stale" in kind:
             raise OSError(errno.ESTALE, "Stale file handle")
         if "forged" in kind:
@@ -288,7 +291,7 @@ def test_no_memory_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def short(*arguments: Any) -> Any:
         answer = read(*arguments)
-        if next(number) in (1, 2):
+        if next(number) in (1, 2, 3):  # with others, alone, and in a fresh worker
             raise MemoryError
         return answer
 
@@ -300,6 +303,7 @@ def test_no_memory_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 LATE = """
 import sys
+import time
 if "from penult.data.decoding_process import serve" in " ".join(sys.orig_argv):
     from penult.data import sandbox
     close_system = sandbox.close_system
@@ -412,3 +416,50 @@ def test_no_process_looks_for_modules_where_it_stands(
     # What a person names in full, they mean.
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert str(tmp_path) in isolated_path()
+
+
+def test_short_files_are_sent_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many to a message, a long one among them by itself; each has its own content."""
+    names = [f"{number:03}.wav" for number in range(60)]
+    folder = sounds(tmp_path / "s", *names)
+    soundfile.write(folder / "030-long.wav", clip(20.0, 7), RATE)
+    sent: list[list[str]] = []
+    send = messages.send_tasks
+
+    def counted(pipe: int, tasks: list[list[tuple[Item, Region]]]) -> None:
+        sent.append([Path(pairs[0][0].id).name for pairs in tasks])
+        send(pipe, tasks)
+
+    monkeypatch.setattr(messages, "send_tasks", counted)
+    found = decoded(folder)
+    assert sorted(name for some in sent for name in some) == sorted(found)
+    assert len(sent) < 30 and ["030-long.wav"] in sent
+    for name, content in found.items():
+        assert isinstance(content, Content)
+        assert np.array_equal(content.values, soundfile.read(folder / name, dtype="float32")[0])
+
+
+@pytest.mark.usefixtures("crashing")
+def test_whose_fault_it_is_of_files_that_were_sent_together(tmp_path: Path) -> None:
+    """None of those before and behind is lost, and none of them is blamed."""
+    names = [f"{number:03}.wav" for number in range(30)]
+    bad = ["004-crash.wav", "011-kill.wav", "011-stale.wav", "020-forged-deep.wav"]
+    found = decoded(sounds(tmp_path / "s", *names, *bad))
+    assert [name for name, content in found.items() if not isinstance(content, Content)] == bad
+    assert "SIGSEGV" in str(found[bad[0]]) and "SIGKILL" in str(found[bad[1]])
+
+
+@pytest.mark.usefixtures("crashing")
+def test_as_many_workers_as_it_takes(tmp_path: Path) -> None:
+    """One where whoever takes the contents is slower, more where decoding is what takes time."""
+    count = {}
+    for kind, pause in (("quick", 0.02), ("slow", 0.0)):
+        folder = sounds(tmp_path / kind, *(f"{number}-{kind}.wav" for number in range(40)))
+        with Decoders(WANTED, Decoding(workers=3)) as decoders:
+            for one in decoders.open_regions(list(from_paths([str(folder)], "audio"))):
+                assert isinstance(one, DecodedRegion) and isinstance(one.content, Content)
+                if not count.get(kind):
+                    decoders._load._since, decoders._load._waited = time.monotonic(), 0.0
+                time.sleep(pause)
+                count[kind] = len(decoders._workers)
+    assert count["quick"] == 1 and count["slow"] > 1

@@ -49,6 +49,15 @@ class Step:
             return moved + ((moved @ self.along.T) * (self.factor - 1)) @ self.along
         return moved * self.factor if self.factor.ndim == 1 else moved @ self.factor
 
+    def back(self, direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """(k,) → (d,): the direction in which the product with this one grows, before the step. A
+        length is no direction."""
+        if self.mean is None or self.factor is None:
+            return direction
+        if self.along is not None:
+            return direction + ((direction @ self.along.T) * (self.factor - 1)) @ self.along
+        return direction * self.factor if self.factor.ndim == 1 else self.factor @ direction
+
 
 @dataclass(frozen=True, slots=True)
 class Space:
@@ -75,6 +84,16 @@ class Space:
             rows = step(rows)
         moved: FloatArray = rows.astype(np.float32)
         return moved
+
+    def direction(self, point: npt.ArrayLike) -> FloatArray:
+        """A point (d',) of this space → (d,): the direction in which raw vectors are looked for
+        that are near to it, of length one; zeros where there is none. Products with both grow
+        together, since every step is affine or changes a length only."""
+        found = np.asarray(point, np.float64)
+        for step in reversed(self.steps):
+            found = step.back(found)
+        direction: FloatArray = unit(found).astype(np.float32)
+        return direction
 
     @property
     def is_raw(self) -> bool:

@@ -102,7 +102,8 @@ def search(
 ) -> None:
     """Find the rows nearest to a file, by cosine similarity, in the raw space or another."""
     from penult.collection.collection import Collection
-    from penult.collection.search import query_vector
+    from penult.collection.index import is_ready
+    from penult.collection.search import INDEX, query_vector
     from penult.data.regions import WHOLE
 
     opened = Collection.open(collection, must_exist=True)
@@ -112,8 +113,6 @@ def search(
         opener = partial(opened.embedder, model, device=device, trust=trust)
         vector = query_vector(opened.reader, query, opener, start, end, part)
     used = space_of(opened, space)
-    if not used.is_raw and opened.index is not None:
-        print_note("the index covers raw vectors only: in another space all rows are compared")
     with working("searching"):
         hits = opened.search(vector, k=k, where=where, space=used, flat=flat)
     if json:
@@ -125,6 +124,11 @@ def search(
         return
     print_table(_hits_table(hits))
     print_note(f"[dim]searched: {hits.searched}[/]")
+    if not (used.is_raw or flat) and hits.searched != INDEX and is_ready(opened.path):
+        print_note(
+            "the index is not known to find enough of the nearest rows in this space; "
+            f"penult index {printable(str(opened.path))} measures that"
+        )
 
 
 def export(
@@ -303,6 +307,13 @@ def index(
         "(median)",
         soft_wrap=True,
     )
+    for one in made.spaces:
+        rest = "" if one.used else "; too few, all rows are compared there"
+        stdout.print(
+            f"in space {printable(one.name)}: recall@10 {one.recall:.3f}, "
+            f"{one.milliseconds:.1f} ms per search{rest}",
+            soft_wrap=True,
+        )
 
 
 def repair(

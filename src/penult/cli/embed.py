@@ -42,7 +42,9 @@ from penult.cli.options import (
 from penult.cli.output import (
     FAILED,
     SOME_FAILED,
+    CommandClock,
     Meter,
+    command_clock,
     counted,
     event_log,
     metered,
@@ -198,7 +200,7 @@ def embed(
     from penult.data.sources import Shard
     from penult.embedding.embedder import describe_embedder, open_embedder
 
-    settings = _settings(fp16, wait, prune, prune_all, shard)
+    settings, clock = _settings(fp16, wait, prune, prune_all, shard), command_clock()
     check_parent(into, create=True)
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
@@ -220,15 +222,17 @@ def embed(
         )
     if shard:
         source = Shard.parse(shard).of(source)
+    clock.end("start")
     with working(f"loading {model}"):
         embedder = open_embedder(
             model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
             precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
+    clock.end("model")
     if dry_run:
         _show_survey(collection, embedder, source, options, json, prune_all)
         return
-    _prepare(collection, embedder, source, options)
+    _prepare(collection, embedder, source, options, clock)
     with _run_into(collection), metered("embedding", not json, heartbeat) as meter:
         if options.layout == Options().layout:
             _count_aside(source, meter)
@@ -237,11 +241,12 @@ def embed(
             like=old.reader if old else None,
         )  # fmt: skip
         elapsed, rate = meter.elapsed, meter.rate() if meter.embedded else ""
+    clock.end("embedding")
     if json:
-        facts = {"elapsed": elapsed, **describe_embedder(embedder)}
+        facts = {"elapsed": elapsed, **clock.to_dict(), **describe_embedder(embedder)}
         print_json({**describe_run(summary_of_run, collection.reader), **facts})
     else:
-        _show_summary(summary_of_run, collection, embedder, elapsed, rate)
+        _show_summary(summary_of_run, collection, embedder, clock, rate)
     _exit_as(summary_of_run, fail_on)
 
 
@@ -340,7 +345,13 @@ def _precision_of(collection: Collection) -> str | None:
     return None if manifest is None else manifest.precision or None
 
 
-def _prepare(collection: Collection, embedder: Embedder, source: Source, options: Options) -> None:
+def _prepare(
+    collection: Collection,
+    embedder: Embedder,
+    source: Source,
+    options: Options,
+    clock: CommandClock,
+) -> None:
     """Prove the head and choose the engine on the first items; print the choice."""
     from penult.collection.add import settle
     from penult.embedding.embedder import require_proof
@@ -351,8 +362,10 @@ def _prepare(collection: Collection, embedder: Embedder, source: Source, options
     sample = SourceSample(source, options.layout, options.decoding)
     with working("proving the head"):
         require_proof(embedder, sample)
+    clock.end("proof")
     with working("measuring engines on the first items"):
         choice = settle(collection.reader, embedder, sample)
+    clock.end("engine")
     native = embedder.classifier.structure.engine
     if choice and (embedder.runner.mode.engine != native or not by_default):
         print_note(f"[dim]{printable(choice)}[/]")
@@ -498,10 +511,10 @@ def _show_failures(summary: Summary, collection: Collection) -> None:
 
 
 def _show_summary(
-    summary: Summary, collection: Any, embedder: Embedder, elapsed: float, rate: str
+    summary: Summary, collection: Any, embedder: Embedder, clock: CommandClock, rate: str
 ) -> None:
     parts = _counts(summary)
-    duration = f"{elapsed:.1f} s" + (f" ({rate})" if rate else "")
+    duration = f"{clock.elapsed:.1f} s" + (f" ({rate})" if rate else "")
     stdout.print(f"{', '.join(parts)} in {duration}")
     path = printable(str(collection.path))
     stdout.print(
@@ -515,6 +528,8 @@ def _show_summary(
         stdout.print(
             f"the embedder's space {recipe} is stored: search with --space embedder", soft_wrap=True
         )
+    stages = " · ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clock.stages.items())
+    stdout.print(f"[dim]time by stage: {stages}[/]", soft_wrap=True)
     if summary.done + summary.replaced:
         spent = " · ".join(f"{step} {summary.seconds.get(step, 0.0):.1f} s" for step in STEPS)
         stdout.print(f"[dim]time by step (overlapping): {spent}[/]", soft_wrap=True)

@@ -42,8 +42,10 @@ from penult.cli.output import (
     logged,
     occupy_standard_descriptors,
     print_error,
+    process_age,
     quiet_libraries,
     start_events,
+    timed,
 )
 from penult.errors import ItemError, PenultError, UsageError, cause
 from penult.locking import ENGINES
@@ -137,7 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout = Delivered(sys.stdout)
     # These warnings address programmers; users read our own notes instead.
     warnings.filterwarnings("ignore", module=r"(torch|transformers)(\.|$)")
-    code = run(sys.argv[1:] if arguments is None else arguments)
+    with timed(process_age()):
+        code = run(sys.argv[1:] if arguments is None else arguments)
     if _is_lost(sys.stdout.flush):
         code = code or FAILED
     try:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -460,6 +461,59 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+class CommandClock:
+    """Wall clock seconds of a command, and of its stages, one after the other."""
+
+    def __init__(self, age: float = 0.0) -> None:
+        self._latest = self._began = time.monotonic() - age
+        self.stages: dict[str, float] = {}
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the command was given."""
+        return time.monotonic() - self._began
+
+    def end(self, stage: str) -> None:
+        """A stage ends: that which lasts since the one before."""
+        now = time.monotonic()
+        self.stages[stage], self._latest = now - self._latest, now
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"elapsed_in_all": self.elapsed, "stages": self.stages}
+
+
+_clock: ContextVar[CommandClock | None] = ContextVar("command_clock", default=None)
+
+
+def command_clock() -> CommandClock:
+    """The clock of the command that is under way."""
+    return _clock.get() or CommandClock()
+
+
+@contextmanager
+def timed(age: float) -> Iterator[None]:
+    """Around a command. age: seconds since it was given."""
+    token = _clock.set(CommandClock(age))
+    try:
+        yield
+    finally:
+        _clock.reset(token)
+
+
+def process_age() -> float:
+    """Seconds since this process began; where the system does not tell, since Python came here."""
+    known = time.monotonic() - _IMPORTED
+    with suppress(OSError, ValueError, IndexError, AttributeError):
+        status = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(status[19]) / os.sysconf("SC_CLK_TCK")
+        return max(known, time.clock_gettime(time.CLOCK_BOOTTIME) - began)
+    return known
+
+
+_IMPORTED = time.monotonic()
 
 
 class Meter:

@@ -220,22 +220,22 @@ class Collection:
         """The k rows nearest to the query among those that match the filter: a list of `Hit`, with
         `searched`, `index` or `all rows`.
 
-        Exact and flat, unless there is an index (`build_index`): that one is used for cosines of
-        raw vectors, without `flat`. indexed: use it even if it has not been measured yet.
+        Exact and flat, unless there is an index (`build_index`): that one is used for cosines,
+        without `flat`, of raw vectors and in the spaces in which it was measured. indexed: use it
+        even if it has not been measured yet.
 
         query: a raw vector (d,), a file, which is embedded as the rows were, or the id of a row.
         embedder: for a file, in place of the collection's own (see `embedder`).
 
         space: compare in this space: one that is kept here, a recipe (fitted and kept at first
-        use), or a `penult.analysis.space.Space`. Every row goes through it, so that it is always
-        exact.
+        use), or a `penult.analysis.space.Space`. Without the index every row goes through it.
 
         Ties are in the order of (id, region). A zero vector has no direction: no search by cosine
         finds it.
 
         Raises:
             CollectionError: a query of wrong size or not finite, a bad filter or metric, or the
-                index asked for in a space.
+                index asked for in a space by another metric than cosine.
             SpaceError: there is no such space.
             FingerprintMismatch: vectors of `embedder` are not comparable to the rows.
         """
@@ -251,9 +251,14 @@ class Collection:
             fast = indexed or (metric == "cosine" and not flat and index.is_ready(self.path))
             direction = search.as_query(query, dim, metric)
             return search.raw(self.path, table, direction, k, where, metric, fast)
-        if indexed:
-            raise CollectionError("the index is of raw vectors; it cannot search in a space")
-        moved = used(search.as_query(query, dim, "l2"))  # a space is fitted to vectors as they are
+        if indexed and metric != "cosine":
+            raise CollectionError("in a space the index finds rows by cosine only")
+        raw = search.as_query(query, dim, "l2")  # a space is fitted to vectors as they are
+        if indexed or (metric == "cosine" and not flat and index.serves(self.path, used.id)):
+            found = search.in_space_by_index(self.path, table, raw, k, where, used)
+            if found is not None:
+                return found
+        moved = used(raw)
         point = search.as_query(moved, moved.size, metric)
         # Rows are streamed and then taken by their places, which a later commit may change.
         return search.in_space(self.path, self.reader.open_rows(), point, k, where, metric, used)
@@ -290,7 +295,7 @@ class Collection:
         `penult.collection.index.build`."""
         return index.build(
             self.reader,
-            lambda query, k: self.search(query, k, indexed=True),
+            lambda query, k, space: self.search(query, k, space=space, indexed=True),
             min_recall,
             wait=wait,
         )

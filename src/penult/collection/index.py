@@ -8,6 +8,7 @@ for being new. See docs/benchmarks.md for what was measured.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import statistics
 import time
@@ -19,16 +20,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from penult.analysis.space import RAW, Space, unit
 from penult.collection import lance, schema
 from penult.collection.journal import Journal
 from penult.collection.manifest import locked, now, store_errors, write_aside
+from penult.collection.spaces import space_of
 from penult.data import documents
-from penult.errors import CollectionError, IndexRefused, UsageError
+from penult.errors import CollectionError, IndexRefused, SpaceError, UsageError
 
 if TYPE_CHECKING:
     from penult.collection.reader import Reader
 from penult.collection.schema import Key
 
+log = logging.getLogger(__name__)
 NAME = "vectors"
 ABOUT = "index.json"  # there as long as the index may be used: written after it was measured
 MIN_ROWS = 1000
@@ -57,7 +61,20 @@ class Neighbour(Protocol):
         """The cosine to the query."""
 
 
-Find = Callable[[Matrix, int], Sequence[Neighbour]]  # (d,), k → the k nearest rows by the index
+# (d,) raw, k, a space → the k rows nearest in it by the index
+Find = Callable[[Matrix, int, Space], Sequence[Neighbour]]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceRecall:
+    """What the index of raw vectors finds of the ten nearest rows in a space. used: it is enough;
+    without it all rows are compared."""
+
+    name: str
+    id: str
+    recall: float
+    milliseconds: float
+    used: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,7 @@ class Index:
     seconds: float  # to build
     created: str
     since: int = 0  # rows written since, which are compared one by one
+    spaces: tuple[SpaceRecall, ...] = ()  # those that there were
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON document."""
@@ -94,15 +112,27 @@ def read(reader: Reader) -> Index | None:
         return None
     table = lance.open_table(reader.path, lance.ITEMS)
     with store_errors(reader.path):
-        content = (reader.path / ABOUT).read_bytes()
         state = table.index_stats(NAME) if table is not None else None
+    about = _described(reader.path)
+    return replace(about, since=state.num_unindexed_rows) if state else None
+
+
+def serves(path: Path, space_id: str) -> bool:
+    """Whether the index was measured in this space, and finds enough of its nearest rows."""
+    if not is_ready(path):
+        return False
+    return any(one.id == space_id and one.used for one in _described(path).spaces)
+
+
+def _described(path: Path) -> Index:
+    with store_errors(path):
+        content = (path / ABOUT).read_bytes()
     try:
-        about = documents.parse(content, Index)
+        return documents.parse(content, Index)
     except ValueError as error:
         raise CollectionError(
-            f"{reader.path / ABOUT} is damaged: {error}; penult index {reader.path} makes it anew"
+            f"{path / ABOUT} is damaged: {error}; penult index {path} makes it anew"
         ) from error
-    return replace(about, since=state.num_unindexed_rows) if state else None
 
 
 def asked(builder: Any, probes: int) -> Any:
@@ -148,18 +178,22 @@ def build(
         _drop(path)
         seconds = _create(path, count)
         try:
-            recall, milliseconds, used = measured(reader, find, sample)
+            raw = Space(RAW, reader.require_manifest().dim)
+            recall, milliseconds, used = measured(reader, find, sample, raw)
             if recall < min_recall:
                 raise IndexRefused(
                     f"the index of {path} finds {recall:.3f} of the {K} nearest rows, less than "
                     f"{min_recall:g}: it was dropped, and searches stay exact. --min-recall "
                     f"{math.floor(recall * 100) / 100:g} accepts it"
                 )
+            spaces = tuple(_measured_in_spaces(reader, find, min_recall, sample))
         except BaseException:
             _drop(path)
             raise
         made = now().isoformat("T", "seconds")
-        index = Index("IVF_SQ", "cosine", count, recall, used, milliseconds, seconds, made)
+        index = Index(
+            "IVF_SQ", "cosine", count, recall, used, milliseconds, seconds, made, spaces=spaces
+        )
         write_aside(path / ABOUT, json.dumps(index.to_dict(), indent=1))
     return index
 
@@ -201,22 +235,37 @@ def _drop(path: Path) -> bool:
     return there
 
 
-def measured(reader: Reader, find: Find, sample: int = _SAMPLE) -> tuple[float, float, int]:
+def _measured_in_spaces(
+    reader: Reader, find: Find, min_recall: float, sample: int
+) -> Iterator[SpaceRecall]:
+    for name in dict.fromkeys(reader.side_table("spaces")["name"].to_pylist()):
+        try:
+            space = space_of(reader, name)
+            if space.dim != reader.require_manifest().dim or space.is_raw:
+                continue
+        except SpaceError as error:
+            log.warning("%s", error)
+            continue
+        recall, milliseconds, _ = measured(reader, find, sample, space)
+        yield SpaceRecall(name, space.id, recall, milliseconds, recall >= min_recall)
+
+
+def measured(reader: Reader, find: Find, sample: int, space: Space) -> tuple[float, float, int]:
     """Recall of the ten nearest rows besides the row itself, over rows drawn by chance; median
     milliseconds of a search; how many were asked. An equally near row is as good."""
-    keys, queries = _drawn(reader, sample)
-    needed = _tenth(reader, keys, queries)
+    keys, queries = _drawn(reader, sample, space)
+    needed = _tenth(reader, keys, queries, space)
     found, times = [], []
     for key, query, least in zip(keys, queries, needed, strict=True):
         began = time.perf_counter()
-        hits = find(query, K + 1)
+        hits = find(query, K + 1, space)
         times.append(time.perf_counter() - began)
         others = [hit.similarity for hit in hits if (hit.id, hit.region) != key][:K]
         found.append(sum(similarity >= least - 1e-5 for similarity in others) / K)
     return statistics.fmean(found), statistics.median(times) * 1e3, len(keys)
 
 
-def _drawn(reader: Reader, sample: int) -> tuple[list[Key], Matrix]:
+def _drawn(reader: Reader, sample: int, space: Space) -> tuple[list[Key], Matrix]:
     table = lance.open_table(reader.path, lance.ITEMS)
     assert table is not None
     with store_errors(reader.path):
@@ -224,17 +273,19 @@ def _drawn(reader: Reader, sample: int) -> tuple[list[Key], Matrix]:
         places = np.random.default_rng(0).choice(count, min(2 * sample, count), replace=False)
         found = table.take_offsets(sorted(places.tolist())).select(list(_LOOK)).to_arrow()
     vectors = schema.matrix(found["vector"])
-    some = np.flatnonzero(np.linalg.norm(vectors, axis=1) > 0)[:sample]
+    some = np.flatnonzero(np.linalg.norm(space(vectors), axis=1) > 0)[:sample]
     keys = schema.keys(found)
     return [keys[place] for place in some], vectors[some]
 
 
-def _tenth(reader: Reader, keys: list[Key], queries: Matrix) -> Matrix:
-    """The cosine of each query's tenth nearest row, itself left out; all rows are compared."""
-    units = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+def _tenth(reader: Reader, keys: list[Key], queries: Matrix, space: Space) -> Matrix:
+    """The cosine of each query's tenth nearest row in a space, itself left out; all rows are
+    compared."""
+    units = unit(space(queries))
     own = {key: place for place, key in enumerate(keys)}
     best = np.full((len(keys), K), -np.inf, np.float32)
-    for batch, vectors in _vectors(reader):
+    for batch, raw in _vectors(reader):
+        vectors = space(raw)
         lengths = np.linalg.norm(vectors, axis=1)
         cosines = units @ (vectors / np.where(lengths > 0, lengths, 1)[:, None]).T
         cosines[:, lengths == 0] = -np.inf

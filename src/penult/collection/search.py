@@ -168,6 +168,7 @@ def _similarity(distance: float, metric: str) -> float:
 
 _BATCH = 4096
 _MORE = 16  # rows asked for beyond k, so that a tie at the k-th is seen
+_CANDIDATES, _FOR_EACH = 1000, 50  # of a search in a space by the index: at least, and of each hit
 _LIMIT = 2**31 - 1  # rows that LanceDB can be asked for
 FloatArray = npt.NDArray[np.float32]
 _BEST = pa.schema(
@@ -226,6 +227,43 @@ def in_space(
         pa.schema([table.schema.field(name) for name in names]),
     )
     return hits(found.append_column(DISTANCE, best[DISTANCE]), k, metric)
+
+
+def in_space_by_index(
+    path: Path, table: Any, query: FloatArray, k: int, where: str | None, space: Space
+) -> Hits | None:
+    """The k nearest rows in a space by cosine, of the candidates that the index of raw vectors
+    has: those near to the query itself, and in the direction that the space gives. None where it
+    has too few of them.
+
+    query: (d,), raw.
+    """
+    names = [*schema.scalar_columns(table.schema), "vector"]
+    point = as_query(space(query), space(query).size)
+    with lance.query_errors(path, where, table.schema.names):
+        count = matching = int(table.count_rows())
+        if where is not None:
+            matching = int(table.count_rows(where))
+    asked, parts = min(max(_CANDIDATES, _FOR_EACH * k), _LIMIT), []
+    for direction in (space.direction(point), query):
+        if not direction.any():
+            continue
+        with lance.query_errors(path, where, table.schema.names):
+            builder = table.search(direction, vector_column_name="vector").distance_type("cosine")
+            if where is not None:
+                builder = builder.where(where, prefilter=True)
+            builder = builder.nprobes(index.probes(count, matching)).limit(asked)
+            part = builder.select([*names, DISTANCE]).to_arrow()
+        if len(part) < min(asked, matching):
+            return None
+        parts.append(part.select(names))
+    found = pa.concat_tables(parts)
+    first = {key: place for place, key in reversed([*enumerate(schema.keys(found))])}
+    found = found.take(pa.array(sorted(first.values()), pa.int64()))
+    distance = distances(point, space(schema.matrix(found["vector"])), "cosine")
+    found = found.drop_columns(["vector"]).append_column(DISTANCE, pa.array(distance))
+    near = hits(found.filter(pa.array(np.isfinite(distance))), k, searched=INDEX)
+    return near if len(near) == min(k, matching) else None
 
 
 def _nearest(found: pa.Table, k: int) -> pa.Table:

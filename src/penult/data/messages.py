@@ -10,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +28,8 @@ _SIZES = struct.Struct("<QQ")  # bytes of the header and of the body
 LONGEST_HEADER = 1 << 24  # bytes, of what a process sends
 _MOST_INFO = 1 << 22  # bytes, of what a picture says of itself
 _LONGEST_WORDS = 1 << 16
-_JOINED = 1 << 16  # bytes of a body that are sent together with the header
+_SMALL = 1 << 16  # bytes of a body that memory is taken for before any of it is there
+_PIECES = 256  # that one call writes
 
 # What decoding gives, by modality: type and number of axes.
 _ARRAYS: dict[str, tuple[np.dtype[Any], int]] = {
@@ -76,15 +77,29 @@ class Start:
     trial: str | None = None
 
 
+Parts = list[bytes | memoryview]  # of messages, one behind the other
+
+
+def packed(header: Head, body: bytes | memoryview = b"") -> Parts:
+    """One message as bytes."""
+    text = _ENCODER.encode(header).encode()
+    return [_SIZES.pack(len(text), len(body)) + text, *([body] if len(body) else [])]
+
+
+def write(pipe: int, parts: Parts) -> None:
+    """Write messages to a pipe, in as few calls as it takes."""
+    rest = [memoryview(part) for part in reversed(parts)]
+    while rest:
+        count = os.writev(pipe, rest[: -_PIECES - 1 : -1])
+        while rest and count >= len(rest[-1]):
+            count -= len(rest.pop())
+        if count:
+            rest[-1] = rest[-1][count:]
+
+
 def send(pipe: int, header: Head, body: bytes | memoryview = b"") -> None:
     """Write one message to a pipe."""
-    text = _ENCODER.encode(header).encode()
-    head = _SIZES.pack(len(text), len(body)) + text
-    parts = [head + body] if len(body) <= _JOINED else [head, body]
-    for part in parts:
-        rest = memoryview(part)
-        while rest:
-            rest = rest[os.write(pipe, rest) :]
+    write(pipe, packed(header, body))
 
 
 def _received(pipe: IO[bytes], longest: int, most: int) -> tuple[Head, np.ndarray]:
@@ -107,11 +122,11 @@ def _received(pipe: IO[bytes], longest: int, most: int) -> tuple[Head, np.ndarra
 
 
 def _bytes(pipe: IO[bytes], size: int) -> Any:
-    if size <= _JOINED:
-        data = pipe.read(size)
-        if len(data) < size:
+    if size <= _SMALL:
+        data = bytearray(size)
+        if pipe.readinto(data) < size:  # type: ignore[attr-defined]
             raise EOFError
-        return bytearray(data)
+        return data
     # Pages that nothing is read into take no memory, whatever size was promised.
     body = np.empty(size, np.uint8)
     got, rest = 0, body.data
@@ -137,19 +152,32 @@ def read_start(pipe: IO[bytes]) -> Start:
     return Start(**header | {"target": DecodeTarget(**header["target"])})
 
 
-def send_task(pipe: int, pairs: list[tuple[Item, Region]]) -> None:
-    """Regions of one item, which is a file or bytes."""
+@dataclass(frozen=True, slots=True)
+class DecodeTask:
+    """Regions of one item. more: another task follows at once, and the answers to both may come
+    together."""
+
+    pairs: list[tuple[Item, Region]]
+    more: bool = False
+
+
+def send_tasks(pipe: int, tasks: Sequence[list[tuple[Item, Region]]]) -> None:
+    """Regions of one item or several, each a file or bytes, whose answers may come together."""
+    last = len(tasks) - 1
+    write(pipe, [part for at, pairs in enumerate(tasks) for part in _task(pairs, at < last)])
+
+
+def _task(pairs: list[tuple[Item, Region]], more: bool) -> Parts:
     content, rate = pairs[0][0].content, pairs[0][0].rate
     regions = [
         (one.kind, one.start, one.end, one.channel, one.box, one.annotation, one.page, one.chars)
         for _, one in pairs
     ]
-    header: Head = {"regions": regions, "rate": rate}
+    header: Head = {"regions": regions, "rate": rate, "more": more}
     if isinstance(content, Path):
-        send(pipe, header | {"path": os.path.abspath(content)})  # noqa: PTH100
-    else:
-        assert isinstance(content, bytes)
-        send(pipe, header, content)
+        return packed(header | {"path": os.path.abspath(content)})  # noqa: PTH100
+    assert isinstance(content, bytes)
+    return packed(header, content)
 
 
 def send_target(pipe: int, target: DecodeTarget) -> None:
@@ -157,14 +185,15 @@ def send_target(pipe: int, target: DecodeTarget) -> None:
     send(pipe, {"target": asdict(target)})
 
 
-def read_task(pipe: IO[bytes]) -> list[tuple[Item, Region]] | DecodeTarget:
-    """The reverse of `send_task`, where the item has no name, and of `send_target`."""
+def read_task(pipe: IO[bytes]) -> DecodeTask | DecodeTarget:
+    """One of the tasks of `send_tasks`, where the item has no name; the reverse of
+    `send_target`."""
     header, body = _received(pipe, 1 << 62, 1 << 62)
     if "target" in header:
         return DecodeTarget(**header["target"])
     content = Path(header["path"]) if "path" in header else bytes(body)
     item = Item("", content, rate=header["rate"])
-    return [(item, _region(*values)) for values in header["regions"]]
+    return DecodeTask([(item, _region(*values)) for values in header["regions"]], header["more"])
 
 
 def _region(kind: str, start: Any, end: Any, channel: Any, box: Any, *rest: Any) -> Region:
@@ -194,12 +223,16 @@ def read_ready(pipe: IO[bytes]) -> Ready:
 
 def send_answer(pipe: int, decoded: DecodedRegion) -> None:
     """A region's content, or why there is none."""
+    write(pipe, packed_answer(decoded))
+
+
+def packed_answer(decoded: DecodedRegion) -> Parts:
+    """What `send_answer` writes."""
     content = decoded.content
     if isinstance(content, ItemError):
         known = next(kind for kind in type(content).__mro__ if kind.__name__ in _ERRORS)
         words = str(content)[:_LONGEST_WORDS]
-        send(pipe, {"seconds": decoded.seconds, "error": [known.__name__, words]})
-        return
+        return packed({"seconds": decoded.seconds, "error": [known.__name__, words]})
     header: Head = {
         "seconds": decoded.seconds,
         "span": (content.start, content.end),
@@ -209,15 +242,14 @@ def send_answer(pipe: int, decoded: DecodedRegion) -> None:
     }
     values = content.values
     if isinstance(values, HEADERS):
-        send(pipe, header | {"values": _plain_header(values)})
-    elif isinstance(values, str):
-        send(pipe, header, values.encode("utf-8", "surrogatepass"))
-    elif isinstance(values, np.ndarray):
+        return packed(header | {"values": _plain_header(values)})
+    if isinstance(values, str):
+        return packed(header, values.encode("utf-8", "surrogatepass"))
+    if isinstance(values, np.ndarray):
         flat = np.ascontiguousarray(values).reshape(-1)
-        send(pipe, header | {"shape": values.shape}, flat.view(np.uint8).data)
-    else:
-        shape = (values.height, values.width, 3)
-        send(pipe, header | {"shape": shape, "info": _plain(values.info)}, values.tobytes())
+        return packed(header | {"shape": values.shape}, flat.view(np.uint8).data)
+    shape = (values.height, values.width, 3)
+    return packed(header | {"shape": shape, "info": _plain(values.info)}, values.tobytes())
 
 
 def read_answer(

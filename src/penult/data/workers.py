@@ -20,7 +20,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
@@ -42,7 +42,7 @@ from penult.data.decode import (
     usual_decoding,
 )
 from penult.data.files import NO_ROOM
-from penult.data.items import PAUSE, Failure, N
+from penult.data.items import PAUSE, Failure, Item, N
 from penult.data.messages import Ready, Start, WorkerAnswer
 from penult.errors import DecodeError, ItemError, PassingFault, StoreError, TooLong, cause
 from penult.import_path import environment, isolated_path
@@ -50,10 +50,15 @@ from penult.locking import Guard
 from penult.memory import Held, started
 
 log = logging.getLogger(__name__)
-AHEAD = 8  # items for each worker that are read ahead
+AHEAD = 16  # items for each worker that are read ahead
+_BRIEF = 1 << 18  # bytes of a file that is decoded in no time, and sent with others
+_LATE = 5.0  # seconds for several such files: behind them each of them is opened alone
+_GROWTH = 0.5  # seconds in which decoding is waited for, a third of them, before one more worker
 HELD = 64  # decoded regions of a worker that wait for the model
 _START_LIMIT = 60.0  # seconds for a process to come up
 _STARTS = 3  # workers that do not come up, one after the other, before the run ends
+_AT_ONCE = 1 << 18  # bytes that are read from a pipe at once
+_PIPE = 1 << 20  # bytes that a pipe holds
 _HEAVY = 1 << 20  # bytes of an item that is here already, of which few are read ahead
 _HEADERS = 256  # regions of one item that are told at once what it is
 _FAULTS = 3  # faults of the system, one after the other, before files are no longer tried again
@@ -122,11 +127,13 @@ class _Gone:
 
 @dataclass(slots=True)
 class _Task:
-    """Consecutive regions of one item, or another object that passes through. fault: of the worker
-    that had it first."""
+    """Consecutive regions of one item, or another object that passes through. brief: its answers
+    may come with those of others, so that a fault may be theirs. fault: of the worker that had it
+    first."""
 
     pairs: list[Any]
     worker: int | None = None  # None: not for a worker
+    brief: bool = False
     fault: _Gone | None = None
 
     @property
@@ -153,6 +160,7 @@ class Decoders:
         # One more for what does not fit into a worker's share, once there is such an item.
         self._roomy = replace(self._start, memory=decoding.limits.bound.size // 2)
         self._spare: _Worker | None = None
+        self._load = _Load(decoding.workers)
         self._faults = 0  # of the system, one after the other
         self._doing = "tell what it is" if target.header else "decode"
 
@@ -178,7 +186,7 @@ class Decoders:
         while len(self._workers) <= task.worker:
             kept = self._kept.take(self._start, self._held)
             self._workers.append(kept or self._fresh(self._start))
-        self._workers[task.worker].send(task.pairs)
+        self._workers[task.worker].send(task.pairs, task.brief)
 
     def open_regions(
         self, pairs: Iterable[Pair | Failure | N]
@@ -191,8 +199,9 @@ class Decoders:
         tasks = self._tasks(pairs)
         ahead: deque[_Task] = deque()
         while True:
-            began = time.monotonic()
-            for task in islice(tasks, AHEAD * self._count - len(ahead)):
+            began, most = time.monotonic(), AHEAD * self._load.workers
+            # Several at a time: each that is sent by itself wakes up a thread and a process.
+            for task in islice(tasks, most - len(ahead) if 2 * len(ahead) <= most else 0):
                 if task.pairs[0] is PAUSE:
                     yield from task.pairs
                     break
@@ -229,7 +238,8 @@ class Decoders:
             most = _HEADERS if self._start.target.header else None
             while regions := list[Any](islice(group, most)):
                 if isinstance(regions[0][0].content, Path | bytes):
-                    yield _Task(regions, turn % self._count)
+                    brief = self._decoding.retry and _is_brief(regions[0][0])
+                    yield _Task(regions, turn % self._load.workers, brief)
                 else:
                     yield from (_Task([one]) for one in regions)  # it is here already
             turn += 1
@@ -251,7 +261,8 @@ class Decoders:
                     lost = _verdict(task.fault, answer)
                     yield from (DecodedRegion(one, part, lost) for one, part in rest)
                     return
-                task.fault = answer
+                # Whose fault it was of several is found by opening each alone.
+                task.fault, task.brief = None if task.brief else answer, False
                 continue
             if self._lacks_room(answer.content):
                 answer = yield from self._with_more_room((item, region), answer)
@@ -269,7 +280,7 @@ class Decoders:
         """The answer of the worker that has more room, or this one where that worker is lost."""
         self._spare = self._spare or self._fresh(self._roomy)
         self._spare.send([pair])
-        found = yield from self._waited_for(self._spare)
+        found = yield from self._waited_for(self._spare, self._limit)
         if isinstance(found, WorkerAnswer):
             return found
         self._spare.end()
@@ -285,7 +296,9 @@ class Decoders:
         assert task.worker is not None
         words = ""
         for _ in range(_STARTS):
-            answer = yield from self._waited_for(self._workers[task.worker])
+            limit = min(self._limit, _LATE) if task.brief else self._limit
+            with self._load.waits():
+                answer = yield from self._waited_for(self._workers[task.worker], limit)
             if isinstance(answer, WorkerAnswer):
                 return self._counted(task, answer)
             if answer.came_up:
@@ -294,7 +307,9 @@ class Decoders:
             self._replace(task.worker, [task.pairs[number:]], ahead)
         raise StoreError(_NO_WORKER.format(words))
 
-    def _waited_for(self, worker: _Worker) -> Generator[Any, None, WorkerAnswer | _Gone]:
+    def _waited_for(
+        self, worker: _Worker, limit: float
+    ) -> Generator[Any, None, WorkerAnswer | _Gone]:
         """The time limit is for the file: a process that starts on a busy machine has its own."""
         began, starts = time.monotonic(), True
         while (answer := worker.receive(self._pause)) is None:
@@ -303,8 +318,8 @@ class Decoders:
             waited = time.monotonic() - began
             if starts and waited >= max(_START_LIMIT, self._limit):
                 return _Gone(f"does not start in {waited:.0f} s", came_up=False)
-            if not starts and waited >= self._limit:
-                return _Gone(f"takes longer than {self._limit:g} s to {self._doing}")
+            if not starts and waited >= limit:
+                return _Gone(f"takes longer than {limit:g} s to {self._doing}")
             if self._decoding.patience is not None:
                 yield PAUSE
         return answer
@@ -314,6 +329,7 @@ class Decoders:
             self._faults = 0
             return answer
         self._faults += 1
+        task.brief = False  # the fault is this file's, whatever was sent with it
         first = task.fault is None and self._faults <= _FAULTS and self._decoding.retry
         return _Gone(str(answer.content)) if first else answer
 
@@ -325,7 +341,33 @@ class Decoders:
             again.send(pairs)
         for later in islice(ahead, 1, None):
             if later.worker == number:
+                later.brief = False
                 again.send(later.pairs)
+
+
+class _Load:
+    """How many of the workers are needed: one more where decoding is what is waited for, since
+    beyond that they only take the processor away from the model."""
+
+    def __init__(self, most: int) -> None:
+        self.workers, self._most = 1, most
+        self._since, self._waited = time.monotonic(), 0.0
+
+    @contextmanager
+    def waits(self) -> Iterator[None]:
+        """Around the wait for one answer."""
+        began = time.monotonic()
+        yield
+        now = time.monotonic()
+        self._waited += now - began
+        if self.workers < self._most and now - self._since > _GROWTH:
+            self.workers += 3 * self._waited > now - self._since
+            self._since, self._waited = now, 0.0
+
+
+def _is_brief(item: Item) -> bool:
+    size = len(item.content) if isinstance(item.content, bytes) else item.size
+    return size is not None and size <= _BRIEF
 
 
 _NO_WORKER = (
@@ -400,14 +442,16 @@ class _Worker:
             os.close(answers)
         # A thread that is left behind at the end of the run does not end what hangs.
         weakref.finalize(self, self.process.kill)
+        _widen(from_worker)
         self._pipes = to_worker, from_worker
         first = messages.start_header(self.start)
         for work in (partial(self._write, to_worker, first), partial(self._read, from_worker)):
             threading.Thread(target=work, daemon=True).start()
 
-    def send(self, pairs: list[Pair]) -> None:
+    def send(self, pairs: list[Pair], brief: bool = False) -> None:
+        """brief: the answers may come with those of others that are."""
         self._due += len(pairs)
-        self._tasks.put(pairs)
+        self._tasks.put((pairs, brief))
 
     def fits(self, start: Start) -> bool:
         """Whether it is there, without work, for what another start would make: a share of what is
@@ -496,11 +540,18 @@ class _Worker:
     def _write(self, pipe: int, first: messages.Head) -> None:
         try:
             messages.send(pipe, first)
-            while (task := self._tasks.get()) is not None:
+            waiting: deque[Any] = deque()
+            while (task := waiting.popleft() if waiting else self._tasks.get()) is not None:
                 if isinstance(task, DecodeTarget):
                     messages.send_target(pipe, task)
-                else:
-                    messages.send_task(pipe, task)
+                    continue
+                with suppress(queue.Empty):
+                    while len(waiting) < AHEAD:
+                        waiting.append(self._tasks.get_nowait())
+                together = [task[0]]
+                while task[1] and waiting and type(waiting[0]) is tuple and waiting[0][1]:
+                    together.append(waiting.popleft()[0])
+                messages.send_tasks(pipe, together)
         except BaseException as error:  # the thread that reads finds the process gone
             log.debug("a worker cannot be written to: %s", error)
             self.process.kill()
@@ -510,7 +561,7 @@ class _Worker:
     def _read(self, pipe: int) -> None:
         most = self.start.memory or _memory()
         answer: WorkerAnswer | BaseException
-        with open(pipe, "rb") as answers:
+        with open(pipe, "rb", _AT_ONCE) as answers:
             while True:
                 try:
                     if self.ready is None:
@@ -527,6 +578,14 @@ class _Worker:
                 self._answers.put((answer, size))
                 if not isinstance(answer, WorkerAnswer):
                     return
+
+
+def _widen(pipe: int) -> None:
+    """Let a pipe hold several short sounds, where the system lets it."""
+    with suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
 
 
 def _is_cramped(content: object) -> bool:

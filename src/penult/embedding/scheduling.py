@@ -4,7 +4,6 @@ work in a thread."""
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -49,7 +48,8 @@ class ReadAhead(Generic[T]):
         size: Callable[[Any], int] = lambda value: 0,
     ) -> None:
         self._held, self._size = held or Held(0), size
-        self._queue: queue.Queue[tuple[Any, int, BaseException | None]] = queue.Queue(most)
+        self._waiting: deque[tuple[Any, int, BaseException | None]] = deque()
+        self._most, self._changed = most, threading.Condition()
         self._left = threading.Event()
         target, context = self._read, copy_context()
         self._thread = threading.Thread(target=context.run, args=(target, values), daemon=True)
@@ -57,11 +57,17 @@ class ReadAhead(Generic[T]):
 
     def __iter__(self) -> Iterator[T | Pause]:
         while True:
-            try:
-                value, size, ended = self._queue.get(timeout=PATIENCE)
-            except queue.Empty:
+            with self._changed:
+                if not self._waiting:
+                    self._changed.wait(PATIENCE)
+                entry = self._waiting.popleft() if self._waiting else None
+                # Half of them at a time: a thread that is woken up for each holds up the others.
+                if len(self._waiting) == self._most // 2:
+                    self._changed.notify_all()
+            if entry is None:
                 yield PAUSE
                 continue
+            value, size, ended = entry
             self._held.free(size)
             if isinstance(ended, _End):
                 return
@@ -72,9 +78,11 @@ class ReadAhead(Generic[T]):
     def close(self) -> None:
         """End the thread, and what it reads."""
         self._left.set()
-        with suppress(queue.Empty):
-            while True:
-                self._held.free(self._queue.get_nowait()[1])
+        with self._changed:
+            for _, size, _ in self._waiting:
+                self._held.free(size)
+            self._waiting.clear()
+            self._changed.notify_all()
         self._thread.join(_LEAVING)
 
     def _read(self, values: Iterable[T]) -> None:
@@ -82,7 +90,7 @@ class ReadAhead(Generic[T]):
         try:
             for value in reading:
                 size = self._size(value)
-                self._held.take(size, lambda: self._queue.empty() or self._left.is_set())
+                self._held.take(size, lambda: not self._waiting or self._left.is_set())
                 self._put((value, size, None))
                 if self._left.is_set():
                     break
@@ -93,10 +101,14 @@ class ReadAhead(Generic[T]):
         self._put((None, 0, ended or _End()))
 
     def _put(self, entry: tuple[Any, int, BaseException | None]) -> None:
-        while not self._left.is_set():
-            with suppress(queue.Full):
-                self._queue.put(entry, timeout=PATIENCE)
-                return
+        with self._changed:
+            if len(self._waiting) >= self._most:
+                room = self._most // 2
+                self._changed.wait_for(lambda: len(self._waiting) <= room or self._left.is_set())
+            if not self._left.is_set():
+                self._waiting.append(entry)
+                if len(self._waiting) == 1:
+                    self._changed.notify_all()
 
 
 class _End(Exception):
