@@ -27,7 +27,7 @@ from penult.collection.add import RunSettings, add
 from penult.collection.collection import Collection
 from penult.collection.ingest import ItemEnd, Options, Seen, assemble, execute, plan
 from penult.collection.schema import Known
-from penult.collection.writer import writing
+from penult.collection.writer import Writer, writing
 from penult.data.sources import from_paths
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
@@ -444,3 +444,59 @@ def test_a_layout_that_does_not_fit_writes_nothing(
     with pytest.raises(UsageError, match="tiles are cut from images"):
         Collection.open(tmp_path / "c").add(embedder, long, tile=32)
     assert not (tmp_path / "c").exists()
+
+
+# ---- files that are known
+
+
+def test_known_files_are_passed_over_by_the_walk(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the store is asked for file by file; what is new, changed, failed or gone is seen
+    all the same, and rows come in the order of their paths."""
+    folder, emb = tmp_path / "clips", Embedder.from_classifier(load(tiny))
+    (folder / "b").mkdir(parents=True)
+    for name in ("a.wav", "b/a.wav", "b/b.wav", "c.wav", "d.WAV"):
+        soundfile.write(folder / name, clip(0.3, len(name)), RATE, format="WAV")
+    (folder / "x.wav").write_text("no sound")
+    made = Collection.open(tmp_path / "c.lance")
+    assert (made.add(emb, folder).done, made.count) == (5, 5)
+    asked: list[str] = []
+    known = Writer.known
+
+    def watched(writer: Writer, ids: Any, *rest: Any) -> Any:
+        asked.extend(ids)
+        return known(writer, ids, *rest)
+
+    monkeypatch.setattr(Writer, "known", watched)
+    ticks: list[bool] = []
+    options = Options()
+    again = add(
+        made.reader, emb, from_paths([folder], "audio"), options,
+        tick=lambda embedded, _: ticks.append(embedded),
+    )  # fmt: skip
+    assert (again.done, again.skipped, again.failed) == (0, 5, 1)
+    assert asked == [str(folder / "x.wav")] and ticks == [False] * 6
+    (folder / "x.wav").unlink()
+    soundfile.write(folder / "b" / "b.wav", clip(0.4, 9), RATE)
+    soundfile.write(folder / "b" / "aa.wav", clip(0.4, 10), RATE)
+    soundfile.write(folder / "e.wav", clip(0.4, 11), RATE)
+    os.utime(folder / "c.wav", ns=(5, 5))  # another time, the same content
+    (folder / "a.wav").unlink()
+    asked.clear()
+    summary = made.add(emb, folder, prune="all")
+    assert (summary.done, summary.replaced, summary.skipped) == (2, 1, 3)
+    names = ["b/aa.wav", "b/b.wav", "c.wav", "e.wav"]
+    assert asked == [str(folder / name) for name in names]
+    assert summary.found.gone == [str(folder / "a.wav")]
+    ids = made.vectors()[0]["id"].to_pylist()
+    assert ids == sorted(
+        str(folder / name) for name in ("b/a.wav", "b/aa.wav", "b/b.wav", "c.wav", "d.WAV", "e.wav")
+    )
+    row = made.get(str(folder / "c.wav"))
+    assert row is not None and row["mtime_ns"] == 5
+    asked.clear()
+    summary = made.add(emb, folder)
+    assert (summary.done, summary.skipped, asked) == (0, 6, [])
+    assert not summary.found.gone and summary.found.losses.rows == 6
+    assert made.add(emb, folder, window=0.25).done >= 6 and asked  # windows are other regions

@@ -440,7 +440,7 @@ def boxed(source: Source, box: str | None, modality: str) -> Source:
             whole = not isinstance(entry, Failure) and entry[1].kind == "whole"
             yield (entry[0], replace(entry[1], kind="box", box=region.box)) if whole else entry  # type: ignore[index]
 
-    return replace(source, start=start)
+    return replace(source, start=start, folder=None)
 
 
 def check_output(path: Path | None, create: bool = False) -> None:

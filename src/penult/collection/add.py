@@ -8,9 +8,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow.compute as pc
 
 from penult.collection.comparison import comparable, confirm, require_same_numbers
 from penult.collection.failures import FailureCounts
@@ -31,8 +34,9 @@ from penult.collection.schema import Key, metadata_of, row_schema
 from penult.collection.spaces import keep_own
 from penult.collection.transfer import append_missing
 from penult.collection.writer import Writer, viewed, writing
+from penult.data.folders import KnownFiles
 from penult.data.items import Entry, Failure, Item, failure, named
-from penult.data.regions import Region
+from penult.data.regions import WHOLE, Region
 from penult.data.sources import Source, left_out
 from penult.data.tables import typed
 from penult.embedding.embedder import Embedder, describe_fingerprint, keep_engine
@@ -184,7 +188,8 @@ def add(
             turn = Guard()  # what is known is asked for in another thread than commits are made
             lookup = _lookup(writer, list(columns), conditions(options), turn)
             watch = Stopwatch()
-            for step in ingest(embedder, source, lookup, options, tick, watch):
+            known = cache(partial(_known_files, writer, turn))
+            for step in ingest(embedder, source, lookup, options, tick, watch, known):
                 with watch.timed("write"), turn:
                     commit(writer, step, rows, summary, conditions(options))
                 run.follow(step, summary)
@@ -199,7 +204,8 @@ def add(
         if like is not None:
             summary.labels = append_missing(like.path, reader.path, "labels", by="id")
         found = summary.found
-        found.losses = losses(reader, source.paths)
+        passed = known() if known.cache_info().currsize else None
+        found.losses = _nothing_lost(writer, passed) or losses(reader, source.paths)
         found.gone = found.losses.gone
         found.left_out = dict(left_out(source, embedder.classifier.modality))
         found.former = _of_these_runs(writer, reader, found.former, source.paths)
@@ -455,6 +461,36 @@ def _lookup(
             return Seen(*writer.known(ids, metadata), *writer.failures.verdicts(ids, under))
 
     return lookup
+
+
+_MOST_KNOWN = 500_000  # rows; of more, files are asked for as they come
+
+
+def _known_files(writer: Writer, turn: Guard) -> KnownFiles | None:
+    """The files of a collection that have one row and no failure, as they were then; None where
+    they are too many to be kept in mind."""
+    with turn:
+        table = writer.table
+        if table.count_rows() > _MOST_KNOWN:
+            return None
+        columns = ["id", "region", "size", "mtime_ns"]
+        rows = table.search().select(columns).limit(None).to_arrow()
+        failed = writer.failures.table.search().select(["id"]).limit(None).to_arrow()
+    whole = rows.filter(pc.and_(pc.equal(rows["region"], WHOLE.key), pc.is_valid(rows["size"])))
+    others = rows.filter(pc.match_substring(rows["region"], "#"))
+    ids, *states = (whole[name].to_pylist() for name in ("id", "size", "mtime_ns"))
+    known = dict(zip(ids, zip(*states, strict=True), strict=True))
+    for id in (*others["id"].to_pylist(), *failed["id"].to_pylist()):
+        known.pop(id, None)
+    return KnownFiles(known)
+
+
+def _nothing_lost(writer: Writer, known: KnownFiles | None) -> Losses | None:
+    """That no file is gone, where each row is of one that the walk has just passed; else None."""
+    rows = int(writer.table.count_rows())
+    if known is None or len(writer.failures) or not known.passed == len(known.states) == rows:
+        return None
+    return Losses(items=rows, rows=rows)
 
 
 def manifest_of(embedder: Embedder, logits: str = "all", dtype: str = "float32") -> Manifest:

@@ -22,9 +22,10 @@ import pyarrow as pa
 from penult.collection.schema import Key, Known
 from penult.data.decode import Decoding, Limits, decoding_as, usual_decoding
 from penult.data.files import file_size, item_error
+from penult.data.folders import KnownFiles
 from penult.data.items import PAUSE, Entry, Failure, Item, Note, OneByOne, Pause, former_id
 from penult.data.regions import Box, Region, span_of
-from penult.data.sources import UntilError
+from penult.data.sources import Source, UntilError
 from penult.data.windows import Layout
 from penult.data.workers import headers_in_workers
 from penult.embedding.embedder import Embedder
@@ -243,6 +244,11 @@ class Options:
             raise UsageError(f"no summary {self.summary!r}; choose mean or max")
 
     @property
+    def divides_nothing(self) -> bool:
+        """Whether each file has one row."""
+        return self.layout == Layout() and self.summary is None
+
+    @property
     def decoding(self) -> Decoding:
         """How items are opened."""
         return Decoding(
@@ -292,15 +298,21 @@ def ingest(
     options: Options = Options(),
     tick: Tick = lambda embedded, seconds: None,
     watch: Stopwatch | None = None,
+    known: Callable[[], KnownFiles | None] = lambda: None,
 ) -> Iterator[CommitBatch]:
     """Embed the regions that the store lacks: plan, execute and assemble, in this process.
 
     tick: called for every region: whether it was embedded, and seconds of media. watch: collects
-    the seconds of the run. The last batch is given even if it is empty.
+    the seconds of the run. known: gives the files that a walk through a folder may leave out, since
+    the store has them as they are. The last batch is given even if it is empty.
     """
     classifier = embedder.classifier
     if getattr(pairs, "once", False):
         options = replace(options, patient=False)
+    files = None
+    if isinstance(pairs, Source) and pairs.folder and options.divides_nothing:
+        files = known()
+    pairs = pairs.beyond(files) if isinstance(pairs, Source) and files else pairs
     given, bound = UntilError(pairs), options.limits.bound
     with ExitStack() as stack:
 
@@ -317,7 +329,7 @@ def ingest(
         planned = apart(plan(regions, lookup, options))
         results = execute(embedder, planned, options, watch)
         with closing(results):
-            yield from given.then(assemble(classifier, results, options, tick))
+            yield from given.then(assemble(classifier, results, options, tick, files))
 
 
 def plan(
@@ -417,12 +429,14 @@ def assemble(
     results: Iterable[Outcome | Failure | Note],
     options: Options = Options(),
     tick: Tick = lambda embedded, seconds: None,
+    files: KnownFiles | None = None,
 ) -> Iterator[CommitBatch]:
     """Rows of executed regions, in the order of the plan, as batches to commit; see `ingest`.
+    files: those that are left out are counted.
 
     An error, and Ctrl-C, give the rows that are complete, and are raised behind them.
     """
-    assembler, most = _RowAssembler(classifier, options, tick), options.limits.bound.queue
+    assembler, most = _RowAssembler(classifier, options, tick, files), options.limits.bound.queue
     since = time.monotonic()
     try:
         for result in results:
@@ -437,6 +451,7 @@ def assemble(
     except (KeyboardInterrupt, Exception):  # an engine may end in any way
         yield assembler.batch  # complete rows are not lost
         raise
+    assembler.count_known()
     yield assembler.batch
 
 
@@ -645,8 +660,11 @@ def _stored_hash(item: Item, regions: Sequence[tuple[Item, Region]], seen: Seen)
 class _RowAssembler:
     """Collects results and notes in the batch that is committed next."""
 
-    def __init__(self, classifier: Classifier, options: Options, tick: Tick) -> None:
+    def __init__(
+        self, classifier: Classifier, options: Options, tick: Tick, files: KnownFiles | None
+    ) -> None:
         self._classifier, self._options, self._tick = classifier, options, tick
+        self._files, self._counted = files, 0
         self._content = ""  # hash of the item whose regions come
         self._sums: dict[int | None, Summing] = {}
         self._latest: Outcome | Failure | None = None
@@ -668,6 +686,15 @@ class _RowAssembler:
     def take(self, result: Outcome | Failure | Note) -> None:
         """One result or note, in the order of the plan."""
         self._handlers[type(result)](result)
+        self.count_known()
+
+    def count_known(self) -> None:
+        """Count the files that the walk has left out meanwhile."""
+        new = self._files.passed - self._counted if self._files else 0
+        self._counted += new
+        self.batch.skipped += new
+        for _ in range(new):
+            self._tick(False, 0.0)
 
     def _begin(self, note: ContentHash) -> None:
         self._content = note.content

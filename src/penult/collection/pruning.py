@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,6 +165,10 @@ class _Presence:
         self._folders: dict[Path, str] = {}  # what a file is that is not in it
 
     def of(self, path: str) -> str:
+        with suppress(OSError, ValueError):
+            if path.startswith(os.sep):
+                os.stat(path)  # noqa: PTH116 (of many files, most of which are there)
+                return _THERE
         file = path_of(path)
         if not file.is_absolute():
             return _THERE  # a text, an array, or bytes

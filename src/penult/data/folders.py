@@ -20,17 +20,48 @@ _BARE = "without extension"
 Index = dict[str, list[Path]]  # by name and by name without extension, in small letters
 
 
-def in_folder(folder: Path, accepted: frozenset[str]) -> Iterator[Placed]:
-    """Every file of a folder with one of the extensions."""
-    for found in walk(folder, set()):
+@dataclass(slots=True)
+class KnownFiles:
+    """Files that a store has as they lie on the disk: size in bytes and time in ns, by id. passed:
+    how many of them a walk has left out so far."""
+
+    states: Mapping[str, tuple[int, int]]
+    passed: int = 0
+
+    def has(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a file is as the store has it."""
+        state = self.states.get(entry.path)
+        if state is None:
+            return False
+        try:
+            status = entry.stat()
+        except OSError:
+            return False
+        return state == (status.st_size, status.st_mtime_ns)
+
+
+def in_folder(
+    folder: Path, accepted: frozenset[str], known: KnownFiles | None = None
+) -> Iterator[Placed]:
+    """Every file of a folder with one of the extensions; of those that are known only the number
+    is kept."""
+    for found in _walk(folder, set()):
         if isinstance(found, Failure):
             yield 0, found
-        elif found.suffix.lower() in accepted:
-            yield 0, (file_item(found), WHOLE)
+        elif _suffix(found.name) in accepted:
+            if known is not None and known.has(found):
+                known.passed += 1
+            else:
+                yield 0, (file_item(Path(found.path)), WHOLE)
 
 
 def walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path | Failure]:
     """Every file that is not hidden, each folder in the order of its names and entered once."""
+    for found in _walk(folder, entered):
+        yield found if isinstance(found, Failure) else Path(found.path)
+
+
+def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[os.DirEntry[str] | Failure]:
     levels: list[Iterator[os.DirEntry[str]]] = []  # no call in a call: folders may lie deep
     found: Path | None = folder
     while found is not None or levels:
@@ -42,13 +73,19 @@ def walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path | Failure
                 yield Failure(str(found), WHOLE.key, SourceError.__name__, reason)
             found = None
             continue
-        entry = next(levels[-1], None)
-        if entry is None:
-            levels.pop()
-        elif _is_folder(entry):
-            found = Path(entry.path)
+        for entry in levels[-1]:
+            if _is_folder(entry):
+                found = Path(entry.path)
+                break
+            yield entry
         else:
-            yield Path(entry.path)
+            levels.pop()
+
+
+def _suffix(name: str) -> str:
+    """The extension of a file in small letters, as `Path.suffix` has it."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def _entries(folder: Path, entered: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
@@ -75,8 +112,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def count_others(folder: Path, accepted: frozenset[str]) -> Counter[str]:
     """How many files have none of the extensions, by their own."""
-    files = (found for found in walk(folder, set()) if isinstance(found, Path))
-    suffixes = (file.suffix.lower() for file in files)
+    files = (found for found in _walk(folder, set()) if not isinstance(found, Failure))
+    suffixes = (_suffix(file.name) for file in files)
     return Counter(suffix or _BARE for suffix in suffixes if suffix not in accepted)
 
 
@@ -86,13 +123,21 @@ def check_folder(folder: Path, accepted: frozenset[str]) -> None:
     Raises:
         SourceError: the folder has nothing to offer.
     """
-    for found in walk(folder, set()):
-        if isinstance(found, Path) and found.suffix.lower() in accepted:
+    for found in _walk(folder, set()):
+        if not isinstance(found, Failure) and _suffix(found.name) in accepted:
             return
     kinds = count_others(folder, accepted)
     raise SourceError(
         f"{folder} holds no file that is {' '.join(sorted(accepted))}; "
         + (f"it holds {in_words(kinds)}" if kinds else "it holds no files")
+    )
+
+
+def count_files(folder: Path, accepted: frozenset[str]) -> int:
+    """How many entries `in_folder` gives."""
+    return sum(
+        isinstance(found, Failure) or _suffix(found.name) in accepted
+        for found in _walk(folder, set())
     )
 
 

@@ -28,7 +28,15 @@ from typing import TYPE_CHECKING, Generic, Literal, TextIO, TypeVar
 from penult.data import annotation_files, tables, text
 from penult.data.decode import DecodeTarget, Describe, described
 from penult.data.files import extensions
-from penult.data.folders import Recordings, Shelf, check_folder, count_others, in_folder
+from penult.data.folders import (
+    KnownFiles,
+    Recordings,
+    Shelf,
+    check_folder,
+    count_files,
+    count_others,
+    in_folder,
+)
 from penult.data.items import (
     Entry,
     Failure,
@@ -78,7 +86,8 @@ class Source:
     `total` is how many there are at most, None where that would cost a search. `searched` are the
     folders in which only the recordings of annotations are looked for; `paths` are the other
     folders, tables and files, absolute. `notes` say what is unusual about tables, in words.
-    `once`: it reads an iterator of the caller's, which may belong to the caller's thread.
+    `once`: it reads an iterator of the caller's, which may belong to the caller's thread. `folder`:
+    it is all files of this one with these extensions.
     """
 
     start: Callable[[], Iterator[Entry]]
@@ -90,10 +99,21 @@ class Source:
     paths: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     once: bool = False
+    folder: tuple[Path, frozenset[str]] | None = None
+
+    def beyond(self, known: KnownFiles) -> Source:
+        """The source without files that are known as they are; of one folder only."""
+        if self.folder is None:
+            return self
+        folder, accepted = self.folder
+        start = lambda: (entry for _, entry in in_folder(folder, accepted, known))  # noqa: E731
+        return replace(self, start=start, folder=None)
 
     def count(self) -> int | None:
         """How many there are, by a search of its own if need be; None where that is not possible
         without using the input up, or without opening every item."""
+        if self.folder is not None:
+            return count_files(*self.folder)
         if self.total is None and self.countable:
             return sum(1 for _ in self)
         return self.total
@@ -186,6 +206,7 @@ def from_paths(
         searched=tuple(map(str, searched)),
         paths=tuple(str(local(one)) for one in named_paths if one != "-" and one not in words),
         notes=tuple(note for table in table_origins for note in table.notes),
+        folder=origins[0].folder if len(origins) == 1 and channel is None else None,
     )
 
 
@@ -413,6 +434,7 @@ class _Origin:
     total: int | None = None
     table: Table | None = None
     distinct: bool = False  # nothing in it can come twice
+    folder: tuple[Path, frozenset[str]] | None = None  # all of whose files it is
 
     def place(self, line: int) -> str:
         unit = self.table.unit if self.table else "line"
@@ -462,7 +484,8 @@ def _origin(
     if path.is_dir():
         accepted = extensions(modality)
         check_folder(path, accepted)
-        return _Origin(name, lambda _: in_folder(path, accepted), distinct=True)
+        every = partial(in_folder, path, accepted)
+        return _Origin(name, lambda _: every(), distinct=True, folder=(path, accepted))
     recordings = Recordings(path, shelf)
     if kind := _annotation_kind(path, modality, given):
         rows = annotation_files.read_annotations(path, kind, recordings)
@@ -539,4 +562,4 @@ class Shard:
                 if self.has(entry.id if isinstance(entry, Failure) else entry[0].id):
                     yield entry
 
-        return replace(source, start=start, total=None)
+        return replace(source, start=start, total=None, folder=None)
