@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -174,6 +175,21 @@ def test_the_command_tells_what_the_index_finds_in_spaces(
     shutil.copytree(made.path, tmp_path / "c.lance")
     said = ask("index", tmp_path / "c.lance", "--min-recall", "0.9")
     assert said.code == 0 and "in space whiten: recall@10 " in said.out
+
+
+def test_a_search_by_an_id_opens_no_model(
+    in_spaces: tuple[penult.Collection, np.ndarray],
+) -> None:
+    """Nor any library that only a model, a picture or a sound needs."""
+    code = (
+        "import sys; from penult.cli import run; run(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'soundfile', 'PIL', 'av'}; "
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    command = ["search", str(in_spaces[0].path), "0007", "--space", "scale", "-k", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 0 and "0007" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def missed(vectors: np.ndarray, query: int, hits: object) -> int:
