@@ -185,9 +185,9 @@ def add(
         rows = row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, stored)
         source = _as_stored(source, stored)
         try:
-            turn = Guard()  # what is known is asked for in another thread than commits are made
+            # What is known is asked for in another thread than commits are made.
+            turn, watch = Guard(), Stopwatch()
             lookup = _lookup(writer, list(columns), conditions(options), turn)
-            watch = Stopwatch()
             known = cache(partial(_known_files, writer, turn))
             for step in ingest(embedder, source, lookup, options, tick, watch, known):
                 with watch.timed("write"), turn:
@@ -204,8 +204,7 @@ def add(
         if like is not None:
             summary.labels = append_missing(like.path, reader.path, "labels", by="id")
         found = summary.found
-        passed = known() if known.cache_info().currsize else None
-        found.losses = _nothing_lost(writer, passed) or losses(reader, source.paths)
+        found.losses = _nothing_lost(writer, known) or losses(reader, source.paths)
         found.gone = found.losses.gone
         found.left_out = dict(left_out(source, embedder.classifier.modality))
         found.former = _of_these_runs(writer, reader, found.former, source.paths)
@@ -485,8 +484,10 @@ def _known_files(writer: Writer, turn: Guard) -> KnownFiles | None:
     return KnownFiles(known)
 
 
-def _nothing_lost(writer: Writer, known: KnownFiles | None) -> Losses | None:
-    """That no file is gone, where each row is of one that the walk has just passed; else None."""
+def _nothing_lost(writer: Writer, asked: Any) -> Losses | None:
+    """That no file is gone, where each row is of one that the walk has just passed; else None.
+    asked: gives the known files, once they were asked for."""
+    known = asked() if asked.cache_info().currsize else None
     rows = int(writer.table.count_rows())
     if known is None or len(writer.failures) or not known.passed == len(known.states) == rows:
         return None

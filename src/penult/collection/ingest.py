@@ -244,11 +244,6 @@ class Options:
             raise UsageError(f"no summary {self.summary!r}; choose mean or max")
 
     @property
-    def divides_nothing(self) -> bool:
-        """Whether each file has one row."""
-        return self.layout == Layout() and self.summary is None
-
-    @property
     def decoding(self) -> Decoding:
         """How items are opened."""
         return Decoding(
@@ -310,9 +305,9 @@ def ingest(
     if getattr(pairs, "once", False):
         options = replace(options, patient=False)
     files = None
-    if isinstance(pairs, Source) and pairs.folder and options.divides_nothing:
-        files = known()
-    pairs = pairs.beyond(files) if isinstance(pairs, Source) and files else pairs
+    whole = options.layout == Layout() and options.summary is None
+    if whole and isinstance(pairs, Source) and pairs.folder and (files := known()):
+        pairs = pairs.beyond(files)
     given, bound = UntilError(pairs), options.limits.bound
     with ExitStack() as stack:
 
@@ -442,10 +437,8 @@ def assemble(
         for result in results:
             assembler.take(result)
             late = time.monotonic() - since > options.commit_seconds
-            if isinstance(result, Pause) and not assembler.batch:
-                continue
             full = len(assembler.batch.rows) >= options.commit_rows or assembler.batch.size > most
-            if late or full:
+            if (late or full) and assembler.batch:
                 yield assembler.batch
                 assembler.batch, since = CommitBatch(), time.monotonic()
     except (KeyboardInterrupt, Exception):  # an engine may end in any way
