@@ -119,6 +119,19 @@ def here() -> Iterator[None]:
 
 
 @pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine is worth a trial, at once and in this process."""
+    for name, value in {
+        "OPENING": 0.0,
+        "RECORDING": (0.0, 0.0),
+        "UNKNOWN": 0.0,
+        "INLINE": 0.0,
+        "can_copy_process": lambda: False,
+    }.items():
+        monkeypatch.setattr(f"penult.engines.portfolio.{name}", value)
+
+
+@pytest.fixture
 def recordings(tmp_path: Path) -> Path:
     """A folder of six clips of different lengths, in two folders."""
     root = tmp_path / "recordings"

@@ -66,46 +66,47 @@ def test_asked_for(tiny: Path, tmp_path: Path, engine: str, precision: str) -> N
     assert list((tmp_path / "m").glob("engines/*/model.*")) != [] or engine == "torch"
 
 
-def test_auto_measures_only_long_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_measures_only_where_it_is_worth_it(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("auto")))
     emb = Embedder.from_classifier(load(tiny), engine="auto")
-    plain = emb.run(CLIPS)
-    assert (
-        emb.runner.mode == PLAIN
-        and emb.runner.choice is not None
-        and "60 s" in emb.runner.choice.words
-    )
-    monkeypatch.setattr(choosing, "LONG", 0.0)
+    plain = emb.run(CLIPS * 4, alone=True)
+    choice = emb.runner.choice
+    assert emb.runner.mode == PLAIN and choice is not None
+    assert choice.rows == {"torch f32": 24} and not choice.seconds and not choice.dropped
+    request.getfixturevalue("eager")
     emb = Embedder.from_classifier(load(tiny), engine="auto")
-    result = emb.run(CLIPS)
-    assert emb.runner.choice is not None and len(emb.runner.choice.seconds) >= 2
-    assert emb.runner.choice.seconds[emb.runner.mode.words] == min(
-        emb.runner.choice.seconds.values()
-    )
+    result = emb.run(CLIPS * 4, alone=True)
+    choice = emb.runner.choice
+    assert choice is not None and len(choice.seconds) >= 2
+    assert sum(choice.rows.values()) == 24 and choice.rows[emb.runner.mode.words]
     assert relative_error(result.vectors, plain.vectors) <= 1e-5
-    monkeypatch.setattr(choosing, "_Measurements", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("penult.engines.openvino._record", lambda *_: pytest.fail("recorded again"))
     again = Embedder.from_classifier(load(tiny), engine="auto")
-    again.run(CLIPS)
-    assert again.runner.mode == emb.runner.mode
+    again.run(CLIPS * 4, alone=True)
+    assert sum(again.runner.choice.rows.values()) == 24  # type: ignore[union-attr]
 
 
 def test_two_items_are_run_without_a_measurement(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, cache: Path, eager: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which would run them several times; the next run that is longer is measured."""
-    monkeypatch.setattr(choosing, "LONG", 0.0)
+    """Which would run them several times; a longer run measures."""
+    monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("two")))
     emb = Embedder.from_classifier(load(tiny), engine="auto")
     expected = Embedder.from_classifier(load(tiny)).embed(CLIPS)
     assert relative_error(emb.embed(CLIPS[:2]), expected[:2]) <= 1e-5
-    assert emb.runner.choice is None and emb.runner.mode == PLAIN
-    assert relative_error(emb.embed(CLIPS), expected) <= 1e-5
+    choice = emb.runner.choice
+    assert choice is not None and choice.rows == {"torch f32": 2} and not choice.seconds
+    assert relative_error(emb.embed(CLIPS, alone=True), expected) <= 1e-5
     assert emb.runner.choice is not None and emb.runner.choice.seconds
     windows = Embedder.from_classifier(load(tiny), engine="auto")
-    windows.run(CLIPS[0], window=0.2)  # one item, and more than two regions
-    assert windows.runner.choice is not None
+    windows.run(np.tile(CLIPS[0], 20), window=0.2, alone=True)  # one item, and many regions
+    assert windows.runner.choice is not None and windows.runner.choice.seconds
 
 
 def test_what_disagrees_is_dropped(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, eager: None
 ) -> None:
     def off(mode: EngineMode, request: EngineRequest) -> Any:
         engine = opened(mode, request)
@@ -120,10 +121,9 @@ def test_what_disagrees_is_dropped(
 
     opened = choosing.open_mode
     monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("other")))
-    monkeypatch.setattr(choosing, "LONG", 0.0)
     monkeypatch.setattr(choosing, "open_mode", off)
     emb = Embedder.from_classifier(load(tiny), engine="auto")
-    emb.run(CLIPS)
+    emb.run(CLIPS * 4, alone=True)
     assert emb.runner.choice is not None and emb.runner.mode.engine != "openvino"
     assert "exact asks for more" in emb.runner.choice.dropped["openvino f32"]
     with pytest.raises(EngineError, match="asks for more"):
@@ -230,13 +230,12 @@ def test_neighbours_are_counted() -> None:
 
 
 def test_where_no_graph_can_be_kept_torch_runs_on(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, eager: None
 ) -> None:
     (tmp_path / "file").write_text("no folder can be made in here")
     monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(choosing, "LONG", 0.0)
     emb = Embedder.from_classifier(load(tiny), engine="auto")
-    assert len(emb.run(CLIPS).vectors) == len(CLIPS)
+    assert len(emb.run(CLIPS * 4, alone=True).vectors) == 4 * len(CLIPS)
     assert emb.runner.mode == PLAIN and emb.runner.choice is not None
     assert "PENULT_CACHE" in emb.runner.choice.dropped["openvino f32"]
     with pytest.raises(EngineError, match="PENULT_CACHE"):

@@ -36,6 +36,7 @@ from penult.embedding.embedder import Embedder
 from penult.engines.autoselect import EngineChoice
 from penult.engines.graph_cache import Graphs
 from penult.engines.parity import relative_error
+from penult.engines.registry import BUILT_IN
 from penult.engines.torch import TorchEngine
 from penult.errors import EngineError, LabelsError, ModelError, SpaceError
 from penult.models.base import digest
@@ -200,15 +201,11 @@ def test_a_damaged_choice_is_measured_anew(tiny: Path, cache: Path) -> None:
 
 
 def test_a_kept_speed_is_told_as_kept(
-    tiny: Path,
-    sounds: Path,
-    cache: Path,
-    tmp_path: Path,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """And the parity is of this run, on its items, where the model is opened for it."""
-    monkeypatch.setattr("penult.engines.autoselect.LONG", 0.0)
+    tiny: Path, sounds: Path, cache: Path, tmp_path: Path, command: Command,
+    eager: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And the parity is of this run, on its first batch: of a kept choice with the same graph, on
+    one item."""
     slow = TorchEngine.__call__
 
     def slower(self: TorchEngine, *args: Any, **kwargs: Any) -> Any:
@@ -216,17 +213,20 @@ def test_a_kept_speed_is_told_as_kept(
         return slow(self, *args, **kwargs)
 
     monkeypatch.setattr(TorchEngine, "__call__", slower)
-    how = ("--engine", "auto")
+    two = [spec for spec in BUILT_IN if spec.name in ("torch", "openvino")]
+    monkeypatch.setattr("penult.engines.portfolio.candidates", lambda *_: iter(two))
+    how = ("--engine", "auto", "--alone")
     first = command.embed(tiny, sounds, *how)[1]["choice"]
-    assert first["kept"] is None and first["engine"] != "torch" and first["parity"]["items"] == 3
+    assert first["kept"] is None and first["engine"] != "torch" and first["parity"]["items"] == 2
+    assert first["rows"] == {"torch f32": 1, f"{first['engine']} f32": 2}
     extra = sounds / "3.wav"
     soundfile.write(extra, clip(0.9, 9), RATE)
     for note in cache.glob("**/engine-*.json"):  # by which a few items need no model
         note.unlink()
     into = tmp_path / "told.lance"
-    told = command("embed", tiny, sounds, "--into", into, "--precision", "exact")[1]
+    told = command("embed", tiny, sounds, "--into", into, "--precision", "exact", "--alone")[1]
     assert "× as fast as torch f32 when it was measured on 20" in told and "(kept)" in told
-    assert "on 4 items" in told
+    assert "on 1 item" in told and "rows:" not in told
 
 
 def test_check_measures_the_engine_itself(saved: Path, sounds: Path, command: Command) -> None:

@@ -352,23 +352,21 @@ def _prepare(
     options: Options,
     clock: CommandClock,
 ) -> None:
-    """Prove the head and choose the engine on the first items; print the choice."""
-    from penult.collection.add import settle
+    """Prove the head and choose the engine; print the choice where it is made before the run."""
+    from penult.collection.add import engine_words, settle
     from penult.embedding.embedder import require_proof
     from penult.embedding.source_sample import SourceSample
 
     _print_metadata(source)
-    by_default = embedder.engine == "auto" and embedder.precision == "exact"
     sample = SourceSample(source, options.layout, options.decoding)
     with working("proving the head"):
         require_proof(embedder, sample)
     clock.end("proof")
-    with working("measuring engines on the first items"):
-        choice = settle(collection.reader, embedder, sample)
+    with working("choosing the engine"):
+        settle(collection.reader, embedder, sample)
     clock.end("engine")
-    native = embedder.classifier.structure.engine
-    if choice and (embedder.runner.mode.engine != native or not by_default):
-        print_note(f"[dim]{printable(choice)}[/]")
+    if embedder.runner.choice and embedder.runner.portfolio is None:
+        print_note(f"[dim]{printable(engine_words(collection.reader, embedder))}[/]")
 
 
 def _count_aside(source: Source, meter: Meter) -> None:
@@ -523,6 +521,10 @@ def _show_summary(
         soft_wrap=True,
     )
     stdout.print(proof_line(embedder), soft_wrap=True)
+    if (choice := embedder.runner.choice) and embedder.runner.portfolio is not None:
+        engines = {choice.mode.words, *choice.rows}
+        if engines != {choice.native.words} or embedder.precision != "exact":
+            print_note(f"[dim]{printable(summary.engine)}[/]")
     if embedder.space is not None:
         recipe = escape(embedder.space.recipe)
         stdout.print(

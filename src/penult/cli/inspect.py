@@ -271,8 +271,9 @@ def check(
                 model, **reading, device=device, engine=engine, **model_options
             )
     sample = SourceSample(source)
-    with working("measuring engines on the first items"):
-        embedder.settle(sample)
+    if embedder.engine != "auto" or embedder.precision != "exact":  # else a run begins as it is
+        with working("measuring engines on the first items"):
+            embedder.settle(sample)
     record = None
     if dump is not None:
         with working("recording the stations of the first item"):

@@ -113,7 +113,7 @@ BoxOption = Annotated[
 ]
 Engine = Annotated[
     str,
-    typer.Option(help="auto (the fastest, measured where a run is long), torch or openvino."),
+    typer.Option(help="auto (the fastest, measured while items are run), torch or openvino."),
 ]
 Precision = Annotated[
     str | None,

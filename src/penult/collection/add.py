@@ -171,8 +171,8 @@ def add(
             "choose mean, max, first, last or mean+std"
         )
     options.layout.of([], embedder.classifier.input)  # refused before anything is written
-    sample = SourceSample(source, options.layout, options.decoding)
-    summary = Summary(engine=settle(reader, embedder, sample))
+    settle(reader, embedder, SourceSample(source, options.layout, options.decoding))
+    summary = Summary()
     ours = reader.manifest
     manifest = comparable(reader, ours, embedder, manifest_of(embedder, options.logits, run.dtype))
     columns = dict(source.columns)
@@ -193,13 +193,13 @@ def add(
                 with watch.timed("write"), turn:
                     commit(writer, step, rows, summary, conditions(options))
                 run.follow(step, summary)
-            summary.seconds = watch.seconds
+            summary.seconds, summary.engine = watch.seconds, engine_words(reader, embedder)
         except (KeyboardInterrupt, SourceError):
-            writer.finish("stopped", summary.counts())
+            writer.finish("stopped", summary.counts(), _engines(embedder))
             raise
         except Exception:
             with suppress(StoreError):  # then the next writer marks it as killed
-                writer.finish("failed", summary.counts())
+                writer.finish("failed", summary.counts(), _engines(embedder))
             raise
         if like is not None:
             summary.labels = append_missing(like.path, reader.path, "labels", by="id")
@@ -213,7 +213,7 @@ def add(
         _keep(reader, embedder)
         writer.failures.mend_folders()
         found.failures.healed = writer.failures.heal()
-        writer.finish("done", summary.counts())
+        writer.finish("done", summary.counts(), _engines(embedder))
     return summary
 
 
@@ -397,23 +397,43 @@ def _run_options(source: Source, options: Options, like: Reader | None) -> dict[
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})
 
 
-def settle(reader: Reader, embedder: Embedder, sample: SourceSample) -> str:
-    """Take the engine for this run, that of the collection's first one where `auto` is asked for;
-    in words, empty where there was no choice."""
+def settle(reader: Reader, embedder: Embedder, sample: SourceSample) -> None:
+    """Take the engine for a run that begins: where `auto` is asked for, that of the collection's
+    first one, if it was another than the model's own."""
     if (ours := reader.manifest) is not None:  # another embedder's vectors need no engine
         theirs = Fingerprint(embedder.fingerprint, own_code(embedder.classifier))
         require_same_numbers(reader.path, ours, theirs)
-    said, engine = "", None
-    if embedder.engine == AUTO and embedder.runner.choice is None and ours is not None:
-        first = ours.engine
-        reason = unusable(first, embedder.classifier) if first else ""
-        if first and not reason:
-            engine = first
-            said = "as the collection's first run: "
-        elif first:
+    engine = None
+    if embedder.runner.choice is None and (first := _first_engine(reader, embedder)):
+        reason = unusable(first, embedder.classifier)
+        if reason:
             log.warning("the collection's first run was in %s, and %s", first, reason)
-    choice = embedder.settle(sample, engine)
-    return said + choice.words if choice else ""
+        engine = None if reason else first
+    embedder.settle(sample, engine, ahead=False)
+
+
+def engine_words(reader: Reader, embedder: Embedder) -> str:
+    """The engine of a run, and why; empty where there was no choice."""
+    choice, said = embedder.runner.choice, ""
+    if choice is None:
+        return said
+    if choice.mode.engine == _first_engine(reader, embedder) and embedder.runner.portfolio is None:
+        said = "as the collection's first run: "
+    return said + choice.words
+
+
+def _first_engine(reader: Reader, embedder: Embedder) -> str:
+    """The engine of a collection's first run, where `auto` is to follow it."""
+    ours, native = reader.manifest, embedder.classifier.structure.engine
+    if ours is None or embedder.engine != AUTO or ours.engine == native:
+        return ""
+    return ours.engine
+
+
+def _engines(embedder: Embedder) -> str:
+    """What gave the rows of a run: `torch bf16, openvino bf16`."""
+    choice = embedder.runner.choice
+    return ", ".join(choice.rows if choice else ()) or embedder.runner.mode.words
 
 
 def commit(

@@ -277,9 +277,11 @@ class Writer:
         self._flusher.request()
         return recorded
 
-    def finish(self, status: str = "done", counts: Mapping[str, int] | None = None) -> None:
-        """Closes the run with its status (done, stopped, failed) and counts of items; all of it is
-        on the disk then.
+    def finish(
+        self, status: str = "done", counts: Mapping[str, int] | None = None, engine: str = ""
+    ) -> None:
+        """Closes the run with its status (done, stopped, failed), counts of items and the engines
+        that gave its rows; all of it is on the disk then.
 
         Tidies up after a run that is done; one that has been stopped should end at once.
 
@@ -290,6 +292,7 @@ class Writer:
             raise ValueError(f"status {status!r}, counts {counts}: not {STATUSES} and {COUNTS}")
         self._failures.heal()
         values = {"status": status, "ended": self._now(), **(counts or {})}
+        values |= {"engine": engine} if engine else {}
         with store_errors(self._path):
             # A run is done when its rows are on the disk, not before.
             self._flusher.sync()

@@ -49,6 +49,7 @@ from penult.engines.pooling import (
     packages_of,
     pooled_width,
 )
+from penult.engines.portfolio import EnginePortfolio
 from penult.engines.recorded_graph import describe_graph, reopened
 from penult.engines.registry import AUTO, DEFAULT
 from penult.errors import (
@@ -142,7 +143,7 @@ class Embedder:
         *,
         pool_over: str = "all",
         device: str = "auto",
-        engine: str = DEFAULT,
+        engine: str | None = None,
         precision: str = EXACT,
         space: Space | None = None,
     ) -> None:
@@ -152,6 +153,7 @@ class Embedder:
         poolings = poolings_for(taps, pooling)
         self.tap = replace(taps[0], name=",".join(one.name for one in taps))
         self.pooling = pooling if len(set(poolings)) > 1 else poolings[0]
+        engine = engine or (DEFAULT if precision == EXACT else AUTO)
         registry.check(engine, precision)
         self.engine, self.precision = engine, precision
         self.device = registry.select_device(classifier, engine, precision, device)
@@ -179,7 +181,7 @@ class Embedder:
         pooling: str = "mean",
         space: Space | None = None,
         precision: str = EXACT,
-        engine: str = DEFAULT,
+        engine: str | None = None,
         device: str = "auto",
         pool_over: str = "all",
     ) -> Embedder:
@@ -190,7 +192,8 @@ class Embedder:
         pool_over: of a model that takes every clip at one length, pool `all` positions, as the
         classifier's own head sees them, or only the `valid` ones, which the clip fills. precision:
         `exact` (cosine of at least 0.999999 to torch in fp32) or `fast` (0.9999). engine: `torch`,
-        `openvino`, or `auto` for the fastest, measured on the first run's items.
+        `openvino`, or `auto` for the fastest, measured while items are run; None:
+        the model's own in `exact`, else `auto`.
 
         Raises:
             TapError: the model has no such tap, or the pooling does not fit it.
@@ -343,11 +346,14 @@ class Embedder:
         form = (lambda found: {"subject": found}, lambda note: str(note["subject"]))
         return Graphs(recorded(record, "subject", identity, measure, form), folder)
 
-    def settle(self, sample: SourceSample, engine: str | None = None) -> EngineChoice | None:
-        """Choose the engine for a run over a source, measured on its first items; None where there
-        is no choice, or too few items to measure it on. An embedder settles once.
+    def settle(
+        self, sample: SourceSample, engine: str | None = None, ahead: bool = True
+    ) -> EngineChoice | None:
+        """Choose the engine for a run over a source; None where there is no choice. An embedder
+        settles once.
 
-        engine: another one than the embedder was made with.
+        engine: another one than the embedder was made with. ahead: on the first items of the
+        source, before the run; else `auto` chooses while the run goes on, which begins now.
 
         Raises:
             EngineError: the engine cannot run this model at this precision.
@@ -355,23 +361,45 @@ class Embedder:
         """
         with self._guard:
             engine = self._engine_name(engine or self.engine)
-            if self.runner.choice is not None or self._is_native(engine):
-                return self.runner.choice
-            kept = self._kept_engine if sample.is_brief else None
-            if kept is not None and engine in (AUTO, kept[0].mode.engine):
-                return self._engage(*kept)
-            if engine == AUTO and sample.is_small:  # a measurement would take longer than the run
-                return None
-            trial = self._trial(sample)
-            choice, opened_engine = choose(trial, engine, self.precision)
-            return self._engage(choice, opened_engine)
+            if self.runner.choice is None and not self._is_native(engine):
+                kept = self._kept_engine if sample.is_brief else None
+                if kept is not None and engine in (AUTO, kept[0].mode.engine):
+                    self._engage(*kept)
+                elif engine == AUTO and not ahead and self._may_change:
+                    self._engage(portfolio=EnginePortfolio(self._trial([]), self.precision))
+                else:
+                    regions = sample.regions(self.runner, SAMPLED)
+                    items = [one.inputs.tensors for one in regions]
+                    trial = self._trial(items or [self.classifier.example().tensors])
+                    self._engage(*choose(trial, engine, self.precision))
+            if self.runner.portfolio is not None and not ahead:
+                self.runner.portfolio.begin(lambda: sample.total, sample.memory)
+            return self.runner.choice
 
-    def _engage(self, choice: EngineChoice, engine: Engine) -> EngineChoice:
-        """Later runs are in this engine; a run that is under way goes on with the one it has."""
-        log.info("%s", choice.words)
-        readings, policy = self.runner.readings, choice.find_policy
-        self.runner = Runner(self.classifier, readings, self.device, policy, engine, choice)
-        return choice
+    def _engage(
+        self,
+        choice: EngineChoice | None = None,
+        engine: Engine | None = None,
+        portfolio: EnginePortfolio | None = None,
+    ) -> None:
+        """Later runs are in this engine, or in engines of a portfolio; a run that is under way goes
+        on with the runner that it has."""
+        if choice is not None:
+            log.info("%s", choice.words)
+        self.runner = Runner(
+            self.classifier,
+            self.runner.readings,
+            self.device,
+            choice.find_policy if choice else lambda: self._policy,
+            engine or (None if is_recorded(self.classifier) else self._native),
+            choice,
+            portfolio,
+        )
+
+    @property
+    def _may_change(self) -> bool:
+        """Whether engines may take turns: on one device."""
+        return "," not in self.device
 
     @Once
     def _kept_engine(self) -> tuple[EngineChoice, Engine] | None:
@@ -389,7 +417,7 @@ class Embedder:
     def _engine_name(self, engine: str) -> str:
         """The engine by its own name: `auto` is the native one where that is all there is."""
         native = self.classifier.structure.engine
-        if engine == AUTO:
+        if engine == AUTO and self.precision == EXACT:
             several = islice(registry.candidates(self.classifier, self.device), 1, None)
             engine = AUTO if any(True for _ in several) else native
         return native if engine == DEFAULT else engine
@@ -400,22 +428,21 @@ class Embedder:
 
     @property
     def _is_settled(self) -> bool:
-        """Whether it is known which engine runs the items."""
-        return self.runner.choice is not None or self._is_native(self._engine_name(self.engine))
+        """Whether no item is looked at before the run to know which engine runs them."""
+        engine = self._engine_name(self.engine)
+        in_turns = engine == AUTO and self._may_change
+        return self.runner.choice is not None or in_turns or self._is_native(engine)
 
-    def _trial(self, sample: SourceSample) -> EngineTrial:
-        """What the engines are measured on: a few regions of the run, or a synthetic one."""
-        regions, total = sample.regions(self.runner, SAMPLED)
-        items = [one.inputs.tensors for one in regions]
+    def _trial(self, items: Sequence[Any]) -> EngineTrial:
+        """What engines are measured on."""
         return EngineTrial(
             classifier=self.classifier,
             readings=self.runner.readings,
             device=self.device.split(",")[0],
             find_policy=lambda: self._policy,
-            native=self._native,
+            native=lambda batch, logits=True: self._native(batch, logits),
             graphs=self._graphs,
-            items=items or [self.classifier.example().tensors],
-            total=total,
+            items=items,
         )
 
     @Once
@@ -468,7 +495,7 @@ class Embedder:
         if not self._is_settled and isinstance(items, Iterator):
             items = Repeatable(items)  # the first of them are looked at twice
         entries = from_objects(items, self.classifier.modality)
-        self.settle(SourceSample(entries, layout))
+        self.settle(SourceSample(entries, layout), ahead=False)
         numbered = numbered_regions(entries, layout, self.classifier)
         with closing(self.runner.stream(numbered, alone=alone, logits=logits)) as outcomes:
             found = collect_results(outcomes, self.classifier.labels, on_error)
@@ -668,7 +695,7 @@ def open_embedder(
         return Embedder(saved.classifier, place, pooling, pool_over=over, **how)
     classifier = specs.open_recorded(spec, **model_options)
     place = known_taps(classifier, (tap or "backbone").split(","))
-    how |= {"engine": engine or DEFAULT, "precision": precision or EXACT}
+    how |= {"precision": precision or EXACT}
     return Embedder(classifier, place, pooling or "mean", pool_over=pool_over or "all", **how)
 
 
@@ -691,7 +718,8 @@ def keep_engine(embedder: Embedder) -> None:
     runner, record = embedder.runner, embedder._identity[1]
     if record is None or runner.choice is None or is_recorded(embedder.classifier):
         return
-    found = describe_graph(runner.engine, runner.choice)
+    engine = runner.engine if runner.portfolio is None else runner.portfolio.engine
+    found = describe_graph(engine, runner.choice)
     if found is not None and _gives_rows(embedder):
         embedder._graphs.note(embedder._engine_key(), found, ENGINE)
 

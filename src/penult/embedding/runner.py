@@ -40,9 +40,10 @@ from penult.embedding.scheduling import (
     ReadAhead,
     engine_pool,
 )
-from penult.engines.autoselect import EngineChoice
+from penult.engines.autoselect import EngineChoice, Rows
 from penult.engines.base import Engine, EngineRequest, FloatArray, Reading
-from penult.engines.batching import Batch, BatchPolicy, Planner
+from penult.engines.batching import ALONE, Batch, BatchPolicy, Planner, Tensors
+from penult.engines.portfolio import EnginePortfolio
 from penult.engines.registry import EngineMode, native_spec, open_native
 from penult.errors import (
     REFUSALS,
@@ -176,7 +177,8 @@ class Runner:
     way keeps its budget.
     device: where; several of them, with commas between, share the batches. policy: gives how
     regions may share a batch, once there are two; without one, each runs alone. engine, choice:
-    another engine than the classifier's own, and why it was taken.
+    another engine than the classifier's own, and why it was taken. portfolio: engines of which each
+    batch goes to one.
     """
 
     def __init__(
@@ -187,9 +189,11 @@ class Runner:
         policy: Callable[[], BatchPolicy] = BatchPolicy,
         engine: Engine | None = None,
         choice: EngineChoice | None = None,
+        portfolio: EnginePortfolio | None = None,
     ) -> None:
         self.classifier = classifier
-        self.choice = choice
+        self.portfolio = portfolio
+        self._choice = choice
         self.readings = list(readings)
         self._devices = device.split(",")
         self._policy = policy
@@ -225,13 +229,20 @@ class Runner:
     @property
     def policy(self) -> BatchPolicy:
         """How regions share a forward pass of the engine that runs them."""
-        return self._policy()
+        return self._policy() if self.portfolio is None else self.portfolio.policy
+
+    @property
+    def choice(self) -> EngineChoice | None:
+        """Why the regions run in this engine; None where there was no choice."""
+        return self._choice if self.portfolio is None else self.portfolio.choice
 
     @property
     def mode(self) -> EngineMode:
         """The engine that runs the regions, and its arithmetic."""
-        if self.choice is not None:
-            return self.choice.mode
+        if self.portfolio is not None:
+            return self.portfolio.mode
+        if self._choice is not None:
+            return self._choice.mode
         return EngineMode(self.classifier.structure.engine)
 
     def stream(
@@ -260,7 +271,7 @@ class Runner:
         run = _RunState(planner, logits, watch, threading.Event(), passes)
         queue = BatchQueue(
             planner,
-            lambda: BatchPolicy() if run.one_by_one or alone else self._policy(),
+            lambda: BatchPolicy() if run.one_by_one or alone else self.policy,
             decoding.limits.bound.queue,
         )
         pause: dict[int, Any] | None = None if patience is None else {}
@@ -464,10 +475,7 @@ class Runner:
             return {}
         ids, items = list(ready), list(ready.values())
         try:
-            with run.watch.timed("model"), run.passes.under_way(items):
-                readout = engine(self.batch(items), run.logits)
-            n_classes = len(self.classifier.labels) if run.logits else None
-            readout.require_rows(len(items), n_classes)
+            rows = self._rows(engine, items, run)
         except PenultError:
             raise
         except Exception as error:  # a model may raise anything on an input that does not fit it
@@ -486,8 +494,27 @@ class Runner:
             for part in parts:
                 found |= self._run(engine, {id: ready[id] for id in part}, run)
             return found
-        return {id: self._outcome(one, readout.row(row))
-                for row, (id, one) in enumerate(ready.items())}  # fmt: skip
+        return {id: self._outcome(one, row)
+                for row, (id, one) in zip(rows, ready.items(), strict=True)}  # fmt: skip
+
+    def _rows(self, engine: Engine, items: Sequence[PreparedRegion], run: _RunState) -> Rows:
+        """Each region's logits, where they are wanted, and its vector of each reading."""
+        classes = len(self.classifier.labels) if run.logits else None
+
+        def passes(engine: Engine, policy: Callable[[], BatchPolicy], at: Sequence[int]) -> Rows:
+            rows: dict[int, list[FloatArray]] = {}
+            for group in _groups([items[i].inputs.tensors for i in at], at, policy):
+                part = [items[i] for i in group]
+                with run.watch.timed("model"), run.passes.under_way(part):
+                    readout = engine(self.batch(part, policy), run.logits)
+                readout.require_rows(len(part), classes)
+                rows |= {i: readout.row(row) for row, i in enumerate(group)}
+            found = [rows[i] for i in at]
+            return found if run.logits else [[_NOTHING, *row[1:]] for row in found]
+
+        if self.portfolio is None:
+            return passes(engine, self._policy, range(len(items)))
+        return self.portfolio.rows(passes, [one.size for one in items])
 
     def _outcome(self, ready: PreparedRegion, values: Sequence[FloatArray]) -> Outcome | Failure:
         """values: the region's logits as the engine gave them, and its vector of each reading."""
@@ -508,10 +535,16 @@ class Runner:
             notes=content.notes,
         )
 
-    def batch(self, items: Sequence[PreparedRegion]) -> Batch:
-        """The inputs of regions that may share a forward pass, as one batch."""
+    def batch(
+        self, items: Sequence[PreparedRegion], policy: Callable[[], BatchPolicy] | None = None
+    ) -> Batch:
+        """The inputs of regions that may share a forward pass, as one batch. policy: that of
+        another engine than the one in use."""
         tensors = [one.inputs.tensors for one in items]
-        batch = Batch(tensors[0]) if len(tensors) == 1 else self.policy.batch(tensors)
+        if len(tensors) == 1:
+            batch = Batch(tensors[0])
+        else:
+            batch = (self.policy if policy is None else policy()).batch(tensors)
         seconds = self.classifier.input.seconds
         if seconds is None or self.classifier.modality != "audio":
             return batch
@@ -546,6 +579,25 @@ class Runner:
         except UNFORESEEN:
             return False
         return all(np.isfinite(values).all() for values in readout.row(0))
+
+
+_NOTHING = np.empty(0, np.float32)  # in place of logits
+
+
+def _groups(
+    tensors: Sequence[Tensors], at: Sequence[int], find_policy: Callable[[], BatchPolicy]
+) -> list[list[int]]:
+    """The places of items that share a pass: a batch that was made for one engine may be several in
+    another one."""
+    if len(at) == 1:
+        return [list(at)]
+    policy = find_policy()
+    if policy.name == ALONE:
+        return [[i] for i in at]
+    groups: dict[Any, list[int]] = {}
+    for i, one in zip(at, tensors, strict=True):
+        groups.setdefault(policy.kind(one), []).append(i)
+    return list(groups.values())
 
 
 def _bytes_of(ready: Any) -> int:

@@ -18,6 +18,7 @@ from penult.data.windows import Layout
 from penult.data.workers import headers_in_workers
 from penult.embedding.runner import Runner
 from penult.embedding.scheduling import PreparedRegion
+from penult.memory import free_memory
 
 BEGINNING = 2.0  # seconds of a recording on which the head is proved
 BRIEF = 32  # items, for which no model is opened where an earlier run's graph is kept
@@ -37,14 +38,20 @@ class SourceSample:
     _whole: dict[tuple[str, str], PreparedRegion] = field(default_factory=dict)  # by id and region
 
     @property
-    def is_small(self) -> bool:
-        """Whether the run has no more than two regions."""
-        return self.layout == Layout() and len(list(islice(self.source, 3))) < 3
+    def total(self) -> int | None:
+        """Regions of the whole run; None where items are cut into several, or are not counted."""
+        return self.source.count() if self.layout == Layout() else None
+
+    @property
+    def memory(self) -> int:
+        """Bytes that work beside the run may take: all that is free where no bound was given."""
+        limits = self.decoding.limits
+        return free_memory() if limits.memory is None else limits.bound.size
 
     @property
     def is_brief(self) -> bool:
-        """Whether the source has no more than a few items."""
-        return len(list(islice(self.source, BRIEF + 1))) <= BRIEF
+        """Whether the source has no more than a few items; not known of one that is read once."""
+        return not self.source.once and len(list(islice(self.source, BRIEF + 1))) <= BRIEF
 
     def beginnings(self, runner: Runner, count: int = 2) -> list[PreparedRegion]:
         """The first `count` items that can be opened; of a recording no more than two seconds: a
@@ -67,14 +74,13 @@ class SourceSample:
                     break
         return found
 
-    def regions(self, runner: Runner, count: int) -> tuple[list[PreparedRegion], float | None]:
-        """At most `count` prepared regions of the run, spread over its first items, and how many
-        the whole run has (None: not known). Fewer where they are large: enough to be timed."""
-        classifier = runner.classifier
+    def regions(self, runner: Runner, count: int) -> list[PreparedRegion]:
+        """At most `count` prepared regions of the run, spread over its first items. Fewer where
+        they are large: enough to be timed."""
         entries = islice(self.source, max(count, ENTRIES))
         first = [entry for entry in entries if not isinstance(entry, Failure)]
         describe = headers_in_workers(self.decoding.briefly)
-        divided = self.layout.of(first, classifier.input, describe)
+        divided = self.layout.of(first, runner.classifier.input, describe)
         regions = [entry for entry in divided if isinstance(entry, tuple)]
         found: list[PreparedRegion] = []
         size, enough = 0, 2 * runner.budget * count / 8
@@ -83,8 +89,7 @@ class SourceSample:
             size += ready.size
             if len(found) == count or size > enough:
                 break
-        total = self.source.count()
-        return found, total * len(regions) / len(first) if total is not None and first else None
+        return found
 
     def _prepared(self, runner: Runner, regions: Sequence[Any]) -> Iterator[PreparedRegion]:
         """Those that are there already first."""

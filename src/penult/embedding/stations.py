@@ -151,7 +151,7 @@ def _inputs(ready: PreparedRegion, runner: Runner) -> Iterator[Station]:
     """`prepared.NAME`: (1, …) each, the arguments of the model's forward."""
     made_by = type(runner.classifier._preparer).__module__
     for name, tensor in ready.inputs.tensors.items():
-        yield Station(f"prepared.{name}", made_by, tensor.numpy())
+        yield Station(f"prepared.{name}", made_by, np.asarray(tensor))
 
 
 def _hidden(ready: PreparedRegion, embedder: Embedder) -> Iterator[Station]:

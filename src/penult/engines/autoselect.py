@@ -1,7 +1,8 @@
-"""Choice of the engine for a run: each is measured on a few of its items against the native one.
+"""Choice of an engine in advance: each is measured on a few items against the native one.
 
 An engine that does not agree within the precision is dropped, and the fastest of the rest is
-chosen. Knows prepared items and engines; no files and no collection.
+chosen. For an engine by name, and for what is saved or checked; a run under `auto` chooses while it
+goes on, see `portfolio`. Knows prepared items and engines; no files and no collection.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ from penult.engines.registry import (
 from penult.errors import EngineError, MissingExtra, cause
 from penult.models.base import Classifier
 
-LONG = 60.0  # seconds in torch from which on other engines are tried by `auto`
 log = logging.getLogger(__name__)
 
 Rows = list[list[FloatArray]]
@@ -48,11 +48,11 @@ Rows = list[list[FloatArray]]
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
     """The mode that was chosen. find_policy: gives how items share a batch of it. seconds: of each
-    mode that agreed, over the same items. dropped: the reason for each of the others. estimate:
-    seconds that the whole run would take in the native engine. kept: the day on which seconds and
-    reasons were measured, in an earlier run; empty for this one. The parity is always of this run.
-    given: the graph came with the embedder's folder. unopened: the model was not opened, so that
-    the parity is of that day, too."""
+    mode that agreed, over the same items. dropped: the reason for each of the others. kept: the day
+    on which seconds and reasons were measured, in an earlier run; empty for this one. The parity is
+    always of this run. given: the graph came with the embedder's folder. unopened: the model was
+    not opened, so that the parity is of that day, too. rows: of the run, by the engine that gave
+    them, where it may change."""
 
     mode: EngineMode
     find_policy: Callable[[], BatchPolicy]
@@ -60,10 +60,10 @@ class EngineChoice:
     parity: Parity | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
-    estimate: float | None = None
     kept: str = ""
     given: bool = False
     unopened: bool = False
+    rows: dict[str, int] = field(default_factory=dict)
 
     @property
     def policy(self) -> BatchPolicy:
@@ -83,8 +83,8 @@ class EngineChoice:
             words += f"; {self.parity.words}"
             words += ", with the graph that came with the embedder" if self.given else ""
             words += f", measured on {self.kept} (kept)" if self.unopened else ""
-        elif self.estimate is not None and self.estimate < LONG:
-            words += f": about {self.estimate:.0f} s of work, others are tried from {LONG:.0f} s on"
+        if len(self.rows) > 1:
+            words += f"; rows: {', '.join(f'{n:,} {name}' for name, n in self.rows.items())}"
         kept = f" (kept from {self.kept})" if self.kept else ""
         return words + "".join(f"; not {name}: {why}{kept}" for name, why in self.dropped.items())
 
@@ -97,8 +97,9 @@ class EngineChoice:
             "parity": self.parity.to_dict() if self.parity else None,
             "seconds": self.seconds,
             "dropped": self.dropped,
-            "estimate": self.estimate,
+            "estimate": None,  # of earlier versions
             "kept": self.kept or None,
+            "rows": self.rows,
         }
 
     @classmethod
@@ -112,7 +113,6 @@ class EngineChoice:
             Parity(**document["parity"]) if document["parity"] else None,
             document["seconds"],
             document["dropped"],
-            document["estimate"],
         )
 
 
@@ -120,7 +120,7 @@ class EngineChoice:
 class EngineTrial:
     """A run for which an engine is chosen. find_policy: gives how items share a batch of the native
     engine, measured only where that matters. native: that engine, open. items: a few that are
-    prepared, like those of the run; total: how many the run has, if that is known."""
+    prepared, like those of the run."""
 
     classifier: Classifier
     readings: Sequence[Reading]
@@ -128,16 +128,15 @@ class EngineTrial:
     find_policy: Callable[[], BatchPolicy]
     native: Engine
     graphs: Graphs
-    items: Sequence[Any]
-    total: float | None = None
+    items: Sequence[Any] = ()
 
     @property
     def native_mode(self) -> EngineMode:
         """The native engine, in fp32."""
         return EngineMode(self.classifier.structure.engine)
 
-    def open(self, mode: EngineMode) -> Engine:
-        """The engine of a mode.
+    def open(self, mode: EngineMode, graphs: Graphs | None = None) -> Engine:
+        """The engine of a mode. graphs: others than those of the trial.
 
         Raises:
             EngineError: it cannot run the model. MissingExtra: it is not installed.
@@ -149,20 +148,17 @@ class EngineTrial:
             self.readings,
             self.device,
             policy=self.find_policy(),
-            graphs=self.graphs,
+            graphs=graphs or self.graphs,
         )
         return open_mode(mode, request)
 
-    def as_native(self, estimate: float | None = None) -> tuple[EngineChoice, Engine]:
+    def as_native(self) -> tuple[EngineChoice, Engine]:
         """The native engine, without a measurement."""
-        choice = EngineChoice(
-            self.native_mode, self.find_policy, self.native_mode, estimate=estimate
-        )
-        return choice, self.native
+        return EngineChoice(self.native_mode, self.find_policy, self.native_mode), self.native
 
 
 def choose(trial: EngineTrial, engine: str, precision: str) -> tuple[EngineChoice, Engine]:
-    """The engine for a run, open.
+    """The engine for items like those of a trial, open.
 
     engine: `auto`, or one by name: then its fastest arithmetic that holds the precision.
 
@@ -170,12 +166,7 @@ def choose(trial: EngineTrial, engine: str, precision: str) -> tuple[EngineChoic
         EngineError: the engine cannot run this model at this precision.
         MissingExtra: it is not installed.
     """
-    estimate = None
-    if engine == AUTO:
-        estimate = _estimate(trial)
-        if estimate is not None and estimate < LONG:
-            return trial.as_native(estimate)
-    items, rows, _ = _runnable_items(trial, len(trial.items))
+    items, rows = _runnable_items(trial)
     trial = replace(trial, items=items)
     if engine == AUTO and not trial.items:
         return trial.as_native()
@@ -183,7 +174,7 @@ def choose(trial: EngineTrial, engine: str, precision: str) -> tuple[EngineChoic
     note = trial.graphs.recall(key)
     if note is not None and (known := _confirmed(trial, note, precision, rows)):
         return known
-    measured = _measure(trial, engine, precision, estimate)
+    measured = _measure(trial, engine, precision)
     best = min(measured.modes, key=lambda name: measured.seconds[name])
     choice = measured.choice(measured.modes[best])
     trial.graphs.note(key, {**choice.to_dict(), _GRAPHS: trial.graphs.hashes})
@@ -229,15 +220,13 @@ def _key(trial: EngineTrial, engine: str, precision: str) -> list[Any]:
     ]
 
 
-def _measure(
-    trial: EngineTrial, engine: str, precision: str, estimate: float | None
-) -> _Measurements:
+def _measure(trial: EngineTrial, engine: str, precision: str) -> _Measurements:
     """Every candidate measured, those that agree with the native engine kept.
 
     Raises:
         EngineError: none is left. MissingExtra: the engine is not installed.
     """
-    measured = _Measurements(trial, precision, estimate)
+    measured = _Measurements(trial, precision)
     if engine != AUTO:
         if reason := missing(engine):
             raise MissingExtra(reason)
@@ -253,36 +242,22 @@ def _measure(
     return measured
 
 
-def _estimate(trial: EngineTrial) -> float | None:
-    """Seconds that the whole run would take in the native engine, from the first items; None: not
-    known."""
-    if trial.total is None:
-        return None
-    items, _, seconds = _runnable_items(trial, _TIMED)
-    return seconds * trial.total / len(items) if items else None
-
-
-def _runnable_items(trial: EngineTrial, most: int) -> tuple[list[Any], Rows, float]:
-    """The first items that the native engine takes (one that is too short fails in the run, and is
-    named there), their rows, and the seconds that they took."""
+def _runnable_items(trial: EngineTrial) -> tuple[list[Any], Rows]:
+    """The items that the native engine takes (one that is too short fails in the run, and is named
+    there), and their rows."""
     items: list[Any] = []
     rows: Rows = []
-    seconds = 0.0
     for item in trial.items:
-        began = time.perf_counter()
         with contextlib.suppress(Exception):  # a model may raise anything on what it can't take
             rows.append(trial.native(Batch(item)).row(0))
-            seconds += time.perf_counter() - began
             items.append(item)
-        if len(items) == most:
-            break
-    return items, rows, seconds
+    return items, rows
 
 
 class _Measurements:
     """Modes that were tried on the same items."""
 
-    def __init__(self, trial: EngineTrial, precision: str, estimate: float | None) -> None:
+    def __init__(self, trial: EngineTrial, precision: str) -> None:
         self._trial, self._precision = trial, precision
         self.modes: dict[str, EngineMode] = {}
         self.engines: dict[str, Engine] = {}
@@ -292,7 +267,6 @@ class _Measurements:
         policy = trial.find_policy()
         self._policies: dict[str, BatchPolicy] = {trial.native_mode.words: policy}
         self._reference, _ = _run(trial.native, policy, trial.items)
-        self._estimate = estimate
 
     def try_engine(self, spec: EngineSpec) -> None:
         """Try an engine's modes until one holds the precision."""
@@ -335,7 +309,6 @@ class _Measurements:
             self._parities.get(mode.words),
             self.seconds,
             self.dropped,
-            self._estimate,
         )
 
 
@@ -356,4 +329,4 @@ def _run(engine: Engine, policy: BatchPolicy, items: Sequence[Any]) -> tuple[Row
     return [rows[i] for i in range(len(items))], time.perf_counter() - began
 
 
-_TOGETHER, _TIMED = 4, 2  # items in a batch; items whose time tells that of the run
+_TOGETHER = 4  # items in a batch

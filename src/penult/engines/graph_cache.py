@@ -17,6 +17,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from copy import copy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,27 @@ class Graphs:
         self.used: dict[Path, str] = {}  # folders of graphs that were opened, and their hashes
         self.places = own_places(FOLDER, subject)
         self._given = None if embedder is None else embedder / FOLDER
+        self._records = True
+        self.lacks = False  # whether a graph was asked for that is not there
+
+    def only_kept(self) -> Graphs:
+        """The same places; a graph that is not there is not recorded, but an EngineError."""
+        kept = copy(self)
+        kept._records, kept.lacks = False, False
+        return kept
 
     def get(self, asked: Any, make: Callable[[Path], None]) -> Path:
         """The folder of the graph for what is asked; made by `make` in a folder aside if there is
-        none that is whole, and then renamed."""
+        none that is whole, and then renamed.
+
+        Raises:
+            EngineError: it cannot be written, or is not there and only kept ones are wanted.
+        """
         name = digest([self.subject, asked])
         folder = next((one for one in self._folders(name) if _is_whole(one, name)), None)
+        if folder is None and not self._records:
+            self.lacks = True
+            raise EngineError("its graph is not recorded yet")
         folder = folder or self._made(name, make)
         self.used[folder] = list_hash(folder) or ""
         return folder
@@ -133,7 +149,7 @@ class Graphs:
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         reason: OSError | None = None
         for place in self.places:
-            aside = place / f".{name}-{uuid.uuid4().hex[:8]}"
+            aside = place / f".{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
             try:
                 aside.mkdir(parents=True)
             except OSError as error:
@@ -154,6 +170,12 @@ class Graphs:
             f"a graph cannot be kept in {self.places[0]}: {reason and reason.strerror}; "
             "PENULT_CACHE names another folder"
         ) from reason
+
+    def forget_unfinished(self, process: int) -> None:
+        """Remove what a process has left behind that was ended while it recorded."""
+        for place in self.places:
+            for aside in place.glob(f".*-{process}-*"):
+                shutil.rmtree(aside, ignore_errors=True)
 
     def recall(self, asked: Any, kind: str = CHOICE) -> CachedNote | None:
         """What this user noted for this question; of a choice on a machine like this one."""

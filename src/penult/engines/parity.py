@@ -86,6 +86,8 @@ def _nearest(vectors: Sequence[FloatArray]) -> Any:
 
 
 def _label(logits: FloatArray) -> int:
+    if not logits.size:  # none were asked for
+        return 0
     return int(logits.reshape(-1, logits.shape[-1]).mean(axis=0).argmax())
 
 

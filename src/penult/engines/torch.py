@@ -6,10 +6,10 @@ Hidden states are captured by hooks, pooled inside the pass and never leave it.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,21 +159,25 @@ def rows_of(logits: FloatArray, batch: Batch, base: nn.Module | None) -> list[Fl
 
 @cache
 def multiplies_bf16(device: str) -> bool:
-    """Whether products in bfloat16 are faster there than in fp32. A processor without instructions
-    for them still gives them, a hundred times slower: so it is timed, on one small product."""
+    """Whether there are instructions for products in bfloat16: a processor without them still gives
+    them, a hundred times slower. Nothing is timed, which load would spoil."""
     place = torch.device(device)
     if place.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if place.type != "cpu":
         return True
-    seconds = []
-    for dtype in (torch.float32, torch.bfloat16):
-        square = torch.ones(512, 512, dtype=dtype)
-        square @ square  # the first one is slower
-        began = time.perf_counter()
-        square @ square
-        seconds.append(time.perf_counter() - began)
-    return seconds[1] < seconds[0]
+    capable: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    features = {name for name, here in capable.items() if here is True}
+    with suppress(OSError, UnicodeError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                features |= set(line.split())
+                break
+    return not features.isdisjoint(_BF16)
+
+
+# As x86 and ARM have them, with the names of torch and of Linux.
+_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "svebf16", "arm_bf16", "arm_sve_bf16")
 
 
 def open_torch(request: EngineRequest) -> Engine:
