@@ -5,10 +5,13 @@ that import neither torch nor transformers.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +26,13 @@ from PIL import Image
 import penult
 from conftest import RATE, clip
 from penult.collection.collection import Collection
-from penult.models.base import Inputs
+from penult.data.hashes import write_list
+from penult.embedding.embedder import Embedder, open_embedder
+from penult.errors import ModelError, PenultError
+from penult.models import specs
+from penult.models.base import Classifier, Inputs
 from penult.models.plain_preparation import plain_form, preparation
+from penult.models.record import _installed, is_recorded, prepare_plainly
 from zoo import WORDS, save_audio, save_image, save_text
 
 # Runs one command, and prints what it imported of the libraries that take seconds.
@@ -196,3 +204,164 @@ def test_pictures_are_prepared_as_by_their_processor(
     if found is not None:
         values = found.tensors["pixel_values"]
         assert np.abs(values - expected.numpy()).max() <= 1e-6 * max(1, float(expected.abs().max()))
+
+
+def opened_twice(model: Any, **options: Any) -> tuple[Classifier, Classifier]:
+    """A classifier as two commands open it, one after the other."""
+    return specs.open_recorded(str(model), **options), specs.open_recorded(str(model), **options)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path / "user cache"))
+    return tmp_path / "user cache"
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_list_of_hashes_of_others_stands_for_nothing(tmp_path: Path) -> None:
+    """Only that of a saved embedder was checked: else the files themselves count."""
+    model = save_text(tmp_path / "model")
+    write_list(model)
+    first, second = opened_twice(model)
+    assert is_recorded(second) and second.identity() == first.identity()
+    file = model / "config.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "id2label": {**document["id2label"], "0": "other"}}))
+    assert specs.open_recorded(str(model)).labels[0] == "other"
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_record_serves_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative name that was noted means nothing elsewhere, where it may be another model's."""
+    model, other = save_text(tmp_path / "a" / "model"), tmp_path / "b" / "model"
+    monkeypatch.chdir(tmp_path / "a")
+    specs.open_recorded("model")
+    shutil.copytree(model, other)
+    rules = json.loads((other / "tokenizer.json").read_text())
+    words = rules["model"]["vocab"]
+    rules["model"]["vocab"] = dict(zip(words, reversed(words.values()), strict=True))
+    (other / "tokenizer.json").write_text(json.dumps(rules))
+    monkeypatch.chdir(tmp_path / "b")
+    found = specs.open_recorded("../a/model")
+    plain = penult.load("../a/model")
+    assert is_recorded(found) and found.spec == plain.spec
+    assert prepare_plainly(found)
+    text = " ".join(WORDS[:5])
+    prepared = found.preprocess(text).tensors["input_ids"]
+    np.testing.assert_array_equal(prepared, plain.preprocess(text).tensors["input_ids"])
+    assert is_recorded(found)
+    for name, path in (found._storage.files or {}).items():
+        assert path == model / name
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_lies_beside_is_not_read(tmp_path: Path) -> None:
+    """Pipes, other checkpoints and hidden folders; names that are not UTF-8."""
+    model = save_text(tmp_path / "model")
+    for folder in (".git/lfs", "checkpoint-500"):
+        (model / folder).mkdir(parents=True)
+        (model / folder / "model.safetensors").write_bytes(b"1")
+    with suppress(OSError):  # a file system that has no such names
+        Path(os.fsdecode(os.fsencode(model) + b"/caf\xe9.txt")).write_text("")
+    opened_twice(model)
+    (model / "checkpoint-500" / "model.safetensors").write_bytes(b"2")
+    assert is_recorded(specs.open_recorded(str(model)))
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(model / "pipe")
+        assert not any(map(is_recorded, opened_twice(model)))
+
+
+@pytest.mark.usefixtures("cache")
+def test_files_that_are_no_model_are_not_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arguments in the wrong order: the folder of sounds may be large."""
+    (tmp_path / "sounds").mkdir()
+    for name in ("sounds/1.wav", "2.wav"):
+        (tmp_path / name).write_bytes(b"RIFF")
+        monkeypatch.setattr("penult.models.record._hash", lambda file: pytest.fail(str(file)))
+        with pytest.raises(PenultError):
+            specs.open_recorded(str((tmp_path / name).parent if "/" in name else tmp_path / name))
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_model_that_is_changed_before_it_is_opened(tmp_path: Path) -> None:
+    """What was told of it by its record does not hold for what would run."""
+    model = save_text(tmp_path / "model")
+    _, second = opened_twice(model)
+    rules = (model / "tokenizer.json").read_text()
+    (model / "tokenizer.json").write_text(rules + "\n")
+    with pytest.raises(ModelError, match="was changed while it was in use; open it again"):
+        _ = second.module
+    (model / "tokenizer.json").write_text(rules)
+    assert second.module is not None
+
+
+@pytest.mark.usefixtures("cache")
+def test_other_packages_make_other_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that prepares items may be there from now on, or have another version."""
+    model = save_text(tmp_path / "model")
+    opened_twice(model)
+    (tmp_path / "site" / "torchaudio-99.dist-info").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    _installed.cache_clear()
+    try:
+        assert not is_recorded(specs.open_recorded(str(model)))
+        assert is_recorded(specs.open_recorded(str(model)))
+    finally:
+        _installed.cache_clear()
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_that_are_cut_on_either_side(side: str, tmp_path: Path) -> None:
+    model = save_text(tmp_path / "model")
+    file = model / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "truncation_side": side}))
+    _, second = opened_twice(model)
+    assert prepare_plainly(second) == (side == "right")
+    text = " ".join(WORDS * 10)
+    prepared, expected = second.preprocess(text), penult.load(model).preprocess(text)
+    assert expected.truncated and prepared.truncated == expected.truncated
+    np.testing.assert_array_equal(prepared.tensors["input_ids"], expected.tensors["input_ids"])
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_is_told_of_a_model_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = specs.load
+
+    def warning(*spec: Any, **options: Any) -> Classifier:
+        logging.getLogger("penult.models").warning("a fact of this model")
+        return load(*spec, **options)
+
+    model = save_text(tmp_path / "model")
+    monkeypatch.setattr(specs, "load", warning)
+    opened_twice(model)
+    assert caplog.text.count("a fact of this model") == 2
+
+
+def test_a_graph_refuses_clips_as_its_model_does(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a convolution has nothing left, another engine gives values instead of an error."""
+    pytest.importorskip("openvino")
+    model = save_audio(tmp_path / "model", "wav2vec2")
+    clips = [clip(1.0, 0)[:size] for size in (RATE, 84, 20)]
+    plain = open_embedder(model).run(clips, on_error="skip")
+    assert [one.error for one in plain.failures] == ["TooShort", "TooShort"]
+    paths = [tmp_path / f"{number}.wav" for number in range(3)]
+    for path, samples in zip(paths, clips, strict=True):
+        soundfile.write(path, samples, RATE, subtype="FLOAT")
+    Collection.open(tmp_path / "c.lance").add(open_embedder(model, engine="openvino"), paths[0])
+    again = open_embedder(model, engine="openvino")
+    found = again.run(clips, on_error="skip")
+    assert again.runner.choice is not None and is_recorded(again.classifier)
+    assert [one.message for one in found.failures] == [one.message for one in plain.failures]
+    for order in (clips, clips[::-1]):  # a choice is not measured on what is refused
+        fresh = Embedder.from_classifier(penult.load(model), engine="openvino")
+        found = fresh.run(order, on_error="skip")
+        assert len(found.ids) == 1 and len(found.failures) == 2
+        np.testing.assert_allclose(found.vectors, plain.vectors, atol=1e-5)

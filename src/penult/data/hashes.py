@@ -29,7 +29,7 @@ _BESIDE = re.compile(
 def digest(value: object) -> str:
     """Hash of a JSON-able description; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def hash_of(path: Path) -> str:

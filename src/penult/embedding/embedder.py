@@ -369,7 +369,8 @@ class Embedder:
                     self._engage(portfolio=EnginePortfolio(self._trial([]), self.precision))
                 else:
                     regions = sample.regions(self.runner, SAMPLED)
-                    items = [one.inputs.tensors for one in regions]
+                    long = [one for one in regions if not self.runner.is_too_short(one.samples)]
+                    items = [one.inputs.tensors for one in long]
                     trial = self._trial(items or [self.classifier.example().tensors])
                     self._engage(*choose(trial, engine, self.precision))
             if self.runner.portfolio is not None and not ahead:
@@ -720,7 +721,10 @@ def keep_engine(embedder: Embedder) -> None:
         return
     engine = runner.engine if runner.portfolio is None else runner.portfolio.engine
     found = describe_graph(engine, runner.choice)
+    if identity_of(embedder.classifier)[1] is None:  # its module was changed since
+        return
     if found is not None and _gives_rows(embedder):
+        _ = runner.shortest if embedder.classifier.modality == "audio" else 0
         embedder._graphs.note(embedder._engine_key(), found, ENGINE)
 
 

@@ -58,8 +58,8 @@ from penult.errors import (
 )
 from penult.locking import Guard, Once
 from penult.memory import Held, MemoryBound, free_memory
-from penult.models.base import Classifier, Prediction, predict
-from penult.models.record import is_recorded
+from penult.models.base import Classifier, Prediction, predict, record_of
+from penult.models.record import Record, is_recorded, recorded
 from penult.models.synthetic import noise
 
 # The longest padded batch: samples or features of sound (10 s at 16 kHz), tokens, pixels × 3. Of
@@ -464,6 +464,8 @@ class Runner:
         except Exception as error:  # the preprocessing may be anyone's
             reason = _too_long(error) if out_of_memory(error) else self._refusal(samples, error)
             return Failure.of(item, region, reason)
+        if (self.choice or self.portfolio) and self.is_too_short(samples):
+            return Failure.of(item, region, self._too_short(samples))
         return PreparedRegion(item, region, replace(content, values=None), inputs, samples)
 
     def _run(
@@ -553,29 +555,52 @@ class Runner:
 
     def _refusal(self, samples: int, error: Exception) -> ItemError:
         if self.classifier.modality == "audio" and samples < self.shortest:
-            rate = self.classifier.rate or 1
-            return TooShort(
-                f"{samples / rate:.3f} s is shorter than what the model needs "
-                f"({self.shortest / rate:.3f} s)"
-            )
+            return self._too_short(samples)
         return ItemError(f"the model cannot take it: {cause(error)}")
+
+    def _too_short(self, samples: int) -> TooShort:
+        rate = self.classifier.rate or 1
+        return TooShort(
+            f"{samples / rate:.3f} s is shorter than what the model needs "
+            f"({self.shortest / rate:.3f} s)"
+        )
+
+    def is_too_short(self, samples: int) -> bool:
+        """Whether the model refuses a clip of this length: a recorded graph may give values for
+        it, as those of other engines do where a convolution has nothing left."""
+        model = self.classifier.input
+        if model.modality != "audio" or model.seconds is not None or samples >= (model.rate or 0):
+            return False
+        return samples < self.shortest
 
     @Once
     def shortest(self) -> int:
-        """The fewest samples that the model takes, measured; 0 if a second is not enough."""
+        """The fewest samples that the model itself takes, measured, of files once; 0 if a second is
+        not enough."""
+        form = (lambda found: {"samples": found}, lambda note: int(note["samples"]))
+        record: Record | None = record_of(self.classifier)
+        return recorded(record, "shortest", None, self._measure_shortest, form)
+
+    def _measure_shortest(self) -> int:
+        device = self._devices[0]
+        other = self._choice is not None and self.portfolio is None
+        engine = open_engine(self.classifier, self.readings, device) if other else self.engine
         rate = self.classifier.rate or 0
         clip = (0.1 * np.random.default_rng(0).standard_normal(rate)).astype(np.float32)
         low, high = 0, len(clip)
-        if not self._takes(clip):
+        if not self._takes(engine, clip):
             return 0
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._takes(clip[:middle]) else (middle, high)
+            if self._takes(engine, clip[:middle]):
+                high = middle
+            else:
+                low = middle
         return high
 
-    def _takes(self, clip: FloatArray) -> bool:
+    def _takes(self, engine: Engine, clip: FloatArray) -> bool:
         try:
-            readout = self.engine(Batch(self.classifier.preprocess(clip).tensors))
+            readout = engine(Batch(self.classifier.preprocess(clip).tensors))
         except UNFORESEEN:
             return False
         return all(np.isfinite(values).all() for values in readout.row(0))

@@ -93,6 +93,8 @@ def _tokens(classifier: Classifier, folder: Path) -> dict[str, Any] | None:
     if not file.is_file() or not set(example.tensors) <= set(_PARTS):
         return None
     longest = int(words[1]) if words[0] == "first" else None
+    if longest is not None and not classifier.input.beginning:  # it keeps others than the first
+        return None
     names = [*example.tensors]
     return {"name": "tokens", "file": str(file), "names": names, "longest": longest}
 

@@ -9,9 +9,11 @@ of packages alone. Code of the user's own has no record: it may do something els
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,7 @@ from penult.data.notes import Notes, own_places
 from penult.extras import package_versions
 from penult.locking import Guard, Once
 from penult.models.base import (
+    FILE,
     Activation,
     Classifier,
     Inputs,
@@ -33,7 +36,7 @@ from penult.models.base import (
     own_code,
     record_of,
 )
-from penult.models.options import LoadOptions
+from penult.models.options import CHECKPOINTS, SUFFIXES, LoadOptions
 from penult.models.plain_preparation import Preparation, plain_form, preparation
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ class Record:
     """
 
     def __init__(self, key: str) -> None:
-        self._key = key
+        self.key = key
         self._notes = Notes(own_places(FOLDER, key[:2]))
 
     def recall(self, kind: str, asked: Any = None) -> dict[str, Any] | None:
@@ -77,25 +80,28 @@ class Record:
             self._notes.note(self._name(kind, asked), dict(answer))
 
     def _name(self, kind: str, asked: Any) -> str:
-        return f"{kind}-{digest([self._key, asked])}.json"
+        return f"{kind}-{digest([self.key, asked])}.json"
 
 
-def record_for(spec: Any, options: LoadOptions) -> Record | None:
+def record_for(spec: Any, options: LoadOptions, listed: bool = False) -> Record | None:
     """The record for a spec; None where its files do not say everything: objects, names of models,
-    code, options that name further files."""
+    code, options that name further files.
+
+    listed: the folder's list of hashes was checked, and stands for its files.
+    """
     further = (options.checkpoint, options.preprocess, options.class_names)
     if not isinstance(spec, str | Path) or options.trust or options.random or any(further):
         return None
-    path = Path(spec).expanduser()
     try:
-        hashes = _hashes(path)
-    except OSError:
+        path = Path(spec).expanduser().resolve()
+        hashes = {LIST: list_hash(path) or ""} if listed else _hashes(path)
+    except (OSError, ValueError, RuntimeError):  # no path, or one that cannot be read
         return None
     if hashes is None:
         return None
     settings = {name: value for name, value in options.recipe().items() if value is not None}
-    key = [str(path.resolve()), hashes, settings, package_versions(), _own_code()]
-    return Record(digest(key))
+    packages = [package_versions(), _installed()]
+    return Record(digest([str(path), Path(spec).name, hashes, settings, packages, _own_code()]))
 
 
 @cache
@@ -104,31 +110,48 @@ def _own_code() -> str:
     return digest([[one.name, hash_of(one)] for one in sorted(_PACKAGE.rglob("*.py"))])
 
 
+@cache
+def _installed() -> str:
+    """Hash of the names and versions of all packages: a library may prepare items by another one,
+    where that is there."""
+    found: set[str] = set()
+    for place in sys.path:
+        with suppress(OSError):
+            found |= {one.name for one in os.scandir(place or ".") if one.name.endswith(_METADATA)}
+    return digest(sorted(found))
+
+
+_METADATA = (".dist-info", ".egg-info")  # folders NAME-VERSION of installed packages
 _KNOWN: dict[tuple[Any, ...], str] = {}  # hashes of files, by path, size and times
+# With it a folder's weights are changes of others, which are elsewhere.
+_ADAPTER = "adapter_config.json"
 
 
 def _hashes(path: Path) -> dict[str, str] | None:
-    """The hash of each file of a model; of a saved folder, that of its list, which was checked."""
-    if path.is_dir() and (path / LIST).is_file():
-        return {LIST: list_hash(path) or ""}
+    """The hash of each file of a model; None where these do not say everything, or it is none: what
+    was named by mistake may be large, and is not read."""
+    if not path.is_dir():
+        promised = path.suffix.lower() in {*SUFFIXES, *CHECKPOINTS}
+        return {path.name: _hash(path)} if promised and path.is_file() else None
+    if not any((path / name).is_file() for name in ("config.json", FILE)):
+        return None
     files = sorted(_files(path))
-    if not files or any(one.suffix == ".py" for one in files):
+    if any(one.suffix == ".py" or one.name == _ADAPTER or not one.is_file() for one in files):
         return None
     if sum(one.stat().st_size for one in files) > LARGEST:
         return None
-    return {str(one.relative_to(path)) if path.is_dir() else one.name: _hash(one) for one in files}
+    return {str(one.relative_to(path)): _hash(one) for one in files}
 
 
-def _files(path: Path) -> Iterable[Path]:
-    if path.is_file():
-        return [path]
-    return [
-        Path(place) / name
-        for place, folders, names in os.walk(path)
-        if not (folders.sort() or (Path(place).name.startswith(".") and Path(place) != path))
-        for name in names
-        if not name.startswith(".")
-    ]
+def _files(folder: Path) -> Iterable[Path]:
+    """What a loader may read: of a folder of transformers no folder in it (other checkpoints of a
+    training, other formats), of one that was saved here all."""
+    within = (folder / FILE).is_file()
+    for place, folders, names in os.walk(folder, followlinks=False):
+        inner = [Path(place) / name for name in folders if within and not name.startswith(".")]
+        yield from (one for one in inner if one.is_symlink())  # no file: nothing is said of it
+        folders[:] = [one.name for one in inner]
+        yield from (Path(place) / name for name in names if not name.startswith("."))
 
 
 def _hash(file: Path) -> str:
@@ -164,18 +187,39 @@ def recorded(
 CLASSIFIER, IDENTITY, PREPARATION = "classifier", "identity", "preparation"
 
 
-def note_classifier(record: Record, classifier: Classifier) -> None:
-    """Note what a classifier is, if it can be said without its code."""
+@contextmanager
+def watched() -> Iterator[Callable[[], bool]]:
+    """Gives whether something was told of the model in this block, which has to be told again."""
+    told: list[logging.LogRecord] = []
+    handler, log = logging.Handler(logging.WARNING), logging.getLogger("penult")
+    handler.emit = told.append  # type: ignore[method-assign, assignment]
+    log.addHandler(handler)
+    try:
+        yield lambda: bool(told)
+    finally:
+        log.removeHandler(handler)
+
+
+def _is_ours(*parts: object) -> bool:
+    """Whether these are of this package: of others it is not known what they depend on."""
+    return all(type(one).__module__.partition(".")[0] == "penult" for one in parts)
+
+
+def note_classifier(record: Record, classifier: Classifier, spec: str) -> None:
+    """Note what a classifier is, if it can be said without its code. spec: as it was named."""
     about = classifier.structure
-    told = any(name in classifier._facts for name in _TOLD)
-    if about.engine != ENGINE or told or is_live(classifier) or own_code(classifier):
-        return
     storage, preparer = classifier._storage, classifier._preparer
+    told = any(name in classifier._facts for name in _TOLD)
+    if about.engine != ENGINE or told or not _is_ours(classifier, about, preparer):
+        return
+    if is_live(classifier) or own_code(classifier):
+        return
     record.note(IDENTITY, classifier.identity())
     record.note(
         CLASSIFIER,
         {
-            "spec": classifier.spec,
+            # Named from another folder, the same files have another name.
+            "spec": None if classifier.spec == spec else classifier.spec,
             "kind": classifier.kind,
             "labels": [*classifier.labels],
             "facts": classifier._facts,
@@ -190,12 +234,13 @@ def note_classifier(record: Record, classifier: Classifier) -> None:
             "preparer": [preparer.digest(), preparer.truncation(), preparer.description()],
             "storage": [
                 storage.recipe and dict(storage.recipe),
-                storage.files and {name: str(path) for name, path in storage.files.items()},
+                storage.files
+                and {name: str(path.absolute()) for name, path in storage.files.items()},
             ],
         },
     )
     keep_record(classifier, record)
-    folder = Path(classifier.spec)
+    folder = Path(classifier.spec).expanduser().absolute()
     form = plain_form(classifier, folder) if folder.is_dir() else None
     if form is not None:
         record.note(PREPARATION, form)
@@ -206,12 +251,14 @@ def _input_of(spec: InputSpec) -> dict[str, Any]:
     return {name: getattr(spec, name) for name in plain} | {"divides": spec.divide is not None}
 
 
-def recorded_classifier(record: Record, open: Callable[[], Classifier]) -> Classifier | None:
-    """The classifier that an earlier run noted; None if none did. open: opens it, where more is
-    asked than the record holds."""
+def recorded_classifier(
+    record: Record, spec: str, open: Callable[[], Classifier]
+) -> Classifier | None:
+    """The classifier that an earlier run noted; None if none did. spec: as it is named now. open:
+    opens it, where more is asked than the record holds."""
     found = record.recall(CLASSIFIER)
     try:
-        return None if found is None else _restored(found, record, open)
+        return None if found is None else _restored(found, spec, record, open)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
@@ -223,12 +270,12 @@ def recorded_modality(record: Record) -> str | None:
 
 
 def _restored(
-    found: Mapping[str, Any], record: Record, open: Callable[[], Classifier]
+    found: Mapping[str, Any], spec: str, record: Record, open: Callable[[], Classifier]
 ) -> Classifier:
     recipe, files = found["storage"]
     opening = Opening(open, len(found["labels"]))
     classifier = Classifier(
-        found["spec"],
+        found["spec"] or spec,
         found["kind"],
         found["labels"],
         RecordedStructure(found["structure"], opening),

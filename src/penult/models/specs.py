@@ -41,6 +41,7 @@ from penult.models.record import (
     record_for,
     recorded_classifier,
     recorded_modality,
+    watched,
 )
 from penult.models.trust import named_by, typed
 
@@ -364,18 +365,35 @@ def open_recorded(spec: str | os.PathLike[str], **options: Any) -> Classifier:
     if record is None:
         return load(spec, **options)
     typed(spec, None)
-    classifier = recorded_classifier(record, lambda: _open(spec, known))
+    name = spec if isinstance(spec, str) else ""
+
+    def open_now() -> Classifier:
+        found = _open(spec, known)
+        again = _record_of(spec, known)
+        if again is None or again.key != record.key:
+            raise ModelError(f"{spec} was changed while it was in use; open it again")
+        return found
+
+    classifier = recorded_classifier(record, name, open_now)
     if classifier is None:
-        classifier = load(spec, **options)
-        note_classifier(record, classifier)
+        with watched() as told:
+            classifier = load(spec, **options)
+        again = _record_of(spec, known)
+        if not told() and again is not None and again.key == record.key:
+            note_classifier(record, classifier, name)
     remember_options(classifier, reopening(known))
     return classifier
 
 
 def _record_of(spec: Any, options: LoadOptions) -> Record | None:
-    if isinstance(spec, str) and (Path(spec).expanduser() / LIST).is_file():
+    if spec == DEMO:
+        return record_for(demo_folder(), options)
+    listed = isinstance(spec, str) and all(
+        (Path(spec).expanduser() / name).is_file() for name in (LIST, EMBEDDER)
+    )
+    if listed:
         require_as_saved(Path(spec).expanduser())  # the list stands for the files
-    return record_for(demo_folder() if spec == DEMO else spec, options)
+    return record_for(spec, options, listed)
 
 
 def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
