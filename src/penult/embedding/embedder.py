@@ -33,6 +33,7 @@ from penult.embedding.runner import (
     collect_results,
     device_of,
     enable_classify,
+    is_too_short,
 )
 from penult.embedding.saving import SavedEmbedder
 from penult.embedding.source_sample import SourceSample
@@ -369,7 +370,7 @@ class Embedder:
                     self._engage(portfolio=EnginePortfolio(self._trial([]), self.precision))
                 else:
                     regions = sample.regions(self.runner, SAMPLED)
-                    long = [one for one in regions if not self.runner.is_too_short(one.samples)]
+                    long = [one for one in regions if not is_too_short(self.runner, one.samples)]
                     items = [one.inputs.tensors for one in long]
                     trial = self._trial(items or [self.classifier.example().tensors])
                     self._engage(*choose(trial, engine, self.precision))

@@ -464,7 +464,7 @@ class Runner:
         except Exception as error:  # the preprocessing may be anyone's
             reason = _too_long(error) if out_of_memory(error) else self._refusal(samples, error)
             return Failure.of(item, region, reason)
-        if (self.choice or self.portfolio) and self.is_too_short(samples):
+        if (self.choice or self.portfolio) and is_too_short(self, samples):
             return Failure.of(item, region, self._too_short(samples))
         return PreparedRegion(item, region, replace(content, values=None), inputs, samples)
 
@@ -565,21 +565,14 @@ class Runner:
             f"({self.shortest / rate:.3f} s)"
         )
 
-    def is_too_short(self, samples: int) -> bool:
-        """Whether the model refuses a clip of this length: a recorded graph may give values for
-        it, as those of other engines do where a convolution has nothing left."""
-        model = self.classifier.input
-        if model.modality != "audio" or model.seconds is not None or samples >= (model.rate or 0):
-            return False
-        return samples < self.shortest
-
     @Once
     def shortest(self) -> int:
         """The fewest samples that the model itself takes, measured, of files once; 0 if a second is
         not enough."""
         form = (lambda found: {"samples": found}, lambda note: int(note["samples"]))
         record: Record | None = record_of(self.classifier)
-        return recorded(record, "shortest", None, self._measure_shortest, form)
+        found: int = recorded(record, "shortest", None, self._measure_shortest, form)
+        return found
 
     def _measure_shortest(self) -> int:
         device = self._devices[0]
@@ -623,6 +616,15 @@ def _groups(
     for i, one in zip(at, tensors, strict=True):
         groups.setdefault(policy.kind(one), []).append(i)
     return list(groups.values())
+
+
+def is_too_short(runner: Runner, samples: int) -> bool:
+    """Whether the model refuses a clip of this length: a recorded graph may give values for it, as
+    other engines do where a convolution has nothing left."""
+    model = runner.classifier.input
+    if model.modality != "audio" or model.seconds is not None or samples >= (model.rate or 0):
+        return False
+    return samples < runner.shortest
 
 
 def _bytes_of(ready: Any) -> int:
