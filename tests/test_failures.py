@@ -135,8 +135,8 @@ def test_a_worker_that_is_killed_from_outside_costs_no_item(
     """As the system does where memory ends: once for each of two workers, at their second item."""
     own, sent, killed = workers._Worker.send, Counter[int](), list[int]()
 
-    def send(worker: Any, pairs: Any) -> None:
-        own(worker, pairs)
+    def send(worker: Any, pairs: Any, brief: bool = False) -> None:
+        own(worker, pairs, brief)
         sent[worker.process.pid] += 1
         if sent[worker.process.pid] == 2 and len(killed) < 2:
             wait_until_ready(worker)
@@ -160,12 +160,12 @@ def test_a_file_whose_workers_are_lost_is_tried_last_in_the_next_run(
     asks for the file behind what is new."""
     own, lost, asked = workers._Worker.send, [recordings / "a" / "1.wav"], list[str]()
 
-    def send(worker: Any, pairs: Any) -> None:
+    def send(worker: Any, pairs: Any, brief: bool = False) -> None:
         asked.append(Path(pairs[0][0].id).name)
         if pairs[0][0].content in lost:
             wait_until_ready(worker)
             os.kill(worker.process.pid, getattr(signal, kind))
-        own(worker, pairs)
+        own(worker, pairs, brief)
 
     monkeypatch.setattr(workers._Worker, "send", send)
     into = tmp_path / "c.lance"

@@ -173,7 +173,10 @@ def test_a_heartbeat_comes_while_nothing_moves(tiny: Path, many: Path, tmp_path:
     process = start("--log=json", *run, PAUSE="1.5")
     _, err = process.communicate(timeout=100)
     beats = [event for event in events(err) if event["event"] == "heartbeat" and "seen" in event]
-    assert process.returncode == 0 and len(beats) >= 3 and {one["seen"] for one in beats} == {0}
+    seen = [one["seen"] for one in beats]
+    assert process.returncode == 0, err
+    # None was done for the time of the pause; on a busy machine one comes behind the commit, too.
+    assert seen.count(0) >= 3 and seen == sorted(seen), err
 
 
 def test_lines_of_progress_where_stderr_is_no_terminal(

@@ -47,7 +47,7 @@ from penult.engines.graph_cache import versions
 from penult.engines.pooling import packages_of
 from penult.engines.registry import AUTO, unusable
 from penult.errors import SourceError, StoreError, TapError
-from penult.locking import Guard
+from penult.locking import Guard, uninterrupted
 from penult.models.base import own_code, reopen_options
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def add(
             lookup = _lookup(writer, list(columns), conditions(options), turn)
             known = cache(partial(_known_files, writer, turn))
             for step in ingest(embedder, source, lookup, options, tick, watch, known):
-                with watch.timed("write"), turn:
+                with watch.timed("write"), turn, uninterrupted():
                     commit(writer, step, rows, summary, conditions(options))
                 run.follow(step, summary)
             summary.seconds, summary.engine = watch.seconds, engine_words(reader, embedder)

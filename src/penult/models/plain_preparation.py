@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from penult.models.base import Classifier, Inputs
 from penult.models.synthetic import noise
@@ -242,6 +241,8 @@ _SIZES = ((240, 320), (224, 224), (333, 501), (90, 71), (37, 401), (1001, 777))
 
 def _pictures(classifier: Classifier) -> list[Any]:
     """Noise, and smooth slopes with edges, which a filter's rounding shows on."""
+    from PIL import Image
+
     random = np.random.default_rng(0)
     noisy = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _SIZES]
     rows, columns = np.mgrid[:200, :301]
