@@ -18,12 +18,15 @@ from conftest import RATE, clip
 from penult.cli.main import run
 from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
-from penult.engines.base import PRECISIONS, EngineRequest
+from penult.engines.base import PRECISIONS, EngineRequest, Readout
+from penult.engines.batching import Batch
 from penult.engines.parity import compare, cosine, relative_error
 from penult.engines.registry import EngineMode
+from penult.engines.torch import TorchEngine
 from penult.errors import EngineError, ModelError, UsageError
 from penult.models.specs import load
 from test_batching import Small, calls_of
+from zoo import save_audio, save_text
 
 PLAIN = EngineMode("torch")
 CLIPS = [clip(0.4 + 0.3 * i, i) for i in range(6)]
@@ -349,3 +352,52 @@ def test_a_module_that_runs_per_chunk_is_not_cut_short() -> None:
 def test_memory_is_still_watched() -> None:
     emb = Embedder.from_classifier(load(Small().eval(), sample_rate=16_000), engine="auto")
     assert emb.run([clip(0.5, i) for i in range(3)]).vectors.shape[0] == 3
+
+
+def test_a_graph_is_used_at_lengths_where_it_was_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Conformer's table of positions is recorded as long as it was: longer clips would get other
+    vectors in silence. What lies outside of the verified lengths is run by torch, too, once."""
+    model = save_audio(tmp_path / "model", "wav2vec2-conformer", max_source_positions=64)
+    clips = [clip(0.3 + 0.1 * number, number) for number in range(4)]
+    long = [clip(3.0 + number, number) for number in range(2)]
+    plain = Embedder.from_classifier(load(model), device="cpu")
+    emb = Embedder.from_classifier(load(model), device="cpu", engine="openvino")
+    for items in (clips, long, clips + long, long):
+        found, expected = emb.run(items), plain.run(items)
+        assert relative_error(found.vectors, expected.vectors) <= 1e-5
+        assert relative_error(found.logits, expected.logits) <= 1e-4
+        assert found.labels == expected.labels
+    assert emb.runner.mode.words == "openvino f32"
+    calls: list[int] = []
+    own = TorchEngine.__call__
+
+    def counted(engine: TorchEngine, batch: Batch, logits: bool = True) -> Readout:
+        calls.append(len(batch))
+        return own(engine, batch, logits)
+
+    monkeypatch.setattr(TorchEngine, "__call__", counted)
+    emb.run(clips)
+    assert not calls  # all lengths between were verified
+    again = Embedder.from_classifier(load(model), device="cpu", engine="openvino")
+    again.run(clips)
+    calls.clear()
+    again.run(clips)
+    assert not calls
+
+
+def test_a_text_that_torch_refuses_is_refused_on_a_graph(tmp_path: Path) -> None:
+    """Of a graph whose table of positions gives a row for any place."""
+    model = save_text(tmp_path / "model")
+    document = json.loads((model / "tokenizer_config.json").read_text())
+    document["model_max_length"] = 10**30
+    (model / "tokenizer_config.json").write_text(json.dumps(document))
+    texts = ["the quick brown fox", "a lazy dog", "seven grey whales sing " * 3]
+    told = []
+    for engine in ("torch", "openvino"):
+        emb = Embedder.from_classifier(load(model), device="cpu", engine=engine)
+        emb.run(texts)
+        found = emb.run([*texts, "the quick brown fox jumps over " * 40], on_error="skip")
+        told.append((len(found.ids), [one.message for one in found.failures]))
+    assert told[0] == told[1]

@@ -20,7 +20,7 @@ from conftest import RATE, clip
 from penult.cli.main import run
 from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
-from penult.engines import autoselect, portfolio
+from penult.engines import autoselect, portfolio, verified
 from penult.engines.base import EngineRequest, EngineSpec, Readout
 from penult.engines.batching import Batch
 from penult.engines.graph_cache import Graphs
@@ -51,7 +51,8 @@ class Engines:
         native = BUILT_IN[0]
         plain = TorchEngine.__call__
         self.now = 0.0
-        monkeypatch.setattr(portfolio, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        for module in (portfolio, verified):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
         def slowed(engine: TorchEngine, batch: Batch, logits: bool = True) -> Readout:
             self.now += 0.0 if getattr(engine, "other", False) else 0.02

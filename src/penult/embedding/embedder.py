@@ -66,6 +66,7 @@ from penult.locking import Guard, Once
 from penult.models import specs
 from penult.models.base import Classifier, digest, is_live, own_code, record_of
 from penult.models.record import Record, identity_of, is_recorded, prepare_plainly, recorded
+from penult.models.synthetic import content_of
 from penult.tracing.certificate import Certificate
 from penult.tracing.spots import Tap
 
@@ -409,7 +410,7 @@ class Embedder:
         note = self._graphs.recall(self._engine_key(), ENGINE)
         if note is None or not is_recorded(self.classifier):
             return None
-        found = reopened(note, self._graphs, self.classifier)
+        found = reopened(note, self._graphs, self.classifier, lambda: self._native)
         return found if found and prepare_plainly(self.classifier) else None
 
     def _engine_key(self) -> list[Any]:
@@ -714,6 +715,18 @@ def _gives_rows(embedder: Embedder) -> bool:
     return False
 
 
+_USUAL = 10.0  # times the length of an example: 10 s of sound, 80 words
+
+
+def _verify_usual(classifier: Classifier, engine: Engine) -> None:
+    """Hold a graph against the native engine at a usual length, whatever this run had: the model
+    need not be opened for such items then."""
+    one = classifier.input
+    with suppress(*REFUSALS):  # not every model takes as much
+        item = content_of(one.modality, 0, one.rate, one.frames, _USUAL)
+        engine(Batch(classifier.preprocess(item).tensors))
+
+
 def keep_engine(embedder: Embedder) -> None:
     """Note an engine that runs a recorded graph, so that later runs over a few items need no
     model."""
@@ -726,6 +739,7 @@ def keep_engine(embedder: Embedder) -> None:
         return
     if found is not None and _gives_rows(embedder):
         _ = runner.shortest if embedder.classifier.modality == "audio" else 0
+        _verify_usual(embedder.classifier, engine)
         embedder._graphs.note(embedder._engine_key(), found, ENGINE)
 
 

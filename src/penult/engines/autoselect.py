@@ -37,6 +37,7 @@ from penult.engines.registry import (
     open_mode,
     plugin_versions,
 )
+from penult.engines.verified import VerifiedEngine
 from penult.errors import EngineError, MissingExtra, cause
 from penult.models.base import Classifier
 
@@ -143,14 +144,15 @@ class EngineTrial:
         """
         if mode == self.native_mode:
             return self.native
+        graphs = graphs or self.graphs
+        policy = self.find_policy()
         request = EngineRequest(
-            self.classifier,
-            self.readings,
-            self.device,
-            policy=self.find_policy(),
-            graphs=graphs or self.graphs,
+            self.classifier, self.readings, self.device, policy=policy, graphs=graphs
         )
-        return open_mode(mode, request)
+        engine = open_mode(mode, request)
+        if mode.engine == self.native_mode.engine:  # the module itself, in another arithmetic
+            return engine
+        return VerifiedEngine(engine, lambda: self.native, mode.arithmetic, graphs)
 
     def as_native(self) -> tuple[EngineChoice, Engine]:
         """The native engine, without a measurement."""

@@ -4,7 +4,7 @@ are. Knows arrays and no module, so that a graph runs where torch is not importe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from penult.engines.base import Engine, Readout, RunGraph, one_row_each
 from penult.engines.batching import MASK, MASKED_NORMS, Batch, BatchPolicy, Value, mask_of_ones
 from penult.engines.graph_cache import Graphs
 from penult.engines.registry import EngineMode, missing, specs_of
+from penult.engines.verified import VerifiedEngine
 from penult.errors import EngineError
 from penult.models.base import Classifier
 
@@ -78,15 +79,16 @@ def _masked(batch: Batch, policy: BatchPolicy) -> dict[str, Value]:
 class GraphEngine:
     """Runs a recorded graph whose logits are one row for each item; holds no state between batches.
 
-    classes: K.
+    classes: K. graph: the folder of the graph.
     """
 
-    def __init__(self, inputs: GraphInputs, run: RunGraph, classes: int) -> None:
-        self._inputs, self._run, self._classes = inputs, run, classes
+    def __init__(self, inputs: GraphInputs, run: RunGraph, classes: int, graph: Path) -> None:
+        self.inputs, self.graph = inputs, graph
+        self._run, self._classes = run, classes
 
     def __call__(self, batch: Batch, logits: bool = True) -> Readout:
         """Run one batch of the model's arguments."""
-        scores, *vectors = self._run(self._inputs.arrays(batch))
+        scores, *vectors = self._run(self.inputs.arrays(batch))
         rows = one_row_each(scores, len(batch), self._classes)
         if rows.ndim != 2:
             raise EngineError(f"the graph gives logits of shape {rows.shape}, and not (B, K)")
@@ -110,16 +112,17 @@ def describe_graph(engine: Any, choice: EngineChoice) -> dict[str, Any] | None:
 
 
 def reopened(
-    note: CachedNote, graphs: Graphs, classifier: Classifier
+    note: CachedNote, graphs: Graphs, classifier: Classifier, native: Callable[[], Engine]
 ) -> tuple[EngineChoice, Engine] | None:
-    """The engine of a note, open; None where its graph is gone or is another one.
+    """The engine of a note, open; None where its graph is gone or is another one. native: opens the
+    classifier's own, for lengths at which the graph was not verified.
 
     Raises:
         EngineError: it cannot be opened any more.
     """
     try:
-        native = EngineMode(classifier.structure.engine)
-        known = EngineChoice.from_dict(note.answer["choice"], native)
+        own = EngineMode(classifier.structure.engine)
+        known = EngineChoice.from_dict(note.answer["choice"], own)
         choice = replace(known, seconds={}, dropped={}, kept=note.when, unopened=True)
         inputs = GraphInputs.from_dict(note.answer["inputs"])
         name, hashes = note.answer["graph"]
@@ -130,4 +133,5 @@ def reopened(
     if open_graph is None or folder is None:
         return None
     run = open_graph(folder, choice.mode.arithmetic)
-    return choice, GraphEngine(inputs, run, len(classifier.labels))
+    engine = GraphEngine(inputs, run, len(classifier.labels), folder)
+    return choice, VerifiedEngine(engine, native, choice.mode.arithmetic, graphs)
