@@ -16,7 +16,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no fo
 
 # Two threads of torch, which a forked process does not have; a lock held by a thread of the parent.
 SCRIPT = """
-import multiprocessing, os, sys, threading
+import multiprocessing, os, sys, threading, time
 import numpy as np, torch
 import penult
 torch.set_num_threads(2)
@@ -43,6 +43,7 @@ def hold():
         threading.Event().wait()
 threading.Thread(target=hold, daemon=True).start()
 held.wait()
+time.sleep(1.0)  # LanceDB's own threads, which are at work behind a commit, survive no fork
 pid = os.fork()
 if pid == 0:
     same()

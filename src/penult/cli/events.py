@@ -28,7 +28,8 @@ class EventLog:
         self._measure: Callable[[], Facts] | None = None
         self._last: Facts = {}
         self._written = time.monotonic()
-        self._ended = threading.Event()
+        self._ended = False
+        self._changed = threading.Event()  # ended, or another pace: whoever waits looks again
         self.every = EVERY
         self.run: str | None = None
         self.totals: Facts = {}
@@ -48,19 +49,26 @@ class EventLog:
             self._written = time.monotonic()
             self._write(line + "\n")
 
-    def follow(self, measure: Callable[[], Facts] | None) -> None:
-        """From now on the heartbeat tells these figures; None: no work is on the way."""
-        self._measure = measure
+    def follow(self, measure: Callable[[], Facts] | None, every: float | None = None) -> None:
+        """From now on the heartbeat tells these figures; None: no work is on the way.
+
+        every: seconds between two events at most.
+        """
+        self._measure, self.every = measure, every or self.every
+        self._changed.set()
 
     def end(self, code: int) -> None:
         """The last event."""
-        if not self._ended.is_set():
-            self._ended.set()
+        if not self._ended:
+            self._ended = True
+            self._changed.set()
             self.emit("end", code=code, **self.totals)
 
     def _beat(self) -> None:
-        while not self._ended.wait(max(0.01, self._written + self.every - time.monotonic())):
-            if time.monotonic() - self._written >= self.every:
+        while not self._ended:
+            self._changed.wait(max(0.01, self._written + self.every - time.monotonic()))
+            self._changed.clear()
+            if not self._ended and time.monotonic() - self._written >= self.every:
                 self._tell()
 
     def _tell(self) -> None:

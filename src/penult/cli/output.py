@@ -593,8 +593,7 @@ def metered(title: str, show: bool, every: float | None = None) -> Iterator[Mete
     line now and then, or is told by events. every: seconds between two of them."""
     if log := event_log():
         meter = Meter(None, None)
-        log.every = every or log.every
-        log.follow(meter.facts)
+        log.follow(meter.facts, every)
         try:
             yield meter
         finally:
