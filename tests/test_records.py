@@ -200,8 +200,9 @@ def test_pictures_are_prepared_as_by_their_processor(
         )
         form = plain_form(asked, Path(folder))  # type: ignore[arg-type]
     assert (form is None) == (name == "ConvNext")  # another rule of sizes, and left to it
-    found = None if form is None else preparation(form)(pixels)
-    if found is not None:
+    if form is not None:
+        found = preparation(form)(pixels)
+        assert found is not None
         values = found.tensors["pixel_values"]
         assert np.abs(values - expected.numpy()).max() <= 1e-6 * max(1, float(expected.abs().max()))
 

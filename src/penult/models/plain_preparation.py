@@ -16,7 +16,6 @@ import numpy.typing as npt
 from penult.models.base import Classifier, Inputs
 from penult.models.synthetic import noise
 
-Arrays = Mapping[str, npt.NDArray[Any]]
 Preparation = Callable[[Any], Inputs | None]  # None: the library's own is needed for this item
 
 SETTINGS, TOKENIZER = "preprocessor_config.json", "tokenizer.json"
@@ -122,10 +121,6 @@ class _TokenRules:
         found = self._rules.encode(content)
         rows = {name: np.array([getattr(found, _PARTS[name])], np.int64) for name in self._names}
         return Inputs(rows, float(longest) if longest is not None and found.overflowing else None)
-
-
-def _texts(classifier: Classifier) -> list[str]:
-    return [*_TEXTS]
 
 
 def _pixels(classifier: Classifier, folder: Path) -> dict[str, Any] | None:
@@ -277,5 +272,5 @@ def _alike(found: Inputs, expected: Inputs) -> bool:
 _OF_MODALITY: dict[str, tuple[Any, Any]] = {
     "audio": (_waveform, _sounds),
     "image": (_pixels, _pictures),
-    "text": (_tokens, _texts),
+    "text": (_tokens, lambda classifier: _TEXTS),
 }
