@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from penult.analysis.space import RAW, Space, fit
 from penult.errors import SpaceError
 
-RECIPES = ("raw", "l2", "centre", "centre+l2", "scale+l2", "whiten+l2", "l2+centre+l2", "pca:3+l2")
+RECIPES = (
+    "raw",
+    "l2",
+    "centre",
+    "centre+l2",
+    "scale+l2",
+    "whiten+l2",
+    "shrink",
+    "l2+centre+l2",
+    "pca:3+l2",
+)
 
 
 def vectors(n: int = 40, d: int = 8, seed: int = 0) -> np.ndarray:

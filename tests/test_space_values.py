@@ -46,6 +46,22 @@ def test_whitening_is_the_inverse_root_of_the_shrunk_covariance() -> None:
     np.testing.assert_allclose(found @ found, np.linalg.inv(covariance), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("n", "d"), [(40, 6), (6, 6), (9, 20), (2, 5)])
+def test_shrinking_is_whitening_with_three_mean_variances_added(n: int, d: int) -> None:
+    """Up to a factor that is the same for all: where nothing varies the length stays."""
+    rows, asked = vectors(n, d), vectors(7, d, seed=9)
+    mean = rows.mean(axis=0)
+    variances, turned = np.linalg.eigh(np.cov(rows.T, bias=True))
+    whole = turned @ np.diag((variances + 3 * variances.mean()) ** -0.5) @ turned.T
+    expected = (asked - mean) @ whole * (3 * variances.mean()) ** 0.5
+    close(fit("shrink", rows)(asked), expected)
+    close(Space.from_bytes(fit("shrink", 1e-6 * rows).to_bytes())(1e-6 * asked), 1e-6 * expected)
+    assert np.array_equal(
+        fit("shrink", rows[:1].repeat(5, axis=0))(rows),
+        fit("centre", rows[:1].repeat(5, axis=0))(rows),
+    )
+
+
 @pytest.mark.parametrize("number", [1, 3, 6])
 def test_directions_of_largest_variance(number: int) -> None:
     rows = vectors()
@@ -201,7 +217,8 @@ def test_recipes_that_cannot_be(recipe: str) -> None:
     with pytest.raises(SpaceError, match="has the unknown step") as caught:
         fit(recipe, vectors())
     every = (
-        "raw, or centre, scale, whiten, within, pca:N, l2 joined by + work, for example scale+l2"
+        "raw, or centre, scale, whiten, shrink, within, pca:N, l2 joined by + work, "
+        "for example scale+l2"
     )
     assert str(caught.value).endswith(every)
 

@@ -1,4 +1,5 @@
-"""Spaces: transforms of raw vectors (centre, scale, whiten, within, pca, l2), fitted on vectors.
+"""Spaces: transforms of raw vectors (centre, scale, whiten, shrink, within, pca, l2), fitted on
+vectors.
 
 Numpy in, numpy out; knows no model and no collection.
 """
@@ -22,9 +23,10 @@ FloatArray = npt.NDArray[np.float32]
 
 RAW = "raw"
 AUTO = "auto"  # centred where there are enough vectors, see `fewshot.fitted.fit_space`
-STEPS = ("centre", "scale", "whiten", "within", "pca:N", "l2")
+STEPS = ("centre", "scale", "whiten", "shrink", "within", "pca:N", "l2")
 _SMALLEST = 1e-12
 _DIRECTIONS = 512  # that `within` damps, at most: those of largest variance within classes
+_SHRINKAGE = 3.0  # of `shrink`, in mean variances: measured, docs/decisions/2026-11-30-classes.md
 _LEAST_SHRINKAGE = 0.5  # of `within`: measured, docs/decisions/2026-11-22-choosing.md
 
 
@@ -140,7 +142,7 @@ class Space:
                     else Step(
                         saved[f"mean{number}"],
                         saved[f"factor{number}"],
-                        saved[f"along{number}"] if name == "within" else None,
+                        saved.get(f"along{number}"),
                     )
                     for number, (name, _) in enumerate(_parsed(recipe))
                 )
@@ -154,6 +156,8 @@ def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = N
 
     recipe: `raw`, or steps joined by +: `centre`; `scale` (each number centred, divided by its
     standard deviation); `whiten` (decorrelated, with the shrinkage of Ledoit and Wolf, 2004);
+    `shrink` (directions damped by the variance along them, a whitening of strong shrinkage:
+    proportional to (λ + 3 · mean λ)^−½, and 1 where nothing varies; also for n < d);
     `within` (variation within classes is damped to the level of the rest: the
     normalisation of Hatch, Kajarekar and Stolcke, 2006, with the same shrinkage); `pca:N` (the N
     directions of largest variance); `l2` (length one). For example `scale+l2`.
@@ -218,6 +222,8 @@ def _fitted(name: str, number: int, rows: npt.NDArray[np.float64]) -> Step:
         one = 1.0 / np.where(flat, 1.0, deviation)
     elif name == "whiten":
         one = _whitening(rows - mean, float(np.abs(mean).max(initial=0.0)))
+    elif name == "shrink":
+        return _shrunk(rows - mean, mean)
     elif name == "pca":
         one = _directions(rows - mean, number)
     return Step(mean.astype(np.float32), one.astype(np.float32))
@@ -237,15 +243,37 @@ def _within(rows: npt.NDArray[np.float64], labels: Sequence[object] | None) -> S
         )
     moved = _residuals(rows, labels)
     shrinkage = max(ledoit_wolf_shrinkage(moved, assume_centered=True), _LEAST_SHRINKAGE)
-    wide = moved.shape[1] > len(moved)
-    values, turned = np.linalg.eigh(moved @ moved.T if wide else moved.T @ moved)
-    kept = np.flatnonzero(values > max(values[-1], 0.0) * 1e-9)[-_DIRECTIONS:]
-    values, turned = values[kept], turned[:, kept]
-    along = (moved.T @ turned / np.sqrt(values) if wide else turned).T
+    values, along = _variances(moved, _DIRECTIONS)
     spread = shrinkage * (moved**2).sum() / moved.size
-    factor = np.sqrt(spread / ((1 - shrinkage) * values / len(moved) + spread))
+    factor = np.sqrt(spread / ((1 - shrinkage) * values + spread))
     mean = np.zeros(rows.shape[1], np.float32)
     return Step(mean, factor.astype(np.float32), along.astype(np.float32))
+
+
+def _variances(
+    centred: npt.NDArray[np.float64], most: int | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(r,) the variances of rows (n, d) along (r, d) orthonormal directions, ascending; those in
+    which nothing varies are left out, and all but the `most` largest."""
+    n, d = centred.shape
+    wide = d > n  # then the Gram matrix of the rows has the same eigenvalues
+    values, turned = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    kept = np.flatnonzero(values > max(values[-1], 0.0) * 1e-9)[-(most or d) :]
+    values, turned = values[kept], turned[:, kept]
+    return values / n, (centred.T @ turned / np.sqrt(values) if wide else turned).T
+
+
+def _shrunk(centred: npt.NDArray[np.float64], mean: npt.NDArray[np.float64]) -> Step:
+    """Whitening with the covariance + 3 · (mean variance) · identity, up to a constant factor."""
+    # Variation that is tiny beside the values is rounding; it must not be blown up into directions.
+    if np.abs(centred).max(initial=0.0) <= 1e-6 * np.abs(mean).max(initial=0.0):
+        return Step(mean.astype(np.float32), np.ones(len(mean), np.float32))
+    values, along = _variances(centred)
+    spread = _SHRINKAGE * float((centred**2).mean())
+    factor = np.sqrt(spread / (values + spread))
+    if len(along) < len(mean):
+        return Step(*(part.astype(np.float32) for part in (mean, factor, along)))
+    return Step(mean.astype(np.float32), ((along.T * factor) @ along).astype(np.float32))
 
 
 def _residuals(rows: npt.NDArray[np.float64], labels: Sequence[object]) -> npt.NDArray[np.float64]:

@@ -142,8 +142,8 @@ def evaluate(
     space: Annotated[
         str,
         typer.Option(
-            help="raw; steps joined by + (centre, scale, whiten, pca:N, l2); the name of a space "
-            "of the collection; or the folder of a saved embedder that has a space."
+            help="raw; steps joined by + (centre, scale, whiten, shrink, pca:N, l2); the name of a "
+            "space of the collection; or the folder of a saved embedder that has a space."
         ),
     ] = "raw",
     ways: Annotated[int, typer.Option(help="Most classes in one episode.")] = 20,

@@ -56,7 +56,8 @@ Space = Annotated[
     str,
     typer.Option(
         help="Vector space: raw, the name of a stored space, or a recipe (centre, scale, whiten, "
-        "pca:N, l2, joined by +), which is fitted on the collection at first use and stored."
+        "shrink, pca:N, l2, joined by +), which is fitted on the collection at first use and "
+        "stored."
     ),
 ]
 
