@@ -52,8 +52,9 @@ def test_shrinking_is_whitening_with_three_mean_variances_added(n: int, d: int) 
     rows, asked = vectors(n, d), vectors(7, d, seed=9)
     mean = rows.mean(axis=0)
     variances, turned = np.linalg.eigh(np.cov(rows.T, bias=True))
-    whole = turned @ np.diag((variances + 3 * variances.mean()) ** -0.5) @ turned.T
-    expected = (asked - mean) @ whole * (3 * variances.mean()) ** 0.5
+    added = 3 * variances.sum() / min(n - 1, d)  # the mean of those that are not zero
+    whole = turned @ np.diag((variances.clip(0) + added) ** -0.5) @ turned.T
+    expected = (asked - mean) @ whole * added**0.5
     close(fit("shrink", rows)(asked), expected)
     close(Space.from_bytes(fit("shrink", 1e-6 * rows).to_bytes())(1e-6 * asked), 1e-6 * expected)
     assert np.array_equal(

@@ -157,7 +157,8 @@ def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = N
     recipe: `raw`, or steps joined by +: `centre`; `scale` (each number centred, divided by its
     standard deviation); `whiten` (decorrelated, with the shrinkage of Ledoit and Wolf, 2004);
     `shrink` (directions damped by the variance along them, a whitening of strong shrinkage:
-    proportional to (λ + 3 · mean λ)^−½, and 1 where nothing varies; also for n < d);
+    proportional to (λ + 3 · mean λ)^−½, the mean of the variances that are not zero; 1 where
+    nothing varies; also for n < d);
     `within` (variation within classes is damped to the level of the rest: the
     normalisation of Hatch, Kajarekar and Stolcke, 2006, with the same shrinkage); `pca:N` (the N
     directions of largest variance); `l2` (length one). For example `scale+l2`.
@@ -269,7 +270,9 @@ def _shrunk(centred: npt.NDArray[np.float64], mean: npt.NDArray[np.float64]) -> 
     if np.abs(centred).max(initial=0.0) <= 1e-6 * np.abs(mean).max(initial=0.0):
         return Step(mean.astype(np.float32), np.ones(len(mean), np.float32))
     values, along = _variances(centred)
-    spread = _SHRINKAGE * float((centred**2).mean())
+    # Over the directions that the rows span: with few rows for many numbers the mean over all
+    # numbers is so small that what the rows have in common would be whitened whole.
+    spread = _SHRINKAGE * values.mean()
     factor = np.sqrt(spread / (values + spread))
     if len(along) < len(mean):
         return Step(*(part.astype(np.float32) for part in (mean, factor, along)))
