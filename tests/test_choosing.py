@@ -17,6 +17,7 @@ from penult.analysis.episodes import numbered
 from penult.analysis.metrics import rank_without_labels
 from penult.analysis.selection import choose
 from penult.analysis.space import fit
+from penult.collection import spaces
 from penult.embedding.embedder import Embedder
 from penult.errors import ItemError, LabelsError, SpaceError, TapError
 from test_cli import ask
@@ -252,6 +253,38 @@ def test_several_readings_and_a_space(tones: Path, tiny: Path, tmp_path: Path) -
         Embedder.from_classifier(clf, "layer:1,backbone", "max,mean,first")
     with pytest.raises(SpaceError, match="does not fit vectors of"):
         Embedder.from_classifier(clf, "backbone", "mean", space=space)
+
+
+def test_a_chosen_embedder_knows_the_items_that_it_was_chosen_by(
+    tones: Path, tiny: Path, tmp_path: Path
+) -> None:
+    files = sorted(tones.glob("*.wav"))
+    seen, new = files[:18], files[18:]
+    labels = [None if at % 6 == 5 else path.name[:3] for at, path in enumerate(seen)]
+    chosen = penult.choose(penult.load(tiny), seen, labels, "*_{}_*").embedder
+    readings = chosen.tap.name, chosen.pooling
+    raw = Embedder.from_classifier(chosen.classifier, *readings).embed(seen)
+    known = [at for at, label in enumerate(labels) if label]
+    material = Material(
+        {"x": raw[known]},
+        numbered([labels[at] for at in known])[0],
+        numbered([seen[at].name[-7] for at in known])[0],
+        "x",
+        {"x": raw[[at for at in range(18) if at not in known]]},
+    )
+    space = material.final_space(Setting(("x",), "scale+within+l2"))
+    emb = Embedder.from_classifier(chosen.classifier, *readings, space=space)
+    loaded = Embedder.load(emb.save(tmp_path / "chosen"))
+    col = penult.Collection.open(tmp_path / "c.lance")
+    col.add(loaded, files)  # in batches of its own; the rows of the collection are raw
+    stored = spaces.meant(col.reader, "auto")
+    assert stored is not None and stored.id == space.id and stored.seen is not None
+    table, rows = col.vectors(columns=["id"])
+    places = dict(zip(table["id"].to_pylist(), stored.seen.places(rows).tolist(), strict=True))
+    found = [places[str(path)] for path in [*(seen[at] for at in known), *new]]
+    assert found == [*range(len(known)), *[-1] * len(new)]
+    of_a = stored.seen.beside([0])[: len(known)]
+    assert of_a.tolist() == [seen[at].name[-7] == seen[known[0]].name[-7] for at in known]
 
 
 def test_choose_in_python_refuses(tones: Path, tiny: Path) -> None:

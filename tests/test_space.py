@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penult.analysis.space import RAW, Space, fit
+from penult.analysis.space import RAW, SeenRows, Space, fit, fit_seen
 from penult.errors import SpaceError
 
 RECIPES = (
@@ -85,3 +87,43 @@ def test_what_is_refused() -> None:
         fit("l2", vectors())(vectors(3, 7))
     with pytest.raises(SpaceError, match="cannot be read"):
         Space.from_bytes(b"nothing")
+
+
+def seen(n: int = 30, d: int = 12) -> SeenRows:
+    random = np.random.default_rng(3)
+    labels = np.repeat(np.arange(3), n // 3)
+    rows = random.normal(size=(n, d)) + 2 * random.normal(size=(3, d))[labels]
+    return SeenRows(rows.astype(np.float32), labels, np.arange(n) // 2)
+
+
+def test_a_chosen_space_knows_its_rows_again() -> None:
+    rows = seen()
+    space = fit_seen("scale+within+l2", rows)
+    assert space.id == fit("scale+within+l2", rows.vectors, rows.labels.tolist()).id
+    back = Space.from_bytes(space.to_bytes())
+    assert back.id == space.id and back.seen is not None
+    order = np.random.default_rng(0).permutation(30)
+    half = rows.vectors[order].astype(np.float16)  # as a collection may keep them
+    other = rows.vectors[:4] + 1
+    assert back.seen.places(half).tolist() == order.tolist()
+    assert back.seen.places(other).tolist() == [-1] * 4
+    assert back.seen.beside([3, -1]).nonzero()[0].tolist() == [2, 3]
+    assert not back.seen.beside([-1]).any()
+
+
+def test_a_chosen_space_is_fitted_without_some_rows() -> None:
+    rows = seen()
+    out = np.isin(np.arange(30), [0, 1, 17])
+    without = fit_seen("scale+within+l2", rows).without(out)
+    again = fit("scale+within+l2", rows.vectors[~out], rows.labels[~out].tolist())
+    assert without.id == again.id and without.seen is not None and len(without.seen.labels) == 27
+    assert fit("scale", rows.vectors).without(out).id == fit("scale", rows.vectors).id
+    with pytest.raises(SpaceError, match="a class of two vectors"):
+        fit_seen("scale+within+l2", rows).without(~np.isin(np.arange(30), [0, 10, 20]))
+
+
+def test_seen_rows_that_do_not_fit_are_refused() -> None:
+    rows = seen()
+    odd = SeenRows(rows.vectors[:, :5], rows.labels, rows.groups)
+    with pytest.raises(SpaceError, match="its 30 seen rows do not fit"):
+        Space.from_bytes(replace(fit_seen("scale", rows), seen=odd).to_bytes())

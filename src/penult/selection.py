@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis import selection
-from penult.analysis.candidates import Material, Setting
+from penult.analysis.candidates import Material, Setting, limited
 from penult.analysis.episodes import Rows, numbered, own_groups
 from penult.analysis.metrics import LabelFreeRank, rank_without_labels
 from penult.analysis.selection import Choice
@@ -129,6 +129,7 @@ def choose(
     labelled, material = _material(sets, classes(sets[0]), group_names)
     counts = {"labelled": int(labelled.sum())}
     counts["unlabelled"] = sum(len(one.items) for one in sets) - counts["labelled"]
+    material = limited(material)
     report = selection.choose(material, progress.stage)
     embedder = _embedder(classifier, readings, report.setting, material, device)
     failures = [failure for one in sets for failure in one.failures]
@@ -230,7 +231,7 @@ def _embedder(
     chosen = [by_name[name] for name in setting.readings]
     space = None
     if setting.space != RAW and material is not None:
-        space = material.space(setting, np.ones(len(material.labels), bool))
+        space = material.final_space(setting)
     return Embedder(
         classifier,
         [reading.tap for reading in chosen],

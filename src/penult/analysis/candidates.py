@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.episodes import Array, Mask, Rows, TrialPlan
-from penult.analysis.space import RAW, Space, check_finite, fit
+from penult.analysis.space import RAW, SeenRows, Space, check_finite, fit, fit_seen
 from penult.errors import LabelsError
 
+LARGEST = 3000  # labelled rows, and unlabelled ones, that take part at all
 MOST = 600  # rows that are tried; spaces are fitted on all
 LEAST_EACH = 6  # rows of a class in a sample
 SEED = 0
@@ -58,9 +59,22 @@ class Material:
         own = self.joined(setting.readings)[rows]
         labels: list[object] = list(self.labels[rows])
         if self.unlabelled:
-            more = np.concatenate([self.unlabelled[name] for name in setting.readings], axis=1)
+            more = self._unlabelled(setting)
             own, labels = np.concatenate([own, more]), labels + [None] * len(more)
         return fit(setting.space, own, labels if "within" in setting.space else None)
+
+    def final_space(self, setting: Setting) -> Space:
+        """The setting's space, fitted on all rows, which it keeps as those that it has seen."""
+        vectors, labels, groups = self.joined(setting.readings), self.labels, self.groups
+        if self.unlabelled:
+            more = self._unlabelled(setting)
+            own = int(groups.max(initial=-1)) + 1 + np.arange(len(more))
+            vectors, groups = np.concatenate([vectors, more]), np.concatenate([groups, own])
+            labels = np.concatenate([labels, np.full(len(more), -1)])
+        return fit_seen(setting.space, SeenRows(vectors, labels, groups))
+
+    def _unlabelled(self, setting: Setting) -> npt.NDArray[np.float32]:
+        return np.concatenate([self.unlabelled[name] for name in setting.readings], axis=1)
 
     def only(self, rows: Mask) -> Material:
         """The material of some of the labelled rows; numbers of labels and groups begin at 0."""
@@ -75,6 +89,17 @@ def sampled(material: Material, most: int = MOST, seed: int = SEED) -> Material:
     if len(material.labels) <= most:
         return material
     return material.only(sample(material.labels, material.groups, most, seed))
+
+
+def limited(material: Material, seed: int = SEED) -> Material:
+    """The material with as many rows as a choice takes: LARGEST labelled ones, and as many others
+    that spaces are fitted on."""
+    material = sampled(material, LARGEST, seed)
+    if (more := extra(material)) <= LARGEST:
+        return material
+    drawn = np.sort(np.random.default_rng(seed).choice(more, LARGEST, replace=False))
+    unlabelled = {name: values[drawn] for name, values in material.unlabelled.items()}
+    return replace(material, unlabelled=unlabelled)
 
 
 def sample(labels: Rows, groups: Rows, most: int, seed: int = SEED) -> Mask:
@@ -202,7 +227,7 @@ NOTEBOOK = "notebook"
 def score_all(material: Material, trials: TrialPlan) -> dict[Setting, Array]:
     """For every reading in every space that fits, the scores (4, n) of its trials."""
     found = {}
-    count = len(material.labels) // 2 + _extra(material)
+    count = len(material.labels) // 2 + extra(material)
     for name, vectors in material.vectors.items():
         for recipe in spaces_for(count, vectors.shape[1]):
             setting = Setting((name,), recipe)
@@ -284,5 +309,6 @@ def _within_width(readings: Sequence[str], material: Material) -> tuple[str, ...
     return tuple(chosen)
 
 
-def _extra(material: Material) -> int:
+def extra(material: Material) -> int:
+    """The number of unlabelled rows."""
     return len(next(iter(material.unlabelled.values()))) if material.unlabelled else 0

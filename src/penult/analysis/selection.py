@@ -16,6 +16,7 @@ from penult.analysis.candidates import (
     Material,
     Setting,
     finalists,
+    limited,
     sampled,
     score_all,
     smoothed,
@@ -133,7 +134,6 @@ def _item_folds(material: Material) -> Iterator[tuple[Mask, Mask, Mask]]:
         yield ~side, side, np.ones(len(side), bool)
 
 
-LARGEST = 3000  # rows that take part at all
 PREFERRED = "5 fused, within classes"  # among those that are not clearly apart
 
 
@@ -215,7 +215,7 @@ def choose(material: Material, notify: Notify = lambda line: None) -> Choice:
         LabelsError: too few classes, items or groups, or vectors that are not finite.
     """
     material, notes = usable(material)
-    material = sampled(material, LARGEST)
+    material = limited(material)
     notify("ranking every layer, pooling and space")
     small = sampled(material)
     trials = plan(small.labels, small.groups, seed=SEED)

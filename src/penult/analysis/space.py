@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zipfile import BadZipFile
 
@@ -61,13 +61,53 @@ class Step:
         return direction * self.factor if self.factor.ndim == 1 else self.factor @ direction
 
 
+_SAME = 1e-2  # of a vector's length, that one item's two vectors differ by at most: engines, fp16
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRows:
+    """The labelled rows that readings were chosen and a space was fitted with, so that figures on
+    the same items can leave them out. vectors: (n, d) raw. labels: (n,) numbers of their classes,
+    −1 for a row without one. groups: (n,) numbers; a row without a group is one of its own.
+
+    Items are known again by their vectors, wherever they lie and whatever they are called now.
+    """
+
+    vectors: FloatArray
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+
+    def places(self, vectors: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """(m,) which of the rows each raw vector (m, d) is; −1 for one that was not seen."""
+        rows = np.asarray(vectors, np.float64)
+        found = np.full(len(rows), -1, np.int64)
+        if len(rows) and len(self.vectors):
+            from scipy.spatial.distance import cdist
+
+            apart = cdist(rows, self.vectors)
+            nearest = apart.argmin(axis=1)
+            same = apart.min(axis=1) <= _SAME * np.linalg.norm(rows, axis=1)
+            found[same] = nearest[same]
+        return found
+
+    def beside(self, places: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """(n,) the rows at these places (−1 is none) and all others of their groups."""
+        at = np.asarray(places, np.int64)
+        return np.isin(self.groups, self.groups[at[at >= 0]])
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A fitted recipe: steps that are applied to raw vectors in their order."""
+    """A fitted recipe: steps that are applied to raw vectors in their order.
+
+    seen: the rows that `penult choose` fitted it with, and chose its readings by; None for a space
+    that was not chosen by labels. It is no part of the transform, nor of `id`.
+    """
 
     recipe: str
     dim: int
     steps: tuple[Step, ...] = ()
+    seen: SeenRows | None = field(default=None, compare=False, repr=False)
 
     def __call__(self, vectors: npt.ArrayLike) -> FloatArray:
         """(n, d) or (d,) → the same in this space, float32. A zero vector stays zero under l2.
@@ -97,6 +137,19 @@ class Space:
         direction: FloatArray = unit(found).astype(np.float32)
         return direction
 
+    def without(self, out: npt.NDArray[np.bool_]) -> Space:
+        """The recipe fitted anew to the rows that it has seen, but for those in the mask (n,); the
+        space itself where it has seen none.
+
+        Raises:
+            SpaceError: the other rows are too few for it, or no class of them has two.
+        """
+        if self.seen is None or self.is_raw:
+            return self
+        rest = ~np.asarray(out, bool)
+        kept = SeenRows(self.seen.vectors[rest], self.seen.labels[rest], self.seen.groups[rest])
+        return fit_seen(self.recipe, kept)
+
     @property
     def is_raw(self) -> bool:
         """Whether it leaves vectors as they are."""
@@ -121,6 +174,8 @@ class Space:
                 arrays |= {f"mean{number}": step.mean, f"factor{number}": step.factor}
             if step.along is not None:
                 arrays[f"along{number}"] = step.along
+        if self.seen is not None:
+            arrays |= {f"seen_{name}": getattr(self.seen, name) for name in _SEEN}
         buffer = io.BytesIO()
         np.savez(buffer, recipe=np.array(self.recipe), dim=np.array(self.dim), **arrays)
         return buffer.getvalue()
@@ -146,7 +201,8 @@ class Space:
                     )
                     for number, (name, _) in enumerate(_parsed(recipe))
                 )
-                return cls(recipe, int(saved["dim"]), steps)
+                dim = int(saved["dim"])
+                return cls(recipe, dim, steps, _saved_rows(saved, dim))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise SpaceError(f"the saved space cannot be read: {cause(error)}") from error
 
@@ -182,6 +238,26 @@ def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = N
         rows = step(rows)
         steps.append(step)
     return Space("+".join(_words(*one) for one in parsed) or RAW, dim, tuple(steps))
+
+
+_SEEN = ("vectors", "labels", "groups")
+
+
+def _saved_rows(saved: Any, dim: int) -> SeenRows | None:
+    if "seen_vectors" not in saved:  # chosen by an earlier version, or not by labels
+        return None
+    rows = SeenRows(*(saved[f"seen_{name}"] for name in _SEEN))
+    n = len(rows.labels)
+    if rows.vectors.shape != (n, dim) or rows.labels.shape != (n,) or rows.groups.shape != (n,):
+        raise ValueError(f"its {n} seen rows do not fit vectors of shape {rows.vectors.shape}")
+    return rows
+
+
+def fit_seen(recipe: str, rows: SeenRows) -> Space:
+    """Fit a recipe to labelled rows, which the space then has as those that it has seen; as `fit`
+    otherwise."""
+    labels = [None if label < 0 else label for label in rows.labels.tolist()]
+    return replace(fit(recipe, rows.vectors, labels), seen=rows)
 
 
 def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
