@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from scipy.stats import binom
 
 from penult.analysis.space import RAW, fit
@@ -89,6 +90,38 @@ def test_a_hard_negative_changes_what_is_said(method: str) -> None:
     assert (members.label == 0).mean() > 0.8
 
 
+def test_an_agile_head_minimises_the_weighted_loss() -> None:
+    """Against a general minimiser of the loss that docs/classes.md states."""
+    random = np.random.default_rng(0)
+    marked, weak = random.standard_normal((5, 3)), random.standard_normal((40, 3))
+    targets = np.array([[1], [1], [-2], [-1], [0]], np.int8)  # the last one is open: not used
+    rows = np.concatenate([marked[:4], weak])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    sign = np.array([1.0, 1.0, *[-1.0] * 42])
+    # Both sides weigh as much as the four marks; all weak negatives as four counter-examples do.
+    weights = np.array([2.0, 2.0, *[4 / 6] * 2, *[4 * 4 / 6 / 40] * 40])
+
+    def loss(at: np.ndarray) -> float:
+        margins = sign * (rows @ at[:3] + at[3])
+        return float(30 * (weights * np.logaddexp(0, -margins)).sum() + 0.5 * (at[:3] ** 2).sum())
+
+    best = minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-8}).x
+    found = scorers.fit("agile", marked, targets, 7 * weak)(np.eye(3))
+    assert np.allclose(found[:, 0], best[:3] + best[3], atol=2e-2, rtol=1e-3)
+
+
+def test_one_example_and_any_rows_are_enough_for_an_agile_head() -> None:
+    random = np.random.default_rng(1)
+    rows = random.standard_normal((300, DIM)).astype(np.float32)
+    rows[:30] += 8 * np.eye(DIM, dtype=np.float32)[0]  # a tenth of them are members
+    one = Examples.empty(DIM).with_marks("c", [("0", "whole")], rows[:1])
+    found = FittedClasses(one, fit(RAW, rows), "agile", background=lambda: rows[1:])
+    scores = found.judge(rows[1:]).score[:, 0]
+    assert (np.argsort(-scores)[:29] < 29).mean() > 0.9
+    with pytest.raises(LabelsError, match="agile head needs counter-examples"):
+        FittedClasses(one, fit(RAW, rows), "agile").judge(rows)
+
+
 def test_unsure_is_never_used() -> None:
     vectors, names = blobs(5)
     examples = taught_examples(vectors, names)
@@ -119,7 +152,9 @@ def test_the_method_is_chosen_and_the_simplest_wins_a_draw() -> None:
     assert taught(1).method == "prototype"
     assert np.isnan(taught(1).accuracy["prototype"])
     easy = taught(8)
-    assert easy.method == "prototype" and set(easy.accuracy) == set(scorers.METHODS)
+    assert easy.method == "prototype"
+    # Weak negatives are for ranking the rows of a collection: `agile` is taken when it is named.
+    assert set(easy.accuracy) == set(scorers.METHODS) - {"agile"}
     # Each class lies on both sides of the middle: a mean says nothing, neighbours do.
     random = np.random.default_rng(0)
     names = np.repeat([0, 1], 60)

@@ -24,6 +24,7 @@ from penult.cli import (
     models,
     predict,
     probe,
+    suggest,
     teach,
 )
 from penult.cli.options import add_plugins_to_help
@@ -117,7 +118,13 @@ PANELS = {
         collection.repair,
         collection.migrate,
     ),
-    "Classes from examples": (teach.teach, teach.classes, predict.predict, teach.verify),
+    "Classes from examples": (
+        teach.teach,
+        teach.classes,
+        suggest.suggest,
+        predict.predict,
+        teach.verify,
+    ),
     "Select and measure": (choose.choose, choose.evaluate, probe.probe),
     "Clusters and maps": (cluster_map.cluster, cluster_map.map_),
     "Demo and installation": (demo.demo, demo.doctor),

@@ -83,7 +83,8 @@ def predict(
     method: Annotated[
         str | None,
         typer.Option(
-            help="prototype, knn, ridge or logistic. Default: selected by cross-validation."
+            help="prototype, knn, ridge, logistic or agile (logistic, with rows of the collection "
+            "as weak negatives). Default: selected among the first four by cross-validation."
         ),
     ] = None,
     space: Annotated[
@@ -163,7 +164,7 @@ def predict(
     """
     from penult.fewshot.predictions import Spool
 
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     cut = {"window": window, "hop": hop, "tile": tile, "overlap": overlap, "pages": pages}
     parts = Parts(items or [], where, {n: value for n, value in cut.items() if value}, channel, box)
     settings = {
@@ -215,7 +216,12 @@ class Names:
     mixed: int
 
 
-def _check_out(out: Path | None, overwrite: bool) -> None:
+def check_out(out: Path | None, overwrite: bool) -> None:
+    """Refuse an output file of another form than predictions have, or one that exists.
+
+    Raises:
+        UsageError: it is refused.
+    """
     from penult.errors import UsageError
     from penult.fewshot.storage import check_free
 

@@ -154,12 +154,13 @@ class ClassSpace:
 
     source: an embedder, or a collection, which keeps the examples as marks of its rows. space: a
     recipe of `penult.analysis.space.fit`, fitted to the collection's rows or else to the examples;
-    `auto` centres where there are twenty or more of them. method: prototype, knn, ridge or
-    logistic; None chooses by cross-validation. several: whether an item may be of more than one
-    class; None takes it from the examples. unknown: the share of the items of known classes that is
-    called unknown, at most; 0 calls nothing unknown. groups: a column, `folder` or a pattern of the
-    path that gives the group of an example, such as its speaker; cross-validation keeps groups
-    together. Without it the level holds for items of the same speakers, sites and days.
+    `auto` centres where there are twenty or more of them. method: prototype, knn, ridge,
+    logistic or agile; None chooses among the first four by cross-validation. several: whether an
+    item may be of more than one class; None takes it from the examples. unknown: the share of the
+    items of known classes that is called unknown, at most; 0 calls nothing unknown. groups: a
+    column, `folder` or a pattern of the path that gives the group of an example, such as its
+    speaker; cross-validation keeps groups together. Without it the level holds for items of the
+    same speakers, sites and days.
 
     `source` (a `VectorSource`) has the embedder, the collection and the manifest. missing: marked
     keys that are no rows of the collection any more. fitted: see `FittedClasses`.

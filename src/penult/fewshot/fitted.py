@@ -74,9 +74,10 @@ class Judgement:
 class FittedClasses:
     """Classes fitted to examples in a space; fitted at the first use.
 
-    method: prototype, knn, ridge or logistic; None chooses by cross-validation. several: whether
-    an item may be of more than one class; None takes it from the examples. background: vectors of
-    any items, for thresholds where the examples are too few. groups: the speaker, site or recording
+    method: prototype, knn, ridge, logistic or agile; None chooses by cross-validation among the
+    first four. several: whether an item may be of more than one class; None takes it from the
+    examples. background: vectors of any items, for thresholds where the examples are too few, and
+    for the weak negatives of `agile`. groups: the speaker, site or recording
     of each example; in cross-validation a group is scored without itself.
     """
 
@@ -121,10 +122,21 @@ class FittedClasses:
     def _chosen(self) -> tuple[str, dict[str, float], HeldOut]:
         if self._method is None:
             return scorers.choose(self._vectors, self._targets, self._groups)
-        found = scorers.held_out(self._method, self._vectors, self._targets, self._groups)
+        found = scorers.held_out(
+            self._method, self._vectors, self._targets, self._groups, self._weak
+        )
         right = scorers.hits(found.scores, self._targets[found.rows])
         right = right[~np.isnan(right)]
         return self._method, {self._method: float(right.mean()) if len(right) else np.nan}, found
+
+    @cached_property
+    def _weak(self) -> npt.NDArray[np.float32] | None:
+        """Rows of the background in the space, for the method that has a use for them."""
+        rows = self._background() if self._method == "agile" and self._background else ()
+        if not len(rows):
+            return None
+        drawn = np.random.default_rng(0).permutation(len(rows))[: scorers.WEAK]
+        return self.space(np.asarray(rows)[np.sort(drawn)])
 
     @property
     def method(self) -> str:
@@ -139,7 +151,7 @@ class FittedClasses:
 
     @cached_property
     def _scorer(self) -> Scorer:
-        return scorers.fit(self.method, self._vectors, self._targets)
+        return scorers.fit(self.method, self._vectors, self._targets, self._weak)
 
     @cached_property
     def _prototypes(self) -> Scorer:

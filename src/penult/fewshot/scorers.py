@@ -20,13 +20,17 @@ Targets = npt.NDArray[np.int8]  # (n, K): the target of each example for each cl
 
 YES, OPEN, IMPLIED, NO = 1, 0, -1, -2  # a member; no mark; a member of another class; marked no
 
-METHODS = ("prototype", "knn", "ridge", "logistic")
+HEADS = ("ridge", "logistic", "agile")  # linear heads, which need counter-examples
+METHODS = ("prototype", "knn", *HEADS)
 NEIGHBOURS = 3  # of a class, whose mean similarity is its score by k-NN
 FOLDS = 10
 EXACT = 64  # groups, up to which each is left out by itself
 MOST = 4000  # examples that are cross-validated; of more, as many from each class
 LINEAR_FROM = 4  # groups of each class, from which a linear head is compared
 LOGISTIC_TO = 60_000  # examples × classes, up to which a logistic head is fitted in a second or so
+WEAK = 500  # random rows that are negatives of `agile`
+_WEAK_WEIGHT = 4.0  # of all of them together, in counter-examples that somebody marked
+_STRENGTH = 30.0  # C of logistic heads: rows have length one; it is 30 / d for standardised numbers
 _ALPHAS = np.logspace(-3, 2, 11)
 _RULED_OUT = -np.inf
 
@@ -103,10 +107,13 @@ def check_method(method: str) -> None:
         )
 
 
-def fit(method: str, vectors: npt.ArrayLike, targets: Targets) -> Scorer:
+def fit(
+    method: str, vectors: npt.ArrayLike, targets: Targets, weak: npt.ArrayLike | None = None
+) -> Scorer:
     """A scorer of K classes from examples (n, d) and their targets (n, K).
 
-    Vectors are compared by their direction: each is divided by its length first.
+    Vectors are compared by their direction: each is divided by its length first. weak: (w, d) any
+    rows, most of them of none of the classes, which `agile` takes for weak negatives.
 
     Raises:
         LabelsError: an unknown method, vectors that are not finite, a class without an example, a
@@ -127,6 +134,8 @@ def fit(method: str, vectors: npt.ArrayLike, targets: Targets) -> Scorer:
         return Prototypes(unit(means), negatives)
     if method == "knn":
         return NearestExamples(tuple(rows[column == YES] for column in targets.T), negatives)
+    if method == "agile":
+        return _agile(rows, targets, np.zeros((0, rows.shape[1])) if weak is None else _rows(weak))
     return _linear(method, rows, targets)
 
 
@@ -186,9 +195,14 @@ class HeldOut:
 
 
 def held_out(
-    method: str, vectors: npt.ArrayLike, targets: Targets, groups: npt.NDArray[np.int64]
+    method: str,
+    vectors: npt.ArrayLike,
+    targets: Targets,
+    groups: npt.NDArray[np.int64],
+    weak: npt.ArrayLike | None = None,
 ) -> HeldOut:
     """Cross-validation by whole groups: leave one group out, or ten folds where there are many.
+    weak: as in `fit`.
 
     Unlike `analysis.episodes.partitions`, it takes examples of several classes at once, and leaves
     each group out by itself where that is quick.
@@ -197,16 +211,16 @@ def held_out(
     chosen, marks, group = _rows(vectors)[rows], targets[rows], groups[rows]
     scores = np.full(marks.shape, np.nan)
     # A linear head takes longer to fit, and ten folds of it are as good.
-    folds = _folds(marks, group, FOLDS if method in ("ridge", "logistic") else EXACT)
+    folds = _folds(marks, group, FOLDS if method in HEADS else EXACT)
     for fold in range(int(folds.max(initial=-1)) + 1):
         out = folds == fold
         known = np.flatnonzero((marks[~out] == YES).any(axis=0))
         if not len(known):
             continue
         rest = marks[~out][:, known]
-        if method in ("ridge", "logistic") and not all((column < 0).any() for column in rest.T):
+        if method in HEADS and weak is None and not all((c < 0).any() for c in rest.T):
             continue
-        scorer = fit(method, chosen[~out], rest)
+        scorer = fit(method, chosen[~out], rest, weak)
         scores[np.ix_(out, known)] = scorer(chosen[out])
     return HeldOut(rows, scores)
 
@@ -289,12 +303,7 @@ def _without_negatives(rows: Floats, scores: Floats, negatives: Sequence[Floats]
 
 
 def _linear(method: str, rows: Floats, targets: Targets) -> Linear:
-    lonely = [k for k, column in enumerate(targets.T) if not (column < 0).any()]
-    if lonely:
-        raise LabelsError(
-            f"a {method} head needs counter-examples of each class: give a second class, or "
-            "examples marked no; prototype and knn work without"
-        )
+    _check_sides(method, targets)
     solve: Callable[[Floats, Targets], tuple[Floats, Floats]]
     solve = _ridge if method == "ridge" else _logistic
     if (targets != OPEN).all():
@@ -306,6 +315,31 @@ def _linear(method: str, rows: Floats, targets: Targets) -> Linear:
     return Linear(*(np.concatenate([part[i] for part in parts]) for i in (0, 1)))
 
 
+def _check_sides(method: str, targets: Targets) -> None:
+    if not all((column < 0).any() for column in targets.T):
+        raise LabelsError(
+            f"a {method} head needs counter-examples of each class: give a second class, or "
+            "examples marked no; prototype and knn work without"
+        )
+
+
+def _agile(rows: Floats, targets: Targets, weak: Floats) -> Linear:
+    """A head for each class by itself, against its counter-examples and weak negatives: rows that
+    nobody has looked at, nearly all of which are of other kinds (Dumoulin et al., 2025)."""
+    if not len(weak):
+        _check_sides("agile", targets)
+    heads = []
+    for column in targets.T:
+        marked = column != OPEN
+        share = np.full(len(weak), _WEAK_WEIGHT / max(1, len(weak)))
+        answers = np.concatenate([column[marked] == YES, np.zeros(len(weak), bool)])
+        weights = np.concatenate([np.ones(marked.sum()), share])
+        for side in (answers, ~answers):  # of equal weight, as much as all that is marked
+            weights[side] *= marked.sum() / weights[side].sum()
+        heads.append(_logistic_head(np.concatenate([rows[marked], weak]), answers, weights))
+    return Linear(*(np.concatenate(part) for part in zip(*heads, strict=True)))
+
+
 def _ridge(rows: Floats, targets: Targets) -> tuple[Floats, Floats]:
     from sklearn.linear_model import RidgeCV
 
@@ -314,19 +348,25 @@ def _ridge(rows: Floats, targets: Targets) -> tuple[Floats, Floats]:
 
 
 def _logistic(rows: Floats, targets: Targets) -> tuple[Floats, Floats]:
-    from sklearn.linear_model import LogisticRegression
-
     classes = targets.shape[1]
     single = classes > 2 and ((targets == YES).sum(axis=1) == 1).all()
     answers = [targets.argmax(axis=1)] if single else [column == YES for column in targets.T]
-    weights, offsets = [], []
-    for answer in answers:
-        # Directions have length one: C = 30 is what C = 30 / d would be for standardised numbers.
-        head: Any = LogisticRegression(C=30.0, class_weight="balanced", max_iter=300)
-        head.fit(rows, answer)
-        weights.append(head.coef_)
-        offsets.append(head.intercept_)
+    heads = [_logistic_head(rows, answer) for answer in answers]
+    weights, offsets = zip(*heads, strict=True)
     return np.concatenate(weights), np.concatenate(offsets)
+
+
+def _logistic_head(
+    rows: Floats, answer: npt.NDArray[Any], weights: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """(weights, offsets) of classes by their answers (n,). weights: (n,) of each row; without them
+    each class weighs the same."""
+    from sklearn.linear_model import LogisticRegression
+
+    balance = "balanced" if weights is None else None
+    head: Any = LogisticRegression(C=_STRENGTH, class_weight=balance, max_iter=300)
+    head.fit(rows, answer, weights)
+    return head.coef_, head.intercept_
 
 
 def _sampled(targets: Targets) -> npt.NDArray[np.int64]:

@@ -1,0 +1,223 @@
+"""Rows that should be marked next: which they are, and that marking them finds a class."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import penult
+from penult.analysis.space import RAW, fit
+from penult.collection.collection import Collection
+from penult.embedding.embedder import Embedder
+from penult.errors import LabelsError
+from penult.fewshot.classspace import ClassSpace
+from penult.fewshot.examples import Examples
+from penult.fewshot.predictions import Location
+from penult.fewshot.suggestions import Ranking, Suggestion, answer_suggestions, suggest
+from test_cli import ask
+
+CLIPS = Path(penult.__file__).parent / "demo" / "clips"
+DIM = 8
+
+
+def rows(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)
+
+
+def ranking(vectors: np.ndarray) -> Ranking:
+    """Of a class with the rows 0 and 1; row 2 is none, row 3 is of another class, row 4 unsure."""
+    examples = Examples.empty(DIM)
+    for name, places, mark in (("c", [0, 1], "yes"), ("c", [2], "no"), ("d", [3], "yes"),
+                               ("c", [4], "unsure"), ("d", [5], "no")):  # fmt: skip
+        keys = [(f"{place:03}", "whole") for place in places]
+        examples = examples.with_marks(name, keys, vectors[places], mark)
+    return Ranking.of(examples, "c", fit(RAW, vectors), vectors[6:])
+
+
+def places(n: int) -> list[Location]:
+    return [Location(f"{i:03}", "whole") for i in range(n)]
+
+
+def test_three_in_five_are_likely_and_the_others_uncertain_or_different() -> None:
+    vectors = rows(200)
+    one = ranking(vectors)
+    found = one.best([(places(200), vectors)], 20)
+    assert [s.reason for s in found] == ["likely"] * 12 + ["uncertain"] * 4 + ["different"] * 4
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = 1 / (1 + np.exp(-one.scorer(unit)[:, 0]))
+    asked = [i for i in range(200) if i not in (0, 1, 2, 3, 4)]  # 5 is open: not known to be no c
+    order = sorted(asked, key=lambda i: -scores[i])
+    numbers = [int(s.id) for s in found]
+    assert numbers[:12] == order[:12]
+    assert np.allclose([s.score for s in found], scores[numbers])
+    nearest_half = sorted(set(order) - set(order[:12]), key=lambda i: abs(scores[i] - 0.5))
+    assert set(numbers[12:16]) == set(nearest_half[:4])
+    assert np.allclose([s.similarity for s in found], (unit[numbers] @ unit[:2].T).max(axis=1))
+    # Different ones: each is the farthest from what is marked or suggested, among likely rows.
+    pool = [i for i in order[: 12 + 40] if i not in numbers[:16]]
+    near = [0, 1, 2, 3, *numbers[:16]]
+    for number in numbers[16:]:
+        best = min(pool, key=lambda i: float((unit[i] @ unit[near].T).max()))
+        assert number == best
+        pool.remove(best)
+        near.append(best)
+
+
+@pytest.mark.parametrize("size", [1, 7, 199, 200, 500])
+def test_suggestions_do_not_depend_on_batches(size: int) -> None:
+    vectors = rows(200)
+    one = ranking(vectors)
+    batches = [(places(200)[i : i + size], vectors[i : i + size]) for i in range(0, 200, size)]
+    found, whole = one.best(batches, 11), one.best([(places(200), vectors)], 11)
+    assert [(s.id, s.reason) for s in found] == [(s.id, s.reason) for s in whole]
+    assert np.allclose([s.score for s in found], [s.score for s in whole])
+
+
+@pytest.mark.parametrize("k", [1, 4, 5, 195, 300])
+def test_there_are_k_of_them_or_all_that_are_left(k: int) -> None:
+    vectors = rows(200)
+    vectors[50] = np.nan
+    found = ranking(vectors[np.r_[:50, 51:200]]).best([(places(200), vectors)], k)
+    ids = [s.id for s in found]
+    assert len(ids) == len(set(ids)) == min(k, 194)
+    assert not {"000", "001", "002", "003", "004", "050"} & set(ids)
+
+
+def test_annotations_of_one_span_are_one_question() -> None:
+    vectors = np.repeat(rows(30), 2, axis=0)
+    spans = [Location(f"{i // 2:03}", f"0-1#{i % 2 + 1}" if i % 2 else "0-1") for i in range(60)]
+    examples = Examples.empty(DIM).with_marks("c", [("003", "0-1#2")], vectors[6:7])
+    one = Ranking.of(examples, "c", fit(RAW, vectors), vectors)
+    found = one.best([(spans, vectors)], 40)
+    assert Counter(s.id for s in found) == Counter(f"{i:03}" for i in range(30) if i != 3)
+
+
+def test_what_is_refused() -> None:
+    vectors = rows(20)
+    with pytest.raises(LabelsError, match="k = 0"):
+        ranking(vectors).best([(places(20), vectors)], 0)
+    with pytest.raises(LabelsError, match=r"class 'e' has no example.*there are c"):
+        examples = Examples.empty(DIM).with_marks("c", [("0", "whole")], vectors[:1])
+        Ranking.of(examples, "e", fit(RAW, vectors), vectors)
+    with pytest.raises(LabelsError, match="counter-examples"):
+        Ranking.of(examples, "c", fit(RAW, vectors), vectors[:0])
+
+
+# ---- through a collection
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "words.lance"
+    embedder = Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
+    Collection.open(path).add(embedder, CLIPS / "clips.csv")
+    return path
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    path = Path(shutil.copytree(made, tmp_path / "words.lance"))
+    assert ask("teach", path, "zero", CLIPS / "zero_british-man.flac").code == 0
+    return path
+
+
+def test_suggest_tells_why_and_how_to_mark(store: Path) -> None:
+    done = ask("suggest", store, "zero", "-k", 10, "--json")
+    found = done.json["suggestions"]
+    assert done.json["class"] == "zero"
+    assert Counter(one["reason"] for one in found) == {"likely": 6, "uncertain": 2, "different": 2}
+    assert not any("zero_british-man" in one["id"] for one in found)
+    assert found[0]["metadata"]["voice"]
+    shown = ask("suggest", store, "zero", "-k", 10)
+    lines = shown.out.splitlines()
+    assert lines[0].split()[:4] == ["why", "score", "similarity", "item"]
+    for line, one in zip(lines[1:], found, strict=True):
+        figures = (f"{one[name]:.3f}" for name in ("score", "similarity"))
+        assert line.split()[:3] == [one["reason"], *figures]
+        assert Path(one["id"]).name in line
+    # The command that is printed marks the first one, which does not come again.
+    command = shlex.split(shown.err.split("to mark one: penult ")[1].split(" (or")[0])
+    assert ask(*command).code == 0
+    after = ask("suggest", store, "zero", "-k", 10, "--json").json["suggestions"]
+    assert found[0]["id"] not in [one["id"] for one in after]
+    classes = ask("classes", store, "--json").json["classes"]
+    assert classes[0]["yes"] == 2
+
+
+def test_no_and_unsure_are_answers_too(store: Path) -> None:
+    first, second = (s.id for s in suggest(ClassSpace(Collection.open(store)), "zero", 2))
+    ask("teach", store, "zero", first, "--mark", "no")
+    ask("teach", store, "zero", second, "--mark", "unsure")
+    left = [s.id for s in suggest(ClassSpace(Collection.open(store)), "zero", 1000)]
+    count = Collection.open(store).count
+    assert len(left) == count - 3 and not {first, second} & set(left)
+
+
+def test_suggest_into_files(store: Path, tmp_path: Path) -> None:
+    where = "voice = 'scottish-man'"
+    done = ask("suggest", store, "zero", "--where", where, "--out", tmp_path / "ask.csv")
+    assert done.code == 0, done.err
+    lines = list(csv.DictReader((tmp_path / "ask.csv").open()))
+    assert {line["voice"] for line in lines} == {"scottish-man"}
+    assert {line["class"] for line in lines} == {"zero"}
+    asked = ask("suggest", store, "zero", "--where", where, "--json").json["suggestions"]
+    assert [line["path"] for line in lines] == [one["id"] for one in asked]
+    assert [line["reason"] for line in lines] == [one["reason"] for one in asked]
+    again = ask("suggest", store, "zero", "--out", tmp_path / "ask.csv")
+    assert again.code == 2 and "--overwrite" in again.error
+    assert ask("suggest", store, "zero", "--out", tmp_path / "ask.doc").code == 2
+
+
+def test_suggest_windows_as_a_raven_table(tmp_path: Path) -> None:
+    words = ("three_scottish-man", "zero_british-man", "three_british-man", "five_british-man")
+    sounds = [soundfile.read(CLIPS / f"{word}.flac") for word in words]
+    long, store = tmp_path / "long.wav", tmp_path / "long.lance"
+    soundfile.write(long, np.concatenate([sound for sound, _ in sounds]), sounds[0][1])
+    done = ask("embed", "demo", long, "--into", store, "--tap", "prelogits", "--window", "400ms",
+               "--hop", "200ms")  # fmt: skip
+    assert done.code == 0, done.err
+    assert ask("teach", store, "three", long, "--start", 0, "--end", 0.4).code == 0
+    assert ask("suggest", store, "three", "-k", 3, "--out", tmp_path / "a.txt").code == 0
+    lines = list(csv.DictReader((tmp_path / "a.txt").open(), delimiter="\t"))
+    found = ask("suggest", store, "three", "-k", 3, "--json").json["suggestions"]
+    assert [float(line["Begin Time (s)"]) for line in lines] == [one["start"] for one in found]
+    shown = ask("suggest", store, "three", "-k", 3)
+    command = shlex.split(shown.err.split("to mark one: penult ")[1].split(" (or")[0])
+    before = Collection.open(store).count
+    assert ask(*command).code == 0
+    assert Collection.open(store).count == before  # the mark is of the row, not of a new one
+
+
+def test_suggest_refuses_by_a_sentence(store: Path, tmp_path: Path) -> None:
+    done = ask("suggest", store, "apple")
+    assert done.code == 2 and "'apple' has no example" in done.error and "zero" in done.error
+    assert ask("suggest", store, "zero", "-k", 0).code == 2
+    ask("classes", store, "--save", tmp_path / "words.npz")
+    done = ask("suggest", tmp_path / "words.npz", "zero")
+    assert done.code == 2 and "no rows to suggest" in done.error
+    done = ask("suggest", store, "zero", "--where", "voice = 'nobody'")
+    assert done.code == 0 and "no row is left to mark" in done.out
+
+
+def test_ten_answers_find_most_of_a_class(store: Path) -> None:
+    space = ClassSpace(Collection.open(store))
+
+    def truth(one: Suggestion) -> str:
+        return "yes" if one.metadata["word"] == "zero" else "no"
+
+    members = Collection.open(store).count - sum(
+        1 for s in suggest(space, "zero", 10_000) if s.metadata["word"] != "zero"
+    )
+    given = answer_suggestions(space, "zero", truth, answers=12, batch=4)
+    assert len(given) == 12 and len({one.id for one, _ in given}) == 12
+    found = sum(mark == "yes" for _, mark in given)
+    assert found >= 0.7 * (members - 1)
+    marks = {c.name: (c.yes, c.no) for c in ClassSpace(Collection.open(store)).classes}
+    assert marks["zero"] == (1 + found, 12 - found)
