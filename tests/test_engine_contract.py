@@ -21,14 +21,14 @@ from penult.engines.batching import ALONE, Batch
 from penult.engines.graph_cache import Graphs
 from penult.engines.openvino import OpenVinoEngine, multiplies_bf16
 from penult.engines.parity import compare
-from penult.engines.torch import TorchEngine
+from penult.engines.torch import TorchEngine, open_torch
 from penult.errors import EngineError
 from penult.models.base import digest
 from zoo import AUDIO, save_audio, save_image, save_text, save_video
 
 ENGINES: dict[str, tuple[str, Any]] = {
     "torch f32": (EXACT, lambda q: TorchEngine(q.classifier, q.readings)),
-    "torch bf16": (FAST, lambda q: TorchEngine(q.classifier, q.readings, arithmetic="bf16")),
+    "torch bf16": (FAST, open_torch),
     "openvino f32": (EXACT, OpenVinoEngine),
     "openvino bf16": (FAST, OpenVinoEngine),
 }

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
+import transformers
 
 import penult.engines.autoselect as choosing
 from conftest import RATE, clip
@@ -22,7 +24,7 @@ from penult.engines.base import PRECISIONS, EngineRequest, Readout
 from penult.engines.batching import Batch
 from penult.engines.parity import compare, cosine, relative_error
 from penult.engines.registry import EngineMode
-from penult.engines.torch import TorchEngine
+from penult.engines.torch import TorchEngine, with_rounded_weights
 from penult.errors import EngineError, ModelError, UsageError
 from penult.models.specs import load
 from test_batching import Small, calls_of
@@ -38,6 +40,45 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("PENULT_CACHE", str(folder))
     return folder
+
+
+def test_weights_are_rounded_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in each pass, which gives what torch's autocast gives, to the bit."""
+    monkeypatch.setenv("PENULT_CACHE", str(tmp_path))
+    monkeypatch.setattr("penult.engines.torch.multiplies_bf16", lambda device: True)
+    emb = Embedder.from_classifier(load(tiny), engine="torch", precision="fast", device="cpu")
+    found = emb.embed(CLIPS[:2], alone=True)
+    types = {one.dtype for one in emb.runner.engine._module.parameters()}  # type: ignore[attr-defined]
+    assert types == {torch.float32, torch.bfloat16}  # norms stay
+    model = transformers.AutoModelForAudioClassification.from_pretrained(tiny).eval()
+    prepare = transformers.AutoFeatureExtractor.from_pretrained(tiny)
+    for wave, vector in zip(CLIPS, found, strict=False):
+        inputs = prepare(wave, sampling_rate=RATE, return_tensors="pt")
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            hidden = model.base_model(**inputs).last_hidden_state
+        np.testing.assert_array_equal(vector, hidden.float().mean(1)[0].numpy())
+
+
+class Tied(torch.nn.Module):
+    """A product with a table of embeddings, and one with weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5, bias=False)
+        self.own, self.norm = torch.nn.Linear(4, 4), torch.nn.LayerNorm(4)
+        self.last.weight = self.table.weight
+
+
+def test_which_weights_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    tied = Tied()
+    copied = with_rounded_weights(tied)
+    assert copied is not None and copied.own.weight.dtype == torch.bfloat16
+    assert copied.last.weight is copied.table.weight is tied.table.weight
+    assert copied.norm.weight is tied.norm.weight and tied.own.weight.dtype == torch.float32
+    monkeypatch.setattr("penult.engines.torch.free_memory", lambda: 100)
+    assert with_rounded_weights(tied) is None
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,8 @@ class Embedder:
                 elif engine == AUTO and not ahead and self._may_change:
                     self._engage(portfolio=EnginePortfolio(self._trial([]), self.precision))
                 else:
-                    regions = sample.regions(self.runner, SAMPLED)
+                    batches = 2 if engine == AUTO else 1  # one alone is held, and not timed
+                    regions = sample.regions(self.runner, SAMPLED, batches)
                     long = [one for one in regions if not is_too_short(self.runner, one.samples)]
                     items = [one.inputs.tensors for one in long]
                     trial = self._trial(items or [self.classifier.example().tensors])

@@ -74,16 +74,16 @@ class SourceSample:
                     break
         return found
 
-    def regions(self, runner: Runner, count: int) -> list[PreparedRegion]:
+    def regions(self, runner: Runner, count: int, batches: int) -> list[PreparedRegion]:
         """At most `count` prepared regions of the run, spread over its first items. Fewer where
-        they are large: enough to be timed."""
+        they are more than so many batches."""
         entries = islice(self.source, max(count, ENTRIES))
         first = [entry for entry in entries if not isinstance(entry, Failure)]
         describe = headers_in_workers(self.decoding.briefly)
         divided = self.layout.of(first, runner.classifier.input, describe)
         regions = [entry for entry in divided if isinstance(entry, tuple)]
         found: list[PreparedRegion] = []
-        size, enough = 0, 2 * runner.budget * count / 8
+        size, enough = 0, batches * runner.budget
         for ready in self._prepared(runner, regions[:: max(1, len(regions) // count)]):
             found.append(ready)
             size += ready.size

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from penult.data.notes import CachedNote
@@ -168,15 +169,15 @@ def choose(trial: EngineTrial, engine: str, precision: str) -> tuple[EngineChoic
         EngineError: the engine cannot run this model at this precision.
         MissingExtra: it is not installed.
     """
-    items, rows = _runnable_items(trial)
-    trial = replace(trial, items=items)
-    if engine == AUTO and not trial.items:
-        return trial.as_native()
     key = _key(trial, engine, precision)
     note = trial.graphs.recall(key)
-    if note is not None and (known := _confirmed(trial, note, precision, rows)):
+    if note is not None and (known := _confirmed(trial, note, precision)):
         return known
-    measured = _measure(trial, engine, precision)
+    items, rows = _runnable_items(trial)
+    if engine == AUTO and not items:
+        return trial.as_native()
+    trial = replace(trial, items=items)
+    measured = _measure(trial, engine, precision, rows)
     best = min(measured.modes, key=lambda name: measured.seconds[name])
     choice = measured.choice(measured.modes[best])
     trial.graphs.note(key, {**choice.to_dict(), _GRAPHS: trial.graphs.hashes})
@@ -187,10 +188,11 @@ _GRAPHS = "graphs"  # of a note: the hashes of the graphs that were measured
 
 
 def _confirmed(
-    trial: EngineTrial, note: CachedNote, precision: str, reference: Rows
+    trial: EngineTrial, note: CachedNote, precision: str
 ) -> tuple[EngineChoice, Engine] | None:
-    """The choice of an earlier run, its parity measured again on the items of this one; None where
-    it does not hold any more. reference: the items' rows in the native engine."""
+    """The choice of an earlier run, its parity measured again on the smallest items of this one;
+    None where it does not hold any more."""
+    few = sorted(trial.items, key=_size)[:CONFIRMED]
     try:
         known = EngineChoice.from_dict(note.answer, trial.native_mode)
         engine = trial.open(known.mode)
@@ -199,7 +201,8 @@ def _confirmed(
             return None
         if known.mode == trial.native_mode:
             return replace(known, kept=note.when), engine
-        parity = compare(_run(engine, known.policy, trial.items)[0], reference)
+        items, reference = _runnable_items(replace(trial, items=few))
+        parity = compare(_run(engine, known.policy, items)[0], reference)
     except Exception as error:  # an engine may raise anything on a graph that it does not take
         log.info("the choice of %s is measured anew: %s", note.when, cause(error))
         return None
@@ -222,17 +225,18 @@ def _key(trial: EngineTrial, engine: str, precision: str) -> list[Any]:
     ]
 
 
-def _measure(trial: EngineTrial, engine: str, precision: str) -> _Measurements:
-    """Every candidate measured, those that agree with the native engine kept.
+def _measure(trial: EngineTrial, engine: str, precision: str, reference: Rows) -> _Measurements:
+    """Every candidate measured, those that agree with the native engine kept. reference: the items'
+    rows in that one.
 
     Raises:
         EngineError: none is left. MissingExtra: the engine is not installed.
     """
-    measured = _Measurements(trial, precision)
+    measured = _Measurements(trial, precision, reference)
     if engine != AUTO:
         if reason := missing(engine):
             raise MissingExtra(reason)
-        measured.try_engine(find_spec_for(trial.classifier, engine))
+        measured.try_engine(find_spec_for(trial.classifier, engine), timed=False)
     else:
         for spec in candidates(trial.classifier, trial.device):
             if not missing(spec.name):  # what is not installed is no candidate, and no news
@@ -259,27 +263,25 @@ def _runnable_items(trial: EngineTrial) -> tuple[list[Any], Rows]:
 class _Measurements:
     """Modes that were tried on the same items."""
 
-    def __init__(self, trial: EngineTrial, precision: str) -> None:
-        self._trial, self._precision = trial, precision
+    def __init__(self, trial: EngineTrial, precision: str, reference: Rows) -> None:
+        self._trial, self._precision, self._reference = trial, precision, reference
         self.modes: dict[str, EngineMode] = {}
         self.engines: dict[str, Engine] = {}
         self.seconds: dict[str, float] = {}
         self.dropped: dict[str, str] = {}
         self._parities: dict[str, Parity] = {}
-        policy = trial.find_policy()
-        self._policies: dict[str, BatchPolicy] = {trial.native_mode.words: policy}
-        self._reference, _ = _run(trial.native, policy, trial.items)
+        self._policies: dict[str, BatchPolicy] = {trial.native_mode.words: trial.find_policy()}
 
-    def try_engine(self, spec: EngineSpec) -> None:
-        """Try an engine's modes until one holds the precision."""
+    def try_engine(self, spec: EngineSpec, timed: bool = True) -> None:
+        """Try an engine's modes until one holds the precision. timed: others are tried, too."""
         for mode in modes_of(spec, self._precision):
-            if self.try_mode(mode):
+            if self.try_mode(mode, timed):
                 return
 
-    def try_mode(self, mode: EngineMode) -> bool:
+    def try_mode(self, mode: EngineMode, timed: bool = True) -> bool:
         """Try one mode; whether it agrees with the native engine in fp32."""
         try:
-            engine, rows = self._opened(mode)
+            engine, (rows, seconds) = self._opened(mode)
             parity = compare(rows, self._reference)
         except Exception as error:  # an engine may raise anything on a model that it can't run
             self.dropped[mode.words] = cause(error)
@@ -288,18 +290,21 @@ class _Measurements:
             self.dropped[mode.words] = f"{parity.words}, and {self._precision} asks for more"
             return False
         self._parities[mode.words] = parity
-        self.seconds[mode.words] = _run(engine, self._policies[mode.words], self._trial.items)[1]
+        if timed:  # a first pass is often slower than later ones
+            seconds = _run(engine, self._policies[mode.words], self._trial.items)[1]
+        self.seconds[mode.words] = seconds
         self.modes[mode.words], self.engines[mode.words] = mode, engine
         return True
 
-    def _opened(self, mode: EngineMode) -> tuple[Engine, Rows]:
-        """The engine of a mode, and the rows that it gives, in batches that it may have."""
+    def _opened(self, mode: EngineMode) -> tuple[Engine, tuple[Rows, float]]:
+        """The engine of a mode, and the rows that it gives, in batches that it may have, in so
+        many seconds."""
         trial, engine = self._trial, self._trial.open(mode)
         if mode != trial.native_mode:
             bar = mode.batch_error(self._precision) / 2
             policy = find_batch_policy(trial.classifier, engine, trial.find_policy(), bar)
             self._policies[mode.words] = policy
-        return engine, _run(engine, self._policies[mode.words], trial.items)[0]
+        return engine, _run(engine, self._policies[mode.words], trial.items)
 
     def choice(self, mode: EngineMode) -> EngineChoice:
         """The choice of a mode."""
@@ -331,4 +336,10 @@ def _run(engine: Engine, policy: BatchPolicy, items: Sequence[Any]) -> tuple[Row
     return [rows[i] for i in range(len(items))], time.perf_counter() - began
 
 
+def _size(item: Any) -> int:
+    """Numbers in an item's inputs."""
+    return sum(prod(value.shape) for value in item.values())
+
+
 _TOGETHER = 4  # items in a batch
+CONFIRMED = 2  # items on which a kept choice is measured again

@@ -33,7 +33,7 @@ from penult.models.synthetic import content_of
 BAR = 5e-6  # relative; half of what the law allows, since the probe's items are few and short
 
 # Sizes of the probe's items relative to the usual example, each with another number of frames; a
-# twin of the last one makes them four.
+# twin of the last one makes them four, for batches of equal lengths.
 _SIZES = (0.313, 0.787, 0.471)
 _SHORTER_FAILS = (1, 2, 4)  # a model that takes no item that short is tried with longer ones
 
@@ -43,9 +43,10 @@ def find_batch_policy(
 ) -> BatchPolicy:
     """The policy that holds the padding law for this model, readings and engine.
 
-    Measured on four short items: each alone, then all of them together in two orders. first: the
-    policy that holds in torch, for an engine that runs the same passes: only it and lesser ones are
-    tried. bar: the largest relative difference that the engine's precision allows.
+    Measured on short items, two of them of one size: each alone, then those that may share a batch
+    together, in two orders. first: the policy that holds in torch, for an engine that runs the same
+    passes: only it and lesser ones are tried. bar: the largest relative difference that the
+    engine's precision allows.
     """
     taken = _taken(classifier, engine)
     if taken is None:
@@ -54,9 +55,9 @@ def find_batch_policy(
     errors: dict[str, float] = {}
     candidates = _candidates(classifier, items) if first is None else _lesser(first)
     for policy in candidates:
-        chosen = slice(None) if policy.pads or not policy.axes else slice(2, None)
+        chosen = slice(3) if policy.pads else slice(2, None) if policy.axes else slice(None)
         name = f"{policy.name}, left" if policy.left else policy.name
-        errors[name] = disagreement(engine, policy, items[chosen], alone[chosen])
+        errors[name] = disagreement(engine, policy, items[chosen], alone[chosen], bar)
         if errors[name] <= bar:
             shortest = min(policy.length(item) for item in items) if policy.pads else 0
             return BatchPolicy(policy.name, policy.axes, policy.fill, policy.left, shortest, errors)
@@ -64,11 +65,18 @@ def find_batch_policy(
 
 
 def disagreement(
-    engine: Engine, policy: BatchPolicy, items: Sequence[Tensors], alone: Sequence[Readout]
+    engine: Engine,
+    policy: BatchPolicy,
+    items: Sequence[Tensors],
+    alone: Sequence[Readout],
+    bar: float = float("inf"),
 ) -> float:
-    """By how much items together differ from each alone, in both orders; inf: it does not run."""
+    """By how much items together differ from each alone, in both orders; inf: it does not run.
+    Above the bar in the first order, the second one is not run."""
     worst = 0.0
     for order in (range(len(items)), range(len(items) - 1, -1, -1)):
+        if worst > bar:
+            break
         try:
             together = engine(policy.batch([items[i] for i in order]))
             together.require_rows(len(order), None)

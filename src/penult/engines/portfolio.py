@@ -41,11 +41,12 @@ from penult.memory import in_words
 log = logging.getLogger(__name__)
 OPENING = 1.0  # seconds to open a recorded graph and to measure how batches are padded in it
 RECORDING = (1.0, 2e-8)  # seconds, and seconds for each number of the weights, to record a graph
-WORTH = {EXACT: 5.0, FAST: 1.0}  # a recording's seconds: as many of work, or more, are worth it
+WORTH = {EXACT: 5.0, FAST: 14.0}  # times a recording's seconds: as much work is worth it, or more
 UNKNOWN = 5.0  # seconds of work behind which a run of unknown length is taken for a long one
 INLINE = 60.0  # seconds of work that are worth a recording during which no row is made
 COPIES, SPACE = 4, 1 << 30  # times the weights, and bytes besides: memory of a recording
 CLEAR, AHEAD = 1.15, 1.02  # times as fast: clear from one pair; enough for the middle of PAIRS
+CLEARLY_SLOW = 0.5  # times as fast, from one pair: a first pass is often slower than later ones
 PAIRS = 3
 ITEMS = 2  # on as many at least another engine is held against the native one
 AGAIN = 48  # batches until engines are compared again; doubled each time that nothing changes
@@ -174,7 +175,8 @@ class EnginePortfolio:
             one = self._challenger
             if one is None:
                 return self._row_of(self._leader, passes, sizes)[0]
-            return (self._held if one.parity is None else self._paired)(one, passes, sizes)
+            held = one.parity is not None or one is self._native
+            return (self._paired if held else self._held)(one, passes, sizes)
         finally:
             self._turn.release()
 
@@ -213,9 +215,11 @@ class EnginePortfolio:
 
     def _held(self, one: Contender, passes: Passes, sizes: Sequence[int]) -> Rows:
         """A batch in a challenger and in the native engine, in fp32; of one that held it in an
-        earlier run with the same graph, the smallest item alone."""
+        earlier run with the same graph, the smallest item alone; of a second batch, the smallest
+        of as many as are still asked for."""
         whole = range(len(sizes))
-        at = [min(whole, key=lambda i: sizes[i])] if one.kept and len(sizes) > 1 else whole
+        few = 1 if one.kept else ITEMS - len(one.found) if one.found else len(sizes)
+        at = sorted(whole, key=lambda i: sizes[i])[:few]
         expected, usual = self._timed(self._native, passes, sizes, at)
         try:
             if len(sizes) > 1:
@@ -235,13 +239,15 @@ class EnginePortfolio:
             self._count(self._native, len(sizes))
             return expected
         self._count(one, len(sizes))
+        if self._leader is self._native and len(at) == len(sizes):
+            one.pairs.append(rate / usual)
         if len(one.found) >= ITEMS or one.kept:
             one.parity, one.found, one.expected = parity, [], []
             self._agreed.append(one)
             if one.kept and self._leader.kept and one.kept.rate > self._leader.kept.rate:
                 self._lead(one)
-            elif self._leader is self._native and len(at) == len(sizes):
-                self._weigh(one, rate / usual)
+            elif one.pairs:
+                self._weigh(one)
             else:
                 one.single = rate
         return found
@@ -253,15 +259,15 @@ class EnginePortfolio:
         if turn is one:
             one.single = rate
         elif rate:
-            self._weigh(one, one.single / rate)
+            one.pairs.append(one.single / rate)
+            self._weigh(one)
         return found
 
-    def _weigh(self, one: Contender, times: float) -> None:
-        """One pair more: decide where it is clear."""
+    def _weigh(self, one: Contender) -> None:
+        """Decide where the pairs are clear."""
         one.single = 0.0
-        one.pairs.append(times)
         middle = median(one.pairs)
-        if 1 / CLEAR < middle < CLEAR and len(one.pairs) < PAIRS:
+        if CLEARLY_SLOW < middle < CLEAR and len(one.pairs) < PAIRS:
             return
         if middle > AHEAD:
             self._lead(one)
@@ -307,9 +313,13 @@ class EnginePortfolio:
             any(self._begins(prospect, due) for prospect in list(self._prospects))
         if self._challenger is None:
             self._challenger, self._opened = self._opened, None
-        others = [one for one in self._agreed if one is not self._leader]
+        others = [one for one in self._agreed if self._may_be_faster(one)]
         if self._challenger is None and due and others:
             self._challenger = max(others, key=lambda one: one.rate)
+
+    def _may_be_faster(self, one: Contender) -> bool:
+        f32 = one.mode.arithmetic == "f32" != self._leader.mode.arithmetic
+        return one is not self._leader and not f32
 
     def _is_slower(self) -> bool:
         rates = self._leader.rates

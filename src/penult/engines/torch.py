@@ -6,6 +6,7 @@ Hidden states are captured by hooks, pooled inside the pass and never leave it.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import cache
@@ -29,7 +30,8 @@ from penult.engines.pooling import pool
 from penult.engines.positions import FilledPositions, frame_mask, masked_norms, own_frames
 from penult.errors import EngineError
 from penult.locking import HomeProcess, lock_of
-from penult.models.base import Classifier
+from penult.memory import free_memory
+from penult.models.base import Classifier, is_live
 from penult.tracing.head import logits_of
 from penult.tracing.hooks import Calls, captured
 from penult.tracing.spots import Tap
@@ -186,9 +188,49 @@ def open_torch(request: EngineRequest) -> Engine:
     Raises:
         EngineError: bfloat16 where the processor has no instructions for it.
     """
-    if request.arithmetic == "bf16" and not multiplies_bf16(request.device):
-        raise EngineError("bfloat16 is no faster than fp32 here")
-    return TorchEngine(request.classifier, request.readings, request.device, request.arithmetic)
+    module = None
+    if request.arithmetic == "bf16":
+        if not multiplies_bf16(request.device):
+            raise EngineError("bfloat16 is no faster than fp32 here")
+        live = is_live(request.classifier)  # its weights may change
+        measured = any(reading.entry for reading in request.readings)  # which is done in fp32
+        if request.device == "cpu" and not live and not measured:
+            module = with_rounded_weights(request.classifier.module)
+    return TorchEngine(
+        request.classifier, request.readings, request.device, request.arithmetic, module
+    )
+
+
+_ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d)  # by type: a subclass may do anything
+_SHARE = 4  # of the memory that is free, a copy takes a part of this at most
+
+
+def with_rounded_weights(module: nn.Module) -> nn.Module | None:
+    """A copy for autocast, with the weights of products in bfloat16, which autocast else rounds
+    anew in each pass; everything else is shared. None where there is no memory for it, or nothing
+    to round, or the module cannot be copied.
+
+    A weight that something else has too, as tied embeddings, stays as it is.
+    """
+    owners = Counter(id(p) for one in module.modules() for p in one._parameters.values())
+    rounded = [
+        parameter
+        for one in module.modules()
+        if type(one) in _ROUNDED
+        for parameter in one._parameters.values()
+        if parameter is not None and parameter.dtype == torch.float32 and owners[id(parameter)] == 1
+    ]
+    if not rounded or 2 * _SHARE * sum(p.numel() for p in rounded) > free_memory():
+        return None
+    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    with torch.no_grad():
+        for parameter in rounded:
+            shared[id(parameter)] = nn.Parameter(parameter.bfloat16(), requires_grad=False)
+    try:
+        with lock_of(module):  # no hooks of a pass that is under way
+            return copy.deepcopy(module, shared)
+    except Exception:  # of a module that anyone wrote
+        return None
 
 
 def _floats(hidden: Tensor) -> Tensor:

@@ -80,31 +80,32 @@ class VerifiedEngine:
             return self._engine(batch, logits)
         if self._range.refuses(low, high):
             return self._native()(batch, logits)
-        found = self._compared(batch, low, high)
-        return found if logits else Readout(nothing(batch), found.vectors)
+        return self._compared(batch, low, high, logits)
 
-    def _compared(self, batch: Batch, low: int, high: int) -> Readout:
-        began = time.perf_counter()
-        expected = self._native()(batch)
-        self.aside += time.perf_counter() - began
+    def _compared(self, batch: Batch, low: int, high: int, logits: bool) -> Readout:
         known = self._range.longest > 0
+        at = _extremes(batch)
+        began = time.perf_counter()
+        expected = self._native()(_rows(batch, at))
+        self.aside += time.perf_counter() - began
         try:
             found = self._engine(batch)
             found.require_rows(len(batch), None)
-            rows = [found.row(i) for i in range(len(batch))]
-            same = compare(rows, [expected.row(i) for i in range(len(batch))])
+            rows = [found.row(i) for i in at]
+            same = compare(rows, [expected.row(i) for i in range(len(at))])
         except Exception:
             if not known:  # an engine that runs nothing is told by whoever tries it
                 raise
-            self._note(self._range.with_refused(low, high))
-            return expected
+            return self._refused(batch, low, high, logits)
         if same.cosine >= self._precision.cosine and same.logits <= self._precision.logits:
             self._note(self._range.with_verified(low, high))
-            return found
-        if not known:  # measured, and dropped, by whoever tries it
-            return found
+        elif known:  # else measured, and dropped, by whoever tries it
+            return self._refused(batch, low, high, logits)
+        return found if logits else Readout(nothing(batch), found.vectors)
+
+    def _refused(self, batch: Batch, low: int, high: int, logits: bool) -> Readout:
         self._note(self._range.with_refused(low, high))
-        return expected
+        return self._native()(batch, logits)
 
     def _note(self, found: LengthRange) -> None:
         with self._guard:
@@ -119,6 +120,25 @@ class VerifiedEngine:
             return LengthRange() if note is None else LengthRange(**note.answer)
         except TypeError:
             return LengthRange()
+
+
+def _extremes(batch: Batch) -> list[int]:
+    """The places of the longest item and of the shortest."""
+    lengths = batch.lengths or [1] * len(batch)
+    places = range(len(lengths))
+    return sorted({max(places, key=lengths.__getitem__), min(places, key=lengths.__getitem__)})
+
+
+def _rows(batch: Batch, at: list[int]) -> Batch:
+    """Some of a batch's items, its longest among them."""
+    if len(at) == len(batch):
+        return batch
+    return replace(
+        batch,
+        tensors={name: value[at] for name, value in batch.tensors.items()},
+        lengths=batch.lengths and [batch.lengths[i] for i in at],
+        filled=batch.filled and [batch.filled[i] for i in at],
+    )
 
 
 def _lengths(batch: Batch) -> tuple[int, int]:
