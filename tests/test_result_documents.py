@@ -17,7 +17,7 @@ from penult.cli.output import json_text
 from penult.collection import derived
 from penult.collection.labels import labelled
 from penult.fewshot.events import merged
-from penult.fewshot.zeroshot import verify_collection
+from penult.fewshot.trials import verify_collection
 from test_cli import ask
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"

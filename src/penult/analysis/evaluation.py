@@ -13,17 +13,25 @@ import numpy.typing as npt
 
 from penult.analysis import metrics
 from penult.analysis.bootstrap import Estimate, estimate
-from penult.analysis.candidates import Material, constant, groups_of_classes, sample, usable
+from penult.analysis.candidates import (
+    Material,
+    constant,
+    groups_of_classes,
+    sample,
+    sampled,
+    usable,
+)
 from penult.analysis.episodes import CROWD, WAYS, Rows, TrialPlan, numbered, own_groups, plan
 from penult.analysis.probe import probe_hits
 from penult.analysis.space import RAW, Space, fit
-from penult.analysis.verification import Pairs, cosines, equal_error, find_pairs
+from penult.analysis.verification import cosines, equal_error, find_pairs
 from penult.errors import LabelsError, SpaceError
 
 MOST = 5000  # rows that are measured
 PAIRS = 400_000  # that are compared at most
 HUB_NEIGHBOURS = 10
 NEIGHBOURS = 5
+ERROR = "verification, equal error rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,7 @@ def evaluate(
         SpaceError: values that are not finite, or a space that would see the labels.
     """
     _check_arguments(space, ways)
-    material, names, notes = _material(vectors, labels, groups)
+    named, material, names, notes = _material(vectors, labels, groups)
     rows, classes, row_groups = material.vectors["rows"], material.labels, material.groups
     if ways > (there := len(names)) and ways != WAYS:
         raise LabelsError(f"--ways {ways} asks for more classes than there are: {there}")
@@ -90,13 +98,14 @@ def evaluate(
     trials = plan(classes, row_groups, ways=ways, repeats=5, count=500)
     scores = trials.scores(rows, lambda seen: fitted or fit(space, rows[seen]))
     estimates, more = _estimates(moved, scores, trials)
-    pairs = find_pairs(classes, row_groups, PAIRS)
+    pairs = find_pairs(named.labels, named.groups, PAIRS)  # classes of one group too, as `verify`
     if drawn := pairs.note():
         more = (*more, f"the equal error rate is of {drawn}")
+    error = equal_error(cosines(whole(named.vectors["rows"]), pairs), pairs.same).rate
     return Evaluation(
         space=whole.recipe,
         estimates=estimates,
-        figures=_figures(rows, moved, pairs, trials),
+        figures={ERROR: error, **_figures(rows, moved, trials)},
         items=len(rows),
         classes=len(names),
         groups=len(np.unique(row_groups)),
@@ -143,14 +152,13 @@ def _estimates(
 
 
 def _figures(
-    rows: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], pairs: Pairs, trials: TrialPlan
+    rows: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], trials: TrialPlan
 ) -> dict[str, float]:
-    """The measures without an interval. rows: raw. moved: in the space. pairs: of them."""
+    """The measures without an interval. rows: raw. moved: in the space."""
     classes, row_groups = trials.labels, trials.groups
     clusters = metrics.clustering(moved, classes)
     nearest = metrics.neighbours(moved, classes, row_groups, HUB_NEIGHBOURS)
     return {
-        "verification, equal error rate": equal_error(cosines(moved, pairs), pairs.same).rate,
         **{f"k-means, {name.upper()}": value for name, value in clusters.items()},
         "hubness (skewness of 10-occurrence)": metrics.hubness(nearest.occurrence),
         "RankMe": metrics.rank_me(rows),
@@ -162,7 +170,9 @@ def _material(
     vectors: npt.NDArray[np.float32],
     labels: Sequence[str | None],
     groups: Sequence[str | None] | None,
-) -> tuple[Material, list[str], tuple[str, ...]]:
+) -> tuple[Material, Material, list[str], tuple[str, ...]]:
+    """(the rows that have a class, those of them that are measured, names of their classes,
+    notes)."""
     if len(labels) != len(vectors) or (groups is not None and len(groups) != len(vectors)):
         raise LabelsError(
             f"{len(vectors)} vectors, {len(labels)} labels"
@@ -188,7 +198,7 @@ def _material(
         notes = (*notes, f"{int(rows.sum()):,} of {len(rows):,} rows were measured")
     if not held.all():
         notes = (*notes, f"{int((~held).sum()):,} of {len(held):,} rows have no class")
-    return found.only(rows), names, notes
+    return sampled(material, MOST), found.only(rows), names, notes
 
 
 def _probe(

@@ -1,9 +1,11 @@
-"""Verification: pairs of vectors as same or different, the equal error rate, its threshold."""
+"""Verification: pairs of vectors as same or different; equal error rate, detection cost and Cllr of
+their scores, and scores normalised by a cohort.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,6 +124,20 @@ def equal_error(
             f"an equal error rate needs pairs of both kinds; received {int(positive.sum())} of "
             f"one class and {int((~positive).sum())} of two"
         )
+    found, accepted, thresholds = _rates(values, positive, weights, order)
+    gap = (1.0 - found) - accepted  # from 1 down to −1: the two rates cross once
+    at = int(np.argmax(gap <= 0))
+    share = gap[at - 1] / (gap[at - 1] - gap[at])
+    rate = accepted[at - 1] + share * (accepted[at] - accepted[at - 1])
+    area = float(np.trapezoid(found, accepted))
+    return EqualError(float(rate), float(thresholds[at - 1]), area)
+
+
+def _rates(
+    values: Floats, positive: Flags, weights: Floats | None = None, order: Rows | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """The shares (t + 1,) of pairs of one class, and of two, that are accepted from each of the t
+    different scores on, the largest first (none at all before it); and these scores (t,)."""
     order = np.argsort(-values, kind="stable") if order is None else order
     values, positive = values[order], positive[order]
     weight = np.ones(len(values)) if weights is None else weights[order]
@@ -129,26 +145,195 @@ def equal_error(
     found, accepted = (
         np.append(0.0, np.cumsum(weight * kind)[ends]) for kind in (positive, ~positive)
     )
-    found, accepted = found / found[-1], accepted / accepted[-1]
-    gap = (1.0 - found) - accepted  # from 1 down to −1: the two rates cross once
-    at = int(np.argmax(gap <= 0))
-    share = gap[at - 1] / (gap[at - 1] - gap[at])
-    rate = accepted[at - 1] + share * (accepted[at] - accepted[at - 1])
-    area = float(np.trapezoid(found, accepted))
-    return EqualError(float(rate), float(values[ends[at - 1]]), area)
+    return found / found[-1], accepted / accepted[-1], values[ends]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """Where a detection cost is taken: the prior of a pair of one class, the cost of rejecting such
+    a pair, and of accepting one of two."""
+
+    p_target: float = 0.01
+    miss: float = 1.0
+    false_accept: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p_target < 1:
+            raise LabelsError(f"p_target = {self.p_target}: a prior lies between 0 and 1, as 0.01")
+        if not (0 < self.miss < np.inf and 0 < self.false_accept < np.inf):
+            raise LabelsError(
+                f"costs of {self.miss:g} and {self.false_accept:g}: both are positive, as 1"
+            )
+
+
+USUAL = OperatingPoint()
+
+
+def detection_cost(
+    scores: npt.ArrayLike, same: npt.ArrayLike, point: OperatingPoint = USUAL
+) -> float:
+    """The least cost over all thresholds (minDCF), as a share of that of deciding without a look at
+    the scores: 1 is of no use (NIST speaker recognition evaluation plan, 2016). Needs pairs of
+    both kinds."""
+    values, positive = np.asarray(scores, np.float64), np.asarray(same, bool)
+    found, accepted, _ = _rates(values, positive)
+    missing, accepting = point.miss * point.p_target, point.false_accept * (1 - point.p_target)
+    cost = missing * (1.0 - found) + accepting * accepted
+    return float(cost.min() / min(missing, accepting))
+
+
+def cllr(ratios: npt.ArrayLike, same: npt.ArrayLike) -> float:
+    """The cost of log-likelihood ratios (natural logarithms), in bits: 0 is perfect, 1 what a ratio
+    of one has for all (Brümmer and du Preez, 2006). Needs pairs of both kinds."""
+    values, positive = np.asarray(ratios, np.float64), np.asarray(same, bool)
+    halves = (np.logaddexp(0.0, -values[positive]), np.logaddexp(0.0, values[~positive]))
+    return float(sum(half.mean() for half in halves) / (2 * np.log(2)))
+
+
+def least_cllr(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
+    """The Cllr of the best rising map from scores to ratios, found on these very pairs (isotonic
+    regression): what separation alone allows."""
+    from sklearn.isotonic import IsotonicRegression
+
+    values, positive = np.asarray(scores, np.float64), np.asarray(same, bool)
+    weight = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum())
+    rising = IsotonicRegression(y_min=0.0, y_max=1.0).fit(values, positive, weight)
+    share = np.clip(rising.predict(values), 0.0, 1.0)
+    with np.errstate(divide="ignore"):
+        odds = np.log(share) - np.log1p(-share)
+    return cllr(np.nan_to_num(odds, posinf=_CERTAIN, neginf=-_CERTAIN), positive)
+
+
+_CERTAIN = 1e3  # the logarithm of a ratio without a limit
+_PARTS = 5  # of the names, in which a calibration is tested
+_FITTED = 100_000  # pairs that one calibration is fitted on at most
+
+
+def held_out_cllr(similarities: Floats, names: Pairs, seed: int = 0) -> float:
+    """The Cllr of scores that are turned into ratios by a logistic regression on pairs of other
+    names; NaN where there are too few names for it. names: the numbers of both sides."""
+    random = np.random.default_rng(seed)
+    count = int(max(names.left.max(), names.right.max())) + 1
+    part = random.permutation(count) % _PARTS
+    left, right = part[names.left], part[names.right]
+    ratios = np.full(len(similarities), np.nan)
+    for one in range(_PARTS):
+        for other in range(one, _PARTS):
+            tested = (np.minimum(left, right) == one) & (np.maximum(left, right) == other)
+            fitted = np.flatnonzero(~np.isin(left, (one, other)) & ~np.isin(right, (one, other)))
+            kinds = names.same[fitted]
+            if not tested.any():
+                continue
+            if not kinds.any() or kinds.all():
+                return float("nan")
+            if len(fitted) > _FITTED:
+                fitted = random.choice(fitted, _FITTED, replace=False)
+            ratios[tested] = _ratios(similarities, names.same, fitted, similarities[tested])
+    return cllr(ratios, names.same)
+
+
+def _ratios(similarities: Floats, same: Flags, fitted: Rows, scores: Floats) -> Floats:
+    """Log-likelihood ratios of scores by a logistic regression in which both kinds weigh half, so
+    that its prior odds are one."""
+    from sklearn.linear_model import LogisticRegression
+
+    values = similarities[fitted]
+    mean, spread = values.mean(), values.std() or 1.0
+    head: Any = LogisticRegression(C=1e3, class_weight="balanced")
+    head.fit(((values - mean) / spread)[:, None], same[fitted])
+    found: Floats = head.decision_function(((scores - mean) / spread)[:, None])
+    return found
+
+
+TOP = 200  # nearest rows of a cohort that a score is normalised by
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Rows that scores are normalised by. vectors: (c, d) in the space. names: (c,) numbers; rows
+    of a side's own name are left out for it. top: how many of the nearest count."""
+
+    vectors: npt.NDArray[Any]
+    names: Rows
+    top: int = TOP
+
+    def statistics(self, vectors: npt.NDArray[Any], names: Rows) -> tuple[Floats, Floats]:
+        """(n,) means and (n,) standard deviations of the cosines of vectors (n, d) to the nearest
+        rows of the cohort.
+
+        Raises:
+            LabelsError: one of them has fewer than two rows, or only equal ones.
+        """
+        rows, others = unit(np.asarray(vectors, np.float64)), unit(self.vectors)
+        mean, spread = np.empty(len(rows)), np.empty(len(rows))
+        step = max(1, 20_000_000 // max(1, len(others)))
+        for at in range(0, len(rows), step):
+            part = slice(at, at + step)
+            near = rows[part] @ others.T
+            near[names[part][:, None] == self.names[None]] = -np.inf
+            most = min(self.top, near.shape[1])
+            near = np.partition(near, -most, axis=1)[:, -most:] if most else near
+            known = np.isfinite(near)
+            count = known.sum(axis=1)
+            if (count < 2).any():
+                raise LabelsError(
+                    "a cohort of fewer than two rows of other names cannot normalise scores; give "
+                    "more rows, or leave s-norm out"
+                )
+            near = np.where(known, near, 0.0)
+            mean[part] = near.sum(axis=1) / count
+            apart = np.where(known, near - mean[part][:, None], 0.0)
+            spread[part] = np.sqrt((apart**2).sum(axis=1) / count)
+        if (spread <= _FLAT).any():
+            raise LabelsError(
+                "rows of the cohort are all the same, so that they cannot normalise scores"
+            )
+        return mean, spread
+
+
+_FLAT = 1e-9
+
+
+def s_norm(
+    similarities: Floats,
+    pairs: Pairs,
+    left: tuple[Floats, Floats],
+    right: tuple[Floats, Floats] | None = None,
+) -> Floats:
+    """Adaptive symmetric normalisation: the mean of the scores standardised by either side's
+    nearest rows of a cohort (Matějka et al., Interspeech 2017, AS-norm1).
+
+    left, right: `Cohort.statistics` of the vectors of that side; right is the same where None.
+    """
+    (mean, spread), (other, width) = left, right or left
+    one = (similarities - mean[pairs.left]) / spread[pairs.left]
+    return 0.5 * (one + (similarities - other[pairs.right]) / width[pairs.right])
 
 
 PAIRS = 2_000_000  # that are compared at most
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """Costs of scored pairs. min_dcf: `detection_cost` at `point`. cllr: `held_out_cllr`, NaN where
+    names are too few. least_cllr: see there. seed: of all that was drawn."""
+
+    point: OperatingPoint
+    min_dcf: float
+    cllr: float
+    least_cllr: float
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
-    """Verification by cosine: pairs of the same name against pairs of different names.
+    """Verification by scores of pairs: of the same name, and of different names.
 
     eer: the equal error rate, at `threshold`; low, high: its 95 % interval. auc: the area under the
     ROC curve. same, different: numbers of pairs. missed: the share of same pairs that is rejected
     where the share `false_accepts` of the different ones is accepted, at the threshold `strict`.
-    pairs: how many there are; where `same` and `different` are fewer, they were drawn with `seed`.
+    pairs: how many there are; where `same` and `different` are fewer, they were drawn with the
+    seed of `costs`.
     """
 
     eer: float
@@ -162,12 +347,14 @@ class Verification:
     false_accepts: float
     missed: float
     strict: float
-    pairs: int = 0
-    seed: int = 0
+    pairs: int
+    costs: Costs
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult verify --json` prints it."""
-        return asdict(self)
+        found = asdict(self)
+        costs = found.pop("costs")
+        return {**found, **costs, "cllr": None if np.isnan(self.costs.cllr) else self.costs.cllr}
 
 
 def verify(
@@ -176,20 +363,23 @@ def verify(
     groups: Sequence[str | None] | None = None,
     false_accepts: float = 0.01,
     seed: int = 0,
+    *,
+    point: OperatingPoint = USUAL,
+    cohort: int = 0,
 ) -> Verification:
-    """Compare pairs of vectors (n, d), those without a name left out.
+    """Compare pairs of vectors (n, d) by cosine, those without a name left out.
 
     groups: two of one group are no pair, so that one recording is never compared with itself. The
-    interval is a bootstrap over names, not over pairs, which are not independent.
+    interval is a bootstrap over names, not over pairs, which are not independent. cohort: scores
+    are normalised (`s_norm`) by so many nearest vectors of other names; 0 leaves them.
 
     Raises:
         LabelsError: no pair of the same, or none of different ones.
     """
-    if not 0 <= false_accepts <= 1:
-        raise LabelsError(f"false accepts = {false_accepts}: a rate lies between 0 and 1, as 0.01")
+    _check_rate(false_accepts)
     rows, named, grouped = _named_rows(vectors, names, groups)
     pairs = find_pairs(named, grouped, PAIRS, seed)
-    similarities, same = cosines(rows, pairs), pairs.same
+    same = pairs.same
     if not same.any() or same.all():
         missing = "same" if not same.any() else "different"
         raise LabelsError(
@@ -198,13 +388,48 @@ def verify(
             + (" from two groups" if grouped is not None else "")
             + "; two names are needed, and two items of one"
         )
-    eer, threshold, auc = equal_error(similarities, same)
-    low, high = _interval(similarities, Pairs(named[pairs.left], named[pairs.right], same), seed)
-    strict = float(np.quantile(similarities[~same], 1 - false_accepts))
+    scores = cosines(rows, pairs)
+    if cohort:
+        scores = s_norm(scores, pairs, Cohort(rows, named, cohort).statistics(rows, named))
+    of_names = Pairs(named[pairs.left], named[pairs.right], same, pairs.possible)
+    found = measured(scores, of_names, false_accepts, seed, point)
+    return replace(found, names=len(set(named.tolist())))
+
+
+def measured(
+    scores: Floats,
+    names: Pairs,
+    false_accepts: float = 0.01,
+    seed: int = 0,
+    point: OperatingPoint = USUAL,
+) -> Verification:
+    """The measures of scored pairs. names: of both sides of each pair, as numbers.
+
+    Raises:
+        LabelsError: there are no pairs of one of the kinds.
+    """
+    _check_rate(false_accepts)
+    same = names.same
+    eer, threshold, auc = equal_error(scores, same)
+    low, high = _interval(scores, names, seed)
+    strict = float(np.quantile(scores[~same], 1 - false_accepts))
+    costs = Costs(
+        point,
+        detection_cost(scores, same, point),
+        held_out_cllr(scores, names, seed),
+        least_cllr(scores, same),
+        seed,
+    )
+    both = np.append(names.left, names.right)
     return Verification(
-        eer, low, high, threshold, auc, int(same.sum()), int((~same).sum()), len(set(named)),
-        false_accepts, float((similarities[same] <= strict).mean()), strict, pairs.possible,
-        seed)  # fmt: skip
+        eer, low, high, threshold, auc, int(same.sum()), int((~same).sum()), len(np.unique(both)),
+        false_accepts, float((scores[same] <= strict).mean()), strict,
+        names.possible or len(scores), costs)  # fmt: skip
+
+
+def _check_rate(false_accepts: float) -> None:
+    if not 0 <= false_accepts <= 1:
+        raise LabelsError(f"false accepts = {false_accepts}: a rate lies between 0 and 1, as 0.01")
 
 
 def _named_rows(

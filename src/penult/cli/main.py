@@ -26,6 +26,7 @@ from penult.cli import (
     probe,
     suggest,
     teach,
+    verify,
 )
 from penult.cli.options import add_plugins_to_help
 from penult.cli.output import (
@@ -123,7 +124,7 @@ PANELS = {
         teach.classes,
         suggest.suggest,
         predict.predict,
-        teach.verify,
+        verify.verify,
     ),
     "Select and measure": (choose.choose, choose.evaluate, probe.probe),
     "Clusters and maps": (cluster_map.cluster, cluster_map.map_),

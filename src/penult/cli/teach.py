@@ -1,4 +1,4 @@
-"""Commands about classes from examples: teach, classes, verify."""
+"""Commands about classes from examples: teach, classes."""
 
 from __future__ import annotations
 
@@ -334,74 +334,3 @@ def _show(space: ClassSpace, place: str) -> None:
             typical = printable_path(one.medoid[0]) + printable(region)
         table.add_row(printable(one.name), str(one.yes), str(one.no), str(one.unsure), typical)
     print_table(table)
-
-
-def verify(
-    collection: Annotated[Path, typer.Argument(help="A collection, for example voices.lance.")],
-    pair: Annotated[
-        list[str] | None,
-        typer.Argument(help="Two files or ids of rows to compare at the measured threshold."),
-    ] = None,
-    by: Annotated[
-        str,
-        typer.Option(
-            help="Identity of each row: a column, folder, a path pattern such as '{}_*', labels or "
-            "label."
-        ),
-    ] = "labels",
-    groups: Annotated[
-        str | None,
-        typer.Option(
-            help="Never pair two rows of one group (recording, session); same format as --by."
-        ),
-    ] = None,
-    where: Where = None,
-    space: Annotated[
-        str,
-        typer.Option(help="Recipe of the vector space, for example raw, centre, scale+l2 or auto."),
-    ] = "auto",
-    false_accepts: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Report the miss rate at this rate of false accepts."),
-    ] = 0.01,
-    device: Device = "auto",
-    json: Json = False,
-) -> None:
-    """Measure verification of pairs as same or different: equal error rate and threshold."""
-    from penult.collection.collection import Collection
-    from penult.errors import UsageError
-    from penult.fewshot.zeroshot import same_or_different, verify_collection
-
-    if pair and len(pair) != 2:
-        raise UsageError(f"a pair is two files or rows; received {len(pair)}. Give two or none")
-    opened = Collection.open(collection, must_exist=True)
-    with working("comparing"):
-        found, fitted = verify_collection(opened, by, groups, where, space, false_accepts)
-        similarity = same_or_different(opened, fitted, pair, device) if pair else None
-    same = None if similarity is None else similarity >= found.threshold
-    if json:
-        options = {"by": by, "groups": groups, "space": fitted.recipe}
-        answer = {"pair": pair, "similarity": similarity, "same_name": same}
-        print_json({"collection": str(collection), **options, **found.to_dict(), **answer})
-        return
-    stdout.print(
-        f"equal error rate [bold]{100 * found.eer:.1f} %[/] (95 %: {100 * found.low:.1f} to "
-        f"{100 * found.high:.1f}), at cosine {found.threshold:.4f}; area under the curve "
-        f"{found.auc:.4f}",
-        soft_wrap=True,
-    )
-    stdout.print(
-        f"at {100 * false_accepts:g} % false accepts (cosine {found.strict:.4f}) "
-        f"{100 * found.missed:.1f} % of the same pairs are missed",
-        soft_wrap=True,
-    )
-    drawn = ""
-    if found.same + found.different < found.pairs:
-        drawn = f", drawn from {found.pairs:,} pairs with seed {found.seed}"
-    stdout.print(
-        f"[dim]{found.same:,} pairs of the same {printable(by)}, {found.different:,} of different "
-        f"ones{drawn}, {found.names:,} classes; space {fitted.recipe}[/]",
-        soft_wrap=True,
-    )
-    if similarity is not None:
-        stdout.print(f"[bold]{'same' if same else 'different'}[/]: cosine {similarity:.4f}")

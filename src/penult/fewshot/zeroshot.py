@@ -1,30 +1,23 @@
-"""Zero-shot classes by their names (ConSE), and verification of the rows of a collection."""
+"""Zero-shot classes by their names (ConSE: convex combination of semantic embeddings)."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.space import AUTO, Space, unit
-from penult.analysis.verification import Verification, verify
+from penult.analysis.space import unit
 from penult.collection import schema
 from penult.collection.collection import Collection
-from penult.collection.labels import labelled
-from penult.collection.search import query_vector
-from penult.collection.spaces import meant
 from penult.data.items import Failure
 from penult.embedding.runner import Outcome, Runner
 from penult.errors import LabelsError, ModelError, UsageError, cause
 from penult.extras import require
-from penult.fewshot.fitted import fit_space
-from penult.fewshot.marks import sample
 from penult.fewshot.predictions import ClassPrediction, Location
 from penult.models.base import REGRESSION, SINGLE_LABEL, Activation, FloatArray
 from penult.models.hub import closed
@@ -217,35 +210,3 @@ def _whole(logits: list[Any], count: int) -> FloatArray:
     for one in logits:
         values[one["index"]] = one["logit"]
     return values
-
-
-def verify_collection(
-    collection: Collection,
-    by: str,
-    groups: str | None = None,
-    where: str | None = None,
-    space: str = AUTO,
-    false_accepts: float = 0.01,
-) -> tuple[Verification, Space]:
-    """(verification of the rows that a filter leaves, the space that they are compared in).
-
-    Raises:
-        LabelsError: no row has a name, or no pair of the same name or of different ones.
-    """
-    found = labelled(collection.reader, [by, *([groups] if groups else [])], where)
-    if not len(found.vectors):
-        raise LabelsError(f"no row of {collection.path} matches the filter")
-    fitted = meant(collection.reader, space) or fit_space(space, sample(collection))
-    named = found.names[by]
-    grouped = found.names[groups] if groups else None
-    return verify(fitted(found.vectors), named, grouped, false_accepts), fitted
-
-
-def same_or_different(
-    collection: Collection, space: Space, pair: Sequence[str], device: str = "auto"
-) -> float:
-    """The cosine of two files or rows in the space."""
-    opener = partial(collection.embedder, device=device)
-    vectors = np.stack([query_vector(collection.reader, one, opener) for one in pair])
-    one, other = unit(space(vectors).astype(np.float64))
-    return float(one @ other)
