@@ -51,6 +51,11 @@ class Step:
             return moved + ((moved @ self.along.T) * (self.factor - 1)) @ self.along
         return moved * self.factor if self.factor.ndim == 1 else moved @ self.factor
 
+    @property
+    def subtracts(self) -> bool:
+        """Whether it subtracts a mean of the vectors that it was fitted to."""
+        return self.mean is not None and bool(self.mean.any())  # `within` subtracts zeros
+
     def back(self, direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(k,) → (d,): the direction in which the product with this one grows, before the step. A
         length is no direction."""
@@ -61,6 +66,8 @@ class Step:
         return direction * self.factor if self.factor.ndim == 1 else self.factor @ direction
 
 
+MEAN, CORAL = "mean", "coral"  # how a space is adapted to other recordings
+_ALIGNED = 4  # steps that coral puts in front of a space
 _SAME = 1e-2  # of a vector's length, that one item's two vectors differ by at most: engines, fp16
 
 
@@ -101,13 +108,15 @@ class Space:
     """A fitted recipe: steps that are applied to raw vectors in their order.
 
     seen: the rows that `penult choose` fitted it with, and chose its readings by; None for a space
-    that was not chosen by labels. It is no part of the transform, nor of `id`.
+    that was not chosen by labels. It is no part of the transform, nor of `id`. adapted: `mean` or
+    `coral` where it was refitted to other recordings (`penult.analysis.adaptation`), else empty.
     """
 
     recipe: str
     dim: int
     steps: tuple[Step, ...] = ()
     seen: SeenRows | None = field(default=None, compare=False, repr=False)
+    adapted: str = ""
 
     def __call__(self, vectors: npt.ArrayLike) -> FloatArray:
         """(n, d) or (d,) → the same in this space, float32. A zero vector stays zero under l2.
@@ -148,7 +157,13 @@ class Space:
             return self
         rest = ~np.asarray(out, bool)
         kept = SeenRows(self.seen.vectors[rest], self.seen.labels[rest], self.seen.groups[rest])
-        return fit_seen(self.recipe, kept)
+        again = fit_seen(self.recipe, kept)
+        front = len(self.steps) - len(again.steps)
+        steps = again.steps
+        if self.adapted == MEAN:  # the means of other rows than these stay
+            steps = tuple(replace(new, mean=own.mean) if new.subtracts else new
+                          for new, own in zip(steps, self.steps, strict=True))  # fmt: skip
+        return replace(again, steps=(*self.steps[:front], *steps), adapted=self.adapted)
 
     @property
     def is_raw(self) -> bool:
@@ -174,6 +189,8 @@ class Space:
                 arrays |= {f"mean{number}": step.mean, f"factor{number}": step.factor}
             if step.along is not None:
                 arrays[f"along{number}"] = step.along
+        if self.adapted:
+            arrays["adapted"] = np.array(self.adapted)
         if self.seen is not None:
             arrays |= {f"seen_{name}": getattr(self.seen, name) for name in _SEEN}
         buffer = io.BytesIO()
@@ -191,6 +208,8 @@ class Space:
             check_unpacked(io.BytesIO(data))
             with np.load(io.BytesIO(data), allow_pickle=False) as saved:
                 recipe = str(saved["recipe"])
+                adapted = str(saved.get("adapted", ""))
+                front = ["align"] * _ALIGNED if adapted == CORAL else []
                 steps = tuple(
                     Step()
                     if name == "l2"
@@ -199,10 +218,10 @@ class Space:
                         saved[f"factor{number}"],
                         saved.get(f"along{number}"),
                     )
-                    for number, (name, _) in enumerate(_parsed(recipe))
+                    for number, name in enumerate([*front, *(n for n, _ in _parsed(recipe))])
                 )
                 dim = int(saved["dim"])
-                return cls(recipe, dim, steps, _saved_rows(saved, dim))
+                return cls(recipe, dim, steps, _saved_rows(saved, dim), adapted)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise SpaceError(f"the saved space cannot be read: {cause(error)}") from error
 

@@ -147,6 +147,14 @@ def embed(
             help="Instead of PATHS: embed the items of this collection and copy its labels."
         ),
     ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            help="Refit the space of a chosen embedder to the rows, without labels: mean (their "
+            "mean in place of that of the items that it was chosen on) or coral (their scale and "
+            "correlations too)."
+        ),
+    ] = None,
     prune: Annotated[
         bool,
         typer.Option(
@@ -200,7 +208,7 @@ def embed(
     from penult.data.sources import Shard
     from penult.embedding.embedder import describe_embedder, open_embedder
 
-    settings, clock = _settings(fp16, wait, prune, prune_all, shard), command_clock()
+    settings, clock = _settings(fp16, wait, prune, prune_all, shard, adapt), command_clock()
     check_parent(into, create=True)
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
@@ -259,7 +267,9 @@ def _exit_as(summary: Summary, fail_on: FailOn) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _settings(fp16: bool, wait: bool, prune: bool, prune_all: bool, shard: str | None) -> Any:
+def _settings(
+    fp16: bool, wait: bool, prune: bool, prune_all: bool, shard: str | None, adapt: str | None
+) -> Any:
     """How the run writes."""
     from penult.collection.add import RunSettings
 
@@ -269,6 +279,7 @@ def _settings(fp16: bool, wait: bool, prune: bool, prune_all: bool, shard: str |
         "all" if prune_all else prune,
         {"shard": shard} if shard else {},
         _tell_commit,
+        adapt,
     )
 
 
@@ -511,6 +522,8 @@ def _show_failures(summary: Summary, collection: Collection) -> None:
 def _show_summary(
     summary: Summary, collection: Any, embedder: Embedder, clock: CommandClock, rate: str
 ) -> None:
+    from penult.collection.spaces import OWN, stored
+
     parts = _counts(summary)
     duration = f"{clock.elapsed:.1f} s" + (f" ({rate})" if rate else "")
     stdout.print(f"{', '.join(parts)} in {duration}")
@@ -526,9 +539,12 @@ def _show_summary(
         if engines != {choice.native.words} or embedder.precision != "exact":
             print_note(f"[dim]{printable(summary.engine)}[/]")
     if embedder.space is not None:
-        recipe = escape(embedder.space.recipe)
+        own = stored(collection.reader, OWN) or embedder.space
+        adapted = f", adapted by {own.adapted}," if own.adapted else ""
         stdout.print(
-            f"the embedder's space {recipe} is stored: search with --space embedder", soft_wrap=True
+            f"the embedder's space {escape(own.recipe)}{adapted} is stored: search with "
+            "--space embedder",
+            soft_wrap=True,
         )
     stages = " · ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clock.stages.items())
     stdout.print(f"[dim]time by stage: {stages}[/]", soft_wrap=True)

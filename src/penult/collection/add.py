@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
 
+from penult.analysis.adaptation import check_adaptation
 from penult.collection.comparison import comparable, confirm, require_same_numbers
 from penult.collection.failures import FailureCounts
 from penult.collection.ingest import (
@@ -31,7 +32,7 @@ from penult.collection.manifest import Manifest
 from penult.collection.pruning import Losses, losses, runs_of
 from penult.collection.reader import Reader
 from penult.collection.schema import Key, metadata_of, row_schema
-from penult.collection.spaces import keep_own
+from penult.collection.spaces import keep_own, own_spread
 from penult.collection.transfer import append_missing
 from penult.collection.writer import Writer, viewed, writing
 from penult.data.folders import KnownFiles
@@ -46,7 +47,7 @@ from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
 from penult.engines.pooling import packages_of
 from penult.engines.registry import AUTO, unusable
-from penult.errors import SourceError, StoreError, TapError
+from penult.errors import SourceError, SpaceError, StoreError, TapError
 from penult.locking import Guard, uninterrupted
 from penult.models.base import own_code, reopen_options
 
@@ -136,13 +137,15 @@ class Summary:
 class RunSettings:
     """How a run writes. dtype: of stored vectors, float32 or float16. wait: for another writer,
     instead of being refused. prune: remove the rows of files that are gone from the folders and
-    tables of the source. info: further entries for the row in `runs`."""
+    tables of the source. info: further entries for the row in `runs`. adapt: refit the embedder's
+    space to the rows, see `penult.collection.spaces.keep_own`."""
 
     dtype: str = "float32"
     wait: bool = False
     prune: bool | Literal["all"] = False
     info: Mapping[str, Any] = field(default_factory=dict)
     follow: Callable[[CommitBatch, Summary], None] = lambda step, summary: None
+    adapt: str | None = None
 
 
 def add(
@@ -165,12 +168,7 @@ def add(
         TapError: the pooling leaves more than one vector per item.
         StoreError: full disk, no permission.
     """
-    if embedder.pooling == "none":
-        raise TapError(
-            "pooling 'none' gives one vector per position, and a collection keeps one per item; "
-            "choose mean, max, first, last or mean+std"
-        )
-    options.layout.of([], embedder.classifier.input)  # refused before anything is written
+    _check_run(embedder, options, run)
     settle(reader, embedder, SourceSample(source, options.layout, options.decoding))
     summary = Summary()
     ours = reader.manifest
@@ -210,17 +208,40 @@ def add(
         found.former = _of_these_runs(writer, reader, found.former, source.paths)
         if run.prune:
             _prune(writer, summary, run.prune == "all")
-        _keep(reader, embedder)
+        _keep(reader, embedder, run.adapt, summary.done + summary.replaced > 0)
         writer.failures.mend_folders()
         found.failures.healed = writer.failures.heal()
         writer.finish("done", summary.counts(), _engines(embedder))
     return summary
 
 
-def _keep(reader: Reader, embedder: Embedder) -> None:
-    """What later runs take up: the embedder's space, and an engine on a recorded graph."""
+def _check_run(embedder: Embedder, options: Options, run: RunSettings) -> None:
+    """Refuse a run before anything is written."""
+    if embedder.pooling == "none":
+        raise TapError(
+            "pooling 'none' gives one vector per position, and a collection keeps one per item; "
+            "choose mean, max, first, last or mean+std"
+        )
+    options.layout.of([], embedder.classifier.input)
+    check_adaptation(embedder.space, run.adapt)
+
+
+def _keep(reader: Reader, embedder: Embedder, adapt: str | None, changed: bool) -> None:
+    """What later runs take up: the embedder's space, and an engine on a recorded graph. changed:
+    there are new rows."""
     if embedder.space is not None:
-        keep_own(reader, embedder.space)
+        try:
+            news = keep_own(reader, embedder.space, adapt)
+        except SpaceError as error:  # the rows are written, and may be more another time
+            log.warning("the embedder's space was not adapted: %s", error)
+            news = keep_own(reader, embedder.space)
+        found = own_spread(reader) if news or changed else None
+        if found is not None and found.is_collapsed:
+            log.warning(
+                "the embedder's space was fitted to other data than these rows, and hardly tells "
+                "them apart: %s. --adapt mean or --adapt coral refits it to them, without labels",
+                found.words(),
+            )
     keep_engine(embedder)
 
 

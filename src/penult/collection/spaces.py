@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from penult.analysis import space
+from penult.analysis import adaptation, space
+from penult.analysis.adaptation import Spread
 from penult.analysis.space import AUTO, RAW, STEPS, Space
 from penult.collection import lance, schema
 from penult.collection.manifest import store_errors
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAMPLE = 100_000  # rows that a space is fitted on at most
+_SPREAD = 1000  # rows whose spread is looked at
 SEED = 0
 OWN = "embedder"  # the name of the space that the rows' embedder has
 
@@ -55,14 +57,50 @@ def fit_space(
     return fitted
 
 
-def keep_own(reader: Reader, own: Space) -> bool:
-    """Keeps the space of the embedder that the rows are from, as `embedder`; whether that is
-    news."""
-    known = stored(reader, OWN)
-    if known is not None and known.id == own.id:
+def keep_own(reader: Reader, own: Space, adapt: str | None = None) -> bool:
+    """Keeps the space of the embedder that the rows are from, as `embedder`; whether that is news.
+
+    adapt: refit it to the rows, as `penult.analysis.adaptation.adapt` does; that one stays until
+    another is asked for.
+
+    Raises:
+        SpaceError: it cannot be refitted so.
+    """
+    about: dict[str, Any] = {"recipe": own.recipe, "of": own.id, "adapted": adapt}
+    if adapt is not None:
+        keys, vectors = reader.vectors(most=SAMPLE, seed=SEED)
+        own = adaptation.adapt(own, vectors, adapt)
+        about["rows"] = len(keys)
+    elif (row := _newest(reader, OWN)) is not None and own.id in (
+        row["space_id"],
+        json.loads(row["about"]).get("of"),
+    ):
         return False
-    append_space(reader, own.id, OWN, {"recipe": own.recipe}, own.to_bytes())
+    append_space(reader, own.id, OWN, about, own.to_bytes())
     return True
+
+
+def own_spread(reader: Reader) -> Spread | None:
+    """How far the rows spread in the space of their embedder, by a sample of them; None without
+    one, and of fewer rows than say anything."""
+    space = stored(reader, OWN)
+    if space is None or reader.count_rows() < adaptation.LEAST:
+        return None
+    keys, vectors = reader.vectors(most=_SPREAD, seed=SEED)
+    return adaptation.spread(space, vectors, keys["id"].to_pylist())
+
+
+def _newest(reader: Reader, name: str) -> dict[str, Any] | None:
+    """The record that was kept under this name last."""
+    table = lance.open_table(reader.path, "spaces") if reader.manifest is not None else None
+    if table is None:
+        return None
+    with store_errors(reader.path):
+        found = table.search().where(f"name IN ({schema.quoted([name])})").limit(None).to_arrow()
+    if not len(found):
+        return None
+    row: dict[str, Any] = found.sort_by("when").slice(len(found) - 1).to_pylist()[0]
+    return row
 
 
 def stored(reader: Reader, name: str) -> Space | None:
@@ -70,14 +108,8 @@ def stored(reader: Reader, name: str) -> Space | None:
     manifest = reader.manifest
     if name == RAW and manifest is not None:
         return Space(RAW, manifest.dim)
-    table = lance.open_table(reader.path, "spaces") if manifest is not None else None
-    if table is None:
+    if (row := _newest(reader, name)) is None:
         return None
-    with store_errors(reader.path):
-        found = table.search().where(f"name IN ({schema.quoted([name])})").limit(None).to_arrow()
-    if not len(found):
-        return None
-    row = found.sort_by("when").slice(len(found) - 1).to_pylist()[0]
     space = Space.from_bytes(row["data"])
     if space.id != row["space_id"]:
         raise SpaceError(
