@@ -2,15 +2,18 @@
 others, beside the notebook's recipe and the best setting found in hindsight. Needs ../shared/data.
 
     python scripts/results.py fsdd librispeech_speakers kws_words omniglot imagenet banking77
+    python scripts/results.py --vectors FOLDER NAME    (FOLDER/NAME-all.npz is read, or written)
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import numpy as np
 
 from penult.analysis.bootstrap import Estimate, estimate
 from penult.analysis.candidates import Material, Setting, spaces_for
-from penult.analysis.episodes import answered, numbered, plan, products
+from penult.analysis.episodes import MEASURES, answered, numbered, plan, products
 from penult.analysis.selection import choose
 from penult.data.sources import from_objects
 from penult.embedding.readings import chains_of, name_of, read_all, readings_of
@@ -29,6 +32,7 @@ from penult.models.base import Classifier
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SPLITS = 5
 NOTEBOOK = Setting(("backbone mean",))
+CROWDED = MEASURES.index("in a crowd")
 PRELOGITS = Setting(("prelogits mean",))
 
 
@@ -46,6 +50,31 @@ class Items:
         kept = {name: values[rows] for name, values in self.vectors.items()}
         labels, groups = numbered(self.labels[rows])[0], numbered(self.groups[rows])[0]
         return Material(kept, labels, groups, "backbone mean", chains=self.chains)
+
+
+def kept(name: str, make: Callable[[], Items], folder: Path | None) -> Items:
+    """The items of a set: out of the folder, where they are; else read, and written there."""
+    file = None if folder is None else folder / f"{name}-all.npz"
+    if file is None or not file.is_file():
+        items = make()
+        if file is not None:
+            vectors = {f"v:{reading}": rows for reading, rows in items.vectors.items()}
+            np.savez(file, labels=items.labels, groups=items.groups, **vectors)
+        return items
+    saved = np.load(file)
+    vectors = {key[2:]: saved[key] for key in saved.files if key.startswith("v:")}
+    return Items(vectors, saved["labels"], saved["groups"].astype(str), _chains(list(vectors)))
+
+
+def _chains(names: list[str]) -> list[list[str]]:
+    """`penult.embedding.readings.chains_of` by the names of readings alone."""
+    chains: dict[str, list[tuple[float, str]]] = {}
+    for name in names:
+        tap, _, pooling = name.partition(" ")
+        kind, _, number = tap.partition(":")
+        if kind in ("layer", "backbone"):
+            chains.setdefault(pooling, []).append((float(number or "inf"), name))
+    return [[name for _, name in sorted(chain)] for chain in chains.values()]
 
 
 def read(clf: Classifier, things: list[Any], labels: Sequence[str], groups: Sequence[Any]) -> Items:
@@ -201,22 +230,33 @@ def splits(items: Items) -> Iterator[np.ndarray]:
 
 def across_classes(items: Items) -> None:
     """Each split: choose on a third of the classes, one-shot on the others."""
-    shares = []
+    shares, seconds = [], []
     for number, shown in enumerate(splits(items)):
         seen, other = items.material(shown), items.material(~shown)
+        began = time.perf_counter()
         chosen = choose(seen)
+        judged = time.perf_counter() - began
         trials = plan(other.labels, other.groups, ways=10, repeats=3, count=300, seed=99)
 
-        def accuracy(setting: Setting, seen: Any = seen, other: Any = other, trials: Any = trials):
+        def accuracy(
+            setting: Setting,
+            measure: int = 0,
+            seen: Any = seen,
+            other: Any = other,
+            trials: Any = trials,
+        ) -> Estimate:
             space = seen.space(setting, np.ones(len(seen.labels), bool))
             scores = trials.scores(other.joined(setting.readings), lambda _: space)
-            return estimate(scores[0], other.labels, other.groups)
+            return estimate(scores[measure], other.labels, other.groups)
 
-        shares.append(_row(f"{number + 1}", items, seen, chosen, accuracy, trials.ways))
-    print(f"share of hindsight's gain: mean {np.mean(shares):.2f}, least {np.min(shares):.2f}\n")
+        shares.append(_row(f"{number + 1}", seen, chosen, accuracy, trials.ways))
+        seconds.append(judged)
+    print(f"share of hindsight's gain: mean {np.mean(shares):.2f}, least {np.min(shares):.2f}; ")
+    print(f"judged in {np.mean(seconds):.0f} s\n")
 
 
-def _row(name: str, items: Items, seen: Material, chosen: Any, accuracy: Any, ways: int) -> float:
+def _row(name: str, seen: Material, chosen: Any, accuracy: Any, ways: int) -> float:
+    several = name.isdecimal()  # splits of classes; the 20 runs of omniglot have no crowd
     count = len(seen.labels) // 2
     singles = [
         Setting((reading,), recipe)
@@ -226,9 +266,21 @@ def _row(name: str, items: Items, seen: Material, chosen: Any, accuracy: Any, wa
     best = max((accuracy(setting) for setting in singles), key=lambda one: one.value)
     notebook, got = accuracy(NOTEBOOK), accuracy(chosen.setting)
     prelogits = accuracy(PRELOGITS) if PRELOGITS.readings[0] in seen.vectors else None
+    stated = chosen.expected.words() if several else ""
+    real = accuracy(chosen.setting, CROWDED).words() if several else ""
     share = (got.value - notebook.value) / (best.value - notebook.value)
-    cells = [name, f"{ways}-way", notebook.words(), prelogits.words() if prelogits else "",
-             got.words(), best.words(), f"{share:.2f}", _short(chosen.setting)]  # fmt: skip
+    cells = [
+        name,
+        f"{ways}-way",
+        notebook.words(),
+        prelogits.words() if prelogits else "",
+        got.words(),
+        best.words(),
+        f"{share:.2f}",
+        stated,
+        real,
+        _short(chosen.setting),
+    ]
     print("| " + " | ".join(cells) + " |", flush=True)
     return share
 
@@ -238,7 +290,7 @@ def _short(setting: Setting) -> str:
     return f"{first}{f' and {len(more)} more' if more else ''}, {setting.space}"
 
 
-def omniglot() -> None:
+def omniglot(vectors: Path | None = None) -> None:
     """Chosen on the 136 characters of five alphabets by eight drawers (background small 1); judged
     on the 20 runs of 20-way one-shot, by their own protocol; SqueezeNet."""
     clf = pictures()
@@ -248,24 +300,25 @@ def omniglot() -> None:
             archive.extractall(folder)
     files = sorted((folder / "images_background_small1").rglob("*.png"))
     files = [path for path in files if int(path.stem.split("_")[1]) <= 8]
-    items = read(clf, files, ["/".join(p.parts[-3:-1]) for p in files],
-                 [p.stem.split("_")[1] for p in files])  # fmt: skip
+    labels = ["/".join(p.parts[-3:-1]) for p in files]
+    drawers = [p.stem.split("_")[1] for p in files]
+    items = kept("omniglot", lambda: read(clf, files, labels, drawers), vectors)
     seen = items.material(np.ones(len(files), bool))
     chosen = choose(seen)
-    runs = _Runs(clf, folder)
+    runs = _Runs(clf, folder, vectors)
 
     def accuracy(setting: Setting) -> Estimate:
         space = seen.space(setting, np.ones(len(seen.labels), bool))
         return runs.accuracy(setting, space)
 
-    share = _row("the 20 runs", items, seen, chosen, accuracy, 20)
+    share = _row("the 20 runs", seen, chosen, accuracy, 20)
     print(f"share of hindsight's gain: {share:.2f}\n")
 
 
 class _Runs:
     """The 20 runs: in each, twenty test pictures against twenty training pictures."""
 
-    def __init__(self, clf: Classifier, folder: Path) -> None:
+    def __init__(self, clf: Classifier, folder: Path, vectors: Path | None) -> None:
         from penult.analysis.episodes import Episodes
 
         pairs = []
@@ -274,7 +327,12 @@ class _Runs:
             pairs.append([line.split() for line in lines if line.strip()])
         files = sorted({folder / name for run in pairs for pair in run for name in pair})
         place = {str(path.relative_to(folder)): at for at, path in enumerate(files)}
-        self.vectors = read(clf, files, [""] * len(files), range(len(files))).vectors
+        found = kept(
+            "omniglot-runs",
+            lambda: read(clf, files, [""] * len(files), range(len(files))),
+            vectors,
+        )
+        self.vectors = found.vectors
         where = np.array([[[place[name] for name in pair] for pair in run] for run in pairs])
         self.episodes = Episodes(where[:, :, 1:], where[:, :, :1])
 
@@ -286,17 +344,26 @@ class _Runs:
 
 SETS = {one.__name__: one for one in (fsdd, librispeech_speakers, kws_words, imagenet, banking77)}
 HEAD = ("split", "task", "notebook's recipe", "prelogits", "choose", "best in hindsight",
-        "share of its gain", "chosen")  # fmt: skip
+        "share of its gain", "stated, in a crowd", "real, in a crowd", "chosen")  # fmt: skip
+
+
+def asked(names: Sequence[str]) -> argparse.Namespace:
+    """What was typed: tables, and the folder of vectors."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*names, []], metavar="NAME")
+    parser.add_argument("--vectors", type=Path)
+    return parser.parse_args()
 
 
 def main() -> None:
-    for name in sys.argv[1:] or [*SETS, "omniglot"]:
+    typed = asked([*SETS, "omniglot"])
+    for name in typed.names or [*SETS, "omniglot"]:
         print(f"## {name}\n\n{(SETS.get(name) or omniglot).__doc__}\n")
         print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
         if name == "omniglot":
-            omniglot()
+            omniglot(typed.vectors)
         else:
-            across_classes(SETS[name]())
+            across_classes(kept(name, SETS[name], typed.vectors))
 
 
 if __name__ == "__main__":

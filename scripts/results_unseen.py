@@ -20,7 +20,6 @@ from scripts.results import SHARED, Items, read  # noqa: E402
 from penult.models import specs  # noqa: E402
 from penult.models.base import Classifier  # noqa: E402
 
-SPLITS = 3
 TAKES = range(10, 14)  # of spoken digits: none of those that the rule was made on
 
 
@@ -102,11 +101,11 @@ SETS = {one.__name__: one for one in (speakers, alphabets, characters, digits, w
 
 
 def main() -> None:
-    results.SPLITS = SPLITS
-    for name in sys.argv[1:] or SETS:
+    typed = results.asked(list(SETS))
+    for name in typed.names or SETS:
         print(f"### {name}\n\n{SETS[name].__doc__}\n")
         print(f"| {' | '.join(results.HEAD)} |\n{'|---' * len(results.HEAD)}|", flush=True)
-        results.across_classes(SETS[name]())
+        results.across_classes(results.kept(f"unseen-{name}", SETS[name], typed.vectors))
 
 
 if __name__ == "__main__":

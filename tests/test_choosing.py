@@ -15,7 +15,7 @@ from conftest import RATE, clip
 from penult.analysis.candidates import NOTEBOOK, Material, Setting, sample, sampled
 from penult.analysis.episodes import numbered
 from penult.analysis.metrics import rank_without_labels
-from penult.analysis.selection import choose
+from penult.analysis.selection import HeldOutScores, choose, judge_decision
 from penult.analysis.space import fit
 from penult.collection import spaces
 from penult.embedding.embedder import Embedder
@@ -60,6 +60,41 @@ def test_the_good_layer_is_found(good: int) -> None:
     assert choice.scores[0].setting.readings == (f"layer:{good} mean",)
     chosen = next(one for one in choice.finalists if one.setting == choice.setting)
     assert chosen.gain.low > 0 and chosen.gain.value > 0.15
+
+
+def test_what_is_expected_was_not_decided_on() -> None:
+    """Finalists that are all noise around one accuracy: the best of them is flattered, and what the
+    other classes choose is not."""
+    flattered, expected = [], []
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        labels = np.repeat(np.arange(12), 4)
+        names = [NOTEBOOK, *(f"{n} fused" for n in range(9))]
+        by_class = {name: random.normal(size=12)[labels] for name in names}
+        values = {name: 0.5 + (0.0 if name == NOTEBOOK else 0.3) + 0.2 * own
+                  for name, own in by_class.items()}  # fmt: skip
+        held_out = HeldOutScores(values, labels, np.arange(48), True)
+        settings = {name: Setting((name,)) for name in names}
+        found = judge_decision(settings, held_out)
+        flattered.append(max(value.mean() for name, value in values.items() if name != NOTEBOOK))
+        expected.append(found[0].value)
+        assert found[1].value == pytest.approx(found[0].value - values[NOTEBOOK].mean(), abs=1e-9)
+    assert np.mean(flattered) > 0.86
+    assert np.mean(expected) == pytest.approx(0.8, abs=0.02)
+
+
+def test_what_is_expected_by_hand() -> None:
+    """Of four classes, each best by another finalist: the other three never choose its own."""
+    labels = np.repeat(np.arange(4), 5)
+    values = {NOTEBOOK: np.zeros(20)}
+    values |= {f"{k} fused": np.where(labels == k, 1.0, 0.5) - 0.1 * (labels == (k + 1) % 4)
+               for k in range(4)}  # fmt: skip
+    held_out = HeldOutScores(values, labels, np.arange(20), True)
+    settings = {name: Setting((name,)) for name in values}
+    expected, gain = judge_decision(settings, held_out)
+    # Without class k the mean of finalist k is 0.5 − 0.1/3, of k − 1 (whose 0.1 lay on k) 2/3, of
+    # the two others 2/3 − 0.1/3: k − 1 is chosen, and has 0.4 on class k.
+    assert expected.value == pytest.approx(0.4) and gain.value == pytest.approx(0.4)
 
 
 def test_the_notebooks_recipe_is_kept_where_nothing_is_better() -> None:

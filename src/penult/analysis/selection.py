@@ -134,6 +134,7 @@ def _item_folds(material: Material) -> Iterator[tuple[Mask, Mask, Mask]]:
         yield ~side, side, np.ones(len(side), bool)
 
 
+_PARTS = 10  # in which the decision is judged
 PREFERRED = "5 fused, within classes"  # among those that are not clearly apart
 
 
@@ -177,7 +178,10 @@ class Choice:
     """The comparison behind a selection.
 
     setting: the chosen one. kept: whether that is the notebook's recipe. judged_on: `other
-    classes`, or `other items` where there are two classes only. notes: what was left out, and why.
+    classes`, or `other items` where there are two classes only. expected, gain: the accuracy of
+    what is chosen, and how much more it is than the recipe's, each part scored by the finalist
+    that the other parts choose: the finalists' own scores have chosen among them, and flatter the
+    best. notes: what was left out, and why.
     """
 
     setting: Setting
@@ -187,6 +191,8 @@ class Choice:
     judged_on: str
     ways: int
     shots: int
+    expected: Estimate
+    gain: Estimate
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,6 +201,8 @@ class Choice:
             "setting": self.setting.to_dict(),
             "kept_the_notebooks_recipe": self.kept,
             "judged_on": self.judged_on,
+            "expected_accuracy": self.expected.to_dict(),
+            "expected_gain": self.gain.to_dict(),
             "ways": self.ways,
             "shots": self.shots,
             "finalists": [one.to_dict() for one in self.finalists],
@@ -225,6 +233,8 @@ def choose(material: Material, notify: Notify = lambda line: None) -> Choice:
     held_out = evaluate_held_out(material, notify)
     finals = _estimated(settings, held_out)
     best = select_finalist(finals, held_out)
+    notify("judging the decision on parts that it did not see")
+    expected, gain = judge_decision(settings, held_out)
     return Choice(
         setting=best.setting,
         kept=best.name == NOTEBOOK,
@@ -233,8 +243,33 @@ def choose(material: Material, notify: Notify = lambda line: None) -> Choice:
         judged_on="other classes" if held_out.by_class else "other items",
         ways=trials.ways,
         shots=trials.shots,
+        expected=expected,
+        gain=gain,
         notes=notes,
     )
+
+
+def judge_decision(
+    settings: Mapping[str, Setting], held_out: HeldOutScores
+) -> tuple[Estimate, Estimate]:
+    """(the accuracy of what is chosen, its gain over the notebook's recipe): the rows of each part
+    have the scores of the finalist that the rows of the other parts choose.
+
+    Parts are classes, or groups where classes are few: ten at most.
+    """
+    parts = held_out.clusters[0]
+    part = np.unique(parts, return_inverse=True)[1].reshape(-1) % _PARTS
+    base = held_out.values[NOTEBOOK]
+    found = np.full(len(part), np.nan)
+    for number in np.unique(part):
+        out = part == number
+        rest = {name: np.where(out, np.nan, own) for name, own in held_out.values.items()}
+        others = HeldOutScores(rest, held_out.labels, held_out.groups, held_out.by_class)
+        if np.isfinite(rest[NOTEBOOK]).any():
+            chosen = select_finalist(_estimated(settings, others), others)
+            found[out] = held_out.values[chosen.name][out]
+    ways = held_out.clusters
+    return estimate(found, *ways), estimate(found - base, *ways)
 
 
 def _estimated(settings: Mapping[str, Setting], held_out: HeldOutScores) -> tuple[Finalist, ...]:

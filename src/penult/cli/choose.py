@@ -244,6 +244,11 @@ def _show_choice(found: Selection, saved: Path, report: Path | None) -> None:
             mark = "[bold green]" if final.setting == choice.setting else ""
             table.add_row(mark + final.name, final.value.words(), final.gain.words())
         print_table(table)
+        stdout.print(
+            f"the choice itself, on {choice.judged_on} than it was decided on: "
+            f"[bold]{choice.expected.words()}[/], gain {choice.gain.words()}",
+            soft_wrap=True,
+        )
         stdout.print()
         table = _table("single readings, best first", "space", *choice.scores[0].measured)
         for score in choice.scores[:CANDIDATES]:
@@ -253,7 +258,9 @@ def _show_choice(found: Selection, saved: Path, report: Path | None) -> None:
         stdout.print(
             f"[dim]{len(choice.scores)} candidates on {counted(found.counts['labelled'], 'item')}; "
             f"{choice.ways}-way episodes, few-shot: {choice.shots} examples; in a crowd: the one "
-            "example of the item's class is nearer than 19 examples of other classes[/]",
+            "example of the item's class is nearer than 19 examples of other classes. Scores "
+            "have decided between the finalists, and ranked the single readings: the best of each "
+            "table is flattered[/]",
             soft_wrap=True,
         )
     kept = found.report is not None and found.report.kept

@@ -123,6 +123,9 @@ def choice_page(choice: Choice, title: str) -> str:
     return _page(
         title,
         f"<p>Chosen: <b>{escape(choice.setting.words())}</b>{kept}</p>{_notes(choice.notes)}{image}"
+        f"<p>The choice itself, on {choice.judged_on} than it was decided on: "
+        f"<b>{choice.expected.words()}</b>, gain {choice.gain.words()}; the best of the tables "
+        "below is flattered, since they decided.</p>"
         f"<h2>Finalists, tested on {choice.judged_on}</h2>{finalists}"
         f"<h2>Every reading in every space</h2><p class=i>{choice.ways}-way episodes; few-shot: "
         f"{choice.shots} examples.</p>{candidates}",
