@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from penult.errors import LabelsError
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Array = npt.NDArray[np.float32]
+Array64 = npt.NDArray[np.float64]
 
 _AT_ONCE = 1 << 24  # numbers in one block of work
 
@@ -295,17 +297,26 @@ def voted(similarity: Array, labels: Rows, support: Rows, k: int = VOTERS) -> Ar
     return right
 
 
-def _share_before(
-    similarity: Array, weight: npt.NDArray[np.float64], first: Mask
-) -> npt.NDArray[np.float64]:
-    """(q, s) the weight of the examples before each one, most similar first; of equal ones those in
-    `first` lead."""
-    order = np.lexsort((~first, -similarity), axis=1)
-    before = np.empty_like(weight)
-    np.put_along_axis(
-        before, order, np.take_along_axis(weight, order, axis=1).cumsum(axis=1), axis=1
+def _shares(similarity: Array, own: Mask, size: Rows) -> tuple[Array64, Array64]:
+    """For queries (q, s) of one class: the weight of examples of other classes that are nearer than
+    each example of their own (q, m), and of those that are as near or nearer. own: (s,). size: (s,)
+    examples of each one's class; each class weighs the same, all of them one."""
+    share = 1.0 / size[~own]
+    others = similarity[:, ~own]
+    order = np.argsort(others, axis=1)
+    ranked = np.take_along_axis(others, order, axis=1)
+    below = np.zeros((len(others), others.shape[1] + 1))
+    np.cumsum((share / share.sum())[order], axis=1, out=below[:, 1:])
+    mine = similarity[:, own]
+    first, behind = (
+        np.stack([np.searchsorted(row, one, side) for row, one in zip(ranked, mine, strict=True)])
+        for side in _SIDES
     )
-    return before
+    nearer, upto = (1.0 - np.take_along_axis(below, at, axis=1) for at in (behind, first))
+    return nearer, upto
+
+
+_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
 def crowded(similarity: Array, labels: Rows, support: Rows, others: int = CROWD) -> Array:
@@ -315,21 +326,19 @@ def crowded(similarity: Array, labels: Rows, support: Rows, others: int = CROWD)
     Exact, not sampled. With three classes it is as hard as one-shot of many ways, so that it
     separates good from better where few classes are labelled. Arguments as for `voted`.
     """
-    own = labels[:, None] == support[None]
-    size = np.bincount(support, minlength=int(max(labels.max(), support.max())) + 1)
-    share = 1.0 / size[support]
-    weight = np.where(own, 0.0, share[None])
-    whole = weight.sum(axis=1, keepdims=True)
-    weight = weight / np.where(whole > 0, whole, 1.0)
-    # Of the others a share is nearer than each example, and a share as near: these come before it
-    # or behind it by chance, each place as likely.
-    nearer, upto = (_share_before(similarity, weight, first) for first in (own, ~own))
-    tied = upto - nearer
-    left, rest = np.maximum(1.0 - nearer, 0.0), np.maximum(1.0 - upto, 0.0)
+    size = np.bincount(support, minlength=int(max(labels.max(), support.max())) + 1)[support]
+    found: Array = np.full(len(labels), np.nan, np.float32)
     power = others + 1
-    spread = (left**power - rest**power) / (np.where(tied > _TIED, tied, 1.0) * power)
-    chance = (np.where(tied > _TIED, spread, left**others) * own).sum(axis=1)
-    examples = own.sum(axis=1)
-    valid = (examples > 0) & (whole[:, 0] > 0)
-    found: Array = np.where(valid, chance / np.maximum(examples, 1), np.nan).astype(np.float32)
+    for number in np.unique(labels):
+        queries, own = labels == number, support == number
+        if not own.any() or own.all():
+            continue
+        # Of the others a share is nearer than each example, and a share as near: these come before
+        # it or behind it by chance, each place as likely.
+        nearer, upto = _shares(similarity[queries], own, size)
+        tied = upto - nearer
+        left, rest = np.maximum(1.0 - nearer, 0.0), np.maximum(1.0 - upto, 0.0)
+        spread = (left**power - rest**power) / (np.where(tied > _TIED, tied, 1.0) * power)
+        chance = np.where(tied > _TIED, spread, left**others)
+        found[queries] = chance.mean(axis=1)
     return found
