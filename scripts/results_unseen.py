@@ -105,7 +105,8 @@ def main() -> None:
     for name in typed.names or SETS:
         print(f"### {name}\n\n{SETS[name].__doc__}\n")
         print(f"| {' | '.join(results.HEAD)} |\n{'|---' * len(results.HEAD)}|", flush=True)
-        results.across_classes(results.kept(f"unseen-{name}", SETS[name], typed.vectors))
+        items = results.kept(f"unseen-{name}", SETS[name], typed.vectors)
+        results.across_classes(items, typed.split)
 
 
 if __name__ == "__main__":
