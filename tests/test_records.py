@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,8 +31,9 @@ from penult.data.hashes import write_list
 from penult.embedding.embedder import Embedder, open_embedder
 from penult.errors import ModelError, PenultError
 from penult.models import specs
-from penult.models.base import Classifier, Inputs
+from penult.models.base import Classifier
 from penult.models.plain_preparation import plain_form, preparation
+from penult.models.processors import ImagePreparer
 from penult.models.record import _installed, is_recorded, prepare_plainly
 from zoo import WORDS, save_audio, save_image, save_text
 
@@ -194,10 +196,8 @@ def test_pictures_are_prepared_as_by_their_processor(
     expected = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
-        asked = SimpleNamespace(
-            modality="image",
-            preprocess=lambda item: Inputs(dict(processor(images=item, return_tensors="pt"))),
-        )
+        prepare = ImagePreparer(processor)
+        asked = SimpleNamespace(modality="image", preprocess=prepare, _preparer=prepare)
         form = plain_form(asked, Path(folder))  # type: ignore[arg-type]
     assert (form is None) == (name == "ConvNext")  # another rule of sizes, and left to it
     if form is not None:
@@ -205,6 +205,78 @@ def test_pictures_are_prepared_as_by_their_processor(
         assert found is not None
         values = found.tensors["pixel_values"]
         assert np.abs(values - expected.numpy()).max() <= 1e-6 * max(1, float(expected.abs().max()))
+
+
+def test_a_large_picture_is_prepared_in_parts() -> None:
+    """With a few times its own size of memory, and to the same values."""
+    import transformers
+
+    processor = transformers.CLIPImageProcessor(
+        size={"height": 48, "width": 64}, crop_size={"height": 40, "width": 40}
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (2_000, 3_001, 3), dtype=np.uint8)
+    expected = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    settings = ImagePreparer(processor).settings()
+    prepare = preparation({"name": "pixels", "settings": settings})
+    tracemalloc.start()
+    found = prepare(pixels)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None and most < 6 * pixels.nbytes
+    np.testing.assert_allclose(found.tensors["pixel_values"], expected.numpy(), atol=1e-6)
+
+
+def _older(settings: dict[str, Any]) -> None:
+    settings["size"] = 32
+
+
+def _cut_older(settings: dict[str, Any]) -> None:
+    settings |= {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 40}}
+    settings |= {"do_center_crop": True, "crop_size": 32}
+
+
+def _silent(settings: dict[str, Any]) -> None:
+    for name in ("image_mean", "image_std", "rescale_factor", "resample"):
+        del settings[name]
+
+
+def _unknown(settings: dict[str, Any]) -> None:
+    settings["resample"] = 1  # Lanczos
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("change", [_older, _cut_older, _silent, _unknown])
+def test_settings_of_pictures_are_those_of_the_library(change: Any, tmp_path: Path) -> None:
+    """A file of an older version has sizes in one number, or leaves out what its class has."""
+    model = save_image(tmp_path / "model")
+    file = model / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    change(settings)
+    file.write_text(json.dumps(settings))
+    _, second = opened_twice(model)
+    assert prepare_plainly(second) == (change is not _unknown)
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 91, 3), dtype=np.uint8)
+    found = second.preprocess(Image.fromarray(pixels)).tensors["pixel_values"]
+    assert is_recorded(second) == (change is not _unknown)
+    expected = penult.load(model).preprocess(Image.fromarray(pixels)).tensors["pixel_values"]
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-6)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    "added", [{"extra_special_tokens": ["seven"]}, {"mask_token": "grey"}, {"do_lower_case": True}]
+)
+def test_tokens_that_another_file_adds(added: dict[str, Any], tmp_path: Path) -> None:
+    """Beside tokenizer.json, which does not name them."""
+    model = save_text(tmp_path / "model")
+    file = model / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **added}))
+    _, second = opened_twice(model)
+    text = "The quick fox: seven grey <b>whales</b> [MASK] [SEP] sing"
+    assert prepare_plainly(second)
+    found = second.preprocess(text).tensors["input_ids"]
+    assert is_recorded(second)
+    np.testing.assert_array_equal(found, penult.load(model).preprocess(text).tensors["input_ids"])
 
 
 def opened_twice(model: Any, **options: Any) -> tuple[Classifier, Classifier]:

@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
 from penult.analysis import space
+from penult.data.files import user_path
 from penult.data.items import Failure
 from penult.embedding.embedder import Embedder, open_embedder
 from penult.embedding.saving import is_embedder
@@ -226,7 +226,7 @@ def _key(item: Any, text: bool) -> Hashable | None:
     if not isinstance(item, str | os.PathLike):
         return None
     try:
-        path = Path(item).expanduser().absolute()
+        path = user_path(item).absolute()
         status = path.stat()
     except (OSError, ValueError):
         return None

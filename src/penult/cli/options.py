@@ -461,7 +461,9 @@ def check_parent(path: Path, create: bool = False) -> None:
     Raises:
         UsageError: something that is not a folder is in the way, or the folder is missing.
     """
-    parent = path.expanduser().absolute().parent
+    from penult.data.files import user_path
+
+    parent = user_path(path).absolute().parent
     while create and not parent.exists() and parent != parent.parent:
         parent = parent.parent
     if not parent.is_dir():

@@ -88,11 +88,12 @@ def teach(
     Examples from outside the collection are embedded into it. Existing marks are never overwritten.
     With --model, a FILE.npz that does not exist yet is created and needs no collection.
     """
+    from penult.data.files import user_path
     from penult.errors import UsageError
 
     arguments = list(examples or [])
     _check_teach(arguments, names, start, end)
-    if model is not None and place.endswith(".npz") and not Path(place).expanduser().exists():
+    if model is not None and place.endswith(".npz") and not user_path(place).exists():
         check_output(Path(place))
         space = _new_class_space(model, tap, pooling, device, trust)
     elif tap is not None or pooling is not None:

@@ -21,6 +21,7 @@ from penult.analysis.space import Space
 from penult.collection import index, lance, schema
 from penult.collection.schema import COLUMNS
 from penult.data import text
+from penult.data.files import user_path
 from penult.data.regions import WHOLE, Region, span_of
 from penult.data.workers import prepare_worker
 from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
@@ -346,7 +347,7 @@ def query_vector(
         return stored
     is_text = manifest.model.get("modality") == "text"
     words = text.bare(query) if is_text else None
-    if words is None and not Path(query).expanduser().is_file():
+    if words is None and not user_path(query).is_file():
         remedy = f"; {text.PREFIX}{query} means the words" if is_text else ""
         raise CollectionError(
             f"{query!r} is neither a file nor the id of a row of {reader.path}{remedy}"
@@ -360,7 +361,7 @@ def query_vector(
 
 
 def _stored(reader: Reader, query: str, region: Region) -> npt.NDArray[np.float32] | None:
-    path = Path(query).expanduser().absolute()
+    path = user_path(query).absolute()
     for id in (query, str(path)):
         row = reader.get(id, region.key)
         if row is None:
@@ -382,7 +383,7 @@ def _embedded(
     from penult.data.sources import item_of
     from penult.embedding.embedder import brief_runner
 
-    content = Path(query).expanduser() if words is None else words
+    content = user_path(query) if words is None else words
     item = item_of(content, embedder.classifier.modality)
     # A query is not labelled: the pass ends behind the tap.
     with closing(brief_runner(embedder).stream([(item, region)], logits=False)) as outcomes:

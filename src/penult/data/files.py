@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 import time
 import uuid
 import zipfile
@@ -400,11 +401,24 @@ def _exchanged(one: Path, other: Path) -> bool:
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a shell has it: `~` is the user's home, `~name` another one's; where there is no
+    such user it stays as it was typed, and is the name of a file."""
+    found = Path(path)
+    try:
+        return found.expanduser()
+    except RuntimeError:
+        return found
+
+
 def user_cache() -> Path:
-    """The user's folder for what can be made again; PENULT_CACHE names another."""
+    """The user's folder for what can be made again; PENULT_CACHE names another. Of a user without a
+    home, as in a container, it is beside other temporary files."""
     if named := os.environ.get("PENULT_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penult"
+        return user_path(named)
+    home = user_path("~")
+    cache = home / ".cache" if home.is_absolute() else Path(tempfile.gettempdir())
+    return Path(os.environ.get("XDG_CACHE_HOME") or cache) / "penult"
 
 
 def write_file(path: str | os.PathLike[str], parts: Iterable[bytes]) -> Path:
@@ -413,7 +427,7 @@ def write_file(path: str | os.PathLike[str], parts: Iterable[bytes]) -> Path:
     Raises:
         StoreError: it cannot be written.
     """
-    target = Path(path).expanduser()
+    target = user_path(path)
     try:
         with file_aside(target) as aside, aside.open("wb") as file:
             file.writelines(parts)

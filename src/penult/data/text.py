@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from penult.data.files import file_size, read_bytes
+from penult.data.files import file_size, read_bytes, user_path
 from penult.errors import DecodeError, EmptyItem, RegionError, cause
 
 EXTENSIONS = frozenset({".txt", ".md"})
@@ -101,8 +101,8 @@ def bare(argument: str) -> str | None:
     if argument.startswith(PREFIX):
         return argument.removeprefix(PREFIX)
     try:
-        there = Path(argument).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # a text that is no possible path
+        there = user_path(argument).exists()
+    except (OSError, ValueError):  # a text that is no possible path
         return argument
     ending = Path(argument).suffix.lower()
     named = bool(_FILE_NAME.fullmatch(argument)) or ending in (EXTENSIONS | _TABLES)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from penult.analysis.space import Space
 from penult.data import audio, video
+from penult.data.files import user_path
 from penult.data.items import Entry
 from penult.data.sources import Repeatable, Source, from_objects
 from penult.data.windows import Layout
@@ -65,7 +66,14 @@ from penult.extras import package_versions
 from penult.locking import Guard, Once
 from penult.models import specs
 from penult.models.base import Classifier, digest, is_live, own_code, record_of
-from penult.models.record import Record, identity_of, is_recorded, prepare_plainly, recorded
+from penult.models.record import (
+    Record,
+    identity_of,
+    is_recorded,
+    package_hash,
+    prepare_plainly,
+    recorded,
+)
 from penult.models.synthetic import content_of
 from penult.tracing.certificate import Certificate
 from penult.tracing.spots import Tap
@@ -258,24 +266,28 @@ class Embedder:
     def certificate(self) -> Certificate:
         """The proof of the head, measured once on this machine and then kept in the user's cache.
         What a saved embedder says of itself is a claim."""
-        if (known := self._known_proof()) is not None:
-            self.proved_on = known[1]
-            return known[0]
-        return self._proved(certify(self.classifier), [])
+        known = self._known_proof()
+        if known is None:
+            return self._compared_with_claim(self._proved(certify(self.classifier), []))
+        self.proved_on = known[1]
+        return self._compared_with_claim(known[0])
 
     def prove_on(self, sample: SourceSample) -> None:
-        """Prove the head on the first real items instead of a synthetic one; a proof on items that
-        was made here of the same model stays, and costs nothing. `proved_on` names them."""
-        proved = self._known_proof()
-        if proved is None or (self.classifier.structure.proved_on_items and not proved[1]):
+        """Prove the head on the first real items instead of a synthetic one; what was found on
+        items here of the same model stays, and costs nothing. `proved_on` names them."""
+        items = sample.names if self.classifier.structure.proved_on_items else ()
+        proved = self._known_proof(items)
+        if proved is None or (items and not proved[1]):
             certificate, on = certify_on(self.runner, sample)
-            proved = self._proved(certificate, on), on
+            proved = self._proved(certificate, on, items), on
         with self._guard:
-            self.certificate, self.proved_on = proved
+            self.certificate, self.proved_on = self._compared_with_claim(proved[0]), proved[1]
 
-    def _known_proof(self) -> tuple[Certificate, list[str]] | None:
-        """The proof of the head that an earlier run made here, and its items."""
-        note = self._graphs.recall(self._proof_key(), PROOF) if self._is_kept else None
+    def _known_proof(self, items: Sequence[Any] = ()) -> tuple[Certificate, list[str]] | None:
+        """The proof of the head that an earlier run made here, or why there is none, and its items.
+        items: that would be asked now."""
+        notes = (self._graphs.recall(key, PROOF) for key in self._proof_keys(items))
+        note = next(filter(None, notes), None) if self._is_kept else None
         if note is None:
             return None
         try:
@@ -283,12 +295,18 @@ class Embedder:
             on = [str(id) for id in note.answer["proved_on"]]
         except (KeyError, TypeError, ValueError):
             return None
-        return (replace(certificate, kept=note.when), on) if certificate.ok else None
+        return replace(certificate, kept=note.when), on
 
-    def _proved(self, certificate: Certificate, on: list[str]) -> Certificate:
-        """A proof of this run, kept, and compared with what a saved embedder claims."""
+    def _proved(
+        self, certificate: Certificate, on: list[str], items: Sequence[Any] = ()
+    ) -> Certificate:
+        """A proof of this run, kept."""
         if self._is_kept:
-            self._keep_proof(certificate, on)
+            self._keep_proof(certificate, on, items)
+        return certificate
+
+    def _compared_with_claim(self, certificate: Certificate) -> Certificate:
+        """Warns where a saved embedder says that its head was proved."""
         claim = self._description.get("certificate")
         if isinstance(claim, dict) and claim.get("ok") and not certificate.ok:
             log.warning(
@@ -298,10 +316,13 @@ class Embedder:
             )
         return certificate
 
-    def _keep_proof(self, certificate: Certificate, on: list[str]) -> None:
-        if not certificate.kept:
+    def _keep_proof(
+        self, certificate: Certificate, on: list[str], items: Sequence[Any] = ()
+    ) -> None:
+        if not certificate.kept and not certificate.unfinished:
             answer = {"certificate": certificate.to_dict(), "proved_on": on}
-            self._graphs.note(self._proof_key(), answer, PROOF)
+            whatever, these = self._proof_keys(items)
+            self._graphs.note(these if certificate.untested else whatever, answer, PROOF)
 
     @Once
     def _is_kept(self) -> bool:
@@ -334,9 +355,12 @@ class Embedder:
         readings = [one.key for one in self.runner.readings]
         return [readings, self.device.partition(":")[0], package_versions()]
 
-    def _proof_key(self) -> list[Any]:
+    def _proof_keys(self, items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Of what holds for all items, and of what other items than these may settle."""
         structure = self.classifier.structure
-        return [structure.base, structure.output, self.classifier.kind, package_versions()]
+        versions = [package_versions(), package_hash()]
+        asked = [structure.base, structure.output, self.classifier.kind, *versions]
+        return asked, [*asked, [*items]]
 
     @Once
     def _graphs(self) -> Graphs:
@@ -582,7 +606,7 @@ class Embedder:
             ModelError: not an embedder, or its weights are not those that were saved.
         """
         how = {"engine": engine, "precision": precision}
-        return cls._load(Path(folder).expanduser(), specs.load, trust, device=device, **how)
+        return cls._load(user_path(folder), specs.load, trust, device=device, **how)
 
     @classmethod
     def _load(
@@ -685,7 +709,7 @@ def open_embedder(
         if given := [n for n, value in model_options.items() if value and n != "trust"]:
             log.warning("%s opens as it was saved: %s has no effect", spec, ", ".join(given))
         trust = bool(model_options.get("trust"))
-        saved = Embedder._load(Path(spec).expanduser(), specs.open_recorded, trust, **how)
+        saved = Embedder._load(user_path(spec), specs.open_recorded, trust, **how)
         readings = saved.runner.readings
         over = pool_over or readings[0].pool_over
         if tap in (None, saved.tap.name):

@@ -12,7 +12,7 @@ from typing import Any
 
 from penult.analysis.space import Space
 from penult.data.documents import of_others
-from penult.data.files import folder_aside
+from penult.data.files import folder_aside, user_path
 from penult.data.hashes import LIST, list_hash, write_list
 from penult.errors import ModelError, SpaceError, StoreError, UsageError, cause
 from penult.models.specs import EMBEDDER, require_as_saved
@@ -36,7 +36,7 @@ class SavedEmbedder:
 
 def is_embedder(spec: str | os.PathLike[str]) -> bool:
     """Whether a folder is a saved embedder."""
-    return (Path(spec).expanduser() / FILE).is_file()
+    return (user_path(spec) / FILE).is_file()
 
 
 def check_target(folder: str | os.PathLike[str]) -> Path:
@@ -45,7 +45,7 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
     Raises:
         UsageError: it exists and is not an embedder.
     """
-    target = Path(folder).expanduser().absolute()
+    target = user_path(folder).absolute()
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file; an embedder is saved as a folder, name another")
     if target.exists() and not (target / FILE).is_file() and any(target.iterdir()):

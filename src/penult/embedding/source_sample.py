@@ -49,6 +49,14 @@ class SourceSample:
         return free_memory() if limits.memory is None else limits.bound.size
 
     @property
+    def names(self) -> list[tuple[str, int | None, int | None]]:
+        """Ids, sizes and times of the first items, which a proof may be made on."""
+        entries = islice(self.source, ENTRIES)
+        return [
+            (one[0].id, one[0].size, one[0].mtime_ns) for one in entries if isinstance(one, tuple)
+        ]
+
+    @property
     def is_brief(self) -> bool:
         """Whether the source has no more than a few items; not known of one that is read once."""
         return not self.source.once and len(list(islice(self.source, BRIEF + 1))) <= BRIEF

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from penult.analysis.space import Space
 from penult.collection.manifest import Manifest, fingerprint_in
-from penult.data.files import write_file
+from penult.data.files import user_path, write_file
 from penult.errors import FingerprintMismatch, LabelsError, UsageError, cause
 from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.fitted import Settings
@@ -49,7 +49,7 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
         LabelsError: a name that does not end in .npz.
         StoreError: it cannot be written.
     """
-    target = check_suffix(Path(path).expanduser())
+    target = check_suffix(user_path(path))
     examples = saved.examples
     about = {
         "format": FORMAT,
@@ -102,7 +102,7 @@ def check_free(path: Path | None, overwrite: bool) -> None:
     Raises:
         UsageError: it exists, and overwrite is not set.
     """
-    if path is not None and not overwrite and path.expanduser().exists():
+    if path is not None and not overwrite and user_path(path).exists():
         raise UsageError(f"{path} exists already; --overwrite replaces it")
 
 
@@ -112,7 +112,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
     Raises:
         LabelsError: there is no such file, or it is no class space.
     """
-    source = Path(path).expanduser()
+    source = user_path(path)
     try:
         if source.is_file() and not is_zipfile(source):
             raise ValueError("it is no npz archive")

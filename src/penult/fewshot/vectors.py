@@ -17,6 +17,7 @@ from penult.collection.collection import Collection
 from penult.collection.manifest import Manifest, fingerprint_in
 from penult.collection.schema import Key
 from penult.collection.search import embedder_of
+from penult.data.files import user_path
 from penult.data.items import Entry, Failure, Item
 from penult.data.regions import WHOLE, Region
 from penult.data.sources import Source, from_objects, from_paths
@@ -111,7 +112,7 @@ def _is_segment(item: Any) -> bool:
 
 def _is_file(item: str | os.PathLike[str]) -> bool:
     try:
-        return Path(item).expanduser().is_file()
+        return user_path(item).is_file()
     except (OSError, ValueError, RuntimeError):  # a text that is no possible path
         return False
 
@@ -122,7 +123,7 @@ def _is_key(item: Any) -> bool:
 
 def _entries(item: Any, modality: str) -> Iterator[Entry]:
     if isinstance(item, (str, os.PathLike)) and (modality != "text" or _is_file(item)):
-        path = Path(item).expanduser()
+        path = user_path(item)
         if path.exists():  # a folder or a table too
             yield from from_paths([path], modality)
         else:  # it may be the id of a row

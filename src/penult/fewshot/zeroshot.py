@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from penult.analysis.space import unit
 from penult.collection import schema
 from penult.collection.collection import Collection
+from penult.data.files import user_path
 from penult.data.items import Failure
 from penult.embedding.runner import Outcome, Runner
 from penult.errors import LabelsError, ModelError, UsageError, cause
@@ -102,7 +102,7 @@ def text_embedder(folder: str | os.PathLike[str]) -> Embed:
     Raises:
         ModelError: there is no such model in the folder. Nothing is downloaded.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if not path.is_dir():
         raise ModelError(
             f"{folder} is no folder; a sentence-transformers model is needed, saved by its save()"

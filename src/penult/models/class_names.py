@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penult.data.documents import of_others
+from penult.data.files import user_path
 from penult.errors import ModelError, UsageError, cause
 from penult.models.base import complete_labels, distinct
 
@@ -85,7 +86,7 @@ def class_names_of(
     if names is None:
         return ()
     file = isinstance(names, str | os.PathLike)
-    given: Any = _read(Path(names).expanduser()) if isinstance(names, str | os.PathLike) else names
+    given: Any = _read(user_path(names)) if isinstance(names, str | os.PathLike) else names
     if isinstance(given, Mapping):
         return complete(given, n_logits, str(names) if file else "the mapping of class names")
     labels = tuple(keyed(given, "").values())

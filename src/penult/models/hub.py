@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlparse
 
+from penult.data.files import user_path
 from penult.errors import ModelError, cause
 from penult.models.trust import is_typed, naming
 
@@ -80,7 +81,7 @@ def refuse_path(name: str, forms: str = "") -> None:
     Raises:
         ModelError: it does; the message names what is there and similar.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     bare = name.partition("@")[0]
     by_form = (
         name.startswith((".", "/", "~", os.sep))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from penult.data.files import user_path
 from penult.errors import (
     REFUSALS,
     HeadNotFound,
@@ -50,7 +51,7 @@ from penult.models.weight_files import Checkpoint, read
 from penult.models.wrappers import layers_of, unwrapped
 from penult.tracing.activation import find_activation
 from penult.tracing.anatomy import Anatomy, Statement, choose_tap, dissect, state
-from penult.tracing.certificate import Certificate
+from penult.tracing.certificate import UNFINISHED, Certificate
 from penult.tracing.forward import SplitTarget, still
 from penult.tracing.head import floats_of, logits_of
 from penult.tracing.inputs import CallInputs
@@ -197,7 +198,7 @@ class TorchStudy:
                 other_inputs=self.other,
             )
         except _UNPROVED as error:  # a head that cannot be proved stops no other tap
-            return Certificate.refused(f"the proof could not be run: {cause(error)}"), ""
+            return Certificate.refused(f"{UNFINISHED}: {cause(error)}"), ""
         return cut.certificate, cut.remark
 
     def statements(self, taps: Sequence[Tap]) -> Mapping[str, Statement]:
@@ -563,7 +564,7 @@ def from_factory(
     checkpoint, facts = Checkpoint({}), {}
     path, _, entry = str(options.checkpoint or "").partition("#")
     if path:
-        checkpoint = read(Path(path).expanduser(), entry or None, trust=options.trust)
+        checkpoint = read(user_path(path), entry or None, trust=options.trust)
         facts = {
             "checkpoint": f"{path}#{checkpoint.where}" if checkpoint.where else path,
             "other_copies": list(checkpoint.others),

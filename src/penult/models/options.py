@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from penult.data.files import archive_entries, expansion, pointer
+from penult.data.files import archive_entries, expansion, pointer, user_path
 from penult.errors import ModelError, UsageError
 from penult.models.base import BINARY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from penult.models.trust import imported
@@ -34,7 +34,7 @@ CHECKPOINTS = {".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl"}
 
 def kind_of(spec: str | Path) -> str | None:
     """torchscript, export or keras, if a file of that kind is named; whether it exists or not."""
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     promised = SUFFIXES.get(path.suffix.lower())
     if promised == KERAS or path.is_dir():
         return None if path.is_dir() else promised
@@ -59,7 +59,7 @@ def existing_file(spec: str | Path) -> Path:
     Raises:
         ModelError: there is none, or a pointer of git-lfs or git-annex in its place.
     """
-    path = Path(spec).expanduser().absolute()
+    path = user_path(spec).absolute()
     refuse_pointer(path)
     if not path.is_file():
         raise ModelError(f"there is no file {str(path)!r}")
@@ -284,7 +284,7 @@ def current(options: Mapping[str, Any]) -> dict[str, Any]:
 def _whole(value: Any) -> Any:
     """A path as it is called from anywhere; names stay."""
     if isinstance(value, str | os.PathLike):
-        return str(Path(value).expanduser().absolute())
+        return str(user_path(value).absolute())
     return dict(value) if isinstance(value, Mapping) else [*value]
 
 

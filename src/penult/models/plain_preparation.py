@@ -4,7 +4,6 @@ only where they give what the checkpoint's own preprocessing gives, measured on 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from penult.models.synthetic import noise
 
 Preparation = Callable[[Any], Inputs | None]  # None: the library's own is needed for this item
 
-SETTINGS, TOKENIZER = "preprocessor_config.json", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 _EXACT = 1e-6  # relative to the largest value, or to 1: normalised values are about as large
 _CHARACTERS = 16  # for each token that is kept; a longer text is left to the tokenizer's own rules
 _TEXTS = (
@@ -32,15 +31,17 @@ def plain_form(classifier: Classifier, folder: Path) -> dict[str, Any] | None:
     """How a checkpoint's items are prepared without its library; None where that gives anything
     else on made-up items, or is not known."""
     find, items = _OF_MODALITY.get(classifier.modality, (None, None))
-    form: dict[str, Any] | None = None if find is None else find(classifier, folder)
-    if form is None or items is None:
+    if find is None or items is None:
         return None
     try:
+        form: dict[str, Any] | None = find(classifier, folder)
+        if form is None:
+            return None
         prepare = preparation(form)
-    except (KeyError, TypeError, ValueError, OSError, ImportError):
+        prepared = [(item, prepare(item)) for item in items(classifier)]
+    except Exception:  # settings that mean something to the library alone
         return None
-    for item in items(classifier):
-        found = prepare(item)
+    for item, found in prepared:
         if found is not None and not _alike(found, classifier.preprocess(item)):
             return None
     return form
@@ -53,13 +54,13 @@ def preparation(form: Mapping[str, Any]) -> Preparation:
     if form["name"] == "pixels":
         return _Pixels(form["settings"])
     if form["name"] == "tokens":
-        return _TokenRules(Path(form["file"]), form["names"], form["longest"])
+        return _TokenRules(_rules(form), form["names"], form["longest"])
     raise KeyError(form["name"])
 
 
 def _waveform(classifier: Classifier, folder: Path) -> dict[str, Any] | None:
     """Samples as they are, or each clip with mean 0 and deviation 1."""
-    settings = _settings(folder)
+    settings = _settings(classifier)
     names = ("feature_extractor_type", "do_normalize", "return_attention_mask")
     kind, normalised, mask = (settings.get(name) for name in names)
     if kind != "Wav2Vec2FeatureExtractor" or classifier.input.seconds is not None:
@@ -85,33 +86,44 @@ def _sounds(classifier: Classifier) -> list[Any]:
 
 def _tokens(classifier: Classifier, folder: Path) -> dict[str, Any] | None:
     """Token ids by the checkpoint's own rules."""
-    file = folder / TOKENIZER
-    words = classifier._preparer.truncation().split()  # `first 512 tokens`
+    preparer = classifier._preparer
+    rules = preparer.rules() if hasattr(preparer, "rules") else None
+    words = preparer.truncation().split()  # `first 512 tokens`
     example = classifier.preprocess("a")
-    if not file.is_file() or not set(example.tensors) <= set(_PARTS):
+    if rules is None or not set(example.tensors) <= set(_PARTS):
         return None
     longest = int(words[1]) if words[0] == "first" else None
     if longest is not None and not classifier.input.beginning:  # it keeps others than the first
         return None
-    names = [*example.tensors]
-    return {"name": "tokens", "file": str(file), "names": names, "longest": longest}
+    file = folder / TOKENIZER
+    # Other files may add tokens to those of this one.
+    short, whole = {"file": str(file)}, {"rules": rules}
+    same = file.is_file() and _rules(short).to_str() == _rules(whole).to_str()
+    own = short if same else whole
+    return {"name": "tokens", **own, "names": [*example.tensors], "longest": longest}
 
 
 # The names of a model's inputs, and what an encoded text calls them.
 _PARTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
+def _rules(form: Mapping[str, Any]) -> Any:
+    """A tokenizer by its `file`, or by the `rules` that stand in one; it neither cuts nor pads."""
+    from tokenizers import Tokenizer
+
+    written = "rules" in form
+    found = Tokenizer.from_str(form["rules"]) if written else Tokenizer.from_file(form["file"])
+    found.no_padding()
+    found.no_truncation()
+    return found
+
+
 class _TokenRules:
-    """A text as its token ids, by the rules in tokenizer.json."""
+    """A text as its token ids, by a tokenizer's rules."""
 
-    def __init__(self, file: Path, names: list[str], longest: int | None) -> None:
-        from tokenizers import Tokenizer
-
-        self._rules, self._names, self._longest = Tokenizer.from_file(str(file)), names, longest
-        self._rules.no_padding()
-        if longest is None:
-            self._rules.no_truncation()
-        else:
+    def __init__(self, rules: Any, names: list[str], longest: int | None) -> None:
+        self._rules, self._names, self._longest = rules, names, longest
+        if longest is not None:
             self._rules.enable_truncation(longest)
 
     def __call__(self, content: Any) -> Inputs | None:
@@ -125,7 +137,7 @@ class _TokenRules:
 
 def _pixels(classifier: Classifier, folder: Path) -> dict[str, Any] | None:
     """Resized, cut out in the middle, rescaled, normalised."""
-    settings = _settings(folder)
+    settings = _settings(classifier)
     names = (
         "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale",
         "rescale_factor", "do_normalize", "image_mean", "image_std",
@@ -195,9 +207,10 @@ def _cubic(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 _FILTERS = {2: (_linear, 1), 3: (_cubic, 2)}  # Pillow's numbers → filter, its reach in pixels
 _BITS = 15  # of a weight, its sign aside
 _MOST_BITS = 22
+_TOGETHER = 1 << 22  # values that are eight times as large meanwhile
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # of a large picture some megabytes each
 def _weights(size: int, new: int, resample: int) -> tuple[npt.NDArray[np.float64], int]:
     """(new, size) weights of the old pixels for the new ones, whole numbers; and by how many bits
     they are too large."""
@@ -219,16 +232,26 @@ def _weights(size: int, new: int, resample: int) -> tuple[npt.NDArray[np.float64
 
 def _resized(
     pixels: npt.NDArray[np.uint8], size: tuple[int, int], resample: int
-) -> npt.NDArray[np.float64]:
-    """Along the width first; sums of whole numbers are exact in float64."""
-    values = pixels.astype(np.float64)
+) -> npt.NDArray[np.uint8]:
+    """Along the width first."""
     for axis, new in ((1, size[1]), (0, size[0])):
-        if values.shape[axis] == new:
-            continue
-        weights, bits = _weights(values.shape[axis], new, resample)
-        sums = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
-        values = np.clip(np.floor((sums + (1 << (bits - 1))) / (1 << bits)), 0, 255)
-    return values
+        if pixels.shape[axis] != new:
+            count = max(1, pixels.size // _TOGETHER)
+            parts = np.array_split(pixels, count, axis=1 - axis)
+            pixels = np.concatenate(
+                [_resized_along(part, axis, new, resample) for part in parts], axis=1 - axis
+            )
+    return pixels
+
+
+def _resized_along(
+    pixels: npt.NDArray[np.uint8], axis: int, new: int, resample: int
+) -> npt.NDArray[np.uint8]:
+    """Sums of whole numbers are exact in float64."""
+    weights, bits = _weights(pixels.shape[axis], new, resample)
+    sums = np.moveaxis(np.tensordot(weights, pixels.astype(np.float64), (1, axis)), 0, axis)
+    rounded = np.floor((sums + (1 << (bits - 1))) / (1 << bits))
+    return np.clip(rounded, 0, 255).astype(np.uint8)
 
 
 _SIZES = ((240, 320), (224, 224), (333, 501), (90, 71), (37, 401), (1001, 777))
@@ -245,12 +268,12 @@ def _pictures(classifier: Classifier) -> list[Any]:
     return [Image.fromarray(one) for one in (*noisy, slope.astype(np.uint8))]
 
 
-def _settings(folder: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads((folder / SETTINGS).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _settings(classifier: Classifier) -> Mapping[str, Any]:
+    """Of what prepares its items, as the library completed them: a file of an older version names
+    sizes otherwise, or leaves out what its class has."""
+    settings = getattr(classifier._preparer, "settings", dict)
+    found: Mapping[str, Any] = settings()
+    return found
 
 
 def _alike(found: Inputs, expected: Inputs) -> bool:
@@ -264,8 +287,8 @@ def _alike(found: Inputs, expected: Inputs) -> bool:
         if value.dtype.kind != "f":
             if not np.array_equal(value, own):
                 return False
-        elif np.abs(value - own).max(initial=0) > _EXACT * np.abs(own).max(initial=1.0):
-            return False
+        elif not np.abs(value - own).max(initial=0) <= _EXACT * np.abs(own).max(initial=1.0):
+            return False  # or it is no number
     return True
 
 

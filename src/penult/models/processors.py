@@ -137,7 +137,7 @@ class AudioPreparer:
         """Hash of the extractor's settings and of which filter bank computes its features."""
         from transformers.utils.import_utils import is_speech_available
 
-        return digest([type(self._extractor).__name__, _settings(self._extractor),
+        return digest([type(self._extractor).__name__, self.settings(),
                        "kaldi" if is_speech_available() else "numpy"])  # fmt: skip
 
     def truncation(self) -> str:
@@ -148,6 +148,10 @@ class AudioPreparer:
     def description(self) -> str:
         """Rate, features, normalising."""
         return audio_words(self._extractor.to_dict())
+
+    def settings(self) -> dict[str, Any]:
+        """The extractor's, with those of its class where its file names none."""
+        return _settings(self._extractor)
 
 
 class ImagePreparer:
@@ -168,7 +172,7 @@ class ImagePreparer:
 
     def digest(self) -> str:
         """Hash of the processor's settings and of the backend that resizes."""
-        return digest([type(self._processor).__name__, _settings(self._processor)])
+        return digest([type(self._processor).__name__, self.settings()])
 
     def truncation(self) -> str:
         """Cropping is part of the processor's settings."""
@@ -177,6 +181,10 @@ class ImagePreparer:
     def description(self) -> str:
         """Size, crop, range, mean and deviation."""
         return image_words(self._processor.to_dict())
+
+    def settings(self) -> dict[str, Any]:
+        """The processor's, with those of its class where its file names none."""
+        return _settings(self._processor)
 
 
 class VideoPreparer(ImagePreparer):
@@ -303,13 +311,19 @@ class TextPreparer:
     def digest(self) -> str:
         """Hash of the vocabulary, the rules and the special tokens."""
         own = self._tokenizer
-        backend = getattr(own, "backend_tokenizer", None)
-        if backend is not None:  # a text that was cut leaves its limit there
-            backend.no_truncation()
-            if self._truncation is not None:
-                backend.enable_truncation(**self._truncation)
-        rules = backend.to_str() if backend is not None else own.get_vocab()
+        rules = self.rules() or own.get_vocab()
         return digest([type(own).__name__, rules, own.padding_side, str(own.special_tokens_map)])
+
+    def rules(self) -> str | None:
+        """The tokenizer's, as tokenizer.json holds them, with what its other files add to it; None
+        where they are in Python."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        backend.no_truncation()  # a text that was cut leaves its limit there
+        if self._truncation is not None:
+            backend.enable_truncation(**self._truncation)
+        return str(backend.to_str())
 
     def truncation(self) -> str:
         """`none`, or the tokens that are kept."""

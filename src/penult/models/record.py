@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from penult.data.files import user_path
 from penult.data.hashes import LIST, digest, hash_of, list_hash
 from penult.data.notes import Notes, own_places
 from penult.extras import package_versions
@@ -93,7 +94,7 @@ def record_for(spec: Any, options: LoadOptions, listed: bool = False) -> Record 
     if not isinstance(spec, str | Path) or options.trust or options.random or any(further):
         return None
     try:
-        path = Path(spec).expanduser().resolve()
+        path = user_path(spec).resolve()
         hashes = {LIST: list_hash(path) or ""} if listed else _hashes(path)
     except (OSError, ValueError, RuntimeError):  # no path, or one that cannot be read
         return None
@@ -101,11 +102,11 @@ def record_for(spec: Any, options: LoadOptions, listed: bool = False) -> Record 
         return None
     settings = {name: value for name, value in options.recipe().items() if value is not None}
     packages = [package_versions(), _installed()]
-    return Record(digest([str(path), Path(spec).name, hashes, settings, packages, _own_code()]))
+    return Record(digest([str(path), Path(spec).name, hashes, settings, packages, package_hash()]))
 
 
 @cache
-def _own_code() -> str:
+def package_hash() -> str:
     """Hash of this package: of two states of one version each has records of its own."""
     return digest([[one.name, hash_of(one)] for one in sorted(_PACKAGE.rglob("*.py"))])
 
@@ -240,7 +241,7 @@ def note_classifier(record: Record, classifier: Classifier, spec: str) -> None:
         },
     )
     keep_record(classifier, record)
-    folder = Path(classifier.spec).expanduser().absolute()
+    folder = user_path(classifier.spec).absolute()
     form = plain_form(classifier, folder) if folder.is_dir() else None
     if form is not None:
         record.note(PREPARATION, form)
@@ -419,9 +420,9 @@ class RecordedPreparer:
         """Decoded content as the model's inputs: by its own preprocessing, unless it suffices to
         prepare plainly."""
         if self.suffices and self.plain is not None and not self._opening.done:
-            found = self.plain(content)
-            if found is not None:
-                return found
+            with suppress(Exception):  # what this one cannot take, the checkpoint's own may
+                if (found := self.plain(content)) is not None:
+                    return found
         inputs: Inputs = self._real(content)
         return inputs
 
@@ -429,7 +430,7 @@ class RecordedPreparer:
     def plain(self) -> Preparation | None:
         """The preparation without a library of models, where there is one."""
         form = self._record.recall(PREPARATION)
-        with suppress(KeyError, TypeError, ValueError, OSError, ImportError):
+        with suppress(Exception):  # a library that reads rules may raise anything
             return None if form is None else preparation(form)
         return None
 

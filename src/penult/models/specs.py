@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from penult.data.documents import of_others
+from penult.data.files import user_path
 from penult.data.hashes import LIST, damage
 from penult.errors import ModelError, PenultError, UsageError, cause
 from penult.extras import LOADERS, load_plugin, package_of, plugins
@@ -389,10 +390,10 @@ def _record_of(spec: Any, options: LoadOptions) -> Record | None:
     if spec == DEMO:
         return record_for(demo_folder(), options)
     listed = isinstance(spec, str) and all(
-        (Path(spec).expanduser() / name).is_file() for name in (LIST, EMBEDDER)
+        (user_path(spec) / name).is_file() for name in (LIST, EMBEDDER)
     )
     if listed:
-        require_as_saved(Path(spec).expanduser())  # the list stands for the files
+        require_as_saved(user_path(spec))  # the list stands for the files
     return record_for(spec, options, listed)
 
 
@@ -443,7 +444,7 @@ def _open(spec: str | Any, options: LoadOptions) -> Classifier:
         from penult.models.loaders.torch import open_module
 
         return open_module(spec, options)
-    folder = Path(spec).expanduser()
+    folder = user_path(spec)
     require_as_saved(folder)
     if (folder / FILE).is_file():
         return _open_saved(folder, options)
@@ -575,7 +576,7 @@ def modality_of(spec: str | os.PathLike[str], **options: Any) -> str:
     record = _record_of(spec, known)
     if record is not None and (found := recorded_modality(record)):
         return found
-    folder = Path(spec).expanduser()
+    folder = user_path(spec)
     require_as_saved(folder, [path.name for path in folder.glob("*.json")])
     saved = read_saved(folder) if (folder / FILE).is_file() else None
     if saved is not None:
@@ -599,7 +600,7 @@ def locate(spec: str | Path, trust: bool = False) -> tuple[Path, str, str | None
     name = str(spec)
     if name == DEMO:
         return demo_folder(), name, "bundled"
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return path, str(path.resolve()), None
     refuse_pointer(path)

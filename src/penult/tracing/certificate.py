@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 TOLERANCE = 1e-5  # largest error that passes, relative to the largest logit
+UNFINISHED = "the proof could not be run"
 POWER = 1000.0  # two inputs' logits must differ by this many tolerances, or nothing was tested
 
 # A pass over a batch of another size takes at most this many times the memory of the plain one over
@@ -64,6 +65,11 @@ class Certificate:
         prove it."""
         failed = [check.name for check in self.checks if not check.passed]
         return not self.ok and failed == ["power"]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the proof ended with an error, which another run may not meet: of memory, say."""
+        return self.refusal.startswith(UNFINISHED)
 
     @classmethod
     def refused(cls, reason: str, checks: tuple[Check, ...] = ()) -> Certificate:
