@@ -228,7 +228,8 @@ def test_models_that_do_not_open(tiny: Path, mixed: Path, tmp_path: Path) -> Non
         )
         file = mixed / "text.wav"
         refused(ask(command, file, *rest), f"{str(file)!r} is a file", *works)
-        refused(ask(command, "./no/such/folder", *rest), "there is no such folder", *works)
+        for path in ("./no/such/folder", "~nobody-of-this-name/model"):
+            refused(ask(command, path, *rest), f"{path!r}: there is no such folder", *works)
         refused(ask(command, mixed, *rest), "has no config.json")
     assert not (tmp_path / "e").exists()
 

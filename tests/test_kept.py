@@ -40,6 +40,7 @@ from penult.engines.registry import BUILT_IN
 from penult.engines.torch import TorchEngine
 from penult.errors import EngineError, LabelsError, ModelError, SpaceError
 from penult.models.base import digest
+from penult.tracing.certificate import UNFINISHED, Certificate
 
 
 @pytest.fixture(autouse=True)
@@ -463,6 +464,40 @@ def test_a_second_run_proves_and_measures_nothing(
     assert counts[1] <= 6 and counts[0] >= counts[1] + 9, counts
 
 
+@pytest.mark.parametrize("reason", ["", "the halves differ", f"{UNFINISHED}: full"])
+def test_why_a_head_is_not_proved_is_kept(
+    reason: str, tiny: Path, sounds: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For other items too, unless they may settle it (here the reason is the model's: its logits
+    hardly differ); not what another run may not meet; and of this package's code alone."""
+    from penult.embedding import embedder as module
+
+    model = Path(shutil.copytree(tiny, command.tmp_path / "model"))
+    if not reason:
+        weights = load_file(model / "model.safetensors")
+        weights["classifier.weight"] *= 1e-9
+        weights["classifier.bias"] += 1
+        save_file(weights, model / "model.safetensors", {"format": "pt"})
+    asked, prove = [], module.certify_on
+
+    def certify_on(*how: Any) -> Any:
+        asked.append(how)
+        return (Certificate.refused(reason), ["0.wav"]) if reason else prove(*how)
+
+    monkeypatch.setattr(module, "certify_on", certify_on)
+    other = command.tmp_path / "other"
+    other.mkdir()
+    shutil.copyfile(sounds / "2.wav", other / "a.wav")
+    found = [command.embed(model, files)[1]["certificate"] for files in (sounds, sounds, other)]
+    assert not any(one["ok"] for one in found) and found[0]["refusal"] == found[1]["refusal"]
+    # Whether the same items, and other ones, were asked again.
+    again = {"": (False, True), "the halves differ": (False, False)}.get(reason, (True, True))
+    assert [not one["kept"] for one in found] == [True, *again]
+    assert len(asked) == 1 + sum(again)
+    monkeypatch.setattr(module, "package_hash", lambda: "other code")
+    assert not command.embed(model, sounds)[1]["certificate"]["kept"]
+
+
 def test_other_weights_are_proved(
     tiny: Path, sounds: Path, command: Command, tmp_path: Path
 ) -> None:
@@ -499,8 +534,6 @@ def test_a_head_that_is_not_proved_here_is_told(
     saved: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(cache, ignore_errors=True)
-    from penult.tracing.certificate import Certificate
-
     refused = Certificate.refused("the halves differ")
     monkeypatch.setattr("penult.embedding.embedder.certify", lambda _: refused)
     assert not Embedder.load(saved).certificate.ok

@@ -345,6 +345,25 @@ def test_what_lies_beside_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache")
+def test_weights_in_a_hidden_file_are_read(tmp_path: Path) -> None:
+    """An index of weights may name any file beside it."""
+    from safetensors.torch import load_file, save_file
+
+    model = save_audio(tmp_path / "model", "wav2vec2")
+    weights, file = load_file(model / "model.safetensors"), model / ".weights.safetensors"
+    (model / "model.safetensors").unlink()
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, file.name)}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(weights, file, {"format": "pt"})
+    first, second = opened_twice(model)
+    before = first.identity()["weights"]
+    assert is_recorded(second)
+    weights["classifier.weight"] *= 2
+    save_file(weights, file, {"format": "pt"})
+    assert specs.open_recorded(str(model)).identity()["weights"] != before
+
+
+@pytest.mark.usefixtures("cache")
 def test_files_that_are_no_model_are_not_hashed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from penult.engines.graph_export import ExportedGraph
 
 FILE = "model.xml"
+_FULL = 1 << 20  # bytes: less is left of a disk that was too small for what it has so far
 
 
 class CompiledGraph:
@@ -98,6 +101,7 @@ def _record(graph: ExportedGraph, folder: Path) -> None:
 
     Raises:
         EngineError: OpenVINO does not take the model.
+        OSError: it cannot be written.
     """
     import openvino
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -119,7 +123,12 @@ def _record(graph: ExportedGraph, folder: Path) -> None:
         raise EngineError(
             f"OpenVINO recorded {len(model.inputs)} inputs of {len(graph.recipe.names)}"
         )
-    openvino.save_model(model, folder / FILE, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, folder / FILE, compress_to_fp16=False)
+    except RuntimeError as error:  # "basic_ios::clear: iostream error" says neither where nor why
+        full = shutil.disk_usage(folder).free < _FULL
+        number = errno.ENOSPC if full else errno.EIO
+        raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ def _files(folder: Path) -> Iterable[Path]:
         inner = [Path(place) / name for name in folders if within and not name.startswith(".")]
         yield from (one for one in inner if one.is_symlink())  # no file: nothing is said of it
         folders[:] = [one.name for one in inner]
-        yield from (Path(place) / name for name in names if not name.startswith("."))
+        yield from (Path(place) / name for name in names)  # an index may name hidden ones
 
 
 def _hash(file: Path) -> str:
