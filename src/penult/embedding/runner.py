@@ -264,7 +264,24 @@ class Runner:
         waits longer than half of it for others while the engines have nothing to do; a `Pause`
         comes among the results where there is none for a while.
         """
-        decoding, watch = decoding or usual_decoding(), watch or Stopwatch()
+        entries = iter(pairs)
+        for entry in entries:
+            if isinstance(entry, tuple | OneByOne):  # no model is opened before there is a region
+                rest = chain([entry], entries)
+                decoding, watch = decoding or usual_decoding(), watch or Stopwatch()
+                yield from self._stream(rest, decoding, alone, logits, watch)
+                return
+            yield entry
+
+    def _stream(
+        self,
+        pairs: Iterable[Entry | N],
+        decoding: Decoding,
+        alone: bool,
+        logits: bool,
+        watch: Stopwatch,
+    ) -> Generator[Outcome | Failure | N, None, None]:
+        """As `stream`."""
         _ = self.engines  # a model that is opened only now is no part of any step
         planner, patience = self._planner(decoding.limits.bound), decoding.patience
         passes, given = PassWatch(decoding.limits.model_seconds), UntilError(pairs)
