@@ -275,19 +275,26 @@ class Embedder:
     def prove_on(self, sample: SourceSample) -> None:
         """Prove the head on the first real items instead of a synthetic one; what was found on
         items here of the same model stays, and costs nothing. `proved_on` names them."""
-        items = sample.names if self.classifier.structure.proved_on_items else ()
-        proved = self._known_proof(items)
-        if proved is None or (items and not proved[1]):
+        on_items = sample if self.classifier.structure.proved_on_items else None
+        proved = self._known_proof(on_items)
+        if proved is None:
             certificate, on = certify_on(self.runner, sample)
-            proved = self._proved(certificate, on, items), on
+            proved = self._proved(certificate, on, on_items), on
         with self._guard:
             self.certificate, self.proved_on = self._compared_with_claim(proved[0]), proved[1]
 
-    def _known_proof(self, items: Sequence[Any] = ()) -> tuple[Certificate, list[str]] | None:
+    def _known_proof(
+        self, sample: SourceSample | None = None
+    ) -> tuple[Certificate, list[str]] | None:
         """The proof of the head that an earlier run made here, or why there is none, and its items.
-        items: that would be asked now."""
-        notes = (self._graphs.recall(key, PROOF) for key in self._proof_keys(items))
-        note = next(filter(None, notes), None) if self._is_kept else None
+        sample: of items, of which some have to be among them."""
+        proved = self._recalled_proof(None)
+        if sample is not None and not (proved and proved[1]):
+            proved = self._recalled_proof(sample.names)
+        return proved
+
+    def _recalled_proof(self, items: Sequence[Any] | None) -> tuple[Certificate, list[str]] | None:
+        note = self._graphs.recall(self._proof_key(items), PROOF) if self._is_kept else None
         if note is None:
             return None
         try:
@@ -298,11 +305,11 @@ class Embedder:
         return replace(certificate, kept=note.when), on
 
     def _proved(
-        self, certificate: Certificate, on: list[str], items: Sequence[Any] = ()
+        self, certificate: Certificate, on: list[str], sample: SourceSample | None = None
     ) -> Certificate:
         """A proof of this run, kept."""
         if self._is_kept:
-            self._keep_proof(certificate, on, items)
+            self._keep_proof(certificate, on, sample)
         return certificate
 
     def _compared_with_claim(self, certificate: Certificate) -> Certificate:
@@ -317,12 +324,13 @@ class Embedder:
         return certificate
 
     def _keep_proof(
-        self, certificate: Certificate, on: list[str], items: Sequence[Any] = ()
+        self, certificate: Certificate, on: list[str], sample: SourceSample | None = None
     ) -> None:
         if not certificate.kept and not certificate.unfinished:
             answer = {"certificate": certificate.to_dict(), "proved_on": on}
-            whatever, these = self._proof_keys(items)
-            self._graphs.note(these if certificate.untested else whatever, answer, PROOF)
+            # What other items may settle holds for these.
+            items = sample.names if sample is not None and certificate.untested else None
+            self._graphs.note(self._proof_key(items), answer, PROOF)
 
     @Once
     def _is_kept(self) -> bool:
@@ -355,12 +363,11 @@ class Embedder:
         readings = [one.key for one in self.runner.readings]
         return [readings, self.device.partition(":")[0], package_versions()]
 
-    def _proof_keys(self, items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """Of what holds for all items, and of what other items than these may settle."""
+    def _proof_key(self, items: Sequence[Any] | None) -> list[Any]:
+        """items: for which alone an answer holds."""
         structure = self.classifier.structure
         versions = [package_versions(), package_hash()]
-        asked = [structure.base, structure.output, self.classifier.kind, *versions]
-        return asked, [*asked, [*items]]
+        return [structure.base, structure.output, self.classifier.kind, *versions, items]
 
     @Once
     def _graphs(self) -> Graphs:
