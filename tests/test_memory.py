@@ -839,3 +839,13 @@ def test_python_looks_for_cycles_as_often_as_usual_from_the_first_item_on() -> N
     with starting():
         pass
     assert gc.get_threshold() == usual
+
+
+def test_a_command_ends_without_looking_through_all_objects() -> None:
+    """What torch and its like have made takes Python a second to look through at the end."""
+    code = (
+        "import atexit, gc; atexit.register(lambda: print('frozen', gc.get_freeze_count() > 1000));"
+        "from penult.cli.main import main; main(['--version'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "frozen True" in ran.stdout

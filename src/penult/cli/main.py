@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -158,6 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
         discard_stderr()
     if any(thread.name.startswith(ENGINES) for thread in threading.enumerate()):
         os._exit(code)  # a pass of the model that does not end, which Python would wait for
+    gc.freeze()  # else Python looks through the million objects of the libraries before it ends
     sys.exit(code)
 
 
