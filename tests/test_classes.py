@@ -222,16 +222,19 @@ def test_unknowns_are_found_and_p_values_agree_with_the_level() -> None:
 
 
 def test_what_a_level_rests_on_is_said() -> None:
-    assert "by rank" in taught(20).threshold(0.05)[1]
-    assert "t distribution" in taught(3).threshold(0.05)[1]
-    assert "against the classes of the others" in taught(1).threshold(0.05)[1]
+    assert "by rank" in taught(20).level(0.05).basis
+    assert "t distribution" in taught(3).level(0.05).basis
+    assert "against the classes of the others" in taught(1).level(0.05).basis
     vectors, _ = blobs(1)
     one = Examples.empty(DIM).with_marks("a", [("x", "whole")], vectors[:1])
-    with pytest.raises(LabelsError, match="1 example of 1 class in all: too few"):
-        FittedClasses(one, fit(RAW, vectors)).judge(vectors, 0.05)
+    alone = FittedClasses(one, fit(RAW, vectors))
+    assert alone.level(0.05).level is None and alone.level(0.05).threshold is None
+    assert "1 example of 1 class in all: too few" in str(alone.level(0.05).why)
+    assert (alone.judge(vectors, 0.05).label == 0).all()  # nothing is called unknown
     rows = blobs(50)[0]
     some = FittedClasses(one, fit(RAW, vectors), background=lambda: rows)
-    assert "rows of the collection" in some.threshold(0.05)[1]
+    assert some.level(0.05).level is None and "too few" in str(some.level(0.05).why)
+    assert "rows of the collection" in str(some.level(0.05).basis)
     assert (some.judge(rows, 0.05).label == 0).mean() == pytest.approx(0.05, abs=0.01)
 
 
@@ -257,12 +260,12 @@ def test_identical_examples_count_as_one() -> None:
     vectors, names = blobs(4)
     vectors[names == 0] = vectors[0]
     found = FittedClasses(taught_examples(vectors, names), fit(RAW, vectors))
-    assert np.isfinite(found.threshold(0.05)[0])
+    assert found.level(0.05).threshold is not None
     assert found.judge(vectors[:1], 0.05).label[0] == 0
     same = np.repeat(vectors[:1], 5, axis=0)
     alone = FittedClasses(taught_examples(same, np.zeros(5, int)), fit(RAW, vectors))
-    with pytest.raises(LabelsError, match="1 example of 1 class"):
-        alone.judge(vectors, 0.05)
+    assert alone.level(0.05).level is None
+    assert "5 examples are of one group" in str(alone.level(0.05).why)
 
 
 def test_probabilities_are_calibrated_where_examples_are_drawn_alike() -> None:
@@ -333,8 +336,9 @@ def test_where_nothing_tells_how_usual_a_score_is_no_figure_is_made_up() -> None
     one = Examples.empty(DIM).with_marks("a", [("x", "whole")], vectors[:1])
     judged = FittedClasses(one, fit(RAW, vectors), background=lambda: rows).judge(rows, 0.05)
     assert np.isnan(judged.p_value).all()
-    # How probable: the share of the background that is less alike.
-    assert judged.probability[judged.label < 0].max() <= 0.96 <= judged.probability.max()
+    # How probable: it grows with the similarity, and rows as alike as most are are in the middle.
+    order = judged.similarity[:, 0].argsort()
+    assert (np.diff(judged.probability[order, 0]) > 0).all()
     assert 0.4 < judged.probability.mean() < 0.6
     assert np.isnan(FittedClasses(one, fit(RAW, vectors)).judge(rows).p_value).all()
 
@@ -478,7 +482,10 @@ def test_windows_with_room_between_are_events_of_their_own() -> None:
 def test_tables_of_events() -> None:
     event = merged([Window("/r/x.wav", 1, 0.25, 1.0, {"a, b": 0.9})])
     assert list(csv.reader(io.StringIO(to_csv(event))))[1] == [
-        "/r/x.wav", "0.25", "1", "1", "a, b", "0.9", "1"]  # fmt: skip
+        "/r/x.wav", "0.25", "1", "1", "a, b", "0.9", "", "1"]  # fmt: skip
+    like = Window("/r/x.wav", 1, 0.25, 1.0, {"a": 0.9}, similarities={"a": 0.5})
+    more = Window("/r/x.wav", 1, 1.0, 2.0, {"a": 0.7}, similarities={"a": 0.625})
+    assert next(csv.DictReader(io.StringIO(to_csv(merged([like, more])))))["similarity"] == "0.625"
     with pytest.raises(UsageError, match="needs seconds"):
         to_raven(merged([Window("x.png", None, None, None, {"a": 0.9})]))
     with pytest.raises(UsageError, match="tab or a line break"):

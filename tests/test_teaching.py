@@ -344,7 +344,9 @@ def test_one_example_in_all(store: Path) -> None:
     path = store.parent / "one.npz"
     ask("classes", store, "--save", path)
     alone = ask("predict", path, clip_of("six"))
-    assert alone.code == 2 and "--unknown 0" in alone.error
+    assert alone.code == 0 and "no level of unknown: 1 example of 1 class" in alone.err
+    unknown = ask("predict", path, clip_of("six"), "--json").json["unknown"]
+    assert unknown["level"] is None and unknown["threshold"] is None and unknown["why"]
     assert ask("predict", path, clip_of("six"), "--unknown", 0).code == 0
 
 

@@ -414,7 +414,12 @@ def _say_basis(facts: dict[str, Any]) -> None:
             "layer with penult choose[/]"
         )
     if unknown := facts["unknown"]:
-        print_note(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
+        if unknown["level"] is not None:
+            print_note(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
+        else:
+            basis = f"; unknown by {unknown['basis']}" if unknown["basis"] else ""
+            nothing = "" if basis else ", so that nothing is called unknown"
+            print_note(f"[yellow]no level of unknown: {unknown['why']}{nothing}{basis}[/]")
 
 
 def _show(found: Spool, by_names: bool) -> None:
@@ -428,10 +433,12 @@ def _show(found: Spool, by_names: bool) -> None:
         *(["text"] if with_texts else []),
         "class",
         measure,
+        *([] if by_names else ["similarity"]),
         *(["nearest examples"] if with_examples else []),
     ]
     for name in columns:
-        table.add_column(name, justify="right" if name == measure else "left", overflow="fold")
+        right = name in (measure, "similarity")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     for one in found.first:
         at = one.detection
         labels = ", ".join(at.probabilities)
@@ -441,6 +448,7 @@ def _show(found: Spool, by_names: bool) -> None:
             *([cell(text_in(at.metadata, one.region))] if with_texts else []),
             printable(labels) if labels else "[dim]unknown[/]",
             f"{one.score:.3f}" if labels else f"[dim]{one.score:.3f}[/]",
+            *([] if by_names else [f"{one.similarity:.3f}"]),
             *([_neighbours(one)] if with_examples else []),
         )
     print_table(table)
@@ -449,13 +457,14 @@ def _show(found: Spool, by_names: bool) -> None:
 
 def _show_events(merged: list[Event]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("item", "channel", "seconds", "class", "probability", "windows"):
-        table.add_column(name, justify="right" if name in ("probability", "windows") else "left",
-                         overflow="fold")  # fmt: skip
+    numbers = ("probability", "similarity", "windows")
+    for name in ("item", "channel", "seconds", "class", *numbers):
+        right = name in numbers
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     for one in merged[:SHOWN]:
         table.add_row(printable_path(one.id), "" if one.channel is None else str(one.channel),
                       _span(one.start, one.end), printable(one.label), f"{one.probability:.3f}",
-                      str(one.windows))  # fmt: skip
+                      f"{one.similarity:.3f}", str(one.windows))  # fmt: skip
     print_table(table)
     _more(len(merged))
 

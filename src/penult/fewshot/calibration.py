@@ -38,7 +38,9 @@ class Probabilities:
         """(m, K) → (m, K). A class that is ruled out (minus infinity) has probability 0."""
         values = (scores - self.offset) / self.temperature
         if self.several:
-            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)))
+            from scipy.special import expit
+
+            return np.asarray(expit(values))
         top = values.max(axis=1, keepdims=True)
         exponent = np.exp(values - np.where(np.isfinite(top), top, 0.0))
         total = exponent.sum(axis=1, keepdims=True)
@@ -79,8 +81,7 @@ class Unknowns:
         Raises:
             LabelsError: a level outside of 0 to 1, or too few scores for a distribution.
         """
-        if not 0.0 < level < 1.0:
-            raise LabelsError(f"unknown at a level of {level:g}: it lies between 0 and 1, as 0.05")
+        check_level(level)
         n = len(self.scores)
         if self.background:
             return float(np.quantile(self.scores, 1.0 - level, method="higher")), self.basis
@@ -103,6 +104,28 @@ class Unknowns:
         )
 
 
+def check_level(level: float) -> None:
+    """Refuse a level outside of 0 to 1.
+
+    Raises:
+        LabelsError: it is.
+    """
+    if not 0.0 < level < 1.0:
+        raise LabelsError(f"unknown at a level of {level:g}: it lies between 0 and 1, as 0.05")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A level of unknowns. level: the share of the items of known classes that is called unknown,
+    at most; None where no data support one, and `why`. threshold: the score below which an item is
+    unknown; None where nothing is called so. basis: in words, what the threshold is from."""
+
+    level: float | None
+    threshold: float | None = None
+    basis: str | None = None
+    why: str | None = None
+
+
 def probabilities(scores: Floats, targets: Targets, several: bool, unrelated: Floats) -> (
     Probabilities
 ):  # fmt: skip
@@ -113,6 +136,22 @@ def probabilities(scores: Floats, targets: Targets, several: bool, unrelated: Fl
     spread = float(unrelated.std()) if len(unrelated) >= FEWEST else 0.0
     guess = _SPREAD * spread if spread > 0 else _GUESS
     return _platt(scores, targets, guess) if several else _tempered(scores, targets, guess)
+
+
+def of_members(scores: Floats) -> Probabilities:
+    """The probability of one class without counter-examples: the share of its members that score
+    lower, by a logistic distribution with the mean and spread of held-out scores (n,)."""
+    if len(scores) < FEWEST or scores.std(ddof=1) == 0:
+        middle = float(scores.mean()) if len(scores) else 0.5
+        return Probabilities(
+            _GUESS, middle, True, "guessed, not measured: no example could be held out"
+        )
+    temperature = max(float(scores.std(ddof=1)) * math.sqrt(3.0) / math.pi, _STEEPEST)
+    basis = (
+        f"the share of members that are less alike, by {len(scores)} held-out examples; without "
+    )
+    basis += "counter-examples or other rows no more is known"
+    return Probabilities(temperature, float(scores.mean()), True, basis)
 
 
 def _tempered(scores: Floats, targets: Targets, guess: float) -> Probabilities:

@@ -25,8 +25,9 @@ from penult.data.workers import headers_in_workers
 from penult.errors import ItemError, LabelsError, UsageError
 from penult.fewshot import marks, storage
 from penult.fewshot.calibration import LEVEL
+from penult.fewshot.example_space import fit_to_examples
 from penult.fewshot.examples import Class, Examples, checked_mark, checked_name
-from penult.fewshot.fitted import FittedClasses, Settings, fit_space
+from penult.fewshot.fitted import FittedClasses, Settings
 from penult.fewshot.labelling import Groups, by_head, by_item, by_row, of_head
 from penult.fewshot.predictions import ClassPrediction, Location, former, predictions
 from penult.fewshot.vectors import VectorSource, pairs_of
@@ -39,22 +40,28 @@ if TYPE_CHECKING:
 BACKGROUND = 5000  # rows of a collection that serve as background
 
 
-def space_of(source: VectorSource, recipe: str, examples: Examples) -> Space:
+def space_of(
+    source: VectorSource,
+    recipe: str,
+    examples: Examples,
+    groups: Sequence[str | None] | None = None,
+) -> Space:
     """The space of a collection or embedder, if the recipe names or means one; else a recipe fitted
-    to the rows of the collection, or to the examples.
+    to the rows of the collection that are no examples, or to the examples. groups: of each example.
 
     Rows of a head are no items: where they are not carried to the rows of a collection their
     directions alone mean something, so that `auto` subtracts nothing from them.
     """
-    collection = source.collection
+    collection, others = source.collection, np.zeros((0, examples.dim), np.float32)
     if collection is not None:
-        own = spaces.meant(collection.reader, recipe)
-        return own or fit_space(recipe, marks.sample(collection))
-    if recipe == AUTO and source.embedder.space is not None:
+        if (own := spaces.meant(collection.reader, recipe)) is not None:
+            return own
+        others = marks.sample(collection, without=examples.keys)
+    elif recipe == AUTO and source.embedder.space is not None:
         return source.embedder.space
-    if recipe == AUTO and any(of_head(key) for key in examples.keys):
+    elif recipe == AUTO and any(of_head(key) for key in examples.keys):
         recipe = RAW
-    return fit_space(recipe, examples.vectors)
+    return fit_to_examples(recipe, examples, others, groups)
 
 
 _COLUMNS = ("id", "region", "start", "end", "channel")
@@ -70,9 +77,9 @@ class Query:
     nearest: int = 0
 
     def __post_init__(self) -> None:
-        # A level that cannot be judged is refused before any item is opened.
+        # A level that cannot be is refused before any item is opened.
         if self.level:
-            self.fitted.threshold(self.level)
+            self.fitted.level(self.level)
         if self.nearest < 0:
             raise LabelsError(f"{self.nearest} nearest examples cannot be named; give 0 or more")
 
@@ -153,14 +160,14 @@ class ClassSpace:
     """Few-shot classes: adding an example takes milliseconds, no training. Threads may share one.
 
     source: an embedder, or a collection, which keeps the examples as marks of its rows. space: a
-    recipe of `penult.analysis.space.fit`, fitted to the collection's rows or else to the examples;
-    `auto` centres where there are twenty or more of them. method: prototype, knn, ridge,
-    logistic or agile; None chooses among the first four by cross-validation. several: whether an
-    item may be of more than one class; None takes it from the examples. unknown: the share of the
-    items of known classes that is called unknown, at most; 0 calls nothing unknown. groups: a
-    column, `folder` or a pattern of the path that gives the group of an example, such as its
-    speaker; cross-validation keeps groups together. Without it the level holds for items of the
-    same speakers, sites and days.
+    recipe of `penult.analysis.space.fit`, or `auto`, see
+    `penult.fewshot.example_space.fit_to_examples`. method: prototype, knn, ridge, logistic or
+    agile; None chooses among the first four by cross-validation. several: whether an item may be of
+    more than one class; None takes it from the examples. unknown: the share of the items of known
+    classes that is called unknown, at most; 0 calls nothing unknown. groups: a column, `folder` or
+    a pattern of the path that gives the group of an example, such as its speaker;
+    cross-validation keeps groups together. Without it the level holds for items of the same
+    speakers, sites and days.
 
     `source` (a `VectorSource`) has the embedder, the collection and the manifest. missing: marked
     keys that are no rows of the collection any more. fitted: see `FittedClasses`.
@@ -315,7 +322,8 @@ class ClassSpace:
         with self._guard:
             if self._fixed is not None:
                 return self._fixed
-            space = space_of(self.source, self.settings.space, self._examples)
+            recipe, groups = self.settings.space, self._named_groups()
+            space = space_of(self.source, recipe, self._examples, groups)
             if self.source.collection is not None:
                 self._fixed = space
             return space
@@ -462,6 +470,7 @@ class ClassSpace:
                 for one in (self._examples, changed)
             )
             marks.write_changes(self.source.collection, before, after, source)
+            self._fixed = None  # it may have been fitted to rows that are examples now
         self._examples, self._fitted = changed, None
 
     def _query(self, level: float | None, nearest: int) -> Query:

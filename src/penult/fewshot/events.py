@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
@@ -17,7 +18,7 @@ from penult.errors import UsageError
 
 RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Begin Path",
          "Begin File", "File Offset (s)", "Class", "Confidence")  # fmt: skip
-COLUMNS = ("path", "start", "end", "channel", "class", "probability", "windows")
+COLUMNS = ("path", "start", "end", "channel", "class", "probability", "similarity", "windows")
 VIEW = "Spectrogram 1"
 
 
@@ -25,8 +26,8 @@ VIEW = "Spectrogram 1"
 class Event:
     """A class from start to end (seconds; None: the item has none).
 
-    probability: the highest of its windows. windows: how many were merged. metadata: of the
-    item, as far as it is the same for all of them.
+    probability, similarity: the highest of its windows. windows: how many were merged. metadata: of
+    the item, as far as it is the same for all of them.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Event:
     probability: float
     windows: int = 1
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    similarity: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult predict --json` prints it."""
@@ -45,8 +47,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A region and the classes assigned to it, best first, with their probabilities. start, end:
-    seconds, or None. metadata: of the item."""
+    """A region and the classes assigned to it, best first, with their probabilities and raw
+    similarities. start, end: seconds, or None. metadata: of the item."""
 
     id: str
     channel: int | None
@@ -54,12 +56,15 @@ class Window:
     end: float | None
     probabilities: Mapping[str, float]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    similarities: Mapping[str, float] = field(default_factory=dict)
 
     def events(self) -> list[Event]:
         """One event for each class."""
         place = self.id, self.channel, self.start, self.end
-        shares = self.probabilities.items()
-        return [Event(*place, name, share, metadata=self.metadata) for name, share in shares]
+        return [
+            Event(*place, name, share, 1, self.metadata, self.similarities.get(name, math.nan))
+            for name, share in self.probabilities.items()
+        ]
 
 
 def merged(windows: Iterable[Window], gap: float = 0.0) -> list[Event]:
@@ -115,7 +120,8 @@ def with_metadata(columns: Sequence[str], names: Iterable[str]) -> list[str]:
 
 def _cells(e: Event) -> list[Any]:
     times = (_seconds(e.start), _seconds(e.end), "" if e.channel is None else e.channel)
-    return [e.id, *times, e.label, f"{e.probability:.6g}", e.windows]
+    similarity = "" if math.isnan(e.similarity) else f"{e.similarity:.6g}"
+    return [e.id, *times, e.label, f"{e.probability:.6g}", similarity, e.windows]
 
 
 def to_raven(events: Sequence[Event], cells: Cells | None = None) -> str:
@@ -156,6 +162,7 @@ def _joined(track: Sequence[Window], gap: float) -> list[Event]:
                     open_event,
                     end=max(open_event.end or 0.0, event.end or 0.0),
                     probability=max(open_event.probability, event.probability),
+                    similarity=max(open_event.similarity, event.similarity),
                     windows=open_event.windows + 1,
                     metadata=_common(open_event.metadata, event.metadata),
                 )

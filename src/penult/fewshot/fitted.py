@@ -11,11 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.space import AUTO, RAW, Space, fit
-from penult.errors import LabelsError, UsageError
+from penult.errors import LabelsError, SpaceError, UsageError
 from penult.fewshot import scorers
-from penult.fewshot.calibration import FEWEST, LEVEL, Probabilities, Unknowns, probabilities
+from penult.fewshot.calibration import (
+    FEWEST,
+    LEVEL,
+    Level,
+    Probabilities,
+    Unknowns,
+    check_level,
+    of_members,
+    probabilities,
+)
 from penult.fewshot.examples import Examples
-from penult.fewshot.scorers import NO, YES, Floats, HeldOut, Scorer, Targets
+from penult.fewshot.scorers import NO, YES, Floats, HeldOut, Prototypes, Refit, Scorer, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +71,15 @@ _ASSIGNED = 0.5  # the probability from which one of several classes is assigned
 class Judgement:
     """Predictions of m vectors. label: the place of the best class, −1 for unknown. assigned:
     (m, K) the best class or, for several at once, all more probable than not. p_value: the
-    probability of so low a score for a member of the classes; NaN where it is not known."""
+    probability of so low a score for a member of the classes; NaN where it is not known.
+    similarity: (m, K) cosines to the means of the classes' examples, whatever the method."""
 
     label: npt.NDArray[np.int64]
     assigned: npt.NDArray[np.bool_]
     probability: Floats
     score: Floats
     p_value: Floats
+    similarity: Floats
 
 
 class FittedClasses:
@@ -76,9 +87,11 @@ class FittedClasses:
 
     method: prototype, knn, ridge, logistic or agile; None chooses by cross-validation among the
     first four. several: whether an item may be of more than one class; None takes it from the
-    examples. background: vectors of any items, for thresholds where the examples are too few, and
-    for the weak negatives of `agile`. groups: the speaker, site or recording
-    of each example; in cross-validation a group is scored without itself.
+    examples. background: vectors of any items, the other side of the probability of one class, and
+    of `agile`. groups: the speaker, site or recording of each example; in cross-validation a group
+    is scored without itself.
+
+    An example that the space was fitted with (`Space.seen`) is held out of the space too.
     """
 
     def __init__(
@@ -110,33 +123,49 @@ class FittedClasses:
             else several  # fmt: skip
 
     @cached_property
+    def _raw(self) -> npt.NDArray[np.float32]:
+        return self.examples.vectors[self._places]
+
+    @cached_property
     def _vectors(self) -> npt.NDArray[np.float32]:
-        return self.space(self.examples.vectors[self._places])
+        return self.space(self._raw)
 
     @cached_property
     def _groups(self) -> npt.NDArray[np.int64]:
         ids = [self.examples.keys[i][0] for i in self._places]
-        return scorers.groups_of(self.examples.vectors[self._places], ids, self._named)
+        return scorers.groups_of(self._raw, ids, self._named)
+
+    @cached_property
+    def _refit(self) -> Refit | None:
+        return refitted(self.space, self._raw)
+
+    @property
+    def _to_hold_out(self) -> npt.NDArray[np.float32]:
+        return self._vectors if self._refit is None else self._raw
 
     @cached_property
     def _chosen(self) -> tuple[str, dict[str, float], HeldOut]:
+        vectors, targets, groups = self._to_hold_out, self._targets, self._groups
         if self._method is None:
-            return scorers.choose(self._vectors, self._targets, self._groups)
-        found = scorers.held_out(
-            self._method, self._vectors, self._targets, self._groups, self._weak
-        )
+            return scorers.choose(vectors, targets, groups, self._refit)
+        weak = self._weak if self._refit is None else self._weak_raw
+        found = scorers.held_out(self._method, vectors, targets, groups, weak, self._refit)
         right = scorers.hits(found.scores, self._targets[found.rows])
         right = right[~np.isnan(right)]
         return self._method, {self._method: float(right.mean()) if len(right) else np.nan}, found
 
     @cached_property
-    def _weak(self) -> npt.NDArray[np.float32] | None:
-        """Rows of the background in the space, for the method that has a use for them."""
+    def _weak_raw(self) -> npt.NDArray[np.float32] | None:
+        """Rows of the background, for the method that has a use for them."""
         rows = self._background() if self._method == "agile" and self._background else ()
         if not len(rows):
             return None
         drawn = np.random.default_rng(0).permutation(len(rows))[: scorers.WEAK]
-        return self.space(np.asarray(rows)[np.sort(drawn)])
+        return np.asarray(rows)[np.sort(drawn)]
+
+    @cached_property
+    def _weak(self) -> npt.NDArray[np.float32] | None:
+        return None if self._weak_raw is None else self.space(self._weak_raw)
 
     @property
     def method(self) -> str:
@@ -154,30 +183,51 @@ class FittedClasses:
         return scorers.fit(self.method, self._vectors, self._targets, self._weak)
 
     @cached_property
-    def _prototypes(self) -> Scorer:
-        """Similarity to the classes, for telling unknowns: prototypes with every method. A linear
-        head is fitted to separate the classes; its scores of other items mean little."""
-        return scorers.fit("prototype", self._vectors, self._targets)
+    def _prototypes(self) -> Prototypes:
+        return scorers.prototypes(self._vectors, self._targets)
 
     @cached_property
-    def _prototypes_held_out(self) -> HeldOut:
-        if self.method == "prototype":
+    def _judge_of_unknowns(self) -> Scorer:
+        """Similarity to the classes, for telling unknowns: prototypes with every method. A linear
+        head is fitted to separate the classes; its scores of other items mean little. Of one class
+        it separates the class from all else, and the method decides."""
+        return self._scorer if len(self.names) == 1 else self._prototypes
+
+    @cached_property
+    def _judged_held_out(self) -> HeldOut:
+        if self.method == "prototype" or len(self.names) == 1:
             return self._chosen[2]
-        return scorers.held_out("prototype", self._vectors, self._targets, self._groups)
+        return scorers.held_out(
+            "prototype", self._to_hold_out, self._targets, self._groups, refit=self._refit
+        )
+
+    @cached_property
+    def _others(self) -> npt.NDArray[np.float32]:
+        """(m, d') the background in the space."""
+        rows = self._background() if self._background else np.zeros((0, self.examples.dim))
+        return self.space(np.asarray(rows, np.float32))
 
     @cached_property
     def probabilities(self) -> Probabilities:
         """The map from scores to probabilities."""
         held = self._chosen[2]
-        marks = self._targets[held.rows]
-        scores = self._scorer(self._vectors)
-        unrelated = scores[(self._targets != YES) & np.isfinite(scores)]
-        return probabilities(held.scores, marks, self.several or len(self.names) == 1, unrelated)
+        scores, marks = held.scores, self._targets[held.rows]
+        own = self._scorer(self._vectors)
+        unrelated = own[(self._targets != YES) & np.isfinite(own)]
+        if len(self.names) > 1:
+            return probabilities(scores, marks, self.several, unrelated)
+        if len(self._others) >= FEWEST:  # nearly all of them are of other kinds
+            others = self._scorer(self._others)
+            scores = np.concatenate([scores, others])
+            marks = np.concatenate([marks, np.full(others.shape, NO, np.int8)])
+        if not ((marks == NO) & np.isfinite(scores)).any():
+            return of_members(scores[np.isfinite(scores)])
+        return probabilities(scores, marks, True, unrelated)
 
     @cached_property
     def unknowns(self) -> Unknowns | None:
         """Held-out scores of members, for unknowns; None where there is nothing to measure on."""
-        held, marks = self._prototypes_held_out, self._targets[self._prototypes_held_out.rows]
+        held, marks = self._judged_held_out, self._targets[self._judged_held_out.rows]
         own = ((marks == YES) & ~np.isnan(held.scores)).any(axis=1)
         if own.sum() >= FEWEST:
             # An example that every class rules out counts too: a member that is called unknown.
@@ -191,57 +241,82 @@ class FittedClasses:
                 "example of a class none can be held out. Members score higher, so the level "
                 "holds, but few unknowns are found",
             )
-        rows = self._background() if self._background else np.zeros((0, self.examples.dim))
-        if len(rows) >= FEWEST:
+        if len(self.names) == 1 and len(self._others) >= FEWEST:
             return Unknowns(
-                np.sort(_best(self._prototypes(self.space(rows)))),
-                f"{len(rows)} rows of the collection, since the examples are too few: about this "
-                "share of the rows is taken for known",
+                np.sort(_best(self._judge_of_unknowns(self._others))),
+                f"{len(self._others)} rows of the collection: about this share of them is taken "
+                "for known",
                 background=True,
             )
         return None
 
-    def threshold(self, level: float) -> tuple[float, str]:
-        """(the score below which a vector is unknown, the basis of the level in words).
+    def level(self, level: float = LEVEL) -> Level:
+        """The threshold of unknowns at a level, and what it is from; without one, why.
 
         Raises:
-            LabelsError: there is nothing to measure it on.
+            LabelsError: a level outside of 0 to 1.
         """
+        check_level(level)
         if self.unknowns is None:
-            n = len(set(self._groups.tolist()))
-            raise LabelsError(
-                f"{n} example{'s' if n != 1 else ''} of {len(self.names)} "
-                f"class{'es' if len(self.names) != 1 else ''} in all: too few to tell unknowns; "
-                "give three classes or three examples of one, predict with a collection, whose "
-                "rows serve as background, or do without unknowns (--unknown 0)"
+            return Level(None, why=self._why())
+        try:
+            threshold, basis = self.unknowns.threshold(level)
+        except LabelsError as error:
+            return Level(None, why=str(error))
+        if self.unknowns.background:
+            return Level(None, threshold, basis, self._why())
+        alike = not self.space.is_raw and isinstance(self._judge_of_unknowns, Prototypes)
+        if alike and threshold <= 0:
+            return Level(
+                None,
+                why=f"held-out examples are as unlike their class as any vector is (cosine "
+                f"{threshold:.3f} at {level:g} in the space {self.space.recipe}); more examples, "
+                "other rows in the collection or --space raw may tell more",
             )
-        return self.unknowns.threshold(level)
+        return Level(level, threshold, basis)
+
+    def _why(self) -> str:
+        """Why no level is known."""
+        n, groups = len(self._places), len(set(self._groups.tolist()))
+        k, s = len(self.names), "" if len(self.names) == 1 else "es"
+        if self._refit is unseen:
+            return (
+                f"the space {self.space.recipe} was fitted with labels of items that it does not "
+                "name, so that no example is known to be new to it; penult choose makes one that "
+                "names them"
+            )
+        if groups == 1 and n > 1:
+            return (
+                f"the {n} examples are of one group or item, so that none can be held out; give "
+                "examples of other groups, or no --groups"
+            )
+        return (
+            f"{groups} example{'' if groups == 1 else 's'} of {k} class{s} in all: too few to hold "
+            "any out; give three classes, or three examples of one"
+        )
 
     def judge(self, vectors: npt.ArrayLike, level: float | None = None) -> Judgement:
         """The predictions of raw vectors (m, d). level: the share of members of known classes that
-        is called unknown, at most; None or 0 calls only those unknown that every class rules out.
+        is called unknown, at most; None or 0, or a level that no data support, calls only those
+        unknown that every class rules out.
         """
         rows = self.space(np.atleast_2d(np.asarray(vectors, np.float32)))
         scores = self._scorer(rows)
-        similarities = _best(self._prototypes(rows))
+        judged = _best(self._judge_of_unknowns(rows))
         shares = self.probabilities(scores)
         p_values = np.full(len(rows), np.nan)
-        if self.unknowns is not None:
-            p_values = self.unknowns.p_values(similarities)
-        of_members = self.unknowns is not None and not self.unknowns.background
-        one_sided = len(self.names) == 1 and not (self._targets == NO).any()
-        if one_sided:  # without counter-examples the p-value has to serve as the probability
-            shares = np.nan_to_num(p_values, nan=1.0)[:, None]
+        if self.unknowns is not None and not self.unknowns.background:
+            p_values = self.unknowns.p_values(judged)
         label = np.where(np.isneginf(scores).all(axis=1), -1, scores.argmax(axis=1))
-        if level:
-            label = np.where(similarities < self.threshold(level)[0], -1, label)
+        if level and (threshold := self.level(level).threshold) is not None:
+            label = np.where(judged < threshold, -1, label)
         assigned = np.zeros(scores.shape, bool)
         known = np.flatnonzero(label >= 0)
         assigned[known, label[known]] = True
         if self.several:
             assigned[known] |= shares[known] >= _ASSIGNED
-        p_value = p_values if of_members else np.full(len(rows), np.nan)
-        return Judgement(label, assigned, shares, scores, p_value)
+        similarity = self._prototypes.similarity(rows)
+        return Judgement(label, assigned, shares, scores, p_values, similarity)
 
     def nearest(self, vectors: npt.ArrayLike, k: int) -> list[list[tuple[int, float]]]:
         """For each raw vector its k nearest examples among those that are used: (the place among
@@ -256,10 +331,6 @@ class FittedClasses:
     def to_dict(self, level: float = 0) -> dict[str, Any]:
         """For JSON: the classes and the basis of predictions at this level of unknowns, as
         `penult predict --json` prints it."""
-        unknown = None
-        if level:
-            threshold, basis = self.threshold(level)
-            unknown = {"level": level, "threshold": threshold, "basis": basis}
         return {
             "classes": list(self.names),
             "method": self.method,
@@ -267,8 +338,37 @@ class FittedClasses:
             "space": self.space.recipe,
             "several": self.several,
             "probabilities": self.probabilities.basis,
-            "unknown": unknown,
+            "unknown": asdict(self.level(level)) if level else None,
         }
+
+
+def unseen(_: npt.NDArray[np.bool_]) -> Space:
+    """A `Refit` of a space that does not name the items whose labels it was fitted with.
+
+    Raises:
+        SpaceError: always.
+    """
+    raise SpaceError("the items that it was fitted with are not known")
+
+
+def refitted(space: Space, examples: npt.NDArray[np.float32]) -> Refit | None:
+    """The space fitted without some of these raw vectors (n, d); None where it has seen none."""
+    seen = space.seen
+    if seen is None:
+        return unseen if "within" in space.recipe.split("+") else None
+    places = np.concatenate([seen.places(examples[i : i + 1000])
+                             for i in range(0, len(examples), 1000)])  # fmt: skip
+    if (places < 0).all():
+        return None
+    fitted: dict[bytes, Space] = {}
+
+    def without(out: npt.NDArray[np.bool_]) -> Space:
+        rows = seen.beside(places[out])
+        if (key := rows.tobytes()) not in fitted:
+            fitted[key] = space.without(rows)
+        return fitted[key]
+
+    return without
 
 
 def fit_space(recipe: str, vectors: npt.NDArray[np.float32]) -> Space:

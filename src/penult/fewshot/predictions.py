@@ -62,10 +62,12 @@ class Location:
         metadata = {name: value for name, value in row.items() if name not in own}
         return cls(**{name: row[name] for name in own}, metadata=metadata)
 
-    def window(self, probabilities: Mapping[str, float]) -> Window:
+    def window(
+        self, probabilities: Mapping[str, float], similarities: Mapping[str, float]
+    ) -> Window:
         """The place with the classes assigned to it."""
         place = self.id, self.channel, self.start, self.end
-        return Window(*place, probabilities, self.metadata)
+        return Window(*place, probabilities, self.metadata, similarities)
 
 
 def former(owner: object, names: Mapping[str, tuple[str, Callable[[Any], Any]]], name: str) -> Any:
@@ -103,12 +105,14 @@ class ClassPrediction(Prediction):
     label: None is unknown. scores: (K,) probabilities, for single-label given that it is one of
     the classes; score is the highest. logits: (K,) the scores that they were made from. p_value:
     the probability of so low a score for a member of any class; NaN where it is not known.
-    nearest: the nearest examples, if some were asked for. detection: seconds and channel of the
-    region, all classes assigned to it, best first: one, or several with `several`, and the item's
-    metadata.
+    similarity: the cosine to the mean of the examples of the class that `score` is of; of classes
+    by name the cosine to the name. nearest: the nearest examples, if some were asked for.
+    detection: seconds and channel of the region, all classes assigned to it, best first: one, or
+    several with `several`, and the item's metadata.
     """
 
     p_value: float = math.nan
+    similarity: float = math.nan
     nearest: tuple[NearExample, ...] = ()
     detection: Window = NOWHERE
 
@@ -127,6 +131,8 @@ class ClassPrediction(Prediction):
             "said": list(at.probabilities),
             "score": self.score,
             "scores": scores if whole else dict(at.probabilities),
+            "similarity": self.similarity,
+            "similarities": dict(at.similarities),
             "p_value": self.p_value,
             "nearest": [asdict(one) for one in self.nearest] if whole else [],
             "metadata": dict(at.metadata),
@@ -151,6 +157,7 @@ def predictions(
     examples = fitted.examples
     for i, place in enumerate(places):
         label, shares = int(judged.label[i]), judged.probability[i]
+        best, cosines = label if label >= 0 else int(shares.argmax()), judged.similarity[i]
         scores = shares.astype(np.float32)
         order = [k for k in np.argsort(-shares, kind="stable") if judged.assigned[i, k]]
         yield ClassPrediction(
@@ -159,22 +166,27 @@ def predictions(
             kind=MULTI_LABEL if fitted.several else SINGLE_LABEL,
             label=fitted.names[label] if label >= 0 else None,
             index=label if label >= 0 else None,
-            score=float(shares[label] if label >= 0 else shares.max()),
+            score=float(shares[best]),
             scores=scores,
             logits=judged.score[i].astype(np.float32),
             labels=fitted.names,
             p_value=float(judged.p_value[i]),
+            similarity=float(cosines[best]),
             nearest=tuple(
                 NearExample(*examples.keys[n], dict(examples.marks[n]), similarity)
                 for n, similarity in neighbours[i]
             ),
-            detection=place.window({fitted.names[k]: float(scores[k]) for k in order}),
+            detection=place.window(
+                {fitted.names[k]: float(scores[k]) for k in order},
+                {fitted.names[k]: float(cosines[k]) for k in order},
+            ),
         )
 
 
 Document = dict[str, Any]
 UNKNOWN = "unknown"  # the class of an item that is in none of the classes, in a table
-HEADER = ("path", "region", "start", "end", "channel", "class", "probability", "p_value", "said")
+HEADER = ("path", "region", "start", "end", "channel", "class", "probability", "similarity",
+          "p_value", "said")  # fmt: skip
 
 
 class Spool:
@@ -247,7 +259,7 @@ class Spool:
         for one in self:
             assigned = {name: one["scores"][name] for name in one["said"]}
             place = one["id"], one["channel"], one["start"], one["end"]
-            yield Window(*place, assigned, one["metadata"])
+            yield Window(*place, assigned, one["metadata"], one["similarities"])
 
     def to_csv(self, cells: Cells | None = None) -> Iterator[str]:
         """Line by line: a header and each region; all assigned classes with ; between, and the
@@ -261,6 +273,6 @@ def _cells(one: Document, cells: Cells) -> list[Any]:
     part = one["region"] != "whole"
     start, end = (one["start"], one["end"]) if part else (None, None)
     p_value = "" if math.isnan(one["p_value"]) else f"{one['p_value']:.6g}"
-    shares = f"{one['score']:.6g}", p_value
+    shares = f"{one['score']:.6g}", f"{one['similarity']:.6g}", p_value
     place = one["id"], one["region"], start, end, one["channel"]
     return [*place, one["label"] or UNKNOWN, *shares, cells.joined(one["said"])]

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.metrics import by_centrality
-from penult.analysis.space import check_finite, unit
-from penult.errors import LabelsError
+from penult.analysis.space import Space, check_finite, unit
+from penult.errors import LabelsError, SpaceError
 
 Floats = npt.NDArray[np.float64]
 Targets = npt.NDArray[np.int8]  # (n, K): the target of each example for each class
+Refit = Callable[[npt.NDArray[np.bool_]], Space]  # the space without the examples of a mask (n,)
 
 YES, OPEN, IMPLIED, NO = 1, 0, -1, -2  # a member; no mark; a member of another class; marked no
 
@@ -57,6 +58,10 @@ class Prototypes:
         """(m, d) → (m, K)."""
         rows = _rows(vectors)
         return _without_negatives(rows, rows @ self.means.T, self.negatives)
+
+    def similarity(self, vectors: npt.ArrayLike) -> Floats:
+        """(m, d) → (m, K) the cosines alone: nothing is ruled out."""
+        return np.asarray(_rows(vectors) @ self.means.T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +133,25 @@ def fit(
         )
     if empty := [k for k in range(targets.shape[1]) if not (targets[:, k] == YES).any()]:
         raise LabelsError(f"class number {empty[0]} has no example that is marked yes; add one")
-    negatives = tuple(rows[column == NO] for column in targets.T)
     if method == "prototype":
-        means = np.stack([rows[column == YES].mean(axis=0) for column in targets.T])
-        return Prototypes(unit(means), negatives)
+        return prototypes(rows, targets)
     if method == "knn":
-        return NearestExamples(tuple(rows[column == YES] for column in targets.T), negatives)
+        members = tuple(rows[column == YES] for column in targets.T)
+        return NearestExamples(members, _negatives(rows, targets))
     if method == "agile":
         return _agile(rows, targets, np.zeros((0, rows.shape[1])) if weak is None else _rows(weak))
     return _linear(method, rows, targets)
+
+
+def prototypes(vectors: npt.ArrayLike, targets: Targets) -> Prototypes:
+    """The prototypes of K classes from examples (n, d) and their targets (n, K)."""
+    rows = _rows(vectors)
+    means = np.stack([rows[column == YES].mean(axis=0) for column in targets.T])
+    return Prototypes(unit(means), _negatives(rows, targets))
+
+
+def _negatives(rows: Floats, targets: Targets) -> tuple[Floats, ...]:
+    return tuple(rows[column == NO] for column in targets.T)
 
 
 def available(targets: Targets, groups: npt.NDArray[np.int64]) -> list[str]:
@@ -200,18 +215,25 @@ def held_out(
     targets: Targets,
     groups: npt.NDArray[np.int64],
     weak: npt.ArrayLike | None = None,
+    refit: Refit | None = None,
 ) -> HeldOut:
     """Cross-validation by whole groups: leave one group out, or ten folds where there are many.
     weak: as in `fit`.
 
+    refit: for a space that was fitted to some of the examples; then `vectors` and `weak` are raw,
+    and those of a fold are scored in the space without them. Where it cannot be fitted nothing is
+    scored.
+
     Unlike `analysis.episodes.partitions`, it takes examples of several classes at once, and leaves
     each group out by itself where that is quick.
     """
+    every = np.asarray(vectors)
     rows = _sampled(targets)
-    chosen, marks, group = _rows(vectors)[rows], targets[rows], groups[rows]
-    scores = np.full(marks.shape, np.nan)
-    # A linear head takes longer to fit, and ten folds of it are as good.
-    folds = _folds(marks, group, FOLDS if method in HEADS else EXACT)
+    chosen, marks, group = _rows(every)[rows], targets[rows], groups[rows]
+    scores, others = np.full(marks.shape, np.nan), weak
+    # A linear head or a space takes longer to fit, and ten folds of it are as good.
+    quick = method not in HEADS and refit is None
+    folds = _folds(marks, group, EXACT if quick else FOLDS)
     for fold in range(int(folds.max(initial=-1)) + 1):
         out = folds == fold
         known = np.flatnonzero((marks[~out] == YES).any(axis=0))
@@ -220,21 +242,33 @@ def held_out(
         rest = marks[~out][:, known]
         if method in HEADS and weak is None and not all((c < 0).any() for c in rest.T):
             continue
-        scorer = fit(method, chosen[~out], rest, weak)
+        if refit is not None:
+            without = np.zeros(len(every), bool)
+            without[rows[out]] = True
+            try:
+                space = refit(without)
+            except SpaceError:  # too few other vectors for the recipe
+                continue
+            chosen = _rows(space(every[rows]))
+            others = None if weak is None else space(weak)
+        scorer = fit(method, chosen[~out], rest, others)
         scores[np.ix_(out, known)] = scorer(chosen[out])
     return HeldOut(rows, scores)
 
 
 def choose(
-    vectors: npt.ArrayLike, targets: Targets, groups: npt.NDArray[np.int64]
+    vectors: npt.ArrayLike,
+    targets: Targets,
+    groups: npt.NDArray[np.int64],
+    refit: Refit | None = None,
 ) -> tuple[str, dict[str, float], HeldOut]:
     """The method with the best cross-validated accuracy: (its name, each one's accuracy, its
     held-out scores).
 
     Prototypes are kept unless another is better by more than one standard error of the paired
-    differences: of methods that cannot be told apart, the simplest.
+    differences: of methods that cannot be told apart, the simplest. refit: as for `held_out`.
     """
-    results = {name: held_out(name, vectors, targets, groups)
+    results = {name: held_out(name, vectors, targets, groups, refit=refit)
                for name in available(targets, groups)}  # fmt: skip
     right = {name: hits(result.scores, targets[result.rows]) for name, result in results.items()}
     usable = ~np.isnan(np.stack(list(right.values()))).any(axis=0)

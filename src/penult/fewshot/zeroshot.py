@@ -169,7 +169,8 @@ class ByName:
             scores=scores,
             logits=scores,
             labels=self.names,
-            detection=place.window({self.names[best]: float(scores[best])}),
+            similarity=float(scores[best]),
+            detection=place.window(*[{self.names[best]: float(scores[best])}] * 2),
         )
 
     def stream(self, runner: Runner, pairs: Iterable[Any]) -> Iterator[ClassPrediction | Failure]:
