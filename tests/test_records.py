@@ -26,6 +26,7 @@ from PIL import Image
 
 import penult
 from conftest import RATE, clip
+from penult.cli.main import run
 from penult.collection.collection import Collection
 from penult.data.hashes import write_list
 from penult.embedding.embedder import Embedder, open_embedder
@@ -354,6 +355,22 @@ def test_items_that_are_known_open_no_model(tmp_path: Path) -> None:
     summary = store.add(again, items)
     assert (summary.done, summary.skipped) == (0, 4) and is_recorded(again.classifier)
     assert len(again.run(items).ids) == 4
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_converted_model_has_its_graph(tmp_path: Path) -> None:
+    """Of `convert --engine openvino`: a second command needs no model, of the folder and of what it
+    was made from."""
+    pytest.importorskip("openvino")
+    model, items = audio(tmp_path)
+    saved = tmp_path / "saved"
+    assert run(["convert", str(model), str(saved), "--engine", "openvino"]) == 0
+    plain = penult.Embedder.from_classifier(penult.load(model), engine="torch").run(items)
+    for folder in (model, saved):
+        open_embedder(folder, engine="openvino").run(items)  # its lengths are verified and noted
+        found = open_embedder(folder, engine="openvino")
+        np.testing.assert_allclose(found.run(items).vectors, plain.vectors, atol=1e-5)
+        assert is_recorded(found.classifier)
 
 
 @pytest.mark.usefixtures("cache")

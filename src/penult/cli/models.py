@@ -111,7 +111,12 @@ def convert(
     The proof of the head and the measured batching policy are saved with it.
     """
     from penult.data.sources import from_objects
-    from penult.embedding.embedder import describe_embedder, open_embedder, require_proof
+    from penult.embedding.embedder import (
+        describe_embedder,
+        keep_engine,
+        open_embedder,
+        require_proof,
+    )
     from penult.embedding.source_sample import SourceSample
 
     with working(f"loading {model}"):
@@ -132,6 +137,7 @@ def convert(
     if engine != "auto":  # the recorded graph and its measured precision are saved too
         with working(f"measuring {engine}"):
             embedder.settle(sample or SourceSample(from_objects((), embedder.classifier.modality)))
+            keep_engine(embedder)
     saved = embedder.save(folder)
     if json:
         print_json({"folder": str(saved), **describe_embedder(embedder)})
