@@ -19,6 +19,7 @@ from penult.fewshot.events import csv_lines
 from penult.fewshot.scorers import IMPLIED, NO, OPEN, YES, Targets, medoid
 
 MARKS = ("yes", "no", "unsure")
+EVERY = "*"  # in place of a class: a mark of no for every class, so that an item is of none
 Marks = Mapping[Key, Mapping[str, str]]  # the marks of each example, by class
 FloatArray = npt.NDArray[np.float32]
 
@@ -63,7 +64,7 @@ class Examples:
     def names(self) -> list[str]:
         """The classes that have an example marked yes or no, in the order they came."""
         used = (name for marks in self.marks for name, mark in marks.items() if mark != "unsure")
-        return list(dict.fromkeys(used))
+        return [name for name in dict.fromkeys(used) if name != EVERY]
 
     def with_marks(
         self, name: str, keys: Sequence[Key], vectors: npt.ArrayLike, mark: str = "yes"
@@ -94,6 +95,10 @@ class Examples:
                 new.append(key)
                 marks.append({})
                 added.append(row)
+            if name == EVERY and mark != "no":
+                raise LabelsError(
+                    f"{EVERY!r} stands for every class: an item can be marked no for all of them"
+                )
             marks[place[key]].pop(name, None)
             marks[place[key]][name] = mark
         grown = np.concatenate([self.vectors, np.stack(added)]) if added else self.vectors
@@ -127,6 +132,7 @@ class Examples:
         """
         self._require(old)
         new = checked_name(new)
+        _check_one_class(old, new)
         if new in self._all_names():
             raise LabelsError(f"there is a class {new!r} already; merge puts {old!r} into it")
         return self._with([{new if n == old else n: m for n, m in one.items()}
@@ -140,6 +146,7 @@ class Examples:
             LabelsError: there is no such class.
         """
         into = checked_name(into)
+        _check_one_class(into, *names)
         parts = list(dict.fromkeys(n for n in names if n != into))
         if not parts:
             raise LabelsError(f"nothing to merge into {into!r}; name one class or more beside it")
@@ -176,7 +183,8 @@ class Examples:
         return self._with(marks)
 
     def classes(self) -> list[Class]:
-        """The classes, in the order they came; those with nothing but `unsure` come last."""
+        """The classes, in the order they came; those with nothing but `unsure` come last, and
+        behind them the marks for every class."""
         places: dict[str, dict[str, list[int]]] = {}
         for i, one in enumerate(self.marks):
             for name, mark in one.items():
@@ -187,17 +195,20 @@ class Examples:
             middle = self.keys[members[medoid(self.vectors[members])]] if members else None
             yes, no, unsure = (len(marked[mark]) for mark in MARKS)
             found.append(Class(name, yes, no, unsure, middle))
-        return sorted(found, key=lambda one: not (one.yes or one.no))
+        return sorted(found, key=lambda one: (one.name == EVERY, not (one.yes or one.no)))
 
     def targets(self, names: Sequence[str]) -> Targets:
         """(n, K) the target of each example for each class: YES or NO as marked; IMPLIED for the
-        other classes of a member; OPEN for unsure, and for the other classes of a NO."""
+        other classes of a member; OPEN for unsure, and for the other classes of a NO. A no for
+        every class holds for those that the example has no mark of its own for."""
         table = np.full((len(self.keys), len(names)), OPEN, np.int8)
         place, value = {name: k for k, name in enumerate(names)}, {"yes": YES, "no": NO}
         for row, one in zip(table, self.marks, strict=True):
             given = [(place[name], mark) for name, mark in one.items() if name in place]
             if any(mark == "yes" for _, mark in given):
                 row[:] = IMPLIED
+            elif EVERY in one:
+                row[:] = NO
             for k, mark in given:
                 row[k] = value.get(mark, OPEN)
         return table
@@ -226,6 +237,11 @@ class Examples:
                 f"there is no class {name!r}; "
                 + (f"there are {', '.join(sorted(there)[:20])}" if there else "there is none yet")
             )
+
+
+def _check_one_class(*names: str) -> None:
+    if EVERY in names:
+        raise LabelsError(f"{EVERY!r} stands for every class; it is no class to rename or merge")
 
 
 def checked_name(name: str) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from penult.analysis.space import Space, unit
 from penult.collection import schema
+from penult.collection.schema import Key
 from penult.data.formulas import Cells
 from penult.data.regions import span_of
 from penult.errors import LabelsError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 LIKELY, UNCERTAIN, DIFFERENT = "likely", "uncertain", "different"
 HEADER = ("path", "region", "start", "end", "channel", "class", "reason", "score", "similarity")
-_FIFTH = 5  # one row in five is uncertain, one is different, and the others are likely
+_UNCERTAIN, _DIFFERENT = 0.4, 0.1  # shares of the rows, rounded down; the others are likely ones
 _POOL = 2  # likely rows, for each row that is asked for, among which different ones are looked for
 _COLUMNS = ("id", "region", "start", "end", "channel")
 
@@ -62,8 +63,8 @@ class Suggestion:
 def suggest(
     space: ClassSpace, name: str, k: int = 20, where: str | None = None
 ) -> list[Suggestion]:
-    """The k rows of the collection that should be marked next for a class: three in five likely
-    ones, then uncertain ones, then different ones, each best first.
+    """The k rows of the collection that should be marked next for a class: half of them likely,
+    then uncertain ones, then different ones, each best first.
 
     A row whose answer is known is left out: one that is marked for this class, a member of another
     class, and one that is held to be of none. The scores are those of the method `agile`, whichever
@@ -128,7 +129,7 @@ class Ranking:
     scorer: Scorer
     members: Floats
     marked: Floats
-    known: frozenset[tuple[str, str]]
+    known: frozenset[Key]
 
     @classmethod
     def of(
@@ -173,15 +174,17 @@ class Ranking:
         """
         if k < 1:
             raise LabelsError(f"k = {k}: one row or more can be suggested")
-        fifth = k // _FIFTH
-        likely, uncertain = _Top(k + _POOL * k), _Top(2 * k)
+        unsure, other = int(_UNCERTAIN * k + 1e-9), int(_DIFFERENT * k + 1e-9)
+        sure = k - unsure - other
+        likely, uncertain = _Top(sure + _POOL * k), _Top(sure + unsure)
+        last = None  # of several annotations of one span the first one is asked about
         for places, vectors in batches:
-            usable = [
-                i
-                for i, place in enumerate(places)
-                if (place.id, span_of(place.region)) not in self.known
-                and np.isfinite(vectors[i]).all()
-            ]
+            usable = []
+            for i, place in enumerate(places):
+                span = place.id, span_of(place.region)
+                if span != last and span not in self.known and np.isfinite(vectors[i]).all():
+                    usable.append(i)
+                    last = span
             if not usable:
                 continue
             rows = unit(self.space(vectors[usable]).astype(np.float64))
@@ -190,9 +193,9 @@ class Ranking:
             likely.add(scores, scores, rows, chosen)
             uncertain.add(-np.abs(scores), scores, rows, chosen)
         taken = _Picked(self)
-        taken.take(LIKELY, likely, k - 2 * fifth)
-        taken.take(UNCERTAIN, uncertain, fifth)
-        taken.take_different(likely, k - 2 * fifth + _POOL * k, k - len(taken.found))
+        taken.take(LIKELY, likely, sure)
+        taken.take(UNCERTAIN, uncertain, unsure)
+        taken.take_different(likely, other)
         return taken.found
 
 
@@ -222,7 +225,7 @@ class _Picked:
 
     def __init__(self, ranking: Ranking) -> None:
         self._ranking = ranking
-        self._near, self._spans = ranking.marked, set(ranking.known)
+        self._near, self._keys = ranking.marked, set[Key]()
         self.found: list[Suggestion] = []
 
     def take(self, reason: str, top: _Top, number: int) -> None:
@@ -231,23 +234,22 @@ class _Picked:
             if number and self._add(reason, top, i):
                 number -= 1
 
-    def take_different(self, top: _Top, pool: int, number: int) -> None:
-        """One after the other the row that is farthest from all that is marked or picked, of the
-        first `pool` rows."""
-        left = [i for i in range(len(top.places[:pool])) if not self._is_picked(top.places[i])]
+    def take_different(self, top: _Top, number: int) -> None:
+        """One after the other the row that is farthest from all that is marked or picked."""
+        left = [i for i in range(len(top.places)) if not self._is_picked(top.places[i])]
         while number and left and top.rows is not None:
             near = (top.rows[left] @ self._near.T).max(axis=1)
             number -= self._add(DIFFERENT, top, left.pop(int(near.argmin())))
 
     def _is_picked(self, place: Location) -> bool:
-        return (place.id, span_of(place.region)) in self._spans
+        return (place.id, place.region) in self._keys
 
     def _add(self, reason: str, top: _Top, i: int) -> bool:
         place = top.places[i]
         if top.rows is None or self._is_picked(place):
             return False
         row = top.rows[i]
-        self._spans.add((place.id, span_of(place.region)))
+        self._keys.add((place.id, place.region))
         self._near = np.concatenate([self._near, row[None]])
         score = 0.5 * (1.0 + np.tanh(0.5 * top.scores[i]))
         self.found.append(
