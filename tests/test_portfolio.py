@@ -235,6 +235,28 @@ def test_an_item_at_fault_is_no_fault_of_an_engine(tiny: Path, engines: Engines)
     assert not emb.runner.choice.dropped  # type: ignore[union-attr]
 
 
+def test_a_batch_that_the_model_refuses_is_no_fault_of_an_engine(
+    tiny: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that differ in their ends do not go together in BART; each alone does."""
+    items = [clip(2.0), clip(1.0), *CLIPS]
+    plain = embedder(tiny, engine="torch").run(items, alone=True)
+    once = TorchEngine.__call__
+
+    def picky(engine: TorchEngine, batch: Batch, logits: bool = True) -> Readout:
+        if len(batch) > 6:
+            raise ValueError("these do not go together")
+        return once(engine, batch, logits)
+
+    monkeypatch.setattr(TorchEngine, "__call__", picky)
+    engines.add("quick", lambda number: 0.001)
+    emb = embedder(tiny)
+    found = emb.run(items)
+    assert relative_error(found.vectors, plain.vectors) <= 1e-5
+    choice = emb.runner.choice
+    assert choice is not None and not choice.dropped and choice.mode.words == "quick f32"
+
+
 def test_without_logits(tiny: Path, engines: Engines) -> None:
     plain = expected(tiny)
     engines.add("quick", lambda number: 0.001)

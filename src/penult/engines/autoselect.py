@@ -330,10 +330,19 @@ def _run(engine: Engine, policy: BatchPolicy, items: Sequence[Any]) -> tuple[Row
         group.sort(key=lambda i: -policy.length(items[i]))
         for first in range(0, len(group), _TOGETHER):
             part = group[first : first + _TOGETHER]
-            tensors = [items[i] for i in part]
-            readout = engine(Batch(tensors[0]) if len(part) == 1 else policy.batch(tensors))
-            rows |= {number: readout.row(row) for row, number in enumerate(part)}
+            rows |= zip(part, _rows_of(engine, policy, [items[i] for i in part]), strict=True)
     return [rows[i] for i in range(len(items))], time.perf_counter() - began
+
+
+def _rows_of(engine: Engine, policy: BatchPolicy, items: Sequence[Any]) -> Rows:
+    """Of items that share a batch; of each alone where the batch is refused, as a run does."""
+    if len(items) == 1:
+        return [engine(Batch(items[0])).row(0)]
+    try:
+        readout = engine(policy.batch(items))
+        return [readout.row(row) for row in range(len(items))]
+    except Exception:  # a model may raise anything on items that do not go together
+        return [engine(Batch(item)).row(0) for item in items]
 
 
 def _size(item: Any) -> int:

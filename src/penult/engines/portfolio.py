@@ -228,14 +228,14 @@ class EnginePortfolio:
             one.found += [found[i] for i in at]
             one.expected += expected
             parity = compare(one.found, one.expected)
+            holds = parity.holds(PRECISIONS[self._precision])
+            why = "" if holds else f"{parity.words}, and {self._precision} asks for more"
         except Exception as error:  # an engine may raise anything on what it can't run
-            self._drop(one.mode, cause(error))
-            parity = None
-        if parity is None or not parity.holds(PRECISIONS[self._precision]):
-            if parity is not None:
-                self._drop(one.mode, f"{parity.words}, and {self._precision} asks for more")
-            if len(at) < len(sizes):
-                return self._row_of(self._native, passes, sizes)[0]
+            why = cause(error) or type(error).__name__
+        if why:
+            if len(at) < len(sizes):  # where this raises too, it is no fault of the engine
+                expected = self._timed(self._native, passes, sizes, whole)[0]
+            self._drop(one.mode, why)
             self._count(self._native, len(sizes))
             return expected
         self._count(one, len(sizes))
