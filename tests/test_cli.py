@@ -381,6 +381,23 @@ def test_the_time_of_the_whole_command(tiny: Path, clips: Path, tmp_path: Path) 
     assert said["elapsed"] <= said["stages"]["embedding"]
 
 
+def test_a_model_that_is_opened_late_is_no_part_of_the_rate(
+    tiny: Path, clips: Path, tmp_path: Path
+) -> None:
+    """A second command knows it by its record, and opens it for the first item."""
+    command = [sys.executable, "-m", "penult", "embed", tiny, clips, "--json", "--into"]
+    environment = os.environ | {"PENULT_CACHE": str(tmp_path / "cache")}
+    for into in ("a", "b"):
+        words = [*map(str, command), str(tmp_path / f"{into}.lance")]
+        done = subprocess.run(words, env=environment, capture_output=True, check=True)
+    said = json.loads(done.stdout)
+    opening = said["spent"]["open"]
+    assert opening > 0.2  # torch and transformers are imported
+    assert said["stages"]["model"] >= opening
+    assert said["elapsed"] <= said["stages"]["embedding"] + 0.1
+    assert said["elapsed_in_all"] >= said["elapsed"] + opening
+
+
 def test_files_of_another_kind_are_counted(tiny: Path, clips: Path, tmp_path: Path) -> None:
     """Left out, as they should be, and never without a word."""
     folder = shutil.copytree(clips, tmp_path / "mixed")

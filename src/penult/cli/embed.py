@@ -248,8 +248,11 @@ def embed(
             collection.reader, embedder, source, options, settings, tick=meter.tick,
             like=old.reader if old else None,
         )  # fmt: skip
+        opening = summary_of_run.seconds.get("open", 0.0)
+        meter.leave_out(opening)
         elapsed, rate = meter.elapsed, meter.rate() if meter.embedded else ""
     clock.end("embedding")
+    clock.move(opening, "embedding", "model")
     if json:
         facts = {"elapsed": elapsed, **clock.to_dict(), **describe_embedder(embedder)}
         print_json({**describe_run(summary_of_run, collection.reader), **facts})

@@ -480,6 +480,11 @@ class CommandClock:
         now = time.monotonic()
         self.stages[stage], self._latest = now - self._latest, now
 
+    def move(self, seconds: float, stage: str, other: str) -> None:
+        """Count seconds of a stage as those of another one."""
+        self.stages[stage] -= seconds
+        self.stages[other] += seconds
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"elapsed_in_all": self.elapsed, "stages": self.stages}
@@ -532,6 +537,10 @@ class Meter:
     def elapsed(self) -> float:
         """Wall clock seconds since the start."""
         return time.monotonic() - self._began
+
+    def leave_out(self, seconds: float) -> None:
+        """Seconds since the start in which no item could be counted."""
+        self._began += seconds
 
     def expect(self, total: int | None) -> None:
         """Set the number of items, once it is known."""

@@ -108,8 +108,8 @@ class Outcome:
 
 
 class Stopwatch:
-    """Seconds of each part of one run, apart from other runs at the same time: `decode` (of all
-    workers), `prepare`, `model`, `wait` (of an engine that had nothing to run), `write`."""
+    """Seconds of each part of one run, apart from other runs at the same time: `open` (of a model
+    that was not opened before), `decode` (of all workers), `prepare`, `model`, `wait` (of an engine that had nothing to run), `write`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -282,7 +282,8 @@ class Runner:
         watch: Stopwatch,
     ) -> Generator[Outcome | Failure | N, None, None]:
         """As `stream`."""
-        _ = self.engines  # a model that is opened only now is no part of any step
+        with watch.timed("open"):  # a model that is known by its record: now
+            _ = self.engines
         planner, patience = self._planner(decoding.limits.bound), decoding.patience
         passes, given = PassWatch(decoding.limits.model_seconds), UntilError(pairs)
         run = _RunState(planner, logits, watch, threading.Event(), passes)
