@@ -109,7 +109,8 @@ class Outcome:
 
 class Stopwatch:
     """Seconds of each part of one run, apart from other runs at the same time: `open` (of a model
-    that was not opened before), `decode` (of all workers), `prepare`, `model`, `wait` (of an engine that had nothing to run), `write`."""
+    that was not opened before), `decode` (of all workers), `prepare`, `model`, `wait` (of an engine
+    that had nothing to run), `write`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
