@@ -124,6 +124,10 @@ def test_a_chosen_space_is_fitted_without_some_rows() -> None:
 
 def test_seen_rows_that_do_not_fit_are_refused() -> None:
     rows = seen()
-    odd = SeenRows(rows.vectors[:, :5], rows.labels, rows.groups)
-    with pytest.raises(SpaceError, match="its 30 seen rows do not fit"):
-        Space.from_bytes(replace(fit_seen("scale", rows), seen=odd).to_bytes())
+    for odd in (
+        SeenRows(rows.vectors[:, :5], rows.labels, rows.groups),
+        SeenRows(rows.vectors, rows.labels, rows.groups[:3]),
+        SeenRows(rows.vectors, rows.labels, rows.groups, rows.vectors[:4]),
+    ):
+        with pytest.raises(SpaceError, match="its 30 seen rows do not fit"):
+            Space.from_bytes(replace(fit_seen("scale", rows), seen=odd).to_bytes())

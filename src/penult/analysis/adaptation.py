@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.space import CORAL, MEAN, Space, Step, check_finite, unit
+from penult.analysis.space import Space, Step, check_finite, fit_seen, unit
 from penult.errors import SpaceError
 
 Floats = npt.NDArray[np.float64]
 
-ADAPTATIONS = (MEAN, CORAL)
+MEAN, CORAL = ADAPTATIONS = ("mean", "coral")
 LEAST = 20  # rows, from which a spread says something
 COLLAPSED = 0.5  # the mean cosine of all pairs, from which a space is told to be of other data
 _ROWS = 1000  # whose covariance is aligned at most
+_RIDGE = 0.25  # of the total variance; measured, docs/decisions/2026-11-30-choose.md
 _BLOCK = 1024
 
 
@@ -102,21 +103,26 @@ def _retrieval(rows: Floats, items: npt.NDArray[np.int64] | None) -> float:
 
 
 def adapt(space: Space, vectors: npt.ArrayLike, how: str) -> Space:
-    """A fitted space for raw vectors (n, d) of other recordings, without their labels.
+    """A chosen space for raw vectors (n, d) of other recordings, without their labels: its recipe
+    fitted anew to the rows that it has seen, which are first moved to where these vectors lie.
 
-    how: `mean`, each mean that the space subtracts is that of these vectors; `coral`, these vectors
-    are first given the mean, scale and correlations of those that the space was fitted to (Sun,
-    Feng and Saenko, 2016; one is added to the variances of standardised numbers, as there).
+    how: `mean` gives them the mean of the vectors; `coral` their mean, scale and, as far as rows
+    tell them, correlations (Sun, Feng and Saenko, 2016; instead of one, a quarter of the total
+    variance is added to that along each direction).
 
     Raises:
-        SpaceError: an unknown way, too few vectors, or a space that keeps nothing to adapt.
+        SpaceError: an unknown way, too few vectors, or a space that keeps no rows to move.
     """
     check_adaptation(space, how)
     rows = np.asarray(vectors, np.float64)
     if rows.ndim != 2 or len(rows) < LEAST:
         raise SpaceError(f"{len(rows)} rows are too few to adapt a space to; {LEAST} are needed")
     check_finite(rows)
-    return _recentred(space, rows) if how == MEAN else _aligned(space, rows)
+    assert space.seen is not None
+    seen = np.asarray(space.seen.vectors, np.float64)
+    moved = seen - seen.mean(axis=0) + rows.mean(axis=0) if how == MEAN else _aligned(seen, rows)
+    fitted = fit_seen(space.recipe, replace(space.seen, moved=moved.astype(np.float32)))
+    return replace(fitted, adapted=how)
 
 
 def check_adaptation(space: Space | None, how: str | None) -> None:
@@ -129,43 +135,23 @@ def check_adaptation(space: Space | None, how: str | None) -> None:
         return
     if how not in ADAPTATIONS:
         raise SpaceError(f"--adapt {how} is not known; {' and '.join(ADAPTATIONS)} work")
-    if space is None or not any(step.subtracts for step in space.steps):
-        what = "no space" if space is None else f"the space {space.recipe}, which subtracts no mean"
+    if space is None or space.is_raw:
         raise SpaceError(
-            f"the embedder has {what}, so that there is nothing to adapt; penult choose gives one"
+            "the embedder has no space, so that there is nothing to adapt; penult choose gives one"
         )
-    if space.adapted:
-        raise SpaceError(f"the space was adapted by {space.adapted} already; adapt the embedder's")
-    if how == CORAL and space.seen is None:
+    if space.seen is None:
         raise SpaceError(
-            "the space keeps no rows that it was fitted with, whose covariance coral needs; choose "
-            "again with this version, or adapt by mean"
+            "the embedder's space keeps no rows that it was fitted with, which adapting needs; "
+            "penult choose of this version keeps them: choose again"
         )
 
 
-def _recentred(space: Space, rows: Floats) -> Space:
-    steps: list[Step] = []
-    for step in space.steps:
-        if step.subtracts:
-            step = replace(step, mean=rows.mean(axis=0).astype(np.float32))
-        rows = step(rows)
-        steps.append(step)
-    return replace(space, steps=tuple(steps), adapted=MEAN)
-
-
-def _aligned(space: Space, rows: Floats) -> Space:
-    assert space.seen is not None
-    source = np.asarray(space.seen.vectors, np.float64)
-    (mean, scale), (own, spread) = _moments(source), _moments(rows)
-    there = _correlations((rows - own) / spread, -0.5)
-    back = _correlations((source - mean) / scale, 0.5)
-    front = (
-        Step(own.astype(np.float32), (1 / spread).astype(np.float32)),
-        there,
-        back,
-        Step((-mean / scale).astype(np.float32), scale.astype(np.float32)),
-    )
-    return replace(space, steps=(*front, *space.steps), adapted=CORAL)
+def _aligned(seen: Floats, rows: Floats) -> Floats:
+    """The rows seen with the mean, scale and correlations of others."""
+    (mean, scale), (own, spread) = _moments(seen), _moments(rows)
+    standard = (seen - mean) / scale
+    white = _correlations(standard, -0.5)(standard)
+    return _correlations((rows - own) / spread, 0.5)(white) * spread + own
 
 
 def _moments(rows: Floats) -> tuple[Floats, Floats]:
@@ -176,8 +162,8 @@ def _moments(rows: Floats) -> tuple[Floats, Floats]:
 
 
 def _correlations(rows: Floats, power: float) -> Step:
-    """The step (C + I)^power of standardised rows with correlations C: scaled along the directions
-    in which they vary, and left as it is in all others."""
+    """The step (C + λ)^power, but for a factor, of standardised rows with correlations C: scaled
+    along the directions in which they vary, and left as it is in all others."""
     if len(rows) > _ROWS:
         rows = rows[np.random.default_rng(0).choice(len(rows), _ROWS, replace=False)]
     wide = rows.shape[1] > len(rows)
@@ -185,6 +171,6 @@ def _correlations(rows: Floats, power: float) -> Step:
     kept = values > max(values[-1], 0.0) * 1e-9
     values, turned = values[kept], turned[:, kept]
     along = (rows.T @ turned / np.sqrt(values) if wide else turned).T
-    factor = (values / len(rows) + 1.0) ** power
+    factor = (values / (len(rows) * _RIDGE * rows.shape[1]) + 1.0) ** power
     mean = np.zeros(rows.shape[1], np.float32)
     return Step(mean, factor.astype(np.float32), along.astype(np.float32))

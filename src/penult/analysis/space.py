@@ -51,11 +51,6 @@ class Step:
             return moved + ((moved @ self.along.T) * (self.factor - 1)) @ self.along
         return moved * self.factor if self.factor.ndim == 1 else moved @ self.factor
 
-    @property
-    def subtracts(self) -> bool:
-        """Whether it subtracts a mean of the vectors that it was fitted to."""
-        return self.mean is not None and bool(self.mean.any())  # `within` subtracts zeros
-
     def back(self, direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(k,) → (d,): the direction in which the product with this one grows, before the step. A
         length is no direction."""
@@ -66,8 +61,6 @@ class Step:
         return direction * self.factor if self.factor.ndim == 1 else self.factor @ direction
 
 
-MEAN, CORAL = "mean", "coral"  # how a space is adapted to other recordings
-_ALIGNED = 4  # steps that coral puts in front of a space
 _SAME = 1e-2  # of a vector's length, that one item's two vectors differ by at most: engines, fp16
 
 
@@ -75,7 +68,8 @@ _SAME = 1e-2  # of a vector's length, that one item's two vectors differ by at m
 class SeenRows:
     """The labelled rows that readings were chosen and a space was fitted with, so that figures on
     the same items can leave them out. vectors: (n, d) raw. labels: (n,) numbers of their classes,
-    −1 for a row without one. groups: (n,) numbers; a row without a group is one of its own.
+    −1 for a row without one. groups: (n,) numbers; a row without a group is one of its own. moved:
+    (n, d) what the space was fitted to in their place, once it was adapted to other recordings.
 
     Items are known again by their vectors, wherever they lie and whatever they are called now.
     """
@@ -83,6 +77,11 @@ class SeenRows:
     vectors: FloatArray
     labels: npt.NDArray[np.int64]
     groups: npt.NDArray[np.int64]
+    moved: FloatArray | None = None
+
+    def arrays(self) -> dict[str, Any]:
+        """All of them by name."""
+        return {name: getattr(self, name) for name in ("vectors", "labels", "groups", "moved")}
 
     def places(self, vectors: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """(m,) which of the rows each raw vector (m, d) is; −1 for one that was not seen."""
@@ -156,14 +155,11 @@ class Space:
         if self.seen is None or self.is_raw:
             return self
         rest = ~np.asarray(out, bool)
-        kept = SeenRows(self.seen.vectors[rest], self.seen.labels[rest], self.seen.groups[rest])
-        again = fit_seen(self.recipe, kept)
-        front = len(self.steps) - len(again.steps)
-        steps = again.steps
-        if self.adapted == MEAN:  # the means of other rows than these stay
-            steps = tuple(replace(new, mean=own.mean) if new.subtracts else new
-                          for new, own in zip(steps, self.steps, strict=True))  # fmt: skip
-        return replace(again, steps=(*self.steps[:front], *steps), adapted=self.adapted)
+        moved = None if self.seen.moved is None else self.seen.moved[rest]
+        kept = SeenRows(
+            self.seen.vectors[rest], self.seen.labels[rest], self.seen.groups[rest], moved
+        )
+        return replace(fit_seen(self.recipe, kept), adapted=self.adapted)
 
     @property
     def is_raw(self) -> bool:
@@ -192,7 +188,8 @@ class Space:
         if self.adapted:
             arrays["adapted"] = np.array(self.adapted)
         if self.seen is not None:
-            arrays |= {f"seen_{name}": getattr(self.seen, name) for name in _SEEN}
+            rows = self.seen.arrays().items()
+            arrays |= {f"seen_{name}": values for name, values in rows if values is not None}
         buffer = io.BytesIO()
         np.savez(buffer, recipe=np.array(self.recipe), dim=np.array(self.dim), **arrays)
         return buffer.getvalue()
@@ -208,8 +205,6 @@ class Space:
             check_unpacked(io.BytesIO(data))
             with np.load(io.BytesIO(data), allow_pickle=False) as saved:
                 recipe = str(saved["recipe"])
-                adapted = str(saved.get("adapted", ""))
-                front = ["align"] * _ALIGNED if adapted == CORAL else []
                 steps = tuple(
                     Step()
                     if name == "l2"
@@ -218,9 +213,10 @@ class Space:
                         saved[f"factor{number}"],
                         saved.get(f"along{number}"),
                     )
-                    for number, name in enumerate([*front, *(n for n, _ in _parsed(recipe))])
+                    for number, name in enumerate(n for n, _ in _parsed(recipe))
                 )
                 dim = int(saved["dim"])
+                adapted = str(saved.get("adapted", ""))
                 return cls(recipe, dim, steps, _saved_rows(saved, dim), adapted)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise SpaceError(f"the saved space cannot be read: {cause(error)}") from error
@@ -259,16 +255,16 @@ def fit(recipe: str, vectors: npt.ArrayLike, labels: Sequence[object] | None = N
     return Space("+".join(_words(*one) for one in parsed) or RAW, dim, tuple(steps))
 
 
-_SEEN = ("vectors", "labels", "groups")
-
-
 def _saved_rows(saved: Any, dim: int) -> SeenRows | None:
     if "seen_vectors" not in saved:  # chosen by an earlier version, or not by labels
         return None
-    rows = SeenRows(*(saved[f"seen_{name}"] for name in _SEEN))
+    vectors, labels, groups = (saved[f"seen_{name}"] for name in ("vectors", "labels", "groups"))
+    rows = SeenRows(vectors, labels, groups, saved.get("seen_moved"))
     n = len(rows.labels)
-    if rows.vectors.shape != (n, dim) or rows.labels.shape != (n,) or rows.groups.shape != (n,):
-        raise ValueError(f"its {n} seen rows do not fit vectors of shape {rows.vectors.shape}")
+    shapes = {"vectors": (n, dim), "labels": (n,), "groups": (n,), "moved": (n, dim)}
+    odd = [v.shape for k, v in rows.arrays().items() if v is not None and v.shape != shapes[k]]
+    if odd:
+        raise ValueError(f"its {n} seen rows do not fit arrays of shape {odd[0]}")
     return rows
 
 
@@ -276,7 +272,8 @@ def fit_seen(recipe: str, rows: SeenRows) -> Space:
     """Fit a recipe to labelled rows, which the space then has as those that it has seen; as `fit`
     otherwise."""
     labels = [None if label < 0 else label for label in rows.labels.tolist()]
-    return replace(fit(recipe, rows.vectors, labels), seen=rows)
+    fitted = fit(recipe, rows.vectors if rows.moved is None else rows.moved, labels)
+    return replace(fitted, seen=rows)
 
 
 def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
