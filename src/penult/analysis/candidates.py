@@ -219,7 +219,9 @@ SPACES = (RAW, "centre+l2", "scale+l2", "whiten+l2")
 WHITEN_MOST = 1024  # numbers in a vector that is whitened
 FUSED = "scale+l2"
 WITHIN = "scale+within+l2"
+SHRUNK = "shrink+within+l2"
 SIZES = (1, 3, 5, 8, 16)  # how many readings are fused
+SHRUNK_SIZES = (1, 5)  # of which SHRUNK is tried too
 WIDEST = 4096  # numbers in a fused vector
 NOTEBOOK = "notebook"
 
@@ -289,11 +291,12 @@ def finalists(values: Mapping[Setting, float], material: Material) -> dict[str, 
     readings = list(dict.fromkeys(setting.readings[0] for setting in order))
     for size in SIZES:
         names = _within_width(readings[:size], material)
+        name = f"{size} fused" if size > 1 else "best single"
         if size > 1:
-            found[f"{size} fused"] = Setting(names, FUSED)
-        found[f"{size} fused, within classes" if size > 1 else "best single, within classes"] = (
-            Setting(names, WITHIN)
-        )
+            found[name] = Setting(names, FUSED)
+        found[f"{name}, within classes"] = Setting(names, WITHIN)
+        if size in SHRUNK_SIZES:
+            found[f"{name}, shrunk within classes"] = Setting(names, SHRUNK)
     return found
 
 
