@@ -19,8 +19,9 @@ from penult.embedding.embedder import Embedder
 from penult.errors import LabelsError
 from penult.fewshot.background import add_background
 from penult.fewshot.classspace import ClassSpace
+from penult.fewshot.events import Window
 from penult.fewshot.examples import Examples
-from penult.fewshot.predictions import Location
+from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Location
 from penult.fewshot.suggestions import Ranking, Suggestion, answer_suggestions, suggest
 from test_cli import ask
 
@@ -280,3 +281,62 @@ def test_a_background_of_a_file_space_is_made_of_items(store: Path, tmp_path: Pa
         add_background(space, 5)
     assert len(add_background(space, [CLIPS / "no_british-man.flac"])) == 1
     assert [(c.name, c.no) for c in space.classes] == [("zero", 0), ("*", 1)]
+
+
+def test_a_background_keeps_other_sounds_out_of_the_classes(store: Path) -> None:
+    """Words that were taught to nobody, as in a recording of something else."""
+    asked = "word IN ('three', 'eight', 'yes', 'no', 'banana', 'nine') AND voice = 'scottish-man'"
+    voices = ("british-man", "oxford-woman", "american-woman")
+    for word in ("zero", "three"):
+        assert ask("teach", store, word, *(CLIPS / f"{word}_{v}.flac" for v in voices)).code == 0
+    before = ask("predict", store, "--where", asked, "--unknown", 0, "--json").json
+    drawn = "word NOT IN ('zero', 'three') AND voice != 'scottish-man'"
+    assert len(add_background(ClassSpace(Collection.open(store)), 20, drawn)) == 20
+    after = ask("predict", store, "--where", asked, "--unknown", 0, "--json").json
+    assert after["method"] == "agile" and after["classes"] == ["zero", "three"]
+    labels = {one["id"].rsplit("/")[-1].split("_")[0]: one["label"] for one in after["predictions"]}
+    assert labels["three"] == "three"
+    assert sum(one["label"] is None for one in before["predictions"]) == 0
+    assert sum(label is None for label in labels.values()) >= len(labels) - 2
+    assert ask("classes", store, "--remove", "*").code == 0
+    assert ask("predict", store, "--unknown", 0, "--json").json["method"] != "agile"
+
+
+# ---- limits of predictions
+
+
+def test_limits_make_unknowns_of_weak_predictions(store: Path) -> None:
+    for word in ("zero", "three", "five"):
+        files = (CLIPS / f"{word}_{v}.flac" for v in ("british-man", "oxford-woman"))
+        assert ask("teach", store, word, *files).code == 0
+    plain = ask("predict", store, "--unknown", 0, "--json").json
+    assert plain["limits"] == {"probability": None, "similarity": None, "without": []}
+    places = [(one["id"], one["label"], one["score"], one["similarity"])
+              for one in plain["predictions"]]  # fmt: skip
+    middle = float(np.median([one[2] for one in places]))
+    alike = float(np.median([one[3] for one in places]))
+    for options, stays in (
+        (("--min-probability", middle), lambda one: one[2] >= middle),
+        (("--min-similarity", alike), lambda one: one[3] >= alike),
+        (("--without", "zero", "--without", "five"), lambda one: one[1] == "three"),
+    ):
+        found = ask("predict", store, "--unknown", 0, *options, "--json").json["predictions"]
+        expected = [one[1] if stays(one) else None for one in places]
+        assert [one["label"] for one in found] == expected
+        assert all(bool(one["said"]) == (one["label"] is not None) for one in found)
+        assert None in expected and any(expected)
+    assert ask("predict", store, "--without", "apple").code == 2
+    assert ask("predict", store, "--min-probability", 2).code == 2
+    with pytest.raises(LabelsError, match="least similarity of 2"):
+        AssignmentLimits(similarity=2)
+
+
+def test_limits_keep_those_of_several_classes_that_reach_them() -> None:
+    detection = Window("a", None, 0.0, 1.0, {"x": 0.9, "y": 0.6}, {}, {"x": 0.2, "y": 0.5})
+    one = ClassPrediction("a", "whole", "multi-label", "x", 0, 0.9, np.array([0.9, 0.6]),
+                          np.zeros(2), ("x", "y"), similarity=0.2, detection=detection)  # fmt: skip
+    left = AssignmentLimits(similarity=0.4)(one)
+    assert (left.label, left.index, left.score, left.similarity) == ("y", 1, 0.6, 0.5)
+    assert dict(left.detection.probabilities) == {"y": 0.6}
+    assert AssignmentLimits(probability=0.95)(one).label is None
+    assert AssignmentLimits(probability=0.6)(one) is one

@@ -112,6 +112,23 @@ def predict(
             help="Allow several classes per item, or exactly one. Default: as in the examples.",
         ),
     ] = None,
+    min_probability: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Least probability of a class; else unknown."),
+    ] = None,
+    min_similarity: Annotated[
+        float | None,
+        typer.Option(
+            min=-1.0, max=1.0, help="Least cosine to the mean of a class's examples; else unknown."
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Give no item to this class: what it takes is unknown; repeatable.",
+        ),
+    ] = None,
     nearest: Annotated[
         int, typer.Option(min=0, help="Number of nearest examples to list for each prediction.")
     ] = 0,
@@ -162,7 +179,7 @@ def predict(
 
     Consecutive windows of one class are merged into one event.
     """
-    from penult.fewshot.predictions import Spool
+    from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Spool
 
     check_out(out, overwrite)
     cut = {"window": window, "hop": hop, "tile": tile, "overlap": overlap, "pages": pages}
@@ -174,9 +191,11 @@ def predict(
         "several": several,
         "groups": groups,
     }
+    limits = {"min-probability": min_probability, "min-similarity": min_similarity,
+              "without": without or None}  # fmt: skip
     form = Form(merge_gap, windows, out, json, raw_cells)
     if names is not None:
-        unused = {**settings, **parts.cut, "box": box, "nearest": nearest or None}
+        unused = {**settings, **limits, **parts.cut, "box": box, "nearest": nearest or None}
         _check_names(unused, names_model)
         found, facts = _predict_by_names(
             place, Names(names, str(names_model), mixed), parts, device, model_options
@@ -185,13 +204,17 @@ def predict(
         taught = load_class_space(
             place, model, device, bool(model_options.get("trust")), **settings
         )
-        found, facts = _predict_taught(taught, parts, unknown, nearest), None
+        accepted = AssignmentLimits(min_probability, min_similarity, frozenset(without or ()))
+        accepted.check(taught.fitted.names)
+        results = _predict_taught(taught, parts, unknown, nearest)
+        found, facts = (accepted(one) if isinstance(one, ClassPrediction) else one
+                        for one in results), None  # fmt: skip
     with Spool(whole=json, shown=SHOWN) as spool:
         with working("predicting"):
             failures = spool.extend(found)  # output starts after the last item
         if facts is None:
             level = taught.settings.unknown if unknown is None else unknown
-            facts = taught.fitted.to_dict(level)
+            facts = taught.fitted.to_dict(level) | {"limits": accepted.to_dict()}
         print_predictions(place, spool, failures, facts, form)
 
 

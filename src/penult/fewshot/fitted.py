@@ -23,8 +23,18 @@ from penult.fewshot.calibration import (
     of_members,
     probabilities,
 )
-from penult.fewshot.examples import Examples
-from penult.fewshot.scorers import NO, YES, Floats, HeldOut, Prototypes, Refit, Scorer, Targets
+from penult.fewshot.examples import EVERY, Examples
+from penult.fewshot.scorers import (
+    NO,
+    YES,
+    Floats,
+    HeldOut,
+    Linear,
+    Prototypes,
+    Refit,
+    Scorer,
+    Targets,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +127,10 @@ class FittedClasses:
         self._targets: Targets = targets[kept]
         self._places = np.flatnonzero(kept)
         self.examples, self.space = examples, space
-        self._method, self._background = method, background
+        self._against = any(EVERY in one for one in examples.marks)  # a background is taught
+        # Heads learn what is around the classes; cross-validation only compares classes.
+        self._method = "agile" if method is None and self._against else method
+        self._background = background
         self._named = None if groups is None else [groups[int(i)] for i in self._places]
         self.several = bool((targets == YES).sum(axis=1).max(initial=0) > 1) if several is None \
             else several  # fmt: skip
@@ -215,7 +228,7 @@ class FittedClasses:
         own = self._scorer(self._vectors)
         unrelated = own[(self._targets != YES) & np.isfinite(own)]
         if len(self.names) > 1:
-            return probabilities(scores, marks, self.several, unrelated)
+            return probabilities(scores, marks, self.several or self._against, unrelated)
         if len(self._others) >= FEWEST:  # nearly all of them are of other kinds
             others = self._scorer(self._others)
             scores = np.concatenate([scores, others])
@@ -310,6 +323,8 @@ class FittedClasses:
         label = np.where(np.isneginf(scores).all(axis=1), -1, scores.argmax(axis=1))
         if level and (threshold := self.level(level).threshold) is not None:
             label = np.where(judged < threshold, -1, label)
+        if self._against and isinstance(self._scorer, Linear):  # every head takes it for background
+            label = np.where(scores.max(axis=1) < 0, -1, label)
         assigned = np.zeros(scores.shape, bool)
         known = np.flatnonzero(label >= 0)
         assigned[known, label[known]] = True

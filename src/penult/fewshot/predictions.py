@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from penult.data.formulas import Cells
 from penult.data.items import Failure
-from penult.errors import StoreError
+from penult.errors import LabelsError, StoreError
 from penult.fewshot.events import Window, csv_lines, with_metadata
 from penult.fewshot.fitted import FittedClasses
 from penult.models.base import MULTI_LABEL, SINGLE_LABEL, Prediction
@@ -181,6 +181,59 @@ def predictions(
                 {fitted.names[k]: float(cosines[k]) for k in order},
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentLimits:
+    """What a class has to reach for an item to be of it; an item that is left without any is
+    unknown. probability, similarity: the least; None sets none. without: classes that no item is
+    given to, though they take what is nearer to them than to the others.
+    """
+
+    probability: float | None = None
+    similarity: float | None = None
+    without: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name, value, low in (("probability", self.probability, 0.0),
+                                 ("similarity", self.similarity, -1.0)):  # fmt: skip
+            if value is not None and not low <= value <= 1.0:
+                raise LabelsError(f"a least {name} of {value}: it lies between {low:g} and 1")
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse a class of `without` that is none of these.
+
+        Raises:
+            LabelsError: there is one.
+        """
+        if odd := sorted(self.without - set(names)):
+            raise LabelsError(f"without {odd[0]!r}: the classes are {', '.join(names)}")
+
+    def __call__(self, one: ClassPrediction) -> ClassPrediction:
+        """The prediction with those of its classes that reach the limits."""
+        at = one.detection
+        kept = [name for name in at.probabilities if self._reaches(at, name)]
+        if len(kept) == len(at.probabilities):
+            return one
+        shares = {name: at.probabilities[name] for name in kept}
+        cosines = {name: at.similarities[name] for name in kept}
+        detection = replace(at, probabilities=shares, similarities=cosines)
+        if not kept:
+            return replace(one, label=None, index=None, detection=detection)
+        best = kept[0]
+        if one.label in kept:
+            best = one.label
+        return replace(one, label=best, index=list(one.labels).index(best), score=shares[best],
+                       similarity=cosines[best], detection=detection)  # fmt: skip
+
+    def _reaches(self, at: Window, name: str) -> bool:
+        likely = self.probability is None or at.probabilities[name] >= self.probability
+        alike = self.similarity is None or at.similarities[name] >= self.similarity
+        return likely and alike and name not in self.without
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult predict --json` prints it."""
+        return asdict(self) | {"without": sorted(self.without)}
 
 
 Document = dict[str, Any]
