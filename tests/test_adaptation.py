@@ -145,7 +145,7 @@ def test_embed_tells_of_a_space_that_collapses(
     )
     ask("embed", chosen, clips, "--into", store)  # which asks for none, and keeps that one
     assert spaces.meant(col.reader, "auto").id == moved.id
-    col.add(Embedder.load(chosen), clips, adapt="coral")
+    assert spaces.keep_own(col.reader, Embedder.load(chosen).space, "coral")  # from Python
     assert spaces.meant(col.reader, "auto").adapted == "coral"
 
 

@@ -200,13 +200,13 @@ def embed(
 
     Items that the collection holds already are skipped; a stopped run continues where it ended.
     """
-    from penult.collection.add import add, describe_run
+    from penult.collection.add import add
     from penult.collection.collection import Collection
     from penult.collection.ingest import Options
     from penult.collection.transfer import source_from_collection
     from penult.data.decode import usual_decoding
     from penult.data.sources import Shard
-    from penult.embedding.embedder import describe_embedder, open_embedder
+    from penult.embedding.embedder import open_embedder
 
     settings, clock = _settings(fp16, wait, prune, prune_all, shard, adapt), command_clock()
     check_parent(into, create=True)
@@ -253,12 +253,28 @@ def embed(
         elapsed, rate = meter.elapsed, meter.rate() if meter.embedded else ""
     clock.end("embedding")
     clock.move(opening, "embedding", "model")
+    told = elapsed, rate, json
+    _tell_run(summary_of_run, collection, embedder, clock, told)
+    _exit_as(summary_of_run, fail_on)
+
+
+def _tell_run(
+    summary: Summary,
+    collection: Collection,
+    embedder: Embedder,
+    clock: CommandClock,
+    told: tuple[float, str, bool],
+) -> None:
+    """told: the seconds, the rate in words, and whether as JSON."""
+    from penult.collection.add import describe_run
+    from penult.embedding.embedder import describe_embedder
+
+    elapsed, rate, json = told
     if json:
         facts = {"elapsed": elapsed, **clock.to_dict(), **describe_embedder(embedder)}
-        print_json({**describe_run(summary_of_run, collection.reader), **facts})
+        print_json({**describe_run(summary, collection.reader), **facts})
     else:
-        _show_summary(summary_of_run, collection, embedder, clock, rate)
-    _exit_as(summary_of_run, fail_on)
+        _show_summary(summary, collection, embedder, clock, rate)
 
 
 def _exit_as(summary: Summary, fail_on: FailOn) -> None:

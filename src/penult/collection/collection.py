@@ -46,11 +46,7 @@ class CutOptions(TypedDict, total=False):
 
 
 class AddOptions(CutOptions, total=False):
-    """Further options of `Collection.add`; see `penult.collection.ingest.Options`.
-
-    adapt: refit a chosen embedder's space to the rows, `mean` or `coral`; see
-    `penult.analysis.adaptation.adapt`.
-    """
+    """Further options of `Collection.add`; see `penult.collection.ingest.Options`."""
 
     logits: str
     max_seconds: float | None
@@ -61,7 +57,6 @@ class AddOptions(CutOptions, total=False):
     time_limit: float
     commit_rows: int
     commit_seconds: float
-    adapt: str | None
 
 
 _LAYOUT = tuple(CutOptions.__annotations__)
@@ -193,13 +188,12 @@ class Collection:
         from penult.data.workers import headers_in_workers
 
         given: dict[str, Any] = dict(options)
-        adapt = given.pop("adapt", None)
         modality = embedder.classifier.modality
         layout = Layout(**{name: given.pop(name) for name in _LAYOUT if name in given})
         settings = Options(layout=layout, **given)
         if limits is not None:
             settings = replace(settings, limits=limits)
-        run = RunSettings(prune=prune, adapt=adapt)
+        run = RunSettings(prune=prune)
         if like is None:
             with named_columns(columns):
                 describe = headers_in_workers(settings.decoding)
