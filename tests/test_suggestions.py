@@ -19,6 +19,7 @@ from penult.embedding.embedder import Embedder
 from penult.errors import LabelsError
 from penult.fewshot.background import add_background
 from penult.fewshot.classspace import ClassSpace
+from penult.fewshot.curve import precision_recall
 from penult.fewshot.events import Window
 from penult.fewshot.examples import Examples
 from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Location
@@ -340,3 +341,69 @@ def test_limits_keep_those_of_several_classes_that_reach_them() -> None:
     assert dict(left.detection.probabilities) == {"y": 0.6}
     assert AssignmentLimits(probability=0.95)(one).label is None
     assert AssignmentLimits(probability=0.6)(one) is one
+
+
+# ---- precision and recall of a class
+
+
+def test_the_curve_of_a_class_on_held_out_marks(store: Path, tmp_path: Path) -> None:
+    """Against counts that are made here from predictions without each example."""
+    voices = ("british-man", "oxford-woman", "american-woman", "new-york-man")
+    words = ("zero", "three", "eight")
+    for word in words:
+        assert ask("teach", store, word, *(CLIPS / f"{word}_{v}.flac" for v in voices)).code == 0
+    space = ClassSpace(Collection.open(store), method="prototype")
+    vectors, keys = space.space(space.examples.vectors).astype(float), space.examples.keys
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = np.array([Path(id).name.split("_")[0] for id, _ in keys])
+    scores = np.empty((len(keys), 3))
+    for i in range(len(keys)):
+        others = np.arange(len(keys)) != i
+        for k, word in enumerate(words):
+            mean = vectors[others & (names == word)].mean(axis=0)
+            scores[i, k] = vectors[i] @ mean / np.linalg.norm(mean)
+    shares = space.fitted.probabilities(scores)
+    order = [space.fitted.names.index(word) for word in words]
+    assert order == [0, 1, 2]
+    given = shares.argmax(axis=1) == 2
+    curve = precision_recall(space.fitted, "eight")
+    assert (curve.yes, curve.no) == (4, 8)
+    for threshold, precision, recall in zip(
+        curve.thresholds, curve.precision, curve.recall, strict=True
+    ):
+        said = given & (shares[:, 2] >= threshold - 1e-9)
+        right = said & (names == "eight")
+        assert np.isclose(precision, right.sum() / said.sum())
+        assert np.isclose(recall, right.sum() / 4)
+    assert len(curve.thresholds) == len(np.unique(shares[given, 2]))
+
+
+def test_classes_print_a_curve_and_its_threshold(store: Path, tmp_path: Path) -> None:
+    for word in ("zero", "three", "eight"):
+        files = [
+            CLIPS / f"{word}_{v}.flac" for v in ("british-man", "oxford-woman", "american-woman")
+        ]
+        assert ask("teach", store, word, *files).code == 0
+    picture = tmp_path / "zero.png"
+    options = ("--curve", "zero", "--precision", 0.8)
+    done = ask("classes", store, *options, "--plot", picture, "--json")
+    assert done.code == 0, done.err
+    found = done.json
+    assert found["class"] == "zero" and (found["yes"], found["no"]) == (3, 6)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    point = found["wanted"]["point"]
+    assert point in found["curve"] and point["precision"] >= 0.8
+    assert point["recall"] == max(p["recall"] for p in found["curve"] if p["precision"] >= 0.8)
+    shown = ask("classes", store, *options).out
+    assert f"recall {point['recall']:.3f}" in shown and "3 examples and 6 others" in shown
+    threshold = shown.split("--min-probability ")[1].split(",")[0]
+    assert 0 <= point["threshold"] - float(threshold) < 2e-6
+    assert ask("predict", store, "--min-probability", threshold).code == 0
+    assert ask("classes", store, "--curve", "apple").code == 2
+    assert ask("classes", store, "--curve", "zero", "--precision", 2).code == 2
+    assert ask("classes", store, *options, "--plot", picture).code == 2
+
+
+def test_a_curve_needs_marks_on_both_sides(store: Path) -> None:
+    done = ask("classes", store, "--curve", "zero")
+    assert done.code == 2 and "could be held out" in done.error

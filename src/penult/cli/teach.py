@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Where
+from penult.cli.curve import print_curve
 from penult.cli.options import (
     Device,
     Json,
@@ -190,24 +191,36 @@ def classes(
     device: Device = "auto",
     trust: Trust = False,
     raw_cells: RawCells = False,
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Print precision and recall of this class on held-out marks, by the least "
+            "probability, and change nothing.",
+        ),
+    ] = None,
+    precision: Annotated[
+        float, typer.Option(help="With --curve: the precision to find a threshold for.")
+    ] = 0.9,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --curve: write it as a picture (.png, .svg, .pdf).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """List classes and their examples; rename, merge, remove, export or save them."""
     from penult.data.files import write_file
     from penult.data.formulas import Cells
     from penult.errors import UsageError
-    from penult.fewshot.storage import check_free, check_suffix
 
     if bool(merge) != bool(into):
         raise UsageError("--merge and --into go together: --merge A --merge B --into C")
     if head and save is None and not place.endswith(".npz"):
         raise UsageError("--head needs --save FILE.npz: a collection keeps marks of its rows")
-    for path in (csv, save):
-        check_output(path)
-        check_free(path, overwrite)
-    if save is not None:
-        check_suffix(save)
+    _check_files(csv, save, plot, overwrite)
     taught = load_class_space(place, model, device, trust, space=space)
+    if curve is not None:
+        print_curve(taught, place, curve, precision, plot, json)
+        return
     changes = _Changes(rename, merge or [], into or "", remove or [], head)
     if changes.apply(taught):
         _save_file(taught, place)
@@ -224,6 +237,20 @@ def classes(
     _show(taught, place)
     for path in filter(None, (csv, save)):
         stdout.print(f"written: [bold]{printable(str(path))}[/]", soft_wrap=True)
+
+
+def _check_files(csv: Path | None, save: Path | None, plot: Path | None, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, before any work is done."""
+    from penult.fewshot.storage import check_free, check_suffix
+    from penult.viz.plots import check_picture
+
+    for path in (csv, save, plot):
+        check_output(path)
+        check_free(path, overwrite)
+    if save is not None:
+        check_suffix(save)
+    if plot is not None:
+        check_picture(plot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +351,8 @@ def _show(space: ClassSpace, place: str) -> None:
             f"no classes yet: penult teach {printable(place)} CLASS EXAMPLES…", soft_wrap=True
         )
         return
+    from penult.fewshot.examples import EVERY
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("class", "yes", "no", "unsure", "most typical example"):
         table.add_column(name, justify="right" if name in ("yes", "no", "unsure") else "left",
@@ -333,5 +362,7 @@ def _show(space: ClassSpace, place: str) -> None:
         if one.medoid:
             region = "" if one.medoid[1] == "whole" else f" {one.medoid[1]}"
             typical = printable_path(one.medoid[0]) + printable(region)
+        elif one.name == EVERY:
+            typical = "[dim](background: of none of the classes)[/]"
         table.add_row(printable(one.name), str(one.yes), str(one.no), str(one.unsure), typical)
     print_table(table)

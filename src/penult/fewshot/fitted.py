@@ -237,6 +237,16 @@ class FittedClasses:
             return of_members(scores[np.isfinite(scores)])
         return probabilities(scores, marks, True, unrelated)
 
+    def held_out(self) -> tuple[Floats, Targets, npt.NDArray[np.bool_]]:
+        """(m, K) each: the probabilities of examples by scorers that were fitted without them (NaN
+        where a class had no other member), their targets, and the classes that they are given."""
+        found = self._chosen[2]
+        scores = np.where(np.isnan(found.scores), -np.inf, found.scores)
+        shares = self.probabilities(scores)
+        best = scores.argmax(axis=1)[:, None] == np.arange(scores.shape[1])
+        assigned = np.isfinite(scores) & (best | (self.several & (shares >= _ASSIGNED)))
+        return np.where(np.isnan(found.scores), np.nan, shares), self._targets[found.rows], assigned
+
     @cached_property
     def unknowns(self) -> Unknowns | None:
         """Held-out scores of members, for unknowns; None where there is nothing to measure on."""

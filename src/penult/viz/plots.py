@@ -1,4 +1,4 @@
-"""Pictures: a map of vectors, one colour per class with its name beside it; a confusion matrix."""
+"""Pictures: a map of vectors with the names of its classes; a confusion matrix; a curve."""
 
 from __future__ import annotations
 
@@ -161,6 +161,23 @@ def draw_confusion(
     axes.tick_params(length=0)
     for edge in axes.spines.values():
         edge.set_visible(False)
+    save_figure(figure, path)
+
+
+def draw_curve(
+    path: Path, recall: npt.NDArray[np.float64], precision: npt.NDArray[np.float64], title: str
+) -> None:
+    """Write a picture of precision by recall, (n,) each."""
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.5), facecolor="#fbfaf7", layout="constrained")
+    axes = figure.add_subplot(facecolor="#fbfaf7")
+    axes.step(recall, precision, where="post", color="#2f6f9f")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set_title(_drawable(title), loc="left", fontsize=9, color="#333333", wrap=True)
+    for edge in ("top", "right"):
+        axes.spines[edge].set_visible(False)
     save_figure(figure, path)
 
 
