@@ -84,6 +84,40 @@ def test_other_rows_that_are_of_the_class_too_subtract_nothing() -> None:
     assert (judged.label[:50] == 0).mean() > 0.8 and (judged.label[50:] < 0).mean() > 0.9
 
 
+def drawn(own: float, other: float, n: int, seed: int, kinds: int = 30) -> Examples:
+    """n examples of each kind: kinds lie in thirty directions, what has no kind varies in five."""
+    random = np.random.default_rng(seed)
+    examples = Examples.empty(DIM)
+    for kind in range(kinds):
+        rows = 0.3 * random.standard_normal((n, DIM))
+        rows[:, kind] += own
+        rows[:, -5:] += other * random.standard_normal((n, 5))
+        keys = [(f"{kind}/{i}", "whole") for i in range(n)]
+        examples = examples.with_marks(f"c{kind}", keys, rows.astype(np.float32))
+    return examples
+
+
+def test_shrink_is_taken_where_held_out_examples_do_not_speak_against_it() -> None:
+    def recipe(own: float, other: float, n: int) -> str:
+        others = drawn(own, other, 30, 1).vectors
+        return fit_to_examples("auto", drawn(own, other, n, 2), others).recipe
+
+    assert [recipe(1.5, 2.0, n) for n in (1, 2, 5, 20)] == ["centre", "shrink", "shrink", "shrink"]
+    # Kinds are what varies most, and everything is right: of two examples nothing speaks for it.
+    assert [recipe(3.0, 0.1, n) for n in (1, 2, 5)] == ["centre", "centre", "shrink"]
+    # What all rows vary in tells the classes apart: it must not be damped.
+    random = np.random.default_rng(0)
+    kinds = np.repeat(np.arange(12), 6)
+    rows = 0.5 * random.standard_normal((72, DIM))
+    rows[:, :2] += 6 * np.stack([np.cos(kinds), np.sin(kinds)], axis=1)
+    examples = Examples.empty(DIM).with_named(
+        [f"c{kind}" for kind in kinds],
+        [(str(i), "whole") for i in range(72)],
+        rows.astype(np.float32),
+    )
+    assert fit_to_examples("auto", examples, examples.vectors[:0]).recipe == "centre"
+
+
 @pytest.mark.parametrize("recipe", ["auto", "centre", "scale", "shrink", "pca:10"])
 def test_a_space_is_never_fitted_to_an_example_that_it_judges(recipe: str) -> None:
     """Few examples of many numbers: held out of the method and not of the space, members would be

@@ -17,6 +17,7 @@ from penult.fewshot.scorers import YES, Floats, HeldOut, Targets
 
 Rows = npt.NDArray[np.float32]
 
+CLEARLY_BELOW = 3  # examples of a class, for which `shrink` has to win clearly
 MOST = 4000  # examples that a space is fitted to
 CENTRE, SHRINK = "centre", "shrink"
 
@@ -72,7 +73,8 @@ class _ExampleSpaces:
         One or two classes may be all that there is in the other rows, and then their mean is that
         of the classes: they are subtracted only where held-out members are told from them. Of three
         or more the mean of all serves, and `shrink` unless more held-out examples are right
-        without it. Where none can be held out, `centre` stays: `shrink` may lose there.
+        without it; with two examples of a class it has to win by more than a standard error. Where
+        none can be held out, `centre` stays: `shrink` may lose there.
         """
         classes, rows = self._targets.shape[1], len(self._own) + len(self._others)
         if not classes or rows < CENTRED_FROM or (classes < 3 and not self._apart):
@@ -83,7 +85,12 @@ class _ExampleSpaces:
         if classes < 3:
             return self._told_apart(centre)
         shrink = self.fit(SHRINK)
-        return shrink if self._right(shrink).mean() >= self._right(centre).mean() else centre
+        gain = self._right(shrink) - self._right(centre)
+        # Of two examples one is left, and of one `shrink` may lose: then it has to win clearly.
+        few = np.median(scorers.group_counts(self._targets, self._groups)) < CLEARLY_BELOW
+        if few:
+            return shrink if gain.mean() > gain.std() / len(gain) ** 0.5 else centre
+        return shrink if gain.mean() >= 0 else centre
 
     def _held_out(self, space: Space) -> HeldOut:
         refit = refitted(space, self._own)

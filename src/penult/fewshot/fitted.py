@@ -255,7 +255,10 @@ class FittedClasses:
         if own.sum() >= FEWEST:
             # An example that every class rules out counts too: a member that is called unknown.
             found = np.sort(_best(held.scores[own]))
-            return Unknowns(found, f"held-out scores of {len(found)} examples")
+            basis = f"held-out scores of {len(found)} examples"
+            if not any(self._named or []):
+                basis += ", for items of the same speakers, sites and days (--groups: for others)"
+            return Unknowns(found, basis)
         foreign = (marks == YES).any(axis=1) & ~np.isnan(held.scores).all(axis=1)
         if foreign.sum() >= FEWEST:
             return Unknowns(
