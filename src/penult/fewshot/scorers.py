@@ -25,6 +25,7 @@ HEADS = ("ridge", "logistic", "agile")  # linear heads, which need counter-examp
 METHODS = ("prototype", "knn", *HEADS)
 NEIGHBOURS = 3  # of a class, whose mean similarity is its score by k-NN
 FOLDS = 10
+REFITS, REFITTED_TO = 4, 300  # folds where a space is fitted in each; examples, up to which FOLDS
 EXACT = 64  # groups, up to which each is left out by itself
 MOST = 4000  # examples that are cross-validated; of more, as many from each class
 LINEAR_FROM = 4  # groups of each class, from which a linear head is compared
@@ -233,7 +234,8 @@ def held_out(
     scores, others = np.full(marks.shape, np.nan), weak
     # A linear head or a space takes longer to fit, and ten folds of it are as good.
     quick = method not in HEADS and refit is None
-    folds = _folds(marks, group, EXACT if quick else FOLDS)
+    slow = refit is not None and len(rows) > REFITTED_TO
+    folds = _folds(marks, group, EXACT if quick else FOLDS, REFITS if slow else FOLDS)
     for fold in range(int(folds.max(initial=-1)) + 1):
         out = folds == fold
         known = np.flatnonzero((marks[~out] == YES).any(axis=0))
@@ -417,8 +419,11 @@ def _sampled(targets: Targets) -> npt.NDArray[np.int64]:
     return np.sort(np.argsort(place, kind="stable")[:MOST])
 
 
-def _folds(targets: Targets, groups: npt.NDArray[np.int64], exact: int) -> npt.NDArray[np.int64]:
-    """(n,) the fold of each example: whole groups, each class spread over the folds."""
+def _folds(
+    targets: Targets, groups: npt.NDArray[np.int64], exact: int, count: int
+) -> npt.NDArray[np.int64]:
+    """(n,) the fold of each example: whole groups, each class spread over `count` folds; of `exact`
+    groups or fewer each is a fold."""
     names, index = np.unique(groups, return_inverse=True)
     if len(names) <= exact:
         return np.asarray(index, np.int64)
@@ -429,5 +434,5 @@ def _folds(targets: Targets, groups: npt.NDArray[np.int64], exact: int) -> npt.N
     shuffled = random.permutation(len(names))
     dealt = shuffled[np.argsort(class_of[shuffled], kind="stable")]
     fold = np.empty(len(names), np.int64)
-    fold[dealt] = np.arange(len(names)) % FOLDS
+    fold[dealt] = np.arange(len(names)) % count
     return np.asarray(fold[index], np.int64)
