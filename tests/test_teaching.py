@@ -343,11 +343,17 @@ def test_one_example_in_all(store: Path) -> None:
     assert ask("predict", store, clip_of("six"), "--json").json["predictions"][0]["label"] == "six"
     path = store.parent / "one.npz"
     ask("classes", store, "--save", path)
-    alone = ask("predict", path, clip_of("six"))
-    assert alone.code == 0 and "no level of unknown: 1 example of 1 class" in alone.err
-    unknown = ask("predict", path, clip_of("six"), "--json").json["unknown"]
+    # The rows that it is told from are in the file too.
+    rows, file = (ask("predict", place, clip_of("six"), "--json").json for place in (store, path))
+    assert file["unknown"] == rows["unknown"] and "127 rows" in file["unknown"]["basis"]
+    alone = store.parent / "alone.npz"
+    begun = ("--model", "demo", "--tap", "prelogits")
+    assert ask("teach", alone, "six", clip_of("six"), *begun).code == 0
+    done = ask("predict", alone, clip_of("six"))
+    assert done.code == 0 and "no level of unknown: 1 example of 1 class" in done.err
+    unknown = ask("predict", alone, clip_of("six"), "--json").json["unknown"]
     assert unknown["level"] is None and unknown["threshold"] is None and unknown["why"]
-    assert ask("predict", path, clip_of("six"), "--unknown", 0).code == 0
+    assert ask("predict", alone, clip_of("six"), "--unknown", 0).code == 0
 
 
 def test_a_collection_of_another_embedder(known: Path, tmp_path: Path) -> None:
@@ -365,4 +371,4 @@ def test_marks_of_rows_that_are_gone_are_told(known: Path) -> None:
     collection.label("/gone.wav", "whole", "six", who="me", source="test")
     done = ask("predict", known, clip_of("six"))
     assert done.code == 0 and "1 mark not used: the marked rows are no longer in" in done.err
-    assert ClassSpace(collection).missing == [("/gone.wav", "whole")]
+    assert ClassSpace(collection).source.missing == [("/gone.wav", "whole")]

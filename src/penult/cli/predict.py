@@ -51,7 +51,7 @@ from penult.cli.output import (
     text_in,
     working,
 )
-from penult.cli.teach import Model, load_class_space
+from penult.cli.teach import Model, is_collection, load_class_space
 
 if TYPE_CHECKING:
     from penult.data.items import Failure
@@ -83,13 +83,17 @@ def predict(
     method: Annotated[
         str | None,
         typer.Option(
-            help="prototype, knn, ridge, logistic or agile (logistic, with rows of the collection "
-            "as weak negatives). Default: selected among the first four by cross-validation."
+            help="For this call: prototype, knn, ridge, logistic or agile (logistic, with rows of "
+            "the collection as weak negatives); auto selects among the first four by "
+            "cross-validation. Default: as taught."
         ),
     ] = None,
     space: Annotated[
         str | None,
-        typer.Option(help="Recipe of the vector space, for example raw, centre, scale+l2 or auto."),
+        typer.Option(
+            help="For this call: recipe of the vector space, for example raw, centre, scale+l2 or "
+            "auto. Default: as taught."
+        ),
     ] = None,
     unknown: Annotated[
         float | None,
@@ -101,15 +105,17 @@ def predict(
     groups: Annotated[
         str | None,
         typer.Option(
-            help="Keep these groups (speaker, site) on one side of every cross-validation split: a "
-            "column, folder or pattern. The level of --unknown then holds for new groups."
+            help="For this call: keep these groups (speaker, site) on one side of every "
+            "cross-validation split: a column, folder or pattern. The level of --unknown then "
+            "holds for new groups. Default: as taught."
         ),
     ] = None,
     several: Annotated[
         bool | None,
         typer.Option(
             "--several/--single",
-            help="Allow several classes per item, or exactly one. Default: as in the examples.",
+            help="For this call: allow several classes per item, or exactly one. Default: as "
+            "taught.",
         ),
     ] = None,
     min_probability: Annotated[
@@ -179,6 +185,7 @@ def predict(
 
     Consecutive windows of one class are merged into one event.
     """
+    from penult.fewshot.classspace import lacking
     from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Spool
 
     check_out(out, overwrite)
@@ -214,7 +221,16 @@ def predict(
             failures = spool.extend(found)  # output starts after the last item
         if facts is None:
             level = taught.settings.unknown if unknown is None else unknown
-            facts = taught.fitted.to_dict(level) | {"limits": accepted.to_dict()}
+            lengths = _lengths(place, taught, spool.seconds)
+            facts = taught.fitted.to_dict(level) | {
+                "limits": accepted.to_dict(),
+                "version": _version(taught),
+                "lengths": lengths,
+                "background": {
+                    "rows": taught.history.background,
+                    "note": lacking(taught, place),
+                },
+            }
         print_predictions(place, spool, failures, facts, form)
 
 
@@ -273,7 +289,7 @@ def _predict_taught(taught: ClassSpace, parts: Parts, level: float | None, neare
     from penult.errors import UsageError
 
     items = parts.items
-    rows = len(items) == 1 and _is_collection(items[0])
+    rows = len(items) == 1 and is_collection(items[0])
     if rows or not items:
         if given := [*parts.cut, *(n for n in ("channel", "box") if getattr(parts, n) is not None)]:
             raise UsageError(
@@ -293,14 +309,39 @@ def _predict_taught(taught: ClassSpace, parts: Parts, level: float | None, neare
     return taught.stream(source, layout, level, nearest)
 
 
-def _is_collection(path: str) -> bool:
-    from penult.collection.manifest import exists
-    from penult.errors import CollectionError
+def _version(taught: ClassSpace) -> dict[str, Any] | None:
+    """The version that predictions are from, with the settings that are for this call alone."""
+    current = taught.history.current
+    if current is None:
+        return None
+    facts = ("number", "when", "change", "classes", "examples")
+    return {name: getattr(current, name) for name in facts} | {
+        "for_this_call": taught.history.overridden
+    }
 
-    try:
-        return Path(path).is_dir() and exists(Path(path))
-    except CollectionError:
-        return False
+
+_FAR = 2.0  # times as long: from there on vectors of parts are another kind than those of examples
+
+
+def _lengths(place: str, taught: ClassSpace, predicted: list[float]) -> dict[str, Any] | None:
+    """The median seconds of the examples and of what was predicted, and what is told where one is
+    more than twice the other; None where either has no length."""
+    from statistics import median
+
+    marked = zip(taught.examples.keys, taught.examples.marks, strict=True)
+    members = [key for key, marks in marked if "yes" in marks.values()]
+    known = list(taught.source.seconds_of(members).values())
+    if not known or not predicted:
+        return None
+    own, theirs = median(known), median(predicted)
+    told = None
+    if min(own, theirs) * _FAR < max(own, theirs):
+        told = (
+            f"examples are {own:.3g} s long, what is predicted {theirs:.3g} s (medians): vectors "
+            f"of other lengths may lie elsewhere. penult teach {place} CLASS FILES --window "
+            f"{theirs:.3g}s makes examples of that length"
+        )
+    return {"examples": own, "predicted": theirs, "note": told}
 
 
 def _predict_by_names(
@@ -315,7 +356,7 @@ def _predict_by_names(
 
     class_names = names.classes.split(",")
     facts = {"names": class_names, "names_model": names.folder}
-    if _is_collection(place):
+    if is_collection(place):
         if parts.items:
             raise UsageError(
                 "with a collection, --names predicts the rows of the collection; for files give "
@@ -429,6 +470,16 @@ def _say_basis(facts: dict[str, Any]) -> None:
         + (f" (cross-validated: {tried})" if tried else "")
         + f", space {facts['space']}; probabilities: {facts['probabilities']}[/]"
     )
+    for name in ("lengths", "background"):
+        if facts[name] and (note := facts[name]["note"]):
+            print_note(f"[yellow]{printable(note)}[/]")
+    if version := facts["version"]:
+        own = "".join(f"; {name} {value} for this call"
+                      for name, value in version["for_this_call"].items())  # fmt: skip
+        print_note(
+            f"[dim]version {version['number']} of {version['when'][:16].replace('T', ' ')} UTC "
+            f"({printable(version['change'])}){printable(own)}[/]"
+        )
     best = max((value for value in facts["accuracy"].values() if value == value), default=None)
     if best is not None and number > 1 and best < 2 / number:
         print_note(

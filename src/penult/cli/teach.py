@@ -13,12 +13,15 @@ from penult.cli.collection import Where
 from penult.cli.curve import print_curve
 from penult.cli.options import (
     Device,
+    Hop,
     Json,
     Pooling,
     RawCells,
     Tap,
     Trust,
+    Window,
     check_output,
+    layout_of,
     with_columns,
     with_limits,
 )
@@ -34,6 +37,7 @@ from penult.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from penult.data.windows import Layout
     from penult.fewshot.classspace import ClassSpace
     from penult.fewshot.examples import Examples
 
@@ -68,6 +72,8 @@ def teach(
     end: Annotated[
         float | None, typer.Option(help="End of the example within the file, in seconds.")
     ] = None,
+    window: Window = None,
+    hop: Hop = None,
     names: Annotated[
         str | None,
         typer.Option(
@@ -77,6 +83,46 @@ def teach(
         ),
     ] = None,
     where: Where = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Kept from now on: prototype, knn, ridge, logistic or agile; auto selects among "
+            "the first four by cross-validation."
+        ),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(help="Kept from now on: recipe of the vector space, for example raw or auto."),
+    ] = None,
+    several: Annotated[
+        bool | None,
+        typer.Option(
+            "--several/--single",
+            help="Kept from now on: an item may be of several classes, or of one: then the class "
+            "that an example was marked for last counts.",
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Kept from now on: a column, folder or pattern that gives the group (speaker, "
+            "site) of an example, never on both sides of a cross-validation split; auto: none."
+        ),
+    ] = None,
+    background: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A number: so many random rows of the collection, held to be of no class. For a "
+            "FILE.npz: a file, folder, table or collection of other items than the examples, to "
+            "which the space is fitted and on which thresholds rest; repeatable."
+        ),
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit everything anew to the rows there are now.")
+    ] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Take the last teaching back; repeatable.")
+    ] = False,
     model: Model = None,
     tap: Tap = None,
     pooling: Pooling = None,
@@ -86,62 +132,162 @@ def teach(
 ) -> None:
     """Add examples of a class, one or more. Takes milliseconds; nothing is trained.
 
-    Examples from outside the collection are embedded into it. Existing marks are never overwritten.
-    With --model, a FILE.npz that does not exist yet is created and needs no collection.
+    Examples from outside the collection are embedded into it. What is fitted is kept as a version:
+    classes mean the same until somebody teaches, whatever rows are added. Marks are never
+    overwritten: --undo goes back. Without examples, --refit or a setting fits anew. With --model, a
+    FILE.npz that does not exist yet is created and needs no collection.
     """
-    from penult.data.files import user_path
-    from penult.errors import UsageError
-
     arguments = list(examples or [])
-    _check_teach(arguments, names, start, end)
-    if model is not None and place.endswith(".npz") and not user_path(place).exists():
-        check_output(Path(place))
-        space = _new_class_space(model, tap, pooling, device, trust)
-    elif tap is not None or pooling is not None:
-        raise UsageError(
-            "--tap and --pooling begin a new class space: a FILE.npz that does not exist yet, with "
-            f"--model; the tap and pooling of {place} are fixed"
-        )
-    else:
-        space = load_class_space(place, model, device, trust)
+    settings = {"method": method, "space": space, "several": several, "groups": groups}
+    refits = refit or bool(background) or any(value is not None for value in settings.values())
+    _check_teach(arguments, names, start, end, refits, undo)
+    taught = _opened(place, (model, tap, pooling, device, trust), settings)
+    before = taught.examples
+    layout = layout_of(str(taught.source.manifest.model.get("modality")), window, hop)
     with working("teaching"):
-        if names is not None:
-            taught = _add_named(space, arguments, names, where, mark)
-        else:
+        counts, undone = dict[str, int](), None
+        if undo:
+            undone = taught.history.undo()
+        elif names is not None:
+            counts = _add_named(taught, arguments, names, where, mark, layout)
+        elif arguments:
             class_name, *files = arguments
             items: list[Any] = files
             if start is not None or end is not None:
                 items = [(item, start, end) for item in files]
-            taught = {class_name: len(space.add(class_name, items, mark))}  # type: ignore[arg-type]
-        _save_file(space, place)
+            added = taught.add(class_name, items, mark, layout)  # type: ignore[arg-type]
+            counts = {class_name: len(added)}
+        elif not background:
+            taught.history.refit()
+        if background:
+            counts |= _give_background(taught, background, where)
+        _fit(taught, undo)
+        _save_file(taught, place)
+    _show_taught(place, taught, before, Teaching(counts, mark, undone), json)
+
+
+def _give_background(taught: ClassSpace, places: list[str], where: str | None) -> dict[str, int]:
+    """A number of random rows that are held to be of no class, or other items of a class file; the
+    number of marks that were given.
+
+    Raises:
+        UsageError: a number or a collection beside something else.
+    """
+    from penult.collection.collection import Collection
+    from penult.errors import UsageError
+    from penult.fewshot.background import add_background
+    from penult.fewshot.examples import EVERY
+
+    numbers = [place for place in places if place.isdecimal() and not Path(place).exists()]
+    collections = [place for place in places if is_collection(place)]
+    if len(places) > 1 and (numbers or collections):
+        raise UsageError("--background takes a number, one collection, or files and folders")
+    if numbers:
+        return {EVERY: len(add_background(taught, int(places[0]), where))}
+    taught.history.give_background(
+        Collection.open(places[0], must_exist=True) if collections else places
+    )
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """What was taught: the number of examples of each class, their mark, what was undone."""
+
+    counts: dict[str, int]
+    mark: str
+    undone: str | None
+
+
+def _opened(
+    place: str, how: tuple[str | None, str | None, str | None, str, bool], settings: dict[str, Any]
+) -> ClassSpace:
+    """The class space of a place, or a new one in a file. how: model, tap, pooling, device,
+    trust."""
+    from penult.data.files import user_path
+    from penult.errors import UsageError
+
+    model, tap, pooling, device, trust = how
+    if model is not None and place.endswith(".npz") and not user_path(place).exists():
+        check_output(Path(place))
+        return _new_class_space(model, tap, pooling, device, trust, settings)
+    if tap is not None or pooling is not None:
+        raise UsageError(
+            "--tap and --pooling begin a new class space: a FILE.npz that does not exist yet, with "
+            f"--model; the tap and pooling of {place} are fixed"
+        )
+    return load_class_space(place, model, device, trust, **settings)
+
+
+def _fit(taught: ClassSpace, undo: bool) -> None:
+    """Fit the classes, so that a version is kept; what cannot be fitted is taken back.
+
+    Raises:
+        LabelsError: examples that the settings do not fit.
+    """
+    from penult.errors import LabelsError
+    from penult.fewshot.examples import any_members
+
+    if not any_members(taught.examples):
+        return
+    try:
+        _ = taught.fitted
+    except LabelsError as error:
+        if undo:
+            raise
+        taught.history.undo()
+        raise LabelsError(f"{error}. Nothing was changed") from error
+
+
+def _show_taught(
+    place: str, taught: ClassSpace, before: Examples, done: Teaching, json: bool
+) -> None:
+    from penult.fewshot.examples import moves
+
+    moved = [] if done.undone else moves(before, taught.examples)
+    version = taught.history.current
     if json:
         print_json(
             {
                 "place": place,
-                "mark": mark,
-                "taught": taught,
-                "classes": [one.to_dict() for one in space.classes],
+                "mark": done.mark,
+                "taught": done.counts,
+                "moved": [one.to_dict() for one in moved],
+                "undone": done.undone,
+                "version": None if version is None else version.to_dict(),
+                "classes": [one.to_dict() for one in taught.classes],
             }
         )
         return
-    total = sum(taught.values())
-    several = "" if len(taught) == 1 else f" of {len(taught)} classes"
-    marked = {"yes": "", "no": ", marked no", "unsure": ", marked unsure"}[mark]
-    stdout.print(
-        f"[bold green]{counted(total, 'example')}[/]{several}{marked}: "
-        + printable(", ".join(list(taught)[:_SHOWN]))
-        + (", …" if len(taught) > _SHOWN else ""),
-        soft_wrap=True,
-    )
-    stdout.print(f"[bold]{printable(place)}[/]: {_counts(space)}", soft_wrap=True)
+    total, number = sum(done.counts.values()), len(done.counts)
+    several = "" if number == 1 else f" of {number} classes"
+    marked = {"yes": "", "no": ", marked no", "unsure": ", marked unsure"}[done.mark]
+    if done.undone is not None:
+        stdout.print(f"taken back: {printable(done.undone)}", soft_wrap=True)
+    elif done.counts:
+        stdout.print(
+            f"[bold green]{counted(total, 'example')}[/]{several}{marked}: "
+            + printable(", ".join(list(done.counts)[:_SHOWN]))
+            + (", …" if number > _SHOWN else ""),
+            soft_wrap=True,
+        )
+    last = "" if version is None else f"; version {version.number}"
+    stdout.print(f"[bold]{printable(place)}[/]: {_counts(taught)}{last}", soft_wrap=True)
 
 
 def _check_teach(
-    arguments: list[str], names: str | None, start: float | None, end: float | None
+    arguments: list[str],
+    names: str | None,
+    start: float | None,
+    end: float | None,
+    refits: bool,
+    undo: bool,
 ) -> None:
     from penult.errors import UsageError
 
-    if names is None and len(arguments) < 2:
+    if undo and (arguments or names is not None or refits):
+        raise UsageError("--undo takes the last teaching back; give it nothing else but the place")
+    if names is None and len(arguments) < 2 and (arguments or not (refits or undo)):
         raise UsageError(
             "a class and its examples are needed: penult teach COLLECTION CLASS EXAMPLES…, or "
             "--from COLUMN for classes named by a column of the collection"
@@ -151,12 +297,21 @@ def _check_teach(
 
 
 def _add_named(
-    space: ClassSpace, items: list[str], names: str, where: str | None, mark: Any
+    space: ClassSpace, items: list[str], names: str, where: str | None, mark: Any, layout: Layout
 ) -> dict[str, int]:
-    """Examples named by a column, folder or pattern: these items, or the collection's rows."""
-    return (
-        space.add_named(items, names, mark) if items else space.add_named(None, names, mark, where)
-    )
+    """Examples named by a column, folder or pattern: these items, or the collection's rows.
+
+    Raises:
+        UsageError: rows, which are cut already, with a window.
+    """
+    from penult.data.windows import Layout
+    from penult.errors import UsageError
+
+    if items:
+        return space.add_named(items, names, mark, layout=layout)
+    if layout != Layout():
+        raise UsageError("--window cuts files; rows of the collection are cut already")
+    return space.add_named(None, names, mark, where)
 
 
 def classes(
@@ -187,6 +342,21 @@ def classes(
             help="Recipe of the vector space to save, for example raw, centre, scale+l2 or auto."
         ),
     ] = None,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history",
+            help="List the versions: what was fitted, when, and what was taught before.",
+        ),
+    ] = False,
+    diff: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSIONS",
+            help="Count the rows that two versions label differently: now (the current version and "
+            "a refit now), 2 (version 2 and the current one) or 2:4.",
+        ),
+    ] = None,
     model: Model = None,
     device: Device = "auto",
     trust: Trust = False,
@@ -207,11 +377,13 @@ def classes(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List classes and their examples; rename, merge, remove, export or save them."""
-    from penult.data.files import write_file
-    from penult.data.formulas import Cells
+    """List classes and their examples, or their versions; rename, merge, remove, export or save."""
     from penult.errors import UsageError
 
+    changes = _Changes(rename, merge or [], into or "", remove or [], head)
+    changing = changes.any or csv or save or space
+    if (history or diff is not None) and (changing or (history and diff is not None)):
+        raise UsageError("--history and --diff change nothing; give one of them by itself")
     if bool(merge) != bool(into):
         raise UsageError("--merge and --into go together: --merge A --merge B --into C")
     if head and save is None and not place.endswith(".npz"):
@@ -220,23 +392,116 @@ def classes(
     taught = load_class_space(place, model, device, trust, space=space)
     if curve is not None:
         print_curve(taught, place, curve, precision, plot, json)
-        return
-    changes = _Changes(rename, merge or [], into or "", remove or [], head)
+    elif history:
+        _list(taught, place, json)
+    elif diff is not None:
+        _compare(taught, place, diff, json)
+    else:
+        _change(taught, place, changes)
+        _write(taught, csv, save, raw_cells)
+        _show(taught, place, csv, save, json)
+
+
+def _change(taught: ClassSpace, place: str, changes: _Changes) -> None:
+    """Make the changes, and keep what they make of the classes."""
+    from penult.fewshot.examples import any_members
+
     if changes.apply(taught):
+        if any_members(taught.examples):
+            _ = taught.fitted  # and keep it as a version
         _save_file(taught, place)
+
+
+def _write(taught: ClassSpace, csv: Path | None, save: Path | None, raw_cells: bool) -> None:
+    from penult.data.files import write_file
+    from penult.data.formulas import Cells
+
     if csv is not None:
         cells = Cells(raw_cells)
         write_file(csv, [taught.examples.to_csv(cells).encode("utf-8", "backslashreplace")])
         cells.tell(csv)
     if save is not None:
         taught.save(save)
+
+
+def _list(taught: ClassSpace, place: str, json: bool) -> None:
+    """The versions of a class space."""
+    versions = taught.history.versions
     if json:
-        facts = {"csv": csv, "saved": save, "missing": [list(key) for key in taught.missing]}
-        print_json({"place": place, "classes": [one.to_dict() for one in taught.classes], **facts})
+        print_json({"place": place, "versions": [one.to_dict() for one in versions]})
         return
-    _show(taught, place)
-    for path in filter(None, (csv, save)):
-        stdout.print(f"written: [bold]{printable(str(path))}[/]", soft_wrap=True)
+    if not versions:
+        stdout.print(
+            f"no version was kept yet: penult teach {printable(place)} --refit keeps one",
+            soft_wrap=True,
+        )
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("version", "when", "change", "classes", "examples", "method", "space", "unknown"):
+        right = name in ("version", "classes", "examples")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for one in versions:
+        state = " (current)" if one.current else " (undone)" if one.undone else ""
+        level = "none"
+        if one.level is not None and one.level["level"] is not None:
+            level = f"{one.level['level']:g}: {one.level['threshold']:.3f}"
+        table.add_row(f"{one.number}{state}", one.when[:19].replace("T", " "),
+                      printable(one.change), str(one.classes), str(one.examples), one.method,
+                      one.space, level)  # fmt: skip
+    print_table(table)
+
+
+def _compare(taught: ClassSpace, place: str, text: str, json: bool) -> None:
+    """The rows that two versions label differently."""
+    old, new = _versions_in(text, taught)
+    with working("comparing"):
+        found = taught.history.diff(old, new)
+    names = [f"version {one}" if one is not None else "a refit now" for one in (old, new)]
+    if old is None:
+        names[0] = "today's"
+    total = sum(found.changed.values())
+    if json:
+        changed = []
+        for pair, number in found.changed.items():
+            id, region = found.examples[pair]
+            example = {"id": id, "region": region}
+            changed.append({"from": pair[0], "to": pair[1], "rows": number, "example": example})
+        facts = {"old": old, "new": new, "rows": found.rows, "changed": total}
+        print_json({"place": place, **facts, "changes": changed})
+        return
+    stdout.print(
+        f"[bold]{total:,} of {counted(found.rows, 'row')}[/] would be labelled differently: "
+        f"{names[0]} → {names[1]}",
+        soft_wrap=True,
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("from", "to", "rows", "for example"):
+        table.add_column(name, justify="right" if name == "rows" else "left", overflow="fold")
+    for pair, number in list(found.changed.items())[:20]:
+        id, region = found.examples[pair]
+        place_of = printable_path(id) + ("" if region == "whole" else f" {printable(region)}")
+        table.add_row(*(printable(name or "unknown") for name in pair), f"{number:,}", place_of)
+    if found.changed:
+        print_table(table)
+
+
+def _versions_in(text: str, taught: ClassSpace) -> tuple[int | None, int | None]:
+    """`now`, `2` or `2:4` as two versions; None is a refit now, or fits that are not kept."""
+    from penult.errors import UsageError
+
+    current = taught.history.current
+    if text == "now":
+        return (None if current is None else current.number), None
+    old, _, new = text.partition(":")
+    if not old.isdecimal() or (new and not new.isdecimal()) or text.endswith(":"):
+        raise UsageError(f"--diff {text!r}: now, a version such as 2, or two of them such as 2:4")
+    if new:
+        return int(old), int(new)
+    if current is None:
+        raise UsageError(
+            f"--diff {text}: no version is the current one; name two, such as {text}:{text}"
+        )
+    return int(old), current.number
 
 
 def _check_files(csv: Path | None, save: Path | None, plot: Path | None, overwrite: bool) -> None:
@@ -263,6 +528,11 @@ class _Changes:
     remove: list[str]
     head: bool
 
+    @property
+    def any(self) -> bool:
+        """Whether there are some."""
+        return bool(self.rename or self.merge or self.remove or self.head)
+
     def apply(self, space: ClassSpace) -> bool:
         """Make all of them, or none where one cannot be made; whether there were any."""
         self._check(space.examples)
@@ -274,7 +544,7 @@ class _Changes:
             space.remove(name)
         if self.head:
             space.add_head()
-        return bool(self.rename or self.merge or self.remove or self.head)
+        return self.any
 
     def _check(self, examples: Examples) -> None:
         """Make them on a copy, which raises what the changes themselves would raise."""
@@ -287,7 +557,12 @@ class _Changes:
 
 
 def _new_class_space(
-    model: str, tap: str | None, pooling: str | None, device: str, trust: bool
+    model: str,
+    tap: str | None,
+    pooling: str | None,
+    device: str,
+    trust: bool,
+    settings: dict[str, Any],
 ) -> ClassSpace:
     from penult.embedding.embedder import open_embedder, require_proof
     from penult.fewshot.classspace import ClassSpace
@@ -296,7 +571,7 @@ def _new_class_space(
         embedder = open_embedder(model, tap, pooling, device=device, trust=trust)
     with working("proving the head"):
         require_proof(embedder)
-    return ClassSpace(embedder)
+    return ClassSpace(embedder, **settings)
 
 
 def load_class_space(
@@ -324,10 +599,10 @@ def load_class_space(
         manifest = taught.source.manifest
         how: dict[str, Any] = {"device": device, "trust": trust, "file": place}
         taught.source.open_with(lambda: embedder_of(manifest, model, **how))
-    if taught.missing:
+    if missing := taught.source.missing:
         print_note(
-            f"[yellow]{counted(len(taught.missing), 'mark')} not used: the marked rows are no "
-            f"longer in {printable(place)}, for example {printable_path(taught.missing[0][0])}[/]"
+            f"[yellow]{counted(len(missing), 'mark')} not used: the marked rows are no longer in "
+            f"{printable(place)}, for example {printable_path(missing[0][0])}[/]"
         )
     return taught
 
@@ -338,6 +613,17 @@ def _save_file(space: ClassSpace, place: str) -> None:
         space.save(place)
 
 
+def is_collection(path: str) -> bool:
+    """Whether there is a collection at this path."""
+    from penult.collection.manifest import exists
+    from penult.errors import CollectionError
+
+    try:
+        return Path(path).is_dir() and exists(Path(path))
+    except CollectionError:
+        return False
+
+
 def _counts(space: ClassSpace) -> str:
     found = [one for one in space.classes if one.yes]
     return f"{len(found)} class{'' if len(found) == 1 else 'es'}, " + counted(
@@ -345,7 +631,18 @@ def _counts(space: ClassSpace) -> str:
     )
 
 
-def _show(space: ClassSpace, place: str) -> None:
+def _show(space: ClassSpace, place: str, csv: Path | None, save: Path | None, json: bool) -> None:
+    if json:
+        missing = [list(key) for key in space.source.missing]
+        facts = {"csv": csv, "saved": save, "missing": missing}
+        print_json({"place": place, "classes": [one.to_dict() for one in space.classes], **facts})
+        return
+    _show_classes(space, place)
+    for path in filter(None, (csv, save)):
+        stdout.print(f"written: [bold]{printable(str(path))}[/]", soft_wrap=True)
+
+
+def _show_classes(space: ClassSpace, place: str) -> None:
     if not space.classes:
         stdout.print(
             f"no classes yet: penult teach {printable(place)} CLASS EXAMPLES…", soft_wrap=True

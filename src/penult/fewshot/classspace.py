@@ -4,7 +4,10 @@ unknowns.
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.space import AUTO, RAW, Space
-from penult.collection import schema, spaces
+from penult.collection import labels, schema, spaces
 from penult.collection.collection import Collection
 from penult.collection.manifest import fingerprint_in
 from penult.collection.schema import Key
@@ -22,21 +25,39 @@ from penult.data.decode import usual_decoding
 from penult.data.items import Entry, Failure, sha
 from penult.data.windows import Layout
 from penult.data.workers import headers_in_workers
-from penult.errors import ItemError, LabelsError, UsageError
+from penult.errors import ItemError, LabelsError, StoreError, UsageError
 from penult.fewshot import marks, storage
-from penult.fewshot.calibration import LEVEL
 from penult.fewshot.example_space import fit_to_examples
-from penult.fewshot.examples import Class, Examples, checked_mark, checked_name
+from penult.fewshot.examples import (
+    Class,
+    Examples,
+    Marks,
+    any_members,
+    checked_mark,
+    checked_name,
+    moves,
+    of_several,
+    restored,
+)
 from penult.fewshot.fitted import FittedClasses, Settings
 from penult.fewshot.labelling import Groups, by_head, by_item, by_row, of_head
 from penult.fewshot.predictions import ClassPrediction, Location, former, predictions
 from penult.fewshot.vectors import VectorSource, pairs_of
+from penult.fewshot.versions import (
+    CollectionStore,
+    FileStore,
+    Ledger,
+    Taught,
+    TaughtVersion,
+    marks_of,
+)
 from penult.locking import Guard
 
 if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
 
 
+log = logging.getLogger(__name__)
 BACKGROUND = 5000  # rows of a collection that serve as background
 
 
@@ -45,9 +66,11 @@ def space_of(
     recipe: str,
     examples: Examples,
     groups: Sequence[str | None] | None = None,
+    background: npt.NDArray[np.float32] | None = None,
 ) -> Space:
     """The space of a collection or embedder, if the recipe names or means one; else a recipe fitted
-    to the rows of the collection that are no examples, or to the examples. groups: of each example.
+    to the rows of the collection that are no examples, to the background of a class file, or to the
+    examples. groups: of each example.
 
     Rows of a head are no items: where they are not carried to the rows of a collection their
     directions alone mean something, so that `auto` subtracts nothing from them.
@@ -59,12 +82,35 @@ def space_of(
         others = marks.sample(collection, without=examples.keys)
     elif recipe == AUTO and source.embedder.space is not None:
         return source.embedder.space
+    elif background is not None:
+        others = background
     elif recipe == AUTO and any(of_head(key) for key in examples.keys):
         recipe = RAW
     return fit_to_examples(recipe, examples, others, groups)
 
 
 _COLUMNS = ("id", "region", "start", "end", "channel")
+
+
+@dataclass
+class _Background:
+    """Rows of a collection, read when they are needed, or those that are kept. rows: None where
+    they were not needed yet."""
+
+    source: VectorSource
+    examples: Examples
+    rows: npt.NDArray[np.float32] | None = None
+
+    def __call__(self) -> npt.NDArray[np.float32]:
+        """(m, d) raw vectors."""
+        if self.rows is None:
+            self.rows = self._read()
+        return self.rows
+
+    def _read(self) -> npt.NDArray[np.float32]:
+        if self.source.collection is None:
+            return np.zeros((0, self.examples.dim), np.float32)
+        return marks.sample(self.source.collection, BACKGROUND, self.examples.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +181,9 @@ class Query:
 
 Mark = Literal["yes", "no", "unsure"]
 _WHOLE = Layout()
+_FITTED = {"space", "method", "several", "groups"}  # settings that decide on what is fitted
 _FORMER: Mapping[str, tuple[str, Callable[[ClassSpace], Any]]] = {
+    "missing": ("source.missing", lambda space: space.source.missing),
     "taught": ("fitted", lambda space: space.fitted),
     "collection": ("source.collection", lambda space: space.source.collection),
     "manifest": ("source.manifest", lambda space: space.source.manifest),
@@ -159,18 +207,21 @@ _FORMER: Mapping[str, tuple[str, Callable[[ClassSpace], Any]]] = {
 class ClassSpace:
     """Few-shot classes: adding an example takes milliseconds, no training. Threads may share one.
 
-    source: an embedder, or a collection, which keeps the examples as marks of its rows. space: a
-    recipe of `penult.analysis.space.fit`, or `auto`, see
-    `penult.fewshot.example_space.fit_to_examples`. method: prototype, knn, ridge, logistic or
-    agile; None chooses among the first four by cross-validation. several: whether an item may be of
-    more than one class; None takes it from the examples. unknown: the share of the items of known
-    classes that is called unknown, at most; 0 calls nothing unknown. groups: a column, `folder` or
-    a pattern of the path that gives the group of an example, such as its speaker;
-    cross-validation keeps groups together. Without it the level holds for items of the same
-    speakers, sites and days.
+    source: an embedder, or a collection, which keeps the examples as marks of its rows, and what
+    was fitted to them as a version: it counts until somebody teaches. space: a recipe of
+    `penult.analysis.space.fit`, or `auto`, see `penult.fewshot.example_space.fit_to_examples`.
+    method: prototype, knn, ridge, logistic or agile; `auto` chooses among the first four by
+    cross-validation. several: whether an item may be of more than one class; else the last class
+    that an example is marked for counts. unknown: the share of the items of known classes that is
+    called unknown, at most; 0 calls nothing unknown. groups: a column, `folder` or a pattern of the
+    path that gives the group of an example, such as its speaker; cross-validation keeps groups
+    together. Without it the level holds for items of the same speakers, sites and days.
 
-    `source` (a `VectorSource`) has the embedder, the collection and the manifest. missing: marked
-    keys that are no rows of the collection any more. fitted: see `FittedClasses`.
+    A setting that is not given is the one that was kept with the last teaching. One that is given
+    holds for this object, and is kept once it teaches.
+
+    `source` (a `VectorSource`) has the embedder, the collection and the manifest, and the marked
+    keys that are no rows of it any more. fitted: see `FittedClasses`. history: see `History`.
     """
 
     source: VectorSource
@@ -180,34 +231,85 @@ class ClassSpace:
         self,
         source: Embedder | Collection,
         *,
-        space: str = AUTO,
+        space: str | None = None,
         method: str | None = None,
         several: bool | None = None,
-        unknown: float = LEVEL,
+        unknown: float | None = None,
         groups: str | None = None,
     ) -> None:
-        settings = Settings(space, method, several, unknown, groups)
-        vectors, missing = VectorSource.of(source), list[Key]()
-        if vectors.collection is not None:
-            examples, missing = marks.read_examples(vectors.collection)
-        else:
-            examples = Examples.empty(vectors.manifest.dim)
-        self._begin(vectors, settings, examples, Groups(groups))
-        self.missing = missing
+        given = {"space": space, "method": method, "several": several, "unknown": unknown,
+                 "groups": groups}  # fmt: skip
+        vectors = VectorSource.of(source)
+        collection = vectors.collection
+        store = FileStore() if collection is None else CollectionStore(collection.reader)
+        examples = Examples.empty(vectors.manifest.dim)
+        self._begin(vectors, Ledger(store, fingerprint_in(vectors.manifest)), given, examples)
 
     def _begin(
         self,
         source: VectorSource,
-        settings: Settings,
+        ledger: Ledger,
+        given: Mapping[str, Any],
         examples: Examples,
-        groups: Groups,
-        space: Space | None = None,
+        file: storage.Saved | None = None,
     ) -> None:
+        """given: settings for this object; None is unset. file: what a class file holds."""
         self._guard = Guard()  # of the examples, and of the classes fitted to them
-        self.source, self.settings = source, settings
-        self._examples, self._groups = examples, groups
-        self._fixed = space  # fitted to the rows of a collection
+        self.source, self._ledger, self._examples = source, ledger, examples
+        self._given = {name: value for name, value in given.items() if value is not None}
+        for name in ("method", "groups"):
+            if self._given.get(name) == AUTO:
+                self._given[name] = None
+        kept = ledger.settings or (file.settings if file is not None else {})
+        self.settings = Settings.of(kept, self._given)
+        self._groups = Groups(self.settings.groups)
+        self._fixed: Space | None = None  # fitted to the rows of a collection
         self._fitted: FittedClasses | None = None
+        self._version: TaughtVersion | None = None  # of these marks, if one was kept
+        self._taught: Taught | None = None  # what the classes are fitted from, where that is known
+        self._rows = None if file is None else file.background
+        self._teaches = False  # whether this object has taught, so that it keeps what it fits
+        if file is None:
+            self._recall()
+            return
+        if "groups" not in self._given and file.groups is not None:
+            self._groups = Groups(
+                self.settings.groups, dict(zip(examples.keys, file.groups, strict=True))
+            )
+        if not file.settings.get(storage.OF_EXAMPLES) and "space" not in self._given:
+            self._fixed = file.space
+        self._version = ledger.current(marks_of(examples))
+        if self._version is not None:
+            self._taught = ledger.again(self._version, examples, file.space, file.groups,
+                                        file.background)  # fmt: skip
+
+    def _recall(self) -> None:
+        """Take the version of the marks that stand, if one was kept, or the marked rows."""
+        collection = self.source.collection
+        standing = self._standing()
+        self._version, self._taught = self._ledger.current(standing), None
+        if self._version is not None:
+            self._taught = self._ledger.taught(self._version)
+        if collection is None:
+            if self._version is not None:  # a file has the parts of the version it was saved with
+                self._taught = self._ledger.again(
+                    self._version, self._examples, self.space, self._named_groups(), self._rows
+                )
+        elif self._taught is None:
+            self._examples, self.source.missing = marks.read_examples(collection, standing)
+        else:
+            self._examples, there = self._taught.examples, set(self._taught.examples.keys)
+            self.source.missing = [key for key in standing if key not in there]
+
+    @property
+    def _place(self) -> str:
+        collection = self.source.collection
+        return "FILE.npz" if collection is None else str(collection.path)
+
+    def _standing(self) -> Marks:
+        if self.source.collection is None:
+            return marks_of(self._examples)
+        return labels.standing(self.source.collection.reader)
 
     # ---- teaching
 
@@ -221,19 +323,21 @@ class ClassSpace:
         """Each class with its numbers of examples and its medoid."""
         return self._examples.classes()
 
-    def add(self, name: str, items: Any, mark: Mark = "yes") -> list[Key]:
+    def add(self, name: str, items: Any, mark: Mark = "yes", layout: Layout = _WHOLE) -> list[Key]:
         """Add examples of a class; gives their (id, region).
 
         items: files, folders, tables, arrays, bytes, images, texts; (path, start, end) for a
         segment in seconds; (id, region) for a row of the collection; one of them or many. mark:
         `no` is a hard negative: similar, and of another class; `unsure` is kept and never used.
+        layout: windows or tiles that items are cut into, each an example.
 
         Raises:
             ItemError: an example that cannot be embedded.
             LabelsError: an unknown mark, or nothing given.
         """
         checked_name(name), checked_mark(mark)  # before an item is opened
-        found = self.source.vectors_of(pairs_of(items, self.source.modality))
+        pairs = self.source.cut(pairs_of(items, self.source.modality), layout)
+        found = self.source.vectors_of(pairs)
         if not found:
             raise LabelsError(f"no example of class {name!r}; give files, rows or arrays")
         vectors = np.stack(list(found.values()))
@@ -259,19 +363,28 @@ class ClassSpace:
             self._teach([name] * len(keys), keys, values, mark)
 
     def add_named(
-        self, items: Any, by: str, mark: Mark = "yes", where: str | None = None
+        self,
+        items: Any,
+        by: str,
+        mark: Mark = "yes",
+        where: str | None = None,
+        layout: Layout = _WHOLE,
     ) -> dict[str, int]:
         """Add examples of several classes by name; gives the number of examples of each.
 
         items: as for `add`; None takes the rows of the collection that pass the filter `where`. by:
         `folder`, a pattern of the path, a column of the items' table, or for rows a metadata
-        column, `label` (the classifier's own), or see `penult.collection.labels`.
+        column, `label` (the classifier's own), or see `penult.collection.labels`. layout: as for
+        `add`, of items.
 
         Raises:
             LabelsError: no item has a name, or there is no collection.
         """
         checked_mark(mark)
-        named = by_row(self.source, by, where) if items is None else by_item(self.source, items, by)
+        if items is None:
+            named = by_row(self.source, by, where)
+        else:
+            named = by_item(self.source, items, by, layout)
         with self._guard:
             self._teach(named.names, named.keys, named.vectors, mark, f"teach --from {by}")
         return named.counts
@@ -286,14 +399,13 @@ class ClassSpace:
         """
         head = by_head(self.source)
         with self._guard:
-            self._examples = self._examples.with_named(head.names, head.keys, head.vectors)
-            self._fitted = None
+            self._change(self._examples.with_named(head.names, head.keys, head.vectors), "head")
         return list(head.names)
 
     def rename(self, old: str, new: str) -> None:
         """Rename a class."""
         with self._guard:
-            self._change(self._examples.renamed(old, new), "rename")
+            self._change(self._examples.renamed(old, new), "rename", fits=False)
 
     def merge(self, names: Sequence[str], into: str) -> None:
         """Make one class of several."""
@@ -320,13 +432,20 @@ class ClassSpace:
     def space(self) -> Space:
         """The fitted space: to the rows of the collection, or else to the examples."""
         with self._guard:
+            if self._taught is not None and "space" not in self._given:
+                return self._taught.space
             if self._fixed is not None:
                 return self._fixed
             recipe, groups = self.settings.space, self._named_groups()
-            space = space_of(self.source, recipe, self._examples, groups)
+            space = space_of(self.source, recipe, self._examples, groups, self._rows)
             if self.source.collection is not None:
                 self._fixed = space
             return space
+
+    @property
+    def history(self) -> History:
+        """The versions that were kept."""
+        return History(self)
 
     def predict(
         self,
@@ -394,15 +513,33 @@ class ClassSpace:
     # ---- keeping
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one file that needs no collection: raw examples, marks, space, settings."""
-        with self._guard:  # the examples, and the space that is fitted to them
-            saved = storage.to_saved(
-                self.source,
-                self.settings,
+        """Write one file that needs no collection: raw examples, marks, space, settings, and what
+        was fitted."""
+        with self._guard:  # the examples, and what is fitted to them
+            members, rows = any_members(self._examples), self.source.collection
+            if members and rows is None and self.history.overridden:
+                self.history.refit()  # these settings are the file's from now on
+            ledger, taught = self._ledger, self._taught
+            if members:
+                fitted = self.fitted
+                if taught is None or self.history.overridden:
+                    taught = self._parts(fitted)
+                if rows is not None:
+                    ledger = Ledger(FileStore(), fingerprint_in(self.source.manifest))
+                if rows is not None or self._version is None:
+                    ledger.keep(fitted, taught, self.settings, marks_of(self._examples))
+            store = ledger.store if isinstance(ledger.store, FileStore) else FileStore()
+            saved = storage.Saved(
                 self._examples,
                 self.space,
+                self.source.manifest.fingerprint,
+                self.source.manifest.model,
+                self.settings.to_dict()
+                | {storage.OF_EXAMPLES: rows is None and self._fixed is None},
                 self._named_groups(),
-                self._fixed is None,
+                self._rows if taught is None else taught.background,
+                store,
+                self.source.seconds_of(self._examples.keys),
             )
         return storage.write(path, saved)
 
@@ -418,9 +555,13 @@ class ClassSpace:
             LabelsError: no class space.
             FingerprintMismatch: the embedder gives other vectors.
         """
-        made = cls.__new__(cls)
-        made.missing = []
-        made._begin(*storage.from_saved(storage.read(path), changed))
+        made, saved = cls.__new__(cls), storage.read(path)
+        manifest = storage.manifest_of(saved)
+        ledger = Ledger(saved.store, fingerprint_in(manifest))
+        Settings.of(saved.settings, changed)  # an unknown one is refused, unset or not
+        vectors = VectorSource(manifest)
+        vectors.know_seconds(saved.seconds)
+        made._begin(vectors, ledger, changed, saved.examples, saved)
         if source is not None:
             made.source.use(source)
         return made
@@ -441,16 +582,80 @@ class ClassSpace:
         return self._groups.of(self.source, self._examples.keys)
 
     def _fit(self) -> FittedClasses:
-        collection, examples = self.source.collection, self._examples
+        """The classes of the version, or fitted anew, and then kept as a version."""
+        overridden = bool(_FITTED & self._given.keys())
+        taught = None if overridden else self._taught
+        fitted = self._fresh(self._taught) if taught is None else taught.fit()
+        if self._version is not None and taught is not None:
+            self._check(self._version, fitted)
+        keeps = self.source.collection is not None or self._teaches
+        if self._version is None and keeps and not overridden:
+            self._keep(fitted, taught or self._parts(fitted))
+        return fitted
 
-        def background() -> npt.NDArray[np.float32]:
-            if collection is None:
-                return np.zeros((0, examples.dim), np.float32)
-            return marks.sample(collection, BACKGROUND, examples.keys)
+    def _check(self, version: TaughtVersion, fitted: FittedClasses) -> None:
+        """Tell where another version of a library, or another machine, computes otherwise."""
+        if gap := self._ledger.differs(version, fitted):
+            log.warning(
+                "version %d was fitted by penult %s; fitted again here, probabilities of its "
+                "examples differ by up to %.3f: penult teach %s --refit makes a version of "
+                "today's", version.number, version.about["penult"], gap, self._place,
+            )  # fmt: skip
 
-        method, several = self.settings.method, self.settings.several
-        groups = self._named_groups()
-        return FittedClasses(examples, self.space, method, several, background, groups)
+    def _fresh(self, former: Taught | None) -> FittedClasses:
+        """Fitted to the examples. former: what is kept of an earlier version, but for settings
+        that were given."""
+        given, head = self._given, any(of_head(key) for key in self._examples.keys)
+        if former is None and self.source.collection is not None and not head:
+            # As the rows are now: what was kept may have had others.
+            self._examples, self.source.missing = marks.read_examples(self.source.collection)
+        method, groups = self.settings.method, None
+        if former is not None and _FITTED & given.keys() == {"several"}:
+            method = former.method
+        if former is not None and "groups" not in given:
+            groups = former.groups
+        else:
+            groups = self._named_groups()
+        rows = self._rows if former is None else former.background
+        self._background = _Background(self.source, self._examples, rows)
+        return FittedClasses(self._examples, self.space, method, self._several(),
+                             self._background, groups)  # fmt: skip
+
+    def _anew(self) -> FittedClasses:
+        """Fitted to the rows there are now, and not kept."""
+        other = copy.copy(self)
+        other._taught = other._version = other._fixed = None
+        return other._fresh(None)
+
+    def _several(self) -> bool:
+        """Whether an item may be of several classes; where it was never settled, as the marks are
+        that were there."""
+        if self.settings.several is not None:
+            return self.settings.several
+        if found := of_several(self._examples):
+            log.warning(
+                "examples are marked for several classes each, so that several may be predicted; "
+                "penult teach %s --several keeps that, --single gives each item one class",
+                self._place,
+            )
+        return found
+
+    def _parts(self, fitted: FittedClasses) -> Taught:
+        """What these classes were fitted from, which are of `_fresh`."""
+        _ = fitted.unknowns, fitted.probabilities  # then it is known whether they need background
+        return Taught(fitted.examples, fitted.space, fitted.method, fitted.several,
+                      fitted.accuracy, self._named_groups(), self._background.rows)  # fmt: skip
+
+    def _keep(self, fitted: FittedClasses, taught: Taught) -> None:
+        if self.source.collection is not None and any(of_head(key) for key in self._examples.keys):
+            return  # rows of the head are no rows of the collection
+        standing = self._standing()
+        try:
+            self._ledger.keep(fitted, taught, self.settings, standing)
+        except StoreError as error:
+            log.warning("what was fitted could not be kept as a version: %s", error)
+            return
+        self._taught, self._version = taught, self._ledger.current(standing)
 
     def _teach(
         self,
@@ -460,18 +665,209 @@ class ClassSpace:
         mark: str,
         source: str = "teach",
     ) -> None:
-        self._change(self._examples.with_named(names, keys, vectors, mark), source)
+        several = self._several()
+        changed = self._examples.with_named(names, keys, vectors, mark, several)
+        if moved := moves(self._examples, changed):
+            one = moved[0]
+            log.warning(
+                "%s was an example of %r and is one of %r now%s: penult teach %s --undo takes "
+                "it back, and --several lets an item be of several classes", one.id, one.old,
+                one.new, f", and {len(moved) - 1} more like it" if len(moved) > 1 else "",
+                self._place,
+            )  # fmt: skip
+        self._change(changed, source)
 
-    def _change(self, changed: Examples, source: str) -> None:
-        """Replace the examples, and write the changed marks into the collection."""
+    def _change(
+        self,
+        changed: Examples,
+        source: str,
+        fits: bool = True,
+        former: npt.NDArray[np.float32] | Literal[False] | None = False,
+    ) -> None:
+        """Replace the examples, and write the changed marks into the collection. fits: whether the
+        classes mean something else now; else what was fitted goes on under other names. former: the
+        background before, where that is changed."""
+        before = self._examples
+        self.settings = replace(self.settings, several=self._several())
         if self.source.collection is not None:
-            before, after = (
-                {key: m for key, m in zip(one.keys, one.marks, strict=True) if not of_head(key)}
-                for one in (self._examples, changed)
+            old, new = (
+                {key: m for key, m in marks_of(one).items() if not of_head(key)}
+                for one in (before, changed)
             )
-            marks.write_changes(self.source.collection, before, after, source)
+            marks.write_changes(self.source.collection, old, new, source)
             self._fixed = None  # it may have been fitted to rows that are examples now
-        self._examples, self._fitted = changed, None
+        self._ledger.changed(source, before, changed, self.settings, former)
+        taught, self._taught = self._taught, None
+        self._examples, self._fitted, self._version = changed, None, None
+        self._given, self._teaches = {}, True
+        if taught is not None and not fits:
+            self._taught = replace(taught, examples=changed)
+            self._fitted = self._fit()
 
     def _query(self, level: float | None, nearest: int) -> Query:
         return Query(self.fitted, self.settings.unknown if level is None else level, nearest)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Rows of a collection by two versions. changed: (label before, label now) and how often, the
+    most first; None is unknown. examples: (id, region) of the first row of each."""
+
+    rows: int
+    changed: dict[tuple[str | None, str | None], int]
+    examples: dict[tuple[str | None, str | None], Key]
+
+
+class History:
+    """The versions of a class space: what was fitted, kept until somebody teaches."""
+
+    def __init__(self, space: ClassSpace) -> None:
+        self._space = space
+
+    @property
+    def versions(self) -> list[TaughtVersion]:
+        """All of them, oldest first."""
+        return self._space._ledger.versions(self._space._standing())
+
+    @property
+    def current(self) -> TaughtVersion | None:
+        """The one that predictions are from; None where what was fitted is not kept."""
+        return self._space._version
+
+    @property
+    def overridden(self) -> dict[str, Any]:
+        """Settings of what is fitted that were given for this object, and are not kept."""
+        return {n: v for n, v in self._space._given.items() if n in _FITTED}
+
+    def refit(self) -> None:
+        """Fit everything anew, to the rows and with the settings there are now, and keep it."""
+        space = self._space
+        with space._guard:
+            given = ", ".join(f"{name} {value}" for name, value in space._given.items())
+            space._change(space._examples, f"refit, {given}" if given else "refit")
+            if space.source.collection is not None:  # else the rows it was fitted to are not here
+                space._fixed = None
+            space._fitted = space._fit()
+
+    @property
+    def background(self) -> int | None:
+        """The number of rows that serve as background; None where no other rows are known."""
+        source, rows = self._space.source, self._space._rows
+        if source.collection is not None:
+            return min(source.collection.count, BACKGROUND)
+        return None if rows is None else len(rows)
+
+    def give_background(self, items: Any) -> int:
+        """Vectors of other items than the examples, for a class file: the space is fitted to them,
+        unless it came from a collection, and thresholds rest on them. Gives their number.
+
+        items: files, folders, tables, or a collection of the same embedder.
+
+        Raises:
+            UsageError: a collection, which has rows of its own.
+            LabelsError: no item.
+        """
+        space, found = self._space, dict[Key, npt.NDArray[np.float32]]()
+        if space.source.collection is not None:
+            raise UsageError(
+                f"{space.source.collection.path} has rows of its own, which serve as background; "
+                "other items are for a class file (FILE.npz), and a number such as --background 50 "
+                "holds so many random rows to be of no class"
+            )
+        if isinstance(items, Collection):
+            if (manifest := items.manifest) is None:
+                raise LabelsError(f"there is no collection at {items.path}")
+            space.source.check(fingerprint_in(manifest), str(items.path))
+            rows = marks.sample(items, BACKGROUND, space.examples.keys)
+        else:
+            found = space.source.vectors_of(pairs_of(items, space.source.modality))
+            own = [row for key, row in found.items() if key not in set(space.examples.keys)]
+            rows = np.stack(own) if own else np.zeros((0, space.examples.dim), np.float32)
+        if not len(rows):
+            raise LabelsError("no other item for the background; give files that are no examples")
+        with space._guard:
+            former, space._rows = space._rows, rows  # a space of a collection's rows stays
+            space._change(space._examples, f"background of {len(rows)} items", former=former)
+        return len(rows)
+
+    def undo(self) -> str:
+        """Take the last teaching back: marks are appended, and the version before is the current
+        one again. Gives what was undone, in words.
+
+        Raises:
+            LabelsError: there is nothing to take back.
+        """
+        space = self._space
+        with space._guard:
+            change = space._ledger.undo()
+            standing = {key: dict(one) for key, one in space._standing().items()}
+            former = {key: dict(one) for key, one in standing.items()}
+            for key, classes in change.marks.items():
+                for name, (mark, _) in classes.items():
+                    former.setdefault(key, {}).pop(name, None)
+                    if mark is not None:
+                        former[key][name] = mark
+            if space.source.collection is not None:
+                marks.write_changes(space.source.collection, standing, former, "undo")
+            else:
+                space._examples = restored(space._examples, former, change.dropped, change.order)
+            kept = space._ledger.settings or {}
+            space.settings, space._given = Settings.of(kept, {}), {}
+            space._groups, space._fitted = Groups(space.settings.groups), None
+            if space.source.collection is not None:
+                space._fixed = None
+            space._teaches = True
+            if change.background is not False:
+                space._rows = change.background
+            space._recall()
+            return change.words
+
+    def diff(self, old: int | None = None, new: int | None = None) -> Difference:
+        """The rows of the collection that two versions label differently. old: None is the current
+        one. new: None is what a refit would give now.
+
+        Raises:
+            LabelsError: no collection, or no such version.
+        """
+        space = self._space
+        if space.source.collection is None:
+            raise LabelsError("a class file has no rows on which two versions could differ")
+        one = space.fitted if old is None else self._fitted(old)
+        other = space._anew() if new is None else self._fitted(new)
+        level = space.settings.unknown
+        changed: Counter[tuple[str | None, str | None]] = Counter()
+        examples: dict[tuple[str | None, str | None], Key] = {}
+        rows = 0
+        pairs = (Query(each, level).rows(space.source, None, None) for each in (one, other))
+        for before, after in zip(*pairs, strict=True):
+            rows += 1
+            if before.label != after.label:
+                changed[before.label, after.label] += 1
+                examples.setdefault((before.label, after.label), (before.id, before.region))
+        return Difference(rows, dict(changed.most_common()), examples)
+
+    def _fitted(self, number: int) -> FittedClasses:
+        versions = self.versions
+        if not 1 <= number <= len(versions):
+            raise LabelsError(
+                f"there is no version {number}; "
+                + (f"there are 1 to {len(versions)}" if versions else "none was kept yet")
+            )
+        taught = self._space._ledger.taught(versions[number - 1])
+        if taught is None:
+            raise LabelsError(f"version {number} is in the history of the file, without its parts")
+        return taught.fit()
+
+
+def lacking(space: ClassSpace, place: str) -> str | None:
+    """What a class file lacks to be as good as a collection, in words; None where it lacks nothing.
+    place: how it is called."""
+    if space.history.background is not None or not space.fitted.space.is_raw:
+        return None
+    if space.settings.space != AUTO:
+        return None
+    return (
+        f"nothing is centred: {len(space.examples.keys)} examples alone do not tell what all items "
+        "have in common, so that unknown items are hardly told from known ones. penult teach "
+        f"{place} --background FILES|FOLDER|COLLECTION gives other recordings of the same kind"
+    )

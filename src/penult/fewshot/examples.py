@@ -78,9 +78,11 @@ class Examples:
         keys: Sequence[Key],
         vectors: npt.ArrayLike,
         mark: str = "yes",
+        several: bool = True,
     ) -> Examples:
         """Further examples, with a class for each; an example that is there already keeps its place
-        and gets the new mark.
+        and gets the new mark. several: whether it may be an example of several classes; else the
+        last class that it is marked yes for counts.
 
         Raises:
             LabelsError: an unknown mark, an empty name, vectors that do not fit.
@@ -99,8 +101,12 @@ class Examples:
                 raise LabelsError(
                     f"{EVERY!r} stands for every class: an item can be marked no for all of them"
                 )
-            marks[place[key]].pop(name, None)
-            marks[place[key]][name] = mark
+            own = marks[place[key]]
+            own.pop(name, None)
+            if not several and mark == "yes":
+                for other in _classes_of(own):
+                    del own[other]
+            own[name] = mark
         grown = np.concatenate([self.vectors, np.stack(added)]) if added else self.vectors
         return Examples(grown, tuple(new), tuple(marks))
 
@@ -242,6 +248,58 @@ class Examples:
 def _check_one_class(*names: str) -> None:
     if EVERY in names:
         raise LabelsError(f"{EVERY!r} stands for every class; it is no class to rename or merge")
+
+
+@dataclass(frozen=True, slots=True)
+class Reassigned:
+    """An example that was of one class, and is of another one."""
+
+    id: str
+    region: str
+    old: str
+    new: str
+
+    def to_dict(self) -> dict[str, str]:
+        """For JSON, as `penult teach --json` prints it."""
+        return asdict(self)
+
+
+def moves(before: Examples, after: Examples) -> list[Reassigned]:
+    """The examples that are of another class than before."""
+    old, found = dict(zip(before.keys, before.marks, strict=True)), []
+    for key, one in zip(after.keys, after.marks, strict=True):
+        known, now = _classes_of(old.get(key, {})), _classes_of(one)
+        found += [Reassigned(*key, name, now[-1]) for name in known if now and name not in one]
+    return found
+
+
+def any_members(examples: Examples) -> bool:
+    """Whether one of them is marked yes."""
+    return any(_classes_of(one) for one in examples.marks)
+
+
+def of_several(examples: Examples) -> bool:
+    """Whether one of them is an example of several classes."""
+    return any(len(_classes_of(one)) > 1 for one in examples.marks)
+
+
+def restored(
+    examples: Examples, marks: Marks, more: Mapping[Key, FloatArray], order: Sequence[Key]
+) -> Examples:
+    """These examples, and `more` with their vectors, with these marks and in this order, others
+    behind; those without a mark go."""
+    vectors = dict(zip(examples.keys, examples.vectors, strict=True)) | dict(more)
+    kept = [key for key in dict.fromkeys([*order, *vectors]) if key in vectors and marks.get(key)]
+    rows = [vectors[key] for key in kept]
+    return Examples(
+        np.stack(rows) if rows else Examples.empty(examples.dim).vectors,
+        tuple(kept),
+        tuple(marks[key] for key in kept),
+    )
+
+
+def _classes_of(marks: Mapping[str, str]) -> list[str]:
+    return [name for name, mark in marks.items() if mark == "yes"]
 
 
 def checked_name(name: str) -> str:

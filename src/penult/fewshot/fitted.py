@@ -99,7 +99,7 @@ class FittedClasses:
     first four. several: whether an item may be of more than one class; None takes it from the
     examples. background: vectors of any items, the other side of the probability of one class, and
     of `agile`. groups: the speaker, site or recording of each example; in cross-validation a group
-    is scored without itself.
+    is scored without itself. accuracy: of the methods that were compared when this one was chosen.
 
     An example that the space was fitted with (`Space.seen`) is held out of the space too.
     """
@@ -112,9 +112,11 @@ class FittedClasses:
         several: bool | None = None,
         background: Background | None = None,
         groups: Sequence[str | None] | None = None,
+        accuracy: Mapping[str, float] | None = None,
     ) -> None:
         if method is not None:
             scorers.check_method(method)
+        self._accuracy = accuracy
         self.names = tuple(
             name for name in examples.names if any(one.get(name) == "yes" for one in examples.marks)
         )
@@ -189,7 +191,7 @@ class FittedClasses:
     def accuracy(self) -> dict[str, float]:
         """Cross-validated accuracy of the compared methods; NaN where the examples are too few to
         hold any out."""
-        return self._chosen[1]
+        return self._chosen[1] if self._accuracy is None else dict(self._accuracy)
 
     @cached_property
     def _scorer(self) -> Scorer:

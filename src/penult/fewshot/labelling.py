@@ -17,6 +17,7 @@ from penult.collection import labels
 from penult.collection.schema import Key
 from penult.data.items import namer
 from penult.data.sources import Source
+from penult.data.windows import Layout
 from penult.errors import LabelsError
 from penult.fewshot import marks
 from penult.fewshot.vectors import VectorSource, pairs_of
@@ -38,14 +39,17 @@ class LabelledExamples:
         return dict(Counter(self.names))
 
 
-def by_item(source: VectorSource, items: Any, by: str) -> LabelledExamples:
-    """Items with the names that their paths or tables give; items without one are left out.
+def by_item(
+    source: VectorSource, items: Any, by: str, layout: Layout | None = None
+) -> LabelledExamples:
+    """Items, or the parts that a layout makes of them, with the names that their paths or tables
+    give; items without one are left out.
 
     Raises:
         LabelsError: no item has a name.
         ItemError: one that cannot be embedded.
     """
-    pairs = list(pairs_of(items, source.modality))
+    pairs = list(source.cut(pairs_of(items, source.modality), layout or Layout()))
     readable = [pair for pair in pairs if isinstance(pair, tuple)]
     name_of = namer(by, sorted({column for item, _ in readable for column in item.metadata}))
     named: dict[Key, str] = {}

@@ -23,11 +23,13 @@ SAMPLE = 50_000  # rows that a space is fitted to, or that serve as background
 _AT_ONCE = 200  # ids in one query
 
 
-def read_examples(collection: Collection) -> tuple[Examples, list[Key]]:
-    """(the marked rows with their vectors, the marked keys that are no rows any more)."""
+def read_examples(collection: Collection, marks: Marks | None = None) -> tuple[Examples, list[Key]]:
+    """(the marked rows with their vectors, the marked keys that are no rows any more). marks: those
+    that stand; None reads them."""
     manifest = collection.manifest
     empty = Examples.empty(manifest.dim if manifest else 0)
-    marks = standing(collection.reader)
+    if marks is None:
+        marks = standing(collection.reader)
     found = vectors_of(collection, list(marks))
     there = [key for key in marks if key in found]
     if not there:
@@ -50,6 +52,20 @@ def vectors_of(collection: Collection, keys: Sequence[Key]) -> dict[Key, npt.NDA
             for key, vector in zip(pairs, vectors, strict=True):
                 if key in requested:
                     found[key] = vector.astype(np.float32)
+    return found
+
+
+def seconds_of(collection: Collection, keys: Sequence[Key]) -> dict[Key, float]:
+    """The lengths of these rows in seconds, of those that have some."""
+    requested, found = set(keys), dict[Key, float]()
+    ids = list(dict.fromkeys(id for id, _ in keys))
+    for at in range(0, len(ids), _AT_ONCE):
+        where = f"id IN ({schema.quoted(ids[at : at + _AT_ONCE])})"
+        for batch in collection.reader.scan([*schema.KEY, "start", "end"], where):
+            for row in batch.to_pylist():
+                key = row["id"], row["region"]
+                if key in requested and None not in (row["start"], row["end"]):
+                    found[key] = row["end"] - row["start"]
     return found
 
 

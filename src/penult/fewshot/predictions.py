@@ -237,6 +237,7 @@ class AssignmentLimits:
 
 
 Document = dict[str, Any]
+_MEASURED = 10_000  # regions whose lengths are kept
 UNKNOWN = "unknown"  # the class of an item that is in none of the classes, in a table
 HEADER = ("path", "region", "start", "end", "channel", "class", "probability", "similarity",
           "p_value", "said")  # fmt: skip
@@ -246,7 +247,7 @@ class Spool:
     """Predictions on the disk, in their order. whole: see `ClassPrediction.to_dict`.
 
     tally: how many there are of each class, None for unknown. cut: whether one of them is of a part
-    with seconds. first: the first `shown` of them, in memory.
+    with seconds. first: the first `shown` of them, in memory. seconds: of the first regions.
     """
 
     def __init__(self, whole: bool = False, shown: int = 0) -> None:
@@ -254,6 +255,7 @@ class Spool:
         self.tally: Counter[str | None] = Counter()
         self.first: list[ClassPrediction] = []
         self.cut = False
+        self.seconds: list[float] = []  # the lengths of the first regions
         self._metadata: dict[str, None] = {}  # the names of all columns
         self._file = tempfile.TemporaryFile("w+", encoding="ascii")  # noqa: SIM115, closed by __exit__
 
@@ -266,6 +268,9 @@ class Spool:
         self.tally[one.label] += 1
         self._metadata |= dict.fromkeys(one.detection.metadata)
         self.cut = self.cut or (one.region != "whole" and one.detection.start is not None)
+        at = one.detection
+        if len(self.seconds) < _MEASURED and at.start is not None and at.end is not None:
+            self.seconds.append(at.end - at.start)
         if len(self.first) < self.shown:
             self.first.append(one)
         try:

@@ -17,22 +17,24 @@ import numpy.typing as npt
 
 from penult.analysis.space import Space
 from penult.collection.manifest import Manifest, fingerprint_in
+from penult.collection.schema import Key
 from penult.data.files import user_path, write_file
 from penult.errors import FingerprintMismatch, LabelsError, UsageError, cause
 from penult.fewshot.examples import Examples, checked_mark, checked_name
-from penult.fewshot.fitted import Settings
-from penult.fewshot.labelling import Groups
-from penult.fewshot.vectors import VectorSource
+from penult.fewshot.versions import FileStore
 from penult.memory import check_unpacked
 
-FORMAT = 1
+FORMAT = 2  # 1 had no background, and no versions
 SUFFIX = ".npz"
+_PART = "part:"  # how the names of parts of earlier versions begin
 
 
 @dataclass(frozen=True)
 class Saved:
     """The content of a class space's file. fingerprint, model: of the embedder of the vectors.
-    settings: see `Settings`. groups: of each example."""
+    settings: see `Settings`. groups: of each example. background: (m, d) raw vectors of other
+    items, where thresholds need them. store: the versions, with those before. seconds: the
+    lengths of examples that have one."""
 
     examples: Examples
     space: Space
@@ -40,6 +42,9 @@ class Saved:
     model: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     groups: Sequence[str | None] | None = None
+    background: npt.NDArray[np.float32] | None = None
+    store: FileStore = field(default_factory=FileStore)
+    seconds: Mapping[Key, float] = field(default_factory=dict)
 
 
 def write(path: str | os.PathLike[str], saved: Saved) -> Path:
@@ -51,6 +56,7 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
     """
     target = check_suffix(user_path(path))
     examples = saved.examples
+    entries, more = saved.store.entries()
     about = {
         "format": FORMAT,
         "kind": "penult class space",
@@ -59,16 +65,21 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
         "settings": dict(saved.settings),
         "examples": [
             {"id": id, "region": region, "marks": dict(marks)}
+            | ({"seconds": saved.seconds[id, region]} if (id, region) in saved.seconds else {})
             for (id, region), marks in zip(examples.keys, examples.marks, strict=True)
         ],
         "groups": None if saved.groups is None else list(saved.groups),
+        "versions": entries,
     }
     buffer = io.BytesIO()
     parts = {
         "about": _bytes(json.dumps(about).encode()),
         "vectors": examples.vectors.astype("<f4"),
         "space": _bytes(saved.space.to_bytes()),
+        **{_PART + id: _bytes(data) for id, data in more.items()},
     }
+    if saved.background is not None:
+        parts["background"] = saved.background.astype("<f4")
     np.savez(buffer, **parts, hash=np.array(_hash_of(parts)))
     return write_file(target, [buffer.getvalue()])
 
@@ -78,7 +89,9 @@ def _hash_of(parts: Mapping[str, Any]) -> str:
     wrote none."""
     about = {n: v for n, v in json.loads(bytes(parts["about"])).items() if n != "model"}
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in ("vectors", "space"):
+    own = ("vectors", "space")
+    more = [name for name in parts if name.startswith(_PART) or name == "background"]
+    for name in (*own, *sorted(more)):
         values = np.asarray(parts[name])
         found.update(f"{name} {values.dtype} {values.shape} ".encode())
         found.update(np.ascontiguousarray(values).tobytes())
@@ -124,6 +137,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
             if about["format"] <= FORMAT:
                 vectors = np.asarray(file["vectors"], np.float32)
                 found = _checked(about, vectors, Space.from_bytes(file["space"].tobytes()))
+                found = replace(found, **_later(about, file, found.space.dim))
                 if "hash" in file and str(file["hash"]) != _hash_of(file):
                     raise ValueError("it is not as it was saved")
                 return found
@@ -159,6 +173,20 @@ def _checked(about: Mapping[str, Any], vectors: npt.NDArray[np.float32], space: 
                  dict(about["model"]), dict(about["settings"]), groups)  # fmt: skip
 
 
+def _later(about: Mapping[str, Any], file: Mapping[str, Any], dim: int) -> dict[str, Any]:
+    """What format 1 had not."""
+    named = {name for name in file if name.startswith(_PART)}
+    parts = {name.removeprefix(_PART): np.asarray(file[name]).tobytes() for name in named}
+    background = np.asarray(file["background"], np.float32) if "background" in file else None
+    if background is not None and (background.ndim != 2 or background.shape[1] != dim
+                                   or not np.isfinite(background).all()):  # fmt: skip
+        raise ValueError(f"a background of shape {background.shape}")
+    entries = [(str(id), str(text)) for id, text in about.get("versions") or ()]
+    seconds = {(str(one["id"]), str(one["region"])): float(one["seconds"])
+               for one in about["examples"] if one.get("seconds") is not None}  # fmt: skip
+    return {"background": background, "store": FileStore(entries, parts), "seconds": seconds}
+
+
 def _bytes(data: bytes) -> Any:
     return np.frombuffer(data, np.uint8)
 
@@ -188,29 +216,7 @@ def migrate(path: str | os.PathLike[str], manifest: Manifest, dry: bool = False)
 OF_EXAMPLES = "space_of_examples"  # the space is fitted again to the examples, as they change
 
 
-def to_saved(
-    source: VectorSource,
-    settings: Settings,
-    examples: Examples,
-    space: Space,
-    groups: Sequence[str | None] | None,
-    of_examples: bool,
-) -> Saved:
-    """The parts of a class space as the content of its file."""
-    manifest, about = source.manifest, settings.to_dict() | {OF_EXAMPLES: of_examples}
-    return Saved(examples, space, manifest.fingerprint, manifest.model, about, groups)
-
-
-def from_saved(
-    saved: Saved, changed: Mapping[str, Any]
-) -> tuple[VectorSource, Settings, Examples, Groups, Space | None]:
-    """The parts of a class space from its file's content, with changed settings; a space of None is
-    to be fitted."""
-    settings, examples = Settings.of(saved.settings, changed), saved.examples
-    manifest = Manifest(saved.fingerprint, examples.dim, len(examples.names), saved.model)
-    known = {}
-    if "groups" not in changed and saved.groups is not None:
-        known = dict(zip(examples.keys, saved.groups, strict=True))
-    fixed = "space" not in changed and not saved.settings.get(OF_EXAMPLES)
-    groups = Groups(settings.groups, known)
-    return VectorSource(manifest), settings, examples, groups, saved.space if fixed else None
+def manifest_of(saved: Saved) -> Manifest:
+    """What all vectors of a file share."""
+    examples = saved.examples
+    return Manifest(saved.fingerprint, examples.dim, len(examples.names), saved.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,16 @@ from penult.collection.collection import Collection
 from penult.collection.manifest import Manifest, fingerprint_in
 from penult.collection.schema import Key
 from penult.collection.search import embedder_of
+from penult.data.decode import usual_decoding
 from penult.data.files import user_path
 from penult.data.items import Entry, Failure, Item
 from penult.data.regions import WHOLE, Region
 from penult.data.sources import Source, from_objects, from_paths
+from penult.data.windows import Layout
+from penult.data.workers import headers_in_workers
 from penult.embedding.fingerprint import Fingerprint, compare
 from penult.errors import FingerprintMismatch, ItemError, LabelsError, RegionError, UsageError
-from penult.fewshot.marks import vectors_of
+from penult.fewshot.marks import seconds_of, vectors_of
 from penult.locking import Guard
 
 if TYPE_CHECKING:
@@ -46,8 +49,10 @@ def pairs_of(items: Any, modality: str) -> Iterator[Entry]:
         yield from from_objects(items, modality)
 
 
-def embed(embedder: Embedder, pairs: Iterable[Entry]) -> Vectors:
-    """The raw vector of each, by (id, region).
+def embed(
+    embedder: Embedder, pairs: Iterable[Entry], seconds: dict[Key, float] | None = None
+) -> Vectors:
+    """The raw vector of each, by (id, region). seconds: takes their lengths, where they have some.
 
     Raises:
         ItemError: one of them cannot be embedded.
@@ -58,7 +63,10 @@ def embed(embedder: Embedder, pairs: Iterable[Entry]) -> Vectors:
     for one in embedder.runner.stream(_readable(pairs)):
         if not isinstance(one, Outcome):
             raise ItemError(one.words())
-        found[one.item.id, one.region.key] = one.vector
+        key = one.item.id, one.region.key
+        found[key] = one.vector
+        if seconds is not None and one.start is not None and one.end is not None:
+            seconds[key] = one.end - one.start
     return found
 
 
@@ -151,7 +159,8 @@ def _entries(item: Any, modality: str) -> Iterator[Entry]:
 
 
 class VectorSource:
-    """An embedder, or a collection whose rows are the examples. manifest: of all vectors."""
+    """An embedder, or a collection whose rows are the examples. manifest: of all vectors. missing:
+    marked keys that are no rows of the collection any more."""
 
     def __init__(
         self,
@@ -160,6 +169,8 @@ class VectorSource:
         embedder: Embedder | None = None,
     ) -> None:
         self.manifest, self.collection, self._embedder = manifest, collection, embedder
+        self.missing: list[Key] = []
+        self._seconds: dict[Key, float] = {}  # of examples that are no rows
         self._guard = Guard()
         self._opener: Callable[[], Embedder] = lambda: (
             embedder_of(manifest) if collection is None else collection.embedder()
@@ -218,7 +229,24 @@ class VectorSource:
         """The raw vector of each (item, region); items that are no rows yet are added."""
         if self.collection is not None:
             return from_rows(self.collection, pairs, lambda: self.embedder)
-        return embed(self.embedder, pairs)
+        return embed(self.embedder, pairs, self._seconds)
+
+    def cut(self, pairs: Iterable[Entry], layout: Layout) -> Iterable[Entry]:
+        """Items as the parts that a layout makes of them."""
+        if layout == Layout():
+            return pairs
+        headers = headers_in_workers(usual_decoding())
+        return layout.of(pairs, self.embedder.classifier.input, headers)
+
+    def seconds_of(self, keys: Sequence[Key]) -> dict[Key, float]:
+        """The lengths of examples in seconds, where they are known."""
+        if self.collection is not None:
+            return seconds_of(self.collection, keys)
+        return {key: self._seconds[key] for key in keys if key in self._seconds}
+
+    def know_seconds(self, seconds: Mapping[Key, float]) -> None:
+        """Take the lengths of examples of a class file."""
+        self._seconds |= seconds
 
     def check(self, other: Fingerprint, name: str) -> None:
         """Refuse the vectors of another embedder.

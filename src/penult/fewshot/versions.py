@@ -1,0 +1,551 @@
+"""Versions of taught classes: what they were fitted from and what was chosen, with the changes in
+between, in a side table of the collection or in a class file. Fits nothing; knows no model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.analysis.space import Space
+from penult.collection import lance, schema
+from penult.collection.manifest import store_errors
+from penult.collection.reader import Reader
+from penult.collection.schema import Key
+from penult.embedding.fingerprint import Fingerprint
+from penult.errors import LabelsError
+from penult.fewshot.examples import Examples, Marks
+from penult.fewshot.fitted import FittedClasses, Settings
+
+CHANGE, VERSION, UNDONE, PART = "change", "version", "undone", "part"
+TABLE = "taught"
+_MOST_PARTS = 32  # of the vectors of one version; more are written as one
+_CHECKED = 16  # examples whose probabilities are kept, to see that they come out again
+_TOLERANCE = 1e-3  # of these probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry: a change of marks or settings, a version that was fitted, or the undoing of a
+    change. id: the hash of `about`."""
+
+    kind: str
+    about: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, kind: str, about: Mapping[str, Any]) -> Entry:
+        """An entry, with numbers of numpy as plain ones."""
+        return cls(kind, json.loads(json.dumps(about, default=float)))
+
+    @property
+    def id(self) -> str:
+        """The SHA-256 of its text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def text(self) -> str:
+        """Kind and `about` as JSON, as they are kept."""
+        return json.dumps([self.kind, self.about])
+
+
+class Store(Protocol):
+    """Entries in their order, and the parts that they name by their hash."""
+
+    def records(self) -> list[Entry]:
+        """All entries, oldest first."""
+
+    def parts(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """Those of these parts that are there."""
+
+    def append(self, record: Entry, parts: Iterable[bytes]) -> None:
+        """Append an entry with its parts, all or nothing."""
+
+
+class CollectionStore:
+    """The side table `taught` of a collection."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def records(self) -> list[Entry]:
+        """All entries, oldest first.
+
+        Raises:
+            LabelsError: one is not as it was written.
+        """
+        reader = self._reader
+        table = lance.open_table(reader.path, TABLE) if reader.manifest is not None else None
+        if table is None:
+            return []
+        with store_errors(reader.path):
+            query = table.search().where(f"kind != '{PART}'").select(["id", "about", "when"])
+            rows = query.limit(None).to_arrow().sort_by("when").to_pylist()
+        return [_record_of(row["id"], row["about"], str(reader.path)) for row in rows]
+
+    def parts(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """Those of these parts that are there.
+
+        Raises:
+            LabelsError: one is not as it was written.
+        """
+        table = lance.open_table(self._reader.path, TABLE) if ids else None
+        if table is None:
+            return {}
+        with store_errors(self._reader.path):
+            query = table.search().where(f"id IN ({schema.quoted(list(ids))})")
+            rows = query.select(["id", "data"]).limit(None).to_arrow().to_pylist()
+        for row in rows:
+            if _hash(row["data"]) != row["id"]:
+                raise _damaged(str(self._reader.path))
+        return {row["id"]: row["data"] for row in rows}
+
+    def append(self, record: Entry, parts: Iterable[bytes]) -> None:
+        """Append an entry with its parts in one commit; a part that is there already stays."""
+        named = {_hash(data): data for data in parts}
+        there = self.parts(list(named))
+        rows: list[dict[str, Any]] = [
+            {"id": id, "kind": PART, "data": data} for id, data in named.items() if id not in there
+        ]
+        rows.append({"id": record.id, "kind": record.kind, "about": record.text})
+        self._reader.append(TABLE, rows)
+
+
+class FileStore:
+    """The entries in a class file, in memory until it is written. The file has the vectors and the
+    space of its own version; of earlier ones it has none."""
+
+    def __init__(
+        self,
+        entries: Sequence[tuple[str, str]] = (),
+        parts: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self._records = [_record_of(id, text, "the file") for id, text in entries]
+        self._parts = dict(parts or {})
+
+    def records(self) -> list[Entry]:
+        """All entries, oldest first."""
+        return list(self._records)
+
+    def parts(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """Those of these parts that are there."""
+        return {id: self._parts[id] for id in ids if id in self._parts}
+
+    def append(self, record: Entry, parts: Iterable[bytes]) -> None:
+        """Append an entry."""
+        self._records.append(record)
+        if record.kind != VERSION:
+            self._parts |= {_hash(data): data for data in parts}
+
+    def entries(self) -> tuple[list[tuple[str, str]], dict[str, bytes]]:
+        """What the file keeps."""
+        return [(one.id, one.text) for one in self._records], dict(self._parts)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What classes are fitted from, and what was chosen: enough to fit the same ones again.
+    method: the chosen one. accuracy: cross-validated, of the compared methods. groups: of each
+    example. background: (m, d) raw vectors; None where none were needed."""
+
+    examples: Examples
+    space: Space
+    method: str
+    several: bool
+    accuracy: Mapping[str, float]
+    groups: Sequence[str | None] | None = None
+    background: npt.NDArray[np.float32] | None = None
+
+    def fit(self) -> FittedClasses:
+        """The classes, as they were fitted."""
+        rows = self.background
+        return FittedClasses(
+            self.examples, self.space, self.method, self.several,
+            None if rows is None else lambda: rows, self.groups, self.accuracy,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TaughtVersion:
+    """A version of taught classes. number: in order, from 1. change: what led to it. level: see
+    `FittedClasses.to_dict`; None where there was nothing to measure it on. undone: whether the
+    change that led to it was taken back."""
+
+    number: int
+    when: str
+    change: str
+    method: str
+    space: str
+    classes: int
+    examples: int
+    level: Mapping[str, Any] | None
+    undone: bool
+    current: bool
+    _entry: Entry = field(repr=False)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """All that is kept of it, but for its parts."""
+        return self._entry.about
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult classes --history --json` prints it."""
+        found = {name: getattr(self, name) for name in self.__slots__ if name != "_entry"}
+        return found | {"settings": dict(self._entry.about["settings"])}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of marks and settings. marks: for each example and class (before, after); None is no
+    mark. dropped: the vectors of examples that have no mark any more. order: of the examples that
+    there were. background: of a class file, before; False where it is the same."""
+
+    words: str
+    marks: Mapping[Key, Mapping[str, tuple[str | None, str | None]]]
+    dropped: Mapping[Key, npt.NDArray[np.float32]]
+    order: Sequence[Key]
+    background: npt.NDArray[np.float32] | Literal[False] | None = False
+
+
+class Ledger:
+    """Versions and changes in their order. A version belongs to the change that it was fitted
+    after, and to marks: it counts until either is another one.
+
+    fingerprint: of the embedder of the vectors, with those that it took the place of.
+    """
+
+    def __init__(self, store: Store, fingerprint: Fingerprint) -> None:
+        self.store, self._fingerprint = store, fingerprint
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """The settings that are kept; None before the first change."""
+        changes = _standing(self.store.records())
+        return dict(changes[-1].about["settings"]) if changes else None
+
+    def versions(self, marks: Marks) -> list[TaughtVersion]:
+        """All versions, oldest first; with these marks one of them is the current one."""
+        records = self.store.records()
+        changes = {one.id: one for one in records if one.kind == CHANGE}
+        standing = {one.id for one in _standing(records)}
+        found = [one for one in records if one.kind == VERSION]
+        current = self._current(records, marks)
+        return [
+            _version(number, one, changes.get(one.about["on"]), standing, one is current)
+            for number, one in enumerate(found, 1)
+        ]
+
+    def current(self, marks: Marks) -> TaughtVersion | None:
+        """The version of these marks, if one was kept."""
+        return next((one for one in self.versions(marks) if one.current), None)
+
+    def _current(self, records: Sequence[Entry], marks: Marks) -> Entry | None:
+        changes, digest = _standing(records), digest_of(marks)
+        on = changes[-1].id if changes else None
+        for one in reversed(records):
+            about = one.about
+            if one.kind == VERSION and about["on"] == on and about["marks"] == digest:
+                ours = about["fingerprint"]
+                if ours == self._fingerprint.id or ours in self._fingerprint.former:
+                    return one
+        return None
+
+    def taught(self, version: TaughtVersion) -> Taught | None:
+        """What a version was fitted from; None where the file has it no more.
+
+        Raises:
+            LabelsError: a part of it is gone, or is not as it was written.
+        """
+        about = version.about
+        named = about["parts"]
+        ids = [
+            named["rows"],
+            named["space"],
+            *named["vectors"],
+            *filter(None, [named["background"]]),
+        ]
+        found = self.store.parts(ids)
+        if isinstance(self.store, FileStore) and any(id not in found for id in ids):
+            return None
+        if any(id not in found for id in ids):
+            raise _damaged(f"version {version.number}")
+        rows = json.loads(zlib.decompress(found[named["rows"]]))
+        parts = [_array(found[id]) for id in named["vectors"]]
+        vectors = [parts[part][place] for part, place in rows["at"]]
+        examples = Examples(
+            np.stack(vectors),
+            tuple((id, region) for id, region in rows["keys"]),
+            tuple(rows["marks"]),
+        )
+        background = None if named["background"] is None else _array(found[named["background"]])
+        return self._taught(about, examples, Space.from_bytes(found[named["space"]]),
+                            rows["groups"], background)  # fmt: skip
+
+    def again(
+        self, version: TaughtVersion, examples: Examples, space: Space,
+        groups: Sequence[str | None] | None, background: npt.NDArray[np.float32] | None,
+    ) -> Taught:  # fmt: skip
+        """A version with parts that are kept elsewhere, as in a class file."""
+        return self._taught(version.about, examples, space, groups, background)
+
+    def _taught(
+        self, about: Mapping[str, Any], examples: Examples, space: Space,
+        groups: Sequence[str | None] | None, background: npt.NDArray[np.float32] | None,
+    ) -> Taught:  # fmt: skip
+        accuracy = {n: math.nan if v is None else v for n, v in about["accuracy"].items()}
+        return Taught(
+            examples, space, about["method"], about["several"], accuracy, groups, background
+        )
+
+    def keep(self, fitted: FittedClasses, taught: Taught, settings: Settings, marks: Marks) -> None:
+        """Append a version.
+
+        Raises:
+            StoreError: nothing may be written.
+        """
+        records = self.store.records()
+        changes = _standing(records)
+        former = [one for one in records if one.kind == VERSION]
+        named, parts = self._parts(taught, former[-1].about["parts"] if former else None)
+        level = None
+        with contextlib.suppress(LabelsError):  # nothing to measure it on
+            level = fitted.to_dict(settings.unknown)["unknown"]
+        about = {
+            "when": _now(),
+            "on": changes[-1].id if changes else None,
+            "marks": digest_of(marks),
+            "fingerprint": self._fingerprint.id,
+            "settings": settings.to_dict(),
+            "method": taught.method,
+            "several": taught.several,
+            "accuracy": {n: None if math.isnan(v) else v for n, v in taught.accuracy.items()},
+            "space": taught.space.recipe,
+            "classes": len(fitted.names),
+            "examples": len(taught.examples.keys),
+            "level": level,
+            "penult": version("penult"),
+            "probabilities": _probabilities(fitted),
+            "parts": named,
+        }
+        self.store.append(Entry.of(VERSION, about), parts)
+
+    def _parts(
+        self, taught: Taught, former: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """(the hashes of a version's parts, the parts). former: those of the version before, whose
+        vectors are not written again."""
+        examples, ids = taught.examples, list[str]()
+        place: dict[str, tuple[int, int]] = {}
+        if former is not None and len(former["vectors"]) < _MOST_PARTS:
+            there = self.store.parts(former["vectors"])
+            for number, (id, data) in enumerate(there.items()):
+                ids.append(id)
+                for at, row in enumerate(_array(data)):
+                    place[_hash(row.tobytes())] = number, at
+        keys = [_hash(row.tobytes()) for row in examples.vectors]
+        fresh = {k: row for k, row in zip(keys, examples.vectors, strict=True) if k not in place}
+        place |= {key: (len(ids), at) for at, key in enumerate(fresh)}
+        parts = [_bytes(np.stack(list(fresh.values())))] if fresh else []
+        ids += [_hash(data) for data in parts]
+        rows = {
+            "keys": examples.keys,
+            "marks": [dict(one) for one in examples.marks],
+            "groups": None if taught.groups is None else list(taught.groups),
+            "at": [place[key] for key in keys],
+        }
+        packed = zlib.compress(json.dumps(rows).encode())
+        space = taught.space.to_bytes()
+        background = None if taught.background is None else _bytes(taught.background)
+        named = {
+            "rows": _hash(packed), "space": _hash(space), "vectors": ids,
+            "background": None if background is None else _hash(background),
+        }  # fmt: skip
+        return named, [*parts, packed, space, *([] if background is None else [background])]
+
+    def changed(
+        self,
+        words: str,
+        before: Examples,
+        after: Examples,
+        settings: Settings,
+        former: npt.NDArray[np.float32] | Literal[False] | None = False,
+    ) -> None:
+        """Append a change of marks, or of settings alone. former: see `Change.background`."""
+        old, new = marks_of(before), marks_of(after)
+        marks = {
+            key: {n: (old.get(key, {}).get(n), new.get(key, {}).get(n)) for n in names}
+            for key in dict.fromkeys([*old, *new])
+            if (names := _differing(old.get(key, {}), new.get(key, {})))
+        }
+        vectors = {key: row for key, row in zip(before.keys, before.vectors, strict=True)
+                   if key in marks and key not in new}  # fmt: skip
+        parts = {
+            "marks": zlib.compress(
+                json.dumps([[*key, one] for key, one in marks.items()]).encode()
+            ),
+            "dropped": zlib.compress(json.dumps([list(vectors), before.keys]).encode()),
+            "vectors": _bytes(np.stack(list(vectors.values()))) if vectors else b"",
+        }
+        if former is not False:
+            parts["background"] = b"none" if former is None else _bytes(former)
+        about = {
+            "when": _now(),
+            "words": words,
+            "counts": _counts(marks),
+            "settings": settings.to_dict(),
+            "parts": {name: _hash(data) for name, data in parts.items() if data},
+        }
+        self.store.append(Entry.of(CHANGE, about), [data for data in parts.values() if data])
+
+    def undo(self) -> Change:
+        """Take the last change back: append that it is undone, and give it.
+
+        Raises:
+            LabelsError: there is none.
+        """
+        changes = _standing(self.store.records())
+        if not changes:
+            raise LabelsError(
+                "nothing to undo: no teaching since versions are kept, or all of it is undone"
+            )
+        last = changes[-1]
+        named = last.about["parts"]
+        found = self.store.parts(list(named.values()))
+        if len(found) < len(set(named.values())):
+            raise _damaged("the last change")
+        marks = json.loads(zlib.decompress(found[named["marks"]]))
+        dropped, order = json.loads(zlib.decompress(found[named["dropped"]]))
+        vectors = _array(found[named["vectors"]]) if "vectors" in named else ()
+        self.store.append(Entry.of(UNDONE, {"when": _now(), "of": last.id}), [])
+        return Change(
+            words_of(last),
+            {
+                (id, region): {n: tuple(pair) for n, pair in one.items()}
+                for id, region, one in marks
+            },
+            dict(zip(map(tuple, dropped), vectors, strict=True)),
+            [(id, region) for id, region in order],
+            _former(found[named["background"]]) if "background" in named else False,
+        )
+
+    def differs(self, version: TaughtVersion, fitted: FittedClasses) -> float:
+        """The largest difference of probabilities from those that a version had for its first
+        examples; 0 within rounding."""
+        before, after = version.about["probabilities"], _probabilities(fitted)
+        if np.shape(before) != np.shape(after):
+            return 1.0
+        gap = float(np.abs(np.subtract(before, after)).max(initial=0.0))
+        return gap if gap > _TOLERANCE else 0.0
+
+
+def marks_of(examples: Examples) -> dict[Key, Mapping[str, str]]:
+    """The marks of each example."""
+    return dict(zip(examples.keys, examples.marks, strict=True))
+
+
+def digest_of(marks: Marks) -> str:
+    """A hash of marks, whatever their order."""
+    listed = sorted([*key, sorted(one.items())] for key, one in marks.items() if one)
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def words_of(change: Entry) -> str:
+    """`teach: apple +3, zero +1 no`."""
+    counts = change.about["counts"]
+    parts = [
+        f"{name} {'+' if after else '−'}{number}"
+        + (f" {after or before}" if (after or before) != "yes" else "")
+        for name, before, after, number in counts[:4]
+    ]
+    more = f", … of {len(counts)}" if len(counts) > 4 else ""
+    words = str(change.about["words"])
+    return f"{words}: {', '.join(parts)}{more}" if parts else words
+
+
+def _standing(records: Sequence[Entry]) -> list[Entry]:
+    """The changes that were not undone, oldest first."""
+    undone = {one.about["of"] for one in records if one.kind == UNDONE}
+    return [one for one in records if one.kind == CHANGE and one.id not in undone]
+
+
+def _version(
+    number: int, record: Entry, change: Entry | None, standing: set[str], current: bool
+) -> TaughtVersion:
+    about = record.about
+    words = words_of(change) if change is not None else "marks that were there"
+    undone = about["on"] is not None and about["on"] not in standing
+    return TaughtVersion(
+        number, about["when"], words, about["method"], about["space"], about["classes"],
+        about["examples"], about["level"], undone, current, record,
+    )  # fmt: skip
+
+
+def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    return [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+
+
+def _counts(marks: Mapping[Key, Mapping[str, tuple[str | None, str | None]]]) -> list[list[Any]]:
+    """[class, mark before where it is gone, mark after, number] of each kind of change."""
+    found = Counter(
+        (name, None if after else before, after)
+        for one in marks.values()
+        for name, (before, after) in one.items()
+    )
+    return [[*kind, number] for kind, number in found.items()]
+
+
+def _probabilities(fitted: FittedClasses) -> list[list[float]]:
+    judged = fitted.judge(fitted.examples.vectors[:_CHECKED])
+    return [[round(float(value), 6) for value in row] for row in judged.probability]
+
+
+def _record_of(id: str, text: str, place: str) -> Entry:
+    try:
+        kind, about = json.loads(text)
+    except ValueError as error:
+        raise _damaged(place) from error
+    record = Entry(kind, about)
+    if record.id != id:
+        raise _damaged(place)
+    return record
+
+
+def _damaged(place: str) -> LabelsError:
+    return LabelsError(
+        f"what was fitted is not as it was kept ({place}): restore the collection or the file from "
+        "a copy"
+    )
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _bytes(array: npt.NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _array(data: bytes) -> npt.NDArray[np.float32]:
+    return np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.float32)
+
+
+def _former(data: bytes) -> npt.NDArray[np.float32] | None:
+    return None if data == b"none" else _array(data)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,387 @@
+"""Taught classes mean the same until somebody teaches: versions, undo and refit."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import penult
+from penult.collection.collection import Collection
+from penult.collection.reader import Reader
+from penult.embedding.embedder import Embedder
+from penult.errors import LabelsError, StoreError
+from penult.fewshot import versions
+from penult.fewshot.classspace import ClassSpace
+from penult.fewshot.examples import Examples, moves, of_several
+from test_cli import Said, ask
+
+CLIPS = Path(penult.__file__).parent / "demo" / "clips"
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
+TAUGHT = ("british-man", "oxford-woman", "new-york-man")
+
+
+def clips_of(*voices: str, words: tuple[str, ...] = WORDS) -> list[Path]:
+    return [CLIPS / f"{word}_{voice}.flac" for word in words for voice in voices]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Path:
+    """A collection of the clips of three voices."""
+    path = tmp_path_factory.mktemp("store") / "words.lance"
+    Collection.open(path).add(embedder, clips_of(*TAUGHT))
+    return path
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "words.lance"))
+
+
+@pytest.fixture
+def known(store: Path) -> Path:
+    """Eight classes of three examples."""
+    done = ask("teach", store, "--from", "{}_*")
+    assert done.code == 0, done.err
+    return store
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[Path]:
+    """Clips that no collection has, under other names."""
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    return [Path(shutil.copy(clip, folder)) for clip in clips_of("scottish-man")[:4]]
+
+
+def numbers(done: Said) -> list[Any]:
+    """Labels, probabilities and p-values."""
+    assert done.code == 0, done.err
+    return [[p["id"], p["label"], p["scores"], p["p_value"]] for p in done.json["predictions"]]
+
+
+def history(place: Path) -> list[tuple[int, bool, bool]]:
+    done = ask("classes", place, "--history", "--json")
+    return [(one["number"], one["current"], one["undone"]) for one in done.json["versions"]]
+
+
+def test_recordings_that_are_added_change_no_prediction(
+    known: Path, embedder: Embedder, asked: list[Path]
+) -> None:
+    windows = ("--window", 0.3, "--hop", 0.15)
+    before, cut = (
+        ask("predict", known, *asked, "--json"),
+        ask("predict", known, *asked, *windows, "--json"),
+    )
+    more = clips_of("american-woman", "scottish-man", words=("apple", "banana", "yes", "no"))
+    Collection.open(known).add(embedder, more)
+    after = ask("predict", known, *asked, "--json")
+    assert numbers(after) == numbers(before)
+    assert numbers(ask("predict", known, *asked, *windows, "--json")) == numbers(cut)
+    assert after.json["version"] == before.json["version"]
+    assert after.json["unknown"] == before.json["unknown"]
+    assert after.json["accuracy"] == before.json["accuracy"]
+    # A refit sees the rows that came; undone, the numbers are those of yesterday again.
+    assert ask("teach", known, "--refit").code == 0
+    refitted = ask("predict", known, *asked, "--json")
+    assert numbers(refitted) != numbers(before) and refitted.json["version"]["number"] == 2
+    done = ask("teach", known, "--undo", "--json")
+    assert done.json["undone"] == "refit" and done.json["version"]["number"] == 1
+    assert numbers(ask("predict", known, *asked, "--json")) == numbers(before)
+
+
+def test_few_examples_are_told_from_the_rows_that_were_there(
+    store: Path, embedder: Embedder, asked: list[Path]
+) -> None:
+    """One example: thresholds come from other rows, which are kept with the version."""
+    assert ask("teach", store, "three", CLIPS / "three_british-man.flac").code == 0
+    before = ask("predict", store, *asked, "--json")
+    Collection.open(store).add(embedder, clips_of("american-woman"))
+    after = ask("predict", store, *asked, "--json")
+    assert numbers(after) == numbers(before)
+    assert after.json["unknown"] == before.json["unknown"]
+
+
+def test_an_example_whose_row_went_stays_what_it_was(
+    known: Path, asked: list[Path], embedder: Embedder, tmp_path: Path
+) -> None:
+    before = numbers(ask("predict", known, *asked, "--json"))
+    gone = Collection.open(known)
+    gone.reader.open_rows().delete("id LIKE '%zero_british-man%'")
+    done = ask("predict", known, *asked, "--json")
+    assert numbers(done) == before
+    assert "1 mark" not in done.err
+    refitted = ask("teach", known, "--refit")
+    assert refitted.code == 0 and "1 mark not used" in ask("predict", known, *asked).err
+
+
+def test_the_version_is_told_and_listed(known: Path, asked: list[Path]) -> None:
+    shown = ask("predict", known, asked[0])
+    assert "version 1 of " in shown.err and "teach --from {}_*: zero +3" in shown.err
+    ask("teach", known, "extra", asked[0])
+    found = ask("predict", known, asked[1], "--json").json["version"]
+    assert (found["number"], found["change"], found["for_this_call"]) == (2, "teach: extra +1", {})
+    assert (found["classes"], found["examples"]) == (9, 25)
+    table = ask("classes", known, "--history").out
+    assert "2 (current)" in table and "teach: extra +1" in table and "prototype" in table
+    listed = ask("classes", known, "--history", "--json").json["versions"]
+    assert [one["examples"] for one in listed] == [24, 25]
+    assert listed[1]["level"]["level"] == 0.05 and listed[1]["settings"]["space"] == "auto"
+
+
+def test_undo_goes_back_step_by_step(known: Path, asked: list[Path]) -> None:
+    first = numbers(ask("predict", known, *asked, "--json"))
+    ask("teach", known, "extra", asked[0])
+    second = numbers(ask("predict", known, *asked, "--json"))
+    ask("classes", known, "--merge", "one", "--into", "two")
+    third = numbers(ask("predict", known, *asked, "--json"))
+    assert first != second != third
+    assert ask("teach", known, "--undo").out.startswith("taken back: merge: ")
+    assert numbers(ask("predict", known, *asked, "--json")) == second
+    assert ask("teach", known, "--undo").code == 0
+    assert numbers(ask("predict", known, *asked, "--json")) == first
+    assert history(known) == [(1, True, False), (2, False, True), (3, False, True)]
+    assert ask("teach", known, "--undo", "--json").json["classes"] == []
+    done = ask("teach", known, "--undo")
+    assert done.code == 2 and "nothing to undo" in done.error
+    # Nothing was taken out of the table of marks, and teaching goes on.
+    assert len(Collection.open(known).labels()) > 24
+    assert ask("teach", known, "zero", clips_of("british-man")[0]).code == 0
+    assert history(known)[-1] == (4, True, False)
+
+
+def test_settings_of_teach_are_kept_and_those_of_predict_are_not(
+    known: Path, asked: list[Path]
+) -> None:
+    once = ask("predict", known, *asked, "--method", "knn", "--several", "--json").json
+    assert (once["method"], once["several"]) == ("knn", True)
+    assert once["version"]["for_this_call"] == {"method": "knn", "several": True}
+    assert "method knn for this call" in ask("predict", known, *asked, "--method", "knn").err
+    again = ask("predict", known, *asked, "--json").json
+    assert (again["method"], again["several"]) == ("prototype", False)
+    assert ask("teach", known, "--method", "knn", "--space", "raw").code == 0
+    for _ in range(2):
+        kept = ask("predict", known, *asked, "--json").json
+        assert (kept["method"], kept["space"], kept["version"]["number"]) == ("knn", "raw", 2)
+    ask("teach", known, "extra", asked[0])
+    assert ask("predict", known, *asked, "--json").json["method"] == "knn"
+    assert ask("predict", known, *asked, "--method", "prototype", "--json").json["space"] == "raw"
+    assert ask("teach", known, "--method", "auto", "--json").json["version"]["method"]
+    assert (
+        ask("classes", known, "--history", "--json").json["versions"][-1]["settings"]["method"]
+        is None
+    )
+    for _ in range(3):
+        ask("teach", known, "--undo")
+    first = ask("predict", known, *asked, "--json").json
+    assert (first["method"], first["space"], first["version"]["number"]) == (
+        "prototype",
+        "shrink",
+        1,
+    )
+
+
+def test_what_cannot_be_fitted_changes_nothing(store: Path) -> None:
+    done = ask("teach", store, "one", clips_of("british-man")[1], "--method", "ridge")
+    assert (
+        done.code == 2 and "counter-examples" in done.error and "Nothing was changed" in done.error
+    )
+    assert ask("classes", store, "--json").json["classes"] == []
+    assert ask("teach", store, "one", clips_of("british-man")[1]).code == 0
+
+
+def test_an_example_of_another_class_is_told_and_moves(known: Path, asked: list[Path]) -> None:
+    slip = clips_of("british-man", words=("zero",))[0]
+    done = ask("teach", known, "one", slip, "--json")
+    assert done.code == 0 and "was an example of 'zero' and is one of 'one' now" in done.err
+    assert "--undo takes it back" in done.err and "--several" in done.err
+    assert done.json["moved"] == [{"id": str(slip), "region": "whole", "old": "zero", "new": "one"}]
+    counts = {one["name"]: one["yes"] for one in done.json["classes"]}
+    assert (counts["zero"], counts["one"]) == (2, 4)
+    assert not ask("predict", known, *asked, "--json").json["several"]
+    back = ask("teach", known, "--undo", "--json").json
+    assert {one["name"]: one["yes"] for one in back["classes"]} == dict.fromkeys(WORDS, 3)
+    both = ask("teach", known, "one", slip, "--several", "--json")
+    assert both.json["moved"] == [] and "was an example" not in both.err
+    counts = {one["name"]: one["yes"] for one in both.json["classes"]}
+    assert (counts["zero"], counts["one"]) == (3, 4)
+    assert ask("predict", known, *asked, "--json").json["several"]  # kept
+
+
+def test_marks_of_old_for_several_classes_go_on_and_are_told(
+    store: Path, asked: list[Path]
+) -> None:
+    """A collection without versions, as earlier ones are."""
+    collection = Collection.open(store)
+    for word in ("zero", "one", "two"):
+        for clip in clips_of(*TAUGHT, words=(word,)):
+            collection.label(str(clip), "whole", word, who="me", source="test")
+    twice = str(clips_of("british-man", words=("zero",))[0])
+    collection.label(twice, "whole", "one", who="me", source="test")
+    done = ask("predict", store, *asked, "--json")
+    assert done.json["several"] and "marked for several classes each" in done.err
+    assert ask("teach", store, "--single").code == 0
+    assert not ask("predict", store, *asked, "--json").json["several"]
+
+
+def test_marks_from_elsewhere_make_a_version(known: Path, asked: list[Path]) -> None:
+    row = str(clips_of("british-man", words=("zero",))[0])
+    Collection.open(known).label(row, "whole", "one", "no", who="me", source="test")
+    done = ask("predict", known, *asked, "--json").json
+    assert done["version"]["number"] == 2
+    assert ask("predict", known, *asked, "--json").json["version"]["number"] == 2
+
+
+def test_a_rename_changes_names_alone(known: Path, embedder: Embedder, asked: list[Path]) -> None:
+    before = numbers(ask("predict", known, *asked, "--json"))
+    Collection.open(known).add(embedder, clips_of("american-woman"))
+    ask("classes", known, "--rename", "two", "deux")
+    after = numbers(ask("predict", known, *asked, "--json"))
+    named = [
+        [i, "deux" if name == "two" else name, list(s.values()), p] for i, name, s, p in before
+    ]
+    assert [[i, name, list(s.values()), p] for i, name, s, p in after] == named
+
+
+def test_what_would_change_is_counted(known: Path, embedder: Embedder) -> None:
+    none = ask("classes", known, "--diff", "now", "--json").json
+    assert (none["changed"], none["rows"], none["old"], none["new"]) == (0, 24, 1, None)
+    Collection.open(known).add(embedder, clips_of("scottish-man", words=("yes", "no", "apple")))
+    before = ask("predict", known, "--json").json["predictions"]
+    ask("classes", known, "--merge", "one", "--into", "two")
+    now = ask("predict", known, "--json").json["predictions"]
+    differ = [(a["label"], b["label"]) for a, b in zip(before, now, strict=True)
+              if a["label"] != b["label"]]  # fmt: skip
+    found = ask("classes", known, "--diff", "1", "--json").json
+    assert found["rows"] == 27 and found["changed"] == len(differ) >= 3
+    assert {(c["from"], c["to"]): c["rows"] for c in found["changes"]} == {
+        pair: differ.count(pair) for pair in differ
+    }
+    assert (
+        "would be labelled differently: version 1 → version 2"
+        in ask("classes", known, "--diff", "1:2").out
+    )
+    for text, message in (
+        ("x", "now, a version"),
+        ("7", "there is no version 7"),
+        ("1:", "now, a"),
+    ):
+        done = ask("classes", known, "--diff", text)
+        assert done.code == 2 and message in done.error
+
+
+def test_a_class_file_keeps_versions(known: Path, asked: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "words.npz"
+    assert ask("classes", known, "--save", file).code == 0
+    rows = numbers(ask("predict", known, *asked, "--json"))
+    assert numbers(ask("predict", file, *asked, "--json")) == rows
+    assert ask("teach", file, "extra", asked[0]).code == 0
+    assert ask("classes", file, "--remove", "zero").code == 0
+    assert history(file) == [(1, False, False), (2, False, False), (3, True, False)]
+    assert ask("teach", file, "--undo").code == 0
+    assert {one["name"] for one in ask("classes", file, "--json").json["classes"]} == {
+        *WORDS,
+        "extra",
+    }
+    assert ask("teach", file, "--undo").code == 0
+    assert history(file) == [(1, True, False), (2, False, True), (3, False, True)]
+    assert numbers(ask("predict", file, *asked, "--json")) == rows
+    done = ask("classes", file, "--diff", "now")
+    assert done.code == 2 and "no rows" in done.error
+
+
+def test_one_example_in_a_file_keeps_the_rows_it_was_told_from(
+    store: Path, asked: list[Path], tmp_path: Path
+) -> None:
+    ask("teach", store, "three", CLIPS / "three_british-man.flac")
+    ask("classes", store, "--save", tmp_path / "c.npz")
+    rows, file = (ask("predict", one, *asked, "--json") for one in (store, tmp_path / "c.npz"))
+    assert numbers(rows) == numbers(file) and rows.json["unknown"] == file.json["unknown"]
+
+
+def test_what_was_kept_is_checked(known: Path, asked: list[Path]) -> None:
+    table = Collection.open(known).reader.side_table("taught")
+    texts = [row["about"] for row in table.to_pylist() if row["kind"] == "version"]
+    assert len(texts) == 1
+    import lancedb
+
+    lancedb.connect(known).open_table("taught").update(
+        where="kind = 'version'", values={"about": texts[0].replace("prototype", "knn")}
+    )
+    done = ask("predict", known, asked[0])
+    assert done.code == 2 and "not as it was kept" in done.error
+
+
+def test_other_numbers_from_the_same_version_are_told(
+    known: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "_TOLERANCE", -1.0)
+    monkeypatch.setattr(versions, "_probabilities", lambda fitted: [[0.5]])
+    assert "probabilities of its examples differ" in ask("predict", known, asked[0]).err
+
+
+def test_where_nothing_may_be_written_it_predicts(
+    store: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = str(clips_of(*TAUGHT)[0])
+    Collection.open(store).label(row, "whole", "x", who="me", source="test")
+
+    def refuse(*_: object) -> None:
+        raise StoreError("read-only")
+
+    monkeypatch.setattr(Reader, "append", refuse)
+    done = ask("predict", store, *asked, "--json")
+    assert done.code == 0 and done.json["version"] is None
+    assert "could not be kept as a version: read-only" in done.err
+
+
+def test_each_vector_is_written_once(store: Path) -> None:
+    """Examples that are taught one by one: the table grows with the examples, not their square."""
+    space = ClassSpace(Collection.open(store))
+    for clip in clips_of(*TAUGHT):
+        space.add(clip.name.split("_")[0], clip)
+        _ = space.fitted
+    rows = Collection.open(store).reader.side_table("taught").to_pylist()
+    parts = {row["id"]: row["data"] for row in rows if row["kind"] == "part"}
+    last = [json.loads(row["about"])[1] for row in rows if row["kind"] == "version"][-1]
+    vectors = [np.load(io.BytesIO(parts[id])) for id in last["parts"]["vectors"]]
+    assert sum(len(one) for one in vectors) == 24 and last["examples"] == 24
+    taught = ClassSpace(Collection.open(store))
+    assert np.array_equal(taught.examples.vectors, space.examples.vectors)
+
+
+def test_python_has_the_history(store: Path, asked: list[Path]) -> None:
+    space = ClassSpace(Collection.open(store), method="knn")
+    space.add("one", clips_of(*TAUGHT, words=("one",)))
+    space.add("two", clips_of(*TAUGHT, words=("two",)))
+    first = space.predict(asked)
+    assert ClassSpace(Collection.open(store)).fitted.method == "knn"  # kept with the teaching
+    space.add("two", clips_of("british-man", words=("one",)))
+    assert [one.change for one in space.history.versions] == ["teach: two +3"]
+    _ = space.fitted
+    assert space.history.undo() == "teach: one −1, two +1"
+    again = space.predict(asked)
+    assert [p.scores.tolist() for p in again] == [p.scores.tolist() for p in first]
+    assert space.history.current is not None and space.history.current.number == 1
+    with pytest.raises(LabelsError, match="no version 9"):
+        space.history.diff(9)
+
+
+def test_moves_are_what_changed_class() -> None:
+    one = Examples.empty(2).with_marks("a", [("1", "whole"), ("2", "whole")], np.eye(2))
+    two = one.with_named(["b"], [("1", "whole")], [[1, 0]], several=False)
+    assert [(m.id, m.old, m.new) for m in moves(one, two)] == [("1", "a", "b")]
+    both = one.with_named(["b"], [("1", "whole")], [[1, 0]])
+    assert moves(one, both) == [] and of_several(both) and not of_several(two)
+    no = one.with_named(["b"], [("1", "whole")], [[1, 0]], "no", several=False)
+    assert no.marks[0] == {"a": "yes", "b": "no"}
