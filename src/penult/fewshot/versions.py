@@ -25,6 +25,7 @@ from penult.collection import lance, schema
 from penult.collection.manifest import store_errors
 from penult.collection.reader import Reader
 from penult.collection.schema import Key
+from penult.data.hashes import digest
 from penult.embedding.fingerprint import Fingerprint
 from penult.errors import LabelsError
 from penult.fewshot.examples import Examples, Marks
@@ -38,7 +39,7 @@ _TOLERANCE = 1e-3  # of these probabilities
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """One entry: a change of marks or settings, a version that was fitted, or the undoing of a
     change. id: the hash of `about`."""
 
@@ -46,7 +47,7 @@ class Entry:
     about: Mapping[str, Any]
 
     @classmethod
-    def of(cls, kind: str, about: Mapping[str, Any]) -> Entry:
+    def of(cls, kind: str, about: Mapping[str, Any]) -> LedgerEntry:
         """An entry, with numbers of numpy as plain ones."""
         return cls(kind, json.loads(json.dumps(about, default=float)))
 
@@ -64,13 +65,13 @@ class Entry:
 class Store(Protocol):
     """Entries in their order, and the parts that they name by their hash."""
 
-    def records(self) -> list[Entry]:
+    def records(self) -> list[LedgerEntry]:
         """All entries, oldest first."""
 
     def parts(self, ids: Sequence[str]) -> dict[str, bytes]:
         """Those of these parts that are there."""
 
-    def append(self, record: Entry, parts: Iterable[bytes]) -> None:
+    def append(self, record: LedgerEntry, parts: Iterable[bytes]) -> None:
         """Append an entry with its parts, all or nothing."""
 
 
@@ -80,7 +81,7 @@ class CollectionStore:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def records(self) -> list[Entry]:
+    def records(self) -> list[LedgerEntry]:
         """All entries, oldest first.
 
         Raises:
@@ -112,7 +113,7 @@ class CollectionStore:
                 raise _damaged(str(self._reader.path))
         return {row["id"]: row["data"] for row in rows}
 
-    def append(self, record: Entry, parts: Iterable[bytes]) -> None:
+    def append(self, record: LedgerEntry, parts: Iterable[bytes]) -> None:
         """Append an entry with its parts in one commit; a part that is there already stays."""
         named = {_hash(data): data for data in parts}
         there = self.parts(list(named))
@@ -135,7 +136,7 @@ class FileStore:
         self._records = [_record_of(id, text, "the file") for id, text in entries]
         self._parts = dict(parts or {})
 
-    def records(self) -> list[Entry]:
+    def records(self) -> list[LedgerEntry]:
         """All entries, oldest first."""
         return list(self._records)
 
@@ -143,7 +144,7 @@ class FileStore:
         """Those of these parts that are there."""
         return {id: self._parts[id] for id in ids if id in self._parts}
 
-    def append(self, record: Entry, parts: Iterable[bytes]) -> None:
+    def append(self, record: LedgerEntry, parts: Iterable[bytes]) -> None:
         """Append an entry."""
         self._records.append(record)
         if record.kind != VERSION:
@@ -193,7 +194,7 @@ class TaughtVersion:
     level: Mapping[str, Any] | None
     undone: bool
     current: bool
-    _entry: Entry = field(repr=False)
+    _entry: LedgerEntry = field(repr=False)
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -228,6 +229,8 @@ class Ledger:
 
     def __init__(self, store: Store, fingerprint: Fingerprint) -> None:
         self.store, self._fingerprint = store, fingerprint
+        # Of the hashes alone: a measured behaviour may be taken in later.
+        self._hash = digest(dict(fingerprint.hashes))
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -251,14 +254,14 @@ class Ledger:
         """The version of these marks, if one was kept."""
         return next((one for one in self.versions(marks) if one.current), None)
 
-    def _current(self, records: Sequence[Entry], marks: Marks) -> Entry | None:
+    def _current(self, records: Sequence[LedgerEntry], marks: Marks) -> LedgerEntry | None:
         changes, digest = _standing(records), digest_of(marks)
         on = changes[-1].id if changes else None
         for one in reversed(records):
             about = one.about
             if one.kind == VERSION and about["on"] == on and about["marks"] == digest:
                 ours = about["fingerprint"]
-                if ours == self._fingerprint.id or ours in self._fingerprint.former:
+                if ours in (self._hash, *self._fingerprint.former):
                     return one
         return None
 
@@ -326,7 +329,7 @@ class Ledger:
             "when": _now(),
             "on": changes[-1].id if changes else None,
             "marks": digest_of(marks),
-            "fingerprint": self._fingerprint.id,
+            "fingerprint": self._hash,
             "settings": settings.to_dict(),
             "method": taught.method,
             "several": taught.several,
@@ -339,7 +342,7 @@ class Ledger:
             "probabilities": _probabilities(fitted),
             "parts": named,
         }
-        self.store.append(Entry.of(VERSION, about), parts)
+        self.store.append(LedgerEntry.of(VERSION, about), parts)
 
     def _parts(
         self, taught: Taught, former: Mapping[str, Any] | None
@@ -407,7 +410,7 @@ class Ledger:
             "settings": settings.to_dict(),
             "parts": {name: _hash(data) for name, data in parts.items() if data},
         }
-        self.store.append(Entry.of(CHANGE, about), [data for data in parts.values() if data])
+        self.store.append(LedgerEntry.of(CHANGE, about), [data for data in parts.values() if data])
 
     def undo(self) -> Change:
         """Take the last change back: append that it is undone, and give it.
@@ -428,7 +431,7 @@ class Ledger:
         marks = json.loads(zlib.decompress(found[named["marks"]]))
         dropped, order = json.loads(zlib.decompress(found[named["dropped"]]))
         vectors = _array(found[named["vectors"]]) if "vectors" in named else ()
-        self.store.append(Entry.of(UNDONE, {"when": _now(), "of": last.id}), [])
+        self.store.append(LedgerEntry.of(UNDONE, {"when": _now(), "of": last.id}), [])
         return Change(
             words_of(last),
             {
@@ -461,7 +464,7 @@ def digest_of(marks: Marks) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def words_of(change: Entry) -> str:
+def words_of(change: LedgerEntry) -> str:
     """`teach: apple +3, zero +1 no`."""
     counts = change.about["counts"]
     parts = [
@@ -474,14 +477,14 @@ def words_of(change: Entry) -> str:
     return f"{words}: {', '.join(parts)}{more}" if parts else words
 
 
-def _standing(records: Sequence[Entry]) -> list[Entry]:
+def _standing(records: Sequence[LedgerEntry]) -> list[LedgerEntry]:
     """The changes that were not undone, oldest first."""
     undone = {one.about["of"] for one in records if one.kind == UNDONE}
     return [one for one in records if one.kind == CHANGE and one.id not in undone]
 
 
 def _version(
-    number: int, record: Entry, change: Entry | None, standing: set[str], current: bool
+    number: int, record: LedgerEntry, change: LedgerEntry | None, standing: set[str], current: bool
 ) -> TaughtVersion:
     about = record.about
     words = words_of(change) if change is not None else "marks that were there"
@@ -511,12 +514,12 @@ def _probabilities(fitted: FittedClasses) -> list[list[float]]:
     return [[round(float(value), 6) for value in row] for row in judged.probability]
 
 
-def _record_of(id: str, text: str, place: str) -> Entry:
+def _record_of(id: str, text: str, place: str) -> LedgerEntry:
     try:
         kind, about = json.loads(text)
     except ValueError as error:
         raise _damaged(place) from error
-    record = Entry(kind, about)
+    record = LedgerEntry(kind, about)
     if record.id != id:
         raise _damaged(place)
     return record
