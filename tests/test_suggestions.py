@@ -292,14 +292,16 @@ def test_a_background_keeps_other_sounds_out_of_the_classes(store: Path) -> None
         assert ask("teach", store, word, *(CLIPS / f"{word}_{v}.flac" for v in voices)).code == 0
     before = ask("predict", store, "--where", asked, "--unknown", 0, "--json").json
     drawn = "word NOT IN ('zero', 'three') AND voice != 'scottish-man'"
-    assert len(add_background(ClassSpace(Collection.open(store)), 20, drawn)) == 20
+    done = ask("teach", store, "--background", 20, "--where", drawn, "--json")
+    assert done.code == 0 and done.json["taught"] == {"*": 20}, done.err
+    assert "of none of the classes" in ask("classes", store).out
     after = ask("predict", store, "--where", asked, "--unknown", 0, "--json").json
     assert after["method"] == "agile" and after["classes"] == ["zero", "three"]
     labels = {one["id"].rsplit("/")[-1].split("_")[0]: one["label"] for one in after["predictions"]}
     assert labels["three"] == "three"
     assert sum(one["label"] is None for one in before["predictions"]) == 0
     assert sum(label is None for label in labels.values()) >= len(labels) - 2
-    assert ask("classes", store, "--remove", "*").code == 0
+    assert ask("teach", store, "--undo").code == 0
     assert ask("predict", store, "--unknown", 0, "--json").json["method"] != "agile"
 
 
