@@ -187,6 +187,24 @@ def test_levels_by_a_t_distribution() -> None:
     assert basis == "few; by a t distribution, since a rank at 0.05 needs 19 scores"
 
 
+def test_levels_of_few_cosines() -> None:
+    """They lean to the left: a new one is normal by Fisher's transformation. Two examples of a
+    class, each held out, have one cosine, which counts once."""
+    cosines = np.array([0.6, 0.8, 0.9, 0.95])
+    value, basis = Unknowns(cosines, "few", cosines=True).threshold(0.05)
+    moved = 0.5 * np.log((1 + cosines) / (1 - cosines))
+    scale = math.sqrt(moved.var(ddof=1) * (1 + 1 / 4))
+    low, _ = stats.t.interval(0.9, 3, moved.mean(), scale)
+    assert value == pytest.approx((math.exp(2 * low) - 1) / (math.exp(2 * low) + 1))
+    assert value < Unknowns(cosines, "few").threshold(0.05)[0]
+    twice = Unknowns(np.repeat(cosines, 2), "few", cosines=True)
+    assert twice.threshold(0.05) == (value, basis)
+    with pytest.raises(LabelsError, match="2 held-out scores are too few"):
+        Unknowns(np.repeat(cosines[:2], 2), "few", cosines=True).threshold(0.05)
+    same = Unknowns(np.array([0.9, 0.99, 1.0]), "", cosines=True).threshold(0.05)[0]
+    assert -1 < same < 0.9
+
+
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 1.5, NAN])
 def test_levels_that_cannot_be(level: float) -> None:
     with pytest.raises(LabelsError, match="lies between 0 and 1"):

@@ -56,6 +56,35 @@ def test_only_normal_is_known(embedder: Embedder) -> None:
     assert within(float(np.mean(shares)), 0.05, 6 * 60)
 
 
+@pytest.mark.parametrize(("kinds", "each"), [(2, 2), (1, 3), (2, 3), (1, 5)])
+def test_levels_of_very_few_examples(kinds: int, each: int) -> None:
+    """Members that lie as far away as they like: some near, some far."""
+    shares = []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+
+        def members(kind: int, n: int, random: np.random.Generator = random) -> np.ndarray:
+            far = random.lognormal(0.0, 0.3, (n, 1))
+            rows = np.random.default_rng(1000 + kind).standard_normal(DIM)
+            return (rows + 0.5 * far * random.standard_normal((n, DIM))).astype(np.float32)
+
+        examples = Examples.empty(DIM)
+        for kind in range(kinds):
+            keys = [(f"{kind}/{i}", "whole") for i in range(each)]
+            examples = examples.with_marks(f"c{kind}", keys, members(kind, each))
+        fitted = FittedClasses(examples, fit("raw", examples.vectors), "prototype")
+        if fitted.level(0.05).level is not None:
+            asked = np.concatenate([members(kind, 100) for kind in range(kinds)])
+            shares.append(float((fitted.judge(asked, 0.05).label < 0).mean()))
+        else:
+            assert "too few" in str(fitted.level(0.05).why)
+    if (kinds, each) == (2, 2):  # two cosines in all, each of them twice
+        assert not shares
+    else:
+        error = np.std(shares) / len(shares) ** 0.5
+        assert len(shares) == 60 and np.mean(shares) <= 0.05 + 2 * error
+
+
 def test_two_classes_that_are_all_there_is(embedder: Embedder) -> None:
     space = ClassSpace(embedder)
     for kind in (0, 1):

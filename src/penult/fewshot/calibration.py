@@ -16,6 +16,7 @@ from penult.fewshot.scorers import OPEN, YES, Floats, Targets
 
 LEVEL = 0.05
 FEWEST = 3  # scores, below which their spread is not estimated
+_SAME = 1e-6  # scores that lie no farther apart are one: two examples, each scored by the other
 _SPREAD = 1.2  # the temperature that is guessed, in standard deviations of unrelated scores
 _GUESS = 0.3  # the temperature where even these are too few
 _STEEPEST = 1e-3
@@ -53,12 +54,14 @@ class Unknowns:
 
     scores: ascending, of held-out examples; minus infinity where every class ruled one out. basis:
     in words, where they are from and what the level means. background: the scores are of any items
-    instead of members, and the level is the share of them that is taken for known.
+    instead of members, and the level is the share of them that is taken for known. cosines: the
+    scores are cosines of members to their class.
     """
 
     scores: Floats
     basis: str
     background: bool = False
+    cosines: bool = False
 
     def p_values(self, scores: Floats) -> Floats:
         """(m,) the probability that a member of a known class scores as low as this; with a
@@ -76,7 +79,8 @@ class Unknowns:
         """(the score below which an item is unknown at this level, the basis of it in words).
 
         level: the share of the items of known classes that is called unknown, at most. With fewer
-        scores than a rank needs, a t distribution is fitted to them.
+        scores than a rank needs, a t distribution is fitted to them; cosines of members lean to the
+        left, so that it is fitted to their inverse hyperbolic tangent (Fisher, 1915).
 
         Raises:
             LabelsError: a level outside of 0 to 1, or too few scores for a distribution.
@@ -89,16 +93,19 @@ class Unknowns:
         if place >= 1:
             return float(self.scores[place - 1]), f"{self.basis}; by rank (conformal)"
         finite = self.scores[np.isfinite(self.scores)]
+        finite = finite[np.diff(finite, prepend=-np.inf) > _SAME]
         if (n := len(finite)) < FEWEST:
             raise LabelsError(
-                f"{n} held-out scores are too few to tell unknowns; {FEWEST} are needed. "
-                "Give more examples, or do without unknowns (unknown=0)"
+                f"{n} held-out scores are too few to tell unknowns (equal ones count once); "
+                f"{FEWEST} are needed. Give more examples, or do without unknowns (unknown=0)"
             )
         from scipy.stats import t
 
+        if self.cosines:
+            finite = np.arctanh(np.clip(finite, _SAME - 1.0, 1.0 - _SAME))
         spread = float(finite.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
         value = float(finite.mean()) + float(t.ppf(level, n - 1)) * spread
-        return value, (
+        return math.tanh(value) if self.cosines else value, (
             f"{self.basis}; by a t distribution, since a rank at {level:g} needs "
             f"{math.ceil(1 / level) - 1} scores"
         )

@@ -260,7 +260,8 @@ class FittedClasses:
             basis = f"held-out scores of {len(found)} examples"
             if not any(self._named or []):
                 basis += ", for items of the same speakers, sites and days (--groups: for others)"
-            return Unknowns(found, basis)
+            linear = isinstance(self._judge_of_unknowns, Linear)
+            return Unknowns(found, basis, cosines=not linear)
         foreign = (marks == YES).any(axis=1) & ~np.isnan(held.scores).all(axis=1)
         if foreign.sum() >= FEWEST:
             return Unknowns(
