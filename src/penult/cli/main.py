@@ -159,8 +159,20 @@ def main(arguments: list[str] | None = None) -> None:
         discard_stderr()
     if any(thread.name.startswith(ENGINES) for thread in threading.enumerate()):
         os._exit(code)  # a pass of the model that does not end, which Python would wait for
-    gc.freeze()  # else Python looks through the million objects of the libraries before it ends
+    _end_quickly()
     sys.exit(code)
+
+
+def _end_quickly() -> None:
+    """Spare Python the look through the million objects of the libraries before it ends.
+
+    What is frozen is never taken down, and triton, which torch brings on Linux, prints thirty lines
+    about its own objects then: with it one look is spared, and not all.
+    """
+    if "triton" in sys.modules:
+        gc.disable()
+    else:
+        gc.freeze()
 
 
 def _is_lost(writing: Callable[[], object]) -> bool:
