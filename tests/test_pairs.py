@@ -390,6 +390,40 @@ def test_what_trials_tell_of_themselves(store: Path, tmp_path: Path) -> None:
     assert found["names"] == 3 and found["cllr"] is None
 
 
+def test_a_cohort_that_is_named_leaves_the_own_speaker_out(store: Path, tmp_path: Path) -> None:
+    """Else an utterance is normalised by itself, and by what it is compared with."""
+    file, pairs = trials_of(tmp_path / "trials", "voxceleb")
+    out = tmp_path / "scores"
+    how = ("--s-norm", "--cohort", "id != 'none'", "--space", "raw", "--scores", out, "--json")
+    found = ask("verify", store, "--trials", file, *how).json
+    assert found["notes"] == ["scores normalised by 9 rows where id != 'none', of other speakers, "
+                              "as far as trials tell"]  # fmt: skip
+    vectors = spoken()[0] / np.linalg.norm(spoken()[0], axis=1, keepdims=True)
+    ids = [f"{w}-{v}.wav" for w in WORDS for v in VOICES]
+    rows = dict(zip(ids, vectors, strict=True))
+
+    def normed(score: float, name: str) -> float:
+        others = [rows[one] @ rows[name] for one in ids if one.split("-")[0] != name.split("-")[0]]
+        return float((score - np.mean(others)) / np.std(others))
+
+    written = [float(line.split()[0]) for line in out.read_text().splitlines()]
+    expected = [0.5 * (normed(rows[a] @ rows[b], a) + normed(rows[a] @ rows[b], b))
+                for a, b, _ in pairs]  # fmt: skip
+    assert written == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_never_replace_what_is_read(store: Path, tmp_path: Path) -> None:
+    file, _ = trials_of(tmp_path / "trials", "kaldi")
+    enrol = lines(tmp_path / "spk2utt", "m yes-ann yes-bob")
+    for scores in (file, enrol, tmp_path / "." / "trials"):
+        before = scores.read_bytes()
+        said = ask("verify", store, "--trials", file, "--enrol", enrol, "--scores", scores)
+        assert said.code == 2 and "name another file in --scores" in said.err.replace("\n", " ")
+        assert scores.read_bytes() == before
+    said = ask("verify", store, "--trials", file, "--where", "id LIKE 'yes%'")
+    assert "are no rows of" in said.err and "where id LIKE 'yes%'" in said.err.replace("\n", " ")
+
+
 def test_windows_of_an_utterance_are_one_side(tmp_path: Path) -> None:
     vectors, words, voices = spoken()
     manifest = replace(MANIFEST, dim=vectors.shape[1])

@@ -92,7 +92,7 @@ def verify(
 
     _check_verify(pair, trials, {"--by": by != "labels", "--groups": groups}, s_norm,
                   {"--enrol": enrol, "--scores": scores, "--cohort": cohort})  # fmt: skip
-    check_output(scores)
+    _check_scores(scores, trials, enrol)
     point = OperatingPoint(p_target, cost_miss, cost_false_accept)
     opened = Collection.open(collection, must_exist=True)
     if trials is not None:
@@ -178,6 +178,21 @@ def _check_verify(
         )
     if of_trials["--cohort"] and not s_norm:
         raise UsageError("--cohort has no effect without --s-norm; give --s-norm too")
+
+
+def _check_scores(scores: Path | None, *read: Path | None) -> None:
+    """Refuse to write the scores where they cannot be written, or over a file that is read.
+
+    Raises:
+        UsageError: so it would be.
+    """
+    check_output(scores)
+    if scores is None or not scores.exists():
+        return
+    if any(path is not None and path.exists() and path.samefile(scores) for path in read):
+        raise UsageError(
+            f"{scores} is read, and its scores would replace it; name another file in --scores"
+        )
 
 
 def _show_verification(

@@ -225,7 +225,7 @@ def verify_trials(
     fitted = _space(collection, settings.space)
     table, vectors = collection.vectors(settings.where)
     keys = keys_of(table)
-    places = _places(collection, keys, asked)
+    places = _places(collection, settings.where, keys, asked)
     rows = unit(fitted(vectors).astype(np.float64))
     utterances = {name: rows[at].mean(axis=0) for name, at in places.items()}
     left = np.stack([np.mean([unit(utterances[u]) for u in side], axis=0) for side in sides])
@@ -235,7 +235,8 @@ def verify_trials(
     scores = cosines(both, pairs)
     speakers, notes = _speakers(trials, sides, asked)
     if settings.s_norm:
-        cohort, note = _cohort(collection, settings, fitted, rows, (places, speakers))
+        owners = {keys[row]: speakers[name] for name, at in places.items() for row in at}
+        cohort, note = _cohort(collection, settings, fitted, (keys, rows), owners)
         sides_of = np.array([speakers[one[0]] for one in [*sides, *([t] for t in trials.tests)]])
         scores = s_norm(scores, pairs, cohort.statistics(both, sides_of))
         notes = (*notes, note)
@@ -251,7 +252,7 @@ def verify_trials(
 
 
 def _places(
-    collection: Collection, keys: Sequence[Key], asked: Sequence[str]
+    collection: Collection, where: str | None, keys: Sequence[Key], asked: Sequence[str]
 ) -> dict[str, list[int]]:
     """The rows of each utterance: of the item with this id, or whose path ends so."""
     wanted, depths = set(asked), {name.count("/") + 1 for name in asked}
@@ -260,8 +261,9 @@ def _places(
         for name in _called(id, depths) & wanted:
             items.setdefault(name, {}).setdefault(id, []).append(at)
     if missing := [name for name in asked if name not in items]:
+        rows_of = f"{collection.path}{' where ' + where if where else ''}"
         raise LabelsError(
-            f"{len(missing):,} of {len(asked):,} utterances are no rows of {collection.path}, the "
+            f"{len(missing):,} of {len(asked):,} utterances are no rows of {rows_of}, the "
             f"first {missing[0]!r}; a name is the id of an item or the end of its path, with or "
             "without its suffix. Embed them first, or take their trials out"
         )
@@ -322,21 +324,27 @@ def _cohort(
     collection: Collection,
     settings: TrialSettings,
     fitted: Space,
-    rows: npt.NDArray[Any],
-    named: tuple[Mapping[str, Sequence[int]], Mapping[str, int]],
+    named: tuple[Sequence[Key], npt.NDArray[Any]],
+    owners: Mapping[Key, int],
 ) -> tuple[Cohort, str]:
-    """The rows that scores are normalised by, and a note on them."""
+    """The rows that scores are normalised by, and a note on them. named: the rows that an utterance
+    may be, with their keys. owners: the speakers of those that trials name."""
+    others = "of other speakers, as far as trials tell"
     if settings.cohort is not None:
-        vectors = fitted(collection.vectors(settings.cohort, most=_COHORT)[1])
+        table, raw = collection.vectors(settings.cohort, most=_COHORT)
+        vectors, owner = fitted(raw), _numbers(owners, keys_of(table))
         note = f"scores normalised by {len(vectors):,} rows where {settings.cohort}"
-        return Cohort(vectors, np.full(len(vectors), -1)), note
-    places, speakers = named
-    owner = np.full(len(rows), -1, np.int64)
-    for name, at in places.items():
-        owner[list(at)] = speakers[name]
+        return Cohort(vectors, owner), f"{note}, {others}" if (owner >= 0).any() else note
+    keys, rows = named
+    owner = _numbers(owners, keys)
     free = np.flatnonzero(owner < 0)
     kept, what = (free, "that no trial names") if len(free) >= TOP else (
-        np.arange(len(rows)), "of other speakers, as far as trials tell")  # fmt: skip
+        np.arange(len(rows)), others)  # fmt: skip
     if len(kept) > _COHORT:
         kept = np.sort(np.random.default_rng(0).choice(kept, _COHORT, replace=False))
     return Cohort(rows[kept], owner[kept]), f"scores normalised by {len(kept):,} rows {what}"
+
+
+def _numbers(owners: Mapping[Key, int], keys: Sequence[Key]) -> Rows:
+    """The speaker of each row; −1 where no trial names it."""
+    return np.array([owners.get(key, -1) for key in keys], np.int64)
