@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import atexit
 import io
 import logging
 import os
@@ -157,22 +157,15 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stderr.flush()
     except (OSError, ValueError):
         discard_stderr()
-    if any(thread.name.startswith(ENGINES) for thread in threading.enumerate()):
-        os._exit(code)  # a pass of the model that does not end, which Python would wait for
-    _end_quickly()
-    sys.exit(code)
-
-
-def _end_quickly() -> None:
-    """Spare Python the look through the million objects of the libraries before it ends.
-
-    What is frozen is never taken down, and triton, which torch brings on Linux, prints thirty lines
-    about its own objects then: with it one look is spared, and not all.
-    """
-    if "triton" in sys.modules:
-        gc.disable()
-    else:
-        gc.freeze()
+    others = [one for one in threading.enumerate() if one is not threading.main_thread()]
+    endless = any(one.name.startswith(ENGINES) for one in others)  # a pass that does not end
+    if not endless:
+        if not all(one.daemon for one in others):
+            sys.exit(code)  # which waits for them
+        atexit._run_exitfuncs()
+        _is_lost(sys.stdout.flush)
+    # Python would look through the million objects of the libraries first, for a second or more.
+    os._exit(code)
 
 
 def _is_lost(writing: Callable[[], object]) -> bool:
