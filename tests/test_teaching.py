@@ -351,6 +351,7 @@ def test_one_example_in_all(store: Path) -> None:
     assert ask("teach", alone, "six", clip_of("six"), *begun).code == 0
     done = ask("predict", alone, clip_of("six"))
     assert done.code == 0 and "no level of unknown: 1 example of 1 class" in done.err
+    assert "only what marks of no rule out is called unknown" in " ".join(done.err.split())
     unknown = ask("predict", alone, clip_of("six"), "--json").json["unknown"]
     assert unknown["level"] is None and unknown["threshold"] is None and unknown["why"]
     assert ask("predict", alone, clip_of("six"), "--unknown", 0).code == 0

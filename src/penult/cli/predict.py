@@ -492,7 +492,7 @@ def _say_basis(facts: dict[str, Any]) -> None:
             print_note(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
         else:
             basis = f"; unknown by {unknown['basis']}" if unknown["basis"] else ""
-            nothing = "" if basis else ", so that nothing is called unknown"
+            nothing = "" if basis else ", so that only what marks of no rule out is called unknown"
             print_note(f"[yellow]no level of unknown: {unknown['why']}{nothing}{basis}[/]")
 
 
