@@ -76,10 +76,13 @@ def suggest(
     else:
         stdout.print(f"{counted(len(found), 'row')} in [bold]{printable(str(out))}[/]",
                      soft_wrap=True)  # fmt: skip
-    print_note(_how_to_mark(place, name, found[0]))
+    print_note(_how_to_mark(place, name, found[0], out))
 
 
-def _how_to_mark(place: str, name: str, one: Suggestion) -> str:
+def _how_to_mark(place: str, name: str, one: Suggestion, out: Path | None) -> str:
+    if out is not None and out.suffix != ".txt":
+        command = printable(shlex.join(["penult", "teach", place, "--from", "class", str(out)]))
+        return f"[dim]write yes, no or unsure into its column mark, then: {command}[/]"
     words = ["penult", "teach", place, name, one.id]
     if one.region != "whole" and one.start is not None and one.end is not None:
         words += ["--start", str(one.start), "--end", str(one.end)]

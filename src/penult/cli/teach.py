@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from penult.data.windows import Layout
     from penult.fewshot.classspace import ClassSpace
     from penult.fewshot.examples import Examples
+    from penult.fewshot.labelling import ClassCounts
 
 
 Place = Annotated[str, typer.Argument(help="A collection or a saved class space (FILE.npz).")]
@@ -61,11 +62,12 @@ def teach(
         ),
     ] = None,
     mark: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="yes: an example of the class. no: a counter-example. unsure: kept, never used."
+            help="yes: an example of the class. no: a counter-example. unsure: kept, never used. "
+            "Default: yes, or with --from the table's column mark; given, it counts instead of it."
         ),
-    ] = "yes",
+    ] = None,
     start: Annotated[
         float | None, typer.Option(help="Start of the example within the file, in seconds.")
     ] = None,
@@ -141,6 +143,8 @@ def teach(
     settings = {"method": method, "space": space, "several": several, "groups": groups}
     refits = refit or bool(background) or any(value is not None for value in settings.values())
     _check_teach(arguments, names, start, end, refits, undo)
+    if names is None and mark is None:
+        _check_tables(arguments[1:])
     taught = _opened(place, (model, tap, pooling, device, trust), settings)
     before = taught.examples
     layout = layout_of(str(taught.source.manifest.model.get("modality")), window, hop)
@@ -155,7 +159,7 @@ def teach(
             items: list[Any] = files
             if start is not None or end is not None:
                 items = [(item, start, end) for item in files]
-            added = taught.add(class_name, items, mark, layout)  # type: ignore[arg-type]
+            added = taught.add(class_name, items, mark or "yes", layout)  # type: ignore[arg-type]
             counts = {class_name: len(added)}
         elif not background:
             taught.history.refit()
@@ -163,7 +167,7 @@ def teach(
             counts |= _give_background(taught, background, where)
         _fit(taught, undo)
         _save_file(taught, place)
-    _show_taught(place, taught, before, Teaching(counts, mark, undone), json)
+    _show_taught(place, taught, before, Teaching(counts, mark or "yes", undone), json)
 
 
 def _give_background(taught: ClassSpace, places: list[str], where: str | None) -> dict[str, int]:
@@ -192,11 +196,23 @@ def _give_background(taught: ClassSpace, places: list[str], where: str | None) -
 
 @dataclass(frozen=True, slots=True)
 class Teaching:
-    """What was taught: the number of examples of each class, their mark, what was undone."""
+    """What was taught: the number of examples of each class, their mark where no table has one for
+    each, what was undone."""
 
     counts: dict[str, int]
     mark: str
     undone: str | None
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """The number of examples by mark."""
+        total = sum(self.counts.values())
+        return getattr(self.counts, "marks", {self.mark: total} if total else {})
+
+    @property
+    def left_out(self) -> int:
+        """Rows of a table that have no mark yet."""
+        return getattr(self.counts, "left_out", 0)
 
 
 def _opened(
@@ -250,7 +266,9 @@ def _show_taught(
         print_json(
             {
                 "place": place,
-                "mark": done.mark,
+                "mark": next(iter(done.marks), done.mark) if len(done.marks) < 2 else None,
+                "marks": done.marks,
+                "left_out": done.left_out,
                 "taught": done.counts,
                 "moved": [one.to_dict() for one in moved],
                 "undone": done.undone,
@@ -261,7 +279,7 @@ def _show_taught(
         return
     total, number = sum(done.counts.values()), len(done.counts)
     several = "" if number == 1 else f" of {number} classes"
-    marked = {"yes": "", "no": ", marked no", "unsure": ", marked unsure"}[done.mark]
+    marked = _marked(done.marks)
     if done.undone is not None:
         stdout.print(f"taken back: {printable(done.undone)}", soft_wrap=True)
     elif done.counts:
@@ -271,8 +289,36 @@ def _show_taught(
             + (", …" if number > _SHOWN else ""),
             soft_wrap=True,
         )
+    if done.left_out:
+        print_note(f"[yellow]{counted(done.left_out, 'row')} without a mark left out[/]")
     last = "" if version is None else f"; version {version.number}"
     stdout.print(f"[bold]{printable(place)}[/]: {_counts(taught)}{last}", soft_wrap=True)
+
+
+def _marked(marks: dict[str, int]) -> str:
+    if set(marks) <= {"yes"}:
+        return ""
+    if len(marks) == 1:
+        return f", marked {next(iter(marks))}"
+    numbers = (f"{marks[mark]:,} {mark}" for mark in ("yes", "no", "unsure") if mark in marks)
+    return f", marked {', '.join(numbers)}"
+
+
+def _check_tables(files: list[str]) -> None:
+    """Refuse a table with marks of its own, which would all be taken as yes.
+
+    Raises:
+        UsageError: there is one.
+    """
+    from penult.errors import UsageError
+    from penult.fewshot.mark_table import MarkTable
+
+    for file in files:
+        if (table := MarkTable.of(file)) is not None and table.has_marks:
+            raise UsageError(
+                f"{file} has a column mark, which --from reads: penult teach PLACE --from class "
+                f"{file}; or --mark yes takes all of its rows as examples of this class"
+            )
 
 
 def _check_teach(
@@ -298,7 +344,7 @@ def _check_teach(
 
 def _add_named(
     space: ClassSpace, items: list[str], names: str, where: str | None, mark: Any, layout: Layout
-) -> dict[str, int]:
+) -> ClassCounts:
     """Examples named by a column, folder or pattern: these items, or the collection's rows.
 
     Raises:

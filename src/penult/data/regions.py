@@ -102,13 +102,15 @@ class Region:
         return f"{channel}{kind}{_seconds(self.start or 0.0)}-{end}"
 
     @classmethod
-    def of_key(cls, key: str, kind: str) -> Region:
-        """The region with this key and kind, as a collection keeps them.
+    def of_key(cls, key: str, kind: str | None = None) -> Region:
+        """The region with this key and kind, as a collection keeps them. kind: None is read from
+        the key, which does not tell a window of seconds from a segment.
 
         Raises:
             RegionError: no region has that key.
         """
         span, _, annotation = key.partition("#")
+        kind = _kind_of(span) if kind is None else kind
         if span and (found := _BOX_KEY.fullmatch(span)) and kind in ("box", "page"):
             page, *edges = (None if number is None else int(number) for number in found.groups())
             left, top, right, bottom = edges
@@ -129,6 +131,16 @@ class Region:
             None if channel is None else int(channel),
             annotation=annotation,
         )
+
+
+def _kind_of(span: str) -> str:
+    if "box:" in span or span.startswith("page:"):
+        return "box" if "box:" in span else "page"
+    if span.startswith("chars:"):
+        return "window"
+    if "summary" in span:
+        return "summary"
+    return "whole" if span.endswith("whole") else "segment"
 
 
 def span_of(key: str) -> str:

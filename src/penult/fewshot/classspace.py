@@ -40,7 +40,15 @@ from penult.fewshot.examples import (
     restored,
 )
 from penult.fewshot.fitted import FittedClasses, Settings
-from penult.fewshot.labelling import Groups, by_head, by_item, by_row, of_head
+from penult.fewshot.labelling import (
+    ClassCounts,
+    Groups,
+    LabelledExamples,
+    by_head,
+    by_item,
+    by_row,
+    of_head,
+)
 from penult.fewshot.predictions import ClassPrediction, Location, former, predictions
 from penult.fewshot.vectors import VectorSource, pairs_of
 from penult.fewshot.versions import (
@@ -342,7 +350,9 @@ class ClassSpace:
             raise LabelsError(f"no example of class {name!r}; give files, rows or arrays")
         vectors = np.stack(list(found.values()))
         with self._guard:
-            self._teach([name] * len(found), list(found), vectors, mark)
+            self._teach(
+                LabelledExamples([name] * len(found), list(found), vectors, [mark] * len(found))
+            )
         return list(found)
 
     def add_vectors(
@@ -360,33 +370,38 @@ class ClassSpace:
         if keys is None:
             keys = [(f"vector:{sha(row.tobytes())}", "whole") for row in values]
         with self._guard:
-            self._teach([name] * len(keys), keys, values, mark)
+            self._teach(LabelledExamples([name] * len(keys), keys, values, [mark] * len(keys)))
 
     def add_named(
         self,
         items: Any,
         by: str,
-        mark: Mark = "yes",
+        mark: Mark | None = None,
         where: str | None = None,
         layout: Layout = _WHOLE,
-    ) -> dict[str, int]:
+    ) -> ClassCounts:
         """Add examples of several classes by name; gives the number of examples of each.
 
         items: as for `add`; None takes the rows of the collection that pass the filter `where`. by:
         `folder`, a pattern of the path, a column of the items' table, or for rows a metadata
-        column, `label` (the classifier's own), or see `penult.collection.labels`. layout: as for
+        column, `label` (the classifier's own), or see `penult.collection.labels`. mark: of all;
+        None is what the column `mark` of a table says, and yes where there is none. layout: as for
         `add`, of items.
 
+        A table that names rows by path and region, as `Examples.to_csv` writes it, is read as it
+        was written: regions, channels, marks for every class, and items of several classes.
+
         Raises:
-            LabelsError: no item has a name, or there is no collection.
+            LabelsError: no item has a name, a mark or region that cannot be, or no collection.
         """
-        checked_mark(mark)
+        if mark is not None:
+            checked_mark(mark)
         if items is None:
-            named = by_row(self.source, by, where)
+            named = by_row(self.source, by, where, mark or "yes")
         else:
-            named = by_item(self.source, items, by, layout)
+            named = by_item(self.source, items, by, layout, mark, self._examples)
         with self._guard:
-            self._teach(named.names, named.keys, named.vectors, mark, f"teach --from {by}")
+            self._teach(named, f"teach --from {by}")
         return named.counts
 
     def add_head(self) -> list[str]:
@@ -657,16 +672,11 @@ class ClassSpace:
             return
         self._taught, self._version = taught, self._ledger.current(standing)
 
-    def _teach(
-        self,
-        names: Sequence[str],
-        keys: Sequence[Key],
-        vectors: npt.NDArray[np.float32],
-        mark: str,
-        source: str = "teach",
-    ) -> None:
-        several = self._several()
-        changed = self._examples.with_named(names, keys, vectors, mark, several)
+    def _teach(self, named: LabelledExamples, source: str = "teach") -> None:
+        several = self._several_with(named)
+        changed = self._examples.with_named(
+            named.names, named.keys, named.vectors, named.marks, several
+        )
         if moved := moves(self._examples, changed):
             one = moved[0]
             log.warning(
@@ -675,7 +685,37 @@ class ClassSpace:
                 one.new, f", and {len(moved) - 1} more like it" if len(moved) > 1 else "",
                 self._place,
             )  # fmt: skip
+        if several and self.settings.several is None:
+            self.settings = replace(self.settings, several=True)
         self._change(changed, source)
+
+    def _several_with(self, named: LabelledExamples) -> bool:
+        """Whether an item may be of several classes once these are taught: where it was never
+        settled, as a table of marks says.
+
+        Raises:
+            LabelsError: a table of marks has items of several classes, and one class was settled.
+        """
+        both = named.of_several
+        if not both or self.settings.several:
+            return self._several()
+        (id, _), names = next(iter(both.items()))
+        words = f"{id} is marked for {' and '.join(map(repr, names))}" + (
+            f", and {len(both) - 1} more like it" if len(both) > 1 else ""
+        )
+        if not named.is_exact or "several" in self._given:
+            log.warning("%s: the last one counts; --several lets an item be of several classes",
+                        words)  # fmt: skip
+        elif self.settings.several is None:
+            log.warning("%s, so that several may be predicted; penult teach %s --single gives each "
+                        "item one class", words, self._place)  # fmt: skip
+            return True
+        else:
+            raise LabelsError(
+                f"{words}, and {self._place} gives an item one class: --several keeps both, "
+                "--single takes the last"
+            )
+        return self._several()
 
     def _change(
         self,

@@ -77,21 +77,22 @@ class Examples:
         names: Sequence[str],
         keys: Sequence[Key],
         vectors: npt.ArrayLike,
-        mark: str = "yes",
+        mark: str | Sequence[str] = "yes",
         several: bool = True,
     ) -> Examples:
         """Further examples, with a class for each; an example that is there already keeps its place
-        and gets the new mark. several: whether it may be an example of several classes; else the
-        last class that it is marked yes for counts.
+        and gets the new mark. mark: of all, or of each. several: whether an example may be one of
+        several classes; else the last class that it is marked yes for counts.
 
         Raises:
             LabelsError: an unknown mark, an empty name, vectors that do not fit.
         """
-        mark, rows = checked_mark(mark), self._check_rows(keys, vectors)
+        given = [mark] * len(keys) if isinstance(mark, str) else mark
+        each, rows = map(checked_mark, given), self._check_rows(keys, vectors)
         place = {key: i for i, key in enumerate(self.keys)}
         marks = [dict(one) for one in self.marks]
         new, added = list(self.keys), []
-        for key, name, row in zip(keys, map(checked_name, names), rows, strict=True):
+        for key, name, row, mark in zip(keys, map(checked_name, names), rows, each, strict=True):
             if key not in place:
                 place[key] = len(new)
                 new.append(key)

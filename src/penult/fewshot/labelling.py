@@ -15,54 +15,142 @@ import numpy.typing as npt
 from penult.analysis.space import unit
 from penult.collection import labels
 from penult.collection.schema import Key
-from penult.data.items import namer
+from penult.data.items import Entry, namer
+from penult.data.regions import WHOLE
 from penult.data.sources import Source
 from penult.data.windows import Layout
-from penult.errors import LabelsError
+from penult.errors import LabelsError, UsageError
 from penult.fewshot import marks
+from penult.fewshot.examples import MARKS, Examples
+from penult.fewshot.mark_table import MARK, Example, apart, mark_in
 from penult.fewshot.vectors import VectorSource, pairs_of
 
 HEAD = ("classifier:", "head")  # how the id begins, and the region, of a row of the head
 
 
+class ClassCounts(dict[str, int]):
+    """The number of examples of each class. marks: their number by mark. left_out: rows of a table
+    whose mark is empty."""
+
+    marks: dict[str, int]
+    left_out: int
+
+
 @dataclass(frozen=True, slots=True)
 class LabelledExamples:
-    """Examples of several classes: name, (id, region) and raw vector (d,) of each."""
+    """Examples of several classes: name, (id, region), mark and raw vector (d,) of each. left_out:
+    rows of a table whose mark is empty. is_exact: whether all of them are of tables that name rows,
+    as marks are written, so that an item of two classes is meant."""
 
     names: Sequence[str]
     keys: Sequence[Key]
     vectors: npt.NDArray[np.float32]
+    marks: Sequence[str]
+    left_out: int = 0
+    is_exact: bool = False
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> ClassCounts:
         """The number of examples of each name."""
-        return dict(Counter(self.names))
+        found = ClassCounts(Counter(self.names))
+        found.marks, found.left_out = dict(Counter(self.marks)), self.left_out
+        return found
+
+    @property
+    def of_several(self) -> dict[Key, list[str]]:
+        """The examples that are marked yes for several classes, with these."""
+        classes: dict[Key, list[str]] = {}
+        for name, key, mark in dict.fromkeys(zip(self.names, self.keys, self.marks, strict=True)):
+            if mark == "yes":
+                classes.setdefault(key, []).append(name)
+        return {key: names for key, names in classes.items() if len(names) > 1}
 
 
 def by_item(
-    source: VectorSource, items: Any, by: str, layout: Layout | None = None
+    source: VectorSource,
+    items: Any,
+    by: str,
+    layout: Layout | None = None,
+    mark: str | None = None,
+    known: Examples | None = None,
 ) -> LabelledExamples:
     """Items, or the parts that a layout makes of them, with the names that their paths or tables
     give; items without one are left out.
 
+    mark: of all of them; None is what a table's column `mark` says, else yes. Rows that a table
+    names by path and region are rows of the collection, or of the `known` examples of a class file,
+    else cut from the files.
+
     Raises:
-        LabelsError: no item has a name.
+        LabelsError: no item has a name, or a row's mark or region cannot be.
         ItemError: one that cannot be embedded.
     """
-    pairs = list(source.cut(pairs_of(items, source.modality), layout or Layout()))
+    tables, others = apart(items)
+    if mark is None:
+        for table in tables:
+            table.check_marks()
+    found, pairs, left_out = _of_others(source, others, by, layout or Layout(), mark)
+    vectors = dict[Key, npt.NDArray[np.float32]]()
+    is_exact = others is None
+    for table in tables:
+        if not table.is_keyed:
+            continue
+        if layout not in (None, Layout()):
+            raise UsageError(f"--window cuts files; the rows of {table.path} are cut already")
+        examples, empty = table.examples(by, mark)
+        keys = [key for one in examples for key in (one.key, table.elsewhere(one.key))]
+        there = _known(source, keys, known)
+        placed, new = table.placed(examples, there, source.modality)
+        vectors |= {one.key: there[one.key] for one in placed if one.key in there}
+        found, left_out = [*found, *placed], left_out + empty
+        pairs += [pair for key, pair in new.items() if key not in vectors]
+    if not found and left_out:
+        raise LabelsError(
+            f"no row has a mark: the column `mark` is empty in {left_out:,} of them; write "
+            f"{', '.join(MARKS[:-1])} or {MARKS[-1]} there"
+        )
+    if not found:
+        raise LabelsError(f"no item has a name by {by!r}")
+    vectors |= source.vectors_of(pairs) if pairs else {}
+    names, all_keys, marked, _ = zip(*(one for one in found if one.key in vectors), strict=True)
+    rows = np.stack([vectors[key] for key in all_keys])
+    return LabelledExamples(names, all_keys, rows, marked, left_out, is_exact)
+
+
+def _of_others(
+    source: VectorSource, items: Any, by: str, layout: Layout, mark: str | None
+) -> tuple[list[Example], list[Entry], int]:
+    """Named items, what is to be embedded for them, and the number of those without a mark."""
+    if items is None:
+        return [], [], 0
+    pairs = list(source.cut(pairs_of(items, source.modality), layout))
     readable = [pair for pair in pairs if isinstance(pair, tuple)]
     name_of = namer(by, sorted({column for item, _ in readable for column in item.metadata}))
-    named: dict[Key, str] = {}
+    found, left_out = list[Example](), 0
     for item, region in readable:
-        if (name := name_of(item.id, item.metadata)) is not None:
-            named[item.id, region.key] = name
-    if not named:
-        raise LabelsError(f"no item has a name by {by!r}")
-    used = [p for p in pairs if not isinstance(p, tuple) or (p[0].id, p[1].key) in named]
-    return _with_vectors(named, source.vectors_of(used))
+        if (name := name_of(item.id, item.metadata)) is None:
+            continue
+        own = mark or "yes"
+        if mark is None and MARK in item.metadata:
+            where = item.id if region == WHOLE else f"{item.id} ({region.key})"
+            own = mark_in(item.metadata[MARK], name, where) or ""
+        if own:
+            found.append(Example(name, (item.id, region.key), own))
+        left_out += not own
+    keys = {one.key for one in found}
+    used = [p for p in pairs if not isinstance(p, tuple) or (p[0].id, p[1].key) in keys]
+    return found, used, left_out
 
 
-def by_row(source: VectorSource, by: str, where: str | None) -> LabelledExamples:
+def _known(
+    source: VectorSource, keys: Sequence[Key], examples: Examples | None
+) -> Mapping[Key, npt.NDArray[np.float32]]:
+    if source.collection is not None:
+        return marks.vectors_of(source.collection, keys)
+    return {} if examples is None else dict(zip(examples.keys, examples.vectors, strict=True))
+
+
+def by_row(source: VectorSource, by: str, where: str | None, mark: str = "yes") -> LabelledExamples:
     """Rows of the collection with the names of a column, their paths or the classifier's labels.
 
     Raises:
@@ -72,7 +160,9 @@ def by_row(source: VectorSource, by: str, where: str | None) -> LabelledExamples
         raise LabelsError("there is no collection whose rows could have names; give items")
     rows = marks.named_rows(source.collection, by, where)
     named = {key: name for name, keys in rows.items() for key in keys}
-    return _with_vectors(named, marks.vectors_of(source.collection, list(named)))
+    vectors = marks.vectors_of(source.collection, list(named))
+    return LabelledExamples([named[key] for key in vectors], list(vectors),
+                            np.stack(list(vectors.values())), [mark] * len(vectors))  # fmt: skip
 
 
 def by_head(source: VectorSource) -> LabelledExamples:
@@ -101,8 +191,9 @@ def by_head(source: VectorSource) -> LabelledExamples:
         weights = cloud.mean(axis=0) + unit(moved) * length
     names = list(source.embedder.classifier.labels)
     return LabelledExamples(
-        names, [(HEAD[0] + name, HEAD[1]) for name in names], weights.astype(np.float32)
-    )
+        names, [(HEAD[0] + name, HEAD[1]) for name in names], weights.astype(np.float32),
+        ["yes"] * len(names),
+    )  # fmt: skip
 
 
 def of_head(key: Key) -> bool:
@@ -138,10 +229,3 @@ class Groups:
         if keys and not any(named):
             raise LabelsError(f"no example has a group by {self.by!r}")
         return named
-
-
-def _with_vectors(
-    named: Mapping[Key, str], vectors: Mapping[Key, npt.NDArray[np.float32]]
-) -> LabelledExamples:
-    found = list(vectors)
-    return LabelledExamples([named[key] for key in found], found, np.stack(list(vectors.values())))

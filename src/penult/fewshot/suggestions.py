@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 LIKELY, UNCERTAIN, DIFFERENT = "likely", "uncertain", "different"
-HEADER = ("path", "region", "start", "end", "channel", "class", "reason", "score", "similarity")
+HEADER = ("path", "region", "start", "end", "channel", "class", "mark", "reason", "score",
+          "similarity")  # fmt: skip
 _UNCERTAIN, _DIFFERENT = 0.4, 0.1  # shares of the rows, rounded down; the others are likely ones
 _POOL = 2  # likely rows, for each row that is asked for, among which different ones are looked for
 _COLUMNS = ("id", "region", "start", "end", "channel")
@@ -261,10 +262,11 @@ class _Picked:
 
 
 def to_csv(found: Sequence[Suggestion], name: str, cells: Cells | None = None) -> Iterator[str]:
-    """Line by line: a header, and each suggestion with the metadata of its item."""
+    """Line by line: a header, and each suggestion with an empty mark, for an answer that
+    `ClassSpace.add_named` reads, and with the metadata of its item."""
     names = list(dict.fromkeys(column for one in found for column in one.metadata))
     rows = (
-        [one.id, one.region, *_seconds(one), one.channel, name, one.reason, f"{one.score:.6g}",
+        [one.id, one.region, *_seconds(one), one.channel, name, "", one.reason, f"{one.score:.6g}",
          f"{one.similarity:.6g}", *(one.metadata.get(column) for column in names)]
         for one in found
     )  # fmt: skip

@@ -148,12 +148,7 @@ def _entries(item: Any, modality: str) -> Iterator[Entry]:
             yield pair if isinstance(pair, Failure) else (pair[0], region)
     elif _is_key(item):
         id, key = item
-        path = Path(id)
-        kind = "whole" if key in ("whole", "summary") or key.endswith(":whole") else "segment"
-        if "box:" in key or key.startswith("page:"):
-            kind = "box" if "box:" in key else "page"
-        region = WHOLE if key == "whole" else Region.of_key(key, kind)
-        yield Item(id, path), region
+        yield Item(id, Path(id)), Region.of_key(key)
     else:
         yield from from_objects([item], modality)
 

@@ -1,0 +1,219 @@
+"""Tables of marks, as `penult classes --csv` and `penult suggest --out` write them: a row of a
+collection on each line, by its path and region, with a class and a mark. Embeds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from penult.collection.schema import Key
+from penult.data.files import user_path
+from penult.data.items import Item, as_id, file_item, local, named, namer, path_of
+from penult.data.regions import Region
+from penult.data.sources import from_paths
+from penult.data.tables import PATH, SUFFIXES, TableRows, as_text, read_table
+from penult.errors import LabelsError, RegionError, SourceError
+from penult.fewshot.examples import EVERY, MARKS
+
+MARK, REGION = "mark", "region"
+
+
+class Example(NamedTuple):
+    """An example of a class, and its mark. where: the line that says so, in words."""
+
+    name: str
+    key: Key
+    mark: str
+    where: str = ""
+
+
+def mark_in(cell: object, name: str, where: str) -> str | None:
+    """The mark of a cell, as people write it; None where there is none.
+
+    Raises:
+        LabelsError: another word, or a mark for every class that is not `no`.
+    """
+    text = (named(cell) or "").casefold()
+    if text and text not in MARKS:
+        raise LabelsError(
+            f"{where}: mark {cell!r} is not known; {', '.join(MARKS)} work, and an empty cell "
+            "leaves the row out. --mark yes takes all rows as yes, whatever the column says"
+        )
+    if text and name.strip() == EVERY and text != "no":
+        raise LabelsError(
+            f"{where}: {EVERY!r} stands for every class: an item can be marked no for all of them, "
+            f"not {text}"
+        )
+    return text or None
+
+
+@dataclass(frozen=True, slots=True)
+class MarkTable:
+    """A table with a column of marks, or with rows that are named by path and region (is_keyed)."""
+
+    path: Path
+    rows: TableRows
+    is_keyed: bool
+
+    @classmethod
+    def of(cls, item: object) -> MarkTable | None:
+        """The table of a path; None where it is something else.
+
+        A column `region` may be of another kind: it counts beside a column of marks, or where it
+        has a region as a collection names them.
+
+        Raises:
+            SourceError: a table that cannot be read.
+        """
+        if not isinstance(item, (str, os.PathLike)) or not os.fspath(item).endswith(SUFFIXES):
+            return None
+        path = user_path(item)
+        if not path.is_file():
+            return None
+        rows = read_table(path)
+        has_marks, has_keys = MARK in rows.types, {PATH, REGION} <= rows.types.keys()
+        if has_keys and not has_marks:
+            regions = (row.get(REGION) for _, row in rows.rows() if isinstance(row, dict))
+            has_keys = any(value is not None and _is_region(as_text(value)) for value in regions)
+        return cls(path, rows, has_keys) if has_marks or has_keys else None
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether it has a column of marks."""
+        return MARK in self.rows.types
+
+    def check_marks(self) -> None:
+        """Refuse marks that there are not, with their line, before an item is opened.
+
+        Raises:
+            LabelsError: the first of them.
+        """
+        for where, row in self._cells():
+            mark_in(row.get(MARK), "", where)
+
+    def examples(self, by: str, mark: str | None) -> tuple[list[Example], int]:
+        """The rows that have a name, and the number of those without a mark, which are left out.
+
+        mark: in place of the table's own; None is these, or yes where it has no column of them.
+
+        Raises:
+            LabelsError: no such name, a mark or a region that there is not.
+        """
+        name_of, found, left_out = namer(by, list(self.rows.types)), list[Example](), 0
+        given = mark or (None if self.has_marks else "yes")
+        for where, row in self._cells():
+            id = as_text(row[PATH]) if row.get(PATH) is not None else ""
+            texts = {name: as_text(value) for name, value in row.items() if value is not None}
+            if (name := name_of(id, texts)) is None:
+                continue
+            own = given or mark_in(row.get(MARK), name, where)
+            if own is None:
+                left_out += 1
+            elif not id:
+                raise LabelsError(f"{where}: the path is empty")
+            else:
+                found.append(Example(name, (id, _key_of(texts.get(REGION))), own, where))
+        return found, left_out
+
+    def placed(
+        self, examples: Sequence[Example], known: Mapping[Key, Any], modality: str
+    ) -> tuple[list[Example], dict[Key, tuple[Item, Region]]]:
+        """The examples by the keys that they have here, and what is to be embedded for those that
+        are not known: the file that the path names, relative to the table, or the text.
+
+        Raises:
+            LabelsError: neither known nor a file, or the summary of one.
+        """
+        found, new = [], dict[Key, tuple[Item, Region]]()
+        texts = {} if modality != "text" else _texts(one.key[0] for one in examples
+                                                     if one.key not in known)  # fmt: skip
+        for one in examples:
+            id, key = one.key
+            if one.key not in known:
+                one = one._replace(key=self.elsewhere(one.key))
+            if one.key not in known:
+                region, item = _region(key, one.where), texts.get(id) or self._file(id)
+                if item is None or region.kind == "summary":
+                    part = "" if key == "whole" else f" ({key})"
+                    what = "nor a file" if item is None else "and no part that can be cut"
+                    either = "neither " if item is None else "not "
+                    raise LabelsError(
+                        f"{one.where}: {id!r}{part} is {either}a row that is here {what}"
+                    )
+                one = one._replace(key=(item.id, key))
+                new[one.key] = item, region
+            found.append(one)
+        return found, new
+
+    def elsewhere(self, key: Key) -> Key:
+        """The key with the path from the root, where it is relative to the table."""
+        try:
+            return as_id(local(str(path_of(key[0])), str(self.path.absolute().parent))), key[1]
+        except SourceError:
+            return key
+
+    def _file(self, id: str) -> Item | None:
+        try:
+            path = local(str(path_of(id)), str(self.path.absolute().parent))
+            return file_item(path) if path.is_file() else None
+        except (SourceError, OSError, ValueError):
+            return None
+
+    def _cells(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for line, row in self.rows.rows():
+            where = f"{self.path.name} {self.rows.unit} {line}"
+            if isinstance(row, str):
+                raise LabelsError(f"{where}: {row}")
+            yield where, row
+
+
+def apart(items: Any) -> tuple[list[MarkTable], Any]:
+    """The tables of marks among items, and the other items; None where there are no others."""
+    if isinstance(items, (str, os.PathLike)):
+        table = MarkTable.of(items)
+        return ([], items) if table is None else ([table], None if table.is_keyed else items)
+    if not isinstance(items, list):
+        return [], items
+    found = [(MarkTable.of(item), item) for item in items]
+    others = [item for table, item in found if table is None or not table.is_keyed]
+    return [table for table, _ in found if table is not None], others or None
+
+
+def _is_region(text: str) -> bool:
+    try:
+        Region.of_key(text)
+    except (RegionError, ValueError):
+        return False
+    return True
+
+
+def _key_of(text: str | None) -> str:
+    """A region as a key; what is none, as that of a row of a head, stays as it is."""
+    text = "whole" if text is None else text.strip()
+    return Region.of_key(text).key if _is_region(text) else text
+
+
+def _region(key: str, where: str) -> Region:
+    try:
+        return Region.of_key(key)
+    except (RegionError, ValueError) as error:
+        raise LabelsError(
+            f"{where}: region {key!r} is none of an item; whole, 1.5-2.25, ch0:1.5-end and "
+            "box:0,0,512,512 are"
+        ) from error
+
+
+def _texts(ids: Iterable[str]) -> dict[str, Item]:
+    """Texts of tables by their ids, which are the table and the line."""
+    wanted, found = set(ids), dict[str, Item]()
+    tables = {table for id in wanted for table, sign, line in [id.rpartition(":")]
+              if sign and line.isdecimal()}  # fmt: skip
+    for table in sorted(tables):
+        if path_of(table).is_file():
+            entries = (one for one in from_paths([table], "text") if isinstance(one, tuple))
+            found |= {item.id: item for item, _ in entries if item.id in wanted}
+    return found

@@ -1,0 +1,312 @@
+"""Marks as a table, and back: `classes --csv` and `suggest --out`, read by `teach --from class`."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import penult
+from penult.collection.collection import Collection
+from penult.data.regions import Region
+from penult.embedding.embedder import Embedder
+from penult.errors import LabelsError
+from penult.fewshot.classspace import ClassSpace
+from penult.fewshot.suggestions import suggest
+from test_cli import Said, ask
+
+CLIPS = Path(penult.__file__).parent / "demo" / "clips"
+WORDS = ("zero", "one", "two", "three")
+SPANS = ((0.0, 0.2), (0.1, 0.3), (0.2, 0.4))
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stereo(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Recordings whose two channels are two voices."""
+    folder = tmp_path_factory.mktemp("stereo")
+    paths = []
+    for word in WORDS:
+        one, rate = soundfile.read(CLIPS / f"{word}_british-man.flac")
+        other, _ = soundfile.read(CLIPS / f"{word}_oxford-woman.flac")
+        size = min(len(one), len(other))
+        paths.append(folder / f"{word}.wav")
+        soundfile.write(paths[-1], np.stack([one[:size], other[:size]], axis=1), rate)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, stereo: list[Path]) -> Path:
+    """A collection of whole clips, and of segments of single channels."""
+    folder = tmp_path_factory.mktemp("store")
+    lines = [f"{path},{start},{end},{channel}" for path in stereo
+             for start, end in SPANS for channel in (0, 1)]  # fmt: skip
+    (folder / "segments.csv").write_text("\n".join(["path,start,end,channel", *lines]) + "\n")
+    clips = [CLIPS / f"{word}_{voice}.flac" for word in WORDS for voice in
+             ("british-man", "oxford-woman", "new-york-man", "scottish-man")]  # fmt: skip
+    store = Collection.open(folder / "words.lance")
+    store.add(embedder, clips)
+    store.add(embedder, folder / "segments.csv")
+    return folder / "words.lance"
+
+
+@pytest.fixture
+def empty(made: Path, tmp_path: Path) -> Path:
+    """The same rows without a mark."""
+    return Path(shutil.copytree(made, tmp_path / "empty.lance"))
+
+
+@pytest.fixture
+def store(made: Path, stereo: list[Path], tmp_path: Path) -> Path:
+    """With marks of all kinds: of clips and segments, no, unsure, of several classes, and no for
+    every class."""
+    path = Path(shutil.copytree(made, tmp_path / "words.lance"))
+    for word in WORDS:
+        clips = [CLIPS / f"{word}_{voice}.flac" for voice in ("british-man", "oxford-woman")]
+        teach(path, word, *clips, "--several")
+    table = tmp_path / "segments.csv"
+    table.write_text(f"path,start,end,channel\n{stereo[0]},0.1,0.3,1\n{stereo[1]},0.2,0.4,0\n")
+    teach(path, "voiced", table)
+    teach(path, "voiced", CLIPS / "one_oxford-woman.flac")  # which is a one as well
+    teach(path, "zero", stereo[1], "--start", 0, "--end", 0.2, "--mark", "no")
+    teach(path, "two", CLIPS / "three_new-york-man.flac", "--mark", "unsure")
+    teach(path, "--background", 3)
+    return path
+
+
+def teach(*words: Any) -> Said:
+    done = ask("teach", *words)
+    assert done.code == 0, done.err
+    return done
+
+
+def table_of(place: Path, out: Path) -> str:
+    done = ask("classes", place, "--csv", out, "--overwrite")
+    assert done.code == 0, done.err
+    return out.read_text()
+
+
+def predictions(place: Path) -> list[Any]:
+    done = ask("predict", place, *sorted(CLIPS.glob("*_lancashire-woman.flac"))[:6], "--json")
+    assert done.code == 0, done.err
+    return [[one[n] for n in ("id", "label", "scores", "p_value", "labels") if n in one]
+            for one in done.json["predictions"]]  # fmt: skip
+
+
+def test_marks_come_back_as_they_were(store: Path, empty: Path, tmp_path: Path) -> None:
+    marks = tmp_path / "marks.csv"
+    written = table_of(store, marks)
+    lines = list(csv.DictReader(written.splitlines()))
+    assert {"yes", "no", "unsure"} == {one["mark"] for one in lines}
+    assert {"*", "voiced"} <= {one["class"] for one in lines}
+    assert {"ch1:0.1-0.3", "0-0.2"} <= {one["region"] for one in lines}
+    count = Collection.open(empty).count
+    done = teach(empty, "--from", "class", marks, "--json")
+    assert table_of(empty, tmp_path / "again.csv") == written
+    # 0-0.2 of both channels is embedded where it is no row; all others are rows
+    assert Collection.open(empty).count == count + 1
+    numbers = {mark: sum(one["mark"] == mark for one in lines) for mark in ("yes", "no", "unsure")}
+    assert done.json["marks"] == numbers and done.json["mark"] is None
+    assert predictions(empty) == predictions(store)
+    before = predictions(store)
+    teach(store, "--from", "class", marks)  # into the same collection
+    assert table_of(store, tmp_path / "again.csv") == written
+    assert predictions(store) == before
+    shown = teach(empty, "--from", "class", marks).out
+    assert f"marked {numbers['yes']} yes, {numbers['no']} no, {numbers['unsure']} unsure" in shown
+
+
+def test_regions_are_cut_from_files_that_are_no_rows(
+    store: Path, embedder: Embedder, tmp_path: Path
+) -> None:
+    marks = tmp_path / "marks.csv"
+    written = table_of(store, marks)
+    other = tmp_path / "other.lance"
+    Collection.open(other).add(embedder, CLIPS / "six_british-man.flac")
+    teach(other, "--from", "class", marks)
+    assert table_of(other, tmp_path / "again.csv") == written
+    file = tmp_path / "words.npz"
+    teach(file, "--from", "class", marks, "--model", "demo", "--tap", "prelogits")
+    assert table_of(file, tmp_path / "again.csv") == written
+    wanted = ClassSpace(Collection.open(store)).examples
+    for place in (ClassSpace(Collection.open(other)), ClassSpace.load(file)):
+        assert place.examples.keys == wanted.keys and place.examples.marks == wanted.marks
+        np.testing.assert_allclose(place.examples.vectors, wanted.vectors, atol=1e-4)
+    teach(file, "--from", "class", marks)  # and again, into itself
+    assert table_of(file, tmp_path / "again.csv") == written
+
+
+def test_examples_that_are_no_files_stay_in_their_class_file(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    space = ClassSpace(embedder)
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        space.add_vectors(name, rng.standard_normal((2, space.examples.dim)))
+    space.add_head()
+    space.save(tmp_path / "v.npz")
+    written = table_of(tmp_path / "v.npz", tmp_path / "v.csv")
+    teach(tmp_path / "v.npz", "--from", "class", tmp_path / "v.csv")
+    assert table_of(tmp_path / "v.npz", tmp_path / "again.csv") == written
+    refused = ask("teach", tmp_path / "new.npz", "--from", "class", tmp_path / "v.csv", "--model",
+                  "demo", "--tap", "prelogits")  # fmt: skip
+    assert refused.code == 2 and "v.csv line 2" in refused.err and "nor a file" in refused.err
+
+
+def test_python_reads_what_it_writes(embedder: Embedder, tmp_path: Path) -> None:
+    first = ClassSpace(embedder, several=True)
+    for word in WORDS[:2]:
+        first.add(
+            word, [CLIPS / f"{word}_{voice}.flac" for voice in ("british-man", "lancashire-woman")]
+        )
+    first.add("one", (str(CLIPS / "zero_british-man.flac"), 0.1, 0.4), "no")
+    first.add("one", CLIPS / "zero_british-man.flac")
+    (tmp_path / "m.csv").write_text(first.examples.to_csv())
+    for items in (str(tmp_path / "m.csv"), [tmp_path / "m.csv"]):
+        space = ClassSpace(embedder)
+        found = space.add_named(items, "class")
+        assert found == {"zero": 2, "one": 4} and found.marks == {"yes": 5, "no": 1}
+        assert space.examples.to_csv() == first.examples.to_csv()
+        np.testing.assert_allclose(space.examples.vectors, first.examples.vectors, atol=1e-4)
+
+
+def test_one_class_is_not_taken_for_two_in_silence(
+    store: Path, empty: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    marks = tmp_path / "marks.csv"
+    written = table_of(store, marks)
+    teach(empty, "zero", CLIPS / "zero_british-man.flac")  # one class each is settled
+    before = table_of(empty, tmp_path / "before.csv")
+    refused = ask("teach", empty, "--from", "class", marks)
+    assert refused.code == 2 and "one_oxford-woman.flac is marked for 'one' and" in refused.err
+    assert "--several keeps both" in refused.err
+    assert table_of(empty, tmp_path / "again.csv") == before
+    teach(empty, "--from", "class", marks, "--several")
+    assert table_of(empty, tmp_path / "again.csv") == written
+    single = teach(empty, "--from", "class", marks, "--single")
+    assert "the last one counts" in single.err
+    assert ",one,yes" not in "".join(
+        line for line in table_of(empty, tmp_path / "again.csv").splitlines()
+        if "one_oxford-woman" in line
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{clip},whole,one,maybe", "line 3: mark 'maybe' is not known; yes, no, unsure"),
+        ("{clip},whole,*,yes", "line 3: '*' stands for every class"),
+        ("{clip},04-Mar,one,yes", "line 3: region '04-Mar' is none of an item"),
+        ("{clip},3-1,one,yes", "line 3: region '3-1' is none"),
+        ("{clip},1.2.3-4,one,yes", "line 3: region '1.2.3-4' is none"),
+        ("{clip},summary,one,yes", "line 3: "),
+        ("gone.wav,whole,one,no", "line 3: 'gone.wav' is neither a row that is here nor a file"),
+        (",whole,one,no", "line 3: the path is empty"),
+    ],
+)
+def test_a_line_that_cannot_be_is_named(empty: Path, tmp_path: Path, line: str, words: str) -> None:
+    clip = CLIPS / "one_british-man.flac"
+    marks, count = tmp_path / "marks.csv", Collection.open(empty).count
+    head = "path,region,class,mark\n"
+    marks.write_text(
+        f"{head}{CLIPS / 'five_british-man.flac'},whole,five,yes\n{line.format(clip=clip)}\n"
+    )
+    refused = ask("teach", empty, "--from", "class", marks)
+    assert refused.code == 2 and words in refused.err, refused.err
+    assert Collection.open(empty).count == count
+    assert not ClassSpace(Collection.open(empty)).examples.keys
+
+
+def test_a_mark_that_is_given_counts_for_all_rows(empty: Path, tmp_path: Path) -> None:
+    marks = tmp_path / "marks.csv"
+    marks.write_text(
+        f"path,class,mark\n{CLIPS / 'one_british-man.flac'},one,NO\n"
+        f"{CLIPS / 'two_british-man.flac'},two, Yes \n{CLIPS / 'two_oxford-woman.flac'},two,\n"
+    )
+    done = teach(empty, "--from", "class", marks, "--json")
+    assert done.json["marks"] == {"no": 1, "yes": 1} and done.json["left_out"] == 1
+    assert done.json["taught"] == {"one": 1, "two": 1}
+    done = teach(empty, "--from", "class", marks, "--mark", "unsure", "--json")
+    assert done.json["marks"] == {"unsure": 3} and done.json["mark"] == "unsure"
+    refused = ask("teach", empty, "two", marks)
+    assert refused.code == 2 and "--from class" in refused.err
+    assert teach(empty, "two", marks, "--mark", "yes").code == 0
+    marks.write_text(f"path,class,mark\n{CLIPS / 'one_british-man.flac'},one,7\n")
+    refused = ask("teach", empty, "--from", "class", marks)
+    assert refused.code == 2 and "marks.csv line 2: mark 7" in refused.err.replace("'", "")
+
+
+def test_a_table_beside_the_files_may_move_with_them(embedder: Embedder, tmp_path: Path) -> None:
+    shutil.copy(CLIPS / "one_british-man.flac", tmp_path / "a.flac")
+    (tmp_path / "m.csv").write_text("path,region,class\na.flac,0.1-0.4,one\na.flac,whole,two\n")
+    space = ClassSpace(embedder)
+    space.add_named(tmp_path / "m.csv", "class")
+    id = str(tmp_path / "a.flac")
+    assert space.examples.keys == ((id, "0.1-0.4"), (id, "whole"))
+    (tmp_path / "m.csv").write_text("path,region,class\na.flac,Bavaria,one\n")  # another region
+    space.add_named(tmp_path / "m.csv", "class")
+    assert space.examples.marks[1] == {"one": "yes"}
+
+
+def test_answers_to_suggestions_are_read(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ask.csv"
+    done = ask("suggest", store, "zero", "-k", 8, "--out", out)
+    assert done.code == 0 and "--from class" in done.err and str(out) in done.err.replace("\n", "")
+    lines = list(csv.DictReader(out.open()))
+    assert [(one["class"], one["mark"]) for one in lines] == [("zero", "")] * 8
+    refused = ask("teach", store, "--from", "class", out)
+    assert refused.code == 2 and "no row has a mark" in refused.err
+    answers = ["yes", "no", "", "unsure", "", "no", "", "yes"]
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(one | {"mark": mark} for one, mark in zip(lines, answers, strict=True))
+    shown = teach(store, "--from", "class", out)
+    assert "3 rows without a mark left out" in shown.err and "2 yes, 2 no, 1 unsure" in shown.out
+    space = ClassSpace(Collection.open(store))
+    marks = dict(zip(space.examples.keys, space.examples.marks, strict=True))
+    for one, mark in zip(lines, answers, strict=True):
+        assert marks.get((one["path"], one["region"]), {}).get("zero", "") == mark
+    again = {(one.id, one.region) for one in suggest(space, "zero", 8)}
+    assert not again & {(o["path"], o["region"]) for o, m in zip(lines, answers, strict=True) if m}
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        Region(), Region("segment", 1.5, 2.25), Region("segment", 1.5, None, 1),
+        Region("whole", channel=0), Region("box", box=(0, 1, 5, 6)), Region("page", page=2),
+        Region("box", box=(0, 1, 5, 6), page=2), Region("window", chars=(0, 420)),
+        Region("summary"), Region("summary", 1.5, 2.25, 0), Region("whole", annotation="2"),
+        Region("segment", 0.0, 1.0, annotation="b"),
+    ],
+)  # fmt: skip
+def test_a_key_alone_tells_the_region(region: Region) -> None:
+    assert Region.of_key(region.key) == region
+
+
+def test_texts_are_found_by_their_table_and_line(tmp_path: Path) -> None:
+    from penult.data.items import Item
+    from penult.fewshot.mark_table import MarkTable
+
+    (tmp_path / "t.csv").write_text("text\nan owl\na dog\n")
+    id = f"{tmp_path / 't.csv'}:3"
+    (tmp_path / "m.csv").write_text(f"path,region,class,mark\n{id},chars:2-5,dog,no\n")
+    table = MarkTable.of(tmp_path / "m.csv")
+    assert table is not None
+    examples, _ = table.examples("class", None)
+    found, new = table.placed(examples, {}, "text")
+    item, region = new[id, "chars:2-5"]
+    assert isinstance(item, Item) and item.content == "a dog" and region.chars == (2, 5)
+    assert [(one.key, one.mark) for one in found] == [((id, "chars:2-5"), "no")]
+    with pytest.raises(LabelsError, match=r"line 2.*nor a file"):
+        table.placed([examples[0]._replace(key=(id[:-1] + "9", "whole"))], {}, "text")
