@@ -121,7 +121,9 @@ def test_marks_come_back_as_they_were(store: Path, empty: Path, tmp_path: Path) 
     teach(store, "--from", "class", marks)  # into the same collection
     assert table_of(store, tmp_path / "again.csv") == written
     assert predictions(store) == before
-    shown = teach(empty, "--from", "class", marks).out
+    shown = teach(empty, "--from", "class", marks.rename(tmp_path / "MARKS.CSV")).out
+    assert f"{len(lines)} examples of 5 classes, " in shown
+    assert table_of(empty, tmp_path / "again.csv") == written
     assert f"marked {numbers['yes']} yes, {numbers['no']} no, {numbers['unsure']} unsure" in shown
 
 

@@ -258,7 +258,7 @@ def _fit(taught: ClassSpace, undo: bool) -> None:
 def _show_taught(
     place: str, taught: ClassSpace, before: Examples, done: Teaching, json: bool
 ) -> None:
-    from penult.fewshot.examples import moves
+    from penult.fewshot.examples import EVERY, moves
 
     moved = [] if done.undone else moves(before, taught.examples)
     version = taught.history.current
@@ -277,8 +277,8 @@ def _show_taught(
             }
         )
         return
-    total, number = sum(done.counts.values()), len(done.counts)
-    several = "" if number == 1 else f" of {number} classes"
+    total, number = sum(done.counts.values()), len(done.counts.keys() - {EVERY})
+    several = "" if number < 2 else f" of {number} classes"
     marked = _marked(done.marks)
     if done.undone is not None:
         stdout.print(f"taken back: {printable(done.undone)}", soft_wrap=True)

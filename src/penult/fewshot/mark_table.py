@@ -69,7 +69,9 @@ class MarkTable:
         Raises:
             SourceError: a table that cannot be read.
         """
-        if not isinstance(item, (str, os.PathLike)) or not os.fspath(item).endswith(SUFFIXES):
+        if not isinstance(item, (str, os.PathLike)):
+            return None
+        if not str(os.fspath(item)).lower().endswith(SUFFIXES):
             return None
         path = user_path(item)
         if not path.is_file():
