@@ -39,7 +39,7 @@ from penult.fewshot.examples import (
     of_several,
     restored,
 )
-from penult.fewshot.fitted import FittedClasses, Settings
+from penult.fewshot.fitted import FittedClasses, Settings, fit_space
 from penult.fewshot.labelling import (
     ClassCounts,
     Groups,
@@ -95,6 +95,16 @@ def space_of(
     elif recipe == AUTO and any(of_head(key) for key in examples.keys):
         recipe = RAW
     return fit_to_examples(recipe, examples, others, groups)
+
+
+def fit_as_before(source: VectorSource) -> Space | None:
+    """The space that `auto` was before versions were kept, fitted to all rows of the collection:
+    what was taught then means the same until somebody teaches. None where the collection has one
+    of its own."""
+    collection = source.collection
+    if collection is None or spaces.meant(collection.reader, AUTO) is not None:
+        return None
+    return fit_space(AUTO, marks.sample(collection))
 
 
 _COLUMNS = ("id", "region", "start", "end", "channel")
@@ -452,10 +462,20 @@ class ClassSpace:
             if self._fixed is not None:
                 return self._fixed
             recipe, groups = self.settings.space, self._named_groups()
-            space = space_of(self.source, recipe, self._examples, groups, self._rows)
+            if self._is_of_before and (own := fit_as_before(self.source)) is not None:
+                space = own
+            else:
+                space = space_of(self.source, recipe, self._examples, groups, self._rows)
             if self.source.collection is not None:
                 self._fixed = space
             return space
+
+    @property
+    def _is_of_before(self) -> bool:
+        """Whether the marks are of a time when nothing was kept of what was fitted."""
+        marked = self.source.collection is not None and bool(self._examples.keys)
+        anew = self._teaches or "space" in self._given
+        return marked and not anew and self._ledger.settings is None
 
     @property
     def history(self) -> History:
@@ -640,6 +660,7 @@ class ClassSpace:
         """Fitted to the rows there are now, and not kept."""
         other = copy.copy(self)
         other._taught = other._version = other._fixed = None
+        other._teaches = True  # nothing of before
         return other._fresh(None)
 
     def _several(self) -> bool:
