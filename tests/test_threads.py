@@ -507,6 +507,7 @@ SPACE: Table = {
             line for line in s.examples.to_csv().splitlines() if line.endswith(("a,yes", "b,yes"))
         ),
     ),
+    "history": lambda s, _: all(one.number > 0 for one in s.history.versions),  # others teach
     "fitted": lambda s, _: (s.fitted.method, s.fitted.names, s.fitted.accuracy),
     "load": kept,
     "merge": merged,
