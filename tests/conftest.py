@@ -83,6 +83,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_audio(tmp_path_factory.mktemp("models") / "tiny", "wav2vec2")
 
 
+@pytest.fixture(scope="session")
+def demo_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's clips at its prelogits; a test that writes copies the folder."""
+    import penult
+
+    path = tmp_path_factory.mktemp("store") / "words.lance"
+    embedder = penult.Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
+    clips = Path(penult.__file__).parent / "demo" / "clips" / "clips.csv"
+    penult.Collection.open(path).add(embedder, clips)
+    return path
+
+
 # What a worker does with a file of a hostile name; a test adds which readers.
 HOSTILE = """
 import os, sys, time

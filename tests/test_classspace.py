@@ -41,18 +41,11 @@ def embedder() -> Embedder:
     return Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Path:
-    path = tmp_path_factory.mktemp("store") / "words.lance"
-    Collection.open(path).add(embedder, CLIPS / "clips.csv")
-    return path
-
-
 @pytest.fixture
-def words(made: Path, tmp_path: Path) -> Collection:
+def words(demo_collection: Path, tmp_path: Path) -> Collection:
     import shutil
 
-    return Collection.open(shutil.copytree(made, tmp_path / "words.lance"))
+    return Collection.open(shutil.copytree(demo_collection, tmp_path / "words.lance"))
 
 
 @pytest.fixture

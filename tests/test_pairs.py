@@ -420,6 +420,12 @@ def test_scores_never_replace_what_is_read(store: Path, tmp_path: Path) -> None:
         said = ask("verify", store, "--trials", file, "--enrol", enrol, "--scores", scores)
         assert said.code == 2 and "name another file in --scores" in said.err.replace("\n", " ")
         assert scores.read_bytes() == before
+    kept = lines(tmp_path / "kept", "of another run")
+    said = ask("verify", store, "--trials", file, "--scores", kept)
+    assert said.code == 2 and "--overwrite replaces it" in said.err.replace("\n", " ")
+    assert kept.read_text() == "of another run\n"
+    said = ask("verify", store, "--trials", file, "--scores", kept, "--overwrite")
+    assert said.code == 0 and len(kept.read_text().splitlines()) == 27
     said = ask("verify", store, "--trials", file, "--where", "id LIKE 'yes%'")
     assert "are no rows of" in said.err and "where id LIKE 'yes%'" in said.err.replace("\n", " ")
 

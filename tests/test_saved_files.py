@@ -293,6 +293,14 @@ def test_it_says_what_0_1_0_said(what: str, root: Path) -> None:
     assert_same(READINGS[what](root), expected, what)
 
 
+def test_classes_of_then_are_fitted_as_of_today_when_asked(root: Path) -> None:
+    space = penult.ClassSpace(penult.Collection.open(root / "calls.lance"))
+    assert space.space.recipe == "centre"
+    ask("teach", root / "calls.lance", "--refit")
+    space = penult.ClassSpace(penult.Collection.open(root / "calls.lance"))
+    assert space.space.recipe == "shrink"
+
+
 def test_all_that_was_said_is_asked_again() -> None:
     assert set(json.loads((SAVED / "expected.json").read_text("utf-8"))) == set(READINGS)
 

@@ -15,7 +15,6 @@ import soundfile
 import penult
 from penult.analysis.space import RAW, fit
 from penult.collection.collection import Collection
-from penult.embedding.embedder import Embedder
 from penult.errors import LabelsError
 from penult.fewshot.background import add_background
 from penult.fewshot.classspace import ClassSpace
@@ -119,17 +118,9 @@ def test_what_is_refused() -> None:
 # ---- through a collection
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "words.lance"
-    embedder = Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
-    Collection.open(path).add(embedder, CLIPS / "clips.csv")
-    return path
-
-
 @pytest.fixture
-def store(made: Path, tmp_path: Path) -> Path:
-    path = Path(shutil.copytree(made, tmp_path / "words.lance"))
+def store(demo_collection: Path, tmp_path: Path) -> Path:
+    path = Path(shutil.copytree(demo_collection, tmp_path / "words.lance"))
     assert ask("teach", path, "zero", CLIPS / "zero_british-man.flac").code == 0
     return path
 

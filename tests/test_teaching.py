@@ -28,17 +28,9 @@ CLIPS = Path(penult.__file__).parent / "demo" / "clips"
 VOICES = ("british-man", "oxford-woman", "american-woman", "new-york-man")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "words.lance"
-    embedder = Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
-    Collection.open(path).add(embedder, CLIPS / "clips.csv")
-    return path
-
-
 @pytest.fixture
-def store(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "words.lance"))
+def store(demo_collection: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_collection, tmp_path / "words.lance"))
 
 
 @pytest.fixture
@@ -327,9 +319,9 @@ def test_verify(store: Path) -> None:
     ],
 )
 def test_wrong_usage_is_told_in_a_sentence(
-    known: Path, made: Path, arguments: tuple[str, ...], message: str
+    known: Path, demo_collection: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    place = {"STORE": str(made), "KNOWN": str(known), "NONE": "none.lance",
+    place = {"STORE": str(demo_collection), "KNOWN": str(known), "NONE": "none.lance",
              "CLIP": str(clip_of("apple"))}  # fmt: skip
     done = ask(*(place.get(word, word) for word in arguments))
     assert done.code == 2, done.out

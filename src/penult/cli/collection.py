@@ -14,6 +14,7 @@ from penult.cli.options import (
     BoxOption,
     Device,
     Json,
+    Overwrite,
     RawCells,
     Trust,
     box_of,
@@ -142,9 +143,7 @@ def export(
     ],
     where: Where = None,
     logits: Annotated[bool, typer.Option(help="Include the logits.")] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    overwrite: Overwrite = False,
     raw_cells: RawCells = False,
     json: Json = False,
 ) -> None:

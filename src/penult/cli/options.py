@@ -49,6 +49,7 @@ Column = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 RawCells = Annotated[
     bool,
     typer.Option("--raw-cells", help="Write texts that a spreadsheet runs as formulas unchanged."),

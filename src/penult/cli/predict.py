@@ -22,6 +22,7 @@ from penult.cli.options import (
     Json,
     ModelOptions,
     Overlap,
+    Overwrite,
     Pages,
     RawCells,
     Tile,
@@ -159,9 +160,7 @@ def predict(
             help="Write the predictions to a .csv file, or to a .txt Raven selection table."
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    overwrite: Overwrite = False,
     raw_cells: RawCells = False,
     names: Annotated[
         str | None,

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Where
-from penult.cli.options import Json, RawCells
+from penult.cli.options import Json, Overwrite, RawCells
 from penult.cli.output import (
     cell,
     counted,
@@ -45,9 +45,7 @@ def suggest(
         Path | None,
         typer.Option(help="Write the rows to a .csv file, or to a .txt Raven selection table."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    overwrite: Overwrite = False,
     raw_cells: RawCells = False,
     json: Json = False,
 ) -> None:

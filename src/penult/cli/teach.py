@@ -15,6 +15,7 @@ from penult.cli.options import (
     Device,
     Hop,
     Json,
+    Overwrite,
     Pooling,
     RawCells,
     Tap,
@@ -381,7 +382,7 @@ def classes(
     save: Annotated[
         Path | None, typer.Option(help="Save the class space to this file (.npz).")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    overwrite: Overwrite = False,
     space: Annotated[
         str | None,
         typer.Option(

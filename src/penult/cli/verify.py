@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penult.cli.collection import Where
-from penult.cli.options import Device, Json, check_output
+from penult.cli.options import Device, Json, Overwrite, check_output
 from penult.cli.output import print_json, print_note, printable, stdout, working
 from penult.errors import UsageError
 
@@ -60,6 +60,7 @@ def verify(
     scores: Annotated[
         Path | None, typer.Option(help="Write the score of each trial to this file.")
     ] = None,
+    overwrite: Overwrite = False,
     s_norm: Annotated[
         bool,
         typer.Option(
@@ -92,7 +93,7 @@ def verify(
 
     _check_verify(pair, trials, {"--by": by != "labels", "--groups": groups}, s_norm,
                   {"--enrol": enrol, "--scores": scores, "--cohort": cohort})  # fmt: skip
-    _check_scores(scores, trials, enrol)
+    _check_scores(scores, overwrite, trials, enrol)
     point = OperatingPoint(p_target, cost_miss, cost_false_accept)
     opened = Collection.open(collection, must_exist=True)
     if trials is not None:
@@ -180,12 +181,15 @@ def _check_verify(
         raise UsageError("--cohort has no effect without --s-norm; give --s-norm too")
 
 
-def _check_scores(scores: Path | None, *read: Path | None) -> None:
-    """Refuse to write the scores where they cannot be written, or over a file that is read.
+def _check_scores(scores: Path | None, overwrite: bool, *read: Path | None) -> None:
+    """Refuse to write the scores where they cannot be written, over a file that is read, or, unless
+    that is asked for, over any.
 
     Raises:
         UsageError: so it would be.
     """
+    from penult.fewshot.storage import check_free
+
     check_output(scores)
     if scores is None or not scores.exists():
         return
@@ -193,6 +197,7 @@ def _check_scores(scores: Path | None, *read: Path | None) -> None:
         raise UsageError(
             f"{scores} is read, and its scores would replace it; name another file in --scores"
         )
+    check_free(scores, overwrite)
 
 
 def _show_verification(

@@ -246,16 +246,17 @@ class _Picked:
         return (place.id, place.region) in self._keys
 
     def _add(self, reason: str, top: _Top, i: int) -> bool:
+        from scipy.special import expit
+
         place = top.places[i]
         if top.rows is None or self._is_picked(place):
             return False
         row = top.rows[i]
         self._keys.add((place.id, place.region))
         self._near = np.concatenate([self._near, row[None]])
-        score = 0.5 * (1.0 + np.tanh(0.5 * top.scores[i]))
         self.found.append(
             Suggestion(place.id, place.region, place.start, place.end, place.channel, reason,
-                       float(score), float((self._ranking.members @ row).max()),
+                       float(expit(top.scores[i])), float((self._ranking.members @ row).max()),
                        dict(place.metadata))
         )  # fmt: skip
         return True
