@@ -239,6 +239,8 @@ def test_ratios_of_other_names_are_calibrated() -> None:
     true = cllr(2.0 * scores - 2.0, same)
     assert held_out_cllr(scores, pairs) == pytest.approx(true, abs=0.01)
     assert least_cllr(scores, same) < held_out_cllr(scores, pairs)
+    # Scores the wrong way round are no evidence, and not good evidence of the opposite.
+    assert held_out_cllr(-scores, pairs) == pytest.approx(1) == least_cllr(-scores, same)
     few = same | (left < 3)
     two = Pairs(names[left][few] % 2, names[right][few] % 2, same[few])
     assert np.isnan(held_out_cllr(scores[few], two))

@@ -234,13 +234,16 @@ def held_out_cllr(similarities: Floats, names: Pairs, seed: int = 0) -> float:
 
 def _ratios(similarities: Floats, same: Flags, fitted: Rows, scores: Floats) -> Floats:
     """Log-likelihood ratios of scores by a logistic regression in which both kinds weigh half, so
-    that its prior odds are one."""
+    that its prior odds are one. Scores that fall where they should rise tell nothing: turned round
+    they would be another measure than the one that is judged."""
     from sklearn.linear_model import LogisticRegression
 
     values = similarities[fitted]
     mean, spread = values.mean(), values.std() or 1.0
     head: Any = LogisticRegression(C=1e3, class_weight="balanced")
     head.fit(((values - mean) / spread)[:, None], same[fitted])
+    if head.coef_[0, 0] < 0:
+        return np.zeros(len(scores))
     found: Floats = head.decision_function(((scores - mean) / spread)[:, None])
     return found
 
