@@ -121,6 +121,17 @@ def test_a_search_in_a_space_takes_the_index(
     assert plans and all("ANN" in plan for plan in plans)
 
 
+def test_short_lists_are_asked_again_not_all_rows(
+    in_spaces: tuple[penult.Collection, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One list of the index holds some sixty rows, a search in a space asks for a thousand."""
+    made, vectors = in_spaces
+    monkeypatch.setattr(index, "PROBES", 1)
+    monkeypatch.setattr(lance, "stream_rows", lambda *_: pytest.fail("all rows are read"))
+    hits = made.search(vectors[7], k=K, space="whiten")
+    assert hits.searched == "index" and hits[0].id == "0007"
+
+
 def test_a_filter_and_new_rows_in_a_space(
     in_spaces: tuple[penult.Collection, np.ndarray], tmp_path: Path
 ) -> None:

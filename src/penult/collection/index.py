@@ -148,6 +148,16 @@ def probes(count: int, matching: int) -> int:
     return min(_lists(count), math.ceil(PROBES * count / max(1, matching)))
 
 
+def more_probes(count: int, matching: int) -> Iterator[int]:
+    """`probes`, then twice as many each time up to all lists: for a search that has to find a
+    number of rows, which lists of unequal length hold or do not."""
+    lists, now = _lists(count), probes(count, matching)
+    while now < lists:
+        yield now
+        now = min(2 * now, lists)
+    yield lists
+
+
 def _lists(count: int) -> int:
     return max(1, round(math.sqrt(count)))
 

@@ -249,13 +249,16 @@ def in_space_by_index(
     for direction in (space.direction(point), query):
         if not direction.any():
             continue
-        with lance.query_errors(path, where, table.schema.names):
-            builder = table.search(direction, vector_column_name="vector").distance_type("cosine")
-            if where is not None:
-                builder = builder.where(where, prefilter=True)
-            builder = builder.nprobes(index.probes(count, matching)).limit(asked)
-            part = builder.select([*names, DISTANCE]).to_arrow()
-        if len(part) < min(asked, matching):
+        for probes in index.more_probes(count, matching):
+            with lance.query_errors(path, where, table.schema.names):
+                builder = table.search(direction, vector_column_name="vector")
+                if where is not None:
+                    builder = builder.where(where, prefilter=True)
+                builder = builder.distance_type("cosine").nprobes(probes).limit(asked)
+                part = builder.select([*names, DISTANCE]).to_arrow()
+            if len(part) == min(asked, matching):
+                break
+        else:
             return None
         parts.append(part.select(names))
     found = pa.concat_tables(parts)
