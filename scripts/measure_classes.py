@@ -16,9 +16,9 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from penult.analysis import space
+from penult.analysis.metrics import calibration_error
 from penult.collection.collection import Collection
 from penult.collection.labels import labelled
-from penult.fewshot.calibration import calibration_error
 from penult.fewshot.examples import Examples
 from penult.fewshot.fitted import FittedClasses
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
+from penult.analysis.metrics import calibration_error
 from penult.errors import LabelsError
-from penult.fewshot.calibration import Probabilities, Unknowns, calibration_error, probabilities
+from penult.fewshot.calibration import Probabilities, Unknowns, probabilities
 
 NAN, INF = np.nan, np.inf
 NOTHING = np.zeros(0)

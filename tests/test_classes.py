@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import binom
 
+from penult.analysis.metrics import calibration_error
 from penult.analysis.space import RAW, fit
 from penult.analysis.verification import verify
 from penult.errors import LabelsError, SpaceError, UsageError
 from penult.fewshot import scorers, storage
-from penult.fewshot.calibration import Unknowns, calibration_error, probabilities
+from penult.fewshot.calibration import Unknowns, probabilities
 from penult.fewshot.events import Window, merged, to_csv, to_raven
 from penult.fewshot.examples import Examples
 from penult.fewshot.fitted import FittedClasses

@@ -1,5 +1,6 @@
-"""Measures of vectors: nearest neighbours, retrieval, hubness, agreement of k-means, and label-free
-ranking of readings (RankMe, α-ReQ). Numpy in, numbers out.
+"""Measures of vectors (nearest neighbours, retrieval, hubness, agreement of k-means), label-free
+ranking of readings (RankMe, α-ReQ), and measures of predicted labels and values (average precision,
+F1, R², concordance). Numpy in, numbers out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from penult.errors import LabelsError
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 _BLOCK = 1024
 
@@ -191,3 +193,224 @@ def rank_without_labels(
             rows = rows[np.sort(chosen)]
         found.append(LabelFreeRank(name, rank_me(rows), alpha_req(rows)))
     return sorted(found, key=lambda one: -one.rank_me)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRanking:
+    """Scores (n, K) in falling order, class by class, to be weighted again and again.
+
+    order: (n, K) rows by falling score. truth: (n, K) of these rows. last: (n, K) whether the next
+    row has a lower score: rows of one score are retrieved together.
+    """
+
+    order: Rows
+    truth: Array
+    last: Mask
+
+    @classmethod
+    def of(cls, truth: npt.ArrayLike, scores: npt.ArrayLike) -> ScoreRanking:
+        """truth: (n, K) whether a row is of a class."""
+        order = np.argsort(-np.asarray(scores, np.float64), axis=0, kind="stable")
+        fallen = np.take_along_axis(np.asarray(scores, np.float64), order, axis=0)
+        last = np.ones(fallen.shape, bool)
+        last[:-1] = fallen[:-1] != fallen[1:]
+        held = np.take_along_axis(np.asarray(truth, bool), order, axis=0).astype(np.float64)
+        return cls(order.astype(np.int64), held, last)
+
+    def average_precisions(self, weights: npt.ArrayLike | None = None) -> Array:
+        """(K,) see `average_precisions`."""
+        return np.array([self._of_class(number, weights) for number in range(self.truth.shape[1])])
+
+    def _of_class(self, number: int, weights: npt.ArrayLike | None) -> float:
+        truth, last = self.truth[:, number], self.last[:, number]
+        weight = _weights_of_class(weights, number, len(truth))[self.order[:, number]]
+        found, taken = (weight * truth).cumsum()[last], weight.cumsum()[last]
+        if not len(found) or not found[-1] > 0:
+            return float("nan")
+        steps = np.diff(found, prepend=0.0)
+        more = steps > 0
+        return float((steps[more] * found[more] / taken[more]).sum() / found[-1])
+
+
+def _weights_of_class(weights: npt.ArrayLike | None, number: int, rows: int) -> Array:
+    if weights is None:
+        return np.ones(rows)
+    given = np.asarray(weights, np.float64)
+    return given if given.ndim == 1 else given[:, number]
+
+
+def average_precisions(
+    truth: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> Array:
+    """(K,) average precision of each class: the precision at each step of recall, summed with the
+    steps (as scikit-learn's); NaN for a class without positives. `np.nanmean` of it is the mAP.
+
+    truth: (n, K) whether a row is of a class. scores: (n, K). weights: how much a row counts (n,),
+    or a row for a class (n, K), 0 where its label is not known.
+    """
+    return ScoreRanking.of(truth, scores).average_precisions(weights)
+
+
+def lwlrap(
+    truth: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> float:
+    """Label-weighted label-ranking average precision (Fonseca et al., DCASE 2019, task 2): for each
+    label of an item the share of the item's own labels among the classes that score at least as
+    high; the mean over all labels of all items. NaN without any label.
+
+    truth, scores: (n, K). weights: (n,) how much a row counts.
+    """
+    held = np.asarray(truth, bool)
+    counts = np.ones(len(held)) if weights is None else np.asarray(weights, np.float64)
+    labels = float(counts @ held.sum(axis=1))
+    return float(counts @ label_precisions(held, scores)) / labels if labels > 0 else float("nan")
+
+
+def label_precisions(truth: npt.ArrayLike, scores: npt.ArrayLike) -> Array:
+    """(n,) the sums over an item's labels that `lwlrap` averages."""
+    held, given = np.asarray(truth, bool), np.asarray(scores, np.float64)
+    order = np.argsort(-given, axis=1, kind="stable")
+    fallen = np.take_along_axis(given, order, axis=1)
+    mine = np.take_along_axis(held, order, axis=1)
+    found = mine.cumsum(axis=1)
+    # Classes of one score share the rank of the last of them.
+    rank = np.arange(1, given.shape[1] + 1) * np.ones((len(given), 1), np.int64)
+    tied = fallen[:, :-1] == fallen[:, 1:]
+    for place in range(given.shape[1] - 2, -1, -1):
+        same = tied[:, place]
+        rank[same, place] = rank[same, place + 1]
+        found[same, place] = found[same, place + 1]
+    summed: Array = (mine * found / rank).sum(axis=1)
+    return summed
+
+
+def f1_scores(
+    truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> tuple[Array, float, float]:
+    """F1 of each class (K,), NaN for a class without positives; micro F1, of all decisions; macro
+    F1, the mean over classes with positives.
+
+    truth, predicted: (n, K) bool. weights: (n,) or (n, K) as for `average_precisions`.
+    """
+    held, assigned = np.asarray(truth, bool), np.asarray(predicted, bool)
+    counts = np.ones(len(held)) if weights is None else np.asarray(weights, np.float64)
+    counts = counts[:, None] if counts.ndim == 1 else counts
+    hits = (counts * (held & assigned)).sum(axis=0)
+    positives, named = (counts * held).sum(axis=0), (counts * assigned).sum(axis=0)
+    some = positives > 0
+    each = np.where(some, 2 * hits / np.where(some, positives + named, 1.0), np.nan)
+    total = positives.sum() + named.sum()
+    micro = float(2 * hits.sum() / total) if total > 0 else float("nan")
+    return each, micro, float(each[some].mean()) if some.any() else float("nan")
+
+
+def best_thresholds(
+    truth: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> Array:
+    """(K,) the threshold of each class with the highest F1 on these scores, which must be held out:
+    half-way to the next lower score. Of equal F1 the highest threshold; NaN, which no score
+    reaches, for a class without positives.
+
+    truth, scores: (n, K). weights: (n,) or (n, K) as for `average_precisions`.
+    """
+    ranking, given = ScoreRanking.of(truth, scores), np.asarray(scores, np.float64)
+    chosen = np.full(given.shape[1], np.nan)
+    for number in range(given.shape[1]):
+        order, last = ranking.order[:, number], ranking.last[:, number]
+        weight = _weights_of_class(weights, number, len(order))[order]
+        found = (weight * ranking.truth[:, number]).cumsum()
+        if not len(found) or not found[-1] > 0:
+            continue
+        steps = given[order, number][last]
+        f1 = 2 * found[last] / (found[-1] + weight.cumsum()[last])
+        best = int(f1.argmax())
+        chosen[number] = steps[best : best + 2].mean()
+        if not chosen[number] > steps[best + 1 : best + 2].max(initial=-np.inf):
+            chosen[number] = steps[best]  # two scores without a number between them
+    return chosen
+
+
+def calibration_error(probabilities: npt.ArrayLike, right: npt.ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error (Naeini et al., 2015): |accuracy − probability|, averaged over
+    bins of equal width, weighted by their counts. probabilities: (n,) of the predicted classes."""
+    share, hit = np.asarray(probabilities, np.float64), np.asarray(right, np.float64)
+    place = np.minimum((share * bins).astype(int), bins - 1)
+    gaps = [abs(hit[place == b].mean() - share[place == b].mean()) * (place == b).mean()
+            for b in np.unique(place)]  # fmt: skip
+    return float(sum(gaps))
+
+
+def _moments(
+    truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: npt.ArrayLike | None
+) -> tuple[Array, Array, Array]:
+    """Weights (n, 1…) that sum to 1; truth and prediction (n, …)."""
+    true, given = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
+    counts = np.ones(len(true)) if weights is None else np.asarray(weights, np.float64)
+    total = counts.sum()
+    shares = counts / total if total > 0 else np.full(len(true), np.nan)
+    return shares.reshape(-1, *[1] * (true.ndim - 1)), true, given
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """NaN where the lower part is 0."""
+    return np.where(below > 0, above / np.where(below > 0, below, 1.0), np.nan)
+
+
+def r_squared(
+    truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> Array:
+    """R², the share of the variance that the prediction explains: 1 − mean squared error /
+    variance. Below 0 where the mean predicts better; NaN where all true values are equal.
+
+    truth, predicted: (n,) → a number (), or (n, T) → (T,). weights: (n,).
+    """
+    shares, true, given = _moments(truth, predicted, weights)
+    varied = _variance(shares, true)
+    return np.where(
+        varied > 0, 1 - _ratio((shares * (true - given) ** 2).sum(axis=0), varied), np.nan
+    )
+
+
+def concordance(
+    truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> Array:
+    """Concordance correlation coefficient (Lin, Biometrics 1989; variances over n): 1 where each
+    prediction is the value itself; unlike Pearson's r it falls with a shift or another scale. 0 for
+    constant predictions; NaN where both are one constant. Shapes as `r_squared`.
+    """
+    shares, true, given = _moments(truth, predicted, weights)
+    shift = (shares * (true - given)).sum(axis=0)
+    below = _variance(shares, true) + _variance(shares, given) + shift**2
+    return _ratio(2 * _covariance(shares, true, given), below)
+
+
+def mean_absolute_error(
+    truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> Array:
+    """Mean absolute error, in the unit of the values. Shapes as `r_squared`."""
+    shares, true, given = _moments(truth, predicted, weights)
+    error: Array = (shares * np.abs(true - given)).sum(axis=0)
+    return error
+
+
+def pearson(
+    truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> Array:
+    """Pearson's r; NaN where truth or prediction is constant. Shapes as `r_squared`."""
+    shares, true, given = _moments(truth, predicted, weights)
+    below = np.sqrt(_variance(shares, true) * _variance(shares, given))
+    return _ratio(_covariance(shares, true, given), below)
+
+
+def _covariance(shares: Array, one: Array, other: Array) -> Array:
+    middle = (shares * one).sum(axis=0)
+    product: Array = (shares * (one - middle) * (other - (shares * other).sum(axis=0))).sum(axis=0)
+    return product
+
+
+def _variance(shares: Array, values: Array) -> Array:
+    """0, not a rounding error, where all values that count are equal."""
+    counted = values[shares.reshape(-1) > 0]
+    if not len(counted):
+        return np.full(values.shape[1:], np.nan)
+    return np.where(np.ptp(counted, axis=0) > 0, _covariance(shares, values, values), 0.0)

@@ -211,13 +211,3 @@ def _platt(scores: Floats, targets: Targets, guess: float) -> Probabilities:
     return Probabilities(temperature, float(found.x[1]), True,
                          f"fitted to {int(truth.sum())} held-out pairs of example and class that "
                          f"belong together, and {int((~truth).sum())} that do not")  # fmt: skip
-
-
-def calibration_error(probabilities: npt.ArrayLike, right: npt.ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error (Naeini et al., 2015): |accuracy − probability|, averaged over
-    bins of equal width, weighted by their counts. probabilities: (n,) of the predicted classes."""
-    share, hit = np.asarray(probabilities, np.float64), np.asarray(right, np.float64)
-    place = np.minimum((share * bins).astype(int), bins - 1)
-    gaps = [abs(hit[place == b].mean() - share[place == b].mean()) * (place == b).mean()
-            for b in np.unique(place)]  # fmt: skip
-    return float(sum(gaps))
