@@ -4,7 +4,7 @@ JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,7 +121,12 @@ def predict(
     ] = None,
     min_probability: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Least probability of a class; else unknown."),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Least probability of a class, with --several in place of the classes' own "
+            "thresholds; else unknown.",
+        ),
     ] = None,
     min_similarity: Annotated[
         float | None,
@@ -199,7 +204,6 @@ def predict(
     }
     limits = {"min-probability": min_probability, "min-similarity": min_similarity,
               "without": without or None}  # fmt: skip
-    form = Form(merge_gap, windows, out, json, raw_cells)
     if names is not None:
         unused = {**settings, **limits, **parts.cut, "box": box, "nearest": nearest or None}
         _check_names(unused, names_model)
@@ -212,10 +216,12 @@ def predict(
         )
         accepted = AssignmentLimits(min_probability, min_similarity, frozenset(without or ()))
         accepted.check(taught.fitted.names)
-        results = _predict_taught(taught, parts, unknown, nearest)
+        results = _predict_taught(taught, parts, unknown, nearest, min_probability)
         found, facts = (accepted(one) if isinstance(one, ClassPrediction) else one
                         for one in results), None  # fmt: skip
-    with Spool(whole=json, shown=SHOWN) as spool:
+    classes = taught.fitted.names if names is None and taught.fitted.several else ()
+    form = Form(merge_gap, windows, out, json, raw_cells, classes)
+    with Spool(whole=json or bool(classes and out), shown=SHOWN) as spool:
         with working("predicting"):
             failures = spool.extend(found)  # output starts after the last item
         if facts is None:
@@ -283,7 +289,9 @@ def _check_names(unused: dict[str, Any], folder: Path | None) -> None:
         )
 
 
-def _predict_taught(taught: ClassSpace, parts: Parts, level: float | None, nearest: int) -> Results:
+def _predict_taught(
+    taught: ClassSpace, parts: Parts, level: float | None, nearest: int, least: float | None
+) -> Results:
     from penult.collection.collection import Collection
     from penult.errors import UsageError
 
@@ -299,13 +307,15 @@ def _predict_taught(taught: ClassSpace, parts: Parts, level: float | None, neare
                 "give items or a collection: a class space from a file has no rows of its own"
             )
         collection = Collection.open(items[0], must_exist=True) if items else None
-        return taught.predict_collection(collection, parts.where, unknown=level, nearest=nearest)
+        return taught.predict_collection(
+            collection, parts.where, unknown=level, nearest=nearest, min_probability=least
+        )
     if parts.where is not None:
         raise UsageError("--where filters the rows of a collection; it does not apply to files")
     modality = str(taught.source.manifest.model.get("modality"))
     layout = layout_of(modality, **{"window": None, "hop": None, **parts.cut})
     source = boxed(source_of(items, parts.channel, modality), parts.box, modality)
-    return taught.stream(source, layout, level, nearest)
+    return taught.stream(source, layout, level, nearest, min_probability=least)
 
 
 def _version(taught: ClassSpace) -> dict[str, Any] | None:
@@ -387,13 +397,14 @@ SHOWN = 20
 @dataclass(frozen=True, slots=True)
 class Form:
     """Form of the output. gap: seconds between windows of one event. apart: keep windows apart.
-    raw_cells: texts in a table as they are."""
+    raw_cells: texts in a table as they are. classes: where an item may be of several."""
 
     gap: float
     apart: bool
     out: Path | None
     json: bool
     raw_cells: bool
+    classes: Sequence[str] = ()
 
 
 def print_predictions(
@@ -407,7 +418,7 @@ def print_predictions(
     if found.cut and not form.apart:
         merged = events.merged(found.windows(), form.gap)
     if form.out is not None:
-        _write(form.out, found, merged, form.raw_cells)
+        _write(form.out, found, merged, form)
     if form.json:
         print_json_stream({"place": place, **facts}, "predictions", found, {
             "events": None if merged is None else [one.to_dict() for one in merged],
@@ -442,18 +453,20 @@ def _sum_up(
         print_failure(one.id, one.message)
 
 
-def _write(out: Path, found: Spool, merged: list[Event] | None, raw_cells: bool) -> None:
+def _write(out: Path, found: Spool, merged: list[Event] | None, form: Form) -> None:
     from penult.data.files import write_file
     from penult.data.formulas import Cells
     from penult.fewshot import events
 
     lines: Iterable[str]
-    cells = Cells(raw_cells)
+    cells = Cells(form.raw_cells)
     if out.suffix == ".txt":
         each = (event for window in found.windows() for event in window.events())
         lines = [events.to_raven(list(each) if merged is None else merged, cells)]
     else:
-        lines = found.to_csv(cells) if merged is None else [events.to_csv(merged, cells)]
+        lines = (
+            found.to_csv(cells, form.classes) if merged is None else [events.to_csv(merged, cells)]
+        )
     write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
     cells.tell(out)
 
@@ -469,6 +482,8 @@ def _say_basis(facts: dict[str, Any]) -> None:
         + (f" (cross-validated: {tried})" if tried else "")
         + f", space {facts['space']}; probabilities: {facts['probabilities']}[/]"
     )
+    if facts["several"]:
+        print_note(f"[dim]{printable(_several_at_once(facts))}[/]")
     for name in ("lengths", "background"):
         if facts[name] and (note := facts[name]["note"]):
             print_note(f"[yellow]{printable(note)}[/]")
@@ -493,6 +508,21 @@ def _say_basis(facts: dict[str, Any]) -> None:
             basis = f"; unknown by {unknown['basis']}" if unknown["basis"] else ""
             nothing = "" if basis else ", so that only what marks of no rule out is called unknown"
             print_note(f"[yellow]no level of unknown: {unknown['why']}{nothing}{basis}[/]")
+
+
+def _several_at_once(facts: dict[str, Any]) -> str:
+    if (least := facts["limits"]["probability"]) is not None:
+        return f"several classes at once, each from a probability of {least:g} on"
+    if facts["thresholds"] is None:
+        return "several classes at once: the best one, and each from a probability of 0.5 on"
+    known = facts["expected"]
+    each = [one["threshold"] for one in facts["thresholds"].values()]
+    return (
+        f"several classes at once, each from its own probability on ({min(each):.2f} to "
+        f"{max(each):.2f}); on {counted(known['examples'], 'held-out example')}: mAP "
+        f"{known['mean_average_precision']:.3f}, lwlrap {known['lwlrap']:.3f}, F1 "
+        f"{known['f1_macro']:.3f} by class, {known['f1_micro']:.3f} over all"
+    )
 
 
 def _show(found: Spool, by_names: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -682,7 +683,10 @@ def _show(space: ClassSpace, place: str, csv: Path | None, save: Path | None, js
     if json:
         missing = [list(key) for key in space.source.missing]
         facts = {"csv": csv, "saved": save, "missing": missing}
-        print_json({"place": place, "classes": [one.to_dict() for one in space.classes], **facts})
+        none = dict.fromkeys(("threshold", "chosen", "average_precision", "f1"))
+        thresholds = _thresholds(space)
+        each = [one.to_dict() | thresholds.get(one.name, none) for one in space.classes]
+        print_json({"place": place, "classes": each, **facts})
         return
     _show_classes(space, place)
     for path in filter(None, (csv, save)):
@@ -698,9 +702,11 @@ def _show_classes(space: ClassSpace, place: str) -> None:
     from penult.fewshot.examples import EVERY
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("class", "yes", "no", "unsure", "most typical example"):
-        table.add_column(name, justify="right" if name in ("yes", "no", "unsure") else "left",
-                         overflow="fold")  # fmt: skip
+    thresholds = _thresholds(space)
+    measures = ["threshold", "AP", "F1"] if thresholds else []
+    for name in ("class", "yes", "no", "unsure", *measures, "most typical example"):
+        table.add_column(name, overflow="fold", justify="left" if name in
+                         ("class", "most typical example") else "right")  # fmt: skip
     for one in space.classes:
         typical = ""
         if one.medoid:
@@ -708,5 +714,18 @@ def _show_classes(space: ClassSpace, place: str) -> None:
             typical = printable_path(one.medoid[0]) + printable(region)
         elif one.name == EVERY:
             typical = "[dim](background: of none of the classes)[/]"
-        table.add_row(printable(one.name), str(one.yes), str(one.no), str(one.unsure), typical)
+        own = thresholds.get(one.name, {})
+        shown = [f"{own[name]:.3f}" if own.get(name, math.nan) == own.get(name) else ""
+                 for name in ("threshold", "average_precision", "f1")]  # fmt: skip
+        table.add_row(printable(one.name), str(one.yes), str(one.no), str(one.unsure),
+                      *(shown if measures else []), typical)  # fmt: skip
     print_table(table)
+
+
+def _thresholds(space: ClassSpace) -> dict[str, dict[str, Any]]:
+    """What the current version keeps of each class, where an item may be of several."""
+    from penult.fewshot.examples import any_members
+
+    if space.history.current is None or not any_members(space.examples):
+        return {}
+    return space.fitted.to_dict()["thresholds"] or {}

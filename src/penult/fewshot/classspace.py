@@ -41,6 +41,7 @@ from penult.fewshot.examples import (
 )
 from penult.fewshot.fitted import FittedClasses, Settings, fit_space
 from penult.fewshot.labelling import (
+    SEPARATOR,
     ClassCounts,
     Groups,
     LabelledExamples,
@@ -49,7 +50,14 @@ from penult.fewshot.labelling import (
     by_row,
     of_head,
 )
-from penult.fewshot.predictions import ClassPrediction, Location, former, predictions
+from penult.fewshot.predictions import (
+    AssignmentLimits,
+    ClassPrediction,
+    Location,
+    former,
+    predictions,
+)
+from penult.fewshot.thresholds import NO_THRESHOLDS
 from penult.fewshot.vectors import VectorSource, pairs_of
 from penult.fewshot.versions import (
     CollectionStore,
@@ -134,11 +142,13 @@ class _Background:
 @dataclass(frozen=True, slots=True)
 class Query:
     """fitted: the classes. level: the share of the members of known ones that is called unknown, at
-    most. nearest: the number of nearest examples that are named."""
+    most. nearest: the number of nearest examples that are named. least: the least probability of an
+    assigned class, see `FittedClasses.judge`."""
 
     fitted: FittedClasses
     level: float
     nearest: int = 0
+    least: float | None = None
 
     def __post_init__(self) -> None:
         # A level that cannot be is refused before any item is opened.
@@ -146,12 +156,14 @@ class Query:
             self.fitted.level(self.level)
         if self.nearest < 0:
             raise LabelsError(f"{self.nearest} nearest examples cannot be named; give 0 or more")
+        AssignmentLimits(self.least)  # refused outside of 0 to 1
 
     def vectors(
         self, vectors: npt.NDArray[np.float32], places: list[Location]
     ) -> Iterator[ClassPrediction]:
         """Predictions of raw vectors (m, d) from these places."""
-        return predictions(self.fitted, vectors, places, self.level, self.nearest)
+        judged = self.fitted.judge(vectors, self.level, self.least)
+        return predictions(self.fitted, vectors, places, judged, self.nearest)
 
     def items(
         self,
@@ -399,17 +411,26 @@ class ClassSpace:
         `add`, of items.
 
         A table that names rows by path and region, as `Examples.to_csv` writes it, is read as it
-        was written: regions, channels, marks for every class, and items of several classes.
+        was written: regions, channels, marks for every class, and items of several classes. With
+        several classes at once other cells may name several, see `names_in`, and so may several
+        rows of one span.
 
         Raises:
             LabelsError: no item has a name, a mark or region that cannot be, or no collection.
         """
         if mark is not None:
             checked_mark(mark)
+        kept = self.settings.several
+        several = of_several(self._examples) if kept is None else kept
         if items is None:
-            named = by_row(self.source, by, where, mark or "yes")
+            named = by_row(self.source, by, where, mark or "yes", several)
         else:
-            named = by_item(self.source, items, by, layout, mark, self._examples)
+            named = by_item(self.source, items, by, layout, mark, self._examples, several)
+        if not several and (lists := sorted(n for n in set(named.names) if SEPARATOR in n)):
+            log.warning(
+                "%r is taken for the name of one class: penult teach %s --several reads the parts "
+                "between ; as classes", lists[0], self._place,
+            )  # fmt: skip
         with self._guard:
             self._teach(named, f"teach --from {by}")
         return named.counts
@@ -473,8 +494,7 @@ class ClassSpace:
     @property
     def _is_of_before(self) -> bool:
         """Whether the marks are of a time when nothing was kept of what was fitted."""
-        marked = self.source.collection is not None and bool(self._examples.keys)
-        anew = self._teaches or "space" in self._given
+        marked, anew = bool(self._examples.keys), self._teaches or "space" in self._given
         return marked and not anew and self._ledger.settings is None
 
     @property
@@ -491,15 +511,18 @@ class ClassSpace:
         on_error: Literal["raise", "skip"] = "raise",
         window: float | None = None,
         hop: float | None = None,
+        min_probability: float | None = None,
     ) -> list[ClassPrediction]:
         """The predictions of items, in their order; label None is unknown.
 
         items: as for `add`, one of them or many. window, hop: seconds. unknown: another level for
-        this call. nearest: the number of nearest examples to name.
+        this call. nearest: the number of nearest examples to name. min_probability: of an assigned
+        class; with several at once it takes the place of their thresholds.
         """
         pairs = pairs_of(items, self.source.modality)
         predictions = []
-        for one in self.stream(pairs, Layout(window, hop), unknown, nearest):
+        layout = Layout(window, hop)
+        for one in self.stream(pairs, layout, unknown, nearest, min_probability=min_probability):
             if isinstance(one, ClassPrediction):
                 predictions.append(one)
             elif on_error == "raise":
@@ -513,9 +536,11 @@ class ClassSpace:
         unknown: float | None = None,
         nearest: int = 0,
         workers: int | None = None,
+        min_probability: float | None = None,
     ) -> Iterator[ClassPrediction | Failure]:
         """Predictions of (item, region) pairs as they come, and the items that failed."""
-        yield from self._query(unknown, nearest).items(self.source, pairs, layout, workers)
+        query = self._query(unknown, nearest, min_probability)
+        yield from query.items(self.source, pairs, layout, workers)
 
     def predict_collection(
         self,
@@ -524,6 +549,7 @@ class ClassSpace:
         *,
         unknown: float | None = None,
         nearest: int = 0,
+        min_probability: float | None = None,
     ) -> Iterator[ClassPrediction]:
         """Predictions of the rows of a collection, in the order of their keys, from their stored
         vectors.
@@ -531,10 +557,16 @@ class ClassSpace:
         Raises:
             FingerprintMismatch: the collection holds vectors of another embedder.
         """
-        yield from self._query(unknown, nearest).rows(self.source, collection, where)
+        query = self._query(unknown, nearest, min_probability)
+        yield from query.rows(self.source, collection, where)
 
     def predict_vectors(
-        self, vectors: npt.ArrayLike, *, unknown: float | None = None, nearest: int = 0
+        self,
+        vectors: npt.ArrayLike,
+        *,
+        unknown: float | None = None,
+        nearest: int = 0,
+        min_probability: float | None = None,
     ) -> list[ClassPrediction]:
         """Predictions of raw vectors (n, d) of this embedder.
 
@@ -543,7 +575,7 @@ class ClassSpace:
         """
         values = np.atleast_2d(np.asarray(vectors, np.float32))
         places = [Location(str(i), "whole") for i in range(len(values))]
-        return list(self._query(unknown, nearest).vectors(values, places))
+        return list(self._query(unknown, nearest, min_probability).vectors(values, places))
 
     # ---- keeping
 
@@ -653,8 +685,10 @@ class ClassSpace:
             groups = self._named_groups()
         rows = self._rows if former is None else former.background
         self._background = _Background(self.source, self._examples, rows)
+        # Marks of a time when nothing was kept have the classes that they had.
+        thresholds = NO_THRESHOLDS if self._is_of_before else None
         return FittedClasses(self._examples, self.space, method, self._several(),
-                             self._background, groups)  # fmt: skip
+                             self._background, groups, thresholds=thresholds)  # fmt: skip
 
     def _anew(self) -> FittedClasses:
         """Fitted to the rows there are now, and not kept."""
@@ -679,8 +713,8 @@ class ClassSpace:
     def _parts(self, fitted: FittedClasses) -> Taught:
         """What these classes were fitted from, which are of `_fresh`."""
         _ = fitted.unknowns, fitted.probabilities  # then it is known whether they need background
-        return Taught(fitted.examples, fitted.space, fitted.method, fitted.several,
-                      fitted.accuracy, self._named_groups(), self._background.rows)  # fmt: skip
+        return Taught(fitted.examples, fitted.space, fitted.method, fitted.several, fitted.accuracy,
+                      self._named_groups(), self._background.rows, fitted.thresholds)  # fmt: skip
 
     def _keep(self, fitted: FittedClasses, taught: Taught) -> None:
         if self.source.collection is not None and any(of_head(key) for key in self._examples.keys):
@@ -765,8 +799,9 @@ class ClassSpace:
             self._taught = replace(taught, examples=changed)
             self._fitted = self._fit()
 
-    def _query(self, level: float | None, nearest: int) -> Query:
-        return Query(self.fitted, self.settings.unknown if level is None else level, nearest)
+    def _query(self, level: float | None, nearest: int, least: float | None) -> Query:
+        level = self.settings.unknown if level is None else level
+        return Query(self.fitted, level, nearest, least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -902,9 +937,10 @@ class History:
         pairs = (Query(each, level).rows(space.source, None, None) for each in (one, other))
         for before, after in zip(*pairs, strict=True):
             rows += 1
-            if before.label != after.label:
-                changed[before.label, after.label] += 1
-                examples.setdefault((before.label, after.label), (before.id, before.region))
+            names = (_names_of(before), _names_of(after))
+            if names[0] != names[1]:
+                changed[names] += 1
+                examples.setdefault(names, (before.id, before.region))
         return Difference(rows, dict(changed.most_common()), examples)
 
     def _fitted(self, number: int) -> FittedClasses:
@@ -918,6 +954,11 @@ class History:
         if taught is None:
             raise LabelsError(f"version {number} is in the history of the file, without its parts")
         return taught.fit()
+
+
+def _names_of(one: ClassPrediction) -> str | None:
+    """All classes of an item, with ; between; None is unknown."""
+    return ";".join(sorted(one.detection.probabilities)) or None
 
 
 def lacking(space: ClassSpace, place: str) -> str | None:

@@ -35,6 +35,7 @@ from penult.fewshot.scorers import (
     Scorer,
     Targets,
 )
+from penult.fewshot.thresholds import NO_THRESHOLDS, LabelThresholds, choose_thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +75,12 @@ class Settings:
 
 Background = Callable[[], npt.NDArray[np.float32]]
 CENTRED_FROM = 20  # vectors, from which their mean is known well enough to subtract it
-_ASSIGNED = 0.5  # the probability from which one of several classes is assigned
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """Predictions of m vectors. label: the place of the best class, −1 for unknown. assigned:
-    (m, K) the best class or, for several at once, all more probable than not. p_value: the
+    (m, K) the best class or, for several at once, all that reach their threshold. p_value: the
     probability of so low a score for a member of the classes; NaN where it is not known.
     similarity: (m, K) cosines to the means of the classes' examples, whatever the method."""
 
@@ -100,6 +100,7 @@ class FittedClasses:
     examples. background: vectors of any items, the other side of the probability of one class, and
     of `agile`. groups: the speaker, site or recording of each example; in cross-validation a group
     is scored without itself. accuracy: of the methods that were compared when this one was chosen.
+    thresholds: of several classes at once, as they were chosen then; None chooses them.
 
     An example that the space was fitted with (`Space.seen`) is held out of the space too.
     """
@@ -113,10 +114,11 @@ class FittedClasses:
         background: Background | None = None,
         groups: Sequence[str | None] | None = None,
         accuracy: Mapping[str, float] | None = None,
+        thresholds: LabelThresholds | None = None,
     ) -> None:
         if method is not None:
             scorers.check_method(method)
-        self._accuracy = accuracy
+        self._accuracy, self._thresholds = accuracy, thresholds
         self.names = tuple(
             name for name in examples.names if any(one.get(name) == "yes" for one in examples.marks)
         )
@@ -241,13 +243,22 @@ class FittedClasses:
 
     def held_out(self) -> tuple[Floats, Targets, npt.NDArray[np.bool_]]:
         """(m, K) each: the probabilities of examples by scorers that were fitted without them (NaN
-        where a class had no other member), their targets, and the classes that they are given."""
+        where a class had no other member), their targets, and the classes that they may be given:
+        the best one, or any of several."""
         found = self._chosen[2]
         scores = np.where(np.isnan(found.scores), -np.inf, found.scores)
         shares = self.probabilities(scores)
         best = scores.argmax(axis=1)[:, None] == np.arange(scores.shape[1])
-        assigned = np.isfinite(scores) & (best | (self.several & (shares >= _ASSIGNED)))
-        return np.where(np.isnan(found.scores), np.nan, shares), self._targets[found.rows], assigned
+        possible = np.isfinite(scores) & (best | self.several)
+        return np.where(np.isnan(found.scores), np.nan, shares), self._targets[found.rows], possible
+
+    @cached_property
+    def thresholds(self) -> LabelThresholds:
+        """The least probability of each class, where an item may be of several."""
+        if self._thresholds is not None or not self.several:
+            return self._thresholds or NO_THRESHOLDS
+        shares, targets, _ = self.held_out()
+        return choose_thresholds(shares, targets, self._groups[self._chosen[2].rows])
 
     @cached_property
     def unknowns(self) -> Unknowns | None:
@@ -324,10 +335,13 @@ class FittedClasses:
             "any out; give three classes, or three examples of one"
         )
 
-    def judge(self, vectors: npt.ArrayLike, level: float | None = None) -> Judgement:
+    def judge(
+        self, vectors: npt.ArrayLike, level: float | None = None, least: float | None = None
+    ) -> Judgement:
         """The predictions of raw vectors (m, d). level: the share of members of known classes that
         is called unknown, at most; None or 0, or a level that no data support, calls only those
-        unknown that every class rules out.
+        unknown that every class rules out. least: the least probability of an assigned class; for
+        several at once it takes the place of the thresholds. An item of no class is unknown.
         """
         rows = self.space(np.atleast_2d(np.asarray(vectors, np.float32)))
         scores = self._scorer(rows)
@@ -341,11 +355,14 @@ class FittedClasses:
             label = np.where(judged < threshold, -1, label)
         if self._against and isinstance(self._scorer, Linear):  # every head takes it for background
             label = np.where(scores.max(axis=1) < 0, -1, label)
-        assigned = np.zeros(scores.shape, bool)
-        known = np.flatnonzero(label >= 0)
-        assigned[known, label[known]] = True
-        if self.several:
-            assigned[known] |= shares[known] >= _ASSIGNED
+        assigned = label[:, None] == np.arange(scores.shape[1])
+        if self.several and least is None:
+            assigned = self.thresholds.assigned(shares, label) & (label >= 0)[:, None]
+        elif least is not None:
+            assigned = (assigned | self.several) & (shares >= least) & (label >= 0)[:, None]
+        best = np.where(assigned, shares, -1.0).argmax(axis=1)
+        held = assigned[np.arange(len(label)), label]  # which decides among equal probabilities
+        label = np.where(assigned.any(axis=1), np.where(held, label, best), -1)
         similarity = self._prototypes.similarity(rows)
         return Judgement(label, assigned, shares, scores, p_values, similarity)
 
@@ -368,6 +385,7 @@ class FittedClasses:
             "accuracy": self.accuracy,
             "space": self.space.recipe,
             "several": self.several,
+            **self.thresholds.facts(self.names if self.several else ()),
             "probabilities": self.probabilities.basis,
             "unknown": asdict(self.level(level)) if level else None,
         }

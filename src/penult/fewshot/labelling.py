@@ -4,6 +4,8 @@ examples in cross-validation. Fits nothing.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +17,8 @@ import numpy.typing as npt
 from penult.analysis.space import unit
 from penult.collection import labels
 from penult.collection.schema import Key
-from penult.data.items import Entry, namer
-from penult.data.regions import WHOLE
+from penult.data.items import Entry, named, namer
+from penult.data.regions import WHOLE, span_of
 from penult.data.sources import Source
 from penult.data.windows import Layout
 from penult.errors import LabelsError, UsageError
@@ -26,6 +28,7 @@ from penult.fewshot.mark_table import MARK, Example, apart, mark_in
 from penult.fewshot.vectors import VectorSource, pairs_of
 
 HEAD = ("classifier:", "head")  # how the id begins, and the region, of a row of the head
+SEPARATOR = ";"  # of the classes in a cell, as predictions are written
 
 
 class ClassCounts(dict[str, int]):
@@ -34,6 +37,18 @@ class ClassCounts(dict[str, int]):
 
     marks: dict[str, int]
     left_out: int
+
+
+def names_in(cell: str, several: bool) -> list[str]:
+    """The classes of a cell: the cell itself or, where an item may be of several, the parts between
+    semicolons or in a list, `["dog", "rain"]`."""
+    if not several:
+        return [cell]
+    parts: Sequence[object] = cell.split(SEPARATOR)
+    if cell.startswith("[") and cell.endswith("]"):
+        with contextlib.suppress(ValueError, SyntaxError):
+            parts = ast.literal_eval(cell)
+    return list(dict.fromkeys(name for one in parts if (name := named(one))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +88,11 @@ def by_item(
     layout: Layout | None = None,
     mark: str | None = None,
     known: Examples | None = None,
+    several: bool = False,
 ) -> LabelledExamples:
     """Items, or the parts that a layout makes of them, with the names that their paths or tables
-    give; items without one are left out.
+    give; items without one are left out. several: whether a cell, and the rows of one span, may
+    name several classes; a table of marks has a line for each in any case.
 
     mark: of all of them; None is what a table's column `mark` says, else yes. Rows that a table
     names by path and region are rows of the collection, or of the `known` examples of a class file,
@@ -89,7 +106,7 @@ def by_item(
     if mark is None:
         for table in tables:
             table.check_marks()
-    found, pairs, left_out = _of_others(source, others, by, layout or Layout(), mark)
+    found, pairs, left_out = _of_others(source, others, by, layout or Layout(), mark, several)
     vectors = dict[Key, npt.NDArray[np.float32]]()
     is_exact = others is None
     for table in tables:
@@ -98,6 +115,9 @@ def by_item(
         if layout not in (None, Layout()):
             raise UsageError(f"--window cuts files; the rows of {table.path} are cut already")
         examples, empty = table.examples(by, mark)
+        if not table.has_marks:
+            examples = [one._replace(name=name) for one in examples
+                        for name in names_in(one.name, several)]  # fmt: skip
         keys = [key for one in examples for key in (one.key, table.elsewhere(one.key))]
         there = _known(source, keys, known)
         placed, new = table.placed(examples, there, source.modality)
@@ -118,12 +138,15 @@ def by_item(
 
 
 def _of_others(
-    source: VectorSource, items: Any, by: str, layout: Layout, mark: str | None
+    source: VectorSource, items: Any, by: str, layout: Layout, mark: str | None, several: bool
 ) -> tuple[list[Example], list[Entry], int]:
-    """Named items, what is to be embedded for them, and the number of those without a mark."""
+    """Named items, what is to be embedded for them, and the number of those without a mark. With
+    several classes, the annotations of one span are one example."""
     if items is None:
         return [], [], 0
     pairs = list(source.cut(pairs_of(items, source.modality), layout))
+    if several:
+        pairs = [(p[0], p[1].span) if isinstance(p, tuple) else p for p in pairs]
     readable = [pair for pair in pairs if isinstance(pair, tuple)]
     name_of = namer(by, sorted({column for item, _ in readable for column in item.metadata}))
     found, left_out = list[Example](), 0
@@ -135,11 +158,13 @@ def _of_others(
             where = item.id if region == WHOLE else f"{item.id} ({region.key})"
             own = mark_in(item.metadata[MARK], name, where) or ""
         if own:
-            found.append(Example(name, (item.id, region.key), own))
+            found += [Example(each, (item.id, region.key), own)
+                      for each in names_in(name, several)]  # fmt: skip
         left_out += not own
     keys = {one.key for one in found}
-    used = [p for p in pairs if not isinstance(p, tuple) or (p[0].id, p[1].key) in keys]
-    return found, used, left_out
+    used = {((p[0].id, p[1].key) if isinstance(p, tuple) else at): p for at, p in enumerate(pairs)
+            if not isinstance(p, tuple) or (p[0].id, p[1].key) in keys}  # fmt: skip
+    return found, list(used.values()), left_out
 
 
 def _known(
@@ -150,19 +175,27 @@ def _known(
     return {} if examples is None else dict(zip(examples.keys, examples.vectors, strict=True))
 
 
-def by_row(source: VectorSource, by: str, where: str | None, mark: str = "yes") -> LabelledExamples:
+def by_row(
+    source: VectorSource, by: str, where: str | None, mark: str = "yes", several: bool = False
+) -> LabelledExamples:
     """Rows of the collection with the names of a column, their paths or the classifier's labels.
+    several: as for `by_item`; the first row of a span has the names of all its annotations.
 
     Raises:
         LabelsError: no row has a name, or there is no collection.
     """
     if source.collection is None:
         raise LabelsError("there is no collection whose rows could have names; give items")
-    rows = marks.named_rows(source.collection, by, where)
-    named = {key: name for name, keys in rows.items() for key in keys}
-    vectors = marks.vectors_of(source.collection, list(named))
-    return LabelledExamples([named[key] for key in vectors], list(vectors),
-                            np.stack(list(vectors.values())), [mark] * len(vectors))  # fmt: skip
+    first, classes = dict[Key, Key](), dict[Key, list[str]]()
+    for key, cell in marks.named_rows(source.collection, by, where):
+        span = (key[0], span_of(key[1]))
+        own = first.setdefault(span, key) if several else key
+        classes.setdefault(own, []).extend(names_in(cell, several))
+    vectors = marks.vectors_of(source.collection, list(classes))
+    pairs = [(key, name) for key in vectors for name in dict.fromkeys(classes[key])]
+    rows = np.stack([vectors[key] for key, _ in pairs])
+    keys = [key for key, _ in pairs]
+    return LabelledExamples([name for _, name in pairs], keys, rows, [mark] * len(pairs))
 
 
 def by_head(source: VectorSource) -> LabelledExamples:

@@ -16,6 +16,7 @@ from penult.collection.collection import Collection
 from penult.collection.labels import TAKEN_BACK, labelled, standing
 from penult.collection.reader import append_labels
 from penult.collection.schema import Key
+from penult.data.regions import span_of
 from penult.errors import LabelsError
 from penult.fewshot.examples import Examples, Marks
 
@@ -86,17 +87,15 @@ def write_changes(
     return len(records)
 
 
-def named_rows(collection: Collection, by: str, where: str | None) -> dict[str, list[Key]]:
-    """The rows of each name; see `penult.collection.labels.labelled`.
+def named_rows(collection: Collection, by: str, where: str | None) -> list[tuple[Key, str]]:
+    """The rows that have a name, with it; see `penult.collection.labels.labelled`.
 
     Raises:
         LabelsError: a way that names nothing here, or no row.
     """
     found = labelled(collection.reader, [by], where)
-    named: dict[str, list[Key]] = {}
-    for row, name in zip(found.keys.to_pylist(), found.names[by], strict=True):
-        if name is not None:
-            named.setdefault(name, []).append((row["id"], row["region"]))
+    named = [(key, name) for key, name in zip(found.row_keys, found.names[by], strict=True)
+             if name is not None]  # fmt: skip
     if not named:
         raise LabelsError(f"no row of {collection.path} matches the filter")
     return named
@@ -106,13 +105,15 @@ def sample(
     collection: Collection, most: int = SAMPLE, without: Iterable[Key] = ()
 ) -> npt.NDArray[np.float32]:
     """(n, d) raw vectors of the rows, or of `most` of them, evenly by key, without rows that have
-    values that are not finite."""
+    values that are not finite. without: rows to leave out, with all annotations of their spans,
+    which have the same vector."""
     every = max(1, -(-collection.count // most))
-    left_out, parts, place = set(without), [], 0
+    left_out, parts, place = {(id, span_of(region)) for id, region in without}, [], 0
     for batch in collection.reader.ordered([*schema.KEY, "vector"]):
         vectors = schema.matrix(batch.column("vector"))
         keys = zip(batch["id"].to_pylist(), batch["region"].to_pylist(), strict=True)
-        kept = [(place + i) % every == 0 and key not in left_out for i, key in enumerate(keys)]
+        kept = [(place + i) % every == 0 and (id, span_of(region)) not in left_out
+                for i, (id, region) in enumerate(keys)]  # fmt: skip
         kept_rows = vectors[np.array(kept, bool)].astype(np.float32)
         parts.append(kept_rows[np.isfinite(kept_rows).all(axis=1)])
         place += len(vectors)

@@ -19,7 +19,7 @@ from penult.data.formulas import Cells
 from penult.data.items import Failure
 from penult.errors import LabelsError, StoreError
 from penult.fewshot.events import Window, csv_lines, with_metadata
-from penult.fewshot.fitted import FittedClasses
+from penult.fewshot.fitted import FittedClasses, Judgement
 from penult.models.base import MULTI_LABEL, SINGLE_LABEL, Prediction
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class ClassPrediction(Prediction):
             "channel": at.channel,
             "label": self.label,
             "said": list(at.probabilities),
+            "labels": list(at.probabilities),
             "score": self.score,
             "scores": scores if whole else dict(at.probabilities),
             "similarity": self.similarity,
@@ -148,11 +149,10 @@ def predictions(
     fitted: FittedClasses,
     vectors: npt.NDArray[np.float32],
     places: Sequence[Location],
-    level: float,
+    judged: Judgement,
     nearest: int = 0,
 ) -> Iterator[ClassPrediction]:
-    """The predictions of raw vectors (m, d) from these places."""
-    judged = fitted.judge(vectors, level)
+    """The predictions of raw vectors (m, d) from these places, as they were judged."""
     neighbours = fitted.nearest(vectors, nearest) if nearest else [[] for _ in places]
     examples = fitted.examples
     for i, place in enumerate(places):
@@ -246,7 +246,7 @@ HEADER = ("path", "region", "start", "end", "channel", "class", "probability", "
 class Spool:
     """Predictions on the disk, in their order. whole: see `ClassPrediction.to_dict`.
 
-    tally: how many there are of each class, None for unknown. cut: whether one of them is of a part
+    tally: how many are of each class, None for unknown. cut: whether one of them is of a part
     with seconds. first: the first `shown` of them, in memory. seconds: of the first regions.
     """
 
@@ -256,6 +256,7 @@ class Spool:
         self.first: list[ClassPrediction] = []
         self.cut = False
         self.seconds: list[float] = []  # the lengths of the first regions
+        self._count = 0
         self._metadata: dict[str, None] = {}  # the names of all columns
         self._file = tempfile.TemporaryFile("w+", encoding="ascii")  # noqa: SIM115, closed by __exit__
 
@@ -265,7 +266,8 @@ class Spool:
         Raises:
             StoreError: the disk is full.
         """
-        self.tally[one.label] += 1
+        self._count += 1
+        self.tally.update(one.detection.probabilities.keys() or {None})
         self._metadata |= dict.fromkeys(one.detection.metadata)
         self.cut = self.cut or (one.region != "whole" and one.detection.start is not None)
         at = one.detection
@@ -304,7 +306,7 @@ class Spool:
             self._file.close()
 
     def __len__(self) -> int:
-        return self.tally.total()
+        return self._count
 
     def __iter__(self) -> Iterator[Document]:
         """The `to_dict()` of each."""
@@ -319,12 +321,16 @@ class Spool:
             place = one["id"], one["channel"], one["start"], one["end"]
             yield Window(*place, assigned, one["metadata"], one["similarities"])
 
-    def to_csv(self, cells: Cells | None = None) -> Iterator[str]:
+    def to_csv(self, cells: Cells | None = None, classes: Sequence[str] = ()) -> Iterator[str]:
         """Line by line: a header and each region; all assigned classes with ; between, and the
-        metadata of the item."""
+        metadata of the item. classes: where an item may be of several, so that `labels` and a
+        column with the probability of each of them come too; of a spool of whole predictions."""
         names, own = list(self._metadata), cells or Cells()
-        rows = ([*_cells(one, own), *(one["metadata"].get(name) for name in names)] for one in self)
-        yield from csv_lines(with_metadata(HEADER, names), rows, own)
+        more = ["labels", *(f"probability:{name}" for name in classes)] if classes else []
+        rows = ([*_cells(one, own), *([own.joined(one["labels"])] if classes else []),
+                 *(f"{one['scores'][name]:.6g}" for name in classes),
+                 *(one["metadata"].get(name) for name in names)] for one in self)  # fmt: skip
+        yield from csv_lines(with_metadata([*HEADER, *more], names), rows, own)
 
 
 def _cells(one: Document, cells: Cells) -> list[Any]:

@@ -235,7 +235,7 @@ def held_out(
     # A linear head or a space takes longer to fit, and ten folds of it are as good.
     quick = method not in HEADS and refit is None
     slow = refit is not None and len(rows) > REFITTED_TO
-    folds = _folds(marks, group, EXACT if quick else FOLDS, REFITS if slow else FOLDS)
+    folds = groups_as_folds(marks, group, EXACT if quick else FOLDS, REFITS if slow else FOLDS)
     for fold in range(int(folds.max(initial=-1)) + 1):
         out = folds == fold
         known = np.flatnonzero((marks[~out] == YES).any(axis=0))
@@ -419,7 +419,7 @@ def _sampled(targets: Targets) -> npt.NDArray[np.int64]:
     return np.sort(np.argsort(place, kind="stable")[:MOST])
 
 
-def _folds(
+def groups_as_folds(
     targets: Targets, groups: npt.NDArray[np.int64], exact: int, count: int
 ) -> npt.NDArray[np.int64]:
     """(n,) the fold of each example: whole groups, each class spread over `count` folds; of `exact`

@@ -30,6 +30,7 @@ from penult.embedding.fingerprint import Fingerprint
 from penult.errors import LabelsError
 from penult.fewshot.examples import Examples, Marks
 from penult.fewshot.fitted import FittedClasses, Settings
+from penult.fewshot.thresholds import NO_THRESHOLDS, LabelThresholds
 
 CHANGE, VERSION, UNDONE, PART = "change", "version", "undone", "part"
 TABLE = "taught"
@@ -159,7 +160,8 @@ class FileStore:
 class Taught:
     """What classes are fitted from, and what was chosen: enough to fit the same ones again.
     method: the chosen one. accuracy: cross-validated, of the compared methods. groups: of each
-    example. background: (m, d) raw vectors; None where none were needed."""
+    example. background: (m, d) raw vectors; None where none were needed. thresholds: of several
+    classes at once."""
 
     examples: Examples
     space: Space
@@ -168,13 +170,14 @@ class Taught:
     accuracy: Mapping[str, float]
     groups: Sequence[str | None] | None = None
     background: npt.NDArray[np.float32] | None = None
+    thresholds: LabelThresholds = NO_THRESHOLDS
 
     def fit(self) -> FittedClasses:
         """The classes, as they were fitted."""
         rows = self.background
         return FittedClasses(
             self.examples, self.space, self.method, self.several,
-            None if rows is None else lambda: rows, self.groups, self.accuracy,
+            None if rows is None else lambda: rows, self.groups, self.accuracy, self.thresholds,
         )  # fmt: skip
 
 
@@ -200,6 +203,11 @@ class TaughtVersion:
     def about(self) -> Mapping[str, Any]:
         """All that is kept of it, but for its parts."""
         return self._entry.about
+
+    @property
+    def thresholds(self) -> LabelThresholds:
+        """The least probability of each class, where an item may be of several."""
+        return LabelThresholds.from_dict(self.about.get("thresholds"))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult classes --history --json` prints it."""
@@ -309,8 +317,9 @@ class Ledger:
     ) -> Taught:  # fmt: skip
         accuracy = {n: math.nan if v is None else v for n, v in about["accuracy"].items()}
         return Taught(
-            examples, space, about["method"], about["several"], accuracy, groups, background
-        )
+            examples, space, about["method"], about["several"], accuracy, groups, background,
+            LabelThresholds.from_dict(about.get("thresholds")),
+        )  # fmt: skip
 
     def keep(self, fitted: FittedClasses, taught: Taught, settings: Settings, marks: Marks) -> None:
         """Append a version.
@@ -334,6 +343,7 @@ class Ledger:
             "method": taught.method,
             "several": taught.several,
             "accuracy": {n: None if math.isnan(v) else v for n, v in taught.accuracy.items()},
+            "thresholds": taught.thresholds.to_dict() if taught.several else None,
             "space": taught.space.recipe,
             "classes": len(fitted.names),
             "examples": len(taught.examples.keys),
