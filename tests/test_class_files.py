@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import penult
 from penult.analysis.space import RAW, fit
 from penult.errors import LabelsError
 from penult.fewshot import storage
 from penult.fewshot.examples import Examples
+from test_cli import ask
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -75,6 +79,57 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_of_files_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
-    odd = Examples.empty(2).with_marks("a\u2028b", [("caf\udce9 ;\n.wav", "whole")], [[1, 0]])
+    key = ("caf\udce9 ;\n.wav", "whole")
+    odd = Examples(np.array([[1, 0]], np.float32), (key,), ({"a\u2028b": "yes"},))
     saved = storage.Saved(odd, fit(RAW, np.eye(2)), {}, {})
     assert storage.read(storage.write(tmp_path / "x.npz", saved)).examples.keys == odd.keys
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("unknown", "no class can be called 'unknown'"),
+        (" Unknown ", "no class can be called 'Unknown'"),
+        ("a\nb", "would break the lines"),
+        ("a\tb", "would break the lines"),
+        ("*", "stands for every class"),
+        ("  ", "a class needs a name"),
+    ],
+)
+def test_names_that_no_class_can_have(tmp_path: Path, name: str, words: str) -> None:
+    """At every entrance; the file is as it was."""
+    saved = storage.Saved(examples(), fit(RAW, np.eye(2)), {"weights": "x"}, {"modality": "audio"})
+    path = storage.write(tmp_path / "words.npz", saved)
+    about = json.loads(np.load(path)["about"].tobytes())
+    space = penult.ClassSpace.load(path)
+    with pytest.raises(LabelsError, match=re.escape(words)):
+        space.add_vectors(name, np.eye(2))
+    with pytest.raises(LabelsError, match=re.escape(words)):
+        space.add(name, "nowhere.wav")
+    if name != "*":
+        for refused in (lambda: space.rename("a", name), lambda: space.merge(["a", "b"], name)):
+            with pytest.raises(LabelsError, match=re.escape(words)):
+                refused()
+    table = tmp_path / "marks.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "region", "class"), ("1.wav", "whole", name)])
+    for words_of in (
+        ("teach", path, name, "1.wav"),
+        ("teach", path, "--from", "class", table),
+        ("classes", path, "--rename", "a", name),
+    ):
+        done = ask(*words_of)
+        assert done.code == 2 and done.err.count("\n") <= 3, done.err
+    assert json.loads(np.load(path)["about"].tobytes()) == about
+
+
+def test_old_files_with_a_class_unknown_open(tmp_path: Path) -> None:
+    marks = ({"unknown": "yes"}, {"a": "yes"}, {"b": "yes"})
+    old = Examples(np.eye(3, 2, dtype=np.float32) + 1, examples().keys, marks)
+    saved = storage.Saved(old, fit(RAW, np.eye(2)), {"weights": "x"}, {})
+    path = storage.write(tmp_path / "words.npz", saved)
+    space = penult.ClassSpace.load(path)
+    assert [one.name for one in space.classes] == ["unknown", "a", "b"]
+    assert space.predict_vectors([[2, 1]], unknown=0)[0].label == "unknown"
+    space.rename("unknown", "other")
+    assert [one.name for one in space.classes] == ["other", "a", "b"]

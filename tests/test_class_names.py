@@ -203,6 +203,6 @@ def test_a_name_that_stands_twice_is_two_classes(tmp_path: Path) -> None:
     space.save(tmp_path / "head.npz")
     head = penult.ClassSpace.load(tmp_path / "head.npz")
     weight = classifier.module.classifier[-1].weight.detach().numpy()  # type: ignore[index, union-attr]
-    found = {name: head._examples.vectors[i] for i, name in enumerate(head._examples.names)}
+    found = {name: head.examples.vectors[i] for i, name in enumerate(head.examples.names)}
     for name, row in zip(wanted, weight, strict=True):
         np.testing.assert_allclose(found[name], row, rtol=1e-4, atol=1e-6)

@@ -241,19 +241,30 @@ def info(collection: Store, json: Json = False) -> None:
 
 def merge(
     collections: Annotated[
-        list[Path], typer.Argument(help="Collections of one embedder, for example one per shard.")
+        list[Path],
+        typer.Argument(
+            help="Collections of one embedder, for example one per shard, or class files "
+            "(FILE.npz)."
+        ),
     ],
-    into: Annotated[Path, typer.Option(help="Target collection, new or existing.")],
+    into: Annotated[Path, typer.Option(help="Target collection or class file, new or existing.")],
     wait: Wait = False,
     json: Json = False,
 ) -> None:
-    """Merge collections of one embedder.
+    """Merge collections of one embedder, or class files of several people.
 
     Of two rows with one key, the row of the newer run is kept. Labels, failures, runs and spaces
-    are merged too. Running it again, even after a kill, gives the same result.
+    are merged too. Running it again, even after a kill, gives the same result. Of class files with
+    an item that is marked differently, the mark of the file that is named first holds; that of a
+    file of --into holds before all.
     """
     from penult.collection.collection import Collection
     from penult.collection.transfer import merge as bring_together
+    from penult.fewshot.merging import are_class_files
+
+    if are_class_files([*collections, into]):
+        _merge_class_files(collections, into, json)
+        return
 
     opened = [Collection.open(path, must_exist=True) for path in collections]
     target = Collection.open(into)
@@ -269,6 +280,45 @@ def merge(
         soft_wrap=True,
     )
     stdout.print(f"[bold]{printable(str(into))}[/]: {counted(target.count, 'row')}", soft_wrap=True)
+
+
+def _merge_class_files(files: list[Path], into: Path, json: bool) -> None:
+    from penult.data.files import user_path
+    from penult.fewshot.merging import merge_class_files
+
+    check_output(into)
+    with working("merging"):
+        merged = merge_class_files([*([into] if user_path(into).exists() else []), *files])
+        space = merged.space
+        space.save(into)
+    found = [one for one in space.classes if one.yes]
+    if json:
+        print_json({"into": str(into), **merged.to_dict(),
+                    "classes": [one.to_dict() for one in space.classes]})  # fmt: skip
+        return
+    for name, number in merged.added.items():
+        stdout.print(f"[bold green]{counted(number, 'new example')}[/] of {printable(name)}",
+                     soft_wrap=True)  # fmt: skip
+    for one in merged.conflicts[:_SHOWN]:
+        part = "" if one.region == "whole" else f" {one.region}"
+        print_note(
+            f"[yellow]{printable_path(one.id)}{printable(part)}: {one.mark} {printable(one.name)} "
+            f"of {printable(one.file)} does not hold against {one.held_mark} "
+            f"{printable(one.held_name)}[/]"
+        )
+    if (more := len(merged.conflicts) - _SHOWN) > 0:
+        print_note(f"[yellow]and {counted(more, 'more mark')} that {'does' if more == 1 else 'do'} "
+                   "not hold; --json has all[/]")  # fmt: skip
+    for note in merged.notes:
+        print_note(f"[yellow]{printable(note)}[/]")
+    stdout.print(
+        f"[bold]{printable(str(into))}[/]: {len(found)} class{'' if len(found) == 1 else 'es'}, "
+        f"{counted(len(space.examples.keys), 'marked item')}",
+        soft_wrap=True,
+    )
+
+
+_SHOWN = 10  # marks that do not hold
 
 
 def index(

@@ -4,6 +4,7 @@ in place. Knows no model and no collection.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from penult.fewshot.events import csv_lines
 from penult.fewshot.scorers import IMPLIED, NO, OPEN, YES, Targets, medoid
 
 MARKS = ("yes", "no", "unsure")
+UNKNOWN = "unknown"  # how items of none of the classes are called in tables
 EVERY = "*"  # in place of a class: a mark of no for every class, so that an item is of none
 Marks = Mapping[Key, Mapping[str, str]]  # the marks of each example, by class
 FloatArray = npt.NDArray[np.float32]
@@ -92,16 +94,13 @@ class Examples:
         place = {key: i for i, key in enumerate(self.keys)}
         marks = [dict(one) for one in self.marks]
         new, added = list(self.keys), []
-        for key, name, row, mark in zip(keys, map(checked_name, names), rows, each, strict=True):
+        for key, name, row, mark in zip(keys, map(new_name, names), rows, each, strict=True):
             if key not in place:
                 place[key] = len(new)
                 new.append(key)
                 marks.append({})
                 added.append(row)
-            if name == EVERY and mark != "no":
-                raise LabelsError(
-                    f"{EVERY!r} stands for every class: an item can be marked no for all of them"
-                )
+            check_every(name, mark)
             own = marks[place[key]]
             own.pop(name, None)
             if not several and mark == "yes":
@@ -138,7 +137,7 @@ class Examples:
             LabelsError: there is no such class, or there is one of the new name.
         """
         self._require(old)
-        new = checked_name(new)
+        new = new_name(new)
         _check_one_class(old, new)
         if new in self._all_names():
             raise LabelsError(f"there is a class {new!r} already; merge puts {old!r} into it")
@@ -152,7 +151,7 @@ class Examples:
         Raises:
             LabelsError: there is no such class.
         """
-        into = checked_name(into)
+        into = new_name(into)
         _check_one_class(into, *names)
         parts = list(dict.fromkeys(n for n in names if n != into))
         if not parts:
@@ -246,6 +245,19 @@ class Examples:
             )
 
 
+def check_every(name: str, mark: str) -> None:
+    """Refuse a mark for every class that is not `no`.
+
+    Raises:
+        LabelsError: it is another one.
+    """
+    if name.strip() == EVERY and mark != "no":
+        raise LabelsError(
+            f"{EVERY!r} stands for every class: an item can be marked no for all of them, not "
+            f"{mark}; a class needs another name"
+        )
+
+
 def _check_one_class(*names: str) -> None:
     if EVERY in names:
         raise LabelsError(f"{EVERY!r} stands for every class; it is no class to rename or merge")
@@ -299,6 +311,25 @@ def restored(
     )
 
 
+def resolved(
+    claims: Sequence[tuple[str, str]], several: bool
+) -> tuple[dict[str, str], dict[tuple[str, str], tuple[str, str]]]:
+    """(the marks of an item that hold, by class; those that do not, with the one against each) of
+    all (class, mark) in their order: the first of a class, and without several the first class."""
+    held: dict[str, str] = {}
+    overruled = dict[tuple[str, str], tuple[str, str]]()
+    for name, mark in claims:
+        member = next((n for n in _classes_of(held) if n != name), None)
+        if name in held:
+            if held[name] != mark:
+                overruled[name, mark] = name, held[name]
+        elif mark == "yes" and member is not None and not several:
+            overruled[name, mark] = member, "yes"
+        else:
+            held[name] = mark
+    return held, overruled
+
+
 def _classes_of(marks: Mapping[str, str]) -> list[str]:
     return [name for name, mark in marks.items() if mark == "yes"]
 
@@ -314,6 +345,28 @@ def checked_name(name: str) -> str:
     if utf8(name) != name:
         raise LabelsError(f"the class name {name!r} is not UTF-8, and could not be stored")
     return name.strip()
+
+
+def new_name(name: str) -> str:
+    """A name that a class may be given, without spaces around it. Files and collections of before
+    may have others, which stay.
+
+    Raises:
+        LabelsError: it is none, means something else in the results, or breaks their lines.
+    """
+    name = checked_name(name)
+    if name.casefold() == UNKNOWN:
+        raise LabelsError(
+            f"no class can be called {name!r}: items of none of the classes are called so. Another "
+            "name works, such as other or noise; --mark no, or --background, says that items are "
+            "of no class"
+        )
+    if odd := [sign for sign in name if unicodedata.category(sign) in ("Cc", "Zl", "Zp")]:
+        raise LabelsError(
+            f"no class can be called {name!r}: {odd[0]!r} would break the lines of tables; a name "
+            "of one line works"
+        )
+    return name
 
 
 def checked_mark(mark: str) -> str:

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +19,21 @@ import numpy.typing as npt
 
 from penult.analysis.space import unit
 from penult.collection import labels
+from penult.collection.manifest import fingerprint_in
 from penult.collection.schema import Key
+from penult.data.files import user_path
 from penult.data.items import Entry, named, namer
 from penult.data.regions import WHOLE, span_of
 from penult.data.sources import Source
+from penult.data.tables import TableRows
 from penult.data.windows import Layout
 from penult.errors import LabelsError, UsageError
-from penult.fewshot import marks
-from penult.fewshot.examples import MARKS, Examples
-from penult.fewshot.mark_table import MARK, Example, apart, mark_in
+from penult.fewshot import marks, storage
+from penult.fewshot.examples import MARKS, UNKNOWN, Examples, check_every, new_name
+from penult.fewshot.mark_table import MARK, Example, MarkTable, apart, mark_in
 from penult.fewshot.vectors import VectorSource, pairs_of
 
+log = logging.getLogger(__name__)
 HEAD = ("classifier:", "head")  # how the id begins, and the region, of a row of the head
 SEPARATOR = ";"  # of the classes in a cell, as predictions are written
 
@@ -102,7 +109,9 @@ def by_item(
         LabelsError: no item has a name, or a row's mark or region cannot be.
         ItemError: one that cannot be embedded.
     """
+    files, items = _class_files(source, items, by)
     tables, others = apart(items)
+    tables = [*files, *tables]
     if mark is None:
         for table in tables:
             table.check_marks()
@@ -120,6 +129,8 @@ def by_item(
                         for name in names_in(one.name, several)]  # fmt: skip
         keys = [key for one in examples for key in (one.key, table.elsewhere(one.key))]
         there = _known(source, keys, known)
+        if source.collection is None and isinstance(table, SavedMarks):
+            there = {**table.vectors, **there}
         placed, new = table.placed(examples, there, source.modality)
         vectors |= {one.key: there[one.key] for one in placed if one.key in there}
         found, left_out = [*found, *placed], left_out + empty
@@ -131,10 +142,86 @@ def by_item(
         )
     if not found:
         raise LabelsError(f"no item has a name by {by!r}")
+    _check_names(found)
     vectors |= source.vectors_of(pairs) if pairs else {}
     names, all_keys, marked, _ = zip(*(one for one in found if one.key in vectors), strict=True)
     rows = np.stack([vectors[key] for key in all_keys])
     return LabelledExamples(names, all_keys, rows, marked, left_out, is_exact)
+
+
+@dataclass(frozen=True)
+class SavedMarks(MarkTable):
+    """The marks of a class file, as a table that names rows. found: line by line. vectors: of its
+    examples, raw."""
+
+    found: Sequence[Example] = ()
+    vectors: Mapping[Key, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def has_marks(self) -> bool:
+        """It has a mark for each."""
+        return True
+
+    def check_marks(self) -> None:
+        """They were checked as the file was read."""
+
+    def examples(self, by: str, mark: str | None) -> tuple[list[Example], int]:
+        """All marks, see `MarkTable.examples`."""
+        return [one if mark is None else one._replace(mark=mark) for one in self.found], 0
+
+    @classmethod
+    def read(cls, path: Path, source: VectorSource) -> SavedMarks:
+        """The marks of a file.
+
+        Raises:
+            LabelsError: no class file.
+            FingerprintMismatch: of another embedder.
+        """
+        saved = storage.read(path)
+        source.check(fingerprint_in(storage.manifest_of(saved)), str(path))
+        source.know_seconds(saved.seconds)
+        own = saved.examples
+        found = [
+            Example(name, key, mark, path.name)
+            for key, marks in zip(own.keys, own.marks, strict=True)
+            for name, mark in marks.items()
+            if not of_head(key)
+        ]
+        rows = dict(zip(own.keys, own.vectors, strict=True))
+        return cls(path, TableRows("line", lambda: iter(()), {}, 0), True, found, rows)
+
+
+def _class_files(source: VectorSource, items: Any, by: str) -> tuple[list[SavedMarks], Any]:
+    """The class files among items, and the other items; None where there are no others.
+
+    Raises:
+        LabelsError: other names than those of their classes.
+    """
+    listed = items if isinstance(items, list) else [items]
+    paths = [item for item in listed if isinstance(item, (str, os.PathLike))
+             and Path(item).suffix == storage.SUFFIX]  # fmt: skip
+    if not paths:
+        return [], items
+    if by != "class":
+        raise LabelsError(
+            f"the examples of {paths[0]} have names of their own: --from class takes them, "
+            f"--from {by} does not"
+        )
+    others = [item for item in listed if not any(item is path for path in paths)]
+    return [SavedMarks.read(user_path(path), source) for path in paths], others or None
+
+
+def _check_names(found: Sequence[Example]) -> None:
+    """Refuse names that no class can have, before an item is embedded.
+
+    Raises:
+        LabelsError: the first of them, with its line or its path.
+    """
+    for one in found:
+        try:
+            check_every(new_name(one.name), one.mark)
+        except LabelsError as error:
+            raise LabelsError(f"{one.where or one.key[0]}: {error}") from error
 
 
 def _of_others(
@@ -190,7 +277,13 @@ def by_row(
     for key, cell in marks.named_rows(source.collection, by, where):
         span = (key[0], span_of(key[1]))
         own = first.setdefault(span, key) if several else key
-        classes.setdefault(own, []).extend(names_in(cell, several))
+        names = names_in(cell, several)
+        for name in names:
+            try:
+                check_every(new_name(name), mark)
+            except LabelsError as error:
+                raise LabelsError(f"{error}. --where leaves rows out") from error
+        classes.setdefault(own, []).extend(names)
     vectors = marks.vectors_of(source.collection, list(classes))
     pairs = [(key, name) for key in vectors for name in dict.fromkeys(classes[key])]
     rows = np.stack([vectors[key] for key, _ in pairs])
@@ -222,9 +315,14 @@ def by_head(source: VectorSource) -> LabelledExamples:
         moved = (weights - weights.mean(axis=0)) @ np.atleast_2d(np.cov(cloud.T))
         length = np.linalg.norm(cloud - cloud.mean(axis=0), axis=1).mean()
         weights = cloud.mean(axis=0) + unit(moved) * length
-    names = list(source.embedder.classifier.labels)
+    labels_of_head = list(source.embedder.classifier.labels)
+    kept = [i for i, name in enumerate(labels_of_head) if name.strip().casefold() != UNKNOWN]
+    names = [labels_of_head[i] for i in kept]
+    if len(kept) < len(labels_of_head):
+        log.warning("the classifier's class %r is left out: items of none of the classes are "
+                    "called so", UNKNOWN)  # fmt: skip
     return LabelledExamples(
-        names, [(HEAD[0] + name, HEAD[1]) for name in names], weights.astype(np.float32),
+        names, [(HEAD[0] + name, HEAD[1]) for name in names], weights[kept].astype(np.float32),
         ["yes"] * len(names),
     )  # fmt: skip
 

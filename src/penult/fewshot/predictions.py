@@ -19,6 +19,7 @@ from penult.data.formulas import Cells
 from penult.data.items import Failure
 from penult.errors import LabelsError, StoreError
 from penult.fewshot.events import Window, csv_lines, with_metadata
+from penult.fewshot.examples import UNKNOWN
 from penult.fewshot.fitted import FittedClasses, Judgement
 from penult.models.base import MULTI_LABEL, SINGLE_LABEL, Prediction
 
@@ -238,7 +239,6 @@ class AssignmentLimits:
 
 Document = dict[str, Any]
 _MEASURED = 10_000  # regions whose lengths are kept
-UNKNOWN = "unknown"  # the class of an item that is in none of the classes, in a table
 HEADER = ("path", "region", "start", "end", "channel", "class", "probability", "similarity",
           "p_value", "said")  # fmt: skip
 

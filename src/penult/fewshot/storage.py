@@ -26,6 +26,7 @@ from penult.memory import check_unpacked
 
 FORMAT = 2  # 1 had no background, and no versions
 SUFFIX = ".npz"
+Claims = Mapping[Key, Sequence[tuple[str, str]]]
 _PART = "part:"  # how the names of parts of earlier versions begin
 
 
@@ -34,7 +35,8 @@ class Saved:
     """The content of a class space's file. fingerprint, model: of the embedder of the vectors.
     settings: see `Settings`. groups: of each example. background: (m, d) raw vectors of other
     items, where thresholds need them. store: the versions, with those before. seconds: the
-    lengths of examples that have one."""
+    lengths of examples that have one. claims: all marks (class, mark) of items that were marked
+    differently in files that were merged, in their order: the first hold."""
 
     examples: Examples
     space: Space
@@ -45,6 +47,7 @@ class Saved:
     background: npt.NDArray[np.float32] | None = None
     store: FileStore = field(default_factory=FileStore)
     seconds: Mapping[Key, float] = field(default_factory=dict)
+    claims: Claims = field(default_factory=dict)
 
 
 def write(path: str | os.PathLike[str], saved: Saved) -> Path:
@@ -57,7 +60,7 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
     target = check_suffix(user_path(path))
     examples = saved.examples
     entries, more = saved.store.entries()
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "kind": "penult class space",
         "fingerprint": dict(saved.fingerprint),
@@ -71,6 +74,8 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
         "groups": None if saved.groups is None else list(saved.groups),
         "versions": entries,
     }
+    if saved.claims:
+        about["claims"] = [[*key, [list(one) for one in of]] for key, of in saved.claims.items()]
     buffer = io.BytesIO()
     parts = {
         "about": _bytes(json.dumps(about).encode()),
@@ -184,7 +189,10 @@ def _later(about: Mapping[str, Any], file: Mapping[str, Any], dim: int) -> dict[
     entries = [(str(id), str(text)) for id, text in about.get("versions") or ()]
     seconds = {(str(one["id"]), str(one["region"])): float(one["seconds"])
                for one in about["examples"] if one.get("seconds") is not None}  # fmt: skip
-    return {"background": background, "store": FileStore(entries, parts), "seconds": seconds}
+    claims = {(str(id), str(region)): [(str(name), checked_mark(mark)) for name, mark in of]
+              for id, region, of in about.get("claims") or ()}  # fmt: skip
+    return {"background": background, "store": FileStore(entries, parts), "seconds": seconds,
+            "claims": claims}  # fmt: skip
 
 
 def _bytes(data: bytes) -> Any:
