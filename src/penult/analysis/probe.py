@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.bootstrap import Estimate, percentile_interval
+from penult.analysis.bootstrap import Estimate
 from penult.analysis.episodes import Mask, partitions
+from penult.analysis.prediction_measures import class_measures
 from penult.analysis.space import check_finite
 from penult.errors import LabelsError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
-_DRAWS = 2000  # resamples for an interval
 _MEASURES = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
@@ -139,7 +139,7 @@ def probe(
         LabelsError: fewer than two classes are left, lengths that differ, or vectors that are not
             finite.
     """
-    every = _checked(vectors, names, groups, folds, strength)
+    every = check_rows(vectors, names, groups, folds, strength)
     notes: list[str] = []
     rows, notes = _taking_part(names, groups, notes)
     classes = sorted({str(names[row]) for row in rows})
@@ -150,7 +150,9 @@ def probe(
     predicted = np.full(len(rows), np.bincount(truth).argmax())
     for places, found in _predictions(every[rows], truth, sides, strength):
         predicted[places] = found
-    accuracy, balanced, f1 = _intervals(truth, predicted, own, len(classes), seed)
+    measured = class_measures(
+        truth, predicted, len(classes), None if own is None else own.tolist(), seed
+    )
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, (truth, predicted), 1)
     return ProbeResult(
@@ -158,9 +160,9 @@ def probe(
         rows,
         truth,
         predicted,
-        accuracy,
-        balanced,
-        f1,
+        measured["accuracy"],
+        measured["balanced_accuracy"],
+        measured["macro_f1"],
         _per_class(classes, confusion),
         confusion,
         float(np.bincount(truth).max() / len(truth)),
@@ -176,13 +178,18 @@ def trained(vectors: npt.ArrayLike, probed: ProbeResult, strength: float = 1.0) 
     return linear_probe(strength).fit(np.asarray(vectors, np.float64)[probed.rows], names)
 
 
-def _checked(
+def check_rows(
     vectors: npt.ArrayLike,
-    names: Sequence[str | None],
+    names: Sequence[object],
     groups: Sequence[str | None] | None,
     folds: int,
     strength: float,
 ) -> FloatArray:
+    """The vectors (n, d) as float64.
+
+    Raises:
+        LabelsError: lengths that differ, numbers that are not finite, fewer than two folds.
+    """
     every = np.asarray(vectors, np.float64)
     if every.ndim != 2 or len(every) != len(names):
         raise LabelsError(f"{len(names)} names do not fit vectors of shape {every.shape}")
@@ -249,31 +256,6 @@ def _sides(
     if unseen:
         notes.append(f"{unseen} times a class was tested that was not trained on; it counts wrong")
     return sides
-
-
-def _intervals(
-    truth: Places, predicted: Places, groups: npt.NDArray[Any] | None, count: int, seed: int
-) -> list[Estimate]:
-    """Accuracy, balanced accuracy and macro F1, each with its interval over groups, or rows."""
-    own = np.arange(len(truth)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    random, size = np.random.default_rng(seed), int(own.max()) + 1
-    draws = (random.multinomial(size, np.full(size, 1 / size)) for _ in range(_DRAWS))
-    ends = percentile_interval(lambda w: _measures(truth, predicted, count, w[own]), draws)
-    exact = _measures(truth, predicted, count, np.ones(len(truth)))
-    return [Estimate(*map(float, one)) for one in zip(exact, *ends, strict=True)]
-
-
-def _measures(
-    truth: Places, predicted: Places, count: int, weight: npt.NDArray[Any]
-) -> tuple[float, float, float]:
-    """Accuracy, balanced accuracy and macro F1 of weighted rows, over the classes they have."""
-    right = truth == predicted
-    hits = np.bincount(truth[right], weight[right], count)
-    rows, named = np.bincount(truth, weight, count), np.bincount(predicted, weight, count)
-    some = rows > 0
-    recall = hits[some] / rows[some]
-    f1 = 2 * hits[some] / (rows + named)[some]
-    return float(hits.sum() / rows.sum()), float(recall.mean()), float(f1.mean())
 
 
 def _per_class(classes: list[str], confusion: Places) -> list[PerClass]:

@@ -80,40 +80,108 @@ def load(path: str | os.PathLike[str]) -> Pipeline:
 
 
 def graph(pipeline: Pipeline, about: Mapping[str, Any]) -> Any:
-    """An ONNX model: `vectors` (n, d) float32 → `probabilities` (n, K) and `label` (n,) strings."""
+    """An ONNX model of `vectors` (n, d) float32: → `probabilities` (n, K) and `label` (n,) strings;
+    of several labels an item → `probabilities` and `labels` (n, K), whether each reaches its
+    threshold; of values → `values` (n,)."""
     require("onnx")
-    from onnx import TensorProto, checker, helper, numpy_helper
-
     scaler, head = (step for _, step in pipeline.steps)
+    if hasattr(head, "estimators_"):
+        answer = _labels_of(head, about)
+    else:
+        answer = _class_of(head) if hasattr(head, "classes_") else _value_of(head)
+    return _assembled(scaler, answer, about)
+
+
+@dataclass(frozen=True, slots=True)
+class _GraphTail:
+    """What follows standardised vectors in a graph: weights (d, K) and bias (K,) of its `logits`,
+    nodes, outputs and further constants."""
+
+    weights: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
+    nodes: list[Any]
+    outputs: list[Any]
+    constants: list[Any]
+
+
+def _class_of(head: Any) -> _GraphTail:
+    from onnx import TensorProto, helper
+
     weights, bias = head.coef_, head.intercept_
     if len(head.classes_) == 2:  # one row for two classes: its logit against zero
         weights, bias = np.vstack([0 * weights, weights]), np.concatenate([0 * bias, bias])
+    names = np.array([str(name).encode() for name in head.classes_], object)
+    return _GraphTail(
+        weights.T,
+        bias,
+        [
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+            helper.make_node("ArgMax", ["logits"], ["place"], axis=1, keepdims=0),
+            helper.make_node("Gather", ["classes", "place"], ["label"], axis=0),
+        ],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(names)]),
+            helper.make_tensor_value_info("label", TensorProto.STRING, ["n"]),
+        ],
+        [helper.make_tensor("classes", TensorProto.STRING, [len(names)], names.tolist())],
+    )
+
+
+def _labels_of(head: Any, about: Mapping[str, Any]) -> _GraphTail:
+    from onnx import TensorProto, helper, numpy_helper
+
+    each = head.estimators_
+    limits = np.array(about.get("thresholds", [0.5] * len(each)), np.float32)
+    return _GraphTail(
+        np.concatenate([one.coef_ for one in each]).T,
+        np.concatenate([one.intercept_ for one in each]),
+        [
+            helper.make_node("Sigmoid", ["logits"], ["probabilities"]),
+            helper.make_node("GreaterOrEqual", ["probabilities", "thresholds"], ["labels"]),
+        ],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(each)]),
+            helper.make_tensor_value_info("labels", TensorProto.BOOL, ["n", len(each)]),
+        ],
+        [numpy_helper.from_array(limits, "thresholds")],
+    )
+
+
+def _value_of(head: Any) -> _GraphTail:
+    from onnx import TensorProto, helper, numpy_helper
+
+    return _GraphTail(
+        head.coef_.reshape(-1, 1),
+        np.array([head.intercept_]).reshape(-1),
+        [helper.make_node("Squeeze", ["logits", "last"], ["values"])],
+        [helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n"])],
+        [numpy_helper.from_array(np.array([1], np.int64), "last")],
+    )
+
+
+def _assembled(scaler: Any, answer: _GraphTail, about: Mapping[str, Any]) -> Any:
+    from onnx import TensorProto, checker, helper, numpy_helper
+
     constants = {
         "mean": scaler.mean_.astype(np.float32),
         "scale": scaler.scale_.astype(np.float32),
-        "weights": np.ascontiguousarray(weights.T, np.float32),
-        "bias": bias.astype(np.float32),
+        "weights": np.ascontiguousarray(answer.weights, np.float32),
+        "bias": answer.bias.astype(np.float32),
     }
-    names = np.array([str(name).encode() for name in head.classes_], object)
     nodes = [
         helper.make_node("Sub", ["vectors", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "scale"], ["standardised"]),
         helper.make_node("Gemm", ["standardised", "weights", "bias"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-        helper.make_node("ArgMax", ["logits"], ["place"], axis=1, keepdims=0),
-        helper.make_node("Gather", ["classes", "place"], ["label"], axis=0),
+        *answer.nodes,
     ]
     made = helper.make_graph(
         nodes,
         "penult-probe",
         [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", len(scaler.mean_)])],
-        [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(names)]),
-            helper.make_tensor_value_info("label", TensorProto.STRING, ["n"]),
-        ],
+        answer.outputs,
         [
             *(numpy_helper.from_array(value, name) for name, value in constants.items()),
-            helper.make_tensor("classes", TensorProto.STRING, [len(names)], names.tolist()),
+            *answer.constants,
         ],
     )
     opset = helper.make_opsetid("", _OPSET)

@@ -4,11 +4,13 @@ and no tables.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path, PurePath
@@ -199,6 +201,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 FOLDER = "folder"
+SEPARATOR = ";"  # of the names in a cell that holds several
 Namer = Callable[[str, Mapping[str, object]], str | None]
 
 
@@ -234,6 +237,16 @@ def named(value: object) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of whole numbers with gaps becomes one of floats
     return str(value).strip() or None
+
+
+def names_in(cell: str) -> list[str]:
+    """The names in a cell that may hold several: the parts between semicolons, or of a list as
+    `["dog", "rain"]`."""
+    parts: Sequence[object] = cell.split(SEPARATOR)
+    if cell.startswith("[") and cell.endswith("]"):
+        with contextlib.suppress(ValueError, SyntaxError):
+            parts = ast.literal_eval(cell)
+    return list(dict.fromkeys(name for one in parts if (name := named(one))))
 
 
 def _pattern(by: str) -> Namer:
