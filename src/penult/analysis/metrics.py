@@ -66,7 +66,7 @@ def neighbours(
         others = np.isfinite(cosine)
         queries.append(mine)
         correct.append(majority(labels[order[:, :k]], cosine[:, :k], classes) == labels[mine])
-        precision.append(_average_precision(labels[order] == labels[mine][:, None], others))
+        precision.append(ranked_precision(labels[order] == labels[mine][:, None], others))
         occurrence += np.bincount(order[:, :k][others[:, :k]], minlength=n)
     if not queries:
         raise LabelsError("all items are of one group; neighbours are of another group")
@@ -91,8 +91,9 @@ def majority(labels: Rows, cosines: npt.NDArray[np.floating], classes: int) -> R
     return winner
 
 
-def _average_precision(relevant: npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_]) -> Array:
-    """(m,) of rankings (m, n); places that are not valid come last and do not count."""
+def ranked_precision(relevant: npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_]) -> Array:
+    """(m,) average precision of rankings (m, n), NaN without a relevant place; places that are not
+    valid come last and do not count."""
     relevant = relevant & valid
     found = relevant.cumsum(axis=1)
     at = found / np.arange(1, relevant.shape[1] + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,12 +35,15 @@ from penult.cli.output import (
     stdout,
     working,
 )
+from penult.cli.probe import Task, task_note
 from penult.errors import UsageError
 
 if TYPE_CHECKING:
     from penult.analysis.evaluation import Evaluation
     from penult.analysis.space import Space
+    from penult.analysis.task_evaluation import TaskEvaluation
     from penult.collection.collection import Collection
+    from penult.collection.targets import Targets
     from penult.selection import Selection
 
 
@@ -128,10 +132,22 @@ def evaluate(
     by: Annotated[
         str,
         typer.Option(
-            help="Class of each row: a column, folder, a path pattern such as '{}_*', labels "
-            "(taught) or label (predicted)."
+            help="Class, labels or value of each row: a column, folder, a path pattern such as "
+            "'{}_*', labels (taught) or label (predicted)."
         ),
     ],
+    task: Task = None,
+    predictions: Annotated[
+        bool,
+        typer.Option(
+            "--predictions",
+            help="Measure what the classifier itself predicts, against --by, instead of vectors.",
+        ),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(help="Which number of a regression model with several, by its name."),
+    ] = None,
     groups: Annotated[
         str | None,
         typer.Option(
@@ -156,28 +172,41 @@ def evaluate(
     """Measure the quality of a collection's vectors for named classes.
 
     Few-shot episodes, nearest neighbours, a linear probe, retrieval, verification, clustering and
-    hubness, with 95 % intervals. Repeated runs give equal figures.
+    hubness, with 95 % intervals. Of several labels an item, and of numbers, what the nearest
+    neighbours say. Repeated runs give equal figures.
     """
     from penult.analysis.evaluation import evaluate as measured
+    from penult.analysis.prediction_measures import SINGLE_LABEL
     from penult.collection.collection import Collection
-    from penult.collection.labels import labelled, span_groups
+    from penult.collection.targets import read_targets
     from penult.data.files import write_file
     from penult.viz import report as reports
 
     if report is not None:
         reports.check_kind(report, (".html", ".json"))
     opened = Collection.open(collection, must_exist=True)
-    rows = labelled(opened.reader, [by] if groups in (None, by) else [by, str(groups)], where)
-    row_groups = span_groups(rows.row_keys) if groups is None else rows.names[groups]
+    document = {"collection": str(opened.path), "by": by, "grouped_by": groups, "where": where}
+    if predictions:
+        with working("measuring"):
+            measures = _predictions(opened, by, groups, where, task, output)
+        _give_task(measures, document, report, json)
+        return
+    rows = read_targets(opened.reader, by, groups, where, task)
     recipe, fitted = _space(opened, space)
     if fitted is not None:
         print_note(
             "[dim]the space is used as fitted: fair only where it was fitted on other items[/]"
         )
+    if rows.task != SINGLE_LABEL:
+        if told := task_note(rows):
+            print_note(printable(told))
+        with working("measuring"):
+            measures = _by_neighbours(rows, recipe, fitted)
+        _give_task(measures, document | {"space": space}, report, json)
+        return
     with working("measuring"):
-        found = measured(rows.vectors, rows.names[by], row_groups, recipe, ways, fitted)
-    document = {"collection": str(opened.path), "by": by, "grouped_by": groups, "where": where}
-    document |= found.to_dict()
+        found = measured(rows.vectors, rows.names, rows.groups, recipe, ways, fitted)
+    document |= {"task": rows.task, **found.to_dict()}
     if report is not None:
         title = f"{opened.path.name} by {by}"
         html = report.suffix.lower() == ".html"
@@ -187,6 +216,111 @@ def evaluate(
         print_json(document)
         return
     _show_evaluation(found, report)
+
+
+def _by_neighbours(rows: Targets, recipe: str, fitted: Space | None) -> TaskEvaluation:
+    """What the nearest neighbours in a space say of labels or values."""
+    import numpy as np
+
+    from penult.analysis.evaluation import MOST
+    from penult.analysis.prediction_measures import MULTI_LABEL
+    from penult.analysis.space import fit
+    from penult.analysis.task_evaluation import evaluate_labels, evaluate_values
+
+    targets: list[Any] = rows.labels if rows.task == MULTI_LABEL else rows.values
+    vectors, groups = rows.vectors, rows.groups
+    if len(vectors) > MOST:
+        print_note(f"{MOST:,} of {len(vectors):,} rows are measured, drawn with seed 0")
+        drawn = np.sort(np.random.default_rng(0).choice(len(vectors), MOST, replace=False))
+        vectors, targets = vectors[drawn], [targets[row] for row in drawn]
+        groups = None if groups is None else [groups[row] for row in drawn]
+    measured = evaluate_labels if rows.task == MULTI_LABEL else evaluate_values
+    return measured((fitted or fit(recipe, vectors))(vectors), targets, groups)
+
+
+def _predictions(
+    opened: Collection,
+    by: str,
+    groups: str | None,
+    where: str | None,
+    task: str | None,
+    output: str | None,
+) -> TaskEvaluation:
+    """The classifier's own predictions against the truth that `by` tells."""
+    import numpy as np
+
+    from penult.analysis import task_evaluation as tasks
+    from penult.analysis.prediction_measures import MULTI_LABEL, REGRESSION
+    from penult.collection.targets import read_targets
+    from penult.tracing.scores import BINARY, Activation
+
+    manifest = opened.reader.require_manifest()
+    kind = str(manifest.model.get("kind") or "")
+    kind = MULTI_LABEL if kind == BINARY else kind
+    if manifest.logits != "all":
+        raise UsageError(
+            f"{opened.path} keeps logits {manifest.logits!r}, and predictions are measured from "
+            "all of them; embed with --logits all"
+        )
+    if task is not None and task != kind:
+        raise UsageError(f"the classifier is {kind}, and --task says {task}; leave --task out")
+    found = read_targets(opened.reader, by, groups, where, kind, logits=True)
+    activation = Activation(str(manifest.model.get("scores") or ""))
+    scores = activation.scores(str(manifest.model.get("kind")), np.asarray(found.logits))
+    labels = list(manifest.labels)
+    if kind == REGRESSION:
+        place = _output(labels, output or by, output is not None)
+        return tasks.evaluate_predicted_values(found.values, scores[:, place], found.groups)
+    if kind == MULTI_LABEL:
+        return tasks.evaluate_predicted_labels(found.labels, scores, labels, found.groups)
+    return tasks.evaluate_predicted_classes(found.names, scores, labels, found.groups)
+
+
+def _output(labels: Sequence[str], name: str, asked: bool) -> int:
+    """The place of a regression model's number: the only one, or that of a name."""
+
+    found = [place for place, label in enumerate(labels) if label.lower() == name.lower()]
+    if len(labels) == 1 and not asked:
+        return 0
+    if len(found) != 1:
+        raise UsageError(
+            f"the model gives {len(labels)} numbers ({', '.join(labels[:8])}), and none is called "
+            f"{name!r}; name one with --output"
+        )
+    return found[0]
+
+
+def _give_task(
+    found: TaskEvaluation, document: dict[str, Any], report: Path | None, json: bool
+) -> None:
+    from penult.data.files import write_file
+
+    document |= found.to_dict()
+    if report is not None:
+        if report.suffix.lower() != ".json":
+            raise UsageError(f"a report of the task {found.task} is written as .json")
+        write_file(report, [(json_text(document) + "\n").encode()])
+    if json:
+        print_json(document)
+        return
+    apart = "" if found.groups is None else f" in {counted(found.groups, 'group')}"
+    stdout.print(f"{counted(found.items, 'item')}{apart}, {found.task}, {found.measured}")
+    for note in found.notes:
+        print_note(f"[yellow]{printable(note)}[/]")
+    table = _table("measure", "value (95 % interval)")
+    for name, one in found.estimates.items():
+        table.add_row(name, f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})")
+    for name, value in found.figures.items():
+        table.add_row(name, f"{value:.4g}")
+    print_table(table)
+    if found.per_class:
+        kind = "recall" if found.task == "single-label" else "average precision"
+        table = _table("class, the hardest first", kind)
+        for name, value in [*found.per_class.items()][:CANDIDATES]:
+            table.add_row(printable(name), f"{value:.3f}")
+        print_table(table)
+    if report is not None:
+        stdout.print(f"report in [bold]{printable(str(report))}[/]", soft_wrap=True)
 
 
 def _space(collection: Collection, name: str) -> tuple[str, Space | None]:

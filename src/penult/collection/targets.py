@@ -31,7 +31,8 @@ class Targets:
 
     task: single-label, multi-label or regression. rows: their scalar columns. vectors: (n, d) raw.
     names, labels, values: (n,) of the task, None where a row has none; empty for other tasks.
-    groups: (n,) of each row; None where there are none. note: why this task was taken.
+    groups: (n,) of each row; None where there are none. note: why this task was taken. logits:
+    (n, K), where they were asked for.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Targets:
     values: list[float | None]
     groups: list[str | None] | None
     note: str
+    logits: npt.NDArray[np.float32] | None = None
 
 
 def read_targets(
@@ -50,6 +52,7 @@ def read_targets(
     group: str | None = None,
     where: str | None = None,
     task: str | None = None,
+    logits: bool = False,
 ) -> Targets:
     """The rows that a filter leaves and what `by` (as `penult.collection.labels.labelled` takes it)
     says of each.
@@ -64,7 +67,10 @@ def read_targets(
     """
     if task is not None and task not in TASKS:
         raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
-    table, vectors = reader.vectors(where, schema.scalar_columns(reader.schema))
+    scalars = schema.scalar_columns(reader.schema)
+    table, vectors = reader.vectors(where, [*scalars, "logits"] if logits else scalars)
+    found_logits = schema.matrix(table["logits"]) if logits and len(table) else None
+    table = table.select(scalars)
     if not len(table):
         raise LabelsError(f"no row of {reader.path} matches {where!r}" if where else
                           f"{reader.path} has no rows")  # fmt: skip
@@ -73,15 +79,18 @@ def read_targets(
     found, note = (task, "") if task else _task_of(reader, table, by)
     if found == REGRESSION:
         values = _values(reader, table, by)
-        return Targets(found, table, vectors, [], [], values, groups, note)
+        return Targets(found, table, vectors, [], [], values, groups, note, found_logits)
     if found == SINGLE_LABEL:
         names = names_of(reader, table, by)
-        return Targets(found, table, vectors, names, [], [], groups, note)
+        return Targets(found, table, vectors, names, [], [], groups, note, found_logits)
     labels, first = _by_span(keys, _labels(reader, table, by))
     if groups is not None:
         own, _ = _by_span(keys, [None if one is None else [one] for one in groups])
         groups = [one[0] if one else None for one in own] if group is not None else None
-    return Targets(found, table.take(pa.array(first)), vectors[first], [], labels, [], groups, note)
+    if found_logits is not None:
+        found_logits = found_logits[first]
+    return Targets(found, table.take(pa.array(first)), vectors[first], [], labels, [], groups, note,
+                   found_logits)  # fmt: skip
 
 
 def _task_of(reader: Reader, table: pa.Table, by: str) -> tuple[str, str]:
