@@ -7,6 +7,10 @@ Each of five draws leaves a third of 30 classes out as unknowns, teaches the oth
 half of the groups (speakers, noises, drawers; or items, where there are none) and asks about the
 other half. Spaces are fitted as a collection does it: to all rows but the examples, without labels.
 
+With --groupings: what is stated as 5 % for items of new groups, where items, clusters or groups are
+held out, and the number of draws that have a level; also `alphabets` (of omniglot; its characters
+are the groups) and `sexes` (of librispeech_speakers; the speakers are).
+
 With --chosen: three layers joined in a space that is fitted with the labels of the very items that
 are then taught, as `penult choose` does it; the stated accuracy and level beside the real ones.
 """
@@ -28,11 +32,12 @@ from scripts import results
 
 from penult.analysis.space import SeenRows, fit, fit_seen, unit
 from penult.fewshot.example_space import fit_to_examples
-from penult.fewshot.examples import Examples
+from penult.fewshot.examples import CLUSTERS, GIVEN, Examples, Grouping
 from penult.fewshot.fitted import FittedClasses
 from penult.fewshot.scorers import prototypes
 
 SEEDS, CLASSES, SHOTS, NEAREST = 5, 30, (1, 2, 5, 10, 20), 10
+VECTORS: list[Path | None] = [None]
 MEASURES = ("accuracy", "AUROC of unknowns", "known called unknown")
 
 
@@ -86,7 +91,8 @@ def draw(
     named = groups if len(sides) < len(vectors) else None
     found = {}
     for recipe in ("centre", "auto"):
-        space = fit_to_examples(recipe, examples, vectors[~own], named)
+        grouping = None if named is None else Grouping(GIVEN, tuple(named))
+        space = fit_to_examples(recipe, examples, vectors[~own], grouping)
         if recipe == "centre":
             space = fit("centre", vectors)  # as it was
         taught = FittedClasses(examples, space, "prototype", groups=named)
@@ -120,6 +126,77 @@ def csls(
     near = [np.sort(one, axis=1)[:, -NEAREST:].mean(axis=1) for one in (among, means @ rows.T)]
     scores = 2 * questions @ means.T - near[0][:, None] - near[1][None]
     return float(roc_auc_score(known, scores.max(axis=1)))
+
+
+def nested(name: str) -> tuple[results.Items, np.ndarray, np.ndarray] | None:
+    """Items of a set with coarser classes, and their former classes as groups."""
+    if name == "alphabets":
+        items = results.kept("omniglot", omniglot, VECTORS[0])
+        return items, np.array([label.split("/")[0] for label in items.labels]), items.labels
+    if name == "sexes":
+        items = results.kept("librispeech_speakers", SETS["librispeech_speakers"], VECTORS[0])
+        women = np.isin(items.labels, ["367", "533", "1688", "1998", "3080", "3331"])
+        return items, np.where(women, "f", "m"), items.labels
+    return None
+
+
+def by_grouping(
+    items: results.Items, reading: str, shots: int, seed: int, kinds: tuple | None
+) -> dict[str, tuple[float, float]] | None:
+    """For each grouping (the share of known items of new groups that is called unknown, the share
+    of unknown ones that is taken for known) at 0.05. kinds: classes and groups that nest in them,
+    else those of the items."""
+    vectors = items.vectors[reading].astype(np.float32)
+    labels, groups = kinds or (items.labels, items.groups)
+    random = np.random.default_rng(seed)
+    classes = random.permutation(np.unique(labels))[:CLASSES]
+    known = classes[len(classes) // 3 if len(classes) > 2 else 0 :]
+    parts = [groups[labels == name] for name in classes] if kinds else [groups]
+    sides = [random.permutation(np.unique(part)) for part in parts]
+    teach = np.isin(groups, np.concatenate([side[: max(1, len(side) // 2)] for side in sides]))
+    examples, taken = Examples.empty(vectors.shape[1]), list[int]()
+    for name in known:
+        rows = random.permutation(np.flatnonzero((labels == name) & teach))[:shots]
+        if len(rows) < shots:
+            return None
+        keys = [(str(row), "whole") for row in rows]
+        examples = examples.with_marks(str(name), keys, vectors[rows])
+        taken += rows.tolist()
+    own, is_known = np.isin(np.arange(len(vectors)), taken), np.isin(labels, known)
+    space = fit_to_examples("auto", examples, vectors[~own])
+    other = ~teach & np.isin(labels, classes) & ~is_known
+    found = {}
+    for kind, grouping in (("items", Grouping()), ("clusters", Grouping(CLUSTERS)),
+                           ("given", Grouping(GIVEN, tuple(map(str, groups[taken]))))):  # fmt: skip
+        taught = FittedClasses(examples, space, "prototype", groups=grouping)
+        shares = [(taught.judge(vectors[rows], 0.05).label < 0).mean() if rows.any() else np.nan
+                  for rows in (~teach & is_known, other)]  # fmt: skip
+        stated = taught.level(0.05).level is not None
+        found[kind] = (shares[0], 1 - shares[1]) if stated else (np.nan, np.nan)
+    return found
+
+
+def groupings(sets: list[str]) -> None:
+    """A line for each reading and number of examples: what is stated as 5 %, by grouping."""
+    kinds = ("items", "clusters", "given")
+    print("| set, reading | examples | " + " | ".join(f"known called unknown, {k}" for k in kinds)
+          + " | " + " | ".join(f"unknown taken for known, {k}" for k in kinds) + " |\n"
+          + "|---" * 8 + "|", flush=True)  # fmt: skip
+    for name in sets:
+        if (found := nested(name)) is not None:
+            items, *coarse = found
+        else:
+            items, coarse = results.kept(name, SETS[name], VECTORS[0]), []
+        for reading in readings_of(items)[:2] if name != "sexes" else ["backbone mean"]:
+            for shots in SHOTS[1:]:
+                drawn = [by_grouping(items, reading, shots, seed, tuple(coarse) or None)
+                         for seed in range(SEEDS)]  # fmt: skip
+                if not (lines := [one for one in drawn if one is not None]):
+                    continue
+                cells = [words([one[k][m] for one in lines])
+                         + f" ({sum(not np.isnan(one[k][0]) for one in lines)})" * (not m)
+                         for m in (0, 1) for k in kinds]  # fmt: skip
+                print(f"| {name}, {reading} | {shots} | " + " | ".join(cells) + " |", flush=True)
 
 
 def words(values: list[float]) -> str:
@@ -167,7 +244,12 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", default=list(SETS))
     parser.add_argument("--vectors", type=Path, help="folder of vectors that were made before")
     parser.add_argument("--chosen", action="store_true")
+    parser.add_argument("--groupings", action="store_true")
     asked = parser.parse_args()
+    VECTORS[0] = asked.vectors
+    if asked.groupings:
+        groupings(asked.sets)
+        return
     if asked.chosen:
         print("| set | accuracy, stated | real | known called unknown at 0.05 |\n|---|---|---|---|")
         for name in asked.sets:

@@ -4,18 +4,23 @@ one; the probability of one class.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics import adjusted_rand_score
 
 import penult
 from penult.analysis.space import SeenRows, fit, fit_seen
 from penult.embedding.embedder import Embedder
 from penult.fewshot.classspace import ClassSpace
+from penult.fewshot.curve import precision_recall
 from penult.fewshot.example_space import fit_to_examples
-from penult.fewshot.examples import Examples
+from penult.fewshot.examples import Examples, Grouping, time_blocks
 from penult.fewshot.fitted import FittedClasses
+from penult.fewshot.versions import LedgerEntry
 
 DIM = 64
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"
@@ -205,6 +210,129 @@ def test_one_example_each_of_one_speaker_gives_no_level() -> None:
     judged = found.judge(rows, 0.05)
     assert (judged.label == np.repeat(np.arange(5), 30)).mean() > 0.9
     assert np.isnan(judged.p_value).all()
+
+
+def windows(seconds: float, *starts: float) -> list[tuple[str, str]]:
+    return [("night.wav", f"{start:g}-{start + seconds:g}") for start in starts]
+
+
+def test_windows_of_one_recording_are_held_out_by_blocks_of_time(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    """Two classes in turn, in pairs of windows that overlap: a pair is never on both sides."""
+    starts = [10.0 * place + half for place in range(10) for half in (0.0, 0.5)]
+    kinds = [place % 2 for place in range(10) for _ in range(2)]
+    rows = np.concatenate([cloud(kind, 1, 60 + at) for at, kind in enumerate(kinds)])
+    space = ClassSpace(embedder, space="raw", method="prototype", unknown=0.1)
+    for kind in (0, 1):
+        own = [at for at, one in enumerate(kinds) if one == kind]
+        keys = windows(1.0, *(starts[at] for at in own))
+        space.add_vectors(f"c{kind}", rows[own], keys)
+    # By hand: each pair against the mean directions of the others of its class, and of the other.
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    held = []
+    for pair in range(10):
+        out = np.arange(20) // 2 == pair
+        means = [unit[~out & (np.array(kinds) == kind)].mean(axis=0) for kind in (0, 1)]
+        held += [max(row @ mean / np.linalg.norm(mean) for mean in means) for row in unit[out]]
+    level = space.fitted.level(0.1)
+    assert level.level == 0.1
+    assert level.threshold == pytest.approx(sorted(held)[int(0.1 * 21) - 1], abs=1e-6)
+    assert "in 10 blocks of time: for this recording, not for others" in str(level.basis)
+    facts = space.fitted.to_dict(0.1)
+    assert facts["groups"] == {"kind": "time", "by": None, "number": 10}
+    assert precision_recall(space.fitted, "c1").yes == 10  # --curve has something to draw
+    # Kept with the version, in a file too.
+    again = ClassSpace.load(space.save(tmp_path / "night.npz"), embedder)
+    assert again.fitted.to_dict(0.1) == facts
+    # A class of other recordings can be held out by item, and then all are.
+    for number in range(3):
+        space.add_vectors("c2", cloud(2, 1, number), [(f"{number}.wav", "whole")])
+    facts = space.fitted.to_dict(0.1)
+    assert facts["groups"] == {"kind": "items", "by": None, "number": 4}
+
+
+def test_windows_without_a_gap_are_one_block() -> None:
+    keys = windows(1.0, *(0.5 * place for place in range(40)))
+    assert len(set(time_blocks(keys))) == 1
+    assert len(set(time_blocks(windows(1.0, *(2.0 * place for place in range(40)))))) == 10
+    both = [*windows(1.0, 0.0, 5.0), ("other.wav", "0-1"), ("picture.png", "box:0,0,5,5")]
+    assert len(set(time_blocks(both))) == 4
+
+
+def test_a_version_of_before_is_grouped_by_items(embedder: Embedder) -> None:
+    space = ClassSpace(embedder)
+    space.add_vectors("a", cloud(0, 12, 0), windows(1.0, *(9.0 * place for place in range(12))))
+    kept = space.fitted.to_dict(0.05)
+    assert kept["groups"]["kind"] == "time" and kept["unknown"]["level"] == 0.05
+    ledger, version = space._state._ledger, space.history.current
+    assert version is not None
+    about = {n: v for n, v in version.about.items() if n != "grouping"}
+    old = replace(version, _entry=LedgerEntry.of("version", about))
+    taught = ledger.again(old, space.examples, space.space, None, None)
+    level = taught.fit().level(0.05)
+    assert taught.groups.kind == "items" and level.level is None
+    assert "of one group or item" in str(level.why)
+
+
+def speakers(seed: int, kinds: int, number: int, each: int) -> tuple[np.ndarray, np.ndarray]:
+    """(kinds · number · each, d) vectors, and the speaker of each, who shifts all kinds alike."""
+    shifts = [np.random.default_rng([seed, one]).standard_normal(DIM) for one in range(number)]
+    rows = [cloud(kind, each, 1000 * seed + 10 * kind + one, 0.1) + 0.6 * shift
+            for kind in range(kinds) for one, shift in enumerate(shifts)]  # fmt: skip
+    return np.concatenate(rows), np.tile(np.repeat(np.arange(number), each), kinds)
+
+
+@pytest.mark.parametrize(("kind", "holds"), [("items", False), ("clusters", True)])
+def test_clusters_stand_for_speakers_that_nobody_named(kind: str, holds: bool) -> None:
+    shares = []
+    for seed in range(12):
+        rows, who = speakers(seed, 4, 8, 4)
+        kinds = np.repeat(np.arange(4), 32)
+        taught = who < 6
+        keys = [(f"{place}.wav", "whole") for place in np.flatnonzero(taught)]
+        examples = Examples.empty(DIM).with_named(
+            [f"c{one}" for one in kinds[taught]], keys, rows[taught]
+        )
+        found = FittedClasses(examples, fit("raw", rows), "prototype", groups=Grouping(kind))
+        assert found.level(0.1).level == 0.1
+        shares.append((found.judge(rows[~taught], 0.1).label < 0).mean())
+    error = np.std(shares, ddof=1) / len(shares) ** 0.5
+    assert (np.mean(shares) <= 0.1 + 3 * error) == holds
+
+
+def test_clusters_are_of_what_the_classes_do_not_explain(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    """By hand: sklearn's Ward on the residuals, each cluster against the means of the rest."""
+    rows, who = speakers(3, 4, 5, 4)
+    kinds = np.repeat(np.arange(4), 20)
+    space = ClassSpace(embedder, space="raw", method="prototype")
+    for one in range(4):
+        space.add_vectors(
+            f"c{one}", rows[kinds == one], [(f"{one}/{i}", "whole") for i in range(20)]
+        )
+    unit = rows.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    residuals = unit - np.stack([unit[kinds == one].mean(axis=0) for one in kinds])
+    parts = AgglomerativeClustering(5, linkage="ward").fit_predict(residuals)
+    assert adjusted_rand_score(parts, who) == 1.0
+    held = []
+    for part in range(5):
+        means = [unit[(parts != part) & (kinds == one)].mean(axis=0) for one in range(4)]
+        held += [max(row @ m / np.linalg.norm(m) for m in means) for row in unit[parts == part]]
+    level = space.fitted.level(0.05)
+    assert level.threshold == pytest.approx(sorted(held)[int(0.05 * 81) - 1], abs=1e-6)
+    assert "in 5 clusters, in place of speakers, sites and days" in str(level.basis)
+    facts = space.fitted.to_dict(0.05)
+    assert facts["groups"] == {"kind": "clusters", "by": None, "number": 5}
+    saved = space.save(tmp_path / "words.npz")
+    assert ClassSpace.load(saved, embedder).fitted.to_dict(0.05) == facts
+    # Items one by one, if the user says so: a higher threshold, for these speakers.
+    alone = ClassSpace.load(saved, embedder, groups="items").fitted
+    assert alone.to_dict(0.05)["groups"] == {"kind": "items", "by": "items", "number": 80}
+    threshold = alone.level(0.05).threshold
+    assert threshold is not None and level.threshold is not None and threshold > level.threshold
 
 
 @pytest.mark.parametrize("grouped", [True, False])

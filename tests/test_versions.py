@@ -16,7 +16,7 @@ from penult.collection.collection import Collection
 from penult.collection.reader import Reader
 from penult.embedding.embedder import Embedder
 from penult.errors import LabelsError, StoreError
-from penult.fewshot import versions
+from penult.fewshot import classspace, versions
 from penult.fewshot.classspace import ClassSpace
 from penult.fewshot.examples import Examples, moves, of_several
 from test_cli import Said, ask
@@ -123,6 +123,20 @@ def test_an_example_whose_row_went_stays_what_it_was(
     assert "1 mark" not in done.err
     refitted = ask("teach", known, "--refit")
     assert refitted.code == 0 and "1 mark not used" in ask("predict", known, *asked).err
+
+
+def test_a_background_is_named_where_most_predictions_are_unknown(
+    known: Path, asked: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classspace, "_MANY", len(asked))
+    few = ask("predict", known, *asked, "--min-similarity", 1, "--json")
+    note = few.json["background"]["note"]
+    assert f"100% of {len(asked)} predictions are unknown" in note
+    assert f"penult teach {known} --background 50" in note
+    less = ask("predict", known, *asked[1:], "--min-similarity", 1, "--json")  # too few to tell
+    assert less.json["background"]["note"] is None
+    every = ask("predict", known, *asked, "--unknown", 0, "--json")
+    assert every.json["background"]["note"] is None
 
 
 def test_the_version_is_told_and_listed(known: Path, asked: list[Path]) -> None:

@@ -108,7 +108,8 @@ def predict(
         typer.Option(
             help="For this call: keep these groups (speaker, site) on one side of every "
             "cross-validation split: a column, folder or pattern. The level of --unknown then "
-            "holds for new groups. Default: as taught."
+            "holds for new groups. items: none, for the same speakers and sites. Default: as "
+            "taught."
         ),
     ] = None,
     several: Annotated[
@@ -189,7 +190,7 @@ def predict(
 
     Consecutive windows of one class are merged into one event.
     """
-    from penult.fewshot.classspace import lacking
+    from penult.fewshot.classspace import lacking, mostly_other
     from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Spool
 
     check_out(out, overwrite)
@@ -233,7 +234,8 @@ def predict(
                 "lengths": lengths,
                 "background": {
                     "rows": taught.history.background,
-                    "note": lacking(taught, place),
+                    "note": lacking(taught, place)
+                    or mostly_other(taught, spool.tally[None], len(spool), place),
                 },
             }
         print_predictions(place, spool, failures, facts, form)

@@ -110,7 +110,8 @@ def teach(
         str | None,
         typer.Option(
             help="Kept from now on: a column, folder or pattern that gives the group (speaker, "
-            "site) of an example, never on both sides of a cross-validation split; auto: none."
+            "site) of an example, never on both sides of a cross-validation split; items: every "
+            "item by itself; auto: items, and clusters of them for the level of unknown."
         ),
     ] = None,
     background: Annotated[

@@ -21,7 +21,15 @@ from penult.data.items import Failure, sha
 from penult.data.windows import Layout
 from penult.errors import ItemError, LabelsError, UsageError
 from penult.fewshot import storage
-from penult.fewshot.examples import Class, Examples, check_every, checked_mark, new_name, of_several
+from penult.fewshot.examples import (
+    EVERY,
+    Class,
+    Examples,
+    check_every,
+    checked_mark,
+    new_name,
+    of_several,
+)
 from penult.fewshot.fitted import FittedClasses, Settings
 from penult.fewshot.history import Difference as Difference  # its place before
 from penult.fewshot.history import History as History
@@ -79,7 +87,8 @@ class ClassSpace:
     that an example is marked for counts. unknown: the share of the items of known classes that is
     called unknown, at most; 0 calls nothing unknown. groups: a column, `folder` or a pattern of the
     path that gives the group of an example, such as its speaker; cross-validation keeps groups
-    together. Without it the level holds for items of the same speakers, sites and days.
+    together; `items` makes every item a group. Without it clusters of examples stand for groups
+    in the level of unknown, and where all examples are of one recording or two, blocks of time.
 
     A setting that is not given is the one that was kept with the last teaching. One that is given
     holds for this object, and is kept once it teaches.
@@ -385,4 +394,22 @@ def lacking(space: ClassSpace, place: str) -> str | None:
         f"nothing is centred: {len(space.examples.keys)} examples alone do not tell what all items "
         "have in common, so that unknown items are hardly told from known ones. penult teach "
         f"{place} --background FILES|FOLDER|COLLECTION gives other recordings of the same kind"
+    )
+
+
+_MANY = 200  # predictions, from which on the share of unknown ones says what there mostly is
+
+
+def mostly_other(space: ClassSpace, unknown: int, predictions: int, place: str) -> str | None:
+    """What to do where most of many predictions are unknown and no background is taught, in words.
+    place: how the class space is called."""
+    taught = any(EVERY in one for one in space.examples.marks)
+    if taught or space.source.collection is None or predictions < _MANY:
+        return None
+    if unknown < 0.5 * predictions:
+        return None
+    return (
+        f"{unknown / predictions:.0%} of {predictions:,} predictions are unknown: of so much that "
+        f"is in no class, some is taken for one. penult teach {place} --background 50 holds 50 "
+        "random rows to be of no class: fewer such predictions, and some members less"
     )

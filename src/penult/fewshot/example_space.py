@@ -4,14 +4,12 @@ few, by a recipe that the held-out examples speak for. Numpy in; knows no model 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 from penult.analysis.space import AUTO, RAW, SeenRows, Space, fit, fit_seen
 from penult.fewshot import scorers
-from penult.fewshot.examples import Examples
+from penult.fewshot.examples import Examples, Grouping
 from penult.fewshot.fitted import CENTRED_FROM, refitted
 from penult.fewshot.scorers import YES, Floats, HeldOut, Targets
 
@@ -23,31 +21,27 @@ CENTRE, SHRINK = "centre", "shrink"
 
 
 def fit_to_examples(
-    recipe: str, examples: Examples, others: Rows, groups: Sequence[str | None] | None = None
+    recipe: str, examples: Examples, others: Rows, groups: Grouping | None = None
 ) -> Space:
     """A recipe fitted for these examples; `auto` is `raw`, `centre` or `shrink`.
 
     others: (m, d) raw vectors of other items, to which it is fitted if there are as many as
     examples, and twenty. Else the examples take part, and the space names them as those that it has
-    seen (`Space.seen`), so that none is judged in a space that was fitted to it. groups: of each
-    example, which is held out as a whole.
+    seen (`Space.seen`), so that none is judged in a space that was fitted to it. groups: what is
+    held out together.
     """
-    found = _ExampleSpaces(examples, others, groups)
+    found = _ExampleSpaces(examples, others, groups or Grouping())
     return found.choose() if recipe == AUTO else found.fit(recipe)
 
 
 class _ExampleSpaces:
-    def __init__(
-        self, examples: Examples, others: Rows, groups: Sequence[str | None] | None
-    ) -> None:
+    def __init__(self, examples: Examples, others: Rows, groups: Grouping) -> None:
         names = [n for n in examples.names if any(one.get(n) == "yes" for one in examples.marks)]
         targets = examples.targets(names)
         kept = np.flatnonzero((targets != scorers.OPEN).any(axis=1))
-        ids = [examples.keys[i][0] for i in kept]
-        named = None if groups is None else [groups[int(i)] for i in kept]
         self._targets: Targets = targets[kept]
         self._own: Rows = examples.vectors[kept]
-        self._groups = scorers.groups_of(self._own, ids, named)
+        self._groups = groups.numbers(examples, kept)
         self._others = others
         self._apart = len(others) >= max(CENTRED_FROM, len(self._own))  # enough without examples
 

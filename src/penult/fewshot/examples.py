@@ -15,9 +15,10 @@ import numpy.typing as npt
 from penult.collection.schema import Key
 from penult.data.formulas import Cells
 from penult.data.items import utf8
-from penult.errors import LabelsError
+from penult.data.regions import Region
+from penult.errors import LabelsError, RegionError
 from penult.fewshot.events import csv_lines
-from penult.fewshot.scorers import IMPLIED, NO, OPEN, YES, Targets, medoid
+from penult.fewshot.scorers import IMPLIED, NO, OPEN, YES, Targets, groups_of, medoid
 
 MARKS = ("yes", "no", "unsure")
 UNKNOWN = "unknown"  # how items of none of the classes are called in tables
@@ -256,6 +257,83 @@ def check_every(name: str, mark: str) -> None:
             f"{EVERY!r} stands for every class: an item can be marked no for all of them, not "
             f"{mark}; a class needs another name"
         )
+
+
+ITEMS, CLUSTERS, TIME, GIVEN = "items", "clusters", "time", "given"
+FEWEST = 3  # examples that are held out and have another one of their class, for a level
+BLOCKS = 10  # of time, into which the examples of a recording are divided
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """What of the examples is held out together. kind: `items`, all parts of an item; `clusters`,
+    the same, and for the level of unknowns items that differ alike from the means of their classes;
+    `time`, parts of a recording that are near in time; `given`, items and groups that the user
+    names.
+    names: (n,) the group of each example; None is in none but its item. by: what was given."""
+
+    kind: str = ITEMS
+    names: tuple[str | None, ...] | None = None
+    by: str | None = None
+
+    @classmethod
+    def of(cls, examples: Examples) -> Grouping:
+        """The grouping where none is given: by item, with clusters where there are two classes or
+        more; or by time where nearly all members of the classes are of one or two recordings, so
+        that too few could be held out by item."""
+        ids = [id for id, _ in examples.keys]
+        targets = examples.targets(examples.names)
+        places = np.unique(ids, return_inverse=True)[1]
+        if _scored(targets, places) >= FEWEST:
+            members = (targets == YES).any(axis=0).sum()
+            return cls(CLUSTERS if members > 1 else ITEMS)
+        names = time_blocks(examples.keys)
+        blocks = np.unique(names, return_inverse=True)[1]
+        return cls(TIME, tuple(names)) if _scored(targets, blocks) >= FEWEST else cls()
+
+    def numbers(self, examples: Examples, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(m,) the number of the group of each of these examples; see `scorers.groups_of`."""
+        ids = [examples.keys[i][0] for i in places]
+        if self.names is None or self.kind == CLUSTERS:
+            return groups_of(examples.vectors[places], ids)
+        names = [self.names[i] for i in places]
+        if self.kind == TIME:  # of an item there are several then
+            return groups_of(examples.vectors[places], [str(name) for name in names])
+        return groups_of(examples.vectors[places], ids, names)
+
+
+def _scored(targets: Targets, groups: npt.NDArray[np.int64]) -> int:
+    """The number of examples with one of the same class in another group."""
+    found = np.zeros(len(targets), bool)
+    for column in targets.T:
+        members = np.flatnonzero(column == YES)
+        if len(np.unique(groups[members])) > 1:
+            found[members] = True
+    return int(found.sum())
+
+
+def time_blocks(keys: Sequence[Key]) -> list[str]:
+    """(n,) the block of time of each (id, region). The regions of an item are divided where nothing
+    lies between two of them for as long as they are (median), into BLOCKS of about as many regions
+    each, at most. Items without seconds are one block."""
+    spans: dict[str, list[tuple[float, float, int]]] = {}
+    names = [id for id, _ in keys]
+    for place, (id, key) in enumerate(keys):
+        try:
+            region = Region.of_key(key)
+        except RegionError:  # of vectors that were given, not cut
+            continue
+        if region.start is not None and region.end is not None:
+            spans.setdefault(id, []).append((region.start, region.end, place))
+    for id, parts in spans.items():
+        apart = float(np.median([end - start for start, end, _ in parts]))
+        until, block, size = -np.inf, 0, len(parts) / BLOCKS
+        for number, (start, end, place) in enumerate(sorted(parts)):
+            if start >= until + apart:
+                block = int(number // size)
+            names[place] = f"{id} block {block}"
+            until = max(until, end)
+    return names
 
 
 def _check_one_class(*names: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from penult.fewshot.calibration import (
     of_members,
     probabilities,
 )
-from penult.fewshot.examples import EVERY, Examples
+from penult.fewshot.examples import CLUSTERS, EVERY, GIVEN, ITEMS, TIME, Examples, Grouping
 from penult.fewshot.scorers import (
     NO,
     YES,
@@ -98,9 +98,10 @@ class FittedClasses:
     method: prototype, knn, ridge, logistic or agile; None chooses by cross-validation among the
     first four. several: whether an item may be of more than one class; None takes it from the
     examples. background: vectors of any items, the other side of the probability of one class, and
-    of `agile`. groups: the speaker, site or recording of each example; in cross-validation a group
-    is scored without itself. accuracy: of the methods that were compared when this one was chosen.
-    thresholds: of several classes at once, as they were chosen then; None chooses them.
+    of `agile`. groups: the speaker, site or recording of each example, or a `Grouping`; in
+    cross-validation a group is scored without itself. accuracy: of the methods that were compared
+    when this one was chosen. thresholds: of several classes at once, as they were chosen then; None
+    chooses them.
 
     An example that the space was fitted with (`Space.seen`) is held out of the space too.
     """
@@ -112,7 +113,7 @@ class FittedClasses:
         method: str | None = None,
         several: bool | None = None,
         background: Background | None = None,
-        groups: Sequence[str | None] | None = None,
+        groups: Grouping | Sequence[str | None] | None = None,
         accuracy: Mapping[str, float] | None = None,
         thresholds: LabelThresholds | None = None,
     ) -> None:
@@ -135,7 +136,11 @@ class FittedClasses:
         # Heads learn what is around the classes; cross-validation only compares classes.
         self._method = "agile" if method is None and self._against else method
         self._background = background
-        self._named = None if groups is None else [groups[int(i)] for i in self._places]
+        if groups is None:
+            groups = Grouping()
+        elif not isinstance(groups, Grouping):
+            groups = Grouping(GIVEN, tuple(groups))
+        self._given = groups
         self.several = bool((targets == YES).sum(axis=1).max(initial=0) > 1) if several is None \
             else several  # fmt: skip
 
@@ -149,8 +154,25 @@ class FittedClasses:
 
     @cached_property
     def _groups(self) -> npt.NDArray[np.int64]:
-        ids = [self.examples.keys[i][0] for i in self._places]
-        return scorers.groups_of(self._raw, ids, self._named)
+        return self._given.numbers(self.examples, self._places)
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """What of the examples is held out together, with the names of clusters."""
+        if self._given.kind != CLUSTERS or self._given.names is not None:
+            return self._given
+        found = scorers.residual_clusters(self._vectors, self._targets, self._groups)
+        names: list[str | None] = [None] * len(self.examples.keys)
+        for place, cluster in zip(self._places[found >= 0], found[found >= 0], strict=True):
+            names[int(place)] = f"cluster {cluster}"
+        return Grouping(CLUSTERS, tuple(names)) if any(names) else Grouping()
+
+    @cached_property
+    def _level_groups(self) -> npt.NDArray[np.int64]:
+        """What is held out together for the level of unknowns."""
+        if self.grouping.kind != CLUSTERS:
+            return self._groups
+        return replace(self.grouping, kind=GIVEN).numbers(self.examples, self._places)
 
     @cached_property
     def _refit(self) -> Refit | None:
@@ -212,10 +234,11 @@ class FittedClasses:
 
     @cached_property
     def _judged_held_out(self) -> HeldOut:
-        if self.method == "prototype" or len(self.names) == 1:
+        same = self._level_groups is self._groups
+        if (same and self.method == "prototype") or len(self.names) == 1:
             return self._chosen[2]
         return scorers.held_out(
-            "prototype", self._to_hold_out, self._targets, self._groups, refit=self._refit
+            "prototype", self._to_hold_out, self._targets, self._level_groups, refit=self._refit
         )
 
     @cached_property
@@ -268,9 +291,7 @@ class FittedClasses:
         if own.sum() >= FEWEST:
             # An example that every class rules out counts too: a member that is called unknown.
             found = np.sort(_best(held.scores[own]))
-            basis = f"held-out scores of {len(found)} examples"
-            if not any(self._named or []):
-                basis += ", for items of the same speakers, sites and days (--groups: for others)"
+            basis = f"held-out scores of {len(found)} examples{self._apart}"
             linear = isinstance(self._judge_of_unknowns, Linear)
             return Unknowns(found, basis, cosines=not linear)
         foreign = (marks == YES).any(axis=1) & ~np.isnan(held.scores).all(axis=1)
@@ -289,6 +310,31 @@ class FittedClasses:
                 background=True,
             )
         return None
+
+    @property
+    def _group_count(self) -> int:
+        return len(set(self._level_groups.tolist()))
+
+    @property
+    def _apart(self) -> str:
+        """What was held out together, and for what the level holds by that."""
+        number, kind = self._group_count, self.grouping.kind
+        if kind == TIME:
+            items = len({self.examples.keys[i][0] for i in self._places})
+            one = "this recording" if items == 1 else f"these {items} recordings"
+            return (
+                f" in {number} blocks of time: for {one}, not for others (examples of other "
+                "recordings: for those too)"
+            )
+        if kind == ITEMS or not any(self.grouping.names or ()):
+            return ", for items of the same speakers, sites and days (--groups: for others)"
+        if kind == CLUSTERS:
+            return (
+                f" in {number} clusters, in place of speakers, sites and days that nobody named "
+                "(--groups names them; --groups items has none)"
+            )
+        by = f" by {self.grouping.by}" if self.grouping.by else ""
+        return f" in {number} groups{by}, for other groups"
 
     def level(self, level: float = LEVEL) -> Level:
         """The threshold of unknowns at a level, and what it is from; without one, why.
@@ -310,8 +356,8 @@ class FittedClasses:
             return Level(
                 None,
                 why=f"held-out examples are as unlike their class as any vector is (cosine "
-                f"{threshold:.3f} at {level:g} in the space {self.space.recipe}); more examples, "
-                "other rows in the collection or --space raw may tell more",
+                f"{threshold:.3f} at {level:g} in the space {self.space.recipe}{self._apart}); "
+                "more examples, other rows in the collection or --space raw may tell more",
             )
         return Level(level, threshold, basis)
 
@@ -386,6 +432,11 @@ class FittedClasses:
             "space": self.space.recipe,
             "several": self.several,
             **self.thresholds.facts(self.names if self.several else ()),
+            "groups": {
+                "kind": self.grouping.kind,
+                "by": self.grouping.by,
+                "number": self._group_count,
+            },
             "probabilities": self.probabilities.basis,
             "unknown": asdict(self.level(level)) if level else None,
         }

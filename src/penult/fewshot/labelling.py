@@ -29,7 +29,16 @@ from penult.data.tables import TableRows
 from penult.data.windows import Layout
 from penult.errors import LabelsError, UsageError
 from penult.fewshot import marks, storage
-from penult.fewshot.examples import MARKS, UNKNOWN, Examples, check_every, new_name
+from penult.fewshot.examples import (
+    GIVEN,
+    ITEMS,
+    MARKS,
+    UNKNOWN,
+    Examples,
+    Grouping,
+    check_every,
+    new_name,
+)
 from penult.fewshot.mark_table import MARK, Example, MarkTable, apart, mark_in
 from penult.fewshot.vectors import VectorSource, pairs_of
 
@@ -335,21 +344,25 @@ def of_head(key: Key) -> bool:
 class Groups:
     """The group of each example, read once.
 
-    by: a column, `folder` or a pattern of the path; None makes no groups, but of several
-    annotations of one span. known: groups that were read before.
+    by: a column, `folder` or a pattern of the path; `items` makes every item a group. None does so
+    too, with clusters for the level, or makes groups of time in one recording. known: groups of
+    before.
     """
 
     def __init__(self, by: str | None, known: Mapping[Key, str | None] | None = None) -> None:
         self.by, self._known = by, dict(known or {})
 
-    def of(self, source: VectorSource, keys: Sequence[Key]) -> list[str | None] | None:
-        """The group of each of these examples; None where there are no groups.
+    def of(self, source: VectorSource, examples: Examples) -> Grouping:
+        """What of these examples is held out together.
 
         Raises:
             LabelsError: none of them has a group.
         """
         if self.by is None:
-            return labels.span_groups(keys)
+            return Grouping.of(examples)
+        if self.by == ITEMS:
+            return Grouping(by=self.by)
+        keys = examples.keys
         if new := [key for key in keys if key not in self._known]:
             if source.collection is not None:
                 self._known |= labels.groups_of(source.collection.reader, new, self.by)
@@ -359,4 +372,4 @@ class Groups:
         named = [self._known.get(key) for key in keys]
         if keys and not any(named):
             raise LabelsError(f"no example has a group by {self.by!r}")
-        return named
+        return Grouping(GIVEN, tuple(named), self.by)

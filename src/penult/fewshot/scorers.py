@@ -30,6 +30,8 @@ EXACT = 64  # groups, up to which each is left out by itself
 MOST = 4000  # examples that are cross-validated; of more, as many from each class
 LINEAR_FROM = 4  # groups of each class, from which a linear head is compared
 LOGISTIC_TO = 60_000  # examples × classes, up to which a logistic head is fitted in a second or so
+CLUSTERS = 5  # of residuals, which stand for groups that nobody named
+CLUSTERED = 1000  # items, of which clusters are made; others belong to the nearest one
 WEAK = 500  # random rows that are negatives of `agile`
 _WEAK_WEIGHT = 4.0  # of all of them together, in counter-examples that somebody marked
 _STRENGTH = 30.0  # C of logistic heads: rows have length one; it is 30 / d for standardised numbers
@@ -197,6 +199,41 @@ def groups_of(
             if key is not None:
                 parent[root(i)] = root(first.setdefault(key, i))
     return np.array([root(i) for i in range(len(rows))], np.int64)
+
+
+def residual_clusters(
+    vectors: npt.ArrayLike, targets: Targets, groups: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """(n,) the cluster of each example by what it does not share with its class: five by Ward's
+    method (1963), of whole groups. −1 for examples of no class, or of one without another group.
+
+    Speakers, sites or days that several classes have in common are mostly in clusters of their own.
+    """
+    rows, found = _rows(vectors), np.full(len(targets), -1)
+    class_of = np.where((targets == YES).any(axis=1), (targets == YES).argmax(axis=1), -1)
+    residuals = np.zeros(rows.shape)
+    for k in range(targets.shape[1]):
+        own = class_of == k
+        if len(np.unique(groups[own])) > 1:
+            residuals[own], found[own] = rows[own] - rows[own].mean(axis=0), 0
+    used = np.flatnonzero(found == 0)
+    names, place = np.unique(groups[used], return_inverse=True)
+    found[:] = -1
+    if len(names) <= CLUSTERS:
+        return found
+    from scipy.cluster.hierarchy import fcluster, ward
+
+    means = np.zeros((len(names), rows.shape[1]))
+    np.add.at(means, place, residuals[used])
+    means /= np.bincount(place)[:, None]
+    drawn = np.sort(np.random.default_rng(0).permutation(len(means))[:CLUSTERED])
+    parts = fcluster(ward(means[drawn]), CLUSTERS, "maxclust")
+    if len(drawn) < len(means):  # the others belong to the cluster with the nearest mean
+        middles = np.stack([means[drawn[parts == part]].mean(axis=0) for part in np.unique(parts)])
+        gaps = (middles**2).sum(axis=1) - 2 * means @ middles.T
+        parts = 1 + gaps.argmin(axis=1)
+    found[used] = parts[place]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

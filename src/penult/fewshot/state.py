@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +19,15 @@ from penult.collection.manifest import fingerprint_in
 from penult.errors import LabelsError, StoreError
 from penult.fewshot import marks, storage
 from penult.fewshot.example_space import fit_to_examples
-from penult.fewshot.examples import Examples, Marks, any_members, moves, of_several, restored
+from penult.fewshot.examples import (
+    Examples,
+    Grouping,
+    Marks,
+    any_members,
+    moves,
+    of_several,
+    restored,
+)
 from penult.fewshot.fitted import FittedClasses, Settings, fit_space
 from penult.fewshot.labelling import Groups, LabelledExamples, of_head
 from penult.fewshot.thresholds import NO_THRESHOLDS
@@ -37,12 +45,12 @@ def space_of(
     source: VectorSource,
     recipe: str,
     examples: Examples,
-    groups: Sequence[str | None] | None = None,
+    groups: Grouping | None = None,
     background: npt.NDArray[np.float32] | None = None,
 ) -> Space:
     """The space of a collection or embedder, if the recipe names or means one; else a recipe fitted
     to the rows of the collection that are no examples, to the background of a class file, or to the
-    examples. groups: of each example.
+    examples. groups: what is held out together.
 
     Rows of a head are no items: where they are not carried to the rows of a collection their
     directions alone mean something, so that `auto` subtracts nothing from them.
@@ -149,7 +157,7 @@ class ClassSpaceState:
         if collection is None:
             if self.version is not None:  # a file has the parts of the version it was saved with
                 self._taught = self._ledger.again(
-                    self.version, self.examples, self.space, self._named_groups(), self.rows
+                    self.version, self.examples, self.space, self._grouping().names, self.rows
                 )
         elif self._taught is None:
             self.examples, self._source.missing = marks.read_examples(collection, standing)
@@ -189,7 +197,7 @@ class ClassSpaceState:
                 return self._taught.space
             if self._fixed is not None:
                 return self._fixed
-            recipe, groups = self.settings.space, self._named_groups()
+            recipe, groups = self.settings.space, self._grouping()
             if self._is_of_before and (own := fit_as_before(self._source)) is not None:
                 space = own
             else:
@@ -331,15 +339,17 @@ class ClassSpaceState:
                 self._source.manifest.model,
                 self.settings.to_dict()
                 | {storage.OF_EXAMPLES: rows is None and self._fixed is None},
-                self._named_groups(),
+                (self._grouping() if taught is None else taught.groups).names,
                 self.rows if taught is None else taught.background,
                 ledger.store if isinstance(ledger.store, FileStore) else FileStore(),
                 self._source.seconds_of(self.examples.keys),
                 {key: one for key, one in self._claims.items() if key in self.examples.keys},
             )
 
-    def _named_groups(self) -> list[str | None] | None:
-        return self._groups.of(self._source, self.examples.keys)
+    def _grouping(self) -> Grouping:
+        if self._is_of_before and "groups" not in self._given and self.settings.groups is None:
+            return Grouping()
+        return self._groups.of(self._source, self.examples)
 
     def _fit(self) -> FittedClasses:
         """The classes of the version, or fitted anew, and then kept as a version."""
@@ -369,13 +379,11 @@ class ClassSpaceState:
         if former is None and self._source.collection is not None and not head:
             # As the rows are now: what was kept may have had others.
             self.examples, self._source.missing = marks.read_examples(self._source.collection)
-        method, groups = self.settings.method, None
+        method = self.settings.method
         if former is not None and FITTED & given.keys() == {"several"}:
             method = former.method
-        if former is not None and "groups" not in given:
-            groups = former.groups
-        else:
-            groups = self._named_groups()
+        kept = None if former is None or "groups" in given else former.groups
+        groups = kept or self._grouping()
         rows = self.rows if former is None else former.background
         self._background = _Background(self._source, self.examples, rows)
         # Marks of a time when nothing was kept have the classes that they had.
@@ -400,7 +408,7 @@ class ClassSpaceState:
         """What these classes were fitted from, which are of `_fresh`."""
         _ = fitted.unknowns, fitted.probabilities  # then it is known whether they need background
         return Taught(fitted.examples, fitted.space, fitted.method, fitted.several, fitted.accuracy,
-                      self._named_groups(), self._background.rows, fitted.thresholds)  # fmt: skip
+                      fitted.grouping, self._background.rows, fitted.thresholds)  # fmt: skip
 
     def _keep(self, fitted: FittedClasses, taught: Taught) -> None:
         if self._source.collection is not None and any(of_head(key) for key in self.examples.keys):

@@ -28,7 +28,7 @@ from penult.collection.schema import Key
 from penult.data.hashes import digest
 from penult.embedding.fingerprint import Fingerprint
 from penult.errors import LabelsError
-from penult.fewshot.examples import Examples, Marks
+from penult.fewshot.examples import GIVEN, ITEMS, Examples, Grouping, Marks
 from penult.fewshot.fitted import FittedClasses, Settings
 from penult.fewshot.thresholds import NO_THRESHOLDS, LabelThresholds
 
@@ -159,16 +159,16 @@ class FileStore:
 @dataclass(frozen=True)
 class Taught:
     """What classes are fitted from, and what was chosen: enough to fit the same ones again.
-    method: the chosen one. accuracy: cross-validated, of the compared methods. groups: of each
-    example. background: (m, d) raw vectors; None where none were needed. thresholds: of several
-    classes at once."""
+    method: the chosen one. accuracy: cross-validated, of the compared methods. groups: what is held
+    out together. background: (m, d) raw vectors; None where none were needed. thresholds: of
+    several classes at once."""
 
     examples: Examples
     space: Space
     method: str
     several: bool
     accuracy: Mapping[str, float]
-    groups: Sequence[str | None] | None = None
+    groups: Grouping = field(default_factory=Grouping)
     background: npt.NDArray[np.float32] | None = None
     thresholds: LabelThresholds = NO_THRESHOLDS
 
@@ -316,8 +316,11 @@ class Ledger:
         groups: Sequence[str | None] | None, background: npt.NDArray[np.float32] | None,
     ) -> Taught:  # fmt: skip
         accuracy = {n: math.nan if v is None else v for n, v in about["accuracy"].items()}
+        by = about["settings"].get("groups")
+        kind = about.get("grouping", ITEMS if by is None else GIVEN)
+        grouping = Grouping(kind, None if groups is None else tuple(groups), by)
         return Taught(
-            examples, space, about["method"], about["several"], accuracy, groups, background,
+            examples, space, about["method"], about["several"], accuracy, grouping, background,
             LabelThresholds.from_dict(about.get("thresholds")),
         )  # fmt: skip
 
@@ -342,6 +345,7 @@ class Ledger:
             "settings": settings.to_dict(),
             "method": taught.method,
             "several": taught.several,
+            "grouping": taught.groups.kind,
             "accuracy": {n: None if math.isnan(v) else v for n, v in taught.accuracy.items()},
             "thresholds": taught.thresholds.to_dict() if taught.several else None,
             "space": taught.space.recipe,
@@ -375,7 +379,7 @@ class Ledger:
         rows = {
             "keys": examples.keys,
             "marks": [dict(one) for one in examples.marks],
-            "groups": None if taught.groups is None else list(taught.groups),
+            "groups": None if taught.groups.names is None else list(taught.groups.names),
             "at": [place[key] for key in keys],
         }
         packed = zlib.compress(json.dumps(rows).encode())
