@@ -12,13 +12,18 @@ from rich.table import Table
 
 from penult.cli.options import (
     BoxOption,
+    ChannelOfRows,
     Device,
+    End,
+    Hop,
     Json,
     Overwrite,
     RawCells,
+    Start,
     Trust,
-    box_of,
+    WindowOfRows,
     check_output,
+    query_part,
     with_limits,
 )
 from penult.cli.output import (
@@ -84,12 +89,11 @@ def search(
     query: Annotated[str, typer.Argument(help="A file, or the id of a row.")],
     k: Annotated[int, typer.Option("-k", help="Number of neighbours.")] = 10,
     where: Where = None,
-    start: Annotated[
-        float | None, typer.Option(help="Start of the query within the file, in seconds.")
-    ] = None,
-    end: Annotated[
-        float | None, typer.Option(help="End of the query within the file, in seconds.")
-    ] = None,
+    start: Start = None,
+    end: End = None,
+    channel: ChannelOfRows = None,
+    window: WindowOfRows = None,
+    hop: Hop = None,
     box: BoxOption = None,
     model: Annotated[
         str | None, typer.Option(help="Embedder to use, where the recorded one has moved.")
@@ -102,24 +106,31 @@ def search(
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """Find the rows nearest to a file, by cosine similarity, in the raw space or another."""
+    """Find the rows nearest to a file, by cosine similarity, in the raw space or another.
+
+    The file is read as the rows of the collection were: in their windows, by their channels. Of
+    several parts the nearest counts.
+    """
     from penult.collection.collection import Collection
     from penult.collection.index import is_ready
-    from penult.collection.search import INDEX, query_vector
-    from penult.data.regions import WHOLE
+    from penult.collection.search import INDEX, query_vectors
 
     opened = Collection.open(collection, must_exist=True)
     modality = str(opened.reader.require_manifest().model.get("modality"))
-    part = WHOLE if box is None else box_of(box, modality)
+    part = query_part(modality, start, end, channel, box, (window, hop))
     with working("searching"):
         opener = partial(opened.embedder, model, device=device, trust=trust)
-        vector = query_vector(opened.reader, query, opener, start, end, part)
+        read = query_vectors(opened.reader, query, opener, part)
+    for note in read.notes:
+        print_note(f"[yellow]{printable(note)}[/]")
     used = space_of(opened, space)
     with working("searching"):
-        hits = opened.search(vector, k=k, where=where, space=used, flat=flat)
+        found = opened.search(read.query, k=k, where=where, space=used, flat=flat)
+        hits = read.named(found)
     if json:
         facts = {"collection": str(opened.path), "query": query, "space": space}
-        print_json({**facts, **hits.to_dict()})
+        parts = {"parts": list(read.regions), "notes": list(read.notes)}
+        print_json({**facts, **parts, **hits.to_dict()})
         return
     if not hits:
         stdout.print("no row matches the filter" if where else "the collection has no rows")
@@ -203,7 +214,8 @@ def _hits_table(hits: Hits) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     extra = list(hits[0].metadata)[:_SHOWN_COLUMNS] if hits else []
     part = place_header(hit.region for hit in hits)
-    for name in ("similarity", "item", part, "label", "score", *extra):
+    several = ["nearest part"] if any(hit.part is not None for hit in hits) else []
+    for name in ("similarity", "item", part, "label", "score", *extra, *several):
         right = name in {"similarity", "score"}
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for hit in hits:
@@ -215,6 +227,7 @@ def _hits_table(hits: Hits) -> Table:
             cell(hit.label),
             "" if hit.score is None else f"{hit.score:.3f}",
             *(cell(values[name]) for name in extra),
+            *([place_words(hit.part or "")] if several else []),
         )
     return table
 

@@ -13,6 +13,7 @@ from penult.cli.options import (
     BoxOption,
     Channel,
     Device,
+    End,
     Engine,
     Json,
     Model,
@@ -21,9 +22,11 @@ from penult.cli.options import (
     Pooling,
     PoolOver,
     Precision,
+    Start,
     Tap,
-    boxed,
     modality_for,
+    of_part,
+    query_part,
     source_of,
     with_columns,
     with_limits,
@@ -50,6 +53,8 @@ def classify(
     paths: Paths,
     top: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 3,
     channel: Channel = None,
+    start: Start = None,
+    end: End = None,
     box: BoxOption = None,
     device: Device = "auto",
     json: Json = False,
@@ -61,7 +66,8 @@ def classify(
     from penult.models.specs import open_recorded
 
     modality = modality_for(model, model_options)
-    source = boxed(source_of(paths, channel, modality), box, modality)
+    part = query_part(modality, start, end, channel, box)
+    source = of_part(source_of(paths, channel, modality), part.region)
     with working(f"loading {model}"):
         classifier = open_recorded(model, **model_options)
     runner = label_runner(classifier, source, device)

@@ -17,11 +17,13 @@ from penult.errors import UsageError
 from penult.extras import ENGINES, LOADERS, POOLINGS, plugins
 
 if TYPE_CHECKING:
+    from penult.collection.search import QueryPart
     from penult.data.items import Entry
     from penult.data.regions import Region
     from penult.data.sources import Source
     from penult.data.windows import Layout
 
+WHOLE_FILE = "whole"  # as a window: files are read in one piece
 _ADDED = " From installed packages: "
 
 ModelOptions = dict[str, Any]  # how `penult.load` opens a model: the options of MODEL_OPTIONS
@@ -80,15 +82,33 @@ PoolOver = Annotated[
 Channel = Annotated[
     str | None,
     typer.Option(
-        help="Audio channel: a number from 0, or each (one row per channel). Default: the mean of "
-        "all."
+        help="Audio channel: a number from 0, each (one row per channel) or mix (the mean of all, "
+        "the default)."
     ),
 ]
+ChannelOfRows = Annotated[
+    str | None,
+    typer.Option(
+        "--channel",
+        help="Audio channel: a number from 0, each, or mix (the mean of all). Default: as the rows "
+        "of the collection.",
+    ),
+]
+Start = Annotated[float | None, typer.Option(help="Start of the part within the file, in seconds.")]
+End = Annotated[float | None, typer.Option(help="End of the part within the file, in seconds.")]
 Window = Annotated[
     str | None,
     typer.Option(
         help="Cut recordings into windows, for example 5s or 250ms; texts into windows of so many "
         "tokens, for example 128."
+    ),
+]
+WindowOfRows = Annotated[
+    str | None,
+    typer.Option(
+        "--window",
+        help="Cut files into windows, for example 5s (texts: 128 tokens), or whole: not at all. "
+        "Default: as the rows of the collection.",
     ),
 ]
 Hop = Annotated[
@@ -359,17 +379,57 @@ def source_of(paths: list[str], channel: str | None, modality: str) -> Source:
     from penult.data.sources import from_paths
     from penult.data.workers import prepare_worker
 
-    if channel is None or channel == "each":
-        source = from_paths(paths, modality, channel)  # type: ignore[arg-type]
-    elif channel.isascii() and channel.isdigit():
-        source = from_paths(paths, modality, int(channel))
-    else:
-        raise UsageError(f"--channel {channel!r} is neither a number from 0 nor 'each'")
+    chosen = channel_of(channel)
+    source = from_paths(paths, modality, None if chosen == "mix" else chosen)  # type: ignore[arg-type]
     for note in source.notes:
         print_note(f"[dim]{printable(note)}[/]")
     if modality != "text":  # of which most stand in tables
         prepare_worker(modality)
     return source
+
+
+def channel_of(channel: str | None) -> int | str | None:
+    """`--channel` as a number, `each` or `mix`.
+
+    Raises:
+        UsageError: something else.
+    """
+    if channel is None or channel in ("each", "mix"):
+        return channel
+    if channel.isascii() and channel.isdigit():
+        return int(channel)
+    raise UsageError(f"--channel {channel!r} is neither a number from 0 nor 'each' nor 'mix'")
+
+
+def query_part(
+    modality: str,
+    start: float | None = None,
+    end: float | None = None,
+    channel: str | None = None,
+    box: str | None = None,
+    cut: tuple[str | None, str | None] = (None, None),
+) -> QueryPart:
+    """The part of a file that is meant. cut: window and hop; `whole` as the window cuts nothing.
+
+    Raises:
+        UsageError: seconds or a channel of what has none, a box of what is no picture.
+    """
+    from penult.collection.search import QueryPart
+    from penult.data.regions import WHOLE, Region
+    from penult.errors import RegionError
+
+    given = {"--start": start, "--end": end, "--channel": channel}
+    timed = [name for name, value in given.items() if value is not None]
+    if timed and (modality not in ("audio", "video") or (channel and modality != "audio")):
+        raise UsageError(f"{timed[-1]} is for sound, and this model takes {modality}")
+    region = WHOLE if box is None else box_of(box, modality)
+    if start is not None or end is not None:
+        try:
+            region = Region("segment", start or 0.0, end)
+        except RegionError as error:
+            raise UsageError(str(error)) from error
+    layout = None if cut == (None, None) else layout_of(modality, *cut)
+    return QueryPart(region, channel_of(channel), layout)
 
 
 def seconds_of(duration: str | None) -> float | None:
@@ -394,6 +454,8 @@ def layout_of(
     """
     from penult.data.windows import Layout
 
+    if window == WHOLE_FILE and hop is None:
+        return Layout(None, None, tile, overlap, pages)  # type: ignore[arg-type]
     for name, value in (("window", window), ("hop", hop)):
         if modality == "text" and value is not None and not value.strip().isdecimal():
             raise UsageError(
@@ -424,22 +486,22 @@ def box_of(text: str, modality: str) -> Region:
     return Region("box", box=(x, y, x + w, y + h))
 
 
-def boxed(source: Source, box: str | None, modality: str) -> Source:
-    """The source with this box of each whole picture.
-
-    Raises:
-        UsageError: no box, or items that are no pictures.
-    """
+def of_part(source: Source, part: Region) -> Source:
+    """The source with this segment, or box, of each whole item."""
     from penult.data.items import Failure
+    from penult.data.regions import WHOLE
 
-    if box is None:
+    if part == WHOLE:
         return source
-    region = box_of(box, modality)
 
     def start() -> Iterator[Entry]:
         for entry in source:
-            whole = not isinstance(entry, Failure) and entry[1].kind == "whole"
-            yield (entry[0], replace(entry[1], kind="box", box=region.box)) if whole else entry  # type: ignore[index]
+            if isinstance(entry, Failure) or (entry[1].start, entry[1].end, entry[1].box) != (
+                None, None, None):  # fmt: skip
+                yield entry
+            else:
+                yield entry[0], replace(entry[1], kind=part.kind, start=part.start, end=part.end,
+                                        box=part.box)  # fmt: skip
 
     return replace(source, start=start, folder=None)
 

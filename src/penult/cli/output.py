@@ -263,10 +263,12 @@ def place_words(region: str, start: float | None = None, end: float | None = Non
     whole of one without seconds."""
     span, _, annotation = region.partition("#")
     words = "" if start is None or end is None else f"{start:.2f}-{end:.2f}"
+    if words and (channel := re.match(r"ch\d+:", span)):
+        words = f"{channel[0][:-1]} {words}"
     if span.startswith(("box:", "page:", "chars:")):
         words = re.sub(r"(box|page|chars):", r"\1 ", span).replace(":", " ")
     elif not words and span != "whole":
-        words = span
+        words = span.removesuffix(":whole")
     return printable(f"{words} #{annotation}".strip() if annotation else words)
 
 

@@ -16,8 +16,9 @@ from penult.cli.collection import Where
 from penult.cli.options import (
     NO_OPTIONS,
     BoxOption,
-    Channel,
+    ChannelOfRows,
     Device,
+    End,
     Hop,
     Json,
     ModelOptions,
@@ -25,12 +26,14 @@ from penult.cli.options import (
     Overwrite,
     Pages,
     RawCells,
+    Start,
     Tile,
-    Window,
-    boxed,
+    WindowOfRows,
     check_output,
     items_of,
     layout_of,
+    of_part,
+    query_part,
     source_of,
     with_columns,
     with_limits,
@@ -145,13 +148,15 @@ def predict(
     nearest: Annotated[
         int, typer.Option(min=0, help="Number of nearest examples to list for each prediction.")
     ] = 0,
-    window: Window = None,
+    window: WindowOfRows = None,
     hop: Hop = None,
     tile: Tile = None,
     overlap: Overlap = 0,
     pages: Pages = None,
     box: BoxOption = None,
-    channel: Channel = None,
+    channel: ChannelOfRows = None,
+    start: Start = None,
+    end: End = None,
     merge_gap: Annotated[
         float,
         typer.Option(min=0.0, help="Longest gap in seconds between windows of one event."),
@@ -195,7 +200,8 @@ def predict(
 
     check_out(out, overwrite)
     cut = {"window": window, "hop": hop, "tile": tile, "overlap": overlap, "pages": pages}
-    parts = Parts(items or [], where, {n: value for n, value in cut.items() if value}, channel, box)
+    parts = Parts(items or [], where, {n: value for n, value in cut.items() if value}, channel, box,
+                  start, end)  # fmt: skip
     settings = {
         "space": space,
         "method": method,
@@ -251,6 +257,8 @@ class Parts:
     cut: dict[str, Any]
     channel: str | None
     box: str | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +308,10 @@ def _predict_taught(
     items = parts.items
     rows = len(items) == 1 and is_collection(items[0])
     if rows or not items:
-        if given := [*parts.cut, *(n for n in ("channel", "box") if getattr(parts, n) is not None)]:
+        if given := [
+            *parts.cut,
+            *(n for n in ("channel", "box", "start", "end") if getattr(parts, n) is not None),
+        ]:
             raise UsageError(
                 f"rows of a collection are already cut; leave --{' and --'.join(given)} out"
             )
@@ -315,9 +326,19 @@ def _predict_taught(
     if parts.where is not None:
         raise UsageError("--where filters the rows of a collection; it does not apply to files")
     modality = str(taught.source.manifest.model.get("modality"))
-    layout = layout_of(modality, **{"window": None, "hop": None, **parts.cut})
-    source = boxed(source_of(items, parts.channel, modality), parts.box, modality)
-    return taught.stream(source, layout, level, nearest, min_probability=least)
+    layout = (
+        layout_of(modality, **{"window": None, "hop": None, **parts.cut}) if parts.cut else None
+    )
+    part = query_part(modality, parts.start, parts.end, parts.channel, parts.box)
+    channel = part.channel
+    source = of_part(source_of(items, None, modality), part.region)
+    as_rows = taught.source.rows.chosen(channel, layout)
+    if as_rows and (layout is None or channel is None) and taught.source.collection:
+        print_note(
+            f"[dim]files are read as the rows of {printable(str(taught.source.collection.path))}: "
+            f"{as_rows.words(modality)}; --window and --channel read them otherwise[/]"
+        )
+    return taught.stream(source, layout, level, nearest, min_probability=least, channel=channel)
 
 
 def _version(taught: ClassSpace) -> dict[str, Any] | None:

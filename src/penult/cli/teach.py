@@ -13,17 +13,20 @@ from rich.table import Table
 from penult.cli.collection import Where
 from penult.cli.curve import print_curve
 from penult.cli.options import (
+    ChannelOfRows,
     Device,
+    End,
     Hop,
     Json,
     Overwrite,
     Pooling,
     RawCells,
+    Start,
     Tap,
     Trust,
-    Window,
+    WindowOfRows,
     check_output,
-    layout_of,
+    query_part,
     with_columns,
     with_limits,
 )
@@ -70,13 +73,10 @@ def teach(
             "Default: yes, or with --from the table's column mark; given, it counts instead of it."
         ),
     ] = None,
-    start: Annotated[
-        float | None, typer.Option(help="Start of the example within the file, in seconds.")
-    ] = None,
-    end: Annotated[
-        float | None, typer.Option(help="End of the example within the file, in seconds.")
-    ] = None,
-    window: Window = None,
+    start: Start = None,
+    end: End = None,
+    channel: ChannelOfRows = None,
+    window: WindowOfRows = None,
     hop: Hop = None,
     names: Annotated[
         str | None,
@@ -150,19 +150,20 @@ def teach(
         _check_tables(arguments[1:])
     taught = _opened(place, (model, tap, pooling, device, trust), settings)
     before = taught.examples
-    layout = layout_of(str(taught.source.manifest.model.get("modality")), window, hop)
+    part = query_part(taught.source.modality, start, end, channel, cut=(window, hop))
+    cut = part.layout, part.channel
     with working("teaching"):
         counts, undone = dict[str, int](), None
         if undo:
             undone = taught.history.undo()
         elif names is not None:
-            counts = _add_named(taught, arguments, names, where, mark, layout)
+            counts = _add_named(taught, arguments, names, where, mark, cut)
         elif arguments:
             class_name, *files = arguments
             items: list[Any] = files
             if start is not None or end is not None:
                 items = [(item, start, end) for item in files]
-            added = taught.add(class_name, items, mark or "yes", layout)  # type: ignore[arg-type]
+            added = taught.add(class_name, items, mark or "yes", *cut)  # type: ignore[arg-type]
             counts = {class_name: len(added)}
         elif not background:
             taught.history.refit()
@@ -346,20 +347,24 @@ def _check_teach(
 
 
 def _add_named(
-    space: ClassSpace, items: list[str], names: str, where: str | None, mark: Any, layout: Layout
+    space: ClassSpace,
+    items: list[str],
+    names: str,
+    where: str | None,
+    mark: Any,
+    cut: tuple[Layout | None, int | str | None],
 ) -> ClassCounts:
     """Examples named by a column, folder or pattern: these items, or the collection's rows.
 
     Raises:
-        UsageError: rows, which are cut already, with a window.
+        UsageError: rows, which are cut already, with a window or channel.
     """
-    from penult.data.windows import Layout
     from penult.errors import UsageError
 
     if items:
-        return space.add_named(items, names, mark, layout=layout)
-    if layout != Layout():
-        raise UsageError("--window cuts files; rows of the collection are cut already")
+        return space.add_named(items, names, mark, None, *cut)
+    if cut != (None, None):
+        raise UsageError("--window and --channel cut files; rows of the collection are cut already")
     return space.add_named(None, names, mark, where)
 
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penult.cli.collection import Where
-from penult.cli.options import Device, Json, Overwrite, check_output
+from penult.cli.options import (
+    ChannelOfRows,
+    Device,
+    End,
+    Json,
+    Overwrite,
+    Start,
+    check_output,
+    query_part,
+)
 from penult.cli.output import print_json, print_note, printable, stdout, working
 from penult.errors import UsageError
 
@@ -80,6 +89,9 @@ def verify(
     ] = 0.01,
     cost_miss: Annotated[float, typer.Option(help="Cost of a missed pair.")] = 1.0,
     cost_false_accept: Annotated[float, typer.Option(help="Cost of a false accept.")] = 1.0,
+    start: Start = None,
+    end: End = None,
+    channel: ChannelOfRows = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -94,8 +106,12 @@ def verify(
     _check_verify(pair, trials, {"--by": by != "labels", "--groups": groups}, s_norm,
                   {"--enrol": enrol, "--scores": scores, "--cohort": cohort})  # fmt: skip
     _check_scores(scores, overwrite, trials, enrol)
+    if not pair and (start is not None or end is not None or channel is not None):
+        raise UsageError("--start, --end and --channel are of a pair of files; give two files")
     point = OperatingPoint(p_target, cost_miss, cost_false_accept)
     opened = Collection.open(collection, must_exist=True)
+    modality = str(opened.reader.require_manifest().model.get("modality"))
+    part = query_part(modality, start, end, channel)
     if trials is not None:
         settings = judged.TrialSettings(where, space, false_accepts, point, s_norm, cohort)
         _verify_trials(opened, (trials, enrol, scores), settings, json)
@@ -104,7 +120,9 @@ def verify(
         found, fitted = judged.verify_collection(
             opened, by, groups, where, space, false_accepts, point, TOP if s_norm else 0
         )
-        similarity = judged.same_or_different(opened, fitted, pair, device) if pair else None
+        similarity = None
+        if pair:
+            similarity = judged.same_or_different(opened, fitted, pair, device, part)
     same = None if similarity is None else similarity >= found.threshold
     if json:
         options = {"by": by, "groups": groups, "space": fitted.recipe, "s_norm": s_norm}

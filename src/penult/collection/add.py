@@ -413,6 +413,7 @@ def _run_options(source: Source, options: Options, like: Reader | None) -> dict[
     if options.limits != usual.limits:
         asked |= {"limits": asdict(options.limits)}
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
+    asked |= {} if source.channel is None else {"channel": source.channel}
     asked |= {"sources": list(source.paths)} if source.paths else {}
     asked |= {"renamed": source.renamed} if source.renamed else {}
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})

@@ -22,7 +22,7 @@ from penult.collection import writer as commits
 from penult.collection.index import Index
 from penult.collection.manifest import Manifest
 from penult.collection.reader import Reader, append_labels
-from penult.collection.search import Hits
+from penult.collection.search import Hits, QueryVectors
 from penult.errors import CollectionError
 
 if TYPE_CHECKING:
@@ -224,8 +224,9 @@ class Collection:
         without `flat`, of raw vectors and in the spaces in which it was measured. indexed: use it
         even if it has not been measured yet.
 
-        query: a raw vector (d,), a file, which is embedded as the rows were, or the id of a row.
-        embedder: for a file, in place of the collection's own (see `embedder`).
+        query: a raw vector (d,), or several (m, d), of which the nearest one counts for each row; a
+        file, which is cut and embedded as the rows were; or the id of an item. embedder: for a
+        file, in place of the collection's own (see `embedder`).
 
         space: compare in this space: one that is kept here, a recipe (fitted and kept at first
         use), or a `penult.analysis.space.Space`. Without the index every row goes through it.
@@ -242,7 +243,14 @@ class Collection:
         if k < 1:
             raise CollectionError(f"k = {k}: at least one neighbour has to be asked for")
         if isinstance(query, str | os.PathLike):
-            query = self._query_vector(query, embedder)
+            read = self._query_vectors(query, embedder)
+            near = self.search(
+                read.query, k, where, metric, space=space, flat=flat, indexed=indexed
+            )
+            return read.named(near)
+        if np.ndim(query) == 2 and np.size(query):
+            rows = np.asarray(query)
+            return self._search_by_several(rows, k, where, metric, (space, flat, indexed))
         manifest, table = self.reader.latest_rows()
         if table is None:
             return Hits()
@@ -261,15 +269,41 @@ class Collection:
         moved = used(raw)
         point = search.as_query(moved, moved.size, metric)
         # Rows are streamed and then taken by their places, which a later commit may change.
-        return search.in_space(self.path, self.reader.open_rows(), point, k, where, metric, used)
+        return search.in_space(
+            self.path, self.reader.open_rows(), point[None], k, where, metric, used
+        )
 
-    def _query_vector(
+    def _search_by_several(
+        self,
+        queries: npt.NDArray[Any],
+        k: int,
+        where: str | None,
+        metric: str,
+        how: tuple[str | Space, bool, bool],
+    ) -> Hits:
+        """queries: (m, d). how: space, flat and indexed."""
+        (space, flat, indexed), (manifest, table) = how, self.reader.latest_rows()
+        if table is None:
+            return Hits()
+        used = spaces.resolved(self.reader, space)
+        points = [search.as_query(query, manifest.dim, "l2") for query in queries]
+        by_index = index.is_ready(self.path) if used.is_raw else index.serves(self.path, used.id)
+        if indexed or (by_index and metric == "cosine" and not flat):
+            found = (
+                self.search(one, k, where, metric, space=used, indexed=indexed) for one in points
+            )
+            return search.nearest_of([*found], k)
+        moved = [used(point) for point in points]
+        stacked = np.stack([search.as_query(one, one.size, metric) for one in moved])
+        return search.in_space(self.path, self.reader.open_rows(), stacked, k, where, metric, used)
+
+    def _query_vectors(
         self, query: str | os.PathLike[str], embedder: Embedder | None
-    ) -> npt.NDArray[np.float32]:
+    ) -> QueryVectors:
         if embedder is None:
-            return search.query_vector(self.reader, query, self.embedder)
+            return search.query_vectors(self.reader, query, self.embedder)
         search.check_embedder(self.reader.require_manifest(), embedder)
-        return search.query_vector(self.reader, query, lambda: embedder)
+        return search.query_vectors(self.reader, query, lambda: embedder)
 
     def embedder(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -250,6 +250,12 @@ class RunInfo:
     renamed: dict[str, str] | None = None
     sources: list[str] | None = None
     summary: str | None = None
+    window: float | None = None
+    hop: float | None = None
+    tile: int | None = None
+    overlap: int = 0
+    pages: Literal["each"] | None = None
+    channel: int | Literal["each"] | None = None
 
 
 def run_info(path: Path, text: str | None) -> RunInfo:

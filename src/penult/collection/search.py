@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,10 +20,12 @@ import pyarrow.compute as pc
 
 from penult.analysis.space import Space
 from penult.collection import index, lance, schema
+from penult.collection.row_layout import RowLayout, row_layout
 from penult.collection.schema import COLUMNS
 from penult.data import text
 from penult.data.files import user_path
 from penult.data.regions import WHOLE, Region, span_of
+from penult.data.windows import Layout
 from penult.data.workers import prepare_worker
 from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
 from penult.locking import Guard
@@ -39,6 +42,8 @@ Searched = Literal["index", "all rows"]
 INDEX: Searched = "index"
 ALL_ROWS: Searched = "all rows"
 DISTANCE = "_distance"
+QUERY = "_query"  # the number of the nearest of several queries
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class Hit:
 
     `similarity` is higher for nearer regions: the cosine, the dot product, or minus the
     Euclidean distance. `start` and `end` are seconds; None is the item's beginning and end.
+    `part`: of a query with several parts, such as windows or channels, the region of the nearest.
     """
 
     id: str
@@ -58,6 +64,7 @@ class Hit:
     score: float | None
     similarity: float
     metadata: dict[str, Any] = field(default_factory=dict)
+    part: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult search --json` prints it."""
@@ -71,6 +78,7 @@ class Hit:
             "label": self.label,
             "score": self.score,
             "metadata": self.metadata,
+            "part": self.part,
         }
 
 
@@ -137,6 +145,19 @@ def distances(
     return rounded
 
 
+def nearest_query(
+    queries: FloatArray, vectors: FloatArray, metric: str
+) -> tuple[FloatArray, npt.NDArray[np.intp]]:
+    """Of each of the vectors (n, d), how far the nearest of the queries (m, d) is, and which one
+    that is."""
+    far, which = distances(queries[0], vectors, metric), np.zeros(len(vectors), np.intp)
+    for number, query in enumerate(queries[1:], 1):
+        other = distances(query, vectors, metric)
+        nearer = other < far
+        far[nearer], which[nearer] = other[nearer], number
+    return far, which
+
+
 def is_cut_in_a_tie(distances: npt.NDArray[np.float32], k: int, asked: int) -> bool:
     """Whether of `asked` nearest rows the k-th is as far as the last: more may be as near."""
     distances = np.sort(distances)
@@ -171,12 +192,12 @@ _BATCH = 4096
 _MORE = 16  # rows asked for beyond k, so that a tie at the k-th is seen
 _CANDIDATES, _FOR_EACH = 1000, 50  # of a search in a space by the index: at least, and of each hit
 _LIMIT = 2**31 - 1  # rows that LanceDB can be asked for
-FloatArray = npt.NDArray[np.float32]
 _BEST = pa.schema(
     {
         **dict.fromkeys(schema.KEY, pa.string()),
         "place": pa.uint64(),
         DISTANCE: pa.float32(),
+        QUERY: pa.int64(),
     }
 )
 
@@ -209,17 +230,25 @@ def raw(
 
 
 def in_space(
-    path: Path, table: Any, query: FloatArray, k: int, where: str | None, metric: str, space: Space
+    path: Path,
+    table: Any,
+    queries: FloatArray,
+    k: int,
+    where: str | None,
+    metric: str,
+    space: Space,
 ) -> Hits:
-    """The k nearest rows in a space, exactly: every matching row goes through it.
+    """The k rows nearest to any of the queries in a space, exactly: every matching row goes through
+    it.
 
-    query: (d',), already in the space.
+    queries: (m, d'), already in the space. The part of each hit is the number of its query.
     """
     best = _BEST.empty_table()
     for batch in lance.stream_rows(path, table, [*schema.KEY, "vector"], where, _BATCH, True):
-        distance = distances(query, space(schema.matrix(batch.column("vector"))), metric)
+        moved = space(schema.matrix(batch.column("vector")))
+        distance, which = nearest_query(queries, moved, metric)
         columns = [*(batch.column(name) for name in schema.KEY), batch.column(lance.ROW)]
-        part = pa.table([*columns, pa.array(distance)], schema=_BEST)
+        part = pa.table([*columns, pa.array(distance), pa.array(which)], schema=_BEST)
         best = _nearest(pa.concat_tables([best, part.filter(pa.array(np.isfinite(distance)))]), k)
     places = best["place"].to_numpy()
     names = schema.scalar_columns(table.schema)
@@ -227,7 +256,25 @@ def in_space(
         lance.take_rows(path, table, names, places) if len(places) else [],
         pa.schema([table.schema.field(name) for name in names]),
     )
-    return hits(found.append_column(DISTANCE, best[DISTANCE]), k, metric)
+    near = hits(found.append_column(DISTANCE, best[DISTANCE]), k, metric)
+    if len(queries) == 1:
+        return near
+    which_of = dict(zip(schema.keys(best), best[QUERY].to_pylist(), strict=True))
+    numbered = (replace(hit, part=str(which_of[hit.id, hit.region])) for hit in near)
+    return Hits(numbered, near.searched)
+
+
+def nearest_of(found: Sequence[Hits], k: int) -> Hits:
+    """The k nearest of the hits of several queries; each row once, with the number of its nearest
+    query."""
+    best: dict[schema.Key, Hit] = {}
+    for number, near in enumerate(found):
+        for hit in near:
+            key = hit.id, hit.region
+            if key not in best or hit.similarity > best[key].similarity:
+                best[key] = replace(hit, part=str(number))
+    ranked = sorted(best.values(), key=lambda hit: (-hit.similarity, hit.id, hit.region))
+    return Hits(ranked[:k], found[0].searched)
 
 
 def in_space_by_index(
@@ -321,80 +368,150 @@ class KeptEmbedder:
             return self._kept[1]
 
 
-def query_vector(
+@dataclass(frozen=True, slots=True)
+class QueryPart:
+    """The part of a file that is searched for, and how it is read where not as the collection's
+    rows are. region: a segment in seconds, or a box. channel: a number, `each` or `mix`."""
+
+    region: Region = WHOLE
+    channel: int | str | None = None
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryVectors:
+    """The vectors (m, d) of a query and the regions that they are of. notes: how it was read, where
+    that is not as one whole, and what could not be read."""
+
+    vectors: FloatArray
+    regions: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def query(self) -> FloatArray:
+        """For `Collection.search`: (d,) of one part, else (m, d)."""
+        return self.vectors[0] if len(self.vectors) == 1 else self.vectors
+
+    def named(self, found: Hits) -> Hits:
+        """The hits with the region of the query for its number."""
+        if len(self.regions) == 1:
+            return found
+        named = (replace(hit, part=self.regions[int(hit.part or 0)]) for hit in found)
+        return Hits(named, found.searched)
+
+
+def query_vectors(
     reader: Reader,
     query: str | os.PathLike[str],
     opener: Callable[[], Embedder],
-    start: float | None = None,
-    end: float | None = None,
-    part: Region = WHOLE,
-) -> npt.NDArray[np.float32]:
-    """The vector (d,) of a row of the collection, or of a file, embedded as its rows were by the
-    embedder that `opener` gives. start, end: seconds of the file. part: a box of a picture.
+    part: QueryPart = QueryPart(),
+) -> QueryVectors:
+    """The vectors of the rows of an item of the collection, or of a file, which is cut into windows
+    and channels and embedded as the rows were, by the embedder that `opener` gives.
 
-    A row serves as it is stored if its file has not changed; then no model is opened.
+    Rows serve as they are stored if their file has not changed; then no model is opened.
 
     Raises:
         CollectionError: there is no such file and no such row.
         UsageError: the file cannot be embedded.
     """
     manifest = reader.require_manifest()
-    segment = start is not None or end is not None
-    try:
-        region = Region("segment", start or 0.0, end) if segment else part
-    except ItemError as error:
-        raise UsageError(f"the query's segment: {error}") from error
+    own = row_layout(reader)
+    rows = own.chosen(part.channel, part.layout)
     query = os.fspath(query)
-    stored = _stored(reader, query, region)
-    if stored is not None:
-        return stored
-    is_text = manifest.model.get("modality") == "text"
-    words = text.bare(query) if is_text else None
-    if words is None and not user_path(query).is_file():
-        remedy = f"; {text.PREFIX}{query} means the words" if is_text else ""
-        raise CollectionError(
-            f"{query!r} is neither a file nor the id of a row of {reader.path}{remedy}"
+    stored = _stored(reader, query, part, rows)
+    if stored is None:
+        modality = str(manifest.model.get("modality"))
+        words = text.bare(query) if modality == "text" else None
+        if words is None and not user_path(query).is_file():
+            remedy = f"; {text.PREFIX}{query} means the words" if modality == "text" else ""
+            raise CollectionError(
+                f"{query!r} is neither a file nor the id of a row of {reader.path}{remedy}"
+            )
+        try:
+            if words is None:
+                prepare_worker(modality)
+            stored = _embedded(opener(), query, part.region, words, rows)
+        except ItemError as error:
+            raise UsageError(f"the query {query}: {error}") from error
+    notes = stored.notes
+    if len(stored.regions) > 1:
+        how = rows.words(str(manifest.model.get("modality")))
+        notes = (
+            f"{query}: searched by {len(stored.regions)} parts{f' ({how})' if how else ''}, as the "
+            "rows of the collection are; similarity is that of the nearest part",
+            *notes,
         )
-    try:
-        if words is None:
-            prepare_worker(str(manifest.model.get("modality")))
-        return _embedded(opener(), query, region, words)
-    except ItemError as error:
-        raise UsageError(f"the query {query}: {error}") from error
+    return replace(stored, notes=notes)
 
 
-def _stored(reader: Reader, query: str, region: Region) -> npt.NDArray[np.float32] | None:
-    path = user_path(query).absolute()
+def _stored(reader: Reader, query: str, part: QueryPart, rows: RowLayout) -> QueryVectors | None:
+    """The vectors of the rows of an item, of its file as it is now; None where there are none."""
+    path, window = user_path(query).absolute(), rows.layout.window
+    long = part.region.end is None or part.region.end - (part.region.start or 0.0) > (window or inf)
+    if part.layout is not None or (part.region.start is not None and window and long):
+        return None  # it is cut into other parts than rows
+    names = ["id", "region", "kind", "channel", "size", "mtime_ns", "vector"]
     for id in (query, str(path)):
-        row = reader.get(id, region.key)
-        if row is None:
+        where = f"id = {schema.quoted([id])} AND kind != 'summary'"
+        if part.region != WHOLE:
+            key = part.region.key
+            same = f"region = {schema.quoted([key])}"
+            if part.region.box is None:
+                same += f" OR ends_with(region, {schema.quoted([f':{key}'])})"
+            where += f" AND ({same})"
+        table, vectors = reader.vectors(where, names[:-1])
+        found = [*zip(table.to_pylist(), vectors, strict=True)]
+        if not found:
             continue
-        file = Path(row["id"])
-        if row["size"] is not None and file.is_file():
+        file, first = Path(id), found[0][0]
+        if first["size"] is not None and file.is_file():
             status = file.stat()
-            if (status.st_size, status.st_mtime_ns) != (row["size"], row["mtime_ns"]):
+            if (status.st_size, status.st_mtime_ns) != (first["size"], first["mtime_ns"]):
                 continue
-        vector: npt.NDArray[np.float32] = row["vector"]
-        return vector
+        of_channel = [one for one in found if rows.has(one[0]["channel"])]
+        if part.channel is None:
+            found = of_channel or found
+            found = [one for one in found if one[0]["kind"] == rows.kind] or found
+        elif not (found := of_channel):
+            continue
+        return QueryVectors(
+            np.stack([vector for _, vector in found]), tuple(row["region"] for row, _ in found)
+        )
     return None
 
 
 def _embedded(
-    embedder: Embedder, query: str, region: Region, words: str | None
-) -> npt.NDArray[np.float32]:
+    embedder: Embedder, query: str, region: Region, words: str | None, rows: RowLayout
+) -> QueryVectors:
     from penult.data.items import Failure
     from penult.data.sources import item_of
     from penult.embedding.embedder import brief_runner
 
     content = user_path(query) if words is None else words
     item = item_of(content, embedder.classifier.modality)
+    pairs = rows.entries([(item, region)], embedder.classifier.input)
     # A query is not labelled: the pass ends behind the tap.
-    with closing(brief_runner(embedder).stream([(item, region)], logits=False)) as outcomes:
-        result = next(outcomes)
-    if isinstance(result, Failure):
-        raise ItemError(result.message)
-    vector: npt.NDArray[np.float32] = result.vector
-    return vector
+    with closing(brief_runner(embedder).stream(pairs, logits=False)) as outcomes:
+        results = list(outcomes)
+    failed = [one for one in results if isinstance(one, Failure)]
+    found = [one for one in results if not isinstance(one, Failure)]
+    if not found:
+        raise ItemError(failed[0].message if failed else "it has no part that can be embedded")
+    notes = []
+    if failed:
+        notes.append(
+            f"{query}: {len(failed)} of {len(results)} parts left out, the first {failed[0].region}"
+            f": {failed[0].message}"
+        )
+    if used := [one for one in found if one.truncated is not None]:
+        unit = {"text": "tokens", "image": "pages"}.get(embedder.classifier.modality, "s")
+        notes.append(
+            f"{query}: only the first {used[0].truncated:g} {unit} were used, as many as the model "
+            "takes; --start and --end, or --window, choose other parts"
+        )
+    regions = tuple(one.region.key for one in found)
+    return QueryVectors(np.stack([one.vector for one in found]), regions, tuple(notes))
 
 
 _FILE = "the collection or class file"

@@ -87,7 +87,7 @@ class Source:
     folders in which only the recordings of annotations are looked for; `paths` are the other
     folders, tables and files, absolute. `notes` say what is unusual about tables, in words.
     `once`: it reads an iterator of the caller's, which may belong to the caller's thread. `folder`:
-    it is all files of this one with these extensions.
+    it is all files of this one with these extensions. `channel`: the one that was chosen.
     """
 
     start: Callable[[], Iterator[Entry]]
@@ -100,6 +100,7 @@ class Source:
     notes: tuple[str, ...] = ()
     once: bool = False
     folder: tuple[Path, frozenset[str]] | None = None
+    channel: int | Literal["each"] | None = None
 
     def beyond(self, known: KnownFiles) -> Source:
         """The source without files that are known as they are; of one folder only."""
@@ -191,7 +192,7 @@ def from_paths(
         placed = (
             (number, line, entry)
             for number, origin in enumerate(origins)
-            for line, entry in _by_channel(origin.entries(kept), channel, describe)
+            for line, entry in by_channel(origin.entries(kept), channel, describe)
         )
         if len(origins) > 1 or not origins[0].distinct:
             return _once_each(placed, origins)
@@ -207,6 +208,7 @@ def from_paths(
         paths=tuple(str(local(one)) for one in named_paths if one != "-" and one not in words),
         notes=tuple(note for table in table_origins for note in table.notes),
         folder=origins[0].folder if len(origins) == 1 and channel is None else None,
+        channel=channel,
     )
 
 
@@ -274,10 +276,10 @@ def from_objects(
 
     def start() -> Iterator[Entry]:
         made = ((0, (_item(one, modality, i), WHOLE)) for i, one in _numbered(restart()))
-        return (entry for _, entry in _by_channel(made, channel, describe))
+        return (entry for _, entry in by_channel(made, channel, describe))
 
     columns = _text_column() if modality == "text" else {}
-    return Source(start, columns, total, once=isinstance(things, Iterator))
+    return Source(start, columns, total, once=isinstance(things, Iterator), channel=channel)
 
 
 def _item(thing: object, modality: str, index: int) -> Item:
@@ -326,7 +328,7 @@ def _check_channel(channel: object, modality: str) -> None:
         raise SourceError(f"a channel can be chosen in audio only, not in {modality}")
 
 
-def _by_channel(
+def by_channel(
     entries: Iterable[Placed], channel: int | str | None, describe: Describe
 ) -> Iterable[Placed]:
     """Give each region without a channel the chosen one, or one region per channel."""

@@ -103,6 +103,18 @@ class Layout:
         if self.tile is not None:
             tiles(0, 0, self.tile, self.overlap)  # raises where they cannot be
 
+    def words(self, modality: str) -> str:
+        """`windows of 5 s every 2.5 s`, `tiles of 512 pixels`, `each page`; empty where items stay
+        whole."""
+        unit = "tokens" if modality == "text" else "s"
+        found = [] if self.pages is None else ["each page"]
+        if self.tile is not None:
+            found.append(f"tiles of {self.tile} pixels")
+        if self.window is not None:
+            step = "" if self.hop in (None, self.window) else f" every {self.hop:g} {unit}"
+            found.append(f"windows of {self.window:g} {unit}{step}")
+        return ", ".join(found)
+
     def apply(
         self,
         pairs: Iterable[Entry],

@@ -44,7 +44,7 @@ from penult.fewshot.labelling import (
 from penult.fewshot.predictions import ClassPrediction, Location, former
 from penult.fewshot.query import Query
 from penult.fewshot.state import ClassSpaceState
-from penult.fewshot.vectors import VectorSource, pairs_of
+from penult.fewshot.vectors import VectorSource, example_parts, pairs_of
 from penult.fewshot.versions import CollectionStore, FileStore, Ledger
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Mark = Literal["yes", "no", "unsure"]
-_WHOLE = Layout()
 _FORMER: Mapping[str, tuple[str, Callable[[ClassSpace], Any]]] = {
     "missing": ("source.missing", lambda space: space.source.missing),
     "taught": ("fitted", lambda space: space.fitted),
@@ -135,21 +134,31 @@ class ClassSpace:
         """Each class with its numbers of examples and its medoid."""
         return self.examples.classes()
 
-    def add(self, name: str, items: Any, mark: Mark = "yes", layout: Layout = _WHOLE) -> list[Key]:
+    def add(
+        self,
+        name: str,
+        items: Any,
+        mark: Mark = "yes",
+        layout: Layout | None = None,
+        channel: int | str | None = None,
+    ) -> list[Key]:
         """Add examples of a class; gives their (id, region).
 
         items: files, folders, tables, arrays, bytes, images, texts; (path, start, end) for a
         segment in seconds; (id, region) for a row of the collection; one of them or many. mark:
         `no` is a hard negative: similar, and of another class; `unsure` is kept and never used.
-        layout: windows or tiles that items are cut into, each an example.
+        layout: windows or tiles that items are cut into, each an example. channel: of sound: a
+        number, `each` or `mix`. Where they are not given, items are read as the rows of the
+        collection are, and one that is several of these is refused.
 
         Raises:
+            UsageError: an item that is several rows.
             ItemError: an example that cannot be embedded.
             LabelsError: an unknown mark, or nothing given.
         """
         check_every(new_name(name), checked_mark(mark))  # before an item is opened
-        pairs = self.source.cut(pairs_of(items, self.source.modality), layout)
-        found = self.source.vectors_of(pairs)
+        pairs = pairs_of(items, self.source.modality)
+        found = self.source.vectors_of(example_parts(self.source, pairs, layout, channel))
         if not found:
             raise LabelsError(f"no example of class {name!r}; give files, rows or arrays")
         vectors = np.stack(list(found.values()))
@@ -180,15 +189,16 @@ class ClassSpace:
         by: str,
         mark: Mark | None = None,
         where: str | None = None,
-        layout: Layout = _WHOLE,
+        layout: Layout | None = None,
+        channel: int | str | None = None,
     ) -> ClassCounts:
         """Add examples of several classes by name; gives the number of examples of each.
 
         items: as for `add`; None takes the rows of the collection that pass the filter `where`. by:
         `folder`, a pattern of the path, a column of the items' table, or for rows a metadata
         column, `label` (the classifier's own), or see `penult.collection.labels`. mark: of all;
-        None is what the column `mark` of a table says, and yes where there is none. layout: as for
-        `add`, of items.
+        None is what the column `mark` of a table says, and yes where there is none. layout,
+        channel: as for `add`, of items.
 
         A table that names rows by path and region, as `Examples.to_csv` writes it, is read as it
         was written: regions, channels, marks for every class, and items of several classes. So is a
@@ -205,7 +215,7 @@ class ClassSpace:
         if items is None:
             named = by_row(self.source, by, where, mark or "yes", several)
         else:
-            named = by_item(self.source, items, by, layout, mark, self.examples, several)
+            named = by_item(self.source, items, by, layout, mark, self.examples, several, channel)
         if not several and (lists := sorted(n for n in set(named.names) if SEPARATOR in n)):
             log.warning(
                 "%r is taken for the name of one class: penult teach %s --several reads the parts "
@@ -266,20 +276,29 @@ class ClassSpace:
         unknown: float | None = None,
         nearest: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
-        window: float | None = None,
+        window: float | Literal["whole"] | None = None,
         hop: float | None = None,
         min_probability: float | None = None,
+        channel: int | str | None = None,
     ) -> list[ClassPrediction]:
         """The predictions of items, in their order; label None is unknown.
 
-        items: as for `add`, one of them or many. window, hop: seconds. unknown: another level for
-        this call. nearest: the number of nearest examples to name. min_probability: of an assigned
-        class; with several at once it takes the place of their thresholds.
+        items: as for `add`, one of them or many. window, hop: seconds; `whole` is one prediction
+        for each item. channel: a number, `each` or `mix`. Without these, items are read as the rows
+        of the collection are, and have as many predictions as they would have rows. unknown:
+        another level for this call. nearest: the number of nearest examples to name.
+        min_probability: of an assigned class; with several at once it takes the place of their
+        thresholds.
         """
         pairs = pairs_of(items, self.source.modality)
         predictions = []
-        layout = Layout(window, hop)
-        for one in self.stream(pairs, layout, unknown, nearest, min_probability=min_probability):
+        layout = None
+        if window is not None or hop is not None:
+            layout = Layout(None if window == "whole" else window, hop)
+        found = self.stream(
+            pairs, layout, unknown, nearest, min_probability=min_probability, channel=channel
+        )
+        for one in found:
             if isinstance(one, ClassPrediction):
                 predictions.append(one)
             elif on_error == "raise":
@@ -289,15 +308,17 @@ class ClassSpace:
     def stream(
         self,
         pairs: Iterable[Any],
-        layout: Layout = _WHOLE,
+        layout: Layout | None = None,
         unknown: float | None = None,
         nearest: int = 0,
         workers: int | None = None,
         min_probability: float | None = None,
+        channel: int | str | None = None,
     ) -> Iterator[ClassPrediction | Failure]:
-        """Predictions of (item, region) pairs as they come, and the items that failed."""
+        """Predictions of (item, region) pairs as they come, and the items that failed. layout,
+        channel: as for `add`; without them items are read as the rows of the collection are."""
         query = self._query(unknown, nearest, min_probability)
-        yield from query.items(self.source, pairs, layout, workers)
+        yield from query.items(self.source, pairs, layout, workers, channel)
 
     def predict_collection(
         self,

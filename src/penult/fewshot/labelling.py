@@ -40,7 +40,7 @@ from penult.fewshot.examples import (
     new_name,
 )
 from penult.fewshot.mark_table import MARK, Example, MarkTable, apart, mark_in
-from penult.fewshot.vectors import VectorSource, pairs_of
+from penult.fewshot.vectors import VectorSource, example_parts, pairs_of
 
 log = logging.getLogger(__name__)
 HEAD = ("classifier:", "head")  # how the id begins, and the region, of a row of the head
@@ -105,6 +105,7 @@ def by_item(
     mark: str | None = None,
     known: Examples | None = None,
     several: bool = False,
+    channel: int | str | None = None,
 ) -> LabelledExamples:
     """Items, or the parts that a layout makes of them, with the names that their paths or tables
     give; items without one are left out. several: whether a cell, and the rows of one span, may
@@ -124,7 +125,8 @@ def by_item(
     if mark is None:
         for table in tables:
             table.check_marks()
-    found, pairs, left_out = _of_others(source, others, by, layout or Layout(), mark, several)
+    cut = layout, channel
+    found, pairs, left_out = _of_others(source, others, by, cut, mark, several)
     vectors = dict[Key, npt.NDArray[np.float32]]()
     is_exact = others is None
     for table in tables:
@@ -234,15 +236,21 @@ def _check_names(found: Sequence[Example]) -> None:
 
 
 def _of_others(
-    source: VectorSource, items: Any, by: str, layout: Layout, mark: str | None, several: bool
+    source: VectorSource,
+    items: Any,
+    by: str,
+    cut: tuple[Layout | None, int | str | None],
+    mark: str | None,
+    several: bool,
 ) -> tuple[list[Example], list[Entry], int]:
     """Named items, what is to be embedded for them, and the number of those without a mark. With
-    several classes, the annotations of one span are one example."""
+    several classes, the annotations of one span are one example. cut: layout and channel."""
     if items is None:
         return [], [], 0
-    pairs = list(source.cut(pairs_of(items, source.modality), layout))
+    pairs = list(pairs_of(items, source.modality))
     if several:
         pairs = [(p[0], p[1].span) if isinstance(p, tuple) else p for p in pairs]
+    pairs = example_parts(source, pairs, *cut)
     readable = [pair for pair in pairs if isinstance(pair, tuple)]
     name_of = namer(by, sorted({column for item, _ in readable for column in item.metadata}))
     found, left_out = list[Example](), 0

@@ -14,11 +14,10 @@ from penult.collection.manifest import fingerprint_in
 from penult.data.decode import usual_decoding
 from penult.data.items import Entry, Failure
 from penult.data.windows import Layout
-from penult.data.workers import headers_in_workers
 from penult.errors import LabelsError
 from penult.fewshot.fitted import FittedClasses
 from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Location, predictions
-from penult.fewshot.vectors import VectorSource
+from penult.fewshot.vectors import VectorSource, run_items
 
 _COLUMNS = ("id", "region", "start", "end", "channel")
 
@@ -53,18 +52,18 @@ class Query:
         self,
         source: VectorSource,
         pairs: Iterable[Entry],
-        layout: Layout,
+        layout: Layout | None,
         workers: int | None = None,
+        channel: int | str | None = None,
     ) -> Iterator[ClassPrediction | Failure]:
         """Predictions of items as they come, and the items that failed."""
         from penult.embedding.runner import Outcome
 
-        classifier = source.embedder.classifier
         decoding = usual_decoding()
         if workers is not None:
             decoding = replace(decoding, workers=workers)
-        cut = layout.of(pairs, classifier.input, headers_in_workers(decoding))
-        for one in source.embedder.runner.stream(cut, decoding):
+        cut = source.cut(pairs, layout, channel, decoding)
+        for one in run_items(source, cut, decoding):
             if isinstance(one, Outcome):
                 yield from self.vectors(one.vector[None], [Location.of(one)])
             else:

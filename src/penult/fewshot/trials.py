@@ -34,10 +34,10 @@ from penult.collection.collection import Collection
 from penult.collection.labels import labelled, span_groups
 from penult.collection.schema import Key
 from penult.collection.schema import keys as keys_of
-from penult.collection.search import query_vector
+from penult.collection.search import QueryPart, query_vectors
 from penult.collection.spaces import meant
 from penult.data.files import write_file
-from penult.errors import LabelsError, cause
+from penult.errors import LabelsError, UsageError, cause, listed
 from penult.fewshot.fitted import fit_space
 from penult.fewshot.marks import sample
 
@@ -71,11 +71,27 @@ def verify_collection(
 
 
 def same_or_different(
-    collection: Collection, space: Space, pair: Sequence[str], device: str = "auto"
+    collection: Collection,
+    space: Space,
+    pair: Sequence[str],
+    device: str = "auto",
+    part: QueryPart = QueryPart(),
 ) -> float:
-    """The cosine of two files or rows in the space."""
+    """The cosine of two files or rows in the space.
+
+    Raises:
+        UsageError: a file that rows of the collection have several parts of.
+    """
     opener = partial(collection.embedder, device=device)
-    vectors = np.stack([query_vector(collection.reader, one, opener) for one in pair])
+    read = [query_vectors(collection.reader, one, opener, part) for one in pair]
+    for name, one in zip(pair, read, strict=True):
+        if len(one.regions) > 1:
+            raise UsageError(
+                f"{name} has {len(one.regions)} parts ({listed(one.regions, 3)}), as rows of "
+                f"{collection.path} are made, and a pair is of two vectors; --channel chooses a "
+                "channel, --start and --end a part of both"
+            )
+    vectors = np.concatenate([one.vectors for one in read])
     one, other = unit(space(vectors).astype(np.float64))
     return float(one @ other)
 

@@ -225,14 +225,15 @@ class ValueSpace:
 
     def predict(self, items: Any, *, level: float = LEVEL) -> list[ValuePrediction]:
         """The values of items, in their order; nothing is added to the collection. items: as for
-        `penult.ClassSpace.add`. level: of the intervals.
+        `penult.ClassSpace.predict`, read as the rows of the collection. level: of the intervals.
 
         Raises:
             ItemError: an item that cannot be embedded.
         """
         from penult.fewshot.vectors import embed
 
-        found = embed(self.source.embedder, pairs_of(items, self.source.modality))
+        pairs = self.source.cut(pairs_of(items, self.source.modality))
+        found = embed(self.source.embedder, pairs)
         if not found:
             return []
         return list(self._predictions(list(found), np.stack(list(found.values())), level))

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,15 @@ import pyarrow as pa
 
 from penult.collection.collection import Collection
 from penult.collection.manifest import Manifest, fingerprint_in
+from penult.collection.row_layout import FileInput, RowLayout, row_layout
 from penult.collection.schema import Key
 from penult.collection.search import embedder_of
-from penult.data.decode import usual_decoding
+from penult.data.decode import Decoding, usual_decoding
 from penult.data.files import user_path
 from penult.data.items import Entry, Failure, Item
 from penult.data.regions import WHOLE, Region
 from penult.data.sources import Source, from_objects, from_paths
-from penult.data.windows import Layout
+from penult.data.windows import ItemInput, Layout
 from penult.data.workers import headers_in_workers
 from penult.embedding.fingerprint import Fingerprint, compare
 from penult.errors import FingerprintMismatch, ItemError, LabelsError, RegionError, UsageError
@@ -31,6 +33,7 @@ from penult.locking import Guard
 
 if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
+    from penult.embedding.runner import Outcome
 
 
 log = logging.getLogger(__name__)
@@ -60,13 +63,16 @@ def embed(
     from penult.embedding.runner import Outcome
 
     found: Vectors = {}
+    truncated = 0
     for one in embedder.runner.stream(_readable(pairs)):
         if not isinstance(one, Outcome):
             raise ItemError(one.words())
         key = one.item.id, one.region.key
         found[key] = one.vector
+        truncated += one.truncated is not None
         if seconds is not None and one.start is not None and one.end is not None:
             seconds[key] = one.end - one.start
+    tell_truncated(truncated, embedder.classifier.modality)
     return found
 
 
@@ -95,11 +101,30 @@ def from_rows(
         columns = {"text": pa.string()} if any(i.metadata for i, _ in kept) else {}
         summary = add_rows(collection.reader, embedder(), Source(lambda: iter(kept), columns))
         found |= vectors_of(collection, list(examples))
+        tell_truncated(
+            summary.truncated, str(collection.reader.require_manifest().model.get("modality"))
+        )
         if summary.failed:
             key = next(key for key in examples if key not in found)
             why = [r["message"] for r in collection.failures().to_pylist() if r["id"] == key[0]]
             raise ItemError(f"{key[0]}: {why[-1] if why else 'it cannot be embedded'}")
     return {key: found[key] for key in examples if key in found}
+
+
+_LONGER = {
+    "audio": "; --window reads all of it",
+    "text": "; --window reads all of it",
+    "image": " (further pages); --pages each reads all of it",
+}
+
+
+def tell_truncated(number: int, modality: str) -> None:
+    """Tell that of so many items the model took the beginning only."""
+    if number:
+        log.warning(
+            "of %d item%s longer than the model's input only the beginning was used%s",
+            number, "" if number == 1 else "s", _LONGER.get(modality, ""),
+        )  # fmt: skip
 
 
 def _readable(pairs: Iterable[Entry]) -> Iterator[tuple[Item, Region]]:
@@ -116,6 +141,15 @@ def _is_segment(item: Any) -> bool:
         and isinstance(item[0], (str, os.PathLike))
         and all(value is None or isinstance(value, (int, float)) for value in item[1:])
     )
+
+
+def _key(pair: tuple[Item, Region]) -> Key:
+    return pair[0].id, pair[1].key
+
+
+def _is_there(item: Item) -> bool:
+    """Whether an item can be looked at: it may be the id of a row, whose file is gone."""
+    return not isinstance(item.content, Path) or item.content.exists()
 
 
 def _is_file(item: str | os.PathLike[str]) -> bool:
@@ -226,12 +260,31 @@ class VectorSource:
             return from_rows(self.collection, pairs, lambda: self.embedder)
         return embed(self.embedder, pairs, self._seconds)
 
-    def cut(self, pairs: Iterable[Entry], layout: Layout) -> Iterable[Entry]:
-        """Items as the parts that a layout makes of them."""
-        if layout == Layout():
+    @cached_property
+    def rows(self) -> RowLayout:
+        """How the rows of its collection were made, and files are read; whole without one."""
+        return RowLayout() if self.collection is None else row_layout(self.collection.reader)
+
+    def cut(
+        self,
+        pairs: Iterable[Entry],
+        layout: Layout | None = None,
+        channel: int | str | None = None,
+        decoding: Decoding | None = None,
+    ) -> Iterable[Entry]:
+        """Items as the parts that they are read as: None is as the rows of the collection are."""
+        rows = self.rows.chosen(channel, layout)
+        if not rows:
             return pairs
-        headers = headers_in_workers(usual_decoding())
-        return layout.of(pairs, self.embedder.classifier.input, headers)
+        describe = headers_in_workers(decoding or usual_decoding())
+        return rows.entries(pairs, self._input(pairs), describe)
+
+    def _input(self, pairs: Iterable[Entry]) -> ItemInput:
+        """What is to be known to divide items; the model is opened only where that needs it."""
+        listed = self.modality != "text" and isinstance(pairs, list)
+        if listed and all(isinstance(one[0].content, Path) for one in pairs):  # type: ignore[index]
+            return FileInput(self.modality)
+        return self.embedder.classifier.input
 
     def seconds_of(self, keys: Sequence[Key]) -> dict[Key, float]:
         """The lengths of examples in seconds, where they are known."""
@@ -258,6 +311,81 @@ class VectorSource:
             )
         for note in found.notes:
             log.warning("%s: %s", name, note)
+
+
+def run_items(
+    source: VectorSource, pairs: Iterable[Entry], decoding: Decoding
+) -> Iterator[Outcome | Failure]:
+    """The outcomes of items; how many the model did not take the whole of is told."""
+    from penult.embedding.runner import Outcome
+
+    truncated = 0
+    for one in source.embedder.runner.stream(pairs, decoding):
+        truncated += isinstance(one, Outcome) and one.truncated is not None
+        yield one
+    tell_truncated(truncated, source.modality)
+
+
+def example_parts(
+    source: VectorSource,
+    pairs: Iterable[Entry],
+    layout: Layout | None = None,
+    channel: int | str | None = None,
+) -> list[Entry]:
+    """Examples, each as one part, or, where a layout or `each` channel is asked for, as all of
+    its parts. What is a row of the collection, or has a channel, is taken as it is.
+
+    Raises:
+        UsageError: an item that rows of the collection are several parts of.
+    """
+    given = list(pairs)
+    keys = [_key(pair) for pair in given if isinstance(pair, tuple)]
+    as_usual = channel is None and layout is None
+    known = vectors_of(source.collection, keys) if as_usual and source.collection else {}
+    parts: list[list[Entry]] = [[pair] for pair in given]
+    places: dict[int, int] = {}  # of items that are cut, by their identity
+    whole, segments = list[Entry](), list[Entry]()
+    for place, pair in enumerate(given):
+        if isinstance(pair, tuple) and _key(pair) not in known and _is_there(pair[0]):
+            (segments if layout is None and pair[1].kind == "segment" else whole).append(pair)
+            places[id(pair[0])], parts[place] = place, []
+    for entries, own in ((whole, layout), (segments, Layout())):
+        for entry in source.cut(entries, own, channel) if entries else ():
+            if isinstance(entry, Failure):
+                raise ItemError(entry.words())
+            parts[places[id(entry[0])]].append(entry)
+    for several in parts:
+        channels = {one[1].channel for one in several if isinstance(one, tuple)}
+        if len(channels) > 1 and channel is None:
+            raise UsageError(_several_channels(_place(source), several[0], len(channels)))
+        if len(several) > max(1, len(channels)) and layout is None:
+            raise UsageError(_several_parts(source, several[0], len(several)))
+    return [part for several in parts for part in several]
+
+
+def _several_channels(place: str, first: Any, channels: int) -> str:
+    return (
+        f"{first[0].id} has {channels} channels, and the rows of {place} are of single "
+        "ones: --channel 0 makes an example of the first, --channel each of every one, "
+        "--channel mix of their mean"
+    )
+
+
+def _several_parts(source: VectorSource, first: Any, number: int) -> str:
+    layout, timed = source.rows.layout, source.modality in ("audio", "video")
+    option, size = "--window", f"{layout.window:g}" if layout.window else ""
+    if layout.window is None:
+        option, size = ("--tile", str(layout.tile)) if layout.tile else ("--pages", "each")
+    return (
+        f"{first[0].id} has {number} parts, as the rows of {_place(source)} are made "
+        f"({layout.words(source.modality)}): {option} {size} makes an example of each"
+        + ("; --start and --end choose one part" if timed else "")
+        + ("; --window whole makes one example of all" if option == "--window" else "")
+    )
+
+
+def _place(source: VectorSource) -> str:
+    return "the class space" if source.collection is None else str(source.collection.path)
 
 
 def check_embedder(source: object) -> Embedder:
