@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,6 +103,14 @@ def search(
         bool, typer.Option("--flat", help="Compare all rows, even where there is an index.")
     ] = False,
     space: Space = "raw",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the hits to a .csv file, a .txt Raven selection table or an .m3u playlist."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    raw_cells: RawCells = False,
     device: Device = "auto",
     trust: Trust = False,
     json: Json = False,
@@ -115,6 +124,7 @@ def search(
     from penult.collection.index import is_ready
     from penult.collection.search import INDEX, query_vectors
 
+    _check_hits(out, overwrite)
     opened = Collection.open(collection, must_exist=True)
     modality = str(opened.reader.require_manifest().model.get("modality"))
     part = query_part(modality, start, end, channel, box, (window, hop))
@@ -127,6 +137,8 @@ def search(
     with working("searching"):
         found = opened.search(read.query, k=k, where=where, space=used, flat=flat)
         hits = read.named(found)
+    if out is not None:
+        _write_hits(out, hits, raw_cells)
     if json:
         facts = {"collection": str(opened.path), "query": query, "space": space}
         parts = {"parts": list(read.regions), "notes": list(read.notes)}
@@ -135,13 +147,62 @@ def search(
     if not hits:
         stdout.print("no row matches the filter" if where else "the collection has no rows")
         return
-    print_table(_hits_table(hits))
+    if out is None:
+        print_table(_hits_table(hits))
+    else:
+        written = f"{counted(len(hits), 'hit')} in [bold]{printable(str(out))}[/]"
+        stdout.print(written, soft_wrap=True)
     print_note(f"[dim]searched: {hits.searched}[/]")
     if not (used.is_raw or flat) and hits.searched != INDEX and is_ready(opened.path):
         print_note(
             "the index is not known to find enough of the nearest rows in this space; "
             f"penult index {printable(str(opened.path))} measures that"
         )
+
+
+_HIT_FILES = (".csv", ".txt", ".m3u")
+
+
+def _check_hits(out: Path | None, overwrite: bool) -> None:
+    """Refuse a file of another form than hits have, or one that exists.
+
+    Raises:
+        UsageError: it is refused.
+    """
+    from penult.errors import UsageError
+    from penult.fewshot.storage import check_free
+
+    if out is not None and out.suffix not in _HIT_FILES:
+        raise UsageError(f"--out {out}: the name has to end in {', '.join(_HIT_FILES)}")
+    check_output(out)
+    check_free(out, overwrite)
+
+
+def _write_hits(out: Path, hits: Hits, raw_cells: bool) -> None:
+    """The hits as `predict --out` writes events: the class is the row's label; in a Raven table the
+    confidence is the similarity."""
+    from penult.data.files import write_file
+    from penult.data.formulas import Cells
+    from penult.data.regions import Region
+    from penult.fewshot import events
+
+    cells, found = Cells(raw_cells), []
+    for hit in hits:
+        box = Region.of_key(hit.region).box
+        edges = dict(zip(("left", "top", "right", "bottom"), box or (), strict=False))
+        score = hit.similarity if out.suffix == ".txt" else hit.score
+        place = hit.id, hit.channel, hit.start, hit.end, hit.label or ""
+        found.append(
+            events.Event(
+                *place, nan if score is None else score, 1, hit.metadata | edges, hit.similarity
+            )
+        )
+    if out.suffix == ".csv":
+        text = events.to_csv(found, cells)
+    else:
+        text = events.to_raven(found, cells) if out.suffix == ".txt" else events.to_m3u(found)
+    write_file(out, [text.encode("utf-8", "backslashreplace")])
+    cells.tell(out)
 
 
 def export(

@@ -253,9 +253,18 @@ def embed(
         elapsed, rate = meter.elapsed, meter.rate() if meter.embedded else ""
     clock.end("embedding")
     clock.move(opening, "embedding", "model")
-    told = elapsed, rate, json
-    _tell_run(summary_of_run, collection, embedder, clock, told)
+    _note_empty_summary(collection, summary)
+    _tell_run(summary_of_run, collection, embedder, clock, (elapsed, rate, json))
     _exit_as(summary_of_run, fail_on)
+
+
+def _note_empty_summary(collection: Collection, summary: str | None) -> None:
+    """Say that there was nothing to sum."""
+    if summary is not None and not collection.reader.count_rows("kind = 'summary'"):
+        print_note(
+            "[yellow]--summary made no row: it sums the parts of a file, and no file has any; "
+            "--window, --tile or --pages each makes them[/]"
+        )
 
 
 def _tell_run(

@@ -17,6 +17,7 @@ from typer.exceptions import Exit, TyperException
 
 from penult.cli import (
     choose,
+    clips,
     cluster_map,
     collection,
     demo,
@@ -112,6 +113,7 @@ PANELS = {
     "Embed": (models.convert, embed.embed),
     "Search and collections": (
         collection.search,
+        clips.clips,
         collection.info,
         collection.failures,
         collection.export,

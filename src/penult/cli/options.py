@@ -461,7 +461,13 @@ def layout_of(
             raise UsageError(
                 f"--{name} {value!r}: texts have no seconds; give a number of tokens, such as 128"
             )
-    return Layout(seconds_of(window), seconds_of(hop), tile, overlap, pages)  # type: ignore[arg-type]
+    layout = Layout(seconds_of(window), seconds_of(hop), tile, overlap, pages)  # type: ignore[arg-type]
+    if layout.window is not None and layout.hop is not None and layout.hop > layout.window:
+        print_note(
+            f"[yellow]--hop {hop} is longer than --window {window}: "
+            f"{1 - layout.window / layout.hop:.0%} of each file lies in no window[/]"
+        )
+    return layout
 
 
 def box_of(text: str, modality: str) -> Region:

@@ -142,6 +142,8 @@ def teach(
     overwritten: --undo goes back. Without examples, --refit or a setting fits anew. With --model, a
     FILE.npz that does not exist yet is created and needs no collection.
     """
+    from penult.collection.row_names import rows_of_names
+
     arguments = list(examples or [])
     settings = {"method": method, "space": space, "several": several, "groups": groups}
     refits = refit or bool(background) or any(value is not None for value in settings.values())
@@ -160,7 +162,8 @@ def teach(
             counts = _add_named(taught, arguments, names, where, mark, cut)
         elif arguments:
             class_name, *files = arguments
-            items: list[Any] = files
+            collection = taught.source.collection
+            items: list[Any] = rows_of_names(collection.reader if collection else None, files)
             if start is not None or end is not None:
                 items = [(item, start, end) for item in files]
             added = taught.add(class_name, items, mark or "yes", *cut)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from penult.analysis.space import Space
 from penult.collection import index, lance, schema
 from penult.collection.row_layout import RowLayout, row_layout
+from penult.collection.row_names import row_of_name
 from penult.collection.schema import COLUMNS
 from penult.data import text
 from penult.data.files import user_path
@@ -419,6 +420,10 @@ def query_vectors(
     own = row_layout(reader)
     rows = own.chosen(part.channel, part.layout)
     query = os.fspath(query)
+    if part == QueryPart() and (row := row_of_name(reader, query)) is not None:
+        region = Region.of_key(row[1])
+        part = QueryPart(replace(region, channel=None), region.channel)
+        query, rows = row[0], own.chosen(region.channel, None)
     stored = _stored(reader, query, part, rows)
     if stored is None:
         modality = str(manifest.model.get("modality"))

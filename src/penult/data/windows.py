@@ -328,6 +328,11 @@ def _end_of(found: audio.AudioInfo | float | ItemError, region: Region, late: fl
     """
     if isinstance(found, ItemError):
         raise type(found)(str(found))
+    if isinstance(found, audio.AudioInfo) and (region.channel or 0) >= found.channels:
+        raise RegionError(
+            f"there is no channel {region.channel}: the sound has {found.channels} (they count "
+            "from 0)"
+        )
     if isinstance(found, audio.AudioInfo) and not found.exact and region.end is not None:
         return region.end  # as far as can be told
     length = found.seconds if isinstance(found, audio.AudioInfo) else found

@@ -121,7 +121,7 @@ def with_metadata(columns: Sequence[str], names: Iterable[str]) -> list[str]:
 def _cells(e: Event) -> list[Any]:
     times = (_seconds(e.start), _seconds(e.end), "" if e.channel is None else e.channel)
     similarity = "" if math.isnan(e.similarity) else f"{e.similarity:.6g}"
-    return [e.id, *times, e.label, f"{e.probability:.6g}", similarity, e.windows]
+    return [e.id, *times, e.label, _share(e.probability), similarity, e.windows]
 
 
 def to_raven(events: Sequence[Event], cells: Cells | None = None) -> str:
@@ -148,6 +148,21 @@ def to_raven(events: Sequence[Event], cells: Cells | None = None) -> str:
         if bad := next((c for c in line if any(sign in c for sign in "\t\r\n")), None):
             raise UsageError(f"a Raven table cannot hold {bad!r}: it has a tab or a line break")
         lines.append("\t".join(line))
+    return "\n".join([*lines, ""])
+
+
+def to_m3u(events: Sequence[Event]) -> str:
+    """A playlist in the order of the events, each from its start to its end where the player knows
+    VLC's options."""
+    lines = ["#EXTM3U"]
+    for e in events:
+        length = -1 if e.start is None or e.end is None else round(e.end - e.start)
+        title = f"{PurePath(e.id).name} {_seconds(e.start)}-{_seconds(e.end)} {e.label}"
+        lines.append(f"#EXTINF:{length},{' '.join(title.split())} {e.similarity:.3f}")
+        for name, value in (("start", e.start), ("stop", e.end)):
+            if value is not None:
+                lines.append(f"#EXTVLCOPT:{name}-time={_seconds(value)}")
+        lines.append(e.id)
     return "\n".join([*lines, ""])
 
 
@@ -181,6 +196,10 @@ def _goes_on(event: Event, other: Event, next_one: bool, gap: float) -> bool:
     # Times are exact to the microsecond; half of one is left for their difference.
     apart = (other.start or 0.0) - (event.end or 0.0) - 5e-7
     return apart <= gap if next_one or gap > 0 else False
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def _order(event: Event) -> tuple[str, int, float, float, str]:

@@ -21,7 +21,7 @@ from penult.collection.schema import Key
 from penult.collection.search import embedder_of
 from penult.data.decode import Decoding, usual_decoding
 from penult.data.files import user_path
-from penult.data.items import Entry, Failure, Item
+from penult.data.items import Entry, Failure, Item, file_item
 from penult.data.regions import WHOLE, Region
 from penult.data.sources import Source, from_objects, from_paths
 from penult.data.windows import ItemInput, Layout
@@ -182,7 +182,7 @@ def _entries(item: Any, modality: str) -> Iterator[Entry]:
             yield pair if isinstance(pair, Failure) else (pair[0], region)
     elif _is_key(item):
         id, key = item
-        yield Item(id, Path(id)), Region.of_key(key)
+        yield file_item(Path(id), id), Region.of_key(key)
     else:
         yield from from_objects([item], modality)
 
