@@ -140,3 +140,26 @@ def test_what_the_layout_leaves_out_is_told(tiny: Path, recording: Path, tmp_pat
     assert said.code == 3 and len(failures) == 1 and "no channel 4" in failures[0]["message"]
     said = ask("embed", tiny, recording, "--into", tmp_path / "sum.lance", "--summary", "mean")
     assert said.code == 0 and "--summary made no row" in said.err
+
+
+def test_what_fails_for_one_reason_and_what_is_hidden_is_counted(
+    tiny: Path, tmp_path: Path
+) -> None:
+    folder, into = tmp_path / "rec", tmp_path / "quiet.lance"
+    (folder / ".trash").mkdir(parents=True)
+    soundfile.write(folder / "loud.wav", clip(1.0), RATE)
+    soundfile.write(folder / "silent.wav", np.zeros(4 * RATE), RATE)
+    for hidden in ("._loud.wav", ".trash/old.wav", ".trash/notes.txt"):
+        (folder / hidden).write_bytes(b"")
+    said = ask("embed", tiny, folder, "--into", into, "--window", "0.5s")
+    assert said.code == 3 and "8 failed" in said.out and "hidden files left out: 2" in said.out
+    lines = [line for line in said.out.splitlines() if "silent.wav" in line]
+    assert len(lines) == 1 and "(8 parts)" in lines[0]
+    listed = [line for line in ask("failures", into).out.splitlines() if "silent.wav" in line]
+    assert len(listed) == 1 and "8 parts" in listed[0]
+    assert len(ask("failures", into, "--json").json["failures"]) == 8
+    assert ask("teach", into, "a", folder / "loud.wav", "--window", "0.5s").code == 0
+    said = ask("predict", into, folder / "silent.wav")
+    assert said.code == 3 and said.err.count("silent.wav") == 1
+    said = ask("predict", into, f"{folder / 'loud.wav'} 0.50-1.00", "--json").json
+    assert [one["region"] for one in said["predictions"]] == ["0.5-1"]

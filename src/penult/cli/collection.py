@@ -29,6 +29,7 @@ from penult.cli.options import (
 )
 from penult.cli.output import (
     SOME_FAILED,
+    by_item,
     cell,
     counted,
     metered,
@@ -259,11 +260,13 @@ def failures(
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("item", "region", "since", "tries", "reason"):
         table.add_column(name, overflow="fold", justify="right" if name == "tries" else "left")
-    for row in found:
-        part, since = place_words(row["region"]), row["since"] or row["when"]
+    for rows, reason in by_item(found):
+        part = place_words(rows[0]["region"]) if len(rows) == 1 else f"{len(rows):,} parts"
+        since = min(row["since"] or row["when"] for row in rows)
+        tries = max(row["tries"] or 1 for row in rows)
         table.add_row(
-            *(printable_path(row["id"]), part, f"{since:%Y-%m-%d}", str(row["tries"] or 1)),
-            reason_words(row["message"]),
+            *(printable_path(rows[0]["id"]), part, f"{since:%Y-%m-%d}", str(tries)),
+            reason_words(reason),
         )
     print_table(table)
 

@@ -44,6 +44,7 @@ from penult.cli.output import (
     SOME_FAILED,
     CommandClock,
     Meter,
+    by_item,
     command_clock,
     counted,
     event_log,
@@ -535,11 +536,14 @@ def _show_failures(summary: Summary, collection: Collection) -> None:
         return
     failed = [row for row in collection.failures().to_pylist() if row["run_id"] == summary.run_id]
     failed.sort(key=lambda row: row["first_run"] != summary.run_id)
-    for row in failed[:SHOWN]:
+    items = by_item(failed)
+    for parts, reason in items[:SHOWN]:
+        number = f" ({len(parts):,} parts)" if len(parts) > 1 else ""
         stdout.print(
-            f"  [red]{printable_path(row['id'])}[/]: {reason_words(row['message'])}", soft_wrap=True
+            f"  [red]{printable_path(parts[0]['id'])}[/]: {reason_words(reason)}{number}",
+            soft_wrap=True,
         )
-    rest = summary.failed - SHOWN
+    rest = sum(len(parts) for parts, _ in items[SHOWN:]) + summary.failed - len(failed)
     more = f"  … and {rest:,} more; " if rest > 0 else ""
     if passing := summary.found.failures.passing:
         more += f"{passing:,} to be tried again by the next run; "
@@ -551,6 +555,7 @@ def _show_summary(
     summary: Summary, collection: Any, embedder: Embedder, clock: CommandClock, rate: str
 ) -> None:
     from penult.collection.spaces import OWN, stored
+    from penult.data.folders import HIDDEN
 
     parts = _counts(summary)
     duration = f"{clock.elapsed:.1f} s" + (f" ({rate})" if rate else "")
@@ -584,7 +589,10 @@ def _show_summary(
         stdout.print(f"[yellow]{counted(summary.truncated, 'item')} {words}[/]", soft_wrap=True)
     _show_notes(summary)
     _show_taken_and_gone(summary)
-    if others := summary.found.left_out:
+    others = dict(summary.found.left_out)
+    if hidden := others.pop(HIDDEN, 0):
+        stdout.print(f"[dim]hidden files left out: {hidden:,}[/]")
+    if others:
         from penult.data.folders import in_words
 
         count = counted(sum(others.values()), "file")

@@ -243,6 +243,28 @@ def print_failure(id: str, message: str) -> None:
     print_note(f"[red]failed[/] {printable_path(id)}: {reason_words(message)}")
 
 
+_PLACE = re.compile(r"(?:channel \d+, )?from [\d.e+-]+ s to (?:the end|[\d.e+-]+ s): ")
+
+
+def by_item(failures: Iterable[Mapping[str, Any]]) -> list[tuple[list[Mapping[str, Any]], str]]:
+    """Failures with one reason for several parts of an item as one, in the order of their first
+    parts: those parts, and the reason without the place where there are several."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for one in failures:
+        found.setdefault((one["id"], _PLACE.sub("", one["message"], count=1)), []).append(one)
+    return [
+        (parts, reason if len(parts) > 1 else parts[0]["message"])
+        for (_, reason), parts in found.items()
+    ]
+
+
+def print_failures(failures: Iterable[Mapping[str, Any]]) -> None:
+    """Print items that failed, and why, to stderr: a line for each item and reason."""
+    for parts, reason in by_item(failures):
+        number = f" ({len(parts):,} parts)" if len(parts) > 1 else ""
+        print_failure(parts[0]["id"], reason + number)
+
+
 LONGEST_CELL = 80  # characters of a text in a printed table
 
 

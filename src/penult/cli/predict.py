@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,7 @@ from penult.cli.options import (
     check_output,
     items_of,
     layout_of,
+    modality_for,
     of_part,
     query_part,
     source_of,
@@ -45,7 +47,7 @@ from penult.cli.output import (
     counted,
     place_header,
     place_words,
-    print_failure,
+    print_failures,
     print_json_stream,
     print_note,
     print_table,
@@ -59,6 +61,7 @@ from penult.cli.teach import Model, is_collection, load_class_space
 
 if TYPE_CHECKING:
     from penult.data.items import Failure
+    from penult.data.sources import Source
     from penult.fewshot.classspace import ClassSpace
     from penult.fewshot.events import Event
     from penult.fewshot.predictions import ClassPrediction, Spool
@@ -331,7 +334,7 @@ def _predict_taught(
     )
     part = query_part(modality, parts.start, parts.end, parts.channel, parts.box)
     channel = part.channel
-    source = of_part(source_of(items, None, modality), part.region)
+    source = of_part(_with_named_rows(taught, items, modality), part.region)
     as_rows = taught.source.rows.chosen(channel, layout)
     if as_rows and (layout is None or channel is None) and taught.source.collection:
         print_note(
@@ -339,6 +342,22 @@ def _predict_taught(
             f"{as_rows.words(modality)}; --window and --channel read them otherwise[/]"
         )
     return taught.stream(source, layout, level, nearest, min_probability=least, channel=channel)
+
+
+def _with_named_rows(taught: ClassSpace, items: list[str], modality: str) -> Source:
+    """The items at these paths, and the parts of files that are named as tables print them."""
+    from penult.collection.row_names import rows_of_names
+    from penult.data.sources import Source
+    from penult.fewshot.vectors import pairs_of
+
+    collection = taught.source.collection
+    named = rows_of_names(collection.reader if collection else None, items)
+    keys = [one for one in named if isinstance(one, tuple)]
+    paths = [one for one in named if isinstance(one, str)]
+    if not keys:
+        return source_of(paths, None, modality)
+    files = [source_of(paths, None, modality)] if paths else []
+    return Source(lambda: chain(pairs_of(keys, modality), *files))
 
 
 def _version(taught: ClassSpace) -> dict[str, Any] | None:
@@ -404,6 +423,8 @@ def _predict_by_names(
     if parts.where is not None:
         raise UsageError("--where filters the rows of a collection; it does not apply to files")
     source = items_of(place, model_options, parts.items, parts.channel)
+    modality = modality_for(place, model_options)
+    source = of_part(source, query_part(modality, parts.start, parts.end).region)
     embed = text_embedder(names.folder)
     with working(f"loading {place}"):
         classifier = open_recorded(place, **model_options)
@@ -472,8 +493,7 @@ def _sum_up(
     )
     if out is not None:
         stdout.print(f"written: [bold]{printable(str(out))}[/]", soft_wrap=True)
-    for one in failures:
-        print_failure(one.id, one.message)
+    print_failures(one.to_dict() for one in failures)
 
 
 def _write(out: Path, found: Spool, merged: list[Event] | None, form: Form) -> None:

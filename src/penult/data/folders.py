@@ -16,6 +16,7 @@ from penult.errors import SourceError
 
 _NONE = "there is no recording"
 _BARE = "without extension"
+HIDDEN = "hidden"
 
 Index = dict[str, list[Path]]  # by name and by name without extension, in small letters
 
@@ -115,6 +116,16 @@ def count_others(folder: Path, accepted: frozenset[str]) -> Counter[str]:
     files = (found for found in _walk(folder, set()) if not isinstance(found, Failure))
     suffixes = (_suffix(file.name) for file in files)
     return Counter(suffix or _BARE for suffix in suffixes if suffix not in accepted)
+
+
+def count_hidden(folder: Path, accepted: frozenset[str]) -> int:
+    """How many files have one of the extensions, and are hidden or lie in a hidden folder."""
+    number = 0
+    for root, _, names in os.walk(folder):
+        hidden = any(part.startswith(".") for part in Path(root).relative_to(folder).parts)
+        files = (name for name in names if hidden or name.startswith("."))
+        number += sum(_suffix(name) in accepted for name in files)
+    return number
 
 
 def check_folder(folder: Path, accepted: frozenset[str]) -> None:

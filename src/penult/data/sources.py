@@ -29,11 +29,13 @@ from penult.data import annotation_files, tables, text
 from penult.data.decode import DecodeTarget, Describe, described
 from penult.data.files import extensions
 from penult.data.folders import (
+    HIDDEN,
     KnownFiles,
     Recordings,
     Shelf,
     check_folder,
     count_files,
+    count_hidden,
     count_others,
     in_folder,
 )
@@ -222,9 +224,13 @@ def _texts_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def left_out(source: Source, modality: str) -> Counter[str]:
-    """Files of another kind in the folders that were given: how many, by their extensions."""
-    folders = [path for path in map(Path, source.paths) if path.is_dir()]
-    return sum((count_others(folder, extensions(modality)) for folder in folders), Counter())
+    """Files of another kind in the folders that were given: how many, by their extensions; and
+    hidden ones that would fit."""
+    folders, accepted = [p for p in map(Path, source.paths) if p.is_dir()], extensions(modality)
+    found = sum((count_others(folder, accepted) for folder in folders), Counter[str]())
+    if hidden := sum(count_hidden(folder, accepted) for folder in folders):
+        found[HIDDEN] = hidden
+    return found
 
 
 _NAMED_COLUMNS: ContextVar[Mapping[str, str]] = ContextVar(
