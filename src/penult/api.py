@@ -35,8 +35,9 @@ def load(
     seconds: its fixed length. preprocess: a function, or `package.module:function`, from decoded
     content to the tensors of one item. checkpoint: a file of weights. trust: code and pickles of
     the checkpoint may run. more: modality, kind, output (name or number of the one that holds the
-    logits), weights_inside (a factory's model has its trained weights in it), random (weights that
-    nobody trained).
+    logits), patches (`mean`, `max` or `rows`, where the function gives several patches of an item
+    in the first axis of its tensors), weights_inside (a factory's model has its trained weights in
+    it), random (weights that nobody trained).
 
     Raises:
         ModelError: there is no such model, or it is not a classifier that fills its weights.

@@ -20,6 +20,7 @@ from penult.data.items import Failure
 from penult.embedding.embedder import Embedder, open_embedder
 from penult.embedding.saving import is_embedder
 from penult.errors import ItemError, SourceError, UsageError
+from penult.models.patches import ROWS
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -144,6 +145,11 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         from penult.data.sources import from_objects
 
         embedder = self.embedder
+        if embedder.classifier.input.patches == ROWS:
+            raise UsageError(
+                "each item is one row here, and patches='rows' gives a row for each patch of it; "
+                "pool them with patches='mean' or 'max'"
+            )
         vectors = np.full((len(items), embedder.dim), np.nan, np.float32)
         if not items:
             return vectors

@@ -172,6 +172,13 @@ MODEL_OPTIONS: dict[str, Any] = {
     "preprocess": Annotated[
         str | None, typer.Option(help="package.module:function that turns an item into tensors.")
     ],
+    "patches": Annotated[
+        str | None,
+        typer.Option(
+            help="Where --preprocess gives several patches of an item: mean or max of their "
+            "vectors and logits, or rows, a row for each."
+        ),
+    ],
     "class_names": Annotated[
         str | None,
         typer.Option(help="Text file with the names of the model's classes, one per line."),

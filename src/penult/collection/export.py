@@ -22,7 +22,7 @@ from penult.collection.reader import Reader
 from penult.collection.repair import damage
 from penult.data.files import file_aside, files_aside
 from penult.data.formulas import Cells
-from penult.data.regions import Region
+from penult.data.regions import PATCH, Region
 from penult.errors import CollectionError, StoreError, UsageError
 
 _COUNT_ROWS = 8192
@@ -173,13 +173,14 @@ _CHARACTERS = ("first_char", "end_char")
 
 
 def _place_columns(reader: Reader) -> list[str]:
-    """Columns for the places of boxes, pages and windows of texts, where there are any, and none
-    that the metadata has already."""
+    """Columns for the places of boxes, pages, windows of texts and patches, where there are any;
+    none that the metadata has already."""
     names: list[str] = []
     for columns, where in (
         (("page",), "starts_with(region, 'page:')"),
         (_EDGES, "kind = 'box'"),
         (_CHARACTERS, "starts_with(region, 'chars:')"),
+        ((PATCH,), f"kind = '{PATCH}'"),
     ):
         names += columns if reader.count_rows(where) else ()
     taken = {name.lower() for name in reader.columns}
@@ -199,6 +200,7 @@ def _with_places(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
 def _place(region: Region) -> dict[str, int | None]:
     return {
         "page": region.page,
+        PATCH: region.patch,
         **dict(zip(_EDGES, region.box or (), strict=False)),
         **dict(zip(_CHARACTERS, region.chars or (), strict=False)),
     }

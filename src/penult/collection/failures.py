@@ -17,6 +17,7 @@ from penult.collection.manifest import store_errors
 from penult.collection.reader import Reader
 from penult.collection.schema import Key
 from penult.data.items import Failure, path_of
+from penult.data.regions import unpatched
 from penult.errors import PassingFault
 
 NAME = "failures"
@@ -144,6 +145,7 @@ class FailureLog:
     def mend(self, keys: set[Key]) -> None:
         """Notes regions that have rows now. An earlier failure of a whole item goes with them; one
         of this run may have come while other regions were on the way."""
+        keys = keys | {(id, unpatched(region)) for id, region in keys}
         for id, region in self.rows(list({id for id, _ in keys})):
             if (id, region) in keys or (region in _OF_ITEM and (id, region) not in self._met):
                 self._mended.add((id, region))
@@ -182,7 +184,7 @@ class FailureLog:
             keys = schema.keys(batch)
             where = wrote + f"({schema.quoted([id for id, _ in keys])})"
             rows = items.search().where(where).select(list(schema.KEY)).limit(None).to_arrow()
-            there = set(schema.keys(rows))
+            there = {(id, unpatched(region)) for id, region in schema.keys(rows)}
             ids = {id for id, _ in there}
             found += [
                 place

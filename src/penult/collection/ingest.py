@@ -19,12 +19,12 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from penult.collection.schema import Key, Known
+from penult.collection.schema import Key, Known, patches_among
 from penult.data.decode import Decoding, Limits, decoding_as, usual_decoding
 from penult.data.files import file_size, item_error
 from penult.data.folders import KnownFiles
 from penult.data.items import PAUSE, Entry, Failure, Item, Note, OneByOne, Pause, former_id
-from penult.data.regions import Box, Region, span_of
+from penult.data.regions import Box, Region, span_of, unpatched
 from penult.data.sources import Source, UntilError
 from penult.data.windows import Layout
 from penult.data.workers import headers_in_workers
@@ -34,6 +34,7 @@ from penult.embedding.scheduling import ReadAhead
 from penult.errors import ItemError, PassingFault, UsageError
 from penult.memory import Held
 from penult.models.base import REGRESSION, Classifier, predict
+from penult.models.patches import ROWS
 
 Planned = Entry | Note
 
@@ -41,12 +42,24 @@ Planned = Entry | Note
 @dataclass(frozen=True, slots=True)
 class Seen:
     """Rows that a store holds by (id, region), their metadata, and failures that hold: not what the
-    world did, nor what was judged under other limits."""
+    world did, nor what was judged under other limits. patches: the rows of a region that is kept as
+    its patches; one is there once all of them are."""
 
     rows: Mapping[Key, Known] = field(default_factory=dict)
     metadata: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)
     failures: Mapping[Key, Failure] = field(default_factory=dict)
     doubtful: Collection[str] = ()  # items with failures that do not hold any more
+    patches: Mapping[Key, Sequence[Key]] = field(default_factory=dict)
+
+    @property
+    def with_patches(self) -> Seen:
+        """The same, with what its rows are patches of."""
+        found = patches_among(self.rows)
+        return replace(self, patches=found) if found else self
+
+    def keys(self, key: Key) -> Sequence[Key]:
+        """The rows of a region: its patches, or the one of its own; empty where it has none."""
+        return self.patches.get(key, (key,) if key in self.rows else ())
 
 
 @dataclass(slots=True)
@@ -232,6 +245,7 @@ class Options:
     time_limit: float = field(default_factory=lambda: usual_decoding().time_limit)
     limits: Limits = field(default_factory=lambda: usual_decoding().limits)
     patient: bool = True
+    _patched: bool = False  # the embedder gives a row for each patch of a region
     commit_rows: int = 256
     commit_seconds: float = 5.0
 
@@ -258,7 +272,7 @@ class Options:
 
 _NO_CONDITIONS = (
     *("logits", "retry_failed", "layout", "summary", "summarised", "alone", "workers"),
-    *("patient", "commit_rows", "commit_seconds"),
+    *("patient", "commit_rows", "commit_seconds", "_patched"),
 )
 
 
@@ -305,6 +319,7 @@ def ingest(
     if getattr(pairs, "once", False):
         options = replace(options, patient=False)
     files = None
+    options = replace(options, _patched=classifier.input.patches == ROWS)
     whole = options.layout == Layout() and options.summary is None
     if whole and isinstance(pairs, Source) and pairs.folder and (files := known()):
         pairs = pairs.beyond(files)
@@ -346,7 +361,7 @@ def plan(
             yield PAUSE
             continue
         former = {id: old for id, group in chunk if (old := _former_id(group)) is not None}
-        seen = lookup([*(id for id, _ in chunk), *former.values()])
+        seen = lookup([*(id for id, _ in chunk), *former.values()]).with_patches
         there = {id for id, _ in seen.rows}
         for id, group in chunk:
             old = former.get(id)
@@ -383,7 +398,7 @@ def preview(regions: Iterable[Entry], lookup: Lookup, options: Options = Options
     """What a plan would find, without a look into any file."""
     found, annotations = Preview(), _Annotations()
     for chunk in _chunks(regions):
-        seen = lookup([id for id, _ in chunk])
+        seen = lookup([id for id, _ in chunk]).with_patches
         for _, group in chunk:
             annotations.add(group)
             for entry in group:
@@ -398,15 +413,15 @@ def _look_at(entry: Entry, seen: Seen, options: Options, found: Preview) -> None
         found.known_failures += 1
         return
     key, item = (entry[0].id, entry[1].key), entry[0]
-    failed, known = seen.failures.get(key), seen.rows.get(key)
+    failed, rows = seen.failures.get(key), seen.keys(key)
     if failed is not None and not options.retry_failed and _same_file(failed, item):
         found.known_failures += 1
-    elif known is None:
+    elif not rows:
         found.new += 1
-    elif item.size is not None and _same_file(known, item):
-        found.unchanged += 1
+    elif item.size is not None and _same_file(seen.rows[rows[0]], item):
+        found.unchanged += len(rows)
     else:
-        found.touched += 1
+        found.touched += len(rows)
 
 
 def execute(
@@ -518,14 +533,13 @@ class _Annotations:
     def compare(self, seen: Seen) -> None:
         """Note what the store has of the spans that came since."""
         for id, key in seen.rows:
-            if "#" in key and (id, span_of(key)) in self._spans:
+            if "#" in key and (id, span_of(unpatched(key))) in self._spans:
                 self._stored.add((id, key))
         self._spans.clear()
 
     def former(self) -> tuple[Key, ...]:
-        return tuple(
-            sorted(key for key in self._stored - self._given if key[0] not in self._unsure)
-        )
+        former = (key for key in self._stored if (key[0], unpatched(key[1])) not in self._given)
+        return tuple(sorted(key for key in former if key[0] not in self._unsure))
 
 
 @dataclass(frozen=True, slots=True)
@@ -607,9 +621,10 @@ def _spans_once(planned: Sequence[list[Planned]]) -> Iterable[list[Planned]]:
 def _summed_channels(
     id: str, regions: Sequence[tuple[Item, Region]], options: Options
 ) -> tuple[int | None, ...]:
-    """The channels of an item that have a summary; an item that is one whole has none."""
+    """The channels of an item that have a summary; an item that is one whole row has none."""
     chosen = options.summarised is None or options.summarised(id)
-    if options.summary is None or not chosen or all(r.kind == "whole" for _, r in regions):
+    cut = options._patched or any(region.kind != "whole" for _, region in regions)
+    if options.summary is None or not chosen or not cut:
         return ()
     return tuple(dict.fromkeys(region.channel for _, region in regions))
 
@@ -620,14 +635,16 @@ def _plan_region(
     """One region's pair, or a note on why it is not embedded. hashes: of contents read so far, by
     id."""
     key = item.id, region.key
-    failed, known = seen.failures.get(key), seen.rows.get(key)
+    failed, rows = seen.failures.get(key), seen.keys(key)
+    known = seen.rows[rows[0]] if rows else None
     # 0.1.0 took a text's second line for a failure of the first one, which has its row.
     has_row = known is not None and isinstance(item.content, str)
     again = options.retry_failed or has_row
     if failed is not None and not again and _same_file(failed, item):
         return [KnownFailure(failed)]
+    mended = item.id in seen.doubtful
     if known is not None and item.size is not None and _same_file(known, item):
-        return [RegionUnchanged(key, _new_metadata(item, key, seen), item.id in seen.doubtful)]
+        return [RegionUnchanged(row, _new_metadata(item, row, seen), mended) for row in rows]
     try:
         if item.id not in hashes:
             hashes[item.id] = _read_hash(item)
@@ -639,14 +656,13 @@ def _plan_region(
     if known.content_hash != content:
         return [ContentChanged(item.id, content), (item, region)]
     stat = {} if _same_file(known, item) else {"size": item.size, "mtime_ns": item.mtime_ns}
-    revised = stat | _new_metadata(item, key, seen)
-    return [RegionUnchanged(key, revised, item.id in seen.doubtful)]
+    return [RegionUnchanged(row, stat | _new_metadata(item, row, seen), mended) for row in rows]
 
 
 def _stored_hash(item: Item, regions: Sequence[tuple[Item, Region]], seen: Seen) -> dict[str, str]:
     """The hash that the stored rows of an unchanged item have, by its id."""
-    known = (seen.rows.get((item.id, region.key)) for _, region in regions)
-    stored = next((row.content_hash for row in known if row and row.content_hash), None)
+    known = (seen.rows[row] for _, region in regions for row in seen.keys((item.id, region.key)))
+    stored = next((row.content_hash for row in known if row.content_hash), None)
     return {item.id: stored or _content_hash(item)}
 
 
@@ -660,7 +676,8 @@ class _RowAssembler:
         self._files, self._counted = files, 0
         self._content = ""  # hash of the item whose regions come
         self._sums: dict[int | None, Summing] = {}
-        self._latest: Outcome | Failure | None = None
+        self._latest: list[Outcome] | Failure | None = None
+        self._patches: list[Outcome] = []  # of a region, until all of them are there
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             Outcome: self._add_outcome,
             Failure: self._add_failure,
@@ -722,17 +739,29 @@ class _RowAssembler:
             self._add_failure(replace(self._latest, region=note.region.key))
             return
         assert self._latest is not None  # the plan puts it behind its span
-        again = replace(self._latest, item=note.item, region=note.region)
-        self.batch.rows.append(self._row(again))
-        self.batch.truncated += again.truncated is not None
-        self._tick(True, 0.0)
+        again = [
+            replace(one, item=note.item, region=_of_annotation(one.region, note.region))
+            for one in self._latest
+        ]
+        self.batch.rows += [self._row(one) for one in again]
+        for one in again:
+            self.batch.truncated += one.truncated is not None
+            self._tick(True, 0.0)
 
     def _add_outcome(self, outcome: Outcome) -> None:
-        self._latest = outcome
+        self._patches.append(outcome)
+        if outcome.more:
+            return
+        # All in one commit: a region that has a patch in the store has all of them there.
+        self._latest, self._patches = self._patches, []
+        self.batch.rows += [self._row(one) for one in self._latest]
+        for one in self._latest:
+            self._count(one)
+
+    def _count(self, outcome: Outcome) -> None:
         batch, region, seconds = self.batch, outcome.region, 0.0
         if outcome.start is not None and outcome.end is not None:
             seconds = outcome.end - outcome.start
-        batch.rows.append(self._row(outcome))
         batch.truncated += outcome.truncated is not None
         if outcome.notes:
             batch.notes[outcome.item.id] = "; ".join(outcome.notes)
@@ -752,6 +781,11 @@ class _RowAssembler:
     def _row(self, outcome: Outcome) -> dict[str, Any]:
         self.batch.size += outcome.item.held + outcome.vector.nbytes + outcome.class_logits.nbytes
         return row_of(self._classifier, outcome, self._content, self._options.logits)
+
+
+def _of_annotation(region: Region, other: Region) -> Region:
+    """A region, or a patch of it, for another annotation of the same span."""
+    return other if region.patch is None else replace(region, annotation=other.annotation)
 
 
 def _chunks(

@@ -13,6 +13,7 @@ from penult.collection import schema
 from penult.collection.reader import Reader
 from penult.data.decode import Describe
 from penult.data.items import Entry
+from penult.data.regions import PATCH
 from penult.data.sources import by_channel
 from penult.data.windows import ItemInput, Layout, TextDivider
 from penult.data.workers import headers
@@ -95,7 +96,7 @@ def row_layout(reader: Reader) -> RowLayout:
         if number := counts["run_id"][run["run_id"]]:
             info = schema.run_info(reader.path, run["info"])
             layout = Layout(info.window, info.hop, info.tile, info.overlap, info.pages)
-            if made_kind(layout) == kind:
+            if kind in (PATCH, made_kind(layout)):  # patches may be of windows, too
                 rows[layout] += number
             if info.channel is not None:
                 each.add(info.channel == "each")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from penult.data import documents
 from penult.data.items import utf8
+from penult.data.regions import unpatched
 from penult.data.tables import typed
 from penult.errors import CollectionError, StoreError, cause, listed
 
@@ -225,6 +226,15 @@ def keys(table: pa.Table | pa.RecordBatch) -> list[Key]:
     """The (id, region) of every row."""
     ids, regions = (table.column(name).to_pylist() for name in KEY)
     return list(zip(ids, regions, strict=True))
+
+
+def patches_among(keys: Iterable[Key]) -> dict[Key, list[Key]]:
+    """The keys that are patches, by the key of what each is a patch of."""
+    found: dict[Key, list[Key]] = {}
+    for id, region in keys:
+        if (base := unpatched(region)) != region:
+            found.setdefault((id, base), []).append((id, region))
+    return found
 
 
 def matrix(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:

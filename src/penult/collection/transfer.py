@@ -24,7 +24,7 @@ from penult.collection.reader import Reader
 from penult.collection.schema import Key
 from penult.collection.writer import Writer, writing
 from penult.data.items import Entry, Failure, Item, file_item, path_of, text_item
-from penult.data.regions import Region
+from penult.data.regions import PATCH, Region, unpatched
 from penult.data.sources import Source
 from penult.data.tables import PATH
 from penult.data.windows import Layout
@@ -377,10 +377,15 @@ class _Items:
         found = (row for batch in batches for row in batch.to_pylist())
         for id, group in groupby(found, key=itemgetter("id")):
             # Channels of one recording together, by their start, so that it is decoded once.
+            given: set[str] = set()
             for row in sorted(group, key=lambda row: row["start"] or 0.0):
                 if row["kind"] == "summary":
                     self._summed.add(id)
-                else:
+                    continue
+                # Patches are made by the other model's preprocessing, of a region that is given.
+                row["region"] = unpatched(row["region"])
+                if row["region"] not in given:
+                    given.add(row["region"])
                     yield _entry(row, list(self._metadata), self._modality)
 
 
@@ -405,7 +410,8 @@ def _entry(row: dict[str, Any], metadata: list[str], modality: str) -> Entry:
     item = item_of_row(row, {name: row[name] for name in metadata}, modality)
     if isinstance(item, Failure):
         return item
-    return item, Region.of_key(row["region"], row["kind"])
+    kind = None if row["kind"] == PATCH else row["kind"]
+    return item, Region.of_key(row["region"], kind)
 
 
 def item_of_row(row: Row, metadata: dict[str, Any], modality: str) -> Item | Failure:

@@ -115,7 +115,7 @@ def _decode_item(group: Iterator[Pair], target: DecodeTarget) -> Iterator[Decode
     def regions() -> Iterator[Region]:
         for pair in chain([first], group):
             pending.append(pair)
-            yield pair[1]
+            yield pair[1].base  # a patch is cut by the preprocessing
 
     try:
         began = time.perf_counter()

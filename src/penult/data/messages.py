@@ -170,7 +170,17 @@ def send_tasks(pipe: int, tasks: Sequence[list[tuple[Item, Region]]]) -> None:
 def _task(pairs: list[tuple[Item, Region]], more: bool) -> Parts:
     content, rate = pairs[0][0].content, pairs[0][0].rate
     regions = [
-        (one.kind, one.start, one.end, one.channel, one.box, one.annotation, one.page, one.chars)
+        (
+            one.kind,
+            one.start,
+            one.end,
+            one.channel,
+            one.box,
+            one.annotation,
+            one.page,
+            one.chars,
+            one.patch,
+        )
         for _, one in pairs
     ]
     header: Head = {"regions": regions, "rate": rate, "more": more}
@@ -197,9 +207,9 @@ def read_task(pipe: IO[bytes]) -> DecodeTask | DecodeTarget:
 
 
 def _region(kind: str, start: Any, end: Any, channel: Any, box: Any, *rest: Any) -> Region:
-    annotation, page, chars = rest
+    annotation, page, chars, patch = rest
     box, chars = (None if pair is None else tuple(pair) for pair in (box, chars))
-    return Region(kind, start, end, channel, box, annotation, page, chars)
+    return Region(kind, start, end, channel, box, annotation, page, chars, patch)
 
 
 # From a process to the run.

@@ -17,6 +17,9 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 _MICRO = 1_000_000
 _BOX_KEY = re.compile(r"(?:page:(\d+)(?::(?=box)|$))?(?:box:(\d+),(\d+),(\d+),(\d+))?")
 _CHARS_KEY = re.compile(r"chars:(\d+)-(\d+)")
+PATCH = "patch"
+_PATCH_KEY = re.compile(r"(.*:)?patch:(\d+)")
+_CHANNEL_KEY = re.compile(r"ch\d+")
 _KEY = re.compile(r"(?:ch(\d+):)?(?:(whole|summary)|(?:summary:)?([\d.]+)-(end|[\d.]+))")
 _NEGLIGIBLE = 500  # µs: a window that ends so close to the end is the last one
 
@@ -24,18 +27,20 @@ _NEGLIGIBLE = 500  # µs: a window that ends so close to the end is the last one
 @dataclass(frozen=True, slots=True)
 class Region:
     """A part of an item: the whole of it, a segment or window of all channels mixed or of one, a
-    page or a box of a picture, a window of a text, or the summary of the parts.
+    page or a box of a picture, a window of a text, one of the patches that a preprocessing cuts any
+    of these into, or the summary of the parts.
 
     `start` and `end` are seconds from the item's beginning; None is its beginning and its end.
     `channel` counts from 0; None is the mean over all channels. `box` is in pixels of the upright
     picture: left, top, right, bottom, the last two just outside of it. `page` counts the pages of
     a TIFF and the frames of an animation from 1; None is the first. `chars` are the first character
-    of a text's window, from 0, and the one just behind it.
+    of a text's window, from 0, and the one just behind it. `patch` counts the patches of what the
+    others name, from 0.
     `annotation` tells apart several annotations of one span, such as two species in one window; the
     first has none.
     """
 
-    kind: str = "whole"  # whole, window, segment, page, box or summary
+    kind: str = "whole"  # whole, window, segment, page, box, patch or summary
     start: float | None = None
     end: float | None = None
     channel: int | None = None
@@ -43,8 +48,11 @@ class Region:
     annotation: str = ""
     page: int | None = None
     chars: tuple[int, int] | None = None
+    patch: int | None = None
 
     def __post_init__(self) -> None:
+        if (self.patch is not None) != (self.kind == PATCH) or (self.patch or 0) < 0:
+            raise RegionError(f"a region of kind {self.kind!r} with patch {self.patch} cannot be")
         if self.page is not None and self.page < 1:
             raise RegionError(f"page {self.page} cannot be; pages count from 1")
         if self.chars is not None and not 0 <= self.chars[0] < self.chars[1]:
@@ -61,7 +69,7 @@ class Region:
             self._check_box()
 
     def _check_box(self) -> None:
-        if self.box is None or self.kind != "box":
+        if self.box is None or self.kind not in ("box", PATCH):
             raise RegionError(f"a region of kind {self.kind!r} with box {self.box} cannot be")
         if not (self.start is self.end is self.channel is None):
             raise RegionError(f"a box in a picture has no seconds and no channel: {self}")
@@ -78,7 +86,8 @@ class Region:
     def key(self) -> str:
         """The region's part of a collection's key, exact to the microsecond: `whole`, `1.5-2.25`,
         `ch0:1.5-end`, `box:0,0,512,512`, `page:2`, `page:2:box:0,0,512,512`, `chars:0-420`,
-        `summary`, `ch0:summary:1.5-2.25`; of a further annotation of the same span `1.5-2.25#2`."""
+        `summary`, `ch0:summary:1.5-2.25`; of a patch `patch:3`, `1.5-2.25:patch:3`; of a further
+        annotation of the same span `1.5-2.25#2`."""
         return self._span + (f"#{self.annotation}" if self.annotation else "")
 
     @property
@@ -87,7 +96,16 @@ class Region:
         return replace(self, annotation="") if self.annotation else self
 
     @property
+    def base(self) -> Region:
+        """What a patch is one of; every other region itself."""
+        return self if self.patch is None else Region.of_key(unpatched(self.key))
+
+    @property
     def _span(self) -> str:
+        if self.patch is not None:
+            kind = "whole" if self.box is None else "box"
+            base = replace(self, kind=kind, patch=None)._span.removesuffix("whole")
+            return f"{base}{':' if base and not base.endswith(':') else ''}{PATCH}:{self.patch}"
         if self.box is not None or self.page is not None:
             page = [] if self.page is None else [f"page:{self.page}"]
             return ":".join([*page, *([] if self.box is None else [f"box:{_joined(self.box)}"])])
@@ -110,6 +128,9 @@ class Region:
             RegionError: no region has that key.
         """
         span, _, annotation = key.partition("#")
+        if found := _PATCH_KEY.fullmatch(span):
+            base = cls.of_key(unpatched(span))
+            return replace(base, kind=PATCH, patch=int(found[2]), annotation=annotation)
         kind = _kind_of(span) if kind is None else kind
         if span and (found := _BOX_KEY.fullmatch(span)) and kind in ("box", "page"):
             page, *edges = (None if number is None else int(number) for number in found.groups())
@@ -141,6 +162,15 @@ def _kind_of(span: str) -> str:
     if "summary" in span:
         return "summary"
     return "whole" if span.endswith("whole") else "segment"
+
+
+def unpatched(key: str) -> str:
+    """The key of what a patch is one of, with the same annotation; of other regions their own."""
+    span, mark, annotation = key.partition("#")
+    if found := _PATCH_KEY.fullmatch(span):
+        span = (found[1] or "").removesuffix(":")
+        span = span if span and not _CHANNEL_KEY.fullmatch(span) else f"{found[1] or ''}whole"
+    return span + mark + annotation
 
 
 def span_of(key: str) -> str:

@@ -6,6 +6,7 @@ Knows an embedder and how to run it; prints nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from penult.data.items import Failure
 from penult.embedding.embedder import Embedder, native_runner
 from penult.embedding.fingerprint import distance_of
-from penult.embedding.runner import Runner
+from penult.embedding.runner import Outcome, Runner
 from penult.embedding.scheduling import PreparedRegion
 from penult.engines.base import PRECISIONS
 from penult.engines.batch_policy import axes_of
@@ -23,11 +24,13 @@ from penult.engines.batching import ALONE, Batch, BatchPolicy, collate
 from penult.engines.parity import Parity, cosine, relative_error
 from penult.engines.parity import compare as parity
 from penult.errors import EmptyItem
+from penult.models.patches import MAX, MEAN
 from penult.tracing.certificate import TOLERANCE, Certificate
 
 Stored = Callable[[str, str], "npt.NDArray[np.float32] | None"]
 PLAIN, STORED = "plain padding", "stored rows"  # what the items alone are compared with as well
 ITEMS = 16  # as many are run; each some six times
+PATCHES = 8  # of an item
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +129,9 @@ def check(
 ) -> Report:
     """Run the first items alone, again, together and in the other order, and compare.
 
-    pairs: (item, region), of which the first 16 are taken. certificate: of the head, proved on
-    these items. stored: the vector (d,) that a collection has of an id and a region.
+    pairs: (item, region), of which the first 16 are taken; of one that is cut into patches the
+    first 8, each of which is compared by itself. certificate: of the head, proved on these items.
+    stored: the vector (d,) that a collection has of an id and a region.
 
     Raises:
         EmptyItem: none of the items could be opened.
@@ -136,16 +140,20 @@ def check(
     report.engine = embedder.runner.mode.words
     bar = embedder.runner.mode.batch_error(embedder.precision)
     ready: list[PreparedRegion] = []
+    regions = 0
     for prepared in embedder.runner.prepare(pairs):
         if isinstance(prepared, Failure):
             report.failures.append(prepared)
         elif isinstance(prepared, PreparedRegion):
-            ready.append(prepared)
-        if len(ready) == ITEMS:
+            regions += prepared.patch == 0
+            if regions > ITEMS:
+                break
+            ready += [prepared] if prepared.patch < PATCHES else []
+        if regions == ITEMS and embedder.classifier.input.patches is None:
             break
     if not ready:
         raise EmptyItem("none of these items could be opened, so there is nothing to check")
-    report.items = [one.item.id for one in ready]
+    report.items = [one.item.id for one in ready if one.patch == 0]
     runner = embedder.runner
     singles = [[number] for number in range(len(ready))]
     alone = _run(runner, ready, singles)
@@ -163,7 +171,7 @@ def check(
     report.order = compare(_run(runner, ready, backwards), together, bar)
     others = {
         PLAIN: _plain(runner, ready, alone),
-        STORED: _as_stored(ready, alone, stored, embedder.precision),
+        STORED: _as_stored(runner, ready, alone, stored, embedder.precision),
     }
     report.against = {name: measure for name, measure in others.items() if measure is not None}
     return report
@@ -175,9 +183,25 @@ def shares_batches(report: Report) -> bool:
 
 
 def _as_stored(
-    ready: Sequence[PreparedRegion], alone: Sequence[Values], stored: Stored, precision: str
+    runner: Runner,
+    ready: Sequence[PreparedRegion],
+    alone: Sequence[Values],
+    stored: Stored,
+    precision: str,
 ) -> Measure | None:
-    """Each item's vector against its row, of those that have one."""
+    """Each item's vector against its row, of those that have one. Where a row pools the patches of
+    an item, all of them are run."""
+    if runner.classifier.input.patches in (MEAN, MAX):
+        ready = [one for one in ready if one.patch == 0]
+        rows = [stored(one.item.id, one.region.key) for one in ready]
+        pairs = ((r.item, r.region) for r, row in zip(ready, rows, strict=True) if row is not None)
+        with closing(runner.stream(pairs, alone=True)) as outcomes:
+            kept_rows = [(o, stored(o.item.id, o.region.key)) for o in outcomes
+                         if isinstance(o, Outcome)]  # fmt: skip
+        found = [[outcome.vector.ravel()] for outcome, _ in kept_rows]
+        expected = [[row] for _, row in kept_rows if row is not None]
+        allowed = distance_of(PRECISIONS[precision].cosine)
+        return compare(found, expected, allowed) if found else None
     rows = [stored(one.item.id, one.region.key) for one in ready]
     kept = [number for number, row in enumerate(rows) if row is not None]
     if not kept:

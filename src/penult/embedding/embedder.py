@@ -66,6 +66,7 @@ from penult.extras import package_versions
 from penult.locking import Guard, Once
 from penult.models import specs
 from penult.models.base import Classifier, digest, is_live, own_code, record_of
+from penult.models.patches import first_input
 from penult.models.record import (
     Record,
     identity_of,
@@ -115,6 +116,11 @@ def entry_for(classifier: Classifier, anatomy: Anatomy, tap: Tap, pool_over: str
     """
     if pool_over != "valid":
         raise TapError(f"pooling over {pool_over!r} is not known; choose all or valid")
+    if classifier.input.patches is not None:
+        raise TapError(
+            "pooling over valid positions is for a clip in one input; this model takes it in "
+            "patches, each of which is full"
+        )
     if classifier.modality != "audio" or classifier.input.seconds is None:
         raise TapError(
             "pooling over valid positions is for models that take every clip at one length; "
@@ -756,7 +762,7 @@ def _verify_usual(classifier: Classifier, engine: Engine) -> None:
     one = classifier.input
     with suppress(*REFUSALS):  # not every model takes as much
         item = content_of(one.modality, 0, one.rate, one.frames, _USUAL)
-        engine(Batch(classifier.preprocess(item).tensors))
+        engine(Batch(first_input(classifier, item).tensors))
 
 
 def keep_engine(embedder: Embedder) -> None:

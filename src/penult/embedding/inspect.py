@@ -31,6 +31,7 @@ from penult.errors import (
 )
 from penult.models import specs
 from penult.models.base import Classifier, Structure
+from penult.models.patches import first_input
 from penult.tracing.certificate import Certificate
 from penult.tracing.spots import Tap
 
@@ -81,7 +82,7 @@ def certify_on(runner: Runner, sample: SourceSample) -> tuple[Certificate, list[
             if not other.untested:
                 certificate, used = other, pair
                 break
-    return certificate, [one.item.id for one in used]
+    return certificate, list(dict.fromkeys(one.item.id for one in used))
 
 
 def proved_head(runner: Runner, sample: SourceSample | None = None) -> Head:
@@ -307,7 +308,7 @@ def _prepare(classifier: Classifier, region: DecodedRegion | Any) -> tuple[str, 
     if isinstance(region.content, ItemError):
         raise UsageError(f"--verify {region.item.id}: {region.content}") from region.content
     try:
-        tensors = classifier.preprocess(region.content.values).tensors
+        tensors = first_input(classifier, region.content.values).tensors
     except REFUSALS as error:
         reason = f"the model cannot take it: {cause(error)}"
         raise UsageError(f"--verify {region.item.id}: {reason}") from error

@@ -20,6 +20,7 @@ from penult.engines.batch_policy import find_batch_policy
 from penult.engines.pooling import pooled_width, usable_poolings
 from penult.errors import HeadNotFound, TapError, UsageError
 from penult.models.base import Classifier
+from penult.models.patches import ROWS
 from penult.tracing.anatomy import refuse_random
 from penult.tracing.spots import Tap
 
@@ -117,7 +118,16 @@ def read_all(
     device: str = "auto",
     tick: Callable[[bool, float], None] = lambda embedded, seconds: None,
 ) -> ReadingSet:
-    """Run items once and keep every reading of each."""
+    """Run items once and keep every reading of each.
+
+    Raises:
+        UsageError: the model gives a row for each patch of an item.
+    """
+    if classifier.input.patches == ROWS:
+        raise UsageError(
+            "readings are compared on one row of each item, and --patches rows gives one for each "
+            "patch; pool them with --patches mean or --patches max"
+        )
     where = device_of(classifier, device)
     runner = Runner(
         classifier, readings, where, cache(lambda: find_batch_policy(classifier, runner.engine))

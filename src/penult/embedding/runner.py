@@ -27,7 +27,7 @@ from penult.data.decode import (
     usual_decoding,
 )
 from penult.data.items import PAUSE, Entry, Failure, Item, N, Note, OneByOne, Pause
-from penult.data.regions import Region
+from penult.data.regions import PATCH, Region
 from penult.data.sources import UntilError, from_objects
 from penult.data.workers import decode
 from penult.embedding.demand import SHORT, PassDemand
@@ -51,6 +51,7 @@ from penult.errors import (
     EndlessPass,
     ItemError,
     PenultError,
+    RegionError,
     TooLong,
     TooShort,
     UsageError,
@@ -59,6 +60,7 @@ from penult.errors import (
 from penult.locking import Guard, Once
 from penult.memory import Held, MemoryBound, free_memory
 from penult.models.base import Classifier, Prediction, predict, record_of
+from penult.models.patches import ROWS, PatchGrid, find_grid, first_input, pooled
 from penult.models.record import Record, is_recorded, recorded
 from penult.models.synthetic import noise
 
@@ -83,7 +85,8 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ba
 class Outcome:
     """The results of one region. vectors: (d,) for each reading. logits: as the model returned
     them, (…, K). start, end: seconds from the item's beginning, where it has a time axis. notes:
-    of an item that was read against its own header."""
+    of an item that was read against its own header. more: further patches of the same region
+    follow."""
 
     item: Item
     region: Region
@@ -93,6 +96,7 @@ class Outcome:
     end: float | None = None
     truncated: float | None = None
     notes: tuple[str, ...] = ()
+    more: bool = False
 
     @property
     def vector(self) -> FloatArray:
@@ -339,13 +343,16 @@ class Runner:
                 yield from order.put(engines.rest())
                 ready = yield from self._measured(ready, decoding, engines, run.passes)
             if isinstance(ready, PreparedRegion):
-                queue.add(next(numbers), replace(ready, item=ready.item.known))
+                number = next(numbers)
+                if self.classifier.input.patches is not None and ready.patch == 0:
+                    order.join(number, ready.patches, partial(self._joined, ready.asked))
+                queue.add(number, replace(ready, item=ready.item.known))
             elif isinstance(ready, Pause):
                 yield ready
             else:
                 order[next(numbers)] = ready
             # A region that waits for others must not hold back all that comes behind it.
-            crowded = len(order) > HELD_BACK
+            crowded = order.late > HELD_BACK
             while queue.due or (queue and (crowded or late())):
                 yield from compute()
             yield from order.put(engines.rest() if crowded else engines.ended())
@@ -362,6 +369,8 @@ class Runner:
         if not isinstance(ready, PreparedRegion) or not ready.samples:
             return False
         model = self.classifier.input
+        if model.patches is not None:  # a pass has one of them, however long the clip is
+            return False
         long = ready.samples > SHORT * (model.rate or 1)
         return long and model.seconds is None and self._devices[0] == "cpu"
 
@@ -425,7 +434,8 @@ class Runner:
         decoding: Decoding | None = None,
         watch: Stopwatch | None = None,
     ) -> Generator[PreparedRegion | Failure | N, None, None]:
-        """Regions decoded and prepared for the model; failures and notes pass through in order."""
+        """Regions decoded and prepared for the model, each patch by itself where they have some;
+        failures and notes pass through in order."""
         decoding, watch = decoding or usual_decoding(), watch or Stopwatch()
         with closing(decode(pairs, self.target(decoding), decoding)) as regions:
             for decoded in regions:
@@ -437,7 +447,8 @@ class Runner:
                     self._log_notes(decoded.item.id, decoded.content.notes)
                 with watch.timed("prepare"):
                     ready = self._inputs(decoded.item, decoded.region, decoded.content)
-                yield ready
+                    patches = self._divided(ready)
+                yield from patches
 
     def target(self, decoding: Decoding) -> DecodeTarget:
         """What items are decoded to for this model."""
@@ -486,6 +497,79 @@ class Runner:
         if (self.choice or self.portfolio) and is_too_short(self, samples):
             return Failure.of(item, region, self._too_short(samples))
         return PreparedRegion(item, region, replace(content, values=None), inputs, samples)
+
+    def _divided(self, ready: PreparedRegion | Failure) -> Sequence[PreparedRegion | Failure]:
+        """The patches of a region, or the one that is asked for; where none is known, itself."""
+        patches = self.classifier.input.patches
+        if isinstance(ready, Failure):
+            return [ready]
+        wanted, region = ready.region.patch, ready.region
+        if wanted is not None and patches != ROWS:
+            reason: ItemError = RegionError(f"this model has no rows of patches, as {region.key!r}")
+            return [Failure.of(ready.item, region, reason)]
+        if patches is None:
+            return [ready]
+        parts = ready.inputs.divided()
+        if not parts:
+            reason = self._too_short(ready.samples) if ready.samples else TooShort(_NO_PATCH)
+            return [Failure.of(ready.item, region, reason)]
+        if wanted is not None and wanted >= len(parts):
+            reason = RegionError(f"it has {len(parts)} patches, counted from 0")
+            return [Failure.of(ready.item, region, reason)]
+        chosen = range(len(parts)) if wanted is None else [wanted]
+        return [
+            replace(
+                ready,
+                region=replace(region, kind=PATCH, patch=at) if patches == ROWS else region,
+                inputs=parts[at],
+                patch=place,
+                patches=len(chosen),
+                asked=region.key,
+            )
+            for place, at in enumerate(chosen)
+        ]
+
+    def _joined(
+        self, asked: str, found: Sequence[Outcome | Failure]
+    ) -> Sequence[Outcome | Failure]:
+        """The patches of a region as its rows; where one has failed, the region has. asked: its
+        key."""
+        for at, one in enumerate(found):
+            if isinstance(one, Failure):
+                where = f"patch {at} of {len(found)}: " if len(found) > 1 else ""
+                return [replace(one, region=asked, message=where + one.message)]
+        rows = [one for one in found if isinstance(one, Outcome)]
+        patches = self.classifier.input.patches
+        if patches == ROWS:
+            return [*(replace(one, more=True) for one in rows[:-1]), rows[-1]]
+        logits = [one.class_logits for one in rows if one.logits.size]
+        vectors = zip(*(one.vectors for one in rows), strict=True)
+        return [
+            replace(
+                rows[0],
+                vectors=tuple(pooled(str(patches), vector) for vector in vectors),
+                logits=pooled(str(patches), logits) if logits else rows[0].logits,
+            )
+        ]
+
+    def _times(self, ready: PreparedRegion) -> tuple[float | None, float | None]:
+        """When a region begins and ends; of a patch where its preprocessing tells, or shows by the
+        patches of noise."""
+        content, patch = ready.content, ready.region.patch
+        if patch is None or content.start is None:
+            return content.start, content.end
+        if ready.inputs.patch_times is not None:
+            ((start, end),) = ready.inputs.patch_times
+        elif self._patch_grid is None:
+            return None, None
+        else:
+            start, end = self._patch_grid.times(patch, ready.samples / self._patch_grid.rate)
+        return round(content.start + start, 6), round(content.start + end, 6)
+
+    @Once
+    def _patch_grid(self) -> PatchGrid | None:
+        rate = self.classifier.rate
+        return None if rate is None else find_grid(self.classifier.preprocess, rate)
 
     def _run(
         self, engine: Engine, ready: dict[int, PreparedRegion], run: _RunState
@@ -545,13 +629,14 @@ class Runner:
             return Failure.of(ready.item, ready.region, reason)
         returned, *vectors = values
         content = ready.content
+        start, end = self._times(ready)
         return Outcome(
             item=ready.item,
             region=ready.region,
             vectors=tuple(vectors),
             logits=self.classifier.structure.activation.logits(returned),
-            start=content.start,
-            end=content.end,
+            start=start,
+            end=end,
             truncated=ready.inputs.truncated or content.pages,
             notes=content.notes,
         )
@@ -578,11 +663,13 @@ class Runner:
         return ItemError(f"the model cannot take it: {cause(error)}")
 
     def _too_short(self, samples: int) -> TooShort:
-        rate = self.classifier.rate or 1
-        return TooShort(
-            f"{samples / rate:.3f} s is shorter than what the model needs "
-            f"({self.shortest / rate:.3f} s)"
-        )
+        seconds, needed = (n / (self.classifier.rate or 1) for n in (samples, self.shortest))
+        if self.classifier.input.patches is not None:
+            least = f", which needs {needed:.3f} s" if needed > seconds else ""
+            return TooShort(
+                f"{seconds:.3f} s is too short for one patch of the preprocessing{least}"
+            )
+        return TooShort(f"{seconds:.3f} s is shorter than what the model needs ({needed:.3f} s)")
 
     @Once
     def shortest(self) -> int:
@@ -598,10 +685,14 @@ class Runner:
         other = self._choice is not None and self.portfolio is None
         engine = open_engine(self.classifier, self.readings, device) if other else self.engine
         rate = self.classifier.rate or 0
-        clip = (0.1 * np.random.default_rng(0).standard_normal(rate)).astype(np.float32)
+        clip, most = noise(0, 1.0, rate), rate
+        # Of a clip that is no longer than a second only a preprocessing may need more.
+        while not self._takes(engine, clip):
+            most *= 2
+            if self.classifier.input.patches is None or most > _LONGEST * rate:
+                return 0
+            clip = noise(0, most / rate, rate)
         low, high = 0, len(clip)
-        if not self._takes(engine, clip):
-            return 0
         while high - low > 1:
             middle = (low + high) // 2
             if self._takes(engine, clip[:middle]):
@@ -612,12 +703,14 @@ class Runner:
 
     def _takes(self, engine: Engine, clip: FloatArray) -> bool:
         try:
-            readout = engine(Batch(self.classifier.preprocess(clip).tensors))
-        except UNFORESEEN:
+            readout = engine(Batch(first_input(self.classifier, clip).tensors))
+        except (TooShort, *UNFORESEEN):
             return False
         return all(np.isfinite(values).all() for values in readout.row(0))
 
 
+_LONGEST = 32  # seconds of noise, one patch of which is looked for
+_NO_PATCH = "it is too small for one patch of the preprocessing"
 _NOTHING = np.empty(0, np.float32)  # in place of logits
 
 
@@ -641,6 +734,8 @@ def is_too_short(runner: Runner, samples: int) -> bool:
     """Whether the model refuses a clip of this length: a recorded graph may give values for it, as
     other engines do where a convolution has nothing left."""
     model = runner.classifier.input
+    if model.patches is not None:  # the preprocessing decides, and gives none
+        return False
     if model.modality != "audio" or model.seconds is not None or samples >= (model.rate or 0):
         return False
     return samples < runner.shortest

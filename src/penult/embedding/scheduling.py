@@ -117,14 +117,18 @@ class _End(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PreparedRegion:
-    """A region that waits for its forward pass. samples: of its sound; 0 of all else. What was
-    decoded is not kept: `content` is without values."""
+    """A region that waits for its forward pass, or one of its patches. samples: of its sound; 0 of
+    all else. patch, patches: which of how many that were prepared together, of the region with the
+    key `asked`. What was decoded is not kept: `content` is without values."""
 
     item: Item
     region: Region
     content: Content
     inputs: Inputs
     samples: int = 0
+    patch: int = 0
+    patches: int = 1
+    asked: str = ""
 
     @property
     def size(self) -> int:
@@ -200,13 +204,27 @@ class BatchQueue:
         return batch
 
 
+Join = Callable[[list[Any]], Iterable[Any]]
+
+
 class OrderedResults(dict[int, Any]):
-    """Results by their numbers, put in any order and taken in that of the numbers. pauses: given
-    where none have come."""
+    """Results by their numbers, put in any order and taken in that of the numbers; some of them as
+    one. pauses: given where none have come."""
 
     def __init__(self, pauses: bool = False) -> None:
         super().__init__()
         self._next, self._pauses = 0, pauses
+        self._joined: dict[int, tuple[int, Join]] = {}
+
+    def join(self, first: int, count: int, join: Join) -> None:
+        """Give so many results from a number on together, as what `join` makes of them."""
+        self._joined[first] = count, join
+
+    @property
+    def late(self) -> int:
+        """How many results wait for the turn of an earlier one, which is none of their own."""
+        count, _ = self._joined.get(self._next, (1, None))
+        return max(0, len(self) - count)
 
     def put(self, found: Iterable[Mapping[int, Any]]) -> Iterator[Any]:
         """Put these in, and take those whose turn it is."""
@@ -217,8 +235,14 @@ class OrderedResults(dict[int, Any]):
     def take(self) -> Iterator[Any]:
         """The results whose turn it is."""
         while self._next in self:
-            yield self.pop(self._next)
-            self._next += 1
+            first = self._next
+            count, join = self._joined.get(first, (1, None))
+            if any(at not in self for at in range(first, first + count)):
+                return
+            self._joined.pop(first, None)
+            self._next += count
+            found = [self.pop(at) for at in range(first, first + count)]
+            yield from found if join is None else join(found)
 
 
 NOTICE = 600.0  # seconds of one pass, behind which it is told what is in the model
@@ -268,16 +292,17 @@ class PassWatch:
             f"the model had not ended with it after {limit:g} s (--max-model-seconds); a higher "
             "limit and --retry-failed give it another try"
         )
-        if len(regions) > 1:
+        wholes = {(one.item.id, one.region.base): one.item for one in regions}
+        if len(wholes) > 1:
             reason = PassingFault(
                 f"the model had not ended after {limit:g} s (--max-model-seconds) with "
-                f"{len(regions)} items, this one among them; the next run tries each of them alone"
+                f"{len(wholes)} items, this one among them; the next run tries each of them alone"
             )
         return EndlessPass(
             f"the model had not ended after {limit:g} s (--max-model-seconds) with "
             f"{_names(regions)}, noted as failed. What came before is committed; give the "
             "same command again for the rest",
-            [Failure.of(one.item, one.region, reason) for one in regions],
+            [Failure.of(item, region, reason) for (_, region), item in wholes.items()],
         )
 
 

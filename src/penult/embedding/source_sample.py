@@ -21,6 +21,7 @@ from penult.embedding.scheduling import PreparedRegion
 from penult.memory import free_memory
 
 BEGINNING = 2.0  # seconds of a recording on which the head is proved
+LONGEST_BEGINNING = 30.0  # of one that is cut into patches, of which a pass has one
 BRIEF = 32  # items, for which no model is opened where an earlier run's graph is kept
 ENTRIES = 16  # of the source, from which the sample is taken
 
@@ -63,11 +64,14 @@ class SourceSample:
 
     def beginnings(self, runner: Runner, count: int = 2) -> list[PreparedRegion]:
         """The first `count` items that can be opened; of a recording no more than two seconds: a
-        proof keeps all of a pass in memory, and holds for every length."""
+        proof keeps all of a pass in memory, and holds for every length. Of patches the first of
+        each item, and further ones of the same item where there are too few."""
         found: list[PreparedRegion] = []
+        further: list[PreparedRegion] = []
         classifier = runner.classifier
-        rate = classifier.rate or 0
-        brief = replace(self.decoding.briefly, first_seconds=BEGINNING)
+        rate, patches = classifier.rate or 0, classifier.input.patches
+        seconds = BEGINNING if patches is None else LONGEST_BEGINNING
+        brief = replace(self.decoding.briefly, first_seconds=seconds)
         entries = (
             entry for entry in islice(self.source, ENTRIES) if not isinstance(entry, Failure)
         )
@@ -75,12 +79,16 @@ class SourceSample:
             for ready in prepared:
                 if not isinstance(ready, PreparedRegion):
                     continue
+                if ready.patch > 0:
+                    further += [ready] if len(further) < count else []
+                    continue
                 found.append(ready)
-                if classifier.modality != "audio" or ready.samples < BEGINNING * rate:
+                whole = classifier.modality != "audio" or ready.samples < BEGINNING * rate
+                if whole and patches is None:
                     self._whole[ready.item.id, ready.region.key] = ready
                 if len(found) == count:
                     break
-        return found
+        return [*found, *further][:count]
 
     def regions(self, runner: Runner, count: int, batches: int) -> list[PreparedRegion]:
         """At most `count` prepared regions of the run, spread over its first items. Fewer where

@@ -28,6 +28,7 @@ from penult.engines.batching import (
 from penult.engines.parity import relative_error
 from penult.errors import REFUSALS
 from penult.models.base import Classifier
+from penult.models.patches import first_input
 from penult.models.synthetic import content_of
 
 BAR = 5e-6  # relative; half of what the law allows, since the probe's items are few and short
@@ -138,7 +139,7 @@ def _twin(classifier: Classifier, item: Tensors, size: float) -> Tensors:
 
 def _item(classifier: Classifier, seed: int, size: float) -> Tensors:
     content = content_of(classifier.modality, seed, classifier.rate, classifier.input.frames, size)
-    return classifier.preprocess(content).tensors
+    return first_input(classifier, content).tensors
 
 
 def _candidates(classifier: Classifier, items: Sequence[Tensors]) -> Iterator[BatchPolicy]:

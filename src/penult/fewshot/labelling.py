@@ -20,7 +20,7 @@ import numpy.typing as npt
 from penult.analysis.space import unit
 from penult.collection import labels
 from penult.collection.manifest import fingerprint_in
-from penult.collection.schema import Key
+from penult.collection.schema import Key, patches_among
 from penult.data.files import user_path
 from penult.data.items import Entry, named, namer
 from penult.data.regions import WHOLE, span_of
@@ -155,6 +155,8 @@ def by_item(
         raise LabelsError(f"no item has a name by {by!r}")
     _check_names(found)
     vectors |= source.vectors_of(pairs) if pairs else {}
+    parts = patches_among(vectors)  # each patch of an item is an example
+    found = [one._replace(key=key) for one in found for key in parts.get(one.key, [one.key])]
     names, all_keys, marked, _ = zip(*(one for one in found if one.key in vectors), strict=True)
     rows = np.stack([vectors[key] for key in all_keys])
     return LabelledExamples(names, all_keys, rows, marked, left_out, is_exact)

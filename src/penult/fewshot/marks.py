@@ -16,7 +16,7 @@ from penult.collection.collection import Collection
 from penult.collection.labels import TAKEN_BACK, labelled, standing
 from penult.collection.reader import append_labels
 from penult.collection.schema import Key
-from penult.data.regions import span_of
+from penult.data.regions import span_of, unpatched
 from penult.errors import LabelsError
 from penult.fewshot.examples import Examples, Marks
 
@@ -41,7 +41,8 @@ def read_examples(collection: Collection, marks: Marks | None = None) -> tuple[E
 
 
 def vectors_of(collection: Collection, keys: Sequence[Key]) -> dict[Key, npt.NDArray[np.float32]]:
-    """The raw vectors of these rows, without the keys that are no rows."""
+    """The raw vectors of these rows, and of the patches of these regions; without the keys that are
+    no rows."""
     requested = set(keys)
     ids = list(dict.fromkeys(id for id, _ in keys))
     found: dict[Key, npt.NDArray[np.float32]] = {}
@@ -51,7 +52,7 @@ def vectors_of(collection: Collection, keys: Sequence[Key]) -> dict[Key, npt.NDA
             vectors = schema.matrix(batch.column("vector"))
             pairs = zip(batch["id"].to_pylist(), batch["region"].to_pylist(), strict=True)
             for key, vector in zip(pairs, vectors, strict=True):
-                if key in requested:
+                if key in requested or (key[0], unpatched(key[1])) in requested:
                     found[key] = vector.astype(np.float32)
     return found
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from penult.collection.collection import Collection
 from penult.collection.manifest import Manifest, fingerprint_in
 from penult.collection.row_layout import FileInput, RowLayout, row_layout
-from penult.collection.schema import Key
+from penult.collection.schema import Key, patches_among
 from penult.collection.search import embedder_of
 from penult.data.decode import Decoding, usual_decoding
 from penult.data.files import user_path
@@ -87,7 +87,8 @@ def from_rows(
     """
     examples = {(item.id, region.key): (item, region) for item, region in _readable(pairs)}
     found = vectors_of(collection, list(examples))
-    missing = [pair for key, pair in examples.items() if key not in found]
+    there = found.keys() | patches_among(found).keys()
+    missing = [pair for key, pair in examples.items() if key not in there]
     for item, region in missing:
         if isinstance(item.content, Path) and not item.content.exists():
             part = "" if region == WHOLE else f" ({region.key})"
@@ -105,10 +106,13 @@ def from_rows(
             summary.truncated, str(collection.reader.require_manifest().model.get("modality"))
         )
         if summary.failed:
-            key = next(key for key in examples if key not in found)
+            there = found.keys() | patches_among(found).keys()
+            key = next(key for key in examples if key not in there)
             why = [r["message"] for r in collection.failures().to_pylist() if r["id"] == key[0]]
             raise ItemError(f"{key[0]}: {why[-1] if why else 'it cannot be embedded'}")
-    return {key: found[key] for key in examples if key in found}
+    parts = patches_among(found)
+    keys = [part for key in examples for part in parts.get(key, [key])]
+    return {key: found[key] for key in keys if key in found}
 
 
 _LONGER = {

@@ -49,12 +49,27 @@ class Inputs:
     """One item, ready for the model.
 
     tensors: keyword arguments of the model's forward, of torch or of numpy, each with a batch axis
-    of 1. truncated: seconds (text: tokens) that the preprocessing kept, or None if it kept
-    everything.
+    of 1; where the model's input has patches (`InputSpec.patches`) with the item's patches, none or
+    more. truncated: seconds (text: tokens) that the preprocessing kept, or None if it kept
+    everything. patch_times: the first and the last second of each patch in the item, where its
+    preprocessing gives them.
     """
 
     tensors: Mapping[str, Any]
     truncated: float | None = None
+    patch_times: tuple[tuple[float, float], ...] | None = None
+
+    def divided(self) -> list[Inputs]:
+        """Each patch by itself, with a batch axis of 1."""
+        times = self.patch_times
+        return [
+            Inputs(
+                {name: value[at : at + 1] for name, value in self.tensors.items()},
+                self.truncated,
+                None if times is None else times[at : at + 1],
+            )
+            for at in range(len(next(iter(self.tensors.values()))))
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +82,8 @@ class InputSpec:
     gives the first and last character of each window of a text, counted in tokens; None where the
     preprocessing has no tokenizer that could. beginning: whether a text or a recording that is
     longer than what the model takes gives the same input as a beginning of it that is longer, too.
+    patches: how the patches that the preprocessing gives of one item become rows: `mean`, `max` or
+    `rows`; None where each item is one input.
     """
 
     modality: str
@@ -76,6 +93,7 @@ class InputSpec:
     refusal: str = ""
     divide: TextDivider | None = field(default=None, compare=False, repr=False)
     beginning: bool = field(default=False, compare=False, repr=False)
+    patches: str | None = None
 
     def require(self) -> None:
         """Refuse a model for which no item can be prepared.
@@ -302,13 +320,14 @@ class Classifier:
         return self._preparer.example(seed)
 
     def identity(self) -> dict[str, str]:
-        """The classifier's fields of the fingerprint: weights, preprocessing, truncation; and code,
-        where a part of it is the user's own."""
-        code = own_code(self)
+        """The classifier's fields of the fingerprint: weights, preprocessing, truncation; patches,
+        where an item has several; and code, where a part of it is the user's own."""
+        code, patches = own_code(self), self.input.patches
         return {
             "weights": self.structure.digest(),
             "preprocessing": self._preparer.digest(),
             "truncation": self._preparer.truncation(),
+            **({"patches": patches} if patches else {}),
             **({"code": digest(code)} if code else {}),
         }
 

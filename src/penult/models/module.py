@@ -40,11 +40,13 @@ from penult.models.options import (
     LoadOptions,
     Prepare,
     Preprocessing,
+    output_key,
     preprocessing_of,
     source_of,
 )
 from penult.models.outputs import require_classes, require_no_map
-from penult.models.preparation import function_words, with_length
+from penult.models.patches import TIMES, example_patch, patched, patches_refused
+from penult.models.preparation import function_words, with_length, with_patches
 from penult.models.source_code import code_of, code_of_factory
 from penult.models.synthetic import content_of
 from penult.models.weight_files import Checkpoint, read
@@ -249,9 +251,11 @@ class ModulePreparer:
         """Decoded content as the module's arguments.
 
         Raises:
-            UsageError: the preprocessing gives several patches of one item.
+            UsageError: the preprocessing gives several patches of one item, unasked.
         """
         inputs = self.prepared(content)
+        if self.input.patches is not None:
+            return inputs
         for name, tensor in inputs.tensors.items():
             if tensor.shape[:1] != (1,):
                 raise UsageError(patches_refused(name, tuple(tensor.shape)))
@@ -261,9 +265,11 @@ class ModulePreparer:
         """As `__call__`, with as many patches as the preprocessing gives."""
         content, truncated = fixed_length(content, self.input)
         value = self.preprocessing.function(content)
-        values = value if isinstance(value, Mapping) else self._named(value)
+        values = dict(value) if isinstance(value, Mapping) else self._named(value)
+        several = self.input.patches is not None
+        times = values.pop(TIMES, None) if several else None
         tensors = {name: self._with_axes(item) for name, item in values.items()}
-        return Inputs(tensors, truncated)
+        return patched(tensors, truncated, times) if several else Inputs(tensors, truncated)
 
     def _named(self, value: Any) -> dict[str, Any]:
         values = value if isinstance(value, tuple) else (value,)
@@ -276,6 +282,8 @@ class ModulePreparer:
     def example(self, seed: int) -> Inputs:
         """Noise, or a few words, prepared as any other item."""
         one = self.input
+        if one.patches is not None:
+            return example_patch(self, one, seed)
         return self(content_of(one.modality, seed, one.rate, one.frames))
 
     def digest(self) -> str:
@@ -292,24 +300,25 @@ class ModulePreparer:
 
     def description(self) -> str:
         """By which function, and to which length."""
-        one, own = self.input, self.preprocessing
-        return with_length(function_words(own.function, own.settings, one.rate), one.seconds)
+        return prepared_words(self.preprocessing, self.input)
+
+
+def prepared_words(preprocessing: Preprocessing, spec: InputSpec) -> str:
+    """By which function, to which length, in how many rows."""
+    words = function_words(preprocessing.function, preprocessing.settings, spec.rate)
+    return with_patches(with_length(words, spec.seconds), spec.patches)
+
+
+def patches_of(options: LoadOptions, preprocessing: Preprocessing | None) -> str | None:
+    """How patches become rows; of a preprocessing that is somebody's function and no setting, for
+    others give one input of an item."""
+    own = preprocessing is not None and "source" in preprocessing.settings
+    return options.patches if own else None
 
 
 def own_function(preprocessing: Preprocessing) -> dict[str, str]:
     """Hashes of the code of a preprocessing, where a user's own function is what it is."""
     return code_of_factory(preprocessing.function) if "source" in preprocessing.settings else {}
-
-
-def patches_refused(name: str, shape: Sequence[int]) -> str:
-    """The words for a preprocessing that gives several patches of one item."""
-    count = shape[0] if shape else 0
-    return (
-        f"the preprocessing gives {name} of shape {tuple(shape)}: {count} patches for one item, "
-        "where the model's first axis counts items. One item has one row, so each item has to be "
-        "one patch: cut recordings with --window into parts as long as a patch, or let the "
-        "preprocessing return the one patch without a first axis"
-    )
 
 
 def fixed_length(content: Any, spec: InputSpec) -> tuple[Any, float | None]:
@@ -360,7 +369,7 @@ def assemble(
         IncompleteWeights: each parameter on the way to the logits that was not loaded is named.
     """
     preparer = preparer or fitted_preparer(parts, options)
-    output = options.output_key
+    output = output_key(options)
     tensors = preparer.example(0).tensors
     before = held_by(parts.module)
     filled = require_filled(parts.module, tensors, parts.filling, parts.spec, output)
@@ -444,11 +453,13 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
         options.sample_rate,
         seconds=options.seconds,
         beginning=options.seconds is not None,
+        patches=patches_of(options, parts.preprocessing),
     )
     preparer = ModulePreparer(spec, parts.preprocessing, arguments(parts.module))
     raw = parts.preprocessing.raw
     errors: list[tuple[Tensors, Exception]] = []
-    for axes in (ITEM, CHANNEL) if raw else (ITEM, BATCHED):
+    ways = (ITEM, CHANNEL) if raw else (ITEM, BATCHED)
+    for axes in ways if spec.patches is None else (BATCHED,):
         tried = replace(preparer, axes=axes)
         tensors = _example(tried)
         patches = [(name, t.shape) for name, t in tensors.items() if t.shape[:1] != (1,)]
@@ -459,7 +470,7 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
             if not patches:
                 errors.append((tensors, error))
             continue
-        shape = _logits_shape(output, options.output_key)
+        shape = _logits_shape(output, output_key(options))
         require_no_map(shape, tensors, spec.modality, parts.spec)
         rows = 1 if not shape or (len(shape) == 1 and not raw) else shape[0]
         if patches and rows == patches[0][1][0]:  # the module takes them for items
@@ -471,7 +482,8 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
     tensors, first = errors[0]
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     raise ModelError(
-        f"{type(parts.module).__name__} does not take what its preprocessing gives ({shapes}): "
+        f"{type(parts.module).__name__} does not take what its preprocessing gives ({shapes}"
+        f"{', one patch: the first axis of the tensors counts them' if spec.patches else ''}): "
         f"{cause(first)}"
     ) from first
 
@@ -479,6 +491,8 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
 def _example(preparer: ModulePreparer) -> Tensors:
     try:
         one = preparer.input
+        if one.patches is not None:
+            return preparer.example(0).tensors
         return preparer.prepared(content_of(one.modality, 0, one.rate, one.frames)).tensors
     except PenultError:
         raise

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 from penult.data.files import archive_entries, expansion, pointer, user_path
 from penult.errors import ModelError, UsageError
 from penult.models.base import BINARY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from penult.models.patches import PATCHES
 from penult.models.trust import imported
 
 TORCHSCRIPT, EXPORT, KERAS = "torchscript", "export", "keras"
@@ -155,7 +156,9 @@ class LoadOptions:
     audio. seconds: a fixed length of audio, to which shorter clips are padded with zeros at the end
     and longer ones cut. random: allow weights that nobody trained, to look at an architecture.
     output: name or number of the one that holds the logits, where there are several.
-    weights_inside: a factory's model has its trained weights in it.
+    weights_inside: a factory's model has its trained weights in it. patches: where `preprocess`
+    gives several patches of one item, in the first axis of each tensor: `mean` or `max` pool them
+    to one row, `rows` keeps a row for each.
     """
 
     checkpoint: str | os.PathLike[str] | None = None
@@ -169,9 +172,15 @@ class LoadOptions:
     random: bool = False
     output: str | int | None = None
     weights_inside: bool = False
+    patches: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no model can have, whether it takes the option or not."""
+        if self.patches not in (None, *PATCHES):
+            raise UsageError(
+                f"patches {self.patches!r} is not known; choose mean or max, which pool the "
+                "patches of an item to one row, or rows, a row for each"
+            )
         if self.kind not in (None, *KINDS):
             raise UsageError(f"kind {self.kind!r} is not known; choose one of {', '.join(KINDS)}")
         if self.sample_rate is not None and not self.sample_rate > 0:
@@ -182,12 +191,6 @@ class LoadOptions:
             raise UsageError(
                 "weights are given twice: --weights-inside and --checkpoint exclude each other"
             )
-
-    @property
-    def output_key(self) -> str | int | None:
-        """The output that holds the logits: its number, or its name."""
-        key = self.output
-        return int(key) if isinstance(key, str) and key.isdigit() else key
 
     def with_defaults(self, **defaults: Any) -> LoadOptions:
         """The same options, with these where the caller gave none."""
@@ -205,7 +208,14 @@ class LoadOptions:
             "kind": self.kind,
             "output": self.output,
             **({"weights_inside": True} if self.weights_inside else {}),
+            **({"patches": self.patches} if self.patches else {}),
         }
+
+
+def output_key(options: LoadOptions) -> str | int | None:
+    """The output that holds the logits: its number, or its name."""
+    key = options.output
+    return int(key) if isinstance(key, str) and key.isdigit() else key
 
 
 def reopening(options: LoadOptions) -> dict[str, Any]:
@@ -231,6 +241,7 @@ _ASKED: dict[str, tuple[type, ...]] = {
     "kind": (str,),
     "output": (str, int),
     "weights_inside": (bool,),
+    "patches": (str,),
 }
 
 
@@ -264,6 +275,7 @@ class MoreLoadOptions(TypedDict, total=False):
     output: str | int | None
     random: bool
     weights_inside: bool
+    patches: str | None
     labels: Sequence[str] | str | os.PathLike[str] | None  # class_names, as they were called
 
 

@@ -78,6 +78,16 @@ def with_length(words: str, seconds: float | None) -> str:
     return words if seconds is None else f"{words}, padded or cut to {seconds:g} s"
 
 
+def with_patches(words: str, patches: str | None) -> str:
+    """With how patches become rows, where an item has several."""
+    rows = {
+        "mean": ", the mean of its patches",
+        "max": ", the maximum of its patches",
+        "rows": ", a row for each patch",
+    }
+    return words + rows.get(patches or "", "")
+
+
 def _size(size: Any) -> str:
     if not isinstance(size, Mapping):
         return " × ".join(map(str, size)) if isinstance(size, Sequence) else str(size)

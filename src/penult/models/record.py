@@ -248,7 +248,7 @@ def note_classifier(record: Record, classifier: Classifier, spec: str) -> None:
 
 
 def _input_of(spec: InputSpec) -> dict[str, Any]:
-    plain = ("modality", "rate", "frames", "seconds", "refusal", "beginning")
+    plain = ("modality", "rate", "frames", "seconds", "refusal", "beginning", "patches")
     return {name: getattr(spec, name) for name in plain} | {"divides": spec.divide is not None}
 
 

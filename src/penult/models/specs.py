@@ -421,6 +421,12 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
     known = LoadOptions(**current({**options, **paths}))
     typed(spec, known.preprocess)
     classifier = _open(spec, known)
+    if known.patches is not None and classifier.input.patches is None:
+        raise UsageError(
+            f"--patches {known.patches}: nothing gives {spec!r} several patches of an item. It "
+            "goes with a preprocessing of your own (--preprocess package.module:function) whose "
+            "tensors have the patches of an item in their first axis; leave it out"
+        )
     remember_options(classifier, reopening(known))
     return classifier
 
@@ -470,7 +476,7 @@ class SavedClassifier:
 
 # The keys of a saved classifier's recipe. What permits something (`trust`, `random`) or names other
 # weights (`checkpoint`) is for whoever opens it.
-_RECIPE = {"origin", "name", CLASS_NAMES, *LoadOptions().recipe(), "weights_inside"}
+_RECIPE = {"origin", "name", CLASS_NAMES, *LoadOptions().recipe(), "weights_inside", "patches"}
 
 
 def _check_recipe(path: Path, origin: Any, name: Any, recipe: Mapping[str, Any]) -> None:

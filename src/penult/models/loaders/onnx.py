@@ -39,7 +39,8 @@ from penult.models.module import (
     LOG_WORDS,
     fixed_length,
     own_function,
-    patches_refused,
+    patches_of,
+    prepared_words,
     truncation_of,
 )
 from penult.models.options import (
@@ -49,7 +50,7 @@ from penult.models.options import (
     preprocessing_of,
 )
 from penult.models.outputs import require_classes
-from penult.models.preparation import function_words, with_length
+from penult.models.patches import TIMES, example_patch, patched, patches_refused
 from penult.models.synthetic import content_of
 from penult.tracing.anatomy import Anatomy, Statement
 from penult.tracing.certificate import Certificate
@@ -258,14 +259,18 @@ class GraphPreparer:
         self.input.require()
         assert self._preprocessing is not None
         content, truncated = fixed_length(content, self.input)
-        return Inputs(self._tensors(self._preprocessing.function(content)), truncated)
-
-    def _tensors(self, value: Any) -> dict[str, Tensor]:
+        value = self._preprocessing.function(content)
         values = value if isinstance(value, tuple) else (value,)
-        ports = self._graph.inputs
         named = dict(value) if isinstance(value, Mapping) else dict(
-            zip((port.name for port in ports), values, strict=False)
+            zip((port.name for port in self._graph.inputs), values, strict=False)
         )  # fmt: skip
+        if self.input.patches is None:
+            return Inputs(self._tensors(named), truncated)
+        times = named.pop(TIMES, None)
+        return patched(self._tensors(named), truncated, times)
+
+    def _tensors(self, named: Mapping[str, Any]) -> dict[str, Tensor]:
+        ports = self._graph.inputs
         tensors = {}
         for port in ports:
             if port.name not in named:
@@ -279,16 +284,19 @@ class GraphPreparer:
     def _with_axes(self, port: Port, tensor: Tensor) -> Tensor:
         """The tensor with a batch axis in front, and raw sound in the rank that the graph takes."""
         bare = self._graph.bare
-        rank = tensor.ndim + 1 if port.shape is None else len(port.shape) + bare
+        several = self.input.patches is not None
+        free = tensor.ndim + (not several)
+        rank = free if port.shape is None else len(port.shape) + bare
         if self._raw and tensor.ndim == 1 and rank == 3:
             tensor = tensor[:, None] if port.shape and port.shape[-1] == 1 else tensor[None]
-        if tensor.ndim == rank - 1:
+        if tensor.ndim == rank - 1 and not several:
             tensor = tensor[None]
-        if tensor.ndim == rank and len(tensor) != 1:
+        if tensor.ndim == rank and len(tensor) != 1 and not several:
             raise UsageError(patches_refused(port.name, tuple(tensor.shape)))
         if tensor.ndim != rank:
             raise UsageError(
                 f"the graph takes {port}, and was given one of shape {tuple(tensor.shape)}"
+                + (": with --patches its first axis counts the patches" if several else "")
             )
         return tensor
 
@@ -299,6 +307,8 @@ class GraphPreparer:
     def example(self, seed: int) -> Inputs:
         """Noise, prepared as any other item; of the graph's shapes where nothing is known."""
         one = self.input
+        if one.patches is not None:
+            return example_patch(self, one, seed)
         if self._preprocessing is not None:
             return self(content_of(one.modality, seed, one.rate, one.frames))
         random = np.random.default_rng(seed)
@@ -325,10 +335,8 @@ class GraphPreparer:
 
     def description(self) -> str:
         """By which function, and to which length; empty where nothing is known."""
-        one, own = self.input, self._preprocessing
-        if own is None:
-            return ""
-        return with_length(function_words(own.function, own.settings, one.rate), one.seconds)
+        own = self._preprocessing
+        return "" if own is None else prepared_words(own, self.input)
 
 
 def parted(spec: str | Path) -> tuple[Path, str | None]:
@@ -450,7 +458,10 @@ def _preparer(path: Path, graph: OnnxGraph, options: LoadOptions) -> GraphPrepar
     modality = options.modality or ("audio" if rate else guessed(graph))
     preprocessing = preprocessing_of(options) if known else None
     beginning = seconds is not None
-    spec = InputSpec(modality, rate, seconds=seconds, refusal=refusal, beginning=beginning)
+    patches = patches_of(options, preprocessing)
+    spec = InputSpec(
+        modality, rate, seconds=seconds, refusal=refusal, beginning=beginning, patches=patches
+    )
     return GraphPreparer(graph, spec, preprocessing, raw)
 
 

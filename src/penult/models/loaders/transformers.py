@@ -38,7 +38,7 @@ from penult.models.checkpoints import Filled, Filling, require_filled
 from penult.models.class_names import class_names_of, complete, keyed
 from penult.models.hub import closed
 from penult.models.module import ModuleParts, TorchStructure, assemble
-from penult.models.options import LoadOptions, preprocessing_of, refuse_pointer
+from penult.models.options import LoadOptions, output_key, preprocessing_of, refuse_pointer
 from penult.models.processors import open_preparer, quiet, require_files
 from penult.models.quantisation import method_of, refused, require_library
 from penult.models.weight_files import refused_global
@@ -93,7 +93,7 @@ def open_folder(
         spec,
         _kind(saved.config, filled.n_logits),
         _labels(saved, filled.n_logits),
-        TorchStructure(module, preparer.example, _base_path(module), options.output_key),
+        TorchStructure(module, preparer.example, _base_path(module), output_key(options)),
         preparer,
         {**saved.facts(), **(facts or {}), **filled.facts},
         _storage(folder, options),
