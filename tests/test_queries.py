@@ -14,6 +14,7 @@ from penult.collection.collection import Collection
 from penult.collection.row_layout import RowLayout, row_layout
 from penult.data.windows import Layout
 from test_cli import ask
+from zoo import save_text
 
 WINDOW = 0.5
 
@@ -75,6 +76,24 @@ def embedded(tiny: Path, files: list[Path]) -> np.ndarray:
 def test_the_layout_of_rows_is_known(each: Path, windows: Path) -> None:
     assert row_layout(Collection.open(each).reader) == RowLayout(Layout(), "each")
     assert row_layout(Collection.open(windows).reader) == RowLayout(Layout(WINDOW))
+
+
+def test_the_layout_is_that_of_most_rows_now(tiny: Path, recordings: Path, tmp_path: Path) -> None:
+    made, file = tmp_path / "grows.lance", recordings / "long.wav"
+    ask("embed", tiny, recordings / "one.wav", "--into", made)
+    reader = Collection.open(made).reader
+    assert row_layout(reader) == RowLayout()
+    ask("embed", tiny, file, "--into", made, "--window", "1s", "--hop", "0.5s")
+    assert row_layout(reader) == RowLayout(Layout(1.0, 0.5))  # five rows against one
+    ask("embed", tiny, file, "--into", made, "--window", "0.25s", "--channel", 0)
+    assert row_layout(reader) == RowLayout(Layout(0.25), 0)  # twelve rows against six
+    said = ask("predict", made, file)
+    assert said.code != 0  # no class yet
+    assert ask("teach", made, "a", file, "--start", 0.25, "--end", 0.5).code == 0
+    found = ask("predict", made, file, "--json").json["predictions"]
+    assert len(found) == 12 and {one["channel"] for one in found} == {0}
+    found = ask("predict", made, file, "--json", "--window", "whole", "--channel", "mix").json
+    assert [one["region"] for one in found["predictions"]] == ["whole"]
 
 
 def test_a_file_of_the_collection_is_searched_by_its_rows(each: Path, recordings: Path) -> None:
@@ -166,3 +185,9 @@ def test_an_example_is_one_row(each: Path, recordings: Path, tiny: Path, tmp_pat
         *(("three1.wav", f"ch{n}:whole") for n in range(3)),
         ("one.wav", "ch0:whole"),
     }
+
+
+def test_a_text_is_shown_beside_its_label(tmp_path: Path) -> None:
+    words = save_text(tmp_path / "words", "bert")
+    said = ask("classify", words, "text:a bird sings")
+    assert said.code == 0 and "a bird sings" in said.out.splitlines()[0]

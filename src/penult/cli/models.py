@@ -34,6 +34,7 @@ from penult.cli.options import (
 )
 from penult.cli.output import (
     SOME_FAILED,
+    cell,
     place_words,
     print_failure,
     print_json,
@@ -81,7 +82,8 @@ def classify(
         if json:
             predictions.append(prediction.to_dict())
         else:
-            _show_prediction(prediction, top)
+            content = outcome.item.content
+            _show_prediction(prediction, top, content if isinstance(content, str) else None)
     if json:
         print_json(
             {
@@ -161,9 +163,11 @@ def convert(
         stdout.print(f"[dim]{printable(embedder.runner.choice.words)}[/]", soft_wrap=True)
 
 
-def _show_prediction(prediction: Any, top: int) -> None:
+def _show_prediction(prediction: Any, top: int, text: str | None) -> None:
+    """text: of an item that is one."""
     part = place_words(prediction.region)
     where = f" [dim]{part}[/]" if part else ""
+    where += "" if text is None else f" {cell(text)}"
     stdout.print(f"[bold]{printable_path(prediction.id)}[/]{where}", soft_wrap=True)
     for place, best in enumerate(prediction.top(top)):
         style = "bold green" if place == 0 else "dim"

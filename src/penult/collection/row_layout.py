@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from penult.collection import schema
 from penult.collection.reader import Reader
@@ -79,14 +80,27 @@ class RowLayout:
         return ", ".join(found)
 
 
+_KNOWN: WeakKeyDictionary[Reader, tuple[int, RowLayout]] = WeakKeyDictionary()
+
+
 def row_layout(reader: Reader) -> RowLayout:
-    """How most rows of a collection were made: what its runs say, and the rows' own channels."""
+    """How most rows of a collection were made: what its runs say, and the rows' own channels. Known
+    again for the same version of the rows."""
+    table = None if reader.manifest is None else reader.latest_rows()[1]
+    if table is None:
+        return RowLayout()
+    version, known = int(table.version), _KNOWN.get(reader)
+    if known is None or known[0] != version:
+        known = _KNOWN[reader] = version, _count_layouts(reader)
+    return known[1]
+
+
+def _count_layouts(reader: Reader) -> RowLayout:
     counts: dict[str, Counter[Any]] = {name: Counter() for name in ("kind", "channel", "run_id")}
-    if reader.manifest is not None:
-        for batch in reader.scan(list(counts), "kind != 'summary'", batch_size=_BATCH):
-            for name, counter in counts.items():
-                for one in batch.column(name).value_counts().to_pylist():
-                    counter[one["values"]] += one["counts"]
+    for batch in reader.scan(list(counts), "kind != 'summary'", batch_size=_BATCH):
+        for name, counter in counts.items():
+            for one in batch.column(name).value_counts().to_pylist():
+                counter[one["values"]] += one["counts"]
     if not counts["kind"]:
         return RowLayout()
     kind = counts["kind"].most_common(1)[0][0]
