@@ -531,3 +531,25 @@ def test_the_command(
     assert code == 0 and "the mean of its patches" in " ".join(out.split())
     code, _, words = ask("embed", *model, recordings, "--into", tmp_path / "c", "--patches", "each")
     assert code == 2 and "choose mean or max" in words
+
+
+def test_a_file_that_is_named_in_a_list_is_part_of_the_fingerprint(
+    front: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "filters").mkdir()
+    (tmp_path / "front_with_files.py").write_text(
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from front_of_patches import patches\n"
+        "FILES = ['filters/mel_64.npy']\n"
+        "SCALE = [np.load(one) for one in Path(__file__).parent.glob('fil*/mel_*')]\n"
+        "def scaled(samples):\n"
+        "    return patches(samples * SCALE[0])\n"
+    )
+    asked = {"preprocess": "front_with_files:scaled", "sample_rate": RATE, "patches": "mean"}
+    codes = []
+    for scale in (1.0, 1.0, 2.0):
+        np.save(tmp_path / "filters" / "mel_64.npy", np.float32(scale))
+        sys.modules.pop("front_with_files", None)
+        codes.append(penult.load(ears(front), **asked).identity()["code"])
+    assert codes[0] == codes[1] != codes[2]
