@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,32 @@ from penult.engines.pooling import pool, pooled_width
 from penult.errors import TapError, UsageError
 from plugins import write_package
 
-NAMES = ("mean", "max", "first", "last", "mean+std")
+NAMES = ("mean", "max", "first", "last", "mean+std", "gem", "mean+std+delta")
 
 
 def by_hand(rows: np.ndarray, pooling: str) -> np.ndarray:
-    """(positions, C) of one item, all of them its own → (C,) or (2C,)."""
+    """(positions, C) of one item, all of them its own → (C,), (2C,) or (3C,)."""
     count = len(rows)
     mean = sum(rows) / count
-    if pooling == "mean+std":
-        return np.concatenate([mean, np.sqrt(sum((row - mean) ** 2 for row in rows) / count)])
+    if pooling == "gem":
+        return (sum(np.maximum(row, 0) ** 3 for row in rows) / count) ** (1 / 3)
+    if pooling.startswith("mean+std"):
+        deviation = np.sqrt(sum((row - mean) ** 2 for row in rows) / count)
+        if pooling == "mean+std":
+            return np.concatenate([mean, deviation])
+        steps = [(after - before) ** 2 for before, after in pairwise(rows)]
+        return np.concatenate([mean, deviation, np.sqrt(sum(steps) / max(1, count - 1) + 0 * mean)])
     return {"mean": mean, "max": rows.max(axis=0), "first": rows[0], "last": rows[-1]}[pooling]
+
+
+def with_holes(rows: np.ndarray, own: np.ndarray, pooling: str) -> np.ndarray:
+    """As `by_hand` for some of the positions: a step across a left-out one is none."""
+    found = by_hand(rows[own], pooling)
+    if pooling == "mean+std+delta":
+        steps = [(rows[i + 1] - rows[i]) ** 2 for i in range(len(own) - 1) if own[i] and own[i + 1]]
+        width = rows.shape[1]
+        found[2 * width :] = np.sqrt(sum(steps) / max(1, len(steps))) if steps else 0
+    return found
 
 
 def hidden(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -54,7 +71,7 @@ def test_one_position_axis(pooling: str, channel: int, masked: bool) -> None:
         own[0, :2], own[1, -1], own[2, 1:3] = False, False, False
     mask = torch.tensor(own) if masked else None
     found = pool(values, pooling, channel, mask).numpy()
-    expected = [by_hand(item[valid], pooling) for item, valid in zip(rows, own, strict=True)]
+    expected = [with_holes(item, valid, pooling) for item, valid in zip(rows, own, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert found.shape[1] == pooled_width(pooling, rows.shape[2])
 
@@ -78,7 +95,7 @@ def test_any_mask(data: st.DataObject) -> None:
     number = data.draw(st.sampled_from([torch.bool, torch.int64, torch.float32]))
     for pooling in NAMES:
         found = pool(values, pooling, mask=torch.tensor(own).to(number)).numpy()
-        expected = [by_hand(v[o], pooling) for v, o in zip(values.numpy(), own, strict=True)]
+        expected = [with_holes(v, o, pooling) for v, o in zip(values.numpy(), own, strict=True)]
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -91,7 +108,7 @@ def test_none_keeps_every_position_with_the_channels_last() -> None:
 
 def test_one_vector_per_item_stays_as_it_is() -> None:
     values = hidden(3, 4)
-    for pooling in ("mean", "max", "first", "last", "none"):
+    for pooling in ("mean", "max", "first", "last", "gem", "none"):
         assert pool(values, pooling) is values
     with pytest.raises(TapError, match="needs positions to pool over"):
         pool(values, "mean+std")
@@ -127,6 +144,13 @@ def test_a_deviation_of_one_position_is_zero() -> None:
     mask = torch.tensor([[False, True, False]])
     found = pool(hidden(1, 3, 4), "mean+std", mask=mask)
     assert torch.equal(found[:, 4:], torch.zeros(1, 4, dtype=torch.float64))
+
+
+def test_powers_keep_small_and_large_numbers() -> None:
+    """Cubes of float32 numbers below 1e-15 are nothing, of numbers above 1e13 infinite."""
+    for size in (1e-30, 1e30):
+        values = torch.full((1, 4, 2), size) * torch.tensor([1.0, -1.0])
+        assert pool(values, "gem")[0].tolist() == pytest.approx([size, 0.0])
 
 
 def test_a_mask_is_an_input_of_a_recorded_pass() -> None:
@@ -435,4 +459,4 @@ def test_poolings_that_are_compared() -> None:
     assert of_vector == ("mean",)
     assert of_map[:3] == ("mean", "max", "mean+std") and not {"first", "last"} & {*of_map}
     assert {*of_frames} >= set(NAMES) and "none" not in of_frames
-    assert {*of_frames} - {*of_map} == {"first", "last"}
+    assert {*of_frames} - {*of_map} == {"first", "last", "mean+std+delta"}

@@ -73,7 +73,10 @@ Tap = Annotated[
 ]
 Pooling = Annotated[
     str | None,
-    typer.Option(help="Over positions: mean, max, first, last or mean+std; or one for each tap."),
+    typer.Option(
+        help="Over positions: mean, max, first, last, gem, mean+std or mean+std+delta; or one for "
+        "each tap."
+    ),
 ]
 PoolOver = Annotated[
     str | None,

@@ -220,7 +220,7 @@ def _check_run(embedder: Embedder, options: Options, run: RunSettings) -> None:
     if embedder.pooling == "none":
         raise TapError(
             "pooling 'none' gives one vector per position, and a collection keeps one per item; "
-            "choose mean, max, first, last or mean+std"
+            "choose mean, max, first, last, gem, mean+std or mean+std+delta"
         )
     options.layout.of([], embedder.classifier.input)
     check_adaptation(embedder.space, run.adapt)

@@ -53,8 +53,8 @@ def pool(hidden: Tensor, pooling: str, channel: int = -1, mask: Tensor | None = 
 
     hidden: (B, …positions…, C), with the channels on axis `channel`. mask: (B, T) of the valid
     positions, for one position axis of T. Returns (B, D), which is (B, C) for the built-in ones,
-    (B, 2C) for `mean+std`; `none` returns (B, …positions…, C). A mask that leaves nothing out
-    changes nothing, to the bit.
+    (B, 2C) for `mean+std`, (B, 3C) for `mean+std+delta`; `none` returns (B, …positions…, C). A
+    mask that leaves nothing out changes nothing, to the bit.
 
     Raises:
         TapError: unknown pooling, a mask that does not fit the positions, or a pooling of another
@@ -305,6 +305,31 @@ def _mean_std(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
     return torch.cat([mean, _mean(spread, 2, mask).sqrt()], dim=1)
 
 
+def _gem(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
+    """The generalised mean of what is above zero, with exponent 3 (Radenović, Tolias and Chum,
+    2018). Each channel is divided by its maximum first: cubes neither overflow nor vanish."""
+    top = _max(hidden, channel, mask).clamp(min=0.0)
+    scale = top.masked_fill(top == 0, 1.0)
+    parts = _sequence(hidden, channel).clamp(min=0.0) / scale[:, None]
+    return _mean(parts.pow(3), 2, mask).pow(1 / 3) * top
+
+
+def _mean_std_delta(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
+    """Beside mean and deviation the root mean square of the steps from one position to the next,
+    zero where there is none: the order of positions, which the other two do not see."""
+    import torch
+
+    rows = _sequence(hidden, channel)
+    steps = (rows[:, 1:] - rows[:, :-1]).square()
+    if mask is None:
+        size = steps.sum(dim=1) / max(1, steps.shape[1])
+    else:
+        both = mask[:, 1:] & mask[:, :-1]
+        total = steps.masked_fill(~both[..., None], 0.0).sum(dim=1)
+        size = total / both.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.cat([_mean_std(hidden, channel, mask), size.sqrt()], dim=1)
+
+
 def _none(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:
     return hidden.movedim(channel, -1)
 
@@ -317,6 +342,8 @@ BUILT_IN = {
         Pooling("first", _first, on_maps=False),  # the corner of a picture says nothing of it
         Pooling("last", _last, on_maps=False),
         Pooling("mean+std", _mean_std, 2, needs_positions=True),
+        Pooling("gem", _gem),
+        Pooling("mean+std+delta", _mean_std_delta, 3, needs_positions=True, on_maps=False),
         Pooling("none", _none, one_vector=False),
     )
 }
