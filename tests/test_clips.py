@@ -60,8 +60,9 @@ def test_printed_names_are_read_again(name: str, key: tuple[str, str] | None) ->
 
 def test_what_search_prints_is_a_query_and_an_example(windows: Path, recording: Path) -> None:
     reader = Collection.open(windows).reader
-    id = str(recording)
-    assert row_of_name(reader, f"{id} ch1 0.51-1.01") == (id, "ch1:0.505-1.01")
+    id, named = str(recording), reader.roots.id_of(recording)
+    assert row_of_name(reader, f"{id} ch1 0.51-1.01") == (named, "ch1:0.505-1.01")
+    assert row_of_name(reader, f"{named} ch1 0.51-1.01") == (named, "ch1:0.505-1.01")
     for name in (f"{id} ch1 0.51-1.01", f"{id} ch1:0.505-1.01"):
         said = ask("search", windows, name, "-k", 1, "--json").json
         hit = said["hits"][0]

@@ -91,7 +91,7 @@ def test_new_failures_are_told_from_known_ones(
     assert said.code == 3 and said.json["failed"] == 2
     assert said.json["failures"] == {"new": 1, "known": 1, "healed": 1, "passing": 0}
     assert of(into)["b.wav"]["since"] > first["b.wav"]["since"]
-    assert ask("failures", into, "--new").out.splitlines()[1].startswith(str(recordings / "b.wav"))
+    assert ask("failures", into, "--new").out.splitlines()[1].startswith("recordings/b.wav")
     with pytest.raises(AssertionError):
         assert ask(*run, "--fail-on", "some").code != 2
     assert ask("failures", tmp_path / "c.lance", "--new", "--json").json["failures"]

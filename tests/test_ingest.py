@@ -28,6 +28,7 @@ from penult.collection.collection import Collection
 from penult.collection.ingest import ItemEnd, Options, Seen, assemble, execute, plan
 from penult.collection.schema import Known
 from penult.collection.writer import Writer, writing
+from penult.data.roots import RootOptions
 from penult.data.sources import from_paths
 from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
@@ -71,7 +72,7 @@ def test_rows_hold_what_run_gives(embedder: Embedder, recordings: Path, tmp_path
     expected = embedder.run(recordings)
     found = rows(tmp_path / "c")
     for i, id in enumerate(expected.ids):
-        row = found[id, "whole"]
+        row = found[f"recordings/{Path(id).relative_to(recordings)}", "whole"]
         np.testing.assert_array_equal(np.float32(row["vector"]), expected.vectors[i])
         np.testing.assert_array_equal(np.float32(row["logits"]), expected.logits[i])
         assert row["label"] == expected.labels[i]
@@ -108,11 +109,11 @@ def test_touched_is_hashed_and_changed_is_replaced(
     run = counted(embedder, monkeypatch)
     counts = collection.add(embedder, recordings).counts()
     assert counts == {"done": 0, "skipped": 5, "replaced": 1, "failed": 0}
-    assert run == [str(changed)]
+    assert run == ["recordings/a/3.wav"]
     found = rows(tmp_path / "c")
-    assert found[str(touched), "whole"]["mtime_ns"] == 1
+    assert found["recordings/a/1.wav", "whole"]["mtime_ns"] == 1
     np.testing.assert_array_equal(
-        np.float32(found[str(changed), "whole"]["vector"]), embedder.embed(changed)[0]
+        np.float32(found["recordings/a/3.wav", "whole"]["vector"]), embedder.embed(changed)[0]
     )
     run.clear()
     assert collection.add(embedder, recordings).counts()["skipped"] == 6
@@ -138,7 +139,9 @@ def test_metadata_is_kept_typed_and_follows_the_table(
     assert collection.reader.count_rows("site = 'A' AND depth > 1.0") == 3
     assert collection.reader.count_rows("label_given = 'x2'") == 1
     query = embedder.embed(paths[0])[0]
-    assert [hit.id for hit in collection.search(query, k=9, where="site = 'B'")] == [str(paths[0])]
+    assert [hit.id for hit in collection.search(query, k=9, where="site = 'B'")] == [
+        collection.reader.roots.id_of(paths[0])
+    ]
     run = counted(embedder, monkeypatch)
     write("C", season="dry")
     collection.add(embedder, table)
@@ -179,12 +182,12 @@ def test_each_channel_is_a_row(embedder: Embedder, tmp_path: Path) -> None:
     collection = Collection.open(tmp_path / "c")
     collection.add(embedder, tmp_path / "eight.wav", channel="each")
     collection.add(embedder, tmp_path / "eight.wav")
-    found = rows(tmp_path / "c")
+    found, id = rows(tmp_path / "c"), f"{tmp_path.name}/eight.wav"
     assert len(found) == 9
     for i in range(8):
-        row = found[str(tmp_path / "eight.wav"), f"ch{i}:whole"]
+        row = found[id, f"ch{i}:whole"]
         assert_law(row["vector"], embedder.embed(sound[:, i])[0])
-    mixed = found[str(tmp_path / "eight.wav"), "whole"]
+    mixed = found[id, "whole"]
     np.testing.assert_allclose(
         np.float32(mixed["vector"]), embedder.embed(sound.mean(axis=1))[0], rtol=1e-4, atol=1e-5
     )
@@ -210,12 +213,12 @@ def test_failures_are_named_and_tried_again(
     assert collection.add(embedder, recordings).counts() == {
         "done": 6, "skipped": 0, "replaced": 0, "failed": 1,
     }  # fmt: skip
-    assert [row["id"] for row in collection.failures().to_pylist()] == [str(bad)]
+    assert [row["id"] for row in collection.failures().to_pylist()] == ["recordings/bad.wav"]
     run = counted(embedder, monkeypatch)
     assert collection.add(embedder, recordings).failed == 1  # still failed, and not tried again
     assert run == []
     assert collection.add(embedder, recordings, retry_failed=True).failed == 1
-    assert run == [str(bad)]
+    assert run == ["recordings/bad.wav"]
     soundfile.write(bad, clip(0.5), RATE)
     assert collection.add(embedder, recordings).done == 1
     assert collection.failures().num_rows == 0
@@ -228,7 +231,8 @@ def test_a_run_in_parts(tiny: Path, embedder: Embedder, recordings: Path, tmp_pa
     known, *new = sorted(path for path in recordings.rglob("*.wav") if path.name != "broken.wav")
     options = Options(layout=Layout(window=0.2), summary="mean", logits="none")
     whole = Collection.open(tmp_path / "whole")
-    add(whole.reader, embedder, from_paths([recordings], "audio"), options)
+    paths = RunSettings(roots=RootOptions(absolute=True))
+    add(whole.reader, embedder, from_paths([recordings], "audio"), options, paths)
     expected = rows(tmp_path / "whole")
 
     def lookup(ids: Sequence[str]) -> Seen:
@@ -296,7 +300,7 @@ def test_half_precision_and_top_logits(
     expected = embedder.run(recordings)
     found = rows(tmp_path / "c")
     for i, id in enumerate(expected.ids):
-        row = found[id, "whole"]
+        row = found[f"recordings/{Path(id).relative_to(recordings)}", "whole"]
         np.testing.assert_allclose(row["vector"], expected.vectors[i], rtol=2e-3, atol=2e-3)
         best = np.argsort(-expected.logits[i])[:2]
         assert [entry["index"] for entry in row["logits"]] == best.tolist()
@@ -308,9 +312,9 @@ def test_search_by_file_and_by_row(tiny: Path, recordings: Path, tmp_path: Path)
     collection.add(Embedder.from_classifier(load(tiny)), recordings)
     path = recordings / "a" / "3.wav"
     first = collection.search(str(path), k=3)[0]
-    assert (first.id, round(first.similarity, 5)) == (str(path), 1.0)
+    assert (first.id, round(first.similarity, 5)) == ("recordings/a/3.wav", 1.0)
     copy = Path(shutil.copy(path, tmp_path / "copy.wav"))
-    assert collection.search(copy, k=1)[0].id == str(path)
+    assert collection.search(copy, k=1)[0].id == "recordings/a/3.wav"
     with pytest.raises(penult.PenultError, match="neither a file nor the id"):
         collection.search("nothing.wav")
 
@@ -387,7 +391,7 @@ def test_a_row_for_each_window(embedder: Embedder, long: Path, tmp_path: Path) -
     spans = sorted((row["start"], row["end"]) for (id, _), row in found.items() if id[-5] == "0")
     assert spans == [(0.0, 1.0), (0.5, 1.5), (1.0, 2.0), (1.3, 2.3)]
     for (id, _), row in found.items():
-        sound, _ = soundfile.read(id, dtype="float32")
+        sound, _ = soundfile.read(collection.reader.roots.path_of(id), dtype="float32")
         part = sound[round(row["start"] * RATE) : round(row["end"] * RATE)]
         assert row["kind"] == "window"
         assert_law(row["vector"], embedder.embed(part)[0])
@@ -402,7 +406,7 @@ def test_a_summary_for_each_file(embedder: Embedder, long: Path, tmp_path: Path)
     summary = collection.add(embedder, long, window=1.0, hop=0.5, summary="mean")
     assert summary.done == 6 + 3
     found = rows(tmp_path / "c")
-    first = str(long / "0.wav")
+    first = "long/0.wav"
     parts = sorted(
         (row for (id, region), row in found.items() if id == first and region != "summary"),
         key=lambda row: row["start"],
@@ -423,7 +427,7 @@ def test_a_summary_that_is_missing_is_made(embedder: Embedder, long: Path, tmp_p
     summary = collection.add(embedder, long, window=1.0, summary="max")
     assert (summary.done, summary.replaced) == (3, 5)
     found = rows(tmp_path / "c")
-    first = str(long / "0.wav")
+    first = "long/0.wav"
     parts = [row["vector"] for (id, region), row in found.items()
              if id == first and region != "summary"]  # fmt: skip
     np.testing.assert_allclose(found[first, "summary"]["vector"], np.max(parts, axis=0), rtol=1e-6)
@@ -476,7 +480,7 @@ def test_known_files_are_passed_over_by_the_walk(
         tick=lambda embedded, _: ticks.append(embedded),
     )  # fmt: skip
     assert (again.done, again.skipped, again.failed) == (0, 5, 1)
-    assert asked == [str(folder / "x.wav")] and ticks == [False] * 6
+    assert asked == ["clips/x.wav"] and ticks == [False] * 6
     (folder / "x.wav").unlink()
     soundfile.write(folder / "b" / "b.wav", clip(0.4, 9), RATE)
     soundfile.write(folder / "b" / "aa.wav", clip(0.4, 10), RATE)
@@ -487,11 +491,11 @@ def test_known_files_are_passed_over_by_the_walk(
     summary = made.add(emb, folder, prune="all")
     assert (summary.done, summary.replaced, summary.skipped) == (2, 1, 3)
     names = ["b/aa.wav", "b/b.wav", "c.wav", "e.wav"]
-    assert asked == [str(folder / name) for name in names]
-    assert summary.found.gone == [str(folder / "a.wav")]
+    assert asked == [f"clips/{name}" for name in names]
+    assert summary.found.gone == ["clips/a.wav"]
     ids = made.vectors()[0]["id"].to_pylist()
     assert ids == sorted(
-        str(folder / name) for name in ("b/a.wav", "b/aa.wav", "b/b.wav", "c.wav", "d.WAV", "e.wav")
+        f"clips/{name}" for name in ("b/a.wav", "b/aa.wav", "b/b.wav", "c.wav", "d.WAV", "e.wav")
     )
     row = made.get(str(folder / "c.wav"))
     assert row is not None and row["mtime_ns"] == 5

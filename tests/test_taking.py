@@ -70,7 +70,7 @@ def test_items_regions_metadata_and_labels_are_taken_along(
     first = sorted(recordings.rglob("*.wav"))[1]
     sound, _ = soundfile.read(first, dtype="float32")
     row = after["call 1", "0-0.25"]
-    assert row["path"] == str(first) and row["site"] == "B"
+    assert new.reader.roots.path_of(row["path"]) == first and row["site"] == "B"
     assert_law(row["vector"], other.embed(sound[: round(0.25 * RATE)])[0])
     assert new.labels().to_pylist() == old.labels().to_pylist()
     again = new.add(other, like=str(old.path))
@@ -94,7 +94,7 @@ def test_what_has_no_file_any_more_is_named(
         "done": 5, "skipped": 0, "replaced": 0, "failed": 2,
     }  # fmt: skip
     said = {row["id"]: row["message"] for row in new.failures().to_pylist()}
-    assert "no such file" in said.pop(str(gone))
+    assert "no such file" in said.pop("recordings/a/3.wav")
     ((id, message),) = said.items()
     assert id.startswith("sha256:") and "array or bytes" in message
 
@@ -227,7 +227,7 @@ def test_gone_files_are_named_and_kept_unless_pruned(
     assert Collection.open(path).count == 18
     said = ask("embed", tiny, recordings / "a", "--into", path, "--prune", "--json")
     assert said.json["gone"] == {
-        "count": 1, "first": [str(recordings / "a" / "3.wav")], "rows_removed": 1,
+        "count": 1, "first": ["recordings/a/3.wav"], "rows_removed": 1,
     }  # fmt: skip
     assert ask("embed", tiny, recordings, "--into", path, "--prune").code == 0
     assert Collection.open(path).count == 16
@@ -235,7 +235,7 @@ def test_gone_files_are_named_and_kept_unless_pruned(
     assert said.code == 3 and said.json["gone"]["rows_removed"] == 2  # the table still names them
     assert sorted(said.json["gone"]["first"])[0].startswith("call ")
     left = {id for id, _ in rows(path)}
-    assert str(elsewhere / "a" / "3.wav") in left and len(left) == 14
+    assert "elsewhere/a/3.wav" in left and len(left) == 14
 
 
 def test_a_table_and_a_folder_at_once_are_not_the_table_alone(
@@ -252,8 +252,8 @@ def test_a_table_and_a_folder_at_once_are_not_the_table_alone(
     add(collection.reader, embedder, from_paths([table, extra], "audio"))
     (extra / "1.wav").unlink()
     assert gone(collection.reader, [str(table)]) == []
-    assert gone(collection.reader, [str(extra)]) == [str(extra / "1.wav")]
-    assert gone(collection.reader, [str(extra), str(table)]) == [str(extra / "1.wav")]
+    assert gone(collection.reader, [str(extra)]) == [f"{tmp_path.name}/extra/1.wav"]
+    assert gone(collection.reader, [str(extra), str(table)]) == [f"{tmp_path.name}/extra/1.wav"]
     assert gone(collection.reader, [str(tmp_path / "ext")]) == [] == gone(collection.reader, [])
 
 
@@ -281,7 +281,7 @@ def test_findings_of_a_run_and_their_former_names(
     assert collection.add(embedder, folder).found.gone == []
     (folder / "1.wav").unlink()
     summary = collection.add(embedder, folder)
-    assert summary.found.gone == [str(folder / "1.wav")] and summary.found.left_out == {".pdf": 1}
+    assert summary.found.gone == ["clips/1.wav"] and summary.found.left_out == {".pdf": 1}
     assert summary.pruned == 0 and collection.count == before and not summary.engine  # no choice
     with pytest.warns(DeprecationWarning, match="found.gone"):
         assert summary.gone == summary.found.gone  # type: ignore[attr-defined]

@@ -196,10 +196,10 @@ def test_rows_of_texts_are_named_by_table_and_line(bert: Path, tmp_path: Path) -
     assert "4 embedded" in ask("embed", bert, table, "--into", store).out
     found = rows_of(store)
     assert [(id, row["text"], row["topic"]) for (id, _), row in found.items()] == [
-        (f"{table}:{line}", *row) for line, row in enumerate(TABLE, 2)
+        (f"{tmp_path.name}/texts.csv:{line}", *row) for line, row in enumerate(TABLE, 2)
     ]
     shown = ask("search", store, "the sea is calm", "-k", "4").out
-    assert f"{table}:2" in shown and f"{table}:4" in shown
+    assert all(f"{tmp_path.name}/texts.csv:{line}" in shown for line in (2, 4))
     assert "grey whales sing" in shown
     assert TABLE[3][0] not in shown and f"{TABLE[3][0][:79]}…" in shown
     hits = ask("search", store, "the sea is calm", "-k", "4", "--json").json["hits"]
@@ -229,7 +229,7 @@ def test_metadata_that_changed_is_counted(bert: Path, tmp_path: Path) -> None:
     assert "0 embedded, 3 unchanged, 1 updated" in ask("embed", bert, table, "--into", store).out
     said = ask("embed", bert, table, "--into", store, "--json").json
     assert (said["done"], said["skipped"], said["updated"]) == (0, 4, 0)
-    assert rows_of(store)[f"{table}:2", "whole"]["topic"] == "sea"
+    assert rows_of(store)[f"{tmp_path.name}/texts.csv:2", "whole"]["topic"] == "sea"
 
 
 def test_rows_of_the_former_version_are_recognised(embedder: Embedder, tmp_path: Path) -> None:

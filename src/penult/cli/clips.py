@@ -103,10 +103,16 @@ def _excerpts(part: str) -> Iterator[Excerpt]:
 
 def _of_text(text: str) -> Iterator[Excerpt]:
     """The JSON of `search` or `predict`, a CSV, or a name in each line."""
+    from penult.cli.teach import is_collection
+    from penult.collection.reader import Reader
+    from penult.data.roots import Roots
+
     if text.lstrip().startswith("{"):
         document: dict[str, Any] = documents.loads(text)
         rows = document.get("hits") or document.get("events") or document.get("predictions") or []
-        yield from (Excerpt.of_row(row) for row in rows)
+        place = str(document.get("collection") or document.get("place") or "")
+        roots = Reader(place).roots if place and is_collection(place) else Roots()
+        yield from (Excerpt.of_row({**row, "id": roots.shown(row["id"])}) for row in rows)
     elif "path" in text.partition("\n")[0].split(","):
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder, "stdin.csv")

@@ -225,6 +225,7 @@ def _write(opened: Collection, made: Map, out: Path, title: str) -> None:
             made.rows["region"].to_pylist(),
             {name: own for name, own in columns.items() if any(v is not None for v in own)},
             str(manifest.model.get("modality")) if manifest else "",
+            opened.reader.roots,
         )
     )
     with store_errors(out):

@@ -49,9 +49,11 @@ from penult.cli.output import (
 if TYPE_CHECKING:
     from penult.analysis.space import Space as Fitted
     from penult.collection.collection import Collection
+    from penult.collection.forgetting import Forgetting
     from penult.collection.migration import Migration
     from penult.collection.repair import Repair
     from penult.collection.search import Hits
+    from penult.data.roots import Roots
 
 
 Store = Annotated[Path, typer.Argument(help="A collection, for example calls.lance.")]
@@ -139,7 +141,7 @@ def search(
         found = opened.search(read.query, k=k, where=where, space=used, flat=flat)
         hits = read.named(found)
     if out is not None:
-        _write_hits(out, hits, raw_cells)
+        _write_hits(out, hits, raw_cells, opened.reader.roots)
     if json:
         facts = {"collection": str(opened.path), "query": query, "space": space}
         parts = {"parts": list(read.regions), "notes": list(read.notes)}
@@ -179,7 +181,7 @@ def _check_hits(out: Path | None, overwrite: bool) -> None:
     check_free(out, overwrite)
 
 
-def _write_hits(out: Path, hits: Hits, raw_cells: bool) -> None:
+def _write_hits(out: Path, hits: Hits, raw_cells: bool, roots: Roots) -> None:
     """The hits as `predict --out` writes events: the class is the row's label; in a Raven table the
     confidence is the similarity."""
     from penult.data.files import write_file
@@ -192,7 +194,7 @@ def _write_hits(out: Path, hits: Hits, raw_cells: bool) -> None:
         box = Region.of_key(hit.region).box
         edges = dict(zip(("left", "top", "right", "bottom"), box or (), strict=False))
         score = hit.similarity if out.suffix == ".txt" else hit.score
-        place = hit.id, hit.channel, hit.start, hit.end, hit.label or ""
+        place = roots.shown(hit.id), hit.channel, hit.start, hit.end, hit.label or ""
         found.append(
             events.Event(
                 *place, nan if score is None else score, 1, hit.metadata | edges, hit.similarity
@@ -347,6 +349,8 @@ def merge(
     target = Collection.open(into)
     with working("merging"):
         did = bring_together([one.reader for one in opened], target.reader, wait=wait)
+    for words in did.told:
+        print_note(printable(words))
     if json:
         print_json({"collection": str(into), "rows": target.count, **did.to_dict()})
         return
@@ -513,6 +517,13 @@ def migrate(
         Path | None,
         typer.Option(help="Migrated collection whose fingerprint a class file takes over."),
     ] = None,
+    root: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bring ids that are absolute paths to roots, DIR or NAME=DIR; auto: the folders "
+            "of all runs. The embedder is not looked at."
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Embedder to use, where the recorded one has moved.")
     ] = None,
@@ -542,6 +553,9 @@ def migrate(
         _migrate_embedder(collection, trust, dry, json)
         return
     opened = Collection.open(collection, must_exist=True)
+    if root:
+        _migrate_to_roots(opened, root, dry, wait, json)
+        return
     with working("loading the collection's model"):
         manifest = opened.reader.require_manifest()
         embedder = embedder_now(manifest, model, device=device, trust=trust, file=str(opened.path))
@@ -581,6 +595,142 @@ def _show_migration(did: Migration, collection: Path, dry: bool) -> None:
         stdout.print("nothing was written (--dry-run)")
     else:
         stdout.print(f"nothing to migrate: {name} fits this installation", soft_wrap=True)
+
+
+def relocate(
+    collection: Store,
+    old: Annotated[
+        str,
+        typer.Argument(help="Name or place of a root; of absolute ids their former folder."),
+    ],
+    new: Annotated[Path, typer.Argument(help="Folder where the same files are now.")],
+    check: Annotated[
+        str,
+        typer.Option(help="Files compared by their content: a number, all, or none."),
+    ] = "100",
+    dry: Annotated[bool, typer.Option("--dry-run", help="Look for the files only.")] = False,
+    wait: Wait = False,
+    json: Json = False,
+) -> None:
+    """Name the new place of recordings that were moved.
+
+    A sample of the files is compared by content there; where they are others, or most are missing,
+    nothing is changed (exit code 2). Rows, marks and classes stay, and no file is touched.
+    """
+    from penult.collection.collection import Collection
+    from penult.collection.relocation import relocate as relocated
+    from penult.data.files import user_path
+    from penult.data.items import absolute
+    from penult.errors import UsageError
+
+    if check not in ("all", "none") and not (check.isascii() and check.isdigit()):
+        raise UsageError(f"--check {check!r} is neither a number of files nor all nor none")
+    sample = {"all": None, "none": 0}.get(check) if check in ("all", "none") else int(check)
+    opened = Collection.open(collection, must_exist=True)
+    with working("comparing files"):
+        did = relocated(opened.reader, old, absolute(user_path(new)), sample, dry=dry, wait=wait)
+    if json:
+        print_json({"collection": str(opened.path), **did.to_dict()})
+        return
+    found = did.found
+    missing = f", {found.missing:,} missing" if found.missing else ""
+    stdout.print(
+        f"{found.same:,} of {counted(found.files, 'file')} compared, and the same{missing}",
+        soft_wrap=True,
+    )
+    what = f"root {did.root}" if did.root else "ids"
+    done = "" if did.written else " (--dry-run: nothing is written)"
+    stdout.print(
+        f"[bold]{printable(what)}[/]: {printable(did.old)} → {printable(did.new)}{done}",
+        soft_wrap=True,
+    )
+
+
+def forget(
+    collection: Store,
+    items: Annotated[
+        list[str] | None, typer.Argument(help="Ids or files, or folders with all of their items.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Also the items of rows that match this SQL filter.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove them now; without it they are only listed.")
+    ] = False,
+    wait: Wait = False,
+    json: Json = False,
+) -> None:
+    """Remove items for good: rows, marks, failures, names, and what was fitted with them.
+
+    With --yes no file of the collection holds their names or vectors any more, in older versions of
+    its tables neither; searches that are running may have to be repeated. No recording is touched.
+    """
+    from penult.collection.collection import Collection
+    from penult.collection.forgetting import find
+    from penult.collection.forgetting import forget as forgotten
+
+    reader = Collection.open(collection, must_exist=True).reader
+    with working("forgetting" if yes else "looking for them"):
+        given = items or []
+        did = forgotten(reader, given, where, wait=wait) if yes else find(reader, given, where)
+    if json:
+        print_json({"collection": str(reader.path), **did.to_dict()})
+        return
+    for line in _forgotten_lines(did):
+        stdout.print(printable(line), soft_wrap=True)
+
+
+def _forgotten_lines(did: Forgetting) -> Iterator[str]:
+    names = ", ".join(did.ids[:_SHOWN_IDS]) + (", …" if len(did.ids) > _SHOWN_IDS else "")
+    numbers = {"row": did.rows, "mark": did.labels, "failure": did.failures}
+    counts = ", ".join(counted(number, what) for what, number in numbers.items())
+    what = f"{counted(len(did.ids), 'item')} ({names}) with {counts}"
+    yield f"{'forgotten' if did.done else 'would go'}: {what}"
+    if did.runs:
+        yield f"  their names in {counted(did.runs, 'run')}"
+    if did.derived:
+        yield f"  their rows in clusters and maps: {', '.join(did.derived)}"
+    if did.index:
+        yield "  the index; penult index makes it again"
+    if did.versions:
+        yield (
+            "  all versions of classes and --undo, since one was fitted with them; classes are "
+            "fitted anew from the marks that are left"
+        )
+    if did.spaces:
+        yield (
+            f"  spaces were fitted with such rows and stay: {', '.join(did.spaces)}; "
+            "Collection.fit_space(recipe, name) fits them anew"
+        )
+    if did.torn:
+        yield f"  {counted(did.torn, 'file')} that a repair has set aside in torn/"
+    if not did.done:
+        yield (
+            "nothing is changed; --yes does it. Embedders and class files that were saved "
+            "elsewhere keep what they have"
+        )
+
+
+_SHOWN_IDS = 5
+
+
+def _migrate_to_roots(
+    opened: Collection, root: list[str], dry: bool, wait: bool, json: bool
+) -> None:
+    from penult.collection.relocation import migrate_to_roots
+    from penult.data.roots import AskedRoot
+
+    asked = [] if root == ["auto"] else [AskedRoot.parse(one, must_exist=False) for one in root]
+    with working("giving rows their new ids"):
+        did = migrate_to_roots(opened.reader, asked, dry=dry, wait=wait)
+    if json:
+        print_json({"collection": str(opened.path), **did.to_dict()})
+        return
+    for name, place in did.roots.items():
+        stdout.print(f"[bold]root[/] {printable(name)}: {printable(place)}", soft_wrap=True)
+    outside = f"; {did.outside:,} lie outside of them and keep their paths" if did.outside else ""
+    done = "begin with a root" if did.written else "would begin with a root (--dry-run)"
+    stdout.print(f"the ids of {counted(did.rows, 'row')} {done}{outside}", soft_wrap=True)
 
 
 def _migrate_classes(file: Path, like: Path, dry: bool, json: bool) -> None:
@@ -624,6 +774,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     last = f"; the last is {runs[-1]['status']}: {runs[-1]['command']}" if runs else ""
     since = f", {made['since']:,} rows since" if made and made["since"] else ""
     return [
+        *((f"root {name}", place) for name, place in facts["roots"].items()),
         ("rows", f"{facts['rows']:,}" + (f" ({kinds})" if kinds else "")),
         ("vectors", f"{facts['dim']} numbers, {facts['dtype']}; logits: {facts['logits']}"),
         ("model", f"{facts['model']}, {facts['classes']} classes"),

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from penult.collection.add import Summary
     from penult.collection.collection import Collection
     from penult.collection.ingest import CommitBatch, Options
+    from penult.data.roots import RootOptions
     from penult.data.sources import Source
     from penult.embedding.embedder import Embedder
 
@@ -177,6 +178,19 @@ def embed(
             help="Change nothing: print what would be embedded, and what --prune would remove.",
         ),
     ] = False,
+    root: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder that ids begin with, as DIR or NAME=DIR, in place of the folders of "
+            "PATHS; it can be given several times."
+        ),
+    ] = None,
+    absolute_ids: Annotated[
+        bool,
+        typer.Option(
+            "--absolute-ids", help="Ids are whole paths: files that are moved are other items."
+        ),
+    ] = False,
     shard: Annotated[
         str | None, typer.Option(help="Embed only one part of the items, for example 1/4 … 4/4.")
     ] = None,
@@ -201,19 +215,21 @@ def embed(
 
     Items that the collection holds already are skipped; a stopped run continues where it ended.
     """
-    from penult.collection.add import add
+    from penult.collection.add import add, in_roots
     from penult.collection.collection import Collection
     from penult.collection.ingest import Options
     from penult.collection.transfer import source_from_collection
     from penult.data.decode import usual_decoding
+    from penult.data.roots import RootOptions
     from penult.data.sources import Shard
     from penult.embedding.embedder import open_embedder
 
-    settings, clock = _settings(fp16, wait, prune, prune_all, shard, adapt), command_clock()
+    roots = RootOptions.of(root, absolute_ids)
+    given = [] if like else _paths(paths)
+    settings, clock = _settings(fp16, wait, prune, prune_all, shard, adapt, roots), command_clock()
     check_parent(into, create=True)
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
-    given = None if old else _paths(paths)
     modality = modality_for(model, model_options)
     options = Options(
         logits=logits,
@@ -224,13 +240,13 @@ def embed(
         limits=replace(usual_decoding().limits, model_seconds=max_model_seconds),
     )
     if old is None:
-        source = source_of(given or [], channel, modality)
+        source = source_of(given, channel, modality)
     else:
         source, options = source_from_collection(
             old.reader, collection.reader, modality, options, bool(paths) or channel
         )
     if shard:
-        source = Shard.parse(shard).of(source)
+        source = Shard.parse(shard).of(in_roots(collection.reader, source, roots))
     clock.end("start")
     with working(f"loading {model}"):
         embedder = open_embedder(
@@ -239,18 +255,15 @@ def embed(
         )  # fmt: skip
     clock.end("model")
     if dry_run:
-        _show_survey(collection, embedder, source, options, json, prune_all)
+        _show_survey(collection, embedder, source, options, json, prune_all, roots)
         return
     _prepare(collection, embedder, source, options, clock)
     with _run_into(collection), metered("embedding", not json, heartbeat) as meter:
         if options.layout == Options().layout:
             _count_aside(source, meter)
-        summary_of_run = add(
-            collection.reader, embedder, source, options, settings, tick=meter.tick,
-            like=old.reader if old else None,
-        )  # fmt: skip
-        opening = summary_of_run.seconds.get("open", 0.0)
-        meter.leave_out(opening)
+        summary_of_run = add(collection.reader, embedder, source, options, settings,
+                             tick=meter.tick, like=old.reader if old else None)  # fmt: skip
+        meter.leave_out(opening := summary_of_run.seconds.get("open", 0.0))
         elapsed, rate = meter.elapsed, meter.rate() if meter.embedded else ""
     clock.end("embedding")
     clock.move(opening, "embedding", "model")
@@ -297,7 +310,13 @@ def _exit_as(summary: Summary, fail_on: FailOn) -> None:
 
 
 def _settings(
-    fp16: bool, wait: bool, prune: bool, prune_all: bool, shard: str | None, adapt: str | None
+    fp16: bool,
+    wait: bool,
+    prune: bool,
+    prune_all: bool,
+    shard: str | None,
+    adapt: str | None,
+    roots: RootOptions,
 ) -> Any:
     """How the run writes."""
     from penult.collection.add import RunSettings
@@ -309,6 +328,7 @@ def _settings(
         {"shard": shard} if shard else {},
         _tell_commit,
         adapt,
+        roots,
     )
 
 
@@ -331,12 +351,13 @@ def _show_survey(
     options: Options,
     as_json: bool,
     prune_all: bool,
+    roots: RootOptions,
 ) -> None:
     """Print what a run would do. prune_all: the number of deleted files is no obstacle."""
     from penult.collection.add import describe_survey, survey
 
     with working("looking at the files"):
-        found, lost = survey(collection.reader, embedder, source, options)
+        found, lost = survey(collection.reader, embedder, source, options, roots)
         facts = describe_survey(found, lost, collection.reader)
     if as_json:
         print_json(facts)
@@ -453,6 +474,12 @@ def _show_notes(summary: Summary) -> None:
         )
 
 
+def _show_moved(summary: Summary) -> None:
+    if moved := summary.found.moved:
+        pairs = [f"{old} → {new}" for old, new in list(moved.items())[:SHOWN]]
+        _show_list(f"{len(moved):,} moved, recognised by content", [*pairs, *list(moved)[SHOWN:]])
+
+
 def _show_taken_and_gone(summary: Summary) -> None:
     if summary.labels:
         stdout.print(f"{counted(summary.labels, 'label')} copied")
@@ -557,6 +584,8 @@ def _show_summary(
     from penult.collection.spaces import OWN, stored
     from penult.data.folders import HIDDEN
 
+    for words in summary.found.roots:
+        stdout.print(printable(words), soft_wrap=True)
     parts = _counts(summary)
     duration = f"{clock.elapsed:.1f} s" + (f" ({rate})" if rate else "")
     stdout.print(f"{', '.join(parts)} in {duration}")
@@ -588,6 +617,7 @@ def _show_summary(
         words = _TRUNCATED[embedder.classifier.modality]
         stdout.print(f"[yellow]{counted(summary.truncated, 'item')} {words}[/]", soft_wrap=True)
     _show_notes(summary)
+    _show_moved(summary)
     _show_taken_and_gone(summary)
     others = dict(summary.found.left_out)
     if hidden := others.pop(HIDDEN, 0):

@@ -121,6 +121,8 @@ PANELS = {
         collection.index,
         collection.repair,
         collection.migrate,
+        collection.relocate,
+        collection.forget,
     ),
     "Classes from examples": (
         teach.teach,

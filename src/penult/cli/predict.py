@@ -5,7 +5,7 @@ JSON.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +61,7 @@ from penult.cli.teach import Model, is_collection, load_class_space
 
 if TYPE_CHECKING:
     from penult.data.items import Failure
+    from penult.data.roots import Roots
     from penult.data.sources import Source
     from penult.fewshot.classspace import ClassSpace
     from penult.fewshot.events import Event
@@ -230,7 +231,7 @@ def predict(
         found, facts = (accepted(one) if isinstance(one, ClassPrediction) else one
                         for one in results), None  # fmt: skip
     classes = taught.fitted.names if names is None and taught.fitted.several else ()
-    form = Form(merge_gap, windows, out, json, raw_cells, classes)
+    form = Form(merge_gap, windows, out, json, raw_cells, _roots(place, items), classes)
     with Spool(whole=json or bool(classes and out), shown=SHOWN) as spool:
         with working("predicting"):
             failures = spool.extend(found)  # output starts after the last item
@@ -334,7 +335,10 @@ def _predict_taught(
     )
     part = query_part(modality, parts.start, parts.end, parts.channel, parts.box)
     channel = part.channel
+    from penult.fewshot.vectors import roots_of
+
     source = of_part(_with_named_rows(taught, items, modality), part.region)
+    source = replace(source, roots=roots_of(taught.source))
     as_rows = taught.source.rows.chosen(channel, layout)
     if as_rows and (layout is None or channel is None) and taught.source.collection:
         print_note(
@@ -348,7 +352,7 @@ def _with_named_rows(taught: ClassSpace, items: list[str], modality: str) -> Sou
     """The items at these paths, and the parts of files that are named as tables print them."""
     from penult.collection.row_names import rows_of_names
     from penult.data.sources import Source
-    from penult.fewshot.vectors import pairs_of
+    from penult.fewshot.vectors import pairs_of, roots_of
 
     collection = taught.source.collection
     named = rows_of_names(collection.reader if collection else None, items)
@@ -357,7 +361,17 @@ def _with_named_rows(taught: ClassSpace, items: list[str], modality: str) -> Sou
     if not keys:
         return source_of(paths, None, modality)
     files = [source_of(paths, None, modality)] if paths else []
-    return Source(lambda: chain(pairs_of(keys, modality), *files))
+    roots = roots_of(taught.source)
+    return Source(lambda: chain(pairs_of(keys, modality, roots), *files))
+
+
+def _roots(place: str, items: list[str] | None) -> Roots:
+    """What ids of the predicted items begin with."""
+    from penult.collection.reader import Reader
+    from penult.data.roots import Roots
+
+    rows = items[0] if items and len(items) == 1 and is_collection(items[0]) else place
+    return Reader(rows).roots if is_collection(rows) else Roots()
 
 
 def _version(taught: ClassSpace) -> dict[str, Any] | None:
@@ -441,13 +455,15 @@ SHOWN = 20
 @dataclass(frozen=True, slots=True)
 class Form:
     """Form of the output. gap: seconds between windows of one event. apart: keep windows apart.
-    raw_cells: texts in a table as they are. classes: where an item may be of several."""
+    raw_cells: texts in a table as they are. roots: what ids begin with. classes: where an item may
+    be of several."""
 
     gap: float
     apart: bool
     out: Path | None
     json: bool
     raw_cells: bool
+    roots: Roots
     classes: Sequence[str] = ()
 
 
@@ -502,13 +518,15 @@ def _write(out: Path, found: Spool, merged: list[Event] | None, form: Form) -> N
     from penult.fewshot import events
 
     lines: Iterable[str]
-    cells = Cells(form.raw_cells)
+    cells, roots = Cells(form.raw_cells), form.roots
     if out.suffix == ".txt":
         each = (event for window in found.windows() for event in window.events())
-        lines = [events.to_raven(list(each) if merged is None else merged, cells)]
+        lines = [events.to_raven(list(each) if merged is None else merged, cells, roots)]
     else:
         lines = (
-            found.to_csv(cells, form.classes) if merged is None else [events.to_csv(merged, cells)]
+            found.to_csv(cells, form.classes, roots)
+            if merged is None
+            else [events.to_csv(merged, cells, roots)]
         )
     write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
     cells.tell(out)

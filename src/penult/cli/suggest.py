@@ -29,6 +29,7 @@ from penult.cli.predict import check_out
 from penult.cli.teach import load_class_space
 
 if TYPE_CHECKING:
+    from penult.data.roots import Roots
     from penult.fewshot.suggestions import Suggestion
 
 
@@ -61,7 +62,9 @@ def suggest(
     with working("ranking"):
         found = suggest_rows(taught, name, k, where)
     if out is not None:
-        _write(out, found, name, raw_cells)
+        from penult.fewshot.vectors import roots_of
+
+        _write(out, found, name, raw_cells, roots_of(taught.source))
     if json:
         rows = [one.to_dict() for one in found]
         print_json({"place": place, "class": name, "out": out, "suggestions": rows})
@@ -104,15 +107,15 @@ def _table(found: list[Suggestion]) -> Table:
     return table
 
 
-def _write(out: Path, found: list[Suggestion], name: str, raw_cells: bool) -> None:
+def _write(out: Path, found: list[Suggestion], name: str, raw_cells: bool, roots: Roots) -> None:
     from penult.data.files import write_file
     from penult.data.formulas import Cells
     from penult.fewshot import events, suggestions
 
     cells = Cells(raw_cells)
     if out.suffix == ".txt":
-        lines = iter([events.to_raven(suggestions.events_of(found, name), cells)])
+        lines = iter([events.to_raven(suggestions.events_of(found, name), cells, roots)])
     else:
-        lines = suggestions.to_csv(found, name, cells)
+        lines = suggestions.to_csv(found, name, cells, roots)
     write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
     cells.tell(out)

@@ -475,7 +475,10 @@ def _write(taught: ClassSpace, csv: Path | None, save: Path | None, raw_cells: b
 
     if csv is not None:
         cells = Cells(raw_cells)
-        write_file(csv, [taught.examples.to_csv(cells).encode("utf-8", "backslashreplace")])
+        from penult.fewshot.vectors import roots_of
+
+        text = taught.examples.to_csv(cells, roots_of(taught.source))
+        write_file(csv, [text.encode("utf-8", "backslashreplace")])
         cells.tell(csv)
     if save is not None:
         taught.save(save)

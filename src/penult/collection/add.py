@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
@@ -27,19 +29,23 @@ from penult.collection.ingest import (
     conditions,
     ingest,
     preview,
+    record_batch,
 )
-from penult.collection.manifest import Manifest
+from penult.collection.manifest import Manifest, store_errors
 from penult.collection.pruning import Losses, losses, runs_of
 from penult.collection.reader import Reader
-from penult.collection.schema import Key, metadata_of, row_schema
+from penult.collection.relocation import PlannedRoots, align, plan_roots
+from penult.collection.renaming import Renaming
+from penult.collection.schema import Key, metadata_of, quoted, row_schema
 from penult.collection.spaces import keep_own, own_spread
 from penult.collection.transfer import append_missing
-from penult.collection.writer import Writer, viewed, writing
+from penult.collection.writer import IdFilter, Writer, viewed, writing
 from penult.data.folders import KnownFiles
 from penult.data.items import Entry, Failure, Item, failure, named
 from penult.data.regions import WHOLE, Region
+from penult.data.roots import RootOptions, Roots
 from penult.data.sources import Source, left_out
-from penult.data.tables import typed
+from penult.data.tables import PATH, typed
 from penult.embedding.embedder import Embedder, describe_fingerprint, keep_engine
 from penult.embedding.fingerprint import Fingerprint
 from penult.embedding.runner import Stopwatch
@@ -66,7 +72,8 @@ class Findings:
     former: further annotations, as (item, region), that earlier runs over the same tables had of a
     span and this one has no longer; former_removed: how many of their rows were removed. left_out:
     files of other kinds in the folders that were given, by their extensions. notes: by id, on items
-    whose header is contradicted by what lies behind it.
+    whose header is contradicted by what lies behind it. roots: what is to be told of them.
+    moved: former ids of files that were found again by their content, with the new ones.
     failures: how many are new, and how many are mended.
     """
 
@@ -76,6 +83,8 @@ class Findings:
     failures_removed: int = 0
     former: Sequence[Key] = ()
     former_removed: int = 0
+    roots: Sequence[str] = ()
+    moved: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     failures: FailureCounts = field(default_factory=FailureCounts)
@@ -138,7 +147,7 @@ class RunSettings:
     """How a run writes. dtype: of stored vectors, float32 or float16. wait: for another writer,
     instead of being refused. prune: remove the rows of files that are gone from the folders and
     tables of the source. info: further entries for the row in `runs`. adapt: refit the embedder's
-    space to the rows, see `penult.collection.spaces.keep_own`."""
+    space to the rows, see `penult.collection.spaces.keep_own`. roots: what was asked about ids."""
 
     dtype: str = "float32"
     wait: bool = False
@@ -146,6 +155,7 @@ class RunSettings:
     info: Mapping[str, Any] = field(default_factory=dict)
     follow: Callable[[CommitBatch, Summary], None] = lambda step, summary: None
     adapt: str | None = None
+    roots: RootOptions = field(default_factory=RootOptions)
 
 
 def add(
@@ -175,19 +185,22 @@ def add(
     manifest = comparable(reader, ours, embedder, manifest_of(embedder, options.logits, run.dtype))
     columns = dict(source.columns)
     row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, columns)  # or refused
-    about = {**run_facts(embedder), **_run_options(source, options, like), **run.info}
+    planned = plan_roots(reader, source.paths, run.roots, like)
+    about = {**run_facts(embedder), **_run_options(source, options, like, planned), **run.info}
     with writing(reader.path, manifest, columns, about, run.wait) as writer:
         summary.run_id = writer.run_id
         confirm(reader, ours, manifest)
         stored = {n: t for n, t in metadata_of(writer.table.schema).items() if n in columns}
         rows = row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, stored)
-        source = _as_stored(source, stored)
+        summary.found.roots = _take_roots(reader, writer, planned)
+        source = _as_stored(replace(source, roots=reader.roots), stored)
         try:
             # What is known is asked for in another thread than commits are made.
             turn, watch = Guard(), Stopwatch()
             lookup = _lookup(writer, list(columns), conditions(options), turn)
-            known = cache(partial(_known_files, writer, turn))
-            for step in ingest(embedder, source, lookup, options, tick, watch, known):
+            known = cache(partial(_known_files, writer, turn, reader.roots))
+            find = MovedFiles(reader.path, writer, turn, reader.roots).find
+            for step in ingest(embedder, source, lookup, options, tick, watch, known, find):
                 with watch.timed("write"), turn, uninterrupted():
                     commit(writer, step, rows, summary, conditions(options))
                 run.follow(step, summary)
@@ -200,7 +213,8 @@ def add(
                 writer.finish("failed", summary.counts(), _engines(embedder))
             raise
         if like is not None:
-            summary.labels = append_missing(like.path, reader.path, "labels", by="id")
+            renaming = align(like, reader.roots).renaming
+            summary.labels = append_missing(like.path, reader.path, "labels", "id", renaming)
         found = summary.found
         found.losses = _nothing_lost(writer, known) or losses(reader, source.paths)
         found.gone = found.losses.gone
@@ -209,10 +223,22 @@ def add(
         if run.prune:
             _prune(writer, summary, run.prune == "all")
         _keep(reader, embedder, run.adapt, summary.done + summary.replaced > 0)
-        writer.failures.mend_folders()
+        writer.failures.mend_folders(reader.roots)
         found.failures.healed = writer.failures.heal()
         writer.finish("done", summary.counts(), _engines(embedder))
     return summary
+
+
+def _take_roots(reader: Reader, writer: Writer, planned: PlannedRoots) -> list[str]:
+    """Write the roots of a run, and give files of new ones the ids that they have now; what is to
+    be told."""
+    roots, manifest = planned.roots.settled, reader.require_manifest()
+    if not roots or roots == manifest.roots:
+        return planned.found
+    renaming = Renaming(planned.renamed, roots=roots)
+    did = writer.rename(renaming)
+    told = [f"{did.rows:,} rows have ids that begin with a root now"] if did.rows else []
+    return [*planned.found, *told]
 
 
 def _check_run(embedder: Embedder, options: Options, run: RunSettings) -> None:
@@ -262,7 +288,11 @@ def _prune(writer: Writer, summary: Summary, everything: bool) -> None:
 
 
 def survey(
-    reader: Reader, embedder: Embedder, source: Source, options: Options = Options()
+    reader: Reader,
+    embedder: Embedder,
+    source: Source,
+    options: Options = Options(),
+    roots: RootOptions = RootOptions(),
 ) -> tuple[Preview, Losses]:
     """What a run would embed and leave, and what it would find gone. Writes nothing.
 
@@ -272,6 +302,7 @@ def survey(
     if (ours := reader.manifest) is not None:
         theirs = Fingerprint(embedder.fingerprint, own_code(embedder.classifier))
         require_same_numbers(reader.path, ours, theirs)
+    source = in_roots(reader, source, roots)
     view = viewed(reader.path)
     if view is None:
         lookup: Lookup = lambda ids: Seen()  # noqa: E731
@@ -284,6 +315,11 @@ def survey(
         lost = losses(reader, source.paths)
         found.former = _of_these_runs(view, reader, found.former, source.paths)
     return found, lost
+
+
+def in_roots(reader: Reader, source: Source, asked: RootOptions) -> Source:
+    """The source with the ids that a run would give its items."""
+    return replace(source, roots=plan_roots(reader, source.paths, asked).roots)
 
 
 def _as_stored(source: Source, stored: Mapping[str, pa.DataType]) -> Source:
@@ -366,6 +402,11 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
             "failures_removed": found.failures_removed,
             "refused": found.kept_back or None,
         },
+        "roots": {name: str(reader.roots.place(name)) for name in reader.roots.roots},
+        "moved": {
+            "count": len(found.moved),
+            "first": dict(islice(found.moved.items(), _NAMED)),
+        },
         "labels_taken": summary.labels,
         "left_out": found.left_out,
         "notes": {
@@ -402,7 +443,9 @@ def describe_survey(found: Preview, lost: Losses, reader: Reader) -> dict[str, A
     }
 
 
-def _run_options(source: Source, options: Options, like: Reader | None) -> dict[str, Any]:
+def _run_options(
+    source: Source, options: Options, like: Reader | None, planned: PlannedRoots
+) -> dict[str, Any]:
     """What was asked of a run, for its `info`: sources, and options that are not the usual ones."""
     usual = Options()
     asked: dict[str, Any] = {
@@ -414,7 +457,8 @@ def _run_options(source: Source, options: Options, like: Reader | None) -> dict[
         asked |= {"limits": asdict(options.limits)}
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
     asked |= {} if source.channel is None else {"channel": source.channel}
-    asked |= {"sources": list(source.paths)} if source.paths else {}
+    if source.paths:
+        asked |= {"sources": [planned.roots.id_of(Path(path)) for path in source.paths]}
     asked |= {"renamed": source.renamed} if source.renamed else {}
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})
 
@@ -463,9 +507,12 @@ def commit(
 ) -> None:
     """Write one step. Old rows of changed items go first: killed in between, the item counts as
     not embedded, and the next run embeds it. limits: under which failures were judged."""
+    if step.moved:
+        writer.rename(Renaming(ids=step.moved))
+        summary.found.moved |= step.moved
     gone = writer.prune(step.changed) if step.changed else 0
     if step.rows:
-        written = writer.write(step.batch(rows))
+        written = writer.write(record_batch(step.rows, rows))
         replaced = min(gone + written.replaced, len(step.rows))
         summary.replaced += replaced
         summary.done += len(step.rows) - replaced
@@ -504,10 +551,69 @@ def _lookup(
     return lookup
 
 
+class MovedFiles:
+    """Files that are gone from their places and come again at others, known by their content."""
+
+    def __init__(self, path: Path, writer: Writer, turn: Guard, roots: Roots) -> None:
+        self._path, self._writer, self._turn, self._roots = path, writer, turn, roots
+        self._taken: set[str] = set()
+        self._known: IdFilter | None = None  # hashes of the content that there was at first
+        columns = ("id", "size", PATH)
+        self._columns = [name for name in columns if name in writer.table.schema.names]
+
+    def find(self, item: Item, content: str) -> str | None:
+        """The id of rows with this content whose file is gone; of several the one whose file had
+        the same name, the same folder, or else the first. Ids that a table gave are no paths."""
+        if not isinstance(item.content, Path) or item.id != self._roots.id_of(item.content):
+            return None
+        with self._turn, store_errors(self._path):
+            rows = self._with_content(content)
+        gone: list[str] = sorted({
+            row["id"] for row in rows
+            if row["size"] is not None and row.get(PATH) is None and row["id"] not in self._taken
+            and self._is_gone(row["id"], item.content)
+        }, key=partial(_unlike, item.content))  # fmt: skip
+        if not gone:
+            return None
+        self._taken.add(gone[0])
+        return gone[0]
+
+    def _with_content(self, content: str) -> list[dict[str, Any]]:
+        items = self._writer.table
+        if self._known is None:
+            found = items.search().select(["content_hash"]).limit(None).to_batches(8192)
+            self._known = IdFilter(batch.column(0).drop_null().to_pylist() for batch in found)
+        if not self._known.perhaps([content]):
+            return []
+        query = items.search().where(f"content_hash = {quoted([content])}").select(self._columns)
+        rows: list[dict[str, Any]] = query.limit(None).to_arrow().to_pylist()
+        return rows
+
+    def _is_gone(self, id: str, path: Path) -> bool:
+        former = self._roots.path_of(id)
+        if not former.is_absolute():
+            return False
+        try:
+            former.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except (OSError, ValueError):
+            return False
+        # A disk for which both are one name of one file: another case, another normal form.
+        one, other = (unicodedata.normalize("NFC", str(p)).casefold() for p in (former, path))
+        return one == other and former.samefile(path)
+
+
+def _unlike(path: Path, id: str) -> tuple[bool, bool, str]:
+    """How far an id is from a path; smaller is nearer."""
+    name, folder = Path(id).name, Path(id).parent.name
+    return name != path.name, folder != path.parent.name, id
+
+
 _MOST_KNOWN = 500_000  # rows; of more, files are asked for as they come
 
 
-def _known_files(writer: Writer, turn: Guard) -> KnownFiles | None:
+def _known_files(writer: Writer, turn: Guard, roots: Roots) -> KnownFiles | None:
     """The files of a collection that have one row and no failure, as they were then; None where
     they are too many to be kept in mind."""
     with turn:
@@ -523,7 +629,7 @@ def _known_files(writer: Writer, turn: Guard) -> KnownFiles | None:
     known = dict(zip(ids, zip(*states, strict=True), strict=True))
     for id in (*others["id"].to_pylist(), *failed["id"].to_pylist()):
         known.pop(id, None)
-    return KnownFiles(known)
+    return KnownFiles({str(roots.path_of(id)): state for id, state in known.items()})
 
 
 def _nothing_lost(writer: Writer, asked: Any) -> Losses | None:

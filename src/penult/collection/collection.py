@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from penult.analysis.space import RAW, Space
-from penult.collection import index, manifest, schema, search, spaces
+from penult.collection import forgetting, index, manifest, schema, search, spaces
 from penult.collection import writer as commits
 from penult.collection.index import Index
 from penult.collection.manifest import Manifest
@@ -46,7 +46,11 @@ class CutOptions(TypedDict, total=False):
 
 
 class AddOptions(CutOptions, total=False):
-    """Further options of `Collection.add`; see `penult.collection.ingest.Options`."""
+    """Further options of `Collection.add`; see `penult.collection.ingest.Options`.
+
+    root: folders that ids begin with, as DIR or NAME=DIR, where the folders and tables that are
+    given are not meant (see `penult.data.roots`). absolute_ids: ids are whole paths.
+    """
 
     logits: str
     max_seconds: float | None
@@ -57,6 +61,8 @@ class AddOptions(CutOptions, total=False):
     time_limit: float
     commit_rows: int
     commit_seconds: float
+    root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    absolute_ids: bool
 
 
 _LAYOUT = tuple(CutOptions.__annotations__)
@@ -91,6 +97,7 @@ class Collection:
             CollectionError: something else is there, or nothing is and it must exist.
         """
         collection = cls(path)
+        forgetting.complete_if_free(collection.path)
         if not manifest.exists(collection.path) and must_exist:
             raise CollectionError(
                 f"there is no collection at {path}; "
@@ -153,8 +160,10 @@ class Collection:
         return self.reader.vectors(where, columns, most, seed)
 
     def get(self, id: str, region: str = "whole") -> dict[str, Any] | None:
-        """One row; vector and logits as float32 arrays, top logits as a list of dicts."""
-        return self.reader.get(id, region)
+        """One row; vector and logits as float32 arrays, top logits as a list of dicts. id: also a
+        path, see `penult.data.roots`."""
+        found = (self.reader.get(one, region) for one in self.reader.roots.ids_of(id))
+        return next((row for row in found if row is not None), None)
 
     def add(
         self,
@@ -183,17 +192,19 @@ class Collection:
         from penult.collection.add import RunSettings, add
         from penult.collection.ingest import Options
         from penult.collection.transfer import source_from_collection
+        from penult.data.roots import RootOptions
         from penult.data.sources import from_objects, named_columns
         from penult.data.windows import Layout
         from penult.data.workers import headers_in_workers
 
         given: dict[str, Any] = dict(options)
+        roots = RootOptions.of(given.pop("root", None), given.pop("absolute_ids", False))
         modality = embedder.classifier.modality
         layout = Layout(**{name: given.pop(name) for name in _LAYOUT if name in given})
         settings = Options(layout=layout, **given)
         if limits is not None:
             settings = replace(settings, limits=limits)
-        run = RunSettings(prune=prune)
+        run = RunSettings(prune=prune, roots=roots)
         if like is None:
             with named_columns(columns):
                 describe = headers_in_workers(settings.decoding)
@@ -358,7 +369,9 @@ class Collection:
     def label(
         self, id: str, region: str, class_: str, mark: str = "yes", *, who: str, source: str
     ) -> None:
-        """Appends one mark: that a region belongs to a class (yes), does not (no), or unsure."""
+        """Appends one mark: that a region belongs to a class (yes), does not (no), or unsure. id:
+        also the absolute path of a file in a root."""
+        id = self.reader.roots.id_of(Path(id)) if os.path.isabs(id) else id  # noqa: PTH117
         record = {"id": id, "region": region, "class": class_, "mark": mark, "who": who}
         append_labels(self.reader, [record | {"source": source}])
 

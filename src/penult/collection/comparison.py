@@ -27,8 +27,9 @@ from penult.collection.manifest import (
 from penult.collection.reader import Reader
 from penult.collection.transfer import item_of_row
 from penult.data.decode import Content, DecodedRegion, DecodeTarget, usual_decoding
-from penult.data.items import Failure, Item, path_of
+from penult.data.items import Failure, Item
 from penult.data.regions import WHOLE, Region
+from penult.data.roots import Roots
 from penult.data.tables import PATH
 from penult.data.workers import headers_in_workers
 from penult.embedding.behaviour import answers
@@ -129,7 +130,8 @@ def remeasured(reader: Reader, embedder: Embedder) -> Remeasured:
     """The first rows whose files are as they were, embedded again in the native engine."""
     manifest = reader.require_manifest()
     rows = list(_first_rows(reader))
-    items = [(row, item) for row in rows if (item := _item(row, embedder)) is not None]
+    roots = reader.roots
+    items = [(row, item) for row in rows if (item := _item(row, embedder, roots)) is not None]
     chosen = {(item.id, row["region"]): (row, item) for row, item in items if _is_short(row)}
     picked = dict(list(chosen.items())[:ROWS])
     pairs = [(item, region) for row, item in picked.values() if (region := _region(row))]
@@ -156,15 +158,16 @@ def unlike_row(row: Row, answer: Answer, manifest: Manifest, embedder: Embedder)
     )
 
 
-def entry_of(row: Row, embedder: Embedder) -> tuple[Item, Region] | None:
+def entry_of(row: Row, embedder: Embedder, roots: Roots) -> tuple[Item, Region] | None:
     """A row as an item to be opened again, if it has the content that was embedded."""
-    item, region = _item(row, embedder), _region(row)
+    item, region = _item(row, embedder, roots), _region(row)
     return None if item is None or region is None else (item, region)
 
 
 def entries_at_hand(reader: Reader, embedder: Embedder) -> list[tuple[Item, Region]]:
     """The first rows of a collection whose files are as they were, as items to be opened again."""
-    return [pair for row in _first_rows(reader) if (pair := entry_of(row, embedder)) is not None]
+    found = (entry_of(row, embedder, reader.roots) for row in _first_rows(reader))
+    return [pair for pair in found if pair is not None]
 
 
 def _region(row: Row) -> Region | None:
@@ -201,10 +204,10 @@ def _is_short(row: Row) -> bool:
     return row["end"] is None or row["end"] - (row["start"] or 0.0) <= LONGEST
 
 
-def _item(row: Row, embedder: Embedder) -> Item | None:
+def _item(row: Row, embedder: Embedder, roots: Roots) -> Item | None:
     """The item of a row, if it still has the content that was embedded."""
     metadata = {name: row[name] for name in (PATH, "text") if row.get(name) is not None}
-    item = item_of_row(row, metadata, embedder.classifier.modality)
+    item = item_of_row(row, metadata, embedder.classifier.modality, roots)
     if isinstance(item, Failure):
         return None
     if isinstance(item.content, Path):
@@ -246,10 +249,10 @@ def _was_resampled(reader: Reader, embedder: Embedder) -> bool | None:
 def _files(reader: Reader) -> Iterator[Path]:
     """The files behind the rows, each once."""
     names = [name for name in ("id", PATH) if name in reader.columns]
-    seen: set[Path] = set()
+    seen, roots = set[Path](), reader.roots
     for batch in reader.scan(names, _MADE):
         for row in batch.to_pylist():
-            path = path_of(row.get(PATH) or row["id"])
+            path = roots.path_of(row.get(PATH) or row["id"])
             if path not in seen:
                 seen.add(path)
                 yield path

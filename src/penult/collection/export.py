@@ -56,6 +56,7 @@ def describe(reader: Reader) -> dict[str, Any]:
         "pooling": manifest.model.get("pooling"),
         "modality": manifest.model.get("modality"),
         "created": manifest.created,
+        "roots": {name: str(reader.roots.place(name)) for name in reader.roots.roots},
         "fingerprint": dict(manifest.fingerprint),
         "migrations": list(manifest.model.get(HISTORY) or ()),
         "columns": reader.columns,

@@ -16,8 +16,9 @@ from penult.collection import lance, schema
 from penult.collection.manifest import store_errors
 from penult.collection.reader import Reader
 from penult.collection.schema import Key
-from penult.data.items import Failure, path_of
+from penult.data.items import Failure
 from penult.data.regions import unpatched
+from penult.data.roots import Roots
 from penult.errors import PassingFault
 
 NAME = "failures"
@@ -167,11 +168,11 @@ class FailureLog:
         self._delete(found)
         return len(found)
 
-    def mend_folders(self) -> None:
+    def mend_folders(self, roots: Roots) -> None:
         """Notes folders that can be listed now, so that their failures go."""
         rows = self._table.to_arrow().select(list(schema.KEY)) if self._any else None
         for key in schema.keys(rows) if rows is not None else ():
-            if key not in self._met and _is_listed(key[0]):
+            if key not in self._met and _is_listed(roots.path_of(key[0])):
                 self._mended.add(key)
 
     def complete(self, run_id: str, items: Any) -> None:
@@ -241,9 +242,9 @@ def _failure(row: Row) -> Failure:
     return failure
 
 
-def _is_listed(id: str) -> bool:
+def _is_listed(folder: Path) -> bool:
     try:
-        with os.scandir(path_of(id)):
+        with os.scandir(folder):
             return True
     except (OSError, ValueError):
         return False

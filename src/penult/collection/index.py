@@ -185,7 +185,7 @@ def build(
             f"least {MIN_ROWS}"
         )
     with locked(path, "penult index", wait):
-        _drop(path)
+        drop_now(path)
         seconds = _create(path, count)
         try:
             raw = Space(RAW, reader.require_manifest().dim)
@@ -198,7 +198,7 @@ def build(
                 )
             spaces = tuple(_measured_in_spaces(reader, find, min_recall, sample))
         except BaseException:
-            _drop(path)
+            drop_now(path)
             raise
         made = now().isoformat("T", "seconds")
         index = Index(
@@ -217,7 +217,7 @@ def drop(reader: Reader, wait: bool = False) -> bool:
     if reader.manifest is None:
         raise CollectionError(f"there is no collection at {reader.path}")
     with locked(reader.path, "penult index --drop", wait):
-        return _drop(reader.path)
+        return drop_now(reader.path)
 
 
 def _create(path: Path, count: int) -> float:
@@ -234,7 +234,8 @@ def _create(path: Path, count: int) -> float:
     return time.perf_counter() - began
 
 
-def _drop(path: Path) -> bool:
+def drop_now(path: Path) -> bool:
+    """As `drop`, by the one who holds the lock."""
     with store_errors(path):
         (path / ABOUT).unlink(missing_ok=True)
         table = lance.open_table(path, lance.ITEMS)

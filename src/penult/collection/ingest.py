@@ -82,18 +82,20 @@ class CommitBatch:
     notes: dict[str, str] = field(default_factory=dict)  # by id, of items that have any
     seconds: float = 0.0  # of audio or video in the new rows
     size: int = 0  # bytes of the new rows, about
+    moved: dict[str, str] = field(default_factory=dict)  # former ids of files found again, with new
     former: Sequence[Key] = ()  # rows of annotations that their spans no longer have
 
     def __bool__(self) -> bool:
         return self != CommitBatch()
 
-    def batch(self, schema: pa.Schema) -> pa.RecordBatch:
-        """The rows as one record batch of the collection's schema."""
-        return pa.RecordBatch.from_arrays(
-            [_column([row.get(name) for row in self.rows], schema.field(name).type)
-             for name in schema.names],
-            schema=schema,
-        )  # fmt: skip
+
+def record_batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
+    """Rows as one record batch of the collection's schema."""
+    return pa.RecordBatch.from_arrays(
+        [_column([row.get(name) for row in rows], schema.field(name).type)
+         for name in schema.names],
+        schema=schema,
+    )  # fmt: skip
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -209,6 +211,7 @@ class Summing:
 
 
 Lookup = Callable[[Sequence[str]], Seen]
+FindMoved = Callable[[Item, str], str | None]  # of a new file by its hash: the id of a file gone
 Tick = Callable[[bool, float], None]
 
 CHUNK = 1000  # regions in one lookup in the store
@@ -308,12 +311,14 @@ def ingest(
     tick: Tick = lambda embedded, seconds: None,
     watch: Stopwatch | None = None,
     known: Callable[[], KnownFiles | None] = lambda: None,
+    find: FindMoved = lambda item, content: None,
 ) -> Iterator[CommitBatch]:
     """Embed the regions that the store lacks: plan, execute and assemble, in this process.
 
     tick: called for every region: whether it was embedded, and seconds of media. watch: collects
     the seconds of the run. known: gives the files that a walk through a folder may leave out, since
-    the store has them as they are. The last batch is given even if it is empty.
+    the store has them as they are. find: for files that were moved. The last batch is given even if
+    it is empty.
     """
     classifier = embedder.classifier
     if getattr(pairs, "once", False):
@@ -336,20 +341,24 @@ def ingest(
 
         describe = headers_in_workers(options.decoding)
         regions = apart(options.layout.of(given, classifier.input, describe, bound))
-        planned = apart(plan(regions, lookup, options))
+        planned = apart(plan(regions, lookup, options, find))
         results = execute(embedder, planned, options, watch)
         with closing(results):
             yield from given.then(assemble(classifier, results, options, tick, files))
 
 
 def plan(
-    regions: Iterable[Entry], lookup: Lookup, options: Options = Options()
+    regions: Iterable[Entry],
+    lookup: Lookup,
+    options: Options = Options(),
+    find: FindMoved = lambda item, content: None,
 ) -> Iterator[Entry | Note]:
     """Regions to embed, and in the places of all others a Failure or a Note on why not.
 
     A file whose size and time are unchanged is not read; one whose time is new is hashed, and
     embedded again only if the hash is new. Regions of one item come together, behind the item's
-    `ContentHash`, before its `ItemEnd`. Items that met a fault of the world before come last, since
+    `ContentHash`, before its `ItemEnd`. A new file with the content of one that is gone takes over
+    its rows. Items that met a fault of the world before come last, since
     they may take the whole time limit again. All of it can be pickled and executed elsewhere.
     """
     renamed: dict[str, str] = {}
@@ -372,7 +381,12 @@ def plan(
             if id in seen.doubtful and len(last) < CHUNK:
                 last.append((group, seen))
                 continue
-            yield from _plan_item(group, seen, options)
+            hashes: dict[str, str] = {}
+            if id not in there and (old := _moved_from(group, find, hashes)) is not None:
+                yield FileMoved(old, id)
+                yield from _plan_item(group, _under_id(lookup([old]), id), options, hashes)
+            else:
+                yield from _plan_item(group, seen, options, hashes)
         annotations.compare(seen)
     if last:
         yield OneByOne()
@@ -380,6 +394,28 @@ def plan(
         yield from _plan_item(faulty, known, options)
     if gone := annotations.former():
         yield FormerAnnotations(gone)
+
+
+def _moved_from(group: Sequence[Entry], find: FindMoved, hashes: dict[str, str]) -> str | None:
+    """The id that a new file had before it was moved. hashes: takes its own, by id."""
+    item = next((one[0] for one in group if isinstance(one, tuple)), None)
+    if item is None or item.size is None:
+        return None
+    try:
+        hashes[item.id] = _read_hash(item)
+    except ItemError:  # each region will say so
+        return None
+    return find(item, hashes[item.id])
+
+
+def _under_id(seen: Seen, id: str) -> Seen:
+    """What the store has of one item, under another id."""
+    return Seen(
+        {(id, region): known for (_, region), known in seen.rows.items()},
+        {(id, region): values for (_, region), values in seen.metadata.items()},
+        {(id, region): replace(one, id=id) for (_, region), one in seen.failures.items()},
+        [id for _ in seen.doubtful][:1],
+    )
 
 
 @dataclass(slots=True)
@@ -480,6 +516,14 @@ class ContentChanged(Note):
 
 
 @dataclass(frozen=True, slots=True)
+class FileMoved(Note):
+    """A file with rows under a former id, which is at another place now."""
+
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
 class KnownFailure(Note):
     """A region that failed in an earlier run, and is not tried again: its content is the same."""
 
@@ -549,13 +593,16 @@ class ItemEnd(Note):
     channels: tuple[int | None, ...] = ()
 
 
-def _plan_item(group: Sequence[Entry], seen: Seen, options: Options) -> Iterator[Planned]:
-    """All regions of one item; those that failed already stay in their places."""
+def _plan_item(
+    group: Sequence[Entry], seen: Seen, options: Options, hashes: dict[str, str] | None = None
+) -> Iterator[Planned]:
+    """All regions of one item; those that failed already stay in their places. hashes: of contents
+    that were read, by id."""
     regions = [entry for entry in group if not isinstance(entry, Failure)]
     if not regions:
         yield from group
         return
-    item, hashes = regions[0][0], dict[str, str]()
+    item, hashes = regions[0][0], {} if hashes is None else hashes
     if options.summary is not None and any(region.box for _, region in regions):
         group = sorted(group, key=_upper_edge)
         regions = [entry for entry in group if not isinstance(entry, Failure)]
@@ -684,6 +731,7 @@ class _RowAssembler:
             KnownFailure: self._add_known,
             ContentHash: self._begin,
             ContentChanged: self._change,
+            FileMoved: self._move,
             RegionUnchanged: self._skip,
             SpanAgain: self._add_again,
             FormerAnnotations: self._add_former,
@@ -711,6 +759,9 @@ class _RowAssembler:
 
     def _change(self, note: ContentChanged) -> None:
         self.batch.changed[note.id] = note.content
+
+    def _move(self, note: FileMoved) -> None:
+        self.batch.moved[note.old] = note.new
 
     def _skip(self, note: RegionUnchanged) -> None:
         self.batch.skipped += 1

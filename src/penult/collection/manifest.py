@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from penult.collection.journal import refuse_links
 from penult.data import documents
 from penult.data.files import file_aside
+from penult.data.roots import Root
 from penult.embedding.fingerprint import (
     Behaviour,
     Comparison,
@@ -33,7 +34,7 @@ from penult.errors import (
 )
 from penult.models.base import digest, distinct
 
-FORMAT = 1
+FORMAT = 2  # the newest; of collections without roots it is 1, which version 0.1.0 reads
 MANIFEST = "collection.json"
 LOCK = "writer.lock"
 HOLDER = "writer.json"
@@ -48,7 +49,8 @@ class Manifest:
 
     `fingerprint` maps each field to its value; `model` is what opens the embedder again (spec,
     revision, tap, pooling …), with `code`, hashes of the user's own files, and `behaviour`, what it
-    gives for made-up items; `engine` and `precision` are those of the first run.
+    gives for made-up items; `engine` and `precision` are those of the first run. `roots` are what
+    ids begin with, by name, see `penult.data.roots`; None: ids are absolute paths.
     """
 
     fingerprint: Mapping[str, str]
@@ -61,7 +63,8 @@ class Manifest:
     engine: str = ""
     precision: str = ""
     created: str = ""
-    format: int = FORMAT
+    format: int = 1
+    roots: Mapping[str, Root] | None = None
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
@@ -256,8 +259,11 @@ def mark(path: Path) -> Mark | None:
 
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:
     """Writes the manifest of a new collection in one step; gives it with its date."""
-    manifest = replace(manifest, created=manifest.created or now().isoformat(timespec="seconds"))
+    created = manifest.created or now().isoformat(timespec="seconds")
+    manifest = replace(manifest, created=created, format=1 if manifest.roots is None else FORMAT)
     document = json.loads(json.dumps(asdict(manifest)))
+    if manifest.roots is None:
+        del document["roots"]
     document["model"][HASH] = digest(document)
     write_aside(path / MANIFEST, json.dumps(document, ensure_ascii=False, indent=1))
     return manifest

@@ -157,7 +157,7 @@ def _measure(
     rows = _sampled(reader, sample)
     did.sampled = len(rows)
     for row in rows:
-        if (entry := entry_of(row, embedder)) is None:
+        if (entry := entry_of(row, embedder, reader.roots)) is None:
             did.left_out += 1
         else:
             picked[entry[0].id, entry[1].key] = row, entry

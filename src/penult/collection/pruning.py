@@ -5,8 +5,7 @@ removal of their rows.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy.typing as npt
 
 from penult.collection import failures, schema
 from penult.collection.reader import Reader
-from penult.data.items import path_of, utf8
+from penult.data.items import TEXT_ROW, utf8
+from penult.data.roots import Roots
 from penult.data.tables import PATH
 
 FEW = 5  # items, or annotations, whose rows are removed whatever their share is
@@ -85,7 +85,7 @@ def losses(reader: Reader, given: Sequence[str]) -> Losses:
     asked = _filter_of(reader, given)
     if not asked:
         return Losses()
-    found, presence, last, state = Losses(), _Presence(), None, _THERE
+    found, presence, last, state = Losses(), _Presence(reader.roots), None, _THERE
     states: dict[str, str] = {}  # of those that are not there
     hashes: list[npt.NDArray[np.int64]] = []
     for ids, sizes, paths in _scan(reader, asked):
@@ -125,33 +125,39 @@ def _scan(reader: Reader, asked: str) -> Iterator[tuple[list[str], list[int | No
 
 def _failed(reader: Reader, given: Sequence[str]) -> list[str]:
     """The ids of files that failed, of these sources."""
-    folders = tuple(utf8(folder.rstrip("/") + "/") for folder in given if Path(folder).is_dir())
-    runs = set(runs_of(reader, set(given)))
+    folders = tuple(_beginnings(reader, given))
+    runs = set(runs_of(reader, given))
     return [
         row["id"]
         for row in reader.side_table(failures.NAME).to_pylist()
         if (row["id"].startswith(folders) or row["run_id"] in runs)
-        and not (row["size"] is None and re.fullmatch(r"/.*:\d+", row["id"], re.DOTALL))  # a text
+        and not (row["size"] is None and TEXT_ROW.fullmatch(row["id"]))  # a text
     ]
 
 
 def _filter_of(reader: Reader, given: Sequence[str]) -> str:
     """A filter for the rows that a run over these folders and tables is about."""
-    folders = [path for path in given if Path(path).is_dir()]
-    conditions = [
-        f"starts_with(id, {schema.quoted([folder.rstrip('/') + '/'])})" for folder in folders
-    ]
-    if runs := list(runs_of(reader, set(given))):
+    begins = _beginnings(reader, given)
+    conditions = [f"starts_with(id, {schema.quoted([one])})" for one in begins]
+    if runs := list(runs_of(reader, given)):
         conditions.append(f"run_id IN ({schema.quoted(runs)})")
     return " OR ".join(conditions)
 
 
-def runs_of(reader: Reader, given: set[str]) -> Iterator[str]:
-    """The runs over some of these folders and tables, and over nothing else."""
-    given = {utf8(one) for one in given}
+def _beginnings(reader: Reader, given: Sequence[str]) -> list[str]:
+    """What the ids of files in these folders begin with."""
+    roots = reader.roots
+    found = (roots.prefixes_in(Path(one)) for one in given if Path(one).is_dir())
+    return list(dict.fromkeys(one for prefixes in found for one in prefixes))
+
+
+def runs_of(reader: Reader, given: Iterable[str]) -> Iterator[str]:
+    """The runs over some of these folders and tables (absolute), and over nothing else."""
+    asked, roots = {utf8(one) for one in given}, reader.roots
+    asked |= {roots.id_of(Path(one)) for one in given}
     for run in reader.side_table("runs").to_pylist():
         sources = schema.run_info(reader.path, run["info"]).sources
-        if sources and given.issuperset(sources):
+        if sources and asked.issuperset(sources):
             yield run["run_id"]
 
 
@@ -161,15 +167,16 @@ _THERE, _GONE, _UNREACHABLE = "there", "gone", "unreachable"
 class _Presence:
     """Whether files are there. A folder is looked at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, roots: Roots) -> None:
+        self._roots = roots
         self._folders: dict[Path, str] = {}  # what a file is that is not in it
 
-    def of(self, path: str) -> str:
+    def of(self, id: str) -> str:
+        file = self._roots.path_of(id)
         with suppress(OSError, ValueError):
-            if path.startswith(os.sep):
-                os.stat(path)  # noqa: PTH116 (of many files, most of which are there)
+            if file.is_absolute():
+                os.stat(file)  # noqa: PTH116 (of many files, most of which are there)
                 return _THERE
-        file = path_of(path)
         if not file.is_absolute():
             return _THERE  # a text, an array, or bytes
         try:

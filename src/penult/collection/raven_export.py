@@ -12,7 +12,6 @@ from penult.collection import schema
 from penult.collection.manifest import Manifest
 from penult.collection.reader import Reader
 from penult.data.formulas import Cells
-from penult.data.items import path_of
 from penult.data.tables import PATH
 from penult.errors import UsageError
 
@@ -41,7 +40,7 @@ def raven_writer(reader: Reader, cells: Cells) -> Write:
             raise UsageError(f"a selection table has seconds, which {modality} has not; use .csv")
         rows = [row for batch in batches for row in batch.to_pylist() if row["kind"] != "summary"]
         metadata = [n for n in schema.metadata_of(columns) if n not in (*_OWN, PATH)]
-        original = _original_names(reader)
+        original, roots = _original_names(reader), reader.roots
         header = [*_OWN, "Channel", *_PLACE, *(original.get(n, n) for n in metadata), *_FILE]
         with paths[0].open("w", encoding="utf-8", newline="") as file:
             file.write("\t".join(_cell(cells(name)) for name in header) + "\n")
@@ -49,7 +48,7 @@ def raven_writer(reader: Reader, cells: Cells) -> Write:
                 own = row.get("Selection") or number, row.get("View") or "Spectrogram 1"
                 channel = 0 if row["channel"] is None else row["channel"] + 1
                 start = row["start"] or 0.0
-                path = cells.path(row.get(PATH) or str(path_of(row["id"])))
+                path = cells.path(str(roots.path_of(row.get(PATH) or row["id"])))
                 values = [*own, channel, start, row["end"], *(cells(row[n]) for n in metadata)]
                 file.write("\t".join(map(_cell, [*values, path, start])) + "\n")
         return len(rows)

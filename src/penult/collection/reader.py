@@ -4,7 +4,6 @@ model; rows are committed by `writer.py` only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -21,7 +20,9 @@ import pyarrow.compute as pc
 from penult.collection import lance, manifest, repair, schema
 from penult.collection.journal import Journal
 from penult.collection.manifest import Clock, Manifest, Mark, store_errors
+from penult.collection.renaming import DERIVED, derived_id, packed
 from penult.collection.schema import KEY
+from penult.data.roots import Roots
 from penult.errors import CollectionError
 
 MARKS = ("yes", "no", "unsure")
@@ -35,6 +36,7 @@ class Reader:
         self.path = Path(path)
         self._manifest: tuple[Mark, Manifest] | None = None
         self._table: tuple[Mark, Any] | None = None  # the rows, opened for searches
+        self._roots: tuple[Mark, Roots] | None = None
         self._journal = Journal(self.path)
         self._newest: dict[str, tuple[int, Any]] = {}  # version of a side table, its newest `when`
         self._appending = threading.Lock()
@@ -47,6 +49,16 @@ class Reader:
         """The properties that all vectors share; None while the collection does not exist."""
         current = self._current()
         return None if current is None else current[1]
+
+    @property
+    def roots(self) -> Roots:
+        """What ids begin with; none where they are absolute paths."""
+        if (current := self._current()) is None:
+            return Roots()
+        mark, found = current
+        if self._roots is None or self._roots[0] != mark:
+            self._roots = mark, Roots(found.roots or {}, self.path)
+        return self._roots[1]
 
     @property
     def schema(self) -> pa.Schema:
@@ -259,9 +271,6 @@ def append_labels(reader: Reader, records: Sequence[Mapping[str, Any]]) -> None:
     reader.append("labels", records)
 
 
-_IDS = {"clusters": "clusters_id", "maps": "map_id"}
-
-
 @dataclass(frozen=True, slots=True)
 class Derived:
     """Per-row values stored under a name. about: how they were computed. table: `id`, `region`,
@@ -283,14 +292,9 @@ def keep_derived(
     """
     if not name.strip():
         raise CollectionError(f"{kind} are kept under a name that is not empty")
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_stream(sink, table.schema, options=options) as stream:
-        stream.write_table(table)
-    data = sink.getvalue().to_pybytes()
-    text = json.dumps(about, ensure_ascii=False)
-    id = hashlib.sha256(text.encode() + data).hexdigest()[:16]
-    reader.append(kind, [{_IDS[kind]: id, "name": name, "about": text, "data": data}])
+    data, text = packed(table), json.dumps(about, ensure_ascii=False)
+    id = derived_id(text, data)
+    reader.append(kind, [{DERIVED[kind]: id, "name": name, "about": text, "data": data}])
     return id
 
 
@@ -299,7 +303,7 @@ def read_derived(reader: Reader, kind: str, name: str | None = None) -> Derived 
     table = lance.open_table(reader.path, kind) if reader.manifest is not None else None
     if table is None:
         return None
-    column = _IDS[kind]
+    column = DERIVED[kind]
     with store_errors(reader.path):
         query = table.search().select([column, "name", "when"]).limit(None)
         if name is not None:

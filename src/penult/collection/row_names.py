@@ -49,12 +49,14 @@ def row_of_name(reader: Reader | None, name: str) -> Key | None:
     region = Region.of_key(key)
     if reader is not None and (manifest := reader.manifest) is not None:
         text = manifest.model.get("modality") == "text"
-        where = f"id IN ({schema.quoted([id, str(path)])})"
+        where = f"id IN ({schema.quoted(reader.roots.ids_of(id))})"
         batches = reader.scan(["id", "region", "channel", "start", "end"], where)
         rows = [row for batch in batches for row in batch.to_pylist()]
         exact = [row for row in rows if row["region"] == key]
         for row in exact or [row for row in rows if _is_printed_so(row, region)]:
             return row["id"], row["region"]
+        if not path.is_file():
+            path = reader.roots.path_of(id)
     return (str(path), key) if path.is_file() and not text else None
 
 

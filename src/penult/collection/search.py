@@ -26,6 +26,7 @@ from penult.collection.schema import COLUMNS
 from penult.data import text
 from penult.data.files import user_path
 from penult.data.regions import WHOLE, Region, span_of
+from penult.data.tables import PATH
 from penult.data.windows import Layout
 from penult.data.workers import prepare_worker
 from penult.errors import CollectionError, FingerprintMismatch, ItemError, UsageError
@@ -424,6 +425,8 @@ def query_vectors(
         region = Region.of_key(row[1])
         part = QueryPart(replace(region, channel=None), region.channel)
         query, rows = row[0], own.chosen(region.channel, None)
+    if text.bare(query) is None or manifest.model.get("modality") != "text":
+        query = _as_path(reader, query)
     stored = _stored(reader, query, part, rows)
     if stored is None:
         modality = str(manifest.model.get("modality"))
@@ -450,14 +453,22 @@ def query_vectors(
     return replace(stored, notes=notes)
 
 
+def _as_path(reader: Reader, query: str) -> str:
+    """A file's path, of an id that is no path from here."""
+    if not user_path(query).exists() and reader.roots.root_of(query) is not None:
+        return str(reader.roots.path_of(query))
+    return query
+
+
 def _stored(reader: Reader, query: str, part: QueryPart, rows: RowLayout) -> QueryVectors | None:
     """The vectors of the rows of an item, of its file as it is now; None where there are none."""
-    path, window = user_path(query).absolute(), rows.layout.window
+    window = rows.layout.window
     long = part.region.end is None or part.region.end - (part.region.start or 0.0) > (window or inf)
     if part.layout is not None or (part.region.start is not None and window and long):
         return None  # it is cut into other parts than rows
     names = ["id", "region", "kind", "channel", "size", "mtime_ns", "vector"]
-    for id in (query, str(path)):
+    own = [PATH] if PATH in reader.columns else []
+    for id in reader.roots.ids_of(query):
         where = f"id = {schema.quoted([id])} AND kind != 'summary'"
         if part.region != WHOLE:
             key = part.region.key
@@ -465,11 +476,12 @@ def _stored(reader: Reader, query: str, part: QueryPart, rows: RowLayout) -> Que
             if part.region.box is None:
                 same += f" OR ends_with(region, {schema.quoted([f':{key}'])})"
             where += f" AND ({same})"
-        table, vectors = reader.vectors(where, names[:-1])
+        table, vectors = reader.vectors(where, [*names[:-1], *own])
         found = [*zip(table.to_pylist(), vectors, strict=True)]
         if not found:
             continue
-        file, first = Path(id), found[0][0]
+        first = found[0][0]
+        file = reader.roots.path_of(first.get(PATH) or id)
         if first["size"] is not None and file.is_file():
             status = file.stat()
             if (status.st_size, status.st_mtime_ns) != (first["size"], first["mtime_ns"]):

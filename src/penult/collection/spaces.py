@@ -110,6 +110,12 @@ def stored(reader: Reader, name: str) -> Space | None:
         return Space(RAW, manifest.dim)
     if (row := _newest(reader, name)) is None:
         return None
+    if gone := json.loads(row["about"] or "{}").get("forgotten"):
+        log.warning(
+            "the space %s of %s was fitted when %d rows were there that are forgotten by now; "
+            "Collection.fit_space(%r, %r) fits it anew",
+            *(name, reader.path, gone, json.loads(row["about"]).get("recipe"), name),
+        )
     space = Space.from_bytes(row["data"])
     if space.id != row["space_id"]:
         raise SpaceError(

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -21,10 +21,13 @@ from penult.collection import lance, schema
 from penult.collection.ingest import Options
 from penult.collection.manifest import Manifest, check_same, fingerprint_in, locked, store_errors
 from penult.collection.reader import Reader
+from penult.collection.relocation import align
+from penult.collection.renaming import Renaming
 from penult.collection.schema import Key
 from penult.collection.writer import Writer, writing
-from penult.data.items import Entry, Failure, Item, file_item, path_of, text_item
+from penult.data.items import Entry, Failure, Item, file_item, text_item
 from penult.data.regions import PATCH, Region, unpatched
+from penult.data.roots import Roots
 from penult.data.sources import Source
 from penult.data.tables import PATH
 from penult.data.windows import Layout
@@ -35,9 +38,11 @@ log = logging.getLogger(__name__)
 _SIDE_ROWS = 1000
 
 
-def append_missing(source: Path, target: Path, name: str, by: str) -> int:
+def append_missing(
+    source: Path, target: Path, name: str, by: str, renaming: Renaming = Renaming()
+) -> int:
     """Appends the rows of a side table that the target's does not have, all columns alike; gives
-    how many. by: the column to look them up with."""
+    how many. by: the column to look them up with. renaming: from ids there to ids here."""
     theirs = lance.open_table(source, name)
     if theirs is None:
         return 0
@@ -47,7 +52,7 @@ def append_missing(source: Path, target: Path, name: str, by: str) -> int:
     with store_errors(source):
         batches = theirs.search().select(columns.names).limit(None).to_batches(_SIDE_ROWS)
     for batch in batches:
-        table = pa.Table.from_batches([batch]).cast(columns)
+        table = renaming.of_columns(pa.Table.from_batches([batch]).cast(columns))
         there = {_whole(row) for row in having(ours, target, by, table[by].to_pylist())}
         fresh = {_whole(row): row for row in table.to_pylist()}
         missing = [row for whole, row in fresh.items() if whole not in there]
@@ -84,7 +89,8 @@ Rank = tuple[Any, ...]
 
 @dataclass(slots=True)
 class MergeSummary:
-    """What a merge did: rows that are new, that replaced an older one, that were there already."""
+    """What a merge did: rows that are new, that replaced an older one, that were there already.
+    told: roots that were taken for one, or have another name."""
 
     new: int = 0
     replaced: int = 0
@@ -93,8 +99,9 @@ class MergeSummary:
     labels: int = 0
     spaces: int = 0
     runs: int = 0
+    told: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """For a JSON document."""
         return asdict(self)
 
@@ -111,6 +118,8 @@ def merge(sources: Sequence[Reader], into: Reader, *, wait: bool = False) -> Mer
         CollectionLocked: one of them is being written.
     """
     manifest = _one_manifest(sources, into)
+    if into.manifest is None and manifest.roots is not None:
+        manifest = replace(manifest, roots={})  # those of the sources follow
     did = MergeSummary()
     with contextlib.ExitStack() as held:
         for source in sources:
@@ -120,19 +129,30 @@ def merge(sources: Sequence[Reader], into: Reader, *, wait: bool = False) -> Mer
         writer = held.enter_context(writing(into.path, manifest, None, {"merged": about}, wait))
         lance.add_metadata(writer.table, _common_metadata(sources), into.path)
         started: dict[str, Rank] = {}
-        for source in sources:
-            did.runs += _take_runs(source, into)
+        renamings = [_taken_roots(source, into, writer, did) for source in sources]
+        for source, renaming in zip(sources, renamings, strict=True):
+            did.runs += _take_runs(source, into, renaming)
         for run in into.side_table("runs").to_pylist():
             started[run["run_id"]] = (run["started"], run["run_id"])
-        for source in sources:
-            _RowMerge(source, writer, started, did).take()
-        for source in sources:
-            did.failures += _take_failures(source, writer)
-            did.labels += append_missing(source.path, into.path, "labels", by="id")
+        for source, renaming in zip(sources, renamings, strict=True):
+            _RowMerge(source, writer, started, did, renaming).take()
+        for source, renaming in zip(sources, renamings, strict=True):
+            did.failures += _take_failures(source, writer, renaming)
+            did.labels += append_missing(source.path, into.path, "labels", "id", renaming)
             did.spaces += append_missing(source.path, into.path, "spaces", by="space_id")
         counts = {"done": did.new, "replaced": did.replaced, "skipped": did.there}
         writer.finish("done", counts)
     return did
+
+
+def _taken_roots(source: Reader, into: Reader, writer: Writer, did: MergeSummary) -> Renaming:
+    """Takes the roots of a source; gives the way from its ids to those here."""
+    found = align(source, into.roots)
+    roots = found.roots.settled
+    if into.require_manifest().roots is not None and roots != into.require_manifest().roots:
+        writer.rename(Renaming(found.own, roots=roots))
+    did.told += found.told
+    return found.renaming
 
 
 def _one_manifest(sources: Sequence[Reader], into: Reader) -> Manifest:
@@ -158,6 +178,12 @@ def _one_manifest(sources: Sequence[Reader], into: Reader) -> Manifest:
         for note in found.notes:
             log.warning("%s and %s: %s", other, path, note)
         check_same(path, ours, replace(theirs, fingerprint=ours.fingerprint))
+        if (ours.roots is None) != (theirs.roots is None):
+            one = path if ours.roots is None else other
+            raise UsageError(
+                f"ids of {one} are absolute paths, and those of the other one begin with roots: "
+                f"penult migrate {one} --root DIR brings them to roots"
+            )
     return ours
 
 
@@ -180,12 +206,13 @@ def _common_metadata(sources: Sequence[Reader]) -> dict[str, pa.DataType]:
     return found
 
 
-def _take_runs(source: Reader, into: Reader) -> int:
+def _take_runs(source: Reader, into: Reader, renaming: Renaming) -> int:
     ours = set(into.side_table("runs")["run_id"].to_pylist())
     theirs = [run for run in source.side_table("runs").to_pylist() if run["run_id"] not in ours]
     for run in theirs:
         if run["status"] == "running":  # we hold its lock
             run["status"] = "killed"
+        run["info"] = renaming.of_info(run["info"])
     if theirs:
         table = lance.create_table(into.path, "runs", lance.SIDE["runs"])
         with store_errors(into.path):
@@ -197,8 +224,14 @@ class _RowMerge:
     """Takes the rows of one source."""
 
     def __init__(
-        self, source: Reader, writer: Writer, started: Mapping[str, Rank], did: MergeSummary
+        self,
+        source: Reader,
+        writer: Writer,
+        started: Mapping[str, Rank],
+        did: MergeSummary,
+        renaming: Renaming,
     ) -> None:
+        self._renaming = renaming
         self._source, self._writer, self._started, self._did = source, writer, started, did
         self._scalars = [
             n for n in schema.scalar_columns(writer.table.schema) if n in source.columns
@@ -207,7 +240,8 @@ class _RowMerge:
 
     def take(self) -> None:
         """Batch by batch; each is a commit."""
-        for batch in self._source.scan(batch_size=_MERGE_ROWS):
+        for rows in self._source.scan(batch_size=_MERGE_ROWS):
+            batch = self._renaming.of_columns(rows)
             stored = self._stored(batch.column("id").to_pylist())
             if stored:
                 batch = self._winning(batch, stored)
@@ -266,9 +300,10 @@ class _RowMerge:
         if not differ:
             return set()
         newest: dict[str, Rank] = {}
-        where = f"id IN ({schema.quoted(differ)})"
+        there = {self._renaming.reversed(id) for id in differ} | set(differ)
+        where = f"id IN ({schema.quoted(sorted(there))})"
         for batch in self._source.scan(["id", "run_id"], where):
-            for row in batch.to_pylist():
+            for row in self._renaming.of_columns(batch).to_pylist():
                 rank = self._started.get(row["run_id"], ())
                 newest[row["id"]] = max(newest.get(row["id"], ()), rank)
         ours = {
@@ -297,10 +332,10 @@ class _RowMerge:
         return {name: other[name] for name in names}
 
 
-def _take_failures(source: Reader, writer: Writer) -> int:
+def _take_failures(source: Reader, writer: Writer, renaming: Renaming) -> int:
     """Failures of what has no row; of two for one region the newer."""
     taken = 0
-    for failures in _in_parts(source.side_table("failures").to_pylist()):
+    for failures in _in_parts(renaming.of_columns(source.side_table("failures")).to_pylist()):
         ids = [row["id"] for row in failures]
         there = {(row["id"], row["region"]) for row in writer.rows_of(ids, list(schema.KEY))}
         items = {id for id, _ in there}
@@ -342,9 +377,24 @@ def source_from_collection(
             f"items and their regions are taken from {old.path}: give no paths, no channel, "
             "no windows and no tiles with it"
         )
-    summary, items = options.summary or summary_of(old), _Items(old, modality)
+    summary, items = options.summary or summary_of(old), _Items(old, modality, _renaming(old, new))
     asked = replace(options, summary=summary, summarised=items.had_summary)  # type: ignore[arg-type]
     return items.source(), asked
+
+
+def _renaming(old: Reader, new: Reader) -> Renaming:
+    """From the ids of a collection to those of the one that its items are for."""
+    theirs = new.manifest
+    if theirs is None or not new.count_rows():
+        return Renaming()
+    ours = old.require_manifest()
+    if (ours.roots is None) != (theirs.roots is None):
+        one = old.path if ours.roots is None else new.path
+        raise UsageError(
+            f"ids of {one} are absolute paths, and those of the other one begin with roots: "
+            f"penult migrate {one} --root DIR brings them to roots"
+        )
+    return align(old, new.roots).renaming
 
 
 class _Items:
@@ -354,7 +404,8 @@ class _Items:
     when it is read.
     """
 
-    def __init__(self, old: Reader, modality: str) -> None:
+    def __init__(self, old: Reader, modality: str, renaming: Renaming) -> None:
+        self._renaming = renaming
         had = old.manifest.model.get("modality") if old.manifest else None
         if had not in (None, modality):
             raise UsageError(f"{old.path} holds {had} items, and this model takes {modality}")
@@ -380,13 +431,23 @@ class _Items:
             given: set[str] = set()
             for row in sorted(group, key=lambda row: row["start"] or 0.0):
                 if row["kind"] == "summary":
-                    self._summed.add(id)
+                    self._summed.add(self._renaming(id))
                     continue
                 # Patches are made by the other model's preprocessing, of a region that is given.
                 row["region"] = unpatched(row["region"])
                 if row["region"] not in given:
                     given.add(row["region"])
-                    yield _entry(row, list(self._metadata), self._modality)
+                    entry = _entry(row, list(self._metadata), self._modality, self._old.roots)
+                    yield self._under_new_id(entry)
+
+    def _under_new_id(self, entry: Entry) -> Entry:
+        if isinstance(entry, Failure):
+            return replace(entry, id=self._renaming(entry.id))
+        item, region = entry
+        metadata = dict(item.metadata)
+        if isinstance(path := metadata.get(PATH), str):
+            metadata[PATH] = self._renaming(path)
+        return replace(item, id=self._renaming(item.id), metadata=metadata), region
 
 
 def summary_of(old: Reader) -> str | None:
@@ -406,20 +467,20 @@ def summary_of(old: Reader) -> str | None:
     return str(ways[0])
 
 
-def _entry(row: dict[str, Any], metadata: list[str], modality: str) -> Entry:
-    item = item_of_row(row, {name: row[name] for name in metadata}, modality)
+def _entry(row: dict[str, Any], metadata: list[str], modality: str, roots: Roots) -> Entry:
+    item = item_of_row(row, {name: row[name] for name in metadata}, modality, roots)
     if isinstance(item, Failure):
         return item
     kind = None if row["kind"] == PATCH else row["kind"]
     return item, Region.of_key(row["region"], kind)
 
 
-def item_of_row(row: Row, metadata: dict[str, Any], modality: str) -> Item | Failure:
+def item_of_row(row: Row, metadata: dict[str, Any], modality: str, roots: Roots) -> Item | Failure:
     """The item of a row, with these values of its metadata; a Failure where it has no file."""
     id = row["id"]
     if modality == _TEXT and isinstance(metadata.get(_TEXT), str):
         return text_item(metadata[_TEXT], id, metadata)
-    path = path_of(metadata.get(PATH) or id)
+    path = roots.path_of(metadata.get(PATH) or id)
     if path.is_absolute():
         return file_item(path, id, metadata)
     what = "was an array or bytes" if id.startswith("sha256:") else "has no path"

@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from penult.collection import failures as failure_log
 from penult.collection import journal, lance, repair, schema
 from penult.collection.failures import FailureLog, Recorded
+from penult.collection.forgetting import complete
 from penult.collection.journal import Flusher
 from penult.collection.manifest import (
     Clock,
@@ -34,6 +36,7 @@ from penult.collection.manifest import (
     store_errors,
     write_manifest,
 )
+from penult.collection.renaming import Renamed, Renaming, rename
 from penult.collection.schema import Key, Known
 from penult.data.items import Failure, utf8
 from penult.errors import CollectionError, StoreError
@@ -268,6 +271,18 @@ class Writer:
             self._flusher.request()
         return int(before - self._items.count_rows())
 
+    def rename(self, renaming: Renaming) -> Renamed:
+        """Gives items other ids, see `penult.collection.renaming`: rows, marks, failures and what
+        was computed of them."""
+        self._flusher.sync()
+        tables = {
+            lance.ITEMS: self._items, failure_log.NAME: self._failures.table, "runs": self._runs
+        }  # fmt: skip
+        did = rename(self._path, renaming, tables, self._flusher.sync)
+        self._seen.clear()
+        self._ids = None
+        return did
+
     def fail(
         self, failures: Iterable[Failure], tried: bool = True, limits: str | None = None
     ) -> Recorded:
@@ -406,6 +421,7 @@ def writing(
         path.mkdir(parents=True, exist_ok=True)
     with locked(path, str(run["command"]), wait), flushing(path) as flusher:
         repair.step_back(path)
+        complete(path)
         items = _items(path, manifest, metadata or {})
         sides = {name: lance.side_table(path, name) for name in lance.SIDE}
         run_id = f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"

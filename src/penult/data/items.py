@@ -143,9 +143,12 @@ def row_id(table: Path, line: int) -> str:
     return f"{as_id(table)}:{line}"
 
 
+TEXT_ROW = re.compile(r"(?:/|[^/:]+/).*:\d+", re.DOTALL)  # the id of a text in a table
+
+
 def former_id(item: Item) -> str | None:
     """The id that a text of a table had in 0.1.0, of its words; None for other items."""
-    if isinstance(item.content, str) and re.fullmatch(r"/.*:\d+", item.id, re.DOTALL):
+    if isinstance(item.content, str) and TEXT_ROW.fullmatch(item.id):
         return text_item(item.content).id
     return None
 

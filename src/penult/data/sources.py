@@ -54,6 +54,7 @@ from penult.data.items import (
 )
 from penult.data.objects import ACCEPTED, is_one, item_of
 from penult.data.regions import WHOLE
+from penult.data.roots import Roots
 from penult.data.standard_input import listed_paths, piped_item
 from penult.data.tables import PATH, RESERVED, Table, columns_of, open_table
 from penult.data.workers import headers
@@ -89,7 +90,8 @@ class Source:
     folders in which only the recordings of annotations are looked for; `paths` are the other
     folders, tables and files, absolute. `notes` say what is unusual about tables, in words.
     `once`: it reads an iterator of the caller's, which may belong to the caller's thread. `folder`:
-    it is all files of this one with these extensions. `channel`: the one that was chosen.
+    it is all files of this one with these extensions. `channel`: the one that was chosen. `roots`:
+    what ids begin with, in place of absolute paths.
     """
 
     start: Callable[[], Iterator[Entry]]
@@ -103,6 +105,7 @@ class Source:
     once: bool = False
     folder: tuple[Path, frozenset[str]] | None = None
     channel: int | Literal["each"] | None = None
+    roots: Roots | None = None
 
     def beyond(self, known: KnownFiles) -> Source:
         """The source without files that are known as they are; of one folder only."""
@@ -122,7 +125,8 @@ class Source:
         return self.total
 
     def __iter__(self) -> Iterator[Entry]:
-        return map(_bounded, self.start())
+        entries = self.start()
+        return map(_bounded, map(self.roots.entry, entries) if self.roots else entries)
 
 
 LONGEST_ID = 32_768  # characters; no system has a longer path

@@ -44,7 +44,7 @@ from penult.fewshot.labelling import (
 from penult.fewshot.predictions import ClassPrediction, Location, former
 from penult.fewshot.query import Query
 from penult.fewshot.state import ClassSpaceState
-from penult.fewshot.vectors import VectorSource, example_parts, pairs_of
+from penult.fewshot.vectors import VectorSource, example_parts, pairs_of, roots_of
 from penult.fewshot.versions import CollectionStore, FileStore, Ledger
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class ClassSpace:
             LabelsError: an unknown mark, or nothing given.
         """
         check_every(new_name(name), checked_mark(mark))  # before an item is opened
-        pairs = pairs_of(items, self.source.modality)
+        pairs = pairs_of(items, self.source.modality, roots_of(self.source))
         found = self.source.vectors_of(example_parts(self.source, pairs, layout, channel))
         if not found:
             raise LabelsError(f"no example of class {name!r}; give files, rows or arrays")
@@ -290,7 +290,7 @@ class ClassSpace:
         min_probability: of an assigned class; with several at once it takes the place of their
         thresholds.
         """
-        pairs = pairs_of(items, self.source.modality)
+        pairs = pairs_of(items, self.source.modality, roots_of(self.source))
         predictions = []
         layout = None
         if window is not None or hop is not None:

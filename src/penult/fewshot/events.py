@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from penult.data.formulas import Cells
+from penult.data.roots import Roots
 from penult.errors import UsageError
 
 RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Begin Path",
@@ -106,9 +107,10 @@ def csv_lines(
         text.truncate()
 
 
-def to_csv(events: Sequence[Event], cells: Cells | None = None) -> str:
-    """One line for each event, with its metadata."""
+def to_csv(events: Sequence[Event], cells: Cells | None = None, roots: Roots = Roots()) -> str:
+    """One line for each event, with its metadata. roots: what the ids begin with."""
     names = list(dict.fromkeys(name for event in events for name in event.metadata))
+    events = [replace(event, id=roots.shown(event.id)) for event in events]
     rows = ([*_cells(event), *(event.metadata.get(name) for name in names)] for event in events)
     return "".join(csv_lines(with_metadata(COLUMNS, names), rows, cells))
 
@@ -124,9 +126,9 @@ def _cells(e: Event) -> list[Any]:
     return [e.id, *times, e.label, _share(e.probability), similarity, e.windows]
 
 
-def to_raven(events: Sequence[Event], cells: Cells | None = None) -> str:
+def to_raven(events: Sequence[Event], cells: Cells | None = None, roots: Roots = Roots()) -> str:
     """A Raven selection table. Recordings are distinguished by path and offset; times count from
-    the beginning of each.
+    the beginning of each. roots: what the ids begin with.
 
     Raises:
         UsageError: an event without seconds, or a path that the format cannot hold.
@@ -140,9 +142,10 @@ def to_raven(events: Sequence[Event], cells: Cells | None = None) -> str:
             raise UsageError(
                 f"a Raven table needs seconds, and {e.id} has none; write .csv instead"
             )
+        path = written.path(roots.shown(e.id))
         values = dict(zip(RAVEN, (
             str(number), VIEW, "0" if e.channel is None else str(e.channel + 1),
-            _seconds(e.start), _seconds(e.end), written.path(e.id), written(PurePath(e.id).name),
+            _seconds(e.start), _seconds(e.end), path, written(PurePath(e.id).name),
             _seconds(e.start), written(e.label), f"{e.probability:.6g}"), strict=True))  # fmt: skip
         line = [values[name] for name in header]
         if bad := next((c for c in line if any(sign in c for sign in "\t\r\n")), None):

@@ -16,6 +16,7 @@ from penult.collection.schema import Key
 from penult.data.formulas import Cells
 from penult.data.items import utf8
 from penult.data.regions import Region
+from penult.data.roots import Roots
 from penult.errors import LabelsError, RegionError
 from penult.fewshot.events import csv_lines
 from penult.fewshot.scorers import IMPLIED, NO, OPEN, YES, Targets, groups_of, medoid
@@ -220,10 +221,10 @@ class Examples:
                 row[k] = value.get(mark, OPEN)
         return table
 
-    def to_csv(self, cells: Cells | None = None) -> str:
-        """One line for each mark: path, region, class, mark."""
+    def to_csv(self, cells: Cells | None = None, roots: Roots = Roots()) -> str:
+        """One line for each mark: path, region, class, mark. roots: what ids begin with."""
         rows = (
-            (*key, name, mark)
+            (roots.shown(key[0]), key[1], name, mark)
             for key, one in zip(self.keys, self.marks, strict=True)
             for name, mark in one.items()
         )

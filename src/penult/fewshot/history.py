@@ -17,7 +17,7 @@ from penult.fewshot.fitted import FittedClasses
 from penult.fewshot.predictions import ClassPrediction
 from penult.fewshot.query import Query
 from penult.fewshot.state import BACKGROUND, ClassSpaceState
-from penult.fewshot.vectors import VectorSource, pairs_of
+from penult.fewshot.vectors import VectorSource, pairs_of, roots_of
 from penult.fewshot.versions import TaughtVersion
 
 
@@ -87,7 +87,7 @@ class History:
             source.check(fingerprint_in(manifest), str(items.path))
             rows = marks.sample(items, BACKGROUND, examples.keys)
         else:
-            found = source.vectors_of(pairs_of(items, source.modality))
+            found = source.vectors_of(pairs_of(items, source.modality, roots_of(source)))
             own = [row for key, row in found.items() if key not in set(examples.keys)]
             rows = np.stack(own) if own else np.zeros((0, examples.dim), np.float32)
         if not len(rows):

@@ -40,7 +40,7 @@ from penult.fewshot.examples import (
     new_name,
 )
 from penult.fewshot.mark_table import MARK, Example, MarkTable, apart, mark_in
-from penult.fewshot.vectors import VectorSource, example_parts, pairs_of
+from penult.fewshot.vectors import VectorSource, example_parts, pairs_of, roots_of
 
 log = logging.getLogger(__name__)
 HEAD = ("classifier:", "head")  # how the id begins, and the region, of a row of the head
@@ -138,11 +138,12 @@ def by_item(
         if not table.has_marks:
             examples = [one._replace(name=name) for one in examples
                         for name in names_in(one.name, several)]  # fmt: skip
-        keys = [key for one in examples for key in (one.key, table.elsewhere(one.key))]
+        roots = roots_of(source)
+        keys = [key for one in examples for key in (one.key, table.elsewhere(one.key, roots))]
         there = _known(source, keys, known)
         if source.collection is None and isinstance(table, SavedMarks):
             there = {**table.vectors, **there}
-        placed, new = table.placed(examples, there, source.modality)
+        placed, new = table.placed(examples, there, source.modality, roots)
         vectors |= {one.key: there[one.key] for one in placed if one.key in there}
         found, left_out = [*found, *placed], left_out + empty
         pairs += [pair for key, pair in new.items() if key not in vectors]
@@ -249,7 +250,7 @@ def _of_others(
     several classes, the annotations of one span are one example. cut: layout and channel."""
     if items is None:
         return [], [], 0
-    pairs = list(pairs_of(items, source.modality))
+    pairs = list(pairs_of(items, source.modality, roots_of(source)))
     if several:
         pairs = [(p[0], p[1].span) if isinstance(p, tuple) else p for p in pairs]
     pairs = example_parts(source, pairs, *cut)

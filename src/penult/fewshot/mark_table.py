@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from penult.collection.schema import Key
 from penult.data.files import user_path
-from penult.data.items import Item, as_id, file_item, local, named, namer, path_of
+from penult.data.items import Item, file_item, local, named, namer, path_of
 from penult.data.regions import Region
+from penult.data.roots import Roots
 from penult.data.sources import from_paths
 from penult.data.tables import PATH, SUFFIXES, TableRows, as_text, read_table
 from penult.errors import LabelsError, RegionError, SourceError
@@ -122,10 +123,15 @@ class MarkTable:
         return found, left_out
 
     def placed(
-        self, examples: Sequence[Example], known: Mapping[Key, Any], modality: str
+        self,
+        examples: Sequence[Example],
+        known: Mapping[Key, Any],
+        modality: str,
+        roots: Roots = Roots(),
     ) -> tuple[list[Example], dict[Key, tuple[Item, Region]]]:
         """The examples by the keys that they have here, and what is to be embedded for those that
-        are not known: the file that the path names, relative to the table, or the text.
+        are not known: the file that the path names, relative to the table, or the text. roots: what
+        the ids here begin with.
 
         Raises:
             LabelsError: neither known nor a file, or the summary of one.
@@ -136,9 +142,9 @@ class MarkTable:
         for one in examples:
             id, key = one.key
             if one.key not in known:
-                one = one._replace(key=self.elsewhere(one.key))
+                one = one._replace(key=self.elsewhere(one.key, roots))
             if one.key not in known:
-                region, item = _region(key, one.where), texts.get(id) or self._file(id)
+                region, item = _region(key, one.where), texts.get(id) or self._file(id, roots)
                 if item is None or region.kind == "summary":
                     part = "" if key == "whole" else f" ({key})"
                     what = "nor a file" if item is None else "and no part that can be cut"
@@ -146,22 +152,28 @@ class MarkTable:
                     raise LabelsError(
                         f"{one.where}: {id!r}{part} is {either}a row that is here {what}"
                     )
+                item, _ = roots.entry((item, region))  # type: ignore[misc]
                 one = one._replace(key=(item.id, key))
                 new[one.key] = item, region
             found.append(one)
         return found, new
 
-    def elsewhere(self, key: Key) -> Key:
-        """The key with the path from the root, where it is relative to the table."""
+    def elsewhere(self, key: Key, roots: Roots = Roots()) -> Key:
+        """The key of a path that is relative to the table."""
         try:
-            return as_id(local(str(path_of(key[0])), str(self.path.absolute().parent))), key[1]
+            return roots.id_of(local(str(path_of(key[0])), self._folder)), key[1]
         except SourceError:
             return key
 
-    def _file(self, id: str) -> Item | None:
+    @property
+    def _folder(self) -> str:
+        return str(self.path.absolute().parent)
+
+    def _file(self, id: str, roots: Roots) -> Item | None:
         try:
-            path = local(str(path_of(id)), str(self.path.absolute().parent))
-            return file_item(path) if path.is_file() else None
+            path = local(str(path_of(id)), self._folder)
+            path = path if path.is_file() else roots.path_of(id)
+            return file_item(path) if path.is_absolute() and path.is_file() else None
         except (SourceError, OSError, ValueError):
             return None
 

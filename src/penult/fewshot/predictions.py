@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from penult.data.formulas import Cells
 from penult.data.items import Failure
+from penult.data.roots import Roots
 from penult.errors import LabelsError, StoreError
 from penult.fewshot.events import Window, csv_lines, with_metadata
 from penult.fewshot.examples import UNKNOWN
@@ -321,13 +322,17 @@ class Spool:
             place = one["id"], one["channel"], one["start"], one["end"]
             yield Window(*place, assigned, one["metadata"], one["similarities"])
 
-    def to_csv(self, cells: Cells | None = None, classes: Sequence[str] = ()) -> Iterator[str]:
+    def to_csv(
+        self, cells: Cells | None = None, classes: Sequence[str] = (), roots: Roots = Roots()
+    ) -> Iterator[str]:
         """Line by line: a header and each region; all assigned classes with ; between, and the
         metadata of the item. classes: where an item may be of several, so that `labels` and a
-        column with the probability of each of them come too; of a spool of whole predictions."""
+        column with the probability of each of them come too; of a spool of whole predictions.
+        roots: what ids begin with."""
         names, own = list(self._metadata), cells or Cells()
         more = ["labels", *(f"probability:{name}" for name in classes)] if classes else []
-        rows = ([*_cells(one, own), *([own.joined(one["labels"])] if classes else []),
+        rows = ([roots.shown(one["id"]), *_cells(one, own),
+                 *([own.joined(one["labels"])] if classes else []),
                  *(f"{one['scores'][name]:.6g}" for name in classes),
                  *(one["metadata"].get(name) for name in names)] for one in self)  # fmt: skip
         yield from csv_lines(with_metadata([*HEADER, *more], names), rows, own)
@@ -338,5 +343,5 @@ def _cells(one: Document, cells: Cells) -> list[Any]:
     start, end = (one["start"], one["end"]) if part else (None, None)
     p_value = "" if math.isnan(one["p_value"]) else f"{one['p_value']:.6g}"
     shares = f"{one['score']:.6g}", f"{one['similarity']:.6g}", p_value
-    place = one["id"], one["region"], start, end, one["channel"]
+    place = one["region"], start, end, one["channel"]
     return [*place, one["label"] or UNKNOWN, *shares, cells.joined(one["said"])]

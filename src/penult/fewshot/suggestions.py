@@ -16,6 +16,7 @@ from penult.collection import schema
 from penult.collection.schema import Key
 from penult.data.formulas import Cells
 from penult.data.regions import span_of
+from penult.data.roots import Roots
 from penult.errors import LabelsError
 from penult.fewshot import marks, scorers
 from penult.fewshot.events import Event, csv_lines, with_metadata
@@ -262,13 +263,16 @@ class _Picked:
         return True
 
 
-def to_csv(found: Sequence[Suggestion], name: str, cells: Cells | None = None) -> Iterator[str]:
+def to_csv(
+    found: Sequence[Suggestion], name: str, cells: Cells | None = None, roots: Roots = Roots()
+) -> Iterator[str]:
     """Line by line: a header, and each suggestion with an empty mark, for an answer that
-    `ClassSpace.add_named` reads, and with the metadata of its item."""
+    `ClassSpace.add_named` reads, and with the metadata of its item. roots: what ids begin with."""
     names = list(dict.fromkeys(column for one in found for column in one.metadata))
     rows = (
-        [one.id, one.region, *_seconds(one), one.channel, name, "", one.reason, f"{one.score:.6g}",
-         f"{one.similarity:.6g}", *(one.metadata.get(column) for column in names)]
+        [roots.shown(one.id), one.region, *_seconds(one), one.channel, name, "", one.reason,
+         f"{one.score:.6g}", f"{one.similarity:.6g}",
+         *(one.metadata.get(column) for column in names)]
         for one in found
     )  # fmt: skip
     yield from csv_lines(with_metadata(HEADER, names), rows, cells)

@@ -24,7 +24,7 @@ from penult.errors import LabelsError
 from penult.fewshot import scorers
 from penult.fewshot.calibration import Unknowns
 from penult.fewshot.scorers import YES, Floats
-from penult.fewshot.vectors import VectorSource, pairs_of
+from penult.fewshot.vectors import VectorSource, pairs_of, roots_of
 
 LEVEL = 0.9  # of intervals
 FEWEST = 10  # examples
@@ -232,7 +232,7 @@ class ValueSpace:
         """
         from penult.fewshot.vectors import embed
 
-        pairs = self.source.cut(pairs_of(items, self.source.modality))
+        pairs = self.source.cut(pairs_of(items, self.source.modality, roots_of(self.source)))
         found = embed(self.source.embedder, pairs)
         if not found:
             return []

@@ -21,8 +21,9 @@ from penult.collection.schema import Key, patches_among
 from penult.collection.search import embedder_of
 from penult.data.decode import Decoding, usual_decoding
 from penult.data.files import user_path
-from penult.data.items import Entry, Failure, Item, file_item
+from penult.data.items import Entry, Failure, Item, absolute, file_item
 from penult.data.regions import WHOLE, Region
+from penult.data.roots import Roots
 from penult.data.sources import Source, from_objects, from_paths
 from penult.data.windows import ItemInput, Layout
 from penult.data.workers import headers_in_workers
@@ -40,14 +41,19 @@ log = logging.getLogger(__name__)
 Vectors = dict[Key, npt.NDArray[np.float32]]
 
 
-def pairs_of(items: Any, modality: str) -> Iterator[Entry]:
-    """Items and their regions. A (path, start, end) is a segment, an (id, region) a row."""
+def pairs_of(items: Any, modality: str, roots: Roots = Roots()) -> Iterator[Entry]:
+    """Items and their regions. A (path, start, end) is a segment, an (id, region) a row. roots:
+    what ids of files begin with."""
+    return map(roots.entry, _pairs_of(items, modality, roots))
+
+
+def _pairs_of(items: Any, modality: str, roots: Roots) -> Iterator[Entry]:
     if _is_segment(items) or _is_key(items):
         items = [items]
     array = isinstance(items, tuple) and len(items) == 2 and hasattr(items[0], "__array__")
     if isinstance(items, (str, os.PathLike)) or (isinstance(items, (list, tuple)) and not array):
         for item in [items] if isinstance(items, (str, os.PathLike)) else items:
-            yield from _entries(item, modality)
+            yield from _entries(item, modality, roots)
     else:
         yield from from_objects(items, modality)
 
@@ -167,13 +173,22 @@ def _is_key(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and all(isinstance(i, str) for i in item)
 
 
-def _entries(item: Any, modality: str) -> Iterator[Entry]:
+def _file_of(item: str | os.PathLike[str], roots: Roots) -> Path:
+    """The path that is meant, also by an id that begins with a root."""
+    path = user_path(item)
+    if not path.exists() and roots.root_of(os.fspath(item)) is not None:
+        return roots.path_of(os.fspath(item))
+    return path
+
+
+def _entries(item: Any, modality: str, roots: Roots) -> Iterator[Entry]:
     if isinstance(item, (str, os.PathLike)) and (modality != "text" or _is_file(item)):
-        path = user_path(item)
+        path = _file_of(item, roots)
         if path.exists():  # a folder or a table too
             yield from from_paths([path], modality)
         else:  # it may be the id of a row
-            yield Item(os.fspath(item), path), WHOLE
+            id = os.fspath(item)
+            yield Item(roots.within(absolute(path)) or id if roots else id, path), WHOLE
     elif _is_segment(item):
         path, start, end = item
         if modality not in ("audio", "video"):
@@ -182,11 +197,11 @@ def _entries(item: Any, modality: str) -> Iterator[Entry]:
             region = Region("segment", float(start or 0.0), None if end is None else float(end))
         except RegionError as error:
             raise UsageError(f"{path}: {error}") from error
-        for pair in from_objects([path], modality):
+        for pair in from_objects([_file_of(path, roots)], modality):
             yield pair if isinstance(pair, Failure) else (pair[0], region)
     elif _is_key(item):
         id, key = item
-        yield file_item(Path(id), id), Region.of_key(key)
+        yield file_item(roots.path_of(id), id), Region.of_key(key)
     else:
         yield from from_objects([item], modality)
 
@@ -390,6 +405,11 @@ def _several_parts(source: VectorSource, first: Any, number: int) -> str:
 
 def _place(source: VectorSource) -> str:
     return "the class space" if source.collection is None else str(source.collection.path)
+
+
+def roots_of(source: VectorSource) -> Roots:
+    """What the ids of its rows begin with; none without a collection."""
+    return Roots() if source.collection is None else source.collection.reader.roots
 
 
 def check_embedder(source: object) -> Embedder:

@@ -11,9 +11,10 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import reduce
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
 
@@ -24,6 +25,7 @@ from penult.analysis.space import Space
 from penult.collection import lance, schema
 from penult.collection.manifest import store_errors
 from penult.collection.reader import Reader
+from penult.collection.renaming import MOVED, Renaming
 from penult.collection.schema import Key
 from penult.data.hashes import digest
 from penult.embedding.fingerprint import Fingerprint
@@ -267,6 +269,10 @@ class Ledger:
         on = changes[-1].id if changes else None
         for one in reversed(records):
             about = one.about
+            if one.kind == MOVED:  # versions before have the ids of their time
+                former = Renaming.of_entry(about).reversed
+                marks = {(former(id), region): named for (id, region), named in marks.items()}
+                digest = digest_of(marks)
             if one.kind == VERSION and about["on"] == on and about["marks"] == digest:
                 ours = about["fingerprint"]
                 if ours in (self._hash, *self._fingerprint.former):
@@ -295,14 +301,22 @@ class Ledger:
         rows = json.loads(zlib.decompress(found[named["rows"]]))
         parts = [_array(found[id]) for id in named["vectors"]]
         vectors = [parts[part][place] for part, place in rows["at"]]
+        now = self._renamed_since(version._entry)
         examples = Examples(
             np.stack(vectors),
-            tuple((id, region) for id, region in rows["keys"]),
+            tuple((now(id), region) for id, region in rows["keys"]),
             tuple(rows["marks"]),
         )
         background = None if named["background"] is None else _array(found[named["background"]])
         return self._taught(about, examples, Space.from_bytes(found[named["space"]]),
                             rows["groups"], background)  # fmt: skip
+
+    def _renamed_since(self, entry: LedgerEntry) -> Callable[[str], str]:
+        """From the ids of the time of an entry to those of today."""
+        records = self.store.records()
+        place = max(at for at, one in enumerate(records) if one == entry)
+        later = [Renaming.of_entry(one.about) for one in records[place:] if one.kind == MOVED]
+        return lambda id: reduce(lambda found, renaming: renaming(found), later, id)
 
     def again(
         self, version: TaughtVersion, examples: Examples, space: Space,
@@ -445,15 +459,16 @@ class Ledger:
         marks = json.loads(zlib.decompress(found[named["marks"]]))
         dropped, order = json.loads(zlib.decompress(found[named["dropped"]]))
         vectors = _array(found[named["vectors"]]) if "vectors" in named else ()
+        now = self._renamed_since(last)
         self.store.append(LedgerEntry.of(UNDONE, {"when": _now(), "of": last.id}), [])
         return Change(
             words_of(last),
             {
-                (id, region): {n: tuple(pair) for n, pair in one.items()}
+                (now(id), region): {n: tuple(pair) for n, pair in one.items()}
                 for id, region, one in marks
             },
-            dict(zip(map(tuple, dropped), vectors, strict=True)),
-            [(id, region) for id, region in order],
+            dict(zip([(now(id), region) for id, region in dropped], vectors, strict=True)),
+            [(now(id), region) for id, region in order],
             _former(found[named["background"]]) if "background" in named else False,
         )
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -20,13 +20,15 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+from penult.data.roots import Roots
+
 _NO_NAME = "(no name)"
 
 
 @dataclass(frozen=True, slots=True)
 class MapPage:
     """Content of a map page. points: (N, 2). names: each point's class. columns: further values of
-    each point. modality: how the page opens an item."""
+    each point. modality: how the page opens an item. roots: what ids of files begin with."""
 
     title: str
     subtitle: str
@@ -36,6 +38,7 @@ class MapPage:
     regions: Sequence[str]
     columns: dict[str, Sequence[Any]]
     modality: str
+    roots: Roots = field(default_factory=Roots)
 
 
 def map_page(about: MapPage) -> str:
@@ -72,7 +75,11 @@ def _page_data(about: MapPage) -> dict[str, Any]:
         "root": root,
         "ids": [id[len(root) :] if id.startswith(root) else id for id in about.ids],
         "whole": [place for place, id in enumerate(about.ids) if not id.startswith(root)],
-        "urls": _urls(about.ids),
+        "urls": _urls(about.ids, about.roots),
+        "at": {
+            f"{name}/": "file://" + quote(os.fsencode(about.roots.place(name))) + "/"
+            for name in about.roots.roots
+        },
         "regions": dict(zip(("values", "codes"), _coded(list(about.regions)), strict=True)),
         "columns": [
             {"name": name, **dict(zip(("values", "codes"), _coded(list(values)), strict=True))}
@@ -81,14 +88,12 @@ def _page_data(about: MapPage) -> dict[str, Any]:
     }
 
 
-def _urls(ids: Sequence[str]) -> dict[int, str]:
+def _urls(ids: Sequence[str], roots: Roots) -> dict[int, str]:
     """Addresses of files whose names are not UTF-8; the page makes all others from the ids."""
-    from penult.data.items import path_of
-
     return {
-        place: "file://" + quote(os.fsencode(path_of(id)))
+        place: "file://" + quote(os.fsencode(roots.path_of(id)))
         for place, id in enumerate(ids)
-        if id.startswith("/") and str(path_of(id)) != id
+        if "\\udc" in id and str(path := roots.path_of(id)) != id and path.is_absolute()
     }
 
 
