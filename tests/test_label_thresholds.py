@@ -21,11 +21,11 @@ from sklearn.metrics import (
 import penult
 from penult.analysis.space import fit
 from penult.collection.collection import Collection
+from penult.data.items import names_in
 from penult.embedding.embedder import Embedder
 from penult.fewshot.classspace import ClassSpace
 from penult.fewshot.examples import Examples
 from penult.fewshot.fitted import FittedClasses
-from penult.fewshot.labelling import names_in
 from penult.fewshot.thresholds import NO_THRESHOLDS, LabelThresholds
 from test_cli import ask
 
@@ -170,8 +170,7 @@ def test_thresholds_are_kept_as_they_are() -> None:
     ],
 )
 def test_a_cell_may_name_several_classes(cell: str, names: list[str]) -> None:
-    assert names_in(cell, True) == names
-    assert names_in(cell, False) == [cell]
+    assert names_in(cell) == names
 
 
 # ---- by the command

@@ -17,7 +17,7 @@ from penult.analysis.space import AUTO, Space
 from penult.collection.collection import Collection
 from penult.collection.manifest import fingerprint_in
 from penult.collection.schema import Key
-from penult.data.items import Failure, sha
+from penult.data.items import SEPARATOR, Failure, sha
 from penult.data.windows import Layout
 from penult.errors import ItemError, LabelsError, UsageError
 from penult.fewshot import storage
@@ -34,7 +34,6 @@ from penult.fewshot.fitted import FittedClasses, Settings
 from penult.fewshot.history import Difference as Difference  # its place before
 from penult.fewshot.history import History as History
 from penult.fewshot.labelling import (
-    SEPARATOR,
     ClassCounts,
     LabelledExamples,
     by_head,

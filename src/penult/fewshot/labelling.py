@@ -4,8 +4,6 @@ examples in cross-validation. Fits nothing.
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import logging
 import os
 from collections import Counter
@@ -22,7 +20,7 @@ from penult.collection import labels
 from penult.collection.manifest import fingerprint_in
 from penult.collection.schema import Key, patches_among
 from penult.data.files import user_path
-from penult.data.items import Entry, named, namer
+from penult.data.items import Entry, namer, names_in
 from penult.data.regions import WHOLE, span_of
 from penult.data.sources import Source
 from penult.data.tables import TableRows
@@ -44,7 +42,6 @@ from penult.fewshot.vectors import VectorSource, example_parts, pairs_of, roots_
 
 log = logging.getLogger(__name__)
 HEAD = ("classifier:", "head")  # how the id begins, and the region, of a row of the head
-SEPARATOR = ";"  # of the classes in a cell, as predictions are written
 
 
 class ClassCounts(dict[str, int]):
@@ -53,18 +50,6 @@ class ClassCounts(dict[str, int]):
 
     marks: dict[str, int]
     left_out: int
-
-
-def names_in(cell: str, several: bool) -> list[str]:
-    """The classes of a cell: the cell itself or, where an item may be of several, the parts between
-    semicolons or in a list, `["dog", "rain"]`."""
-    if not several:
-        return [cell]
-    parts: Sequence[object] = cell.split(SEPARATOR)
-    if cell.startswith("[") and cell.endswith("]"):
-        with contextlib.suppress(ValueError, SyntaxError):
-            parts = ast.literal_eval(cell)
-    return list(dict.fromkeys(name for one in parts if (name := named(one))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +122,7 @@ def by_item(
         examples, empty = table.examples(by, mark)
         if not table.has_marks:
             examples = [one._replace(name=name) for one in examples
-                        for name in names_in(one.name, several)]  # fmt: skip
+                        for name in (names_in(one.name) if several else [one.name])]  # fmt: skip
         roots = roots_of(source)
         keys = [key for one in examples for key in (one.key, table.elsewhere(one.key, roots))]
         there = _known(source, keys, known)
@@ -266,7 +251,7 @@ def _of_others(
             own = mark_in(item.metadata[MARK], name, where) or ""
         if own:
             found += [Example(each, (item.id, region.key), own)
-                      for each in names_in(name, several)]  # fmt: skip
+                      for each in (names_in(name) if several else [name])]  # fmt: skip
         left_out += not own
     keys = {one.key for one in found}
     used = {((p[0].id, p[1].key) if isinstance(p, tuple) else at): p for at, p in enumerate(pairs)
@@ -297,7 +282,7 @@ def by_row(
     for key, cell in marks.named_rows(source.collection, by, where):
         span = (key[0], span_of(key[1]))
         own = first.setdefault(span, key) if several else key
-        names = names_in(cell, several)
+        names = names_in(cell) if several else [cell]
         for name in names:
             try:
                 check_every(new_name(name), mark)
