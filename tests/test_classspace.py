@@ -189,13 +189,13 @@ def test_groups_are_read_from_columns_and_paths(
 ) -> None:
     found = ClassSpace(words, groups="voice")
     found.add_named(None, "word", where="known")
-    groups = found._state._named_groups()
+    groups = found.fitted.grouping.names
     assert groups is not None and len(set(groups)) == 8
     path = space.save(tmp_path / "s.npz")
     by_path = ClassSpace.load(path, embedder, groups="*_{}.flac")
-    assert set(by_path._state._named_groups() or []) == set(KNOWN)
+    assert set(by_path.fitted.grouping.names or []) == set(KNOWN)
     again = ClassSpace.load(by_path.save(tmp_path / "t.npz"), embedder)
-    assert again._state._named_groups() == by_path._state._named_groups()
+    assert again.fitted.grouping.names == by_path._state._named_groups()
     with pytest.raises(LabelsError, match="no example has a group by"):
         ClassSpace.load(path, embedder, groups="no_{}_").predict(CLIPS / "one_british-man.flac")
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from penult.analysis.space import Space
     from penult.analysis.task_evaluation import TaskEvaluation
     from penult.collection.collection import Collection
-    from penult.collection.targets import Targets
+    from penult.collection.targets import ColumnTargets
     from penult.selection import Selection
 
 
@@ -218,7 +218,7 @@ def evaluate(
     _show_evaluation(found, report)
 
 
-def _by_neighbours(rows: Targets, recipe: str, fitted: Space | None) -> TaskEvaluation:
+def _by_neighbours(rows: ColumnTargets, recipe: str, fitted: Space | None) -> TaskEvaluation:
     """What the nearest neighbours in a space say of labels or values."""
     import numpy as np
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from penult.analysis.probe import ProbeResult
     from penult.analysis.probe_tasks import MultiLabelProbe, RegressionProbe
     from penult.collection.collection import Collection
-    from penult.collection.targets import Targets
+    from penult.collection.targets import ColumnTargets
 
     Probed = ProbeResult | MultiLabelProbe | RegressionProbe
 
@@ -193,7 +193,7 @@ def _read_data(
     )
 
 
-def task_note(found: Targets) -> str:
+def task_note(found: ColumnTargets) -> str:
     """Which task was taken, and why, where nobody named it."""
     return f"task {found.task}: {found.note}; --task takes another" if found.note else ""
 

@@ -26,7 +26,7 @@ _EVERY = "*"  # a mark of no for every class
 
 
 @dataclass(frozen=True, slots=True)
-class Targets:
+class ColumnTargets:
     """Rows in key order and their targets; of several labels a span counts once.
 
     task: single-label, multi-label or regression. rows: their scalar columns. vectors: (n, d) raw.
@@ -53,7 +53,7 @@ def read_targets(
     where: str | None = None,
     task: str | None = None,
     logits: bool = False,
-) -> Targets:
+) -> ColumnTargets:
     """The rows that a filter leaves and what `by` (as `penult.collection.labels.labelled` takes it)
     says of each.
 
@@ -79,17 +79,17 @@ def read_targets(
     found, note = (task, "") if task else _task_of(reader, table, by)
     if found == REGRESSION:
         values = _values(reader, table, by)
-        return Targets(found, table, vectors, [], [], values, groups, note, found_logits)
+        return ColumnTargets(found, table, vectors, [], [], values, groups, note, found_logits)
     if found == SINGLE_LABEL:
         names = names_of(reader, table, by)
-        return Targets(found, table, vectors, names, [], [], groups, note, found_logits)
+        return ColumnTargets(found, table, vectors, names, [], [], groups, note, found_logits)
     labels, first = _by_span(keys, _labels(reader, table, by))
     if groups is not None:
         own, _ = _by_span(keys, [None if one is None else [one] for one in groups])
         groups = [one[0] if one else None for one in own] if group is not None else None
     if found_logits is not None:
         found_logits = found_logits[first]
-    return Targets(found, table.take(pa.array(first)), vectors[first], [], labels, [], groups, note,
+    return ColumnTargets(found, table.take(pa.array(first)), vectors[first], [], labels, [], groups, note,
                    found_logits)  # fmt: skip
 
 

@@ -284,7 +284,7 @@ class FittedClasses:
         return choose_thresholds(shares, targets, self._groups[self._chosen[2].rows])
 
     @cached_property
-    def unknowns(self) -> Unknowns | None:
+    def _unknowns(self) -> Unknowns | None:
         """Held-out scores of members, for unknowns; None where there is nothing to measure on."""
         held, marks = self._judged_held_out, self._targets[self._judged_held_out.rows]
         own = ((marks == YES) & ~np.isnan(held.scores)).any(axis=1)
@@ -343,13 +343,13 @@ class FittedClasses:
             LabelsError: a level outside of 0 to 1.
         """
         check_level(level)
-        if self.unknowns is None:
+        if self._unknowns is None:
             return Level(None, why=self._why())
         try:
-            threshold, basis = self.unknowns.threshold(level)
+            threshold, basis = self._unknowns.threshold(level)
         except LabelsError as error:
             return Level(None, why=str(error))
-        if self.unknowns.background:
+        if self._unknowns.background:
             return Level(None, threshold, basis, self._why())
         alike = not self.space.is_raw and isinstance(self._judge_of_unknowns, Prototypes)
         if alike and threshold <= 0:
@@ -394,8 +394,8 @@ class FittedClasses:
         judged = _best(self._judge_of_unknowns(rows))
         shares = self.probabilities(scores)
         p_values = np.full(len(rows), np.nan)
-        if self.unknowns is not None and not self.unknowns.background:
-            p_values = self.unknowns.p_values(judged)
+        if self._unknowns is not None and not self._unknowns.background:
+            p_values = self._unknowns.p_values(judged)
         label = np.where(np.isneginf(scores).all(axis=1), -1, scores.argmax(axis=1))
         if level and (threshold := self.level(level).threshold) is not None:
             label = np.where(judged < threshold, -1, label)

@@ -406,7 +406,7 @@ class ClassSpaceState:
 
     def _parts(self, fitted: FittedClasses) -> Taught:
         """What these classes were fitted from, which are of `_fresh`."""
-        _ = fitted.unknowns, fitted.probabilities  # then it is known whether they need background
+        _ = fitted.level(), fitted.probabilities  # then it is known whether they need background
         return Taught(fitted.examples, fitted.space, fitted.method, fitted.several, fitted.accuracy,
                       fitted.grouping, self._background.rows, fitted.thresholds)  # fmt: skip
 
