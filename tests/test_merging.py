@@ -88,14 +88,14 @@ def files(draw: st.DrawFn) -> tuple[Marks, dict[str, Any], list[str]]:
 @given(files(), files(), files())
 def test_pairs_may_be_merged_in_any_order(tmp_path: Path, one: Any, two: Any, three: Any) -> None:
     paths = [file_of(tmp_path / f"{i}.npz", *each) for i, each in enumerate((one, two, three))]
-    whole = merge_class_files(paths).saved
-    left = storage.write(tmp_path / "left.npz", merge_class_files(paths[:2]).saved)
-    right = storage.write(tmp_path / "right.npz", merge_class_files(paths[1:]).saved)
-    assert content(merge_class_files([left, paths[2]]).saved) == content(whole)
-    assert content(merge_class_files([paths[0], right]).saved) == content(whole)
+    whole = merge_class_files(paths)._saved
+    left = storage.write(tmp_path / "left.npz", merge_class_files(paths[:2])._saved)
+    right = storage.write(tmp_path / "right.npz", merge_class_files(paths[1:])._saved)
+    assert content(merge_class_files([left, paths[2]])._saved) == content(whole)
+    assert content(merge_class_files([paths[0], right])._saved) == content(whole)
     # Whatever was merged already changes nothing, and no entry of the history is written for it.
     all_of_it = storage.write(tmp_path / "whole.npz", whole)
-    again = merge_class_files([all_of_it, *paths, right, all_of_it]).saved
+    again = merge_class_files([all_of_it, *paths, right, all_of_it])._saved
     assert content(again) == content(whole)
     assert again.store.entries()[0] == whole.store.entries()[0]
 
@@ -118,7 +118,7 @@ def test_the_first_mark_of_each_class_holds(tmp_path: Path, one: Any, two: Any) 
         for id, own in marks.items():
             for name, mark in own.items():
                 told += expected.setdefault(id, {}).setdefault(name, mark) != mark
-    found = merged.saved.examples
+    found = merged._saved.examples
     assert {id: dict(m) for (id, _), m in zip(found.keys, found.marks, strict=True)} == expected
     assert len(merged.conflicts) == told
     for (id, _), row in zip(found.keys, found.vectors, strict=True):
@@ -132,7 +132,7 @@ def test_with_one_class_an_item_keeps_its_first(tmp_path: Path) -> None:
     three = file_of(tmp_path / "3.npz", {"a.wav": {"hawk": "yes"}}, single)
     four = file_of(tmp_path / "4.npz", {"a.wav": {"lark": "yes"}}, single)
     found = merge_class_files([one, two, three, four])
-    assert [dict(one) for one in found.saved.examples.marks] == [{"owl": "no", "hawk": "yes"}]
+    assert [dict(one) for one in found._saved.examples.marks] == [{"owl": "no", "hawk": "yes"}]
     assert [one.to_dict() for one in found.conflicts] == [
         {"id": "a.wav", "region": "whole", "class": "owl", "mark": "yes",
          "held": {"class": "owl", "mark": "no"}, "file": str(two)},
@@ -155,7 +155,7 @@ def test_one_item_by_two_paths(tmp_path: Path) -> None:
     two = saved("2.npz", "/home/b/night.wav", "no", vectors * (1 + 1e-5))
     other = saved("3.npz", "/home/c/night.wav", "no", vector_of("other")[None])
     found = merge_class_files([one, two, other])
-    assert found.saved.examples.keys == (("/home/a/night.wav", "whole"),
+    assert found._saved.examples.keys == (("/home/a/night.wav", "whole"),
                                          ("/home/c/night.wav", "whole"))  # fmt: skip
     assert [(one.mark, one.file) for one in found.conflicts] == [("no", str(two))]
     clash = saved("4.npz", "/home/a/night.wav", "yes", vector_of("other")[None])
@@ -169,8 +169,8 @@ def test_settings_that_differ_are_told(tmp_path: Path) -> None:
     one = file_of(tmp_path / "1.npz", {"a.wav": {"owl": "yes"}}, {"method": "knn"})
     two = file_of(tmp_path / "2.npz", {}, {"method": "ridge", "groups": "folder", "unknown": 0.1})
     found = merge_class_files([one, two])
-    assert found.saved.settings["method"] == "knn"
-    assert found.saved.settings["groups"] == "folder" and found.saved.settings["unknown"] == 0.1
+    assert found._saved.settings["method"] == "knn"
+    assert found._saved.settings["groups"] == "folder" and found._saved.settings["unknown"] == 0.1
     assert found.notes == [f"method: knn holds; {two} has ridge"]
 
 

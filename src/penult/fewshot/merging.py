@@ -58,7 +58,7 @@ class ClassMerge:
     differed, and which of it holds, in words. added: the number of examples that each file but the
     first brought."""
 
-    saved: Saved
+    _saved: Saved
     conflicts: Sequence[MarkConflict] = ()
     notes: Sequence[str] = ()
     added: Mapping[str, int] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class ClassMerge:
     @property
     def space(self) -> ClassSpace:
         """The classes, to be predicted with or saved."""
-        return ClassSpace.load(self.saved)
+        return ClassSpace.load(self._saved)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult merge --json` prints it."""
@@ -101,7 +101,7 @@ def merge_class_files(paths: Sequence[str | os.PathLike[str]]) -> ClassMerge:
 
 
 def _merge(done: ClassMerge, other: Saved, place: str, name: str) -> ClassMerge:
-    first = done.saved
+    first = done._saved
     _check_fingerprints(first, other, place, name)
     other = _by_own_keys(first, other)
     _check_vectors(first, other, place, name)
