@@ -195,7 +195,7 @@ def test_groups_are_read_from_columns_and_paths(
     by_path = ClassSpace.load(path, embedder, groups="*_{}.flac")
     assert set(by_path.fitted.grouping.names or []) == set(KNOWN)
     again = ClassSpace.load(by_path.save(tmp_path / "t.npz"), embedder)
-    assert again.fitted.grouping.names == by_path._state._named_groups()
+    assert again.fitted.grouping.names == by_path.fitted.grouping.names
     with pytest.raises(LabelsError, match="no example has a group by"):
         ClassSpace.load(path, embedder, groups="no_{}_").predict(CLIPS / "one_british-man.flac")
 

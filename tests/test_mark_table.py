@@ -78,7 +78,8 @@ def store(made: Path, stereo: list[Path], tmp_path: Path) -> Path:
     table.write_text(f"path,start,end,channel\n{stereo[0]},0.1,0.3,1\n{stereo[1]},0.2,0.4,0\n")
     teach(path, "voiced", table)
     teach(path, "voiced", CLIPS / "one_oxford-woman.flac")  # which is a one as well
-    teach(path, "zero", stereo[1], "--start", 0, "--end", 0.2, "--mark", "no")
+    cut = ("--start", 0, "--end", 0.2, "--channel", "mix")
+    teach(path, "zero", stereo[1], *cut, "--mark", "no")
     teach(path, "two", CLIPS / "three_new-york-man.flac", "--mark", "unsure")
     teach(path, "--background", 3)
     return path
