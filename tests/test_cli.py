@@ -245,7 +245,8 @@ def test_documents_are_what_the_objects_give(
     printed = ask("search", filled, paths[0], "-k", 3, "--json").json
     hits = Collection.open(filled).search(paths[0], k=3)
     assert json.loads(json.dumps(hits.to_dict())) == {n: printed[n] for n in ("searched", "hits")}
-    assert list(printed) == ["collection", "query", "space", "searched", "hits"]
+    own = ["collection", "query", "space", "parts", "notes"]
+    assert list(printed) == [*own, "searched", "hits"]
 
 
 def test_classify_names_what_failed_and_goes_on(tiny: Path, clips: Path, tmp_path: Path) -> None:
@@ -358,7 +359,7 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     (tmp_path / "bad.wav").write_text("no sound")
     said = ask("embed", tiny, tmp_path / "bad.wav", "--into", path)
     assert said.code == 3
-    assert f"{tmp_path / 'bad.wav'}: not readable as audio" in said.out
+    assert f"{tmp_path.name}/bad.wav: not readable as audio" in said.out
     assert said.out.splitlines()[-1] == f"penult failures {path} lists all with reasons"
 
 
@@ -675,7 +676,7 @@ def test_on_a_terminal(
         if arguments[0] == "search":
             assert max(map(len, said.out.splitlines())) <= columns
             if columns == 200:
-                assert str(clips / "a" / "0.wav") in said.out
+                assert f"{clips.name}/a/0.wav" in said.out
 
 
 # ---- real processes

@@ -90,7 +90,9 @@ def test_videos_may_end_a_tenth_of_a_second_later(monkeypatch: pytest.MonkeyPatc
 
 
 def test_channels_are_kept() -> None:
-    found = cut(Layout(2.0), Region(channel=1), Region("segment", 0.5, 1.0, 0))
+    two = Item("a", np.zeros((2, 3 * RATE), np.float32), {})
+    regions = [(two, Region(channel=1)), (two, Region("segment", 0.5, 1.0, 0))]
+    found = keys(Layout(2.0).apply(regions, "audio", RATE))
     assert found == ["ch1:0-2", "ch0:0.5-1", "ch1:1-3"]
 
 

@@ -120,11 +120,20 @@ def count_others(folder: Path, accepted: frozenset[str]) -> Counter[str]:
 
 def count_hidden(folder: Path, accepted: frozenset[str]) -> int:
     """How many files have one of the extensions, and are hidden or lie in a hidden folder."""
-    number = 0
-    for root, _, names in os.walk(folder):
-        hidden = any(part.startswith(".") for part in Path(root).relative_to(folder).parts)
-        files = (name for name in names if hidden or name.startswith("."))
-        number += sum(_suffix(name) in accepted for name in files)
+    number, waiting = 0, [(folder, False)]  # no call in a call: folders may lie deep
+    while waiting:
+        place, is_hidden = waiting.pop()
+        try:
+            with os.scandir(place) as listing:
+                entries = list(listing)
+        except OSError:
+            continue
+        for entry in entries:
+            hidden = is_hidden or entry.name.startswith(".")
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((Path(entry.path), hidden))
+            elif hidden and _suffix(entry.name) in accepted:
+                number += 1
     return number
 
 

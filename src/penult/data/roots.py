@@ -96,7 +96,8 @@ class Roots:
             self._folders[folder] = self._real_below(folder)
         if (inside := self._folders[folder]) is not None:
             return f"{inside}/{utf8(path.name)}"
-        return self._real_below(str(path)) if path.is_dir() else None
+        is_folder = os.path.isdir(path)  # noqa: PTH112 (False too where no name is that long)
+        return self._real_below(str(path)) if is_folder else None
 
     def _real_below(self, path: str) -> str | None:
         if self._real is None:
