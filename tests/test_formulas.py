@@ -123,7 +123,7 @@ def test_an_export_is_read_again_as_it_was(collection: Path, tmp_path: Path) -> 
     out = tmp_path / "v.csv"
     assert run(["export", str(collection), str(out), "--no-logits"]) == 0
     header, *rows = cells_of(out)
-    place, site = header.index("id"), header.index("site")
+    place, site = header.index("path"), header.index("site")
     listed = tmp_path / "again.csv"
     with listed.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["path", "site"], *([r[place], r[site]] for r in rows)])

@@ -289,7 +289,7 @@ def test_unknown_tap(tiny: Path, tap: str) -> None:
 
 
 def test_unknown_pooling(tiny: Path) -> None:
-    with pytest.raises(TapError, match=r"mean, max, first, last or mean\+std"):
+    with pytest.raises(TapError, match=r"last, mean\+std, gem or mean\+std\+delta"):
         penult.Embedder.from_classifier(load(tiny), pooling="median")
     with pytest.raises(TapError, match="nothing to pool"):
         penult.Embedder.from_classifier(load(tiny), tap="prelogits", pooling="mean+std")

@@ -3,6 +3,7 @@ paths keep their items, marks and classes."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import shutil
@@ -419,6 +420,14 @@ def test_a_renaming_that_was_stopped_is_completed(
     assert not (store / renaming.PENDING).exists()
     now = predictions(ask("predict", store, "--json"))
     assert now == {moved(id): one for id, one in answers.items()} and versions(store) == kept
+
+
+def test_an_export_names_the_files_of_now(alone: Path) -> None:
+    assert ask("export", alone / "c.lance", alone / "v.csv").code == 0
+    with (alone / "v.csv").open(newline="") as file:
+        found = {row["id"]: row["path"] for row in csv.DictReader(file)}
+    assert found == {id: str(alone / id) for id in rows(alone / "c.lance")}
+    assert all(Path(path).is_file() for path in found.values())
 
 
 # ---- relocate

@@ -70,6 +70,7 @@ _LAYOUT = tuple(CutOptions.__annotations__)
 _MOVED = {
     **{name: f"reader.{name}" for name in ("append", "columns", "ordered", "scan", "schema")},
     "count_rows": "reader.count_rows",  # where a Collection is given for its reader
+    "roots": "reader.roots",  # so too
     "exists": "manifest, None where there is no collection",
     "count_where": "reader.count_rows",
     "append_labels": "penult.collection.reader.append_labels",

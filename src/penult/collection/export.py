@@ -23,6 +23,7 @@ from penult.collection.repair import damage
 from penult.data.files import file_aside, files_aside
 from penult.data.formulas import Cells
 from penult.data.regions import PATCH, Region
+from penult.data.roots import Roots
 from penult.errors import CollectionError, StoreError, UsageError
 
 _COUNT_ROWS = 8192
@@ -122,7 +123,8 @@ def export(
     top_0_index, top_0_logit … where only the top logits are kept). .txt: a Raven selection table of
     the segments and windows with their metadata, no vectors. Where there are boxes, pages or
     windows of texts, columns with their edges (`left`, `top`, `right`, `bottom`), their numbers
-    (`page`) or their characters (`first_char`, `end_char`) follow. The files appear when complete.
+    (`page`) or their characters (`first_char`, `end_char`) follow, and where ids begin with a root
+    the `path` of the file. The files appear when complete.
     raw_cells: texts that a spreadsheet would run as formulas are written as they are.
 
     Raises:
@@ -154,6 +156,9 @@ def export(
         added = [pa.field(name, pa.int64()) for name in places]
         columns = pa.schema([*columns, *added])
         batches = (_with_places(batch, places) for batch in batches)
+    if out.suffix.lower() != ".txt" and reader.roots.roots and PATH not in reader.columns:
+        columns = columns.append(pa.field(PATH, pa.string()))
+        batches = (_with_paths(batch, reader.roots) for batch in batches)
     try:
         with store_errors(out), files_aside(targets, overwrite=overwrite) as asides:
             rows = write(asides, reader.manifest, columns, batches)
@@ -169,6 +174,7 @@ def _exists(target: object) -> str:
     return f"{target} exists; give another name, or overwrite it (--overwrite)"
 
 
+PATH = "path"
 _EDGES = ("left", "top", "right", "bottom")
 _CHARACTERS = ("first_char", "end_char")
 
@@ -196,6 +202,12 @@ def _with_places(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
         values = pa.array([place.get(name) for place in places], pa.int64())
         batch = batch.append_column(name, values)
     return batch
+
+
+def _with_paths(batch: pa.RecordBatch, roots: Roots) -> pa.RecordBatch:
+    """The batch with the path of each row's file, as other programs need it."""
+    paths = [roots.shown(id) for id in batch.column("id").to_pylist()]
+    return batch.append_column(PATH, pa.array(paths, pa.string()))
 
 
 def _place(region: Region) -> dict[str, int | None]:

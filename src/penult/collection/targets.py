@@ -89,8 +89,8 @@ def read_targets(
         groups = [one[0] if one else None for one in own] if group is not None else None
     if found_logits is not None:
         found_logits = found_logits[first]
-    return ColumnTargets(found, table.take(pa.array(first)), vectors[first], [], labels, [], groups, note,
-                   found_logits)  # fmt: skip
+    kept = table.take(pa.array(first))
+    return ColumnTargets(found, kept, vectors[first], [], labels, [], groups, note, found_logits)
 
 
 def _task_of(reader: Reader, table: pa.Table, by: str) -> tuple[str, str]:
