@@ -184,7 +184,8 @@ def test_every_command_refuses_channels_that_cancel(tmp_path):
         assert failed.exit_code == 3, command
         assert "channels cancel each other" in failed.output.replace("\n", " ")
         assert run(app, [*command, "--channel", "0"]).exit_code == 0, command
-    failed = run(app, ["search", into, str(path)])
+    assert run(app, ["search", into, str(path)]).exit_code == 0  # by channel 0, as its rows
+    failed = run(app, ["search", into, str(path), "--channel", "mix"])
     assert isinstance(failed.exception, UsageError)
     assert "channels cancel each other" in str(failed.exception)
 

@@ -165,7 +165,8 @@ def test_suggest_into_files(store: Path, tmp_path: Path) -> None:
     assert {line["voice"] for line in lines} == {"scottish-man"}
     assert {line["class"] for line in lines} == {"zero"}
     asked = ask("suggest", store, "zero", "--where", where, "--json").json["suggestions"]
-    assert [line["path"] for line in lines] == [one["id"] for one in asked]
+    files = [str(CLIPS.parent / one["id"]) for one in asked]
+    assert [line["path"] for line in lines] == files
     assert [line["reason"] for line in lines] == [one["reason"] for one in asked]
     again = ask("suggest", store, "zero", "--out", tmp_path / "ask.csv")
     assert again.code == 2 and "--overwrite" in again.error
