@@ -243,7 +243,7 @@ def test_a_pooling_on_the_command_line(site: Path, tmp_path: Path) -> None:
     assert code == 0 and "1 embedded" in out + err, err
     rows = penult.Collection.open(into).reader.vectors()[1]
     np.testing.assert_allclose(rows[0], pooled_by_hand(CLIP), rtol=1e-4)
-    assert asked(site, "search", into, CLIP, "-k", "1")["hits"][0]["id"] == str(CLIP)
+    assert asked(site, "search", into, CLIP, "-k", "1")["hits"][0]["id"] == f"clips/{CLIP.name}"
     plugins = asked(site, "doctor")["plugins"]
     kinds = {(one["kind"], one["name"]): one["error"] for one in plugins}
     assert kinds["pooling", "rms"] is None and kinds["engine", "traced"] is None
