@@ -97,7 +97,9 @@ def test_clusters(words: Path) -> None:
 
 def test_classes(words: Path) -> None:
     space = penult.ClassSpace(penult.Collection(words))
-    assert [one.to_dict() for one in space.classes] == printed("classes", words)["classes"]
+    none = dict.fromkeys(("threshold", "chosen", "average_precision", "f1"))  # one class an item
+    expected = [one.to_dict() | none for one in space.classes]
+    assert expected == printed("classes", words)["classes"]
 
 
 def test_predictions(words: Path) -> None:

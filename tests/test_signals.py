@@ -158,7 +158,9 @@ def test_events_tell_a_run_line_by_line(tiny: Path, many: Path, tmp_path: Path) 
     commits = [one for one in found if one["event"] == "commit"]
     assert sum(one["rows"] for one in commits) == 400 and commits[-1]["done"] == 400
     (failure,) = [one for one in found if one["event"] == "failure"]
-    assert failure["id"] == str(bad) and failure["error"] and failure["message"]
+    assert (
+        failure["id"] == f"{bad.parent.name}/{bad.name}" and failure["error"] and failure["message"]
+    )
     progress = [one for one in found if one["event"] == "progress"]
     assert [one["seen"] for one in progress] == sorted(one["seen"] for one in progress)
     assert progress[-1]["total"] == 401 and progress[-1]["eta"] >= 0 and progress[-1]["rate"] > 0
