@@ -520,7 +520,7 @@ SPACE: Table = {
     "remove": removed,
     "rename": renamed,
     "save": kept,
-    "settings": lambda s, _: (s.settings.space, s.settings.several),
+    "settings": lambda s, _: s.settings.space,  # others say whether items are of several
     "source": lambda s, _: (s.source.embedder.dim, s.source.collection is None, s.source.manifest),
     "source is replaced": lambda s, _: (
         s.source.open_with(lambda: s.source.embedder),
