@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import pickle
 import shutil
 import unicodedata
 from collections.abc import Iterator
@@ -325,7 +326,7 @@ def test_files_outside_of_all_roots_come_into_one(alone: Path, tiny: Path, tmp_p
     collection.label(first, "whole", "owl", who="me", source="test")
     # Rows of absolute paths and no root: a collection of that kind.
     with pytest.raises(penult.errors.UsageError, match="migrate"):
-        collection.add(embedder, recs, root=recs)
+        Collection.open(store, root=recs).add(embedder, recs)
     done = ask("migrate", store, "--root", recs, "--json").json
     assert (done["rows"], done["labels"], done["outside"]) == (3, 1, 0)
     assert set(rows(store)) == {f"recs/a/a{n}.wav" for n in range(3)}
@@ -338,6 +339,23 @@ def test_files_outside_of_all_roots_come_into_one(alone: Path, tiny: Path, tmp_p
         str(outside),
         "recs/b/b0.wav",
     }
+
+
+def test_python_names_roots_as_the_command_does(alone: Path, tiny: Path, tmp_path: Path) -> None:
+    import penult
+
+    embedder = penult.Embedder.from_classifier(penult.load(str(tiny)), device="cpu")
+    recs = alone / "recs"
+    for root, begin in (
+        (f"calls={recs}", "calls/"),
+        (alone, f"{alone.name}/recs/"),
+        (False, f"{recs}/"),
+    ):
+        store = tmp_path / f"{begin.strip('/').replace('/', '-')}.lance"
+        collection = penult.Collection.open(store, root=root)
+        collection.add(embedder, recs / "a")
+        assert set(rows(store)) == {f"{begin}a/a{n}.wav" for n in range(3)}
+        assert pickle.loads(pickle.dumps(collection))._root == root
 
 
 def test_other_normal_form(alone: Path) -> None:

@@ -87,7 +87,7 @@ def rows(root: Path) -> Any:
     whole = store.get("low-0")
     assert whole is not None
     return {
-        "columns": store.reader.columns,
+        "columns": store.reader.schema.names,
         "about": [store.manifest.format, store.manifest.dim, dict(store.manifest.fingerprint)],
         "rows": table.select(shown.split()).to_pylist(),
         "hashes": table["content_hash"].to_pylist(),

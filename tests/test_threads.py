@@ -397,7 +397,7 @@ READER: Table = {
     "add_space": added_space,
     "append": appended,
     "append_labels": appended_labels,
-    "columns": lambda c, _: c.reader.columns,
+    "columns": lambda c, _: c.reader.schema.names,
     "count_where": lambda c, _: c.reader.count_rows("region = 'whole'"),
     "ordered": lambda c, _: c.reader.ordered(["id", "region", "label", "vector"]),
     "scan": lambda c, _: sorted(

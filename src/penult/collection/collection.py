@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from penult.data.decode import Limits
     from penult.embedding.embedder import Embedder
 
+RootPaths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Literal[False]
+
 
 class CutOptions(TypedDict, total=False):
     """How items are cut, as in `penult.data.windows.Layout`.
@@ -46,11 +48,7 @@ class CutOptions(TypedDict, total=False):
 
 
 class AddOptions(CutOptions, total=False):
-    """Further options of `Collection.add`; see `penult.collection.ingest.Options`.
-
-    root: folders that ids begin with, as DIR or NAME=DIR, where the folders and tables that are
-    given are not meant (see `penult.data.roots`). absolute_ids: ids are whole paths.
-    """
+    """Further options of `Collection.add`; see `penult.collection.ingest.Options`."""
 
     logits: str
     max_seconds: float | None
@@ -61,14 +59,13 @@ class AddOptions(CutOptions, total=False):
     time_limit: float
     commit_rows: int
     commit_seconds: float
-    root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-    absolute_ids: bool
 
 
 _LAYOUT = tuple(CutOptions.__annotations__)
 # Members of earlier versions, and where they are now.
 _MOVED = {
-    **{name: f"reader.{name}" for name in ("append", "columns", "ordered", "scan", "schema")},
+    **{name: f"reader.{name}" for name in ("append", "ordered", "scan", "schema")},
+    "columns": "reader.schema.names",
     "count_rows": "reader.count_rows",  # where a Collection is given for its reader
     "roots": "reader.roots",  # so too
     "exists": "manifest, None where there is no collection",
@@ -85,19 +82,24 @@ class Collection:
     reader: its tables, for the functions of `penult.collection`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], root: RootPaths = ()) -> None:
+        self.path, self._root = Path(path), root
         self.reader = Reader(self.path)
         self._embedders = search.KeptEmbedder()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, must_exist: bool = False) -> Collection:
+    def open(
+        cls, path: str | os.PathLike[str], *, must_exist: bool = False, root: RootPaths = ()
+    ) -> Collection:
         """Opens a collection, or names one that the first write will make.
+
+        root: folders that ids of added items begin with, as DIR or NAME=DIR, where the folders and
+        tables that are added are not meant (see `penult.data.roots`); False: ids are whole paths.
 
         Raises:
             CollectionError: something else is there, or nothing is and it must exist.
         """
-        collection = cls(path)
+        collection = cls(path, root)
         forgetting.complete_if_free(collection.path)
         if not manifest.exists(collection.path) and must_exist:
             raise CollectionError(
@@ -111,7 +113,7 @@ class Collection:
         return f"Collection({str(self.path)!r}, {rows})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)
+        return type(self), (self.path, self._root)
 
     if not TYPE_CHECKING:
 
@@ -130,6 +132,7 @@ class Collection:
         reader = self.reader
         former: dict[str, Callable[[], Any]] = {
             "exists": lambda: manifest.exists(self.path),
+            "columns": lambda: reader.schema.names,
             "count_where": lambda: reader.count_rows,
             "append_labels": lambda: partial(append_labels, reader),
             "add_space": lambda: partial(spaces.append_space, reader),
@@ -199,7 +202,8 @@ class Collection:
         from penult.data.workers import headers_in_workers
 
         given: dict[str, Any] = dict(options)
-        roots = RootOptions.of(given.pop("root", None), given.pop("absolute_ids", False))
+        root = self._root
+        roots = RootOptions.of(() if root is False else root, absolute_ids=root is False)
         modality = embedder.classifier.modality
         layout = Layout(**{name: given.pop(name) for name in _LAYOUT if name in given})
         settings = Options(layout=layout, **given)

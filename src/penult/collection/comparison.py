@@ -248,7 +248,7 @@ def _was_resampled(reader: Reader, embedder: Embedder) -> bool | None:
 
 def _files(reader: Reader) -> Iterator[Path]:
     """The files behind the rows, each once."""
-    names = [name for name in ("id", PATH) if name in reader.columns]
+    names = [name for name in ("id", PATH) if name in reader.schema.names]
     seen, roots = set[Path](), reader.roots
     for batch in reader.scan(names, _MADE):
         for row in batch.to_pylist():

@@ -60,7 +60,7 @@ def describe(reader: Reader) -> dict[str, Any]:
         "roots": {name: str(reader.roots.place(name)) for name in reader.roots.roots},
         "fingerprint": dict(manifest.fingerprint),
         "migrations": list(manifest.model.get(HISTORY) or ()),
-        "columns": reader.columns,
+        "columns": reader.schema.names,
         "labels": {"marks": len(labels), "classes": sorted(set(labels["class"].to_pylist()))},
         "spaces": len(reader.side_table("spaces")),
         "failures": len(reader.side_table("failures")),
@@ -147,7 +147,7 @@ def export(
     for target in targets:
         if target.exists() and not overwrite:
             raise UsageError(_exists(target))
-    names = [name for name in reader.columns if logits or name != "logits"]
+    names = [name for name in reader.schema.names if logits or name != "logits"]
     if out.suffix.lower() == ".txt":
         names = [name for name in names if name not in schema.ARRAYS]
     columns = pa.schema([reader.schema.field(name) for name in names])
@@ -156,7 +156,7 @@ def export(
         added = [pa.field(name, pa.int64()) for name in places]
         columns = pa.schema([*columns, *added])
         batches = (_with_places(batch, places) for batch in batches)
-    if out.suffix.lower() != ".txt" and reader.roots.roots and PATH not in reader.columns:
+    if out.suffix.lower() != ".txt" and reader.roots.roots and PATH not in reader.schema.names:
         columns = columns.append(pa.field(PATH, pa.string()))
         batches = (_with_paths(batch, reader.roots) for batch in batches)
     try:
@@ -190,7 +190,7 @@ def _place_columns(reader: Reader) -> list[str]:
         ((PATCH,), f"kind = '{PATCH}'"),
     ):
         names += columns if reader.count_rows(where) else ()
-    taken = {name.lower() for name in reader.columns}
+    taken = {name.lower() for name in reader.schema.names}
     return [name for name in names if name not in taken]
 
 

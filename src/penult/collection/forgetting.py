@@ -189,7 +189,7 @@ def _named(reader: Reader, items: Sequence[str], where: str | None) -> Forgotten
         if not ids:
             raise UsageError(f"no row of {reader.path} matches {where!r}")
     paths = [reader.roots.shown(id) for id in ids]
-    if PATH in reader.columns:
+    if PATH in reader.schema.names:
         for part in _parts(list(ids)):
             batches = reader.scan(["id", PATH], f"id IN ({schema.quoted(part)})")
             own = [p for batch in batches for p in batch.column(PATH).to_pylist() if p]

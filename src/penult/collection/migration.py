@@ -176,7 +176,7 @@ def _measure(
 
 def _sampled(reader: Reader, sample: int | None) -> list[dict[str, Any]]:
     """Rows that were made of files or texts, with their vectors and logits."""
-    names = [*schema.KEY, *(name for name in _COLUMNS if name in reader.columns)]
+    names = [*schema.KEY, *(name for name in _COLUMNS if name in reader.schema.names)]
     table, vectors = reader.vectors("kind <> 'summary'", names, sample, 0)
     logits: Any = [None] * len(table)
     if "logits" in names:

@@ -117,7 +117,7 @@ def _scan(reader: Reader, asked: str) -> Iterator[tuple[list[str], list[int | No
     """Ids, sizes and paths of the rows that match."""
     if not reader.count_rows():
         return
-    columns = [name for name in ("id", "size", PATH) if name in reader.columns]
+    columns = [name for name in ("id", "size", PATH) if name in reader.schema.names]
     for batch in reader.scan(columns, asked, _BATCH):
         paths = batch.column(PATH if PATH in columns else "id")
         yield (*(batch.column(name).to_pylist() for name in ("id", "size")), paths.to_pylist())

@@ -62,17 +62,12 @@ class Reader:
 
     @property
     def schema(self) -> pa.Schema:
-        """The arrow schema of the rows."""
+        """The arrow schema of the rows, metadata last."""
         found = self.require_manifest()
         if (table := self._open(found)) is not None:
             with store_errors(self.path):
                 return table.schema
         return _row_schema(found)
-
-    @property
-    def columns(self) -> list[str]:
-        """The names of the columns, metadata last."""
-        return list(self.schema.names)
 
     def require_manifest(self) -> Manifest:
         """The manifest.

@@ -226,7 +226,9 @@ def files_in(reader: Reader, name: str) -> Iterator[tuple[str, int, int | None, 
     if not reader.count_rows():
         return
     begins = schema.quoted([f"{name.rstrip('/')}/"])
-    columns = [n for n in ("id", PATH, "size", "mtime_ns", "content_hash") if n in reader.columns]
+    columns = [
+        n for n in ("id", PATH, "size", "mtime_ns", "content_hash") if n in reader.schema.names
+    ]
     named = [one for one in ("id", PATH) if one in columns]
     where = " OR ".join(f"starts_with(`{one}`, {begins})" for one in named)
     seen: set[str] = set()
@@ -280,7 +282,7 @@ def migrate_to_roots(
         )
     renaming = Renaming(planned.renamed, roots=planned.roots.settled)
     did = RootMigration({name: str(planned.roots.place(name)) for name in planned.roots.roots})
-    columns = [name for name in ("id", PATH) if name in reader.columns]
+    columns = [name for name in ("id", PATH) if name in reader.schema.names]
     for batch in reader.scan(columns) if reader.count_rows() else ():
         for row in batch.to_pylist():
             path = row.get(PATH) or row["id"]

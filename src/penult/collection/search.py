@@ -467,7 +467,7 @@ def _stored(reader: Reader, query: str, part: QueryPart, rows: RowLayout) -> Que
     if part.layout is not None or (part.region.start is not None and window and long):
         return None  # it is cut into other parts than rows
     names = ["id", "region", "kind", "channel", "size", "mtime_ns", "vector"]
-    own = [PATH] if PATH in reader.columns else []
+    own = [PATH] if PATH in reader.schema.names else []
     for id in reader.roots.ids_of(query):
         where = f"id = {schema.quoted([id])} AND kind != 'summary'"
         if part.region != WHOLE:

@@ -234,7 +234,7 @@ class _RowMerge:
         self._renaming = renaming
         self._source, self._writer, self._started, self._did = source, writer, started, did
         self._scalars = [
-            n for n in schema.scalar_columns(writer.table.schema) if n in source.columns
+            n for n in schema.scalar_columns(writer.table.schema) if n in source.schema.names
         ]
         self._metadata = list(schema.metadata_of(writer.table.schema))
 

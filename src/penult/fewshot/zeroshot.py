@@ -189,7 +189,7 @@ class ByName:
         Raises:
             UsageError: the collection has no logits.
         """
-        if "logits" not in collection.reader.columns:
+        if "logits" not in collection.reader.schema.names:
             raise UsageError(
                 f"{collection.path} has no logits, which names are compared by; embed with "
                 "--logits all, or give the model and the items"
