@@ -11,13 +11,15 @@ import numpy.typing as npt
 
 from penult.analysis import metrics
 from penult.analysis.bootstrap import Estimate, percentile_interval
+from penult.tracing.scores import MULTI_LABEL as MULTI_LABEL
+from penult.tracing.scores import REGRESSION as REGRESSION
+from penult.tracing.scores import SINGLE_LABEL as SINGLE_LABEL
 
 FloatArray = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Statistic = Callable[[FloatArray], tuple[float, ...]]
 
-SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single-label", "multi-label", "regression"
 TASKS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 MAP, LWLRAP, MICRO_F1, MACRO_F1 = "mean_average_precision", "lwlrap", "micro_f1", "macro_f1"
 R2, CCC, MAE = "r2", "ccc", "mae"

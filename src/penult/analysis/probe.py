@@ -203,20 +203,33 @@ def check_rows(
     return every
 
 
+def rows_with(
+    target: str, known: Sequence[bool], groups: Sequence[str | None] | None, notes: list[str]
+) -> list[int]:
+    """The rows whose target is known and, where there are groups, whose group is; the others are
+    counted in the notes. target: its name in a sentence, `a class`.
+
+    Raises:
+        LabelsError: no target is known.
+    """
+    rows = [row for row, one in enumerate(known) if one]
+    if not rows:
+        raise LabelsError(f"no row has {target}")
+    if without := len(known) - len(rows):
+        notes.append(f"{without:,} rows have no {target.removeprefix('a ')} and were left out")
+    if groups is not None:
+        grouped = [row for row in rows if groups[row] is not None]
+        if without := len(rows) - len(grouped):
+            notes.append(f"{without:,} rows have no group and were left out")
+        rows = grouped
+    return rows
+
+
 def _taking_part(
     names: Sequence[str | None], groups: Sequence[str | None] | None, notes: list[str]
 ) -> tuple[Places, list[str]]:
     """The rows of classes that can be on both sides, with a group where there are groups."""
-    named = [row for row, name in enumerate(names) if name is not None]
-    if not named:
-        raise LabelsError("no row has a class")
-    if without := len(names) - len(named):
-        notes.append(f"{without:,} rows have no class and were left out")
-    if groups is not None:
-        grouped = [row for row in named if groups[row] is not None]
-        if without := len(named) - len(grouped):
-            notes.append(f"{without:,} rows have no group and were left out")
-        named = grouped
+    named = rows_with("a class", [name is not None for name in names], groups, notes)
     places: dict[str, set[object]] = {}
     for row in named:
         places.setdefault(str(names[row]), set()).add(row if groups is None else groups[row])

@@ -22,7 +22,7 @@ from penult.analysis.prediction_measures import (
     label_measures,
     value_measures,
 )
-from penult.analysis.probe import check_rows, linear_probe
+from penult.analysis.probe import check_rows, linear_probe, rows_with
 from penult.errors import LabelsError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def probe_values(
     """
     every = check_rows(vectors, values, groups, folds, 1.0 if strength is None else strength)
     known = [one is not None and not np.isnan(one) for one in values]
-    rows, own, notes = _taking_part(known, groups, "value")
+    rows, own, notes = _taking_part(known, groups, "a value")
     truth = np.array([values[row] for row in rows], np.float64)
     if not np.isfinite(truth).all():
         raise LabelsError(f"{int((~np.isfinite(truth)).sum())} values are infinite")
@@ -255,16 +255,7 @@ def _taking_part(
 ) -> tuple[Rows, Rows, list[str]]:
     """(rows with a target and a group, number of each one's group, notes)."""
     notes = list[str]()
-    rows = [row for row, one in enumerate(known) if one]
-    if not rows:
-        raise LabelsError(f"no row has {'a ' if target == 'value' else ''}{target}")
-    if without := len(known) - len(rows):
-        notes.append(f"{without:,} rows have no {target} and were left out")
-    if groups is not None:
-        grouped = [row for row in rows if groups[row] is not None]
-        if without := len(rows) - len(grouped):
-            notes.append(f"{without:,} rows have no group and were left out")
-        rows = grouped
+    rows = rows_with(target, known, groups, notes)
     own = _numbers(None if groups is None else [groups[row] for row in rows], len(rows))
     if len(set(own.tolist())) < 2:
         unit = "row" if groups is None else "group"

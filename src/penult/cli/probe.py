@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -265,11 +265,10 @@ def _show_classes(probed: ProbeResult) -> str:
     """A table of classes and the most frequent confusions; gives the baseline, in words."""
     from penult.analysis.probe import confused
 
-    table = _table_of("class", "rows", "precision", "recall", "F1")
-    for one in probed.per_class:
-        figures = (f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
-        table.add_row(printable(one.name), f"{one.rows:,}", *figures)
-    print_table(table)
+    _print_per_class(
+        ("precision", "recall", "F1"),
+        ((one.name, one.rows, one.precision, one.recall, one.f1) for one in probed.per_class),
+    )
     for true, predicted, count in confused(probed, 3):
         stdout.print(
             f"[dim]{printable(true)} was predicted as {printable(predicted)} "
@@ -282,13 +281,25 @@ def _show_labels(probed: MultiLabelProbe) -> str:
     """A table of classes; gives the baseline, in words."""
     from penult.analysis.prediction_measures import LWLRAP, MAP
 
-    table = _table_of("class", "rows", "average precision", "F1", "threshold")
-    for one in probed.per_class:
-        figures = (f"{value:.3f}" for value in (one.average_precision, one.f1, one.threshold))
-        table.add_row(printable(one.name), f"{one.rows:,}", *figures)
-    print_table(table)
+    _print_per_class(
+        ("average precision", "F1", "threshold"),
+        (
+            (one.name, one.rows, one.average_precision, one.f1, one.threshold)
+            for one in probed.per_class
+        ),
+    )
     chance = probed.chance
     return f"baseline (frequencies): mAP {chance[MAP]:.3f}, lwlrap {chance[LWLRAP]:.3f}"
+
+
+def _print_per_class(
+    figures: Sequence[str], lines: Iterable[tuple[str, int, float, float, float]]
+) -> None:
+    """A table of classes: name, rows, and three figures."""
+    table = _table_of("class", "rows", *figures)
+    for name, rows, *values in lines:
+        table.add_row(printable(name), f"{rows:,}", *(f"{value:.3f}" for value in values))
+    print_table(table)
 
 
 def _table_of(first: str, *others: str) -> Table:
