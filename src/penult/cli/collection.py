@@ -21,10 +21,12 @@ from penult.cli.options import (
     Overwrite,
     RawCells,
     Start,
+    TimeZone,
     Trust,
     WindowOfRows,
     check_output,
     query_part,
+    times_asked,
     with_limits,
 )
 from penult.cli.output import (
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from penult.collection.migration import Migration
     from penult.collection.repair import Repair
     from penult.collection.search import Hits
+    from penult.data.recording_times import RecordingTimes
     from penult.data.roots import Roots
 
 
@@ -524,6 +527,15 @@ def migrate(
             "of all runs. The embedder is not looked at."
         ),
     ] = None,
+    times: Annotated[
+        bool,
+        typer.Option(
+            "--times",
+            help="Fill the column recorded_at of all rows by headers and names of their files. "
+            "The embedder is not looked at.",
+        ),
+    ] = False,
+    time_zone: TimeZone = None,
     model: Annotated[
         str | None, typer.Option(help="Embedder to use, where the recorded one has moved.")
     ] = None,
@@ -555,6 +567,9 @@ def migrate(
     opened = Collection.open(collection, must_exist=True)
     if root:
         _migrate_to_roots(opened, root, dry, wait, json)
+        return
+    if (dated := times_asked(times or None, time_zone)) is not None:
+        _migrate_times(opened, dated, dry, wait, json)
         return
     with working("loading the collection's model"):
         manifest = opened.reader.require_manifest()
@@ -731,6 +746,25 @@ def _migrate_to_roots(
     outside = f"; {did.outside:,} lie outside of them and keep their paths" if did.outside else ""
     done = "begin with a root" if did.written else "would begin with a root (--dry-run)"
     stdout.print(f"the ids of {counted(did.rows, 'row')} {done}{outside}", soft_wrap=True)
+
+
+def _migrate_times(
+    opened: Collection, times: RecordingTimes, dry: bool, wait: bool, json: bool
+) -> None:
+    from penult.collection.timing import date_rows
+
+    with working("reading headers and names"):
+        did = date_rows(opened.reader, times, dry=dry, wait=wait)
+    if json:
+        print_json({"collection": str(opened.path), **did.to_dict()})
+        return
+    for words in did.times.words():
+        stdout.print(printable(words), soft_wrap=True)
+    done = "have" if did.written else "would have (--dry-run)"
+    stdout.print(
+        f"{did.changed:,} of {counted(did.rows, 'row')} {done} another recorded_at than before",
+        soft_wrap=True,
+    )
 
 
 def _migrate_classes(file: Path, like: Path, dry: bool, json: bool) -> None:

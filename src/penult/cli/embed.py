@@ -30,11 +30,13 @@ from penult.cli.options import (
     Precision,
     Tap,
     Tile,
+    TimeZone,
     Window,
     check_parent,
     layout_of,
     modality_for,
     source_of,
+    times_asked,
     with_columns,
     with_limits,
     with_model_options,
@@ -191,6 +193,15 @@ def embed(
             "--absolute-ids", help="Ids are whole paths: files that are moved are other items."
         ),
     ] = False,
+    times: Annotated[
+        bool | None,
+        typer.Option(
+            "--times/--no-times",
+            help="Keep when each item was recorded, by its header or name, as a column "
+            "recorded_at. Default: as the collection's last run.",
+        ),
+    ] = None,
+    time_zone: TimeZone = None,
     shard: Annotated[
         str | None, typer.Option(help="Embed only one part of the items, for example 1/4 … 4/4.")
     ] = None,
@@ -238,6 +249,7 @@ def embed(
         summary=summary,  # type: ignore[arg-type]
         alone=alone,
         limits=replace(usual_decoding().limits, model_seconds=max_model_seconds),
+        times=times_asked(times, time_zone) or (None if times is None else False),
     )
     if old is None:
         source = source_of(given, channel, modality)
@@ -415,11 +427,12 @@ def _prepare(
 ) -> None:
     """Prove the head and choose the engine; print the choice where it is made before the run."""
     from penult.collection.add import engine_words, settle
+    from penult.collection.ingest import decoding_of
     from penult.embedding.embedder import require_proof
     from penult.embedding.source_sample import SourceSample
 
     _print_metadata(source)
-    sample = SourceSample(source, options.layout, options.decoding)
+    sample = SourceSample(source, options.layout, decoding_of(options))
     with working("proving the head"):
         require_proof(embedder, sample)
     clock.end("proof")
@@ -618,6 +631,8 @@ def _show_summary(
         stdout.print(f"[yellow]{counted(summary.truncated, 'item')} {words}[/]", soft_wrap=True)
     _show_notes(summary)
     _show_moved(summary)
+    for words in summary.found.times.words() if summary.found.times else ():
+        stdout.print(printable(words), soft_wrap=True)
     _show_taken_and_gone(summary)
     others = dict(summary.found.left_out)
     if hidden := others.pop(HIDDEN, 0):

@@ -19,6 +19,7 @@ from penult.extras import ENGINES, LOADERS, POOLINGS, plugins
 if TYPE_CHECKING:
     from penult.collection.search import QueryPart
     from penult.data.items import Entry
+    from penult.data.recording_times import RecordingTimes
     from penult.data.regions import Region
     from penult.data.sources import Source
     from penult.data.windows import Layout
@@ -125,6 +126,13 @@ Pages = Annotated[
     typer.Option(
         help="each: every page of a TIFF and frame of a GIF, WebP, PNG or AVIF is a region of its "
         "own. Default: the first."
+    ),
+]
+TimeZone = Annotated[
+    str | None,
+    typer.Option(
+        help="With times: the zone of those that carry none, as Europe/Berlin, UTC or +02:00. "
+        "Default: UTC."
     ),
 ]
 BoxOption = Annotated[
@@ -478,6 +486,19 @@ def layout_of(
             f"{1 - layout.window / layout.hop:.0%} of each file lies in no window[/]"
         )
     return layout
+
+
+def times_asked(times: bool | None, zone: str | None) -> RecordingTimes | None:
+    """`--times`, or `--time-zone`, which asks for them too; None where neither was given.
+
+    Raises:
+        UsageError: no such zone, or one for no times.
+    """
+    from penult.data.recording_times import CLOCK, RecordingTimes
+
+    if times is False and zone is not None:
+        raise UsageError("--time-zone is for times, and --no-times leaves them out")
+    return RecordingTimes(zone or CLOCK) if times or zone is not None else None
 
 
 def box_of(text: str, modality: str) -> Region:

@@ -27,6 +27,7 @@ from penult.collection.ingest import (
     Preview,
     Seen,
     conditions,
+    decoding_of,
     ingest,
     preview,
     record_batch,
@@ -38,10 +39,12 @@ from penult.collection.relocation import PlannedRoots, align, plan_roots
 from penult.collection.renaming import Renaming
 from penult.collection.schema import Key, metadata_of, quoted, row_schema
 from penult.collection.spaces import keep_own, own_spread
+from penult.collection.timing import TIME, has_times, times_of_runs
 from penult.collection.transfer import append_missing
 from penult.collection.writer import IdFilter, Writer, viewed, writing
 from penult.data.folders import KnownFiles
 from penult.data.items import Entry, Failure, Item, failure, named
+from penult.data.recording_times import RECORDED_AT, RecordingTimes
 from penult.data.regions import WHOLE, Region
 from penult.data.roots import RootOptions, Roots
 from penult.data.sources import Source, left_out
@@ -53,7 +56,14 @@ from penult.embedding.source_sample import SourceSample
 from penult.engines.graph_cache import versions
 from penult.engines.pooling import packages_of
 from penult.engines.registry import AUTO, unusable
-from penult.errors import SourceError, SpaceError, StoreError, TapError
+from penult.errors import (
+    CollectionError,
+    SourceError,
+    SpaceError,
+    StoreError,
+    TapError,
+    UsageError,
+)
 from penult.locking import Guard, uninterrupted
 from penult.models.base import own_code, reopen_options
 
@@ -74,7 +84,8 @@ class Findings:
     files of other kinds in the folders that were given, by their extensions. notes: by id, on items
     whose header is contradicted by what lies behind it. roots: what is to be told of them.
     moved: former ids of files that were found again by their content, with the new ones.
-    failures: how many are new, and how many are mended.
+    failures: how many are new, and how many are mended. times: what was read of when items were
+    recorded, if that was asked for.
     """
 
     gone: list[str] = field(default_factory=list)
@@ -88,6 +99,7 @@ class Findings:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     failures: FailureCounts = field(default_factory=FailureCounts)
+    times: RecordingTimes | None = None
 
     @property
     def former_words(self) -> list[str]:
@@ -179,8 +191,9 @@ def add(
         StoreError: full disk, no permission.
     """
     _check_run(embedder, options, run)
-    settle(reader, embedder, SourceSample(source, options.layout, options.decoding))
-    summary = Summary()
+    options, source = _with_times(reader, source, options, like)
+    settle(reader, embedder, SourceSample(source, options.layout, decoding_of(options)))
+    summary = Summary(found=Findings(times=options.times or None))
     ours = reader.manifest
     manifest = comparable(reader, ours, embedder, manifest_of(embedder, options.logits, run.dtype))
     columns = dict(source.columns)
@@ -198,7 +211,7 @@ def add(
             # What is known is asked for in another thread than commits are made.
             turn, watch = Guard(), Stopwatch()
             lookup = _lookup(writer, list(columns), conditions(options), turn)
-            known = cache(partial(_known_files, writer, turn, reader.roots))
+            known = cache(partial(_known_files, writer, turn, reader.roots, options.times))
             find = MovedFiles(reader.path, writer, turn, reader.roots).find
             for step in ingest(embedder, source, lookup, options, tick, watch, known, find):
                 with watch.timed("write"), turn, uninterrupted():
@@ -227,6 +240,39 @@ def add(
         found.failures.healed = writer.failures.heal()
         writer.finish("done", summary.counts(), _engines(embedder))
     return summary
+
+
+def _with_times(
+    reader: Reader, source: Source, options: Options, like: Reader | None
+) -> tuple[Options, Source]:
+    """The options and the source of a run that reads when items were recorded, if this one does: it
+    was asked for, or the collection's runs before it did.
+
+    Raises:
+        UsageError: a table has a column of this name. CollectionError: so has the collection, and
+            with values that are no times.
+    """
+    times, asked = options.times, bool(options.times)
+    zone = times_of_runs(like or reader)
+    if times is None and zone is not None:
+        times = RecordingTimes(zone)
+    elif times and zone is not None:
+        times.anew = times.zone != zone
+    if not times or (RECORDED_AT in source.columns and like is None and not asked):
+        return options, source
+    kind = reader.schema.field(RECORDED_AT).type if has_times(reader) else TIME
+    if kind != TIME:
+        raise CollectionError(
+            f"{reader.path} has a column {RECORDED_AT} of type {kind}, and times are kept as "
+            f"{TIME}; leave --times out"
+        )
+    if RECORDED_AT in source.columns and like is None:
+        raise UsageError(
+            f"the table has a column {RECORDED_AT} itself, which is kept as it is; "
+            "leave --times out, or rename the column"
+        )
+    columns = {**source.columns, RECORDED_AT: source.columns.get(RECORDED_AT, TIME)}
+    return replace(options, times=times), replace(source, columns=columns)
 
 
 def _take_roots(reader: Reader, writer: Writer, planned: PlannedRoots) -> list[str]:
@@ -407,6 +453,7 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
             "count": len(found.moved),
             "first": dict(islice(found.moved.items(), _NAMED)),
         },
+        "times": None if found.times is None else found.times.to_dict(),
         "labels_taken": summary.labels,
         "left_out": found.left_out,
         "notes": {
@@ -456,6 +503,7 @@ def _run_options(
     if options.limits != usual.limits:
         asked |= {"limits": asdict(options.limits)}
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
+    asked |= {"times": options.times.zone} if options.times else {}
     asked |= {} if source.channel is None else {"channel": source.channel}
     if source.paths:
         asked |= {"sources": [planned.roots.id_of(Path(path)) for path in source.paths]}
@@ -613,15 +661,23 @@ def _unlike(path: Path, id: str) -> tuple[bool, bool, str]:
 _MOST_KNOWN = 500_000  # rows; of more, files are asked for as they come
 
 
-def _known_files(writer: Writer, turn: Guard, roots: Roots) -> KnownFiles | None:
+def _known_files(
+    writer: Writer, turn: Guard, roots: Roots, times: RecordingTimes | Literal[False] | None
+) -> KnownFiles | None:
     """The files of a collection that have one row and no failure, as they were then; None where
-    they are too many to be kept in mind."""
+    they are too many to be kept in mind. times: only those whose row has its time, if it is read
+    at all, and none where it is read anew."""
+    if times and times.anew:
+        return None
     with turn:
         table = writer.table
         if table.count_rows() > _MOST_KNOWN:
             return None
         columns = ["id", "region", "size", "mtime_ns"]
-        rows = table.search().select(columns).limit(None).to_arrow()
+        query = table.search()
+        if times:
+            query = query.where(f"{RECORDED_AT} IS NOT NULL")
+        rows = query.select(columns).limit(None).to_arrow()
         failed = writer.failures.table.search().select(["id"]).limit(None).to_arrow()
     whole = rows.filter(pc.and_(pc.equal(rows["region"], WHOLE.key), pc.is_valid(rows["size"])))
     others = rows.filter(pc.match_substring(rows["region"], "#"))

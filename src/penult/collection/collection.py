@@ -194,7 +194,7 @@ class Collection:
         `{"path": "IN FILE", "start": "OFFSET"}`.
         """
         from penult.collection.add import RunSettings, add
-        from penult.collection.ingest import Options
+        from penult.collection.ingest import Options, decoding_of
         from penult.collection.transfer import source_from_collection
         from penult.data.roots import RootOptions
         from penult.data.sources import from_objects, named_columns
@@ -212,7 +212,7 @@ class Collection:
         run = RunSettings(prune=prune, roots=roots)
         if like is None:
             with named_columns(columns):
-                describe = headers_in_workers(settings.decoding)
+                describe = headers_in_workers(decoding_of(settings))
                 source = from_objects(items, modality, channel, describe)
             return add(self.reader, embedder, source, settings, run)
         old = like if isinstance(like, Collection) else Collection.open(like, must_exist=True)

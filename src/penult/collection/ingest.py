@@ -24,6 +24,7 @@ from penult.data.decode import Decoding, Limits, decoding_as, usual_decoding
 from penult.data.files import file_size, item_error
 from penult.data.folders import KnownFiles
 from penult.data.items import PAUSE, Entry, Failure, Item, Note, OneByOne, Pause, former_id
+from penult.data.recording_times import RECORDED_AT, RecordingTimes, at
 from penult.data.regions import Box, Region, span_of, unpatched
 from penult.data.sources import Source, UntilError
 from penult.data.windows import Layout
@@ -126,6 +127,7 @@ def row_of(classifier: Classifier, outcome: Outcome, content: str, logits: str) 
         "size": outcome.item.size,
         "mtime_ns": outcome.item.mtime_ns,
         **outcome.item.metadata,
+        **at(outcome.item, outcome.start),
     }
     if logits == "all":
         row["logits"] = values
@@ -234,7 +236,8 @@ class Options:
     cut, the mean or maximum of its parts; `summarised` says for which ids, None is all of them.
     alone: one region in each forward pass. max_seconds, workers, time_limit,
     limits: see `Decoding`. patient: items
-    are read and decoded in threads of their own, so that slow ones hold up no commit.
+    are read and decoded in threads of their own, so that slow ones hold up no commit. times: reads
+    when items were recorded, for the column `recorded_at`; None: as the collection's last run.
     """
 
     logits: str = "all"
@@ -248,6 +251,7 @@ class Options:
     time_limit: float = field(default_factory=lambda: usual_decoding().time_limit)
     limits: Limits = field(default_factory=lambda: usual_decoding().limits)
     patient: bool = True
+    times: RecordingTimes | Literal[False] | None = None
     _patched: bool = False  # the embedder gives a row for each patch of a region
     commit_rows: int = 256
     commit_seconds: float = 5.0
@@ -260,22 +264,22 @@ class Options:
         if self.summary not in (None, "mean", "max"):
             raise UsageError(f"no summary {self.summary!r}; choose mean or max")
 
-    @property
-    def decoding(self) -> Decoding:
-        """How items are opened."""
-        return Decoding(
-            self.max_seconds,
-            self.workers,
-            self.time_limit,
-            limits=self.limits,
-            patience=self.commit_seconds,
-            apart=self.patient,
-        )
+
+def decoding_of(options: Options) -> Decoding:
+    """How a run opens its items."""
+    return Decoding(
+        options.max_seconds,
+        options.workers,
+        options.time_limit,
+        limits=options.limits,
+        patience=options.commit_seconds,
+        apart=options.patient,
+    )
 
 
 _NO_CONDITIONS = (
     *("logits", "retry_failed", "layout", "summary", "summarised", "alone", "workers"),
-    *("patient", "commit_rows", "commit_seconds", "_patched"),
+    *("patient", "times", "commit_rows", "commit_seconds", "_patched"),
 )
 
 
@@ -339,7 +343,7 @@ def ingest(
             stack.callback(ahead.close)
             return ahead  # type: ignore[return-value]
 
-        describe = headers_in_workers(options.decoding)
+        describe = headers_in_workers(decoding_of(options))
         regions = apart(options.layout.of(given, classifier.input, describe, bound))
         planned = apart(plan(regions, lookup, options, find))
         results = execute(embedder, planned, options, watch)
@@ -377,6 +381,7 @@ def plan(
             # Of several lines with the same text, the first has the rows of 0.1.0.
             if old in there and id not in there and renamed.setdefault(old, id) == id:
                 group = _under(old, group)
+            group = _dated(group, seen, options.times)
             annotations.add(group)
             if id in seen.doubtful and len(last) < CHUNK:
                 last.append((group, seen))
@@ -394,6 +399,29 @@ def plan(
         yield from _plan_item(faulty, known, options)
     if gone := annotations.former():
         yield FormerAnnotations(gone)
+
+
+def _dated(
+    group: list[Entry], seen: Seen, times: RecordingTimes | Literal[False] | None
+) -> list[Entry]:
+    """The regions of an item with its beginning, which is read unless all rows have theirs."""
+    pairs = [entry for entry in group if isinstance(entry, tuple)] if times else []
+    if not times or not pairs or RECORDED_AT in pairs[0][0].metadata:
+        return group
+    if not times.anew and all(_is_dated(*pair, seen) for pair in pairs):
+        return group
+    when = times.of(pairs[0][0])
+    return [
+        one if isinstance(one, Failure) else (replace(one[0], recorded_at=when), one[1])
+        for one in group
+    ]
+
+
+def _is_dated(item: Item, region: Region, seen: Seen) -> bool:
+    """Whether the store has the beginning of an unchanged file's region."""
+    rows = seen.keys((item.id, region.key))
+    stored = (seen.metadata.get(row, {}).get(RECORDED_AT) for row in rows)
+    return bool(rows) and _same_file(seen.rows[rows[0]], item) and None not in stored
 
 
 def _moved_from(group: Sequence[Entry], find: FindMoved, hashes: dict[str, str]) -> str | None:
@@ -467,7 +495,7 @@ def execute(
     watch: Stopwatch | None = None,
 ) -> Generator[Outcome | Failure | Note, None, None]:
     """The outcome of each planned region, in order; failures and notes stay in their places."""
-    return embedder.runner.stream(planned, options.decoding, options.alone, watch=watch)
+    return embedder.runner.stream(planned, decoding_of(options), options.alone, watch=watch)
 
 
 def assemble(
@@ -615,6 +643,7 @@ def _plan_item(
     embeds = any(isinstance(notes[-1], tuple) for notes in planned)
     if not (embeds or any(key not in seen.rows for key in keys)):
         channels = ()
+        yield from _revised_summaries(item, keys, seen)
     if channels:  # a summary needs the vectors of all parts, also of those that the store has
         planned = [
             [entry] if isinstance(notes[-1], RegionUnchanged) else notes
@@ -626,6 +655,14 @@ def _plan_item(
     for notes in _spans_once(planned):
         yield from notes
     yield ItemEnd(channels)
+
+
+def _revised_summaries(item: Item, keys: Sequence[Key], seen: Seen) -> Iterator[RegionUnchanged]:
+    """Summaries of an unchanged item that get another time."""
+    when = item.recorded_at
+    for key in keys if when is not None else ():
+        if new := _new_metadata(item, key, seen):
+            yield RegionUnchanged(key, new)
 
 
 def _former_id(group: Sequence[Entry]) -> str | None:
@@ -879,9 +916,10 @@ def _held(entry: object) -> int:
 def _new_metadata(item: Item, key: Key, seen: Seen) -> dict[str, Any]:
     """Metadata of an unchanged region that differs from what is stored."""
     stored = seen.metadata.get(key, {})
+    now = {**item.metadata, **at(item, seen.rows[key].start)}
     return {
         name: value
-        for name, value in item.metadata.items()
+        for name, value in now.items()
         if not _equal(stored.get(name), value) and not (value is None and name not in stored)
     }
 

@@ -35,11 +35,13 @@ RESERVED = ("_distance", "_score", "_relevance_score", "_rowid", "_rowaddr", "_r
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a collection knows of a region's file: bytes, nanoseconds since 1970, hash."""
+    """What a collection knows of a region's file: bytes, nanoseconds since 1970, hash; and where
+    the region begins in it, in seconds."""
 
     size: int | None
     mtime_ns: int | None
     content_hash: str | None
+    start: float | None = None
 
 
 def row_schema(
@@ -266,6 +268,7 @@ class RunInfo:
     overlap: int = 0
     pages: Literal["each"] | None = None
     channel: int | Literal["each"] | None = None
+    times: str | None = None
 
 
 def run_info(path: Path, text: str | None) -> RunInfo:

@@ -128,10 +128,11 @@ class Writer:
     ) -> tuple[dict[Key, Known], dict[Key, dict[str, Any]]]:
         self._seen.update({id: set() for id in ids})
         known, values = {}, {}
-        wanted = [*schema.KEY, "size", "mtime_ns", "content_hash", *metadata]
+        file = ("size", "mtime_ns", "content_hash", "start")
+        wanted = [*schema.KEY, *file, *metadata]
         for row in self._lookup(self._items, self._perhaps(ids), wanted):
             key = row["id"], row["region"]
-            known[key] = Known(row["size"], row["mtime_ns"], row["content_hash"])
+            known[key] = Known(*(row[name] for name in file))
             values[key] = {name: row[name] for name in metadata}
             self._seen[key[0]].add(key[1])
         return known, values

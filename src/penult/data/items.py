@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import count
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -39,6 +40,7 @@ class Item:
     `sha256:…` of the array, bytes or text.
     `content` is a str only where it is the text itself. `size` (bytes) and `mtime_ns` are the
     file's, None without a file. `rate` (Hz) is an audio array's; None is the model's own.
+    `recorded_at`: when it began, in UTC, if that was asked for and is known.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Item:
     size: int | None = None
     mtime_ns: int | None = None
     rate: int | None = None
+    recorded_at: datetime | None = None
 
     @property
     def held(self) -> int:

@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from penult.data.formulas import Cells
+from penult.data.recording_times import RECORDED_AT
 from penult.data.roots import Roots
 from penult.errors import UsageError
 
@@ -28,7 +29,7 @@ class Event:
     """A class from start to end (seconds; None: the item has none).
 
     probability, similarity: the highest of its windows. windows: how many were merged. metadata: of
-    the item, as far as it is the same for all of them.
+    the item, as far as it is the same for all of them; `recorded_at` is that of the first window.
     """
 
     id: str
@@ -191,8 +192,12 @@ def _joined(track: Sequence[Window], gap: float) -> list[Event]:
 
 
 def _common(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The metadata that two windows have in common."""
-    return {name: value for name, value in one.items() if other.get(name) == value}
+    """The metadata that two windows have in common, and when the first one was recorded."""
+    return {
+        name: value
+        for name, value in one.items()
+        if name == RECORDED_AT or other.get(name) == value
+    }
 
 
 def _goes_on(event: Event, other: Event, next_one: bool, gap: float) -> bool:

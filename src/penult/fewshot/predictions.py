@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from penult.data.formulas import Cells
 from penult.data.items import Failure
+from penult.data.recording_times import at
 from penult.data.roots import Roots
 from penult.errors import LabelsError, StoreError
 from penult.fewshot.events import Window, csv_lines, with_metadata
@@ -55,7 +56,8 @@ class Location:
         """The place of an embedded region."""
         region = outcome.region
         times = outcome.start, outcome.end
-        return cls(outcome.item.id, region.key, *times, region.channel, outcome.item.metadata)
+        metadata = {**outcome.item.metadata, **at(outcome.item, outcome.start)}
+        return cls(outcome.item.id, region.key, *times, region.channel, metadata)
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Location:
