@@ -25,7 +25,7 @@ from penult.data.items import names_in
 from penult.embedding.embedder import Embedder
 from penult.fewshot.classspace import ClassSpace
 from penult.fewshot.examples import Examples
-from penult.fewshot.fitted import FittedClasses
+from penult.fewshot.fitted import CrossValidation, FittedClasses
 from penult.fewshot.thresholds import NO_THRESHOLDS, LabelThresholds
 from test_cli import ask
 
@@ -140,7 +140,8 @@ def test_an_item_may_be_of_no_class_and_a_least_probability_overrides() -> None:
 
 def test_without_thresholds_the_best_class_counts_and_those_above_one_half() -> None:
     vectors, truth = mixes(140)
-    fitted, others = taught(vectors, truth, thresholds=NO_THRESHOLDS), mixes(300, 9)[0]
+    none = CrossValidation(thresholds=NO_THRESHOLDS)
+    fitted, others = taught(vectors, truth, kept=none), mixes(300, 9)[0]
     judged = fitted.judge(others)
     best = judged.score.argmax(axis=1)
     np.testing.assert_array_equal(judged.label, best)

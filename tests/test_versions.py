@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 
 import penult
+from penult.analysis.space import Space
 from penult.collection.collection import Collection
 from penult.collection.reader import Reader
 from penult.embedding.embedder import Embedder
 from penult.errors import LabelsError, StoreError
-from penult.fewshot import classspace, versions
+from penult.fewshot import classspace, scorers, versions
 from penult.fewshot.classspace import ClassSpace
 from penult.fewshot.examples import Examples, moves, of_several
 from test_cli import Said, ask
@@ -357,6 +359,87 @@ def test_where_nothing_may_be_written_it_predicts(
     done = ask("predict", store, *asked, "--json")
     assert done.code == 0 and done.json["version"] is None
     assert "could not be kept as a version: read-only" in done.err
+
+
+@pytest.fixture
+def folds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is fitted to hold examples out: scorers, and spaces without some examples."""
+    found: list[str] = []
+    for place, name in ((scorers, "held_out"), (Space, "without")):
+        real = getattr(place, name)
+
+        def counted(*given: Any, _real: Any = real, _name: str = name, **options: Any) -> Any:
+            found.append(_name)
+            return _real(*given, **options)
+
+        monkeypatch.setattr(place, name, counted)
+    return found
+
+
+def without_scores(place: Path) -> None:
+    """Make the one version of a collection one of before, which kept no held-out scores."""
+    import lancedb
+
+    table = lancedb.connect(place).open_table("taught")
+    (row,) = [row for row in table.to_arrow().to_pylist() if row["kind"] == "version"]
+    kind, about = json.loads(row["about"])
+    del about["calibration"], about["parts"]["scores"]
+    text = json.dumps([kind, about])
+    id = hashlib.sha256(text.encode()).hexdigest()
+    table.update(where="kind = 'version'", values={"about": text, "id": id})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("--method", "logistic"), ("--method", "agile"), ("--several",), ("--space", "raw"),
+     ("--groups", "*_{}"), ("one",)],
+)  # fmt: skip
+def test_a_prediction_holds_no_example_out_again(
+    store: Path, asked: list[Path], folds: list[str], tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    done = (
+        ask("teach", store, "one", *clips_of(*TAUGHT, words=("one",)))
+        if settings == ("one",)
+        else ask("teach", store, "--from", "{}_*", *settings)
+    )
+    assert done.code == 0 and folds.count("held_out") > 0, done.err
+    fresh = tmp_path / "c.npz"
+    assert ask("classes", store, "--save", fresh).code == 0
+    folds.clear()
+    found, file = (ask("predict", place, *asked, "--json") for place in (store, fresh))
+    assert folds == []
+    assert numbers(file) == numbers(found)
+    curve = ask("classes", store, "--curve", "one", "--json")
+    assert curve.code == (2 if settings == ("one",) else 0) and folds == []
+    # A version of before has no held-out scores: they come out again, and so does all else.
+    without_scores(store)
+    before = ask("predict", store, *asked, "--json")
+    assert folds.count("held_out") > 0
+    assert numbers(before) == numbers(found)
+    assert {n: v for n, v in before.json.items() if n not in ("place", "version")} == {
+        n: v for n, v in found.json.items() if n not in ("place", "version")
+    }
+    assert ask("classes", store, "--curve", "one", "--json").json == curve.json
+
+
+def test_a_rename_and_an_undo_keep_the_held_out_scores(
+    known: Path, asked: list[Path], folds: list[str], tmp_path: Path
+) -> None:
+    before = numbers(ask("predict", known, *asked, "--json"))
+    assert ask("classes", known, "--rename", "zero", "nought").code == 0
+    assert ask("teach", known, "one", CLIPS / "two_oxford-woman.flac", "--mark", "no").code == 0
+    folds.clear()
+    assert ask("teach", known, "--undo").code == 0 and ask("teach", known, "--undo").code == 0
+    assert numbers(ask("predict", known, *asked, "--json")) == before and folds == []
+    file = tmp_path / "c.npz"
+    ask("classes", known, "--save", file)
+    for mark in ("unsure", "no"):  # of earlier versions a file keeps no scores
+        assert ask("teach", file, "one", CLIPS / "two_oxford-woman.flac", "--mark", mark).code == 0
+    with np.load(file) as parts:
+        own = [parts[name].tobytes() for name in parts if name.startswith("part:")]
+    assert sum(one.startswith(b"PK") for one in own) == 1
+    folds.clear()
+    assert len(numbers(ask("predict", file, *asked, "--json"))) == 4 and folds == []
 
 
 def test_each_vector_is_written_once(store: Path) -> None:

@@ -92,6 +92,22 @@ class Judgement:
     similarity: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class CrossValidation:
+    """What examples that were held out told; None is worked out anew.
+
+    accuracy: of the methods that were compared when this one was chosen. thresholds: of several
+    classes at once. chosen, judged: the scores of held-out examples by the chosen method, and by
+    the one that tells unknowns. probabilities: the map from scores to these.
+    """
+
+    accuracy: Mapping[str, float] | None = None
+    thresholds: LabelThresholds | None = None
+    chosen: HeldOut | None = None
+    judged: HeldOut | None = None
+    probabilities: Probabilities | None = None
+
+
 class FittedClasses:
     """Classes fitted to examples in a space; fitted at the first use.
 
@@ -99,9 +115,8 @@ class FittedClasses:
     first four. several: whether an item may be of more than one class; None takes it from the
     examples. background: vectors of any items, the other side of the probability of one class, and
     of `agile`. groups: the speaker, site or recording of each example, or a `Grouping`; in
-    cross-validation a group is scored without itself. accuracy: of the methods that were compared
-    when this one was chosen. thresholds: of several classes at once, as they were chosen then; None
-    chooses them.
+    cross-validation a group is scored without itself. kept: what cross-validation gave when these
+    classes were fitted first; `chosen` goes with the method.
 
     An example that the space was fitted with (`Space.seen`) is held out of the space too.
     """
@@ -114,12 +129,11 @@ class FittedClasses:
         several: bool | None = None,
         background: Background | None = None,
         groups: Grouping | Sequence[str | None] | None = None,
-        accuracy: Mapping[str, float] | None = None,
-        thresholds: LabelThresholds | None = None,
+        kept: CrossValidation = CrossValidation(),
     ) -> None:
         if method is not None:
             scorers.check_method(method)
-        self._accuracy, self._thresholds = accuracy, thresholds
+        self._kept = kept
         self.names = tuple(
             name for name in examples.names if any(one.get(name) == "yes" for one in examples.marks)
         )
@@ -128,9 +142,9 @@ class FittedClasses:
                 "no class has an example yet; teach one with examples that are marked yes"
             )
         targets = examples.targets(self.names)
-        kept = (targets != scorers.OPEN).any(axis=1)  # unsure is never used
-        self._targets: Targets = targets[kept]
-        self._places = np.flatnonzero(kept)
+        used = (targets != scorers.OPEN).any(axis=1)  # unsure is never used
+        self._targets: Targets = targets[used]
+        self._places = np.flatnonzero(used)
         self.examples, self.space = examples, space
         self._against = any(EVERY in one for one in examples.marks)  # a background is taught
         # Heads learn what is around the classes; cross-validation only compares classes.
@@ -184,6 +198,8 @@ class FittedClasses:
 
     @cached_property
     def _chosen(self) -> tuple[str, dict[str, float], HeldOut]:
+        if self._method is not None and self._kept.chosen is not None:
+            return self._method, {}, self._kept.chosen
         vectors, targets, groups = self._to_hold_out, self._targets, self._groups
         if self._method is None:
             return scorers.choose(vectors, targets, groups, self._refit)
@@ -215,7 +231,7 @@ class FittedClasses:
     def accuracy(self) -> dict[str, float]:
         """Cross-validated accuracy of the compared methods; NaN where the examples are too few to
         hold any out."""
-        return self._chosen[1] if self._accuracy is None else dict(self._accuracy)
+        return self._chosen[1] if self._kept.accuracy is None else dict(self._kept.accuracy)
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -234,6 +250,8 @@ class FittedClasses:
 
     @cached_property
     def _judged_held_out(self) -> HeldOut:
+        if self._kept.judged is not None:
+            return self._kept.judged
         same = self._level_groups is self._groups
         if (same and self.method == "prototype") or len(self.names) == 1:
             return self._chosen[2]
@@ -250,6 +268,8 @@ class FittedClasses:
     @cached_property
     def probabilities(self) -> Probabilities:
         """The map from scores to probabilities."""
+        if self._kept.probabilities is not None:
+            return self._kept.probabilities
         held = self._chosen[2]
         scores, marks = held.scores, self._targets[held.rows]
         own = self._scorer(self._vectors)
@@ -278,8 +298,8 @@ class FittedClasses:
     @cached_property
     def thresholds(self) -> LabelThresholds:
         """The least probability of each class, where an item may be of several."""
-        if self._thresholds is not None or not self.several:
-            return self._thresholds or NO_THRESHOLDS
+        if self._kept.thresholds is not None or not self.several:
+            return self._kept.thresholds or NO_THRESHOLDS
         shares, targets, _ = self.held_out()
         return choose_thresholds(shares, targets, self._groups[self._chosen[2].rows])
 
@@ -440,6 +460,12 @@ class FittedClasses:
             "probabilities": self.probabilities.basis,
             "unknown": asdict(self.level(level)) if level else None,
         }
+
+
+def cross_validation(fitted: FittedClasses) -> CrossValidation:
+    """What held-out examples told, for a version to keep."""
+    return CrossValidation(fitted.accuracy, fitted.thresholds, fitted._chosen[2],
+                           fitted._judged_held_out, fitted.probabilities)  # fmt: skip
 
 
 def unseen(_: npt.NDArray[np.bool_]) -> Space:

@@ -28,7 +28,13 @@ from penult.fewshot.examples import (
     of_several,
     restored,
 )
-from penult.fewshot.fitted import FittedClasses, Settings, fit_space
+from penult.fewshot.fitted import (
+    CrossValidation,
+    FittedClasses,
+    Settings,
+    cross_validation,
+    fit_space,
+)
 from penult.fewshot.labelling import Groups, LabelledExamples, of_head
 from penult.fewshot.thresholds import NO_THRESHOLDS
 from penult.fewshot.vectors import VectorSource
@@ -387,9 +393,9 @@ class ClassSpaceState:
         rows = self.rows if former is None else former.background
         self._background = _Background(self._source, self.examples, rows)
         # Marks of a time when nothing was kept have the classes that they had.
-        thresholds = NO_THRESHOLDS if self._is_of_before else None
+        found = CrossValidation(thresholds=NO_THRESHOLDS if self._is_of_before else None)
         return FittedClasses(self.examples, self.space, method, self._several(),
-                             self._background, groups, thresholds=thresholds)  # fmt: skip
+                             self._background, groups, found)  # fmt: skip
 
     def _several(self) -> bool:
         """Whether an item may be of several classes; where it was never settled, as the marks are
@@ -407,8 +413,8 @@ class ClassSpaceState:
     def _parts(self, fitted: FittedClasses) -> Taught:
         """What these classes were fitted from, which are of `_fresh`."""
         _ = fitted.level(), fitted.probabilities  # then it is known whether they need background
-        return Taught(fitted.examples, fitted.space, fitted.method, fitted.several, fitted.accuracy,
-                      fitted.grouping, self._background.rows, fitted.thresholds)  # fmt: skip
+        return Taught(fitted.examples, fitted.space, fitted.method, fitted.several,
+                      cross_validation(fitted), fitted.grouping, self._background.rows)  # fmt: skip
 
     def _keep(self, fitted: FittedClasses, taught: Taught) -> None:
         if self._source.collection is not None and any(of_head(key) for key in self.examples.keys):

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import reduce
 from importlib.metadata import version
@@ -30,9 +30,11 @@ from penult.collection.schema import Key
 from penult.data.hashes import digest
 from penult.embedding.fingerprint import Fingerprint
 from penult.errors import LabelsError
+from penult.fewshot.calibration import Probabilities
 from penult.fewshot.examples import GIVEN, ITEMS, Examples, Grouping, Marks
-from penult.fewshot.fitted import FittedClasses, Settings
-from penult.fewshot.thresholds import NO_THRESHOLDS, LabelThresholds
+from penult.fewshot.fitted import CrossValidation, FittedClasses, Settings, cross_validation
+from penult.fewshot.scorers import HeldOut
+from penult.fewshot.thresholds import LabelThresholds
 
 CHANGE, VERSION, UNDONE, PART = "change", "version", "undone", "part"
 TABLE = "taught"
@@ -128,8 +130,8 @@ class CollectionStore:
 
 
 class FileStore:
-    """The entries in a class file, in memory until it is written. The file has the vectors and the
-    space of its own version; of earlier ones it has none."""
+    """The entries in a class file, in memory until it is written. The file has the vectors, the
+    space and the held-out scores of its own version; of earlier ones it has none."""
 
     def __init__(
         self,
@@ -149,9 +151,15 @@ class FileStore:
 
     def append(self, record: LedgerEntry, parts: Iterable[bytes]) -> None:
         """Append an entry."""
+        named = {_hash(data): data for data in parts}
+        if record.kind == VERSION:
+            for one in self._records:
+                if one.kind == VERSION:
+                    self._parts.pop(one.about["parts"].get("scores", ""), None)
+            own = record.about["parts"].get("scores")
+            named = {id: data for id, data in named.items() if id == own}
         self._records.append(record)
-        if record.kind != VERSION:
-            self._parts |= {_hash(data): data for data in parts}
+        self._parts |= named
 
     def entries(self) -> tuple[list[tuple[str, str]], dict[str, bytes]]:
         """What the file keeps."""
@@ -161,25 +169,23 @@ class FileStore:
 @dataclass(frozen=True)
 class Taught:
     """What classes are fitted from, and what was chosen: enough to fit the same ones again.
-    method: the chosen one. accuracy: cross-validated, of the compared methods. groups: what is held
-    out together. background: (m, d) raw vectors; None where none were needed. thresholds: of
-    several classes at once."""
+    method: the chosen one. validation: what held-out examples told. groups: what is held out
+    together. background: (m, d) raw vectors; None where none were needed."""
 
     examples: Examples
     space: Space
     method: str
     several: bool
-    accuracy: Mapping[str, float]
+    validation: CrossValidation
     groups: Grouping = field(default_factory=Grouping)
     background: npt.NDArray[np.float32] | None = None
-    thresholds: LabelThresholds = NO_THRESHOLDS
 
     def fit(self) -> FittedClasses:
-        """The classes, as they were fitted."""
+        """The classes, as they were fitted; no example is held out again."""
         rows = self.background
         return FittedClasses(
             self.examples, self.space, self.method, self.several,
-            None if rows is None else lambda: rows, self.groups, self.accuracy, self.thresholds,
+            None if rows is None else lambda: rows, self.groups, self.validation,
         )  # fmt: skip
 
 
@@ -291,7 +297,7 @@ class Ledger:
             named["rows"],
             named["space"],
             *named["vectors"],
-            *filter(None, [named["background"]]),
+            *filter(None, [named["background"], named.get("scores")]),
         ]
         found = self.store.parts(ids)
         if isinstance(self.store, FileStore) and any(id not in found for id in ids):
@@ -309,7 +315,7 @@ class Ledger:
         )
         background = None if named["background"] is None else _array(found[named["background"]])
         return self._taught(about, examples, Space.from_bytes(found[named["space"]]),
-                            rows["groups"], background)  # fmt: skip
+                            rows["groups"], background, found.get(named.get("scores")))  # fmt: skip
 
     def _renamed_since(self, entry: LedgerEntry) -> Callable[[str], str]:
         """From the ids of the time of an entry to those of today."""
@@ -323,20 +329,28 @@ class Ledger:
         groups: Sequence[str | None] | None, background: npt.NDArray[np.float32] | None,
     ) -> Taught:  # fmt: skip
         """A version with parts that are kept elsewhere, as in a class file."""
-        return self._taught(version.about, examples, space, groups, background)
+        scores = version.about["parts"].get("scores", "")
+        found = self.store.parts([scores])
+        return self._taught(version.about, examples, space, groups, background, found.get(scores))
 
     def _taught(
         self, about: Mapping[str, Any], examples: Examples, space: Space,
         groups: Sequence[str | None] | None, background: npt.NDArray[np.float32] | None,
+        scores: bytes | None,
     ) -> Taught:  # fmt: skip
         accuracy = {n: math.nan if v is None else v for n, v in about["accuracy"].items()}
+        chosen, judged = (None, None) if scores is None else _scores_in(scores)
+        kept = about.get("calibration")
+        validation = CrossValidation(
+            accuracy, LabelThresholds.from_dict(about.get("thresholds")), chosen, judged,
+            None if kept is None else Probabilities(**kept),
+        )  # fmt: skip
         by = about["settings"].get("groups")
         kind = about.get("grouping", ITEMS if by is None else GIVEN)
         grouping = Grouping(kind, None if groups is None else tuple(groups), by)
         return Taught(
-            examples, space, about["method"], about["several"], accuracy, grouping, background,
-            LabelThresholds.from_dict(about.get("thresholds")),
-        )  # fmt: skip
+            examples, space, about["method"], about["several"], validation, grouping, background
+        )
 
     def keep(self, fitted: FittedClasses, taught: Taught, settings: Settings, marks: Marks) -> None:
         """Append a version.
@@ -348,7 +362,10 @@ class Ledger:
         changes = _standing(records)
         former = [one for one in records if one.kind == VERSION]
         named, parts = self._parts(taught, former[-1].about["parts"] if former else None)
-        level = None
+        validation = cross_validation(fitted)
+        scores = _scores(validation)
+        named["scores"] = _hash(scores)
+        accuracy, level = validation.accuracy or {}, None
         with contextlib.suppress(LabelsError):  # nothing to measure it on
             level = fitted.to_dict(settings.unknown)["unknown"]
         about = {
@@ -360,8 +377,9 @@ class Ledger:
             "method": taught.method,
             "several": taught.several,
             "grouping": taught.groups.kind,
-            "accuracy": {n: None if math.isnan(v) else v for n, v in taught.accuracy.items()},
-            "thresholds": taught.thresholds.to_dict() if taught.several else None,
+            "accuracy": {n: None if math.isnan(v) else v for n, v in accuracy.items()},
+            "thresholds": fitted.thresholds.to_dict() if taught.several else None,
+            "calibration": asdict(fitted.probabilities),
             "space": taught.space.recipe,
             "classes": len(fitted.names),
             "examples": len(taught.examples.keys),
@@ -370,7 +388,7 @@ class Ledger:
             "probabilities": _probabilities(fitted),
             "parts": named,
         }
-        self.store.append(LedgerEntry.of(VERSION, about), parts)
+        self.store.append(LedgerEntry.of(VERSION, about), [*parts, scores])
 
     def _parts(
         self, taught: Taught, former: Mapping[str, Any] | None
@@ -573,6 +591,26 @@ def _bytes(array: npt.NDArray[np.float32]) -> bytes:
 
 def _array(data: bytes) -> npt.NDArray[np.float32]:
     return np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.float32)
+
+
+def _scores(found: CrossValidation) -> bytes:
+    """The held-out scores as npz; those that tell unknowns only where they are others."""
+    assert found.chosen is not None and found.judged is not None
+    parts: dict[str, Any] = {"rows": found.chosen.rows, "chosen": found.chosen.scores}
+    if found.judged is not found.chosen:
+        parts |= {"judged_rows": found.judged.rows, "judged": found.judged.scores}
+    buffer = io.BytesIO()
+    np.savez(buffer, **parts)
+    return buffer.getvalue()
+
+
+def _scores_in(data: bytes) -> tuple[HeldOut, HeldOut]:
+    """(the held-out scores by the chosen method, those that tell unknowns)."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as parts:
+        chosen = HeldOut(parts["rows"], parts["chosen"])
+        if "judged" not in parts:
+            return chosen, chosen
+        return chosen, HeldOut(parts["judged_rows"], parts["judged"])
 
 
 def _former(data: bytes) -> npt.NDArray[np.float32] | None:
