@@ -25,6 +25,8 @@ from penult.cli.options import (
     Trust,
     WindowOfRows,
     check_output,
+    check_parent,
+    check_tables,
     query_part,
     times_asked,
     with_limits,
@@ -44,6 +46,7 @@ from penult.cli.output import (
     printable_path,
     reason_words,
     stdout,
+    tables_in_words,
     text_in,
     working,
 )
@@ -110,9 +113,11 @@ def search(
     ] = False,
     space: Space = "raw",
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Write the hits to a .csv file, a .txt Raven selection table or an .m3u playlist."
+            help="Write the hits to a .csv file, a .txt Raven selection table (of several "
+            "recordings with a list of them beside it) or an .m3u playlist, or to FOLDER/: a Raven "
+            "table for each recording."
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -130,7 +135,7 @@ def search(
     from penult.collection.index import is_ready
     from penult.collection.search import INDEX, query_vectors
 
-    _check_hits(out, overwrite)
+    check_tables(out, overwrite, _HIT_FILES)
     opened = Collection.open(collection, must_exist=True)
     modality = str(opened.reader.require_manifest().model.get("modality"))
     part = query_part(modality, start, end, channel, box, (window, hop))
@@ -144,7 +149,7 @@ def search(
         found = opened.search(read.query, k=k, where=where, space=used, flat=flat)
         hits = read.named(found)
     if out is not None:
-        _write_hits(out, hits, raw_cells, opened.reader.roots)
+        tables = _write_hits(out, hits, (raw_cells, overwrite), opened.reader.roots)
     if json:
         facts = {"collection": str(opened.path), "query": query, "space": space}
         parts = {"parts": list(read.regions), "notes": list(read.notes)}
@@ -156,8 +161,7 @@ def search(
     if out is None:
         print_table(_hits_table(hits))
     else:
-        written = f"{counted(len(hits), 'hit')} in [bold]{printable(str(out))}[/]"
-        stdout.print(written, soft_wrap=True)
+        stdout.print(f"{counted(len(hits), 'hit')} in {tables}", soft_wrap=True)
     print_note(f"[dim]searched: {hits.searched}[/]")
     if not (used.is_raw or flat) and hits.searched != INDEX and is_ready(opened.path):
         print_note(
@@ -169,54 +173,46 @@ def search(
 _HIT_FILES = (".csv", ".txt", ".m3u")
 
 
-def _check_hits(out: Path | None, overwrite: bool) -> None:
-    """Refuse a file of another form than hits have, or one that exists.
-
-    Raises:
-        UsageError: it is refused.
-    """
-    from penult.errors import UsageError
-    from penult.fewshot.storage import check_free
-
-    if out is not None and out.suffix not in _HIT_FILES:
-        raise UsageError(f"--out {out}: the name has to end in {', '.join(_HIT_FILES)}")
-    check_output(out)
-    check_free(out, overwrite)
-
-
-def _write_hits(out: Path, hits: Hits, raw_cells: bool, roots: Roots) -> None:
+def _write_hits(out: str, hits: Hits, how: tuple[bool, bool], roots: Roots) -> str:
     """The hits as `predict --out` writes events: the class is the row's label; in a Raven table the
-    confidence is the similarity."""
+    confidence is the similarity. Gives the tables in words. how: raw cells, and whether files are
+    replaced."""
     from penult.data.files import write_file
     from penult.data.formulas import Cells
     from penult.data.regions import Region
+    from penult.data.selection_tables import is_folder, write_selections
     from penult.fewshot import events
 
-    cells, found = Cells(raw_cells), []
+    cells, found = Cells(how[0]), []
+    is_raven = is_folder(out) or out.endswith(".txt")
     for hit in hits:
         box = Region.of_key(hit.region).box
         edges = dict(zip(("left", "top", "right", "bottom"), box or (), strict=False))
-        score = hit.similarity if out.suffix == ".txt" else hit.score
+        score = hit.similarity if is_raven else hit.score
         place = roots.shown(hit.id), hit.channel, hit.start, hit.end, hit.label or ""
         found.append(
             events.Event(
                 *place, nan if score is None else score, 1, hit.metadata | edges, hit.similarity
             )
         )
-    if out.suffix == ".csv":
-        text = events.to_csv(found, cells)
-    else:
-        text = events.to_raven(found, cells) if out.suffix == ".txt" else events.to_m3u(found)
-    write_file(out, [text.encode("utf-8", "backslashreplace")])
+    if is_raven:
+        selections = events.selections_of(found)
+        return tables_in_words(
+            write_selections(out, selections, cells=cells, overwrite=how[1]), out
+        )
+    text = events.to_csv(found, cells) if out.endswith(".csv") else events.to_m3u(found)
+    file = write_file(out, [text.encode("utf-8", "backslashreplace")])
     cells.tell(out)
+    return tables_in_words([file], str(file))
 
 
 def export(
     collection: Store,
     out: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="vectors.parquet, vectors.npy or vectors.csv; selections.txt for Raven."
+            help="vectors.parquet, vectors.npy or vectors.csv; selections.txt for Raven, or "
+            "FOLDER/ for a Raven table of each recording."
         ),
     ],
     where: Where = None,
@@ -228,11 +224,15 @@ def export(
     """Write vectors, logits and metadata to one file for other tools."""
     from penult.collection.collection import Collection
     from penult.collection.export import export as write
+    from penult.data.selection_tables import is_folder
 
-    check_output(out)
+    if is_folder(out):
+        check_parent(Path(out), create=True)
+    else:
+        check_output(Path(out))
     opened = Collection.open(collection, must_exist=True)
     rows = write(opened.reader, out, where, logits, overwrite=overwrite, raw_cells=raw_cells)
-    ids = out.with_suffix(".csv") if out.suffix == ".npy" else None
+    ids = Path(out).with_suffix(".csv") if out.endswith(".npy") else None
     if json:
         print_json({"file": str(out), "ids": str(ids) if ids else None, "rows": rows})
         return

@@ -543,6 +543,34 @@ def of_part(source: Source, part: Region) -> Source:
     return replace(source, start=start, folder=None)
 
 
+def check_tables(
+    out: str | None, overwrite: bool, suffixes: tuple[str, ...] = (".csv", ".txt")
+) -> None:
+    """Refuse an output for rows with a time: a name without one of these suffixes that is no
+    folder, or one that exists.
+
+    Raises:
+        UsageError: it is refused.
+    """
+    from penult.data import selection_tables
+    from penult.fewshot.storage import check_free
+
+    if out is None:
+        return
+    if selection_tables.is_folder(out):
+        check_parent(Path(out), create=True)
+        selection_tables.check_free(out, overwrite)
+        return
+    if Path(out).suffix not in suffixes:
+        raise UsageError(
+            f"--out {out}: the name has to end in {' or '.join(suffixes)} (.txt: a Raven selection "
+            "table), or in / (a folder of Raven tables, one for each recording)"
+        )
+    check_output(Path(out))
+    free = selection_tables.check_free if out.endswith(".txt") else check_free
+    free(Path(out), overwrite)
+
+
 def check_output(path: Path | None, create: bool = False) -> None:
     """Refuse a file that cannot be written, before any work is done. create: as `check_parent`.
 

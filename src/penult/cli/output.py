@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from enum import StrEnum
@@ -679,3 +679,11 @@ def named(ids: list[str]) -> str:
     return (
         f" on {printable(' and '.join(dict.fromkeys(Path(id).name for id in ids)))}" if ids else ""
     )
+
+
+def tables_in_words(written: Sequence[Path], out: str) -> str:
+    """The tables that were written, marked up for the terminal."""
+    first = f"[bold]{printable(str(out))}[/]"
+    if Path(out) not in written:
+        return f"{counted(len(written), 'Raven table')} in {first}"
+    return first + "".join(f", files in [bold]{printable(str(p))}[/]" for p in written[1:])

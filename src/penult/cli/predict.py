@@ -30,7 +30,7 @@ from penult.cli.options import (
     Start,
     Tile,
     WindowOfRows,
-    check_output,
+    check_tables,
     items_of,
     layout_of,
     modality_for,
@@ -54,6 +54,7 @@ from penult.cli.output import (
     printable,
     printable_path,
     stdout,
+    tables_in_words,
     text_in,
     working,
 )
@@ -170,9 +171,11 @@ def predict(
         typer.Option("--windows", help="List every window, without merging windows into events."),
     ] = False,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Write the predictions to a .csv file, or to a .txt Raven selection table."
+            help="Write the predictions to a .csv file, to a .txt Raven selection table (of "
+            "several recordings with a list of them beside it), or to FOLDER/: a Raven table for "
+            "each recording."
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -202,7 +205,7 @@ def predict(
     from penult.fewshot.classspace import lacking, mostly_other
     from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Spool
 
-    check_out(out, overwrite)
+    check_tables(out, overwrite)
     cut = {"window": window, "hop": hop, "tile": tile, "overlap": overlap, "pages": pages}
     parts = Parts(items or [], where, {n: value for n, value in cut.items() if value}, channel, box,
                   start, end)  # fmt: skip
@@ -231,7 +234,7 @@ def predict(
         found, facts = (accepted(one) if isinstance(one, ClassPrediction) else one
                         for one in results), None  # fmt: skip
     classes = taught.fitted.names if names is None and taught.fitted.several else ()
-    form = Form(merge_gap, windows, out, json, raw_cells, _roots(place, items), classes)
+    form = Form(merge_gap, windows, out, overwrite, json, raw_cells, _roots(place, items), classes)
     with Spool(whole=json or bool(classes and out), shown=SHOWN) as spool:
         with working("predicting"):
             failures = spool.extend(found)  # output starts after the last item
@@ -272,23 +275,6 @@ class Names:
     classes: str
     folder: str
     mixed: int
-
-
-def check_out(out: Path | None, overwrite: bool) -> None:
-    """Refuse an output file of another form than predictions have, or one that exists.
-
-    Raises:
-        UsageError: it is refused.
-    """
-    from penult.errors import UsageError
-    from penult.fewshot.storage import check_free
-
-    if out is not None and out.suffix not in (".csv", ".txt"):
-        raise UsageError(
-            f"--out {out}: the name has to end in .csv or .txt (a Raven selection table)"
-        )
-    check_output(out)
-    check_free(out, overwrite)
 
 
 def _check_names(unused: dict[str, Any], folder: Path | None) -> None:
@@ -455,12 +441,13 @@ SHOWN = 20
 @dataclass(frozen=True, slots=True)
 class Form:
     """Form of the output. gap: seconds between windows of one event. apart: keep windows apart.
-    raw_cells: texts in a table as they are. roots: what ids begin with. classes: where an item may
-    be of several."""
+    out: a file or a folder that `check_tables` has passed. raw_cells: texts in a table as they are.
+    roots: what ids begin with. classes: where an item may be of several."""
 
     gap: float
     apart: bool
-    out: Path | None
+    out: str | None
+    overwrite: bool
     json: bool
     raw_cells: bool
     roots: Roots
@@ -477,8 +464,7 @@ def print_predictions(
     merged = None
     if found.cut and not form.apart:
         merged = events.merged(found.windows(), form.gap)
-    if form.out is not None:
-        _write(form.out, found, merged, form)
+    written = "" if form.out is None else _write(form.out, found, merged, form)
     if form.json:
         print_json_stream({"place": place, **facts}, "predictions", found, {
             "events": None if merged is None else [one.to_dict() for one in merged],
@@ -487,13 +473,13 @@ def print_predictions(
         _say_basis(facts)
         if form.out is None:
             _show(found, "names" in facts) if merged is None else _show_events(merged)
-        _sum_up(found, merged, form.out, failures)
+        _sum_up(found, merged, written, failures)
     if failures:
         raise typer.Exit(SOME_FAILED)
 
 
 def _sum_up(
-    found: Spool, merged: list[Event] | None, out: Path | None, failures: list[Failure]
+    found: Spool, merged: list[Event] | None, written: str, failures: list[Failure]
 ) -> None:
     most = ", ".join(
         f"{printable(name or 'unknown')} {number:,}" for name, number in found.tally.most_common(8)
@@ -507,29 +493,34 @@ def _sum_up(
         summary + (f": {most}" if most else "") + (", …" if len(found.tally) > 8 else ""),
         soft_wrap=True,
     )
-    if out is not None:
-        stdout.print(f"written: [bold]{printable(str(out))}[/]", soft_wrap=True)
+    if written:
+        stdout.print(f"written: {written}", soft_wrap=True)
     print_failures(one.to_dict() for one in failures)
 
 
-def _write(out: Path, found: Spool, merged: list[Event] | None, form: Form) -> None:
+def _write(out: str, found: Spool, merged: list[Event] | None, form: Form) -> str:
+    """Write the tables; gives them in words."""
     from penult.data.files import write_file
     from penult.data.formulas import Cells
+    from penult.data.selection_tables import is_folder, write_selections
     from penult.fewshot import events
 
-    lines: Iterable[str]
     cells, roots = Cells(form.raw_cells), form.roots
-    if out.suffix == ".txt":
+    if is_folder(out) or out.endswith(".txt"):
         each = (event for window in found.windows() for event in window.events())
-        lines = [events.to_raven(list(each) if merged is None else merged, cells, roots)]
-    else:
-        lines = (
-            found.to_csv(cells, form.classes, roots)
-            if merged is None
-            else [events.to_csv(merged, cells, roots)]
-        )
-    write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
+        selections = events.selections_of(each if merged is None else merged, roots)
+        recordings = {roots.shown(window.id) for window in found.windows()}
+        overwrite = form.overwrite
+        tables = write_selections(out, selections, recordings, cells=cells, overwrite=overwrite)
+        return tables_in_words(tables, out)
+    lines: Iterable[str] = (
+        found.to_csv(cells, form.classes, roots)
+        if merged is None
+        else [events.to_csv(merged, cells, roots)]
+    )
+    written = write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
     cells.tell(out)
+    return tables_in_words([written], str(written))
 
 
 def _say_basis(facts: dict[str, Any]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from penult.cli.collection import Where
-from penult.cli.options import Json, Overwrite, RawCells
+from penult.cli.options import Json, Overwrite, RawCells, check_tables
 from penult.cli.output import (
     cell,
     counted,
@@ -22,10 +21,10 @@ from penult.cli.output import (
     printable,
     printable_path,
     stdout,
+    tables_in_words,
     text_in,
     working,
 )
-from penult.cli.predict import check_out
 from penult.cli.teach import load_class_space
 
 if TYPE_CHECKING:
@@ -43,8 +42,12 @@ def suggest(
         typer.Option(help="Recipe of the vector space, for example raw, centre, shrink or auto."),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Write the rows to a .csv file, or to a .txt Raven selection table."),
+        str | None,
+        typer.Option(
+            help="Write the rows to a .csv file, to a .txt Raven selection table (of several "
+            "recordings with a list of them beside it), or to FOLDER/: a Raven table for each "
+            "recording."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     raw_cells: RawCells = False,
@@ -57,14 +60,14 @@ def suggest(
     """
     from penult.fewshot.suggestions import suggest as suggest_rows
 
-    check_out(out, overwrite)
+    check_tables(out, overwrite)
     taught = load_class_space(place, space=space)
     with working("ranking"):
         found = suggest_rows(taught, name, k, where)
     if out is not None:
         from penult.fewshot.vectors import roots_of
 
-        _write(out, found, name, raw_cells, roots_of(taught.source))
+        written = _write(out, found, name, (raw_cells, overwrite), roots_of(taught.source))
     if json:
         rows = [one.to_dict() for one in found]
         print_json({"place": place, "class": name, "out": out, "suggestions": rows})
@@ -75,14 +78,13 @@ def suggest(
     if out is None:
         print_table(_table(found))
     else:
-        stdout.print(f"{counted(len(found), 'row')} in [bold]{printable(str(out))}[/]",
-                     soft_wrap=True)  # fmt: skip
+        stdout.print(f"{counted(len(found), 'row')} in {written}", soft_wrap=True)
     print_note(_how_to_mark(place, name, found[0], out))
 
 
-def _how_to_mark(place: str, name: str, one: Suggestion, out: Path | None) -> str:
-    if out is not None and out.suffix != ".txt":
-        command = printable(shlex.join(["penult", "teach", place, "--from", "class", str(out)]))
+def _how_to_mark(place: str, name: str, one: Suggestion, out: str | None) -> str:
+    if out is not None and out.endswith(".csv"):
+        command = printable(shlex.join(["penult", "teach", place, "--from", "class", out]))
         return f"[dim]write yes, no or unsure into its column mark, then: {command}[/]"
     words = ["penult", "teach", place, name, one.id]
     if one.region != "whole" and one.start is not None and one.end is not None:
@@ -107,15 +109,20 @@ def _table(found: list[Suggestion]) -> Table:
     return table
 
 
-def _write(out: Path, found: list[Suggestion], name: str, raw_cells: bool, roots: Roots) -> None:
+def _write(
+    out: str, found: list[Suggestion], name: str, how: tuple[bool, bool], roots: Roots
+) -> str:
+    """Write the tables; gives them in words. how: raw cells, and whether files are replaced."""
     from penult.data.files import write_file
     from penult.data.formulas import Cells
+    from penult.data.selection_tables import write_selections
     from penult.fewshot import events, suggestions
 
-    cells = Cells(raw_cells)
-    if out.suffix == ".txt":
-        lines = iter([events.to_raven(suggestions.events_of(found, name), cells, roots)])
-    else:
+    cells, overwrite = Cells(how[0]), how[1]
+    if out.endswith(".csv"):
         lines = suggestions.to_csv(found, name, cells, roots)
-    write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
-    cells.tell(out)
+        file = write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
+        cells.tell(out)
+        return tables_in_words([file], str(file))
+    selections = events.selections_of(suggestions.events_of(found, name), roots)
+    return tables_in_words(write_selections(out, selections, cells=cells, overwrite=overwrite), out)

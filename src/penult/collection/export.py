@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,14 @@ import pyarrow as pa
 from penult.collection import schema
 from penult.collection.index import read as read_index
 from penult.collection.manifest import HISTORY, Manifest, holder, is_locked, store_errors
-from penult.collection.raven_export import Write, raven_writer
 from penult.collection.reader import Reader
 from penult.collection.repair import damage
 from penult.data.files import file_aside, files_aside
 from penult.data.formulas import Cells
+from penult.data.items import as_id
 from penult.data.regions import PATCH, Region
 from penult.data.roots import Roots
+from penult.data.selection_tables import RavenSelection, check_free, is_folder, write_selections
 from penult.errors import CollectionError, StoreError, UsageError
 
 _COUNT_ROWS = 8192
@@ -105,6 +106,7 @@ def _size(folder: Path) -> int:
 METADATA_KEY = b"penult"  # in a parquet file's schema: the manifest as JSON, fingerprint included
 _BATCH = 4096  # rows held in memory, and rows in one group of a .parquet
 Batches = Iterator[pa.RecordBatch]
+Write = Callable[[list[Path], Manifest | None, pa.Schema, Batches], int]
 
 
 def export(
@@ -121,7 +123,8 @@ def export(
     .parquet: all columns as they are. .npy: the vectors (n, d) float32, and beside it a .csv with
     the scalar columns in the same order. .csv: scalar columns, then v0 …, then logit_0 … (or
     top_0_index, top_0_logit … where only the top logits are kept). .txt: a Raven selection table of
-    the segments and windows with their metadata, no vectors. Where there are boxes, pages or
+    the segments and windows with their metadata, no vectors; the name of a folder, with a slash at
+    its end: one for each recording (see `write_selections`). Where there are boxes, pages or
     windows of texts, columns with their edges (`left`, `top`, `right`, `bottom`), their numbers
     (`page`) or their characters (`first_char`, `end_char`) follow, and where ids begin with a root
     the `path` of the file. The files appear when complete.
@@ -137,26 +140,29 @@ def export(
         ".parquet": _parquet,
         ".npy": partial(_npy, cells),
         ".csv": partial(_csv, cells),
-        ".txt": raven_writer(reader, cells),
     }
+    if out.suffix.lower() == ".txt" or is_folder(out_path):
+        check_free(out_path, overwrite)
+        found = _selections(reader, where)
+        write_selections(out_path, found, cells=cells, overwrite=overwrite)
+        return len(found)
     if (write := writers.get(out.suffix.lower())) is None:
         raise UsageError(
-            f"cannot export to {out.name!r}: the suffix decides; {', '.join(writers)} work"
+            f"cannot export to {out.name!r}: the suffix decides; {', '.join(writers)}, .txt "
+            "and the name of a folder work"
         )
     targets = [out] if out.suffix.lower() != ".npy" else [out, out.with_suffix(".csv")]
     for target in targets:
         if target.exists() and not overwrite:
             raise UsageError(_exists(target))
     names = [name for name in reader.schema.names if logits or name != "logits"]
-    if out.suffix.lower() == ".txt":
-        names = [name for name in names if name not in schema.ARRAYS]
     columns = pa.schema([reader.schema.field(name) for name in names])
     batches = reader.ordered(names, where, _BATCH)
-    if out.suffix.lower() != ".txt" and (places := _place_columns(reader)):
+    if places := _place_columns(reader):
         added = [pa.field(name, pa.int64()) for name in places]
         columns = pa.schema([*columns, *added])
         batches = (_with_places(batch, places) for batch in batches)
-    if out.suffix.lower() != ".txt" and reader.roots.roots and PATH not in reader.schema.names:
+    if reader.roots.roots and PATH not in reader.schema.names:
         columns = columns.append(pa.field(PATH, pa.string()))
         batches = (_with_paths(batch, reader.roots) for batch in batches)
     try:
@@ -172,6 +178,41 @@ def export(
 
 def _exists(target: object) -> str:
     return f"{target} exists; give another name, or overwrite it (--overwrite)"
+
+
+def _selections(reader: Reader, where: str | None) -> list[RavenSelection]:
+    """The rows with the columns of their tables, but no summaries.
+
+    Raises:
+        UsageError: the items have no seconds.
+    """
+    modality = reader.require_manifest().model.get("modality")
+    if modality not in ("audio", "video"):
+        raise UsageError(f"a selection table has seconds, which {modality} has not; use .csv")
+    names = [name for name in reader.schema.names if name not in schema.ARRAYS]
+    batches = reader.ordered(names, where, _BATCH)
+    rows = [row for batch in batches for row in batch.to_pylist() if row["kind"] != "summary"]
+    metadata = [n for n in schema.metadata_of(reader.schema) if n not in (*_OWN, PATH)]
+    original, roots = _original_names(reader), reader.roots
+    found = []
+    for row in rows:
+        values = {original.get(name, name): row[name] for name in metadata}
+        path = as_id(roots.path_of(row.get(PATH) or row["id"]))
+        place = path, row["start"] or 0.0, row["end"], row["channel"]
+        found.append(RavenSelection(*place, values, row.get("Selection"), row.get("View")))
+    return found
+
+
+_OWN = ("Selection", "View")
+
+
+def _original_names(reader: Reader) -> dict[str, str]:
+    """The names that metadata columns had in the tables of the runs."""
+    found: dict[str, str] = {}
+    for run in reader.side_table("runs").to_pylist():
+        renamed = schema.run_info(reader.path, run["info"]).renamed or {}
+        found |= {new: old for old, new in renamed.items()}
+    return found
 
 
 PATH = "path"

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penult.data import tables, textgrid
 from penult.data.delimited import DelimitedText, decimal, head_of, lines
 from penult.data.folders import Recordings
+from penult.data.selection_tables import ALL, MIXED, list_of, read_list, sequence_of
 from penult.data.table_roles import KNOWN
-from penult.errors import SourceError
+from penult.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,7 +153,8 @@ class _Raven:
             for index, name in enumerate(header)
             if name.casefold() not in _RAVEN_PLACE
         }
-        self._found: dict[tuple[str | None, str | None], Path | str] = {}
+        self._found: dict[tuple[str | None, str | None, float], Path | str] = {}
+        self._sequence = read_list(list_of(path))
         self._shown, files, paths = self._survey()
         self._recordings = recordings.of_paths(paths)
         self._recording = None if self._names_files else recordings.of_table()
@@ -213,30 +216,58 @@ class _Raven:
         first, last = self._cell(record, "begin file"), self._cell(record, "end file")
         if first and last and first != last:
             raise _BadRow(f"the selection goes on from {first} into {last}; make two of it")
-        channel = self._cell(record, "channel")
+        every = self._cell(record, MIXED.casefold()) == ALL
+        channel = None if every else self._cell(record, "channel")
         metadata = {name: record[index] or None for index, name in self.metadata.items()}
         return _row(self._file(record), (begin, end), _channel_from_zero(channel), metadata)
 
     def _file(self, record: list[str]) -> Path | str:
         if self._recording is not None:
             return self._recording
-        named = self._cell(record, "begin path"), self._cell(record, "begin file")
+        path, name = self._cell(record, "begin path"), self._cell(record, "begin file")
+        named = path, name, self._begin_of_file(record) if self._sequence else 0.0
         if named not in self._found:
             self._found[named] = self._look_for(*named)
         return self._found[named]
 
-    def _look_for(self, path: str | None, name: str | None) -> Path | str:
+    def _begin_of_file(self, record: list[str]) -> float:
+        """Where the selection's file begins in the sequence of files, in seconds."""
+        begin = decimal(self._cell(record, "begin time (s)") or "") or 0.0
+        return round(begin - (decimal(self._cell(record, "file offset (s)") or "") or 0.0), 3)
+
+    def _look_for(self, path: str | None, name: str | None, begin: float) -> Path | str:
+        if path and name and not path.casefold().endswith(name.casefold()):
+            path = None  # of another file than Raven has opened
+        if path and (there := self._path.parent / path).is_file():
+            return there
+        if self._sequence and (listed := self._in_list(name or Path(path or "").name, begin)):
+            return listed
         if path:
-            there = self._path.parent / path
-            if there.is_file():
-                return there
-            if not name or path.casefold().endswith(name.casefold()):
-                return self._recordings.at(path)
+            return self._recordings.at(path)
         return self._recordings.named(name) if name else "Begin Path and Begin File are empty"
 
+    def _in_list(self, name: str, begin: float) -> Path | None:
+        """The file of that name in the list beside the table; of several the one that begins there
+        in the sequence, by the lengths of those before it."""
+        found = [one for one in self._sequence if one.name.casefold() == name.casefold()]
+        if len(found) < 2:
+            return next((one for one in found if one.is_file()), None)
+        apart = {abs(self._begins[one] - begin): one for one in found if one in self._begins}
+        return apart[min(apart)] if apart and min(apart) < _APART else None
 
+    @cached_property
+    def _begins(self) -> dict[Path, float]:
+        """Where each file of the list begins; empty where the length of one is not known."""
+        try:
+            begins, _ = sequence_of([str(one) for one in self._sequence])
+        except UsageError:
+            return {}
+        return {Path(one): begin for one, begin in begins.items()}
+
+
+_APART = 0.5  # s: half of the shortest recording that two of one name can be told apart by
 _RAVEN_PLACE = ("begin time (s)", "end time (s)", "channel", "begin path", "begin file",
-                "file offset (s)", "end file", "end path")  # fmt: skip
+                "file offset (s)", "end file", "end path", MIXED.casefold())  # fmt: skip
 _RAVEN_SELECTION = ("selection", "channel", "begin time (s)", "end time (s)", "begin path",
                     "begin file", "file offset (s)")  # fmt: skip
 

@@ -14,14 +14,13 @@ from pathlib import PurePath
 from typing import Any
 
 from penult.data.formulas import Cells
+from penult.data.items import path_of
 from penult.data.recording_times import RECORDED_AT
 from penult.data.roots import Roots
+from penult.data.selection_tables import RavenSelection, table_text
 from penult.errors import UsageError
 
-RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Begin Path",
-         "Begin File", "File Offset (s)", "Class", "Confidence")  # fmt: skip
 COLUMNS = ("path", "start", "end", "channel", "class", "probability", "similarity", "windows")
-VIEW = "Spectrogram 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,31 +127,27 @@ def _cells(e: Event) -> list[Any]:
 
 
 def to_raven(events: Sequence[Event], cells: Cells | None = None, roots: Roots = Roots()) -> str:
-    """A Raven selection table. Recordings are distinguished by path and offset; times count from
-    the beginning of each. roots: what the ids begin with.
+    """A Raven selection table, over several recordings in the order of their paths. roots: what the
+    ids begin with.
 
     Raises:
         UsageError: an event without seconds, or a path that the format cannot hold.
     """
-    written = cells or Cells()
-    channels = any(e.channel is not None for e in events)
-    header = [name for name in RAVEN if channels or name != "Channel"]
-    lines = ["\t".join(header)]
-    for number, e in enumerate(events, 1):
-        if e.start is None or e.end is None:
-            raise UsageError(
-                f"a Raven table needs seconds, and {e.id} has none; write .csv instead"
-            )
-        path = written.path(roots.shown(e.id))
-        values = dict(zip(RAVEN, (
-            str(number), VIEW, "0" if e.channel is None else str(e.channel + 1),
-            _seconds(e.start), _seconds(e.end), path, written(PurePath(e.id).name),
-            _seconds(e.start), written(e.label), f"{e.probability:.6g}"), strict=True))  # fmt: skip
-        line = [values[name] for name in header]
-        if bad := next((c for c in line if any(sign in c for sign in "\t\r\n")), None):
-            raise UsageError(f"a Raven table cannot hold {bad!r}: it has a tab or a line break")
-        lines.append("\t".join(line))
-    return "\n".join([*lines, ""])
+    found = selections_of(events, roots)
+    return table_text(found, sorted({one.path for one in found}, key=path_of), cells)
+
+
+def selections_of(events: Iterable[Event], roots: Roots = Roots()) -> list[RavenSelection]:
+    """The events as lines of a Raven selection table, with their metadata. roots: see `to_raven`.
+
+    The columns of a table that an item came from come again, but for its `View`.
+    """
+    found = []
+    for e in events:
+        own = {"Class": e.label, "Confidence": _share(e.probability)}
+        further = {f"{n}_given" if n in own else n: v for n, v in e.metadata.items() if n != "View"}
+        found.append(RavenSelection(roots.shown(e.id), e.start, e.end, e.channel, own | further))
+    return found
 
 
 def to_m3u(events: Sequence[Event]) -> str:

@@ -280,7 +280,10 @@ def to_csv(
 
 def events_of(found: Sequence[Suggestion], name: str) -> list[Event]:
     """The suggestions as events of the class, for a Raven table; their score is its confidence."""
-    return [Event(one.id, one.channel, one.start, one.end, name, one.score) for one in found]
+    return [
+        Event(one.id, one.channel, one.start, one.end, name, one.score, metadata=one.metadata)
+        for one in found
+    ]
 
 
 def _seconds(one: Suggestion) -> tuple[float | None, float | None]:

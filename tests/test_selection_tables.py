@@ -1,0 +1,163 @@
+"""Raven selection tables over several recordings, written and read again by Raven's rules."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from conftest import RATE, clip
+from penult.data.items import Failure
+from penult.data.selection_tables import RavenSelection, write_selections
+from penult.data.sources import from_paths
+from penult.errors import UsageError
+from test_cli import ask
+
+SECONDS = {"b.flac": 1.25, "s1/a.wav": 2.0, "s2/a.wav": 1.1}  # in the order of their paths
+
+
+@pytest.fixture
+def field(tmp_path: Path) -> Path:
+    """Three recordings of two channels, two of one name, of rates and lengths of their own."""
+    for number, (name, seconds) in enumerate(SECONDS.items()):
+        path = tmp_path / "field" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = round(seconds * RATE) + number  # no whole number of microseconds
+        sound = np.random.default_rng(number).normal(0, 0.1, (frames, 2))
+        soundfile.write(path, sound, RATE)
+    return tmp_path / "field"
+
+
+def places(found: list[Path], *more: Path) -> list[tuple[str, float | None, float | None, object]]:
+    read = []
+    for entry in from_paths([*found, *more], "audio"):
+        assert not isinstance(entry, Failure), entry
+        item, region = entry
+        read.append((str(item.content), region.start, region.end, region.channel))
+    return sorted(read, key=str)
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def selections(field: Path) -> list[RavenSelection]:
+    band = {"Low_Freq__Hz_": 100.5, "High_Freq__Hz_": 3000, "Species": "owl"}
+    return [
+        RavenSelection(str(field / "s2/a.wav"), 0.123457, 0.876543, None, {"Species": "tit"}),
+        RavenSelection(str(field / "s1/a.wav"), 0.5, 1.75, 1, band),
+        RavenSelection(str(field / "s1/a.wav"), 0.0, 0.25, 0, {"Species": "a\tb"}),
+    ]
+
+
+def test_one_table_counts_from_the_first_recording_of_its_list(field: Path, tmp_path: Path) -> None:
+    given, out = selections(field), tmp_path / "all.txt"
+    written = write_selections(out, given, [str(field / name) for name in SECONDS])
+    assert written == [out, tmp_path / "all.list.txt"]
+    listed = (tmp_path / "all.list.txt").read_text().splitlines()
+    assert listed == [str(field / name) for name in SECONDS]
+    lengths = [soundfile.info(one) for one in listed]
+    begins = np.cumsum([0.0, *(about.frames / about.samplerate for about in lengths)])
+    begin = dict(zip(listed, begins, strict=False))
+    for row, one in zip(lines(out), given, strict=True):
+        assert float(row["Begin Time (s)"]) == pytest.approx(begin[one.path] + one.start, abs=1e-6)
+        assert float(row["End Time (s)"]) == pytest.approx(begin[one.path] + one.end, abs=1e-6)
+        assert float(row["File Offset (s)"]) == one.start and row["Begin Path"] == one.path
+    first, second, third = lines(out)
+    assert (first["Channel"], first["Mixed Channels"]) == ("1", "all")
+    assert (second["Channel"], second["Mixed Channels"]) == ("2", "")
+    assert (first["Low Freq (Hz)"], first["High Freq (Hz)"]) == ("0", f"{RATE / 2:g}")
+    assert (second["Low Freq (Hz)"], second["High Freq (Hz)"]) == ("100.5", "3000")
+    assert third["Species"] == "a b" and [row["Selection"] for row in lines(out)] == [*"123"]
+    wanted = sorted(((one.path, one.start, one.end, one.channel) for one in given), key=str)
+    assert places([out]) == wanted
+
+
+def test_a_folder_has_a_table_for_each_recording(field: Path, tmp_path: Path) -> None:
+    given = selections(field)
+    out = f"{tmp_path / 'tables.d'}/"
+    written = write_selections(out, given, [str(field / name) for name in SECONDS])
+    names = [one.name for one in written]
+    assert names == ["b.selections.txt", "s1_a.selections.txt", "s2_a.selections.txt"]
+    assert lines(written[0]) == [] and lines(written[2])[0]["Begin Time (s)"] == "0.123457"
+    assert len({tuple(one.read_text().splitlines()[0].split("\t")[:10]) for one in written}) == 1
+    wanted = sorted(((one.path, one.start, one.end, one.channel) for one in given), key=str)
+    assert places(written) == wanted
+    before = written[1].read_bytes()
+    with pytest.raises(UsageError, match=r"b\.selections\.txt exists already"):
+        write_selections(out, given[:1], [str(field / name) for name in SECONDS])
+    assert written[1].read_bytes() == before
+    odd = [
+        RavenSelection(str(tmp_path / name), 0.0, 1.0) for name in ("x/c.wav", "x/c.flac", "C.wav")
+    ]
+    for one in odd:
+        Path(one.path).parent.mkdir(exist_ok=True)
+        soundfile.write(one.path, clip(1.0), RATE)
+    found = {one.name for one in write_selections(f"{tmp_path / 'odd'}/", odd)}
+    assert len({name.casefold() for name in found}) == 3 and places(
+        sorted((tmp_path / "odd").iterdir())
+    ) == sorted(((one.path, 0.0, 1.0, None) for one in odd), key=str)
+
+
+def test_what_raven_saves_is_read_by_offset_and_file(field: Path, tmp_path: Path) -> None:
+    """Cumulative times, `Begin File` and `File Offset (s)`; paths are gone, or are others."""
+    given, out = selections(field), tmp_path / "all.txt"
+    write_selections(out, given, [str(field / name) for name in SECONDS])
+    wanted = sorted(((one.path, one.start, one.end, one.channel) for one in given), key=str)
+    saved = lines(out)
+    for path in ("", "D:\\elsewhere\\{}", str(field / "b.flac")):
+        rows = [{**row, "Begin Path": path.format(row["Begin File"])} for row in saved]
+        with out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(saved[0]), delimiter="\t")
+            writer.writeheader()
+            writer.writerows(rows)
+        assert places([out]) == wanted, path  # two files of one name are told apart by the list
+    (tmp_path / "all.list.txt").unlink()
+    failed = [one for one in from_paths([out, field], "audio") if isinstance(one, Failure)]
+    assert failed and "may be any of 2 recordings" in failed[0].message
+
+
+def test_lengths_that_are_not_known(field: Path, tmp_path: Path) -> None:
+    gone = RavenSelection(str(field / "gone.wav"), 0.5, 1.0, 0)
+    with pytest.raises(UsageError, match=r"length of .*gone\.wav cannot be read.*FOLDER/"):
+        write_selections(tmp_path / "x.txt", [gone, *selections(field)])
+    assert not (tmp_path / "x.txt").exists()
+    write_selections(tmp_path / "one.txt", [gone])
+    (row,) = lines(tmp_path / "one.txt")
+    assert (row["Begin Time (s)"], row["Low Freq (Hz)"], row["High Freq (Hz)"]) == ("0.5", "0", "")
+    assert not (tmp_path / "one.list.txt").exists()
+
+
+def test_events_hits_and_exports_have_one_form(tiny: Path, field: Path, tmp_path: Path) -> None:
+    into = tmp_path / "c.lance"
+    cut = ("--window", "0.5s", "--channel", "each")
+    assert ask("embed", tiny, field, "--into", into, *cut).code == 0
+    for name, start in (("x", 0), ("y", 0.5)):
+        part = ("--start", start, "--end", start + 0.5, "--channel", 0)
+        assert ask("teach", into, name, field / "s1/a.wav", *part).code == 0
+    for place, command in (
+        ("events", ("predict", into, "--unknown", 0, "--out")),
+        ("hits", ("search", into, field / "b.flac", "--start", 0, "--end", 0.5, "-k", 9, "--out")),
+        ("rows", ("export", into)),
+    ):
+        for out in (f"{tmp_path / place}/", tmp_path / f"{place}.txt"):
+            done = ask(*command, out)
+            assert done.code == 0, done.err
+            again = ask(*command, out)
+            assert again.code == 2 and "--overwrite" in again.error
+            assert ask(*command, out, "--overwrite").code == 0
+        tables = sorted((tmp_path / place).iterdir())
+        assert places(tables) == places([tmp_path / f"{place}.txt"])
+        listed = (tmp_path / f"{place}.list.txt").read_text().splitlines()
+        assert len(listed) == len(tables) > 1 and listed == sorted(listed)
+        heads = {tuple(next(csv.reader(one.open(), delimiter="\t"))[:10]) for one in tables}
+        assert len(heads) == 1 and "Channel" in next(iter(heads))
+    hits = ask("search", into, field / "b.flac", "--start", 0, "--end", 0.5, "-k", 9, "--json")
+    wanted = {(hit["start"], hit["end"], hit["channel"]) for hit in hits.json["hits"]}
+    assert {one[1:] for one in places([tmp_path / "hits.txt"])} == wanted
+    refused = ask("predict", into, "--out", tmp_path / "x.doc")
+    assert refused.code == 2 and "or in / (a folder" in refused.error
