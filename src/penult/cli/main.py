@@ -16,6 +16,7 @@ import typer
 from typer.exceptions import Exit, TyperException
 
 from penult.cli import (
+    activity,
     choose,
     clips,
     cluster_map,
@@ -129,6 +130,7 @@ PANELS = {
         teach.classes,
         suggest.suggest,
         predict.predict,
+        activity.activity,
         verify.verify,
     ),
     "Select and measure": (choose.choose, choose.evaluate, probe.probe),

@@ -324,7 +324,7 @@ def _predict_taught(
     from penult.fewshot.vectors import roots_of
 
     source = of_part(_with_named_rows(taught, items, modality), part.region)
-    source = replace(source, roots=roots_of(taught.source))
+    source = _dated(replace(source, roots=roots_of(taught.source)), taught)
     as_rows = taught.source.rows.chosen(channel, layout)
     if as_rows and (layout is None or channel is None) and taught.source.collection:
         print_note(
@@ -332,6 +332,19 @@ def _predict_taught(
             f"{as_rows.words(modality)}; --window and --channel read them otherwise[/]"
         )
     return taught.stream(source, layout, level, nearest, min_probability=least, channel=channel)
+
+
+def _dated(source: Source, taught: ClassSpace) -> Source:
+    """The source with the beginning of each item, where the collection's rows have theirs."""
+    from penult.collection.timing import times_of_runs
+    from penult.data.recording_times import RecordingTimes
+
+    collection = taught.source.collection
+    zone = None if collection is None else times_of_runs(collection.reader)
+    if zone is None:
+        return source
+    times = RecordingTimes(zone)
+    return replace(source, start=lambda: map(times.entry, source.start()), folder=None)
 
 
 def _with_named_rows(taught: ClassSpace, items: list[str], modality: str) -> Source:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from penult.analysis.activity import ActivityCell
 from penult.data.files import file_aside
 from penult.errors import UsageError
 from penult.extras import require
@@ -179,6 +180,56 @@ def draw_curve(
     for edge in ("top", "right"):
         axes.spines[edge].set_visible(False)
     save_figure(figure, path)
+
+
+def draw_activity(path: Path, cells: Sequence[ActivityCell], title: str, zone: str) -> None:
+    """Write a picture of events per recorded hour: bars over hours or days with the recorded time
+    below, or a field of days and hours. Where nothing was recorded it is grey."""
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
+    field = all(cell.day is not None and cell.hour is not None for cell in cells)
+    figure = Figure(figsize=(9, 5), facecolor="#fbfaf7", layout="constrained")
+    (_draw_field if field else _draw_bars)(figure, cells, zone)
+    figure.suptitle(_drawable(title), x=0.02, ha="left", fontsize=12, fontweight="bold")
+    save_figure(figure, path)
+
+
+def _draw_bars(figure: Any, cells: Sequence[ActivityCell], zone: str) -> None:
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    places = np.arange(len(cells))
+    upper.bar(places, [cell.rate or 0.0 for cell in cells], 0.86, color="#2f6f9f")
+    silent = [place for place, cell in enumerate(cells) if cell.rate is None]
+    for axes in (upper, lower):
+        axes.set_facecolor("#fbfaf7")
+        for place in silent:
+            axes.axvspan(place - 0.5, place + 0.5, color="#e9e7e1", lw=0)
+        for edge in ("top", "right"):
+            axes.spines[edge].set_visible(False)
+    lower.bar(places, [cell.effort / 3600 for cell in cells], 0.86, color="#9a978f")
+    upper.set_ylabel("events per recorded hour")
+    lower.set_ylabel("hours recorded")
+    by_hour = cells[0].day is None
+    names = [str(cell.hour) if by_hour else f"{cell.day:%d %b %Y}" for cell in cells]
+    step = 1 if by_hour else -(-len(cells) // 12)
+    lower.set_xticks(places[::step], names[::step], rotation=0 if len(names[0]) < 3 else 30,
+                     ha="center" if by_hour else "right", fontsize=9)  # fmt: skip
+    lower.set(xlim=(-0.6, len(cells) - 0.4))
+    lower.set_xlabel(f"{'hour of the day' if by_hour else 'day'}, {zone}")
+
+
+def _draw_field(figure: Any, cells: Sequence[ActivityCell], zone: str) -> None:
+    axes = figure.add_subplot(facecolor="#e9e7e1")
+    days = [cell.day for cell in cells[::24]]
+    rates = np.array([np.nan if c.rate is None else c.rate for c in cells]).reshape(-1, 24)
+    ends = (-0.5, len(days) - 0.5, -0.5, 23.5)
+    drawn = axes.imshow(rates.T, cmap="viridis", aspect="auto", origin="lower", extent=ends, vmin=0)
+    figure.colorbar(drawn, ax=axes, label="events per recorded hour")
+    step = -(-len(days) // 12)
+    axes.set_xticks(range(0, len(days), step), [f"{day:%d %b %Y}" for day in days[::step]],
+                    rotation=30, ha="right", fontsize=9)  # fmt: skip
+    axes.set_yticks(range(0, 24, 3))
+    axes.set(ylabel=f"hour of the day, {zone}", xlabel="grey: nothing recorded")
 
 
 def save_figure(figure: Any, path: Path) -> None:
