@@ -65,7 +65,7 @@ from penult.cli.signals import stopped_in_order
 from penult.errors import StoreError, UsageError, listed
 
 if TYPE_CHECKING:
-    from penult.collection.add import Summary
+    from penult.collection.add import RunSettings, Summary
     from penult.collection.collection import Collection
     from penult.collection.ingest import CommitBatch, Options
     from penult.data.roots import RootOptions
@@ -180,6 +180,14 @@ def embed(
             help="Change nothing: print what would be embedded, and what --prune would remove.",
         ),
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Change nothing: print items, hours, rows, disk and time of the run, by the "
+            "headers and a few regions that are measured, and which items will fail.",
+        ),
+    ] = False,
     root: Annotated[
         list[str] | None,
         typer.Option(
@@ -266,6 +274,9 @@ def embed(
             precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
     clock.end("model")
+    if plan:
+        _show_plan(collection, embedder, source, options, settings, json)
+        return
     if dry_run:
         _show_survey(collection, embedder, source, options, json, prune_all, roots)
         return
@@ -354,6 +365,61 @@ def _tell_commit(step: CommitBatch, summary: Summary) -> None:
     log.totals = {**summary.counts(), "failures": asdict(summary.found.failures)}
     if step.rows or step.failures or step.known or step.revised or step.skipped:
         log.emit("commit", rows=len(step.rows), failures_tried=len(step.failures), **log.totals)
+
+
+def _show_plan(
+    collection: Collection,
+    embedder: Embedder,
+    source: Source,
+    options: Options,
+    settings: RunSettings,
+    as_json: bool,
+) -> None:
+    """Print what a run would do and take. Exit code 3 where items will fail."""
+    from penult.collection.run_plan import plan_run
+
+    with working("reading headers and measuring a few items"):
+        found = plan_run(
+            collection.reader, embedder, source, options, settings.roots, settings.dtype
+        )
+    if as_json:
+        print_json({"collection": str(collection.path), "plan": True, **found.to_dict()})
+    else:
+        hours = f", {found.seconds / 3600:,.3g} h" if found.seconds else ""
+        there = f", {found.unchanged:,} there already" if found.unchanged else ""
+        stdout.print(
+            f"[bold]{counted(found.items, 'item')}[/]{hours}: {counted(found.rows, 'row')} to "
+            f"embed{there}; nothing is changed (--plan)",
+            soft_wrap=True,
+        )
+        stdout.print(f"disk: about {_bytes(found.disk)}, {_bytes(found.free)} are free")
+        if found.time is not None:
+            stdout.print(
+                f"time: about {_duration(found.time)}, by {counted(found.measured, 'row')} "
+                f"measured here ({printable(found.engine)})",
+                soft_wrap=True,
+            )
+        if found.disk > found.free:
+            stdout.print("[bold red]the disk is too small[/]")
+        for one in found.failures[:SHOWN]:
+            stdout.print(
+                f"  [red]will fail[/] {printable_path(one.id)}: {printable(one.message)}",
+                soft_wrap=True,
+            )
+        if (rest := len(found.failures) - SHOWN) > 0:
+            stdout.print(f"  … and {rest:,} more; --json has all")
+    if found.failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def _show_survey(
