@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; read by numpy's BLAS
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import torch
 
 from penult.data.decode import Decoding, decoding_as
 
-torch.set_num_threads(1)  # tests run side by side
+torch.set_num_threads(1)  # as above
 hypothesis.settings.register_profile("busy", deadline=None)  # and on busy machines
 hypothesis.settings.load_profile("busy")
 

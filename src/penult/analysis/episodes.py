@@ -7,7 +7,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,6 @@ from penult.errors import LabelsError
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Array = npt.NDArray[np.float32]
-Array64 = npt.NDArray[np.float64]
 
 _AT_ONCE = 1 << 24  # numbers in one block of work
 
@@ -147,11 +145,14 @@ def answered(inner: Array, episodes: Episodes) -> Array:
     events, ways, shots = episodes.support.shape
     queries = episodes.query.shape[2]
     done = np.empty((events, ways, queries), np.float32)
-    step = max(1, _AT_ONCE // (ways * ways * shots * max(queries, shots)))
+    # One example after the other: sums over a short last axis take twice as long.
+    pairs = inner.ravel()
+    step = max(1, _AT_ONCE // (ways * ways * max(queries, shots)))
     for at in range(0, events, step):
-        support, query = episodes.support[at : at + step], episodes.query[at : at + step]
-        similarity = inner[query[:, :, :, None, None], support[:, None, None]].sum(axis=-1)
-        square = inner[support[..., :, None], support[..., None, :]].sum(axis=(-2, -1))
+        support = [episodes.support[at : at + step, :, k] for k in range(shots)]
+        query = episodes.query[at : at + step, :, :, None] * len(inner)
+        similarity = np.sum([pairs.take(query + one[:, None, None]) for one in support], axis=0)
+        square = np.sum([pairs.take(a * len(inner) + b) for a in support for b in support], axis=0)
         length = np.sqrt(np.maximum(square, 0.0))
         similarity = similarity / np.where(length > 0, length, 1.0)[:, None, None, :]
         done[at : at + step] = _share(similarity)
@@ -164,7 +165,7 @@ def _share(similarity: Array) -> Array:
     # Rounding must not decide between prototypes that are the same vector.
     ties = similarity >= best - 1e-6 * np.abs(best)
     own = np.einsum("enqn->enq", ties)
-    share: Array = own / ties.sum(axis=-1)
+    share: Array = own / np.count_nonzero(ties, axis=-1)
     return share
 
 
@@ -210,9 +211,9 @@ class TrialPlan:
             similarity = cosines(inner, side)
             for number, episodes in enumerate(drawn):
                 if episodes is not None:
-                    queries = episodes.query.ravel()
-                    np.add.at(total[number], queries, answered(inner, episodes).ravel())
-                    np.add.at(count[number], queries, 1)
+                    queries, shares = episodes.query.ravel(), answered(inner, episodes).ravel()
+                    total[number] += np.bincount(queries, shares, len(self.labels))
+                    count[number] += np.bincount(queries, minlength=len(self.labels))
             queries = np.flatnonzero(side)
             labels, support = self.labels[queries], self.labels[~side]
             rest = (voted(similarity, labels, support), crowded(similarity, labels, support))
@@ -221,8 +222,8 @@ class TrialPlan:
                 total[number, queries[known]] += found[known]
                 count[number, queries[known]] += 1
         with np.errstate(invalid="ignore"):
-            shares: Array = (total / np.where(count, count, np.nan)).astype(np.float32)
-        return shares
+            means: Array = (total / np.where(count, count, np.nan)).astype(np.float32)
+        return means
 
 
 def plan(
@@ -277,7 +278,8 @@ def cosines(inner: Array, side: Mask) -> Array:
     """(q, s) of the query side with the support side. inner: (n, n), `products` of vectors."""
     root = np.sqrt(np.maximum(np.diag(inner), 0.0))
     length = np.where(root > 0, root, 1.0)
-    similarity: Array = (inner / length / length[:, None])[np.ix_(side, ~side)].astype(np.float32)
+    both = inner[np.ix_(side, ~side)] / length[~side] / length[side, None]
+    similarity: Array = both.astype(np.float32)
     return similarity
 
 
@@ -297,28 +299,6 @@ def voted(similarity: Array, labels: Rows, support: Rows, k: int = VOTERS) -> Ar
     return right
 
 
-def _shares(similarity: Array, own: Mask, size: Rows) -> tuple[Array64, Array64]:
-    """For queries (q, s) of one class: the weight of examples of other classes that are nearer than
-    each example of their own (q, m), and of those that are as near or nearer. own: (s,). size: (s,)
-    examples of each one's class; each class weighs the same, all of them one."""
-    share = 1.0 / size[~own]
-    others = similarity[:, ~own]
-    order = np.argsort(others, axis=1)
-    ranked = np.take_along_axis(others, order, axis=1)
-    below = np.zeros((len(others), others.shape[1] + 1))
-    np.cumsum((share / share.sum())[order], axis=1, out=below[:, 1:])
-    mine = similarity[:, own]
-    first, behind = (
-        np.stack([np.searchsorted(row, one, side) for row, one in zip(ranked, mine, strict=True)])
-        for side in _SIDES
-    )
-    nearer, upto = (1.0 - np.take_along_axis(below, at, axis=1) for at in (behind, first))
-    return nearer, upto
-
-
-_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
-
-
 def crowded(similarity: Array, labels: Rows, support: Rows, others: int = CROWD) -> Array:
     """(q,) the probability that one example of the query's class is nearer than all of `others`
     examples of other classes, each class equally likely; NaN where either is absent.
@@ -326,19 +306,37 @@ def crowded(similarity: Array, labels: Rows, support: Rows, others: int = CROWD)
     Exact, not sampled. With three classes it is as hard as one-shot of many ways, so that it
     separates good from better where few classes are labelled. Arguments as for `voted`.
     """
-    size = np.bincount(support, minlength=int(max(labels.max(), support.max())) + 1)[support]
+    size = np.bincount(support, minlength=int(max(labels.max(), support.max())) + 1)
+    classes = int((size > 0).sum())
     found: Array = np.full(len(labels), np.nan, np.float32)
-    power = others + 1
-    for number in np.unique(labels):
-        queries, own = labels == number, support == number
-        if not own.any() or own.all():
-            continue
-        # Of the others a share is nearer than each example, and a share as near: these come before
-        # it or behind it by chance, each place as likely.
-        nearer, upto = _shares(similarity[queries], own, size)
-        tied = upto - nearer
-        left, rest = np.maximum(1.0 - nearer, 0.0), np.maximum(1.0 - upto, 0.0)
-        spread = (left**power - rest**power) / (np.where(tied > _TIED, tied, 1.0) * power)
-        chance = np.where(tied > _TIED, spread, left**others)
-        found[queries] = chance.mean(axis=1)
+    asked = (size[labels] > 0) & (classes > 1)
+    order = similarity[asked].argsort(axis=1)
+    ranked = np.take_along_axis(similarity[asked], order, axis=1)
+    own = support[order] == labels[asked, None]
+    # Each other class weighs the same, all of them one; examples of the own class weigh nothing.
+    weight = np.where(own, 0.0, 1.0 / (size[support] * max(1, classes - 1))[order])
+    below = np.zeros((len(order), len(support) + 1))
+    np.cumsum(weight, axis=1, out=below[:, 1:])
+    query, place = np.nonzero(own)
+    first, behind = (ends[query, place] for ends in _ties(ranked))
+    # Of the others a share is nearer than each example, and a share as near: these come before it
+    # or behind it by chance, each place as likely.
+    nearer, upto = 1.0 - below[query, behind], 1.0 - below[query, first]
+    tied, power = upto - nearer, others + 1
+    left, rest = np.maximum(1.0 - nearer, 0.0), np.maximum(1.0 - upto, 0.0)
+    spread = (left**power - rest**power) / (np.where(tied > _TIED, tied, 1.0) * power)
+    chance = np.where(tied > _TIED, spread, left**others)
+    found[asked] = np.bincount(query, chance, len(order)) / np.bincount(query, minlength=len(order))
     return found
+
+
+def _ties(ranked: Array) -> tuple[Rows, Rows]:
+    """For each place of ascending rows (q, s): the first place with the same value, and the one
+    behind the last."""
+    places = np.arange(ranked.shape[1])
+    other = ranked[:, 1:] != ranked[:, :-1]
+    starts, ends = np.zeros(ranked.shape, np.int64), np.full(ranked.shape, len(places))
+    starts[:, 1:] = np.where(other, places[1:], 0)
+    ends[:, :-1] = np.where(other, places[1:], len(places))
+    backwards = np.minimum.accumulate(ends[:, ::-1], axis=1)
+    return np.maximum.accumulate(starts, axis=1), backwards[:, ::-1]

@@ -274,16 +274,11 @@ def judge_decision(
 
 def _estimated(settings: Mapping[str, Setting], held_out: HeldOutScores) -> tuple[Finalist, ...]:
     base = held_out.values[NOTEBOOK]
-    found = []
-    for name, setting in settings.items():
-        if name not in held_out.values:
-            continue
-        values = held_out.values[name]
-        ways = held_out.clusters
-        found.append(
-            Finalist(name, setting, estimate(values, *ways), estimate(values - base, *ways))
-        )
-    return tuple(found)
+    tried = {name: one for name, one in settings.items() if name in held_out.values}
+    values = np.stack([held_out.values[name] for name in tried])
+    measured = estimates(np.concatenate([values, values - base]), *held_out.clusters)
+    accuracies, gains = measured[: len(tried)], measured[len(tried) :]
+    return tuple(map(Finalist, tried, tried.values(), accuracies, gains))
 
 
 def select_finalist(finals: Sequence[Finalist], held_out: HeldOutScores) -> Finalist:

@@ -327,20 +327,31 @@ def _within(rows: npt.NDArray[np.float64], labels: Sequence[object] | None) -> S
 
     Up to a constant factor, the inverse root of the shrunk covariance within classes.
     """
-    from sklearn.covariance import ledoit_wolf_shrinkage
-
     if labels is None or len(labels) != len(rows):
         received = "none" if labels is None else f"{len(labels)} labels for {len(rows)} vectors"
         raise SpaceError(
             f"the step `within` needs a label (or None) for each vector; got {received}"
         )
     moved = _residuals(rows, labels)
-    shrinkage = max(ledoit_wolf_shrinkage(moved, assume_centered=True), _LEAST_SHRINKAGE)
+    shrinkage = max(_shrinkage(moved), _LEAST_SHRINKAGE)
     values, along = _variances(moved, _DIRECTIONS)
     spread = shrinkage * (moved**2).sum() / moved.size
     factor = np.sqrt(spread / ((1 - shrinkage) * values + spread))
     mean = np.zeros(rows.shape[1], np.float32)
     return Step(mean, factor.astype(np.float32), along.astype(np.float32))
+
+
+def _shrinkage(centred: npt.NDArray[np.float64]) -> float:
+    """The weight of mean variance · identity in the shrunk covariance of rows (n, d) with mean zero
+    (Ledoit and Wolf, 2004). scikit-learn's `ledoit_wolf_shrinkage` gives the same through (d, d)
+    matrices, which take seconds where several readings are joined."""
+    n, d = centred.shape
+    products = centred @ centred.T if d > n else centred.T @ centred
+    squares = (products**2).sum() / n**2  # of all numbers in the covariance
+    lengths = (centred**2).sum(axis=1)
+    noise = ((lengths**2).sum() / n - squares) / n
+    spread = squares - (lengths.sum() / n) ** 2 / d
+    return float(min(noise, spread) / spread) if min(noise, spread) > 0 else 0.0
 
 
 def _variances(
