@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penult.analysis.bootstrap import estimate, estimates
+from penult.analysis.candidates import Material, score_all
 from penult.analysis.episodes import (
     Episodes,
     able,
     answered,
+    centred_products,
     cosines,
     crowded,
     draw,
@@ -21,6 +23,7 @@ from penult.analysis.episodes import (
     products,
     voted,
 )
+from penult.analysis.space import fit
 from penult.errors import LabelsError
 
 
@@ -168,3 +171,39 @@ def test_intervals_where_there_is_little() -> None:
     rows = estimates([[1, np.nan, 0.0], [np.nan] * 3], np.arange(3))
     assert rows[0].value == 0.5 and np.isnan(rows[1].value)
     assert estimate([0.2] * 9, np.arange(9)).words() == "20.0 % (20.0 to 20.0)"
+
+
+@pytest.mark.parametrize("common", [0.0, 30.0])
+@pytest.mark.parametrize("more", [0, 9])
+def test_centred_products_are_those_of_the_space(common: float, more: int) -> None:
+    """Fitted to each support side and the unlabelled rows; with a part that all rows have too."""
+    random = np.random.default_rng(0)
+    rows = common + random.standard_normal((40, 12))
+    other = common + 2 + random.standard_normal((more, 12))
+    inner_by = centred_products(rows, other)
+    for seed in range(3):
+        support = np.random.default_rng(seed).random(40) < 0.5
+        space = fit("centre+l2", np.concatenate([rows[support], other]))
+        moved = space(rows).astype(np.float64)
+        assert np.allclose(inner_by(support), moved @ moved.T, atol=1e-5)
+    at_the_mean = centred_products([[1.0, 2.0], [3.0, 2.0], [2.0, 2.0]])
+    assert not at_the_mean(np.array([True, True, False]))[2].any()
+
+
+def test_a_choice_ranks_as_trials_in_each_space_do() -> None:
+    """`choose` has a shorter way for raw and centred vectors, and is divided among threads."""
+    random = np.random.default_rng(0)
+    labels, groups = np.repeat(np.arange(6), 8), np.arange(48)
+    vectors = {
+        f"layer:{number} mean": (3 + random.standard_normal((6, 10))[labels]
+                                 + random.standard_normal((48, 10))).astype(np.float32)
+        for number in range(3)
+    }  # fmt: skip
+    material = Material(vectors, labels, groups, "layer:0 mean")
+    trials = plan(labels, groups)
+    found = score_all(material, trials)
+    assert {one.space for one in found} == {"raw", "centre+l2", "scale+l2", "whiten+l2"}
+    for setting, scores in found.items():
+        rows = vectors[setting.readings[0]]
+        expected = trials.scores(rows, lambda side, r=rows, s=setting: fit(s.space, r[side]))
+        assert np.allclose(scores, expected, atol=1e-6, equal_nan=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
-from penult.analysis.episodes import Array, Mask, Rows, TrialPlan
+from penult.analysis.episodes import Array, Mask, Rows, TrialPlan, centred_products, products
 from penult.analysis.space import RAW, SeenRows, Space, check_finite, fit, fit_seen
 from penult.errors import LabelsError
 
@@ -59,7 +62,7 @@ class Material:
         own = self.joined(setting.readings)[rows]
         labels: list[object] = list(self.labels[rows])
         if self.unlabelled:
-            more = self._unlabelled(setting)
+            more = self.unlabelled_of(setting)
             own, labels = np.concatenate([own, more]), labels + [None] * len(more)
         return fit(setting.space, own, labels if "within" in setting.space else None)
 
@@ -67,13 +70,14 @@ class Material:
         """The setting's space, fitted on all rows, which it keeps as those that it has seen."""
         vectors, labels, groups = self.joined(setting.readings), self.labels, self.groups
         if self.unlabelled:
-            more = self._unlabelled(setting)
+            more = self.unlabelled_of(setting)
             own = int(groups.max(initial=-1)) + 1 + np.arange(len(more))
             vectors, groups = np.concatenate([vectors, more]), np.concatenate([groups, own])
             labels = np.concatenate([labels, np.full(len(more), -1)])
         return fit_seen(setting.space, SeenRows(vectors, labels, groups))
 
-    def _unlabelled(self, setting: Setting) -> npt.NDArray[np.float32]:
+    def unlabelled_of(self, setting: Setting) -> npt.NDArray[np.float32]:
+        """(m, sum of d) the unlabelled vectors of a setting's readings."""
         return np.concatenate([self.unlabelled[name] for name in setting.readings], axis=1)
 
     def only(self, rows: Mask) -> Material:
@@ -215,7 +219,8 @@ def _varying(material: Material) -> tuple[Material, tuple[str, ...]]:
     return changed, (note,)
 
 
-SPACES = (RAW, "centre+l2", "scale+l2", "whiten+l2")
+CENTRED = "centre+l2"
+SPACES = (RAW, CENTRED, "scale+l2", "whiten+l2")
 WHITEN_MOST = 1024  # numbers in a vector that is whitened
 FUSED = "scale+l2"
 WITHIN = "scale+within+l2"
@@ -228,13 +233,13 @@ NOTEBOOK = "notebook"
 
 def score_all(material: Material, trials: TrialPlan) -> dict[Setting, Array]:
     """For every reading in every space that fits, the scores (4, n) of its trials."""
-    found = {}
     count = len(material.labels) // 2 + extra(material)
-    for name, vectors in material.vectors.items():
-        for recipe in spaces_for(count, vectors.shape[1]):
-            setting = Setting((name,), recipe)
-            found[setting] = trial_scores(material, setting, trials)
-    return found
+    settings = [Setting((name,), recipe) for name, vectors in material.vectors.items()
+                for recipe in spaces_for(count, vectors.shape[1])]  # fmt: skip
+    # Side by side; within one setting most of the work is none that a library divides.
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as threads:
+        scores = threads.map(lambda setting: trial_scores(material, setting, trials), settings)
+        return dict(zip(settings, scores, strict=True))
 
 
 def spaces_for(count: int, width: int) -> tuple[str, ...]:
@@ -246,6 +251,12 @@ def spaces_for(count: int, width: int) -> tuple[str, ...]:
 def trial_scores(material: Material, setting: Setting, trials: TrialPlan) -> Array:
     """The scores (4, n) of a setting, its space fitted on each support side."""
     vectors = material.joined(setting.readings)
+    if setting.space == RAW:
+        inner = products(vectors)
+        return trials.scores_by(lambda _: inner)
+    if setting.space == CENTRED:
+        more = material.unlabelled_of(setting) if material.unlabelled else None
+        return trials.scores_by(centred_products(vectors, more))
     return trials.scores(vectors, lambda rows: material.space(setting, rows))
 
 

@@ -136,6 +136,33 @@ def products(vectors: npt.ArrayLike) -> Array:
     return made
 
 
+def centred_products(
+    vectors: npt.ArrayLike, unlabelled: npt.ArrayLike | None = None
+) -> Callable[[Mask], Array]:
+    """From rows (n, d) a function from a mask (n,) to the inner products (n, n) of the rows less
+    the mean of those in the mask and all unlabelled ones (m, d), each of length one: those of the
+    recipe `centre+l2` for every side, from one product of all rows."""
+    rows = np.asarray(vectors, np.float64)
+    more = np.zeros((0, rows.shape[1])) if unlabelled is None else np.asarray(unlabelled)
+    # About their own mean, so that nothing cancels where rows have much in common.
+    middle = rows.mean(axis=0)
+    rows, rest = rows - middle, (more - middle).sum(axis=0)
+    inner, beside, square = rows @ rows.T, rows @ rest, float(rest @ rest)
+
+    def by(support: Mask) -> Array:
+        number = int(support.sum()) + len(more)
+        own = inner[support].sum(axis=0)
+        along = (own + beside) / number  # of each row with the mean
+        length = (own[support].sum() + 2 * beside[support].sum() + square) / number**2
+        moved = inner - along - along[:, None] + length
+        root = np.sqrt(np.maximum(np.diag(moved), 0.0))
+        root = np.where(root > 0, root, 1.0)
+        found: Array = (moved / root / root[:, None]).astype(np.float32)
+        return found
+
+    return by
+
+
 def answered(inner: Array, episodes: Episodes) -> Array:
     """(E, N, Q) the score of each query: 1 where the most similar prototype is of its class, by
     cosine; 1/m for m equally similar ones.
@@ -204,10 +231,15 @@ class TrialPlan:
 
         fit: gives the space from the mask of the support side.
         """
+        return self.scores_by(lambda support: products(fit(support)(vectors)))
+
+    def scores_by(self, inner_by: Callable[[Mask], Array]) -> Array:
+        """As `scores`, from a function that gives the inner products (n, n) of all rows by the mask
+        of the support side."""
         total = np.zeros((len(MEASURES), len(self.labels)))
         count = np.zeros_like(total)
         for side, drawn in zip(self.sides, self.episodes, strict=True):
-            inner = products(fit(~side)(vectors))
+            inner = inner_by(~side)
             similarity = cosines(inner, side)
             for number, episodes in enumerate(drawn):
                 if episodes is not None:
