@@ -6,7 +6,7 @@ export UV_PYTHON_DOWNLOADS := never
 READY := .venv/.ready
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-hard check check-all mutants bench docs lock clean
+.PHONY: demo test test-all test-hard lint check check-all mutants bench docs lock clean
 
 demo: $(READY)
 	$(BIN)/penult demo
@@ -21,12 +21,14 @@ test-all: $(READY)
 test-hard: $(READY)
 	$(BIN)/python scripts/reliability.py
 
-check: $(READY)
+lint: $(READY)
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/python scripts/structure.py
+
+check: lint
 	$(BIN)/pytest tests/test_layers.py tests/test_docs.py tests/test_packaging.py tests/test_typing.py
 
 check-all: check
