@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -20,7 +21,7 @@ from penult.analysis.verification import verify
 from penult.errors import LabelsError, SpaceError, UsageError
 from penult.fewshot import scorers, storage
 from penult.fewshot.calibration import Unknowns, probabilities
-from penult.fewshot.events import Window, merged, to_csv, to_raven
+from penult.fewshot.events import Window, merged, smoothed, to_csv, to_raven
 from penult.fewshot.examples import Examples
 from penult.fewshot.fitted import FittedClasses
 from penult.fewshot.zeroshot import conse, worded
@@ -483,7 +484,7 @@ def test_windows_with_room_between_are_events_of_their_own() -> None:
 def test_tables_of_events() -> None:
     event = merged([Window("/r/x.wav", 1, 0.25, 1.0, {"a, b": 0.9})])
     assert list(csv.reader(io.StringIO(to_csv(event))))[1] == [
-        "/r/x.wav", "0.25", "1", "1", "a, b", "0.9", "", "1"]  # fmt: skip
+        "/r/x.wav", "0.25", "1", "1", "a, b", "0.9", "", "1", "", "a, b"]  # fmt: skip
     like = Window("/r/x.wav", 1, 0.25, 1.0, {"a": 0.9}, similarities={"a": 0.5})
     more = Window("/r/x.wav", 1, 1.0, 2.0, {"a": 0.7}, similarities={"a": 0.625})
     assert next(csv.DictReader(io.StringIO(to_csv(merged([like, more])))))["similarity"] == "0.625"
@@ -491,6 +492,45 @@ def test_tables_of_events() -> None:
         to_raven(merged([Window("x.png", None, None, None, {"a": 0.9})]))
     with pytest.raises(UsageError, match="tab or a line break"):
         to_raven(merged([Window("x\ty.wav", None, 0.0, 1.0, {"a": 0.9})]))
+
+
+def test_unknown_stretches_are_events_where_they_are_wanted() -> None:
+    shares = [{}, {}, {"a": 0.9}, {"a": 0.8, "b": 0.6}, {}]
+    track = [
+        Window("x", 0, float(i), i + 1.0, share, nearest=(0.3 + i / 10, 0.5), p_value=i / 100)
+        for i, share in enumerate(shares)
+    ]
+    assert [one.label for one in merged(track)] == ["a", "b"]
+    for gap in (0.0, 5.0):  # a gap joins no unknown stretches over a class
+        found = [(e.label, e.start, e.end, e.windows) for e in merged(track, gap, unknown=True)]
+        assert found == [("unknown", 0.0, 2.0, 2), ("a", 2.0, 4.0, 2), ("b", 3.0, 4.0, 1),
+                         ("unknown", 4.0, 5.0, 1)]  # fmt: skip
+    first, both, *_ = merged(track, unknown=True)
+    assert (first.probability, first.similarity, first.p_value) == (0.4, 0.5, 0.01)
+    assert (both.labels, both.p_value) == (("a", "b"), 0.03)
+    line = next(csv.DictReader(io.StringIO(to_csv([both]))))
+    assert (line["labels"], line["p_value"]) == ("a;b", "0.03")
+
+
+def test_events_of_the_median_over_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    for seconds, most in ((1.0, 1), (3.0, 3), (4.9, 5)):  # windows of 1 s, each second
+        active = rng.random(40) < 0.6
+        values = np.where(active, rng.uniform(0.5, 1.0, 40), 0.0)
+        track = [
+            Window("x", None, float(i), i + 1.0, {"a": float(v)} if v else {})
+            for i, v in enumerate(values)
+        ]
+        found = [one.probabilities.get("a", 0.0) for one in smoothed(track[::-1], seconds)]
+        half = most // 2
+        inner = scipy.ndimage.median_filter(values, most)[half : 40 - half]
+        assert found[half : 40 - half] == pytest.approx(list(inner))
+    pair = [Window("x", None, 0.0, 1.0, {"a": 0.9}), Window("x", None, 1.0, 2.0, {"b": 0.8})]
+    assert [list(one.probabilities) for one in smoothed(pair, 2.0)] == [["a"], ["b"]]  # no majority
+    apart = [Window("x", c, float(i), i + 1.0, {"ab"[c]: 0.9}) for c in (0, 1) for i in range(3)]
+    assert [(e.channel, e.label) for e in merged(smoothed(apart, 3.0))] == [(0, "a"), (1, "b")]
+    with pytest.raises(UsageError, match="above 0"):
+        smoothed(pair, 0.0)
 
 
 # ---- by names, and pairs

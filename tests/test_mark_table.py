@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 import penult
+from conftest import RATE, clip
 from penult.collection.collection import Collection
 from penult.data.regions import Region
 from penult.embedding.embedder import Embedder
@@ -317,3 +318,37 @@ def test_texts_are_found_by_their_table_and_line(tmp_path: Path) -> None:
     assert [(one.key, one.mark) for one in found] == [((id, "chars:2-5"), "no")]
     with pytest.raises(LabelsError, match=r"line 2.*nor a file"):
         table.placed([examples[0]._replace(key=(id[:-1] + "9", "whole"))], {}, "text")
+
+
+def test_names_as_tables_print_them_and_columns_in_any_letters(tiny: Path, tmp_path: Path) -> None:
+    folder, into = tmp_path / "rec", tmp_path / "c.lance"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", clip(2.0), RATE)
+    cut = ("--window", "0.505s", "--channel", "each")
+    assert ask("embed", tiny, folder, "--into", into, *cut).code == 0
+    rows = Collection.open(into).count
+    table = tmp_path / "marks.csv"
+    table.write_text(
+        "PATH,Species,MARK\n"
+        "rec/a.wav ch0:0.505-1.01,owl,yes\n"
+        f"{folder / 'a.wav'} ch0 1.01-1.52,owl,no\n"  # 1.01-1.515, in hundredths
+        "rec/a.wav ch0 0.00-0.51,owl,\n"
+    )
+    done = ask("teach", into, "--from", "species", table, "--json")
+    assert done.code == 0, done.err
+    assert done.json["marks"] == {"yes": 1, "no": 1} and done.json["left_out"] == 1
+    assert Collection.open(into).count == rows
+    listed = tmp_path / "out.csv"
+    assert ask("classes", into, "--csv", listed).code == 0
+    regions = {line["region"]: line["mark"] for line in csv.DictReader(listed.open())}
+    assert regions == {"ch0:0.505-1.01": "yes", "ch0:1.01-1.515": "no"}
+    table.write_text("path,species\nrec/a.wav ch0:9-10,owl\n")
+    refused = ask("teach", into, "--from", "species", table)
+    assert refused.code != 0 and "a.wav" in refused.error
+    (folder / "b.csv").write_text("Path,START,End,Mark,species\na.wav,0,0.505,yes,tit\n")
+    done = ask("teach", into, "--from", "SPECIES", folder / "b.csv", "--channel", 0, "--json")
+    assert done.json["taught"] == {"tit": 1} and Collection.open(into).count == rows
+    for twice in ("path,Species,species\na.wav,x,y\n", "path,mark,MARK,species\na.wav,yes,no,x\n"):
+        (folder / "b.csv").write_text(twice)
+        refused = ask("teach", into, "--from", "species", folder / "b.csv")
+        assert refused.code == 2 and "differ in case only" in refused.error

@@ -161,3 +161,41 @@ def test_events_hits_and_exports_have_one_form(tiny: Path, field: Path, tmp_path
     assert {one[1:] for one in places([tmp_path / "hits.txt"])} == wanted
     refused = ask("predict", into, "--out", tmp_path / "x.doc")
     assert refused.code == 2 and "or in / (a folder" in refused.error
+
+
+def test_events_of_unknown_smoothed_and_without_summaries(tiny: Path, tmp_path: Path) -> None:
+    into, folder = tmp_path / "c.lance", tmp_path / "rec"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", clip(4.0), RATE)
+    cut = ("--window", "0.5s", "--summary", "mean")
+    assert ask("embed", tiny, folder, "--into", into, *cut).code == 0
+    for name, start in (("x", 0), ("y", 0.5)):
+        part = ("--start", start, "--end", start + 0.5)
+        assert ask("teach", into, name, folder / "a.wav", *part).code == 0
+    said = ask("predict", into, "--min-similarity", 0.999999, "--json").json
+    assert [one["region"] for one in said["predictions"]].count("summary") == 1
+    wanted = {"start": 0.0, "end": 0.5, "label": "x", "labels": ["x"], "windows": 1}
+    assert len(said["events"]) == 2
+    assert {name: said["events"][0][name] for name in wanted} == wanted
+    told = ask("predict", into, "--min-similarity", 0.999999)
+    assert "--unknown-events lists them" in told.err
+    out = tmp_path / "e.csv"
+    asked = ("predict", into, "--min-similarity", 0.999999, "--unknown-events", "--out", out)
+    assert ask(*asked).code == 0
+    table = list(csv.DictReader(out.open()))
+    assert [(row["class"], row["start"], row["end"]) for row in table] == [
+        ("x", "0", "0.5"), ("y", "0.5", "1"), ("unknown", "1", "4")]  # fmt: skip
+    assert table[2]["windows"] == "6" and table[2]["labels"] == "" and "p_value" in table[2]
+    by_window = {p["start"]: p["score"] for p in said["predictions"] if p["region"] != "summary"}
+    most = max(score for start, score in by_window.items() if start >= 1)
+    assert float(table[2]["probability"]) == pytest.approx(most, rel=1e-5)
+    smooth = ask(*asked[:-1], out, "--overwrite", "--smooth", 1.5, "--json").json["events"]
+    assert [(one["label"], one["end"]) for one in smooth][-1] == ("unknown", 4.0)
+    for wrong in (
+        ("--smooth", 1, "--windows"),
+        ("--smooth", -1),
+        ("--unknown-events", "--windows"),
+    ):
+        assert ask("predict", into, *wrong).code == 2
+    refused = ask("predict", into, folder / "a.wav", "--window", "whole", "--smooth", 1)
+    assert refused.code == 2 and "no events to smooth" in refused.error

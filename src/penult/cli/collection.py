@@ -200,7 +200,11 @@ def _write_hits(out: str, hits: Hits, how: tuple[bool, bool], roots: Roots) -> s
         return tables_in_words(
             write_selections(out, selections, cells=cells, overwrite=how[1]), out
         )
-    text = events.to_csv(found, cells) if out.endswith(".csv") else events.to_m3u(found)
+    text = (
+        events.to_csv(found, cells, columns=events.OF_HITS)
+        if out.endswith(".csv")
+        else events.to_m3u(found)
+    )
     file = write_file(out, [text.encode("utf-8", "backslashreplace")])
     cells.tell(out)
     return tables_in_words([file], str(file))

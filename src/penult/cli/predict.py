@@ -170,6 +170,20 @@ def predict(
         bool,
         typer.Option("--windows", help="List every window, without merging windows into events."),
     ] = False,
+    smooth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Events of the median over the windows within so many seconds: a class holds "
+            "where more than half of them have it.",
+        ),
+    ] = None,
+    unknown_events: Annotated[
+        bool,
+        typer.Option(
+            "--unknown-events", help="Stretches without a class are events too, of class unknown."
+        ),
+    ] = False,
     out: Annotated[
         str | None,
         typer.Option(
@@ -206,6 +220,8 @@ def predict(
     from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Spool
 
     check_tables(out, overwrite)
+    how = EventOptions(merge_gap, windows, smooth, unknown_events)
+    how.check()
     cut = {"window": window, "hop": hop, "tile": tile, "overlap": overlap, "pages": pages}
     parts = Parts(items or [], where, {n: value for n, value in cut.items() if value}, channel, box,
                   start, end)  # fmt: skip
@@ -234,7 +250,7 @@ def predict(
         found, facts = (accepted(one) if isinstance(one, ClassPrediction) else one
                         for one in results), None  # fmt: skip
     classes = taught.fitted.names if names is None and taught.fitted.several else ()
-    form = Form(merge_gap, windows, out, overwrite, json, raw_cells, _roots(place, items), classes)
+    form = Form(how, out, overwrite, json, raw_cells, _roots(place, items), classes)
     with Spool(whole=json or bool(classes and out), shown=SHOWN) as spool:
         with working("predicting"):
             failures = spool.extend(found)  # output starts after the last item
@@ -452,13 +468,58 @@ SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """Form of the output. gap: seconds between windows of one event. apart: keep windows apart.
-    out: a file or a folder that `check_tables` has passed. raw_cells: texts in a table as they are.
-    roots: what ids begin with. classes: where an item may be of several."""
+class EventOptions:
+    """How windows become events. gap: seconds between windows of one event. apart: keep windows
+    apart. smooth: seconds, see `smoothed`. unknown: stretches without a class too."""
 
-    gap: float
-    apart: bool
+    gap: float = 0.0
+    apart: bool = False
+    smooth: float | None = None
+    unknown: bool = False
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: it is refused.
+        """
+        from penult.errors import UsageError
+
+        if self.apart and (self.smooth is not None or self.unknown):
+            name = "unknown-events" if self.smooth is None else "smooth"
+            raise UsageError(f"--{name} is of events, and --windows makes none; leave one out")
+        if self.smooth is not None and not 0 < self.smooth < float("inf"):
+            raise UsageError(f"--smooth {self.smooth:g}: give a number of seconds above 0")
+
+    def events(self, found: Spool) -> list[Event] | None:
+        """The events of predictions; None where there are none.
+
+        Raises:
+            UsageError: no item is cut into windows, which was asked for.
+        """
+        from penult.errors import UsageError
+        from penult.fewshot.events import merged, smoothed
+
+        if self.apart or not found.cut:
+            if self.smooth is not None or self.unknown:
+                raise UsageError(
+                    "there are no events to smooth or to fill with unknown: every item was read "
+                    "whole; --window cuts files into windows"
+                )
+            return None
+        windows = found.windows()
+        if self.smooth is not None:
+            return merged(smoothed(windows, self.smooth), self.gap, self.unknown)
+        return merged(windows, self.gap, self.unknown)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Form of the output. events: how they are made. out: a file or a folder that `check_tables`
+    has passed. raw_cells: texts in a table as they are. roots: what ids begin with. classes: where
+    an item may be of several."""
+
+    events: EventOptions
     out: str | None
     overwrite: bool
     json: bool
@@ -472,11 +533,7 @@ def print_predictions(
 ) -> None:
     """Print or write predictions with the facts of the classes. Exit code 3 where some items
     failed."""
-    from penult.fewshot import events
-
-    merged = None
-    if found.cut and not form.apart:
-        merged = events.merged(found.windows(), form.gap)
+    merged = form.events.events(found)
     written = "" if form.out is None else _write(form.out, found, merged, form)
     if form.json:
         print_json_stream({"place": place, **facts}, "predictions", found, {
@@ -494,10 +551,14 @@ def print_predictions(
 def _sum_up(
     found: Spool, merged: list[Event] | None, written: str, failures: list[Failure]
 ) -> None:
+    from penult.fewshot.events import UNKNOWN
+
     most = ", ".join(
         f"{printable(name or 'unknown')} {number:,}" for name, number in found.tally.most_common(8)
     )
     summary = f"[bold green]{counted(len(found), 'prediction')}[/]"
+    if merged is not None and found.tally[None] and all(one.label != UNKNOWN for one in merged):
+        print_note("[dim]unknown stretches are no events; --unknown-events lists them too[/]")
     if merged is not None:
         summary = (
             f"[bold green]{counted(len(merged), 'event')}[/] of {counted(len(found), 'region')}"

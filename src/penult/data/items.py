@@ -217,23 +217,32 @@ def namer(by: str, columns: Collection[str] | None = None) -> Namer:
     by: `folder`, the name of the folder that holds the file; a metadata column; or a pattern of
     the path's end with the name in braces, where * is anything: `{}_*_*.wav` reads 7 from
     `7_jackson_32.wav`, `{}/*/*.flac` the folder two levels up. columns: the metadata columns
-    there are, if they are known.
+    there are, if they are known; their names ignore case.
 
     Raises:
         LabelsError: there is no such column, or the pattern has not one pair of braces.
     """
-    if columns is not None and by in columns:
-        return lambda id, metadata: named(metadata.get(by))
+    if (column := _column(by, columns)) is not None:
+        return lambda id, metadata: named(metadata.get(column))
     if by == FOLDER:
         return lambda id, metadata: path_of(id).parent.name or None
     if "{" in by or "}" in by:
         return _pattern(by)
     if columns is None:
-        return lambda id, metadata: named(metadata.get(by))
+        return lambda id, metadata: named(metadata.get(_column(by, metadata) or by))
     there = f"columns: {', '.join(columns)}" if columns else "there are no metadata columns"
     raise LabelsError(
         f"{by!r} names nothing: {there}; `folder` and a pattern such as '{{}}_*.wav' work too"
     )
+
+
+def _column(name: str, columns: Iterable[str] | None) -> str | None:
+    """The column that a name means: the one of that name, else in other letters."""
+    there = list(columns or ())
+    same = (one for one in there if one.casefold() == name.casefold())
+    if name in there or name == FOLDER:  # Kaleidoscope's column FOLDER is a part of the path
+        return name if name in there else None
+    return next(same, None)
 
 
 def named(value: object) -> str | None:

@@ -81,6 +81,21 @@ def read_table(path: Path) -> TableRows:
     return TableRows("line", rows, *scan_types(rows, text.header), tuple(text.notes))
 
 
+def check_case(path: Path, names: Iterable[str]) -> None:
+    """Refuse columns that cannot be told apart, since names of columns ignore case.
+
+    Raises:
+        SourceError: two of them differ in case only.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(name.strip().casefold(), name)) != name:
+            raise SourceError(
+                f"{path} has columns {other!r} and {name!r}, which differ in case only; names of "
+                "columns ignore it, so rename one"
+            )
+
+
 def common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     """The type that holds both columns' values; null, of a column without any, fits all."""
     import pyarrow as pa
@@ -407,12 +422,15 @@ def open_table(
         SourceError: no column does, or two would have the same name in a collection.
     """
     types, notes = rows.types, list(rows.notes)
+    check_case(path, types)
     roles: Roles
-    if modality == "text" and "text" in types and not given:
+    if modality == "text" and "text" in map(str.casefold, types) and not given:
         # A text has no file to open: it is kept as metadata, to be read in results.
-        roles = {role: role for role in types if role in ("text", "id")}
+        roles = {
+            name.casefold(): name for name in types if name == "id" or name.casefold() == "text"
+        }
         claimed = {"id"}
-    elif modality == "text" and PATH not in types and PATH not in given:
+    elif modality == "text" and PATH not in map(str.casefold, types) and PATH not in given:
         raise SourceError(
             f"{path} has no column `text` or `path`; it has {', '.join(types) or 'none'}"
         )

@@ -8,9 +8,11 @@ import csv
 import io
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
+from statistics import median
 from typing import Any
 
 from penult.data.formulas import Cells
@@ -20,15 +22,19 @@ from penult.data.roots import Roots
 from penult.data.selection_tables import RavenSelection, table_text
 from penult.errors import UsageError
 
-COLUMNS = ("path", "start", "end", "channel", "class", "probability", "similarity", "windows")
+UNKNOWN = "unknown"  # how items of none of the classes are called in tables
+OF_HITS = ("path", "start", "end", "channel", "class", "probability", "similarity", "windows")
+COLUMNS = (*OF_HITS, "p_value", "labels")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """A class from start to end (seconds; None: the item has none).
 
-    probability, similarity: the highest of its windows. windows: how many were merged. metadata: of
-    the item, as far as it is the same for all of them; `recorded_at` is that of the first window.
+    label: the class, or `unknown`; then probability and similarity are those of the nearest class.
+    probability, similarity, p_value: the highest of its windows. windows: how many were merged.
+    labels: all classes that its windows were assigned. metadata: of the item, as far as it is the
+    same for all of them; `recorded_at` is that of the first window.
     """
 
     id: str
@@ -40,6 +46,8 @@ class Event:
     windows: int = 1
     metadata: Mapping[str, Any] = field(default_factory=dict)
     similarity: float = math.nan
+    p_value: float = math.nan
+    labels: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult predict --json` prints it."""
@@ -49,7 +57,8 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class Window:
     """A region and the classes assigned to it, best first, with their probabilities and raw
-    similarities. start, end: seconds, or None. metadata: of the item."""
+    similarities. start, end: seconds, or None. metadata: of the item. nearest: probability and
+    similarity of the nearest class, assigned or not. p_value: see `ClassPrediction`."""
 
     id: str
     channel: int | None
@@ -58,22 +67,82 @@ class Window:
     probabilities: Mapping[str, float]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     similarities: Mapping[str, float] = field(default_factory=dict)
+    nearest: tuple[float, float] = (math.nan, math.nan)
+    p_value: float = math.nan
 
-    def events(self) -> list[Event]:
-        """One event for each class."""
-        place = self.id, self.channel, self.start, self.end
+    def events(self, unknown: bool = False) -> list[Event]:
+        """One event for each class. unknown: of a window without any, one of `unknown`."""
+        place, labels = (self.id, self.channel, self.start, self.end), tuple(self.probabilities)
+        if not labels and unknown:
+            share, similarity = self.nearest
+            return [Event(*place, UNKNOWN, share, 1, self.metadata, similarity, self.p_value)]
+        similar = self.similarities
         return [
-            Event(*place, name, share, 1, self.metadata, self.similarities.get(name, math.nan))
+            Event(*place, name, share, 1, self.metadata, similar.get(name, math.nan), self.p_value,
+                  labels)
             for name, share in self.probabilities.items()
-        ]
+        ]  # fmt: skip
 
 
-def merged(windows: Iterable[Window], gap: float = 0.0) -> list[Event]:
+def smoothed(windows: Iterable[Window], seconds: float) -> list[Window]:
+    """The windows with the median of each class's probabilities over the windows of the same
+    recording and channel whose middles lie within half of these seconds; where a class was not
+    assigned it has none, and counts as 0. So a class holds where it was assigned to more than half
+    of them, none where more than half have none, and where neither is so a window keeps its own.
+
+    As a median filter in sound event detection (Cakir et al., 2017). Windows without seconds stay.
+
+    Raises:
+        UsageError: no length of time.
+    """
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"events are smoothed over a number of seconds above 0, not {seconds:g}")
+    found: list[Window] = []
+    tracks: dict[tuple[str, int | None], list[Window]] = {}
+    for one in windows:
+        if one.start is None or one.end is None:
+            found.append(one)
+        else:
+            tracks.setdefault((one.id, one.channel), []).append(one)
+    for track in tracks.values():
+        middles = [((one.start or 0.0) + (one.end or 0.0)) / 2 for one in track]
+        order = sorted(range(len(track)), key=middles.__getitem__)
+        track, middles = [track[i] for i in order], sorted(middles)
+        for one, middle in zip(track, middles, strict=True):
+            first = bisect_left(middles, middle - seconds / 2 - _SAME)
+            last = bisect_right(middles, middle + seconds / 2 + _SAME)
+            found.append(_median(one, track[first:last]))
+    return found
+
+
+_SAME = 5e-7  # s: times are exact to the microsecond
+
+
+def _median(window: Window, around: Sequence[Window]) -> Window:
+    names = dict.fromkeys(name for one in around for name in one.probabilities)
+    low = (len(around) - 1) // 2  # of an even number the lower one: half of them is no majority
+    middle = {
+        name: sorted(one.probabilities.get(name, 0.0) for one in around)[low] for name in names
+    }
+    held = {name: share for name, share in middle.items() if share > 0}
+    none = sum(not one.probabilities for one in around)
+    if not held and 2 * none <= len(around):
+        return window
+    similar = {
+        name: median(one.similarities[name] for one in around if name in one.similarities)
+        for name in held
+        if any(name in one.similarities for one in around)
+    }
+    best = dict(sorted(held.items(), key=lambda pair: -pair[1]))
+    return replace(window, probabilities=best, similarities=similar)
+
+
+def merged(windows: Iterable[Window], gap: float = 0.0, unknown: bool = False) -> list[Event]:
     """Windows of one recording and channel that follow each other and have the same class, as one
     event; by recording, channel and start. A window without seconds is an event of its own.
 
     gap: seconds; windows of one class no farther apart are one event too, whatever class lies
-    between.
+    between. unknown: stretches of windows without a class are events too, which no gap joins.
 
     Raises:
         UsageError: a gap that is negative.
@@ -84,12 +153,12 @@ def merged(windows: Iterable[Window], gap: float = 0.0) -> list[Event]:
     found: list[Event] = []
     for window in windows:
         if window.start is None or window.end is None:
-            found += window.events()
+            found += window.events(unknown)
         else:
             channel = -1 if window.channel is None else window.channel
             tracks.setdefault((window.id, channel), []).append(window)
     for track in tracks.values():
-        found += _joined(sorted(track, key=lambda w: (w.start, w.end)), gap)
+        found += _joined(sorted(track, key=lambda w: (w.start, w.end)), gap, unknown)
     return sorted(found, key=_order)
 
 
@@ -107,12 +176,22 @@ def csv_lines(
         text.truncate()
 
 
-def to_csv(events: Sequence[Event], cells: Cells | None = None, roots: Roots = Roots()) -> str:
-    """One line for each event, with its metadata. roots: what the ids begin with."""
+def to_csv(
+    events: Sequence[Event],
+    cells: Cells | None = None,
+    roots: Roots = Roots(),
+    columns: Sequence[str] = COLUMNS,
+) -> str:
+    """One line for each event, with its metadata. roots: what the ids begin with. columns: the
+    first of `COLUMNS`."""
+    cells = cells or Cells()
     names = list(dict.fromkeys(name for event in events for name in event.metadata))
     events = [replace(event, id=roots.shown(event.id)) for event in events]
-    rows = ([*_cells(event), *(event.metadata.get(name) for name in names)] for event in events)
-    return "".join(csv_lines(with_metadata(COLUMNS, names), rows, cells))
+    rows = (
+        [*_cells(event, cells)[: len(columns)], *(event.metadata.get(name) for name in names)]
+        for event in events
+    )
+    return "".join(csv_lines(with_metadata(columns, names), rows, cells))
 
 
 def with_metadata(columns: Sequence[str], names: Iterable[str]) -> list[str]:
@@ -120,10 +199,10 @@ def with_metadata(columns: Sequence[str], names: Iterable[str]) -> list[str]:
     return [*columns, *(f"{name}_given" if name in columns else name for name in names)]
 
 
-def _cells(e: Event) -> list[Any]:
+def _cells(e: Event, cells: Cells) -> list[Any]:
     times = (_seconds(e.start), _seconds(e.end), "" if e.channel is None else e.channel)
-    similarity = "" if math.isnan(e.similarity) else f"{e.similarity:.6g}"
-    return [e.id, *times, e.label, _share(e.probability), similarity, e.windows]
+    shares = _share(e.probability), _share(e.similarity)
+    return [e.id, *times, e.label, *shares, e.windows, _share(e.p_value), cells.joined(e.labels)]
 
 
 def to_raven(events: Sequence[Event], cells: Cells | None = None, roots: Roots = Roots()) -> str:
@@ -165,18 +244,21 @@ def to_m3u(events: Sequence[Event]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _joined(track: Sequence[Window], gap: float) -> list[Event]:
+def _joined(track: Sequence[Window], gap: float, unknown: bool) -> list[Event]:
     done: list[Event] = []
     last: dict[str, tuple[int, Event]] = {}  # of each class: its last window's place, and the event
     for place, window in enumerate(track):
-        for event in window.events():
+        for event in window.events(unknown):
             before, open_event = last.get(event.label, (-1, None))
-            if open_event is not None and _goes_on(open_event, event, place - before == 1, gap):
+            wide = 0.0 if event.label == UNKNOWN else gap
+            if open_event is not None and _goes_on(open_event, event, place - before == 1, wide):
                 event = replace(
                     open_event,
                     end=max(open_event.end or 0.0, event.end or 0.0),
-                    probability=max(open_event.probability, event.probability),
-                    similarity=max(open_event.similarity, event.similarity),
+                    probability=_highest(open_event.probability, event.probability),
+                    similarity=_highest(open_event.similarity, event.similarity),
+                    p_value=_highest(open_event.p_value, event.p_value),
+                    labels=tuple(dict.fromkeys([*open_event.labels, *event.labels])),
                     windows=open_event.windows + 1,
                     metadata=_common(open_event.metadata, event.metadata),
                 )
@@ -184,6 +266,10 @@ def _joined(track: Sequence[Window], gap: float) -> list[Event]:
                 done.append(open_event)
             last[event.label] = place, event
     return done + [event for _, event in last.values()]
+
+
+def _highest(one: float, other: float) -> float:
+    return one if math.isnan(other) or one > other else other
 
 
 def _common(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:

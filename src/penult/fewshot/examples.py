@@ -18,11 +18,10 @@ from penult.data.items import utf8
 from penult.data.regions import Region
 from penult.data.roots import Roots
 from penult.errors import LabelsError, RegionError
-from penult.fewshot.events import csv_lines
+from penult.fewshot.events import UNKNOWN, csv_lines
 from penult.fewshot.scorers import IMPLIED, NO, OPEN, YES, Targets, groups_of, medoid
 
 MARKS = ("yes", "no", "unsure")
-UNKNOWN = "unknown"  # how items of none of the classes are called in tables
 EVERY = "*"  # in place of a class: a mark of no for every class, so that an item is of none
 Marks = Mapping[Key, Mapping[str, str]]  # the marks of each example, by class
 FloatArray = npt.NDArray[np.float32]

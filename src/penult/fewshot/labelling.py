@@ -18,6 +18,7 @@ import numpy.typing as npt
 from penult.analysis.space import unit
 from penult.collection import labels
 from penult.collection.manifest import fingerprint_in
+from penult.collection.row_names import row_of_name
 from penult.collection.schema import Key, patches_among
 from penult.data.files import user_path
 from penult.data.items import Entry, namer, names_in
@@ -27,11 +28,11 @@ from penult.data.tables import TableRows
 from penult.data.windows import Layout
 from penult.errors import LabelsError, UsageError
 from penult.fewshot import marks, storage
+from penult.fewshot.events import UNKNOWN
 from penult.fewshot.examples import (
     GIVEN,
     ITEMS,
     MARKS,
-    UNKNOWN,
     Examples,
     Grouping,
     check_every,
@@ -124,8 +125,7 @@ def by_item(
             examples = [one._replace(name=name) for one in examples
                         for name in (names_in(one.name) if several else [one.name])]  # fmt: skip
         roots = roots_of(source)
-        keys = [key for one in examples for key in (one.key, table.elsewhere(one.key, roots))]
-        there = _known(source, keys, known)
+        examples, there = _with_rows(source, table, examples, known)
         if source.collection is None and isinstance(table, SavedMarks):
             there = {**table.vectors, **there}
         placed, new = table.placed(examples, there, source.modality, roots)
@@ -143,9 +143,29 @@ def by_item(
     vectors |= source.vectors_of(pairs) if pairs else {}
     parts = patches_among(vectors)  # each patch of an item is an example
     found = [one._replace(key=key) for one in found for key in parts.get(one.key, [one.key])]
-    names, all_keys, marked, _ = zip(*(one for one in found if one.key in vectors), strict=True)
+    names, all_keys, marked, *_ = zip(*(one for one in found if one.key in vectors), strict=True)
     rows = np.stack([vectors[key] for key in all_keys])
     return LabelledExamples(names, all_keys, rows, marked, left_out, is_exact)
+
+
+def _with_rows(
+    source: VectorSource, table: MarkTable, examples: list[Example], known: Examples | None
+) -> tuple[list[Example], Mapping[Key, npt.NDArray[np.float32]]]:
+    """The examples, and the vectors of those that are rows here; of a name as tables print it the
+    row that is printed so, in hundredths of a second."""
+    roots = roots_of(source)
+    keys = [key for one in examples for key in (one.key, table.elsewhere(one.key, roots))]
+    there = _known(source, keys, known)
+    if source.collection is None:
+        return examples, there
+    found = [
+        one._replace(key=row_of_name(source.collection.reader, " ".join(one.key)) or one.key)
+        if one.is_printed and one.key not in there
+        else one
+        for one in examples
+    ]
+    further = [one.key for one in found if one.key not in there]
+    return found, {**there, **_known(source, further, known)}
 
 
 @dataclass(frozen=True)
@@ -246,9 +266,10 @@ def _of_others(
         if (name := name_of(item.id, item.metadata)) is None:
             continue
         own = mark or "yes"
-        if mark is None and MARK in item.metadata:
+        column = next((one for one in item.metadata if one.casefold() == MARK), None)
+        if mark is None and column is not None:
             where = item.id if region == WHOLE else f"{item.id} ({region.key})"
-            own = mark_in(item.metadata[MARK], name, where) or ""
+            own = mark_in(item.metadata[column], name, where) or ""
         if own:
             found += [Example(each, (item.id, region.key), own)
                       for each in (names_in(name) if several else [name])]  # fmt: skip

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from penult.collection.row_names import split_name
 from penult.collection.schema import Key
 from penult.data.files import user_path
 from penult.data.items import Item, file_item, local, named, namer, path_of
 from penult.data.regions import Region
 from penult.data.roots import Roots
 from penult.data.sources import from_paths
-from penult.data.tables import PATH, SUFFIXES, TableRows, as_text, read_table
+from penult.data.tables import PATH, SUFFIXES, Row, TableRows, as_text, check_case, read_table
 from penult.errors import LabelsError, RegionError, SourceError
 from penult.fewshot.examples import EVERY, MARKS
 
@@ -24,12 +25,14 @@ MARK, REGION = "mark", "region"
 
 
 class Example(NamedTuple):
-    """An example of a class, and its mark. where: the line that says so, in words."""
+    """An example of a class, and its mark. where: the line that says so, in words. is_printed: the
+    key is a name as tables print it, with seconds in hundredths."""
 
     name: str
     key: Key
     mark: str
     where: str = ""
+    is_printed: bool = False
 
 
 def mark_in(cell: object, name: str, where: str) -> str | None:
@@ -77,11 +80,14 @@ class MarkTable:
         path = user_path(item)
         if not path.is_file():
             return None
-        rows = read_table(path)
+        rows = _in_small_letters(path, read_table(path))
         has_marks, has_keys = MARK in rows.types, {PATH, REGION} <= rows.types.keys()
         if has_keys and not has_marks:
             regions = (row.get(REGION) for _, row in rows.rows() if isinstance(row, dict))
             has_keys = any(value is not None and _is_region(as_text(value)) for value in regions)
+        elif PATH in rows.types and not has_keys and not _SPANS & {*map(str.casefold, rows.types)}:
+            paths = (row.get(PATH) for _, row in rows.rows() if isinstance(row, dict))
+            has_keys = any(_split(path, as_text(value)) for value in paths if value is not None)
         return cls(path, rows, has_keys) if has_marks or has_keys else None
 
     @property
@@ -118,6 +124,8 @@ class MarkTable:
                 left_out += 1
             elif not id:
                 raise LabelsError(f"{where}: the path is empty")
+            elif REGION not in texts and (printed := _split(self.path, id)):
+                found.append(Example(name, printed, own, where, True))
             else:
                 found.append(Example(name, (id, _key_of(texts.get(REGION))), own, where))
         return found, left_out
@@ -183,6 +191,37 @@ class MarkTable:
             if isinstance(row, str):
                 raise LabelsError(f"{where}: {row}")
             yield where, row
+
+
+_SPANS = frozenset({"start", "end", "left", "box"})  # columns of a table of parts, not of names
+
+
+def _split(table: Path, name: str) -> Key | None:
+    """The id and the region of a printed name; None of a file that is called so, and of others."""
+    found = split_name(name)
+    return None if found and (table.parent / user_path(name)).exists() else found
+
+
+def _in_small_letters(path: Path, rows: TableRows) -> TableRows:
+    """The table with its columns path, region and mark in small letters.
+
+    Raises:
+        SourceError: two columns differ in case only.
+    """
+    check_case(path, rows.types)
+    own = {name: name.casefold() for name in rows.types}
+    own = {name: small for name, small in own.items()
+           if small in (PATH, REGION, MARK) and small != name}  # fmt: skip
+    if not own:
+        return rows
+
+    def renamed() -> Iterator[Row]:
+        for line, row in rows.rows():
+            is_row = isinstance(row, dict)
+            yield line, {own.get(n, n): value for n, value in row.items()} if is_row else row  # type: ignore[union-attr]
+
+    types = {own.get(name, name): kind for name, kind in rows.types.items()}
+    return rows._replace(rows=renamed, types=types)
 
 
 def apart(items: Any) -> tuple[list[MarkTable], Any]:

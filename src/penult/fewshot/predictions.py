@@ -18,10 +18,10 @@ import numpy.typing as npt
 from penult.data.formulas import Cells
 from penult.data.items import Failure
 from penult.data.recording_times import at
+from penult.data.regions import Region, span_of
 from penult.data.roots import Roots
 from penult.errors import LabelsError, StoreError
-from penult.fewshot.events import Window, csv_lines, with_metadata
-from penult.fewshot.examples import UNKNOWN
+from penult.fewshot.events import UNKNOWN, Window, csv_lines, with_metadata
 from penult.fewshot.fitted import FittedClasses, Judgement
 from penult.models.base import MULTI_LABEL, SINGLE_LABEL, Prediction
 
@@ -240,6 +240,11 @@ class AssignmentLimits:
         return asdict(self) | {"without": sorted(self.without)}
 
 
+def is_summary(region: str) -> bool:
+    """Whether a region's key is that of a summary."""
+    return Region.of_key(span_of(region)).kind == "summary"
+
+
 Document = dict[str, Any]
 _MEASURED = 10_000  # regions whose lengths are kept
 HEADER = ("path", "region", "start", "end", "channel", "class", "probability", "similarity",
@@ -272,7 +277,8 @@ class Spool:
         self._count += 1
         self.tally.update(one.detection.probabilities.keys() or {None})
         self._metadata |= dict.fromkeys(one.detection.metadata)
-        self.cut = self.cut or (one.region != "whole" and one.detection.start is not None)
+        is_part = one.region != "whole" and not is_summary(one.region)
+        self.cut = self.cut or (is_part and one.detection.start is not None)
         at = one.detection
         if len(self.seconds) < _MEASURED and at.start is not None and at.end is not None:
             self.seconds.append(at.end - at.start)
@@ -318,11 +324,14 @@ class Spool:
         yield from map(json.loads, self._file)
 
     def windows(self) -> Iterator[Window]:
-        """Each region with the classes assigned to it."""
+        """Each region with the classes assigned to it, but for summaries: they sum up others."""
         for one in self:
+            if is_summary(one["region"]):
+                continue
             assigned = {name: one["scores"][name] for name in one["said"]}
             place = one["id"], one["channel"], one["start"], one["end"]
-            yield Window(*place, assigned, one["metadata"], one["similarities"])
+            found = assigned, one["metadata"], one["similarities"]
+            yield Window(*place, *found, (one["score"], one["similarity"]), one["p_value"])
 
     def to_csv(
         self, cells: Cells | None = None, classes: Sequence[str] = (), roots: Roots = Roots()
