@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 import penult
+from conftest import RATE, clip
 from penult.analysis.space import RAW, fit
 from penult.errors import LabelsError
 from penult.fewshot import storage
@@ -133,3 +135,36 @@ def test_old_files_with_a_class_unknown_open(tmp_path: Path) -> None:
     assert space.predict_vectors([[2, 1]], unknown=0)[0].label == "unknown"
     space.rename("unknown", "other")
     assert [one.name for one in space.classes] == ["other", "a", "b"]
+
+
+def test_a_class_file_reads_files_as_its_examples_were_read(tiny: Path, tmp_path: Path) -> None:
+    long, into, saved = tmp_path / "long.wav", tmp_path / "c.lance", tmp_path / "c.npz"
+    soundfile.write(long, np.stack([clip(2.0, 0), clip(2.0, 1)], axis=1), RATE)
+    cut = ("--window", "0.5s", "--channel", "each")
+    assert ask("embed", tiny, long, "--into", into, *cut).code == 0
+    for name, start in (("x", 0), ("y", 0.5)):
+        part = ("--start", start, "--end", start + 0.5, "--channel", 1)
+        assert ask("teach", into, name, long, *part).code == 0
+    assert ask("classes", into, "--save", saved).code == 0
+    by = {}
+    for place in (into, saved):
+        done = ask("predict", place, long, "--json")
+        assert done.code == 0, done.err
+        by[place] = [(one["region"], one["label"]) for one in done.json["predictions"]]
+        assert "windows of 0.5 s" in done.err and "each channel by itself" in done.err
+    assert by[saved] == by[into] and len(by[saved]) == 8
+    assert "as the examples: windows" in ask("predict", saved, long).err
+    whole = ask("predict", saved, long, "--window", "whole", "--channel", "mix", "--json").json
+    assert [one["region"] for one in whole["predictions"]] == ["whole"]
+    # A file that began without a collection: what was asked for at the last teaching holds.
+    own = tmp_path / "own.npz"
+    first = ask("teach", own, "x", long, "--model", tiny, "--window", "1s", "--channel", 0)
+    assert first.code == 0, first.err
+    said = ask("predict", own, long, "--json").json
+    assert [one["region"] for one in said["predictions"]] == ["ch0:0-1", "ch0:1-2"]
+    refused = ask("teach", own, "x", long, "--channel", "mix")
+    assert refused.code == 2 and "--window" in refused.error
+    both = ask("merge", saved, own, "--into", tmp_path / "both.npz", "--json")
+    assert both.code == 0, both.err
+    assert any("files are read as windows of 0.5 s" in note for note in both.json["notes"])
+    assert len(ask("predict", tmp_path / "both.npz", long, "--json").json["predictions"]) == 8

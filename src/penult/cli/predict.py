@@ -342,9 +342,11 @@ def _predict_taught(
     source = of_part(_with_named_rows(taught, items, modality), part.region)
     source = _dated(replace(source, roots=roots_of(taught.source)), taught)
     as_rows = taught.source.rows.chosen(channel, layout)
-    if as_rows and (layout is None or channel is None) and taught.source.collection:
+    if as_rows and (layout is None or channel is None):
+        store = taught.source.collection
+        made = "the examples" if store is None else f"the rows of {printable(str(store.path))}"
         print_note(
-            f"[dim]files are read as the rows of {printable(str(taught.source.collection.path))}: "
+            f"[dim]files are read as {made}: "
             f"{as_rows.words(modality)}; --window and --channel read them otherwise[/]"
         )
     return taught.stream(source, layout, level, nearest, min_probability=least, channel=channel)

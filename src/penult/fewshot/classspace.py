@@ -383,6 +383,7 @@ class ClassSpace:
         Settings.of(saved.settings, changed)  # an unknown one is refused, unset or not
         made.source = VectorSource(manifest)
         made.source.know_seconds(saved.seconds)
+        made.source.rows = saved.rows
         made._state = ClassSpaceState(made.source, ledger, changed, saved.examples, saved)
         if source is not None:
             made.source.use(source)

@@ -110,8 +110,14 @@ def _merge(done: ClassMerge, other: Saved, place: str, name: str) -> ClassMerge:
     several = settings.get("several") is not False
     examples, claims, conflicts = _marks(first, other, name, several)
     background = _background(first.background, other.background, examples)
+    rows = first.rows or other.rows
+    if other.rows and other.rows != rows:
+        modality = str(first.model.get("modality"))
+        notes.append(
+            f"files are read as {rows.words(modality)}; {name} has {other.rows.words(modality)}"
+        )
     merged = replace(
-        first, examples=examples, claims=claims, background=background,
+        first, rows=rows, examples=examples, claims=claims, background=background,
         settings=settings, groups=_groups(first, other, settings, examples),
         space=first.space if of_examples or not first.settings.get(OF_EXAMPLES) else other.space,
         seconds={**other.seconds, **first.seconds},
@@ -286,6 +292,7 @@ def _is_same(first: Saved, merged: Saved) -> bool:
         and first.background is merged.background
         and Settings.of(first.settings, {}) == Settings.of(merged.settings, {})
         and first.space is merged.space
+        and first.rows == merged.rows
     )
 
 

@@ -350,6 +350,7 @@ class ClassSpaceState:
                 ledger.store if isinstance(ledger.store, FileStore) else FileStore(),
                 self._source.seconds_of(self.examples.keys),
                 {key: one for key, one in self._claims.items() if key in self.examples.keys},
+                self._source.rows,
             )
 
     def _grouping(self) -> Grouping:

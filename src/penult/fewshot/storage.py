@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from penult.analysis.space import Space
 from penult.collection.manifest import Manifest, fingerprint_in
+from penult.collection.row_layout import RowLayout
 from penult.collection.schema import Key
 from penult.data.files import user_path, write_file
+from penult.data.windows import Layout
 from penult.errors import FingerprintMismatch, LabelsError, UsageError, cause
 from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.versions import FileStore
@@ -36,7 +38,8 @@ class Saved:
     settings: see `Settings`. groups: of each example. background: (m, d) raw vectors of other
     items, where thresholds need them. store: the versions, with those before. seconds: the
     lengths of examples that have one. claims: all marks (class, mark) of items that were marked
-    differently in files that were merged, in their order: the first hold."""
+    differently in files that were merged, in their order: the first hold. rows: how files are
+    read, as the rows of the collection, or as examples were read last."""
 
     examples: Examples
     space: Space
@@ -48,6 +51,7 @@ class Saved:
     store: FileStore = field(default_factory=FileStore)
     seconds: Mapping[Key, float] = field(default_factory=dict)
     claims: Claims = field(default_factory=dict)
+    rows: RowLayout = field(default_factory=RowLayout)
 
 
 def write(path: str | os.PathLike[str], saved: Saved) -> Path:
@@ -76,6 +80,8 @@ def write(path: str | os.PathLike[str], saved: Saved) -> Path:
     }
     if saved.claims:
         about["claims"] = [[*key, [list(one) for one in of]] for key, of in saved.claims.items()]
+    if saved.rows:
+        about["rows"] = asdict(saved.rows)
     buffer = io.BytesIO()
     parts = {
         "about": _bytes(json.dumps(about).encode()),
@@ -191,8 +197,10 @@ def _later(about: Mapping[str, Any], file: Mapping[str, Any], dim: int) -> dict[
                for one in about["examples"] if one.get("seconds") is not None}  # fmt: skip
     claims = {(str(id), str(region)): [(str(name), checked_mark(mark)) for name, mark in of]
               for id, region, of in about.get("claims") or ()}  # fmt: skip
+    rows = about.get("rows") or {}
+    read = RowLayout(Layout(**rows.get("layout", {})), rows.get("channel"))
     return {"background": background, "store": FileStore(entries, parts), "seconds": seconds,
-            "claims": claims}  # fmt: skip
+            "claims": claims, "rows": read}  # fmt: skip
 
 
 def _bytes(data: bytes) -> Any:

@@ -281,7 +281,8 @@ class VectorSource:
 
     @cached_property
     def rows(self) -> RowLayout:
-        """How the rows of its collection were made, and files are read; whole without one."""
+        """How the rows of its collection were made, and files are read; without one it is set, as
+        examples were read last, else whole."""
         return RowLayout() if self.collection is None else row_layout(self.collection.reader)
 
     def cut(
@@ -379,6 +380,8 @@ def example_parts(
             raise UsageError(_several_channels(_place(source), several[0], len(channels)))
         if len(several) > max(1, len(channels)) and layout is None:
             raise UsageError(_several_parts(source, several[0], len(several)))
+    if source.collection is None:
+        source.rows = source.rows.chosen(channel, layout)
     return [part for several in parts for part in several]
 
 
