@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from penult.collection import schema
-from penult.collection.export import METADATA_KEY, export
+from penult.collection.export import METADATA_KEY, export, to_arrow
 from penult.errors import CollectionError, UsageError
 from test_collection import CLASSES, DIM, MANIFEST, batch, filled
 
@@ -65,6 +65,18 @@ def test_parquet_keeps_everything(collection, tmp_path):
     assert export(collection, tmp_path / "few.parquet", "id = 'a'", logits=False) == 4
     few = pa.parquet.read_table(tmp_path / "few.parquet")
     assert "logits" not in few.column_names and set(few["id"].to_pylist()) == {"a"}
+
+
+def test_rows_as_an_arrow_table(collection):
+    expected = in_order(collection)
+    table = to_arrow(collection)
+    assert table["id"].to_pylist() == table["path"].to_pylist() == [r["id"] for r in expected]
+    assert bits(table["vector"].to_pylist()) == bits([row["vector"] for row in expected])
+    assert "logits" not in table.column_names
+    few = to_arrow(collection.reader, "id = 'a'", vectors=False)
+    assert set(few["id"].to_pylist()) == {"a"} and "vector" not in few.column_names
+    with pytest.raises(CollectionError):
+        to_arrow(collection, "nope = 1")
 
 
 def test_npy_and_its_keys_are_in_the_same_order(collection, tmp_path):

@@ -14,6 +14,7 @@ from penult.analysis import probe_io
 from penult.analysis.probe import confused, probe, trained
 from penult.analysis.probe_io import join_features
 from penult.collection.collection import Collection
+from penult.data.roots import Root, Roots
 from penult.errors import LabelsError, SourceError, UsageError
 from test_cli import ask
 from test_clusters import blobs
@@ -151,6 +152,7 @@ def test_what_cannot_be_saved_or_opened(tmp_path: Path) -> None:
 
 
 def table(path: Path, *rows: list) -> Path:
+    path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return path
@@ -164,6 +166,16 @@ def test_features_are_joined_by_id(tmp_path: Path) -> None:
     assert found.values[:2].tolist() == [[2, 0.25], [1, 0.5]]
     given = table(tmp_path / "g.csv", ["id", "region", "x"], ["b", "0-1", 1], ["b", "1-2", 2])
     assert join_features(given, ["b", "b"], ["1-2", "0-1"]).values.ravel().tolist() == [2, 1]
+    roots = Roots({"recs": Root(str(tmp_path))})
+    given = table(tmp_path / "i.csv", ["Path", "x"], ["a.wav", 1], ["s2/b.wav", 2], ["b.wav", 3])
+    own = ["recs/a.wav", "recs/s2/b.wav", "recs/b.wav", "far/x/s2/b.wav"]
+    found = join_features(given, own[:3], ["whole"] * 3, roots)
+    assert found.values.ravel().tolist() == [1, 2, 3]
+    elsewhere = table(tmp_path / "t" / "i.csv", ["ID", "x"], ["s2/b.wav", 2], ["a.wav", 1])
+    found = join_features(elsewhere, own[:2], ["whole"] * 2, roots)
+    assert found.values.ravel().tolist() == [1, 2]
+    with pytest.raises(SourceError, match=r"'s2/b\.wav' may be 'far/x/s2/b\.wav' or '"):
+        join_features(elsewhere, own, ["whole"] * 4, roots)
     for rows, says in (
         ([["name", "x"], ["b", 1]], "no column id or path"),
         ([["id"], ["b"]], "no column besides its ids"),

@@ -21,9 +21,9 @@ import penult
 from conftest import RATE, clip
 from penult import sklearn
 from penult.analysis.space import fit
-from penult.errors import ItemError, SourceError, TapError, UsageError
+from penult.errors import FingerprintMismatch, ItemError, SourceError, TapError, UsageError
 from penult.models.specs import demo_folder
-from penult.sklearn import EmbeddingTransformer
+from penult.sklearn import EmbeddingTransformer, rows_of
 
 CLIPS = demo_folder().parent / "clips"
 
@@ -176,3 +176,35 @@ def test_what_is_refused(tmp_path: Path) -> None:
         EmbeddingTransformer(tap="layer:99").transform(files)
     with pytest.raises((SourceError, ItemError)):
         EmbeddingTransformer().transform([tmp_path])
+
+
+def test_segments_and_rows_of_a_collection(demo_collection: Path, tmp_path: Path) -> None:
+    """A segment is the vector of the cut-out sound; a row is read from its collection."""
+    files = clips("one", "two")
+    store = penult.Collection.open(demo_collection)
+    rows = rows_of(store, "word = 'zero'")
+    keys, vectors = store.vectors("word = 'zero'")
+    assert [(row.id, row.region) for row in rows] == list(
+        zip(keys["id"].to_pylist(), keys["region"].to_pylist(), strict=True)
+    )
+    made = EmbeddingTransformer("demo", tap="prelogits", device="cpu")
+    assert np.array_equal(made.transform(rows), vectors)
+    assert np.array_equal(made.transform(store), store.vectors()[1])
+    mixed = made.transform([files[0], *rows[:2], (files[1], 0.1, 0.4)])
+    assert np.array_equal(mixed[1:3], vectors[:2])
+    assert np.array_equal(mixed[0], made.transform([files[0]])[0])
+    sound, rate = soundfile.read(files[1], dtype="float32")
+    cut = sound[round(0.1 * rate) : round(0.4 * rate)]
+    soundfile.write(tmp_path / "cut.wav", cut, rate, subtype="FLOAT")
+    expected = made.transform([tmp_path / "cut.wav"])[0]
+    np.testing.assert_allclose(mixed[3], expected, rtol=1e-5, atol=1e-5)
+    table = np.array([[str(files[1]), 0.1, 0.4], [str(files[1]), 0.0, 0.2]], object)
+    assert np.array_equal(made.transform(table)[0], mixed[3])
+    with pytest.raises(ItemError, match="is no row of"):
+        made.transform([rows[0]._replace(region="7-8")])
+    lenient = EmbeddingTransformer("demo", tap="prelogits", device="cpu", on_error="nan")
+    assert np.isnan(lenient.transform([rows[0]._replace(region="7-8")])).all()
+    with pytest.raises(FingerprintMismatch):
+        EmbeddingTransformer("demo", tap="backbone", device="cpu").transform(rows)
+    with pytest.raises(UsageError, match="path, start and end"):
+        made.transform(np.array([["a", "b"]], object))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,12 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
 from penult.analysis import space
+from penult.collection import schema
+from penult.collection.collection import Collection
 from penult.data.files import user_path
-from penult.data.items import Failure
-from penult.embedding.embedder import Embedder, open_embedder
+from penult.data.items import Entry, Failure
+from penult.data.sources import from_objects
+from penult.embedding.embedder import Embedder, fingerprint_of, open_embedder
 from penult.embedding.saving import is_embedder
 from penult.errors import ItemError, SourceError, UsageError
 from penult.models.patches import ROWS
@@ -29,8 +32,31 @@ _READINGS = 16  # taps and poolings of them
 _VECTORS = 100_000  # vectors of files kept, so that folds and grids embed each file once
 
 
+class CollectionRow(NamedTuple):
+    """A row of a collection, as an item. path: of the collection."""
+
+    path: str
+    id: str
+    region: str
+
+
+def rows_of(collection: Collection, where: str | None = None) -> list[CollectionRow]:
+    """The matching rows in key order, as items that folds can divide.
+
+    Raises:
+        CollectionError: a filter that cannot be.
+    """
+    keys = collection.reader.ordered(schema.KEY, where)
+    place = str(collection.path)
+    return [CollectionRow(place, row["id"], row["region"]) for b in keys for row in b.to_pylist()]
+
+
 class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Files, arrays, images or texts → one vector each, by a classifier cut before its head.
+
+    An item is also a segment (path, start, end) in seconds, in a table three columns, or a row of a
+    collection of the same embedder (`rows_of`), whose vector is read there; a Collection in place
+    of the items is all of its rows.
 
     model: what `penult.load` takes as a text or path, or a saved embedder's folder. tap, pooling:
     where to read; None takes the embedder's own, else `backbone` and `mean`. space: a recipe such
@@ -142,7 +168,6 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
     def _run(self, items: list[Any]) -> FloatArray:
         """One vector for each item: what fails raises, or is a row of NaN."""
         from penult.data.regions import Region
-        from penult.data.sources import from_objects
 
         embedder = self.embedder
         if embedder.classifier.input.patches == ROWS:
@@ -151,33 +176,66 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
                 "pool them with patches='mean' or 'max'"
             )
         vectors = np.full((len(items), embedder.dim), np.nan, np.float32)
-        if not items:
+        rows = [place for place, item in enumerate(items) if isinstance(item, CollectionRow)]
+        if rows:
+            vectors[rows] = self._of_rows([items[place] for place in rows])
+        others = [place for place, item in enumerate(items) if not isinstance(item, CollectionRow)]
+        if not others:
             return vectors
         pairs = []
-        for item in items:
-            entries = list(from_objects([item], embedder.classifier.modality))
+        for item in (items[place] for place in others):
+            entries = list(_entries(item, embedder.classifier.modality))
             if len(entries) != 1:
                 raise SourceError(
                     f"{item!r} stands for {len(entries)} items; give one file for each row"
                 )
             one = entries[0]
             pairs.append(one if isinstance(one, Failure) else (one[0], one[1] or Region()))
-        for row, outcome in enumerate(embedder.runner.stream(pairs)):
+        for row, outcome in zip(others, embedder.runner.stream(pairs), strict=True):
             if not isinstance(outcome, Failure):
                 vectors[row] = outcome.vector
             elif self.on_error == "raise":
                 raise ItemError(outcome.words())
         return vectors
 
+    def _of_rows(self, rows: Sequence[CollectionRow]) -> FloatArray:
+        """The vectors of rows of collections: what is no row raises, or is a row of NaN.
+
+        Raises:
+            FingerprintMismatch: a collection of another embedder.
+        """
+        from penult.fewshot.marks import vectors_of
+        from penult.fewshot.vectors import VectorSource
+
+        known = dict[CollectionRow, FloatArray]()
+        for path in dict.fromkeys(row.path for row in rows):
+            collection = Collection.open(path, must_exist=True)
+            VectorSource.of(collection).check(fingerprint_of(self.embedder), str(self.model))
+            found = vectors_of(collection, [row[1:] for row in rows if row.path == path])
+            known |= {CollectionRow(path, *key): vector for key, vector in found.items()}
+        gone = next((row for row in rows if row not in known), None)
+        if gone is not None and self.on_error == "raise":
+            raise ItemError(f"{gone.id!r} ({gone.region}) is no row of {gone.path}")
+        missing = np.full(self.embedder.dim, np.nan, np.float32)
+        return np.stack([known.get(row, missing) for row in rows])
+
     def _items(self, items: Any) -> list[Any]:
-        """One item a row: of a list, an array, a column of a table, or a table of one column."""
+        """One item a row: of a list, an array, a column of a table, a table of one column, or of
+        path, start and end; or a collection."""
+        if isinstance(items, Collection):
+            return list(rows_of(items))
         if isinstance(items, str | bytes | os.PathLike):
             raise UsageError(f"one item was given, {items!r}; give a list: [{items!r}]")
         if hasattr(items, "to_numpy"):
             items = items.to_numpy()
         if isinstance(items, np.ndarray) and items.dtype.kind in "OUS" and items.ndim == 2:
+            if items.shape[1] == 3:
+                return [(str(path), float(start), float(end)) for path, start, end in items]
             if items.shape[1] != 1:
-                raise UsageError(f"{items.shape[1]} columns were given; items are one column")
+                raise UsageError(
+                    f"{items.shape[1]} columns were given; items are one column, and segments the "
+                    "three columns path, start and end (seconds)"
+                )
             items = items[:, 0]
         if isinstance(items, np.ndarray) and items.ndim == 0:
             raise UsageError("a single value was given; give a list of items")
@@ -229,6 +287,9 @@ def _key(item: Any, text: bool) -> Hashable | None:
     """What an item is known by: a file's path, size and time, or a text; arrays by nothing."""
     if text and isinstance(item, str):
         return item
+    if _is_segment(item):
+        file = _key(item[0], text)
+        return None if file is None else (file, *item[1:])
     if not isinstance(item, str | os.PathLike):
         return None
     try:
@@ -237,6 +298,23 @@ def _key(item: Any, text: bool) -> Hashable | None:
     except (OSError, ValueError):
         return None
     return str(path), status.st_size, status.st_mtime_ns
+
+
+def _is_segment(item: Any) -> bool:
+    return (
+        isinstance(item, tuple)
+        and not isinstance(item, CollectionRow)
+        and len(item) == 3
+        and isinstance(item[0], str | os.PathLike)
+    )
+
+
+def _entries(item: Any, modality: str) -> Iterable[Entry]:
+    if not _is_segment(item):
+        return from_objects([item], modality)
+    from penult.fewshot.vectors import pairs_of
+
+    return pairs_of(item, modality)
 
 
 def _first_of_each(keys: Sequence[Hashable | None], known: Mapping[Hashable, Any]) -> list[int]:

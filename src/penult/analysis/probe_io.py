@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from penult.data.files import expansion, write_file
 from penult.data.formulas import original
-from penult.data.items import as_id, local
+from penult.data.items import as_id, local, path_of
+from penult.data.roots import Roots
+from penult.data.tables import check_case
 from penult.errors import SourceError, UsageError, cause
 from penult.extras import require
 
@@ -208,13 +210,20 @@ class Features:
 
 
 def join_features(
-    table: str | os.PathLike[str], ids: Sequence[str], regions: Sequence[str]
+    table: str | os.PathLike[str],
+    ids: Sequence[str],
+    regions: Sequence[str],
+    roots: Roots = Roots(),
 ) -> Features:
-    """The numeric columns of a CSV for these rows, found by its column `id` or `path` (paths as in
-    other tables: relative ones start at the table's folder), and by `region` if it has one.
+    """The numeric columns of a CSV for these rows, found by its column `id` or `path`, and by
+    `region` if it has one; names of columns ignore case.
+
+    A path is one from the root or relative to the table's folder, else the end of a row's id, as
+    `site-a/7.wav` is of `recs/site-a/7.wav`. roots: what ids begin with.
 
     Raises:
-        SourceError: no such table or column, a column of texts, an id twice, or no id in common.
+        SourceError: no such table or column, a column of texts, an id twice, no id in common, or a
+            name that is the end of several ids.
     """
     import pyarrow as pa
     import pyarrow.csv as pc
@@ -224,6 +233,9 @@ def join_features(
         read = pc.read_csv(table)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{table} cannot be read as a table: {cause(error)}") from error
+    check_case(table, read.column_names)
+    own_names = [n.casefold() if n.casefold() in (*_ID, "region") else n for n in read.column_names]
+    read = read.rename_columns(own_names)
     key = next((name for name in _ID if name in read.column_names), None)
     if key is None:
         raise SourceError(
@@ -244,8 +256,15 @@ def join_features(
                else read[name].cast(pa.int8()).cast(pa.float64()) for name in names]  # fmt: skip
     values = np.stack([c.to_numpy() for c in columns], axis=1)
     region = read["region"].to_pylist() if "region" in read.column_names else None
-    places = _places(table, [original(str(value)) for value in read[key].to_pylist()], region)
+    given = [original(str(value)) for value in read[key].to_pylist()]
+    places = _places(table, given, region, roots)
     found = [_place(places, id, own) for id, own in zip(ids, regions, strict=True)]
+    if None in found:
+        used = set(found)
+        free = [name for at, name in enumerate(given) if at not in used]
+        ends = _ends(table, free, {id for id, at in zip(ids, found, strict=True) if at is None})
+        found = [at if at is not None else _place(places, ends.get(id, id), own)
+                 for at, id, own in zip(found, ids, regions, strict=True)]  # fmt: skip
     if ids and not any(place is not None for place in found):
         raise SourceError(f"{table}: none of its ids is a row's; a row's id is {ids[0]!r}")
     missing = np.full(len(names), np.nan)
@@ -258,11 +277,31 @@ def join_features(
 Key = tuple[str, str | None]
 
 
-def _places(table: Path, ids: list[str], regions: list[str] | None) -> dict[Key, int]:
+def _ends(table: Path, names: Sequence[str], ids: Iterable[str]) -> dict[str, str]:
+    """Of each id the longest name of the table that is its end, by whole folders.
+
+    Raises:
+        SourceError: a name is the end of several ids.
+    """
+    known, found = set(names), dict[str, str]()
+    meant: dict[str, str] = {}
+    for id in sorted(ids):
+        parts = id.split("/")
+        ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
+        if (end := next((one for one in ends if one in known), None)) is None:
+            continue
+        if (other := meant.setdefault(end, id)) != id:
+            raise SourceError(f"{table}: {end!r} may be {other!r} or {id!r}; name their folders")
+        found[id] = end
+    return found
+
+
+def _places(table: Path, ids: list[str], regions: list[str] | None, roots: Roots) -> dict[Key, int]:
     places: dict[Key, int] = {}
     for row, id in enumerate(ids):
         region = regions[row] if regions else None
-        for name in {id, _absolute(id, table)}:
+        path = _absolute(id, table)
+        for name in {id, path, roots.id_of(path_of(path))}:
             if (name, region) in places:
                 raise SourceError(f"{table}: {id!r} comes twice")
             places[name, region] = row

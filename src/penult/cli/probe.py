@@ -176,7 +176,8 @@ def _read_data(
     if features is None:
         matrices = {"vectors": vectors}
         return _ProbeData(found.task, matrices, targets, found.groups, columns, notes)
-    own = join_features(features, *(found.rows[name].to_pylist() for name in ("id", "region")))
+    ids, regions = (found.rows[name].to_pylist() for name in ("id", "region"))
+    own = join_features(features, ids, regions, opened.reader.roots)
     complete = own.complete
     if not complete.all():
         notes.append(f"{int((~complete).sum()):,} rows lack some of the features and were left out")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from penult.data.regions import PATCH, Region
 from penult.data.roots import Roots
 from penult.data.selection_tables import RavenSelection, check_free, is_folder, write_selections
 from penult.errors import CollectionError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from penult.collection.collection import Collection
 
 _COUNT_ROWS = 8192
 
@@ -258,6 +261,28 @@ def _place(region: Region) -> dict[str, int | None]:
         **dict(zip(_EDGES, region.box or (), strict=False)),
         **dict(zip(_CHARACTERS, region.chars or (), strict=False)),
     }
+
+
+def to_arrow(
+    collection: Collection | Reader, where: str | None = None, vectors: bool = True
+) -> pa.Table:
+    """The matching rows in key order, with the `path` of each file; no logits. vectors: with the
+    column `vector`, a list of d numbers. `.to_pandas()` of it is a DataFrame.
+
+    Raises:
+        CollectionError: there is no collection, or a filter that cannot be.
+    """
+    reader = collection if isinstance(collection, Reader) else collection.reader
+    reader.require_manifest()
+    names = [
+        n for n in reader.schema.names if n not in schema.ARRAYS or (vectors and n == "vector")
+    ]
+    columns = pa.schema([reader.schema.field(name) for name in names])
+    table = pa.Table.from_batches(reader.ordered(names, where, _BATCH), columns)
+    if PATH not in names:
+        paths = [reader.roots.shown(id) for id in table["id"].to_pylist()]
+        table = table.append_column(PATH, pa.array(paths, pa.string()))
+    return table
 
 
 def write_csv(out: str | os.PathLike[str], table: pa.Table, raw_cells: bool = False) -> None:
