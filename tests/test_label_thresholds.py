@@ -115,6 +115,32 @@ def test_expected_measures_come_true_on_other_items() -> None:
     assert np.abs(np.mean(gaps, axis=0)).max() < 0.03
 
 
+def test_intervals_of_few_examples_hold_what_comes_true() -> None:
+    """From a dozen examples the figures alone are wide of the mark, average precision too high."""
+    vectors, truth = mixes(1000, seed=5)
+    inside, gaps, widths = [], [], []
+    for seed in range(20):
+        drawn = np.random.default_rng(seed).permutation(500)[:14]
+        few = taught(vectors[drawn], truth[drawn])
+        names, stated = few.names, few.to_dict()["expected"]
+        found = few.judge(vectors[500:])
+        marked = truth[500:][:, [int(name[1:]) for name in names]]
+        real = {
+            "f1_macro": f1_score(marked, found.assigned, average="macro"),
+            "f1_micro": f1_score(marked, found.assigned, average="micro"),
+            "mean_average_precision": average_precision_score(marked, found.probability),
+        }
+        for name, value in real.items():
+            low, high = stated["intervals"][name]
+            assert 0 <= low <= stated[name] <= high <= 1
+            inside.append(low <= value <= high)
+            gaps.append(abs(stated[name] - value))
+            widths.append(high - low)
+    assert np.mean(inside) >= 0.8 and max(gaps) > 0.1
+    many = taught(vectors[:300], truth[:300]).to_dict()["expected"]["intervals"]
+    assert np.subtract(*many["f1_macro"][::-1]) < 0.5 * np.median(widths)
+
+
 def test_an_item_may_be_of_no_class_and_a_least_probability_overrides() -> None:
     vectors, truth = mixes(140)
     fitted, others = taught(vectors, truth), mixes(300, 9)[0]
@@ -259,6 +285,9 @@ def test_thresholds_are_kept_told_and_overridden(made: Path, tmp_path: Path) -> 
     assert "threshold" in ask("classes", store).out.splitlines()[0]
     plain = ask("predict", store, "--unknown", 0, "--json").json
     assert plain["expected"]["examples"] == 24
+    low, high = plain["expected"]["intervals"]["f1_macro"]
+    assert low <= plain["expected"]["f1_macro"] <= high
+    assert f"({low:.2f} to {high:.2f}) by class" in ask("predict", store).err
     assert plain["thresholds"]["odd"]["threshold"] == pytest.approx(told["odd"]["threshold"])
     least = dict(zip(names, known.least, strict=True))
     for options, wanted in ((), least), (("--min-probability", 0.2), dict.fromkeys(names, 0.2)):

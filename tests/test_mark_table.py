@@ -352,3 +352,28 @@ def test_names_as_tables_print_them_and_columns_in_any_letters(tiny: Path, tmp_p
         (folder / "b.csv").write_text(twice)
         refused = ask("teach", into, "--from", "species", folder / "b.csv")
         assert refused.code == 2 and "differ in case only" in refused.error
+
+
+def test_a_column_mark_of_rows_counts_as_in_a_table(embedder: Embedder, tmp_path: Path) -> None:
+    """Else a row that somebody has marked no would be taken for an example of its class."""
+    marks = {"zero_british-man": "yes", "zero_oxford-woman": "No", "one_british-man": "yes",
+             "one_oxford-woman": ""}  # fmt: skip
+    table = tmp_path / "rows.csv"
+    lines = [f"{CLIPS / name}.flac,{name.split('_')[0]},{mark}" for name, mark in marks.items()]
+    table.write_text("\n".join(["path,word,Mark", *lines]))
+    store = Collection.open(tmp_path / "rows.lance")
+    store.add(embedder, table)
+    done = ask("teach", store.path, "--from", "word", "--json")
+    assert done.code == 0, done.err
+    assert done.json["marks"] == {"yes": 2, "no": 1} and done.json["left_out"] == 1
+    space = ClassSpace(Collection.open(store.path))
+    found = {Path(key[0]).stem: dict(one) for key, one in zip(
+        space.examples.keys, space.examples.marks, strict=True)}  # fmt: skip
+    assert found == {"zero_british-man": {"zero": "yes"}, "zero_oxford-woman": {"zero": "no"},
+                     "one_british-man": {"one": "yes"}}  # fmt: skip
+    assert ask("teach", store.path, "--from", "word", "--mark", "yes", "--json").json[
+        "marks"] == {"yes": 4}  # fmt: skip
+    done = ask("teach", store.path, "--from", "word", "--where", '"Mark" IS NULL')
+    assert done.code == 2 and "no row has a mark" in done.err
+    done = ask("teach", store.path, "--from", "word", "--where", "word = 'two'")
+    assert done.code == 2 and "matches the filter" in done.err

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,40 @@ def test_a_class_file_teaches_a_collection_and_a_file(
     assert done.code == 0 and done.json["taught"] == {"zero": 2, "two": 3}
     done = ask("teach", copy, "--from", "folder", two[1])
     assert done.code == 2 and "--from class takes them" in done.err
+
+
+def test_groups_that_only_one_file_knows_hold_for_all_examples(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    """Else the level that is given for other speakers would rest on single clips of known ones."""
+    voices = {"a": ("british-man", "oxford-woman"), "b": ("british-man", "new-york-man")}
+    for file, names in voices.items():
+        space = ClassSpace(embedder, groups="*_{}.flac" if file == "a" else None)
+        for word in ("zero", "one") if file == "a" else ("two", "three"):
+            space.add(word, [clip(word, voice) for voice in names])
+        space.save(tmp_path / f"{file}.npz")
+    done = ask("merge", tmp_path / "a.npz", tmp_path / "b.npz", "--into", tmp_path / "c.npz")
+    assert done.code == 0, done.err
+    space = ClassSpace.load(tmp_path / "c.npz", embedder)
+    found = [Path(id).stem.partition("_")[2] for id, _ in space.examples.keys]
+    assert list(space.fitted.grouping.names or ()) == found
+    facts = space.fitted.to_dict(0.05)
+    assert facts["groups"] == {"kind": "given", "by": "*_{}.flac", "number": 3}
+    assert " in 3 groups by *_{}.flac, for other groups" in str(facts["unknown"])
+
+
+def test_examples_without_a_group_are_told(tmp_path: Path) -> None:
+    """Groups by a column are not in a file that was taught without them."""
+    marks = {f"{name}{i}": {name: "yes"} for name in "ab" for i in range(4)}
+    keys = list(marks)
+    own = {"groups": "speaker", "space": "raw"}
+    one = storage.read(file_of(tmp_path / "one.npz", {k: marks[k] for k in keys[:6]}, own))
+    one = replace(one, groups=["p", "q"] * 3)
+    storage.write(tmp_path / "one.npz", one)
+    file_of(tmp_path / "two.npz", {k: marks[k] for k in keys[6:]}, {"space": "raw"})
+    merged = merge_class_files([tmp_path / "one.npz", tmp_path / "two.npz"])
+    (note,) = merged.notes
+    assert "2 examples of" in note and "without a group by speaker" in note
+    level = merged.space.fitted.level(0.05)
+    said = f"{level.basis} {level.why}"
+    assert "in 2 groups by speaker, for other groups (2 items without one count" in said

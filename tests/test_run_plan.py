@@ -48,9 +48,7 @@ def test_a_plan_counts_what_the_run_then_does(tiny: Path, recs: Path, tmp_path: 
     assert Collection.open(into).reader.latest_rows()[1].version == version  # type: ignore[union-attr]
 
 
-def test_a_plan_foresees_what_is_too_long(
-    tiny: Path, recs: Path, tmp_path: Path
-) -> None:
+def test_a_plan_foresees_what_is_too_long(tiny: Path, recs: Path, tmp_path: Path) -> None:
     (recs / "torn.wav").unlink()
     arguments = ("embed", tiny, recs, "--into", tmp_path / "c.lance", *QUIET, "--plan")
     said = ask(*arguments, "--max-seconds", "2.5")

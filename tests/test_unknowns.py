@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
@@ -18,9 +19,10 @@ from penult.embedding.embedder import Embedder
 from penult.fewshot.classspace import ClassSpace
 from penult.fewshot.curve import precision_recall
 from penult.fewshot.example_space import fit_to_examples
-from penult.fewshot.examples import Examples, Grouping, time_blocks
+from penult.fewshot.examples import CLUSTERS, Examples, Grouping, time_blocks
 from penult.fewshot.fitted import FittedClasses
 from penult.fewshot.versions import LedgerEntry
+from test_cli import ask
 
 DIM = 64
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"
@@ -405,3 +407,55 @@ def test_predictions_have_the_raw_similarity_beside_the_probability(embedder: Em
     assert one.label == "one" and one.similarity >= mean  # of a mean direction, above the mean
     assert one.to_dict()["similarity"] == one.similarity
     assert one.detection.similarities == {"one": one.similarity}
+
+
+def test_the_accuracy_has_an_interval_and_is_of_what_was_held_out() -> None:
+    """By hand: Wilson's interval of items; of three speakers it reaches over each of them."""
+    random = np.random.default_rng(3)
+    speakers = np.repeat(["a", "b", "c"], 12)
+    classes = np.tile(np.repeat(np.eye(3, 8), 4, axis=0), (3, 1))
+    places = random.standard_normal((3, 8))[np.repeat(np.arange(3), 12)]
+    vectors = (classes + 0.9 * places + 0.3 * random.standard_normal((36, 8))).astype(np.float32)
+    examples = Examples(
+        vectors,
+        tuple((f"{i}.wav", "whole") for i in range(36)),
+        tuple({f"k{row.argmax()}": "yes"} for row in classes),
+    )
+    raw = fit("raw", vectors)
+    facts = FittedClasses(examples, raw, "prototype", groups=Grouping(CLUSTERS)).to_dict()
+    share, held = facts["accuracy"]["prototype"], facts["held_out"]
+    wilson = binomtest(round(36 * share), 36).proportion_ci(method="wilson")
+    assert held["kind"] == "items" and held["examples"] == 36
+    assert (held["low"], held["high"]) == pytest.approx((wilson.low, wilson.high), abs=1e-4)
+    given = FittedClasses(examples, raw, "prototype", groups=list(speakers))
+    facts, shares = given.to_dict(), []
+    for one in ("a", "b", "c"):  # each by prototypes of the two others
+        known, out = vectors[speakers != one], vectors[speakers == one]
+        of = classes[speakers != one].argmax(axis=1)
+        known = known / np.linalg.norm(known, axis=1, keepdims=True)
+        means = np.stack([known[of == k].mean(axis=0) for k in range(3)])
+        means = means / np.linalg.norm(means, axis=1, keepdims=True)
+        shares.append(np.mean((out @ means.T).argmax(axis=1) == np.repeat(np.arange(3), 4)))
+    assert facts["accuracy"]["prototype"] == pytest.approx(np.mean(shares))
+    assert facts["held_out"]["kind"] == "given" and min(shares) < max(shares)
+    assert facts["held_out"]["low"] <= min(shares) + 1e-9
+    assert facts["held_out"]["high"] >= max(shares) - 1e-9
+
+
+def test_predict_says_for_what_the_accuracy_holds(embedder: Embedder, tmp_path: Path) -> None:
+    voices = ("british-man", "oxford-woman", "new-york-man")
+    space = ClassSpace(embedder)
+    for word in ("zero", "one"):
+        space.add(word, [CLIPS / f"{word}_{voice}.flac" for voice in voices])
+    space.save(tmp_path / "words.npz")
+    asked = CLIPS / "zero_scottish-man.flac"
+    groups = ("--groups", "*_{}")
+    for options, of in ((), "items of the same speakers"), (groups, "other groups"):
+        done = ask("predict", tmp_path / "words.npz", asked, *options)
+        assert done.code == 0, done.err
+        held = ask("predict", tmp_path / "words.npz", asked, *options, "--json").json["held_out"]
+        assert (
+            f"({held['low']:.2f} to {held['high']:.2f})" in done.err and f"; for {of}" in done.err
+        )
+    assert ask("classes", tmp_path / "words.npz", "--remove", "one").code == 0
+    assert "cross-validated" not in ask("predict", tmp_path / "words.npz", asked).err

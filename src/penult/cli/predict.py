@@ -602,9 +602,8 @@ def _write(out: str, found: Spool, merged: list[Event] | None, form: Form) -> st
 def _say_basis(facts: dict[str, Any]) -> None:
     if "method" not in facts:
         return
-    tried = ", ".join(f"{name} {value:.3f}" for name, value in facts["accuracy"].items()
-                      if value == value)  # fmt: skip
     number = len(facts["classes"])
+    tried = _accuracies(facts) if number > 1 else ""
     print_note(
         f"[dim]{number} class{'' if number == 1 else 'es'}, {facts['method']}"
         + (f" (cross-validated: {tried})" if tried else "")
@@ -638,6 +637,28 @@ def _say_basis(facts: dict[str, Any]) -> None:
             print_note(f"[yellow]no level of unknown: {unknown['why']}{nothing}{basis}[/]")
 
 
+def _accuracies(facts: dict[str, Any]) -> str:
+    """The cross-validated accuracy of each method, that of the chosen one with its interval, and
+    for what it holds."""
+    held, found = facts["held_out"], []
+    for name, value in facts["accuracy"].items():
+        if value == value:
+            own = _interval((held["low"], held["high"])) if name == facts["method"] else ""
+            found.append(f"{name} {value:.3f}{own}")
+    return f"{', '.join(found)}; for {_FOR[held['kind']]}" if found else ""
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None or ends[0] != ends[0] else f" ({ends[0]:.2f} to {ends[1]:.2f})"
+
+
+_FOR = {
+    "items": "items of the same speakers, sites and days",
+    "given": "other groups",
+    "time": "the same recordings",
+}
+
+
 def _several_at_once(facts: dict[str, Any]) -> str:
     if (least := facts["limits"]["probability"]) is not None:
         return f"several classes at once, each from a probability of {least:g} on"
@@ -645,11 +666,15 @@ def _several_at_once(facts: dict[str, Any]) -> str:
         return "several classes at once: the best one, and each from a probability of 0.5 on"
     known = facts["expected"]
     each = [one["threshold"] for one in facts["thresholds"].values()]
+    ends = known["intervals"] or {}
+    ap, ranked, f1, micro = (
+        f"{known[name]:.3f}{_interval(ends.get(name))}"
+        for name in ("mean_average_precision", "lwlrap", "f1_macro", "f1_micro")
+    )
     return (
         f"several classes at once, each from its own probability on ({min(each):.2f} to "
-        f"{max(each):.2f}); on {counted(known['examples'], 'held-out example')}: mAP "
-        f"{known['mean_average_precision']:.3f}, lwlrap {known['lwlrap']:.3f}, F1 "
-        f"{known['f1_macro']:.3f} by class, {known['f1_micro']:.3f} over all"
+        f"{max(each):.2f}); on {counted(known['examples'], 'held-out example')}: mAP {ap}, lwlrap "
+        f"{ranked}, F1 {f1} by class, {micro} over all"
     )
 
 

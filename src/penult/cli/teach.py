@@ -70,7 +70,8 @@ def teach(
         str | None,
         typer.Option(
             help="yes: an example of the class. no: a counter-example. unsure: kept, never used. "
-            "Default: yes, or with --from the table's column mark; given, it counts instead of it."
+            "Default: yes, or with --from the column mark of the table or rows; given, it counts "
+            "instead of it."
         ),
     ] = None,
     start: Start = None,

@@ -169,8 +169,8 @@ def _tempered(scores: Floats, targets: Targets, guess: float) -> Probabilities:
     own = (targets == YES) & known & np.isfinite(np.where(known, scores, 0.0))
     usable = own.any(axis=1) & (known.sum(axis=1) > 1)
     if not usable.any():
-        return Probabilities(guess, basis="a temperature that is guessed, not measured: one "
-                             "example of each class leaves none to measure it on")  # fmt: skip
+        return Probabilities(guess, basis="a temperature that is guessed, not measured: no example "
+                             "could be held out beside another one of its class")  # fmt: skip
     values, mine = np.where(known, scores, -np.inf)[usable], own[usable]
 
     def loss(log: float) -> float:

@@ -196,8 +196,8 @@ class ClassSpace:
         items: as for `add`; None takes the rows of the collection that pass the filter `where`. by:
         `folder`, a pattern of the path, a column of the items' table, or for rows a metadata
         column, `label` (the classifier's own), or see `penult.collection.labels`. mark: of all;
-        None is what the column `mark` of a table says, and yes where there is none. layout,
-        channel: as for `add`, of items.
+        None is what the column `mark` of a table or of the rows says, and yes where there is none.
+        layout, channel: as for `add`, of items.
 
         A table that names rows by path and region, as `Examples.to_csv` writes it, is read as it
         was written: regions, channels, marks for every class, and items of several classes. So is a
@@ -212,7 +212,7 @@ class ClassSpace:
         kept, collection = self.settings.several, self.source.collection
         several = of_several(self.examples) if kept is None else kept
         if items is None:
-            named = by_row(self.source, by, where, mark or "yes", several)
+            named = by_row(self.source, by, where, mark, several)
         else:
             named = by_item(self.source, items, by, layout, mark, self.examples, several, channel)
         if not several and (lists := sorted(n for n in set(named.names) if SEPARATOR in n)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from penult.analysis.bootstrap import estimate
 from penult.analysis.space import AUTO, RAW, Space, fit
 from penult.errors import LabelsError, SpaceError, UsageError
 from penult.fewshot import scorers
@@ -74,6 +76,7 @@ class Settings:
 
 
 Background = Callable[[], npt.NDArray[np.float32]]
+_Z = 1.96  # of 95 %, of the normal distribution
 CENTRED_FROM = 20  # vectors, from which their mean is known well enough to subtract it
 
 
@@ -336,6 +339,13 @@ class FittedClasses:
         return len(set(self._level_groups.tolist()))
 
     @property
+    def _ungrouped(self) -> int:
+        """Groups that are an item to which nobody has given a group."""
+        named = [self.grouping.names is not None and self.grouping.names[i] is not None
+                 for i in self._places]  # fmt: skip
+        return self._group_count - len(set(self._level_groups[named].tolist()))
+
+    @property
     def _apart(self) -> str:
         """What was held out together, and for what the level holds by that."""
         number, kind = self._group_count, self.grouping.kind
@@ -353,8 +363,23 @@ class FittedClasses:
                 f" in {number} clusters, in place of speakers, sites and days that nobody named "
                 "(--groups names them; --groups items has none)"
             )
+        lone = self._ungrouped
+        groups = f"{number - lone} group{'s' if number > lone + 1 else ''}"
         by = f" by {self.grouping.by}" if self.grouping.by else ""
-        return f" in {number} groups{by}, for other groups"
+        if not lone:
+            return f" in {groups}{by}, for other groups"
+        those = "1 item without one counts" if lone == 1 else f"{lone} items without one count"
+        return f" in {groups}{by}, for other groups ({those} as other groups too, known or not)"
+
+    def _held_out_facts(self) -> dict[str, Any]:
+        """For JSON: what was held out together for the accuracy, which is of new ones of these, the
+        number of examples, and a 95 % interval of the accuracy of the method."""
+        kind, held = self.grouping.kind, self._chosen[2]
+        right = scorers.hits(held.scores, self._targets[held.rows])
+        groups = self._groups[held.rows][~np.isnan(right)]
+        low, high = accuracy_interval(right[~np.isnan(right)], groups)
+        kind = ITEMS if kind == CLUSTERS else kind
+        return {"kind": kind, "examples": len(groups), "low": low, "high": high}
 
     def level(self, level: float = LEVEL) -> Level:
         """The threshold of unknowns at a level, and what it is from; without one, why.
@@ -449,6 +474,7 @@ class FittedClasses:
             "classes": list(self.names),
             "method": self.method,
             "accuracy": self.accuracy,
+            "held_out": self._held_out_facts(),
             "space": self.space.recipe,
             "several": self.several,
             **self.thresholds.facts(self.names if self.several else ()),
@@ -466,6 +492,22 @@ def cross_validation(fitted: FittedClasses) -> CrossValidation:
     """What held-out examples told, for a version to keep."""
     return CrossValidation(fitted.accuracy, fitted.thresholds, fitted._chosen[2],
                            fitted._judged_held_out, fitted.probabilities)  # fmt: skip
+
+
+def accuracy_interval(right: Floats, groups: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """The ends of a 95 % interval of the share of ones among these (n,), NaN of none: that of
+    Wilson (1927) for n draws, and where groups (n,) are fewer, by a bootstrap over these too,
+    whatever is farther."""
+    if not (n := len(right)):
+        return math.nan, math.nan
+    share = float(right.mean())
+    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + (_Z / (2 * n)) ** 2)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    if 1 < len(np.unique(groups)) < n:
+        drawn = estimate(right, groups)
+        low, high = min(low, drawn.low), max(high, drawn.high)
+    return low, high
 
 
 def unseen(_: npt.NDArray[np.bool_]) -> Space:

@@ -133,10 +133,7 @@ def by_item(
         found, left_out = [*found, *placed], left_out + empty
         pairs += [pair for key, pair in new.items() if key not in vectors]
     if not found and left_out:
-        raise LabelsError(
-            f"no row has a mark: the column `mark` is empty in {left_out:,} of them; write "
-            f"{', '.join(MARKS[:-1])} or {MARKS[-1]} there"
-        )
+        raise LabelsError(_no_mark(left_out))
     if not found:
         raise LabelsError(f"no item has a name by {by!r}")
     _check_names(found)
@@ -289,32 +286,46 @@ def _known(
 
 
 def by_row(
-    source: VectorSource, by: str, where: str | None, mark: str = "yes", several: bool = False
+    source: VectorSource,
+    by: str,
+    where: str | None,
+    mark: str | None = None,
+    several: bool = False,
 ) -> LabelledExamples:
     """Rows of the collection with the names of a column, their paths or the classifier's labels.
-    several: as for `by_item`; the first row of a span has the names of all its annotations.
+    mark, several: as for `by_item`; the first row of a span has the names of all its annotations.
 
     Raises:
-        LabelsError: no row has a name, or there is no collection.
+        LabelsError: no row has a name, a mark cannot be, or there is no collection.
     """
     if source.collection is None:
         raise LabelsError("there is no collection whose rows could have names; give items")
-    first, classes = dict[Key, Key](), dict[Key, list[str]]()
-    for key, cell in marks.named_rows(source.collection, by, where):
+    first, classes, left_out = dict[Key, Key](), dict[Key, dict[str, str]](), 0
+    for key, cell, own_mark in marks.named_rows(source.collection, by, where, mark):
+        if own_mark is None:
+            left_out += 1
+            continue
         span = (key[0], span_of(key[1]))
         own = first.setdefault(span, key) if several else key
-        names = names_in(cell) if several else [cell]
-        for name in names:
+        for name in names_in(cell) if several else [cell]:
             try:
-                check_every(new_name(name), mark)
+                check_every(new_name(name), own_mark)
             except LabelsError as error:
                 raise LabelsError(f"{error}. --where leaves rows out") from error
-        classes.setdefault(own, []).extend(names)
+            classes.setdefault(own, {}).setdefault(name, own_mark)
+    if not classes:
+        raise LabelsError(_no_mark(left_out))
     vectors = marks.vectors_of(source.collection, list(classes))
-    pairs = [(key, name) for key in vectors for name in dict.fromkeys(classes[key])]
-    rows = np.stack([vectors[key] for key, _ in pairs])
-    keys = [key for key, _ in pairs]
-    return LabelledExamples([name for _, name in pairs], keys, rows, [mark] * len(pairs))
+    found = [(name, key, each) for key in vectors for name, each in classes[key].items()]
+    names, keys, marked = zip(*found, strict=True)
+    return LabelledExamples(names, keys, np.stack([vectors[key] for key in keys]), marked, left_out)
+
+
+def _no_mark(rows: int) -> str:
+    return (
+        f"no row has a mark: the column `mark` is empty in {rows:,} of them; write "
+        f"{', '.join(MARKS[:-1])} or {MARKS[-1]} there"
+    )
 
 
 def by_head(source: VectorSource) -> LabelledExamples:

@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from penult.collection import schema
 from penult.collection.collection import Collection
-from penult.collection.labels import TAKEN_BACK, labelled, standing
+from penult.collection.labels import TAKEN_BACK, groups_of, labelled, standing
 from penult.collection.reader import append_labels
 from penult.collection.schema import Key
 from penult.data.regions import span_of, unpatched
 from penult.errors import LabelsError
 from penult.fewshot.examples import Examples, Marks
+from penult.fewshot.mark_table import MARK, mark_in
 
 SAMPLE = 50_000  # rows that a space is fitted to, or that serve as background
 _AT_ONCE = 200  # ids in one query
@@ -88,18 +89,25 @@ def write_changes(
     return len(records)
 
 
-def named_rows(collection: Collection, by: str, where: str | None) -> list[tuple[Key, str]]:
-    """The rows that have a name, with it; see `penult.collection.labels.labelled`.
+def named_rows(
+    collection: Collection, by: str, where: str | None, mark: str | None = "yes"
+) -> list[tuple[Key, str, str | None]]:
+    """The rows that have a name, with it and its mark; see `penult.collection.labels.labelled`.
+    mark: of all; None is what the column `mark` has, None where it is empty, and yes where there is
+    no such column.
 
     Raises:
-        LabelsError: a way that names nothing here, or no row.
+        LabelsError: a way that names nothing here, no row, or a cell that is no mark.
     """
     found = labelled(collection.reader, [by], where)
     named = [(key, name) for key, name in zip(found.row_keys, found.names[by], strict=True)
              if name is not None]  # fmt: skip
     if not named:
         raise LabelsError(f"no row of {collection.path} matches the filter")
-    return named
+    if mark is not None or MARK not in map(str.casefold, collection.reader.schema.names):
+        return [(*one, mark or "yes") for one in named]
+    cells = groups_of(collection.reader, [key for key, _ in named], MARK)
+    return [(key, name, mark_in(cells[key], name, key[0])) for key, name in named]
 
 
 def sample(

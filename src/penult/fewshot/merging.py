@@ -16,11 +16,12 @@ import numpy as np
 from penult.collection.manifest import fingerprint_in
 from penult.collection.schema import Key
 from penult.data.files import user_path
+from penult.data.items import namer
 from penult.embedding.fingerprint import compare
 from penult.errors import FingerprintMismatch, LabelsError
 from penult.fewshot import storage
 from penult.fewshot.classspace import ClassSpace
-from penult.fewshot.examples import Examples, resolved
+from penult.fewshot.examples import ITEMS, Examples, resolved
 from penult.fewshot.fitted import Settings
 from penult.fewshot.labelling import of_head
 from penult.fewshot.state import Rows
@@ -116,9 +117,13 @@ def _merge(done: ClassMerge, other: Saved, place: str, name: str) -> ClassMerge:
         notes.append(
             f"files are read as {rows.words(modality)}; {name} has {other.rows.words(modality)}"
         )
+    groups = _groups(first, other, settings, examples)
+    if groups is not None and (lone := _ungrouped(groups, examples, other)):
+        notes.append(f"groups: {lone} example{'s' if lone > 1 else ''} of {name} without a group "
+                     f"by {settings['groups']}: each item counts as one")  # fmt: skip
     merged = replace(
         first, rows=rows, examples=examples, claims=claims, background=background,
-        settings=settings, groups=_groups(first, other, settings, examples),
+        settings=settings, groups=groups,
         space=first.space if of_examples or not first.settings.get(OF_EXAMPLES) else other.space,
         seconds={**other.seconds, **first.seconds},
     )  # fmt: skip
@@ -275,12 +280,23 @@ def _word(value: object) -> str:
 def _groups(
     first: Saved, other: Saved, settings: Mapping[str, Any], examples: Examples
 ) -> list[str | None] | None:
-    """The groups of the examples by the setting that holds, as far as the files have them."""
-    known: dict[Key, str | None] = {}
+    """The groups of the examples by the setting that holds: as the files have them, else by the
+    path; a column of a collection is not in a file."""
+    by = settings.get("groups")
+    if by is None or by == ITEMS:
+        return None
+    name_of = namer(by)
+    known = {key: name_of(key[0], {}) for key in examples.keys}
     for one in (other, first):
-        if one.groups is not None and one.settings.get("groups") == settings.get("groups"):
+        if one.groups is not None and one.settings.get("groups") == by:
             known |= dict(zip(one.examples.keys, one.groups, strict=True))
-    return [known.get(key) for key in examples.keys] if known else None
+    return [known[key] for key in examples.keys]
+
+
+def _ungrouped(groups: Sequence[str | None], examples: Examples, other: Saved) -> int:
+    theirs = set(other.examples.keys)
+    return sum(group is None and key in theirs
+               for key, group in zip(examples.keys, groups, strict=True))  # fmt: skip
 
 
 def _is_same(first: Saved, merged: Saved) -> bool:

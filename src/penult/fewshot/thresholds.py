@@ -12,13 +12,23 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.metrics import average_precisions, best_thresholds, f1_scores, lwlrap
+from penult.analysis.bootstrap import percentile_interval
+from penult.analysis.metrics import (
+    ScoreRanking,
+    average_precisions,
+    best_thresholds,
+    f1_scores,
+    lwlrap,
+)
 from penult.fewshot.calibration import FEWEST
 from penult.fewshot.scorers import OPEN, YES, Floats, Targets, groups_as_folds
 
 Flags = npt.NDArray[np.bool_]
 
 _HALF = 0.5  # the least probability of a class where held-out examples speak for no other
+_MEASURES = ("mean_average_precision", "lwlrap", "f1_macro", "f1_micro")
+_DRAWS = 200  # of examples, for an interval
+_RESAMPLED = 50_000  # decisions; of more, intervals are narrow and not measured
 _TEN = 10  # folds at most, in which thresholds are chosen again for the expected F1
 
 
@@ -31,7 +41,9 @@ class LabelThresholds:
     each class whether held-out examples speak for a threshold of its own; else it is one half.
     average_precision, f1: of each class; NaN where no example of it could be held out. lwlrap:
     label-weighted label-ranking average precision. f1_micro: of all decisions. F1 is of thresholds
-    that were chosen without the group that they are tried on. examples: held out.
+    that were chosen without the group that they are tried on. examples: held out. low, high: the
+    ends of 95 % intervals of the four measures of `expected`, in its order; empty where none were
+    measured.
     """
 
     least: tuple[float, ...] = ()
@@ -41,6 +53,8 @@ class LabelThresholds:
     lwlrap: float = math.nan
     f1_micro: float = math.nan
     examples: int = 0
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     def assigned(self, shares: Floats, best: npt.NDArray[np.int64]) -> Flags:
         """(m, K) the classes of items with these probabilities (m, K). best: (m,) the class with
@@ -56,8 +70,7 @@ class LabelThresholds:
         """The measures over all classes: means over classes of the average precision (mAP) and of
         F1, lwlrap, and F1 over all decisions."""
         means = [_mean(self.average_precision), self.lwlrap, _mean(self.f1), self.f1_micro]
-        names = ("mean_average_precision", "lwlrap", "f1_macro", "f1_micro")
-        return dict(zip(names, means, strict=True))
+        return dict(zip(_MEASURES, means, strict=True))
 
     def facts(self, names: Sequence[str]) -> dict[str, Any]:
         """For JSON: the threshold of each of these classes and its measures, and `expected`; both
@@ -68,7 +81,10 @@ class LabelThresholds:
         rows = zip(self.least, self.chosen, self.average_precision, self.f1, strict=True)
         each = {name: dict(zip(kept, row, strict=True))
                 for name, row in zip(names, rows, strict=True)}  # fmt: skip
-        return {"thresholds": each, "expected": self.expected | {"examples": self.examples}}
+        ends = zip(self.low, self.high, strict=True)
+        intervals = dict(zip(_MEASURES, map(list, ends), strict=True)) if self.low else None
+        more = {"examples": self.examples, "intervals": intervals}
+        return {"thresholds": each, "expected": self.expected | more}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as versions keep it: NaN is null."""
@@ -122,12 +138,43 @@ def choose_thresholds(
     f1, micro, _ = f1_scores(truth, assigned, known)
     precision = average_precisions(truth, given, known)
     # A class that is not known of an item comes behind all others of it.
-    ranked = lwlrap(truth, np.where(known, shares, -1.0))
-    found = least(every)
+    scores = np.where(known, shares, -1.0)
+    ranked, found = lwlrap(truth, scores), least(every)
+    values = np.array([_mean(tuple(precision)), ranked, _mean(tuple(f1)), micro])
+    low, high = _intervals(values, (truth, given, known, assigned, scores), groups)
     return LabelThresholds(
         tuple(found.tolist()), tuple((found != _HALF).tolist()), tuple(precision.tolist()),
-        tuple(f1.tolist()), ranked, micro, int(known.any(axis=1).sum()),
+        tuple(f1.tolist()), ranked, micro, int(known.any(axis=1).sum()), low, high,
     )  # fmt: skip
+
+
+def _intervals(
+    values: Floats, held: tuple[Flags, Floats, Flags, Flags, Floats], groups: npt.NDArray[np.int64]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(lower, upper) ends of 95 % intervals of the measures: by a bootstrap over examples and over
+    groups, its percentiles and these reflected at the value, whatever is farther. Of few examples
+    average precision is too high, as its resamples are higher still; a reflection tells by how
+    much. held: truth, probabilities, what is known, what is assigned (n, K), scores of lwlrap."""
+    truth, given, known, assigned, scores = held
+    if truth.size > _RESAMPLED:
+        return (), ()
+    random, ranking = np.random.default_rng(0), ScoreRanking.of(truth, given)
+    ways = [np.arange(len(truth)), np.unique(groups, return_inverse=True)[1]]
+    low, high = values.copy(), values.copy()
+    for way in ways[: 1 + (ways[1].max() + 1 < len(truth))]:
+        size = int(way.max()) + 1
+
+        def measures(weights: Floats, way: npt.NDArray[np.int64] = way) -> tuple[float, ...]:
+            counts = weights[way][:, None] * known
+            f1, micro, _ = f1_scores(truth, assigned, counts)
+            ranked = lwlrap(truth, scores, weights[way])
+            return _mean(tuple(ranking.average_precisions(counts))), ranked, _mean(tuple(f1)), micro
+
+        draws = random.multinomial(size, np.full(size, 1 / size), _DRAWS)
+        ends = percentile_interval(measures, draws)
+        for each in (*ends, 2 * values - ends[0], 2 * values - ends[1]):
+            low, high = np.fmin(low, each), np.fmax(high, each)
+    return tuple(np.clip(low, 0.0, 1.0).tolist()), tuple(np.clip(high, 0.0, 1.0).tolist())
 
 
 def _f1(least: Floats, truth: Flags, shares: Floats, known: Flags) -> Floats:
