@@ -190,6 +190,19 @@ MODEL_OPTIONS: dict[str, Any] = {
             "vectors and logits, or rows, a row for each."
         ),
     ],
+    "band": Annotated[
+        str | None,
+        typer.Option(
+            help="Band-pass for sound in Hz, for example 500-8000, at the recording's own rate."
+        ),
+    ],
+    "playback_rate": Annotated[
+        float | None,
+        typer.Option(
+            help="Rate at which sound is played to the model: 0.1 is ten times slower and lower, "
+            "for bats. Times stay those of the recording."
+        ),
+    ],
     "class_names": Annotated[
         str | None,
         typer.Option(help="Text file with the names of the model's classes, one per line."),

@@ -1,4 +1,5 @@
-"""Sound from a file, bytes or an array, cut, mixed to one channel and resampled, in this order.
+"""Sound from a file, bytes or an array, cut, mixed to one channel, filtered and resampled, in
+this order.
 
 Knows nothing of windows, batches or models. Cutting at the file's own rate comes first, so that a
 segment has the samples of the cut-out file.
@@ -63,6 +64,44 @@ class Clip:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Playback:
+    """How sound is changed between a recording and a model: the band (Hz) that passes, and the rate
+    of playback; 0.1 is ten times slower and lower, as ultrasound is made audible. Seconds of
+    regions stay those of the recording.
+    """
+
+    band: tuple[float, float] | None = None
+    rate: float = 1.0
+
+    def filtered(self, samples: np.ndarray, rate: int) -> np.ndarray:
+        """Samples (n,) float32 at `rate` Hz behind the band-pass: a Butterworth filter of order 4
+        forward and backward, so that nothing is shifted in time.
+
+        Raises:
+            RegionError: the band reaches half of the rate.
+        """
+        if self.band is None:
+            return samples
+        low, high = self.band
+        if not high < rate / 2:
+            raise RegionError(
+                f"the band {low:g}-{high:g} Hz reaches beyond {rate / 2:g} Hz, half of the sample "
+                f"rate of {rate} Hz; give a lower band"
+            )
+        from scipy.signal import butter, sosfiltfilt
+
+        passes = butter(_ORDER, self.band, "bandpass", fs=rate, output="sos")
+        # As scipy pads by itself, or what a shorter clip has.
+        padding = min(3 * (2 * len(passes) + 1), len(samples) - 1)
+        found: np.ndarray = sosfiltfilt(passes, samples.astype(np.float64), padlen=padding)
+        return found.astype(np.float32)
+
+
+AS_RECORDED = Playback()
+_ORDER = 4
+
+
 def info(content: object, *, source_rate: int | None = None, exact: bool = False) -> AudioInfo:
     """Rate, channels and length of a Path's, bytes' or an array's sound.
 
@@ -92,12 +131,14 @@ def load(
     source_rate: int | None = None,
     first_seconds: float | None = None,
     kept_seconds: float | None = None,
+    playback: Playback = AS_RECORDED,
 ) -> Clip:
     """The region's samples at `rate` Hz: one channel of it, or the mean over all.
 
     `content` is a Path, bytes or an array: (n,) or (channels, n) at `source_rate` (None: already at
     `rate`), integers being scaled to ±1. `max_seconds` limits the region's length, and the memory;
     with `first_seconds` the rest of a longer region is left, and `max_seconds` does not matter.
+    `playback` is applied to the region's own samples, before they are resampled.
     With `kept_seconds` neither does it: what lies behind them is read and checked, but not among
     the samples, which are those that the whole region begins with.
 
@@ -106,12 +147,13 @@ def load(
         EmptyItem: no samples, zeros, one constant value, values that are not finite, channels
             whose mean cancels them.
         TooLong: the region is longer than `max_seconds`.
-        RegionError: a start, end or channel that the item does not have.
+        RegionError: a start, end or channel that the item does not have, or a band that it cannot
+            have.
     """
     with open_stream(content, rate if source_rate is None else source_rate) as stream:
         limits = max_seconds, first_seconds, kept_seconds
-        mono = _cut(stream, stream.read, region, rate, limits)
-    return _clip(mono, stream, rate, region)
+        mono = _cut(stream, stream.read, region, rate / playback.rate, limits)
+    return _clip(mono, stream, rate, region, playback)
 
 
 def load_many(
@@ -123,6 +165,7 @@ def load_many(
     source_rate: int | None = None,
     first_seconds: float | None = None,
     kept_seconds: float | None = None,
+    playback: Playback = AS_RECORDED,
 ) -> Iterator[Clip | ItemError]:
     """For each region what `load` gives, to the bit, or the error that it raises, in their order.
 
@@ -138,6 +181,7 @@ def load_many(
         source_rate=source_rate,
         first_seconds=first_seconds,
         kept_seconds=kept_seconds,
+        playback=playback,
     )
     regions = iter(regions)
     first = next(regions, None)
@@ -149,7 +193,9 @@ def load_many(
     with ForwardReader(content, rate if source_rate is None else source_rate) as reader:
         limits = max_seconds, first_seconds, kept_seconds
         for region in chain([first], regions):
-            yield _clip_or_error(partial(_read_region, reader, region, rate, limits, alone))
+            yield _clip_or_error(
+                partial(_read_region, reader, region, rate, limits, alone, playback)
+            )
 
 
 def _clip_or_error(load_one: Callable[[], Clip]) -> Clip | ItemError:
@@ -167,13 +213,14 @@ def _read_region(
     rate: int,
     limits: _Limits,
     alone: Callable[[Region], Clip],
+    playback: Playback,
 ) -> Clip:
     """alone: loads a region anew: another way to the same place may lead around damage."""
     stream = reader.stream
     try:
-        mono = _cut(stream, reader.read, region, rate, limits)
+        mono = _cut(stream, reader.read, region, rate / playback.rate, limits)
         if not (reader.damaged and stream.seeks):
-            return _clip(mono, stream, rate, region)
+            return _clip(mono, stream, rate, region, playback)
     except ItemError:
         if not (reader.damaged and stream.seeks):
             raise
@@ -186,7 +233,7 @@ _Read = Callable[[int, int | None], Iterator[np.ndarray]]
 _Limits = tuple[float | None, float | None, float | None]
 
 
-def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits) -> Mono:
+def _cut(stream: Stream, read: _Read, region: Region, rate: float, limits: _Limits) -> Mono:
     """The region at the stream's own rate, one channel or the mean over all."""
     _check_rate(stream.rate, rate)
     if region.channel is not None and region.channel >= stream.channels:
@@ -210,15 +257,17 @@ def _cut(stream: Stream, read: _Read, region: Region, rate: int, limits: _Limits
     return mono
 
 
-def _clip(mono: Mono, stream: Stream, rate: int, region: Region) -> Clip:
-    samples, source = mono.samples, stream.rate
-    seconds = mono.frames / source
+def _clip(mono: Mono, stream: Stream, rate: int, region: Region, playback: Playback) -> Clip:
+    seconds = mono.frames / stream.rate
     try:
         check_levels(mono)
     except ItemError as error:
         raise type(error)(f"{_place(region, stream)}{error}") from None
-    if source != rate:
-        samples = _resample(samples, source, rate)
+    samples = playback.filtered(mono.samples, stream.rate)
+    # 0.1 as binary is a little more than a tenth: a rate that is whole is taken as it is meant.
+    played = round(stream.rate * playback.rate, 6)
+    if played != rate:
+        samples = _resample(samples, played, rate)
     return Clip(samples, seconds, region.start, region.end, stream.notes)
 
 
@@ -231,13 +280,14 @@ def _place(region: Region, stream: Stream) -> str:
     return ", ".join(parts) + ": " if parts else ""
 
 
-def _check_rate(rate: int, model_rate: int) -> None:
+def _check_rate(rate: int, model_rate: float) -> None:
     if not 0 < rate <= _HIGHEST_RATE:
         raise DecodeError(f"a sample rate of {rate} Hz cannot be; the header is wrong")
     if rate * _LOWEST_SHARE < model_rate:
         raise DecodeError(
             f"a sample rate of {rate} Hz holds nothing above {rate // 2} Hz, too little for a "
-            f"model that hears {model_rate} Hz; the header is wrong, or this is no recording for it"
+            f"model that hears {model_rate:.6g} Hz; the header is wrong, or this is no recording "
+            "for it"
         )
 
 
@@ -334,13 +384,13 @@ def _check_complete(stream: Stream, first: int, last: int | None, got: int) -> N
         raise RegionError(f"start {first / stream.rate:g} s lies beyond the end")
 
 
-def _resample(mono: np.ndarray, source: int, rate: int) -> np.ndarray:
+def _resample(mono: np.ndarray, source: float, rate: int) -> np.ndarray:
     import soxr
 
     # HQ computes in float32 whatever it is given: float64 gives the same samples (measured).
     samples: np.ndarray = soxr.resample(mono, source, rate, quality="HQ")
     if len(samples) == 0:
-        raise EmptyItem(f"{len(mono)} samples at {source} Hz are none at {rate} Hz")
+        raise EmptyItem(f"{len(mono)} samples at {source:g} Hz are none at {rate} Hz")
     return samples
 
 

@@ -43,7 +43,7 @@ class DecodeTarget:
     pictures and frames: the most pixels; of texts: the first characters that are kept. largest:
     bytes of one item's content, decoded. kept_seconds: what a model of a fixed length takes of a
     sound, and a margin; what lies behind is read and checked, and not kept. header: what is read
-    of an item's header in place of its content."""
+    of an item's header in place of its content. band, playback_rate: as `audio.Playback`."""
 
     modality: str
     rate: int | None = None
@@ -55,6 +55,8 @@ class DecodeTarget:
     largest: int | None = None
     kept_seconds: float | None = None
     header: HeaderPart | None = None
+    band: tuple[float, float] | None = None
+    playback_rate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ def _sounds(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Cont
         source_rate=item.rate,
         first_seconds=target.first_seconds,
         kept_seconds=target.kept_seconds,
+        playback=audio.Playback(target.band and tuple(target.band), target.playback_rate),  # type: ignore[arg-type]
     )
     for clip, region in zip(clips, regions, strict=True):
         if isinstance(clip, ItemError):

@@ -37,7 +37,9 @@ def measure(
     if (answer := _example(classifier, engine)) is not None:
         found[NAMES[classifier.modality]] = answer
     if classifier.modality == "audio" and classifier.rate:
-        rate = next(rate for rate in RATES if rate != classifier.rate)
+        band = classifier.input.band or (0.0, 0.0)
+        others = (rate for rate in RATES if rate != classifier.rate and band[1] < rate / 2)
+        rate = next(others, 500_000)
         item = Item("made-up", noise(SEED, 1.0, rate), rate=rate)
         for _, answer in answers(runner, [(item, WHOLE)]):
             found[RESAMPLED] = answer

@@ -282,6 +282,8 @@ def prepare_files(classifier: Classifier, files: Sequence[str]) -> ProofInputs:
         max_pixels=decoding.limits.pixels,
         max_characters=decoding.limits.characters,
         largest=decoding.limits.bound.largest,
+        band=model.band,
+        playback_rate=model.playback_rate,
     )
     with closing(decode(from_paths([*files], model.modality), target, decoding)) as regions:
         pairs = [_prepare(classifier, region) for region in islice(regions, 2)]

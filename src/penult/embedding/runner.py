@@ -452,18 +452,23 @@ class Runner:
 
     def target(self, decoding: Decoding) -> DecodeTarget:
         """What items are decoded to for this model."""
-        model = self.classifier.input
+        model, rate = self.classifier.input, self.classifier.input.playback_rate
         fixed = model.modality == "audio" and model.beginning and model.seconds is not None
+        # The end of what is kept would show in all that a filter gives backward.
+        kept = (model.seconds or 0.0) * rate + MARGIN * max(1.0, rate)
+        first = decoding.first_seconds
         return DecodeTarget(
             modality=model.modality,
             rate=model.rate,
             frames=model.frames,
             max_seconds=decoding.max_seconds,
-            first_seconds=decoding.first_seconds,
+            first_seconds=None if first is None else first * rate,
             max_pixels=decoding.limits.pixels,
             max_characters=decoding.limits.characters,
             largest=decoding.limits.bound.largest,
-            kept_seconds=(model.seconds or 0.0) + MARGIN if fixed else None,
+            kept_seconds=kept if fixed and model.band is None else None,
+            band=model.band,
+            playback_rate=rate,
         )
 
     def _log_notes(self, id: str, notes: tuple[str, ...]) -> None:
@@ -552,6 +557,11 @@ class Runner:
             )
         ]
 
+    def _truncated(self, used: float | None) -> float | None:
+        """What the model used of an item; of sound in seconds of the recording."""
+        sound = used is not None and self.classifier.modality == "audio"
+        return used * self.classifier.input.playback_rate if sound and used is not None else used
+
     def _times(self, ready: PreparedRegion) -> tuple[float | None, float | None]:
         """When a region begins and ends; of a patch where its preprocessing tells, or shows by the
         patches of noise."""
@@ -564,7 +574,8 @@ class Runner:
             return None, None
         else:
             start, end = self._patch_grid.times(patch, ready.samples / self._patch_grid.rate)
-        return round(content.start + start, 6), round(content.start + end, 6)
+        rate = self.classifier.input.playback_rate  # a patch has the model's seconds
+        return round(content.start + start * rate, 6), round(content.start + end * rate, 6)
 
     @Once
     def _patch_grid(self) -> PatchGrid | None:
@@ -637,7 +648,7 @@ class Runner:
             logits=self.classifier.structure.activation.logits(returned),
             start=start,
             end=end,
-            truncated=ready.inputs.truncated or content.pages,
+            truncated=self._truncated(ready.inputs.truncated) or content.pages,
             notes=content.notes,
         )
 

@@ -25,6 +25,7 @@ from penult.embedding.runner import Outcome, Runner, open_engine
 from penult.embedding.scheduling import PreparedRegion
 from penult.engines.pooling import pool
 from penult.errors import EmptyItem, ItemError, UsageError
+from penult.models.base import playback_words
 
 Values = npt.NDArray[Any]
 
@@ -142,8 +143,10 @@ def _content(ready: PreparedRegion, values: Any, runner: Runner) -> Iterator[Sta
         return
     pair = replace(item, rate=item.rate or classifier.rate), ready.region
     own = _decoded(pair, DecodeTarget("audio", header="sound")).rate
+    own = round(own * classifier.input.playback_rate)
     samples = _decoded(pair, replace(runner.target(usual_decoding()), rate=own, kept_seconds=None))
-    yield Station("decoded", f"{made_by} at {own} Hz", samples)
+    words = playback_words(classifier.input)
+    yield Station("decoded", f"{made_by} at {own} Hz{words and f', {words}'}", samples)
     yield Station("resampled", f"{made_by} at {classifier.rate} Hz", values)
 
 

@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -83,7 +83,8 @@ class InputSpec:
     preprocessing has no tokenizer that could. beginning: whether a text or a recording that is
     longer than what the model takes gives the same input as a beginning of it that is longer, too.
     patches: how the patches that the preprocessing gives of one item become rows: `mean`, `max` or
-    `rows`; None where each item is one input.
+    `rows`; None where each item is one input. band: of sound, Hz, that passes; playback_rate: at
+    which it is played to the model, 0.1 is ten times slower (`penult.data.audio.Playback`).
     """
 
     modality: str
@@ -94,6 +95,8 @@ class InputSpec:
     divide: TextDivider | None = field(default=None, compare=False, repr=False)
     beginning: bool = field(default=False, compare=False, repr=False)
     patches: str | None = None
+    band: tuple[float, float] | None = None
+    playback_rate: float = 1.0
 
     def require(self) -> None:
         """Refuse a model for which no item can be prepared.
@@ -280,13 +283,15 @@ class Classifier:
         self._facts = dict(facts or {})
         self._storage = storage
         self._options: dict[str, Any] = {}
+        self._playback: dict[str, Any] = {}  # band and playback_rate, of sound
         self._code: dict[str, dict[str, str]] | None = None
         self._record: Any = None
 
     @property
     def input(self) -> InputSpec:
         """What an item has to be: modality, sample rate, frames, fixed length."""
-        return self._preparer.input
+        given = self._preparer.input
+        return replace(given, **self._playback) if self._playback else given
 
     @property
     def modality(self) -> str:
@@ -321,13 +326,16 @@ class Classifier:
 
     def identity(self) -> dict[str, str]:
         """The classifier's fields of the fingerprint: weights, preprocessing, truncation; patches,
-        where an item has several; and code, where a part of it is the user's own."""
+        where an item has several; playback, where sound is filtered or slowed; and code, where a
+        part of it is the user's own."""
         code, patches = own_code(self), self.input.patches
+        played = playback_words(self.input)
         return {
             "weights": self.structure.digest(),
             "preprocessing": self._preparer.digest(),
             "truncation": self._preparer.truncation(),
             **({"patches": patches} if patches else {}),
+            **({"playback": played} if played else {}),
             **({"code": digest(code)} if code else {}),
         }
 
@@ -404,6 +412,31 @@ class Classifier:
                 stacklevel=2,
             )
             return attrgetter(place)(self) if place else self
+
+
+def playback_words(input: InputSpec) -> str:
+    """`band 500-8000 Hz, playback rate 0.1`; empty where sound is taken as it was recorded."""
+    band = [] if input.band is None else [f"band {input.band[0]:g}-{input.band[1]:g} Hz"]
+    rate = [] if input.playback_rate == 1.0 else [f"playback rate {input.playback_rate:g}"]
+    return ", ".join(band + rate)
+
+
+def set_playback(
+    classifier: Classifier, band: tuple[float, float] | None, rate: float | None
+) -> None:
+    """Change how sound is read for a classifier: the band (Hz) that passes, the rate of playback.
+
+    Raises:
+        UsageError: it takes no sound.
+    """
+    given = {"band": band, "playback_rate": None if rate == 1.0 else rate}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and classifier.modality != "audio":
+        raise UsageError(
+            f"--{next(iter(given)).replace('_', '-')} is for sound, and {classifier.spec!r} takes "
+            f"{classifier.modality}"
+        )
+    classifier._playback = given
 
 
 def reopen_options(classifier: Classifier) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from penult.models.options import (
     Preprocessing,
     output_key,
     preprocessing_of,
+    recipe_of,
     source_of,
 )
 from penult.models.outputs import require_classes, require_no_map
@@ -602,7 +603,7 @@ def storage_of(
     """
     if callable(options.preprocess):
         return NOT_STORED
-    return Storage({"origin": origin, "name": name, **options.recipe()}, files)
+    return Storage({"origin": origin, "name": name, **recipe_of(options)}, files)
 
 
 def make_classifier(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,7 +159,8 @@ class LoadOptions:
     output: name or number of the one that holds the logits, where there are several.
     weights_inside: a factory's model has its trained weights in it. patches: where `preprocess`
     gives several patches of one item, in the first axis of each tensor: `mean` or `max` pool them
-    to one row, `rows` keeps a row for each.
+    to one row, `rows` keeps a row for each. band: `500-8000`, the frequencies in Hz of a recording
+    that reach the model; playback_rate: at which it is played, 0.1 is ten times slower.
     """
 
     checkpoint: str | os.PathLike[str] | None = None
@@ -173,6 +175,8 @@ class LoadOptions:
     output: str | int | None = None
     weights_inside: bool = False
     patches: str | None = None
+    band: str | None = None
+    playback_rate: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no model can have, whether it takes the option or not."""
@@ -180,6 +184,11 @@ class LoadOptions:
             raise UsageError(
                 f"patches {self.patches!r} is not known; choose mean or max, which pool the "
                 "patches of an item to one row, or rows, a row for each"
+            )
+        band_of(self.band)
+        if self.playback_rate is not None and not 0.001 <= self.playback_rate <= 1000:
+            raise UsageError(
+                f"a playback rate of {self.playback_rate:g} cannot be; 0.1 is ten times slower"
             )
         if self.kind not in (None, *KINDS):
             raise UsageError(f"kind {self.kind!r} is not known; choose one of {', '.join(KINDS)}")
@@ -192,24 +201,37 @@ class LoadOptions:
                 "weights are given twice: --weights-inside and --checkpoint exclude each other"
             )
 
-    def with_defaults(self, **defaults: Any) -> LoadOptions:
-        """The same options, with these where the caller gave none."""
-        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        return replace(self, **missing)
 
-    def recipe(self) -> dict[str, Any]:
-        """For a saved classifier: the options that open it again."""
-        named = self.preprocess if isinstance(self.preprocess, str) else None
-        return {
-            "preprocess": named,
-            "sample_rate": self.sample_rate,
-            "seconds": self.seconds,
-            "modality": self.modality,
-            "kind": self.kind,
-            "output": self.output,
-            **({"weights_inside": True} if self.weights_inside else {}),
-            **({"patches": self.patches} if self.patches else {}),
-        }
+def recipe_of(options: LoadOptions) -> dict[str, Any]:
+    """For a saved classifier: the options that open it again."""
+    named = options.preprocess if isinstance(options.preprocess, str) else None
+    seldom = ("weights_inside", "patches", "band", "playback_rate")
+    return {
+        "preprocess": named,
+        "sample_rate": options.sample_rate,
+        "seconds": options.seconds,
+        "modality": options.modality,
+        "kind": options.kind,
+        "output": options.output,
+        **{name: value for name in seldom if (value := getattr(options, name))},
+    }
+
+
+def band_of(text: str | None) -> tuple[float, float] | None:
+    """`500-8000` as two frequencies in Hz.
+
+    Raises:
+        UsageError: it is no band.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*-\s*(\d+\.?\d*)\s*", text)
+    low, high = map(float, found.groups()) if found else (0.0, 0.0)
+    if not 0 < low < high:
+        raise UsageError(
+            f"band {text!r} is none; give its lower and upper end in Hz, for example 500-8000"
+        )
+    return low, high
 
 
 def output_key(options: LoadOptions) -> str | int | None:
@@ -225,7 +247,7 @@ def reopening(options: LoadOptions) -> dict[str, Any]:
         "checkpoint": options.checkpoint
         if options.checkpoint is None
         else _whole(options.checkpoint),
-        **options.recipe(),
+        **recipe_of(options),
     }
     return {name: value for name, value in kept.items() if value is not None}
 
@@ -242,6 +264,8 @@ _ASKED: dict[str, tuple[type, ...]] = {
     "output": (str, int),
     "weights_inside": (bool,),
     "patches": (str,),
+    "band": (str,),
+    "playback_rate": (int, float),
 }
 
 
@@ -276,6 +300,8 @@ class MoreLoadOptions(TypedDict, total=False):
     random: bool
     weights_inside: bool
     patches: str | None
+    band: str | None
+    playback_rate: float | None
     labels: Sequence[str] | str | os.PathLike[str] | None  # class_names, as they were called
 
 

@@ -37,7 +37,7 @@ from penult.models.base import (
     own_code,
     record_of,
 )
-from penult.models.options import CHECKPOINTS, SUFFIXES, LoadOptions
+from penult.models.options import CHECKPOINTS, SUFFIXES, LoadOptions, recipe_of
 from penult.models.plain_preparation import Preparation, plain_form, preparation
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def record_for(spec: Any, options: LoadOptions, listed: bool = False) -> Record 
         return None
     if hashes is None:
         return None
-    settings = {name: value for name, value in options.recipe().items() if value is not None}
+    settings = {name: value for name, value in recipe_of(options).items() if value is not None}
     packages = [package_versions(), _installed()]
     return Record(digest([str(path), Path(spec).name, hashes, settings, packages, package_hash()]))
 
@@ -231,7 +231,7 @@ def note_classifier(record: Record, classifier: Classifier, spec: str) -> None:
                 "proved_on_items": about.proved_on_items,
                 "describe": about.describe(),
             },
-            "input": _input_of(preparer.input),
+            "input": _input_of(classifier.input),
             "preparer": [preparer.digest(), preparer.truncation(), preparer.description()],
             "storage": [
                 storage.recipe and dict(storage.recipe),
@@ -248,8 +248,10 @@ def note_classifier(record: Record, classifier: Classifier, spec: str) -> None:
 
 
 def _input_of(spec: InputSpec) -> dict[str, Any]:
-    plain = ("modality", "rate", "frames", "seconds", "refusal", "beginning", "patches")
-    return {name: getattr(spec, name) for name in plain} | {"divides": spec.divide is not None}
+    plain = ("modality", "rate", "frames", "seconds", "refusal", "beginning", "patches",
+             "band", "playback_rate")  # fmt: skip
+    found = {name: getattr(spec, name) for name in plain}
+    return found | {"band": spec.band and [*spec.band], "divides": spec.divide is not None}
 
 
 def recorded_classifier(
@@ -402,7 +404,8 @@ class RecordedPreparer:
         self, spec: Mapping[str, Any], words: Sequence[str], opening: Opening, record: Record
     ) -> None:
         plain = {name: value for name, value in spec.items() if name != "divides"}
-        self.input = InputSpec(**plain)
+        band = plain["band"]
+        self.input = InputSpec(**plain | {"band": band and tuple(band)})
         if spec["divides"]:
             self.input = replace(self.input, divide=self._windows)
         self._guard, self._record, self._opening = Guard(), record, opening

@@ -18,7 +18,7 @@ from penult.data.files import user_path
 from penult.data.hashes import LIST, damage
 from penult.errors import ModelError, PenultError, UsageError, cause
 from penult.extras import LOADERS, load_plugin, package_of, plugins
-from penult.models.base import FILE, Classifier, remember_options
+from penult.models.base import FILE, Classifier, remember_options, set_playback
 from penult.models.hub import HUB_ID, fetch, refuse_path
 from penult.models.options import (
     CHECKPOINTS,
@@ -27,11 +27,13 @@ from penult.models.options import (
     KERAS,
     TORCHSCRIPT,
     LoadOptions,
+    band_of,
     checkpoint_advice,
     current,
     existing_file,
     is_network_path,
     kind_of,
+    recipe_of,
     refuse_foreign,
     refuse_pointer,
     reopening,
@@ -449,7 +451,7 @@ def _open(spec: str | Any, options: LoadOptions) -> Classifier:
     if not isinstance(spec, str):
         from penult.models.loaders.torch import open_module
 
-        return open_module(spec, options)
+        return _played(open_module(spec, options), options)
     folder = user_path(spec)
     require_as_saved(folder)
     if (folder / FILE).is_file():
@@ -460,7 +462,13 @@ def _open(spec: str | Any, options: LoadOptions) -> Classifier:
             f"--weights-inside goes with a factory, package.module:function, and {spec!r} is none: "
             "leave it out"
         )
-    return loader.open(name, options)
+    return _played(loader.open(name, options), options)
+
+
+def _played(classifier: Classifier, options: LoadOptions) -> Classifier:
+    """The classifier, whose sound is read as the options have it."""
+    set_playback(classifier, band_of(options.band), options.playback_rate)
+    return classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,7 +484,8 @@ class SavedClassifier:
 
 # The keys of a saved classifier's recipe. What permits something (`trust`, `random`) or names other
 # weights (`checkpoint`) is for whoever opens it.
-_RECIPE = {"origin", "name", CLASS_NAMES, *LoadOptions().recipe(), "weights_inside", "patches"}
+_RECIPE = {"origin", "name", CLASS_NAMES, *recipe_of(LoadOptions()), "weights_inside", "patches",
+           "band", "playback_rate"}  # fmt: skip
 
 
 def _check_recipe(path: Path, origin: Any, name: Any, recipe: Mapping[str, Any]) -> None:
@@ -564,7 +573,8 @@ def _open_saved(folder: Path, options: LoadOptions) -> Classifier:
     if saved.weights is not None:
         own["checkpoint"] = saved.weights
     with named_by(folder / FILE):
-        classifier = saved.loader.open(saved.name, replace(options, **own))
+        full = replace(options, **own)
+        classifier = _played(saved.loader.open(saved.name, full), full)
     classifier.spec = str(folder.resolve())
     return classifier
 

@@ -48,6 +48,7 @@ from penult.models.options import (
     Preprocessing,
     existing_file,
     preprocessing_of,
+    recipe_of,
 )
 from penult.models.outputs import require_classes
 from penult.models.patches import TIMES, example_patch, patched, patches_refused
@@ -500,7 +501,9 @@ def _storage(path: Path, output: str, options: LoadOptions) -> Storage:
             refusal="a preprocessing function that was given as an object cannot be found again "
             "from a folder; name it as package.module:function"
         )
-    return Storage({**options.recipe(), "origin": ORIGIN, "name": f"{_saved_name(path)}#{output}"})
+    return Storage(
+        {**recipe_of(options), "origin": ORIGIN, "name": f"{_saved_name(path)}#{output}"}
+    )
 
 
 def guessed(graph: OnnxGraph) -> str:

@@ -38,7 +38,13 @@ from penult.models.checkpoints import Filled, Filling, require_filled
 from penult.models.class_names import class_names_of, complete, keyed
 from penult.models.hub import closed
 from penult.models.module import ModuleParts, TorchStructure, assemble
-from penult.models.options import LoadOptions, output_key, preprocessing_of, refuse_pointer
+from penult.models.options import (
+    LoadOptions,
+    output_key,
+    preprocessing_of,
+    recipe_of,
+    refuse_pointer,
+)
 from penult.models.processors import open_preparer, quiet, require_files
 from penult.models.quantisation import method_of, refused, require_library
 from penult.models.weight_files import refused_global
@@ -190,9 +196,11 @@ def _storage(folder: Path, options: LoadOptions) -> Storage:
     with another alignment matrix products may round differently in the last bit.
     """
     files = {path.name: path for path in checkpoint_files(folder)}
-    if options.class_names is None and options.output is None:
+    played = {"band": options.band, "playback_rate": options.playback_rate}
+    played = {name: value for name, value in played.items() if value is not None}
+    if options.class_names is None and options.output is None and not played:
         return Storage(files=files)
-    return Storage({"origin": "transformers", "output": options.output}, files)
+    return Storage({"origin": "transformers", "output": options.output, **played}, files)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -221,7 +229,7 @@ def open_prepared(folder: Path, spec: str, options: LoadOptions) -> Classifier:
         facts=saved.facts(),
         base=_base_path(module),
         storage=NOT_STORED if callable(options.preprocess) else Storage(
-            {"origin": "transformers", **options.recipe()},
+            {"origin": "transformers", **recipe_of(options)},
             {path.name: path for path in checkpoint_files(folder)},
         ),
     )  # fmt: skip
