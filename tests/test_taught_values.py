@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,10 @@ import penult
 from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
 from penult.errors import LabelsError
-from penult.fewshot.values import FEWEST, FittedValue, ValueSpace
+from penult.fewshot import value_model
+from penult.fewshot.value_model import FEWEST, FittedValue
+from penult.fewshot.values import ValueSpace
+from test_cli import Said, ask
 
 CLIPS = Path(penult.__file__).parent / "demo" / "clips"
 
@@ -129,3 +134,167 @@ def test_a_column_of_a_collection_teaches_a_value(tmp_path: Path) -> None:
     assert r2_score(truth, list(rows.values())) > 0.5
     with pytest.raises(LabelsError, match="voice is 'british-man', which is no number"):
         ValueSpace(store, "voice")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of clips with the columns height, voice and odd."""
+    folder = tmp_path_factory.mktemp("values")
+    embedder = Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
+    words = ("zero", "one", "two", "three", "four", "five")
+    voices = ("british-man", "oxford-woman", "new-york-man")
+    lines = [
+        f"{CLIPS / f'{word}_{voice}.flac'},{words.index(word) * 1.5 or ''},{voice},"
+        f"{'inf' if word == 'one' else words.index(word)}"
+        for word in words
+        for voice in voices
+    ]
+    (folder / "t.csv").write_text("\n".join(["path,height,voice,odd", *lines]) + "\n")
+    Collection.open(folder / "t.lance").add(embedder, folder / "t.csv")
+    return folder / "t.lance"
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "t.lance"))
+
+
+ASKED = [CLIPS / f"{word}_lancashire-woman.flac" for word in ("one", "three", "five")]
+
+
+def by_hand(store: Path, asked: list[Path], strength: float) -> np.ndarray:
+    """The values of clips by ridge regression on the rows that have one."""
+    table, rows = Collection.open(store).reader.vectors("height IS NOT NULL", ["height"])
+    vectors = rows.astype(np.float64)
+    scale = ((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean()
+    head = Ridge(alpha=strength * scale).fit(vectors, table["height"].to_pylist())
+    embedder = Embedder.from_classifier(penult.load("demo"), tap="prelogits", device="cpu")
+    return np.asarray(head.predict(embedder.embed(asked).astype(np.float64)))
+
+
+def values(done: Said) -> list[list[float]]:
+    assert done.code == 0, done.err
+    return [[one["value"], one["low"], one["high"]] for one in done.json["predictions"]]
+
+
+def test_a_value_is_taught_by_a_command_and_stays_what_it_was(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "height.npz"
+    done = ask("teach", store, "--value", "height", "--groups", "voice", "--save", file, "--json")
+    assert done.code == 0, done.err
+    facts = done.json["value"]
+    assert (facts["number"], facts["examples"], facts["left_out"]) == (1, 15, 3)
+    assert facts["accuracy"]["groups"] == 3 and facts["span"] == [1.5, 7.5]
+    taught = ValueSpace(Collection.open(store), "height", groups="voice").fitted
+    # From here on nothing is fitted.
+    monkeypatch.setattr(value_model, "_ridge", None)
+    before = ask("predict", store, *ASKED, "--level", 0.7, "--json")
+    found = np.array(values(before))
+    np.testing.assert_allclose(found[:, 0], by_hand(store, ASKED, taught.strength), rtol=1e-4)
+    np.testing.assert_allclose(found[:, 2] - found[:, 0], taught.margin(0.7))
+    assert values(ask("predict", file, *ASKED, "--level", 0.7, "--json")) == found.tolist()
+    assert [one["name"] for one in before.json["predictions"]] == ["height"] * 3
+    # Three groups support no interval at 0.9, which is said; limits are null.
+    wide = ask("predict", store, *ASKED, "--json")
+    assert [one[1:] for one in values(wide)] == [[None, None]] * 3
+    assert "which support 0.750 at most" in ask("predict", store, ASKED[0]).err
+    rows = ask("predict", file, store, "--where", "voice = 'british-man'", "--level", 0.7, "--json")
+    assert len(rows.json["predictions"]) == 6
+    monkeypatch.undo()
+    # Rows that come change nothing until it is taught again; undone, it is as before.
+    more = tmp_path / "more.csv"
+    more.write_text("path,height,voice\n" + "".join(f"{one},99,x\n" for one in ASKED))
+    assert ask("embed", "demo", more, "--tap", "prelogits", "--into", store).code == 0
+    assert values(ask("predict", store, *ASKED, "--level", 0.7, "--json")) == found.tolist()
+    assert (
+        ask("teach", store, "--value", "height", "--refit", "--json").json["value"]["groups"]
+        == "voice"
+    )
+    again = ask("predict", store, *ASKED, "--level", 0.7, "--json")
+    assert again.json["values"]["height"]["examples"] == 18 and values(again) != found.tolist()
+    history = ask("classes", store, "--history", "--json").json["values"]
+    assert [(one["number"], one["current"]) for one in history] == [(1, False), (2, True)]
+    assert "version 1 holds again" in ask("teach", store, "--value", "height", "--undo").out
+    assert values(ask("predict", store, *ASKED, "--level", 0.7, "--json")) == found.tolist()
+    assert "no longer taught" in ask("teach", store, "--value", "height", "--undo").out
+    gone = ask("predict", store, *ASKED, "--value", "height")
+    assert gone.code == 2 and "no value 'height' is taught here" in gone.error
+
+
+def test_values_and_classes_stand_side_by_side(store: Path, tmp_path: Path) -> None:
+    assert ask("teach", store, "--from", "{}_*").code == 0
+    classes = ask("predict", store, *ASKED, "--json").json["predictions"]
+    assert ask("teach", store, "--value", "height").code == 0
+    both = ask("predict", store, *ASKED, "--json")
+    assert both.json["predictions"] == classes
+    assert "--value height predicts one" in ask("predict", store, *ASKED).err
+    out = tmp_path / "v.csv"
+    done = ask("predict", store, *ASKED, "--value", "height", "--out", out)
+    assert done.code == 0 and "3 predictions" in done.out
+    with out.open() as file:
+        lines = list(csv.DictReader(file))
+    found = values(ask("predict", store, *ASKED, "--value", "height", "--json"))
+    assert [float(one["value"]) for one in lines] == pytest.approx([v for v, _, _ in found], 1e-5)
+    assert [float(one["high"]) for one in lines] == pytest.approx([v for _, _, v in found], 1e-5)
+    listed = ask("classes", store, "--json").json
+    assert [one["name"] for one in listed["values"]] == ["height"]
+    assert len(listed["classes"]) == 6 and "height" in ask("classes", store).out
+    # Undoing classes leaves the value, and the other way round.
+    assert "teach --from" in ask("teach", store, "--undo").out
+    assert values(ask("predict", store, *ASKED, "--json")) == found
+    # What one item gave is gone with it, and said.
+    told = ask("forget", store, CLIPS / "five_british-man.flac", "--yes")
+    assert told.code == 0 and "values" in told.out
+    assert ask("classes", store, "--json").json["values"] == []
+
+
+def test_what_cannot_be_taught_or_predicted_is_said(store: Path, tmp_path: Path) -> None:
+    for options, words in (
+        (("voice",), "voice is 'british-man', which is no number"),
+        (("nosuch",), "'nosuch' names nothing"),
+        (("odd",), "odd is inf, which is no finite number"),
+        (("height", "--where", "voice = 'oxford-woman'"), "5 rows have a value 'height' and pass"),
+        (("height", "--groups", "run_id"), "of one group"),
+        (("height", "x.wav"), "x.wav is for classes"),
+        (("height", "--undo"), "no value 'height' is taught here"),
+        (("height", "--save", tmp_path / "a.txt"), ".npz"),
+    ):
+        done = ask("teach", store, "--value", *options)
+        assert done.code == 2 and words in done.error, done.err
+    assert ask("classes", store, "--json").json["values"] == []
+    assert ask("teach", store, "--value", "odd", "--where", "odd BETWEEN 0 AND 9").code == 0
+    for options, words in (
+        (("--unknown", 0.1), "--unknown is for classes"),
+        (("--level", 90), "between 0 and 1"),
+        (("--out", tmp_path / "v.txt"), ".csv"),
+        (("--value", "height"), "odd is"),
+    ):
+        done = ask("predict", store, *options)
+        assert done.code == 2 and words in done.error, done.err
+    file = tmp_path / "odd.npz"
+    assert ask("teach", store, "--value", "odd", "--refit", "--save", file).code == 0
+    assert ask("teach", store, "--value", "odd", "--refit", "--save", file).code == 2  # exists
+    done = ask("teach", file, "--value", "odd")
+    assert done.code == 2 and "is taught by the rows of a collection" in done.error
+    assert "holds the value" in ask("classes", file).error
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+    done = ask("predict", file, ASKED[0])
+    assert done.code == 2 and "no saved" in done.error
+
+
+@pytest.mark.parametrize("n", [30, 400])
+def test_more_examples_than_numbers_give_the_same_regression(n: int) -> None:
+    """The dual form and the primal one, against scikit-learn; 400 rows are compared in blocks."""
+    vectors, truth = drawn(n, 3)
+    fitted, others = FittedValue(vectors, truth, np.arange(n)), drawn(50, 4)[0]
+    scale = ((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean()
+    wanted = Ridge(alpha=fitted.strength * scale).fit(vectors, truth)
+    np.testing.assert_allclose(fitted.judge(others)[0], wanted.predict(others))
+    centred = vectors - vectors.mean(axis=0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -1)
+    np.testing.assert_allclose(fitted.model.likeness, np.sort(cosines.max(axis=1)))

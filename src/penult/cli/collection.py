@@ -713,8 +713,8 @@ def _forgotten_lines(did: Forgetting) -> Iterator[str]:
         yield "  the index; penult index makes it again"
     if did.versions:
         yield (
-            "  all versions of classes and --undo, since one was fitted with them; classes are "
-            "fitted anew from the marks that are left"
+            "  all versions of classes and values and --undo, since one was fitted with them; "
+            "classes are fitted anew from the marks that are left, values have to be taught again"
         )
     if did.spaces:
         yield (

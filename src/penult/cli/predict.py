@@ -59,16 +59,22 @@ from penult.cli.output import (
     working,
 )
 from penult.cli.teach import Model, is_collection, load_class_space
+from penult.cli.values import ValueForm, print_values
 
 if TYPE_CHECKING:
+    from penult.collection.collection import Collection
     from penult.data.items import Failure
     from penult.data.roots import Roots
     from penult.data.sources import Source
+    from penult.data.windows import Layout
     from penult.fewshot.classspace import ClassSpace
     from penult.fewshot.events import Event
     from penult.fewshot.predictions import ClassPrediction, Spool
+    from penult.fewshot.values import ValuePrediction, ValueSpace
+    from penult.fewshot.vectors import VectorSource
 
 
+LEVEL = 0.9  # of intervals of values
 Results = Iterator["ClassPrediction | Failure"]
 
 
@@ -194,6 +200,17 @@ def predict(
     ] = None,
     overwrite: Overwrite = False,
     raw_cells: RawCells = False,
+    value: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Predict this value (penult teach --value) in place of classes. Default where "
+            "no class is taught: all values.",
+        ),
+    ] = None,
+    level: Annotated[
+        float, typer.Option(help="With values: the level of their intervals.")
+    ] = LEVEL,
     names: Annotated[
         str | None,
         typer.Option(help="Zero-shot class names, separated by commas; needs no examples."),
@@ -212,7 +229,7 @@ def predict(
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
-    """Predict the classes of items, or unknown, from taught examples or from class names.
+    """Predict the classes of items, or unknown, from taught examples or class names; or values.
 
     Consecutive windows of one class are merged into one event.
     """
@@ -234,6 +251,11 @@ def predict(
     }
     limits = {"min-probability": min_probability, "min-similarity": min_similarity,
               "without": without or None}  # fmt: skip
+    own = {**settings, **limits, "names": names, "nearest": nearest or None, **how.given}
+    opening = model, device, bool(model_options.get("trust"))
+    form = ValueForm(level, Path(out) if out else None, json, raw_cells, _roots(place, items))
+    if _predicts_values(place, value, own, parts, opening, form):
+        return
     if names is not None:
         unused = {**settings, **limits, **parts.cut, "box": box, "nearest": nearest or None}
         _check_names(unused, names_model)
@@ -241,23 +263,21 @@ def predict(
             place, Names(names, str(names_model), mixed), parts, device, model_options
         )
     else:
-        taught = load_class_space(
-            place, model, device, bool(model_options.get("trust")), **settings
-        )
+        taught = load_class_space(place, model, device, opening[2], **settings)
         accepted = AssignmentLimits(min_probability, min_similarity, frozenset(without or ()))
         accepted.check(taught.fitted.names)
         results = _predict_taught(taught, parts, unknown, nearest, min_probability)
         found, facts = (accepted(one) if isinstance(one, ClassPrediction) else one
                         for one in results), None  # fmt: skip
     classes = taught.fitted.names if names is None and taught.fitted.several else ()
-    form = Form(how, out, overwrite, json, raw_cells, _roots(place, items), classes)
+    shape = Form(how, out, overwrite, json, raw_cells, form.roots, classes)
     with Spool(whole=json or bool(classes and out), shown=SHOWN) as spool:
         with working("predicting"):
             failures = spool.extend(found)  # output starts after the last item
         if facts is None:
-            level = taught.settings.unknown if unknown is None else unknown
+            rate = taught.settings.unknown if unknown is None else unknown
             lengths = _lengths(place, taught, spool.seconds)
-            facts = taught.fitted.to_dict(level) | {
+            facts = taught.fitted.to_dict(rate) | {
                 "limits": accepted.to_dict(),
                 "version": _version(taught),
                 "lengths": lengths,
@@ -267,7 +287,95 @@ def predict(
                     or mostly_other(taught, spool.tally[None], len(spool), place),
                 },
             }
-        print_predictions(place, spool, failures, facts, form)
+        print_predictions(place, spool, failures, facts, shape)
+
+
+def _value_spaces(place: str, value: str | None, names: str | None) -> list[ValueSpace]:
+    """The values that are to be predicted: of a file, the one that is named, or all where no class
+    is taught.
+
+    Raises:
+        LabelsError: none of this name.
+        UsageError: a class file.
+    """
+    from penult.collection.collection import Collection
+    from penult.collection.labels import standing
+    from penult.errors import UsageError
+    from penult.fewshot.values import ValueLedger, ValueSpace, is_value_file
+
+    if place.endswith(".npz"):
+        if not is_value_file(place):
+            if value is not None:
+                raise UsageError(f"{place} is no file of a value: penult teach COLLECTION --value "
+                                 f"{value} --save FILE.npz writes one")  # fmt: skip
+            return []
+        space = ValueSpace.load(place)
+        if value not in (None, space.by):
+            raise UsageError(f"{place} has the value {space.by!r}, not {value!r}")
+        return [space]
+    if not is_collection(place):
+        if value is not None:
+            raise UsageError(
+                f"--value is for a collection or file that was taught; {place} is none"
+            )
+        return []
+    if names is not None and value is None:
+        return []
+    store = Collection.open(place, must_exist=True)
+    kept = ValueLedger(store)
+    if value is None and (not kept.current() or standing(store.reader)):
+        if found := sorted(kept.current()):
+            print_note(
+                f"[dim]values are taught too: {printable(', '.join(found))}; --value "
+                f"{printable(found[0])} predicts one[/]"
+            )
+        return []
+    return [ValueSpace.of(store, one.name) for one in kept.named(value)]
+
+
+def _predicts_values(
+    place: str,
+    value: str | None,
+    own: dict[str, Any],
+    parts: Parts,
+    opening: tuple[str | None, str, bool],
+    form: ValueForm,
+) -> bool:
+    """Predict values, where these are asked for or nothing else is taught; whether it was so. own:
+    the options that are for classes. opening: model, device, trust.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    from penult.collection.search import embedder_of
+    from penult.data.items import Failure
+    from penult.errors import UsageError
+    from penult.fewshot.values import value_predictions, value_rows
+
+    if not (spaces := _value_spaces(place, value, own["names"])):
+        if form.level != LEVEL:
+            raise UsageError("--level is for values; --unknown is the level of classes")
+        return False
+    if odd := [name for name, one in own.items() if one is not None]:
+        raise UsageError(f"--{odd[0]} is for classes, not for values")
+    if form.out is not None and form.out.suffix != ".csv":
+        raise UsageError(f"--out {form.out}: values are written as .csv, not as a Raven table")
+    source, (model, device, trust) = spaces[0].source, opening
+    if model is not None or device != "auto" or trust:
+        options: dict[str, Any] = {"device": device, "trust": trust, "file": place}
+        source.open_with(lambda: embedder_of(source.manifest, model, **options))
+    results: Iterable[ValuePrediction | Failure]
+    if _is_rows(parts):
+        rows = _rows_of(parts, source.collection, "a value from a file")
+        results = value_rows(spaces, rows, parts.where, form.level)
+    else:
+        results = value_predictions(spaces, *_cut_items(source, parts), form.level)
+    with working("predicting"):
+        every = list(results)  # output starts after the last item
+    found = [one for one in every if not isinstance(one, Failure)]
+    failures = [one for one in every if isinstance(one, Failure)]
+    print_values(place, spaces, found, failures, form)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,77 +416,101 @@ def _check_names(unused: dict[str, Any], folder: Path | None) -> None:
 def _predict_taught(
     taught: ClassSpace, parts: Parts, level: float | None, nearest: int, least: float | None
 ) -> Results:
+    if _is_rows(parts):
+        rows = _rows_of(parts, taught.source.collection, "a class space from a file")
+        return taught.predict_collection(
+            rows, parts.where, unknown=level, nearest=nearest, min_probability=least
+        )
+    source, layout, channel = _cut_items(taught.source, parts)
+    return taught.stream(source, layout, level, nearest, min_probability=least, channel=channel)
+
+
+def _is_rows(parts: Parts) -> bool:
+    """Whether rows of a collection are predicted."""
+    return not parts.items or (len(parts.items) == 1 and is_collection(parts.items[0]))
+
+
+def _rows_of(parts: Parts, own: Collection | None, what: str) -> Collection:
+    """The collection whose rows are predicted. own: that of what was taught, which is called so.
+
+    Raises:
+        UsageError: rows that are to be cut, or no collection.
+    """
     from penult.collection.collection import Collection
     from penult.errors import UsageError
 
-    items = parts.items
-    rows = len(items) == 1 and is_collection(items[0])
-    if rows or not items:
-        if given := [
-            *parts.cut,
-            *(n for n in ("channel", "box", "start", "end") if getattr(parts, n) is not None),
-        ]:
-            raise UsageError(
-                f"rows of a collection are already cut; leave --{' and --'.join(given)} out"
-            )
-        if not items and taught.source.collection is None:
-            raise UsageError(
-                "give items or a collection: a class space from a file has no rows of its own"
-            )
-        collection = Collection.open(items[0], must_exist=True) if items else None
-        return taught.predict_collection(
-            collection, parts.where, unknown=level, nearest=nearest, min_probability=least
+    if given := [
+        *parts.cut,
+        *(n for n in ("channel", "box", "start", "end") if getattr(parts, n) is not None),
+    ]:
+        raise UsageError(
+            f"rows of a collection are already cut; leave --{' and --'.join(given)} out"
         )
+    if parts.items:
+        return Collection.open(parts.items[0], must_exist=True)
+    if own is None:
+        raise UsageError(f"give items or a collection: {what} has no rows of its own")
+    return own
+
+
+def _cut_items(
+    taught: VectorSource, parts: Parts
+) -> tuple[Source, Layout | None, int | str | None]:
+    """The items, and the layout and channel by which they are cut.
+
+    Raises:
+        UsageError: a filter, which is of rows.
+    """
+    from penult.errors import UsageError
+    from penult.fewshot.vectors import roots_of
+
     if parts.where is not None:
         raise UsageError("--where filters the rows of a collection; it does not apply to files")
-    modality = str(taught.source.manifest.model.get("modality"))
+    modality = str(taught.manifest.model.get("modality"))
     layout = (
         layout_of(modality, **{"window": None, "hop": None, **parts.cut}) if parts.cut else None
     )
     part = query_part(modality, parts.start, parts.end, parts.channel, parts.box)
     channel = part.channel
-    from penult.fewshot.vectors import roots_of
-
-    source = of_part(_with_named_rows(taught, items, modality), part.region)
-    source = _dated(replace(source, roots=roots_of(taught.source)), taught)
-    as_rows = taught.source.rows.chosen(channel, layout)
+    source = of_part(_with_named_rows(taught, parts.items, modality), part.region)
+    source = _dated(replace(source, roots=roots_of(taught)), taught)
+    as_rows = taught.rows.chosen(channel, layout)
     if as_rows and (layout is None or channel is None):
-        store = taught.source.collection
+        store = taught.collection
         made = "the examples" if store is None else f"the rows of {printable(str(store.path))}"
         print_note(
             f"[dim]files are read as {made}: "
             f"{as_rows.words(modality)}; --window and --channel read them otherwise[/]"
         )
-    return taught.stream(source, layout, level, nearest, min_probability=least, channel=channel)
+    return source, layout, channel
 
 
-def _dated(source: Source, taught: ClassSpace) -> Source:
+def _dated(source: Source, taught: VectorSource) -> Source:
     """The source with the beginning of each item, where the collection's rows have theirs."""
     from penult.collection.timing import times_of_runs
     from penult.data.recording_times import RecordingTimes
 
-    collection = taught.source.collection
-    zone = None if collection is None else times_of_runs(collection.reader)
+    zone = None if taught.collection is None else times_of_runs(taught.collection.reader)
     if zone is None:
         return source
     times = RecordingTimes(zone)
     return replace(source, start=lambda: map(times.entry, source.start()), folder=None)
 
 
-def _with_named_rows(taught: ClassSpace, items: list[str], modality: str) -> Source:
+def _with_named_rows(taught: VectorSource, items: list[str], modality: str) -> Source:
     """The items at these paths, and the parts of files that are named as tables print them."""
     from penult.collection.row_names import rows_of_names
     from penult.data.sources import Source
     from penult.fewshot.vectors import pairs_of, roots_of
 
-    collection = taught.source.collection
+    collection = taught.collection
     named = rows_of_names(collection.reader if collection else None, items)
     keys = [one for one in named if isinstance(one, tuple)]
     paths = [one for one in named if isinstance(one, str)]
     if not keys:
         return source_of(paths, None, modality)
     files = [source_of(paths, None, modality)] if paths else []
-    roots = roots_of(taught.source)
+    roots = roots_of(taught)
     return Source(lambda: chain(pairs_of(keys, modality, roots), *files))
 
 
@@ -478,6 +610,12 @@ class EventOptions:
     apart: bool = False
     smooth: float | None = None
     unknown: bool = False
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were given, by name; None is unset."""
+        return {"merge-gap": self.gap or None, "windows": self.apart or None,
+                "smooth": self.smooth, "unknown-events": self.unknown or None}  # fmt: skip
 
     def check(self) -> None:
         """Refuse what cannot be.

@@ -40,6 +40,7 @@ from penult.cli.output import (
     stdout,
     working,
 )
+from penult.cli.values import ValueTeaching, check_value, show_values, teach_value, values_of
 
 if TYPE_CHECKING:
     from penult.data.windows import Layout
@@ -123,6 +124,20 @@ def teach(
             "which the space is fitted and on which thresholds rest; repeatable."
         ),
     ] = None,
+    value: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Teach a number, such as an age, by the rows that have one in this column "
+            "(--where, --groups), for predict; again to take in further rows. By itself: no "
+            "classes. With --undo it is taken back, with --refit taught as before.",
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="With --value: write the value to this file (.npz) as well."),
+    ] = None,
+    overwrite: Overwrite = False,
     refit: Annotated[
         bool, typer.Option("--refit", help="Fit everything anew to the rows there are now.")
     ] = False,
@@ -146,6 +161,13 @@ def teach(
     from penult.collection.row_names import rows_of_names
 
     arguments = list(examples or [])
+    if value is not None or save is not None:
+        others = {"mark": mark, "start": start, "end": end, "channel": channel, "window": window,
+                  "hop": hop, "from": names, "method": method, "space": space,
+                  "several": several, "background": background or None}  # fmt: skip
+        check_value(value, arguments, others, save, overwrite)
+        teach_value(place, ValueTeaching(str(value), where, groups, refit, undo, save, json))
+        return
     settings = {"method": method, "space": space, "several": several, "groups": groups}
     refits = refit or bool(background) or any(value is not None for value in settings.values())
     _check_teach(arguments, names, start, end, refits, undo)
@@ -487,11 +509,15 @@ def _write(taught: ClassSpace, csv: Path | None, save: Path | None, raw_cells: b
 
 def _list(taught: ClassSpace, place: str, json: bool) -> None:
     """The versions of a class space."""
-    versions = taught.history.versions
+    from penult.fewshot.values import ValueLedger
+
+    versions, collection = taught.history.versions, taught.source.collection
+    values = [] if collection is None else ValueLedger(collection).versions()
     if json:
-        print_json({"place": place, "versions": [one.to_dict() for one in versions]})
+        facts = {"values": [one.to_dict() for one in values]}
+        print_json({"place": place, "versions": [one.to_dict() for one in versions], **facts})
         return
-    if not versions:
+    if not versions and not values:
         stdout.print(
             f"no version was kept yet: penult teach {printable(place)} --refit keeps one",
             soft_wrap=True,
@@ -509,7 +535,9 @@ def _list(taught: ClassSpace, place: str, json: bool) -> None:
         table.add_row(f"{one.number}{state}", one.when[:19].replace("T", " "),
                       printable(one.change), str(one.classes), str(one.examples), one.method,
                       one.space, level)  # fmt: skip
-    print_table(table)
+    if versions:
+        print_table(table)
+    show_values(values, whole=True)
 
 
 def _compare(taught: ClassSpace, place: str, text: str, json: bool) -> None:
@@ -699,9 +727,11 @@ def _show(space: ClassSpace, place: str, csv: Path | None, save: Path | None, js
         none = dict.fromkeys(("threshold", "chosen", "average_precision", "f1"))
         thresholds = _thresholds(space)
         each = [one.to_dict() | thresholds.get(one.name, none) for one in space.classes]
-        print_json({"place": place, "classes": each, **facts})
+        values = [one.to_dict() for one in values_of(space.source.collection)]
+        print_json({"place": place, "classes": each, "values": values, **facts})
         return
     _show_classes(space, place)
+    show_values(values_of(space.source.collection))
     for path in filter(None, (csv, save)):
         stdout.print(f"written: [bold]{printable(str(path))}[/]", soft_wrap=True)
 

@@ -143,6 +143,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
         check_unpacked(source)
         with np.load(source, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
+            if about.get("kind") == "penult taught value":
+                raise ValueError(f"it holds the value {about['name']!r}, for penult predict")
             if about.get("kind") != "penult class space":
                 raise ValueError(f"its kind is {about.get('kind')!r}")
             if about["format"] <= FORMAT:

@@ -1,42 +1,72 @@
-"""Values from examples: a number such as an age or a temperature, by ridge regression on vectors of
-a collection, with an interval and what to expect of other items.
+"""Values taught by rows of a collection and kept as versions or in a file, and their predictions of
+items and rows.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.metrics import concordance, mean_absolute_error, r_squared
-from penult.analysis.space import AUTO
+from penult.analysis.space import AUTO, Space
 from penult.collection import schema
 from penult.collection.collection import Collection
 from penult.collection.labels import labelled
+from penult.collection.manifest import Manifest, fingerprint_in
+from penult.collection.row_layout import RowLayout
+from penult.collection.schema import Key
 from penult.collection.spaces import meant
+from penult.data.decode import usual_decoding
+from penult.data.files import user_path, write_file
+from penult.data.formulas import Cells
+from penult.data.hashes import digest
+from penult.data.items import Entry, Failure
 from penult.data.regions import span_of
-from penult.errors import LabelsError
-from penult.fewshot import scorers
-from penult.fewshot.calibration import Unknowns
-from penult.fewshot.scorers import YES, Floats
-from penult.fewshot.vectors import VectorSource, pairs_of, roots_of
+from penult.data.roots import Roots
+from penult.data.windows import Layout
+from penult.errors import ItemError, LabelsError, cause
+from penult.fewshot import scorers, storage
+from penult.fewshot.events import csv_lines, with_metadata
+from penult.fewshot.predictions import Location
+from penult.fewshot.value_model import FEWEST, LEVEL, FittedValue, model_bytes, model_from
+from penult.fewshot.vectors import VectorSource, pairs_of, roots_of, run_items
+from penult.fewshot.versions import (
+    UNDONE,
+    CollectionStore,
+    LedgerEntry,
+    array_of,
+    bytes_of,
+    damaged,
+    hash_of,
+    now,
+)
+from penult.memory import check_unpacked
 
-LEVEL = 0.9  # of intervals
-FEWEST = 10  # examples
-_FAR = 0.05  # of examples lie as far from all others
-_STRENGTHS = np.logspace(-4, 3, 15)  # of the ridge, in mean squared lengths of centred vectors
+if TYPE_CHECKING:
+    from penult.fewshot.versions import Store
+
+VALUE = "value"  # the kind of entry
+KIND = "penult taught value"  # of files
+MOST = 10_000  # rows that a value is taught by; of more as many are drawn
+HEADER = ("path", "region", "start", "end", "channel", "name", "value", "low", "high", "outside",
+          "far")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ValuePrediction:
     """The value of one region. low, high: the interval; infinite where too few groups support its
     level. far: whether it is as unlike all examples as hardly any of them is unlike the others.
-    outside: whether the value is below or above those of all examples."""
+    outside: whether the value is below or above those of all examples. name: of the value. start,
+    end: seconds."""
 
     id: str
     region: str
@@ -45,180 +75,231 @@ class ValuePrediction:
     high: float
     far: bool
     outside: bool
+    name: str = ""
+    start: float | None = None
+    end: float | None = None
+    channel: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult predict --json` prints it; there an infinite limit is null."""
+        return asdict(self) | {"metadata": dict(self.metadata)}
 
 
 @dataclass(frozen=True, slots=True)
-class ValueAccuracy:
-    """Measures on examples whose group was held out. error: the mean absolute one, in the unit of
-    the values. baseline: that of the mean of the other examples."""
+class ValueVersion:
+    """A value as it was taught. number: in order, from 1, of this name. groups: what they were
+    named by. undone: whether it was taken back."""
 
-    r_squared: float
-    concordance: float
-    error: float
-    baseline: float
-    examples: int
-    groups: int
+    name: str
+    number: int
+    undone: bool
+    current: bool
+    about: Mapping[str, Any] = field(repr=False)
+    id: str = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `penult classes --history --json` prints it."""
+        facts = ("when", "groups", "where", "examples", "left_out", "space")
+        return {
+            "name": self.name, "number": self.number, "current": self.current,
+            "undone": self.undone, **{one: self.about[one] for one in facts},
+            **self.about["model"],
+        }  # fmt: skip
 
 
-class FittedValue:
-    """A ridge regression of values (n,) on raw vectors (n, d), in its dual form: examples may be
-    fewer than numbers.
+class ValueLedger:
+    """The values that a collection keeps, among its versions of classes."""
 
-    groups: (n,) numbers; a group is held out as a whole, in ten folds or fewer. The strength is the
-    one with the least squared error on held-out examples; for each of these it is chosen without
-    their own fold. Vectors are centred by the examples of a fit, so that nothing of what is held
-    out takes part.
+    def __init__(self, collection: Collection) -> None:
+        self._store: Store = CollectionStore(collection.reader)
+        found = fingerprint_in(collection.reader.require_manifest())
+        self._ours = digest(dict(found.hashes)), *found.former
 
-    Raises:
-        LabelsError: fewer than ten examples, one group, equal values, or none that is finite.
-    """
+    def versions(self) -> list[ValueVersion]:
+        """All of them, oldest first."""
+        records = self._store.records()
+        undone = {one.about["of"] for one in records if one.kind == UNDONE}
+        found = [one for one in records if one.kind == VALUE]
+        last = {
+            one.about["name"]: one.id for one in found
+            if one.id not in undone and one.about["fingerprint"] in self._ours
+        }  # fmt: skip
+        numbers: dict[str, int] = {}
+        versions = []
+        for one in found:
+            name = one.about["name"]
+            number = numbers[name] = numbers.get(name, 0) + 1
+            current = last.get(name) == one.id
+            versions.append(
+                ValueVersion(name, number, one.id in undone, current, one.about, one.id)
+            )
+        return versions
 
-    def __init__(
-        self, vectors: npt.ArrayLike, values: npt.ArrayLike, groups: npt.NDArray[np.int64]
-    ) -> None:
-        self._rows = np.asarray(vectors, np.float64)
-        self.values, self._groups = np.asarray(values, np.float64), groups
-        if len(self.values) < FEWEST:
-            raise LabelsError(f"{len(self.values)} examples of a value; {FEWEST} are needed")
-        if not (np.isfinite(self._rows).all() and np.isfinite(self.values).all()):
-            raise LabelsError("vectors and values have to be finite numbers; leave others out")
-        if np.ptp(self.values) == 0:
-            raise LabelsError(f"all examples have the value {self.values[0]:g}; give others")
-        if len(np.unique(groups)) < 2:
-            raise LabelsError("the examples are of one group or item, so that none can be held out")
+    def current(self) -> dict[str, ValueVersion]:
+        """The version of each value that predictions are from."""
+        return {one.name: one for one in self.versions() if one.current}
 
-    @cached_property
-    def _folds(self) -> npt.NDArray[np.int64]:
-        same = np.full((len(self.values), 1), YES, np.int8)
-        return scorers.groups_as_folds(same, self._groups, scorers.FOLDS, scorers.FOLDS)
-
-    @cached_property
-    def _held_out(self) -> tuple[Floats, Floats]:
-        """((strengths, n) predictions without the own fold, (n,) the means of the others)."""
-        found, means = np.empty((len(_STRENGTHS), len(self.values))), np.empty(len(self.values))
-        for fold in np.unique(self._folds):
-            out = self._folds == fold
-            found[:, out] = _ridge(self._rows[~out], self.values[~out], self._rows[out])
-            means[out] = self.values[~out].mean()
-        return found, means
-
-    @property
-    def held_out(self) -> Floats:
-        """(n,) predictions of the examples without their fold."""
-        errors = (self._held_out[0] - self.values) ** 2
-        found = np.empty(len(self.values))
-        for fold in np.unique(self._folds):
-            out = self._folds == fold
-            found[out] = self._held_out[0][errors[:, ~out].sum(axis=1).argmin(), out]
-        return found
-
-    @property
-    def strength(self) -> float:
-        """Of the ridge, in mean squared lengths of centred vectors."""
-        return float(_STRENGTHS[self._strength])
-
-    @property
-    def _strength(self) -> int:
-        return int(((self._held_out[0] - self.values) ** 2).sum(axis=1).argmin())
-
-    @cached_property
-    def accuracy(self) -> ValueAccuracy:
-        """What to expect of items of other groups."""
-        truth, found = self.values, self.held_out
-        return ValueAccuracy(
-            float(r_squared(truth, found)), float(concordance(truth, found)),
-            float(mean_absolute_error(truth, found)),
-            float(mean_absolute_error(truth, self._held_out[1])),
-            len(truth), len(np.unique(self._groups)),
-        )  # fmt: skip
-
-    def margin(self, level: float = LEVEL) -> float:
-        """Half of the width of an interval: the residual of held-out examples that this share of
-        them does not exceed, with one more group of unknown residuals; all groups weigh the same
-        (Dunn et al., JASA 2022; where each example is a group, conformal: Vovk et al., 2005).
-        Infinite with fewer groups than the level needs, 9 at 0.9.
+    def named(self, name: str | None) -> list[ValueVersion]:
+        """The one of this name, or all.
 
         Raises:
-            LabelsError: a level outside of 0 to 1.
+            LabelsError: there is none.
         """
-        if not 0.0 < level < 1.0:
-            raise LabelsError(f"an interval of {level:g}: the level lies between 0 and 1, as 0.9")
-        _, group, sizes = np.unique(self._groups, return_inverse=True, return_counts=True)
-        residuals = np.abs(self.values - self.held_out)
-        order = residuals.argsort()
-        share = (1.0 / (sizes[group] * (len(sizes) + 1.0)))[order].cumsum()
-        place = int(np.searchsorted(share, level - 1e-9))
-        return float(residuals[order][place]) if place < len(order) else math.inf
+        found = self.current()
+        if name is not None and name not in found:
+            there = f"; {', '.join(sorted(found))} is" if found else ""
+            raise LabelsError(
+                f"no value {name!r} is taught here{there}: penult teach COLLECTION --value {name}"
+            )
+        return [found[one] for one in sorted(found) if name in (None, one)]
 
-    @cached_property
-    def _distances(self) -> Unknowns:
-        """How like the examples are to those of other groups, by the nearest of them."""
-        cosines = self._cosines(self._rows)
-        cosines[self._groups[:, None] == self._groups] = -1.0
-        return Unknowns(np.sort(cosines.max(axis=1)), "")
+    def keep(self, space: ValueSpace) -> None:
+        """Append a version."""
+        about, parts = _packed(space)
+        about |= {"when": now(), "fingerprint": self._ours[0], "penult": version_of("penult")}
+        self._store.append(LedgerEntry.of(VALUE, about), parts.values())
 
-    def _cosines(self, rows: Floats) -> Floats:
-        own, others = (one - self._rows.mean(axis=0) for one in (self._rows, rows))
-        lengths = [np.linalg.norm(one, axis=1, keepdims=True) for one in (others, own)]
-        scaled = [one / np.where(length > 0, length, 1.0)
-                  for one, length in zip((others, own), lengths, strict=True)]  # fmt: skip
-        return np.asarray(scaled[0] @ scaled[1].T)
-
-    def judge(
-        self, vectors: npt.ArrayLike, level: float = LEVEL
-    ) -> tuple[Floats, float, npt.NDArray[np.bool_]]:
-        """((m,) the values of raw vectors (m, d), half of the width of their interval, (m,) whether
-        each is far from all examples).
+    def parts(self, version: ValueVersion) -> dict[str, bytes]:
+        """What a version was kept with.
 
         Raises:
-            LabelsError: vectors that are not finite, or a level that cannot be.
+            LabelsError: a part is gone, or is not as it was written.
         """
-        rows = np.atleast_2d(np.asarray(vectors, np.float64))
-        if not np.isfinite(rows).all():
-            raise LabelsError("a vector has values that are not finite; leave it out")
-        found = _ridge(self._rows, self.values, rows)[self._strength]
-        far = self._distances.p_values(self._cosines(rows).max(axis=1)) < _FAR
-        return found, self.margin(level), np.asarray(far)
+        named = version.about["parts"]
+        found = self._store.parts(list(named.values()))
+        if any(id not in found for id in named.values()):
+            raise damaged(f"the value {version.name}, version {version.number}")
+        return {name: found[id] for name, id in named.items()}
 
+    def undo(self, name: str) -> ValueVersion:
+        """Take the last teaching of a value back.
 
-def _ridge(rows: Floats, values: Floats, others: Floats) -> Floats:
-    """(strengths, m) the predictions of others (m, d) by examples (n, d) with values (n,)."""
-    middle, mean = rows.mean(axis=0), values.mean()
-    own = rows - middle
-    gram = own @ own.T
-    roots, directions = np.linalg.eigh(gram)
-    scale = np.trace(gram) / len(rows) or 1.0
-    weights = (directions.T @ (values - mean)) / (np.maximum(roots, 0.0) + scale
-                                                  * _STRENGTHS[:, None])  # fmt: skip
-    return np.asarray(weights @ (directions.T @ (own @ (others - middle).T)) + mean)
+        Raises:
+            LabelsError: there is nothing to take back.
+        """
+        (last,) = self.named(name)
+        self._store.append(LedgerEntry.of(UNDONE, {"when": now(), "of": last.id}), [])
+        return last
 
 
 class ValueSpace:
     """A value taught by the rows of a collection that have one, and predicted of items.
 
     by: the column (or pattern of the path) with the number of each row; rows without one are left
-    out. where: a filter of these rows. groups: a column, `folder` or pattern, see
-    `penult.ClassSpace`. Nothing is kept: another object with the same rows gives the same.
+    out, and of more than 10,000 as many are drawn. where: a filter of these rows. groups: a column,
+    `folder` or pattern, see `penult.ClassSpace`. Nothing is kept unless `keep` is called: then
+    `ValueSpace.of(collection, by)` is the same value, whatever rows are added.
 
     Raises:
-        LabelsError: no such column, a cell that is no number, or see `FittedValue`.
+        LabelsError: no such column, a cell that is no finite number, or see `FittedValue`.
     """
 
     def __init__(
         self, source: Collection, by: str, *, where: str | None = None, groups: str | None = None
     ) -> None:
         self.source, self.by = VectorSource.of(source), by
+        self.where, self.groups = where, groups
         found = labelled(source.reader, [by, *([groups] if groups else [])], where)
         numbers = [_number(name, by, key) for key, name in zip(
             found.row_keys, found.names[by], strict=True)]  # fmt: skip
-        kept = [at for at, one in enumerate(numbers) if one is not None]
-        values = [one for one in numbers if one is not None]
+        there = [at for at, one in enumerate(numbers) if one is not None]
+        self.left_out = len(numbers) - len(there)
+        drawn = np.random.default_rng(0).permutation(len(there))[:MOST]
+        kept = [there[at] for at in np.sort(drawn)]
+        values = [one for one in (numbers[at] for at in kept) if one is not None]
         self.keys = [found.row_keys[at] for at in kept]
+        if len(values) < FEWEST:
+            raise LabelsError(
+                f"{len(values)} row{'s have' if len(values) != 1 else ' has'} a value {by!r}"
+                + (" and pass the filter" if where else "") + f"; {FEWEST} are needed"
+            )  # fmt: skip
         named = found.names[groups] if groups else [f"{i} {span_of(r)}" for i, r in found.row_keys]
         self._space = meant(source.reader, AUTO)
+        self._raw = bytes_of(found.vectors[kept])
         rows = self._moved(found.vectors[kept])
         grouped = scorers.groups_of(rows, [key[0] for key in self.keys], [named[i] for i in kept])
-        self.fitted = FittedValue(rows, values, grouped)
+        self.fitted = FittedValue(rows, values, grouped).model
+
+    @classmethod
+    def of(cls, collection: Collection, by: str) -> ValueSpace:
+        """A value as the collection keeps it.
+
+        Raises:
+            LabelsError: it keeps none of this name, or it is damaged.
+        """
+        ledger = ValueLedger(collection)
+        (version,) = ledger.named(by)
+        return cls._from(VectorSource.of(collection), version.about, ledger.parts(version))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ValueSpace:
+        """A value from its file.
+
+        Raises:
+            LabelsError: no such file, or it is damaged.
+        """
+        source = user_path(path)
+        try:
+            check_unpacked(source)
+            with np.load(source, allow_pickle=False) as file:
+                parts = {name: file[name].tobytes() for name in file if name != "about"}
+                text = file["about"].tobytes()
+            about = json.loads(text)
+            if about.get("kind") != KIND:
+                raise ValueError(f"its kind is {about.get('kind')!r}")
+            if {name: hash_of(data) for name, data in parts.items()} != about["parts"]:
+                raise ValueError("it is not as it was saved")
+            manifest = Manifest(about["fingerprint"], about["dim"], 0, about["embedder"])
+            made, read = cls._from(VectorSource(manifest), about, parts), about["read"]
+            made.source.rows = RowLayout(Layout(**read["layout"]), read["channel"])
+            return made
+        except Exception as error:  # whatever a broken file makes of zip, numpy and JSON
+            raise LabelsError(
+                f"{source} is no saved value ({cause(error)}): save it again with penult teach "
+                f"COLLECTION --value COLUMN --save {source}"
+            ) from error
+
+    @classmethod
+    def _from(
+        cls, source: VectorSource, about: Mapping[str, Any], parts: Mapping[str, bytes]
+    ) -> ValueSpace:
+        made = cls.__new__(cls)
+        made.source, made.by = source, about["name"]
+        made.where, made.groups = about["where"], about["groups"]
+        made.left_out = about["left_out"]
+        keys = json.loads(zlib.decompress(parts["rows"]))
+        made.keys = [(id, region) for id, region in keys]
+        made._space = Space.from_bytes(parts["space"]) if "space" in parts else None
+        made.fitted = model_from(
+            parts["model"], made._moved(array_of(parts["vectors"])), about["model"]
+        )
+        made._raw = parts["vectors"]
+        return made
+
+    def keep(self) -> None:
+        """Keep it in its collection, as a version."""
+        assert self.source.collection is not None
+        ValueLedger(self.source.collection).keep(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one file (.npz) that needs no collection; no pickle.
+
+        Raises:
+            LabelsError: a name that does not end in .npz.
+            StoreError: it cannot be written.
+        """
+        target = storage.check_suffix(user_path(path))
+        about, parts = _packed(self)
+        manifest = self.source.manifest
+        about |= {"format": 1, "kind": KIND, "fingerprint": manifest.fingerprint,
+                  "dim": manifest.dim, "embedder": manifest.model,
+                  "read": asdict(self.source.rows)}  # fmt: skip
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {n: np.frombuffer(data, np.uint8) for n, data in parts.items()}
+        text = json.dumps(about, default=float).encode()
+        np.savez(buffer, about=np.frombuffer(text, np.uint8), **arrays)
+        return write_file(target, [buffer.getvalue()])
 
     def _moved(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return vectors if self._space is None else self._space(vectors)
@@ -230,38 +311,135 @@ class ValueSpace:
         Raises:
             ItemError: an item that cannot be embedded.
         """
-        from penult.fewshot.vectors import embed
-
-        pairs = self.source.cut(pairs_of(items, self.source.modality, roots_of(self.source)))
-        found = embed(self.source.embedder, pairs)
-        if not found:
-            return []
-        return list(self._predictions(list(found), np.stack(list(found.values())), level))
+        predictions = []
+        pairs = pairs_of(items, self.source.modality, roots_of(self.source))
+        for one in value_predictions([self], pairs, level=level):
+            if isinstance(one, Failure):
+                raise ItemError(one.words())
+            predictions.append(one)
+        return predictions
 
     def predict_collection(
         self, where: str | None = None, *, level: float = LEVEL
     ) -> Iterator[ValuePrediction]:
         """The values of the rows of the collection, in the order of their keys."""
         assert self.source.collection is not None
-        for batch in self.source.collection.reader.ordered([*schema.KEY, "vector"], where):
-            keys = list(zip(batch["id"].to_pylist(), batch["region"].to_pylist(), strict=True))
-            vectors = schema.matrix(batch.column("vector")).astype(np.float32)
-            yield from self._predictions(keys, vectors, level)
+        yield from value_rows([self], self.source.collection, where, level)
 
-    def _predictions(
-        self, keys: Sequence[schema.Key], vectors: npt.NDArray[np.float32], level: float
+    def judged(
+        self, places: Sequence[Location], vectors: npt.NDArray[np.float32], level: float
     ) -> Iterator[ValuePrediction]:
+        """The values of raw vectors (m, d) from these places."""
         values, margin, far = self.fitted.judge(self._moved(vectors), level)
-        least, most = self.fitted.values.min(), self.fitted.values.max()
-        for key, value, apart in zip(keys, values.tolist(), far.tolist(), strict=True):
-            outside = not least <= value <= most
-            yield ValuePrediction(*key, value, value - margin, value + margin, apart, outside)
+        for at, value, apart in zip(places, values.tolist(), far.tolist(), strict=True):
+            outside = not self.fitted.span[0] <= value <= self.fitted.span[1]
+            yield ValuePrediction(
+                at.id, at.region, value, value - margin, value + margin, apart, outside, self.by,
+                at.start, at.end, at.channel, at.metadata,
+            )  # fmt: skip
 
 
-def _number(name: str | None, by: str, key: schema.Key) -> float | None:
+def value_predictions(
+    spaces: Sequence[ValueSpace],
+    pairs: Iterable[Entry],
+    layout: Layout | None = None,
+    channel: int | str | None = None,
+    level: float = LEVEL,
+) -> Iterator[ValuePrediction | Failure]:
+    """The values of (item, region) pairs as they come, each by all spaces of one source, and the
+    items that failed."""
+    from penult.embedding.runner import Outcome
+
+    source, decoding = spaces[0].source, usual_decoding()
+    for space in spaces:
+        space.fitted.margin(level)  # a level that cannot be, before an item is opened
+    for one in run_items(source, source.cut(pairs, layout, channel, decoding), decoding):
+        if not isinstance(one, Outcome):
+            yield one
+            continue
+        for space in spaces:
+            yield from space.judged([Location.of(one)], one.vector[None], level)
+
+
+def value_rows(
+    spaces: Sequence[ValueSpace], collection: Collection, where: str | None, level: float = LEVEL
+) -> Iterator[ValuePrediction]:
+    """The values of the rows of a collection, in the order of their keys.
+
+    Raises:
+        FingerprintMismatch: it holds vectors of another embedder.
+    """
+    manifest = collection.reader.require_manifest()
+    spaces[0].source.check(fingerprint_in(manifest), str(collection.path))
+    extra = list(schema.metadata_of(collection.reader.schema))
+    columns = ["id", "region", "start", "end", "channel", *extra, "vector"]
+    for batch in collection.reader.ordered(columns, where):
+        places = [Location.of_row(row) for row in batch.drop_columns("vector").to_pylist()]
+        vectors = schema.matrix(batch.column("vector")).astype(np.float32)
+        finite = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+        kept = [places[at] for at in finite]
+        each = [space.judged(kept, vectors[finite], level) for space in spaces]
+        for found in zip(*each, strict=True):
+            yield from found
+
+
+def values_to_csv(
+    found: Sequence[ValuePrediction], cells: Cells | None = None, roots: Roots = Roots()
+) -> Iterator[str]:
+    """Line by line: a header, and each value with the metadata of its item; an infinite limit is
+    empty. roots: what ids begin with."""
+    names = list(dict.fromkeys(name for one in found for name in one.metadata))
+    rows = (
+        [roots.shown(one.id), one.region,
+         *((None, None) if one.region == "whole" else (one.start, one.end)), one.channel,
+         one.name, f"{one.value:.6g}", *(f"{end:.6g}" if np.isfinite(end) else None
+                                         for end in (one.low, one.high)),
+         one.outside, one.far, *(one.metadata.get(name) for name in names)]
+        for one in found
+    )  # fmt: skip
+    yield from csv_lines(with_metadata(HEADER, names), rows, cells)
+
+
+def is_value_file(path: str) -> bool:
+    """Whether a file holds a value."""
+    try:
+        with np.load(user_path(path), allow_pickle=False) as file:
+            return bool(json.loads(file["about"].tobytes()).get("kind") == KIND)
+    except Exception:  # then whoever opens it says what is wrong
+        return False
+
+
+def _packed(space: ValueSpace) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(all that is kept of a value, its parts by name)."""
+    keys: list[Key] = space.keys
+    parts = {
+        "rows": zlib.compress(json.dumps(keys).encode()),
+        "vectors": space._raw,
+        "model": model_bytes(space.fitted),
+        **({} if space._space is None else {"space": space._space.to_bytes()}),
+    }
+    about = {
+        "name": space.by, "where": space.where, "groups": space.groups, "examples": len(keys),
+        "left_out": space.left_out, "space": getattr(space._space, "recipe", "raw"),
+        "model": space.fitted.to_dict(),
+        "parts": {name: hash_of(data) for name, data in parts.items()},
+    }  # fmt: skip
+    return about, parts
+
+
+def _number(name: str | None, by: str, key: Key) -> float | None:
     if name is None:
         return None
     try:
-        return float(name)
+        found = float(name)
     except ValueError:
-        raise LabelsError(f"{key[0]}: {by} is {name!r}, which is no number") from None
+        raise LabelsError(
+            f"{key[0]}: {by} is {name!r}, which is no number: a column of "
+            "numbers teaches a value, and --from a column of names classes"
+        ) from None
+    if not np.isfinite(found):
+        raise LabelsError(
+            f"{key[0]}: {by} is {name}, which is no finite number; leave such rows out, as with "
+            f'--where "{by} BETWEEN -1e9 AND 1e9"'
+        )
+    return found

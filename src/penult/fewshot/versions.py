@@ -114,13 +114,13 @@ class CollectionStore:
             query = table.search().where(f"id IN ({schema.quoted(list(ids))})")
             rows = query.select(["id", "data"]).limit(None).to_arrow().to_pylist()
         for row in rows:
-            if _hash(row["data"]) != row["id"]:
-                raise _damaged(str(self._reader.path))
+            if hash_of(row["data"]) != row["id"]:
+                raise damaged(str(self._reader.path))
         return {row["id"]: row["data"] for row in rows}
 
     def append(self, record: LedgerEntry, parts: Iterable[bytes]) -> None:
         """Append an entry with its parts in one commit; a part that is there already stays."""
-        named = {_hash(data): data for data in parts}
+        named = {hash_of(data): data for data in parts}
         there = self.parts(list(named))
         rows: list[dict[str, Any]] = [
             {"id": id, "kind": PART, "data": data} for id, data in named.items() if id not in there
@@ -151,7 +151,7 @@ class FileStore:
 
     def append(self, record: LedgerEntry, parts: Iterable[bytes]) -> None:
         """Append an entry."""
-        named = {_hash(data): data for data in parts}
+        named = {hash_of(data): data for data in parts}
         if record.kind == VERSION:
             for one in self._records:
                 if one.kind == VERSION:
@@ -303,17 +303,17 @@ class Ledger:
         if isinstance(self.store, FileStore) and any(id not in found for id in ids):
             return None
         if any(id not in found for id in ids):
-            raise _damaged(f"version {version.number}")
+            raise damaged(f"version {version.number}")
         rows = json.loads(zlib.decompress(found[named["rows"]]))
-        parts = [_array(found[id]) for id in named["vectors"]]
+        parts = [array_of(found[id]) for id in named["vectors"]]
         vectors = [parts[part][place] for part, place in rows["at"]]
-        now = self._renamed_since(version._entry)
+        renamed = self._renamed_since(version._entry)
         examples = Examples(
             np.stack(vectors),
-            tuple((now(id), region) for id, region in rows["keys"]),
+            tuple((renamed(id), region) for id, region in rows["keys"]),
             tuple(rows["marks"]),
         )
-        background = None if named["background"] is None else _array(found[named["background"]])
+        background = None if named["background"] is None else array_of(found[named["background"]])
         return self._taught(about, examples, Space.from_bytes(found[named["space"]]),
                             rows["groups"], background, found.get(named.get("scores")))  # fmt: skip
 
@@ -364,12 +364,12 @@ class Ledger:
         named, parts = self._parts(taught, former[-1].about["parts"] if former else None)
         validation = cross_validation(fitted)
         scores = _scores(validation)
-        named["scores"] = _hash(scores)
+        named["scores"] = hash_of(scores)
         accuracy, level = validation.accuracy or {}, None
         with contextlib.suppress(LabelsError):  # nothing to measure it on
             level = fitted.to_dict(settings.unknown)["unknown"]
         about = {
-            "when": _now(),
+            "when": now(),
             "on": changes[-1].id if changes else None,
             "marks": digest_of(marks),
             "fingerprint": self._hash,
@@ -401,13 +401,13 @@ class Ledger:
             there = self.store.parts(former["vectors"])
             for number, (id, data) in enumerate(there.items()):
                 ids.append(id)
-                for at, row in enumerate(_array(data)):
-                    place[_hash(row.tobytes())] = number, at
-        keys = [_hash(row.tobytes()) for row in examples.vectors]
+                for at, row in enumerate(array_of(data)):
+                    place[hash_of(row.tobytes())] = number, at
+        keys = [hash_of(row.tobytes()) for row in examples.vectors]
         fresh = {k: row for k, row in zip(keys, examples.vectors, strict=True) if k not in place}
         place |= {key: (len(ids), at) for at, key in enumerate(fresh)}
-        parts = [_bytes(np.stack(list(fresh.values())))] if fresh else []
-        ids += [_hash(data) for data in parts]
+        parts = [bytes_of(np.stack(list(fresh.values())))] if fresh else []
+        ids += [hash_of(data) for data in parts]
         rows = {
             "keys": examples.keys,
             "marks": [dict(one) for one in examples.marks],
@@ -416,10 +416,10 @@ class Ledger:
         }
         packed = zlib.compress(json.dumps(rows).encode())
         space = taught.space.to_bytes()
-        background = None if taught.background is None else _bytes(taught.background)
+        background = None if taught.background is None else bytes_of(taught.background)
         named = {
-            "rows": _hash(packed), "space": _hash(space), "vectors": ids,
-            "background": None if background is None else _hash(background),
+            "rows": hash_of(packed), "space": hash_of(space), "vectors": ids,
+            "background": None if background is None else hash_of(background),
         }  # fmt: skip
         return named, [*parts, packed, space, *([] if background is None else [background])]
 
@@ -445,16 +445,16 @@ class Ledger:
                 json.dumps([[*key, one] for key, one in marks.items()]).encode()
             ),
             "dropped": zlib.compress(json.dumps([list(vectors), before.keys]).encode()),
-            "vectors": _bytes(np.stack(list(vectors.values()))) if vectors else b"",
+            "vectors": bytes_of(np.stack(list(vectors.values()))) if vectors else b"",
         }
         if former is not False:
-            parts["background"] = b"none" if former is None else _bytes(former)
+            parts["background"] = b"none" if former is None else bytes_of(former)
         about = {
-            "when": _now(),
+            "when": now(),
             "words": words,
             "counts": _counts(marks),
             "settings": settings.to_dict(),
-            "parts": {name: _hash(data) for name, data in parts.items() if data},
+            "parts": {name: hash_of(data) for name, data in parts.items() if data},
         }
         self.store.append(LedgerEntry.of(CHANGE, about), [data for data in parts.values() if data])
 
@@ -473,20 +473,20 @@ class Ledger:
         named = last.about["parts"]
         found = self.store.parts(list(named.values()))
         if len(found) < len(set(named.values())):
-            raise _damaged("the last change")
+            raise damaged("the last change")
         marks = json.loads(zlib.decompress(found[named["marks"]]))
         dropped, order = json.loads(zlib.decompress(found[named["dropped"]]))
-        vectors = _array(found[named["vectors"]]) if "vectors" in named else ()
-        now = self._renamed_since(last)
-        self.store.append(LedgerEntry.of(UNDONE, {"when": _now(), "of": last.id}), [])
+        vectors = array_of(found[named["vectors"]]) if "vectors" in named else ()
+        renamed = self._renamed_since(last)
+        self.store.append(LedgerEntry.of(UNDONE, {"when": now(), "of": last.id}), [])
         return Change(
             words_of(last),
             {
-                (now(id), region): {n: tuple(pair) for n, pair in one.items()}
+                (renamed(id), region): {n: tuple(pair) for n, pair in one.items()}
                 for id, region, one in marks
             },
-            dict(zip([(now(id), region) for id, region in dropped], vectors, strict=True)),
-            [(now(id), region) for id, region in order],
+            dict(zip([(renamed(id), region) for id, region in dropped], vectors, strict=True)),
+            [(renamed(id), region) for id, region in order],
             _former(found[named["background"]]) if "background" in named else False,
         )
 
@@ -565,31 +565,35 @@ def _record_of(id: str, text: str, place: str) -> LedgerEntry:
     try:
         kind, about = json.loads(text)
     except ValueError as error:
-        raise _damaged(place) from error
+        raise damaged(place) from error
     record = LedgerEntry(kind, about)
     if record.id != id:
-        raise _damaged(place)
+        raise damaged(place)
     return record
 
 
-def _damaged(place: str) -> LabelsError:
+def damaged(place: str) -> LabelsError:
+    """What is said of entries or parts that are not as they were written."""
     return LabelsError(
         f"what was fitted is not as it was kept ({place}): restore the collection or the file from "
         "a copy"
     )
 
 
-def _hash(data: bytes) -> str:
+def hash_of(data: bytes) -> str:
+    """The SHA-256 of a part, which names it."""
     return hashlib.sha256(data).hexdigest()
 
 
-def _bytes(array: npt.NDArray[np.float32]) -> bytes:
+def bytes_of(array: npt.NDArray[np.float32]) -> bytes:
+    """An array as a part."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _array(data: bytes) -> npt.NDArray[np.float32]:
+def array_of(data: bytes) -> npt.NDArray[np.float32]:
+    """A part as an array."""
     return np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.float32)
 
 
@@ -614,8 +618,9 @@ def _scores_in(data: bytes) -> tuple[HeldOut, HeldOut]:
 
 
 def _former(data: bytes) -> npt.NDArray[np.float32] | None:
-    return None if data == b"none" else _array(data)
+    return None if data == b"none" else array_of(data)
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, as entries have it."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
