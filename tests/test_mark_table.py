@@ -377,3 +377,39 @@ def test_a_column_mark_of_rows_counts_as_in_a_table(embedder: Embedder, tmp_path
     assert done.code == 2 and "no row has a mark" in done.err
     done = ask("teach", store.path, "--from", "word", "--where", "word = 'two'")
     assert done.code == 2 and "matches the filter" in done.err
+
+
+def test_tables_in_one_folder_and_recordings_in_another(tiny: Path, tmp_path: Path) -> None:
+    audio, tables, into = tmp_path / "disk", tmp_path / "tables", tmp_path / "c.lance"
+    for number, name in enumerate(("s1/a.wav", "s2/a.wav", "s2/b.wav")):
+        (audio / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(audio / name, clip(2.0, number), RATE)
+    tables.mkdir()
+    assert ask("embed", tiny, audio, "--into", into, "--window", "0.5s").code == 0
+    rows = Collection.open(into).count
+    (tables / "own.csv").write_text("path,start,end,name\ns2/a.wav,0,0.5,owl\ns2/b.wav,1,1.5,tit\n")
+    (tables / "marks.csv").write_text("path,region,class,mark\ns1/a.wav,0.5-1,owl,no\n")
+    head = "Selection\tBegin Time (s)\tEnd Time (s)\tBegin File\tSpecies\n"
+    (tables / "raven.txt").write_text(f"{head}1\t1.5\t2\tb.wav\towl\n")
+    lost = ask("teach", into, "--from", "name", tables / "own.csv")
+    assert lost.code != 0 and "a.wav" in lost.error
+    for by, table, taught in (
+        ("name", "own.csv", {"owl": 1, "tit": 1}),
+        ("class", "marks.csv", {"owl": 1}),
+        ("species", "raven.txt", {"owl": 1}),
+    ):
+        done = ask("teach", into, "--from", by, tables / table, "--audio", audio, "--json")
+        assert done.code == 0, done.err
+        assert done.json["taught"] == taught
+    assert Collection.open(into).count == rows  # all of them are rows that there were
+    listed = tmp_path / "out.csv"
+    assert ask("classes", into, "--csv", listed).code == 0
+    found = {(line["path"], line["region"]) for line in csv.DictReader(listed.open())}
+    assert {(path.rpartition("disk/")[2], region) for path, region in found} == {
+        ("s2/a.wav", "0-0.5"), ("s2/b.wav", "1-1.5"), ("s1/a.wav", "0.5-1"), ("s2/b.wav", "1.5-2"),
+    }  # fmt: skip
+    (tables / "own.csv").write_text("path,start,end,name\na.wav,0,0.5,owl\n")
+    unclear = ask("teach", into, "--from", "name", tables / "own.csv", "--audio", audio)
+    assert unclear.code != 0 and "may be any of 2 recordings" in unclear.error
+    refused = ask("teach", into, "--from", "name", tables / "own.csv", "--audio", tmp_path / "no")
+    assert refused.code == 2 and "there is no folder" in refused.error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -201,9 +202,9 @@ def test_segments_and_rows_of_a_collection(demo_collection: Path, tmp_path: Path
     table = np.array([[str(files[1]), 0.1, 0.4], [str(files[1]), 0.0, 0.2]], object)
     assert np.array_equal(made.transform(table)[0], mixed[3])
     with pytest.raises(ItemError, match="is no row of"):
-        made.transform([rows[0]._replace(region="7-8")])
+        made.transform([replace(rows[0], region="7-8")])
     lenient = EmbeddingTransformer("demo", tap="prelogits", device="cpu", on_error="nan")
-    assert np.isnan(lenient.transform([rows[0]._replace(region="7-8")])).all()
+    assert np.isnan(lenient.transform([replace(rows[0], region="7-8")])).all()
     with pytest.raises(FingerprintMismatch):
         EmbeddingTransformer("demo", tap="backbone", device="cpu").transform(rows)
     with pytest.raises(UsageError, match="path, start and end"):

@@ -6,8 +6,9 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,8 @@ _READINGS = 16  # taps and poolings of them
 _VECTORS = 100_000  # vectors of files kept, so that folds and grids embed each file once
 
 
-class CollectionRow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CollectionRow:
     """A row of a collection, as an item. path: of the collection."""
 
     path: str
@@ -211,7 +213,9 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         for path in dict.fromkeys(row.path for row in rows):
             collection = Collection.open(path, must_exist=True)
             VectorSource.of(collection).check(fingerprint_of(self.embedder), str(self.model))
-            found = vectors_of(collection, [row[1:] for row in rows if row.path == path])
+            found = vectors_of(
+                collection, [(row.id, row.region) for row in rows if row.path == path]
+            )
             known |= {CollectionRow(path, *key): vector for key, vector in found.items()}
         gone = next((row for row in rows if row not in known), None)
         if gone is not None and self.on_error == "raise":
@@ -301,12 +305,7 @@ def _key(item: Any, text: bool) -> Hashable | None:
 
 
 def _is_segment(item: Any) -> bool:
-    return (
-        isinstance(item, tuple)
-        and not isinstance(item, CollectionRow)
-        and len(item) == 3
-        and isinstance(item[0], str | os.PathLike)
-    )
+    return isinstance(item, tuple) and len(item) == 3 and isinstance(item[0], str | os.PathLike)
 
 
 def _entries(item: Any, modality: str) -> Iterable[Entry]:

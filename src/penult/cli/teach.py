@@ -88,6 +88,13 @@ def teach(
             "label (the classifier's predictions).",
         ),
     ] = None,
+    audio: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the files are that tables name, if not beside the tables; repeatable.",
+        ),
+    ] = None,
     where: Where = None,
     method: Annotated[
         str | None,
@@ -159,6 +166,7 @@ def teach(
     FILE.npz that does not exist yet is created and needs no collection.
     """
     from penult.collection.row_names import rows_of_names
+    from penult.data.sources import recordings_in
 
     arguments = list(examples or [])
     if value is not None or save is not None:
@@ -177,7 +185,7 @@ def teach(
     before = taught.examples
     part = query_part(taught.source.modality, start, end, channel, cut=(window, hop))
     cut = part.layout, part.channel
-    with working("teaching"):
+    with working("teaching"), recordings_in(audio or []):
         counts, undone = dict[str, int](), None
         if undo:
             undone = taught.history.undo()

@@ -182,7 +182,7 @@ def from_paths(
     files = [one for one in texts if one not in words]
     given = _NAMED_COLUMNS.get() if columns is None else columns
     shelf = _shelf(files, modality, given)
-    searched = shelf.folders if shelf else ()
+    searched = [one for one in shelf.folders if one not in recording_folders()]
     named_paths = [p for p in texts if p == "-" or p in words or local(p) not in searched]
     stdin = stdin or sys.stdin
     origins = [
@@ -251,6 +251,32 @@ def named_columns(columns: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         _NAMED_COLUMNS.reset(token)
+
+
+_RECORDINGS: ContextVar[tuple[Path, ...]] = ContextVar("recordings", default=())
+
+
+def recording_folders() -> tuple[Path, ...]:
+    """Where the files are looked for that tables name, beside where the tables are."""
+    return _RECORDINGS.get()
+
+
+@contextmanager
+def recordings_in(folders: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
+    """Within the block, files that tables name are looked for in these folders too: below them as
+    the path is written, else by its longest end that there is, see `Recordings`.
+
+    Raises:
+        SourceError: one that is no folder.
+    """
+    places = tuple(local(os.fspath(one)) for one in folders)
+    if odd := [one for one in places if not one.is_dir()]:
+        raise SourceError(f"there is no folder {odd[0]} to look for recordings in")
+    token = _RECORDINGS.set(places)
+    try:
+        yield
+    finally:
+        _RECORDINGS.reset(token)
 
 
 def from_objects(
@@ -457,9 +483,9 @@ def _shelf(texts: list[str], modality: str, given: Mapping[str, str]) -> Shelf:
     """Where tables find their recordings: in the folders that are named with annotations; without
     annotations in none, since the folders are items themselves."""
     paths = [local(one) for one in texts if one != "-"]
-    folders = [path for path in paths if path.is_dir()]
+    folders, further = [path for path in paths if path.is_dir()], list(recording_folders())
     named = folders and any(_is_annotation(path, modality, given) for path in paths)
-    return Shelf(folders if named else [], extensions(modality))
+    return Shelf([*(folders if named else []), *further], extensions(modality))
 
 
 def _is_annotation(path: Path, modality: str, given: Mapping[str, str]) -> bool:

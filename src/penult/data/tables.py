@@ -492,18 +492,19 @@ def _finder(
 ) -> Finder | None:
     """How files are found. Paths of a column `path` are meant as they are; those of a program's
     table may come from another computer."""
-    if (
-        recordings is None
-        or PATH not in roles
-        or (roles[PATH].casefold() == PATH and PATH not in given)
-    ):
+    if recordings is None or PATH not in roles:
+        return None
+    is_own = roles[PATH].casefold() == PATH and PATH not in given
+    if is_own and not recordings.shelf.folders:
         return None
     places = ({r: row.get(c) for r, c in roles.items()} for _, row in rows() if type(row) is dict)
     named = recordings.of_paths(one for place in places if (one := _path_in(place)))
 
     def find(subject: str) -> Path | str:
         there = local(subject, str(path.parent))
-        return there if there.is_file() else named.at(subject)
+        below = (local(subject, str(folder)) for folder in recordings.shelf.folders)
+        found = next((one for one in (there, *below) if one.is_file()), None)
+        return named.at(subject) if found is None else found
 
     return find
 

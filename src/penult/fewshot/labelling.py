@@ -26,7 +26,7 @@ from penult.data.regions import WHOLE, span_of
 from penult.data.sources import Source
 from penult.data.tables import TableRows
 from penult.data.windows import Layout
-from penult.errors import LabelsError, UsageError
+from penult.errors import ItemError, LabelsError, UsageError
 from penult.fewshot import marks, storage
 from penult.fewshot.events import UNKNOWN
 from penult.fewshot.examples import (
@@ -257,6 +257,8 @@ def _of_others(
         pairs = [(p[0], p[1].span) if isinstance(p, tuple) else p for p in pairs]
     pairs = example_parts(source, pairs, *cut)
     readable = [pair for pair in pairs if isinstance(pair, tuple)]
+    if not readable and pairs:
+        raise ItemError(next(pair for pair in pairs if not isinstance(pair, tuple)).words())
     name_of = namer(by, sorted({column for item, _ in readable for column in item.metadata}))
     found, left_out = list[Example](), 0
     for item, region in readable:

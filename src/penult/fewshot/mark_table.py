@@ -16,7 +16,7 @@ from penult.data.files import user_path
 from penult.data.items import Item, file_item, local, named, namer, path_of
 from penult.data.regions import Region
 from penult.data.roots import Roots
-from penult.data.sources import from_paths
+from penult.data.sources import from_paths, recording_folders
 from penult.data.tables import PATH, SUFFIXES, Row, TableRows, as_text, check_case, read_table
 from penult.errors import LabelsError, RegionError, SourceError
 from penult.fewshot.examples import EVERY, MARKS
@@ -169,17 +169,19 @@ class MarkTable:
     def elsewhere(self, key: Key, roots: Roots = Roots()) -> Key:
         """The key of a path that is relative to the table."""
         try:
-            return roots.id_of(local(str(path_of(key[0])), self._folder)), key[1]
+            return roots.id_of(self._path(key[0])), key[1]
         except SourceError:
             return key
 
-    @property
-    def _folder(self) -> str:
-        return str(self.path.absolute().parent)
+    def _path(self, id: str) -> Path:
+        """The file relative to the table, or in one of the folders with recordings."""
+        folders = [self.path.absolute().parent, *recording_folders()]
+        paths = [local(str(path_of(id)), str(folder)) for folder in folders]
+        return next((one for one in paths if one.is_file()), paths[0])
 
     def _file(self, id: str, roots: Roots) -> Item | None:
         try:
-            path = local(str(path_of(id)), self._folder)
+            path = self._path(id)
             path = path if path.is_file() else roots.path_of(id)
             return file_item(path) if path.is_absolute() and path.is_file() else None
         except (SourceError, OSError, ValueError):
