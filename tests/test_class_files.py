@@ -16,8 +16,10 @@ import soundfile
 import penult
 from conftest import RATE, clip
 from penult.analysis.space import RAW, fit
-from penult.errors import LabelsError
+from penult.embedding.embedder import Embedder
+from penult.errors import LabelsError, StoreError
 from penult.fewshot import storage
+from penult.fewshot.classspace import ClassSpace
 from penult.fewshot.examples import Examples
 from test_cli import ask
 
@@ -168,3 +170,21 @@ def test_a_class_file_reads_files_as_its_examples_were_read(tiny: Path, tmp_path
     assert both.code == 0, both.err
     assert any("files are read as windows of 0.5 s" in note for note in both.json["notes"])
     assert len(ask("predict", tmp_path / "both.npz", long, "--json").json["predictions"]) == 8
+
+
+def test_of_two_teachings_at_once_none_is_lost(tmp_path: Path) -> None:
+    file = tmp_path / "two.npz"
+    space = ClassSpace(Embedder.from_classifier(penult.load("demo"), tap="prelogits"))
+    space.add_vectors("a", np.eye(2, space.examples.dim))
+    space.save(file)
+    one, other = ClassSpace.load(file), ClassSpace.load(file)
+    one.add_vectors("b", np.eye(3, space.examples.dim)[2:])
+    one.save(file)
+    other.add_vectors("c", np.eye(4, space.examples.dim)[3:])
+    with pytest.raises(StoreError, match="written by another process since it was read"):
+        other.save(file)
+    assert {c.name for c in ClassSpace.load(file).classes} == {"a", "b"}
+    other.save(tmp_path / "elsewhere.npz")
+    one.add_vectors("d", np.eye(5, space.examples.dim)[4:])
+    one.save(file)  # its own writing is none of another
+    assert {c.name for c in ClassSpace.load(file).classes} == {"a", "b", "d"}

@@ -17,6 +17,7 @@ from penult.analysis.space import AUTO, Space
 from penult.collection.collection import Collection
 from penult.collection.manifest import fingerprint_in
 from penult.collection.schema import Key
+from penult.data.files import user_path
 from penult.data.items import SEPARATOR, Failure, sha
 from penult.data.windows import Layout
 from penult.errors import ItemError, LabelsError, UsageError
@@ -115,6 +116,7 @@ class ClassSpace:
         ledger = Ledger(store, fingerprint_in(manifest))
         examples = Examples.empty(manifest.dim)
         self._state = ClassSpaceState(self.source, ledger, given, examples)
+        self._read: dict[Path, storage.State] = {}  # the file that it was loaded from
 
     @property
     def settings(self) -> Settings:
@@ -358,8 +360,19 @@ class ClassSpace:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one file that needs no collection: raw examples, marks, space, settings, and what
-        was fitted."""
-        return storage.write(path, self._state.saved())
+        was fitted.
+
+        Raises:
+            StoreError: it cannot be written, or the file that this was loaded from, where it is to
+                be written to, was written by somebody else since.
+        """
+        target = user_path(path).resolve()
+        if target in self._read:
+            storage.check_unchanged(path, self._read[target])
+        written = storage.write(path, self._state.saved())
+        if (state := storage.state_of(path)) is not None:
+            self._read[target] = state
+        return written
 
     @classmethod
     def load(
@@ -377,6 +390,9 @@ class ClassSpace:
             FingerprintMismatch: the embedder gives other vectors.
         """
         made = cls.__new__(cls)
+        made._read = {}
+        if not isinstance(path, storage.Saved) and (state := storage.state_of(path)) is not None:
+            made._read = {user_path(path).resolve(): state}  # before it is read
         saved = path if isinstance(path, storage.Saved) else storage.read(path)
         manifest = storage.manifest_of(saved)
         ledger = Ledger(saved.store, fingerprint_in(manifest))

@@ -21,7 +21,7 @@ from penult.collection.row_layout import RowLayout
 from penult.collection.schema import Key
 from penult.data.files import user_path, write_file
 from penult.data.windows import Layout
-from penult.errors import FingerprintMismatch, LabelsError, UsageError, cause
+from penult.errors import FingerprintMismatch, LabelsError, StoreError, UsageError, cause
 from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.versions import FileStore
 from penult.memory import check_unpacked
@@ -118,6 +118,31 @@ def check_suffix(path: Path) -> Path:
     if path.suffix != SUFFIX:
         raise LabelsError(f"a class space is saved as {SUFFIX}: {path.name}{SUFFIX} works")
     return path
+
+
+State = tuple[int, int, int]
+
+
+def state_of(path: str | os.PathLike[str]) -> State | None:
+    """What is another one once somebody has written the file; None where there is none."""
+    try:
+        found = user_path(path).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def check_unchanged(path: str | os.PathLike[str], read: State) -> None:
+    """Refuse to write over what somebody else has written since the file was read.
+
+    Raises:
+        StoreError: somebody has.
+    """
+    if state_of(path) not in (None, read):
+        raise StoreError(
+            f"{path} was written by another process since it was read here, and nothing was "
+            "changed: do it again, with what it holds now"
+        )
 
 
 def check_free(path: Path | None, overwrite: bool) -> None:
