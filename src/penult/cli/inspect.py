@@ -19,11 +19,13 @@ from penult.cli.options import (
     Json,
     Model,
     ModelOptions,
+    Overwrite,
     Paths,
     Pooling,
     PoolOver,
     Precision,
     Tap,
+    check_output,
     items_of,
     source_of,
     with_columns,
@@ -43,6 +45,7 @@ from penult.cli.output import (
     stdout,
     working,
 )
+from penult.cli.robustness import print_robustness
 from penult.cli.tree import HEAD, draw, draw_cut, draw_graph, draw_graph_cut, readable
 from penult.errors import UsageError
 
@@ -234,6 +237,19 @@ def check(
         Path | None,
         typer.Option(help="Write the first item's values at every station to this .npz file."),
     ] = None,
+    robust: Annotated[
+        bool,
+        typer.Option(
+            "--robust",
+            help="Measure instead how far each reading moves with level, codec, rate, noise, "
+            "reverb, padding; of pictures with brightness, JPEG, size, noise, crop.",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="With --robust: write a picture of all readings (.png, .svg, .pdf)."),
+    ] = None,
+    overwrite: Overwrite = False,
     now: Annotated[
         str | None,
         typer.Option(
@@ -249,27 +265,19 @@ def check(
     16 items are used; each runs about six times. Exit code 1 where a promise is broken.
     --dump writes the values of one item at every station, from decoding to the stored vector.
     MODEL may be a collection: its own embedder is measured, and against the rows that it has.
+    --robust takes 32 items, spread over all of them, each with some nine corruptions.
     """
     from penult.embedding.check import check as measured
-    from penult.embedding.embedder import open_embedder
     from penult.embedding.inspect import certify_on
     from penult.embedding.source_sample import SourceSample
-    from penult.embedding.stations import check_npz, record_stations
+    from penult.embedding.stations import record_stations
 
-    if dump is not None:
-        check_npz(dump)
+    _check_outputs(dump, robust, plot, overwrite)
     reading = {"tap": tap, "pooling": pooling, "pool_over": pool_over, "precision": precision}
-    if (Path(model) / "collection.json").is_file():
-        source, embedder, stored = _of_collection(model, paths, device, reading, model_options, now)
-    else:
-        if now is not None:
-            raise UsageError(f"--model goes with a collection, and {model} is none: leave it out")
-        source = items_of(model, model_options, paths)
-        stored = _nothing_stored
-        with working(f"loading {model}"):
-            embedder = open_embedder(
-                model, **reading, device=device, engine=engine, **model_options
-            )
+    source, embedder, stored = _measured(model, paths, reading, device, engine, model_options, now)
+    if robust:
+        print_robustness(embedder, source, plot, json)
+        return
     sample = SourceSample(source)
     if embedder.engine != "auto" or embedder.precision != "exact":  # else a run begins as it is
         with working("measuring engines on the first items"):
@@ -293,6 +301,50 @@ def check(
         raise typer.Exit(FAILED)
     if report.failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _check_outputs(dump: Path | None, robust: bool, plot: Path | None, overwrite: bool) -> None:
+    """Refuse files and options that do not go together, before the model is opened."""
+    from penult.embedding.stations import check_npz
+    from penult.viz.plots import check_picture
+
+    if dump is not None:
+        check_npz(dump)
+    if plot is not None and not robust:
+        raise UsageError("--plot draws what --robust measures; give both, or neither")
+    if dump is not None and robust:
+        raise UsageError("--dump and --robust measure different things; give one of them")
+    if plot is not None:
+        check_output(plot)
+        check_picture(plot)
+        if plot.exists() and not overwrite:
+            raise UsageError(f"{plot} exists; --overwrite replaces it")
+
+
+def _measured(
+    model: str,
+    paths: list[str],
+    reading: dict[str, Any],
+    device: str,
+    engine: str,
+    options: ModelOptions,
+    now: str | None,
+) -> tuple[Source, Embedder, Stored]:
+    """The items, the embedder of a model or a collection, and the vectors that it has.
+
+    Raises:
+        UsageError: --model without a collection.
+    """
+    from penult.embedding.embedder import open_embedder
+
+    if (Path(model) / "collection.json").is_file():
+        return _of_collection(model, paths, device, reading, options, now)
+    if now is not None:
+        raise UsageError(f"--model goes with a collection, and {model} is none: leave it out")
+    source = items_of(model, options, paths)
+    with working(f"loading {model}"):
+        embedder = open_embedder(model, **reading, device=device, engine=engine, **options)
+    return source, embedder, _nothing_stored
 
 
 def _nothing_stored(id: str, region: str) -> None:

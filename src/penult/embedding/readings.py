@@ -32,7 +32,8 @@ LIMIT_BYTES = 8 << 30
 @dataclass(frozen=True, slots=True)
 class ReadingSet:
     """Vectors of every reading: for each (n, d) float32. index: (n,) the place of each row's entry
-    in the source. failures: the entries that gave no row. regions: the key of each row's region."""
+    in the source. failures: the entries that gave no row. regions: the key of each row's region.
+    labels: (n,) the place of each row's largest logit."""
 
     readings: list[Reading]
     vectors: list[FloatArray]
@@ -40,6 +41,7 @@ class ReadingSet:
     items: list[Item]
     failures: list[Failure]
     regions: list[str] = field(default_factory=list)
+    labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def readings_of(classifier: Classifier) -> list[Reading]:
@@ -137,6 +139,7 @@ def read_all(
     index: list[int] = []
     items: list[Item] = []
     regions: list[str] = []
+    labels: list[int] = []
     failures: list[Failure] = []
     number = -1
     for outcome in runner.stream(numbered_regions(entries, Layout(), classifier)):
@@ -148,6 +151,7 @@ def read_all(
             index.append(number)
             items.append(outcome.item)
             regions.append(outcome.region.key)
+            labels.append(int(outcome.class_logits.argmax()))
         else:
             failures.append(outcome)
         tick(isinstance(outcome, Outcome), 0.0)
@@ -155,7 +159,8 @@ def read_all(
         np.array([row[at] for row in rows], np.float32).reshape(-1, width)
         for at, width in enumerate(widths)
     ]
-    return ReadingSet(list(readings), vectors, np.array(index, np.int64), items, failures, regions)
+    numbers, best = np.array(index, np.int64), np.array(labels, np.int64)
+    return ReadingSet(list(readings), vectors, numbers, items, failures, regions, best)
 
 
 Floats = npt.NDArray[np.float64]

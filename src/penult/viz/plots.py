@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,27 @@ def draw_curve(
     axes.set_title(_drawable(title), loc="left", fontsize=9, color="#333333", wrap=True)
     for edge in ("top", "right"):
         axes.spines[edge].set_visible(False)
+    save_figure(figure, path)
+
+
+def draw_robustness(
+    path: Path, moved: Mapping[str, Sequence[float]], corruptions: Sequence[str], title: str
+) -> None:
+    """Write a picture of how far each reading moves with each corruption, in distances between
+    different items."""
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
+    values = np.array(list(moved.values()))
+    size = 4 + 0.55 * len(corruptions), 2 + 0.2 * len(moved)
+    figure = Figure(figsize=size, facecolor="#fbfaf7", layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(values, cmap="YlOrRd", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(corruptions)), corruptions, rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(len(moved)), [_drawable(name) for name in moved], fontsize=7)
+    axes.set_title(_drawable(title), loc="left", fontsize=9, color="#333333")
+    bar = figure.colorbar(drawn, ax=axes, extend="max")
+    bar.set_label("distance moved, in distances between different items", fontsize=8)
     save_figure(figure, path)
 
 
