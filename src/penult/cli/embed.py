@@ -265,8 +265,7 @@ def embed(
         source, options = source_from_collection(
             old.reader, collection.reader, modality, options, bool(paths) or channel
         )
-    if shard:
-        source = Shard.parse(shard).of(in_roots(collection.reader, source, roots))
+    source = Shard.parse(shard).of(in_roots(collection.reader, source, roots)) if shard else source
     clock.end("start")
     with working(f"loading {model}"):
         embedder = open_embedder(
@@ -274,11 +273,9 @@ def embed(
             precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
     clock.end("model")
-    if plan:
-        _show_plan(collection, embedder, source, options, settings, json)
-        return
-    if dry_run:
-        _show_survey(collection, embedder, source, options, json, prune_all, roots)
+    if plan or dry_run:
+        show = _show_plan if plan else _show_survey
+        show(collection, embedder, source, options, settings, json)
         return
     _prepare(collection, embedder, source, options, clock)
     with _run_into(collection), metered("embedding", not json, heartbeat) as meter:
@@ -427,15 +424,14 @@ def _show_survey(
     embedder: Embedder,
     source: Source,
     options: Options,
+    settings: RunSettings,
     as_json: bool,
-    prune_all: bool,
-    roots: RootOptions,
 ) -> None:
-    """Print what a run would do. prune_all: the number of deleted files is no obstacle."""
+    """Print what a run would do."""
     from penult.collection.add import describe_survey, survey
 
     with working("looking at the files"):
-        found, lost = survey(collection.reader, embedder, source, options, roots)
+        found, lost = survey(collection.reader, embedder, source, options, settings.roots)
         facts = describe_survey(found, lost, collection.reader)
     if as_json:
         print_json(facts)
@@ -453,6 +449,7 @@ def _show_survey(
     gone, former = facts["gone"], facts["former_annotations"]
     files = f"{counted(gone['count'], 'deleted file')} with {counted(gone['rows'], 'row')}"
     braked = bool(lost.refusal(former["count"]))
+    prune_all = settings.prune == "all"  # the number of deleted files is no obstacle
     option = "--prune-all" if prune_all or braked else "--prune"
     _show_list(f"{option} would remove: {files}", gone["ids"])
     if gone["failures_only"]:
