@@ -129,8 +129,9 @@ def test_sounds_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_pictures_on_the_command_line(tmp_path: Path) -> None:
-    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_labels=3,
+    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                        intermediate_size=32, image_size=32, patch_size=8)  # fmt: skip
+    config.num_labels = 3
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     (tmp_path / "pictures").mkdir()

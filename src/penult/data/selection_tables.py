@@ -4,7 +4,7 @@ Raven opens several files as one sequence. Begin and end of a selection count fr
 on, in the order of the list that was opened; where a selection lies in its file is told by
 `Begin Path`, `Begin File` and `File Offset (s)`, which Raven works out anew when it saves a table
 (Rraven, issue 3). Opened as a sound selection table, `Begin Path` and `File Offset (s)` count
-instead. Source of the columns: Raven Pro 1.4 User's Manual, chapters 6 and 7.
+instead.
 """
 
 from __future__ import annotations

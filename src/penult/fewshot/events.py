@@ -51,7 +51,7 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult predict --json` prints it."""
-        return asdict(self)
+        return {**asdict(self), "labels": list(self.labels)}
 
 
 @dataclass(frozen=True, slots=True)

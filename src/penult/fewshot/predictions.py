@@ -67,11 +67,15 @@ class Location:
         return cls(**{name: row[name] for name in own}, metadata=metadata)
 
     def window(
-        self, probabilities: Mapping[str, float], similarities: Mapping[str, float]
+        self,
+        probabilities: Mapping[str, float],
+        similarities: Mapping[str, float],
+        nearest: tuple[float, float],
+        p_value: float,
     ) -> Window:
-        """The place with the classes assigned to it."""
+        """The place with the classes assigned to it; see `Window`."""
         place = self.id, self.channel, self.start, self.end
-        return Window(*place, probabilities, self.metadata, similarities)
+        return Window(*place, probabilities, self.metadata, similarities, nearest, p_value)
 
 
 def former(owner: object, names: Mapping[str, tuple[str, Callable[[Any], Any]]], name: str) -> Any:
@@ -183,6 +187,8 @@ def predictions(
             detection=place.window(
                 {fitted.names[k]: float(scores[k]) for k in order},
                 {fitted.names[k]: float(cosines[k]) for k in order},
+                (float(shares[best]), float(cosines[best])),
+                float(judged.p_value[i]),
             ),
         )
 

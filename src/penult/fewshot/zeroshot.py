@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -159,18 +160,20 @@ class ByName:
         shares = own.reshape(-1, own.shape[-1]).mean(axis=0, keepdims=True)
         scores = self._scores(shares)[0].astype(np.float32)
         best = int(scores.argmax())
+        cosine = float(scores[best])
+        assigned = {self.names[best]: cosine}
         return ClassPrediction(
             id=place.id,
             region=place.region,
             kind=SINGLE_LABEL,
             label=self.names[best],
             index=best,
-            score=float(scores[best]),
+            score=cosine,
             scores=scores,
             logits=scores,
             labels=self.names,
-            similarity=float(scores[best]),
-            detection=place.window(*[{self.names[best]: float(scores[best])}] * 2),
+            similarity=cosine,
+            detection=place.window(assigned, assigned, (cosine, cosine), math.nan),
         )
 
     def stream(self, runner: Runner, pairs: Iterable[Any]) -> Iterator[ClassPrediction | Failure]:
