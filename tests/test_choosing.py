@@ -97,6 +97,16 @@ def test_what_is_expected_by_hand() -> None:
     assert expected.value == pytest.approx(0.4) and gain.value == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(("classes", "interval"), [(2, True), (3, False), (4, True)])
+def test_three_classes_say_little_of_others(classes: int, interval: bool) -> None:
+    """Of two classes other items are spoken of."""
+    choice = choose(material(*layers(0, 3, classes=classes, each=12)))
+    for one in (choice.expected, choice.gain):
+        assert np.isfinite(one.value)
+        assert np.isfinite([one.low, one.high]).all() == interval
+    assert all(np.isfinite(one.value.low) for one in choice.finalists)  # they decide
+
+
 def test_the_notebooks_recipe_is_kept_where_nothing_is_better() -> None:
     assert sum(map(keeps, range(3))) == 3
 

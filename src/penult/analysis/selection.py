@@ -43,8 +43,14 @@ class HeldOutScores:
     @property
     def clusters(self) -> tuple[Rows, ...]:
         """What the bootstrap resamples: classes and groups, or groups where classes are few."""
-        several = self.by_class and len(np.unique(self.labels)) > 3
-        return (self.labels, self.groups) if several else (self.groups,)
+        few = not self.by_class or self.classes_are_few
+        return (self.groups,) if few else (self.labels, self.groups)
+
+    @property
+    def classes_are_few(self) -> bool:
+        """Whether scores on other classes come from so few that no interval speaks of further ones:
+        three gave 98 % (96 to 99) where seven others had 50 % (docs/results.md, fsdd)."""
+        return self.by_class and len(np.unique(self.labels)) <= LEAST_CLASSES
 
 
 def evaluate_held_out(material: Material, notify: Notify) -> HeldOutScores:
@@ -181,7 +187,8 @@ class Choice:
     classes`, or `other items` where there are two classes only. expected, gain: the accuracy of
     what is chosen, and how much more it is than the recipe's, each part scored by the finalist
     that the other parts choose: the finalists' own scores have chosen among them, and flatter the
-    best. notes: what was left out, and why.
+    best. Of three classes they have no interval (NaN), for they say little of others. notes: what
+    was left out, and why.
     """
 
     setting: Setting
@@ -255,7 +262,8 @@ def judge_decision(
     """(the accuracy of what is chosen, its gain over the notebook's recipe): the rows of each part
     have the scores of the finalist that the rows of the other parts choose.
 
-    Parts are classes, or groups where classes are few: ten at most.
+    Parts are classes, or groups where classes are few: ten at most. Of few classes there is no
+    interval.
     """
     parts = held_out.clusters[0]
     part = np.unique(parts, return_inverse=True)[1].reshape(-1) % _PARTS
@@ -268,6 +276,9 @@ def judge_decision(
         if np.isfinite(rest[NOTEBOOK]).any():
             chosen = select_finalist(_estimated(settings, others), others)
             found[out] = held_out.values[chosen.name][out]
+    if held_out.classes_are_few:
+        accuracy, gain = (float(np.nanmean(values)) for values in (found, found - base))
+        return Estimate(accuracy, np.nan, np.nan), Estimate(gain, np.nan, np.nan)
     ways = held_out.clusters
     return estimate(found, *ways), estimate(found - base, *ways)
 

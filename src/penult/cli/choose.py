@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +41,7 @@ from penult.errors import UsageError
 
 if TYPE_CHECKING:
     from penult.analysis.evaluation import Evaluation
+    from penult.analysis.selection import Choice
     from penult.analysis.space import Space
     from penult.analysis.task_evaluation import TaskEvaluation
     from penult.collection.collection import Collection
@@ -380,7 +382,7 @@ def _show_choice(found: Selection, saved: Path, report: Path | None) -> None:
         print_table(table)
         stdout.print(
             f"the choice itself, on {choice.judged_on} than it was decided on: "
-            f"[bold]{choice.expected.words()}[/], gain {choice.gain.words()}",
+            f"[bold]{choice.expected.words()}[/], gain {choice.gain.words()}{_few(choice)}",
             soft_wrap=True,
         )
         stdout.print()
@@ -441,3 +443,10 @@ def _show_evaluation(found: Evaluation, report: Path | None) -> None:
     print_table(table)
     if report is not None:
         stdout.print(f"report in [bold]{printable(str(report))}[/]", soft_wrap=True)
+
+
+def _few(choice: Choice) -> str:
+    """Why the choice's accuracy has no interval, where it has none."""
+    if not math.isnan(choice.expected.low):
+        return ""
+    return "; of so few classes that it says little of others: label four or more, better ten"
