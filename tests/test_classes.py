@@ -604,6 +604,7 @@ def test_pairs_of_one_group_are_no_pairs_of_the_same() -> None:
         verify(vectors, [None] * 16)
 
 
+@pytest.mark.slow
 def test_among_many_names_all_pairs_of_the_same_are_compared() -> None:
     random = np.random.default_rng(0)
     centres = random.standard_normal((5000, 8))

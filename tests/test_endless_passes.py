@@ -62,6 +62,7 @@ def names(collection: Collection) -> list[str]:
     return sorted(Path(id).stem for id in collection.vectors()[0].column("id").to_pylist())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_item_with_which_the_model_does_not_end(folder: Path) -> None:
     """Any of a batch may be at fault: each has its turn alone, and the one at fault is left out."""

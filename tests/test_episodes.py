@@ -147,7 +147,9 @@ def test_names_become_numbers() -> None:
     assert names == ["3", "a", "b"] and numbers.tolist() == [2, 1, 2, 0]
 
 
-@pytest.mark.parametrize(("classes", "groups"), [(4, 4), (10, 6), (20, 20)])
+@pytest.mark.parametrize(
+    ("classes", "groups"), [(4, 4), (10, 6), pytest.param(20, 20, marks=pytest.mark.slow)]
+)
 def test_intervals_hold_the_truth(classes: int, groups: int) -> None:
     """Classes and groups differ: an interval that took trials as independent would miss it."""
     hits, narrow = 0, 0

@@ -279,6 +279,7 @@ def test_an_engine_works_by_name(
         penult.Embedder.from_classifier(penult.load("demo"), engine="traced", device="cuda")
 
 
+@pytest.mark.slow
 def test_an_engine_on_the_command_line(site: Path, tmp_path: Path) -> None:
     into = tmp_path / "c.lance"
     clips = sorted(CLIPS.glob("*.flac"))[:4]

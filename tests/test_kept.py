@@ -201,6 +201,7 @@ def test_a_damaged_choice_is_measured_anew(tiny: Path, cache: Path) -> None:
     assert again.kept and again.seconds == choice.seconds
 
 
+@pytest.mark.slow
 def test_a_kept_speed_is_told_as_kept(
     tiny: Path, sounds: Path, cache: Path, tmp_path: Path, command: Command,
     eager: None, monkeypatch: pytest.MonkeyPatch,

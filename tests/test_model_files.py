@@ -494,6 +494,7 @@ def test_keras_on_another_backend_is_told(keras: Any, tmp_path: Path, monkeypatc
         load(tmp_path / "m.keras")
 
 
+@pytest.mark.slow
 def test_keras_runs_on_torch_whatever_the_environment_says(keras: Any, tmp_path: Path) -> None:
     pooled(keras, keras.layers.Dense(5)).save(tmp_path / "m.keras")
     code = (

@@ -298,6 +298,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_operators_of_torchvision(tmp_path: Path) -> None:
     """A file that names them opens where torchvision is installed, and takes no other one."""

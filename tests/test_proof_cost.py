@@ -114,6 +114,7 @@ before = _resident("VmRSS") / 2**20
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak is told")
 def test_scores_of_every_pixel_are_let_go() -> None:
     own = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
@@ -125,6 +126,7 @@ def test_scores_of_every_pixel_are_let_go() -> None:
     assert proof <= 3 * plain
 
 
+@pytest.mark.slow
 def test_what_was_let_go_is_run_again_where_another_program_has_to_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

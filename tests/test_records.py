@@ -99,7 +99,10 @@ def text(folder: Path) -> tuple[Path, list[Path]]:
     return model, items
 
 
-@pytest.mark.parametrize("kind", [audio, image, text])
+@pytest.mark.parametrize(
+    "kind",
+    [audio, *(pytest.param(one, marks=pytest.mark.slow) for one in (image, text))],
+)
 def test_a_graph_that_is_kept_needs_no_model(kind: Any, tmp_path: Path, commands: Commands) -> None:
     """embed, search with a file and classify: the vectors and labels that torch gives."""
     pytest.importorskip("openvino")
@@ -144,7 +147,8 @@ def test_other_files_open_the_model(tmp_path: Path, commands: Commands) -> None:
     assert "torch" in imported and not json.loads(said)["certificate"]["kept"]
 
 
-@pytest.mark.parametrize("damage", ["graph", pytest.param("note", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["graph", "note"])
 def test_a_damaged_graph_opens_the_model(damage: str, tmp_path: Path, commands: Commands) -> None:
     pytest.importorskip("openvino")
     model, items = audio(tmp_path)

@@ -83,6 +83,15 @@ def test_teach_a_folder_of_folders_and_a_table(store: Path, tmp_path: Path) -> N
     assert done.json["taught"] == {"early": 1, "late": 1}
 
 
+def test_notes_name_the_class_file(known: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "words.npz"
+    assert ask("classes", known, "--save", saved).code == 0
+    assert ask("teach", saved, "alpha", clip_of("apple")).code == 0
+    again = ask("teach", saved, "beta", clip_of("apple"))
+    assert "is one of 'beta' now" in again.err and f"penult teach {saved} --undo" in again.err
+    assert "FILE.npz" not in again.err
+
+
 def test_change_export_and_save(known: Path, tmp_path: Path) -> None:
     assert ask("classes", known, "--rename", "two", "deux").code == 0
     done = ask("classes", known, "--merge", "one", "--merge", "deux", "--into", "small",

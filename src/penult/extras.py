@@ -54,12 +54,22 @@ _REPORTING = "openvino_telemetry"
 _SILENCE = "ORT_DISABLE_TELEMETRY"
 
 
+@cache
+def version_of(distribution: str) -> str:
+    """The installed version, looked up once: a command asks for some of them many times.
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+    """
+    return version(distribution)
+
+
 def package_versions() -> dict[str, str]:
     """Of those packages that are installed."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+            found[name] = version_of(name)
     return found
 
 
@@ -69,7 +79,7 @@ def installed(module: str) -> str | None:
     if find_spec(module) is None:
         return None
     names = _distributions().get(module, ())
-    return version(names[0]) if names else "version not known"
+    return version_of(names[0]) if names else "version not known"
 
 
 @cache

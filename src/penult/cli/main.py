@@ -10,10 +10,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import typer
 from typer.exceptions import Exit, TyperException
+from typer.main import get_command
 
 from penult.cli import (
     activity,
@@ -228,11 +231,18 @@ def _with_offline_first(arguments: list[str]) -> list[str]:
     return ["--offline", *rest, *arguments[end:]]
 
 
+@cache
+def _command() -> Callable[..., Any]:
+    """All commands with their options, made once."""
+    return get_command(app)
+
+
 def _run(arguments: list[str], as_json: bool) -> int:
     if not {"-h", "--help"}.isdisjoint(arguments):
         add_plugins_to_help()
+        _command.cache_clear()
     try:
-        code = app(arguments, prog_name="penult", standalone_mode=False)
+        code = _command()(arguments, prog_name="penult", standalone_mode=False)
         if code == STOPPED:  # typer turns Ctrl-C into this code
             raise KeyboardInterrupt
         return code if isinstance(code, int) else DONE

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,6 +63,7 @@ from penult.errors import (
     TapError,
     UsageError,
 )
+from penult.extras import version_of
 from penult.locking import Guard, uninterrupted
 from penult.models.base import own_code, reopen_options
 
@@ -743,7 +743,7 @@ def run_facts(embedder: Embedder) -> dict[str, Any]:
         "precision": embedder.precision,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in packages},
+            **{name: version_of(name) for name in packages},
             **versions(embedder.runner.mode.engine),
         },
     }

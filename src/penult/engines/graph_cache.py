@@ -18,13 +18,14 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from copy import copy
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 from penult.data.hashes import damage, digest, list_hash, write_list
 from penult.data.notes import CachedNote, Notes, is_own, own_places
 from penult.errors import EngineError
+from penult.extras import version_of
 from penult.models.base import Classifier
 
 FOLDER = "engines"  # in the user's cache, and inside of a saved embedder
@@ -39,7 +40,7 @@ def versions(*packages: str) -> dict[str, str]:
     found = {}
     for name in ("penult", "torch", "transformers", *packages):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+            found[name] = version_of(name)
     return found
 
 

@@ -211,7 +211,7 @@ class ClassSpace:
         """
         if mark is not None:
             checked_mark(mark)
-        kept, collection = self.settings.several, self.source.collection
+        kept = self.settings.several
         several = of_several(self.examples) if kept is None else kept
         if items is None:
             named = by_row(self.source, by, where, mark, several)
@@ -221,7 +221,7 @@ class ClassSpace:
             log.warning(
                 "%r is taken for the name of one class: penult teach %s --several reads the parts "
                 "between ; as classes", lists[0],
-                "FILE.npz" if collection is None else collection.path,
+                self.source.place,
             )  # fmt: skip
         self._state.teach(named, f"teach --from {by}")
         return named.counts
@@ -400,6 +400,8 @@ class ClassSpace:
         made.source = VectorSource(manifest)
         made.source.know_seconds(saved.seconds)
         made.source.rows = saved.rows
+        if not isinstance(path, storage.Saved):
+            made.source.place = str(path)
         made._state = ClassSpaceState(made.source, ledger, changed, saved.examples, saved)
         if source is not None:
             made.source.use(source)

@@ -176,11 +176,6 @@ class ClassSpaceState:
         """The settings of the last change, or those that a file came with."""
         return self._ledger.settings or self._file
 
-    @property
-    def _place(self) -> str:
-        collection = self._source.collection
-        return "FILE.npz" if collection is None else str(collection.path)
-
     def _standing(self) -> Marks:
         if self._source.collection is None:
             return marks_of(self.examples)
@@ -236,7 +231,7 @@ class ClassSpaceState:
                     "%s was an example of %r and is one of %r now%s: penult teach %s --undo takes "
                     "it back, and --several lets an item be of several classes", one.id, one.old,
                     one.new, f", and {len(moved) - 1} more like it" if len(moved) > 1 else "",
-                    self._place,
+                    self._source.place,
                 )  # fmt: skip
             if several and self.settings.several is None:
                 self.settings = replace(self.settings, several=True)
@@ -376,7 +371,7 @@ class ClassSpaceState:
             log.warning(
                 "version %d was fitted by penult %s; fitted again here, probabilities of its "
                 "examples differ by up to %.3f: penult teach %s --refit makes a version of "
-                "today's", version.number, version.about["penult"], gap, self._place,
+                "today's", version.number, version.about["penult"], gap, self._source.place,
             )  # fmt: skip
 
     def _fresh(self, former: Taught | None) -> FittedClasses:
@@ -407,7 +402,7 @@ class ClassSpaceState:
             log.warning(
                 "examples are marked for several classes each, so that several may be predicted; "
                 "penult teach %s --several keeps that, --single gives each item one class",
-                self._place,
+                self._source.place,
             )
         return found
 
@@ -447,11 +442,11 @@ class ClassSpaceState:
                         words)  # fmt: skip
         elif self.settings.several is None:
             log.warning("%s, so that several may be predicted; penult teach %s --single gives each "
-                        "item one class", words, self._place)  # fmt: skip
+                        "item one class", words, self._source.place)  # fmt: skip
             return True
         else:
             raise LabelsError(
-                f"{words}, and {self._place} gives an item one class: --several keeps both, "
+                f"{words}, and {self._source.place} gives an item one class: --several keeps both, "
                 "--single takes the last"
             )
         return self._several()
