@@ -44,7 +44,7 @@ from penult.fewshot.labelling import (
 from penult.fewshot.predictions import ClassPrediction, Location, former
 from penult.fewshot.query import Query
 from penult.fewshot.state import ClassSpaceState
-from penult.fewshot.vectors import VectorSource, example_parts, pairs_of, roots_of
+from penult.fewshot.vectors import VectorSource, example_parts, pairs_of, place_of, roots_of
 from penult.fewshot.versions import CollectionStore, FileStore, Ledger
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class ClassSpace:
             log.warning(
                 "%r is taken for the name of one class: penult teach %s --several reads the parts "
                 "between ; as classes", lists[0],
-                self.source.place,
+                place_of(self.source),
             )  # fmt: skip
         self._state.teach(named, f"teach --from {by}")
         return named.counts
@@ -397,11 +397,10 @@ class ClassSpace:
         manifest = storage.manifest_of(saved)
         ledger = Ledger(saved.store, fingerprint_in(manifest))
         Settings.of(saved.settings, changed)  # an unknown one is refused, unset or not
-        made.source = VectorSource(manifest)
+        file = None if isinstance(path, storage.Saved) else str(path)
+        made.source = VectorSource(manifest, file=file)
         made.source.know_seconds(saved.seconds)
         made.source.rows = saved.rows
-        if not isinstance(path, storage.Saved):
-            made.source.place = str(path)
         made._state = ClassSpaceState(made.source, ledger, changed, saved.examples, saved)
         if source is not None:
             made.source.use(source)

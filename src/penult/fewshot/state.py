@@ -37,7 +37,7 @@ from penult.fewshot.fitted import (
 )
 from penult.fewshot.labelling import Groups, LabelledExamples, of_head
 from penult.fewshot.thresholds import NO_THRESHOLDS
-from penult.fewshot.vectors import VectorSource
+from penult.fewshot.vectors import VectorSource, place_of
 from penult.fewshot.versions import FileStore, Ledger, Taught, TaughtVersion, marks_of
 from penult.locking import Guard
 
@@ -231,7 +231,7 @@ class ClassSpaceState:
                     "%s was an example of %r and is one of %r now%s: penult teach %s --undo takes "
                     "it back, and --several lets an item be of several classes", one.id, one.old,
                     one.new, f", and {len(moved) - 1} more like it" if len(moved) > 1 else "",
-                    self._source.place,
+                    place_of(self._source),
                 )  # fmt: skip
             if several and self.settings.several is None:
                 self.settings = replace(self.settings, several=True)
@@ -371,7 +371,7 @@ class ClassSpaceState:
             log.warning(
                 "version %d was fitted by penult %s; fitted again here, probabilities of its "
                 "examples differ by up to %.3f: penult teach %s --refit makes a version of "
-                "today's", version.number, version.about["penult"], gap, self._source.place,
+                "today's", version.number, version.about["penult"], gap, place_of(self._source),
             )  # fmt: skip
 
     def _fresh(self, former: Taught | None) -> FittedClasses:
@@ -402,7 +402,7 @@ class ClassSpaceState:
             log.warning(
                 "examples are marked for several classes each, so that several may be predicted; "
                 "penult teach %s --several keeps that, --single gives each item one class",
-                self._source.place,
+                place_of(self._source),
             )
         return found
 
@@ -442,11 +442,11 @@ class ClassSpaceState:
                         words)  # fmt: skip
         elif self.settings.several is None:
             log.warning("%s, so that several may be predicted; penult teach %s --single gives each "
-                        "item one class", words, self._source.place)  # fmt: skip
+                        "item one class", words, place_of(self._source))  # fmt: skip
             return True
         else:
             raise LabelsError(
-                f"{words}, and {self._source.place} gives an item one class: --several keeps both, "
+                f"{words}, and {place_of(self._source)} gives an item one class: --several keeps both, "
                 "--single takes the last"
             )
         return self._several()

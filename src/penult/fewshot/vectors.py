@@ -207,19 +207,19 @@ def _entries(item: Any, modality: str, roots: Roots) -> Iterator[Entry]:
 
 
 class VectorSource:
-    """An embedder, or a collection whose rows are the examples. manifest: of all vectors. place:
-    the collection's path, or the class file's. missing: marked keys that are no rows of the
-    collection any more."""
+    """An embedder, or a collection whose rows are the examples. manifest: of all vectors. file:
+    the class file that they are of. missing: marked keys that are no rows of the collection any
+    more."""
 
     def __init__(
         self,
         manifest: Manifest,
         collection: Collection | None = None,
         embedder: Embedder | None = None,
+        file: str | None = None,
     ) -> None:
         self.manifest, self.collection, self._embedder = manifest, collection, embedder
-        # In messages; a class file says its own name.
-        self.place = "FILE.npz" if collection is None else str(collection.path)
+        self._file = file
         self.missing: list[Key] = []
         self._seconds: dict[Key, float] = {}  # of examples that are no rows
         self._guard = Guard()
@@ -380,7 +380,7 @@ def example_parts(
     for several in parts:
         channels = {one[1].channel for one in several if isinstance(one, tuple)}
         if len(channels) > 1 and channel is None:
-            raise UsageError(_several_channels(source.place, several[0], len(channels)))
+            raise UsageError(_several_channels(place_of(source), several[0], len(channels)))
         if len(several) > max(1, len(channels)) and layout is None:
             raise UsageError(_several_parts(source, several[0], len(several)))
     if source.collection is None:
@@ -402,11 +402,16 @@ def _several_parts(source: VectorSource, first: Any, number: int) -> str:
     if layout.window is None:
         option, size = ("--tile", str(layout.tile)) if layout.tile else ("--pages", "each")
     return (
-        f"{first[0].id} has {number} parts, as the rows of {source.place} are made "
+        f"{first[0].id} has {number} parts, as the rows of {place_of(source)} are made "
         f"({layout.words(source.modality)}): {option} {size} makes an example of each"
         + ("; --start and --end choose one part" if timed else "")
         + ("; --window whole makes one example of all" if option == "--window" else "")
     )
+
+
+def place_of(source: VectorSource) -> str:
+    """The path of its collection or class file, for messages."""
+    return source._file or "FILE.npz" if source.collection is None else str(source.collection.path)
 
 
 def roots_of(source: VectorSource) -> Roots:
