@@ -446,8 +446,8 @@ class ClassSpaceState:
             return True
         else:
             raise LabelsError(
-                f"{words}, and {place_of(self._source)} gives an item one class: --several keeps both, "
-                "--single takes the last"
+                f"{words}, and {place_of(self._source)} gives an item one class: --several keeps "
+                "both, --single takes the last"
             )
         return self._several()
 
