@@ -361,6 +361,7 @@ def test_embed_says_what_it_did(tiny: Path, clips: Path, tmp_path: Path) -> None
     assert said.out.splitlines()[-1] == f"penult failures {path} lists all with reasons"
 
 
+@pytest.mark.slow
 def test_the_time_of_the_whole_command(tiny: Path, clips: Path, tmp_path: Path) -> None:
     """From the beginning of the process on, whatever is done before the command is known."""
     (tmp_path / "site").mkdir()
@@ -709,6 +710,7 @@ def test_a_terminal_without_utf8(filled: Path, clips: Path, tmp_path: Path) -> N
     assert done.returncode == 2 and done.stderr.startswith(b"penult: there is no collection at \\x")
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
     """The progress bar is there, what is done stays, and the code says that it was stopped."""
     folder = tmp_path / "many"

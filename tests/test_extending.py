@@ -143,6 +143,7 @@ def test_the_command_line_takes_its_models(
     assert asked(site, "classify", tmp_path / "reader", clips)["labels"] == list(LABELS)
 
 
+@pytest.mark.slow
 def test_plugins_stand_in_doctor_and_help(site: Path) -> None:
     plugins = asked(site, "doctor")["plugins"]
     assert {"kind": "loader", "name": "lines", "package": "penult-extras 1.0", "error": None} in (

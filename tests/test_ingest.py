@@ -332,7 +332,12 @@ sys.exit(run(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("stop", "times"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1), (signal.SIGINT, 1)]
+    ("stop", "times"),
+    [
+        (signal.SIGKILL, 2),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        (signal.SIGINT, 1),
+    ],
 )
 def test_stopped_in_the_middle(
     tiny: Path, tmp_path: Path, stop: signal.Signals, times: int

@@ -124,6 +124,7 @@ def graph_of(place: Path, pattern: str) -> Path:
     return found.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "names"),
     [
@@ -149,6 +150,7 @@ def test_a_damaged_graph_is_made_anew(
     assert vectors_of(tiny, engine)[1].kept and not caplog.records
 
 
+@pytest.mark.slow
 def test_what_a_graph_was_made_from_counts(
     tiny: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

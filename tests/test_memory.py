@@ -857,6 +857,7 @@ def test_a_command_ends_without_looking_through_all_objects(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_command_ends_without_a_word_of_the_libraries() -> None:
     """Triton, which torch loads where it is there, lists objects that are left as leaked."""
     code = (

@@ -414,6 +414,7 @@ def test_two_packages_of_one_pooling_are_told(
                for one in caplog.messages)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino"])
 def test_a_recorded_graph_holds_it(
     package: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str

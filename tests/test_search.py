@@ -176,6 +176,7 @@ def test_a_space_that_was_not_measured_is_searched_exactly(
     assert "penult index" in said.err and "all rows" in said.err
 
 
+@pytest.mark.slow
 def test_the_command_tells_what_the_index_finds_in_spaces(
     in_spaces: tuple[penult.Collection, np.ndarray], tmp_path: Path
 ) -> None:

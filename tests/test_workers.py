@@ -228,6 +228,7 @@ def test_a_second_try_in_a_fresh_worker(tmp_path: Path) -> None:
         assert np.array_equal(content.values, expected), number
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("crashing")
 def test_a_verdict_or_a_fault_of_the_world(tmp_path: Path) -> None:
     """What is killed, stalls or meets a failing disk says nothing of the file; what crashes its
