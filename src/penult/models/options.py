@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from penult.data.files import archive_entries, expansion, pointer, user_path
 from penult.errors import ModelError, UsageError
@@ -146,19 +146,8 @@ KINDS = (SINGLE_LABEL, MULTI_LABEL, BINARY, REGRESSION)
 CLASS_NAMES = "labels"  # the key of the class names in files, and their argument's name of old
 
 
-class _Fillable:
-    """Options of which None means that the caller gave none."""
-
-    __slots__ = ()
-
-    def with_defaults(self, **defaults: Any) -> Self:
-        """The same options, with these where the caller gave none."""
-        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        return replace(self, **missing)  # type: ignore[type-var]
-
-
 @dataclass(frozen=True, slots=True)
-class LoadOptions(_Fillable):
+class LoadOptions:
     """The facts of a model that its file does not hold, and how it may be opened.
 
     checkpoint: a file of weights, `FILE#entry` where it has several copies. preprocess: a function,
@@ -211,6 +200,11 @@ class LoadOptions(_Fillable):
             raise UsageError(
                 "weights are given twice: --weights-inside and --checkpoint exclude each other"
             )
+
+    def with_defaults(self, **defaults: Any) -> LoadOptions:
+        """The same options, with these where the caller gave none."""
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return replace(self, **missing)
 
 
 def recipe_of(options: LoadOptions) -> dict[str, Any]:
