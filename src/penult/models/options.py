@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -146,6 +146,31 @@ KINDS = (SINGLE_LABEL, MULTI_LABEL, BINARY, REGRESSION)
 CLASS_NAMES = "labels"  # the key of the class names in files, and their argument's name of old
 
 
+PLAYBACK = ("band", "playback_rate")
+
+
+@dataclass(frozen=True, slots=True)
+class PlaybackOptions:
+    """How a recording is played to a model. band: `500-8000`, the frequencies in Hz that reach it.
+    playback_rate: 0.1 is ten times slower."""
+
+    band: str | None = None
+    playback_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        band_of(self.band)
+        if self.playback_rate is not None and not 0.001 <= self.playback_rate <= 1000:
+            raise UsageError(
+                f"a playback rate of {self.playback_rate:g} cannot be; 0.1 is ten times slower"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Those that were given, by name."""
+        given = {name: getattr(self, name) for name in PLAYBACK}
+        return {name: value for name, value in given.items() if value is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """The facts of a model that its file does not hold, and how it may be opened.
@@ -159,8 +184,7 @@ class LoadOptions:
     output: name or number of the one that holds the logits, where there are several.
     weights_inside: a factory's model has its trained weights in it. patches: where `preprocess`
     gives several patches of one item, in the first axis of each tensor: `mean` or `max` pool them
-    to one row, `rows` keeps a row for each. band: `500-8000`, the frequencies in Hz of a recording
-    that reach the model; playback_rate: at which it is played, 0.1 is ten times slower.
+    to one row, `rows` keeps a row for each. playback: of recordings.
     """
 
     checkpoint: str | os.PathLike[str] | None = None
@@ -175,8 +199,7 @@ class LoadOptions:
     output: str | int | None = None
     weights_inside: bool = False
     patches: str | None = None
-    band: str | None = None
-    playback_rate: float | None = None
+    playback: PlaybackOptions = field(default_factory=PlaybackOptions)
 
     def __post_init__(self) -> None:
         """Refuse what no model can have, whether it takes the option or not."""
@@ -184,11 +207,6 @@ class LoadOptions:
             raise UsageError(
                 f"patches {self.patches!r} is not known; choose mean or max, which pool the "
                 "patches of an item to one row, or rows, a row for each"
-            )
-        band_of(self.band)
-        if self.playback_rate is not None and not 0.001 <= self.playback_rate <= 1000:
-            raise UsageError(
-                f"a playback rate of {self.playback_rate:g} cannot be; 0.1 is ten times slower"
             )
         if self.kind not in (None, *KINDS):
             raise UsageError(f"kind {self.kind!r} is not known; choose one of {', '.join(KINDS)}")
@@ -207,10 +225,30 @@ class LoadOptions:
         return replace(self, **missing)
 
 
+def with_options(options: LoadOptions, changes: Mapping[str, Any]) -> LoadOptions:
+    """The options with others, under the names that `penult.load` has for them.
+
+    Raises:
+        UsageError: a value that cannot be.
+    """
+    rest = {name: value for name, value in changes.items() if name not in PLAYBACK}
+    played = {name: value for name, value in changes.items() if name in PLAYBACK}
+    return replace(options, **rest, playback=replace(options.playback, **played))
+
+
+def load_options(options: Mapping[str, Any]) -> LoadOptions:
+    """The options of `penult.load`, from a caller or a file.
+
+    Raises:
+        UsageError: a value that cannot be.
+    """
+    return with_options(LoadOptions(), current(options))
+
+
 def recipe_of(options: LoadOptions) -> dict[str, Any]:
     """For a saved classifier: the options that open it again."""
     named = options.preprocess if isinstance(options.preprocess, str) else None
-    seldom = ("weights_inside", "patches", "band", "playback_rate")
+    seldom = ("weights_inside", "patches")
     return {
         "preprocess": named,
         "sample_rate": options.sample_rate,
@@ -219,6 +257,7 @@ def recipe_of(options: LoadOptions) -> dict[str, Any]:
         "kind": options.kind,
         "output": options.output,
         **{name: value for name in seldom if (value := getattr(options, name))},
+        **options.playback.to_dict(),
     }
 
 

@@ -25,18 +25,20 @@ from penult.models.options import (
     CLASS_NAMES,
     EXPORT,
     KERAS,
+    PLAYBACK,
     TORCHSCRIPT,
     LoadOptions,
     band_of,
     checkpoint_advice,
-    current,
     existing_file,
     is_network_path,
     kind_of,
+    load_options,
     recipe_of,
     refuse_foreign,
     refuse_pointer,
     reopening,
+    with_options,
 )
 from penult.models.record import (
     Record,
@@ -363,7 +365,7 @@ def open_recorded(spec: str | os.PathLike[str], **options: Any) -> Classifier:
     """As `load`, for a classifier that nobody changes: of files that an earlier run opened it is
     given by its record, and the model itself is opened where it is needed."""
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
-    known = LoadOptions(**current(options))
+    known = load_options(options)
     record = _record_of(spec, known)
     if record is None:
         return load(spec, **options)
@@ -420,7 +422,7 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
         )
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     paths = {n: Path(value) for n, value in options.items() if isinstance(value, os.PathLike)}
-    known = LoadOptions(**current({**options, **paths}))
+    known = load_options({**options, **paths})
     typed(spec, known.preprocess)
     classifier = _open(spec, known)
     if known.patches is not None and classifier.input.patches is None:
@@ -467,7 +469,7 @@ def _open(spec: str | Any, options: LoadOptions) -> Classifier:
 
 def _played(classifier: Classifier, options: LoadOptions) -> Classifier:
     """The classifier, whose sound is read as the options have it."""
-    set_playback(classifier, band_of(options.band), options.playback_rate)
+    set_playback(classifier, band_of(options.playback.band), options.playback.playback_rate)
     return classifier
 
 
@@ -485,7 +487,7 @@ class SavedClassifier:
 # The keys of a saved classifier's recipe. What permits something (`trust`, `random`) or names other
 # weights (`checkpoint`) is for whoever opens it.
 _RECIPE = {"origin", "name", CLASS_NAMES, *recipe_of(LoadOptions()), "weights_inside", "patches",
-           "band", "playback_rate"}  # fmt: skip
+           *PLAYBACK}  # fmt: skip
 
 
 def _check_recipe(path: Path, origin: Any, name: Any, recipe: Mapping[str, Any]) -> None:
@@ -527,7 +529,7 @@ def read_saved(folder: Path) -> SavedClassifier:
         _check_recipe(path, origin, name, recipe)
         # By number: the model's own names may stand twice.
         options = {"class_names": dict(enumerate(recipe.pop(CLASS_NAMES))), **recipe}
-        LoadOptions(**options)
+        load_options(options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} cannot be read: {cause(error)}") from error
     loader = loader_named(origin, str(folder))
@@ -554,7 +556,7 @@ def _agreed(folder: Path, saved: Mapping[str, Any], given: LoadOptions) -> dict[
         if getattr(given, name) is not None:
             own[name] = getattr(given, name)
     for name, value in own.items():
-        other = getattr(given, name)
+        other = getattr(given.playback if name in PLAYBACK else given, name)
         if isinstance(value, str) and callable(other):
             other = f"{other.__module__}:{getattr(other, '__qualname__', type(other).__name__)}"
         if name not in ("weights_inside", *_INTERPRETED) and other not in (None, value):
@@ -573,7 +575,7 @@ def _open_saved(folder: Path, options: LoadOptions) -> Classifier:
     if saved.weights is not None:
         own["checkpoint"] = saved.weights
     with named_by(folder / FILE):
-        full = replace(options, **own)
+        full = with_options(options, own)
         classifier = _played(saved.loader.open(saved.name, full), full)
     classifier.spec = str(folder.resolve())
     return classifier
@@ -587,7 +589,7 @@ def is_onnx(spec: str | Path) -> bool:
 def modality_of(spec: str | os.PathLike[str], **options: Any) -> str:
     """What a model takes (audio, image, video or text), without loading its weights."""
     spec = os.fspath(spec)
-    known = LoadOptions(**current(options))
+    known = load_options(options)
     typed(spec, known.preprocess)
     record = _record_of(spec, known)
     if record is not None and (found := recorded_modality(record)):

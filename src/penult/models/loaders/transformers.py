@@ -196,8 +196,7 @@ def _storage(folder: Path, options: LoadOptions) -> Storage:
     with another alignment matrix products may round differently in the last bit.
     """
     files = {path.name: path for path in checkpoint_files(folder)}
-    played = {"band": options.band, "playback_rate": options.playback_rate}
-    played = {name: value for name, value in played.items() if value is not None}
+    played = options.playback.to_dict()
     if options.class_names is None and options.output is None and not played:
         return Storage(files=files)
     return Storage({"origin": "transformers", "output": options.output, **played}, files)
