@@ -598,7 +598,7 @@ def modality_of(spec: str | os.PathLike[str], **options: Any) -> str:
     require_as_saved(folder, [path.name for path in folder.glob("*.json")])
     saved = read_saved(folder) if (folder / FILE).is_file() else None
     if saved is not None:
-        known = replace(known, **{n: v for n, v in saved.options.items() if v is not None})
+        known = with_options(known, {n: v for n, v in saved.options.items() if v is not None})
     if known.modality or known.sample_rate:
         return known.modality or "audio"
     if saved is not None:
