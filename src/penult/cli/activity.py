@@ -102,6 +102,7 @@ def activity(
 
 
 def _check_out(out: Path | None, overwrite: bool) -> None:
+    from penult.fewshot.storage import check_free
     from penult.viz.plots import PICTURES, check_picture
 
     if out is None:
@@ -112,8 +113,7 @@ def _check_out(out: Path | None, overwrite: bool) -> None:
     if suffix != "csv":
         check_picture(out)
     check_output(out, create=True)
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists; --overwrite replaces it")
+    check_free(out, overwrite)
 
 
 def _recorded(

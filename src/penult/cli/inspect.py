@@ -306,6 +306,7 @@ def check(
 def _check_outputs(dump: Path | None, robust: bool, plot: Path | None, overwrite: bool) -> None:
     """Refuse files and options that do not go together, before the model is opened."""
     from penult.embedding.stations import check_npz
+    from penult.fewshot.storage import check_free
     from penult.viz.plots import check_picture
 
     if dump is not None:
@@ -317,8 +318,7 @@ def _check_outputs(dump: Path | None, robust: bool, plot: Path | None, overwrite
     if plot is not None:
         check_output(plot)
         check_picture(plot)
-        if plot.exists() and not overwrite:
-            raise UsageError(f"{plot} exists; --overwrite replaces it")
+        check_free(plot, overwrite)
 
 
 def _measured(
