@@ -34,8 +34,18 @@ def same(number=0):
 def whole():
     opened = penult.Embedder.from_classifier(penult.load(sys.argv[1]), device="cpu").embed(clips)
     assert np.abs(opened - expected).max() < 1e-4
-    assert emb.certificate.ok and store.search(expected[0], k=1)[0].similarity > 0.999
+    assert emb.certificate.ok
+    for use in (lambda: store.search(expected[0], k=1), lambda: store.add(emb, clips),
+                store.vectors, lambda: penult.Collection.open(sys.argv[2]).get(clip_id)):
+        try:
+            use()
+        except penult.errors.UsedBeforeFork as error:
+            assert "a collection was used before this process was forked" in str(error)
+            assert "spawn" in str(error)
+        else:
+            raise AssertionError("LanceDB may crash here")
 
+clip_id = store.search(expected[0], k=1)[0].id
 held = threading.Event()
 def hold():
     with emb._guard:
@@ -43,7 +53,6 @@ def hold():
         threading.Event().wait()
 threading.Thread(target=hold, daemon=True).start()
 held.wait()
-time.sleep(1.0)  # LanceDB's own threads, which are at work behind a commit, survive no fork
 pid = os.fork()
 if pid == 0:
     same()

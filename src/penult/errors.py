@@ -93,7 +93,7 @@ class MissingExtra(UsageError):
 
 
 class UsedBeforeFork(UsageError):
-    """An accelerator was used in the process that this one was forked from."""
+    """An accelerator or a collection was used in the process that this one was forked from."""
 
 
 class StoreError(PenultError):

@@ -27,6 +27,7 @@ from penult.collection.journal import Journal, compacting
 from penult.collection.manifest import is_damage, panics_caught, store_errors
 from penult.collection.schema import COLUMNS, metadata_types
 from penult.errors import CollectionError, StoreError, cause, listed
+from penult.locking import HomeProcess
 
 ITEMS = "items"
 log = logging.getLogger(__name__)
@@ -106,14 +107,25 @@ def _session() -> Any:
     return lancedb().Session(index_cache_size_bytes=2 << 30, metadata_cache_size_bytes=128 << 20)
 
 
+@cache
+def home() -> HomeProcess:
+    """The process of LanceDB's threads, whose copy in a forked one may crash in the next call."""
+    return HomeProcess("a collection")
+
+
 def connect(path: Path) -> Any:
-    """The folder as a LanceDB database, which keeps nothing of what is in it."""
+    """The folder as a LanceDB database, which keeps nothing of what is in it.
+
+    Raises:
+        UsedBeforeFork: this process was forked from one that has used a collection.
+    """
+    home().require()
     with store_errors(path):
-        return _connected(str(path.absolute()), os.getpid())
+        return _connected(str(path.absolute()))
 
 
 @lru_cache(maxsize=64)
-def _connected(path: str, process: int) -> Any:
+def _connected(path: str) -> Any:
     return lancedb().connect(path, session=_session())
 
 

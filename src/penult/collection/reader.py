@@ -93,6 +93,7 @@ class Reader:
     def latest_rows(self) -> tuple[Manifest, Any | None]:
         """The manifest, and the table of rows at its latest version, for queries of one call:
         opened once, since opening takes as long as a search in its index."""
+        lance.home().require()
         (mark, current), cached = self._require_current(), self._table
         if cached is not None and cached[0] == mark:
             with store_errors(self.path):
