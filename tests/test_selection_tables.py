@@ -11,6 +11,7 @@ import soundfile
 
 from conftest import RATE, clip
 from penult.data.items import Failure
+from penult.data.label_tracks import write_label_tracks
 from penult.data.selection_tables import RavenSelection, write_selections
 from penult.data.sources import from_paths
 from penult.errors import UsageError
@@ -199,3 +200,108 @@ def test_events_of_unknown_smoothed_and_without_summaries(tiny: Path, tmp_path: 
         assert ask("predict", into, *wrong).code == 2
     refused = ask("predict", into, folder / "a.wav", "--window", "whole", "--smooth", 1)
     assert refused.code == 2 and "no events to smooth" in refused.error
+
+
+def test_a_label_track_is_as_audacity_documents_it(field: Path, tmp_path: Path) -> None:
+    """Audacity Manual, Importing and Exporting Labels: six decimals, tabs, and a second line that
+    begins with a backslash where a band is known, -1 for an edge that is not."""
+    a = str(field / "s1/a.wav")
+    given = [
+        RavenSelection(a, 0.5, 1.75, 1, {"Class": "owl\t\n7", "high_frequency": 6334.5}),
+        RavenSelection(a, 0.123457, 0.25, 1, {"Class": "tit", "Low Freq (Hz)": 100, "High": 9}),
+    ]
+    out = tmp_path / "a.txt"
+    assert write_label_tracks(out, given) == [out]
+    assert out.read_bytes() == (
+        b"0.123457\t0.250000\ttit\n\\\t100.000000\t-1.000000\n"
+        b"0.500000\t1.750000\towl  7\n\\\t-1.000000\t6334.500000\n"
+    )
+    with pytest.raises(UsageError, match=r"exists already; --overwrite"):
+        write_label_tracks(out, given)
+    several = [given[0], RavenSelection(a, 0.0, 1.0, 0)]
+    with pytest.raises(UsageError, match=r"of one recording and channel, and these are 2; --out F"):
+        write_label_tracks(out, several, overwrite=True)
+    with pytest.raises(UsageError, match=r"needs seconds"):
+        write_label_tracks(tmp_path / "x.txt", [RavenSelection(a, None, None)])
+
+
+def test_label_tracks_of_a_folder_are_read_again(field: Path, tmp_path: Path) -> None:
+    soundfile.write(field / "b.ch0.wav", clip(1.0), RATE)
+    given = [
+        *selections(field),
+        RavenSelection(str(field / "b.flac"), 0.25, 0.5, None, {"Class": "owl"}),
+        RavenSelection(str(field / "b.ch0.wav"), 0.25, 0.5, None, {"Class": "owl"}),
+    ]
+    recordings, out = [*(str(field / name) for name in SECONDS)], f"{tmp_path / 'tracks'}/"
+    written = write_label_tracks(out, given, recordings)
+    names = {str(one.relative_to(tmp_path / "tracks")) for one in written}
+    assert names == {"b.labels.txt", "s1/a.ch0.labels.txt", "s1/a.ch1.labels.txt",
+                     "s2/a.labels.txt", "b.ch0.labels.txt"}  # fmt: skip
+    (field / "b.ch0.wav").unlink()  # else b.ch0 may be a channel of b
+    (tmp_path / "tracks/b.ch0.labels.txt").unlink()
+    tracks = sorted((tmp_path / "tracks").rglob("*.txt"))
+    read = list(from_paths([*tracks, field], "audio"))
+    found = [one for one in read if not isinstance(one, Failure) and one[1].start is not None]
+    wanted = sorted(((one.path, one.start, one.end, one.channel) for one in given[:-1]), key=str)
+    got = ((str(item.content), r.start, r.end, r.channel) for item, r in found)
+    assert sorted(got, key=str) == wanted
+    (banded,) = (i.metadata for i, r in found if r.channel == 1)
+    assert (banded["low_frequency"], banded["high_frequency"]) == (100.5, 3000)
+    write_label_tracks(out, given[:1], recordings, overwrite=True)
+    assert (tmp_path / "tracks/s1/a.ch1.labels.txt").read_bytes() == b""  # none are left there
+    assert all(start is None for _, start, _, _ in places([tracks[1]], field))
+
+
+def test_events_and_hits_as_label_tracks_teach_again(
+    tiny: Path, field: Path, tmp_path: Path
+) -> None:
+    into, out = tmp_path / "c.lance", f"{tmp_path / 'tracks'}/"
+    cut = ("--window", "0.5s", "--channel", "each")
+    assert ask("embed", tiny, field, "--into", into, *cut).code == 0
+    for name, start in (("x", 0), ("y", 0.5)):
+        part = ("--start", start, "--end", start + 0.5, "--channel", 0)
+        assert ask("teach", into, name, field / "s1/a.wav", *part).code == 0
+    done = ask("predict", into, "--unknown", 0, "--out", out, "--format", "audacity")
+    assert done.code == 0 and "label tracks in" in done.out, done.err
+    assert ask("predict", into, "--out", out, "--format", "audacity").code == 2  # they are there
+    events = ask("predict", into, "--unknown", 0, "--json").json["events"]
+    tracks = sorted((tmp_path / "tracks").rglob("*.labels.txt"))
+    wanted = sorted(
+        (str(field.parent / one["id"]), one["start"], one["end"], one["channel"]) for one in events
+    )
+    assert places(tracks, field)[: len(wanted)] == wanted
+    one = tmp_path / "tracks/s1/a.ch0.labels.txt"
+    taught = ask("teach", into, "--from", "label", one, "--audio", field, "--json")
+    assert taught.code == 0, taught.error
+    marked = {line.split("\t")[2].strip() for line in one.read_text().splitlines()}
+    assert marked <= {one["name"] for one in taught.json["classes"]}
+    part = ("--start", 0, "--end", 0.5, "-k", 3, "--out", f"{tmp_path / 'hits'}/")
+    assert ask("search", into, field / "b.flac", *part, "--format", "audacity").code == 0
+    hits = ask("search", into, field / "b.flac", *part[:-2], "--json").json["hits"]
+    tracks = sorted((tmp_path / "hits").rglob("*.labels.txt"))
+    assert {p[1:] for p in places(tracks, field) if p[1] is not None} == {
+        (hit["start"], hit["end"], hit["channel"]) for hit in hits}  # fmt: skip
+    for wrong in (("--format", "audacity"), ("--format", "doc", "--out", tmp_path / "x.txt"),
+                  ("--format", "raven", "--out", tmp_path / "x.csv")):  # fmt: skip
+        assert ask("predict", into, *wrong).code == 2
+
+
+def test_raven_events_have_what_csv_events_have(tiny: Path, tmp_path: Path) -> None:
+    folder, into = tmp_path / "rec", tmp_path / "c.lance"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", clip(3.0), RATE)
+    table = folder / "t.csv"
+    table.write_text("path,class,labels\na.wav,mine,own\n")
+    assert ask("embed", tiny, table, "--into", into, "--window", "0.5s").code == 0
+    for name, start in (("x", 0), ("y", 0.5), ("x", 1), ("y", 1.5)):
+        part = ("--start", start, "--end", start + 0.5)
+        assert ask("teach", into, name, folder / "a.wav", *part).code == 0
+    for out in ("e.csv", "e.txt"):
+        assert ask("predict", into, "--several", "--out", tmp_path / out).code == 0
+    with (tmp_path / "e.csv").open() as file:
+        by_csv = list(csv.DictReader(file))
+    raven = lines(tmp_path / "e.txt")
+    for name in ("p_value", "labels", "class_given", "labels_given"):
+        assert [row[name] for row in raven] == [row[name] for row in by_csv], name
+    assert any(row["labels"] for row in raven) and raven[0]["labels_given"] == "own"
+    assert places([tmp_path / "e.txt"])  # no two columns that differ in case only

@@ -21,6 +21,7 @@ from penult.cli.options import (
     Overwrite,
     RawCells,
     Start,
+    TableFormatName,
     TimeZone,
     Trust,
     WindowOfRows,
@@ -121,6 +122,7 @@ def search(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    format: TableFormatName = None,
     raw_cells: RawCells = False,
     device: Device = "auto",
     trust: Trust = False,
@@ -135,7 +137,7 @@ def search(
     from penult.collection.index import is_ready
     from penult.collection.search import INDEX, query_vectors
 
-    check_tables(out, overwrite, _HIT_FILES)
+    check_tables(out, overwrite, format, _HIT_FILES)
     opened = Collection.open(collection, must_exist=True)
     modality = str(opened.reader.require_manifest().model.get("modality"))
     part = query_part(modality, start, end, channel, box, (window, hop))
@@ -149,7 +151,7 @@ def search(
         found = opened.search(read.query, k=k, where=where, space=used, flat=flat)
         hits = read.named(found)
     if out is not None:
-        tables = _write_hits(out, hits, (raw_cells, overwrite), opened.reader.roots)
+        tables = _write_hits(out, hits, (raw_cells, overwrite, format), opened.reader.roots)
     if json:
         facts = {"collection": str(opened.path), "query": query, "space": space}
         parts = {"parts": list(read.regions), "notes": list(read.notes)}
@@ -173,14 +175,15 @@ def search(
 _HIT_FILES = (".csv", ".txt", ".m3u")
 
 
-def _write_hits(out: str, hits: Hits, how: tuple[bool, bool], roots: Roots) -> str:
+def _write_hits(out: str, hits: Hits, how: tuple[bool, bool, str | None], roots: Roots) -> str:
     """The hits as `predict --out` writes events: the class is the row's label; in a Raven table the
-    confidence is the similarity. Gives the tables in words. how: raw cells, and whether files are
-    replaced."""
+    confidence is the similarity. Gives the tables in words. how: raw cells, whether files are
+    replaced, and the format."""
     from penult.data.files import write_file
     from penult.data.formulas import Cells
     from penult.data.regions import Region
-    from penult.data.selection_tables import is_folder, write_selections
+    from penult.data.selection_tables import is_folder
+    from penult.data.table_formats import table_format
     from penult.fewshot import events
 
     cells, found = Cells(how[0]), []
@@ -196,10 +199,12 @@ def _write_hits(out: str, hits: Hits, how: tuple[bool, bool], roots: Roots) -> s
             )
         )
     if is_raven:
-        selections = events.selections_of(found)
-        return tables_in_words(
-            write_selections(out, selections, cells=cells, overwrite=how[1]), out
+        asked, selections = (
+            table_format(how[2]),
+            events.selections_of(found, columns=events.OF_HITS),
         )
+        tables = asked.write(out, selections, cells=cells, overwrite=how[1])
+        return tables_in_words(tables, out, asked.title)
     text = (
         events.to_csv(found, cells, columns=events.OF_HITS)
         if out.endswith(".csv")

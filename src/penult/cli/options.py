@@ -53,6 +53,14 @@ Column = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+TableFormatName = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="Of a .txt file or a FOLDER/ in --out: raven (selection tables) or audacity (label "
+        "tracks). Default: raven.",
+    ),
+]
 RawCells = Annotated[
     bool,
     typer.Option("--raw-cells", help="Write texts that a spreadsheet runs as formulas unchanged."),
@@ -557,30 +565,41 @@ def of_part(source: Source, part: Region) -> Source:
 
 
 def check_tables(
-    out: str | None, overwrite: bool, suffixes: tuple[str, ...] = (".csv", ".txt")
+    out: str | None,
+    overwrite: bool,
+    format: str | None,
+    suffixes: tuple[str, ...] = (".csv", ".txt"),
 ) -> None:
     """Refuse an output for rows with a time: a name without one of these suffixes that is no
-    folder, or one that exists.
+    folder, or one that exists. format: of `TABLE_FORMATS`.
 
     Raises:
         UsageError: it is refused.
     """
-    from penult.data import selection_tables
+    from penult.data.selection_tables import is_folder
+    from penult.data.table_formats import table_format
     from penult.fewshot.storage import check_free
 
+    asked = table_format(format)
+    if format is not None and not (out is not None and (is_folder(out) or out.endswith(".txt"))):
+        raise UsageError(
+            f"--format {format} is of a .txt file or a FOLDER/ in --out"
+            + ("" if out is None else f", and --out {out} is neither")
+        )
     if out is None:
         return
-    if selection_tables.is_folder(out):
+    if is_folder(out):
         check_parent(Path(out), create=True)
-        selection_tables.check_free(out, overwrite)
+        asked.check_free(out, overwrite)
         return
     if Path(out).suffix not in suffixes:
         raise UsageError(
             f"--out {out}: the name has to end in {' or '.join(suffixes)} (.txt: a Raven selection "
-            "table), or in / (a folder of Raven tables, one for each recording)"
+            "table), or in / (a folder of Raven tables, one for each recording); --format audacity "
+            "makes label tracks"
         )
     check_output(Path(out))
-    free = selection_tables.check_free if out.endswith(".txt") else check_free
+    free = asked.check_free if out.endswith(".txt") else check_free
     free(Path(out), overwrite)
 
 

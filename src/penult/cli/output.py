@@ -681,9 +681,9 @@ def named(ids: list[str]) -> str:
     )
 
 
-def tables_in_words(written: Sequence[Path], out: str) -> str:
-    """The tables that were written, marked up for the terminal."""
+def tables_in_words(written: Sequence[Path], out: str, title: str = "") -> str:
+    """The tables that were written, marked up for the terminal. title: of one in a folder."""
     first = f"[bold]{printable(str(out))}[/]"
     if Path(out) not in written:
-        return f"{counted(len(written), 'Raven table')} in {first}"
+        return f"{counted(len(written), title)} in {first}"
     return first + "".join(f", files in [bold]{printable(str(p))}[/]" for p in written[1:])

@@ -28,6 +28,7 @@ from penult.cli.options import (
     Pages,
     RawCells,
     Start,
+    TableFormatName,
     Tile,
     WindowOfRows,
     check_tables,
@@ -199,6 +200,7 @@ def predict(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    format: TableFormatName = None,
     raw_cells: RawCells = False,
     value: Annotated[
         str | None,
@@ -236,7 +238,7 @@ def predict(
     from penult.fewshot.classspace import lacking, mostly_other
     from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Spool
 
-    check_tables(out, overwrite)
+    check_tables(out, overwrite, format)
     how = EventOptions(merge_gap, windows, smooth, unknown_events)
     how.check()
     cut = {"window": window, "hop": hop, "tile": tile, "overlap": overlap, "pages": pages}
@@ -270,7 +272,7 @@ def predict(
         found, facts = (accepted(one) if isinstance(one, ClassPrediction) else one
                         for one in results), None  # fmt: skip
     classes = taught.fitted.names if names is None and taught.fitted.several else ()
-    shape = Form(how, out, overwrite, json, raw_cells, form.roots, classes)
+    shape = Form(how, out, overwrite, json, raw_cells, form.roots, classes, format)
     with Spool(whole=json or bool(classes and out), shown=SHOWN) as spool:
         with working("predicting"):
             failures = spool.extend(found)  # output starts after the last item
@@ -657,7 +659,7 @@ class EventOptions:
 class Form:
     """Form of the output. events: how they are made. out: a file or a folder that `check_tables`
     has passed. raw_cells: texts in a table as they are. roots: what ids begin with. classes: where
-    an item may be of several."""
+    an item may be of several. format: of `TABLE_FORMATS`."""
 
     events: EventOptions
     out: str | None
@@ -666,6 +668,7 @@ class Form:
     raw_cells: bool
     roots: Roots
     classes: Sequence[str] = ()
+    format: str | None = None
 
 
 def print_predictions(
@@ -716,7 +719,8 @@ def _write(out: str, found: Spool, merged: list[Event] | None, form: Form) -> st
     """Write the tables; gives them in words."""
     from penult.data.files import write_file
     from penult.data.formulas import Cells
-    from penult.data.selection_tables import is_folder, write_selections
+    from penult.data.selection_tables import is_folder
+    from penult.data.table_formats import table_format
     from penult.fewshot import events
 
     cells, roots = Cells(form.raw_cells), form.roots
@@ -724,9 +728,9 @@ def _write(out: str, found: Spool, merged: list[Event] | None, form: Form) -> st
         each = (event for window in found.windows() for event in window.events())
         selections = events.selections_of(each if merged is None else merged, roots)
         recordings = {roots.shown(window.id) for window in found.windows()}
-        overwrite = form.overwrite
-        tables = write_selections(out, selections, recordings, cells=cells, overwrite=overwrite)
-        return tables_in_words(tables, out)
+        asked, overwrite = table_format(form.format), form.overwrite
+        tables = asked.write(out, selections, recordings, cells=cells, overwrite=overwrite)
+        return tables_in_words(tables, out, asked.title)
     lines: Iterable[str] = (
         found.to_csv(cells, form.classes, roots)
         if merged is None

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Where
-from penult.cli.options import Json, Overwrite, RawCells, check_tables
+from penult.cli.options import Json, Overwrite, RawCells, TableFormatName, check_tables
 from penult.cli.output import (
     cell,
     counted,
@@ -50,6 +50,7 @@ def suggest(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    format: TableFormatName = None,
     raw_cells: RawCells = False,
     json: Json = False,
 ) -> None:
@@ -60,14 +61,15 @@ def suggest(
     """
     from penult.fewshot.suggestions import suggest as suggest_rows
 
-    check_tables(out, overwrite)
+    check_tables(out, overwrite, format)
     taught = load_class_space(place, space=space)
     with working("ranking"):
         found = suggest_rows(taught, name, k, where)
     if out is not None:
         from penult.fewshot.vectors import roots_of
 
-        written = _write(out, found, name, (raw_cells, overwrite), roots_of(taught.source))
+        how = raw_cells, overwrite, format
+        written = _write(out, found, name, how, roots_of(taught.source))
     if json:
         rows = [one.to_dict() for one in found]
         print_json({"place": place, "class": name, "out": out, "suggestions": rows})
@@ -110,19 +112,22 @@ def _table(found: list[Suggestion]) -> Table:
 
 
 def _write(
-    out: str, found: list[Suggestion], name: str, how: tuple[bool, bool], roots: Roots
+    out: str, found: list[Suggestion], name: str, how: tuple[bool, bool, str | None], roots: Roots
 ) -> str:
-    """Write the tables; gives them in words. how: raw cells, and whether files are replaced."""
+    """Write the tables; gives them in words. how: raw cells, whether files are replaced, and the
+    format."""
     from penult.data.files import write_file
     from penult.data.formulas import Cells
-    from penult.data.selection_tables import write_selections
+    from penult.data.table_formats import table_format
     from penult.fewshot import events, suggestions
 
-    cells, overwrite = Cells(how[0]), how[1]
+    cells, overwrite, asked = Cells(how[0]), how[1], table_format(how[2])
     if out.endswith(".csv"):
         lines = suggestions.to_csv(found, name, cells, roots)
         file = write_file(out, (line.encode("utf-8", "backslashreplace") for line in lines))
         cells.tell(out)
         return tables_in_words([file], str(file))
-    selections = events.selections_of(suggestions.events_of(found, name), roots)
-    return tables_in_words(write_selections(out, selections, cells=cells, overwrite=overwrite), out)
+    own = suggestions.events_of(found, name)
+    selections = events.selections_of(own, roots, events.OF_HITS)
+    tables = asked.write(out, selections, cells=cells, overwrite=overwrite)
+    return tables_in_words(tables, out, asked.title)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from penult.data import tables, textgrid
 from penult.data.delimited import DelimitedText, decimal, head_of, lines
 from penult.data.folders import Recordings
+from penult.data.label_tracks import CHANNEL, SUFFIX
 from penult.data.selection_tables import ALL, MIXED, list_of, read_list, sequence_of
 from penult.data.table_roles import KNOWN
 from penult.errors import SourceError, UsageError
@@ -50,6 +51,8 @@ def kind_of(path: Path) -> str:
         return suffix[1:]
     if suffix not in (".txt", ".csv", ".tsv"):
         return ""
+    if path.name.lower().endswith(SUFFIX):  # it may have no label
+        return "audacity"
     start = head_of(path)
     first = next((line for line in start.splitlines() if line.strip()), "")
     names = {cell.strip(' "').casefold() for cell in re.split("[,;\t]", first)}
@@ -294,6 +297,9 @@ def _audacity_label(line: str) -> list[str] | None:
 
 def _audacity(path: Path, recordings: Recordings) -> Annotations:
     recording = recordings.of_table()
+    found = CHANNEL.search(path.name)
+    is_channel = found and path.name[: found.start()] in (recording.stem, recording.name)
+    of = recording, int(found[1]) if found and is_channel else None
 
     def rows() -> Iterator[tables.Row]:
         waiting: tuple[int, str] | None = None
@@ -302,21 +308,21 @@ def _audacity(path: Path, recordings: Recordings) -> Annotations:
                 continue
             if not line.lstrip().startswith("\\"):
                 if waiting:
-                    yield _label(recording, *waiting, [])
+                    yield _label(of, *waiting, [])
                 waiting = number, line
             elif waiting:
-                yield _label(recording, *waiting, line.split()[1:])
+                yield _label(of, *waiting, line.split()[1:])
                 waiting = None
             else:
                 yield number, "a frequency range without a label before it"
         if waiting:
-            yield _label(recording, *waiting, [])
+            yield _label(of, *waiting, [])
 
     return _AUDACITY, rows, []
 
 
 def _label(
-    recording: Path, line: int, text: str, frequencies: list[str]
+    of: tuple[Path, int | None], line: int, text: str, frequencies: list[str]
 ) -> tuple[int, dict[str, Any] | str]:
     try:
         cells = _audacity_label(text)
@@ -331,7 +337,7 @@ def _label(
         low, high = ([*frequencies, "", ""])[:2]
         texts = ("\t".join(cells[2:]).strip(), _frequency(low), _frequency(high))
         metadata = {name: text or None for name, text in zip(_AUDACITY, texts, strict=True)}
-        return line, _row(recording, (start, end), None, metadata)
+        return line, _row(of[0], (start, end), of[1], metadata)
     except _BadRow as error:
         return line, str(error)
 

@@ -287,6 +287,10 @@ class Recordings:
             if isinstance(found, Path):
                 return found
             if not found.startswith(_NONE):
+                # of files of one name, the one in folders that are called as the table's
+                found = self.at(str(self.table.with_name(".".join(parts[:count]))))
+                if isinstance(found, Path):
+                    return found
                 raise SourceError(f"{self.table}: {found}")
         raise SourceError(
             f"{self.table} names no recording, and {self._not_found(parts[0])}; put the "

@@ -237,12 +237,15 @@ def namer(by: str, columns: Collection[str] | None = None) -> Namer:
 
 
 def _column(name: str, columns: Iterable[str] | None) -> str | None:
-    """The column that a name means: the one of that name, else in other letters."""
+    """The column that a name means: the one of that name, else in other letters, else the one that
+    had this name in its table and has another here (`label`, `label_given`)."""
     there = list(columns or ())
-    same = (one for one in there if one.casefold() == name.casefold())
     if name in there or name == FOLDER:  # Kaleidoscope's column FOLDER is a part of the path
         return name if name in there else None
-    return next(same, None)
+    for meant in (name.casefold(), f"{name}_given".casefold()):
+        if (found := next((one for one in there if one.casefold() == meant), None)) is not None:
+            return found
+    return None
 
 
 def named(value: object) -> str | None:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX, LIST_SUFFIX = ".selections.txt", ".list.txt"
 VIEW = "Spectrogram 1"
+CLASS = "Class"  # the column of what a selection was predicted or found to be
 LOW, HIGH = "Low Freq (Hz)", "High Freq (Hz)"
 # Raven counts channels from 1 and has no word for all of them: such a selection is shown in the
 # first one, and this column, which Raven keeps as an annotation, has `all`.
@@ -40,7 +41,8 @@ _LOW, _HIGH = ("lowfreqhz", "lowfrequency"), ("highfreqhz", "highfrequency")  # 
 class RavenSelection:
     """A part of a recording from start to end, seconds in its file. channel: from 0; None: all.
 
-    path: of the file, as an id has it. values: further columns by their names; those of a low and a
+    path: of the file, as an id has it. values: further columns by their names, several texts of a
+    cell as a tuple; those of a low and a
     high frequency (Raven's, Audacity's) become Raven's own. number, view: Raven's own; numbers are
     kept where all selections of a table have one and no two the same, and order them.
     """
@@ -128,23 +130,35 @@ def write_selections(
         if len(every) > 1:
             files = [f"{as_id(absolute(path_of(one)))}\n" for one in every]
             texts[list_of(path)] = "".join(files)
-    if not overwrite and (there := [one for one in texts if one.exists()]):
-        raise UsageError(f"{there[0]} exists already; --overwrite replaces it")
-    try:
-        _write(path if is_folder(out) else None, texts, overwrite)
-    except FileExistsError as error:  # another command was sooner
-        raise UsageError(f"{error.filename} exists already; --overwrite replaces it") from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_texts(path, texts, overwrite, in_folder=is_folder(out))
     cells.tell(path)
     return [*texts]
 
 
+def write_texts(out: Path, texts: Mapping[Path, str], overwrite: bool, in_folder: bool) -> None:
+    """Write files of text. in_folder: perhaps thousands in a folder, each of which is whole or
+    absent for itself; else all of them or none.
+
+    Raises:
+        UsageError: one of them is there, and overwrite is not set.
+        StoreError: one cannot be written.
+    """
+    if not overwrite and (there := [one for one in texts if one.exists()]):
+        raise UsageError(f"{there[0]} exists already; --overwrite replaces it")
+    try:
+        _write(out if in_folder else None, texts, overwrite)
+    except FileExistsError as error:  # another command was sooner
+        raise UsageError(f"{error.filename} exists already; --overwrite replaces it") from error
+    except OSError as error:
+        raise StoreError(f"{out} cannot be written: {error.strerror or error}") from error
+
+
 def _write(folder: Path | None, texts: Mapping[Path, str], overwrite: bool) -> None:
     encoded = {path: text.encode("utf-8", "backslashreplace") for path, text in texts.items()}
-    if folder is not None:  # perhaps thousands of files: each is whole or absent for itself
+    if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in encoded.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, [content])
         return
     with files_aside([*encoded], overwrite=overwrite) as asides:
@@ -170,14 +184,14 @@ def table_text(
     taken = {name.casefold() for name in (*COLUMNS, MIXED)}
     names = [f"{name}_given" if name.casefold() in taken else name for name in further]
     mixed = [MIXED] if any(one.channel is None for one in selections) else []
-    header = [*COLUMNS, *mixed, *(_text(cells(name)) for name in names)]
+    header = [*COLUMNS, *mixed, *(cell_text(cells(name)) for name in names)]
     lines = [header]
     for number, one in _numbered(selections):
         if one.start is None or one.end is None:
             raise UsageError(
                 f"a Raven table needs seconds, and {one.path} has none; write .csv instead"
             )
-        begin, (low, high) = begins[one.path], _band(one.values)
+        begin, (low, high) = begins[one.path], band_of(one.values)
         high = highest[one.path] if high is None else high
         channel = 1 if one.channel is None else one.channel + 1
         place = (number, one.view or VIEW, channel, begin + one.start,
@@ -186,7 +200,11 @@ def table_text(
         of_all = [ALL if one.channel is None else ""] if mixed else []
         if any(sign in file[0] for sign in "\t\r\n"):
             raise UsageError(f"a Raven table cannot hold {file[0]!r}: it has a tab or a line break")
-        rest = [_text(cells(one.values.get(name))) for name in further]
+        values = [one.values.get(name) for name in further]
+        rest = [
+            cell_text(cells(cells.joined(value) if isinstance(value, tuple) else value))
+            for value in values
+        ]
         lines.append([*map(_number, (*place, *file)), *of_all, *rest])
     return "".join("\t".join(line) + "\n" for line in lines)
 
@@ -257,7 +275,7 @@ def _columns_of(selections: Sequence[RavenSelection]) -> list[str]:
     return [name for name in names if _plain(name) not in (*_LOW, *_HIGH)]
 
 
-def _band(values: Mapping[str, Any]) -> tuple[float | None, float | None]:
+def band_of(values: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """The low and the high frequency, Hz, as far as columns have numbers for them."""
     edges: list[float | None] = []
     for names in (_LOW, _HIGH):
@@ -282,7 +300,8 @@ def _number(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A value in a cell between tabs."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool):

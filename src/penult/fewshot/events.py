@@ -19,7 +19,7 @@ from penult.data.formulas import Cells
 from penult.data.items import path_of
 from penult.data.recording_times import RECORDED_AT
 from penult.data.roots import Roots
-from penult.data.selection_tables import RavenSelection, table_text
+from penult.data.selection_tables import CLASS, RavenSelection, table_text
 from penult.errors import UsageError
 
 UNKNOWN = "unknown"  # how items of none of the classes are called in tables
@@ -216,15 +216,22 @@ def to_raven(events: Sequence[Event], cells: Cells | None = None, roots: Roots =
     return table_text(found, sorted({one.path for one in found}, key=path_of), cells)
 
 
-def selections_of(events: Iterable[Event], roots: Roots = Roots()) -> list[RavenSelection]:
+def selections_of(
+    events: Iterable[Event], roots: Roots = Roots(), columns: Sequence[str] = COLUMNS
+) -> list[RavenSelection]:
     """The events as lines of a Raven selection table, with their metadata. roots: see `to_raven`.
+    columns: `OF_HITS` leaves `p_value` and `labels` out, which hits have not.
 
     The columns of a table that an item came from come again, but for its `View`.
     """
     found = []
     for e in events:
-        own = {"Class": e.label, "Confidence": _share(e.probability)}
-        further = {f"{n}_given" if n in own else n: v for n, v in e.metadata.items() if n != "View"}
+        own: dict[str, Any] = {CLASS: e.label, "Confidence": _share(e.probability)}
+        if columns == COLUMNS:
+            own |= {"p_value": _share(e.p_value), "labels": e.labels}
+        taken = {name.casefold() for name in own}  # names of columns ignore case
+        further = {f"{n}_given" if n.casefold() in taken else n: v
+                   for n, v in e.metadata.items() if n != "View"}  # fmt: skip
         found.append(RavenSelection(roots.shown(e.id), e.start, e.end, e.channel, own | further))
     return found
 
