@@ -288,9 +288,9 @@ class Recordings:
                 return found
             if not found.startswith(_NONE):
                 # of files of one name, the one in folders that are called as the table's
-                found = self.at(str(self.table.with_name(".".join(parts[:count]))))
-                if isinstance(found, Path):
-                    return found
+                placed = self.at(str(self.table.with_name(".".join(parts[:count]))))
+                if isinstance(placed, Path):
+                    return placed
                 raise SourceError(f"{self.table}: {found}")
         raise SourceError(
             f"{self.table} names no recording, and {self._not_found(parts[0])}; put the "
