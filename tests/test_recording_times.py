@@ -11,14 +11,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from conftest import RATE, clip
 from penult.collection.collection import Collection
+from penult.collection.export import to_arrow
 from penult.data.recording_times import in_header, in_name, parse_zone
 from penult.errors import UsageError
 from test_cli import ask
+from zoo import save_image
 
 QUIET = ("--workers", "0", "--engine", "torch")
 
@@ -116,6 +120,7 @@ HEADERS: dict[str, tuple[tuple[bytes, ...], datetime | None]] = {
     "a zone goes first": ((guano("2021-06-05 04:30:00"), wamd("2021-06-05 04:30:00+02:00")),
                           utc(2021, 6, 5, 2, 30)),
     "no time that can be": ((bext("2021-13-05", "04:30:00"), guano("yesterday")), None),
+    "no zone of this earth": ((comment(f"Recorded at 04:30:00 05/06/2021 (UTC+99) {BY}"),), None),
     "another list": ((chunk(b"LIST", b"adtl" + b"\0" * 8),), None),
 }  # fmt: skip
 
@@ -139,6 +144,107 @@ def test_a_header_that_breaks_off_or_is_none_gives_no_time(tmp_path: Path) -> No
     assert in_header(path) is None
     path.write_text("no sound")
     assert in_header(path) is None
+
+
+TAKEN, OFFSET, FRACTION, FOLDER, CHANGED = 0x9003, 0x9011, 0x9291, 0x8769, 0x0132
+
+
+def picture(path: Path, tags: dict[int, str]) -> Path:
+    """A picture with EXIF as Pillow writes it, which also has when it was last changed."""
+    exif = Image.Exif()
+    exif[CHANGED] = "2024:01:01 00:00:00"
+    exif.get_ifd(FOLDER).update(tags)
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(noise).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_exif_of_a_picture_gives_when_it_was_taken(suffix: str, tmp_path: Path) -> None:
+    path, when = tmp_path / f"a.{suffix}", "2021:06:05 04:30:00"
+    assert in_header(picture(path, {TAKEN: when})) == datetime(2021, 6, 5, 4, 30)
+    exact = {TAKEN: when, OFFSET: "+02:00", FRACTION: "256789"}
+    assert in_header(picture(path, exact)) == utc(2021, 6, 5, 2, 30, 0, 256000)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), max(1, len(whole) // 200)):  # a copy that breaks off
+        path.write_bytes(whole[:end])
+        assert in_header(path) in (None, utc(2021, 6, 5, 2, 30, 0, 256000),
+                                   utc(2021, 6, 5, 2, 30), datetime(2021, 6, 5, 4, 30))  # fmt: skip
+    for wrong in (
+        "    :  :     :  :  ",
+        "0000:00:00 00:00:00",
+        "2021:06:05",
+        "2021:13:05 04:30:00",
+    ):
+        assert in_header(picture(path, {TAKEN: wrong})) is None
+    assert in_header(picture(path, {TAKEN: when, OFFSET: "+99:00"})) == datetime(2021, 6, 5, 4, 30)
+    assert (
+        in_header(picture(path, {})) is None
+    )  # when it was changed says nothing of when it was taken
+
+
+@pytest.mark.parametrize("order", [">", "<"])
+def test_exif_in_either_order_of_bytes_and_places_that_lead_nowhere(
+    order: str, tmp_path: Path
+) -> None:
+    def tiff(*, inner: int = 26, value: int = 56) -> bytes:
+        head = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(order + "I", 8)
+        main = struct.pack(order + "HHHII", 1, FOLDER, 4, 1, inner) + b"\0" * 4
+        own = struct.pack(order + "HHHII", 1, TAKEN, 2, 20, value) + b"\0" * 16
+        return head + main + own + b"2021:06:05 04:30:00\0"
+
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff())
+    assert in_header(path) == datetime(2021, 6, 5, 4, 30)
+    for places in ({"inner": 1 << 31}, {"value": 0xFFFFFFFF}, {"inner": 8}, {"inner": 0}):
+        path.write_bytes(tiff(**places))
+        assert in_header(path) is None
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), [("flac", None), ("ogg", None), ("opus", "OPUS")])
+def test_comments_of_flac_vorbis_and_opus_give_the_beginning(
+    suffix: str, subtype: str | None, tmp_path: Path
+) -> None:
+    def tagged(**tags: str) -> Path:
+        path = tmp_path / f"a.{suffix}"
+        container = "FLAC" if suffix == "flac" else "OGG"
+        with soundfile.SoundFile(path, "w", 48000, 1, subtype, format=container) as file:
+            for name, text in tags.items():
+                setattr(file, name, text)
+            file.write(clip(0.5))
+        return path
+
+    assert in_header(tagged(date="2021-06-05T04:30:00+02:00")) == utc(2021, 6, 5, 2, 30)
+    assert in_header(tagged(date="2021-06-05 04:30:00")) == datetime(2021, 6, 5, 4, 30)
+    text = f"Recorded at 19:22:55 14/12/2020 (UTC-5) {BY}"
+    much = "x" * (1_000 if subtype else 70_000)  # over more than one page of Ogg
+    long = tagged(artist=much, comment=text)
+    assert in_header(long) == utc(2020, 12, 15, 0, 22, 55)
+    for wrong in ("2021-06-05", "2021", "20210605", "yesterday"):  # a day alone is no beginning
+        assert in_header(tagged(date=wrong)) is None
+    whole = tagged(date="2021-06-05T04:30:00Z").read_bytes()
+    for end in range(0, 400, 7):
+        (tmp_path / "b").write_bytes(whole[:end])
+        in_header(tmp_path / "b")
+
+
+def test_times_of_pictures_are_a_column(tmp_path: Path) -> None:
+    """EXIF goes before the name, and what carries its zone before what carries none."""
+    folder, model = tmp_path / "trap", save_image(tmp_path / "m")
+    folder.mkdir()
+    picture(folder / "IMG_20210605_043000.jpg", {TAKEN: "2021:06:05 04:30:20"})
+    picture(folder / "b.jpg", {TAKEN: "2021:06:05 12:00:00", OFFSET: "+02:00"})
+    into = tmp_path / "c.lance"
+    asked = ("--times", "--time-zone", "Europe/Berlin", "--json")
+    done = ask("embed", model, folder, "--into", into, *asked, *QUIET)
+    assert done.code == 0, done.error
+    wanted = {"zone": "Europe/Berlin", "dated": 2, "undated": 0, "without_zone": 1}
+    assert {name: done.json["times"][name] for name in wanted} == wanted
+    rows = to_arrow(Collection.open(into), vectors=False).to_pylist()
+    assert {Path(row["id"]).name: row["recorded_at"] for row in rows} == {
+        "IMG_20210605_043000.jpg": utc(2021, 6, 5, 2, 30, 20),
+        "b.jpg": utc(2021, 6, 5, 10),
+    }
 
 
 def test_zones() -> None:

@@ -3,7 +3,8 @@
 Forms of names: AudioMoth (`20210605_043000.WAV`, before 2019 hexadecimal seconds `5E90A4D4.WAV`),
 Song Meter (`SITE_20210605_043000.wav`), SWIFT (`…_20210605_043000Z`), BAR-LT
 (`20210605T043000+1000`), and dates with dashes. Headers of WAV: GUANO (`guan`), Wildlife Acoustics
-(`wamd`), AudioMoth's comment (`LIST`, `ICMT`), broadcast extension (`bext`).
+(`wamd`), AudioMoth's comment (`LIST`, `ICMT`), broadcast extension (`bext`). FLAC, Ogg Vorbis and
+Opus: the comment `DATE`, where it has a time of day, and AudioMoth's as a comment. Pictures: EXIF.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import struct
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from itertools import islice
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from penult.data import exif
 from penult.data.files import file_size
 from penult.data.items import Entry, Failure, Item
 from penult.errors import ItemError, UsageError
@@ -69,11 +72,10 @@ def _moment(
 ) -> datetime | None:
     """numbers: year, month, day, hour, minute, second. fraction: digits behind the point."""
     try:
-        when = datetime(*map(int, numbers))  # type: ignore[arg-type]
-    except ValueError:
+        when = datetime(*map(int, numbers), tzinfo=_offset(zone) if zone else None)  # type: ignore[misc, arg-type]
+    except ValueError:  # of an offset too: there is no UTC+99
         return None
-    when += timedelta(milliseconds=int((fraction or "0").ljust(3, "0")))
-    return _possible(when.replace(tzinfo=_offset(zone) if zone else None))
+    return _possible(when + timedelta(milliseconds=int((fraction or "0").ljust(3, "0")[:3])))
 
 
 def _possible(when: datetime) -> datetime | None:
@@ -91,7 +93,7 @@ def _offset(text: str) -> tzinfo:
 
 
 def in_header(content: object) -> datetime | None:
-    """The time that a WAV file's header gives; of several, one that has its zone goes first.
+    """The time that a file's header gives; of several, one that has its zone goes first.
 
     Raises:
         OSError, ItemError: it cannot be read at all.
@@ -99,13 +101,22 @@ def in_header(content: object) -> datetime | None:
     if not isinstance(content, Path):
         return None
     file_size(content)  # refuses a pipe, which could block for ever
-    with content.open("rb") as file:
-        found = [when for when in _moments(file) if when is not None]
+    found = list[datetime]()
+    with content.open("rb") as file, suppress(struct.error):  # where it breaks off
+        found += (when for when in _moments(file) if when is not None)
     return next((when for when in found if when.tzinfo is not None), found[0] if found else None)
 
 
 def _moments(file: BinaryIO) -> Iterator[datetime | None]:
-    """What the chunks of a WAV file say, the ones that are exact first."""
+    """What a header says: of the chunks of a WAV file the ones that are exact first."""
+    start = file.read(12)
+    file.seek(0)
+    if start[:4] in (b"fLaC", b"OggS"):
+        yield from map(_of_tag, _vorbis_comments(file, is_flac=start[:4] == b"fLaC"))
+        return
+    if start[8:] != b"WAVE":
+        yield _of_picture(file)
+        return
     chunks = _header_chunks(file)
     yield _of_guano(chunks.get(b"guan", b""))
     yield _of_wamd(chunks.get(b"wamd", b""))
@@ -181,6 +192,65 @@ def _of_broadcast(chunk: bytes) -> datetime | None:
     return _moment(found.groups()) if found else None
 
 
+def _of_picture(file: BinaryIO) -> datetime | None:
+    """EXIF's `2021:06:05 04:30:00`."""
+    time, offset, fraction = exif.taken(file) or ("", "", "")
+    found = re.fullmatch(r"(\d{4}):(\d\d):(\d\d) (\d\d):(\d\d):(\d\d)", time)
+    zone = offset if re.fullmatch(_OFFSET, offset) else None
+    return _moment(found.groups(), re.sub(r"\D.*", "", fraction), zone) if found else None
+
+
+def _vorbis_comments(file: BinaryIO, is_flac: bool) -> Iterator[str]:
+    """`DATE=2021-06-05T04:30:00Z` and others."""
+    block = _flac_comments(file) if is_flac else _ogg_comments(file)
+    (length,) = struct.unpack_from("<I", block)
+    place = 4 + length  # behind the encoder's name
+    (count,) = struct.unpack_from("<I", block, place)
+    place += 4
+    for _ in range(min(count, _CHUNKS)):
+        (length,) = struct.unpack_from("<I", block, place)
+        yield _text(block[place + 4 : place + 4 + length])
+        place += 4 + length
+
+
+def _flac_comments(file: BinaryIO) -> bytes:
+    """The block of comments; struct.error where there is none."""
+    file.seek(4)
+    for _ in range(_CHUNKS):
+        (head,) = struct.unpack(">I", file.read(4))
+        kind, length = head >> 24, head & 0xFFFFFF
+        if kind & 0x7F == 4:  # the first bit: it is the last block
+            return file.read(min(length, _LONGEST))
+        if kind & 0x80:
+            break
+        file.seek(length, 1)
+    return b""
+
+
+def _ogg_comments(file: BinaryIO) -> bytes:
+    """The comments of the second packet of an Ogg file, which may lie on several pages."""
+    packets = [b""]
+    while len(packets) < 3 and sum(map(len, packets)) < _LONGEST:
+        page = file.read(27)
+        if page[:4] != b"OggS" or len(page) < 27:
+            break
+        for size in file.read(page[26]):
+            packets[-1] += file.read(size)
+            if size < 255:  # a packet ends with a shorter piece
+                packets.append(b"")
+    for start in (b"\x03vorbis", b"OpusTags"):
+        if len(packets) > 1 and packets[1].startswith(start):
+            return packets[1][len(start) :]
+    return b""
+
+
+def _of_tag(tag: str) -> datetime | None:
+    name, _, value = tag.partition("=")
+    if name.upper() == "DATE" and re.match(r"\S{8,10}[T ]\d", value):  # not a day alone
+        return _of_iso(value.strip())
+    return _of_comment(value.encode()) if name.upper() in ("COMMENT", "DESCRIPTION") else None
+
+
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace").replace("\0", " ")
 
@@ -216,7 +286,7 @@ class RecordingTimes:
             return None
         try:
             header = in_header(item.content)
-        except (OSError, ItemError, struct.error):  # told where it is embedded
+        except (OSError, ItemError):  # told where it is embedded
             header = None
         given = [when for when in (header, in_name(item.content.name)) if when is not None]
         given.sort(key=lambda when: when.tzinfo is None)
