@@ -713,7 +713,7 @@ def _forgotten_lines(did: Forgetting) -> Iterator[str]:
     if did.runs:
         yield f"  their names in {counted(did.runs, 'run')}"
     if did.derived:
-        yield f"  their rows in clusters and maps: {', '.join(did.derived)}"
+        yield f"  their rows in what is kept of rows: {', '.join(did.derived)}"
     if did.index:
         yield "  the index; penult index makes it again"
     if did.versions:
@@ -823,6 +823,10 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{facts['model']}, {facts['classes']} classes"),
         ("tap, pooling", f"{facts['tap']}, {facts['pooling']}"),
         ("labels", f"{labels['marks']:,} ({', '.join(labels['classes'][:8]) or 'none'})"),
+        *(
+            (f"column {one['name']}", f"derived {one['when']}: {one['made']}")
+            for one in facts["derived"]
+        ),
         ("failures", f"{facts['failures']:,}"),
         ("runs", f"{len(runs):,}{last}"),
         *([("being written", _writer_words(facts["writer"]))] if facts["writer"] else []),

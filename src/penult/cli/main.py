@@ -20,6 +20,7 @@ from typer.main import get_command
 
 from penult.cli import (
     activity,
+    archive,
     choose,
     clips,
     cluster_map,
@@ -138,6 +139,7 @@ PANELS = {
     ),
     "Select and measure": (choose.choose, choose.evaluate, probe.probe),
     "Clusters and maps": (cluster_map.cluster, cluster_map.map_),
+    "Archives": (archive.neighbours,),
     "Demo and installation": (demo.demo, demo.doctor),
 }
 for panel, commands in PANELS.items():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ from penult.analysis import clustering as clusters
 from penult.analysis import projection
 from penult.analysis.clustering import Agreement, Clustering, ClusterOptions
 from penult.analysis.space import RAW
-from penult.collection import schema, spaces
+from penult.collection import columns, schema, spaces
 from penult.collection.labels import PREDICTED, labelled, names_of
-from penult.collection.reader import Reader, keep_derived, read_derived
+from penult.collection.reader import Reader, keep_derived, read_derived, replace_derived
 from penult.errors import StoreError, UsageError
 
 
@@ -120,6 +121,22 @@ def keep_clusters(reader: Reader, made: Clustered, name: str | None = None) -> s
     return name
 
 
+def keep_column(reader: Reader, name: str, about: Mapping[str, Any], table: pa.Table) -> None:
+    """Keeps a derived column in place of the one of this name, as `penult.collection.columns` has
+    it. table: all rows that there are, with `id`, `region`, `run_id`, `row` and `value`; `value` is
+    null where a row has none.
+
+    Raises:
+        UsageError: the rows have a column of this name already.
+    """
+    if name.lower() in (one.lower() for one in reader.schema.names):
+        raise UsageError(
+            f"the rows of {reader.path} have a column {name!r} of their own; a derived column "
+            "needs another name"
+        )
+    replace_derived(reader, columns.KIND, columns.record_name(name), about, table)
+
+
 _HIDDEN = ("content_hash", "size", "mtime_ns", "run_id", "truncated")
 
 
@@ -165,9 +182,10 @@ def make_map(
         raise UsageError(f"method {chosen!r} is not known; {', '.join(projection.MOST)} work")
     if most is not None and most < 1:
         raise UsageError(f"a map of {most} rows cannot be drawn; one or more can")
-    columns = [name for name in schema.scalar_columns(reader.schema) if name not in _HIDDEN]
+    every = schema.scalar_columns(columns.wider(reader.path, reader.schema))
+    own = [name for name in every if name not in _HIDDEN]
     limit = most or projection.MOST[chosen]
-    table, vectors = reader.vectors(where, columns, most=limit, seed=seed)
+    table, vectors = reader.vectors(where, own, most=limit, seed=seed)
     names = names_of(reader, table, by)
     used = spaces.ready(reader, space)[0]
     about = {"method": chosen, "space": used.id, "seed": seed, "dim": 2, "rows": _digest(vectors)}

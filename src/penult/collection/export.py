@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from penult.collection import columns as derived
 from penult.collection import schema
 from penult.collection.index import read as read_index
 from penult.collection.manifest import HISTORY, Manifest, holder, is_locked, store_errors
@@ -65,6 +66,7 @@ def describe(reader: Reader) -> dict[str, Any]:
         "fingerprint": dict(manifest.fingerprint),
         "migrations": list(manifest.model.get(HISTORY) or ()),
         "columns": reader.schema.names,
+        "derived": derived.described(reader.path),
         "labels": {"marks": len(labels), "classes": sorted(set(labels["class"].to_pylist()))},
         "spaces": len(reader.side_table("spaces")),
         "failures": len(reader.side_table("failures")),
@@ -158,8 +160,9 @@ def export(
     for target in targets:
         if target.exists() and not overwrite:
             raise UsageError(_exists(target))
-    names = [name for name in reader.schema.names if logits or name != "logits"]
-    columns = pa.schema([reader.schema.field(name) for name in names])
+    all_columns = derived.wider(reader.path, reader.schema)
+    names = [name for name in all_columns.names if logits or name != "logits"]
+    columns = pa.schema([all_columns.field(name) for name in names])
     batches = reader.ordered(names, where, _BATCH)
     if places := _place_columns(reader):
         added = [pa.field(name, pa.int64()) for name in places]
@@ -192,10 +195,10 @@ def _selections(reader: Reader, where: str | None) -> list[RavenSelection]:
     modality = reader.require_manifest().model.get("modality")
     if modality not in ("audio", "video"):
         raise UsageError(f"a selection table has seconds, which {modality} has not; use .csv")
-    names = [name for name in reader.schema.names if name not in schema.ARRAYS]
-    batches = reader.ordered(names, where, _BATCH)
+    columns = derived.wider(reader.path, reader.schema)
+    batches = reader.ordered(schema.scalar_columns(columns), where, _BATCH)
     rows = [row for batch in batches for row in batch.to_pylist() if row["kind"] != "summary"]
-    metadata = [n for n in schema.metadata_of(reader.schema) if n not in (*_OWN, PATH)]
+    metadata = [n for n in schema.metadata_of(columns) if n not in (*_OWN, PATH)]
     original, roots = _original_names(reader), reader.roots
     found = []
     for row in rows:
@@ -274,10 +277,9 @@ def to_arrow(
     """
     reader = collection if isinstance(collection, Reader) else collection.reader
     reader.require_manifest()
-    names = [
-        n for n in reader.schema.names if n not in schema.ARRAYS or (vectors and n == "vector")
-    ]
-    columns = pa.schema([reader.schema.field(name) for name in names])
+    found = derived.wider(reader.path, reader.schema)
+    names = [n for n in found.names if n not in schema.ARRAYS or (vectors and n == "vector")]
+    columns = pa.schema([found.field(name) for name in names])
     table = pa.Table.from_batches(reader.ordered(names, where, _BATCH), columns)
     if PATH not in names:
         paths = [reader.roots.shown(id) for id in table["id"].to_pylist()]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from penult.collection import columns as derived
 from penult.collection import schema
 from penult.collection.reader import Reader, read_derived
 from penult.collection.schema import Key
@@ -49,7 +50,7 @@ def labelled(reader: Reader, by: Sequence[str], where: str | None = None) -> Lab
     Raises:
         LabelsError: a way that names nothing here; only the classifier itself may have no label.
     """
-    columns = [name for name in reader.schema.names if name not in ("vector", "logits")]
+    columns = schema.scalar_columns(derived.wider(reader.path, reader.schema))
     table, vectors = reader.vectors(where, columns)
     names = {way: names_of(reader, table, way) for way in by}
     return Labelled(table.select(["id", "region"]), vectors, names)
@@ -131,7 +132,7 @@ _ASKED = 200  # ids in one question
 
 def groups_of(reader: Reader, keys: Sequence[Key], by: str) -> dict[Key, str | None]:
     """The group of these rows; see `penult.data.items.namer`."""
-    columns = [name for name in reader.schema.names if name not in schema.ARRAYS]
+    columns = schema.scalar_columns(derived.wider(reader.path, reader.schema))
     name_of = namer(by, columns)
     ids = list(dict.fromkeys(id for id, _ in keys))
     found: dict[Key, str | None] = {}

@@ -45,6 +45,8 @@ SIDE = {
     # One record is one clustering or map of many rows: whole or not there. data: an arrow stream.
     "clusters": _columns("clusters_id name about", when=_TIME, data=pa.large_binary()),
     "maps": _columns("map_id name about", when=_TIME, data=pa.large_binary()),
+    # Graphs of neighbours and derived columns, by their names.
+    "derived": _columns("derived_id name about", when=_TIME, data=pa.large_binary()),
     # What classes were fitted from, and the changes of marks between: `penult.fewshot.versions`.
     "taught": _columns("id kind about", when=_TIME, data=pa.large_binary()),
     "runs": _columns(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from penult.collection import columns as derived
 from penult.collection import lance, manifest, repair, schema
 from penult.collection.journal import Journal
 from penult.collection.manifest import Clock, Manifest, Mark, store_errors
@@ -83,6 +84,7 @@ class Reader:
         table = None if current is None else self._open(current)
         if table is None:
             return 0
+        where = derived.resolved(self.path, table, where)
         with lance.query_errors(self.path, where, table.schema.names):
             return int(table.count_rows(where))
 
@@ -113,8 +115,9 @@ class Reader:
         """Streams rows in no particular order, all of one commit."""
         if (table := self.open_rows()) is None:
             return iter(())
-        names = lance.check_columns(self.path, table, columns)
-        return lance.stream_rows(self.path, table, names, where, batch_size)
+        names, added, where = derived.planned(self.path, table, columns, where)
+        batches = lance.stream_rows(self.path, table, names, where, batch_size)
+        return _completed(batches, added, columns)
 
     def ordered(
         self,
@@ -128,8 +131,9 @@ class Reader:
         """
         if (table := self.open_rows()) is None:
             return iter(())
-        names = lance.check_columns(self.path, table, columns)
-        return lance.stream_ordered(self.path, table, names, where, batch_size)
+        names, added, where = derived.planned(self.path, table, columns, where)
+        batches = lance.stream_ordered(self.path, table, names, where, batch_size)
+        return _completed(batches, added, columns)
 
     def vectors(
         self,
@@ -145,8 +149,9 @@ class Reader:
         if (table := self.open_rows()) is None:
             fields = pa.schema([self.schema.field(name) for name in columns])
             return fields.empty_table(), np.zeros((0, self.require_manifest().dim), np.float32)
-        names = lance.check_columns(self.path, table, columns)
-        return lance.read_vectors(self.path, table, names, where, most, seed)
+        names, added, where = derived.planned(self.path, table, columns, where)
+        rows, matrix = lance.read_vectors(self.path, table, names, where, most, seed)
+        return (derived.attached(added, rows).select(columns) if added else rows), matrix
 
     def get(self, id: str, region: str = "whole") -> dict[str, Any] | None:
         """One row; vector and logits as float32 arrays, top logits as a list of dicts."""
@@ -242,6 +247,17 @@ class Reader:
         return current
 
 
+def _completed(
+    batches: Iterator[pa.RecordBatch],
+    added: list[derived.DerivedColumn],
+    columns: Sequence[str] | None,
+) -> Iterator[pa.RecordBatch]:
+    """Batches with derived columns."""
+    if not added:
+        return batches
+    return (derived.attached(added, batch).select(columns) for batch in batches)
+
+
 def _sorted(table: pa.Table, by: Sequence[str]) -> pa.Table:
     """By these columns; what is equal stays in the order in which it was appended."""
     numbered = table.append_column("__place", pa.array(range(len(table)), pa.int64()))
@@ -281,7 +297,7 @@ class Derived:
 def keep_derived(
     reader: Reader, kind: str, name: str, about: Mapping[str, Any], table: pa.Table
 ) -> str:
-    """Appends one record to the side table `clusters` or `maps`; gives its id.
+    """Appends one record to the side table `clusters`, `maps` or `derived`; gives its id.
 
     Raises:
         CollectionError: a name that is empty.
@@ -291,6 +307,18 @@ def keep_derived(
     data, text = packed(table), json.dumps(about, ensure_ascii=False)
     id = derived_id(text, data)
     reader.append(kind, [{DERIVED[kind]: id, "name": name, "about": text, "data": data}])
+    return id
+
+
+def replace_derived(
+    reader: Reader, kind: str, name: str, about: Mapping[str, Any], table: pa.Table
+) -> str:
+    """As `keep_derived`; then former records of the name go."""
+    id = keep_derived(reader, kind, name, about, table)
+    with store_errors(reader.path):
+        found = lance.open_table(reader.path, kind)
+        assert found is not None
+        found.delete(f"name = {schema.quoted([name])} AND {DERIVED[kind]} <> '{id}'")
     return id
 
 

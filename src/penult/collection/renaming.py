@@ -27,7 +27,7 @@ TAUGHT = "taught"
 Table = TypeVar("Table", pa.Table, pa.RecordBatch)
 _AT_ONCE = 500  # ids in one statement
 _WITH_IDS = ("labels", "failures")
-DERIVED = {"clusters": "clusters_id", "maps": "map_id"}
+DERIVED = {"clusters": "clusters_id", "maps": "map_id", "derived": "derived_id"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penult.analysis.space import Space
-from penult.collection import index, lance, schema
+from penult.collection import columns, index, lance, schema
 from penult.collection.row_layout import RowLayout, row_layout
 from penult.collection.row_names import row_of_name
 from penult.collection.schema import COLUMNS
@@ -208,6 +208,7 @@ def raw(
     path: Path, table: Any, query: FloatArray, k: int, where: str | None, metric: str, fast: bool
 ) -> Hits:
     """The k nearest rows by their stored vectors; `fast` asks the index."""
+    where = columns.resolved(path, table, where)
     names = [*schema.scalar_columns(table.schema), DISTANCE]
     asked, matching, probes = k + _MORE, 0, 0
     if fast:
@@ -245,12 +246,13 @@ def in_space(
 
     queries: (m, d'), already in the space. The part of each hit is the number of its query.
     """
+    where = columns.resolved(path, table, where)
     best = _BEST.empty_table()
     for batch in lance.stream_rows(path, table, [*schema.KEY, "vector"], where, _BATCH, True):
         moved = space(schema.matrix(batch.column("vector")))
         distance, which = nearest_query(queries, moved, metric)
-        columns = [*(batch.column(name) for name in schema.KEY), batch.column(lance.ROW)]
-        part = pa.table([*columns, pa.array(distance), pa.array(which)], schema=_BEST)
+        own = [*(batch.column(name) for name in schema.KEY), batch.column(lance.ROW)]
+        part = pa.table([*own, pa.array(distance), pa.array(which)], schema=_BEST)
         best = _nearest(pa.concat_tables([best, part.filter(pa.array(np.isfinite(distance)))]), k)
     places = best["place"].to_numpy()
     names = schema.scalar_columns(table.schema)
@@ -288,6 +290,7 @@ def in_space_by_index(
 
     query: (d,), raw.
     """
+    where = columns.resolved(path, table, where)
     names = [*schema.scalar_columns(table.schema), "vector"]
     point = as_query(space(query), space(query).size)
     with lance.query_errors(path, where, table.schema.names):
