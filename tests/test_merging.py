@@ -19,8 +19,8 @@ import penult
 from penult.analysis.space import RAW, fit
 from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
-from penult.errors import FingerprintMismatch, LabelsError
-from penult.fewshot import storage
+from penult.errors import FingerprintMismatch, LabelsError, StoreError
+from penult.fewshot import merging, storage
 from penult.fewshot.classspace import ClassSpace
 from penult.fewshot.examples import Examples
 from penult.fewshot.merging import merge_class_files
@@ -302,3 +302,33 @@ def test_examples_without_a_group_are_told(tmp_path: Path) -> None:
     level = merged.space.fitted.level(0.05)
     said = f"{level.basis} {level.why}"
     assert "in 2 groups by speaker, for other groups (2 items without one count" in said
+
+
+def test_what_another_process_writes_while_files_are_merged_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = {"space": RAW}
+    one = file_of(tmp_path / "one.npz", {"a.wav": {"owl": "yes"}}, raw)
+    two = file_of(tmp_path / "two.npz", {"b.wav": {"owl": "yes"}}, raw)
+    into, new = shutil.copy(one, tmp_path / "into.npz"), tmp_path / "new.npz"
+    merged = merge_class_files([into, two])
+    third = file_of(tmp_path / "third.npz", {"c.wav": {"owl": "yes"}}, raw)
+    shutil.copy(third, into)
+    with pytest.raises(StoreError, match="written by another process since it was read"):
+        merged.space.save(into)
+
+    def slowly(paths: Sequence[Path]) -> Any:
+        found = merge_class_files(paths)
+        for target in (into, new):  # meanwhile somebody else
+            shutil.copy(third, target)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(merging, "merge_class_files", slowly)
+        for target in (into, new):
+            refused = ask("merge", two, "--into", target)
+            assert refused.code == 1 and "written by another process" in refused.error
+            assert storage.read(target).examples.keys == (("c.wav", "whole"),)
+            new.unlink()
+    merge_class_files([into, two]).space.save(into)
+    assert [id for id, _ in storage.read(into).examples.keys] == ["c.wav", "b.wav"]

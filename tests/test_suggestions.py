@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import shlex
 import shutil
+import weakref
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ import soundfile
 
 import penult
 from penult.analysis.space import RAW, fit
+from penult.collection import lance
 from penult.collection.collection import Collection
+from penult.collection.reader import Reader
 from penult.errors import LabelsError
+from penult.fewshot import marks, scorers
 from penult.fewshot.background import add_background
 from penult.fewshot.classspace import ClassSpace
 from penult.fewshot.curve import precision_recall
@@ -155,6 +160,50 @@ def test_no_and_unsure_are_answers_too(store: Path) -> None:
     left = [s.id for s in suggest(ClassSpace(Collection.open(store)), "zero", 1000)]
     count = Collection.open(store).count
     assert len(left) == count - 3 and not {first, second} & set(left)
+
+
+def test_suggest_reads_rows_in_blocks(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = ClassSpace(Collection.open(store))
+    whole = suggest(space, "zero", 30)
+    table, vectors = space.source.collection.reader.vectors(columns=("id", "region", "voice"))
+    every = [Location(row["id"], row["region"]) for row in table.to_pylist()]
+    weak = marks.sample(space.source.collection, scorers.WEAK, space.examples.keys)
+    at_once = Ranking.of(space.examples, "zero", space.space, weak).best([(every, vectors)], 30)
+    facts = ("id", "region", "reason", "similarity", "score")
+    assert [[getattr(one, name) for name in facts[:3]] for one in whole] == [
+        [getattr(one, name) for name in facts[:3]] for one in at_once
+    ]
+    np.testing.assert_allclose(*([[getattr(one, name) for name in facts[3:]] for one in found]
+                                 for found in (whole, at_once)), rtol=1e-5)  # fmt: skip
+    voices = {row["id"]: row["voice"] for row in table.to_pylist()}
+    assert [one.metadata["voice"] for one in whole] == [voices[one.id] for one in whole]
+    real, alive, most, rows = Reader.ordered, list[Any](), [0], [0]
+
+    def watched(self: Reader, columns: Any, where: Any = None, *_: int, **how: int) -> Any:
+        for batch in real(self, columns, where, 10, **how):
+            alive.append(weakref.ref(batch))
+            most[0] = max(most[0], sum(one() is not None for one in alive))
+            rows[0] += len(batch)
+            assert len(batch) <= 10 and set(columns) <= {*Location.__slots__, "vector"}
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "ordered", watched)
+        again = suggest(ClassSpace(Collection.open(store)), "zero", 30)
+    assert [one.id for one in again] == [one.id for one in whole]
+    assert most[0] <= 2 and rows[0] >= len(every)  # two blocks in memory, whatever there is
+
+
+def test_a_sample_reads_the_rows_that_it_takes(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = Collection.open(store)
+    _, vectors = collection.reader.vectors()
+    real, taken = lance.take_rows, list[int]()
+    monkeypatch.setattr(lance, "take_rows", lambda path, table, columns, wanted: (
+        taken.append(len(wanted)) or real(path, table, columns, wanted)))  # fmt: skip
+    np.testing.assert_array_equal(marks.sample(collection, 20), vectors[::7])  # 128 rows
+    assert sum(taken) == 19
 
 
 def test_suggest_into_files(store: Path, tmp_path: Path) -> None:

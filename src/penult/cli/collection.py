@@ -376,13 +376,15 @@ def merge(
 
 
 def _merge_class_files(files: list[Path], into: Path, json: bool) -> None:
-    from penult.data.files import user_path
     from penult.fewshot.merging import merge_class_files
+    from penult.fewshot.storage import check_unchanged, state_of
 
     check_output(into)
+    before = state_of(into)
     with working("merging"):
-        merged = merge_class_files([*([into] if user_path(into).exists() else []), *files])
+        merged = merge_class_files([*([] if before is None else [into]), *files])
         space = merged.space
+        check_unchanged(into, before)
         space.save(into)
     found = [one for one in space.classes if one.yes]
     if json:

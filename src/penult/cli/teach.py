@@ -442,7 +442,15 @@ def classes(
         typer.Option(
             metavar="VERSIONS",
             help="Count the rows that two versions label differently: now (the current version and "
-            "a refit now), 2 (version 2 and the current one) or 2:4.",
+            "a refit now), 2 (version 2 and the current one) or 2:4. Of a class file the rows are "
+            "its examples and its background.",
+        ),
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="COLLECTION",
+            help="With --diff: the rows of this collection of the same embedder.",
         ),
     ] = None,
     model: Model = None,
@@ -472,18 +480,22 @@ def classes(
     changing = changes.any or csv or save or space
     if (history or diff is not None) and (changing or (history and diff is not None)):
         raise UsageError("--history and --diff change nothing; give one of them by itself")
+    if rows is not None and diff is None:
+        raise UsageError("--rows names the rows for --diff; give both, or neither")
     if bool(merge) != bool(into):
         raise UsageError("--merge and --into go together: --merge A --merge B --into C")
     if head and save is None and not place.endswith(".npz"):
         raise UsageError("--head needs --save FILE.npz: a collection keeps marks of its rows")
     _check_files(csv, save, plot, overwrite)
     taught = load_class_space(place, model, device, trust, space=space)
+    if taught.history.damage is not None:
+        print_note(f"[yellow]{printable(taught.history.damage)}[/]")
     if curve is not None:
         print_curve(taught, place, curve, precision, plot, json)
     elif history:
         _list(taught, place, json)
     elif diff is not None:
-        _compare(taught, place, diff, json)
+        _compare(taught, place, diff, rows, json)
     else:
         _change(taught, place, changes)
         _write(taught, csv, save, raw_cells)
@@ -522,7 +534,7 @@ def _list(taught: ClassSpace, place: str, json: bool) -> None:
     versions, collection = taught.history.versions, taught.source.collection
     values = [] if collection is None else ValueLedger(collection).versions()
     if json:
-        facts = {"values": [one.to_dict() for one in values]}
+        facts = {"values": [one.to_dict() for one in values], "damage": taught.history.damage}
         print_json({"place": place, "versions": [one.to_dict() for one in versions], **facts})
         return
     if not versions and not values:
@@ -536,6 +548,11 @@ def _list(taught: ClassSpace, place: str, json: bool) -> None:
         right = name in ("version", "classes", "examples")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for one in versions:
+        if one.damaged:
+            when = printable(one.when[:19].replace("T", " "))
+            table.add_row(str(one.number), when, f"[yellow]{printable(one.change)}[/]",
+                          *[""] * 5)  # fmt: skip
+            continue
         state = " (current)" if one.current else " (undone)" if one.undone else ""
         level = "none"
         if one.level is not None and one.level["level"] is not None:
@@ -548,11 +565,21 @@ def _list(taught: ClassSpace, place: str, json: bool) -> None:
     show_values(values, whole=True)
 
 
-def _compare(taught: ClassSpace, place: str, text: str, json: bool) -> None:
-    """The rows that two versions label differently."""
+def _compare(taught: ClassSpace, place: str, text: str, rows: Path | None, json: bool) -> None:
+    """The rows that two versions label differently. rows: the collection that they are of."""
+    from penult.collection.collection import Collection
+
     old, new = _versions_in(text, taught)
+    store = None if rows is None else Collection.open(rows, must_exist=True)
     with working("comparing"):
-        found = taught.history.diff(old, new)
+        found = taught.history.diff(old, new, store)
+    if store is None and taught.source.collection is None and not json:
+        print_note(
+            f"[dim]rows are the {counted(len(taught.examples.keys), 'example')} of the file"
+            + (f" and {counted(number, 'row')} of its background"
+               if (number := taught.history.background) else "")
+            + "; --rows COLLECTION names others[/]"
+        )  # fmt: skip
     names = [f"version {one}" if one is not None else "a refit now" for one in (old, new)]
     if old is None:
         names[0] = "today's"

@@ -438,10 +438,10 @@ def stream_rows(
 
 
 def stream_ordered(
-    path: Path, table: Any, columns: list[str], where: str | None, size: int
+    path: Path, table: Any, columns: list[str], where: str | None, size: int, every: int = 1
 ) -> Iterator[pa.RecordBatch]:
-    """The matching rows in the order of their keys."""
-    found = find_places(path, table, where)
+    """The matching rows in the order of their keys, or each so many-th of them."""
+    found = find_places(path, table, where)[::every]
     chunks = (found[at : at + size] for at in range(0, len(found), size))
     return (batch for chunk in chunks for batch in take_rows(path, table, columns, chunk))
 

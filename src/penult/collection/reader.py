@@ -124,15 +124,17 @@ class Reader:
         columns: Sequence[str] | None = None,
         where: str | None = None,
         batch_size: int = 1024,
+        every: int = 1,
     ) -> Iterator[pa.RecordBatch]:
-        """Streams rows by id, then channel, start and end: the same order after any history.
+        """Streams rows by id, then channel, start and end: the same order after any history; with
+        `every` the first, and each so many-th after it, alone.
 
         Holds the keys of all rows in memory, the rest of `batch_size` rows.
         """
         if (table := self.open_rows()) is None:
             return iter(())
         names, added, where = derived.planned(self.path, table, columns, where)
-        batches = lance.stream_ordered(self.path, table, names, where, batch_size)
+        batches = lance.stream_ordered(self.path, table, names, where, batch_size, every)
         return _completed(batches, added, columns)
 
     def vectors(

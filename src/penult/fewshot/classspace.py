@@ -390,10 +390,8 @@ class ClassSpace:
             FingerprintMismatch: the embedder gives other vectors.
         """
         made = cls.__new__(cls)
-        made._read = {}
-        if not isinstance(path, storage.Saved) and (state := storage.state_of(path)) is not None:
-            made._read = {user_path(path).resolve(): state}  # before it is read
         saved = path if isinstance(path, storage.Saved) else storage.read(path)
+        made._read = {} if saved.read is None else dict([saved.read])
         manifest = storage.manifest_of(saved)
         ledger = Ledger(saved.store, fingerprint_in(manifest))
         Settings.of(saved.settings, changed)  # an unknown one is refused, unset or not

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from penult.collection.schema import Key
 from penult.errors import LabelsError, UsageError
 from penult.fewshot import marks
 from penult.fewshot.fitted import FittedClasses
-from penult.fewshot.predictions import ClassPrediction
+from penult.fewshot.predictions import ClassPrediction, Location
 from penult.fewshot.query import Query
 from penult.fewshot.state import BACKGROUND, ClassSpaceState
 from penult.fewshot.vectors import VectorSource, pairs_of, roots_of
@@ -46,6 +48,12 @@ class History:
     def current(self) -> TaughtVersion | None:
         """The one that predictions are from; None where what was fitted is not kept."""
         return self._state.version
+
+    @property
+    def damage(self) -> str | None:
+        """Why the version that predictions were from cannot be used, in words; None where nothing
+        is damaged."""
+        return self._state.damage
 
     @property
     def overridden(self) -> dict[str, Any]:
@@ -104,29 +112,42 @@ class History:
         """
         return self._state.undo()
 
-    def diff(self, old: int | None = None, new: int | None = None) -> Difference:
-        """The rows of the collection that two versions label differently. old: None is the current
-        one. new: None is what a refit would give now.
+    def diff(
+        self, old: int | None = None, new: int | None = None, rows: Collection | None = None
+    ) -> Difference:
+        """The rows of the collection that two versions label differently; of a class file its
+        examples, and its background (`background`, its number). old: None is the current one. new:
+        None is what a refit would give now. rows: another collection, whose rows are meant.
 
         Raises:
-            LabelsError: no collection, or no such version.
+            LabelsError: no such version.
+            FingerprintMismatch: rows of another embedder.
         """
-        if self._source.collection is None:
-            raise LabelsError("a class file has no rows on which two versions could differ")
         one = self._state.fitted if old is None else self._fitted(old)
         other = self._state.at(None) if new is None else self._fitted(new)
         level = self._state.settings.unknown
         changed: Counter[tuple[str | None, str | None]] = Counter()
         examples: dict[tuple[str | None, str | None], Key] = {}
-        rows = 0
-        pairs = (Query(each, level).rows(self._source, None, None) for each in (one, other))
+        number = 0
+        pairs = (self._predicted(Query(each, level), rows) for each in (one, other))
         for before, after in zip(*pairs, strict=True):
-            rows += 1
+            number += 1
             names = (_names_of(before), _names_of(after))
             if names[0] != names[1]:
                 changed[names] += 1
                 examples.setdefault(names, (before.id, before.region))
-        return Difference(rows, dict(changed.most_common()), examples)
+        return Difference(number, dict(changed.most_common()), examples)
+
+    def _predicted(self, query: Query, rows: Collection | None) -> Iterator[ClassPrediction]:
+        if rows is not None or self._source.collection is not None:
+            return query.rows(self._source, rows, None)
+        examples, background = self._state.examples, self._state.rows
+        places = [Location(*key) for key in examples.keys]
+        found = query.vectors(examples.vectors, places)
+        if background is None:
+            return found
+        others = [Location("background", str(place)) for place in range(len(background))]
+        return chain(found, query.vectors(background, others))
 
     def _fitted(self, number: int) -> FittedClasses:
         versions = self.versions

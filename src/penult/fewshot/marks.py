@@ -117,15 +117,13 @@ def sample(
     values that are not finite. without: rows to leave out, with all annotations of their spans,
     which have the same vector."""
     every = max(1, -(-collection.count // most))
-    left_out, parts, place = {(id, span_of(region)) for id, region in without}, [], 0
-    for batch in collection.reader.ordered([*schema.KEY, "vector"]):
+    left_out, parts = {(id, span_of(region)) for id, region in without}, []
+    for batch in collection.reader.ordered([*schema.KEY, "vector"], every=every):
         vectors = schema.matrix(batch.column("vector"))
         keys = zip(batch["id"].to_pylist(), batch["region"].to_pylist(), strict=True)
-        kept = [(place + i) % every == 0 and (id, span_of(region)) not in left_out
-                for i, (id, region) in enumerate(keys)]  # fmt: skip
+        kept = [(id, span_of(region)) not in left_out for id, region in keys]
         kept_rows = vectors[np.array(kept, bool)].astype(np.float32)
         parts.append(kept_rows[np.isfinite(kept_rows).all(axis=1)])
-        place += len(vectors)
     dim = collection.manifest.dim if collection.manifest else 0
     return np.concatenate([np.zeros((0, dim), np.float32), *parts])
 

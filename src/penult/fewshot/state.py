@@ -139,6 +139,7 @@ class ClassSpaceState:
         self._taught: Taught | None = None  # what the classes are fitted from, where that is known
         self.rows = None if file is None else file.background
         self._teaches = False  # whether this object has taught, so that it keeps what it fits
+        self.damage: str | None = None  # why the version that was the current one cannot be used
         if file is None:
             self._recall()
             return
@@ -157,9 +158,15 @@ class ClassSpaceState:
         """Take the version of the marks that stand, if one was kept, or the marked rows."""
         collection = self._source.collection
         standing = self._standing()
-        self.version, self._taught = self._ledger.current(standing), None
+        self.version, self._taught, self.damage = self._ledger.current(standing), None, None
+        lost = None if self.version is not None else self._ledger.lost()
         if self.version is not None:
-            self._taught = self._ledger.taught(self.version)
+            try:
+                self._taught = self._ledger.taught(self.version)
+            except StoreError as error:
+                self.version, lost = None, str(error).removesuffix(" is not as it was kept")
+        if lost is not None:
+            self.damage = _damage(lost, place_of(self._source))
         if collection is None:
             if self.version is not None:  # a file has the parts of the version it was saved with
                 self._taught = self._ledger.again(
@@ -194,6 +201,7 @@ class ClassSpaceState:
     def space(self) -> Space:
         """The fitted space: to the rows of the collection, or else to the examples."""
         with self._guard:
+            self._check_whole()
             if self._taught is not None and "space" not in self._given:
                 return self._taught.space
             if self._fixed is not None:
@@ -267,8 +275,9 @@ class ClassSpaceState:
     def undo(self) -> str:
         """Take the last teaching back; see `penult.fewshot.history.History.undo`."""
         with self._guard:
-            change, collection = self._ledger.undo(), self._source.collection
+            collection, there = self._source.collection, set(self.examples.keys)
             standing = {key: dict(one) for key, one in self._standing().items()}
+            change = self._ledger.undo({k: one for k, one in standing.items() if k in there})
             former = {key: dict(one) for key, one in standing.items()}
             for key, classes in change.marks.items():
                 for name, (mark, _) in classes.items():
@@ -302,21 +311,35 @@ class ClassSpaceState:
         nothing.
 
         Raises:
-            LabelsError: it cannot be fitted again.
+            LabelsError: a class file has nothing that leads back to it.
+            StoreError: it is damaged.
         """
         if version is None:
             other = copy.copy(self)
-            other._taught = other.version = None
+            other._taught = other.version = other.damage = None
             if self._source.collection is not None:
                 other._fixed = None
             other._teaches = True  # nothing of before
             return other._fresh(None)
         taught = self._ledger.taught(version)
-        if taught is None:
+        return self._rewound(version) if taught is None else taught.fit()
+
+    def _rewound(self, version: TaughtVersion) -> FittedClasses:
+        """The classes of a version of a class file, as undoing leads back to it."""
+        other, store = copy.copy(self), self._ledger.store
+        assert isinstance(store, FileStore)
+        fingerprint = fingerprint_in(self._source.manifest)
+        other._ledger = Ledger(FileStore(*store.entries()), fingerprint)
+        try:
+            while other.version is None or other.version.number != version.number:
+                other.undo()
+        except LabelsError as error:
             raise LabelsError(
-                f"version {version.number} is in the history of the file, without its parts"
-            )
-        return taught.fit()
+                f"version {version.number} is in the history of the file alone: a class file keeps "
+                "what leads from its current version back, and that was taken back, or came from "
+                "a collection"
+            ) from error
+        return other.fitted
 
     def saved(self) -> storage.Saved:
         """What a class file holds: raw examples, marks, space, settings, and what was fitted."""
@@ -355,6 +378,7 @@ class ClassSpaceState:
 
     def _fit(self) -> FittedClasses:
         """The classes of the version, or fitted anew, and then kept as a version."""
+        self._check_whole()
         overridden = bool(FITTED & self._given.keys())
         taught = None if overridden else self._taught
         fitted = self._fresh(self._taught) if taught is None else taught.fit()
@@ -364,6 +388,15 @@ class ClassSpaceState:
         if self.version is None and keeps and not overridden:
             self._keep(fitted, taught or self._parts(fitted))
         return fitted
+
+    def _check_whole(self) -> None:
+        """Refuse to fit anew unasked what was fitted before, and is damaged.
+
+        Raises:
+            StoreError: it is.
+        """
+        if self.damage is not None:
+            raise StoreError(self.damage)
 
     def _check(self, version: TaughtVersion, fitted: FittedClasses) -> None:
         """Tell where another version of a library, or another machine, computes otherwise."""
@@ -471,8 +504,16 @@ class ClassSpaceState:
             self._fixed = None  # it may have been fitted to rows that are examples now
         self._ledger.changed(words, before, changed, self.settings, former)
         taught, self._taught = self._taught, None
-        self.examples, self._fitted, self.version = changed, None, None
+        self.examples, self._fitted, self.version, self.damage = changed, None, None, None
         self._given, self._teaches = {}, True
         if taught is not None and not fits:
             self._taught = replace(taught, examples=changed)
             self._fitted = self._fit()
+
+
+def _damage(what: str, place: str) -> str:
+    return (
+        f"{what} of {place} is not as it was kept, and what was fitted is lost with it: penult "
+        f"teach {place} --undo goes back to the version before, --refit makes one of the marks and "
+        f"rows there are now; penult classes {place} --history lists what is whole"
+    )

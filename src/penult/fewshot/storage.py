@@ -28,6 +28,7 @@ from penult.memory import check_unpacked
 
 FORMAT = 2  # 1 had no background, and no versions
 SUFFIX = ".npz"
+State = tuple[int, int, int]
 Claims = Mapping[Key, Sequence[tuple[str, str]]]
 _PART = "part:"  # how the names of parts of earlier versions begin
 
@@ -39,7 +40,8 @@ class Saved:
     items, where thresholds need them. store: the versions, with those before. seconds: the
     lengths of examples that have one. claims: all marks (class, mark) of items that were marked
     differently in files that were merged, in their order: the first hold. rows: how files are
-    read, as the rows of the collection, or as examples were read last."""
+    read, as the rows of the collection, or as examples were read last. read: the file that it was
+    read from, as that was before."""
 
     examples: Examples
     space: Space
@@ -52,6 +54,7 @@ class Saved:
     seconds: Mapping[Key, float] = field(default_factory=dict)
     claims: Claims = field(default_factory=dict)
     rows: RowLayout = field(default_factory=RowLayout)
+    read: tuple[Path, State] | None = field(default=None, compare=False)
 
 
 def write(path: str | os.PathLike[str], saved: Saved) -> Path:
@@ -120,9 +123,6 @@ def check_suffix(path: Path) -> Path:
     return path
 
 
-State = tuple[int, int, int]
-
-
 def state_of(path: str | os.PathLike[str]) -> State | None:
     """What is another one once somebody has written the file; None where there is none."""
     try:
@@ -132,8 +132,9 @@ def state_of(path: str | os.PathLike[str]) -> State | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def check_unchanged(path: str | os.PathLike[str], read: State) -> None:
-    """Refuse to write over what somebody else has written since the file was read.
+def check_unchanged(path: str | os.PathLike[str], read: State | None) -> None:
+    """Refuse to write over what somebody else has written since the file was read, or looked for
+    and not found (None).
 
     Raises:
         StoreError: somebody has.
@@ -162,6 +163,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
         LabelsError: there is no such file, or it is no class space.
     """
     source = user_path(path)
+    state = state_of(source)  # before it is read
     try:
         if source.is_file() and not is_zipfile(source):
             raise ValueError("it is no npz archive")
@@ -178,7 +180,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
                 found = replace(found, **_later(about, file, found.space.dim))
                 if "hash" in file and str(file["hash"]) != _hash_of(file):
                     raise ValueError("it is not as it was saved")
-                return found
+                return found if state is None else replace(found, read=(source.resolve(), state))
     except FileNotFoundError as error:
         raise LabelsError(
             f"there is no file {source}; penult classes COLLECTION --save {source} makes one, and "

@@ -5,7 +5,7 @@ the most different of the likely ones. Opens no model, and marks nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from penult.analysis.space import Space, unit
 from penult.collection import schema
+from penult.collection.reader import Reader
 from penult.collection.schema import Key
 from penult.data.formulas import Cells
 from penult.data.regions import span_of
@@ -86,14 +87,25 @@ def suggest(
     ranking = Ranking.of(examples, name, space.space, weak)
 
     def batches() -> Iterator[tuple[list[Location], npt.NDArray[np.float32]]]:
-        reader = collection.reader
-        extra = list(schema.metadata_of(reader.schema))
-        for batch in reader.ordered([*_COLUMNS, *extra, "vector"], where):
+        for batch in collection.reader.ordered([*_COLUMNS, "vector"], where):
             rows = batch.drop_columns("vector").to_pylist()
             vectors = schema.matrix(batch.column("vector")).astype(np.float32)
             yield [Location.of_row(row) for row in rows], vectors
 
-    return ranking.best(batches(), k)
+    return _with_metadata(collection.reader, ranking.best(batches(), k))
+
+
+def _with_metadata(reader: Reader, found: Sequence[Suggestion]) -> list[Suggestion]:
+    """With the metadata of their items, which is read of these rows alone."""
+    extra = list(schema.metadata_of(reader.schema))
+    if not extra or not found:
+        return list(found)
+    where = f"id IN ({schema.quoted([*{one.id for one in found}])})"
+    known: dict[Key, dict[str, Any]] = {}
+    for batch in reader.scan([*schema.KEY, *extra], where):
+        for row in batch.to_pylist():
+            known[row["id"], row["region"]] = {name: row[name] for name in extra}
+    return [replace(one, metadata=known.get((one.id, one.region), {})) for one in found]
 
 
 def answer_suggestions(

@@ -33,7 +33,7 @@ from penult.data.items import Entry, Failure
 from penult.data.regions import span_of
 from penult.data.roots import Roots
 from penult.data.windows import Layout
-from penult.errors import ItemError, LabelsError, cause
+from penult.errors import ItemError, LabelsError, StoreError, cause
 from penult.fewshot import scorers, storage
 from penult.fewshot.events import csv_lines, with_metadata
 from penult.fewshot.predictions import Location
@@ -45,7 +45,6 @@ from penult.fewshot.versions import (
     LedgerEntry,
     array_of,
     bytes_of,
-    damaged,
     hash_of,
     now,
 )
@@ -119,8 +118,8 @@ class ValueLedger:
     def versions(self) -> list[ValueVersion]:
         """All of them, oldest first."""
         records = self._store.records()
-        undone = {one.about["of"] for one in records if one.kind == UNDONE}
-        found = [one for one in records if one.kind == VALUE]
+        undone = {one.about.get("of") for one in records if one.kind == UNDONE}
+        found = [one for one in records if one.kind == VALUE and not one.damaged]
         last = {
             one.about["name"]: one.id for one in found
             if one.id not in undone and one.about["fingerprint"] in self._ours
@@ -164,12 +163,23 @@ class ValueLedger:
         """What a version was kept with.
 
         Raises:
-            LabelsError: a part is gone, or is not as it was written.
+            StoreError: a part is gone, or is not as it was written; so is a later teaching, which
+                may be of this value.
         """
-        named = version.about["parts"]
+        named, name = version.about["parts"], version.name
         found = self._store.parts(list(named.values()))
-        if any(id not in found for id in named.values()):
-            raise damaged(f"the value {version.name}, version {version.number}")
+        records = self._store.records()
+        place = next(at for at, one in enumerate(records) if one.id == version.id)
+        later = [one for one in records[place:] if one.kind in (VALUE, UNDONE) and one.damaged]
+        if later or any(id not in found for id in named.values()):
+            what = f"version {version.number} of the value {name}"
+            if later:
+                when = str(later[-1].about["when"])[:16].replace("T", " ")
+                what = f"a teaching of {when} UTC, later than version {version.number} of {name},"
+            raise StoreError(
+                f"{what} is not as it was kept: penult teach COLLECTION --value {name} --refit "
+                "teaches it anew by the rows there are now"
+            )
         return {name: found[id] for name, id in named.items()}
 
     def undo(self, name: str) -> ValueVersion:
@@ -226,7 +236,8 @@ class ValueSpace:
         """A value as the collection keeps it.
 
         Raises:
-            LabelsError: it keeps none of this name, or it is damaged.
+            LabelsError: it keeps none of this name.
+            StoreError: it is damaged.
         """
         ledger = ValueLedger(collection)
         (version,) = ledger.named(by)

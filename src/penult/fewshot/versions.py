@@ -29,7 +29,7 @@ from penult.collection.renaming import MOVED, Renaming
 from penult.collection.schema import Key
 from penult.data.hashes import digest
 from penult.embedding.fingerprint import Fingerprint
-from penult.errors import LabelsError
+from penult.errors import LabelsError, StoreError
 from penult.fewshot.calibration import Probabilities
 from penult.fewshot.examples import GIVEN, ITEMS, Examples, Grouping, Marks
 from penult.fewshot.fitted import CrossValidation, FittedClasses, Settings, cross_validation
@@ -46,10 +46,12 @@ _TOLERANCE = 1e-3  # of these probabilities
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
     """One entry: a change of marks or settings, a version that was fitted, or the undoing of a
-    change. id: the hash of `about`."""
+    change. id: the hash of `about`. damaged: the id that it was kept under, where it is not as it
+    was written: of `about` nothing is known then but `when`."""
 
     kind: str
     about: Mapping[str, Any]
+    damaged: str | None = None
 
     @classmethod
     def of(cls, kind: str, about: Mapping[str, Any]) -> LedgerEntry:
@@ -58,8 +60,8 @@ class LedgerEntry:
 
     @property
     def id(self) -> str:
-        """The SHA-256 of its text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """The SHA-256 of its text, as it was written."""
+        return self.damaged or hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def text(self) -> str:
@@ -87,36 +89,26 @@ class CollectionStore:
         self._reader = reader
 
     def records(self) -> list[LedgerEntry]:
-        """All entries, oldest first.
-
-        Raises:
-            LabelsError: one is not as it was written.
-        """
+        """All entries, oldest first."""
         reader = self._reader
         table = lance.open_table(reader.path, TABLE) if reader.manifest is not None else None
         if table is None:
             return []
         with store_errors(reader.path):
-            query = table.search().where(f"kind != '{PART}'").select(["id", "about", "when"])
+            query = table.search().where(f"kind != '{PART}'")
+            query = query.select(["id", "kind", "about", "when"])
             rows = query.limit(None).to_arrow().sort_by("when").to_pylist()
-        return [_record_of(row["id"], row["about"], str(reader.path)) for row in rows]
+        return [_entry_of(row["id"], row["kind"], row["about"], row["when"]) for row in rows]
 
     def parts(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """Those of these parts that are there.
-
-        Raises:
-            LabelsError: one is not as it was written.
-        """
+        """Those of these parts that are there, and are as they were written."""
         table = lance.open_table(self._reader.path, TABLE) if ids else None
         if table is None:
             return {}
         with store_errors(self._reader.path):
             query = table.search().where(f"id IN ({schema.quoted(list(ids))})")
             rows = query.select(["id", "data"]).limit(None).to_arrow().to_pylist()
-        for row in rows:
-            if hash_of(row["data"]) != row["id"]:
-                raise damaged(str(self._reader.path))
-        return {row["id"]: row["data"] for row in rows}
+        return {row["id"]: row["data"] for row in rows if hash_of(row["data"]) == row["id"]}
 
     def append(self, record: LedgerEntry, parts: Iterable[bytes]) -> None:
         """Append an entry with its parts in one commit; a part that is there already stays."""
@@ -138,7 +130,9 @@ class FileStore:
         entries: Sequence[tuple[str, str]] = (),
         parts: Mapping[str, bytes] | None = None,
     ) -> None:
-        self._records = [_record_of(id, text, "the file") for id, text in entries]
+        self._records = [_entry_of(id, "", text) for id, text in entries]
+        if odd := [one for one in self._records if one.damaged]:
+            raise ValueError(f"its entry {odd[0].id} is not as it was written")
         self._parts = dict(parts or {})
 
     def records(self) -> list[LedgerEntry]:
@@ -217,10 +211,16 @@ class TaughtVersion:
         """The least probability of each class, where an item may be of several."""
         return LabelThresholds.from_dict(self.about.get("thresholds"))
 
+    @property
+    def damaged(self) -> bool:
+        """Whether its entry is not as it was written, so that only its time is known."""
+        return self._entry.damaged is not None
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult classes --history --json` prints it."""
         found = {name: getattr(self, name) for name in self.__slots__ if name != "_entry"}
-        return found | {"settings": dict(self._entry.about["settings"])}
+        settings = None if self.damaged else dict(self._entry.about["settings"])
+        return found | {"settings": settings, "damaged": self.damaged}
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +250,14 @@ class Ledger:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """The settings that are kept; None before the first change."""
-        changes = _standing(self.store.records())
-        return dict(changes[-1].about["settings"]) if changes else None
+        """The settings that are kept, of a damaged change by its version; None before the first
+        change."""
+        records = self.store.records()
+        for change in reversed(_standing(records)):
+            whole = _version_on(records, change) if change.damaged else change
+            if whole is not None:
+                return dict(whole.about["settings"])
+        return None
 
     def versions(self, marks: Marks) -> list[TaughtVersion]:
         """All versions, oldest first; with these marks one of them is the current one."""
@@ -262,7 +267,7 @@ class Ledger:
         found = [one for one in records if one.kind == VERSION]
         current = self._current(records, marks)
         return [
-            _version(number, one, changes.get(one.about["on"]), standing, one is current)
+            _version(number, one, changes.get(one.about.get("on", "")), standing, one is current)
             for number, one in enumerate(found, 1)
         ]
 
@@ -275,6 +280,8 @@ class Ledger:
         on = changes[-1].id if changes else None
         for one in reversed(records):
             about = one.about
+            if one.damaged:
+                continue
             if one.kind == MOVED:  # versions before have the ids of their time
                 former = Renaming.of_entry(about).reversed
                 marks = {(former(id), region): named for (id, region), named in marks.items()}
@@ -285,13 +292,29 @@ class Ledger:
                     return one
         return None
 
+    def lost(self) -> str | None:
+        """The damaged entry that may have been the current version, or have led to it, in words;
+        None where there is none. Of entries before the last change nothing depends."""
+        records = self.store.records()
+        changes = _standing(records)
+        first = records.index(changes[-1]) if changes else 0
+        versions = [one for one in records if one.kind == VERSION]
+        for one in reversed(records[first:]):
+            if one.damaged and one.kind == VERSION:
+                return f"version {versions.index(one) + 1} of {_time_of(one)}"
+            if one.damaged and one.kind in (CHANGE, UNDONE, MOVED):
+                return f"the {_KINDS[one.kind]} of {_time_of(one)}"
+        return None
+
     def taught(self, version: TaughtVersion) -> Taught | None:
         """What a version was fitted from; None where the file has it no more.
 
         Raises:
-            LabelsError: a part of it is gone, or is not as it was written.
+            StoreError: it or a part of it is gone, or is not as it was written.
         """
-        about = version.about
+        about, words = version.about, f"version {version.number} of {_time_of(version._entry)}"
+        if version.damaged:
+            raise StoreError(f"{words} is not as it was kept")
         named = about["parts"]
         ids = [
             named["rows"],
@@ -303,7 +326,7 @@ class Ledger:
         if isinstance(self.store, FileStore) and any(id not in found for id in ids):
             return None
         if any(id not in found for id in ids):
-            raise damaged(f"version {version.number}")
+            raise StoreError(f"{words} is not as it was kept")
         rows = json.loads(zlib.decompress(found[named["rows"]]))
         parts = [array_of(found[id]) for id in named["vectors"]]
         vectors = [parts[part][place] for part, place in rows["at"]]
@@ -321,7 +344,10 @@ class Ledger:
         """From the ids of the time of an entry to those of today."""
         records = self.store.records()
         place = max(at for at, one in enumerate(records) if one == entry)
-        later = [Renaming.of_entry(one.about) for one in records[place:] if one.kind == MOVED]
+        moved = [one for one in records[place:] if one.kind == MOVED]
+        if odd := [one for one in moved if one.damaged]:
+            raise StoreError(f"the renaming of items of {_time_of(odd[0])} is not as it was kept")
+        later = [Renaming.of_entry(one.about) for one in moved]
         return lambda id: reduce(lambda found, renaming: renaming(found), later, id)
 
     def again(
@@ -360,7 +386,7 @@ class Ledger:
         """
         records = self.store.records()
         changes = _standing(records)
-        former = [one for one in records if one.kind == VERSION]
+        former = [one for one in records if one.kind == VERSION and not one.damaged]
         named, parts = self._parts(taught, former[-1].about["parts"] if former else None)
         validation = cross_validation(fitted)
         scores = _scores(validation)
@@ -433,11 +459,7 @@ class Ledger:
     ) -> None:
         """Append a change of marks, or of settings alone. former: see `Change.background`."""
         old, new = marks_of(before), marks_of(after)
-        marks = {
-            key: {n: (old.get(key, {}).get(n), new.get(key, {}).get(n)) for n in names}
-            for key in dict.fromkeys([*old, *new])
-            if (names := _differing(old.get(key, {}), new.get(key, {})))
-        }
+        marks = _changes(old, new)
         vectors = {key: row for key, row in zip(before.keys, before.vectors, strict=True)
                    if key in marks and key not in new}  # fmt: skip
         parts = {
@@ -458,27 +480,33 @@ class Ledger:
         }
         self.store.append(LedgerEntry.of(CHANGE, about), [data for data in parts.values() if data])
 
-    def undo(self) -> Change:
-        """Take the last change back: append that it is undone, and give it.
+    def undo(self, marks: Marks) -> Change:
+        """Take the last change back: append that it is undone, and give it. marks: that stand; of a
+        damaged change they are compared with those of the version before.
 
         Raises:
             LabelsError: there is none.
+            StoreError: it is damaged, and so is the version before, or there is none.
         """
-        changes = _standing(self.store.records())
-        if not changes:
+        records = self.store.records()
+        if not (changes := _standing(records)):
             raise LabelsError(
                 "nothing to undo: no teaching since versions are kept, or all of it is undone"
             )
-        last = changes[-1]
-        named = last.about["parts"]
+        change = self._change_of(changes[-1]) or self._since_version(records, changes, marks)
+        self.store.append(LedgerEntry.of(UNDONE, {"when": now(), "of": changes[-1].id}), [])
+        return change
+
+    def _change_of(self, last: LedgerEntry) -> Change | None:
+        """A change as it was kept; None where it or a part of it is damaged."""
+        named = last.about.get("parts", {})
         found = self.store.parts(list(named.values()))
-        if len(found) < len(set(named.values())):
-            raise damaged("the last change")
+        if last.damaged or len(found) < len(set(named.values())):
+            return None
         marks = json.loads(zlib.decompress(found[named["marks"]]))
         dropped, order = json.loads(zlib.decompress(found[named["dropped"]]))
         vectors = array_of(found[named["vectors"]]) if "vectors" in named else ()
         renamed = self._renamed_since(last)
-        self.store.append(LedgerEntry.of(UNDONE, {"when": now(), "of": last.id}), [])
         return Change(
             words_of(last),
             {
@@ -489,6 +517,25 @@ class Ledger:
             [(renamed(id), region) for id, region in order],
             _former(found[named["background"]]) if "background" in named else False,
         )
+
+    def _since_version(
+        self, records: Sequence[LedgerEntry], changes: Sequence[LedgerEntry], marks: Marks
+    ) -> Change:
+        """What changed since the version before the last change, in place of that change."""
+        words = f"the change of {_time_of(changes[-1])}, which is damaged"
+        before = changes[-2] if len(changes) > 1 else None
+        found = None if before is None else _version_on(records, before)
+        taught = None
+        if found is not None:
+            number = [one for one in records if one.kind == VERSION].index(found) + 1
+            taught = self.taught(_version(number, found, before, set(), False))
+        if taught is None:
+            raise StoreError(
+                f"{words}, cannot be taken back: no version before it is whole. --refit fits the "
+                "marks that stand anew"
+            )
+        former = marks_of(taught.examples)
+        return Change(words, _changes(former, marks), {}, taught.examples.keys)
 
     def differs(self, version: TaughtVersion, fitted: FittedClasses) -> float:
         """The largest difference of probabilities from those that a version had for its first
@@ -513,6 +560,8 @@ def digest_of(marks: Marks) -> str:
 
 def words_of(change: LedgerEntry) -> str:
     """`teach: apple +3, zero +1 no`."""
+    if change.damaged:
+        return "a change that is damaged"
     counts = change.about["counts"]
     parts = [
         f"{name} {'+' if after else '−'}{number}"
@@ -526,14 +575,32 @@ def words_of(change: LedgerEntry) -> str:
 
 def _standing(records: Sequence[LedgerEntry]) -> list[LedgerEntry]:
     """The changes that were not undone, oldest first."""
-    undone = {one.about["of"] for one in records if one.kind == UNDONE}
+    undone = {one.about.get("of") for one in records if one.kind == UNDONE}
     return [one for one in records if one.kind == CHANGE and one.id not in undone]
+
+
+_KINDS = {CHANGE: "change", UNDONE: "undoing", MOVED: "renaming of items"}
+
+
+def _version_on(records: Sequence[LedgerEntry], change: LedgerEntry) -> LedgerEntry | None:
+    """The last whole version that was fitted after a change."""
+    return next((one for one in reversed(records) if one.kind == VERSION and not one.damaged
+                 and one.about["on"] == change.id), None)  # fmt: skip
+
+
+def _time_of(entry: LedgerEntry) -> str:
+    return f"{str(entry.about['when'])[:16].replace('T', ' ')} UTC"
 
 
 def _version(
     number: int, record: LedgerEntry, change: LedgerEntry | None, standing: set[str], current: bool
 ) -> TaughtVersion:
     about = record.about
+    if record.damaged:
+        return TaughtVersion(
+            number, about["when"], "damaged: not as it was written", "", "", 0, 0, None, False,
+            False, record,
+        )  # fmt: skip
     words = words_of(change) if change is not None else "marks that were there"
     undone = about["on"] is not None and about["on"] not in standing
     return TaughtVersion(
@@ -544,6 +611,15 @@ def _version(
 
 def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     return [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+
+
+def _changes(old: Marks, new: Marks) -> dict[Key, dict[str, tuple[str | None, str | None]]]:
+    """For each example and class whose mark differs (before, after); None is no mark."""
+    return {
+        key: {n: (old.get(key, {}).get(n), new.get(key, {}).get(n)) for n in names}
+        for key in dict.fromkeys([*old, *new])
+        if (names := _differing(old.get(key, {}), new.get(key, {})))
+    }
 
 
 def _counts(marks: Mapping[Key, Mapping[str, tuple[str | None, str | None]]]) -> list[list[Any]]:
@@ -561,23 +637,16 @@ def _probabilities(fitted: FittedClasses) -> list[list[float]]:
     return [[round(float(value), 6) for value in row] for row in judged.probability]
 
 
-def _record_of(id: str, text: str, place: str) -> LedgerEntry:
+def _entry_of(id: str, kind: str, text: str | None, when: datetime | None = None) -> LedgerEntry:
+    """An entry as it was kept; one that is not as it was written has its id, kind and time from
+    beside its text."""
     try:
-        kind, about = json.loads(text)
-    except ValueError as error:
-        raise damaged(place) from error
-    record = LedgerEntry(kind, about)
-    if record.id != id:
-        raise damaged(place)
-    return record
-
-
-def damaged(place: str) -> LabelsError:
-    """What is said of entries or parts that are not as they were written."""
-    return LabelsError(
-        f"what was fitted is not as it was kept ({place}): restore the collection or the file from "
-        "a copy"
-    )
+        found = LedgerEntry(*json.loads(text or ""))
+    except (ValueError, TypeError):
+        found = None
+    if found is not None and found.id == id:
+        return found
+    return LedgerEntry(kind, {"when": "" if when is None else when.isoformat()}, id)
 
 
 def hash_of(data: bytes) -> str:
