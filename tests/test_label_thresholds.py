@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 
 import penult
-from penult.analysis.space import fit
+from penult.analysis.space import fit, unit
 from penult.collection.collection import Collection
 from penult.data.items import names_in
 from penult.embedding.embedder import Embedder
@@ -304,6 +304,17 @@ def test_thresholds_are_kept_told_and_overridden(made: Path, tmp_path: Path) -> 
         assert sum(int(part.split()[-1]) for part in counted.split(", ")) == total
         expected = "mAP" if not options else "each from a probability of 0.2 on"
         assert expected in done.err
+    # The similarities of all classes, also of those that are not assigned.
+    marked = space.examples
+    rows_of = Collection.open(store).reader.vectors()
+    directions = [unit(space.space(one)) for one in (marked.vectors, rows_of[1])]
+    middle = unit(np.stack([
+        directions[0][[of.get(name) == "yes" for of in marked.marks]].mean(0) for name in names
+    ]))  # fmt: skip
+    cosines = directions[1] @ middle.T
+    for one, own in zip(plain["predictions"], cosines, strict=True):
+        assert list(one["similarities"]) == list(names)
+        np.testing.assert_allclose([*one["similarities"].values()], own, atol=1e-5)
     table = tmp_path / "out.csv"
     assert ask("predict", store, "--unknown", 0, "--out", table).code == 0
     rows = list(csv.DictReader(io.StringIO(table.read_text())))

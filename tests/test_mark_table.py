@@ -413,3 +413,22 @@ def test_tables_in_one_folder_and_recordings_in_another(tiny: Path, tmp_path: Pa
     assert unclear.code != 0 and "may be any of 2 recordings" in unclear.error
     refused = ask("teach", into, "--from", "name", tables / "own.csv", "--audio", tmp_path / "no")
     assert refused.code == 2 and "there is no folder" in refused.error
+
+
+def test_metadata_of_predictions_is_taken_for_no_mark(tiny: Path, tmp_path: Path) -> None:
+    """A column `mark` of the items is another thing than whether a class is right."""
+    for number in range(4):
+        soundfile.write(tmp_path / f"{number}.wav", clip(1.0, number), RATE)
+    table, store = tmp_path / "items.csv", tmp_path / "c.lance"
+    table.write_text("path,Mark,Class,class_given\n" + "".join(
+        f"{number}.wav,no,c{number},x\n" for number in range(4)))  # fmt: skip
+    assert ask("embed", tiny, table, "--into", store).code == 0
+    for name, number in (("a", 0), ("b", 1)):
+        assert ask("teach", store, name, tmp_path / f"{number}.wav").code == 0
+    out = tmp_path / "out.csv"
+    assert ask("predict", store, "--unknown", 0, "--out", out).code == 0
+    rows = list(csv.DictReader(out.open()))
+    assert list(rows[0])[-3:] == ["Mark_given", "Class_given", "class_given_given"]
+    assert [row["Class_given"] for row in rows] == ["c0", "c1", "c2", "c3"]
+    taught = ask("teach", store, "--from", "class", out, "--json")
+    assert taught.code == 0 and taught.json["marks"] == {"yes": 4}

@@ -20,6 +20,7 @@ from sklearn.metrics import (
 from sklearn.neighbors import KNeighborsRegressor
 
 from penult.analysis.metrics import calibration_error
+from penult.analysis.probe_tasks import probe_values
 from penult.analysis.task_evaluation import (
     evaluate_labels,
     evaluate_predicted_classes,
@@ -190,3 +191,32 @@ def test_predictions_of_each_kind_on_the_command_line(tmp_path: Path) -> None:
     said = ask("evaluate", made.path, "--by", "age")
     assert said.code == 0 and "10 nearest neighbours, R²" in said.out
     assert "task regression: age holds numbers" in said.err
+
+
+def test_values_that_hardly_vary_are_told_in_words(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    vectors = random.standard_normal((30, 4)).astype(np.float32)
+    for same in ([3.0] * 30, [0.1 + 0.2] * 15 + [0.3] * 15):  # CCC was 1.3 of the second
+        with pytest.raises(LabelsError, match=r"all values are 0?.?3, so that there is nothing to"):
+            evaluate_values(vectors, same)
+        with pytest.raises(LabelsError, match="nothing to predict"):
+            probe_values(vectors, same)
+        told = evaluate_predicted_values(same, random.standard_normal(30))
+        assert "have no value; MAE has" in told.notes[0]
+        assert np.isnan(told.estimates["R²"].value) and told.estimates[
+            "CCC"
+        ].value == pytest.approx(0)
+    assert "all predictions are 2" in evaluate_predicted_values(vectors[:, 0], [2.0] * 30).notes[0]
+    few = evaluate_values(vectors, [3.0] * 28 + [4.0, 5.0])
+    assert few.notes == ("28 of 30 values are 3: R², CCC and Pearson's r rest on the other 2",)
+
+    truth = [40.0] * 30
+    made = kept(tmp_path / "r.lance", "regression", ["age"], random.standard_normal((30, 1)),
+                age=truth)  # fmt: skip
+    refused = ask("evaluate", made.path, "--by", "age", "--task", "regression")
+    assert refused.code == 2 and "all values are 40" in refused.error
+    said = ask("evaluate", made.path, "--by", "age", "--predictions")
+    assert said.code == 0 and "nan" not in said.out + said.err
+    assert "all values are 40" in said.err and " none" in said.out
+    figures = ask("evaluate", made.path, "--by", "age", "--predictions", "--json").json
+    assert figures["estimates"]["R²"]["value"] is None

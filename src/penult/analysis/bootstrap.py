@@ -54,7 +54,12 @@ def percentile_interval(
     these weights (c,) and gives one number or several; NaN where it is not defined.
     """
     values = np.array([statistic(np.asarray(weights, np.float64)) for weights in draws])
-    low, high = np.nanpercentile(values, (50 - 50 * LEVEL, 50 + 50 * LEVEL), axis=0)
+    each = values.reshape(len(values), -1)
+    defined = np.isfinite(each).any(axis=0)
+    ends = np.full((2, each.shape[1]), np.nan)
+    tails = (50 - 50 * LEVEL, 50 + 50 * LEVEL)
+    ends[:, defined] = np.nanpercentile(each[:, defined], tails, axis=0)
+    low, high = ends.reshape(2, *values.shape[1:])
     return low, high
 
 

@@ -410,8 +410,30 @@ def _covariance(shares: Array, one: Array, other: Array) -> Array:
 
 
 def _variance(shares: Array, values: Array) -> Array:
-    """0, not a rounding error, where all values that count are equal."""
+    """0, not a rounding error, where all values that count are equal, but for theirs."""
     counted = values[shares.reshape(-1) > 0]
     if not len(counted):
         return np.full(values.shape[1:], np.nan)
-    return np.where(np.ptp(counted, axis=0) > 0, _covariance(shares, values, values), 0.0)
+    varies = np.ptp(counted, axis=0) > _EQUAL * np.abs(counted).max(axis=0)
+    return np.where(varies, _covariance(shares, values, values), 0.0)
+
+
+_EQUAL = 1e-12  # of their size: numbers that differ by less are one number, by rounding
+
+
+def one_value(values: npt.ArrayLike) -> float | None:
+    """The value that all of these (n,) are, but for rounding; None where there are several."""
+    known = np.asarray(values, np.float64)
+    if len(known) and np.ptp(known) <= _EQUAL * np.abs(known).max():
+        return float(np.median(known))
+    return None
+
+
+def check_varied(values: npt.ArrayLike) -> None:
+    """Refuse values (n,) that are all one, but for rounding.
+
+    Raises:
+        LabelsError: they are.
+    """
+    if (one := one_value(values)) is not None:
+        raise LabelsError(f"all values are {one:g}, so that there is nothing to predict")

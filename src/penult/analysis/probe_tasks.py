@@ -196,8 +196,7 @@ def probe_values(
     truth = np.array([values[row] for row in rows], np.float64)
     if not np.isfinite(truth).all():
         raise LabelsError(f"{int((~np.isfinite(truth)).sum())} values are infinite")
-    if not np.ptp(truth) > 0:
-        raise LabelsError(f"all values are {truth[0]:g}, so that there is nothing to predict")
+    metrics.check_varied(truth)
     sides = _sides(_strata(truth), own, folds, seed, notes)
     predicted, constant = np.zeros(len(truth)), np.zeros(len(truth))
     matrix, penalties = every[rows], list[float]()

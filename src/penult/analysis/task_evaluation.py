@@ -117,12 +117,13 @@ def evaluate_values(
     the ten nearest rows of other groups. Rows with None or NaN take no part.
 
     Raises:
-        LabelsError: no values, or all rows are of one group.
+        LabelsError: no values, one value alone, or all rows are of one group.
     """
     known = np.array([one is not None and bool(np.isfinite(one)) for one in values], bool)
     if not known.any():
         raise LabelsError("no row has a value")
     truth = np.array([one for one, there in zip(values, known, strict=True) if there], np.float64)
+    metrics.check_varied(truth)
     rows, own, notes = vectors[known], _groups_of(groups, known), _left_out(known, "value")
     predicted = np.full(len(truth), np.nan)
     for mine, order, others in _nearest(rows, own):
@@ -140,7 +141,7 @@ def evaluate_values(
         int(there.sum()),
         None if groups is None else len(set(own.tolist())),
         {},
-        notes,
+        (*notes, *_hardly_varied(truth[there], predicted[there])),
     )
 
 
@@ -234,8 +235,27 @@ def evaluate_predicted_values(
         len(held),
         None if groups is None else len(set(own.tolist())),
         {},
-        _left_out(known, "value"),
+        (*_left_out(known, "value"), *_hardly_varied(held, given)),
     )
+
+
+_MOSTLY = 0.9  # of the rows
+
+
+def _hardly_varied(truth: FloatArray, predicted: FloatArray) -> tuple[str, ...]:
+    """What measures cannot be, where values or predictions are one number, or nearly all are."""
+    each, counts = np.unique(truth, return_counts=True)
+    most = int(counts.argmax())
+    if (one := metrics.one_value(truth)) is not None:
+        return (f"all values are {one:g}: R² and Pearson's r, which compare with how they vary, "
+                "have no value; MAE has",)  # fmt: skip
+    if (one := metrics.one_value(predicted)) is not None:
+        return (f"all predictions are {one:g}: Pearson's r has no value",)
+    if counts[most] >= _MOSTLY * len(truth):
+        others = len(truth) - int(counts[most])
+        return (f"{counts[most]:,} of {len(truth):,} values are {each[most]:g}: R², CCC and "
+                f"Pearson's r rest on the other {others:,}",)  # fmt: skip
+    return ()
 
 
 def _groups_of(groups: Sequence[str | None] | None, known: Mask) -> Rows:

@@ -40,6 +40,7 @@ from penult.cli.probe import Task, task_note
 from penult.errors import UsageError
 
 if TYPE_CHECKING:
+    from penult.analysis.bootstrap import Estimate
     from penult.analysis.evaluation import Evaluation
     from penult.analysis.selection import Choice
     from penult.analysis.space import Space
@@ -311,7 +312,7 @@ def _give_task(
         print_note(f"[yellow]{printable(note)}[/]")
     table = _table("measure", "value (95 % interval)")
     for name, one in found.estimates.items():
-        table.add_row(name, f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})")
+        table.add_row(name, _with_interval(one))
     for name, value in found.figures.items():
         table.add_row(name, f"{value:.4g}")
     print_table(table)
@@ -323,6 +324,14 @@ def _give_task(
         print_table(table)
     if report is not None:
         stdout.print(f"report in [bold]{printable(str(report))}[/]", soft_wrap=True)
+
+
+def _with_interval(one: Estimate) -> str:
+    """A measure with its interval, as far as it has them."""
+    if math.isnan(one.value):
+        return "none"
+    known = f" ({one.low:.3f} to {one.high:.3f})" if not math.isnan(one.low) else ""
+    return f"{one.value:.3f}{known}"
 
 
 def _space(collection: Collection, name: str) -> tuple[str, Space | None]:

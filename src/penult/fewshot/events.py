@@ -24,6 +24,7 @@ from penult.errors import UsageError
 
 UNKNOWN = "unknown"  # how items of none of the classes are called in tables
 OF_HITS = ("path", "start", "end", "channel", "class", "probability", "similarity", "windows")
+MARK = "mark"  # the column of tables that says yes or no to a class
 COLUMNS = (*OF_HITS, "p_value", "labels")
 
 
@@ -195,8 +196,16 @@ def to_csv(
 
 
 def with_metadata(columns: Sequence[str], names: Iterable[str]) -> list[str]:
-    """A table's header with columns of metadata behind it; one of the same name is `…_given`."""
-    return [*columns, *(f"{name}_given" if name in columns else name for name in names)]
+    """A table's header with columns of metadata behind it. One of the same name is `…_given`, in
+    whatever case, since `teach --from` reads names so, and one called `mark` too: there it would
+    say yes or no to what was predicted."""
+    header, taken = list(columns), {MARK, *(name.casefold() for name in columns)}
+    for name in names:
+        while name.casefold() in taken:
+            name = f"{name}_given"
+        taken.add(name.casefold())
+        header.append(name)
+    return header
 
 
 def _cells(e: Event, cells: Cells) -> list[Any]:

@@ -19,9 +19,10 @@ from penult.data.roots import Roots
 from penult.data.sources import from_paths, recording_folders
 from penult.data.tables import PATH, SUFFIXES, Row, TableRows, as_text, check_case, read_table
 from penult.errors import LabelsError, RegionError, SourceError
+from penult.fewshot.events import MARK as MARK
 from penult.fewshot.examples import EVERY, MARKS
 
-MARK, REGION = "mark", "region"
+REGION = "region"
 
 
 class Example(NamedTuple):

@@ -114,7 +114,8 @@ class ClassPrediction(Prediction):
     the classes; score is the highest. logits: (K,) the scores that they were made from. p_value:
     the probability of so low a score for a member of any class; NaN where it is not known.
     similarity: the cosine to the mean of the examples of the class that `score` is of; of classes
-    by name the cosine to the name. nearest: the nearest examples, if some were asked for.
+    by name the cosine to the name. cosines: (K,) that of each class; nothing where there are none.
+    nearest: the nearest examples, if some were asked for.
     detection: seconds and channel of the region, all classes assigned to it, best first: one, or
     several with `several`, and the item's metadata.
     """
@@ -122,12 +123,14 @@ class ClassPrediction(Prediction):
     p_value: float = math.nan
     similarity: float = math.nan
     nearest: tuple[NearExample, ...] = ()
+    cosines: Sequence[float] = ()
     detection: Window = NOWHERE
 
     def to_dict(self, whole: bool = True) -> dict[str, Any]:
-        """For JSON, as `penult predict --json` prints it. whole: with the scores of all classes
-        and the nearest examples; else with the scores of the assigned classes."""
+        """For JSON, as `penult predict --json` prints it. whole: with the scores and similarities
+        of all classes and the nearest examples; else with those of the assigned classes."""
         at = self.detection
+        similar = dict(zip(self.labels, self.cosines, strict=True)) if len(self.cosines) else {}
         scores = dict(zip(self.labels, self.scores.tolist(), strict=True))
         return {
             "id": self.id,
@@ -141,7 +144,7 @@ class ClassPrediction(Prediction):
             "score": self.score,
             "scores": scores if whole else dict(at.probabilities),
             "similarity": self.similarity,
-            "similarities": dict(at.similarities),
+            "similarities": similar if whole and similar else dict(at.similarities),
             "p_value": self.p_value,
             "nearest": [asdict(one) for one in self.nearest] if whole else [],
             "metadata": dict(at.metadata),
@@ -180,6 +183,7 @@ def predictions(
             labels=fitted.names,
             p_value=float(judged.p_value[i]),
             similarity=float(cosines[best]),
+            cosines=tuple(map(float, cosines)),
             nearest=tuple(
                 NearExample(*examples.keys[n], dict(examples.marks[n]), similarity)
                 for n, similarity in neighbours[i]
@@ -336,7 +340,8 @@ class Spool:
                 continue
             assigned = {name: one["scores"][name] for name in one["said"]}
             place = one["id"], one["channel"], one["start"], one["end"]
-            found = assigned, one["metadata"], one["similarities"]
+            similar = {n: own for n, own in one["similarities"].items() if n in assigned}
+            found = assigned, one["metadata"], similar
             yield Window(*place, *found, (one["score"], one["similarity"]), one["p_value"])
 
     def to_csv(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.metrics import concordance, mean_absolute_error, r_squared
+from penult.analysis.metrics import concordance, mean_absolute_error, one_value, r_squared
 from penult.analysis.space import unit
 from penult.errors import LabelsError
 from penult.fewshot import scorers
@@ -145,7 +145,7 @@ class FittedValue:
             raise LabelsError(f"{len(self.values)} examples of a value; {FEWEST} are needed")
         if not (np.isfinite(self._rows).all() and np.isfinite(self.values).all()):
             raise LabelsError("vectors and values have to be finite numbers; leave others out")
-        if np.ptp(self.values) == 0:
+        if one_value(self.values) is not None:
             raise LabelsError(f"all examples have the value {self.values[0]:g}; give others")
         if len(np.unique(groups)) < 2:
             raise LabelsError(
