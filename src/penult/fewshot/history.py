@@ -53,7 +53,7 @@ class History:
     def damage(self) -> str | None:
         """Why the version that predictions were from cannot be used, in words; None where nothing
         is damaged."""
-        return self._state.damage
+        return self._state._damage
 
     @property
     def overridden(self) -> dict[str, Any]:

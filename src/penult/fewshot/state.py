@@ -139,7 +139,7 @@ class ClassSpaceState:
         self._taught: Taught | None = None  # what the classes are fitted from, where that is known
         self.rows = None if file is None else file.background
         self._teaches = False  # whether this object has taught, so that it keeps what it fits
-        self.damage: str | None = None  # why the version that was the current one cannot be used
+        self._damage: str | None = None  # why the version that was the current one cannot be used
         if file is None:
             self._recall()
             return
@@ -158,7 +158,7 @@ class ClassSpaceState:
         """Take the version of the marks that stand, if one was kept, or the marked rows."""
         collection = self._source.collection
         standing = self._standing()
-        self.version, self._taught, self.damage = self._ledger.current(standing), None, None
+        self.version, self._taught, self._damage = self._ledger.current(standing), None, None
         lost = None if self.version is not None else self._ledger.lost()
         if self.version is not None:
             try:
@@ -166,7 +166,7 @@ class ClassSpaceState:
             except StoreError as error:
                 self.version, lost = None, str(error).removesuffix(" is not as it was kept")
         if lost is not None:
-            self.damage = _damage(lost, place_of(self._source))
+            self._damage = _damage_words(lost, place_of(self._source))
         if collection is None:
             if self.version is not None:  # a file has the parts of the version it was saved with
                 self._taught = self._ledger.again(
@@ -316,7 +316,7 @@ class ClassSpaceState:
         """
         if version is None:
             other = copy.copy(self)
-            other._taught = other.version = other.damage = None
+            other._taught = other.version = other._damage = None
             if self._source.collection is not None:
                 other._fixed = None
             other._teaches = True  # nothing of before
@@ -395,8 +395,8 @@ class ClassSpaceState:
         Raises:
             StoreError: it is.
         """
-        if self.damage is not None:
-            raise StoreError(self.damage)
+        if self._damage is not None:
+            raise StoreError(self._damage)
 
     def _check(self, version: TaughtVersion, fitted: FittedClasses) -> None:
         """Tell where another version of a library, or another machine, computes otherwise."""
@@ -504,14 +504,14 @@ class ClassSpaceState:
             self._fixed = None  # it may have been fitted to rows that are examples now
         self._ledger.changed(words, before, changed, self.settings, former)
         taught, self._taught = self._taught, None
-        self.examples, self._fitted, self.version, self.damage = changed, None, None, None
+        self.examples, self._fitted, self.version, self._damage = changed, None, None, None
         self._given, self._teaches = {}, True
         if taught is not None and not fits:
             self._taught = replace(taught, examples=changed)
             self._fitted = self._fit()
 
 
-def _damage(what: str, place: str) -> str:
+def _damage_words(what: str, place: str) -> str:
     return (
         f"{what} of {place} is not as it was kept, and what was fitted is lost with it: penult "
         f"teach {place} --undo goes back to the version before, --refit makes one of the marks and "
