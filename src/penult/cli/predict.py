@@ -213,6 +213,14 @@ def predict(
     level: Annotated[
         float, typer.Option(help="With values: the level of their intervals.")
     ] = LEVEL,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Predict by a probe of penult probe --save (.skops, .onnx), in place of what was "
+            "taught. PLACE is a collection of its embedder, or the folder of that embedder.",
+        ),
+    ] = None,
     names: Annotated[
         str | None,
         typer.Option(help="Zero-shot class names, separated by commas; needs no examples."),
@@ -256,6 +264,11 @@ def predict(
     own = {**settings, **limits, "names": names, "nearest": nearest or None, **how.given}
     opening = model, device, bool(model_options.get("trust"))
     form = ValueForm(level, Path(out) if out else None, json, raw_cells, _roots(place, items))
+    if probe is not None:
+        own |= {"value": value, "level": None if level == LEVEL else level}
+        shape = Form(how, out, overwrite, json, raw_cells, form.roots)
+        _predict_by_probe(place, probe, own, parts, opening, shape)
+        return
     if _predicts_values(place, value, own, parts, opening, form):
         return
     if names is not None:
@@ -378,6 +391,99 @@ def _predicts_values(
     failures = [one for one in every if isinstance(one, Failure)]
     print_values(place, spaces, found, failures, form)
     return True
+
+
+_OF_PROBES = ("without", "min-probability", "merge-gap", "windows", "smooth", "unknown-events")
+
+
+def _predict_by_probe(
+    place: str,
+    file: Path,
+    own: dict[str, Any],
+    parts: Parts,
+    opening: tuple[str | None, str, bool],
+    form: Form,
+) -> None:
+    """Predict classes, labels or values by a saved probe. own: the options that are for classes.
+    opening: model, device, trust.
+
+    Raises:
+        UsageError: options that are for taught classes.
+    """
+    from penult.analysis.prediction_measures import REGRESSION
+    from penult.collection.collection import Collection
+    from penult.collection.search import embedder_of
+    from penult.embedding.embedder import open_embedder
+    from penult.errors import UsageError
+    from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Spool
+    from penult.fewshot.probes import SavedProbe
+    from penult.fewshot.vectors import VectorSource
+
+    model, device, trust = opening
+    probe = SavedProbe.load(file)
+    usable = () if probe.task == REGRESSION else _OF_PROBES
+    if odd := [name for name, one in own.items() if one is not None and name not in usable]:
+        raise UsageError(f"--{odd[0]} does not apply to a probe of the task {probe.task}")
+    if is_collection(place):
+        source = VectorSource.of(Collection.open(place, must_exist=True))
+        options: dict[str, Any] = {"device": device, "trust": trust, "file": place}
+        if model is not None or device != "auto" or trust:
+            source.open_with(lambda: embedder_of(source.manifest, model, **options))
+    else:
+        with working(f"opening {place}"):
+            source = VectorSource.of(open_embedder(place, device=device, trust=trust))
+    probe.check(source.manifest, place)
+    if probe.several and (least := own["min-probability"]) is not None:
+        probe = replace(probe, thresholds=(least,) * len(probe.classes))
+    if _is_rows(parts):
+        rows = _rows_of(parts, source.collection, "a probe")
+        results: Iterable[Any] = probe.rows(rows, parts.where)
+    else:
+        results = probe.items(source, *_cut_items(source, parts))
+    facts = {"probe": str(file), "task": probe.task, "by": probe.by}
+    if probe.task == REGRESSION:
+        with working("predicting"):
+            every = list(results)  # output starts after the last item
+        print_probe_values(place, every, facts, form)
+        return
+    limits = AssignmentLimits(own["min-probability"], None, frozenset(own["without"] or ()))
+    limits.check(probe.classes)
+    found = (limits(one) if isinstance(one, ClassPrediction) else one for one in results)
+    classes = probe.classes if probe.several else ()
+    form = replace(form, classes=classes)
+    with Spool(whole=form.json or bool(classes and form.out), shown=SHOWN) as spool:
+        with working("predicting"):
+            failures = spool.extend(found)  # output starts after the last item
+        print_predictions(place, spool, failures, facts, form)
+
+
+def print_probe_values(place: str, every: Sequence[Any], facts: dict[str, Any], form: Form) -> None:
+    """Print or write the values of a probe. Exit code 3 where some items failed."""
+    from penult.cli.output import print_json
+    from penult.cli.values import show_value_predictions, write_values
+    from penult.data.items import Failure
+    from penult.errors import UsageError
+
+    out = None if form.out is None else Path(form.out)
+    if out is not None and out.suffix != ".csv":
+        raise UsageError(f"--out {out}: values are written as .csv, not as a Raven table")
+    found = [one for one in every if not isinstance(one, Failure)]
+    failures = [one.to_dict() for one in every if isinstance(one, Failure)]
+    if out is not None:
+        write_values(out, found, ValueForm(LEVEL, out, form.json, form.raw_cells, form.roots))
+    if form.json:
+        predictions = [one.to_dict() for one in found]
+        print_json({"place": place, **facts, "out": out, "predictions": predictions,
+                    "failures": failures})  # fmt: skip
+    else:
+        if out is None:
+            show_value_predictions(found, [facts["by"]])
+        stdout.print(f"[bold green]{counted(len(found), 'prediction')}[/]")
+        if out is not None:
+            stdout.print(f"written: [bold]{printable(str(out))}[/]", soft_wrap=True)
+        print_failures(failures)
+    if failures:
+        raise typer.Exit(SOME_FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -685,7 +791,10 @@ def print_predictions(
     else:
         _say_basis(facts)
         if form.out is None:
-            _show(found, "names" in facts) if merged is None else _show_events(merged)
+            if merged is None:
+                _show(found, "names" in facts, "probe" not in facts)
+            else:
+                _show_events(merged)
         _sum_up(found, merged, written, failures)
     if failures:
         raise typer.Exit(SOME_FAILED)
@@ -820,10 +929,11 @@ def _several_at_once(facts: dict[str, Any]) -> str:
     )
 
 
-def _show(found: Spool, by_names: bool) -> None:
+def _show(found: Spool, by_names: bool, with_similarity: bool = True) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     with_examples = any(one.nearest for one in found.first)
     measure = "cosine" if by_names else "probability"
+    similar = with_similarity and not by_names
     with_texts = any(one.detection.metadata.get("text") is not None for one in found.first)
     columns = [
         "item",
@@ -831,7 +941,7 @@ def _show(found: Spool, by_names: bool) -> None:
         *(["text"] if with_texts else []),
         "class",
         measure,
-        *([] if by_names else ["similarity"]),
+        *(["similarity"] if similar else []),
         *(["nearest examples"] if with_examples else []),
     ]
     for name in columns:
@@ -846,7 +956,7 @@ def _show(found: Spool, by_names: bool) -> None:
             *([cell(text_in(at.metadata, one.region))] if with_texts else []),
             printable(labels) if labels else "[dim]unknown[/]",
             f"{one.score:.3f}" if labels else f"[dim]{one.score:.3f}[/]",
-            *([] if by_names else [f"{one.similarity:.3f}"]),
+            *([f"{one.similarity:.3f}"] if similar else []),
             *([_neighbours(one)] if with_examples else []),
         )
     print_table(table)
@@ -862,7 +972,8 @@ def _show_events(merged: list[Event]) -> None:
     for one in merged[:SHOWN]:
         table.add_row(printable_path(one.id), "" if one.channel is None else str(one.channel),
                       _span(one.start, one.end), printable(one.label), f"{one.probability:.3f}",
-                      f"{one.similarity:.3f}", str(one.windows))  # fmt: skip
+                      "" if one.similarity != one.similarity else f"{one.similarity:.3f}",
+                      str(one.windows))  # fmt: skip
     print_table(table)
     _more(len(merged))
 

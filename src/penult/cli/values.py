@@ -212,7 +212,7 @@ def print_values(
     from dataclasses import asdict
 
     if form.out is not None:
-        _write(form.out, found, form)
+        write_values(form.out, found, form)
     margins = {space.by: space.fitted.margin(form.level) for space in spaces}
     if form.json:
         facts: dict[str, Any] = {
@@ -231,7 +231,7 @@ def print_values(
             if margins[space.by] == float("inf"):
                 print_note(f"[yellow]{_no_interval(space, form.level)}[/]")
         if form.out is None:
-            _show(found, margins)
+            show_value_predictions(found, list(margins))
         stdout.print(f"[bold green]{counted(len(found), 'prediction')}[/]")
         if form.out is not None:
             stdout.print(f"written: [bold]{printable(str(form.out))}[/]", soft_wrap=True)
@@ -248,17 +248,19 @@ def _no_interval(space: ValueSpace, level: float) -> str:
     )
 
 
-def _show(found: Sequence[ValuePrediction], margins: dict[str, float]) -> None:
+def show_value_predictions(found: Sequence[ValuePrediction], names: Sequence[str]) -> None:
+    """A table of values of these names."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    several, shown = len(margins) > 1, found[:_SHOWN]
-    name = "" if several else next(iter(margins))
+    several, shown = len(names) > 1, found[:_SHOWN]
+    name = "" if several else names[0]
     for column in ("item", place_header(one.region for one in shown), *(["name"] * several),
                    "value" if several else printable(name), "from", "to", ""):  # fmt: skip
         right = column not in ("item", "seconds", "part", "name", "")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for one in shown:
         known = one.high != float("inf")
-        flags = ["beyond all examples"] * one.outside + ["unlike all examples"] * one.far
+        flags = ["beyond all examples"] * bool(one.outside)
+        flags += ["unlike all examples"] * bool(one.far)
         table.add_row(
             printable_path(one.id),
             place_words(one.region, one.start, one.end) if one.region != "whole" else "",
@@ -271,7 +273,8 @@ def _show(found: Sequence[ValuePrediction], margins: dict[str, float]) -> None:
         stdout.print(f"… and {len(found) - _SHOWN:,} more; --out FILE.csv writes all of them")
 
 
-def _write(out: Path, found: Sequence[ValuePrediction], form: ValueForm) -> None:
+def write_values(out: Path, found: Sequence[ValuePrediction], form: ValueForm) -> None:
+    """A CSV with a line for each."""
     from penult.data.files import write_file
     from penult.data.formulas import Cells
     from penult.fewshot.values import values_to_csv

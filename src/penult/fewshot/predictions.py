@@ -364,6 +364,7 @@ def _cells(one: Document, cells: Cells) -> list[Any]:
     part = one["region"] != "whole"
     start, end = (one["start"], one["end"]) if part else (None, None)
     p_value = "" if math.isnan(one["p_value"]) else f"{one['p_value']:.6g}"
-    shares = f"{one['score']:.6g}", f"{one['similarity']:.6g}", p_value
+    similarity = "" if math.isnan(one["similarity"]) else f"{one['similarity']:.6g}"
+    shares = f"{one['score']:.6g}", similarity, p_value
     place = one["region"], start, end, one["channel"]
     return [*place, one["label"] or UNKNOWN, *shares, cells.joined(one["said"])]

@@ -64,16 +64,16 @@ HEADER = ("path", "region", "start", "end", "channel", "name", "value", "low", "
 class ValuePrediction:
     """The value of one region. low, high: the interval; infinite where too few groups support its
     level. far: whether it is as unlike all examples as hardly any of them is unlike the others.
-    outside: whether the value is below or above those of all examples. name: of the value. start,
-    end: seconds."""
+    outside: whether the value is below or above those of all examples; of a probe neither is known.
+    name: of the value. start, end: seconds."""
 
     id: str
     region: str
     value: float
     low: float
     high: float
-    far: bool
-    outside: bool
+    far: bool | None
+    outside: bool | None
     name: str = ""
     start: float | None = None
     end: float | None = None
