@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import soundfile
 
 import penult
 from conftest import RATE, clip
-from penult.analysis.candidates import NOTEBOOK, Material, Setting, sample, sampled
+from penult.analysis.candidates import NOTEBOOK, Material, Setting, sample, sampled, score_all
 from penult.analysis.episodes import numbered
+from penult.analysis.episodes import plan as planned
 from penult.analysis.metrics import rank_without_labels
 from penult.analysis.selection import HeldOutScores, choose, judge_decision
 from penult.analysis.space import fit
@@ -60,6 +62,33 @@ def test_the_good_layer_is_found(good: int) -> None:
     assert choice.scores[0].setting.readings == (f"layer:{good} mean",)
     chosen = next(one for one in choice.finalists if one.setting == choice.setting)
     assert chosen.gain.low > 0 and chosen.gain.value > 0.15
+
+
+def test_raw_and_centred_readings_are_ranked_from_one_product(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = material(*layers(0, 2))
+    plan = planned(given.labels, given.groups, repeats=1, count=20)
+    fitted: list[Setting] = []
+    real = Material.space
+    monkeypatch.setattr(Material, "space", lambda self, setting, rows: (
+        fitted.append(setting) or real(self, setting, rows)))  # fmt: skip
+    with caplog.at_level("INFO", "penult"):
+        found = score_all(given, plan)
+    assert len(found) == 6 * 4 and Counter(one.space for one in fitted) == {
+        "scale+l2": 6 * len(plan.sides),
+        "whiten+l2": 6 * len(plan.sides),
+    }
+    (told,) = [one.getMessage() for one in caplog.records if "settings" in one.getMessage()]
+    assert told == (
+        "ranked 24 settings: 12 from one product of all rows (raw, centre+l2), 12 with a space "
+        f"fitted to each of {len(plan.sides)} sides"
+    )
+    for setting in found:  # the long way says the same
+        if setting.space in ("raw", "centre+l2"):
+            rows = given.joined(setting.readings)
+            long = plan.scores(rows, lambda side, s=setting: real(given, s, side))
+            np.testing.assert_allclose(found[setting], long, atol=1e-5)
 
 
 def test_what_is_expected_was_not_decided_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from penult.analysis.episodes import Array, Mask, Rows, TrialPlan, centred_produ
 from penult.analysis.space import RAW, SeenRows, Space, check_finite, fit, fit_seen
 from penult.errors import LabelsError
 
+log = logging.getLogger(__name__)
 LARGEST = 3000  # labelled rows, and unlabelled ones, that take part at all
 MOST = 600  # rows that are tried; spaces are fitted on all
 LEAST_EACH = 6  # rows of a class in a sample
@@ -239,7 +241,14 @@ def score_all(material: Material, trials: TrialPlan) -> dict[Setting, Array]:
     # Side by side; within one setting most of the work is none that a library divides.
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as threads:
         scores = threads.map(lambda setting: trial_scores(material, setting, trials), settings)
-        return dict(zip(settings, scores, strict=True))
+        found = dict(zip(settings, scores, strict=True))
+    once = [setting.space for setting, (_, short) in found.items() if short]
+    log.info(
+        "ranked %d settings: %d from one product of all rows (%s), %d with a space fitted to each "
+        "of %d sides", len(found), len(once), ", ".join(dict.fromkeys(once)),
+        len(found) - len(once), len(trials.sides),
+    )  # fmt: skip
+    return {setting: one for setting, (one, _) in found.items()}
 
 
 def spaces_for(count: int, width: int) -> tuple[str, ...]:
@@ -248,16 +257,17 @@ def spaces_for(count: int, width: int) -> tuple[str, ...]:
     return SPACES if whole else SPACES[:-1]
 
 
-def trial_scores(material: Material, setting: Setting, trials: TrialPlan) -> Array:
-    """The scores (4, n) of a setting, its space fitted on each support side."""
+def trial_scores(material: Material, setting: Setting, trials: TrialPlan) -> tuple[Array, bool]:
+    """(the scores (4, n) of a setting, its space fitted on each support side; whether one product
+    of all rows served every side instead)."""
     vectors = material.joined(setting.readings)
     if setting.space == RAW:
         inner = products(vectors)
-        return trials.scores_by(lambda _: inner)
+        return trials.scores_by(lambda _: inner), True
     if setting.space == CENTRED:
         more = material.unlabelled_of(setting) if material.unlabelled else None
-        return trials.scores_by(centred_products(vectors, more))
-    return trials.scores(vectors, lambda rows: material.space(setting, rows))
+        return trials.scores_by(centred_products(vectors, more)), True
+    return trials.scores(vectors, lambda rows: material.space(setting, rows)), False
 
 
 def smoothed(
