@@ -5,6 +5,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_PYTHON_DOWNLOADS := never
 READY := .venv/.ready
 BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE := # or each command that a test starts would compile Penult anew
 
 .PHONY: demo test test-all test-hard lint check check-all mutants bench docs lock clean
 

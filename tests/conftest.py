@@ -6,8 +6,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; read by numpy's BLAS
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -35,6 +36,18 @@ def clip(seconds: float, seed: int = 0, rate: int = RATE) -> np.ndarray:
     time = np.arange(round(seconds * rate)) / rate
     tone = np.sin(2 * np.pi * (200 + 150 * seed + 80 * time) * time)
     return (0.3 * tone + 0.05 * random.standard_normal(len(time))).astype(np.float32)
+
+
+def thinned(cases: Iterable[Any], each_run: Container[Any]) -> list[Any]:
+    """Parameters of a test: some in each run, the others where slow tests are run too."""
+    slow = pytest.mark.slow
+    return [
+        case if case in each_run else pytest.param(*_values(case), marks=slow) for case in cases
+    ]
+
+
+def _values(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)
 
 
 def assert_law(found: object, alone: object) -> None:

@@ -226,6 +226,7 @@ def test_a_reading_that_is_the_same_for_every_item_is_left_out(noise: float) -> 
     assert not {"layer:0 mean", "dead mean"} & (shown | finals)
 
 
+@pytest.mark.slow
 def test_of_very_many_classes_some_are_tried() -> None:
     labels = np.repeat(np.arange(400), 3)
     groups = np.arange(1200)

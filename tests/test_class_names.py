@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import penult
+from conftest import thinned
 from penult.embedding.embedder import open_embedder
 from penult.errors import UsageError
 from penult.sklearn import EmbeddingTransformer
@@ -83,7 +84,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", thinned(COMMANDS, COMMANDS.keys() - {"choose"}))
 def test_a_command_takes_class_names(command: str, tmp_path: Path, names: Path) -> None:
     said, found = COMMANDS[command](tmp_path, "--class-names", names)
     assert said.code == 0, said.err

@@ -101,6 +101,7 @@ def test_classes_that_public_names_return_are_public(reference: ModuleType) -> N
     assert len(seen) > 20
 
 
+@pytest.mark.slow
 def test_the_reference_has_the_public_names_and_nothing_else(
     reference: ModuleType, tmp_path: Path
 ) -> None:

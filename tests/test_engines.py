@@ -286,6 +286,7 @@ def test_where_no_graph_can_be_kept_torch_runs_on(
         Embedder.from_classifier(load(tiny), engine="openvino").run(CLIPS)
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_to_the_network(tiny: Path, tmp_path: Path) -> None:
     """OpenVINO's own reports need a module that it does without, and leave a folder at home."""
     code = (

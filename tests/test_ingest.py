@@ -332,17 +332,15 @@ sys.exit(run(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("stop", "times"),
+    "stops",
     [
-        (signal.SIGKILL, 2),
-        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
-        (signal.SIGINT, 1),
+        [signal.SIGKILL, signal.SIGINT],
+        *(pytest.param([stop] * 2, marks=pytest.mark.slow)
+          for stop in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)),
     ],
-)
-def test_stopped_in_the_middle(
-    tiny: Path, tmp_path: Path, stop: signal.Signals, times: int
-) -> None:
-    """Killed again and again, run to the end: as if nothing had happened."""
+)  # fmt: skip
+def test_stopped_in_the_middle(tiny: Path, tmp_path: Path, stops: list[signal.Signals]) -> None:
+    """Stopped again and again, run to the end: as if nothing had happened."""
     folder = tmp_path / "many"
     folder.mkdir()
     for i in range(300):
@@ -352,8 +350,8 @@ def test_stopped_in_the_middle(
     embedder = Embedder.from_classifier(load(tiny))
     Collection.open(whole).add(embedder, folder)
     command = [sys.executable, "-c", SCRIPT, "embed", str(tiny), str(folder), "--into", str(killed)]
-    chance = random.Random(int(stop))
-    for _ in range(int(os.environ.get("PENULT_KILLS", times))):
+    chance = random.Random(sum(stops))
+    for stop in stops * int(os.environ.get("PENULT_KILLS", 1)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (killed / "collection.json").exists():
             time.sleep(0.02)

@@ -79,6 +79,7 @@ def test_odd_frame_count_is_masked(tmp_path: Path) -> None:
     assert any(not mask.bool().all() for mask in masks)
 
 
+@pytest.mark.slow
 def test_full_size(tmp_path: Path) -> None:
     """wav2vec2-base at its full size, without a mask and with one."""
     config = transformers.Wav2Vec2Config(num_labels=4)  # type: ignore[call-arg]

@@ -66,6 +66,7 @@ print(json.dumps([plain - before, peak() - before, cut.certificate.ok]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak is told")
 def test_a_proof_takes_at_most_three_times_the_memory_of_a_plain_pass() -> None:
     # Large tensors straight from the system: what is alive counts, not how the C library packs it.

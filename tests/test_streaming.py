@@ -14,6 +14,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import thinned
 from penult.data import audio, audio_stream
 from penult.data.regions import WHOLE, Region, windows
 from penult.errors import ItemError
@@ -237,7 +238,7 @@ def measured(path: Path, window: float, hop: float) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
+@pytest.mark.parametrize("name", thinned(["a.wav", "a.mp3"], ["a.wav"]))
 def test_memory_does_not_follow_the_length(tmp_path, name):
     found = measured(streamed(tmp_path / name, 0.25, 16000), 5.0, 2.5)
     assert found["count"] == 359

@@ -234,5 +234,6 @@ def test_json_and_exit_code(package: Any) -> None:
         assert (done.returncode, first["value"], first["ok"]) == (code, code, not code)
 
 
+@pytest.mark.slow
 def test_the_code_is_within_every_bound() -> None:
     assert not [check.line() for check in structure.quick(ROOT / "src") if not check.ok]

@@ -391,8 +391,11 @@ def without_scores(place: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [(), ("--method", "logistic"), ("--method", "agile"), ("--several",), ("--space", "raw"),
-     ("--groups", "*_{}"), ("one",)],
+    [
+        (), ("--method", "agile"), ("--groups", "*_{}"),
+        *(pytest.param(words, marks=pytest.mark.slow) for words in
+          (("--method", "logistic"), ("--several",), ("--space", "raw"), ("one",))),
+    ],
 )  # fmt: skip
 def test_a_prediction_holds_no_example_out_again(
     store: Path, asked: list[Path], folds: list[str], tmp_path: Path, settings: tuple[str, ...]

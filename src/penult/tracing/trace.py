@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -353,7 +353,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _begun(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op:
         """An operation that is about to run."""
-        name, module = str(func.overloadpacket), self.stack[-1].module if self.stack else ""
+        name, module = _name(func), self.stack[-1].module if self.stack else ""
         reads = self.reads((args, kwargs))
         drawn = _generator_state(args, kwargs) if draws(func, args, kwargs) else None
         reached = name not in SHAPE_ONLY and any(read.random for read in reads)
@@ -364,17 +364,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             module=module,
             reads=reads,
             writes=[],
-            args=tree_map(self._traced, args),
-            kwargs=tree_map(self._traced, kwargs),
+            args=_mapped(args, self.living.of),
+            kwargs=_mapped(kwargs, self.living.of),
             depends=any(read.depends for read in reads),
             func=func,
             before=self._counts[name, module] - 1,
             drawn=drawn,
             random=drawn is not None or reached,
         )
-
-    def _traced(self, leaf: Any) -> Any:
-        return self.living.of(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
     def _keep_values(
         self, op: Op, reads: Iterable[TensorRead], values: Any, is_result: bool
@@ -390,8 +387,37 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.kept[value] = tensor.clone()
 
 
+# Operands in which no tensor lies: most of those of an operation.
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout})
+
+
 def _tensors(values: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    """Every tensor in nested containers. Those that operations have are walked here: torch's own
+    walk of any container takes several times as long, for every operation of every pass."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    kind = type(values)
+    if kind in _PLAIN:
+        return []
+    if kind is dict:
+        values = values.values()
+    elif kind is not tuple and kind is not list:
+        return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _mapped(values: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """Nested containers with each tensor changed; as above."""
+    if isinstance(values, torch.Tensor):
+        return change(values)
+    kind = type(values)
+    if kind in _PLAIN:
+        return values
+    if kind is tuple or kind is list:
+        return kind([_mapped(value, change) for value in values])
+    if kind is dict:
+        return {key: _mapped(value, change) for key, value in values.items()}
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf, values)
 
 
 def draws(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -435,12 +461,24 @@ def _is_decision(op: Op, result: Any) -> bool:
 
 
 def _mutated(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """The tensors that an operation writes to in place, read off its schema."""
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[position] if position < len(args) else kwargs.get(argument.name)
-        yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+    """The tensors that an operation writes to in place."""
+    for position, name in _written(func):
+        yield from _tensors(args[position] if position < len(args) else kwargs.get(name))
+
+
+@cache
+def _written(func: Any) -> list[tuple[int, str]]:
+    """Which operands an operation writes to in place, read off its schema."""
+    return [
+        (position, argument.name)
+        for position, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+@cache
+def _name(func: Any) -> str:
+    return str(func.overloadpacket)
 
 
 @dataclass(slots=True)
@@ -518,7 +556,7 @@ class _Swapper(_Recorder):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        key = str(func.overloadpacket), self.stack[-1].module if self.stack else ""
+        key = _name(func), self.stack[-1].module if self.stack else ""
         self._ran[key] += 1
         leaves, spec = tree_flatten((args, kwargs or {}))
         places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
