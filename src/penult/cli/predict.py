@@ -243,7 +243,6 @@ def predict(
 
     Consecutive windows of one class are merged into one event.
     """
-    from penult.fewshot.classspace import lacking, mostly_other
     from penult.fewshot.predictions import AssignmentLimits, ClassPrediction, Spool
 
     check_tables(out, overwrite, format)
@@ -266,7 +265,7 @@ def predict(
     form = ValueForm(level, Path(out) if out else None, json, raw_cells, _roots(place, items))
     if probe is not None:
         own |= {"value": value, "level": None if level == LEVEL else level}
-        shape = Form(how, out, overwrite, json, raw_cells, form.roots)
+        shape = Form(how, out, overwrite, json, raw_cells, form.roots, (), format)
         _predict_by_probe(place, probe, own, parts, opening, shape)
         return
     if _predicts_values(place, value, own, parts, opening, form):
@@ -290,19 +289,27 @@ def predict(
         with working("predicting"):
             failures = spool.extend(found)  # output starts after the last item
         if facts is None:
-            rate = taught.settings.unknown if unknown is None else unknown
-            lengths = _lengths(place, taught, spool.seconds)
-            facts = taught.fitted.to_dict(rate) | {
-                "limits": accepted.to_dict(),
-                "version": _version(taught),
-                "lengths": lengths,
-                "background": {
-                    "rows": taught.history.background,
-                    "note": lacking(taught, place)
-                    or mostly_other(taught, spool.tally[None], len(spool), place),
-                },
-            }
+            facts = _facts(place, taught, unknown, accepted.to_dict(), spool)
         print_predictions(place, spool, failures, facts, shape)
+
+
+def _facts(
+    place: str, taught: ClassSpace, level: float | None, limits: dict[str, Any], spool: Spool
+) -> dict[str, Any]:
+    """What is told of the classes beside their predictions."""
+    from penult.fewshot.classspace import lacking, mostly_other
+
+    rate = taught.settings.unknown if level is None else level
+    return taught.fitted.to_dict(rate) | {
+        "limits": limits,
+        "version": _version(taught),
+        "lengths": _lengths(place, taught, spool.seconds),
+        "background": {
+            "rows": taught.history.background,
+            "note": lacking(taught, place)
+            or mostly_other(taught, spool.tally[None], len(spool), place),
+        },
+    }
 
 
 def _value_spaces(place: str, value: str | None, names: str | None) -> list[ValueSpace]:
