@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+import soundfile
 
+from conftest import RATE, clip
 from penult.collection import schema
+from penult.collection.collection import Collection
 from penult.collection.export import METADATA_KEY, export, to_arrow
 from penult.errors import CollectionError, UsageError
+from test_cli import ask
 from test_collection import CLASSES, DIM, MANIFEST, batch, filled
 
 REGIONS = ["whole", "ch0:0-5", "5-10", "10-15"]
@@ -161,3 +166,26 @@ def test_the_order_does_not_depend_on_history(tmp_path):
     for collection, name in ((first, "a.npy"), (second, "b.npy")):
         export(collection, tmp_path / name)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def test_rows_are_a_data_frame(tiny: Path, tmp_path: Path) -> None:
+    """docs/collection.md; the types that pandas makes of them are numbers, texts and times."""
+    folder, into = tmp_path / "rec", tmp_path / "c.lance"
+    folder.mkdir()
+    for number in range(3):
+        soundfile.write(folder / f"2021060{number + 1}_043000.wav", clip(1.0, number), RATE)
+    done = ask("embed", tiny, folder, "--into", into, "--window", "0.5s", "--times")
+    assert done.code == 0, done.err
+    table = to_arrow(Collection.open(into), "start > 0", vectors=False)
+    assert table.num_rows == 3 and str(table.schema.field("recorded_at").type).startswith("timest")
+    pandas = pytest.importorskip("pandas")
+    frame = table.to_pandas()
+    assert list(frame["start"]) == [0.5] * 3 and frame["start"].dtype == "float64"
+    wanted = [pandas.Timestamp(f"2021-06-0{day} 04:30:00.5", tz="UTC") for day in (1, 2, 3)]
+    assert sorted(frame["recorded_at"]) == wanted
+    assert [Path(one).is_file() for one in frame["path"]] == [True] * 3
+    matrix = np.stack(to_arrow(Collection.open(into)).to_pandas()["vector"])
+    _, vectors = Collection.open(into).vectors(columns=["id"])
+    assert matrix.shape == vectors.shape and np.allclose(
+        np.sort(matrix, axis=0), np.sort(vectors, axis=0)
+    )

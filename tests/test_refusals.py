@@ -338,3 +338,23 @@ def test_what_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.error.startswith("ZeroDivisionError: division by zero")
     with pytest.raises(ZeroDivisionError):
         ask("--log", "info", "info", "ok.lance")
+
+
+def test_where_a_rate_is_missing_the_way_out_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.raw").write_bytes(bytes(32_000))
+    sentences(ask("classify", "demo", tmp_path / "x.raw"), 3, "ffmpeg -f s16le -ar RATE -ac 1")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None, 16])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None, 3])],
+        [helper.make_tensor("w", onnx.TensorProto.FLOAT, [16, 3], np.ones(48, np.float32))],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    soundfile.write(tmp_path / "a.wav", clip(0.5), RATE)
+    given = ("--preprocess", "numpy:asarray", "--modality", "audio")
+    done = ask("classify", tmp_path / "m.onnx", tmp_path / "a.wav", *given)
+    sentences(done, 2, "at which rate the model takes sound: give --sample-rate")
+    for option, value in (("--sample-rate", 44100), ("--seconds", 2.0), ("--modality", "image")):
+        done = ask("classify", "demo", tmp_path / "a.wav", option, value)
+        sentences(done, 2, f"{option} {value}: demo has a preprocessing of its own, which says")

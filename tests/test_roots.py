@@ -21,6 +21,7 @@ import soundfile
 from conftest import RATE, clip
 from penult.collection import renaming
 from penult.collection.collection import Collection
+from penult.collection.export import to_arrow
 from penult.collection.manifest import read_manifest
 from penult.data.roots import Root, Roots
 from penult.fewshot.classspace import ClassSpace
@@ -563,3 +564,32 @@ def test_another_model_takes_the_roots(alone: Path, tiny: Path, tmp_path: Path) 
               for row in b.to_pylist()}  # fmt: skip
     for id, found in hashes.items():
         assert found == hashlib.sha256((alone / id).read_bytes()).hexdigest()
+
+
+def test_a_table_elsewhere_names_files_by_their_ids_or_below_a_folder(
+    tiny: Path, disk: Path, tmp_path: Path
+) -> None:
+    """A column `path` with ids of the collection that is written to; `embed --audio` for others."""
+    notes, store = tmp_path / "notes", disk / "c.lance"
+    notes.mkdir()
+    table = notes / "t.csv"
+    table.write_text("path,start,end,call\n" + "".join(f"{n},0.05,0.2,x\n" for n in sorted(NAMES)))
+    assert ask("relocate", store, "recs", disk / "recs").code == 0
+    done = ask("embed", tiny, table, "--into", store, "--json", *QUIET)
+    assert done.code == 0, done.err
+    found = to_arrow(Collection.open(store), "call = 'x'").to_pylist()
+    assert sorted((row["id"], row["region"]) for row in found) == [
+        (name, "0.05-0.2") for name in sorted(NAMES)]  # fmt: skip
+    below = notes / "below.csv"
+    below.write_text(table.read_text().replace("recs/", ""))
+    other = tmp_path / "d.lance"
+    lost = ask("embed", tiny, below, "--into", other, *QUIET)
+    assert lost.code == 3 and "no such file" in lost.err + lost.out
+    done = ask("embed", tiny, below, "--audio", disk / "recs", "--into", other, "--json", *QUIET)
+    assert done.code == 0 and done.json["done"] == len(NAMES), done.err
+    wrong = ask("embed", tiny, below, "--audio", notes / "none", "--into", other, *QUIET)
+    assert wrong.code == 2 and "there is no folder" in wrong.error
+    moved = table.read_text().replace("recs/a/", "recs/z/")  # no file is taken for another one
+    table.write_text(moved)
+    done = ask("embed", tiny, table, "--into", store, "--json", *QUIET)
+    assert done.code == 3 and done.json["failed"] == 3

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from penult.cli.options import (
     NO_OPTIONS,
+    AudioFolders,
     Channel,
     Devices,
     Engine,
@@ -103,6 +104,7 @@ def embed(
     ] = None,
     *,
     into: Annotated[Path, typer.Option(help="Collection to write to, for example calls.lance.")],
+    audio: AudioFolders = None,
     tap: Tap = None,
     pooling: Pooling = None,
     pool_over: PoolOver = None,
@@ -240,7 +242,7 @@ def embed(
     from penult.collection.transfer import source_from_collection
     from penult.data.decode import usual_decoding
     from penult.data.roots import RootOptions
-    from penult.data.sources import Shard
+    from penult.data.sources import Shard, recordings_in
     from penult.embedding.embedder import open_embedder
 
     roots = RootOptions.of(root, absolute_ids)
@@ -260,7 +262,8 @@ def embed(
         times=times_asked(times, time_zone) or (None if times is None else False),
     )
     if old is None:
-        source = source_of(given, channel, modality)
+        with recordings_in(audio or [], collection.reader.roots):
+            source = source_of(given, channel, modality)
     else:
         source, options = source_from_collection(
             old.reader, collection.reader, modality, options, bool(paths) or channel
@@ -273,8 +276,7 @@ def embed(
             precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
     clock.end("model")
-    if plan or dry_run:
-        show = _show_plan if plan else _show_survey
+    if show := _show_plan if plan else _show_survey if dry_run else None:
         show(collection, embedder, source, options, settings, json)
         return
     _prepare(collection, embedder, source, options, clock)

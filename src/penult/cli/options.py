@@ -53,6 +53,14 @@ Column = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+AudioFolders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--audio",
+        metavar="FOLDER",
+        help="Where the files are that tables name, if not beside the tables; repeatable.",
+    ),
+]
 TableFormatName = Annotated[
     str | None,
     typer.Option(

@@ -13,6 +13,7 @@ from rich.table import Table
 from penult.cli.collection import Where
 from penult.cli.curve import print_curve
 from penult.cli.options import (
+    AudioFolders,
     ChannelOfRows,
     Device,
     End,
@@ -88,13 +89,7 @@ def teach(
             "label (the classifier's predictions).",
         ),
     ] = None,
-    audio: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where the files are that tables name, if not beside the tables; repeatable.",
-        ),
-    ] = None,
+    audio: AudioFolders = None,
     where: Where = None,
     method: Annotated[
         str | None,

@@ -42,7 +42,10 @@ _PROBE, _PROBES = 1 << 12, 16  # values, and places, that show a file's scale
 # Of these containers FFmpeg reads a length that is written down; else it guesses by the bit rate.
 _LENGTH_WRITTEN = ("mov", "matroska", "flac", "tta", "wv", "caf", "ape")
 _HEAD_BYTES = {"AIFF": 8, "W64": 24}  # of a chunk of sound that are none, by libsndfile's names
-_HEADERLESS = "not readable as audio: without a header nothing says its rate"
+_HEADERLESS = (
+    "not readable as audio: without a header nothing says its rate. Write one: for 16-bit samples "
+    "of one channel, ffmpeg -f s16le -ar RATE -ac 1 -i FILE FILE.wav; in Python give (array, rate)"
+)
 # libsndfile's codes: an error of the system; format not recognised, encoding not supported.
 _SYSTEM = 2
 _LONGEST_NAME = 1000  # bytes of a path; libsndfile takes hardly more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -170,8 +170,14 @@ def in_words(kinds: Mapping[str, int], most: int = 5) -> str:
 class Shelf:
     """The recordings of folders by their names, each folder looked through once, when needed."""
 
-    def __init__(self, folders: Sequence[Path], accepted: frozenset[str]) -> None:
-        self.folders, self.accepted = folders, accepted
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        accepted: frozenset[str],
+        place_of: Callable[[str], Path] | None = None,
+    ) -> None:
+        """place_of: the path that an id of a collection means."""
+        self.folders, self.accepted, self.place_of = folders, accepted, place_of
         self._beside: dict[Path, Index] = {}
 
     def beside(self, table: Path) -> Index:

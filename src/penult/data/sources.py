@@ -261,10 +261,16 @@ def recording_folders() -> tuple[Path, ...]:
     return _RECORDINGS.get()
 
 
+_ROOTS: ContextVar[Roots | None] = ContextVar("roots", default=None)
+
+
 @contextmanager
-def recordings_in(folders: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
+def recordings_in(
+    folders: Sequence[str | os.PathLike[str]], roots: Roots = Roots()
+) -> Iterator[None]:
     """Within the block, files that tables name are looked for in these folders too: below them as
-    the path is written, else by its longest end that there is, see `Recordings`.
+    the path is written, else by its longest end that there is, see `Recordings`. roots: of a
+    collection, by whose ids a column `path` may name files.
 
     Raises:
         SourceError: one that is no folder.
@@ -272,11 +278,12 @@ def recordings_in(folders: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
     places = tuple(local(os.fspath(one)) for one in folders)
     if odd := [one for one in places if not one.is_dir()]:
         raise SourceError(f"there is no folder {odd[0]} to look for recordings in")
-    token = _RECORDINGS.set(places)
+    tokens = _RECORDINGS.set(places), _ROOTS.set(roots)
     try:
         yield
     finally:
-        _RECORDINGS.reset(token)
+        _RECORDINGS.reset(tokens[0])
+        _ROOTS.reset(tokens[1])
 
 
 def from_objects(
@@ -485,7 +492,9 @@ def _shelf(texts: list[str], modality: str, given: Mapping[str, str]) -> Shelf:
     paths = [local(one) for one in texts if one != "-"]
     folders, further = [path for path in paths if path.is_dir()], list(recording_folders())
     named = folders and any(_is_annotation(path, modality, given) for path in paths)
-    return Shelf([*(folders if named else []), *further], extensions(modality))
+    roots = _ROOTS.get()
+    place_of = roots.path_of if roots else None
+    return Shelf([*(folders if named else []), *further], extensions(modality), place_of)
 
 
 def _is_annotation(path: Path, modality: str, given: Mapping[str, str]) -> bool:

@@ -490,23 +490,31 @@ def _finder(
     given: Mapping[str, str],
     recordings: Recordings | None,
 ) -> Finder | None:
-    """How files are found. Paths of a column `path` are meant as they are; those of a program's
-    table may come from another computer."""
+    """How files are found. Paths of a column `path` are meant as they are, or as ids of the
+    collection that is written to; those of a program's table may come from another computer."""
     if recordings is None or PATH not in roles:
         return None
-    is_own = roles[PATH].casefold() == PATH and PATH not in given
-    if is_own and not recordings.shelf.folders:
-        return None
+    shelf = recordings.shelf
+    if roles[PATH].casefold() == PATH and PATH not in given and not shelf.folders:
+        return None if shelf.place_of is None else partial(_of_id, path.parent, shelf.place_of)
     places = ({r: row.get(c) for r, c in roles.items()} for _, row in rows() if type(row) is dict)
     named = recordings.of_paths(one for place in places if (one := _path_in(place)))
 
     def find(subject: str) -> Path | str:
-        there = local(subject, str(path.parent))
-        below = (local(subject, str(folder)) for folder in recordings.shelf.folders)
+        there = _of_id(path.parent, shelf.place_of, subject)
+        below = (local(subject, str(folder)) for folder in shelf.folders)
         found = next((one for one in (there, *below) if one.is_file()), None)
         return named.at(subject) if found is None else found
 
     return find
+
+
+def _of_id(folder: Path, place_of: Callable[[str], Path] | None, subject: str) -> Path:
+    """The file of a path that starts at a folder, or where there is none, of an id."""
+    there = local(subject, str(folder))
+    if place_of is None or there.is_file():
+        return there
+    return placed if (placed := place_of(subject)).is_file() else there
 
 
 def _metadata_names(path: Path, columns: Sequence[str]) -> dict[str, str]:

@@ -72,6 +72,10 @@ class Inputs:
         ]
 
 
+# Why no sound can be prepared for a model whose files do not say it.
+NO_RATE = "nothing says at which rate the model takes sound: give --sample-rate"
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """The kind of input that a model takes.

@@ -24,6 +24,7 @@ from penult.errors import (
     listed,
 )
 from penult.models.base import (
+    NO_RATE,
     NOT_STORED,
     Classifier,
     FloatArray,
@@ -449,10 +450,12 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
     Raises:
         ModelError: the module takes its inputs in no way.
     """
+    modality = options.modality or ("audio" if options.sample_rate else "image")
     spec = InputSpec(
-        options.modality or ("audio" if options.sample_rate else "image"),
+        modality,
         options.sample_rate,
         seconds=options.seconds,
+        refusal=NO_RATE if modality == "audio" and options.sample_rate is None else "",
         beginning=options.seconds is not None,
         patches=patches_of(options, parts.preprocessing),
     )

@@ -476,7 +476,9 @@ def _audio(extractor: Any, folder: Path) -> AudioPreparer:
     if not rate:
         raise ModelError(
             f"{folder}: its preprocessor_config.json names no sampling_rate, so it does not "
-            "prepare audio"
+            "prepare audio. Write the rate that the model was trained at there "
+            '("sampling_rate": 16000), or name your own preprocessing with --preprocess and '
+            "--sample-rate"
         )
     if not isinstance(rate, int | float) or not 0 < rate <= _HIGHEST_RATE:
         raise ModelError(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from penult.data.documents import of_others
 from penult.errors import HeadNotFound, ModelError, UsageError, cause
 from penult.models.base import (
+    NO_RATE,
     REGRESSION,
     Activation,
     Classifier,
@@ -457,6 +458,8 @@ def _preparer(path: Path, graph: OnnxGraph, options: LoadOptions) -> GraphPrepar
         "--sample-rate if that is raw sound, or --preprocess package.module:function"
     )  # fmt: skip
     modality = options.modality or ("audio" if rate else guessed(graph))
+    if known and rate is None and modality == "audio":
+        refusal = NO_RATE
     preprocessing = preprocessing_of(options) if known else None
     beginning = seconds is not None
     patches = patches_of(options, preprocessing)

@@ -22,6 +22,7 @@ from penult.errors import (
     ModelError,
     PenultError,
     UntrustedCode,
+    UsageError,
     cause,
 )
 from penult.extras import require
@@ -31,6 +32,7 @@ from penult.models.base import (
     REGRESSION,
     SINGLE_LABEL,
     Classifier,
+    InputSpec,
     Storage,
     complete_labels,
 )
@@ -84,6 +86,7 @@ def open_folder(
     require_files(folder, saved.modality, saved.config)
     module, info = _load_weights(saved)
     preparer = open_preparer(folder, saved.modality, saved.config, module, options.trust)
+    _check_own(options, preparer.input, spec)
     try:
         with quiet():
             tensors = preparer.example(0).tensors
@@ -104,6 +107,23 @@ def open_folder(
         {**saved.facts(), **(facts or {}), **filled.facts},
         _storage(folder, options),
     )
+
+
+def _check_own(options: LoadOptions, own: InputSpec, spec: str) -> None:
+    """Refuse options that the folder's own preprocessing contradicts, and would leave unused.
+
+    Raises:
+        UsageError: there is one.
+    """
+    stated = {"modality": own.modality, "sample_rate": own.rate, "seconds": own.seconds}
+    for name, value in stated.items():
+        given = getattr(options, name)
+        if given is not None and given != value:
+            says = f"says {value or 'none'}"
+            raise UsageError(
+                f"--{name.replace('_', '-')} {given}: {spec} has a preprocessing of its own, which "
+                f"{says}. Leave the option out, or name your own preprocessing with --preprocess"
+            )
 
 
 @dataclass(frozen=True, slots=True)
