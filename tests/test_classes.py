@@ -622,3 +622,21 @@ def test_among_many_names_all_pairs_of_the_same_are_compared() -> None:
 def test_a_rate_that_cannot_be_is_refused(rate: float) -> None:
     with pytest.raises(LabelsError, match="a rate lies between 0 and 1"):
         verify(np.eye(4), ["a", "a", "b", "b"], false_accepts=rate)
+
+
+@pytest.mark.parametrize(("classes", "each"), [(30, 2), (30, 3), (4, 15)])
+def test_of_very_many_examples_two_or_more_of_a_class_are_held_out(
+    monkeypatch: pytest.MonkeyPatch, classes: int, each: int
+) -> None:
+    monkeypatch.setattr(scorers, "MOST", 20)
+    random = np.random.default_rng(0)
+    names = np.repeat(np.arange(classes), each)
+    vectors = 5 * np.eye(classes)[names] + random.standard_normal((len(names), classes))
+    targets = np.where(names[:, None] == np.arange(classes), scorers.YES, scorers.IMPLIED)
+    found = scorers.held_out("prototype", vectors, targets.astype(np.int8), np.arange(len(names)))
+    drawn = np.unique(names[found.rows], return_counts=True)[1]
+    assert drawn.sum() == 20 and set(drawn) == ({2} if classes == 30 else {5})
+    own = found.scores[np.arange(20), names[found.rows]]
+    assert np.isfinite(own).all()  # each was scored for its own class
+    best = np.nanargmax(found.scores, axis=1)
+    assert (best == names[found.rows]).mean() > 0.8

@@ -443,17 +443,20 @@ def _logistic_head(
 
 
 def _sampled(targets: Targets) -> npt.NDArray[np.int64]:
-    """All examples, or MOST of them with as many of each class as possible."""
+    """All examples, or MOST of them with as many of each class as possible; of very many classes
+    some have none, so that no class has a single one, which could not be held out."""
     if len(targets) <= MOST:
         return np.arange(len(targets))
     random = np.random.default_rng(0)
     order = random.permutation(len(targets))
-    place = np.empty(len(targets))
+    place, turn = np.empty((2, len(targets)))
     first = np.where((targets == YES).any(axis=1), (targets == YES).argmax(axis=1), -1)
-    for name in np.unique(first):
-        members = order[first[order] == name]
-        place[members] = np.arange(len(members))
-    return np.sort(np.argsort(place, kind="stable")[:MOST])
+    by_class = order[np.argsort(first[order], kind="stable")]
+    starts = np.unique(first[by_class], return_index=True, return_counts=True)
+    for number, begin, count in zip(random.permutation(len(starts[0])), *starts[1:], strict=True):
+        members = by_class[begin : begin + count]
+        place[members], turn[members] = np.maximum(np.arange(count), 1), number
+    return np.sort(np.lexsort([turn, place])[:MOST])
 
 
 def groups_as_folds(
