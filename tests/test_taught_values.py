@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
+import lancedb
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, r2_score
@@ -298,3 +301,28 @@ def test_more_examples_than_numbers_give_the_same_regression(n: int) -> None:
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -1)
     np.testing.assert_allclose(fitted.model.likeness, np.sort(cosines.max(axis=1)))
+
+
+@pytest.mark.parametrize("part", ["entry", "model"])
+def test_a_damaged_value_is_named_and_taught_anew(store: Path, part: str) -> None:
+    teach = ("teach", store, "--value", "height")
+    assert ask(*teach).code == 0
+    first = values(ask("predict", store, "--json"))
+    assert ask(*teach, "--where", "height > 1.5").code == 0
+    table = lancedb.connect(store).open_table("taught")
+    row = table.to_arrow().sort_by("when").filter(pc.field("kind") == "value").to_pylist()[-1]
+    about = json.loads(row["about"])[1]
+    if part == "entry":
+        text = row["about"].replace('"when": "2', '"when": "3')
+        table.update(where=f"id = '{row['id']}'", values={"about": text})
+    else:
+        table.delete(f"id = '{about['parts']['model']}'")
+    refused = ask("predict", store)
+    assert refused.code == 1 and "is not as it was kept" in refused.error
+    assert "--value height --refit" in refused.error
+    assert ask("classes", store, "--history").code == 0
+    assert ask(*teach, "--refit").code == 0
+    again = ask("predict", store, "--json")
+    assert again.code == 0
+    if part == "entry":  # as the whole version before was taught
+        np.testing.assert_allclose(values(again), first)
