@@ -1,4 +1,4 @@
-"""Commands for the keeper of an archive: neighbours of rows."""
+"""Commands for the keeper of an archive: neighbours of rows, doubles, subsets of rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from penult.cli.collection import Space, Store, space_of
-from penult.cli.options import Json, RawCells, check_output
+from penult.cli.collection import Space, Store, Where, space_of
+from penult.cli.options import Device, Json, RawCells, Seed, Trust, check_output
 from penult.cli.output import (
     counted,
     print_json,
@@ -22,7 +22,10 @@ from penult.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from penult.collection.collection import Collection
+    from penult.collection.duplicates import Duplicates, MeasuredThreshold
     from penult.collection.neighbours import Neighbours
+    from penult.collection.subsets import Subset
 
 _HUBS = 5  # rows that are shown
 
@@ -124,3 +127,250 @@ def _show_neighbours(found: Neighbours) -> None:
         name = printable_path(id) + ("" if region == "whole" else f" {printable(region)}")
         table.add_row(f"{number:,}", name)
     print_table(table)
+
+
+_SHOWN = 10  # groups and leaks; --json and --out have all
+
+
+def duplicates(
+    collection: Store,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Cosine from which rows are nearly the same. Default: measured on re-encoded "
+            "items of the collection."
+        ),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare contents of files only, and no vectors.")
+    ] = False,
+    space: Space = "raw",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Sides of a split, such as train and test: a column, folder, or a path pattern. "
+            "Doubles across sides are listed as leaks."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="With --split: classes of rows, for the score of a linear probe with and without "
+            "leaks."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Embedder to use, where the recorded one has moved.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write each item of a group to this CSV file.")
+    ] = None,
+    raw_cells: RawCells = False,
+    device: Device = "auto",
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Find items that are there twice: the same content, or nearly the same.
+
+    By default the threshold is measured: some items are re-encoded, cut and set to another level,
+    and looked for among the others. Windows and other parts of one item are no doubles. What each
+    row is a double of is a column for --where and exports: duplicate_of.
+    """
+    from functools import partial
+
+    from penult.collection.collection import Collection
+    from penult.collection.duplicates import find_duplicates
+    from penult.collection.leaks import leak_scores
+    from penult.errors import UsageError
+
+    check_output(out)
+    if labels is not None and split is None:
+        raise UsageError("--labels is for the score across a split; give --split COLUMN too")
+    if exact and threshold is not None:
+        raise UsageError("--exact compares no vectors, and --threshold is for them; give one")
+    opened = Collection.open(collection, must_exist=True)
+    space_of(opened, space)
+    opener = partial(opened.embedder, model, device=device, trust=trust)
+    with working("comparing rows"):
+        found = find_duplicates(opened.reader, opener, threshold=threshold, near=not exact,
+                                space=space, split=split)  # fmt: skip
+        scores = leak_scores(opened.reader, found, split, labels) if split and labels else None
+    if out is not None:
+        from penult.collection.export import write_csv
+
+        write_csv(out, found.table(), raw_cells)
+    if json:
+        print_json({"collection": str(opened.path), **found.to_dict(),
+                    "scores": None if scores is None else scores.to_dict(),
+                    "out": str(out) if out else None})  # fmt: skip
+        return
+    _show_duplicates(found)
+    if scores is not None:
+        for line in scores.words():
+            stdout.print(printable(line), soft_wrap=True)
+    path = printable_path(str(opened.path))
+    stdout.print(
+        f'stored; without doubles: penult export {path} once.csv --where "duplicate_of IS NULL"'
+        + (f"; the groups are in [bold]{printable(str(out))}[/]" if out else ""),
+        soft_wrap=True,
+    )
+
+
+def _show_duplicates(found: Duplicates) -> None:
+    if found.threshold is not None:
+        for line in _threshold_lines(found.threshold):
+            stdout.print(line, soft_wrap=True)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("items", "parts", "kind", "least similarity", "kept", "why", "doubles"):
+        right = column in ("items", "parts", "least similarity")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for one in found.groups[:_SHOWN]:
+        others = ", ".join(printable_path(id) for id in one.ids[1:4])
+        others += f" and {len(one.ids) - 4:,} more" if len(one.ids) > 4 else ""
+        table.add_row(str(len(one.ids)), str(one.parts), one.kind, f"{one.similarity:.4f}",
+                      printable_path(one.ids[0]), one.why, others)  # fmt: skip
+    if found.groups:
+        print_table(table)
+    if more := len(found.groups[_SHOWN:]):
+        stdout.print(f"[dim]and {counted(more, 'group')} more: --out, --json[/]")
+    stdout.print(
+        f"{counted(len(found.groups), 'group')}: {found.doubles:,} of "
+        f"{counted(found.rows, 'row')} are doubles of another one that is kept",
+        soft_wrap=True,
+    )
+    if found.leaks is None:
+        return
+    for leak in found.leaks[:_SHOWN]:
+        first, second = (
+            printable_path(id) + ("" if region == "whole" else f" {printable(region)}")
+            for id, region in (leak.row, leak.other)
+        )
+        stdout.print(
+            f"  {printable(leak.split)} {first} = {printable(leak.other_split)} {second} "
+            f"({leak.similarity:.4f})",
+            soft_wrap=True,
+        )
+    stdout.print(f"{counted(len(found.leaks), 'pair')} of doubles on two sides of the split")
+
+
+def _threshold_lines(found: MeasuredThreshold) -> list[str]:
+    if found.found is None:
+        return [f"threshold {found.value:g}, given by hand: what it finds is not measured"]
+    kinds = ", ".join(f"{printable(name)} {share:.0%}" for name, share in found.by_change.items())
+    mistaken = (
+        f"of {counted(found.different, 'nearest different item')} {found.mistaken:.1%} would be "
+        "taken for doubles"
+        if found.mistaken is not None
+        else "no nearest item of other content was there to measure mistakes on"
+    )
+    lines = [
+        f"threshold {found.value:.4f}, measured on {counted(found.sample, 'row')}: "
+        f"{found.found:.1%} of re-encodings are found ({kinds}); {mistaken}"
+    ]
+    if found.found < 0.9:
+        lines.append(
+            "[yellow]re-encodings lie no nearer to their originals than different items do: "
+            "another reading or space tells them better apart (penult check --robust)[/]"
+        )
+    return lines
+
+
+_ROW_FILES = (".csv", ".m3u", ".txt")
+
+
+def select(
+    collection: Store,
+    k: Annotated[int, typer.Option("-k", help="Number of rows.")],
+    by: Annotated[
+        str,
+        typer.Option(
+            help="diverse: as far apart as can be; typical: the middle of each of k clusters; "
+            "balanced: as many of each cluster, or of each value of --over."
+        ),
+    ] = "diverse",
+    over: Annotated[
+        str | None,
+        typer.Option(
+            help="As many rows of each value, as far as there are: a column, folder, or a path "
+            "pattern."
+        ),
+    ] = None,
+    space: Space = "raw",
+    where: Where = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the rows to a .csv file, an .m3u playlist, or a .txt of ids."),
+    ] = None,
+    raw_cells: RawCells = False,
+    json: Json = False,
+) -> None:
+    """Select rows to label or to listen to, with no doubles among them.
+
+    The same rows and seed give the same selection. The number of each row in it is a column for
+    --where and exports: selected.
+    """
+    from penult.collection.collection import Collection
+    from penult.collection.subsets import COLUMN, SubsetOptions, select_rows
+    from penult.errors import UsageError
+
+    if out is not None and out.suffix.lower() not in _ROW_FILES:
+        raise UsageError(f"{out.name!r} has no known ending for rows; {', '.join(_ROW_FILES)} work")
+    check_output(out)
+    opened = Collection.open(collection, must_exist=True)
+    space_of(opened, space)
+    with working("selecting rows"):
+        found = select_rows(opened.reader, SubsetOptions(k, by, over, space, where, seed))
+    if out is not None:
+        _write_rows(out, found, opened, raw_cells)
+    if json:
+        print_json({"collection": str(opened.path), "by": by, "over": over, "space": space,
+                    "seed": seed, **found.to_dict(), "column": COLUMN,
+                    "out": str(out) if out else None})  # fmt: skip
+        return
+    if out is None:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in ("#", "item", "region", *(["stratum"] if found.strata else [])):
+            table.add_column(name, justify="right" if name == "#" else "left", overflow="fold")
+        for row in found.table().to_pylist():
+            own = [printable(row["stratum"])] if found.strata else []
+            table.add_row(str(row["number"]), printable_path(row["id"]), row["region"], *own)
+        print_table(table)
+    near = "" if found.known_doubles else "; penult duplicates finds those that are nearly the same"
+    stdout.print(
+        f"{counted(len(found.keys), 'row')} of {found.matching:,}, {printable(by)}"
+        + (f", over {_strata(found.strata)}" if found.strata else "")
+        + (f"; in [bold]{printable(str(out))}[/]" if out else ""),
+        soft_wrap=True,
+    )
+    print_note(f"[dim]{counted(found.doubles, 'double')} left out{near}[/]")
+
+
+def _strata(names: list[str]) -> str:
+    number = len(set(names))
+    return f"{number:,} {'stratum' if number == 1 else 'strata'}"
+
+
+def _write_rows(out: Path, found: Subset, opened: Collection, raw_cells: bool) -> None:
+    from penult.collection.export import write_csv
+    from penult.data.files import write_file
+    from penult.data.regions import Region
+    from penult.fewshot import events
+
+    if out.suffix.lower() == ".csv":
+        write_csv(out, found.table(), raw_cells)
+        return
+    if out.suffix.lower() == ".txt":
+        lines = [id if region == "whole" else f"{id} {region}" for id, region in found.keys]
+        text = "".join(f"{line}\n" for line in lines)
+    else:
+        places = []
+        for at, (id, key) in enumerate(found.keys):
+            region = Region.of_key(key)
+            name = found.strata[at] if found.strata else ""
+            shown = opened.reader.roots.shown(id)
+            places.append(
+                events.Event(shown, region.channel, region.start, region.end, name, float("nan"))
+            )
+        text = events.to_m3u(places)
+    write_file(out, [text.encode("utf-8", "backslashreplace")])

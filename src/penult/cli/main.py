@@ -139,7 +139,7 @@ PANELS = {
     ),
     "Select and measure": (choose.choose, choose.evaluate, probe.probe),
     "Clusters and maps": (cluster_map.cluster, cluster_map.map_),
-    "Archives": (archive.neighbours,),
+    "Archives": (archive.neighbours, archive.duplicates, archive.select),
     "Demo and installation": (demo.demo, demo.doctor),
 }
 for panel, commands in PANELS.items():

@@ -148,26 +148,36 @@ def shift(before: Vectors, after: Vectors) -> Shift:
 
 def _opened(embedder: Embedder, pairs: Sequence[Entry]) -> tuple[dict[str, Any], list[Failure]]:
     """Values by the items' names, decoded as a run decodes them; and what cannot be opened."""
-    failures = [one for one in pairs if isinstance(one, Failure)]
     able = [one for one in pairs if not isinstance(one, Failure)]
     places = np.unique(np.linspace(0, len(able) - 1, min(ITEMS, len(able))).round().astype(int))
+    values, failed = opened_values(embedder, [able[at] for at in places])
+    if len(values) < FEWEST:
+        raise EmptyItem(
+            f"{len(values)} of {len(pairs)} items can be opened, and distances between items need "
+            f"{FEWEST}; give more files"
+        )
+    opened = {f"{id}{'' if key == WHOLE.key else f' {key}'}": value
+              for (id, key), value in values.items()}  # fmt: skip
+    return opened, [*(one for one in pairs if isinstance(one, Failure)), *failed]
+
+
+def opened_values(
+    embedder: Embedder, pairs: Sequence[Entry]
+) -> tuple[dict[tuple[str, str], Any], list[Failure]]:
+    """Decoded sounds, (n,) at the model's rate, or pictures by id and region, of a recording the
+    first 30 s; and what cannot be opened."""
+    failures: list[Failure] = []
     decoding = replace(usual_decoding().briefly, first_seconds=LONGEST)
     target = replace(embedder.runner.target(decoding), kept_seconds=None)
-    opened: dict[str, Any] = {}
-    with closing(decode([able[at] for at in places], target, decoding)) as regions:
+    opened: dict[tuple[str, str], Any] = {}
+    with closing(decode(list(pairs), target, decoding)) as regions:
         for one in regions:
             if isinstance(one, Failure):
                 failures.append(one)
             elif isinstance(one.content, ItemError):
                 failures.append(Failure.of(one.item, one.region, one.content))
             else:
-                place = "" if one.region.key == WHOLE.key else f" {one.region.key}"
-                opened[f"{one.item.id}{place}"] = one.content.values
-    if len(opened) < FEWEST:
-        raise EmptyItem(
-            f"{len(opened)} of {len(pairs)} items can be opened, and distances between items need "
-            f"{FEWEST}; give more files"
-        )
+                opened[one.item.id, one.region.key] = one.content.values
     return opened, failures
 
 

@@ -252,7 +252,8 @@ def to_m3u(events: Sequence[Event]) -> str:
     for e in events:
         length = -1 if e.start is None or e.end is None else round(e.end - e.start)
         title = f"{PurePath(e.id).name} {_seconds(e.start)}-{_seconds(e.end)} {e.label}"
-        lines.append(f"#EXTINF:{length},{' '.join(title.split())} {e.similarity:.3f}")
+        similar = "" if math.isnan(e.similarity) else f" {e.similarity:.3f}"
+        lines.append(f"#EXTINF:{length},{' '.join(title.split())}{similar}")
         for name, value in (("start", e.start), ("stop", e.end)):
             if value is not None:
                 lines.append(f"#EXTVLCOPT:{name}-time={_seconds(value)}")
