@@ -63,7 +63,6 @@ def test_classes_of_rows_and_files(demo_collection: Path, tmp_path: Path) -> Non
     ):
         refused = ask("predict", store, "--probe", skops, *options)
         assert refused.code == 2 and words in refused.error
-    assert "takes the place of c.npz" in ask("predict", "c.npz", "--probe", skops).error
     about = json.loads(pipeline.penult_)
     assert about["fingerprint"]
     other = kept(tmp_path / "o.lance", "single-label", CLASSES, random.random((30, 3)))

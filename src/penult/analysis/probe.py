@@ -141,12 +141,12 @@ def probe(
     """
     every = check_rows(vectors, names, groups, folds, strength)
     notes: list[str] = []
-    rows, notes = _taking_part(names, groups, notes)
+    rows, notes = classes_taking_part(names, groups, notes)
     classes = sorted({str(names[row]) for row in rows})
     number = {name: place for place, name in enumerate(classes)}
     truth = np.array([number[str(names[row])] for row in rows], np.int64)
     own = None if groups is None else np.array([str(groups[row]) for row in rows])
-    sides = _sides(truth, own, folds, seed, notes)
+    sides = test_sides(truth, own, folds, seed, notes)
     predicted = np.full(len(rows), np.bincount(truth).argmax())
     for places, found in _predictions(every[rows], truth, sides, strength):
         predicted[places] = found
@@ -225,7 +225,7 @@ def rows_with(
     return rows
 
 
-def _taking_part(
+def classes_taking_part(
     names: Sequence[str | None], groups: Sequence[str | None] | None, notes: list[str]
 ) -> tuple[Places, list[str]]:
     """The rows of classes that can be on both sides, with a group where there are groups."""
@@ -249,7 +249,7 @@ def _taking_part(
     return np.array([row for row in named if names[row] not in set(lone)], np.int64), notes
 
 
-def _sides(
+def test_sides(
     truth: Places, groups: npt.NDArray[Any] | None, folds: int, seed: int, notes: list[str]
 ) -> list[Mask]:
     """The test side (n,) of each fold."""

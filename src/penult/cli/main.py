@@ -32,6 +32,7 @@ from penult.cli import (
     predict,
     probe,
     suggest,
+    suspects,
     teach,
     verify,
 )
@@ -139,7 +140,7 @@ PANELS = {
     ),
     "Select and measure": (choose.choose, choose.evaluate, probe.probe),
     "Clusters and maps": (cluster_map.cluster, cluster_map.map_),
-    "Archives": (archive.neighbours, archive.duplicates, archive.select),
+    "Archives": (archive.neighbours, archive.duplicates, suspects.suspects, archive.select),
     "Demo and installation": (demo.demo, demo.doctor),
 }
 for panel, commands in PANELS.items():

@@ -427,8 +427,6 @@ def _predict_by_probe(
     from penult.fewshot.vectors import VectorSource
 
     model, device, trust = opening
-    if place.endswith(".npz"):
-        raise UsageError(f"--probe takes the place of {place}: name a collection, or an embedder")
     probe = SavedProbe.load(file)
     usable = () if probe.task == REGRESSION else _OF_PROBES
     if odd := [name for name, one in own.items() if one is not None and name not in usable]:
