@@ -29,6 +29,7 @@ from penult.cli import (
     embed,
     inspect,
     models,
+    novelty,
     predict,
     probe,
     suggest,
@@ -140,7 +141,13 @@ PANELS = {
     ),
     "Select and measure": (choose.choose, choose.evaluate, probe.probe),
     "Clusters and maps": (cluster_map.cluster, cluster_map.map_),
-    "Archives": (archive.neighbours, archive.duplicates, suspects.suspects, archive.select),
+    "Archives": (
+        archive.neighbours,
+        archive.duplicates,
+        suspects.suspects,
+        novelty.novelty,
+        archive.select,
+    ),
     "Demo and installation": (demo.demo, demo.doctor),
 }
 for panel, commands in PANELS.items():
