@@ -238,6 +238,7 @@ def test_a_pooling_works_by_name(installed: Path, tmp_path: Path) -> None:
         penult.Embedder.from_classifier(penult.load("demo"), pooling="rns")
 
 
+@pytest.mark.slow
 def test_a_pooling_on_the_command_line(site: Path, tmp_path: Path) -> None:
     into = tmp_path / "c.lance"
     code, out, err = ask(site, "embed", "demo", CLIP, "--into", into, "--pooling", "rms")

@@ -115,6 +115,7 @@ def test_expected_measures_come_true_on_other_items() -> None:
     assert np.abs(np.mean(gaps, axis=0)).max() < 0.03
 
 
+@pytest.mark.slow
 def test_intervals_of_few_examples_hold_what_comes_true() -> None:
     """From a dozen examples the figures alone are wide of the mark, average precision too high."""
     vectors, truth = mixes(1000, seed=5)

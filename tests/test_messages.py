@@ -164,7 +164,10 @@ def test_a_cause_is_one_clean_line(text: str) -> None:
 def test_a_long_cause_ends_at_a_word() -> None:
     words = cause(ValueError("the shape " + "is not right " * 100))
     assert len(words) <= 402 and words.endswith(("right …", "not …", "is …"))
-    assert cause(ValueError("x" * 10_000_000)).endswith("…")
+    for long in ("x" * 10_000_000, "a." * 20_000, "a/" * 20_000, "<function " * 4_000):
+        assert cause(ValueError(long)).endswith("…")
+    for empty in (" " * 40_000, "\n" * 40_000):  # none is walked again from each of its characters
+        assert cause(ValueError(empty)) == "ValueError"
 
 
 # ---- the terminal

@@ -90,6 +90,7 @@ def quiet(codes: list[int], files: list[str], network: str) -> None:
     assert not [name for name in files if name.endswith((".db", "deviceid"))]
 
 
+@pytest.mark.slow
 def test_onnx_runtime_reports_nothing(tmp_path: Path) -> None:
     model = str(model_file(tmp_path / "m.onnx"))
     rate = ["--sample-rate", "16000"]

@@ -96,6 +96,7 @@ def test_a_shift_by_hand() -> None:
     assert longer.lowest == pytest.approx(1) and longer.neighbours == longer.found == 1
 
 
+@pytest.mark.slow
 def test_sounds_on_the_command_line(tmp_path: Path) -> None:
     picture = tmp_path / "robust.png"
     done = ask(

@@ -103,6 +103,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_over_slow_items_is_gone_on_with(
     tiny: Path, many: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import penult
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +95,7 @@ def checked(folder: Path, name: str, text: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_users_program_is_well_typed(tmp_path: Path) -> None:
     code, messages = checked(tmp_path, "program.py", PROGRAM)
     assert code == 0, messages

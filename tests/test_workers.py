@@ -454,8 +454,8 @@ def test_whose_fault_it_is_of_files_that_were_sent_together(tmp_path: Path) -> N
 def test_as_many_workers_as_it_takes(tmp_path: Path) -> None:
     """One where whoever takes the contents is slower, more where decoding is what takes time."""
     count: dict[str, int] = {}
-    for kind, pause in (("quick", 0.02), ("slow", 0.0)):
-        folder = sounds(tmp_path / kind, *(f"{number}-{kind}.wav" for number in range(40)))
+    for kind, pause, files in (("quick", 0.1, 25), ("slow", 0.0, 40)):
+        folder = sounds(tmp_path / kind, *(f"{number}-{kind}.wav" for number in range(files)))
         with Decoders(WANTED, Decoding(workers=3)) as decoders:
             for one in decoders.open_regions(list(from_paths([str(folder)], "audio"))):
                 assert isinstance(one, DecodedRegion) and isinstance(one.content, Content)

@@ -170,41 +170,45 @@ _LOOKED_AT = 20_000  # at its beginning and at its end
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
 _TRACEBACK = re.compile(
-    r"^\s*Traceback.*\n(?:.*\n)*?(?:\w+(?:Error|Exception): )?(?=\S.*\s*\Z)", re.MULTILINE
+    r"^[^\S\n]*Traceback.*\n(?:.*\n)*?(?:\w+(?:Error|Exception): )?(?=\S.*\s*\Z)", re.MULTILINE
 )
 # The words before the cause, as PyTorch, ONNX Runtime and Keras write them; and what follows it.
+# Patterns begin where a text or a word does, and are bounded: a long text would be walked again and
+# again, from each of its characters.
 _BEFORE = re.compile(
-    r".*(?:WeightsUnpickler error:|Status Message:|\[ONNXRuntimeError\] : \d+ : [A-Z_]+ :|"
-    r"LanceError\(\w+\):|Detail: \[errno \d+\]|Exception encountered when calling [^\n]*\n)"
-    r"|.*failed in the TorchScript interpreter\.",
+    r"\A.*(?:WeightsUnpickler error:|Status Message:|\[ONNXRuntimeError\] : \d+ : [A-Z_]+ :|"
+    r"LanceError\(\w+\):|Detail: \[errno \d+\]|Exception encountered when calling [^\n]*\n|"
+    r"failed in the TorchScript interpreter\.)",
     re.DOTALL,
 )
 _AFTER = re.compile(
-    r"^\s*(?:Arguments received by|CUDA kernel errors might|Candidate functions:).*",
+    r"^[^\S\n]*(?:Arguments received by|CUDA kernel errors might|Candidate functions:).*",
     re.DOTALL | re.MULTILINE,
 )
 # Lines that hold a place in a library's source and no cause, as OpenVINO's.
 _PLACE_LINES = re.compile(
-    r"^\s*(?:Exception from \S+:|Check '.*' failed at \S+:|FrontEnd API failed with \w+:)\s*$",
+    r"^[^\S\n]*"
+    r"(?:Exception from \S+:|Check '.*' failed at \S+:|FrontEnd API failed with \w+:)[^\S\n]*$",
     re.MULTILINE,
 )
 _PLACES = re.compile(
-    r",? ?(?:[^\s,]*/)[^\s,]+\.rs:\d+:\d+"
-    r"|(?:\S*/)?\w+\.(?:cc|cpp|cu|cuh|h|hpp):\d+"
+    r"(?:, ?| |(?<![^\s,]))[^\s,]{0,400}/[^\s,]{1,400}\.rs:\d+:\d+"
+    r"|(?<!\w)(?:\S{0,400}/)?\w{1,400}\.(?:cc|cpp|cu|cuh|h|hpp):\d+"
     r"(?: [\w:~<>]+::[\w:~<>]+\([^()]*\)(?: const)?)?(?: [^.]* was false\.(?= ))?"
 )
 _REPRS = (
     (re.compile(r"<(?:class|enum) '(?:[^']*\.)?(\w+)'>"), r"\1"),
-    (re.compile(r"<(?:function|bound method) (\S+)[^>]*>"), r"\1"),
+    (re.compile(r"<(?:function|bound method) (\S{1,400})[^>]{0,400}>"), r"\1"),
     (re.compile(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>"), r"\1"),
-    (re.compile(r"torch\.Size\(\[([^]]*)\]\)"), r"(\1)"),
+    (re.compile(r"torch\.Size\(\[([^]]{0,400})\]\)"), r"(\1)"),
 )
 _ADVICE = re.compile(
     r"(?:Please|You (?:can|may|might)|Use `|Run workload|Check (?:the|your)|"
     r"If you (?:are seeing|trust)|This (?:is an internal|can happen|could be|may be))\b"
 )
 _REQUEST = re.compile(
-    r"\s+Please (?:check|fix)\b[^.]*(?:\.\w+[^.]*)*\.?(?=\s|\Z)|\s*\(Could this error .*"
+    r"(?<!\s)(?:\s+Please (?:check|fix)\b[^.]*(?:\.\w+[^.]*)*\.?(?=\s|\Z)|"
+    r"\s*\(Could this error .*)"
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(\[])")
 
