@@ -151,6 +151,24 @@ def test_columns_serve_filters_and_are_told_to_be_stale(store: Collection, tmp_p
     assert f"penult suspects {store.path} --labels species" in " ".join(said.err.split())
 
 
+def test_a_column_of_the_rows_own_is_left_alone_and_nothing_is_said_to_be_stored(
+    tmp_path: Path,
+) -> None:
+    vectors, names = clusters(30)
+    columns = {"species": names, "suspect": [0.25] * 30, "nearest_similarity": ["mine"] * 30}
+    types = {"species": pa.string(), "suspect": pa.float64(), "nearest_similarity": pa.string()}
+    rows = batch([f"{row:02}.wav" for row in range(30)], vectors=vectors, **columns)
+    store = filled(tmp_path / "c.lance", rows, metadata=types)
+    for words, column in (
+        (("suspects", store.path, "--labels", "species"), "suspect"),
+        (("neighbours", store.path), "nearest_similarity"),
+    ):
+        said = ask(*words)
+        assert said.code == 0 and "stored" not in said.out
+        assert f"have a column '{column}' of their own" in " ".join(said.err.split())
+    assert store.vectors("suspect = 0.25 AND nearest_similarity = 'mine'")[1].shape == (30, DIM)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -14,9 +14,11 @@ from penult.cli.output import (
     counted,
     print_json,
     print_note,
+    print_stored,
     print_table,
     printable,
     printable_path,
+    row_name,
     stdout,
     working,
 )
@@ -63,6 +65,7 @@ def neighbours(
     nearest row is a column for --where and exports: nearest_similarity.
     """
     from penult.collection.collection import Collection
+    from penult.collection.columns import names
     from penult.collection.neighbours import COLUMN, GraphOptions, find_neighbours
 
     check_output(out)
@@ -83,11 +86,9 @@ def neighbours(
     _show_neighbours(found)
     close = found.nearest[int(0.99 * len(found.nearest))] if len(found.nearest) else 0.99
     path = printable_path(str(opened.path))
-    stdout.print(
-        f'stored; for filters: penult export {path} near.csv --where "{COLUMN} > {close:.3f}"'
-        + (f"; the neighbours are in [bold]{printable(str(out))}[/]" if out else ""),
-        soft_wrap=True,
-    )
+    advice = f'for filters: penult export {path} near.csv --where "{COLUMN} > {close:.3f}"'
+    kept = COLUMN in names(opened.path) and COLUMN not in opened.reader.schema.names
+    print_stored(advice if kept else "", {"the neighbours are": out})
 
 
 def _show_neighbours(found: Neighbours) -> None:
@@ -123,9 +124,7 @@ def _show_neighbours(found: Neighbours) -> None:
     table.add_column("neighbour of", justify="right")
     table.add_column("row", overflow="fold")
     for row, number in found.hubs(_HUBS):
-        id, region = found.keys[row]
-        name = printable_path(id) + ("" if region == "whole" else f" {printable(region)}")
-        table.add_row(f"{number:,}", name)
+        table.add_row(f"{number:,}", row_name(*found.keys[row]))
     print_table(table)
 
 
@@ -209,11 +208,8 @@ def duplicates(
         for line in scores.words():
             stdout.print(printable(line), soft_wrap=True)
     path = printable_path(str(opened.path))
-    stdout.print(
-        f'stored; without doubles: penult export {path} once.csv --where "duplicate_of IS NULL"'
-        + (f"; the groups are in [bold]{printable(str(out))}[/]" if out else ""),
-        soft_wrap=True,
-    )
+    advice = f'without doubles: penult export {path} once.csv --where "duplicate_of IS NULL"'
+    print_stored(advice, {"the groups are": out})
 
 
 def _show_duplicates(found: Duplicates) -> None:
@@ -241,10 +237,7 @@ def _show_duplicates(found: Duplicates) -> None:
     if found.leaks is None:
         return
     for leak in found.leaks[:_SHOWN]:
-        first, second = (
-            printable_path(id) + ("" if region == "whole" else f" {printable(region)}")
-            for id, region in (leak.row, leak.other)
-        )
+        first, second = row_name(*leak.row), row_name(*leak.other)
         stdout.print(
             f"  {printable(leak.split)} {first} = {printable(leak.other_split)} {second} "
             f"({leak.similarity:.4f})",

@@ -14,9 +14,11 @@ from penult.cli.output import (
     counted,
     print_json,
     print_note,
+    print_stored,
     print_table,
     printable,
     printable_path,
+    row_name,
     stdout,
     working,
 )
@@ -69,6 +71,7 @@ def novelty(
     from penult.collection import detectors
     from penult.collection.collection import Collection
     from penult.collection.novelty import P_VALUE, find_novelty, fit_detector
+    from penult.fewshot.storage import check_free
 
     check_output(out)
     check_output(save)
@@ -76,8 +79,8 @@ def novelty(
         raise UsageError("give --normal WHERE, which rows are normal, or --detector FILE")
     if detector is not None and (groups or save or space != "raw" or method != "auto"):
         raise UsageError("--groups, --space, --method and --save are settled in the detector")
-    if save is not None and detectors.check_suffix(save).exists() and not overwrite:
-        raise UsageError(f"{save} exists already; --overwrite replaces it")
+    if save is not None:
+        check_free(detectors.check_suffix(save), overwrite)
     opened = Collection.open(collection, must_exist=True)
     if normal is None:
         made = detectors.read(str(detector))
@@ -105,12 +108,8 @@ def novelty(
         return
     _show(found, k)
     path = printable_path(str(opened.path))
-    stdout.print(
-        f'stored; for filters: penult export {path} novel.csv --where "{P_VALUE} <= 0.05"'
-        + (f"; all rows are in [bold]{printable(str(out))}[/]" if out else "")
-        + (f"; the detector is in [bold]{printable(str(save))}[/]" if save else ""),
-        soft_wrap=True,
-    )
+    advice = f'for filters: penult export {path} novel.csv --where "{P_VALUE} <= 0.05"'
+    print_stored(advice if found.kept else "", {"all rows are": out, "the detector is": save})
 
 
 def _show(found: Novelty, k: int) -> None:
@@ -135,8 +134,6 @@ def _show(found: Novelty, k: int) -> None:
         right = name in ("novelty", "p")
         table.add_column(name, overflow="fold", justify="right" if right else "left")
     for row in found.rows[:k]:
-        name = printable_path(row.id) + (
-            "" if row.region == "whole" else f" {printable(row.region)}"
-        )
+        name = row_name(row.id, row.region)
         table.add_row(f"{row.novelty:.4f}", f"{row.p_value:.4f}", "yes" if row.normal else "", name)
     print_table(table)

@@ -674,6 +674,20 @@ def proof_line(embedder: Embedder) -> str:
     return f"[dim]head not proved{when}: {printable(proof.refusal)}[/]"
 
 
+def row_name(id: str, region: str) -> str:
+    """A row in one line, marked up for the terminal."""
+    return printable_path(id) + ("" if region == "whole" else f" {printable(region)}")
+
+
+def print_stored(advice: str, files: Mapping[str, Path | None]) -> None:
+    """What a derived column is good for, empty where none could be kept; and the files by what is
+    in them, None where none was asked for."""
+    parts = [f"stored; {advice}"] if advice else []
+    parts += [f"{what} in [bold]{printable(str(path))}[/]" for what, path in files.items() if path]
+    if parts:
+        stdout.print("; ".join(parts), soft_wrap=True)
+
+
 def named(ids: list[str]) -> str:
     """` on a.wav and b.wav`, or nothing."""
     return (

@@ -14,9 +14,11 @@ from penult.cli.output import (
     counted,
     print_json,
     print_note,
+    print_stored,
     print_table,
     printable,
     printable_path,
+    row_name,
     stdout,
     working,
 )
@@ -81,11 +83,8 @@ def suspects(
         return
     _show(found, k)
     path = printable_path(str(opened.path))
-    stdout.print(
-        f'stored; for filters: penult export {path} suspects.csv --where "{SUSPECT} > 0.5"'
-        + (f"; all rows are in [bold]{printable(str(out))}[/]" if out else ""),
-        soft_wrap=True,
-    )
+    advice = f'for filters: penult export {path} suspects.csv --where "{SUSPECT} > 0.5"'
+    print_stored(advice if found.kept else "", {"all rows are": out})
 
 
 def _show(found: Suspects, k: int) -> None:
@@ -99,9 +98,7 @@ def _show(found: Suspects, k: int) -> None:
     for name in ("suspect", "label", "suggested", "row", "beside"):
         table.add_column(name, overflow="fold", justify="right" if name == "suspect" else "left")
     for row in found.rows[:k]:
-        name = printable_path(row.id) + (
-            "" if row.region == "whole" else f" {printable(row.region)}"
-        )
+        name = row_name(row.id, row.region)
         near = printable_path(row.against[0][0]) if row.against else ""
         table.add_row(
             f"{row.suspect:.3f}", printable(row.label), printable(row.suggested), name, near

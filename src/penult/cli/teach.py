@@ -38,6 +38,7 @@ from penult.cli.output import (
     print_table,
     printable,
     printable_path,
+    row_name,
     stdout,
     working,
 )
@@ -597,8 +598,7 @@ def _compare(taught: ClassSpace, place: str, text: str, rows: Path | None, json:
     for name in ("from", "to", "rows", "for example"):
         table.add_column(name, justify="right" if name == "rows" else "left", overflow="fold")
     for pair, number in list(found.changed.items())[:20]:
-        id, region = found.examples[pair]
-        place_of = printable_path(id) + ("" if region == "whole" else f" {printable(region)}")
+        place_of = row_name(*found.examples[pair])
         table.add_row(*(printable(name or "unknown") for name in pair), f"{number:,}", place_of)
     if found.changed:
         print_table(table)

@@ -5,6 +5,7 @@ computation.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +22,10 @@ from penult.analysis.space import RAW
 from penult.collection import columns, schema, spaces
 from penult.collection.labels import PREDICTED, labelled, names_of
 from penult.collection.reader import Reader, keep_derived, read_derived, replace_derived
+from penult.collection.schema import Key
 from penult.errors import StoreError, UsageError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,27 @@ def keep_column(reader: Reader, name: str, about: Mapping[str, Any], table: pa.T
             "needs another name"
         )
     replace_derived(reader, columns.KIND, columns.record_name(name), about, table)
+
+
+def keep_values(
+    reader: Reader,
+    about: Mapping[str, Any],
+    values: Mapping[str, tuple[pa.DataType, Mapping[Key, Any]]],
+) -> bool:
+    """Keeps values of some rows as derived columns: for each column its type, and its values by the
+    (id, region) of rows. False where one could not be kept, which is told: by then it was long
+    computed, and is shown all the same."""
+    table = pa.Table.from_batches(list(reader.ordered([*schema.KEY, columns.VERSION])))
+    table = table.append_column(columns.ROW, pa.array(np.arange(len(table)), pa.int64()))
+    keys = schema.keys(table)
+    for name, (kind, found) in values.items():
+        column = pa.array([found.get(key) for key in keys], kind)
+        try:
+            keep_column(reader, name, about, table.append_column(columns.VALUE, column))
+        except (StoreError, UsageError) as error:
+            log.warning("the column %s could not be kept: %s", name, error)
+            return False
+    return True
 
 
 _HIDDEN = ("content_hash", "size", "mtime_ns", "run_id", "truncated")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +23,14 @@ from penult.analysis.novelty import (
 )
 from penult.analysis.space import RAW, check_finite
 from penult.collection import schema, spaces
-from penult.collection.columns import MADE, ROW, VALUE, VERSION
-from penult.collection.derived import keep_column
+from penult.collection.columns import MADE
+from penult.collection.derived import keep_values
 from penult.collection.detectors import Detector
 from penult.collection.labels import names_of
 from penult.collection.reader import Reader
 from penult.collection.row_layout import row_layout
-from penult.errors import LabelsError, StoreError, UsageError
+from penult.errors import LabelsError, UsageError
 
-log = logging.getLogger(__name__)
 NOVELTY, P_VALUE = "novelty", "novelty_p"  # the derived columns
 ALPHA = 0.05  # of the level that is stated
 
@@ -85,12 +82,14 @@ class HeldOutLevel:
 
 @dataclass(frozen=True, slots=True)
 class Novelty:
-    """All rows, the most novel first. level: of the normal rows. notes: what is to be known."""
+    """All rows, the most novel first. level: of the normal rows. notes: what is to be known. kept:
+    as derived columns too."""
 
     rows: list[NoveltyRow]
     detector: Detector
     level: HeldOutLevel
     notes: list[str]
+    kept: bool
 
     def table(self) -> pa.Table:
         """One line for each row: id, region, novelty, p_value, normal."""
@@ -175,8 +174,12 @@ def find_novelty(reader: Reader, detector: Detector, source: str | None = None) 
         for at, key in enumerate(keys)
     ]
     found.sort(key=lambda row: (-row.novelty, row.id, row.region))
-    _keep(reader, found, _facts(reader, detector, source))
-    return Novelty(found, detector, level_of(detector, notes), notes)
+    values = {
+        NOVELTY: (pa.float64(), {(row.id, row.region): row.novelty for row in found}),
+        P_VALUE: (pa.float64(), {(row.id, row.region): row.p_value for row in found}),
+    }
+    kept = keep_values(reader, _facts(reader, detector, source), values)
+    return Novelty(found, detector, level_of(detector, notes), notes, kept)
 
 
 def level_of(detector: Detector, notes: list[str]) -> HeldOutLevel:
@@ -244,19 +247,3 @@ def _facts(reader: Reader, detector: Detector, source: str | None) -> dict[str, 
         words += ["--seed", str(about["seed"])] if about["seed"] else []
     return {MADE: shlex.join(words), "method": detector.method, "groups": detector.way,
             **{name: detector.about.get(name) for name in ("normal", "space", "seed")}}  # fmt: skip
-
-
-def _keep(reader: Reader, rows: Sequence[NoveltyRow], facts: Mapping[str, Any]) -> None:
-    table = pa.Table.from_batches(list(reader.ordered([*schema.KEY, VERSION])))
-    table = table.append_column(ROW, pa.array(np.arange(len(table))))
-    by_key = {(row.id, row.region): row for row in rows}
-    found = [by_key.get(key) for key in schema.keys(table)]
-    values = {
-        NOVELTY: pa.array([row and row.novelty for row in found], pa.float64()),
-        P_VALUE: pa.array([row and row.p_value for row in found], pa.float64()),
-    }
-    for name, column in values.items():
-        try:
-            keep_column(reader, name, facts, table.append_column(VALUE, column))
-        except (StoreError, UsageError) as error:
-            log.warning("the column %s could not be kept: %s", name, error)

@@ -14,8 +14,8 @@ import pyarrow as pa
 from penult.analysis.coverage import Places, drawn, k_centre, quotas, typical
 from penult.analysis.space import RAW
 from penult.collection import columns, schema, spaces
-from penult.collection.columns import MADE, ROW, VALUE, VERSION
-from penult.collection.derived import keep_column
+from penult.collection.columns import MADE
+from penult.collection.derived import keep_values
 from penult.collection.duplicates import COLUMN as DUPLICATE
 from penult.collection.labels import names_of
 from penult.collection.reader import Reader
@@ -190,8 +190,5 @@ def _keep(reader: Reader, found: Subset, options: SubsetOptions) -> None:
         value = getattr(options, name)
         if value not in (None, RAW, 0):
             words += [f"--{name}", str(value)]
-    rows = pa.Table.from_batches(list(reader.ordered([*schema.KEY, VERSION])))
     number = {key: at for at, key in enumerate(found.keys, 1)}
-    values = pa.array([number.get(key) for key in schema.keys(rows)], pa.int64())
-    rows = rows.append_column(ROW, pa.array(np.arange(len(rows)), pa.int64()))
-    keep_column(reader, COLUMN, {MADE: shlex.join(words)}, rows.append_column(VALUE, values))
+    keep_values(reader, {MADE: shlex.join(words)}, {COLUMN: (pa.int64(), number)})

@@ -4,7 +4,6 @@ as derived columns.
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,14 @@ from penult.analysis.label_suspects import label_suspects
 from penult.analysis.neighbour_graph import NONE, Places
 from penult.analysis.prediction_measures import SINGLE_LABEL
 from penult.collection import schema
-from penult.collection.columns import MADE, ROW, VALUE, VERSION
-from penult.collection.derived import keep_column
+from penult.collection.columns import MADE
+from penult.collection.derived import keep_values
 from penult.collection.neighbours import GraphOptions, find_neighbours
 from penult.collection.reader import Reader
 from penult.collection.schema import Key
 from penult.collection.targets import read_targets
-from penult.errors import StoreError, UsageError
+from penult.errors import UsageError
 
-log = logging.getLogger(__name__)
 SUSPECT, SUGGESTED = "suspect", "suggested_label"  # the derived columns
 _AGAINST = 3  # neighbours that are named
 
@@ -57,11 +55,12 @@ class SuspectRow:
 @dataclass(frozen=True, slots=True)
 class Suspects:
     """Rows with a label, the most suspect first. likely: how many are likelier of another label.
-    notes: what was left out."""
+    notes: what was left out. kept: as derived columns too."""
 
     rows: list[SuspectRow]
     likely: int
     notes: list[str]
+    kept: bool
 
     def table(self) -> pa.Table:
         """One line for each row: id, region, label, suggested, suspect, and the ids of the rows
@@ -116,8 +115,8 @@ def find_suspects(
         rows.append(SuspectRow(id, region, label, name, float(suspect), against))
     about = {"labels": labels, "space": graph.space, "groups": graph.groups, "where": where,
              "folds": folds, "seed": seed, "k": graph.k}  # fmt: skip
-    _keep(reader, rows, about)
-    return Suspects(rows, ranked.likely, ranked.notes)
+    kept = _keep(reader, rows, about)
+    return Suspects(rows, ranked.likely, ranked.notes, kept)
 
 
 def _among(every: Sequence[Key], places: Places, keys: Sequence[Key]) -> Places:
@@ -129,23 +128,15 @@ def _among(every: Sequence[Key], places: Places, keys: Sequence[Key]) -> Places:
     return found
 
 
-def _keep(reader: Reader, rows: Sequence[SuspectRow], about: Mapping[str, Any]) -> None:
+def _keep(reader: Reader, rows: Sequence[SuspectRow], about: Mapping[str, Any]) -> bool:
     words = ["penult", "suspects", str(reader.path), "--labels", about["labels"]]
     words += ["--space", about["space"]] if about["space"] != "raw" else []
     for option in ("groups", "where"):
         words += [f"--{option}", about[option]] if about[option] else []
-    facts = {MADE: shlex.join(words), **about}
-    batches = list(reader.ordered([*schema.KEY, VERSION]))
-    table = pa.Table.from_batches(batches)
-    table = table.append_column(ROW, pa.array(np.arange(len(table))))
-    by_key = {(row.id, row.region): row for row in rows}
-    found = [by_key.get(key) for key in schema.keys(table)]
-    values = {
-        SUSPECT: pa.array([row and row.suspect for row in found], pa.float64()),
-        SUGGESTED: pa.array([row and row.suggested for row in found], pa.string()),
+    suspect = {(row.id, row.region): row.suspect for row in rows}
+    suggested = {(row.id, row.region): row.suggested for row in rows}
+    values: dict[str, tuple[pa.DataType, Mapping[Key, Any]]] = {
+        SUSPECT: (pa.float64(), suspect),
+        SUGGESTED: (pa.string(), suggested),
     }
-    for name, column in values.items():
-        try:
-            keep_column(reader, name, facts, table.append_column(VALUE, column))
-        except (StoreError, UsageError) as error:
-            log.warning("the column %s could not be kept: %s", name, error)
+    return keep_values(reader, {MADE: shlex.join(words), **about}, values)
