@@ -17,6 +17,7 @@ import penult
 from conftest import thinned
 from penult.analysis.space import SeenRows, fit, fit_seen
 from penult.embedding.embedder import Embedder
+from penult.fewshot.calibration import Unknowns
 from penult.fewshot.classspace import ClassSpace
 from penult.fewshot.curve import precision_recall
 from penult.fewshot.example_space import fit_to_examples
@@ -91,6 +92,80 @@ def test_levels_of_very_few_examples(kinds: int, each: int) -> None:
     else:
         error = np.std(shares) / len(shares) ** 0.5
         assert len(shares) == 60 and np.mean(shares) <= 0.05 + 2 * error
+
+
+def of_speakers(seed: int, apart: float = 0.5) -> tuple[Examples, Grouping, np.ndarray]:
+    """Eight examples of each of four classes by four speakers, and as many rows by four others."""
+    random, dim, found = np.random.default_rng(seed), 24, Examples.empty(24)
+    kinds, speakers = random.standard_normal((4, dim)), apart * random.standard_normal((8, dim))
+
+    def clips(kind: int, speaker: int) -> np.ndarray:
+        noise = 0.7 * random.standard_normal((8, dim))
+        return (3 + kinds[kind] + speakers[speaker] + noise).astype(np.float32)
+
+    for kind, speaker in np.ndindex(4, 4):
+        keys = [(f"{kind} {speaker} {i}", "whole") for i in range(8)]
+        found = found.with_marks(f"c{kind}", keys, clips(kind, speaker))
+    rows = np.concatenate([clips(kind, speaker) for kind, speaker in np.ndindex(4, 8)
+                           if speaker >= 4])  # fmt: skip
+    return found, Grouping("given", tuple(id.split()[1] for id, _ in found.keys)), rows
+
+
+def test_held_out_members_take_part_in_the_space_as_rows_do() -> None:
+    """Rows that a space is fitted to lie nearer to its middle than what it has not seen: their
+    level has to be of examples that were fitted to as well."""
+    shares = []
+    for seed in range(20):
+        examples, groups, rows = of_speakers(seed)
+        space = fit_to_examples("centre", examples, rows, groups)
+        pair = []
+        for one in (space, replace(space, others=None)):  # the second: examples outside of it
+            fitted = FittedClasses(examples, one, "prototype", groups=groups)
+            assert fitted.level(0.05).level == 0.05
+            pair.append(float((fitted.judge(rows, 0.05).label < 0).mean()))
+        shares.append(pair)
+    inside, outside = np.mean(shares, axis=0)
+    error = np.std(shares, axis=0, ddof=1) / len(shares) ** 0.5
+    assert inside <= 0.05 + 2 * error[0] and outside > 0.05 + 2 * error[1]
+    # The held-out scores by hand: the middle of the rows and of the speaker who is left out.
+    examples, groups, rows = of_speakers(3)
+    own, speaker = examples.vectors.astype(float), np.array(groups.names)
+    kind, scores = np.array([id[0] for id, _ in examples.keys]), []
+    for out in np.unique(speaker):
+        middle = np.concatenate([rows, own[speaker == out]]).mean(axis=0)
+        moved = (own - middle) / np.linalg.norm(own - middle, axis=1, keepdims=True)
+        means = np.stack([moved[(speaker != out) & (kind == k)].mean(axis=0) for k in "0123"])
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        scores += (moved[speaker == out] @ means.T).max(axis=1).tolist()
+    fitted = FittedClasses(examples, fit_to_examples("centre", examples, rows, groups), "prototype",
+                           groups=groups)  # fmt: skip
+    assert fitted.level(0.05).threshold == pytest.approx(np.sort(scores)[5], abs=1e-5)  # 0.05 · 129
+    # Among far more rows a few examples move nothing, and none is held out of another space.
+    many = np.concatenate([rows] * 24)
+    space = fit_to_examples("centre", examples, many, groups)
+    thresholds = [FittedClasses(examples, one, "prototype", groups=groups).level(0.05).threshold
+                  for one in (space, replace(space, others=None))]  # fmt: skip
+    assert thresholds[0] == thresholds[1]
+
+
+def test_a_level_comes_with_what_its_groups_support() -> None:
+    """Stated 0.05 by 39 scores: the real share is that below the second lowest, drawn anew here."""
+    lowest = np.sort(np.random.default_rng(0).random((20_000, 39)), axis=1)[:, 1]
+    found = Unknowns(np.arange(39.0), "", groups=39)
+    assert found.interval(0.05) == pytest.approx(np.quantile(lowest, [0.025, 0.975]), abs=3e-3)
+    # Members of one group count once: three speakers support next to nothing.
+    examples, groups, rows = of_speakers(0)
+    fitted = FittedClasses(examples, fit("raw", rows), "prototype", groups=groups)
+    level = fitted.level(0.05)
+    assert (level.low, level.high) == Unknowns(np.zeros(1), "", groups=4).interval(0.05)
+    assert level.high is not None and level.high > 0.3
+    items = FittedClasses(examples, fit("raw", rows), "prototype").level(0.05)
+    assert items.high is not None and items.high < 0.1  # 128 of them
+    one = FittedClasses(
+        Examples.empty(24).with_marks("c", examples.keys[:1], examples.vectors[:1]),
+        fit("raw", rows), "prototype", background=lambda: rows,
+    ).level(0.05)  # fmt: skip
+    assert one.threshold is not None and one.low is one.high is None  # of no members
 
 
 def test_two_classes_that_are_all_there_is(embedder: Embedder) -> None:

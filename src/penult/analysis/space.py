@@ -109,6 +109,8 @@ class Space:
     seen: the rows that `penult choose` fitted it with, and chose its readings by; None for a space
     that was not chosen by labels. It is no part of the transform, nor of `id`. adapted: `mean` or
     `coral` where it was refitted to other recordings (`penult.analysis.adaptation`), else empty.
+    others: (m, d) the raw rows that it was fitted to, where no example was among them; they are not
+    saved.
     """
 
     recipe: str
@@ -116,6 +118,7 @@ class Space:
     steps: tuple[Step, ...] = ()
     seen: SeenRows | None = field(default=None, compare=False, repr=False)
     adapted: str = ""
+    others: FloatArray | None = field(default=None, compare=False, repr=False)
 
     def __call__(self, vectors: npt.ArrayLike) -> FloatArray:
         """(n, d) or (d,) → the same in this space, float32. A zero vector stays zero under l2.

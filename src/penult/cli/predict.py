@@ -888,7 +888,9 @@ def _say_basis(facts: dict[str, Any]) -> None:
         )
     if unknown := facts["unknown"]:
         if unknown["level"] is not None:
-            print_note(f"[dim]unknown at {unknown['level']:g}: {unknown['basis']}[/]")
+            real = "" if unknown["high"] is None else \
+                f" (real: {unknown['low']:.2f} to {unknown['high']:.2f}, 95 %)"  # fmt: skip
+            print_note(f"[dim]unknown at {unknown['level']:g}{real}: {unknown['basis']}[/]")
         else:
             basis = f"; unknown by {unknown['basis']}" if unknown["basis"] else ""
             nothing = "" if basis else ", so that only what marks of no rule out is called unknown"

@@ -55,13 +55,15 @@ class Unknowns:
     scores: ascending, of held-out examples; minus infinity where every class ruled one out. basis:
     in words, where they are from and what the level means. background: the scores are of any items
     instead of members, and the level is the share of them that is taken for known. cosines: the
-    scores are cosines of members to their class.
+    scores are cosines of members to their class. groups: what was held out together, for new ones
+    of which the level holds; 0 where the scores are of no members.
     """
 
     scores: Floats
     basis: str
     background: bool = False
     cosines: bool = False
+    groups: int = 0
 
     def p_values(self, scores: Floats) -> Floats:
         """(m,) the probability that a member of a known class scores as low as this; with a
@@ -110,6 +112,22 @@ class Unknowns:
             f"{math.ceil(1 / level) - 1} scores"
         )
 
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """(low, high): where the real share lies with 95 % for these very examples; None where the
+        scores are of no members.
+
+        A threshold by the rank k of n draws has a real share with the distribution
+        Beta(k, n + 1 − k) (Vovk, 2012), of which the level is the mean. Members of one group are
+        alike and count as one draw.
+        """
+        if not self.groups:
+            return None
+        from scipy.stats import beta
+
+        n = self.groups + 1.0
+        low, high = beta.ppf([0.025, 0.975], level * n, (1.0 - level) * n)
+        return float(low), float(high)
+
 
 def check_level(level: float) -> None:
     """Refuse a level outside of 0 to 1.
@@ -125,12 +143,16 @@ def check_level(level: float) -> None:
 class Level:
     """A level of unknowns. level: the share of the items of known classes that is called unknown,
     at most; None where no data support one, and `why`. threshold: the score below which an item is
-    unknown; None where nothing is called so. basis: in words, what the threshold is from."""
+    unknown; None where nothing is called so. basis: in words, what the threshold is from. low,
+    high: of the real share, for as many groups as were held out, see `Unknowns.interval`; None
+    where that is not known."""
 
     level: float | None
     threshold: float | None = None
     basis: str | None = None
     why: str | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 def probabilities(scores: Floats, targets: Targets, several: bool, unrelated: Floats) -> (

@@ -4,6 +4,8 @@ few, by a recipe that the held-out examples speak for. Numpy in; knows no model 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -51,8 +53,10 @@ class _ExampleSpaces:
         Raises:
             SpaceError: an unknown recipe, or too few vectors.
         """
-        if recipe == RAW or self._apart:
-            return fit(recipe, self._others if self._apart else self._own)
+        if self._apart:
+            return replace(fit(recipe, self._others), others=self._others)
+        if recipe == RAW:
+            return fit(recipe, self._own)
         drawn = np.random.default_rng(0).permutation(len(self._own))[:MOST]
         own, targets = self._own[np.sort(drawn)], self._targets[np.sort(drawn)]
         members = np.concatenate([targets == YES, np.ones((len(targets), 1), bool)], axis=1)

@@ -77,6 +77,8 @@ class Settings:
 
 Background = Callable[[], npt.NDArray[np.float32]]
 _Z = 1.96  # of 95 %, of the normal distribution
+JOINED = 20  # rows for each example, up to which examples move the space that is fitted to rows
+JOINED_TO = 2000  # rows, up to which a fit takes a second at most
 CENTRED_FROM = 20  # vectors, from which their mean is known well enough to subtract it
 
 
@@ -256,8 +258,14 @@ class FittedClasses:
         if self._kept.judged is not None:
             return self._kept.judged
         same = self._level_groups is self._groups
-        if (same and self.method == "prototype") or len(self.names) == 1:
+        with_rows = joined(self.space, len(self._raw)) if self._refit is None else None
+        if len(self.names) == 1 or (same and self.method == "prototype" and with_rows is None):
             return self._chosen[2]
+        if with_rows is not None:
+            return scorers.held_out(
+                "prototype", self._raw, self._targets, self._level_groups,
+                refit=lambda out: with_rows(self._raw[out]),
+            )  # fmt: skip
         return scorers.held_out(
             "prototype", self._to_hold_out, self._targets, self._level_groups, refit=self._refit
         )
@@ -316,7 +324,8 @@ class FittedClasses:
             found = np.sort(_best(held.scores[own]))
             basis = f"held-out scores of {len(found)} examples{self._apart}"
             linear = isinstance(self._judge_of_unknowns, Linear)
-            return Unknowns(found, basis, cosines=not linear)
+            groups = len(np.unique(self._level_groups[held.rows][own]))
+            return Unknowns(found, basis, cosines=not linear, groups=groups)
         foreign = (marks == YES).any(axis=1) & ~np.isnan(held.scores).all(axis=1)
         if foreign.sum() >= FEWEST:
             return Unknowns(
@@ -404,7 +413,8 @@ class FittedClasses:
                 f"{threshold:.3f} at {level:g} in the space {self.space.recipe}{self._apart}); "
                 "more examples, other rows in the collection or --space raw may tell more",
             )
-        return Level(level, threshold, basis)
+        low, high = self._unknowns.interval(level) or (None, None)
+        return Level(level, threshold, basis, low=low, high=high)
 
     def _why(self) -> str:
         """Why no level is known."""
@@ -537,6 +547,16 @@ def refitted(space: Space, examples: npt.NDArray[np.float32]) -> Refit | None:
         return fitted[key]
 
     return without
+
+
+def joined(space: Space, count: int) -> Callable[[npt.NDArray[np.float32]], Space] | None:
+    """From some of these examples, raw, to the space fitted to its rows and to them: rows of the
+    collection that are asked about took part in it, and held-out members have to as well, or they
+    are nearer to their classes than those. None where so few examples move nothing."""
+    rows = space.others
+    if rows is None or space.is_raw or len(rows) > min(JOINED * count, JOINED_TO):
+        return None
+    return lambda more: fit(space.recipe, np.concatenate([rows, more]))
 
 
 def fit_space(recipe: str, vectors: npt.NDArray[np.float32]) -> Space:
