@@ -109,6 +109,32 @@ def test_hits_are_written_and_cut_out(windows: Path, recording: Path, tmp_path: 
         assert np.array_equal(frames(Path(file)), frames(recording, hit["start"], hit["end"]))
 
 
+def test_tables_in_another_folder_than_their_recordings(recording: Path, tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    track = tables / f"{recording.stem}.txt"
+    track.write_text("1.250000\t1.500000\tcall\n0.250000\t0.500000\tsong\n")
+    table = tables / "events.csv"
+    table.write_text(
+        f"path,start,end,class\n{recording.name},2,2.5,late\n{recording.name},0.5,0.75,early\n"
+    )
+    cut = ("--before", 0, "--after", 0)
+    for one in (track, table):
+        said = ask("clips", one, "--out", tmp_path / "none", *cut)
+        assert said.code != 0 and not [*(tmp_path / "none").glob("*.wav")]
+    said = ask("clips", track, "--audio", recording.parent, "--out", tmp_path / "a", *cut, "--json")
+    files = [Path(file) for file in said.json["files"]]
+    found = {next(n for n in ("call", "song") if n in one.name): frames(one) for one in files}
+    assert np.array_equal(found["call"], frames(recording, 1.25, 1.5))
+    assert np.array_equal(found["song"], frames(recording, 0.25, 0.5)) and len(files) == 2
+    said = ask("clips", table, "--audio", recording.parent, "--out", tmp_path / "b", *cut, "--json")
+    first, second = map(Path, said.json["files"])  # as the table has them
+    assert "late" in first.name and np.array_equal(frames(first), frames(recording, 2, 2.5))
+    assert "early" in second.name and np.array_equal(frames(second), frames(recording, 0.5, 0.75))
+    said = ask("clips", track, "--audio", tmp_path / "nowhere", "--out", tmp_path / "c")
+    assert said.code == 2 and "there is no folder" in said.err
+
+
 def test_parts_by_name_and_what_is_not_there(recording: Path, tmp_path: Path) -> None:
     out, gone = tmp_path / "out", f"{recording} 2.5-2.75"
     lines = f"{recording} ch1:0.25-0.5\n{recording} 9-10\n{gone}\n"

@@ -72,6 +72,7 @@ def ask(*arguments: object) -> tuple[int, str]:
 def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if another process began: nothing typed in it, no module of the user's imported."""
     monkeypatch.setattr(trust, "_typed", set())
+    monkeypatch.setattr(trust, "_allowed", set())
     monkeypatch.setattr(hub, "_fetched", set())
     monkeypatch.setattr(trust._FINDER, "folders", {})
     for name in [name for name in sys.modules if name.startswith(("trusted_", "stranger"))]:
@@ -173,6 +174,12 @@ def uses(world: Path) -> dict[str, tuple[object, ...]]:
     }
 
 
+def without_code(world: Path) -> None:
+    """The embedder as an earlier version saved it; see `test_carried_code` for what is carried."""
+    shutil.rmtree(world / "embedder" / "code")
+    write_list(world / "embedder")
+
+
 # ---- what was typed once goes on
 
 
@@ -187,6 +194,7 @@ def test_what_was_typed_once_goes_on(world: Path) -> None:
 
 @pytest.mark.parametrize("file", ["collection", "class space", "embedder"])
 def test_elsewhere_it_is_refused_in_a_sentence(file: str, elsewhere: Path) -> None:
+    without_code(elsewhere)
     code, said = ask(*uses(elsewhere)[file])
     assert code == 2 and "Traceback" not in said
     assert "'trusted_nets:build'" in said and "nothing was run" in said and "--trust" in said
@@ -201,6 +209,7 @@ def test_trust_is_enough_and_remembered(
     files: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files / "project")
+    without_code(elsewhere)
     command = uses(elsewhere)["collection"]
     code, said = ask(*command)
     assert code == 2 and str(files / "project" / "trusted_nets.py") in said
@@ -226,6 +235,7 @@ def test_changed_code_asks_again(
     query = world / "query.wav"
     assert ask("classify", model[0], query, *model[1:])[0] == 0
     new_process(monkeypatch)
+    without_code(world)
     command = uses(world)["embedder"]
     assert ask(*command)[0] == 0
     helpers = project / "trusted_helpers.py"

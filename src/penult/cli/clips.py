@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from penult.cli.options import Json, Overwrite, with_columns
+from penult.cli.options import AudioFolders, Json, Overwrite, with_columns
 from penult.cli.output import (
     SOME_FAILED,
     counted,
@@ -24,6 +24,7 @@ from penult.cli.output import (
     working,
 )
 from penult.data.excerpts import Excerpt, write_excerpts
+from penult.data.sources import recordings_in
 from penult.errors import UsageError
 
 
@@ -33,8 +34,8 @@ def clips(
         list[str],
         typer.Argument(
             help="Tables with path, start and end, as search --out and predict --out write them; "
-            "names of rows such as 'rec/a.wav ch0:1.5-2.25'; files; or - for --json of search or "
-            "predict, a CSV or names on stdin."
+            "Raven tables, Audacity label tracks; names of rows such as 'rec/a.wav ch0:1.5-2.25'; "
+            "files; or - for --json of search or predict, a CSV or names on stdin."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write the files to.")],
@@ -45,6 +46,7 @@ def clips(
     format: Annotated[
         str, typer.Option(help="Format of sounds: wav or flac; pictures are PNG.")
     ] = "wav",
+    audio: AudioFolders = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -57,7 +59,8 @@ def clips(
         raise UsageError(f"--format {format!r}: wav or flac")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
-    found = [one for part in parts for one in _excerpts(part)]
+    with recordings_in(audio or []):
+        found = [one for part in parts for one in _excerpts(part)]
     if not found:
         raise UsageError("there is nothing to cut out: no hit, no event and no row was given")
     with working("cutting"):
@@ -132,17 +135,22 @@ def _of_table(path: Path) -> Iterator[Excerpt]:
         reader = csv.DictReader(file)
         has_boxes = "left" in (reader.fieldnames or ())
         lines = {_place(row): number for number, row in reversed([*enumerate(reader)])}
+    # A file in another folder (--audio) has its name in common with its line.
+    named = {(Path(path).name, *cut): number for (path, *cut), number in lines.items()}
     found = []
     for entry in from_paths([path], "image" if has_boxes else "audio"):
         if isinstance(entry, Failure):
             raise UsageError(entry.words())
         item, region = entry
         known = {name.lower(): value for name, value in item.metadata.items()}
-        label, similarity = known.get("class") or known.get("label"), known.get("similarity")
-        number = float(similarity) if isinstance(similarity, int | float) else None
-        one = Excerpt(str(item.content), region, None if label is None else str(label), number)
-        place = str(item.content), region.start, region.end
-        found.append((lines.get(place, len(lines)), one))  # sources give a file's parts by time
+        label = known.get("class") or known.get("label") or known.get("label_given")
+        similarity = known.get("similarity")
+        score = float(similarity) if isinstance(similarity, int | float) else None
+        one = Excerpt(str(item.content), region, None if label is None else str(label), score)
+        cut = region.start, region.end
+        name = Path(str(item.content)).name
+        number = lines.get((str(item.content), *cut), named.get((name, *cut), len(lines)))
+        found.append((number, one))  # sources give a file's parts by time
     yield from (one for _, one in sorted(found, key=itemgetter(0)))
 
 

@@ -44,6 +44,7 @@ from penult.cli.output import (
     stdout,
     working,
 )
+from penult.errors import listed
 
 
 @with_columns
@@ -126,6 +127,7 @@ def convert(
         require_proof,
     )
     from penult.embedding.source_sample import SourceSample
+    from penult.models.code_bundle import CodeBundle, needs
 
     with working(f"loading {model}"):
         embedder = open_embedder(
@@ -147,8 +149,10 @@ def convert(
             embedder.settle(sample or SourceSample(from_objects((), embedder.classifier.modality)))
             keep_engine(embedder)
     saved = embedder.save(folder)
+    bundle = CodeBundle.read(saved)
     if json:
-        print_json({"folder": str(saved), **describe_embedder(embedder)})
+        code = {} if bundle is None else {"code": dict(bundle.hashes), "needs": needs(bundle)}
+        print_json({"folder": str(saved), **describe_embedder(embedder), **code})
         return
     stdout.print(
         f"saved [bold]{printable(str(saved))}[/]: tap [cyan]{escape(embedder.tap.name)}[/], "
@@ -159,6 +163,10 @@ def convert(
     )
     stdout.print(proof_line(embedder), soft_wrap=True)
     stdout.print(f"[dim]batches: {policy.words}[/]", soft_wrap=True)
+    if bundle is not None:
+        installed = f"; of installed packages it needs {listed(needs(bundle))}"
+        words = f"carries your code: {listed(bundle.hashes)}{installed if needs(bundle) else ''}"
+        stdout.print(f"[dim]{printable(words)}[/]", soft_wrap=True)
     if embedder.runner.choice:
         stdout.print(f"[dim]{printable(embedder.runner.choice.words)}[/]", soft_wrap=True)
 

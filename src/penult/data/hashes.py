@@ -86,6 +86,41 @@ def damage(folder: Path, only: Collection[str] | None = None, later: str = "") -
     return f"{found[0]} was added" if found else ""
 
 
+def listed_content(
+    folder: Path, largest: int, most: int
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """(content of each file, its hash), by the folder's list: each file is read once, and what is
+    given is what was hashed. largest: bytes of all. most: files.
+
+    Raises:
+        ValueError: a file is not as the list says, is a link, or was added.
+        OSError: a file cannot be read.
+    """
+    listed = _read(folder / LIST)
+    if len(listed) > most:
+        raise ValueError(f"it has {len(listed):,} files, and {most:,} is the most")
+    found: dict[str, bytes] = {}
+    left = largest
+    for name, expected in listed.items():
+        path = folder / name
+        parents = (folder / part for part in PurePosixPath(name).parents)
+        if path.is_symlink() or any(one.is_symlink() for one in parents):
+            raise ValueError(f"{name} is a link, or lies behind one")
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        with path.open("rb") as file:
+            found[name] = file.read(left + 1)
+        left -= len(found[name])
+        if left < 0:
+            raise ValueError(f"it has more than {largest:,} bytes")
+        if hashlib.sha256(found[name]).hexdigest() != expected:
+            raise ValueError(f"{name} is not the file that was saved")
+    extra = sorted(name for name in set(_names(folder)) - listed.keys() if not _is_beside(name))
+    if extra:
+        raise ValueError(f"{extra[0]} was added")
+    return found, listed
+
+
 def _is_beside(name: str) -> bool:
     return _BESIDE.fullmatch(name) is not None
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from penult.data.hashes import digest as digest
 from penult.data.windows import TextDivider
 from penult.errors import UsageError
+from penult.models.trust import carry_code
 from penult.tracing.scores import BINARY as BINARY
 from penult.tracing.scores import MULTI_LABEL as MULTI_LABEL
 from penult.tracing.scores import REGRESSION as REGRESSION
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from penult.models.code_bundle import CodeBundle
     from penult.tracing.anatomy import Anatomy, Statement
     from penult.tracing.certificate import Certificate
     from penult.tracing.spots import Tap
@@ -290,6 +292,7 @@ class Classifier:
         self._playback: dict[str, Any] = {}  # band and playback_rate, of sound
         self._code: dict[str, dict[str, str]] | None = None
         self._record: Any = None
+        self._bundle: CodeBundle | None = None  # the user's own modules in its folder
 
     @property
     def input(self) -> InputSpec:
@@ -376,6 +379,19 @@ class Classifier:
         if stored.recipe is not None:
             about = {**stored.recipe, "labels": self.labels, "kind": self.kind}
             (folder / FILE).write_text(json.dumps(about, indent=2), "utf-8")
+            self._save_code(folder, stored.recipe)
+
+    def _save_code(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+        """Copy the user's own modules that a recipe names: those beside the model that it was
+        opened from, or those that were imported."""
+        factory = recipe.get("name") if recipe.get("origin") == "torch" else None
+        names = [recipe.get("preprocess"), factory]
+        specs = [name for name in names if name and ":" in name]
+        if self._bundle is not None:
+            self._bundle.copy(folder)
+        elif specs:
+            in_use = {name: one for files in own_code(self).values() for name, one in files.items()}
+            carry_code(folder, specs, in_use)
 
     def classify(
         self, items: Any, on_error: Literal["raise", "skip"] = "raise", device: str = "auto"
@@ -477,6 +493,11 @@ def record_of(classifier: Classifier) -> Any:
 def keep_record(classifier: Classifier, record: Any) -> None:
     """Note what is measured of a classifier, and nobody may have changed, in its record."""
     classifier._record = record
+
+
+def keep_bundle(classifier: Classifier, bundle: CodeBundle | None) -> None:
+    """Note the user's own modules that lie in a classifier's folder, which go with it."""
+    classifier._bundle = bundle
 
 
 def store_as(classifier: Classifier, storage: Storage) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from penult.models.source_code import BUNDLED
+
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
@@ -69,6 +71,8 @@ def function_words(
     if "samples" in settings:
         return f"raw samples at {settings['samples']:,} Hz"
     module = getattr(function, "__module__", None) or type(function).__module__
+    if module.startswith(BUNDLED):  # it lies in a saved folder
+        module = module.partition(".")[2]
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"by {module}:{name}" + (f", of sound at {rate:,} Hz" if rate else "")
 

@@ -5,6 +5,7 @@ that they import, and the data files that they name, as hashes. Installed packag
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -23,6 +24,9 @@ from penult.errors import listed
 MOST_FILES = 500  # modules that are followed
 LARGEST = 16 << 20  # bytes of a data file; weights are hashed as weights
 _REMOTE = "transformers_modules"  # where transformers copies code that comes with a checkpoint
+# Packages that carried modules become (`penult.models.code_bundle`): name → file of each module.
+BUNDLED = "penult_code_"
+BUNDLES: dict[str, Mapping[str, Path | None]] = {}
 
 Files = Mapping[str, str]  # a name that is the same on every machine → hash
 
@@ -137,6 +141,8 @@ def _own_file(name: str, folders: Sequence[str] = ()) -> Path | None:
 
 def is_installed(file: Path, name: str) -> bool:
     """Whether a module's file belongs to Python, an installed package or Penult."""
+    if name.startswith(BUNDLED):
+        return False
     if {"site-packages", "dist-packages"} & set(file.parts) and _REMOTE not in name:
         return True
     return any(file.is_relative_to(folder) for folder in _installed())
@@ -146,6 +152,8 @@ def located(name: str, folders: Sequence[str] = ()) -> Path | None:
     """The file of a module by its dotted name: as it is loaded, or as it would be. Nothing is
     imported, its packages neither. folders: as for `code_of_module`."""
     top, *inner = name.split(".")
+    if top in BUNDLES:
+        return BUNDLES[top].get(".".join(inner))
     module = sys.modules.get(name)
     if module is not None:
         file = getattr(module, "__file__", None)
@@ -189,8 +197,44 @@ def _inside(name: str, places: Iterable[str]) -> tuple[str | None, list[str]]:
 
 
 def _closure(names: list[str], folders: Sequence[str] = ()) -> dict[str, str]:
+    """Hashes of the files that `_files_behind` finds, without large ones of data."""
+    found = _files_behind(names, folders)
+    return code_hashes({name: file for name, file in found.items() if is_hashed(file)})
+
+
+def is_hashed(file: Path) -> bool:
+    """Whether a file is code, or data that is not too large to be looked at each time."""
+    return file.suffix == ".py" or file.stat().st_size <= LARGEST
+
+
+def code_hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """The hash of each file as the fingerprint has it: of a module with any line ends the same."""
+    return {name: _hash(file, name.endswith(".py")) for name, file in files.items()}
+
+
+def files_of_modules(names: Iterable[str], folders: Sequence[str] = ()) -> dict[str, Path]:
+    """The files behind modules of the user's own: name as in `code_of` → file. folders: as for
+    `code_of_module`."""
+    found = _files_behind([part for name in names for part in _with_packages(name)], folders)
+    return dict(sorted(found.items()))
+
+
+def outside_imports(sources: Iterable[bytes]) -> set[str]:
+    """Top-level modules that these texts import, without Python's own."""
+    found: set[str] = set()
+    for source in sources:
+        with contextlib.suppress(SyntaxError, ValueError):
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    found.add(node.module.partition(".")[0])
+    return found - {*sys.stdlib_module_names, *sys.builtin_module_names}
+
+
+def _files_behind(names: list[str], folders: Sequence[str] = ()) -> dict[str, Path]:
     """The user's own modules among these and what they import, and the files that they name."""
-    found: dict[str, str] = {}
+    found: dict[str, Path] = {}
     seen = set(names)
     while names and len(found) < MOST_FILES:
         name = names.pop(0)
@@ -198,7 +242,7 @@ def _closure(names: list[str], folders: Sequence[str] = ()) -> dict[str, str]:
         if file is None:
             continue
         path = _path_of(name, file)
-        found[path] = _hash(file)
+        found[path] = file
         try:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):
@@ -215,6 +259,8 @@ def _path_of(name: str, file: Path) -> str:
     """A module's name as a path. Code of a checkpoint lies in a folder whose name is a revision."""
     if name.startswith(_REMOTE):
         return file.name
+    if name.startswith(BUNDLED):
+        name = name.partition(".")[2]
     path = name.replace(".", "/")
     return f"{path}/__init__.py" if file.name == "__init__.py" else f"{path}.py"
 
@@ -222,6 +268,18 @@ def _path_of(name: str, file: Path) -> str:
 def _imports(tree: ast.AST, name: str, file: Path) -> Iterator[str]:
     """Names that may be modules: of every import, wherever it stands, and of their packages."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for found in _imported_names(tree, package):
+        yield _in_bundle(found, name)
+
+
+def _in_bundle(found: str, importer: str) -> str:
+    """A name as a carried module imports it: of its own bundle, where that has it."""
+    bundle = importer.partition(".")[0]
+    inside = found.partition(".")[0] in BUNDLES.get(bundle, ())
+    return f"{bundle}.{found}" if inside else found
+
+
+def _imported_names(tree: ast.AST, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -242,7 +300,7 @@ def _with_packages(name: str) -> Iterator[str]:
     yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
-def _data_files(tree: ast.AST, folder: Path, shown: Path) -> dict[str, str]:
+def _data_files(tree: ast.AST, folder: Path, shown: Path) -> dict[str, Path]:
     """Files below a module's folder that a text in it names: `np.load(HERE / "mean.npy")`."""
     texts = {
         node.value
@@ -250,13 +308,12 @@ def _data_files(tree: ast.AST, folder: Path, shown: Path) -> dict[str, str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_name(node.value)
     }
     folders = ["", *sorted(text for text in texts if (folder / text).is_dir())]
-    found: dict[str, str] = {}
+    found: dict[str, Path] = {}
     for text in sorted(texts):
         for inside in folders:
             path = folder / inside / text
             if path.suffix not in (".py", ".pyc", "") and path.is_file():
-                if path.stat().st_size <= LARGEST:
-                    found[(shown / inside / text).as_posix()] = _hash(path, text=False)
+                found[(shown / inside / text).as_posix()] = path
                 break
     return found
 

@@ -18,7 +18,8 @@ from penult.data.files import user_path
 from penult.data.hashes import LIST, damage
 from penult.errors import ModelError, PenultError, UsageError, cause
 from penult.extras import LOADERS, load_plugin, package_of, plugins
-from penult.models.base import FILE, Classifier, remember_options, set_playback
+from penult.models.base import FILE, Classifier, keep_bundle, remember_options, set_playback
+from penult.models.code_bundle import CodeBundle
 from penult.models.hub import HUB_ID, fetch, refuse_path
 from penult.models.options import (
     CHECKPOINTS,
@@ -574,9 +575,11 @@ def _open_saved(folder: Path, options: LoadOptions) -> Classifier:
     own = _agreed(folder, saved.options, options)
     if saved.weights is not None:
         own["checkpoint"] = saved.weights
-    with named_by(folder / FILE):
+    bundle = CodeBundle.read(folder)
+    with named_by(folder / FILE, bundle=bundle):
         full = with_options(options, own)
         classifier = _played(saved.loader.open(saved.name, full), full)
+    keep_bundle(classifier, bundle)
     classifier.spec = str(folder.resolve())
     return classifier
 

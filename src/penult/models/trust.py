@@ -12,9 +12,11 @@ import importlib
 import json
 import logging
 import os
+import shlex
+import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.abc import MetaPathFinder
@@ -25,8 +27,20 @@ from typing import Any
 
 from penult.data.documents import of_others
 from penult.data.files import file_aside, user_cache
-from penult.errors import ModelError, UntrustedCode, cause
-from penult.models.source_code import changed, code_of_module, is_installed, located
+from penult.errors import ModelError, UntrustedCode, cause, listed
+from penult.models.code_bundle import FOLDER as CODE
+from penult.models.code_bundle import CodeBundle, write_bundle
+from penult.models.source_code import (
+    LARGEST,
+    MOST_FILES,
+    changed,
+    code_hashes,
+    code_of_module,
+    files_of_modules,
+    is_hashed,
+    is_installed,
+    located,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +52,12 @@ _typed: set[str] = set()  # in this process
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """A file that names a model. has_option: whether --model can name the model instead."""
+    """A file that names a model. has_option: whether --model can name the model instead. bundle:
+    the code that lies beside it."""
 
     file: str = ""
     has_option: bool = False
+    bundle: CodeBundle | None = None
 
 
 _BY_USER = Naming()
@@ -49,10 +65,13 @@ _naming: ContextVar[Naming] = ContextVar("naming", default=_BY_USER)
 
 
 @contextlib.contextmanager
-def named_by(file: str | os.PathLike[str], has_option: bool = False) -> Iterator[None]:
+def named_by(
+    file: str | os.PathLike[str], has_option: bool = False, bundle: CodeBundle | None = None
+) -> Iterator[None]:
     """Inside the block models, factories and preprocessings are named by a file, not by the user:
-    `typed` counts for nothing. An empty name: by the user again, as in the user's own code."""
-    token = _naming.set(Naming(os.fspath(file), has_option))
+    `typed` counts for nothing. An empty name: by the user again, as in the user's own code. bundle:
+    the code that lies beside the file, which serves the modules that it has."""
+    token = _naming.set(Naming(os.fspath(file), has_option, bundle))
     try:
         yield
     finally:
@@ -89,6 +108,9 @@ def imported(spec: str, kind: str, trust: bool = False) -> Callable[..., Any]:
     module, colon, name = spec.partition(":")
     if not colon or not name or not all(map(str.isidentifier, module.split("."))):
         raise ModelError(f"{kind} is named as package.module:function, received {spec!r}")
+    bundle = naming().bundle
+    if bundle is not None and bundle.has(module):
+        return _callable(_from_bundle(bundle, spec, kind, trust), kind, spec)
     asked = trust or is_typed(spec)
     known = CodeMemory(spec)
     folders = [str(Path.cwd()), *known.roots] if asked else known.roots
@@ -96,24 +118,38 @@ def imported(spec: str, kind: str, trust: bool = False) -> Callable[..., Any]:
     if not asked and not known.has(code):
         raise UntrustedCode(_refusal(kind, code, known))
     with _importing(folders, everywhere=trust):
-        found = _attribute(module, name, f"{kind} {spec!r}")
+        found = _callable(_attribute(module, name, f"{kind} {spec!r}"), kind, spec)
+    if asked:
+        known.add(code)
+    return found
+
+
+def _callable(found: Any, kind: str, spec: str) -> Callable[..., Any]:
     if not callable(found):
         kind_of = type(found).__name__
         raise ModelError(f"{kind} {spec!r} is of type {kind_of}, which cannot be called")
-    if asked:
-        known.add(code)
     return found  # type: ignore[no-any-return]
 
 
-def _attribute(module: str, name: str, words: str) -> Any:
+def _attribute(
+    module: str,
+    name: str,
+    words: str,
+    load: Callable[[str], ModuleType] = importlib.import_module,
+    advise: Callable[[str, Exception], str] | None = None,
+) -> Any:
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(load(module), name)
     except (ImportError, AttributeError) as error:
-        advice = _hidden(module) or _elsewhere(module, error)
+        advice = (advise or _advice)(module, error)
         raise ModelError(f"{words} cannot be imported: {cause(error)}{advice}") from error
     except Exception as error:  # the module is somebody else's
         reason = cause(error, named=True)
         raise ModelError(f"{words} cannot be imported: {reason}") from error
+
+
+def _advice(module: str, error: Exception) -> str:
+    return _hidden(module) or _elsewhere(module, error)
 
 
 def _hidden(module: str) -> str:
@@ -149,6 +185,117 @@ def _refusal(kind: str, code: NamedCode, known: CodeMemory) -> str:
         f"{by.file or 'a file'} names {kind} {spec!r}: Python code{where}, which would run on this "
         f"machine and {why}; nothing was run. If it is yours, or you trust it, {option}say --trust"
     )
+
+
+_SAVED = "in a saved folder: "  # before a name, in the memory of carried code
+_allowed: set[str] = set()  # digests of carried code, in this process
+
+
+def _from_bundle(bundle: CodeBundle, spec: str, kind: str, trust: bool) -> Any:
+    """The object, from the code that lies beside the file that names it. To have typed its name
+    allows nothing here: whoever made the folder chose the name."""
+    code = NamedCode(f"{_SAVED}{spec}", "", bundle.hashes)
+    known = CodeMemory(code.spec)
+    if not (trust or code.digest in _allowed or known.has(code)):
+        raise UntrustedCode(_bundle_refusal(bundle, spec, kind, known.newest))
+    module, _, name = spec.partition(":")
+    words = f"{kind} {spec!r} of {bundle.folder}"
+    found = _attribute(module, name, words, bundle.load, _not_carried)
+    if trust:
+        allow(bundle, [spec])
+    return found
+
+
+def allow(bundle: CodeBundle, specs: Iterable[str]) -> None:
+    """Remember carried code as the user's own, or as trusted, for these names."""
+    for spec in specs:
+        code = NamedCode(f"{_SAVED}{spec}", "", bundle.hashes)
+        _allowed.add(code.digest)
+        CodeMemory(code.spec).add(code)
+
+
+def _not_carried(module: str, error: Exception) -> str:
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    return (
+        f". The folder does not carry {error.name}: install the package that has it here. Packages "
+        "are not carried, nor modules whose names the code puts together while it runs"
+    )
+
+
+_SHOWN_LINES, _SHOWN_FILES, _WIDEST = 8, 12, 100
+
+
+def _bundle_refusal(bundle: CodeBundle, spec: str, kind: str, before: NamedCode | None) -> str:
+    """What would run: the files with their hashes, the first lines of the named one, and how to
+    allow it."""
+    by, module = naming(), spec.partition(":")[0]
+    why = "was neither saved nor trusted by this user on this machine"
+    if before is not None:
+        why = (
+            "is not what this user saved or trusted here before "
+            f"({changed(before.files, bundle.hashes) or 'another folder'})"
+        )
+    named = bundle.modules.get(module) or ""
+    others = [name for name in sorted(bundle.hashes) if name != named]
+    lines = []
+    for name in [named, *others][:_SHOWN_FILES]:
+        if name:
+            lines.append(f"  {bundle.folder / name}  sha256 {bundle.hashes[name]}")
+        if name and name == named:
+            text = bundle.files[name].decode("utf-8", "replace").splitlines()
+            first = [one for one in text if one.strip()][:_SHOWN_LINES]
+            lines += [f"    | {_shown(line)}" for line in first]
+            lines.append(f"    | … {len(text):,} lines in all")
+    if len(others) >= _SHOWN_FILES:
+        lines.append(f"  and {len(others) - _SHOWN_FILES + 1:,} more, listed in SHA256SUMS there")
+    folder = shlex.quote(str(bundle.folder.parent))
+    return "\n".join(
+        [
+            f"{by.file} names {kind} {spec!r}: Python code that lies in the same folder, which "
+            f"would run on this machine and {why}; nothing was run.",
+            *lines,
+            "Read these files. If they are yours, or you trust them, say --trust with your "
+            f"command, or once and for all: penult inspect {folder} --trust (in Python trust=True)",
+        ]
+    )
+
+
+def _shown(line: str) -> str:
+    """A line of somebody else's code, so that it can do nothing to the terminal."""
+    line = line.expandtabs(4).rstrip()
+    line = line if len(line) <= _WIDEST else f"{line[:_WIDEST]}… ({len(line):,} characters)"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def carry_code(saved: Path, specs: Sequence[str], in_use: Mapping[str, str]) -> None:
+    """Copy the user's own code behind these names into a saved folder, and remember it as the
+    user's; where that cannot be, a note says so. in_use: hashes of the code as it was imported.
+
+    What lies in an installed package is not copied.
+    """
+    folders = [str(Path.cwd()), *(root for spec in specs for root in CodeMemory(spec).roots)]
+    found = files_of_modules((spec.partition(":")[0] for spec in specs), folders)
+    files = {name: file for name, file in found.items() if is_hashed(file)}
+    if large := [name for name in found if name not in files]:
+        log.warning("the folder does not carry %s: over %d MiB", listed(large, 5), LARGEST >> 20)
+    if not files:
+        return
+    now = code_hashes(files)
+    why = f"it has {MOST_FILES:,} files or more" if len(files) >= MOST_FILES else ""
+    if edited := [name for name in now if in_use.get(name, now[name]) != now[name]]:
+        why = f"{listed(edited, 3)} changed since the model was opened"
+    if not why:
+        try:
+            allow(write_bundle(saved, files), specs)
+        except (ModelError, OSError, ValueError) as error:
+            shutil.rmtree(saved / CODE, ignore_errors=True)
+            why = cause(error)
+    if why:
+        log.warning(
+            "the folder does not carry the code of %s (%s); it opens only where that can be "
+            "imported under its name", listed(specs), why,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
