@@ -159,7 +159,7 @@ def picture(path: Path, tags: dict[int, str]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif"])
 def test_exif_of_a_picture_gives_when_it_was_taken(suffix: str, tmp_path: Path) -> None:
     path, when = tmp_path / f"a.{suffix}", "2021:06:05 04:30:00"
     assert in_header(picture(path, {TAKEN: when})) == datetime(2021, 6, 5, 4, 30)
@@ -198,6 +198,44 @@ def test_exif_in_either_order_of_bytes_and_places_that_lead_nowhere(
     assert in_header(path) == datetime(2021, 6, 5, 4, 30)
     for places in ({"inner": 1 << 31}, {"value": 0xFFFFFFFF}, {"inner": 8}, {"inner": 0}):
         path.write_bytes(tiff(**places))
+        assert in_header(path) is None
+
+
+def box(kind: bytes, *content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(b"".join(content)), kind) + b"".join(content)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_exif_of_an_avif_by_either_form_of_its_boxes(is_new: bool, tmp_path: Path) -> None:
+    """Numbers of two and four bytes, places in the file and in `idat`, lengths of eight bytes."""
+    main = struct.pack(">HHHII", 1, FOLDER, 4, 1, 26) + b"\0" * 4
+    own = struct.pack(">HHHII", 1, TAKEN, 2, 20, 44) + b"\0" * 4
+    block = b"MM\0*" + struct.pack(">I", 8) + main + own + b"2021:06:05 04:30:00\0"
+    item = struct.pack(">I", 6) + b"Exif\0\0" + block
+    number, version = (">I", b"\3") if is_new else (">H", b"\2")
+
+    def infe(id: int, kind: bytes) -> bytes:
+        return box(b"infe", version, b"\0\0\0", struct.pack(number, id), b"\0\0", kind, b"\0")
+
+    def file(place: int, length: int = len(item)) -> bytes:
+        info = box(b"iinf", b"\0\0\0\0\0\2", infe(1, b"av01"), infe(2, b"Exif"))
+        if is_new:
+            one = struct.pack(">IHHHII", 2, 1, 0, 1, place, length)
+            where = box(b"iloc", b"\2\0\0\0\x44\0\0\0\0\1", one)
+            parts = [info, where, box(b"idat", b"four", item)]
+        else:
+            one = struct.pack(">HHQHII", 2, 0, place, 1, 0, length)
+            parts = [info, box(b"iloc", b"\0\0\0\0\x44\x80\0\1", one)]
+        meta = box(b"meta", b"\0\0\0\0", *parts)
+        start = box(b"ftyp", b"avif\0\0\0\0mif1") + meta
+        return start + struct.pack(">I4sQ", 1, b"mdat", 16 + len(item)) + item
+
+    path = tmp_path / "a.avif"
+    right = 4 if is_new else len(file(0)) - len(item)
+    path.write_bytes(file(right))
+    assert in_header(path) == datetime(2021, 6, 5, 4, 30)
+    for place, length in ((right + 1, len(item)), ((1 << 32) - 1, len(item)), (right, 1 << 31)):
+        path.write_bytes(file(place, length))
         assert in_header(path) is None
 
 

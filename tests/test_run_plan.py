@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,13 @@ def test_a_plan_counts_what_the_run_then_does(tiny: Path, recs: Path, tmp_path: 
     assert plan["hours"] == pytest.approx(6 / 3600)
     assert [Path(one["id"]).name for one in plan["failures"]] == ["torn.wav"]
     assert plan["measured"] > 0 and plan["seconds"] > 0 and plan["free"] > plan["bytes"]
+    before = plan["seconds_before"]
+    assert [*before] == ["start", "model", "proof", "engine", "opening"] and min(
+        before.values()
+    ) >= 0
+    assert before["opening"] == plan["seconds_opening"] > 0 and plan["proof_kept"] is True
     done = json.loads(ask(*arguments).out)
+    assert {*before} - {"opening"} <= {*done["stages"]}
     assert (done["done"], done["failed"]) == (plan["rows"], len(plan["failures"]))
     collection = Collection.open(into)
     width = collection.vectors()[1].shape[1] + len(collection.manifest.labels)  # type: ignore[union-attr]
@@ -59,4 +66,10 @@ def test_a_plan_foresees_what_is_too_long(tiny: Path, recs: Path, tmp_path: Path
     assert said.code == 0, said.err
     assert "3 items, 0.00167 h: 3 rows to embed" in said.out
     assert "disk: about" in said.out and "time: about" in said.out
+    told = re.search(
+        r"time: about (\S+) s: (\S+) s for the rows, .* here: (.*); the proof", said.out
+    )
+    assert told is not None
+    stages = [float(one) for one in re.findall(r"([\d.]+) s", told[3])]
+    assert len(stages) == 5 and abs(float(told[1]) - float(told[2]) - sum(stages)) <= 1.3
     assert not (tmp_path / "c.lance").exists()

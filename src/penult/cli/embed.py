@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from penult.collection.add import RunSettings, Summary
     from penult.collection.collection import Collection
     from penult.collection.ingest import CommitBatch, Options
+    from penult.collection.run_plan import RunPlan
     from penult.data.roots import RootOptions
     from penult.data.sources import Source
     from penult.embedding.embedder import Embedder
@@ -186,8 +188,8 @@ def embed(
         bool,
         typer.Option(
             "--plan",
-            help="Change nothing: print items, hours, rows, disk and time of the run, by the "
-            "headers and a few regions that are measured, and which items will fail.",
+            help="Write no row: print items, hours, rows, disk and time of the run, by the "
+            "headers, the proof and a few regions that are measured, and which items will fail.",
         ),
     ] = False,
     root: Annotated[
@@ -276,7 +278,7 @@ def embed(
             precision=precision or _precision_of(collection), **model_options,
         )  # fmt: skip
     clock.end("model")
-    if show := _show_plan if plan else _show_survey if dry_run else None:
+    if show := partial(_show_plan, clock) if plan else _show_survey if dry_run else None:
         show(collection, embedder, source, options, settings, json)
         return
     _prepare(collection, embedder, source, options, clock)
@@ -367,6 +369,7 @@ def _tell_commit(step: CommitBatch, summary: Summary) -> None:
 
 
 def _show_plan(
+    clock: CommandClock,
     collection: Collection,
     embedder: Embedder,
     source: Source,
@@ -376,13 +379,17 @@ def _show_plan(
 ) -> None:
     """Print what a run would do and take. Exit code 3 where items will fail."""
     from penult.collection.run_plan import plan_run
+    from penult.embedding.embedder import keeps_proof
 
+    _prepare(collection, embedder, source, options, clock)
     with working("reading headers and measuring a few items"):
         found = plan_run(
             collection.reader, embedder, source, options, settings.roots, settings.dtype
         )
+    before, kept = {**clock.stages, "opening": found.opening}, keeps_proof(embedder)
     if as_json:
-        print_json({"collection": str(collection.path), "plan": True, **found.to_dict()})
+        stages = {"seconds_before": before, "proof_kept": kept}
+        print_json({"collection": str(collection.path), "plan": True, **found.to_dict(), **stages})
     else:
         hours = f", {found.seconds / 3600:,.3g} h" if found.seconds else ""
         there = f", {found.unchanged:,} there already" if found.unchanged else ""
@@ -393,11 +400,7 @@ def _show_plan(
         )
         stdout.print(f"disk: about {_bytes(found.disk)}, {_bytes(found.free)} are free")
         if found.time is not None:
-            stdout.print(
-                f"time: about {_duration(found.time)}, by {counted(found.measured, 'row')} "
-                f"measured here ({printable(found.engine)})",
-                soft_wrap=True,
-            )
+            _show_times(found, before, kept)
         if found.disk > found.free:
             stdout.print("[bold red]the disk is too small[/]")
         for one in found.failures[:SHOWN]:
@@ -409,6 +412,19 @@ def _show_plan(
             stdout.print(f"  … and {rest:,} more; --json has all")
     if found.failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _show_times(found: RunPlan, before: Mapping[str, float], kept: bool) -> None:
+    """before: seconds of each stage in front of the first row. kept: the proof, for the run."""
+    assert found.time is not None
+    stages = " · ".join(f"{name} {seconds:,.1f} s" for name, seconds in before.items())
+    stdout.print(
+        f"time: about {_duration(found.time + sum(before.values()))}: {_duration(found.time)} for "
+        f"the rows, by {counted(found.measured, 'row')} measured here ({printable(found.engine)}), "
+        f"and before them what it took here: {stages}"
+        + ("; the proof is kept, and the run does not make it again" if kept else ""),
+        soft_wrap=True,
+    )
 
 
 def _bytes(count: int) -> str:

@@ -39,7 +39,9 @@ class RunPlan:
     items: files and other things, failures included. rows: regions to embed, those of files
     that changed included. unchanged: rows that are there. seconds: of media, of all items. disk:
     bytes of the new rows, about; free: bytes where the collection lies. time: seconds that the new
-    rows take, by `measured` rows here, on the machine as it is now; None without any. failures:
+    rows take, by `measured` rows here, on the machine as it is now; None without any. opening:
+    seconds until the first few rows were there, which opens the model; what the rows took is
+    the smaller part of it, and what comes before (libraries, proof) is not in it. failures:
     items that will fail, by their headers. known_failures: that failed before, or in the plan.
     """
 
@@ -51,6 +53,7 @@ class RunPlan:
     disk: int = 0
     free: int = 0
     time: float | None = None
+    opening: float = 0.0
     measured: int = 0
     engine: str = ""
     failures: list[Failure] = field(default_factory=list)
@@ -66,6 +69,7 @@ class RunPlan:
             "bytes": self.disk,
             "free": self.free,
             "seconds": self.time,
+            "seconds_opening": self.opening,
             "measured": self.measured,
             "engine": self.engine,
             "failures": [one.to_dict() for one in self.failures],
@@ -167,9 +171,10 @@ def _measure(embedder: Embedder, source: Source, options: Options, did: RunPlan)
 
     pairs = list(islice(regions(), _WARM + SAMPLE))
     decoding = decoding_of(options)
+    began = time.perf_counter()
     for _ in embedder.runner.stream(pairs[:_WARM], decoding, options.alone):
         pass
-    began = time.perf_counter()
+    did.opening, began = time.perf_counter() - began, time.perf_counter()
     measured = embedder.runner.stream(pairs[_WARM:] or pairs, decoding, options.alone)
     did.measured = sum(isinstance(one, Outcome) for one in measured)
     if did.measured:

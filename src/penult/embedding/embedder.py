@@ -900,6 +900,11 @@ def require_proof(embedder: Embedder, sample: SourceSample | None = None) -> Non
         )
 
 
+def keeps_proof(embedder: Embedder) -> bool:
+    """Whether the proof that was made now serves later runs: not of code of the user's own."""
+    return embedder._is_kept
+
+
 def describe_embedder(embedder: Embedder) -> dict[str, Any]:
     """An embedder for JSON: model, reading, fingerprint, proof, batching policy and engine."""
     runner = embedder.runner
