@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,62 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(LabelsError, match="is no saved class space"):
         storage.read(path)
+
+
+def damaged(path: Path, member: str | None = None, cut: int | None = None) -> Path:
+    """A copy of the file with other bytes in the middle of a member, or cut off there."""
+    data = bytearray(path.read_bytes())
+    if member is not None:
+        with zipfile.ZipFile(path) as archive:
+            found = archive.getinfo(f"{member}.npy")
+        at = found.header_offset + found.file_size // 2 + 60
+        data[at : at + 2] = bytes(255 - one for one in data[at : at + 2])
+        data = data[:at] if cut == 0 else data
+    elif cut is not None:
+        data = data[:-cut]
+    made = path.with_name(f"{member}-{cut}.npz")
+    made.write_bytes(data)
+    return made
+
+
+def test_a_damaged_class_file_names_what_is_damaged_and_gives_what_is_whole(
+    tiny: Path, tmp_path: Path
+) -> None:
+    place, sounds = tmp_path / "own.npz", tmp_path / "sounds"
+    sounds.mkdir()
+    for number in range(6):
+        soundfile.write(sounds / f"{'xy'[number % 2]}{number}.wav", clip(1.0, number), RATE)
+    for name in "xy":
+        taught = ask("teach", place, name, *sorted(sounds.glob(f"{name}*")), "--model", tiny)
+        assert taught.code == 0, taught.err
+    with np.load(place) as file:
+        scores = next(name for name in file if name.startswith("part:"))
+        vectors = file["vectors"]
+    whole = storage.read(place).examples
+    by = {
+        damaged(place, "space"): "its space cannot be read. Its 6 examples",
+        damaged(place, scores): "its history cannot be read. Its 6 examples",
+        damaged(place, "space", 0): "its space, its hash cannot be read. Its 6 examples",
+        damaged(place, cut=60): "its list of parts cannot be read. Its 6 examples",
+        damaged(place, "vectors"): "the vectors of its examples cannot be read. The marks of its 6",
+    }
+    for number, (path, words) in enumerate(by.items()):
+        refused = ask("predict", path, sounds)
+        assert refused.code == 1 and f"{path.name} is damaged: {words}" in refused.error
+        assert "teach NEW.npz --from class" in refused.error
+        assert ask("classes", path, "--history").code == 1
+        new = tmp_path / f"new{number}.npz"
+        done = ask("teach", new, "--from", "class", path, "--model", tiny)
+        assert done.code == 0 and f"{path.name} is damaged" in done.err, done.err
+        found = storage.read(new).examples
+        marks = dict(zip(found.keys, found.marks, strict=True))
+        assert marks == dict(zip(whole.keys, whole.marks, strict=True))
+        assert np.allclose(found.vectors, vectors, atol=1e-5)
+        assert ask("predict", new, sounds).code == 0
+    # Without its text nothing tells what the rest was; a changed file is no damaged one.
+    assert "is no saved class space" in ask("predict", damaged(place, "about"), sounds).error
+    other = changed(tmp_path / "other.npz", lambda a: a["settings"].update(unknown=0.5))
+    assert "not as it was saved" in ask("predict", other, sounds).error
 
 
 def test_names_of_files_that_are_no_utf8_are_kept(tmp_path: Path) -> None:

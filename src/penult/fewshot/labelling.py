@@ -26,7 +26,7 @@ from penult.data.regions import WHOLE, span_of
 from penult.data.sources import Source
 from penult.data.tables import TableRows
 from penult.data.windows import Layout
-from penult.errors import ItemError, LabelsError, UsageError
+from penult.errors import ItemError, LabelsError, StoreError, UsageError
 from penult.fewshot import marks, storage
 from penult.fewshot.events import UNKNOWN
 from penult.fewshot.examples import (
@@ -187,13 +187,19 @@ class SavedMarks(MarkTable):
 
     @classmethod
     def read(cls, path: Path, source: VectorSource) -> SavedMarks:
-        """The marks of a file.
+        """The marks of a file; of a damaged one what is whole.
 
         Raises:
             LabelsError: no class file.
             FingerprintMismatch: of another embedder.
         """
-        saved = storage.read(path)
+        try:
+            saved = storage.read(path)
+        except StoreError:
+            if (found := storage.read_damaged(path)) is None:
+                raise
+            saved = found[0]
+            log.warning("%s is damaged: %s", path, found[1].split(".")[0])
         source.check(fingerprint_in(storage.manifest_of(saved)), str(path))
         source.know_seconds(saved.seconds)
         own = saved.examples
@@ -203,7 +209,7 @@ class SavedMarks(MarkTable):
             for name, mark in marks.items()
             if not of_head(key)
         ]
-        rows = dict(zip(own.keys, own.vectors, strict=True))
+        rows = dict(zip(own.keys, own.vectors, strict=True)) if own.dim else {}
         return cls(path, TableRows("line", lambda: iter(()), {}, 0), True, found, rows)
 
 

@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import os
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from zipfile import is_zipfile
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.space import Space
+from penult.analysis.space import RAW, Space
 from penult.collection.manifest import Manifest, fingerprint_in
 from penult.collection.row_layout import RowLayout
 from penult.collection.schema import Key
@@ -24,7 +26,7 @@ from penult.data.windows import Layout
 from penult.errors import FingerprintMismatch, LabelsError, StoreError, UsageError, cause
 from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.versions import FileStore
-from penult.memory import check_unpacked
+from penult.memory import check_unpacked, free_memory
 
 FORMAT = 2  # 1 had no background, and no versions
 SUFFIX = ".npz"
@@ -161,6 +163,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
 
     Raises:
         LabelsError: there is no such file, or it is no class space.
+        StoreError: it is one, and damaged; with what of it is whole.
     """
     source = user_path(path)
     state = state_of(source)  # before it is read
@@ -187,10 +190,72 @@ def read(path: str | os.PathLike[str]) -> Saved:
             f"penult teach {source} CLASS EXAMPLES… --model MODEL begins one"
         ) from error
     except Exception as error:  # whatever a broken file makes of zip, numpy and JSON
+        if (found := read_damaged(source)) is not None:
+            raise StoreError(f"{source} is damaged: {found[1]}") from error
         raise LabelsError(f"{source} is no saved class space: {cause(error)}") from error
     raise LabelsError(
         f"{source} has format {about['format']}, this Penult reads up to {FORMAT}: upgrade penult"
     )
+
+
+_NAMES = {"about": "its text", "vectors": "the vectors of its examples", "space": "its space",
+          "background": "its background", "hash": "its hash"}  # fmt: skip
+_HEADER = struct.Struct("<4s5H3L2H")  # of a member of a zip archive
+_LARGE = 0xFFFFFFFF  # a size that stands in the extra field instead
+
+
+def read_damaged(path: Path) -> tuple[Saved, str] | None:
+    """(What is whole of a damaged file, in words what is not and what would work); None where the
+    bytes are as they were written, or nothing tells what they were. Of examples whose vectors are
+    damaged the marks alone are left, with vectors of no numbers.
+    """
+    try:
+        data = b"" if 2 * path.stat().st_size > free_memory() else path.read_bytes()
+        parts, damaged = _members(data)
+        about = json.loads(bytes(parts["about"]))
+        if about["kind"] != "penult class space" or about["format"] > FORMAT:
+            return None
+        damaged += [name for name in _NAMES if name not in (*parts, *damaged, "background")]
+        rows, vectors = about["examples"], parts.get("vectors", np.zeros((0, 0)))
+        lost = len(vectors) != len(rows) or not np.isfinite(vectors).all()
+        kept = np.zeros((len(rows), 0)) if lost else vectors
+        saved = _checked(about, kept.astype(np.float32), Space(RAW, kept.shape[1]))
+        if not damaged and str(parts["hash"]) != _hash_of(parts):
+            return None  # it was written so
+    except Exception:  # whatever a broken file makes of numpy and JSON
+        return None
+    named = dict.fromkeys(_NAMES.get(name, "its history") for name in damaged)
+    marks = f"the marks of its {len(rows)} examples"
+    cut = ", which embeds their recordings anew (--audio FOLDER: where they are)" if lost else ""
+    whole = marks if lost else f"its {len(rows)} examples, with marks and vectors,"
+    return saved, (
+        f"{', '.join(named) or 'its list of parts'} cannot be read. {whole[0].upper()}{whole[1:]} "
+        f"are whole: penult teach NEW.npz --from class {path} --model MODEL makes a file of "
+        f"them{cut}, without settings and history; or take a copy of the file"
+    )
+
+
+def _members(data: bytes) -> tuple[dict[str, Any], list[str]]:
+    """(The arrays of an npz whose bytes are whole, the names of others) by the header in front of
+    each, since a file that was cut off has lost the list at its end."""
+    found: dict[str, Any] = {}
+    damaged, at = [], data.find(b"PK\x03\x04")
+    while at >= 0 and at + _HEADER.size <= len(data):
+        _, _, _, method, _, _, crc, size, _, name_size, extra_size = _HEADER.unpack_from(data, at)
+        start = at + _HEADER.size + name_size + extra_size
+        name = data[at + _HEADER.size : start - extra_size].decode(errors="replace")
+        extra = data[start - extra_size : start]
+        if size == _LARGE and len(extra) >= 20:  # id and length, then the size unpacked and packed
+            size = int.from_bytes(extra[12:20], "little")
+        content, name = data[start : start + size], name.removesuffix(".npy")
+        if not method and len(content) == size and zlib.crc32(content) == crc:
+            found[name] = np.load(io.BytesIO(content), allow_pickle=False)
+            at = data.find(b"PK\x03\x04", start + size)
+        else:  # a space is an archive itself: its own headers are none of these
+            damaged += [name] if name in _NAMES or name.startswith(_PART) else []
+            end = start + size if data[start + size : start + size + 2] == b"PK" else at + 4
+            at = data.find(b"PK\x03\x04", end)
+    return found, damaged
 
 
 def _checked(about: Mapping[str, Any], vectors: npt.NDArray[np.float32], space: Space) -> Saved:
