@@ -41,6 +41,20 @@ def test_a_value_is_that_of_ridge_regression() -> None:
     np.testing.assert_allclose(fitted.judge(others)[0], wanted.predict(others))
 
 
+@pytest.mark.parametrize("size", [1e300, 1e-300])
+def test_values_of_any_size(size: float) -> None:
+    vectors, values = drawn(30, 0)
+    usual, other = (FittedValue(vectors, v, np.arange(30)) for v in (values, values * size))
+    assert other.strength == usual.strength
+    for name in ("r_squared", "concordance"):
+        assert getattr(other.accuracy, name) == pytest.approx(getattr(usual.accuracy, name))
+    for name in ("error", "baseline"):
+        assert getattr(other.accuracy, name) / size == pytest.approx(getattr(usual.accuracy, name))
+    (found, margin, _), (wanted, half, _) = other.judge(vectors), usual.judge(vectors)
+    np.testing.assert_allclose(found / size, wanted)
+    assert margin / size == pytest.approx(half)
+
+
 def test_measures_are_of_held_out_groups() -> None:
     vectors, values = drawn(60, 0)
     groups = np.arange(60) // 10

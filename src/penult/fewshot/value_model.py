@@ -152,6 +152,10 @@ class FittedValue:
                 "the examples are of one group or item, so that none can be held out; "
                 "give rows of others, or no groups"
             )
+        # Squares of 1e200 are infinite, and of 1e-200 zero. A power of two rounds nothing.
+        exponent = max(-1000, int(np.frexp(np.abs(self.values).max())[1]) - 1)
+        self._unit = 2.0**exponent
+        self._scaled = self.values / self._unit
 
     @cached_property
     def _folds(self) -> npt.NDArray[np.int64]:
@@ -160,18 +164,23 @@ class FittedValue:
 
     @cached_property
     def _held_out(self) -> tuple[Floats, Floats]:
-        """((strengths, n) predictions without the own fold, (n,) the means of the others)."""
+        """((strengths, n) predictions without the own fold, (n,) the means of the others), in the
+        unit."""
         found, means = np.empty((len(_STRENGTHS), len(self.values))), np.empty(len(self.values))
         for fold in np.unique(self._folds):
             out = self._folds == fold
-            middle, means[out], weights = _ridge(self._rows[~out], self.values[~out])
+            middle, means[out], weights = _ridge(self._rows[~out], self._scaled[~out])
             found[:, out] = weights @ (self._rows[out] - middle).T + means[out][0]
         return found, means
 
     @property
     def held_out(self) -> Floats:
         """(n,) predictions of the examples without their fold."""
-        errors = (self._held_out[0] - self.values) ** 2
+        return np.asarray(self._held_out_scaled * self._unit)
+
+    @property
+    def _held_out_scaled(self) -> Floats:
+        errors = (self._held_out[0] - self._scaled) ** 2
         found = np.empty(len(self.values))
         for fold in np.unique(self._folds):
             out = self._folds == fold
@@ -185,26 +194,27 @@ class FittedValue:
 
     @property
     def _strength(self) -> int:
-        return int(((self._held_out[0] - self.values) ** 2).sum(axis=1).argmin())
+        return int(((self._held_out[0] - self._scaled) ** 2).sum(axis=1).argmin())
 
     @cached_property
     def accuracy(self) -> ValueAccuracy:
         """What to expect of items of other groups."""
-        truth, found = self.values, self.held_out
+        truth, found = self._scaled, self._held_out_scaled
         return ValueAccuracy(
             float(r_squared(truth, found)), float(concordance(truth, found)),
-            float(mean_absolute_error(truth, found)),
-            float(mean_absolute_error(truth, self._held_out[1])),
+            float(mean_absolute_error(truth, found)) * self._unit,
+            float(mean_absolute_error(truth, self._held_out[1])) * self._unit,
             len(truth), len(np.unique(self._groups)),
         )  # fmt: skip
 
     @cached_property
     def model(self) -> ValueModel:
         """What predictions are made from."""
-        middle, mean, weights = _ridge(self._rows, self.values)
+        middle, mean, weights = _ridge(self._rows, self._scaled)
         return ValueModel(
-            weights[self._strength], middle, self.values - self.held_out, self._groups,
-            self._rows.astype(np.float32), self._likeness, mean, self.strength,
+            weights[self._strength] * self._unit, middle, self.values - self.held_out,
+            self._groups, self._rows.astype(np.float32), self._likeness, mean * self._unit,
+            self.strength,
             (float(self.values.min()), float(self.values.max())), self.accuracy,
         )  # fmt: skip
 
