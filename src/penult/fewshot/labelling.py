@@ -196,10 +196,10 @@ class SavedMarks(MarkTable):
         try:
             saved = storage.read(path)
         except StoreError:
-            if (found := storage.read_damaged(path)) is None:
+            if (whole := storage.read_damaged(path)) is None:
                 raise
-            saved = found[0]
-            log.warning("%s is damaged: %s", path, found[1].split(".")[0])
+            saved = whole[0]
+            log.warning("%s is damaged: %s", path, whole[1].split(".")[0])
         source.check(fingerprint_in(storage.manifest_of(saved)), str(path))
         source.know_seconds(saved.seconds)
         own = saved.examples

@@ -190,8 +190,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
             f"penult teach {source} CLASS EXAMPLES… --model MODEL begins one"
         ) from error
     except Exception as error:  # whatever a broken file makes of zip, numpy and JSON
-        if (found := read_damaged(source)) is not None:
-            raise StoreError(f"{source} is damaged: {found[1]}") from error
+        if (whole := read_damaged(source)) is not None:
+            raise StoreError(f"{source} is damaged: {whole[1]}") from error
         raise LabelsError(f"{source} is no saved class space: {cause(error)}") from error
     raise LabelsError(
         f"{source} has format {about['format']}, this Penult reads up to {FORMAT}: upgrade penult"
@@ -225,13 +225,13 @@ def read_damaged(path: Path) -> tuple[Saved, str] | None:
     except Exception:  # whatever a broken file makes of numpy and JSON
         return None
     named = dict.fromkeys(_NAMES.get(name, "its history") for name in damaged)
-    marks = f"the marks of its {len(rows)} examples"
     cut = ", which embeds their recordings anew (--audio FOLDER: where they are)" if lost else ""
-    whole = marks if lost else f"its {len(rows)} examples, with marks and vectors,"
+    rest = f"The marks of its {len(rows)} examples" if lost else \
+        f"Its {len(rows)} examples, with marks and vectors,"  # fmt: skip
     return saved, (
-        f"{', '.join(named) or 'its list of parts'} cannot be read. {whole[0].upper()}{whole[1:]} "
-        f"are whole: penult teach NEW.npz --from class {path} --model MODEL makes a file of "
-        f"them{cut}, without settings and history; or take a copy of the file"
+        f"{', '.join(named) or 'its list of parts'} cannot be read. {rest} are whole: penult "
+        f"teach NEW.npz --from class {path} --model MODEL makes a file of them{cut}, without "
+        "settings and history; or take a copy of the file"
     )
 
 
