@@ -1,8 +1,9 @@
-"""Pictures: a map of vectors with the names of its classes; a confusion matrix; a curve."""
+"""Pictures: a map of vectors with the names of its classes; a confusion matrix; a curve; parts."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,57 @@ def _draw_field(figure: Any, cells: Sequence[ActivityCell], zone: str) -> None:
                     rotation=30, ha="right", fontsize=9)  # fmt: skip
     axes.set_yticks(range(0, 24, 3))
     axes.set(ylabel=f"hour of the day, {zone}", xlabel="grey: nothing recorded")
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfPicture:
+    """A part of the rows. shares: (n,) of each of them from 0 to 1. auroc: None where it was not
+    measured. differs: more than chance."""
+
+    name: str
+    shares: npt.NDArray[np.float64]
+    auroc: float | None
+    differs: bool
+
+
+def draw_parts(
+    path: Path, parts: Sequence[PartOfPicture], side: str, since: str | None, title: str
+) -> None:
+    """Write a picture of how much the rows of each part look like a side (median, quartiles, and
+    from the 5th to the 95th percentile), and how well each part is told from the others. since: the
+    first part behind a line."""
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
+    width = min(24.0, max(7.0, 2 + 0.28 * len(parts)))
+    figure = Figure(figsize=(width, 6), facecolor="#fbfaf7", layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    places = np.arange(len(parts))
+    colours = ["#c0562f" if one.differs else "#8a9aa6" for one in parts]
+    for place, one, colour in zip(places, parts, colours, strict=True):
+        low, first, middle, third, high = np.quantile(one.shares, (0.05, 0.25, 0.5, 0.75, 0.95))
+        upper.plot([place, place], [low, high], color=colour, lw=1)
+        upper.bar(place, third - first, 0.6, first, color=colour, alpha=0.55, lw=0)
+        upper.plot([place - 0.3, place + 0.3], [middle, middle], color="#222222", lw=1.5)
+    heights = [0.0 if one.auroc is None else one.auroc - 0.5 for one in parts]
+    lower.bar(places, heights, 0.7, 0.5, color=colours)
+    for axes in (upper, lower):
+        axes.set_facecolor("#fbfaf7")
+        axes.axhline(0.5, color="#777777", lw=0.8, ls=":")
+        for edge in ("top", "right"):
+            axes.spines[edge].set_visible(False)
+        if since is not None:
+            behind = next(at for at, one in enumerate(parts) if one.name == since)
+            axes.axvline(behind - 0.5, color="#222222", lw=1.2, ls="--")
+    upper.set(ylim=(-0.02, 1.02))
+    upper.set_ylabel(f"rows like\n{_drawable(side)}", fontsize=9)
+    lower.set_ylabel("AUROC against\nthe other parts", fontsize=9)
+    lower.set(ylim=(min(0.4, 0.48 + min(heights)), 1.02), xlim=(-0.7, len(parts) - 0.3))
+    step = -(-len(parts) // 60)
+    lower.set_xticks(places[::step], [_drawable(one.name) for one in parts[::step]],
+                     rotation=60, ha="right", rotation_mode="anchor", fontsize=8)  # fmt: skip
+    figure.suptitle(_drawable(title), x=0.02, ha="left", fontsize=10, wrap=True)
+    save_figure(figure, path)
 
 
 def save_figure(figure: Any, path: Path) -> None:
