@@ -157,6 +157,19 @@ def evaluation_page(found: Evaluation, title: str) -> str:
     )
 
 
+def page_of_tables(
+    title: str,
+    lines: Sequence[str],
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]],
+) -> str:
+    """Lines and tables of texts (title, head, rows) as one HTML file."""
+    parts = [
+        f"<h2>{escape(name)}</h2>" + _table(head, (_texts(*cells) for cells in rows))
+        for name, head, rows in tables
+    ]
+    return _page(title, "".join(f"<p>{escape(line)}</p>" for line in lines) + "".join(parts))
+
+
 def _notes(notes: Iterable[str]) -> str:
     return "".join(f"<p class=i>{escape(note)}</p>" for note in notes)
 
