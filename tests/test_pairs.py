@@ -390,6 +390,12 @@ def test_what_trials_tell_of_themselves(store: Path, tmp_path: Path) -> None:
         "1 trials compare an utterance with itself, which is no evidence",
     ]
     assert found["names"] == 3 and found["cllr"] is None
+    # One speaker alone, whatever the scores, says nothing of others.
+    one = lines(tmp_path / "one", "yes-ann yes-bob target", "yes-ann no-ann nontarget")
+    shown = ask("verify", store, "--trials", one).out
+    assert "(no interval: all same pairs are of one)" in shown
+    found = ask("verify", store, "--trials", one, "--json").json
+    assert found["low"] is found["high"] is None and found["eer"] is not None
 
 
 def test_a_cohort_that_is_named_leaves_the_own_speaker_out(store: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ their scores, and scores normalised by a cohort.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -332,8 +333,8 @@ class Costs:
 class Verification:
     """Verification by scores of pairs: of the same name, and of different names.
 
-    eer: the equal error rate, at `threshold`; low, high: its 95 % interval. auc: the area under the
-    ROC curve. same, different: numbers of pairs. missed: the share of same pairs that is rejected
+    eer: the equal error rate, at `threshold`; low, high: its 95 % interval, NaN (None in JSON)
+    where one name alone has pairs of its own. auc: the area under the ROC curve. same, different: numbers of pairs. missed: the share of same pairs that is rejected
     where the share `false_accepts` of the different ones is accepted, at the threshold `strict`.
     pairs: how many there are; where `same` and `different` are fewer, they were drawn with the
     seed of `costs`.
@@ -357,7 +358,9 @@ class Verification:
         """For JSON, as `penult verify --json` prints it."""
         found = asdict(self)
         costs = found.pop("costs")
-        return {**found, **costs, "cllr": None if np.isnan(self.costs.cllr) else self.costs.cllr}
+        known = {"cllr": self.costs.cllr, "low": self.low, "high": self.high}
+        shown = {name: None if np.isnan(value) else value for name, value in known.items()}
+        return {**found, **costs, **shown}
 
 
 def verify(
@@ -455,8 +458,10 @@ def _named_rows(
 def _interval(
     similarities: Floats, names: Pairs, seed: int, rounds: int = 200
 ) -> tuple[float, float]:
-    """The 95 % interval of the error rate over draws of names. names: of both sides of each pair,
-    as numbers."""
+    """The 95 % interval of the error rate over draws of names; NaN where one name alone has pairs
+    of its own, which says nothing of others. names: of both sides of each pair, as numbers."""
+    if len(np.unique(names.left[names.same])) < 2:
+        return math.nan, math.nan
     random = np.random.default_rng(seed)
     count = int(max(names.left.max(), names.right.max())) + 1
     if len(similarities) > 200_000:  # as many as give the interval its two digits

@@ -224,10 +224,12 @@ def _show_verification(
     """kinds: what its pairs of one name are called, and those of two."""
     same, different = kinds
     unit = "score" if s_norm else "cosine"
+    ends = f"95 %: {100 * found.low:.1f} to {100 * found.high:.1f}"
+    if isnan(found.low):
+        ends = "no interval: all same pairs are of one"
     stdout.print(
-        f"equal error rate [bold]{100 * found.eer:.1f} %[/] (95 %: {100 * found.low:.1f} to "
-        f"{100 * found.high:.1f}), at {unit} {found.threshold:.4f}; area under the curve "
-        f"{found.auc:.4f}",
+        f"equal error rate [bold]{100 * found.eer:.1f} %[/] ({ends}), at {unit} "
+        f"{found.threshold:.4f}; area under the curve {found.auc:.4f}",
         soft_wrap=True,
     )
     stdout.print(
