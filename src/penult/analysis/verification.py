@@ -334,10 +334,10 @@ class Verification:
     """Verification by scores of pairs: of the same name, and of different names.
 
     eer: the equal error rate, at `threshold`; low, high: its 95 % interval, NaN (None in JSON)
-    where one name alone has pairs of its own. auc: the area under the ROC curve. same, different: numbers of pairs. missed: the share of same pairs that is rejected
-    where the share `false_accepts` of the different ones is accepted, at the threshold `strict`.
-    pairs: how many there are; where `same` and `different` are fewer, they were drawn with the
-    seed of `costs`.
+    where one name alone has pairs of its own. auc: the area under the ROC curve. same, different:
+    numbers of pairs. missed: the share of same pairs that is rejected where the share
+    `false_accepts` of the different ones is accepted, at the threshold `strict`. pairs: how many
+    there are; where `same` and `different` are fewer, they were drawn with the seed of `costs`.
     """
 
     eer: float
