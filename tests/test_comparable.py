@@ -293,6 +293,8 @@ def test_a_saved_embedder_and_its_proof_go_with_the_code(
     assert [record.message for record in caplog.records if "no list of hashes" in record.message]
     assert len(caplog.records) == 1
     edit(project, "net.py", "", "\n# a word\n")
+    assert load().certificate == first  # the code that it carries is the one that was saved
+    shutil.rmtree(saved / "code")  # as an earlier version saved it
     again = load()
     assert again.certificate.ok and again.certificate.max_error < 1e-5
     assert not again.certificate.kept  # of other code: proved in this run
