@@ -107,7 +107,9 @@ def test_neighbours_and_moved_rows_by_hand(stores: tuple[Collection, Collection]
             np.delete(one @ one[row] / np.linalg.norm(one, axis=1), row) for one in (rows, others)
         ]
         name = f"{row:02}.wav"
-        assert by_id[name]["moved"] == pytest.approx(1 - np.corrcoef(*cosines)[0, 1], abs=1e-5)
+        assert by_id[name]["moved"] == pytest.approx(
+            1 - np.corrcoef(np.array(cosines))[0, 1], abs=1e-5
+        )
         beside = [one["id"] for one in by_id[name]["nearest"]]
         assert beside == [f"{lists[row, 0]:02}.wav" for lists in near]
     order = [row["moved"] for row in found["rows"]]
@@ -133,13 +135,13 @@ def test_paired_differences_by_hand() -> None:
             right[side] = probe.fit(one[~side], number[~side]).predict(one[side]) == number[side]
         values.append((np.mean(precision), right.mean()))
     for place, name in enumerate(("retrieval, mAP", "linear probe")):
-        one = found[name]
-        assert one.first.value == pytest.approx(values[0][place], abs=1e-4)
-        assert one.second.value == pytest.approx(values[1][place], abs=1e-4)
-        assert one.difference.value == pytest.approx(one.second.value - one.first.value)
-        assert one.difference.high < 0  # the second knows less, on the same rows
-        width = one.difference.high - one.difference.low
-        assert width < (one.first.high - one.first.low) + (one.second.high - one.second.low)
+        pair = found[name]
+        assert pair.first.value == pytest.approx(values[0][place], abs=1e-4)
+        assert pair.second.value == pytest.approx(values[1][place], abs=1e-4)
+        assert pair.difference.value == pytest.approx(pair.second.value - pair.first.value)
+        assert pair.difference.high < 0  # the second knows less, on the same rows
+        width = pair.difference.high - pair.difference.low
+        assert width < (pair.first.high - pair.first.low) + (pair.second.high - pair.second.low)
     same = paired_measures(rows, 3 * rows, names, groups)
     assert all(one.difference.to_dict() == {"value": 0, "low": 0, "high": 0} for one in same)
 

@@ -230,6 +230,7 @@ def test_parts_of_times_numbers_and_texts(store: Collection) -> None:
     numbers = parts_of(store.reader, table, "{}.wav")  # 96 of them
     assert numbers.kind == "number" and len(numbers.names) == 10
     assert not parts_of(store.reader, table, "site").is_ordered
+    assert parts_of(store.reader, table, "text_when", as_names=True).kind == "text"
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ def drift(
             "shortest with at most 60 parts."
         ),
     ] = None,
+    as_names: Annotated[
+        bool,
+        typer.Option("--as-names", help="Numbers and dates are names, such as ids, without order."),
+    ] = False,
     groups: Annotated[
         str | None,
         typer.Option(
@@ -93,7 +97,7 @@ def drift(
         check_output(picture, create=True)
     opened = Collection.open(collection, must_exist=True)
     space_of(opened, space)
-    options = DriftOptions(by, groups, every, time_zone, where, space, alpha, draws, seed)
+    options = DriftOptions(by, groups, every, time_zone, where, space, alpha, draws, seed, as_names)
     with working("comparing parts"):
         found = find_drift(opened.reader, options)
     if out is not None:

@@ -32,7 +32,7 @@ ALPHA = 0.01
 class DriftOptions:
     """What is compared, and how. by: a column, `folder` or another way of naming rows. groups: what
     is permuted together; None is the item. every: the period of times. zone: of days. alpha: a
-    p-value of an alarm."""
+    p-value of an alarm. as_names: numbers and times have no order."""
 
     by: str
     groups: str | None = None
@@ -43,6 +43,7 @@ class DriftOptions:
     alpha: float = ALPHA
     draws: int = DRAWS
     seed: int = 0
+    as_names: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,10 @@ def find_drift(reader: Reader, options: DriftOptions) -> Drift:
             f"{reader.path} has no rows"
         )  # fmt: skip
         raise UsageError(what)
-    parts, notes = parts_of(reader, table, options.by, options.every, options.zone), list[str]()
+    parts, notes = (
+        parts_of(reader, table, options.by, options.every, options.zone, options.as_names),
+        list[str](),
+    )
     known = np.flatnonzero(parts.of_row != NONE)
     if without := len(table) - len(known):
         notes.append(f"{without:,} rows have no value by {options.by!r} and were left out")
@@ -296,5 +300,6 @@ def _facts(
              "seed": options.seed or None}  # fmt: skip
     for name, value in given.items():
         words += [f"--{name}", str(value)] if value is not None else []
+    words += ["--as-names"] if options.as_names else []
     side = "from" if parts.is_ordered else "of"
     return {MADE: shlex.join(words), "side": f"{side} {strongest.part}", **asdict(options)}

@@ -50,14 +50,20 @@ class Division:
 
 
 def parts_of(
-    reader: Reader, table: pa.Table, by: str, every: str | None = None, zone: str | None = None
+    reader: Reader,
+    table: pa.Table,
+    by: str,
+    every: str | None = None,
+    zone: str | None = None,
+    as_names: bool = False,
 ) -> Division:
     """The parts of rows (all scalar columns of them) by a column, `folder` or another way of naming
     rows. Numbers of more than fifty values, or with fractions, are divided into ten ranges of as
     many rows.
 
     every: the period of times; None: the shortest with at most sixty parts. zone: the time zone of
-    days and weeks; None: that of the collection's times.
+    days and weeks; None: that of the collection's times. as_names: numbers and times are names,
+    such as those of speakers, without an order.
 
     Raises:
         LabelsError: it names nothing here, one value, too many parts, or what was computed from the
@@ -67,7 +73,8 @@ def parts_of(
     if every is not None and every not in PERIODS:
         raise UsageError(f"--every {every!r} is no period; {', '.join(PERIODS)} are")
     _check_way(reader, by)
-    values = _values(names_of(reader, table, by))
+    texts = names_of(reader, table, by)
+    values = list[datetime | float | str | None](texts) if as_names else _values(texts)
     there = [value for value in values if value is not None]
     if not there:
         raise LabelsError(f"none of {len(values):,} rows has a finite number by {by!r}")
