@@ -100,6 +100,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved embedder that opens quickly, for tests that start commands and look at no model."""
+    from zoo import save_graph
+
+    return save_graph(tmp_path_factory.mktemp("models") / "light")
+
+
+@pytest.fixture(scope="session")
 def demo_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's clips at its prelogits; a test that writes copies the folder."""
     import penult

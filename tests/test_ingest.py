@@ -339,7 +339,7 @@ sys.exit(run(sys.argv[1:]))
           for stop in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)),
     ],
 )  # fmt: skip
-def test_stopped_in_the_middle(tiny: Path, tmp_path: Path, stops: list[signal.Signals]) -> None:
+def test_stopped_in_the_middle(light: Path, tmp_path: Path, stops: list[signal.Signals]) -> None:
     """Stopped again and again, run to the end: as if nothing had happened."""
     folder = tmp_path / "many"
     folder.mkdir()
@@ -347,9 +347,9 @@ def test_stopped_in_the_middle(tiny: Path, tmp_path: Path, stops: list[signal.Si
         soundfile.write(folder / f"{i:03d}.wav", clip(0.5 + (i % 7) / 10, i), RATE)
     (folder / "bad.wav").write_bytes(b"no")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    embedder = Embedder.from_classifier(load(tiny))
+    embedder = Embedder.load(light)
     Collection.open(whole).add(embedder, folder)
-    command = [sys.executable, "-c", SCRIPT, "embed", str(tiny), str(folder), "--into", str(killed)]
+    command = [sys.executable, "-c", SCRIPT, "embed", str(light), str(folder), "--into", str(killed)]
     chance = random.Random(sum(stops))
     for stop in stops * int(os.environ.get("PENULT_KILLS", 1)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

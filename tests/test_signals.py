@@ -42,7 +42,7 @@ if "STUCK" in os.environ:
     add.RunSettings = lambda *rest: settings(*rest[:4], stuck)
 main(sys.argv[1:])
 """
-QUIET = ("--workers", "0", "--engine", "torch")
+QUIET = ("--workers", "0")
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,11 @@ def heeding() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
 def test_a_terminal_that_closes_stops_a_run_in_order(
-    tiny: Path, many: Path, tmp_path: Path
+    light: Path, many: Path, tmp_path: Path
 ) -> None:
     """It is sent twice, by the kernel and by the shell. Meanwhile `info` knows the writer."""
     store = tmp_path / "c.lance"
-    process = start("embed", tiny, many, "--into", store, *QUIET, before=heeding)
+    process = start("embed", light, many, "--into", store, *QUIET, before=heeding)
     wait_for_rows(store, process)
     told = ask("info", store, "--json").json
     assert told["runs"][-1]["status"] == "running" and told["writer"]["pid"] == process.pid
@@ -99,10 +99,10 @@ def test_a_terminal_that_closes_stops_a_run_in_order(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
-def test_nohup_holds_and_a_killed_writer_is_seen(tiny: Path, many: Path, tmp_path: Path) -> None:
+def test_nohup_holds_and_a_killed_writer_is_seen(light: Path, many: Path, tmp_path: Path) -> None:
     store = tmp_path / "c.lance"
     ignoring = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    process = start("embed", tiny, many, "--into", store, *QUIET, before=ignoring)
+    process = start("embed", light, many, "--into", store, *QUIET, before=ignoring)
     wait_for_rows(store, process)
     process.send_signal(signal.SIGHUP)
     time.sleep(1.0)
@@ -118,12 +118,12 @@ def test_nohup_holds_and_a_killed_writer_is_seen(tiny: Path, many: Path, tmp_pat
 @pytest.mark.skipif(os.name == "nt", reason="no such signals here")
 @pytest.mark.parametrize("second", thinned([signal.SIGTERM, signal.SIGINT], [signal.SIGINT]))
 def test_a_second_signal_ends_at_once(
-    tiny: Path, many: Path, tmp_path: Path, second: signal.Signals
+    light: Path, many: Path, tmp_path: Path, second: signal.Signals
 ) -> None:
     """Even while a library does not return."""
     store = tmp_path / "c.lance"
     process = start(
-        "embed", tiny, many, "--into", store, *QUIET, before=heeding, PAUSE="0",
+        "embed", light, many, "--into", store, *QUIET, before=heeding, PAUSE="0",
         STUCK=str(stuck := tmp_path / "stuck"),
     )  # fmt: skip
     deadline = time.monotonic() + 200
@@ -142,9 +142,9 @@ def events(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_events_tell_a_run_line_by_line(tiny: Path, many: Path, tmp_path: Path) -> None:
+def test_events_tell_a_run_line_by_line(light: Path, many: Path, tmp_path: Path) -> None:
     (bad := many / "bad.wav").write_bytes(b"no sound")
-    run = ("embed", tiny, many, "--into", tmp_path / "c.lance", *QUIET, "--heartbeat", "0.3")
+    run = ("embed", light, many, "--into", tmp_path / "c.lance", *QUIET, "--heartbeat", "0.3")
     process = start(*run, "--log", "json", "--json", PAUSE="0.02")
     out, err = process.communicate(timeout=300)
     bad.unlink()
@@ -168,10 +168,10 @@ def test_events_tell_a_run_line_by_line(tiny: Path, many: Path, tmp_path: Path) 
     assert times == sorted(times)
 
 
-def test_a_heartbeat_comes_while_nothing_moves(tiny: Path, many: Path, tmp_path: Path) -> None:
+def test_a_heartbeat_comes_while_nothing_moves(light: Path, many: Path, tmp_path: Path) -> None:
     (one := tmp_path / "one").mkdir()
     soundfile.write(one / "slow.wav", clip(0.2), RATE)
-    run = ("embed", tiny, one, "--into", tmp_path / "c.lance", *QUIET, "--heartbeat", "0.2")
+    run = ("embed", light, one, "--into", tmp_path / "c.lance", *QUIET, "--heartbeat", "0.2")
     process = start("--log=json", *run, PAUSE="1.5")
     _, err = process.communicate(timeout=100)
     beats = [event for event in events(err) if event["event"] == "heartbeat" and "seen" in event]
@@ -182,9 +182,9 @@ def test_a_heartbeat_comes_while_nothing_moves(tiny: Path, many: Path, tmp_path:
 
 
 def test_lines_of_progress_where_stderr_is_no_terminal(
-    tiny: Path, many: Path, tmp_path: Path
+    light: Path, many: Path, tmp_path: Path
 ) -> None:
-    run = ("embed", tiny, many, "--into", tmp_path / "c.lance", *QUIET, "--heartbeat", "0.3")
+    run = ("embed", light, many, "--into", tmp_path / "c.lance", *QUIET, "--heartbeat", "0.3")
     _, err = (process := start(*run, PAUSE="0.01")).communicate(timeout=300)
     lines = [line for line in err.splitlines() if line.startswith("embedding: ")]
     assert process.returncode == 0 and len(lines) >= 2
@@ -203,10 +203,10 @@ FULL = Path("/dev/full")
 
 
 @pytest.fixture(scope="module")
-def store(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stored")
     soundfile.write(root / "one.wav", clip(0.2), RATE)
-    assert ask("embed", tiny, root / "one.wav", "--into", root / "c.lance", *QUIET).code == 0
+    assert ask("embed", light, root / "one.wav", "--into", root / "c.lance", *QUIET).code == 0
     return root / "c.lance"
 
 
@@ -233,12 +233,12 @@ def test_output_that_cannot_be_written_is_told(
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("line", thinned(["2>/dev/full", "2>&-", "2>&- <&-"], ["2>&-"]))
 def test_messages_that_nobody_receives_change_nothing(
-    tiny: Path, store: Path, tmp_path: Path, line: str
+    light: Path, store: Path, tmp_path: Path, line: str
 ) -> None:
     done = shell(line, "info", store, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["rows"] == 1
     assert shell(line, "info", tmp_path / "nothing").returncode == 2
-    run = ("embed", tiny, store.parent / "one.wav", "--into", tmp_path / "c", *QUIET, "--json")
+    run = ("embed", light, store.parent / "one.wav", "--into", tmp_path / "c", *QUIET, "--json")
     done = shell(line, "--log", "json", *run)
     assert done.returncode == 0 and json.loads(done.stdout)["done"] == 1
     assert b"{" not in (tmp_path / "c" / "writer.lock").read_bytes()  # no message in a file

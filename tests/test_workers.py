@@ -368,7 +368,7 @@ HOSTILE = "soundfile random json typing logging tempfile ctypes socket av PIL so
     [["-m", "penult"], pytest.param(["-c", "import sys; {command}"], marks=pytest.mark.slow)],
 )
 def test_a_folder_of_recordings_runs_nothing(
-    start: list[str], recordings: Path, tiny: Path, tmp_path: Path
+    start: list[str], recordings: Path, light: Path, tmp_path: Path
 ) -> None:
     """Neither in the command nor in its workers, whatever the variables of Python say."""
     ran = tmp_path / "ran"
@@ -391,7 +391,7 @@ def test_a_folder_of_recordings_runs_nothing(
     options = ["--into", str(tmp_path / "c.lance"), "--workers", "2"]
     started = [one.format(command=command) for one in start]
     done = subprocess.run(
-        [sys.executable, *started, "embed", str(tiny), ".", *options],
+        [sys.executable, *started, "embed", str(light), ".", *options],
         cwd=recordings,
         env=env,
         capture_output=True,
