@@ -349,7 +349,8 @@ def test_stopped_in_the_middle(light: Path, tmp_path: Path, stops: list[signal.S
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     embedder = Embedder.load(light)
     Collection.open(whole).add(embedder, folder)
-    command = [sys.executable, "-c", SCRIPT, "embed", str(light), str(folder), "--into", str(killed)]
+    run = ["embed", str(light), str(folder), "--into", str(killed)]
+    command = [sys.executable, "-c", SCRIPT, *run]
     chance = random.Random(sum(stops))
     for stop in stops * int(os.environ.get("PENULT_KILLS", 1)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import penult
+from conftest import thinned
 from odd_calls import CALLS
 from odd_choices import CHOICES
 from odd_heads import CASES, Case, D, Encoder, Frames, K, T, Then, fc, waves, words
@@ -42,7 +43,7 @@ def built(case: Case) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", thinned(ALL, [*ALL][::2]))
 def test_head_form(name: str) -> None:
     case = ALL[name]
     model, inputs = built(case), case.inputs()
