@@ -160,6 +160,7 @@ PAGES = (
     "docs/tour.md",
     "docs/classes.md",
     "docs/preprocess.md",
+    "docs/explain.md",
     *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW_PAGES),
 )
 
@@ -258,7 +259,7 @@ def test_every_page_with_python_is_run() -> None:
     pages = {str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
              if "```python" in page.read_text("utf-8")}  # fmt: skip
     run = {"README.md", "docs/tour.md", "docs/classes.md", *SLOW_PAGES, "docs/extending.md"}
-    run.add("docs/preprocess.md")
+    run |= {"docs/preprocess.md", "docs/explain.md"}
     assert pages == run
 
 

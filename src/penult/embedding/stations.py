@@ -105,11 +105,11 @@ def record_stations(embedder: Embedder, pairs: Iterable[Any]) -> StationRecord:
     if first is None:
         raise EmptyItem("there is no item to run")
     runner = embedder.runner
-    values = np.asarray(_decoded(first, runner.target(usual_decoding())))
+    values = np.asarray(decoded_values(first, runner.target(usual_decoding())))
     with closing(runner.prepare([first])) as prepared:
-        ready: Any = _without_failure(next(prepared))
+        ready: Any = without_failure(next(prepared))
     with closing(runner.stream([first], alone=True)) as outcomes:
-        outcome: Any = _without_failure(next(outcomes))
+        outcome: Any = without_failure(next(outcomes))
     stations = (
         *_content(ready, values, runner),
         *_inputs(ready, runner),
@@ -119,16 +119,25 @@ def record_stations(embedder: Embedder, pairs: Iterable[Any]) -> StationRecord:
     return StationRecord(ready.item.id, ready.region.key, stations)
 
 
-def _decoded(pair: tuple[Item, Region], target: DecodeTarget) -> Any:
-    """The values of a region, or part of its item's header."""
+def decoded_values(pair: tuple[Item, Region], target: DecodeTarget) -> Any:
+    """The values of a region, or part of its item's header.
+
+    Raises:
+        ItemError: it cannot be opened.
+    """
     with closing(decode([pair], target, usual_decoding())) as regions:
-        found: Any = _without_failure(next(regions))
+        found: Any = without_failure(next(regions))
     if isinstance(found.content, ItemError):
         raise found.content
     return found.content.values
 
 
-def _without_failure(result: Any) -> Any:
+def without_failure(result: Any) -> Any:
+    """A result of a run; a failure is raised.
+
+    Raises:
+        ItemError: it is one.
+    """
     if isinstance(result, Failure):
         raise ItemError(result.words())
     return result
@@ -142,9 +151,11 @@ def _content(ready: PreparedRegion, values: Any, runner: Runner) -> Iterator[Sta
         yield Station("decoded", made_by, values)
         return
     pair = replace(item, rate=item.rate or classifier.rate), ready.region
-    own = _decoded(pair, DecodeTarget("audio", header="sound")).rate
+    own = decoded_values(pair, DecodeTarget("audio", header="sound")).rate
     own = round(own * classifier.input.playback_rate)
-    samples = _decoded(pair, replace(runner.target(usual_decoding()), rate=own, kept_seconds=None))
+    samples = decoded_values(
+        pair, replace(runner.target(usual_decoding()), rate=own, kept_seconds=None)
+    )
     words = playback_words(classifier.input)
     yield Station("decoded", f"{made_by} at {own} Hz{words and f', {words}'}", samples)
     yield Station("resampled", f"{made_by} at {classifier.rate} Hz", values)

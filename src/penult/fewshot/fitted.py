@@ -498,6 +498,12 @@ class FittedClasses:
         }
 
 
+def prototype(fitted: FittedClasses, name: str) -> Floats:
+    """(d',) the mean of a class's examples in the space of the classes, of length one."""
+    mean: Floats = fitted._prototypes.means[fitted.names.index(name)]
+    return mean
+
+
 def cross_validation(fitted: FittedClasses) -> CrossValidation:
     """What held-out examples told, for a version to keep."""
     return CrossValidation(fitted.accuracy, fitted.thresholds, fitted._chosen[2],

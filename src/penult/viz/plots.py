@@ -302,6 +302,69 @@ def draw_parts(
     lower.set_xticks(places[::step], [_drawable(one.name) for one in parts[::step]],
                      rotation=60, ha="right", rotation_mode="anchor", fontsize=8)  # fmt: skip
     figure.suptitle(_drawable(title), x=0.02, ha="left", fontsize=10, wrap=True)
+
+
+def draw_sound_attribution(
+    path: Path,
+    sound: tuple[npt.NDArray[np.float32], float, float],
+    parts: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    heat: npt.NDArray[np.float64] | None,
+    title: str,
+) -> None:
+    """Write a picture of a spectrogram with the parts of a score over it, and their curve below.
+
+    sound: samples (n,), samples per second, seconds of the first. parts: (n + 1,) edges of cells in
+    seconds, (n,) their parts. heat: (height, width) over frequency, from 0 Hz, and time; None: the
+    parts over all frequencies.
+    """
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
+    (samples, rate, first), (edges, values) = sound, parts
+    last = first + len(samples) / rate
+    figure = Figure(figsize=(10, 5.5), facecolor="#fbfaf7", layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    width = min(len(samples), max(16, 1 << round(np.log2(0.025 * rate))))
+    with np.errstate(divide="ignore"):  # silence has no decibels
+        above.specgram(
+            samples, width, rate, noverlap=width // 2, cmap="Greys", xextent=(first, last)
+        )
+    density = values * len(values)
+    field = (density[None] if heat is None else heat) - values.sum()  # beyond the even share
+    reach = float(np.abs(field).max()) or 1.0
+    across = edges if heat is None else np.linspace(first, last, heat.shape[1] + 1)
+    down = np.linspace(0, rate / 2, len(field) + 1)
+    above.pcolormesh(across, down, field, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.45)
+    above.set(ylabel="Hz")
+    below.stairs(density, edges, fill=True, color="#c0504d", alpha=0.8)
+    below.axhline(values.sum(), color="#333333", linewidth=0.8, linestyle="--")
+    below.set(xlabel="seconds", ylabel="part × cells", xlim=(first, last))
+    above.set_title(_drawable(title), loc="left", fontsize=10, color="#333333")
+    save_figure(figure, path)
+
+
+def draw_picture_attribution(
+    path: Path, picture: Any, heat: npt.NDArray[np.float64], title: str
+) -> None:
+    """Write a picture beside itself with the parts of a score (height, width) over it."""
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
+    pixels = np.asarray(picture)
+    height, width = pixels.shape[:2]
+    figure = Figure(figsize=(10, 5.2), facecolor="#fbfaf7", layout="constrained")
+    field = heat - heat.mean()  # beyond the even share
+    reach = float(np.abs(field).max()) or 1.0
+    plain, shown = figure.subplots(1, 2)
+    plain.imshow(pixels, cmap="gray")
+    shown.imshow(pixels if pixels.ndim == 2 else pixels[..., :3].mean(axis=2), cmap="gray")
+    drawn = shown.imshow(
+        field, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.55, extent=(0, width, height, 0)
+    )
+    for axes in (plain, shown):
+        axes.set_axis_off()
+    figure.colorbar(drawn, ax=shown, shrink=0.8, label="beyond the even share, × positions")
+    figure.suptitle(_drawable(title), x=0.02, ha="left", fontsize=10, color="#333333")
     save_figure(figure, path)
 
 

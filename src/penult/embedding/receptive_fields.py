@@ -1,0 +1,326 @@
+"""Receptive fields: where in an item the positions of hidden states look, measured.
+
+Strips of a sound or a picture are overwritten with noise, one after the other, and the hidden
+states in front of the first block (of a graph, those of the tap itself) are compared. Nothing is
+taken from a configuration, so that cropping, padding and strides are what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penult.data.decode import usual_decoding
+from penult.data.items import Item
+from penult.data.regions import Region
+from penult.embedding.embedder import Embedder
+from penult.embedding.inspect import anatomy_of
+from penult.embedding.runner import Runner, open_engine
+from penult.embedding.scheduling import PreparedRegion
+from penult.embedding.stations import decoded_values, without_failure
+from penult.engines.base import Reading
+from penult.engines.batching import Batch
+from penult.tracing.spots import Tap
+
+Floats = npt.NDArray[np.float64]
+
+_STRIPS = 16  # of a sound, in time and in frequency
+_MOST = 32  # of a picture, to either side
+_SEES = 0.03  # of the largest response of any position, from which one sees a place of the item
+_MOVED = 0.2  # of a position's largest response, from which a strip is seen
+_PEAK = 8  # exponent of responses: by hand, against frames whose times are known
+_FEW = 48  # positions
+_IN_ORDER = 0.75  # Spearman's correlation of time and number, from which positions are frames
+_HALF = 700.0  # Hz, of the mel scale (O'Shaughnessy, 1987)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedItem:
+    """One item as it is decoded, and prepared for the model. values: (n,) samples at the model's
+    rate, or a picture. start, seconds: of a sound, in its recording."""
+
+    ready: PreparedRegion
+    values: Any
+    start: float = 0.0
+    seconds: float = 0.0
+
+    def batch(self, runner: Runner, values: Any = None) -> Batch:
+        """The model's input; of other values in place of the item's."""
+        if values is None:
+            return runner.batch([self.ready])
+        inputs = runner.classifier.preprocess(values)
+        return runner.batch([replace(self.ready, inputs=inputs)])
+
+
+@dataclass(frozen=True, slots=True)
+class PositionPlaces:
+    """Where each of P positions looks in an item. centres: (P, 2) of a sound seconds in the
+    recording and Hz (NaN where positions are frames of all frequencies), of a picture pixels from
+    the left and from the top; NaN of a position that sees nothing of the item: a class token, or
+    padding. extent: (2, 2) the first and last of both. edges: (n + 1,) of the cells of time in
+    seconds; empty of a picture.
+    """
+
+    centres: Floats
+    extent: Floats
+    edges: Floats
+
+    @property
+    def placed(self) -> npt.NDArray[np.bool_]:
+        """(P,) the positions that see a place of the item."""
+        return np.isfinite(self.centres[:, 0])
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the item is one; else a picture."""
+        return len(self.edges) > 0
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether positions differ in both directions: patches, and no frames."""
+        return bool(np.isfinite(self.centres[self.placed, 1]).all() and self.placed.any())
+
+    def by_time(self, parts: Floats) -> Floats:
+        """(n,) sums of the parts (P,) of the positions that look at each cell of time."""
+        cells = len(self.edges) - 1
+        at = np.searchsorted(self.edges, self.centres[self.placed, 0], "right") - 1
+        sums = np.zeros(cells)
+        np.add.at(sums, at.clip(0, cells - 1), parts[self.placed])
+        return sums
+
+    def on_raster(self, parts: Floats, size: tuple[int, int]) -> Floats:
+        """(height, width) a value for each point of a raster over the item: of the nearest position
+        its part, times the number of positions."""
+        from scipy.spatial import cKDTree
+
+        first, last = self.extent[:, 0], self.extent[:, 1]
+        height, width = size
+        across, down = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+        points = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
+        seen = (self.centres[self.placed] - first) / (last - first)
+        if not self.is_flat:
+            points, seen = points[:, :1], seen[:, :1]
+        _, nearest = cKDTree(seen).query(points)
+        raster: Floats = (parts[self.placed] * len(parts))[nearest].reshape(height, width)
+        return raster
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: a list for each position, null where it sees nothing of the item."""
+        rows = [
+            [None if np.isnan(one) else float(one) for one in row] if seen else None
+            for row, seen in zip(self.centres, self.placed, strict=True)
+        ]
+        return {"places": rows, "extent": self.extent.tolist()}
+
+
+def open_item(embedder: Embedder, entry: tuple[Item, Region]) -> OpenedItem:
+    """Decode an item, and prepare it for the model.
+
+    Raises:
+        ItemError: it cannot be opened, or the model does not take it.
+    """
+    runner, model = embedder.runner, embedder.classifier.input
+    with closing(runner.prepare([entry])) as prepared:
+        ready: Any = without_failure(next(prepared))
+    values = decoded_values(entry, runner.target(usual_decoding()))
+    if model.modality != "audio":
+        return OpenedItem(ready, values)
+    seconds = len(values) / float(model.rate or 1) * model.playback_rate
+    return OpenedItem(ready, np.asarray(values), entry[1].start or 0.0, seconds)
+
+
+def places_of(embedder: Embedder, opened: OpenedItem) -> PositionPlaces:
+    """Measure where the positions of an embedder's tap look, in 16 to 64 passes up to the first
+    block."""
+    reader = _StateProbe.of(embedder)
+    respond = partial(reader.response, opened)
+    if embedder.classifier.modality == "image":
+        return _places_in_picture(opened.values, reader.shape(opened), respond)
+    return _places_in_sound(opened, float(embedder.classifier.rate or 1), respond)
+
+
+# Values with one strip overwritten, for each strip → (strips, P) how far each position moves.
+_Respond = Callable[[Sequence[Any]], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class _StateProbe:
+    """Hidden states near the input, at the positions of an embedder's tap."""
+
+    runner: Runner
+    engine: Any
+    tap: Tap
+
+    @classmethod
+    def of(cls, embedder: Embedder) -> _StateProbe:
+        classifier, tap = embedder.classifier, embedder.runner.readings[0].tap
+        entry = classifier.structure.entry(anatomy_of(classifier))
+        if entry is not None and _sizes(entry) == _sizes(tap):
+            tap = entry
+        device = embedder.device.split(",")[0]
+        return cls(embedder.runner, open_engine(classifier, [Reading(tap, "mean")], device), tap)
+
+    def _states(self, opened: OpenedItem, values: Any = None) -> Floats:
+        """(…positions…, C)."""
+        hidden, _ = self.engine.hidden_states(opened.batch(self.runner, values))[0]
+        states: Floats = hidden.detach().double().movedim(self.tap.channel, -1)[0].cpu().numpy()
+        return states
+
+    def shape(self, opened: OpenedItem) -> tuple[int, ...]:
+        """Of the positions."""
+        return self._states(opened).shape[:-1]
+
+    def response(self, opened: OpenedItem, changed: Sequence[Any]) -> Floats:
+        """(strips, P) how far each position moves."""
+        plain = self._states(opened)
+        moved = [np.linalg.norm(self._states(opened, one) - plain, axis=-1) for one in changed]
+        return np.array(moved).reshape(len(changed), -1)
+
+
+def _sizes(tap: Tap) -> list[int]:
+    return [tap.shape[axis] for axis in tap.positions]
+
+
+def _middles(response: Floats, by_peak: bool) -> Floats:
+    """(P,) in strips, from 0 to their number; NaN where a position sees none.
+
+    What a strip does to all positions, and what all strips do to one, is taken off: a norm over the
+    whole item says nothing of places. by_peak: where the response is largest, which convolutions
+    that reach far to both sides do not shift at the ends; else the middle of all that is seen.
+    """
+    own = response - np.median(response, axis=1, keepdims=True)
+    own = np.maximum(0.0, own - np.median(own, axis=0))
+    most = own.max(axis=0, initial=0.0)
+    seen = most > _SEES * most.max(initial=0.0)
+    own = own / np.where(seen, most, 1.0)
+    weights = own**_PEAK if by_peak else own >= _MOVED
+    places = np.arange(len(response)) + 0.5
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Floats = np.where(seen, places @ weights / weights.sum(axis=0), np.nan)
+    return found
+
+
+def _noise(shape: Any, level: float) -> Floats:
+    noise: Floats = level * np.random.default_rng(0).standard_normal(shape)
+    return noise
+
+
+def _places_in_sound(opened: OpenedItem, rate: float, respond: _Respond) -> PositionPlaces:
+    samples = np.asarray(opened.values, np.float64)
+    level = float(np.sqrt(np.mean(samples**2))) or 1e-3
+    bounds = np.linspace(0, len(samples), _STRIPS + 1).astype(int)
+    changed = []
+    for first, last in pairwise(bounds):
+        one = samples.copy()
+        one[first:last] = _noise(last - first, level)
+        changed.append(one.astype(np.float32))
+    response = respond(changed)
+    # In a short clip what a position sees is a large part, which ends where the clip does.
+    times = _middles(response, by_peak=response.shape[1] < _FEW) / _STRIPS
+    placed = np.isfinite(times)
+    extent = np.array([[opened.start, opened.start + opened.seconds], [0.0, rate / 2]])
+    straight = _line(times)
+    if straight is None:
+        times = _middles(response, by_peak=False) / _STRIPS
+        bands = _middles(respond(_without_bands(samples, rate)), by_peak=False)
+        hertz = np.interp(bands, np.arange(_STRIPS + 1), _band_edges(rate))
+        cells = np.linspace(0, 1, _STRIPS + 1)
+    else:
+        times, hertz = np.where(placed, straight, np.nan), np.full(len(times), np.nan)
+        cells = _edges(times[placed])
+    seconds = [opened.start + opened.seconds * one for one in (times, cells)]
+    return PositionPlaces(np.stack([seconds[0], hertz], axis=1), extent, seconds[1])
+
+
+def _fitted(values: Floats) -> Floats:
+    """(n,) on a straight line by the column of (m, n), of which each has its median."""
+    from scipy.stats import theilslopes
+
+    middles = np.nanmedian(values, axis=0)
+    at = np.flatnonzero(np.isfinite(middles))
+    if len(at) < 2:
+        return middles
+    slope, first, *_ = theilslopes(middles[at], at)
+    line: Floats = first + slope * np.arange(len(middles))
+    return line
+
+
+def _line(times: Floats) -> Floats | None:
+    """(P,) times on a straight line by the number of the position (Theil and Sen's, which a quarter
+    of them may miss); None where they are not in order, as those of patches in rows."""
+    from scipy.stats import spearmanr, theilslopes
+
+    at = np.flatnonzero(np.isfinite(times))
+    if len(at) < 2 or np.ptp(times[at]) == 0:
+        return times
+    if not spearmanr(at, times[at]).statistic >= _IN_ORDER:
+        return None
+    slope, first, *_ = theilslopes(times[at], at)
+    line: Floats = (first + slope * np.arange(len(times))).clip(0.0, 1.0)
+    return line
+
+
+def _edges(times: Floats) -> Floats:
+    """(n + 1,) between ascending times (n,), from 0 to 1."""
+    if len(times) < 2:
+        return np.array([0.0, 1.0])
+    between = (times[1:] + times[:-1]) / 2
+    ends = times[0] - (between[0] - times[0]), times[-1] + (times[-1] - between[-1])
+    return np.concatenate([[max(0.0, ends[0])], between, [min(1.0, ends[1])]])
+
+
+def _band_edges(rate: float) -> Floats:
+    """(17,) Hz, evenly spaced on the mel scale up to half of the rate."""
+    top = np.log1p(rate / 2 / _HALF)
+    edges: Floats = _HALF * np.expm1(np.linspace(0, top, _STRIPS + 1))
+    return edges
+
+
+def _without_bands(samples: Floats, rate: float) -> list[npt.NDArray[np.float32]]:
+    """The sound with noise in place of each band."""
+    spectrum = np.fft.rfft(samples)
+    hertz = np.fft.rfftfreq(len(samples), 1 / rate)
+    level = float(np.sqrt(np.mean(np.abs(spectrum) ** 2))) or 1e-3
+    noise = _noise(len(spectrum), level) * np.exp(2j * np.pi * _noise(len(spectrum), 1.0))
+    edges, found = _band_edges(rate), []
+    for first, last in pairwise(edges):
+        inside = (hertz >= first) & (hertz < last)
+        one = np.fft.irfft(np.where(inside, noise, spectrum), len(samples))
+        found.append(one.astype(np.float32))
+    return found
+
+
+def _places_in_picture(picture: Any, shape: tuple[int, ...], respond: _Respond) -> PositionPlaces:
+    """shape: of the positions."""
+    from PIL import Image
+
+    pixels = np.asarray(picture)
+    height, width = pixels.shape[:2]
+    top = 255 if pixels.dtype == np.uint8 else max(1.0, float(pixels.max()))
+    noise = (np.random.default_rng(0).random(pixels.shape) * top).astype(pixels.dtype)
+    centres = []
+    for axis, size in ((1, width), (0, height)):
+        strips = min(size, _MOST)
+        bounds = np.linspace(0, size, strips + 1).astype(int)
+        changed = []
+        for first, last in pairwise(bounds):
+            one = pixels.copy()
+            inside = (slice(None),) * axis + (slice(first, last),)
+            one[inside] = noise[inside]
+            changed.append(Image.fromarray(one, picture.mode))
+        middles = _middles(respond(changed), by_peak=len(shape) == 2)
+        centres.append(np.interp(middles, np.arange(strips + 1), bounds))
+    found = np.stack(centres, axis=1)
+    if len(shape) == 2:  # rows and columns of a map
+        across, down = found.reshape(*shape, 2)[..., 0], found.reshape(*shape, 2)[..., 1]
+        lines = np.stack([*np.broadcast_arrays(_fitted(across), _fitted(down.T)[:, None])], axis=-1)
+        found = lines.reshape(-1, 2)
+    found[~np.isfinite(found).all(axis=1)] = np.nan
+    return PositionPlaces(found, np.array([[0.0, width], [0.0, height]]), np.zeros(0))

@@ -1,0 +1,313 @@
+"""`explain`: the parts of a similarity or a score by frames and patches, and where these lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+import penult
+from conftest import RATE, clip
+from penult.analysis.space import fit
+from penult.collection.collection import Collection
+from penult.data.objects import item_of
+from penult.data.regions import WHOLE, Region
+from penult.embedding.attribution import attribute_logit, attribute_similarity
+from penult.embedding.embedder import Embedder
+from penult.embedding.receptive_fields import open_item, places_of
+from penult.errors import TapError, UsageError
+from test_cli import ask
+from zoo import save_audio, save_graph, save_image, save_text
+
+CLIPS = Path(penult.__file__).parent / "demo" / "clips"
+FILES = [CLIPS / "three_scottish-man.flac", CLIPS / "seven_british-man.flac"]
+POOLINGS = ("mean", "max", "gem", "first", "mean+std", "mean+std+delta")
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    return penult.load("demo")
+
+
+def entry(file: Any, modality: str = "audio", region: Region = WHOLE) -> Any:
+    return item_of(file, modality), region
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    one, other = np.float64(one), np.float64(other)
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def test_the_parts_of_a_mean_are_those_of_each_frame(demo: Any) -> None:
+    """By hand: each frame's product with the example, over the lengths and the number of frames."""
+    frames = Embedder.from_classifier(demo, pooling="none", device="cpu").embed(FILES[:1])[0]
+    embedder = Embedder.from_classifier(demo, device="cpu")
+    vector, like = embedder.embed(FILES)
+    found = attribute_similarity(embedder, entry(FILES[0]), like)
+    lengths = np.linalg.norm(vector) * np.linalg.norm(like) * len(frames)
+    np.testing.assert_allclose(found.parts, frames @ like / lengths, atol=2e-6)
+    assert found.exact and found.rest == 0 and found.kind == "similarity"
+    assert found.score == pytest.approx(cosine(vector, like), abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("recipe", ["raw", "centre", "shrink+l2", "scale+l2+within+l2"])
+def test_parts_sum_to_the_whole_in_any_space(demo: Any, pooling: str, recipe: str) -> None:
+    embedder = Embedder.from_classifier(demo, tap="layer:2", pooling=pooling, device="cpu")
+    rows = np.random.default_rng(0).standard_normal((40, embedder.dim)).astype(np.float32)
+    vectors = embedder.embed(FILES)
+    rows[:20] += vectors[0]
+    labels = np.repeat([0, 1], 20) if "within" in recipe else None
+    space = None if recipe == "raw" else fit(recipe, rows, labels)
+    moved = vectors if space is None else space(vectors)
+    found = attribute_similarity(embedder, entry(FILES[0]), moved[1], space)
+    assert found.exact and found.score == pytest.approx(cosine(*moved), abs=2e-5)
+    assert found.parts.sum() == pytest.approx(found.score, abs=2e-5)
+
+
+def test_a_constant_channel_and_a_single_frame_have_parts(demo: Any) -> None:
+    """A deviation of zero has no gradient."""
+    embedder = Embedder.from_classifier(demo, pooling="mean+std", device="cpu")
+    short = clip(0.08, 3, 8000)
+    vectors = embedder.embed([(short, 8000), FILES[0]])
+    found = attribute_similarity(embedder, entry((short, 8000)), vectors[1])
+    assert np.isfinite(found.parts).all() and found.exact
+    assert found.parts.sum() == pytest.approx(cosine(*vectors), abs=1e-5)
+
+
+def test_a_linear_heads_logit_is_its_frames_and_its_bias(demo: Any) -> None:
+    """The demo's head: a projection of each frame, the mean over time, a linear layer."""
+    frames = Embedder.from_classifier(demo, pooling="none", device="cpu").embed(FILES[:1])[0]
+    found = attribute_logit(Embedder.from_classifier(demo, device="cpu"), entry(FILES[0]), "three")
+    weights = {name: np.float64(one.detach()) for name, one in demo.module.named_parameters()}
+    row = weights["classifier.weight"][list(demo.labels).index("three")]
+    by_hand = frames @ weights["projector.weight"].T @ row / len(frames)
+    bias = weights["projector.bias"] @ row
+    bias += weights["classifier.bias"][list(demo.labels).index("three")]
+    np.testing.assert_allclose(found.parts, by_hand, atol=1e-5)
+    assert found.exact and found.rest == pytest.approx(bias, abs=1e-5)
+    said = demo.classify(FILES[:1])[0]
+    assert found.score == pytest.approx(said.logits[list(demo.labels).index("three")], abs=1e-5)
+    largest = attribute_logit(Embedder.from_classifier(demo, device="cpu"), entry(FILES[0]))
+    assert largest.name == said.label
+
+
+def test_where_parts_do_not_sum_it_is_said(demo: Any) -> None:
+    """Blocks follow the tap: parts are first-order effects, and the rest makes up the score."""
+    embedder = Embedder.from_classifier(demo, tap="layer:1", device="cpu")
+    found = attribute_logit(embedder, entry(FILES[0]), "three")
+    assert not found.exact
+    assert found.parts.sum() + found.rest == pytest.approx(found.score, abs=1e-6)
+    said = ask("explain", "demo", FILES[0], "--tap", "layer:1")
+    assert "not exact" in said.out
+    grown = [parameter.grad for parameter in demo.module.parameters()]
+    assert all(one is None for one in grown)  # no mark on the model
+
+
+def frame_times(seconds: float) -> np.ndarray:
+    """Middles of the demo's frames: kernels 128, 5, 3 with strides 64, 2, 2, at 8 kHz."""
+    seen = 128 + 4 * 64 + 2 * 128
+    count = (int(seconds * 8000) - seen) // 256 + 1
+    return (np.arange(count) * 256 + seen / 2) / 8000
+
+
+def test_frames_lie_where_they_look(demo: Any) -> None:
+    embedder = Embedder.from_classifier(demo, device="cpu")
+    sound = np.concatenate([soundfile.read(file)[0] for file in sorted(CLIPS.glob("*.flac"))[:9]])
+    for samples in (sound, sound[: len(sound) // 8]):
+        found = places_of(embedder, open_item(embedder, entry((samples, 8000))))
+        expected = frame_times(len(samples) / 8000)
+        assert len(expected) == len(found.centres) and not found.is_flat
+        assert np.abs(found.centres[:, 0] - expected).max() < 0.064  # two frames
+        assert len(found.edges) == len(expected) + 1 and (np.diff(found.edges) > 0).all()
+
+
+def test_times_are_those_of_the_recording(demo: Any, tmp_path: Path) -> None:
+    """A word between silences: what speaks for the word lies in the word."""
+    word, rate = soundfile.read(FILES[0], dtype="float32")
+    silence = 1e-4 * np.random.default_rng(0).standard_normal(2 * rate).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", np.concatenate([silence, word, silence]), rate)
+    end = 2 + len(word) / rate
+    part = Region("segment", 2.0, end)
+    found = attribute_logit(
+        Embedder.from_classifier(demo, device="cpu"),
+        entry(tmp_path / "long.wav", region=part),
+        "three",
+    )
+    edges, parts = found.over_time()
+    assert 2.0 <= edges[0] < edges[-1] <= end and parts.sum() == pytest.approx(found.parts.sum())
+    assert all(2.0 <= one.start < one.end <= end for one in found.segments())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Embedder, Path]:
+    """A tiny ViT of four by four patches, and a picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    save_image(folder / "vit")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    return Embedder.from_classifier(penult.load(folder / "vit"), device="cpu"), folder
+
+
+def test_patches_lie_where_they_look(pictures: tuple[Embedder, Path]) -> None:
+    embedder, folder = pictures
+    found = places_of(embedder, open_item(embedder, entry(folder / "a.png", "image")))
+    assert not found.placed[0] and found.placed[1:].all()  # the class token sees no place
+    middles = (np.arange(4) + 0.5) / 4
+    expected = np.stack([np.tile(80 * middles, 4), np.repeat(60 * middles, 4)], axis=1)
+    assert np.abs(found.centres[1:] - expected).max() < 4
+
+
+def test_a_changed_patch_moves_its_own_part(pictures: tuple[Embedder, Path]) -> None:
+    """The raster has each part where its patch is."""
+    embedder, folder = pictures
+    found = attribute_similarity(
+        embedder, entry(folder / "a.png", "image"), np.ones(embedder.dim, np.float32)
+    )
+    raster = found.places.on_raster(found.parts, (4, 4))
+    np.testing.assert_allclose(raster.ravel(), found.parts[1:] * 17, rtol=1e-12)
+    assert found.unplaced == found.parts[0]
+
+
+def test_a_class_token_has_all_of_a_score(pictures: tuple[Embedder, Path]) -> None:
+    embedder, folder = pictures
+    found = attribute_logit(embedder, entry(folder / "a.png", "image"))
+    assert found.exact and np.abs(found.parts[1:]).max() == 0
+    said = ask("explain", folder / "vit", folder / "a.png")
+    assert "of positions that see none of them (class tokens, padding)" in said.out
+
+
+def test_patches_of_sound_lie_in_time_and_frequency(tmp_path: Path) -> None:
+    """AST: 96 patches, frequency after frequency, behind two tokens."""
+    model = save_audio(tmp_path / "ast", "audio-spectrogram-transformer")
+    embedder = Embedder.from_classifier(penult.load(model), device="cpu")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(RATE // 4).astype(np.float32)
+    found = places_of(embedder, open_item(embedder, entry((noise, RATE))))
+    assert found.is_flat and not found.placed[:2].any() and found.placed[2:].mean() > 0.8
+    grid = found.centres[2:].reshape(8, 12, 2)
+    times, hertz = np.nanmedian(grid[..., 0], axis=0), np.nanmedian(grid[..., 1], axis=1)
+    assert (np.diff(times) > 0).all() and (np.diff(hertz) > 0).all()
+
+
+def test_the_padding_of_a_short_clip_is_no_place(tmp_path: Path) -> None:
+    model = save_audio(tmp_path / "whisper", "whisper")
+    embedder = Embedder.from_classifier(penult.load(model), device="cpu")
+    found = places_of(embedder, open_item(embedder, entry((clip(0.3, 1), RATE))))
+    placed = np.flatnonzero(found.placed)  # frames of 20 ms of an input of 1 s
+    assert placed[0] == 0 and 14 <= placed[-1] <= 18 and len(found.centres) == 50
+    np.testing.assert_allclose(found.centres[5:12, 0], 0.02 * np.arange(5, 12), atol=0.025)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory, demo_collection: Path) -> Path:
+    place = tmp_path_factory.mktemp("taught") / "c.lance"
+    embedder = Embedder.from_classifier(penult.load("demo"), device="cpu")
+    Collection.open(place).add(embedder, CLIPS)
+    for word in ("three", "seven"):
+        files = sorted(CLIPS.glob(f"{word}_*.flac"))[:3]
+        assert ask("teach", place, word, *files).code == 0
+    return place
+
+
+def test_the_similarity_to_a_taught_class_is_that_of_predict(taught: Path, tmp_path: Path) -> None:
+    said = ask("predict", taught, FILES[0], "--json").json["predictions"][0]
+    found = ask("explain", taught, FILES[0], "--class", "three", "--json").json
+    assert found["score"] == pytest.approx(said["similarities"]["three"], abs=1e-5)
+    assert found["exact"] and sum(found["parts"]) == pytest.approx(found["score"], abs=1e-5)
+    assert ask("classes", taught, "--save", tmp_path / "c.npz").code == 0
+    again = ask("explain", tmp_path / "c.npz", FILES[0], "--class", "three", "--json").json
+    assert again["score"] == pytest.approx(found["score"], abs=1e-6)
+    own = ask("explain", taught, FILES[0], "--class", "two", "--json").json  # the classifier's own
+    assert own["kind"] == "logit"
+
+
+def test_the_similarity_to_a_row_is_that_of_search(taught: Path) -> None:
+    for space in ("raw", "centre"):
+        hits = ask("search", taught, FILES[0], "--space", space, "-k", 200, "--json").json["hits"]
+        hit = next(one for one in hits if one["id"].endswith(FILES[1].name))
+        found = ask("explain", taught, FILES[0], "--like", hit["id"], "--space", space, "--json")
+        assert found.json["score"] == pytest.approx(hit["similarity"], abs=1e-5)
+
+
+def test_the_command_writes_a_picture_and_a_table(tmp_path: Path) -> None:
+    picture, table = tmp_path / "a.png", tmp_path / "a.csv"
+    how = ("--class", "three", "--plot", picture, "--out", table)
+    said = ask("explain", "demo", FILES[0], *how)
+    assert said.code == 0 and "exact" in said.out and "three in " in said.out
+    assert Image.open(picture).size[0] > 500
+    lines = table.read_text().splitlines()
+    assert lines[0] == '"path","start","end","part","density"' and len(lines) > 1
+    found = ask("explain", "demo", FILES[0], "--class", "three", "--json").json
+    start, end = (float(one) for one in lines[1].split(",")[1:3])
+    assert (start, end) == pytest.approx(
+        (found["segments"][0]["start"], found["segments"][0]["end"])
+    )
+    assert f"{found['score']:.4f}" in said.out
+    again = ask("explain", "demo", FILES[0], *how)
+    assert again.code == 2 and "exists" in again.error
+    assert ask("explain", "demo", FILES[0], *how, "--overwrite").code == 0
+
+
+def test_a_picture_on_the_command_line(pictures: tuple[Embedder, Path], tmp_path: Path) -> None:
+    _, folder = pictures
+    shutil.copy(folder / "a.png", tmp_path / "b.png")
+    files = ("--plot", tmp_path / "p.png", "--out", tmp_path / "p.csv")
+    said = ask("explain", folder / "vit", folder / "a.png", "--like", tmp_path / "b.png", *files)
+    assert said.code == 0 and "similarity 1.0000" in said.out
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 17  # the head and 16 patches
+    assert Image.open(tmp_path / "p.png").size[0] > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", FILES[0], "--tap", "prelogits"], "no positions"),
+        (["demo", FILES[0], "--class", "nobody"], "has no class 'nobody'"),
+        (["demo", CLIPS], "not one item"),
+        (["demo", FILES[0], "--like", FILES[1], "--class", "two"], "give one of them"),
+        (["demo", FILES[0], "--space", "centre"], "--space is for --like"),
+        (["demo", FILES[0], "--like", FILES[1], "--space", "centre"], "rows of a collection"),
+        (["demo", FILES[0], "--plot", "a.gif"], ".png"),
+        (["demo", FILES[0], "--model", "demo"], "goes with a collection"),
+        (["demo", "gone.wav"], "no such file"),
+    ],
+)
+def test_wrong_usage_is_told_in_a_sentence(arguments: list[Any], words: str) -> None:
+    said = ask("explain", *arguments)
+    assert said.code == 2 and words in said.error
+
+
+def test_models_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    text = Embedder.from_classifier(penult.load(save_text(tmp_path / "text")), device="cpu")
+    with pytest.raises(UsageError, match="takes text"):
+        attribute_logit(text, entry("some words", "text"))
+    graph = Embedder.load(save_graph(tmp_path / "graph"))
+    with pytest.raises(UsageError, match="no gradient"):
+        attribute_logit(graph, entry((clip(0.3), RATE)))
+    joined = Embedder.from_classifier(penult.load("demo"), tap="layer:1,prelogits", device="cpu")
+    with pytest.raises(TapError, match="different positions"):
+        attribute_similarity(joined, entry(FILES[0]), np.ones(joined.dim))
+
+
+def test_a_graph_has_similarities(tmp_path: Path) -> None:
+    """An ONNX file: the frames in front of its mean."""
+    embedder = Embedder.from_classifier(
+        penult.load(save_graph(tmp_path / "graph").with_suffix(".onnx"), sample_rate=RATE),
+        tap="active",
+        device="cpu",
+    )
+    sounds = [(clip(1.0, 1), RATE), (clip(1.0, 4), RATE)]
+    vectors = embedder.embed(sounds)
+    found = attribute_similarity(embedder, entry(sounds[0]), vectors[1])
+    assert found.exact and found.score == pytest.approx(cosine(*vectors), abs=1e-5)
+    placed = np.flatnonzero(found.places.placed)
+    assert len(found.parts) - len(placed) <= 2  # the last ones see the graph's own padding
+    expected = (placed * 160 + 200) / RATE
+    assert np.abs(found.places.centres[placed, 0] - expected).max() < 0.03
+    json.dumps(found.to_dict())
