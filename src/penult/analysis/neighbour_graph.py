@@ -210,5 +210,38 @@ class NeighbourSearch:
         return NearestRows(self.places, np.where(missing, np.float32(np.nan), self.cosines))
 
 
+def nearest_between(
+    vectors: npt.ArrayLike,
+    others: npt.ArrayLike,
+    apart: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+) -> tuple[Places, Matrix]:
+    """For each of n rows (n, d) the place (n,) of the nearest of other rows (m, d), NONE where
+    there is none, and its cosine, NaN there; of equally near ones the first.
+
+    apart: numbers of groups of the rows (n,) and of the others (m,); rows of one group are no
+    neighbours.
+    """
+    one, other = (NeighbourSearch(rows, 1) for rows in (vectors, others))
+    groups = None if apart is None else [np.asarray(numbers) for numbers in apart]
+    places = np.full(len(one.units), NONE, np.int64)
+    found = np.full(len(one.units), np.nan, np.float32)
+    for at in range(0, len(one.able), _ROWS):
+        mine = one.able[at : at + _ROWS]
+        best, place = np.full(len(mine), -np.inf, np.float32), np.full(len(mine), NONE, np.int64)
+        for columns in _blocks(other.able):
+            cosines = one.units[mine] @ other.units[columns].T
+            if groups is not None:
+                cosines[groups[0][mine][:, None] == groups[1][columns][None]] = -np.inf
+            highest = cosines.max(axis=1)
+            first = (cosines >= highest[:, None] - _EQUAL).argmax(axis=1)
+            nearer = highest > best + _EQUAL  # −inf is no nearer than −inf
+            best[nearer], place[nearer] = highest[nearer], columns[first[nearer]]
+        places[mine] = place
+        some = place != NONE
+        near = one.units[mine[some]].astype(np.float64), other.units[place[some]].astype(np.float64)
+        found[mine[some]] = np.clip(np.einsum("nd,nd->n", *near), -1, 1)
+    return places, found
+
+
 def _blocks(places: Places) -> Iterator[Places]:
     return (places[at : at + _COLUMNS] for at in range(0, len(places), _COLUMNS))

@@ -1,4 +1,4 @@
-"""Commands for the keeper of an archive: neighbours of rows, doubles, subsets of rows."""
+"""Commands for the keeper of an archive: neighbours of rows, subsets of rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from penult.cli.collection import Space, Store, Where, space_of
-from penult.cli.options import Device, Json, RawCells, Seed, Trust, check_output
+from penult.cli.options import Json, RawCells, Seed, check_output
 from penult.cli.output import (
     counted,
     print_json,
@@ -25,7 +25,6 @@ from penult.cli.output import (
 
 if TYPE_CHECKING:
     from penult.collection.collection import Collection
-    from penult.collection.duplicates import Duplicates, MeasuredThreshold
     from penult.collection.neighbours import Neighbours
     from penult.collection.subsets import Subset
 
@@ -126,146 +125,6 @@ def _show_neighbours(found: Neighbours) -> None:
     for row, number in found.hubs(_HUBS):
         table.add_row(f"{number:,}", row_name(*found.keys[row]))
     print_table(table)
-
-
-_SHOWN = 10  # groups and leaks; --json and --out have all
-
-
-def duplicates(
-    collection: Store,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Cosine from which rows are nearly the same. Default: measured on re-encoded "
-            "items of the collection."
-        ),
-    ] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Compare contents of files only, and no vectors.")
-    ] = False,
-    space: Space = "raw",
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="Sides of a split, such as train and test: a column, folder, or a path pattern. "
-            "Doubles across sides are listed as leaks."
-        ),
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="With --split: classes of rows, for the score of a linear probe with and without "
-            "leaks."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Embedder to use, where the recorded one has moved.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write each item of a group to this CSV file.")
-    ] = None,
-    raw_cells: RawCells = False,
-    device: Device = "auto",
-    trust: Trust = False,
-    json: Json = False,
-) -> None:
-    """Find items that are there twice: the same content, or nearly the same.
-
-    By default the threshold is measured: some items are re-encoded, cut and set to another level,
-    and looked for among the others. Windows and other parts of one item are no doubles. What each
-    row is a double of is a column for --where and exports: duplicate_of.
-    """
-    from functools import partial
-
-    from penult.collection.collection import Collection
-    from penult.collection.duplicates import find_duplicates
-    from penult.collection.leaks import leak_scores
-    from penult.errors import UsageError
-
-    check_output(out)
-    if labels is not None and split is None:
-        raise UsageError("--labels is for the score across a split; give --split COLUMN too")
-    if exact and threshold is not None:
-        raise UsageError("--exact compares no vectors, and --threshold is for them; give one")
-    opened = Collection.open(collection, must_exist=True)
-    space_of(opened, space)
-    opener = partial(opened.embedder, model, device=device, trust=trust)
-    with working("comparing rows"):
-        found = find_duplicates(opened.reader, opener, threshold=threshold, near=not exact,
-                                space=space, split=split)  # fmt: skip
-        scores = leak_scores(opened.reader, found, split, labels) if split and labels else None
-    if out is not None:
-        from penult.collection.export import write_csv
-
-        write_csv(out, found.table(), raw_cells)
-    if json:
-        print_json({"collection": str(opened.path), **found.to_dict(),
-                    "scores": None if scores is None else scores.to_dict(),
-                    "out": str(out) if out else None})  # fmt: skip
-        return
-    _show_duplicates(found)
-    if scores is not None:
-        for line in scores.words():
-            stdout.print(printable(line), soft_wrap=True)
-    path = printable_path(str(opened.path))
-    advice = f'without doubles: penult export {path} once.csv --where "duplicate_of IS NULL"'
-    print_stored(advice, {"the groups are": out})
-
-
-def _show_duplicates(found: Duplicates) -> None:
-    if found.threshold is not None:
-        for line in _threshold_lines(found.threshold):
-            stdout.print(line, soft_wrap=True)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("items", "parts", "kind", "least similarity", "kept", "why", "doubles"):
-        right = column in ("items", "parts", "least similarity")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for one in found.groups[:_SHOWN]:
-        others = ", ".join(printable_path(id) for id in one.ids[1:4])
-        others += f" and {len(one.ids) - 4:,} more" if len(one.ids) > 4 else ""
-        table.add_row(str(len(one.ids)), str(one.parts), one.kind, f"{one.similarity:.4f}",
-                      printable_path(one.ids[0]), one.why, others)  # fmt: skip
-    if found.groups:
-        print_table(table)
-    if more := len(found.groups[_SHOWN:]):
-        stdout.print(f"[dim]and {counted(more, 'group')} more: --out, --json[/]")
-    stdout.print(
-        f"{counted(len(found.groups), 'group')}: {found.doubles:,} of "
-        f"{counted(found.rows, 'row')} are doubles of another one that is kept",
-        soft_wrap=True,
-    )
-    if found.leaks is None:
-        return
-    for leak in found.leaks[:_SHOWN]:
-        first, second = row_name(*leak.row), row_name(*leak.other)
-        stdout.print(
-            f"  {printable(leak.split)} {first} = {printable(leak.other_split)} {second} "
-            f"({leak.similarity:.4f})",
-            soft_wrap=True,
-        )
-    stdout.print(f"{counted(len(found.leaks), 'pair')} of doubles on two sides of the split")
-
-
-def _threshold_lines(found: MeasuredThreshold) -> list[str]:
-    if found.found is None:
-        return [f"threshold {found.value:g}, given by hand: what it finds is not measured"]
-    kinds = ", ".join(f"{printable(name)} {share:.0%}" for name, share in found.by_change.items())
-    mistaken = (
-        f"of {counted(found.different, 'nearest different item')} {found.mistaken:.1%} would be "
-        "taken for doubles"
-        if found.mistaken is not None
-        else "no nearest item of other content was there to measure mistakes on"
-    )
-    lines = [
-        f"threshold {found.value:.4f}, measured on {counted(found.sample, 'row')}: "
-        f"{found.found:.1%} of re-encodings are found ({kinds}); {mistaken}"
-    ]
-    if found.found < 0.9:
-        lines.append(
-            "[yellow]re-encodings lie no nearer to their originals than different items do: "
-            "another reading or space tells them better apart (penult check --robust)[/]"
-        )
-    return lines
 
 
 _ROW_FILES = (".csv", ".m3u", ".txt")

@@ -28,6 +28,7 @@ from penult.cli import (
     comparison,
     demo,
     drift,
+    duplicates,
     embed,
     explain,
     inspect,
@@ -147,7 +148,7 @@ PANELS = {
     "Clusters and maps": (cluster_map.cluster, cluster_map.map_),
     "Archives": (
         archive.neighbours,
-        archive.duplicates,
+        duplicates.duplicates,
         suspects.suspects,
         novelty.novelty,
         drift.drift,

@@ -125,10 +125,8 @@ def keep_clusters(reader: Reader, made: Clustered, name: str | None = None) -> s
     return name
 
 
-def keep_column(reader: Reader, name: str, about: Mapping[str, Any], table: pa.Table) -> None:
-    """Keeps a derived column in place of the one of this name, as `penult.collection.columns` has
-    it. table: all rows that there are, with `id`, `region`, `run_id`, `row` and `value`; `value` is
-    null where a row has none.
+def check_name(reader: Reader, name: str) -> None:
+    """Refuse a derived column that would stand behind one of the rows.
 
     Raises:
         UsageError: the rows have a column of this name already.
@@ -138,6 +136,17 @@ def keep_column(reader: Reader, name: str, about: Mapping[str, Any], table: pa.T
             f"the rows of {reader.path} have a column {name!r} of their own; a derived column "
             "needs another name"
         )
+
+
+def keep_column(reader: Reader, name: str, about: Mapping[str, Any], table: pa.Table) -> None:
+    """Keeps a derived column in place of the one of this name, as `penult.collection.columns` has
+    it. table: all rows that there are, with `id`, `region`, `run_id`, `row` and `value`; `value` is
+    null where a row has none.
+
+    Raises:
+        UsageError: the rows have a column of this name already.
+    """
+    check_name(reader, name)
     replace_derived(reader, columns.KIND, columns.record_name(name), about, table)
 
 

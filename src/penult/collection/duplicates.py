@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from penult.analysis.neighbour_graph import NONE
 from penult.analysis.space import RAW
 from penult.collection import schema, spaces
 from penult.collection.columns import MADE, ROW, VALUE, VERSION, wider
-from penult.collection.derived import keep_column
+from penult.collection.derived import check_name, keep_column
 from penult.collection.labels import names_of
 from penult.collection.neighbours import GraphOptions, Neighbours, find_neighbours
 from penult.collection.reader import Reader
@@ -34,8 +34,7 @@ SPARED = 0.99  # of nearest different items that are not to be taken for doubles
 _SAMPLE = 64  # rows that are re-encoded
 _OTHERS = 400  # rows whose nearest row of another item is listened to, or looked at
 _LEAST = 8
-_SAME = "same content"
-_NEAR = "nearly the same"
+SAME, NEAR = "same content", "nearly the same"  # kinds of doubles
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +134,14 @@ def find_duplicates(
     split: the way in which rows are named by sides, such as a column; doubles across are leaks.
 
     Raises:
-        UsageError: a threshold that cannot be, no rows, or items that cannot be re-encoded.
+        UsageError: a threshold that cannot be, no rows, items that cannot be re-encoded, or rows
+            with a column `duplicate_of` of their own.
         LabelsError: `split` names nothing here.
     """
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise UsageError(f"a threshold of {threshold:g} cannot be; a cosine lies between -1 and 1")
+    check_threshold(threshold)
     if not reader.count_rows():
         raise UsageError(f"{reader.path} has no rows yet, and so no doubles")
+    check_name(reader, COLUMN)
     columns = schema.scalar_columns(wider(reader.path, reader.schema))
     columns = [name for name in columns if name != COLUMN]
     graph = find_neighbours(reader, GraphOptions(space=space, groups="id")) if near else None
@@ -160,6 +160,14 @@ def find_duplicates(
     leaks = None if split is None else _leaks(pairs, keys, names_of(reader, table, split))
     groups = _groups(table, kept, similarity)
     return Duplicates(len(keys), int((kept != NONE).sum()), groups, measured, leaks)
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raises:
+    UsageError: it is no cosine.
+    """
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise UsageError(f"a threshold of {threshold:g} cannot be; a cosine lies between -1 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +251,7 @@ def _groups(
         groups.append(
             DuplicateGroup(
                 list(ids),
-                _SAME if same else _NEAR,
+                SAME if same else NEAR,
                 "largest file" if larger else "first id of the largest files",
                 float(similarity[rows].min()),
                 max(Counter(keys[row][0] for row in rows).values()),
@@ -294,11 +302,24 @@ def _keep(
     keep_column(reader, COLUMN, about, rows.append_column(VALUE, pa.array(kept, mask=missing)))
 
 
+@dataclass(frozen=True, slots=True)
+class NearestElsewhere:
+    """Another collection, and by the key of a row here the key of its nearest row there, and the
+    cosine."""
+
+    reader: Reader
+    near: Mapping[Key, tuple[Key, float]]
+
+
 def measure_threshold(
-    reader: Reader, embedder: Embedder, graph: Neighbours, space: str = RAW
+    reader: Reader,
+    embedder: Embedder,
+    graph: Neighbours,
+    space: str = RAW,
+    elsewhere: NearestElsewhere | None = None,
 ) -> MeasuredThreshold:
     """The similarity from which rows are nearly the same: 64 rows are re-encoded, cut and set to
-    another level, and their nearest rows of other items are looked at.
+    another level, and their nearest rows of other items, also elsewhere, are looked at.
 
     Where most re-encodings are nearer than most different items, the threshold lies between the
     two; else it spares different items, and fewer re-encodings are found. A nearest row that is the
@@ -307,9 +328,7 @@ def measure_threshold(
     Raises:
         UsageError: too few items can be opened, or items of a modality without re-encodings.
     """
-    from penult.collection.comparison import entry_of
     from penult.embedding.reencoding import REENCODINGS, is_same_content, reencoded
-    from penult.embedding.robustness import opened_values
 
     by_hand = "--threshold 0.95 says it by hand, --exact compares contents only"
     modality = embedder.classifier.modality
@@ -319,33 +338,48 @@ def measure_threshold(
             f"{modality}; {by_hand}"
         )
     place = {key: at for at, key in enumerate(graph.keys)}
-    columns = schema.scalar_columns(reader.schema)
-    table, _ = reader.vectors("kind <> 'summary'", columns, _OTHERS, 0)
+    table, _ = reader.vectors("kind <> 'summary'", schema.KEY, _OTHERS, 0)
     drawn = [key for key in schema.keys(table) if key in place]
-    near = {key: graph.keys[graph.places[place[key], 0]]
+    near = {key: (graph.keys[graph.places[place[key], 0]], float(graph.cosines[place[key], 0]))
             for key in drawn if graph.places[place[key], 0] != NONE}  # fmt: skip
-    rows = dict(zip(schema.keys(table), table.to_pylist(), strict=True))
-    missing = [id for id, _ in near.values()]
-    for batch in reader.scan(columns, f"id IN ({schema.quoted(missing)})") if missing else ():
-        rows |= dict(zip(schema.keys(batch), batch.to_pylist(), strict=True))
-    wanted = dict.fromkeys([*drawn, *near.values()])
-    entries = [entry for key in wanted if (entry := entry_of(rows[key], embedder, reader.roots))]
-    values, _ = opened_values(embedder, entries)
+    values = _opened(reader, embedder, [*drawn, *(key for key, _ in near.values())])
     able = [key for key in drawn if key in values]
     if len(able) < _LEAST:
+        few = "it has no more" if len(drawn) < _LEAST else "files are gone or changed"
         raise UsageError(
             f"the threshold is measured on items of {reader.path}, and {len(able)} of {len(drawn)} "
-            f"could be opened again, fewer than {_LEAST}: files are gone or changed; {by_hand}"
+            f"could be opened again, fewer than {_LEAST}: {few}; {by_hand}"
         )
     used = spaces.ready(reader, space)[0]
     again = [able[at] for at in np.unique(np.linspace(0, len(able) - 1, _SAMPLE).astype(int))]
     copies = reencoded(embedder, [values[key] for key in again], used)
+    beside = [(near, values)]
+    if elsewhere is not None:
+        there = {key: elsewhere.near[key] for key in able if key in elsewhere.near}
+        keys = [key for key, _ in there.values()]
+        beside.append((there, _opened(elsewhere.reader, embedder, keys)))
     others = [
-        float(graph.cosines[place[key], 0]) for key in able
-        if near.get(key) in values
-        and not is_same_content(values[key], values[near[key]], modality)
+        cosine for found, opened in beside for key in able if key in found
+        for nearest, cosine in (found[key],)
+        if nearest in opened and not is_same_content(values[key], opened[nearest], modality)
     ]  # fmt: skip
     return _threshold(copies, np.array(others), len(again))
+
+
+def _opened(reader: Reader, embedder: Embedder, keys: Sequence[Key]) -> dict[Key, Any]:
+    """The decoded items of rows, of those whose files are as they were."""
+    from penult.collection.comparison import entry_of
+    from penult.embedding.robustness import opened_values
+
+    if not keys:
+        return {}
+    columns, ids = schema.scalar_columns(reader.schema), sorted({id for id, _ in keys})
+    rows: dict[Key, Any] = {}
+    for batch in reader.scan(columns, f"id IN ({schema.quoted(ids)})"):
+        rows |= dict(zip(schema.keys(batch), batch.to_pylist(), strict=True))
+    found = (entry_of(rows[key], embedder, reader.roots) for key in dict.fromkeys(keys))
+    values, _ = opened_values(embedder, [entry for entry in found if entry])
+    return dict(values)
 
 
 def _threshold(

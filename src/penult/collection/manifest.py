@@ -458,6 +458,23 @@ def require_comparable(path: Path, ours: Manifest, found: Comparison) -> None:
         )
 
 
+def require_one_embedder(path: Path, ours: Manifest, other: Path, theirs: Manifest) -> None:
+    """Refuse two collections of different embedders.
+
+    Raises:
+        FingerprintMismatch: names every difference.
+    """
+    found = compare(fingerprint_in(ours), fingerprint_in(theirs), f"{path} has", f"{other}")
+    if found.refused:
+        raise FingerprintMismatch(
+            f"{other} and {path} hold vectors of different embedders, which cannot be "
+            "compared:\n" + "\n".join(found.refused) + "\nEmbed the items of one of them anew: "
+            f"penult embed MODEL --like {other} --into another.lance"
+        )
+    for note in found.notes:
+        log.warning("%s and %s: %s", other, path, note)
+
+
 # What an earlier version, or another state of the same embedder, may not have written down.
 LATER = ("code", "behaviour")
 

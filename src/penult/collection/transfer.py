@@ -19,7 +19,13 @@ import pyarrow as pa
 
 from penult.collection import lance, schema
 from penult.collection.ingest import Options
-from penult.collection.manifest import Manifest, check_same, fingerprint_in, locked, store_errors
+from penult.collection.manifest import (
+    Manifest,
+    check_same,
+    locked,
+    require_one_embedder,
+    store_errors,
+)
 from penult.collection.reader import Reader
 from penult.collection.relocation import align
 from penult.collection.renaming import Renaming
@@ -31,8 +37,7 @@ from penult.data.roots import Roots
 from penult.data.sources import Source
 from penult.data.tables import PATH
 from penult.data.windows import Layout
-from penult.embedding.fingerprint import compare
-from penult.errors import CollectionError, FingerprintMismatch, SourceError, UsageError
+from penult.errors import CollectionError, SourceError, UsageError
 
 log = logging.getLogger(__name__)
 _SIDE_ROWS = 1000
@@ -168,15 +173,7 @@ def _one_manifest(sources: Sequence[Reader], into: Reader) -> Manifest:
     ]
     path, ours = manifests[0]
     for other, theirs in manifests[1:]:
-        found = compare(fingerprint_in(ours), fingerprint_in(theirs), f"{path} has", f"{other}")
-        if found.refused:
-            raise FingerprintMismatch(
-                f"{other} and {path} hold vectors of different embedders, which cannot be "
-                "compared:\n" + "\n".join(found.refused) + "\nEmbed the items of one of them anew: "
-                f"penult embed MODEL --like {other} --into another.lance"
-            )
-        for note in found.notes:
-            log.warning("%s and %s: %s", other, path, note)
+        require_one_embedder(path, ours, other, theirs)
         check_same(path, ours, replace(theirs, fingerprint=ours.fingerprint))
         if (ours.roots is None) != (theirs.roots is None):
             one = path if ours.roots is None else other

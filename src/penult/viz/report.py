@@ -1,4 +1,5 @@
-"""A choice or an evaluation as a picture, or as one HTML file that needs no network.
+"""A choice, an evaluation, tables or groups of items as a picture, or as one HTML file that needs
+no network.
 
 Knows the small objects that it shows; nothing of models or collections.
 """
@@ -9,9 +10,11 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from penult.analysis.evaluation import Evaluation
 from penult.analysis.selection import Choice, Score
@@ -27,9 +30,12 @@ _STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem}"
     "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem .2rem 0;"
     "text-align:left;border-bottom:1px solid #ddd;vertical-align:top}th{color:#555}"
+    "audio,.t{vertical-align:middle}.t{max-width:10rem;max-height:8rem}"
     ".n{white-space:nowrap}.w{width:14rem}"
     ".b{background:#4878a8;height:.6rem;display:inline-block}.i{color:#777}img{max-width:100%}"
 )
+# No script runs, whatever a name holds.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src file: data:; media-src file:"
 
 
 def check_kind(path: str | os.PathLike[str], kinds: Sequence[str] = KINDS) -> None:
@@ -170,6 +176,45 @@ def page_of_tables(
     return _page(title, "".join(f"<p>{escape(line)}</p>" for line in lines) + "".join(parts))
 
 
+@dataclass(frozen=True, slots=True)
+class GroupItem:
+    """An item of a group. name: of its row. note: what is to be known. path: its file, where it is
+    one."""
+
+    name: str
+    note: str
+    path: Path | None
+
+
+def page_of_groups(
+    title: str,
+    lines: Sequence[str],
+    groups: Sequence[tuple[str, Sequence[GroupItem]]],
+    modality: str,
+) -> str:
+    """Groups of items (heading, items) as one HTML file, with pictures and players of the files
+    where they are."""
+    parts = []
+    for number, (heading, items) in enumerate(groups, 1):
+        rows = ([_shown(item, modality), *_texts(item.note)] for item in items)
+        table = _table(["item", ""], rows)
+        parts.append(f"<h2>{number}. {escape(heading)}</h2>{table}")
+    return _page(title, "".join(f"<p>{escape(line)}</p>" for line in lines) + "".join(parts))
+
+
+def _shown(item: GroupItem, modality: str) -> str:
+    """A cell with a link to the file, and what it is."""
+    if item.path is None:
+        return _texts(item.name)[0]
+    address = escape("file://" + quote(os.fsencode(item.path)))
+    medium = {
+        "image": f'<img class=t loading=lazy alt="" src="{address}">',
+        "audio": f'<audio controls preload=none src="{address}"></audio>',
+        "video": f'<video controls preload=none class=t src="{address}"></video>',
+    }.get(modality, "")
+    return f'<td>{medium} <a href="{address}">{escape(item.name)}</a></td>'
+
+
 def _notes(notes: Iterable[str]) -> str:
     return "".join(f"<p class=i>{escape(note)}</p>" for note in notes)
 
@@ -197,6 +242,8 @@ def _bar(share: float) -> str:
 
 def _page(title: str, body: str) -> str:
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{escape(title)}</title>"
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>\n"
     )
