@@ -59,6 +59,7 @@ from penult.cli.output import (
     text_in,
     working,
 )
+from penult.cli.score_maps import check_maps, write_score_maps
 from penult.cli.teach import Model, is_collection, load_class_space
 from penult.cli.values import ValueForm, print_values
 
@@ -202,6 +203,13 @@ def predict(
     overwrite: Overwrite = False,
     format: TableFormatName = None,
     raw_cells: RawCells = False,
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --tile: draw each picture with heat maps of its tiles' probabilities.",
+        ),
+    ] = None,
     value: Annotated[
         str | None,
         typer.Option(
@@ -248,6 +256,7 @@ def predict(
     check_tables(out, overwrite, format)
     how = EventOptions(merge_gap, windows, smooth, unknown_events)
     how.check()
+    check_maps(maps, bool(tile), overwrite)
     cut = {"window": window, "hop": hop, "tile": tile, "overlap": overlap, "pages": pages}
     parts = Parts(items or [], where, {n: value for n, value in cut.items() if value}, channel, box,
                   start, end)  # fmt: skip
@@ -260,7 +269,8 @@ def predict(
     }
     limits = {"min-probability": min_probability, "min-similarity": min_similarity,
               "without": without or None}  # fmt: skip
-    own = {**settings, **limits, "names": names, "nearest": nearest or None, **how.given}
+    own = {**settings, **limits, "names": names, "nearest": nearest or None, **how.given,
+           "maps": maps}  # fmt: skip
     opening = model, device, bool(model_options.get("trust"))
     form = ValueForm(level, Path(out) if out else None, json, raw_cells, _roots(place, items))
     if probe is not None:
@@ -284,8 +294,8 @@ def predict(
         found, facts = (accepted(one) if isinstance(one, ClassPrediction) else one
                         for one in results), None  # fmt: skip
     classes = taught.fitted.names if names is None and taught.fitted.several else ()
-    shape = Form(how, out, overwrite, json, raw_cells, form.roots, classes, format)
-    with Spool(whole=json or bool(classes and out), shown=SHOWN) as spool:
+    shape = Form(how, out, overwrite, json, raw_cells, form.roots, classes, format, maps)
+    with Spool(whole=json or bool(maps or (classes and out)), shown=SHOWN) as spool:
         with working("predicting"):
             failures = spool.extend(found)  # output starts after the last item
         if facts is None:
@@ -772,7 +782,7 @@ class EventOptions:
 class Form:
     """Form of the output. events: how they are made. out: a file or a folder that `check_tables`
     has passed. raw_cells: texts in a table as they are. roots: what ids begin with. classes: where
-    an item may be of several. format: of `TABLE_FORMATS`."""
+    an item may be of several. format: of `TABLE_FORMATS`. maps: a folder for heat maps of tiles."""
 
     events: EventOptions
     out: str | None
@@ -782,6 +792,7 @@ class Form:
     roots: Roots
     classes: Sequence[str] = ()
     format: str | None = None
+    maps: Path | None = None
 
 
 def print_predictions(
@@ -791,10 +802,12 @@ def print_predictions(
     failed."""
     merged = form.events.events(found)
     written = "" if form.out is None else _write(form.out, found, merged, form)
+    drawn = [] if form.maps is None else write_score_maps(form.maps, found, form.roots)  # fmt: skip
     if form.json:
         print_json_stream({"place": place, **facts}, "predictions", found, {
             "events": None if merged is None else [one.to_dict() for one in merged],
-            "out": form.out, "failures": [one.to_dict() for one in failures]})  # fmt: skip
+            "out": form.out, "maps": drawn,
+            "failures": [one.to_dict() for one in failures]})  # fmt: skip
     else:
         _say_basis(facts)
         if form.out is None:
@@ -802,6 +815,10 @@ def print_predictions(
                 _show(found, "names" in facts, "probe" not in facts)
             else:
                 _show_events(merged)
+        if drawn:
+            written = (
+                f"{written}{', ' if written else ''}{counted(len(drawn), 'map')} in {form.maps}"
+            )
         _sum_up(found, merged, written, failures)
     if failures:
         raise typer.Exit(SOME_FAILED)

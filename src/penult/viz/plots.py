@@ -357,7 +357,7 @@ def draw_picture_attribution(
     reach = float(np.abs(field).max()) or 1.0
     plain, shown = figure.subplots(1, 2)
     plain.imshow(pixels, cmap="gray")
-    shown.imshow(pixels if pixels.ndim == 2 else pixels[..., :3].mean(axis=2), cmap="gray")
+    shown.imshow(_in_grey(pixels), cmap="gray")
     drawn = shown.imshow(
         field, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.55, extent=(0, width, height, 0)
     )
@@ -366,6 +366,66 @@ def draw_picture_attribution(
     figure.colorbar(drawn, ax=shown, shrink=0.8, label="beyond the even share, × positions")
     figure.suptitle(_drawable(title), x=0.02, ha="left", fontsize=10, color="#333333")
     save_figure(figure, path)
+
+
+def _in_grey(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return pixels if pixels.ndim == 2 else pixels[..., :3].mean(axis=2)
+
+
+def draw_score_maps(
+    path: Path,
+    picture: Any,
+    boxes: Sequence[tuple[int, int, int, int]],
+    scores: Mapping[str, Sequence[float]],
+    title: str,
+) -> None:
+    """Write a picture beside itself with the scores of its tiles over it, once for each class;
+    where tiles overlap, their mean.
+
+    boxes: left, top, right, bottom of each tile in pixels. scores: from 0 to 1, by class.
+    """
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
+    pixels = np.asarray(picture)
+    height, width = pixels.shape[:2]
+    columns = len(scores) + 1
+    figure = Figure(figsize=(4.2 * columns, 4.6), facecolor="#fbfaf7", layout="constrained")
+    plain, *others = figure.subplots(1, columns)
+    plain.imshow(pixels, cmap="gray")
+    for axes, (name, values) in zip(others, scores.items(), strict=True):
+        axes.imshow(_in_grey(pixels), cmap="gray")
+        field = tile_means((height, width), boxes, values)
+        drawn = axes.imshow(
+            field, cmap="YlOrRd", vmin=0, vmax=1, alpha=0.55, extent=(0, width, height, 0)
+        )
+        axes.set_title(_drawable(name), fontsize=10, color="#333333")
+    for axes in (plain, *others):
+        axes.set_axis_off()
+    figure.colorbar(drawn, ax=others[-1], shrink=0.8, label="probability")
+    figure.suptitle(_drawable(title), x=0.02, ha="left", fontsize=10, color="#333333")
+    save_figure(figure, path)
+
+
+_RASTER = 512  # points of a map of tiles, to the longer side at most
+
+
+def tile_means(
+    size: tuple[int, int], boxes: Sequence[tuple[int, int, int, int]], values: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """(h, w) the mean of the values of the tiles over each point; NaN where no tile is. size: of
+    the picture, (height, width) in pixels, to which h and w are in proportion."""
+    scale = min(1.0, _RASTER / max(size))
+    shape = tuple(max(1, round(one * scale)) for one in size)
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    for (left, top, right, bottom), value in zip(boxes, values, strict=True):
+        down = slice(round(top * scale), max(round(top * scale) + 1, round(bottom * scale)))
+        across = slice(round(left * scale), max(round(left * scale) + 1, round(right * scale)))
+        sums[down, across] += value
+        counts[down, across] += 1
+    with np.errstate(invalid="ignore"):
+        means: npt.NDArray[np.float64] = sums / counts
+    return means
 
 
 def save_figure(figure: Any, path: Path) -> None:
