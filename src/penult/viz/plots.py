@@ -302,6 +302,7 @@ def draw_parts(
     lower.set_xticks(places[::step], [_drawable(one.name) for one in parts[::step]],
                      rotation=60, ha="right", rotation_mode="anchor", fontsize=8)  # fmt: skip
     figure.suptitle(_drawable(title), x=0.02, ha="left", fontsize=10, wrap=True)
+    save_figure(figure, path)
 
 
 def draw_sound_attribution(
