@@ -15,6 +15,7 @@ import penult
 from penult.analysis.neighbour_graph import NONE, nearest_between
 from penult.collection.collection import Collection
 from penult.collection.overlap import Overlap, find_overlap
+from penult.collection.writer import writing
 from penult.errors import FingerprintMismatch, UsageError
 from test_cli import ask
 from test_collection import DIM, MANIFEST, batch, filled
@@ -182,3 +183,23 @@ def test_copies_in_a_delivery_are_found_at_the_measured_threshold_and_on_the_pag
     with (tmp_path / "p.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["id"] for line in lines] == [id for group in document["groups"] for id in group]
+
+
+def test_only_columns_that_are_used_are_told_to_be_stale(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    ids = [f"{at:02d}" for at in range(12)]
+    store = filled(
+        tmp_path / "c.lance",
+        batch(
+            ids, vectors=random.standard_normal((12, DIM)), content_hash=ids, site=["x", "y"] * 6
+        ),
+    )
+    assert ask("neighbours", store.path).code == 0
+    assert ask("duplicates", store.path, "--exact").code == 0
+    with writing(store.path, MANIFEST) as writer:
+        writer.write(batch(["new"], content_hash=["new"], site=["x"]))
+    said = ask("select", store.path, "-k", 3, "--over", "site")
+    assert "duplicate_of is stale" in said.err and "nearest_similarity" not in said.err
+    for words in (("drift", "--by", "site"), ("suspects", "--labels", "site")):
+        said = ask(words[0], store.path, *words[1:])
+        assert said.code == 0 and "stale" not in said.err, said.err

@@ -131,10 +131,13 @@ def described(path: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def wider(path: Path, real: pa.Schema) -> pa.Schema:
-    """The schema of the rows with the derived columns that there are behind it."""
+def wider(path: Path, real: pa.Schema, some: Sequence[str | None] | None = None) -> pa.Schema:
+    """The schema of the rows with the derived columns that there are behind it, or with some of
+    them: nobody is told that a column is stale which is not used."""
     own = {name.lower() for name in real.names}
     for name in names(path):
+        if some is not None and name not in some:
+            continue
         column = None if name.lower() in own else read(path, name)
         if column is not None:
             real = real.append(pa.field(name, column.type))

@@ -158,7 +158,7 @@ def find_drift(reader: Reader, options: DriftOptions) -> Drift:
             "groups are recordings, machines or days, of which a part has several"
         )
     space = spaces.ready(reader, options.space)[0]
-    columns = schema.scalar_columns(wider(reader.path, reader.schema))
+    columns = schema.scalar_columns(wider(reader.path, reader.schema, [options.by, options.groups]))
     table, vectors = reader.vectors(options.where, columns)
     if not len(table):
         what = f"no row of {reader.path} matches {options.where!r}" if options.where else (

@@ -142,7 +142,7 @@ def find_duplicates(
     if not reader.count_rows():
         raise UsageError(f"{reader.path} has no rows yet, and so no doubles")
     check_name(reader, COLUMN)
-    columns = schema.scalar_columns(wider(reader.path, reader.schema))
+    columns = schema.scalar_columns(wider(reader.path, reader.schema, [split]))
     columns = [name for name in columns if name != COLUMN]
     graph = find_neighbours(reader, GraphOptions(space=space, groups="id")) if near else None
     table = pa.Table.from_batches(list(reader.ordered(columns)))

@@ -116,7 +116,7 @@ def compare_embedders(
         UsageError: fewer than four rows are in both, or k that cannot be. LabelsError: the labels
             or groups name nothing, or fewer than two classes. SpaceError: no such space.
     """
-    columns = schema.scalar_columns(wider(first.path, first.schema))
+    columns = schema.scalar_columns(wider(first.path, first.schema, [labels, groups]))
     fitted = [spaces.ready(reader, space)[0] for reader in (first, second)]
     table, vectors = first.vectors(where, columns)
     beside, others = second.vectors(columns=[*schema.KEY, "label"])

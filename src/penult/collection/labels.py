@@ -50,7 +50,7 @@ def labelled(reader: Reader, by: Sequence[str], where: str | None = None) -> Lab
     Raises:
         LabelsError: a way that names nothing here; only the classifier itself may have no label.
     """
-    columns = schema.scalar_columns(derived.wider(reader.path, reader.schema))
+    columns = schema.scalar_columns(derived.wider(reader.path, reader.schema, by))
     table, vectors = reader.vectors(where, columns)
     names = {way: names_of(reader, table, way) for way in by}
     return Labelled(table.select(["id", "region"]), vectors, names)
@@ -132,7 +132,7 @@ _ASKED = 200  # ids in one question
 
 def groups_of(reader: Reader, keys: Sequence[Key], by: str) -> dict[Key, str | None]:
     """The group of these rows; see `penult.data.items.namer`."""
-    columns = schema.scalar_columns(derived.wider(reader.path, reader.schema))
+    columns = schema.scalar_columns(derived.wider(reader.path, reader.schema, [by]))
     name_of = namer(by, columns)
     ids = list(dict.fromkeys(id for id, _ in keys))
     found: dict[Key, str | None] = {}

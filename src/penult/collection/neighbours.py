@@ -159,7 +159,7 @@ def find_neighbours(reader: Reader, options: GraphOptions = GraphOptions()) -> N
         record = None
     columns = [*schema.KEY, VERSION]
     if options.groups is not None:
-        columns = schema.scalar_columns(wider(reader.path, reader.schema))
+        columns = schema.scalar_columns(wider(reader.path, reader.schema, [options.groups]))
     if record is not None:
         batches = list(reader.ordered(columns))
         rows = _Rows.of(reader, pa.Table.from_batches(batches), options.groups)

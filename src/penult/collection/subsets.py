@@ -102,7 +102,7 @@ def select_rows(reader: Reader, options: SubsetOptions) -> Subset:
         raise UsageError(f"--by {options.by!r} is not known; {', '.join(WAYS)} work")
     if options.k < 1:
         raise UsageError(f"-k {options.k}: at least one row has to be asked for")
-    every = columns.wider(reader.path, reader.schema)
+    every = columns.wider(reader.path, reader.schema, [options.over, DUPLICATE])
     table, vectors = reader.vectors(options.where, schema.scalar_columns(every))
     vectors = spaces.ready(reader, options.space)[0](vectors)
     able = np.isfinite(vectors).all(axis=1) & (vectors != 0).any(axis=1)
