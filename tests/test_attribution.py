@@ -21,7 +21,7 @@ from penult.data.regions import WHOLE, Region
 from penult.embedding.attribution import attribute_logit, attribute_similarity
 from penult.embedding.embedder import Embedder
 from penult.embedding.receptive_fields import open_item, places_of
-from penult.errors import TapError, UsageError
+from penult.errors import ItemError, TapError, UsageError
 from test_cli import ask
 from zoo import save_audio, save_graph, save_image, save_text
 
@@ -79,6 +79,17 @@ def test_a_constant_channel_and_a_single_frame_have_parts(demo: Any) -> None:
     found = attribute_similarity(embedder, entry((short, 8000)), vectors[1])
     assert np.isfinite(found.parts).all() and found.exact
     assert found.parts.sum() == pytest.approx(cosine(*vectors), abs=1e-5)
+
+
+def test_one_frame_looks_at_its_clip(demo: Any) -> None:
+    """And a clip of less is refused as everywhere."""
+    embedder = Embedder.from_classifier(demo, device="cpu")
+    found = attribute_logit(embedder, entry((clip(0.085, 3, 8000), 8000)))
+    assert found.places.placed.tolist() == [True] and found.unplaced == 0
+    assert found.places.centres[0, 0] == pytest.approx(0.0425, abs=0.015)
+    for explained in (attribute_logit, lambda *of: attribute_similarity(*of, np.ones(128))):
+        with pytest.raises(ItemError, match="shorter than what the model needs"):
+            explained(embedder, entry((clip(0.01, 3, 8000), 8000)))
 
 
 def test_a_linear_heads_logit_is_its_frames_and_its_bias(demo: Any) -> None:
@@ -162,6 +173,16 @@ def test_patches_lie_where_they_look(pictures: tuple[Embedder, Path]) -> None:
     middles = (np.arange(4) + 0.5) / 4
     expected = np.stack([np.tile(80 * middles, 4), np.repeat(60 * middles, 4)], axis=1)
     assert np.abs(found.centres[1:] - expected).max() < 4
+
+
+def test_a_picture_of_one_point_has_its_patches_there(
+    pictures: tuple[Embedder, Path], tmp_path: Path
+) -> None:
+    _, folder = pictures
+    Image.new("RGB", (1, 1), (200, 10, 60)).save(tmp_path / "point.png")
+    how = ("--like", folder / "a.png", "--plot", tmp_path / "p.png", "--json")
+    said = ask("explain", folder / "vit", tmp_path / "point.png", *how)
+    assert said.code == 0 and said.json["places"] == [None, *[[0.5, 0.5]] * 16]
 
 
 def test_a_changed_patch_moves_its_own_part(pictures: tuple[Embedder, Path]) -> None:
@@ -273,6 +294,7 @@ def test_a_picture_on_the_command_line(pictures: tuple[Embedder, Path], tmp_path
         (["demo", FILES[0], "--like", FILES[1], "--class", "two"], "give one of them"),
         (["demo", FILES[0], "--space", "centre"], "--space is for --like"),
         (["demo", FILES[0], "--like", FILES[1], "--space", "centre"], "rows of a collection"),
+        (["demo", FILES[0], "--like", FILES[1], "--pooling", "none"], "no one vector"),
         (["demo", FILES[0], "--plot", "a.gif"], ".png"),
         (["demo", FILES[0], "--model", "demo"], "goes with a collection"),
         (["demo", "gone.wav"], "no such file"),

@@ -128,10 +128,12 @@ def attribute_similarity(
 
     Raises:
         TapError: the embedder joins taps of different positions, or has none to tell apart.
-        UsageError: a model of texts or videos, or one that takes an item in patches.
+        UsageError: a model of texts or videos, one that takes an item in patches, or pooling none.
         ItemError: the item cannot be opened.
     """
     _check(embedder)
+    if any(one.pooling == "none" for one in embedder.runner.readings):
+        raise UsageError("pooling none keeps every position: there is no one vector to explain")
     opened = open_item(embedder, entry)
     states = _hidden_states(embedder, opened)
     vector = np.concatenate([_pooled(*one) for one in states])

@@ -97,8 +97,11 @@ class PositionPlaces:
 
     def on_raster(self, parts: Floats, size: tuple[int, int]) -> Floats:
         """(height, width) a value for each point of a raster over the item: of the nearest position
-        its part, times the number of positions."""
+        its part, times the number of positions; 0 where none sees a place of the item."""
         from scipy.spatial import cKDTree
+
+        if not self.placed.any():
+            return np.zeros(size)
 
         first, last = self.extent[:, 0], self.extent[:, 1]
         height, width = size
@@ -127,6 +130,8 @@ def open_item(embedder: Embedder, entry: tuple[Item, Region]) -> OpenedItem:
         ItemError: it cannot be opened, or the model does not take it.
     """
     runner, model = embedder.runner, embedder.classifier.input
+    with closing(runner.stream([entry], alone=True, logits=False)) as outcomes:
+        without_failure(next(outcomes))
     with closing(runner.prepare([entry])) as prepared:
         ready: Any = without_failure(next(prepared))
     values = decoded_values(entry, runner.target(usual_decoding()))
@@ -195,8 +200,10 @@ def _middles(response: Floats, by_peak: bool) -> Floats:
     whole item says nothing of places. by_peak: where the response is largest, which convolutions
     that reach far to both sides do not shift at the ends; else the middle of all that is seen.
     """
-    own = response - np.median(response, axis=1, keepdims=True)
-    own = np.maximum(0.0, own - np.median(own, axis=0))
+    own = response
+    if min(own.shape) > 1:  # one position, or one strip, has nothing to be told apart from
+        own = own - np.median(own, axis=1, keepdims=True)
+        own = np.maximum(0.0, own - np.median(own, axis=0))
     most = own.max(axis=0, initial=0.0)
     seen = most > _SEES * most.max(initial=0.0)
     own = own / np.where(seen, most, 1.0)
