@@ -333,3 +333,48 @@ def test_a_graph_has_similarities(tmp_path: Path) -> None:
     expected = (placed * 160 + 200) / RATE
     assert np.abs(found.places.centres[placed, 0] - expected).max() < 0.03
     json.dumps(found.to_dict())
+
+
+def test_frames_of_a_graph_lie_where_they_look_in_front_of_its_blocks(tmp_path: Path) -> None:
+    """Attention makes every position see all frames; a token stands in front of fifty frames."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+        return helper.make_node(kind, inputs.split(), [output], **attributes)
+
+    random = np.random.default_rng(0)
+    nodes = [
+        node("Reshape", "x form", "f"), node("MatMul", "f p", "e"),
+        node("Slice", "e zero one one", "first"), node("Mul", "first nothing", "empty"),
+        node("Add", "empty token", "class"), node("Concat", "class e", "h0", axis=1),
+    ]  # fmt: skip
+    weights: dict[str, Any] = {
+        "form": np.array([0, -1, 320]), "zero": np.array([0]), "one": np.array([1]),
+        "nothing": np.zeros(1, np.float32), "token": random.standard_normal((1, 1, 8)),
+        "p": random.standard_normal((320, 8)) / 4, "w": random.standard_normal((8, 3)),
+    }  # fmt: skip
+    for at in range(3):
+        nodes += [
+            node("MatMul", f"h{at} a{at}", f"q{at}"),
+            node("Transpose", f"h{at}", f"k{at}", perm=[0, 2, 1]),
+            node("MatMul", f"q{at} k{at}", f"s{at}"), node("Softmax", f"s{at}", f"n{at}", axis=-1),
+            node("MatMul", f"n{at} h{at}", f"v{at}"), node("Add", f"h{at} v{at}", f"h{at + 1}"),
+        ]  # fmt: skip
+        weights[f"a{at}"] = random.standard_normal((8, 8)) / 8
+    nodes += [node("ReduceMean", "h3", "z", axes=[1], keepdims=0), node("MatMul", "z w", "y")]
+    held = [
+        numpy_helper.from_array(one if one.dtype.kind == "i" else one.astype(np.float32), name)
+        for name, one in weights.items()
+    ]
+    sound = helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", RATE))
+    scores = helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 3))
+    graph = helper.make_graph(nodes, "sound", [sound], [scores], held)
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    loaded = penult.load(tmp_path / "m.onnx", sample_rate=RATE)
+    embedder = Embedder.from_classifier(loaded, tap="backbone", device="cpu")
+    noise = 0.1 * random.standard_normal(RATE).astype(np.float32)
+    found = places_of(embedder, open_item(embedder, entry((noise, RATE))))
+    assert not found.placed[0] and found.placed[1:].all()
+    assert np.abs(found.centres[1:, 0] - (np.arange(50) + 0.5) * 0.02).max() < 0.02

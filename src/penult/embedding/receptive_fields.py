@@ -1,8 +1,9 @@
 """Receptive fields: where in an item the positions of hidden states look, measured.
 
 Strips of a sound or a picture are overwritten with noise, one after the other, and the hidden
-states in front of the first block (of a graph, those of the tap itself) are compared. Nothing is
-taken from a configuration, so that cropping, padding and strides are what they are.
+states in front of the first block (those of the tap itself, where its positions are others) are
+compared. Nothing is taken from a configuration, so that cropping, padding and strides are what they
+are.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class _StateProbe:
     @classmethod
     def of(cls, embedder: Embedder) -> _StateProbe:
         classifier, tap = embedder.classifier, embedder.runner.readings[0].tap
-        entry = classifier.structure.entry(anatomy_of(classifier))
+        entry = anatomy_of(classifier).taps.get("layer:0")
         if entry is not None and _sizes(entry) == _sizes(tap):
             tap = entry
         device = embedder.device.split(",")[0]
