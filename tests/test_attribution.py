@@ -361,7 +361,7 @@ def test_frames_of_a_graph_lie_where_they_look_in_front_of_its_blocks(tmp_path: 
             node("MatMul", f"q{at} k{at}", f"s{at}"), node("Softmax", f"s{at}", f"n{at}", axis=-1),
             node("MatMul", f"n{at} h{at}", f"v{at}"), node("Add", f"h{at} v{at}", f"h{at + 1}"),
         ]  # fmt: skip
-        weights[f"a{at}"] = random.standard_normal((8, 8)) / 8
+        weights[f"a{at}"] = random.standard_normal((8, 8))
     nodes += [node("ReduceMean", "h3", "z", axes=[1], keepdims=0), node("MatMul", "z w", "y")]
     held = [
         numpy_helper.from_array(one if one.dtype.kind == "i" else one.astype(np.float32), name)
