@@ -17,6 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from penult.analysis.novelty import (
     METHODS,
     NEW,
+    MethodAurocs,
     choose_method,
     fold_scores,
     folds_of,
@@ -340,3 +341,140 @@ def test_what_cannot_be_is_told_in_words(
     said = ask("novelty", store.path, *words)
     assert said.code == 2 and says in " ".join(said.err.split()), said.err
     assert "Traceback" not in said.err
+
+
+WINDOWS = 60  # of half a second, of each of four recordings
+
+
+def run_of_pump(path: Path) -> Collection:
+    """Windows of three normal recordings and one whose windows 10 to 19, 22 and 40 are strange."""
+    random = np.random.default_rng(1)
+    rows = 0.5 * random.standard_normal((4 * WINDOWS, DIM)) + 4 * np.eye(DIM)[0]
+    strange = 3 * WINDOWS + np.array([*range(10, 20), 22, 40])
+    rows[strange] += 20 * np.eye(DIM)[1]
+    starts = [0.5 * (row % WINDOWS) for row in range(4 * WINDOWS)]
+    found = batch(
+        [f"{'abcd'[row // WINDOWS]}.wav" for row in range(4 * WINDOWS)],
+        region=[f"{start:g}-{start + 0.5:g}" for start in starts],
+        vectors=rows.astype(np.float32),
+        state=["healthy"] * 3 * WINDOWS + ["unknown"] * WINDOWS,
+    )
+    for name, values in (("start", starts), ("end", [start + 0.5 for start in starts])):
+        place = found.schema.get_field_index(name)
+        found = found.set_column(place, found.schema.field(name), pa.array(values, pa.float64()))
+    return filled(path, found, metadata={"state": pa.string()})
+
+
+@pytest.fixture(scope="module")
+def pump(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """For tests that write no rows; `novelty` has been asked once, at a level of 0.01."""
+    made = run_of_pump(tmp_path_factory.mktemp("pump") / "p.lance")
+    said = novelty(made, "--groups", "id", "--method", "knn", "--alpha", "0.01")
+    assert said.code == 0, said.err
+    return made
+
+
+def test_novel_windows_that_follow_each_other_are_one_event(
+    pump: Collection, tmp_path: Path
+) -> None:
+    said = novelty(pump, "--groups", "id", "--method", "knn", "--alpha", "0.01", "--json",
+                   "--events", tmp_path / "e.csv")  # fmt: skip
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    scores = {(row["id"], row["region"]): row for row in found["rows"]}
+    expected, normal = [], 0
+    for name in "abcd":
+        regions = [f"{0.5 * at:g}-{0.5 * at + 0.5:g}" for at in range(WINDOWS)]
+        own = [scores[f"{name}.wav", region] for region in regions]
+        low = [row["p_value"] <= 0.01 for row in own]
+        for first in (at for at in range(WINDOWS) if low[at] and not (at and low[at - 1])):
+            last = next(at for at in range(first, WINDOWS + 1) if at == WINDOWS or not low[at])
+            most = max(row["novelty"] for row in own[first:last])
+            least = min(row["p_value"] for row in own[first:last])
+            expected.append((f"{name}.wav", first / 2, last / 2, last - first, most, least))
+            normal += name != "d"
+    assert [(e["id"], e["start"], e["end"], e["windows"]) for e in found["events"]] == [
+        one[:4] for one in expected
+    ]
+    assert {("d.wav", 5.0, 10.0, 10), ("d.wav", 11.0, 11.5, 1)} <= {one[:4] for one in expected}
+    for event, one in zip(found["events"], expected, strict=True):
+        assert (event["novelty"], event["p_value"]) == pytest.approx(one[4:], abs=1e-6)
+        assert event["normal"] == (event["id"] != "d.wav")
+    rates = found["events_per_hour"]
+    assert rates["normal"] == pytest.approx(normal * 3600 / 90)
+    assert rates["others"] == pytest.approx((len(expected) - normal) * 3600 / 30)
+    with (tmp_path / "e.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["path"], float(line["end"])) for line in lines] == [
+        (one[0], one[2]) for one in expected
+    ]
+    wide = novelty(pump, "--groups", "id", "--method", "knn", "--alpha", "0.01", "--json",
+                   "--merge-gap", "1")  # fmt: skip
+    joined = [(e["start"], e["windows"]) for e in json.loads(wide.out)["events"]]
+    assert (5.0, 11) in joined
+
+
+def test_events_are_written_as_raven_tables(pump: Collection, tmp_path: Path) -> None:
+    asked = ("--groups", "id", "--method", "knn", "--alpha", "0.01", "--events")
+    said = novelty(pump, *asked, f"{tmp_path}/tables/")
+    assert said.code == 0, said.err
+    assert "4 Raven tables" in " ".join(said.out.split())
+    table = next((tmp_path / "tables").glob("d.*")).read_text(encoding="utf-8").splitlines()
+    head = table[0].split("\t")
+    rows = [dict(zip(head, line.split("\t"), strict=True)) for line in table[1:]]
+    first = next(row for row in rows if float(row["Begin Time (s)"]) == 5)
+    assert (float(first["End Time (s)"]), first["windows"]) == (10, "10")
+    assert {row["Class"] for row in rows if "Class" in row} <= {"novel"}
+    for words, says in ((("--events", tmp_path / "e.png"), "has to end in .csv"),
+                        (("--events", f"{tmp_path}/tables/"), "--overwrite"),
+                        (("--alpha", "2"), "between 0 and 1")):  # fmt: skip
+        said = novelty(pump, *words)
+        assert said.code == 2 and says in " ".join(said.err.split()), said.err
+
+
+def test_novel_events_are_counted_by_hour_of_the_recording(
+    pump: Collection, tmp_path: Path
+) -> None:
+    said = ask("activity", pump.path, "novelty_p<=0.01", "--by", "elapsed", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    expected = json.loads(novelty(pump, "--groups", "id", "--method", "knn", "--alpha", "0.01",
+                                  "--json").out)["events"]  # fmt: skip
+    assert found["events"] == len(expected) and found["time_zone"] is None
+    assert [(c["day"], c["hour"], c["effort"], c["events"]) for c in found["cells"]] == [
+        (None, 0, 4 * WINDOWS / 2, len(expected))
+    ]
+    picture = tmp_path / "novel.png"
+    said = ask("activity", pump.path, "novelty_p<=0.01", "--by", "elapsed", "--out", picture)
+    assert said.code == 0 and picture.stat().st_size > 5000
+    assert "by hour of the recording" in said.out
+    by = ("--by", "elapsed")
+    for words, says in ((("novelty_p<=0.01",), "--by elapsed"),
+                        (("novelty_p<=low", *by), "'low' is no number"),
+                        (("novelty_p<=0.01", *by, "--time-zone", "UTC"), "time zone")):  # fmt: skip
+        said = ask("activity", pump.path, *words)
+        assert said.code in (1, 2) and says in " ".join(said.err.split()), said.err
+
+
+def test_changes_that_are_not_heard_are_told(tmp_path: Path) -> None:
+    """Independent numbers about 0: no change of them is one."""
+    rows = np.random.default_rng(0).standard_normal((200, DIM)).astype(np.float32)
+    ids = [f"{row:03}.wav" for row in range(200)]
+    store = filled(tmp_path / "n.lance", batch(ids, vectors=rows))
+    said = ask("novelty", store.path, "--normal", "id < '190'", "--json")
+    found = json.loads(said.out)
+    n = 190
+    bound = 0.5 + 2 * ((2 * n + 1) / (12 * n * n)) ** 0.5
+    own = found["auroc"][found["method"]]
+    assert found["unheard"] == [name for name, value in own.items() if value <= bound]
+    assert "mixed" in found["unheard"]
+    assert any("does not hear" in note or "no method tells" in note for note in found["notes"])
+    assert "AUROC" in said.err
+    alike = MethodAurocs("knn", {name: {"mixed": 0.5, "between": 0.55} for name in METHODS})
+    assert alike.unheard(100_000)["csls"] == ["mixed"]
+    assert alike.unheard(100)["csls"] == ["mixed", "between"]
+    made = fit_detector(store.reader, "id < '190'", method="knn")
+    nothing = replace(made, about={**made.about, "auroc": alike.auroc})
+    notes = find_novelty(store.reader, nothing).notes
+    assert any("no method tells any planted change" in note for note in notes)
+    assert not find_novelty(store.reader, made).unheard

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any, Literal
 
-By = Literal["hour", "day", "day-hour"]
-BY: tuple[By, ...] = ("hour", "day", "day-hour")
+By = Literal["hour", "day", "day-hour", "elapsed"]
+BY: tuple[By, ...] = ("hour", "day", "day-hour", "elapsed")
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)  # of every recording, for `elapsed`
 Span = tuple[datetime, datetime]  # begin and end, with time zones
 
 _Cell = tuple[date | None, int | None]
@@ -18,7 +19,7 @@ _Cell = tuple[date | None, int | None]
 
 @dataclass(frozen=True, slots=True)
 class ActivityCell:
-    """A day, an hour of the day (0 to 23), or an hour of a day.
+    """A day, an hour of the day (0 to 23), an hour of a day, or an hour of recordings (from 0).
 
     effort: seconds recorded in it, of all recordings together. events: how many began in it.
     seconds: of events in it.
@@ -45,7 +46,7 @@ def activity(
     recorded: Iterable[Sequence[Span]], events: Iterable[Span], zone: tzinfo, by: By = "hour"
 ) -> list[ActivityCell]:
     """Cells in order of time, in that time zone: all 24 hours, and each day from the first to the
-    last one on which something was recorded.
+    last one on which something was recorded; of `elapsed` all hours since BEGINNING.
 
     recorded: of each recording the stretches that were looked at; what overlaps counts once.
     """
@@ -60,9 +61,9 @@ def activity(
         for number, (cell, seconds) in enumerate(_pieces(span, zone, by)):
             heard[cell] += seconds
             counts[cell] += number == 0
-    days = [day for day, _ in (*effort, *counts) if day is not None]
+    used = (*effort, *counts)
     return [
-        ActivityCell(*cell, effort[cell], counts[cell], heard[cell]) for cell in _cells(by, days)
+        ActivityCell(*cell, effort[cell], counts[cell], heard[cell]) for cell in _cells(by, used)
     ]
 
 
@@ -84,17 +85,20 @@ def _pieces(span: Span, zone: tzinfo, by: By) -> Iterator[tuple[_Cell, float]]:
         local = begin.astimezone(zone)
         past = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
         until = min(end, begin + timedelta(hours=1) - past)
-        day = None if by == "hour" else local.date()
-        yield (day, None if by == "day" else local.hour), (until - begin).total_seconds()
+        day = local.date() if by in ("day", "day-hour") else None
+        hour = (begin - BEGINNING) // timedelta(hours=1) if by == "elapsed" else local.hour
+        yield (day, None if by == "day" else hour), (until - begin).total_seconds()
         if until >= end:
             return
         begin = until
 
 
-def _cells(by: By, days: Sequence[date]) -> Iterator[_Cell]:
-    if by == "hour":
-        yield from ((None, hour) for hour in range(24))
+def _cells(by: By, used: Sequence[_Cell]) -> Iterator[_Cell]:
+    if by in ("hour", "elapsed"):
+        last = max((hour for _, hour in used if hour is not None), default=-1)
+        yield from ((None, hour) for hour in range(24 if by == "hour" else last + 1))
         return
+    days = [day for day, _ in used if day is not None]
     for number in range((max(days) - min(days)).days + 1 if days else 0):
         day = min(days) + timedelta(days=number)
         yield from ((day, hour) for hour in (range(24) if by == "day-hour" else [None]))

@@ -141,6 +141,16 @@ class MethodAurocs:
         """Of each method over the changes."""
         return {name: float(np.mean(list(one.values()))) for name, one in self.auroc.items()}
 
+    def unheard(self, rows: int) -> dict[str, list[str]]:
+        """Of each method the changes whose AUROC is within two standard errors of chance, or below,
+        for this many normal rows (Mann and Whitney, 1947, as if rows were independent)."""
+        n = min(rows, _CHANGED)
+        bound = 0.5 + 2 * np.sqrt((2 * n + 1) / (12 * n * n))
+        return {
+            method: [name for name, auroc in one.items() if auroc <= bound]
+            for method, one in self.auroc.items()
+        }
+
 
 def choose_method(
     normal: npt.ArrayLike, folds: Places, groups: Sequence[str] | None = None, seed: int = 0

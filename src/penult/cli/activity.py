@@ -1,9 +1,11 @@
-"""`penult activity`: events of a class by hour of the day and by day, with the recorded time."""
+"""`penult activity`: events of a class, or of rows by a column, by hour and day, with the recorded
+time."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 HEADER = ("day", "hour", "effort_seconds", "events", "event_seconds", "events_per_hour")
 _BATCH = 8192
-_UNIT = {"hour": "hour of the day", "day": "day", "day-hour": "hour of each day"}
+_UNIT = {"hour": "hour of the day", "day": "day", "day-hour": "hour of each day",
+         "elapsed": "hour of the recording"}  # fmt: skip
+_CONDITION = re.compile(r"([^=<>]+?)\s*(<=|>=|<|>|=)\s*(.*)", re.DOTALL)  # of the words for CLASS
 
 
 def activity(
@@ -39,10 +43,17 @@ def activity(
         str,
         typer.Argument(
             metavar="CLASS",
-            help="A taught class, or COLUMN=VALUE: rows with this value, for example label=dog.",
+            help="A taught class, or COLUMN=VALUE: rows with this value, for example label=dog; "
+            "of numbers also COLUMN<=VALUE, as 'novelty_p<=0.05'.",
         ),
     ],
-    by: Annotated[str, typer.Option(help="hour (of the day), day or day-hour.")] = "hour",
+    by: Annotated[
+        str,
+        typer.Option(
+            help="hour (of the day), day, day-hour, or elapsed: hours since the beginning of each "
+            "recording, which need no times."
+        ),
+    ] = "hour",
     time_zone: Annotated[
         str | None,
         typer.Option(
@@ -65,7 +76,7 @@ def activity(
     """Count the events of a class by hour of the day or by day, and how long was recorded then.
 
     An hour without recordings is empty, one with recordings and without events is 0. The rows need
-    times: penult embed --times, or penult migrate C --times.
+    times, but for --by elapsed: penult embed --times, or penult migrate C --times.
     """
     from penult.analysis.activity import BY
     from penult.analysis.activity import activity as cells_of
@@ -77,16 +88,22 @@ def activity(
         raise UsageError(f"--by {by!r} is none of {', '.join(BY)}")
     _check_out(out, overwrite)
     reader = Collection.open(collection, must_exist=True).reader
+    elapsed = by == "elapsed"
+    if elapsed and time_zone is not None:
+        raise UsageError(
+            "--by elapsed counts from the beginning of recordings: it has no time zone"
+        )
     name = time_zone or times_of_runs(reader) or CLOCK
-    zone = parse_zone(name)
+    zone = UTC if elapsed else parse_zone(name)
     with working("reading when rows were recorded"):
-        begins, spans, undated = _recorded(reader, where)
+        begins, spans, undated = _recorded(reader, where, elapsed)
     with working("looking for events"):
         found = _events(str(collection), reader, class_, where, merge_gap)
     events = [_span(begins[one.id], one) for one in found if one.id in begins]
     cells = cells_of(spans.values(), events, zone, by)
     facts = {
-        "class": class_, "by": by, "time_zone": name or "UTC", "events": len(events),
+        "class": class_, "by": by, "time_zone": None if elapsed else name or "UTC",
+        "events": len(events),
         "effort_seconds": sum(cell.effort for cell in cells),
         "without_time": {"rows": undated, "events": len(found) - len(events)},
     }  # fmt: skip
@@ -117,33 +134,44 @@ def _check_out(out: Path | None, overwrite: bool) -> None:
 
 
 def _recorded(
-    reader: Reader, where: str | None
+    reader: Reader, where: str | None, elapsed: bool
 ) -> tuple[dict[str, datetime], dict[str, list[Span]], int]:
     """Of each recording its beginning and the stretches that have rows; how many rows have no time.
+    elapsed: as if all began together.
 
     Raises:
         CollectionError: no row has one, or none has seconds.
     """
+    from penult.analysis.activity import BEGINNING
     from penult.collection.timing import has_times
     from penult.data.recording_times import RECORDED_AT
 
-    if not has_times(reader):
+    if not elapsed and not has_times(reader):
         raise CollectionError(
             f"{reader.path} does not know when its rows were recorded: penult migrate "
-            f"{reader.path} --times reads names and headers of its files"
+            f"{reader.path} --times reads names and headers of its files; --by elapsed counts "
+            "hours since the beginning of each recording"
         )
     begins: dict[str, datetime] = {}
     spans: dict[str, list[Span]] = {}
     undated = 0
-    columns = ["id", "start", "end", RECORDED_AT]
+    columns = ["id", "start", "end", *([] if elapsed else [RECORDED_AT])]
     rows = _rows(reader, columns, _both("kind <> 'summary'", where))
     for row in rows:
-        when, start, end = row[RECORDED_AT], row["start"], row["end"]
+        start, end = row["start"], row["end"]
+        when = row.get(RECORDED_AT)
+        if elapsed and start is not None:
+            when = BEGINNING + timedelta(seconds=start)
         if not isinstance(when, datetime) or start is None or end is None:
             undated += 1
             continue
         begins[row["id"]] = when - timedelta(seconds=start)
         spans.setdefault(row["id"], []).append((when, when + timedelta(seconds=end - start)))
+    if not spans and elapsed:
+        raise CollectionError(
+            f"none of the {undated:,} rows of {reader.path} has seconds: its items were read "
+            "whole; penult embed --window cuts recordings"
+        )
     if not spans:
         raise CollectionError(
             f"none of the {undated:,} rows of {reader.path} has a time and seconds; "
@@ -165,9 +193,12 @@ def _events(place: str, reader: Reader, class_: str, where: str | None, gap: flo
     from penult.collection.schema import quoted
     from penult.fewshot import events
 
-    column, sign, value = class_.partition("=")
-    if sign and column in reader.schema.names:
+    found = _CONDITION.fullmatch(class_)
+    if found is not None and _is_column(reader, found[1]):
+        column, sign, value = found.groups()
         condition = f"CAST(`{column}` AS STRING) = {quoted([value])}"
+        if sign != "=":
+            condition = f"`{column}` {sign} {_number(class_, value)}"
         columns = ["id", "channel", "start", "end"]
         rows = _rows(reader, columns, _both(f"kind <> 'summary' AND {condition}", where))
         windows = (
@@ -176,6 +207,19 @@ def _events(place: str, reader: Reader, class_: str, where: str | None, gap: flo
         )
         return events.merged(windows, gap)
     return _taught_events(place, class_, where, gap)
+
+
+def _is_column(reader: Reader, name: str) -> bool:
+    from penult.collection.columns import wider
+
+    return name in wider(reader.path, reader.schema).names
+
+
+def _number(class_: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(f"{class_!r}: {value!r} is no number; COLUMN=VALUE is for names") from None
 
 
 def _taught_events(place: str, class_: str, where: str | None, gap: float) -> list[Event]:
@@ -251,16 +295,17 @@ def _show(cells: list[ActivityCell]) -> None:
 
 
 def _sum_up(facts: dict[str, Any], out: Path | None) -> None:
+    zone = f" ({printable(facts['time_zone'])})" if facts["time_zone"] else ""
     stdout.print(
         f"[bold green]{counted(facts['events'], 'event')}[/] of {printable(facts['class'])} in "
-        f"{_hours(facts)} h recorded, by {_UNIT[facts['by']]} ({printable(facts['time_zone'])})",
+        f"{_hours(facts)} h recorded, by {_UNIT[facts['by']]}{zone}",
         soft_wrap=True,
     )
-    missing = facts["without_time"]
+    missing, lacking = facts["without_time"], "seconds" if facts["by"] == "elapsed" else "a time"
     if missing["rows"] or missing["events"]:
         print_note(
             f"[yellow]{counted(missing['rows'], 'row')} and {counted(missing['events'], 'event')} "
-            "of recordings without a time are left out[/]"
+            f"of recordings without {lacking} are left out[/]"
         )
     if out is not None:
         stdout.print(f"written: [bold]{printable(str(out))}[/]", soft_wrap=True)

@@ -15,6 +15,7 @@ from penult.analysis.novelty import (
     AUTO,
     METHODS,
     NEW,
+    MethodAurocs,
     choose_method,
     fold_scores,
     folds_of,
@@ -83,13 +84,14 @@ class HeldOutLevel:
 @dataclass(frozen=True, slots=True)
 class Novelty:
     """All rows, the most novel first. level: of the normal rows. notes: what is to be known. kept:
-    as derived columns too."""
+    as derived columns too. unheard: of planted changes those that the method does not hear."""
 
     rows: list[NoveltyRow]
     detector: Detector
     level: HeldOutLevel
     notes: list[str]
     kept: bool
+    unheard: tuple[str, ...] = ()
 
     def table(self) -> pa.Table:
         """One line for each row: id, region, novelty, p_value, normal."""
@@ -141,10 +143,13 @@ def fit_detector(
     )  # fmt: skip
 
 
-def find_novelty(reader: Reader, detector: Detector, source: str | None = None) -> Novelty:
+def find_novelty(
+    reader: Reader, detector: Detector, source: str | None = None, alpha: float = ALPHA
+) -> Novelty:
     """Score all rows of a collection, and keep `novelty` and `novelty_p` as derived columns.
 
-    source: the file of the detector, for the command that makes the columns anew.
+    source: the file of the detector, for the command that makes the columns anew. alpha: of the
+    level that is stated.
 
     Raises:
         FingerprintMismatch: the detector is of another embedder. UsageError: no rows.
@@ -179,22 +184,47 @@ def find_novelty(reader: Reader, detector: Detector, source: str | None = None) 
         P_VALUE: (pa.float64(), {(row.id, row.region): row.p_value for row in found}),
     }
     kept = keep_values(reader, _facts(reader, detector, source), values)
-    return Novelty(found, detector, level_of(detector, notes), notes, kept)
+    level, unheard = level_of(detector, notes, alpha), _unheard(detector, notes)
+    return Novelty(found, detector, level, notes, kept, unheard)
 
 
-def level_of(detector: Detector, notes: list[str]) -> HeldOutLevel:
+def _unheard(detector: Detector, notes: list[str]) -> tuple[str, ...]:
+    """The planted changes that the method does not tell from held-out normal rows. notes: takes
+    them in words."""
+    auroc = detector.about.get("auroc") or {}
+    if detector.method not in auroc:
+        return ()
+    every = MethodAurocs(detector.method, auroc).unheard(len(detector.keys))
+    mine = tuple(every[detector.method])
+    if all(len(names) == len(auroc[method]) for method, names in every.items()):
+        values = [value for one in auroc.values() for value in one.values()]
+        notes.append(
+            "no method tells any planted change from held-out normal rows (AUROC "
+            f"{min(values):.2f} to {max(values):.2f}; chance is 0.5): the choice of "
+            f"{detector.method} says nothing, and this reading may not hear faults; try known "
+            "faults, another tap or model, or more normal rows"
+        )
+    elif mine:
+        said = ", ".join(f"{name} ({auroc[detector.method][name]:.2f})" for name in mine)
+        notes.append(
+            f"planted changes that {detector.method} does not hear (AUROC; chance is 0.5): {said}"
+        )
+    return mine
+
+
+def level_of(detector: Detector, notes: list[str], alpha: float = ALPHA) -> HeldOutLevel:
     """The level on the normal rows themselves, each by the held-out scores of the others. notes:
     takes what it does not hold for."""
     folds = detector.folds
     held = np.tile(detector.held, (int(folds.max()) + 1, 1))
-    low = p_values(detector.held, folds, held, folds) <= ALPHA
+    low = p_values(detector.held, folds, held, folds) <= alpha
     texts_left_out = re.sub(r"'[^']*'", "", str(detector.about.get("normal")))
     if re.search(rf"\b{NOVELTY}(_p)?\b", texts_left_out, re.IGNORECASE):
         notes.append(
             "the normal rows were chosen by their own novelty: neither p-values nor the level hold"
         )
     smallest = 1 / (len(folds) + 1)
-    if smallest > ALPHA:
+    if smallest > alpha:
         notes.append(
             f"with {len(folds)} normal rows no p-value can be below {smallest:.3g}; more normal "
             "rows tell more"
@@ -204,10 +234,10 @@ def level_of(detector: Detector, notes: list[str]) -> HeldOutLevel:
             "without --groups the level holds for rows like the normal ones, not for new "
             "recordings, days or machines: windows of one recording confirm each other"
         )
-        return HeldOutLevel(ALPHA, float(low.mean()))
+        return HeldOutLevel(alpha, float(low.mean()))
     names = np.asarray(detector.groups)
     shares = [float(low[names == name].mean()) for name in np.unique(names)]
-    return HeldOutLevel(ALPHA, float(np.mean(shares)), len(shares), min(shares), max(shares))
+    return HeldOutLevel(alpha, float(np.mean(shares)), len(shares), min(shares), max(shares))
 
 
 def _names(reader: Reader, table: pa.Table, way: str) -> list[str]:

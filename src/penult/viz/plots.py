@@ -204,20 +204,25 @@ def draw_robustness(
     save_figure(figure, path)
 
 
-def draw_activity(path: Path, cells: Sequence[ActivityCell], title: str, zone: str) -> None:
+def draw_activity(path: Path, cells: Sequence[ActivityCell], title: str, zone: str | None) -> None:
     """Write a picture of events per recorded hour: bars over hours or days with the recorded time
-    below, or a field of days and hours. Where nothing was recorded it is grey."""
+    below, or a field of days and hours. Where nothing was recorded it is grey. zone: None where
+    hours are those of recordings."""
     require("matplotlib")
     from matplotlib.figure import Figure
 
     field = all(cell.day is not None and cell.hour is not None for cell in cells)
     figure = Figure(figsize=(9, 5), facecolor="#fbfaf7", layout="constrained")
-    (_draw_field if field else _draw_bars)(figure, cells, zone)
+    if field:
+        _draw_field(figure, cells, f"hour of the day, {zone}")
+    else:
+        unit = "hour of the day" if cells[0].day is None else "day"
+        _draw_bars(figure, cells, "hour of the recording" if zone is None else f"{unit}, {zone}")
     figure.suptitle(_drawable(title), x=0.02, ha="left", fontsize=12, fontweight="bold")
     save_figure(figure, path)
 
 
-def _draw_bars(figure: Any, cells: Sequence[ActivityCell], zone: str) -> None:
+def _draw_bars(figure: Any, cells: Sequence[ActivityCell], axis: str) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     places = np.arange(len(cells))
     upper.bar(places, [cell.rate or 0.0 for cell in cells], 0.86, color="#2f6f9f")
@@ -233,14 +238,14 @@ def _draw_bars(figure: Any, cells: Sequence[ActivityCell], zone: str) -> None:
     lower.set_ylabel("hours recorded")
     by_hour = cells[0].day is None
     names = [str(cell.hour) if by_hour else f"{cell.day:%d %b %Y}" for cell in cells]
-    step = 1 if by_hour else -(-len(cells) // 12)
+    step = -(-len(cells) // (24 if by_hour else 12))
     lower.set_xticks(places[::step], names[::step], rotation=0 if len(names[0]) < 3 else 30,
                      ha="center" if by_hour else "right", fontsize=9)  # fmt: skip
     lower.set(xlim=(-0.6, len(cells) - 0.4))
-    lower.set_xlabel(f"{'hour of the day' if by_hour else 'day'}, {zone}")
+    lower.set_xlabel(axis)
 
 
-def _draw_field(figure: Any, cells: Sequence[ActivityCell], zone: str) -> None:
+def _draw_field(figure: Any, cells: Sequence[ActivityCell], axis: str) -> None:
     axes = figure.add_subplot(facecolor="#e9e7e1")
     days = [cell.day for cell in cells[::24]]
     rates = np.array([np.nan if c.rate is None else c.rate for c in cells]).reshape(-1, 24)
@@ -251,7 +256,7 @@ def _draw_field(figure: Any, cells: Sequence[ActivityCell], zone: str) -> None:
     axes.set_xticks(range(0, len(days), step), [f"{day:%d %b %Y}" for day in days[::step]],
                     rotation=30, ha="right", fontsize=9)  # fmt: skip
     axes.set_yticks(range(0, 24, 3))
-    axes.set(ylabel=f"hour of the day, {zone}", xlabel="grey: nothing recorded")
+    axes.set(ylabel=axis, xlabel="grey: nothing recorded")
 
 
 @dataclass(frozen=True, slots=True)
