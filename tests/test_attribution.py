@@ -20,7 +20,7 @@ from penult.data.objects import item_of
 from penult.data.regions import WHOLE, Region
 from penult.embedding.attribution import attribute_logit, attribute_similarity
 from penult.embedding.embedder import Embedder
-from penult.embedding.receptive_fields import open_item, places_of
+from penult.embedding.receptive_fields import PositionPlaces, open_item, places_of
 from penult.errors import ItemError, TapError, UsageError
 from test_cli import ask
 from zoo import save_audio, save_graph, save_image, save_text
@@ -194,6 +194,33 @@ def test_a_changed_patch_moves_its_own_part(pictures: tuple[Embedder, Path]) -> 
     raster = found.places.on_raster(found.parts, (4, 4))
     np.testing.assert_allclose(raster.ravel(), found.parts[1:] * 17, rtol=1e-12)
     assert found.unplaced == found.parts[0]
+
+
+def test_places_of_a_box_are_those_in_its_picture(pictures: tuple[Embedder, Path]) -> None:
+    embedder, folder = pictures
+    part = entry(folder / "a.png", "image", Region("box", box=(40, 20, 80, 60)))
+    found = places_of(embedder, open_item(embedder, part))
+    middles = (np.arange(4) + 0.5) * 10
+    expected = np.stack([np.tile(40 + middles, 4), np.repeat(20 + middles, 4)], axis=1)
+    assert np.abs(found.centres[1:] - expected).max() < 4
+    assert found.extent.tolist() == [[40, 80], [20, 60]]
+
+
+def test_margins_that_are_cropped_stay_blank() -> None:
+    """Four positions in the middle half of a picture of 80 by 40."""
+    centres = np.array([[30.0, 10], [50, 10], [30, 30], [50, 30]])
+    places = PositionPlaces(centres, np.array([[0.0, 80], [0, 40]]), np.zeros(0))
+    raster = places.on_raster(np.arange(4.0), (2, 8))
+    assert np.isnan(raster[:, [0, 7]]).all()
+    assert raster[0, 2:6].tolist() == [0, 0, 4, 4] and raster[1, 2:6].tolist() == [8, 8, 12, 12]
+
+
+def test_what_the_model_cuts_off_is_told(tmp_path: Path) -> None:
+    model = save_audio(tmp_path / "whisper", "whisper")
+    soundfile.write(tmp_path / "a.wav", clip(1.5, 1), RATE)
+    said = ask("explain", model, tmp_path / "a.wav", "--json")
+    assert said.json["seconds_kept"] == pytest.approx(1.0, abs=0.01)
+    assert "the first 1 s alone" in ask("explain", model, tmp_path / "a.wav").out
 
 
 def test_a_class_token_has_all_of_a_score(pictures: tuple[Embedder, Path]) -> None:

@@ -340,6 +340,8 @@ def _show(item: str, found: Attribution, table: pa.Table, files: dict[str, Path 
             "are first-order effects, which the rest makes up to the score",
             soft_wrap=True,
         )
+    if found.kept is not None:
+        stdout.print(f"[yellow]the model takes the first {found.kept:g} s alone[/]")
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for name in table.column_names[1:]:
         shown.add_column(name, justify="right")

@@ -50,7 +50,8 @@ class Attribution:
     score is that of a class. parts: (P,) of the score, one
     for each position. rest: of the score, which no position has. exact: whether parts and rest sum
     to the score; else the parts are first-order effects (gradient × input), and `rest` is what
-    they leave. places: where the positions lie in the item.
+    they leave. places: where the positions lie in the item. kept: seconds of the sound that the
+    model takes, where that is not all.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Attribution:
     rest: float
     exact: bool
     places: PositionPlaces
+    kept: float | None = None
 
     @property
     def unplaced(self) -> float:
@@ -71,11 +73,12 @@ class Attribution:
         return self.places.edges, self.places.by_time(self.parts)
 
     def segments(self) -> list[AttributionSegment]:
-        """The stretches of sound in which each cell has more than its even share of the score, the
-        largest sum first."""
+        """The stretches of sound in which each cell has more than its even share of the score,
+        those first that have most beyond it."""
         edges, parts = self.over_time()
         even = max(0.0, float(parts.sum())) / max(1, len(parts))
-        found, first = [], None
+        found: list[tuple[float, AttributionSegment]] = []
+        first = None
         for at, high in enumerate([*(parts > even), False]):
             if high and first is None:
                 first = at
@@ -83,9 +86,10 @@ class Attribution:
                 inside = parts[first:at]
                 density = float(inside.mean() * len(parts))
                 span = float(edges[first]), float(edges[at])
-                found.append(AttributionSegment(*span, float(inside.sum()), density))
+                one = AttributionSegment(*span, float(inside.sum()), density)
+                found.append((float((inside - even).sum()), one))
                 first = None
-        return sorted(found, key=lambda one: -one.part)
+        return [one for _, one in sorted(found, key=lambda pair: -pair[0])]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, as `penult explain --json` prints it."""
@@ -96,6 +100,7 @@ class Attribution:
             "parts": self.parts.tolist(),
             "rest": self.rest,
             "exact": self.exact,
+            "seconds_kept": self.kept,
             **self.places.to_dict(),
         }
 
@@ -150,7 +155,7 @@ def attribute_similarity(
     missing = score - float(parts.sum())
     exact = abs(missing) <= EXACT * max(abs(score), float(np.abs(parts).sum()))
     rest = 0.0 if exact else missing
-    return Attribution(name, SIMILARITY, score, parts, rest, exact, places)
+    return Attribution(name, SIMILARITY, score, parts, rest, exact, places, opened.kept)
 
 
 def attribute_logit(
@@ -200,7 +205,8 @@ def attribute_logit(
     scale = max(abs(score), float(np.abs(parts).sum()), abs(rest), 1e-30)
     exact = abs(half - (rest + 0.5 * float(parts.sum()))) <= EXACT * scale
     name = classifier.labels[number]
-    return Attribution(name, LOGIT, score, parts, rest, exact, places_of(embedder, opened))
+    places = places_of(embedder, opened)
+    return Attribution(name, LOGIT, score, parts, rest, exact, places, opened.kept)
 
 
 def _check(embedder: Embedder) -> None:

@@ -39,18 +39,27 @@ _MOVED = 0.2  # of a position's largest response, from which a strip is seen
 _PEAK = 8  # exponent of responses: by hand, against frames whose times are known
 _FEW = 48  # positions
 _IN_ORDER = 0.75  # Spearman's correlation of time and number, from which positions are frames
+_REACH = 0.75  # of the distance between positions, up to which the outermost ones are drawn
 _HALF = 700.0  # Hz, of the mel scale (O'Shaughnessy, 1987)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedItem:
     """One item as it is decoded, and prepared for the model. values: (n,) samples at the model's
-    rate, or a picture. start, seconds: of a sound, in its recording."""
+    rate, or a picture. start, seconds: of a sound, in its recording. corner: of a box in its
+    picture, left and top."""
 
     ready: PreparedRegion
     values: Any
     start: float = 0.0
     seconds: float = 0.0
+    corner: tuple[int, int] = (0, 0)
+
+    @property
+    def kept(self) -> float | None:
+        """Seconds of the sound that the model takes, from its beginning; None where it takes
+        all."""
+        return self.ready.inputs.truncated
 
     def batch(self, runner: Runner, values: Any = None) -> Batch:
         """The model's input; of other values in place of the item's."""
@@ -98,12 +107,12 @@ class PositionPlaces:
 
     def on_raster(self, parts: Floats, size: tuple[int, int]) -> Floats:
         """(height, width) a value for each point of a raster over the item: of the nearest position
-        its part, times the number of positions; 0 where none sees a place of the item."""
+        its part, times the number of positions; NaN beyond what positions see, such as the margins
+        that a preparation crops."""
         from scipy.spatial import cKDTree
 
         if not self.placed.any():
-            return np.zeros(size)
-
+            return np.full(size, np.nan)
         first, last = self.extent[:, 0], self.extent[:, 1]
         height, width = size
         across, down = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
@@ -111,9 +120,14 @@ class PositionPlaces:
         seen = (self.centres[self.placed] - first) / (last - first)
         if not self.is_flat:
             points, seen = points[:, :1], seen[:, :1]
-        _, nearest = cKDTree(seen).query(points)
-        raster: Floats = (parts[self.placed] * len(parts))[nearest].reshape(height, width)
-        return raster
+        tree = cKDTree(seen)
+        _, nearest = tree.query(points)
+        raster: Floats = (parts[self.placed] * len(parts))[nearest]
+        if len(seen) > 1:
+            reach = _REACH * float(np.median(tree.query(seen, k=2)[0][:, 1]))
+            beyond = (points < seen.min(axis=0) - reach) | (points > seen.max(axis=0) + reach)
+            raster[beyond.any(axis=1)] = np.nan
+        return raster.reshape(height, width)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: a list for each position, null where it sees nothing of the item."""
@@ -137,7 +151,8 @@ def open_item(embedder: Embedder, entry: tuple[Item, Region]) -> OpenedItem:
         ready: Any = without_failure(next(prepared))
     values = decoded_values(entry, runner.target(usual_decoding()))
     if model.modality != "audio":
-        return OpenedItem(ready, values)
+        box = entry[1].box
+        return OpenedItem(ready, values, corner=(0, 0) if box is None else (box[0], box[1]))
     seconds = len(values) / float(model.rate or 1) * model.playback_rate
     return OpenedItem(ready, np.asarray(values), entry[1].start or 0.0, seconds)
 
@@ -148,7 +163,7 @@ def places_of(embedder: Embedder, opened: OpenedItem) -> PositionPlaces:
     reader = _StateProbe.of(embedder)
     respond = partial(reader.response, opened)
     if embedder.classifier.modality == "image":
-        return _places_in_picture(opened.values, reader.shape(opened), respond)
+        return _places_in_picture(opened, reader.shape(opened), respond)
     return _places_in_sound(opened, float(embedder.classifier.rate or 1), respond)
 
 
@@ -305,10 +320,13 @@ def _without_bands(samples: Floats, rate: float) -> list[npt.NDArray[np.float32]
     return found
 
 
-def _places_in_picture(picture: Any, shape: tuple[int, ...], respond: _Respond) -> PositionPlaces:
+def _places_in_picture(
+    opened: OpenedItem, shape: tuple[int, ...], respond: _Respond
+) -> PositionPlaces:
     """shape: of the positions."""
     from PIL import Image
 
+    picture, corner = opened.values, np.array(opened.corner, np.float64)
     pixels = np.asarray(picture)
     height, width = pixels.shape[:2]
     top = 255 if pixels.dtype == np.uint8 else max(1.0, float(pixels.max()))
@@ -322,7 +340,7 @@ def _places_in_picture(picture: Any, shape: tuple[int, ...], respond: _Respond) 
             one = pixels.copy()
             inside = (slice(None),) * axis + (slice(first, last),)
             one[inside] = noise[inside]
-            changed.append(Image.fromarray(one, picture.mode))
+            changed.append(Image.fromarray(one).convert(picture.mode))
         middles = _middles(respond(changed), by_peak=len(shape) == 2)
         centres.append(np.interp(middles, np.arange(strips + 1), bounds))
     found = np.stack(centres, axis=1)
@@ -331,4 +349,5 @@ def _places_in_picture(picture: Any, shape: tuple[int, ...], respond: _Respond) 
         lines = np.stack([*np.broadcast_arrays(_fitted(across), _fitted(down.T)[:, None])], axis=-1)
         found = lines.reshape(-1, 2)
     found[~np.isfinite(found).all(axis=1)] = np.nan
-    return PositionPlaces(found, np.array([[0.0, width], [0.0, height]]), np.zeros(0))
+    extent = np.array([[0.0, width], [0.0, height]]) + corner[:, None]
+    return PositionPlaces(found + corner, extent, np.zeros(0))

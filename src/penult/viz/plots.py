@@ -337,7 +337,7 @@ def draw_sound_attribution(
         )
     density = values * len(values)
     field = (density[None] if heat is None else heat) - values.sum()  # beyond the even share
-    reach = float(np.abs(field).max()) or 1.0
+    reach = float(np.nanmax(np.abs(field), initial=0.0)) or 1.0
     across = edges if heat is None else np.linspace(first, last, heat.shape[1] + 1)
     down = np.linspace(0, rate / 2, len(field) + 1)
     above.pcolormesh(across, down, field, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.45)
@@ -359,8 +359,9 @@ def draw_picture_attribution(
     pixels = np.asarray(picture)
     height, width = pixels.shape[:2]
     figure = Figure(figsize=(10, 5.2), facecolor="#fbfaf7", layout="constrained")
-    field = heat - heat.mean()  # beyond the even share
-    reach = float(np.abs(field).max()) or 1.0
+    known = np.isfinite(heat)
+    field = heat - heat.mean(where=known) if known.any() else heat  # beyond the even share
+    reach = float(np.abs(field).max(where=known, initial=0.0)) or 1.0
     plain, shown = figure.subplots(1, 2)
     plain.imshow(pixels, cmap="gray")
     shown.imshow(_in_grey(pixels), cmap="gray")
