@@ -155,6 +155,7 @@ def test_plugins_stand_in_doctor_and_help(site: Path) -> None:
     assert code == 2 and "lines:NAME" in err
 
 
+@pytest.mark.slow
 def test_a_package_that_is_broken_stops_nothing_else(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_marks_come_back_as_they_were(store: Path, empty: Path, tmp_path: Path) 
     assert f"marked {numbers['yes']} yes, {numbers['no']} no, {numbers['unsure']} unsure" in shown
 
 
+@pytest.mark.slow
 def test_regions_are_cut_from_files_that_are_no_rows(
     store: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
@@ -187,6 +188,7 @@ def test_python_reads_what_it_writes(embedder: Embedder, tmp_path: Path) -> None
         np.testing.assert_allclose(space.examples.vectors, first.examples.vectors, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_class_is_not_taken_for_two_in_silence(
     store: Path, empty: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

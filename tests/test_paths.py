@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 import penult
-from conftest import RATE, clip
+from conftest import RATE, clip, thinned
 from penult.analysis import probe, probe_io
 from penult.collection import export
 from penult.data.files import write_file
@@ -251,7 +251,10 @@ def test_each_parameter_that_is_a_path_is_tried() -> None:
     assert set(path_parameters()) - set(CALLS) == set()  # a new one: add a call of it to CALLS
 
 
-@pytest.mark.parametrize("name", [*path_parameters(), "files.write_file(path)"])
+WITH_PATHS = [*path_parameters(), "files.write_file(path)"]
+
+
+@pytest.mark.parametrize("name", thinned(WITH_PATHS, WITH_PATHS[::3]))
 def test_a_path_is_a_str_a_path_or_what_names_one(world: World, name: str) -> None:
     one, other, third = (plain(CALLS[name](world, form)) for form in FORMS)
     assert one == other == third

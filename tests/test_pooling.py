@@ -368,6 +368,7 @@ def test_a_saved_embedder_names_the_package(
         penult.Embedder.from_classifier(penult.load(tiny), pooling="rms")
 
 
+@pytest.mark.slow
 def test_another_code_of_the_same_pooling_is_refused(
     package: Path, tiny: Path, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ import soundfile
 import torch
 
 import penult
-from conftest import RATE, clip
+from conftest import RATE, clip, thinned
 from penult.analysis.space import fit
 from penult.collection import index, lance
 from penult.collection.spaces import keep_own
@@ -56,6 +56,7 @@ def exact(vectors: np.ndarray, query: int) -> list[str]:
 
 
 SPACES = ("scale", "whiten", "scale+l2")
+EACH_RUN = [("scale", "in_spaces"), ("embedder", "in_spaces")]
 OTHER_SPACES = ("centre", "pca:16", "l2+centre")
 
 
@@ -103,7 +104,7 @@ def cosines(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "collection"),
     [
-        *((name, "in_spaces") for name in (*SPACES, "embedder")),
+        *thinned([(name, "in_spaces") for name in (*SPACES, "embedder")], EACH_RUN),
         *(pytest.param(name, "in_others", marks=pytest.mark.slow) for name in OTHER_SPACES),
     ],
 )

@@ -24,7 +24,6 @@ from penult.cli.output import (
     working,
 )
 from penult.data.excerpts import Excerpt, write_excerpts
-from penult.data.sources import recordings_in
 from penult.errors import UsageError
 
 
@@ -55,6 +54,8 @@ def clips(
     Sound keeps the rate and the channels of its source. The names of the files sort as the parts
     were given, and tell source, seconds, class and similarity.
     """
+    from penult.data.sources import recordings_in
+
     if format not in ("wav", "flac"):
         raise UsageError(f"--format {format!r}: wav or flac")
     if out.exists() and not out.is_dir():

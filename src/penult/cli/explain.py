@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.table import Table
 
@@ -298,6 +297,7 @@ def _segments(found: Attribution) -> dict[str, Any]:
 def _table(item: str, found: Attribution) -> pa.Table:
     """The stretches of a sound with more than their even share, or every position of a picture; the
     largest part first."""
+    import numpy as np
     import pyarrow as pa
 
     if found.places.is_sound:
