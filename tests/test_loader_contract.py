@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import penult
-from conftest import clip, thinned
+from conftest import clip
 from penult import Embedder
 from penult.errors import MissingExtra, UsageError
 from penult.models.specs import demo_folder
@@ -380,7 +380,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return built
 
 
-@pytest.fixture(scope="module", params=thinned(ORIGINS, [*ORIGINS][::2]))
+@pytest.fixture(scope="module", params=ORIGINS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 import penult
-from conftest import RATE, clip, thinned
+from conftest import RATE, clip
 from penult.models.specs import load
 from zoo import AUDIO, CLASSES, audio_extractor, save_audio
 
@@ -44,7 +44,7 @@ def base_of(model: nn.Module) -> nn.Module:
 KINDS = [(auto, kind) for auto, kinds in TASKS.items() for kind in kinds]
 
 
-@pytest.mark.parametrize(("auto", "kind"), thinned(KINDS, KINDS[::2]))
+@pytest.mark.parametrize(("auto", "kind"), KINDS)
 def test_notebook_equality(tmp_path: Path, auto: str, kind: str) -> None:
     save_audio(tmp_path, kind, auto)
     model = getattr(transformers, auto).from_pretrained(tmp_path).eval()

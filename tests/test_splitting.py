@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import penult
-from conftest import thinned
 from odd_calls import CALLS
 from odd_choices import CHOICES
 from odd_heads import CASES, Case, D, Encoder, Frames, K, T, Then, fc, waves, words
@@ -43,7 +42,7 @@ def built(case: Case) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", thinned(ALL, [*ALL][::4]))
+@pytest.mark.parametrize("name", ALL)
 def test_head_form(name: str) -> None:
     case = ALL[name]
     model, inputs = built(case), case.inputs()
