@@ -271,9 +271,16 @@ def test_a_detector_says_the_same_tomorrow(
 def test_a_detector_is_for_its_embedder_and_its_windows(store: Collection, tmp_path: Path) -> None:
     made = fit_detector(store.reader, "state = 'healthy'", method="knn")
     file = detectors.write(tmp_path / "pump.npz", replace(made, window=2.0))
+    lengths = "made for windows of 2 s, and most rows here are whole items"
     said = ask("novelty", store.path, "--detector", file)
-    assert said.code == 0
-    assert "made for windows of 2, and most rows here are whole items" in " ".join(said.err.split())
+    assert said.code == 2 and not said.out
+    assert lengths in (told := " ".join(said.err.split())) and "--window 2" in told
+    with pytest.raises(UsageError, match=lengths):
+        find_novelty(store.reader, detectors.read(file))
+    said = ask("novelty", store.path, "--detector", file, "--any-window", "--json")
+    assert said.code == 0 and lengths in " ".join(said.err.split())
+    plain = find_novelty(store.reader, made)
+    assert json.loads(said.out)["rows"] == [row.to_dict() for row in plain.rows]
     other = replace(MANIFEST, fingerprint={**MANIFEST.fingerprint, "weights": "sha256:bbbb"})
     theirs = filled(tmp_path / "o.lance", batch(["a.wav"], manifest=other), manifest=other)
     said = ask("novelty", theirs.path, "--detector", file)

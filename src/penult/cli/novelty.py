@@ -76,6 +76,14 @@ def novelty(
     save: Annotated[
         Path | None, typer.Option(help="Save the detector to this .npz file, for --detector.")
     ] = None,
+    any_window: Annotated[
+        bool,
+        typer.Option(
+            "--any-window",
+            help="Take a --detector that was made for windows of another length; its p-values do "
+            "not hold.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     json: Json = False,
@@ -110,9 +118,8 @@ def novelty(
         with working("scoring normal rows"):
             made = fit_detector(opened.reader, normal, groups, space, method, seed)
     with working("scoring rows"):
-        found = find_novelty(
-            opened.reader, made, None if detector is None else str(detector), alpha
-        )
+        source = None if detector is None else str(detector)
+        found = find_novelty(opened.reader, made, source, alpha, any_window)
         heard = novelty_events(opened.reader, found, alpha, merge_gap)
     if save is not None:
         detectors.write(save, made)

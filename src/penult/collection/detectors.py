@@ -68,6 +68,17 @@ class Detector:
                 + "; make one of this collection: penult novelty COLLECTION --normal WHERE --save"
             )
 
+    def other_lengths(self, window: float | None) -> str:
+        """In words that most rows of a collection are of another length; empty where they are
+        not. window: of theirs."""
+        if window == self.window:
+            return ""
+        unit = "tokens" if self.model.get("modality") == "text" else "s"
+        own, theirs = (
+            f"windows of {one:g} {unit}" if one else "whole items" for one in (self.window, window)
+        )
+        return f"the detector was made for {own}, and most rows here are {theirs}"
+
 
 def write(path: str | os.PathLike[str], detector: Detector) -> Path:
     """Write the file, aside first.

@@ -144,18 +144,32 @@ def fit_detector(
 
 
 def find_novelty(
-    reader: Reader, detector: Detector, source: str | None = None, alpha: float = ALPHA
+    reader: Reader,
+    detector: Detector,
+    source: str | None = None,
+    alpha: float = ALPHA,
+    any_window: bool = False,
 ) -> Novelty:
     """Score all rows of a collection, and keep `novelty` and `novelty_p` as derived columns.
 
     source: the file of the detector, for the command that makes the columns anew. alpha: of the
-    level that is stated.
+    level that is stated. any_window: also where most rows are windows of another length than the
+    detector was made for.
 
     Raises:
-        FingerprintMismatch: the detector is of another embedder. UsageError: no rows.
-        SpaceError: vectors that are not finite.
+        FingerprintMismatch: the detector is of another embedder. UsageError: no rows, or windows of
+            another length. SpaceError: vectors that are not finite.
     """
     detector.check_embedder(reader.path, reader.require_manifest())
+    lengths = detector.other_lengths(row_layout(reader).layout.window)
+    if lengths and not any_window:
+        made_so = f"with --window {detector.window:g}" if detector.window else "without --window"
+        raise UsageError(
+            f"{lengths}: scores of other lengths differ, and p-values do not hold; embed the items "
+            f"of {reader.path} {made_so} into another collection, or make a detector of this one "
+            "(penult novelty COLLECTION --normal WHERE --save FILE); --any-window "
+            "(any_window=True) scores them all the same"
+        )
     columns = schema.scalar_columns(reader.schema)
     table, vectors = reader.vectors(None, columns)
     if not len(table):
@@ -166,13 +180,8 @@ def find_novelty(
     scores = novelty_scores(detector.method, normal, detector.folds, rows, folds)
     by_fold = fold_scores(detector.method, normal, detector.folds, rows, folds)
     p_value = p_values(detector.held, detector.folds, by_fold, folds)
-    ours, window = detector.window, row_layout(reader).layout.window
-    if ours != window:
-        lengths = [f"windows of {one:g}" if one else "whole items" for one in (ours, window)]
-        notes.append(
-            f"the detector was made for {lengths[0]}, and most rows here are {lengths[1]}: scores "
-            "of other lengths differ, and p-values do not hold"
-        )
+    if lengths:
+        notes.append(f"{lengths}: scores of other lengths differ, and p-values do not hold")
     own = set(detector.keys)
     found = [
         NoveltyRow(*key, float(scores[at]), float(p_value[at]), key in own)
@@ -183,7 +192,7 @@ def find_novelty(
         NOVELTY: (pa.float64(), {(row.id, row.region): row.novelty for row in found}),
         P_VALUE: (pa.float64(), {(row.id, row.region): row.p_value for row in found}),
     }
-    kept = keep_values(reader, _facts(reader, detector, source), values)
+    kept = keep_values(reader, _facts(reader, detector, source, bool(lengths)), values)
     level, unheard = level_of(detector, notes, alpha), _unheard(detector, notes)
     return Novelty(found, detector, level, notes, kept, unheard)
 
@@ -264,10 +273,12 @@ def _folds(
     return np.array([by_key.get(key, NEW) for key in schema.keys(table)], np.int64)
 
 
-def _facts(reader: Reader, detector: Detector, source: str | None) -> dict[str, Any]:
+def _facts(
+    reader: Reader, detector: Detector, source: str | None, any_window: bool
+) -> dict[str, Any]:
     words = ["penult", "novelty", str(reader.path)]
     if source is not None:
-        words += ["--detector", source]
+        words += ["--detector", source, *(["--any-window"] if any_window else [])]
     else:
         about = detector.about
         words += ["--normal", str(about["normal"])]
