@@ -16,6 +16,7 @@ import soundfile
 from conftest import RATE, clip
 from penult.collection import schema
 from penult.collection.collection import Collection
+from penult.collection.derived import keep_values
 from penult.collection.export import METADATA_KEY, export, to_arrow
 from penult.errors import CollectionError, UsageError
 from test_cli import ask
@@ -189,3 +190,42 @@ def test_rows_are_a_data_frame(tiny: Path, tmp_path: Path) -> None:
     assert matrix.shape == vectors.shape and np.allclose(
         np.sort(matrix, axis=0), np.sort(vectors, axis=0)
     )
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_nan_is_no_value_in_a_filter(light: Path, tmp_path: Path, kind: str) -> None:
+    values = [1.0, 5.0, float("nan"), 4.0, None]
+    ids = [f"{at}.wav" for at in range(len(values))]
+    for id, seed in zip(ids, range(5), strict=True):
+        soundfile.write(tmp_path / id, clip(0.2, seed=seed), RATE)
+    table, path, out = tmp_path / f"t.{kind}", tmp_path / "c.lance", tmp_path / "out.csv"
+    columns = pa.table({"path": ids, "v": pa.array(values, pa.float64(), from_pandas=False)})
+    if kind == "csv":
+        table.write_text("path,v\n0.wav,1\n1.wav,5\n2.wav,nan\n3.wav,4\n4.wav,\n")
+    else:
+        pyarrow.parquet.write_table(columns, table)
+    with pytest.MonkeyPatch.context() as before:  # as earlier versions stored it
+        before.setattr(schema, "without_nan", lambda column: column)
+        assert ask("embed", light, table, "--into", path).code == 0
+        assert Collection.open(path).count_rows("v > 3") == 3
+    assert ask("embed", light, table, "--into", path).code == 0  # stores what changed
+    found = {}
+    for where in ("v > 3", "NOT v > 3", "v < 3", "v IS NULL", "isnan(v)"):
+        assert ask("export", path, out, "--where", where, "--overwrite").code == 0
+        rows = out.read_text(encoding="utf-8").splitlines()[1:]
+        found[where] = [Path(row.split(",")[0].strip('"')).name for row in rows]
+    assert found == {"v > 3": ["1.wav", "3.wav"], "NOT v > 3": ["0.wav"], "v < 3": ["0.wav"],
+                     "v IS NULL": ["2.wav", "4.wav"], "isnan(v)": []}  # fmt: skip
+    said = ask("search", path, tmp_path / "2.wav", "--where", "v > 3", "--json")
+    names = {Path(row["id"]).name for row in json.loads(said.out)["hits"]}
+    assert names == {"1.wav", "3.wav"}
+
+
+def test_nan_of_a_derived_column_is_no_value(tmp_path: Path) -> None:
+    store = filled(tmp_path / "c.lance", batch(["a", "b", "c"], n=[1.0, 2.0, 3.0]))
+    value = {("a", "whole"): float("nan"), ("b", "whole"): 5.0}
+    keep_values(store.reader, {"made": "by hand"}, {"u": (pa.float64(), value)})
+    for where, ids in (("u > 3", ["b"]), ("u > 3 OR n = 3", ["b", "c"]), ("u IS NULL", ["a", "c"])):
+        out = tmp_path / "out.parquet"
+        assert ask("export", store.path, out, "--where", where, "--overwrite").code == 0
+        assert pyarrow.parquet.read_table(out)["id"].to_pylist() == ids

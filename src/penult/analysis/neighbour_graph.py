@@ -63,11 +63,16 @@ class NeighbourSearch:
         candidates: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         rows = np.asarray(vectors, np.float32)
-        finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=1))
-        peaks = np.abs(rows, where=finite[:, None], out=np.zeros_like(rows)).max(axis=1, initial=0)
-        scaled = rows / np.where(peaks > 0, peaks, 1)[:, None]  # else squares may overflow
-        self.units: Matrix = unit(np.where(finite[:, None], scaled, np.float32(0)))
-        self.able: Places = np.flatnonzero(finite & (self.units != 0).any(axis=1))
+        self.units: Matrix = np.empty_like(rows)
+        able = np.zeros(len(rows), bool)
+        for at in range(0, len(rows), _COLUMNS):
+            block = slice(at, at + _COLUMNS)
+            finite = np.isfinite(rows[block]).all(axis=1, keepdims=True)
+            some = np.where(finite, rows[block], np.float32(0))
+            peaks = np.abs(some).max(axis=1, initial=0, keepdims=True)
+            units = unit(some / np.where(peaks > 0, peaks, 1))  # else squares may overflow
+            self.units[block], able[block] = units, (units != 0).any(axis=1)
+        self.able: Places = np.flatnonzero(able)
         self._apart = [np.asarray(one) for one in apart] or [np.arange(len(rows))]
         self._candidates = candidates
         self.places: Places = np.full((len(rows), k), NONE, np.int64)

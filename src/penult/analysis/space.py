@@ -61,6 +61,7 @@ class Step:
         return direction * self.factor if self.factor.ndim == 1 else self.factor @ direction
 
 
+_ROWS = 16_384  # that are moved at a time, in double precision
 _SAME = 1e-2  # of a vector's length, that one item's two vectors differ by at most: engines, fp16
 
 
@@ -126,17 +127,27 @@ class Space:
         Raises:
             SpaceError: vectors of another width, or values that are not finite.
         """
-        rows = np.asarray(vectors, np.float64)
-        if rows.ndim not in (1, 2) or rows.shape[-1] != self.dim:
+        given = np.asarray(vectors)
+        if given.ndim not in (1, 2) or given.shape[-1] != self.dim:
             raise SpaceError(
-                f"vectors of shape {rows.shape} do not fit a space of {self.dim} numbers; "
+                f"vectors of shape {given.shape} do not fit a space of {self.dim} numbers; "
                 "embed them with the embedder that the space was fitted for"
             )
-        check_finite(rows)
+        check_finite(given if np.issubdtype(given.dtype, np.floating) else given.astype(np.float64))
+        moved: FloatArray
+        if given.ndim == 1 or len(given) <= _ROWS:
+            moved = self._moved(given)
+        else:
+            moved = np.concatenate(
+                [self._moved(given[at : at + _ROWS]) for at in range(0, len(given), _ROWS)]
+            )
+        return moved
+
+    def _moved(self, given: npt.NDArray[Any]) -> FloatArray:
+        rows = given.astype(np.float64)
         for step in self.steps:
             rows = step(rows)
-        moved: FloatArray = rows.astype(np.float32)
-        return moved
+        return rows.astype(np.float32)
 
     def direction(self, point: npt.ArrayLike) -> FloatArray:
         """A point (d',) of this space → (d,): the direction in which raw vectors are looked for

@@ -65,7 +65,7 @@ class DerivedColumn:
     @cached_property
     def _values(self) -> pa.Array:
         """Of numbers of rows their names, null where that row is gone."""
-        found = self.table[VALUE].combine_chunks()
+        found = schema.without_nan(self.table[VALUE].combine_chunks())
         if not self.about.get("refers"):
             return found
         names = [id if region == "whole" else f"{id} {region}"

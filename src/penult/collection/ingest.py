@@ -920,13 +920,9 @@ def _new_metadata(item: Item, key: Key, seen: Seen) -> dict[str, Any]:
     return {
         name: value
         for name, value in now.items()
-        if not _equal(stored.get(name), value) and not (value is None and name not in stored)
+        if stored.get(name) != value
+        and not ((value is None or value != value) and stored.get(name) is None)  # NaN is no value
     }
-
-
-def _equal(one: object, other: object) -> bool:
-    """Whether two values of a column are the same; NaN is the same as NaN."""
-    return one == other or (one != one and other != other)
 
 
 def _same_file(stored: Known | Failure, item: Item) -> bool:

@@ -143,7 +143,8 @@ def misfit(columns: pa.Schema, wanted: pa.Schema) -> str:
 def conform(batches: Iterable[pa.RecordBatch], columns: pa.Schema, run_id: str) -> pa.Table:
     """The batches as one table of exactly `columns`, one row per key: the last one given.
 
-    Missing columns are null, metadata is cast without loss, a null `run_id` becomes `run_id`.
+    Missing columns are null, metadata is cast without loss, a null `run_id` becomes `run_id`, and
+    NaN in a column of numbers becomes null.
 
     Raises:
         CollectionError: a column of another type, a null key, values that are not finite.
@@ -172,7 +173,14 @@ def _column(table: pa.Table, field: pa.Field, run_id: str) -> pa.Array:
                 f"and these {column.type} values do not fit: {cause(error)} "
                 f"({_rows_in(table, column)})"
             ) from error
-    return pc.fill_null(column, run_id) if field.name == "run_id" else column
+    return pc.fill_null(column, run_id) if field.name == "run_id" else without_nan(column)
+
+
+def without_nan(column: Any) -> Any:
+    """The values with null in place of NaN, which filters would take for more than any number."""
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
 
 
 def _rows_in(table: pa.Table, column: pa.ChunkedArray) -> str:
@@ -215,7 +223,7 @@ def revised(table: pa.Table, values: Sequence[Mapping[str, Any]]) -> pa.Table:
                 typed(row[name], kind) if name in row else before
                 for row, before in zip(values, old, strict=True)
             ]
-            column = pa.array(new, kind)
+            column = without_nan(pa.array(new, kind))
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise CollectionError(f"column {name!r} is kept as {kind}: {cause(error)}") from error
         table = table.set_column(
