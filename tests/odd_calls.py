@@ -20,6 +20,7 @@ from odd_heads import (
     K,
     Map,
     Pooled,
+    RecurrentPooled,
     Then,
     _case,
     _plain,
@@ -241,7 +242,7 @@ class Int8(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = Pooled()
+        self.body: Pooled | RecurrentPooled = Pooled()
         self.register_buffer("w", torch.randint(-127, 128, (K, D), dtype=torch.int8))
         self.register_buffer("scale", torch.rand(K, 1) / 99)
 
@@ -251,6 +252,10 @@ class Int8(nn.Module):
 
 class WholeProduct(Int8):
     """The product itself is one of whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = RecurrentPooled()
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.body(x)

@@ -36,8 +36,26 @@ def words() -> dict[str, Tensor]:
 
 
 class Frames(nn.Module):
-    """(B, T, 5) → hidden states (B, T, D), any length."""
+    """(B, T, 5) → hidden states (B, T, D), any length. A recurrence over the frames would take ten
+    times as many operations; odd_routes.py has those."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(5, D)
+        self.mix = nn.Conv1d(D, D, 5, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.mix(torch.tanh(self.up(x)).mT)).mT
+
+
+class Pooled(Frames):
+    """(B, T, 5) → (B, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean(1)
+
+
+class RecurrentFrames(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Linear(5, D)
@@ -47,9 +65,7 @@ class Frames(nn.Module):
         return self.mix(torch.tanh(self.up(x)))[0]
 
 
-class Pooled(Frames):
-    """(B, T, 5) → (B, D)."""
-
+class RecurrentPooled(RecurrentFrames):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).mean(1)
 

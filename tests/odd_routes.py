@@ -21,6 +21,7 @@ from odd_heads import (
     K,
     Map,
     Pooled,
+    RecurrentFrames,
     T,
     _case,
     fc,
@@ -189,7 +190,7 @@ class RecurrentScores(nn.Module):
 
     def __init__(self, cell: bool) -> None:
         super().__init__()
-        self.body = Frames()
+        self.body = RecurrentFrames()
         self.rnn: Any = nn.GRUCell(D, K) if cell else nn.LSTM(D, K, batch_first=True)
         self.cell = cell
 
