@@ -207,7 +207,7 @@ def test_nan_is_no_value_in_a_filter(light: Path, tmp_path: Path, kind: str) -> 
     with pytest.MonkeyPatch.context() as before:  # as earlier versions stored it
         before.setattr(schema, "without_nan", lambda column: column)
         assert ask("embed", light, table, "--into", path).code == 0
-        assert Collection.open(path).count_rows("v > 3") == 3
+        assert Collection.open(path).reader.count_rows("v > 3") == 3
     assert ask("embed", light, table, "--into", path).code == 0  # stores what changed
     found = {}
     for where in ("v > 3", "NOT v > 3", "v < 3", "v IS NULL", "isnan(v)"):
