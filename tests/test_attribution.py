@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 import penult
@@ -121,6 +122,38 @@ def test_where_parts_do_not_sum_it_is_said(demo: Any) -> None:
     assert "not exact" in said.out
     grown = [parameter.grad for parameter in demo.module.parameters()]
     assert all(one is None for one in grown)  # no mark on the model
+
+
+@pytest.mark.parametrize(("kind", "linear"), [("ResNet", True), ("ConvNext", False)])
+def test_hidden_states_that_a_model_hands_on_beside_their_mean(
+    tmp_path: Path, kind: str, linear: bool
+) -> None:
+    """Their mean is made inside of the module whose output the tap is; ConvNext norms it, so that
+    its logits do not change with the scale."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 16], "num_labels": 3}
+    sizes |= {"embedding_size": 8} if linear else {}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    getattr(transformers, f"{kind}ForImageClassification")(config).eval().save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 64, "width": 128}).save_pretrained(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 128, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    said = ask("explain", tmp_path, tmp_path / "a.png", "--json")
+    assert said.code == 0, said.error
+    found, model = said.json, penult.load(tmp_path)
+    scores = model.classify([tmp_path / "a.png"])[0].logits
+    assert found["score"] == pytest.approx(max(scores), abs=1e-5)
+    assert found["exact"] == linear and len(found["parts"]) == 8  # 2 × 4
+    if linear:
+        maps = Embedder.from_classifier(model, pooling="none", device="cpu")
+        states = np.asarray(maps.embed([tmp_path / "a.png"])[0]).reshape(8, 16)
+        head = model.module.classifier[-1]
+        row, bias = (one.detach().numpy()[int(np.argmax(scores))]
+                     for one in (head.weight, head.bias))  # fmt: skip
+        np.testing.assert_allclose(found["parts"], states @ row / 8, atol=1e-5)
+        assert found["rest"] == pytest.approx(bias, abs=1e-5)
 
 
 def frame_times(seconds: float) -> np.ndarray:
@@ -254,6 +287,39 @@ def test_the_padding_of_a_short_clip_is_no_place(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.centres[5:12, 0], 0.02 * np.arange(5, 12), atol=0.025)
 
 
+class Map(torch.nn.Module):
+    """Patches of 20 frames of 10 ms and of half of the spectrum, as convolutions have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = torch.nn.Conv2d(1, 8, (20, 32), (20, 32))
+        self.classifier = torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(torch.relu(self.stem(x)).mean(dim=(2, 3)))
+
+
+def spectrum(samples: np.ndarray) -> torch.Tensor:
+    """(n,) at 8 kHz → (1, T, 64) log magnitudes of 80 samples each."""
+    frames = samples[: len(samples) // 80 * 80].reshape(-1, 80)
+    return torch.from_numpy(np.log(np.abs(np.fft.rfft(frames, 128))[:, 1:] + 1e-3)).float()[None]
+
+
+def test_maps_of_time_and_frequency_lie_in_both() -> None:
+    model = penult.load(Map().eval(), preprocess=spectrum, modality="audio", sample_rate=8000)
+    embedder = Embedder.from_classifier(model, tap="backbone", device="cpu")
+    found = places_of(embedder, open_item(embedder, entry((clip(3.0, 1, 8000), 8000))))
+    assert len(found.centres) == 30 and found.is_flat and found.placed.all()
+    times, hertz = found.centres.reshape(15, 2, 2).transpose(2, 0, 1)
+    expected = 0.2 * np.arange(15) + 0.1
+    np.testing.assert_allclose(times, np.stack([expected] * 2, axis=1), atol=0.1)
+    assert (hertz[:, 0] < 2000).all() and (hertz[:, 1] > 2000).all()
+    assert len(found.edges) == 16 and (np.diff(found.edges) > 0).all()
+    raster = found.on_raster(np.tile([1.0, 0.0], 15), (8, 30))  # all of it low
+    assert (raster[:3] == 30).all() and (raster[5:] == 0).all()
+
+
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory, demo_collection: Path) -> Path:
     place = tmp_path_factory.mktemp("taught") / "c.lance"
@@ -283,6 +349,32 @@ def test_the_similarity_to_a_row_is_that_of_search(taught: Path) -> None:
         hit = next(one for one in hits if one["id"].endswith(FILES[1].name))
         found = ask("explain", taught, FILES[0], "--like", hit["id"], "--space", space, "--json")
         assert found.json["score"] == pytest.approx(hit["similarity"], abs=1e-5)
+
+
+def test_rows_are_named_as_they_are_printed(tmp_path: Path) -> None:
+    sound = np.concatenate([soundfile.read(file)[0] for file in FILES * 2])[:16000]
+    soundfile.write(tmp_path / "a.wav", sound, 8000)
+    place = tmp_path / "c.lance"
+    embedder = Embedder.from_classifier(penult.load("demo"), device="cpu")
+    Collection.open(place).add(embedder, tmp_path / "a.wav", window=0.5)
+    hits = ask("search", place, f"{tmp_path / 'a.wav'} 0.5-1", "--json").json["hits"]
+    hit = next(one for one in hits if one["start"] == 1.0)
+    names = [f"{hit['id']} {span}" for span in ("0.5-1", "1-1.5")]
+    said = ask("explain", place, names[0], "--like", names[1], "--json")
+    assert said.json["score"] == pytest.approx(hit["similarity"], abs=1e-5) and not said.err
+    assert said.json["extent"][0] == [0.5, 1.0]
+    whole = ask("explain", place, tmp_path / "a.wav", "--like", names[1])
+    assert whole.code == 0 and "windows of 0.5 s" in " ".join(whole.err.split())
+
+
+def test_a_saved_embedder_brings_its_space(demo: Any, tmp_path: Path) -> None:
+    clips = sorted(CLIPS.glob("*.flac"))[:20]
+    space = fit("whiten+l2", Embedder.from_classifier(demo, device="cpu").embed(clips))
+    embedder = Embedder.from_classifier(demo, space=space, device="cpu")
+    embedder.save(tmp_path / "e")
+    found = ask("explain", tmp_path / "e", FILES[0], "--like", FILES[1], "--json").json
+    assert found["exact"]
+    assert found["score"] == pytest.approx(cosine(*embedder.embed(FILES)), abs=1e-5)
 
 
 def test_the_command_writes_a_picture_and_a_table(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +35,7 @@ from penult.cli.options import (
 from penult.cli.output import (
     counted,
     print_json,
+    print_note,
     print_table,
     printable,
     printable_path,
@@ -69,7 +70,13 @@ def explain(
             help="A model, a saved embedder, a collection, or a class file (.npz) of teach.",
         ),
     ],
-    item: Annotated[str, typer.Argument(metavar="FILE", help="A sound or a picture.")],
+    item: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A sound or a picture; also a part of one as it is printed: 'a.wav 4-6'.",
+        ),
+    ],
     like: Annotated[
         str | None,
         typer.Option(
@@ -131,11 +138,13 @@ def explain(
     subject = _subject(place, reading, (device, model), model_options)
     embedder = subject.embedder
     part = query_part(embedder.classifier.modality, start, end, channel, box)
-    entry = _one_entry(item, part, embedder)
+    entry = _one_entry(item, part, embedder, subject.collection)
+    if told := _other_length(subject, item, entry[1]):
+        print_note(printable(told))
     with working("explaining"):
         found = _explained(subject, entry, like, label, space)
     if plot is not None:
-        _draw(plot, embedder, entry, found)
+        _draw(plot, found)
     table = _table(item, found)
     if out is not None:
         from penult.collection.export import write_csv
@@ -213,14 +222,26 @@ def _subject(
         return _Subject(place, embedder, opened, taught if taught.examples.names else None)
 
 
-def _one_entry(item: str, part: QueryPart, embedder: Embedder) -> tuple[Item, Region]:
-    """The item, or a part of it.
+def _one_entry(
+    item: str, part: QueryPart, embedder: Embedder, collection: Collection | None = None
+) -> tuple[Item, Region]:
+    """The item, or a part of it. item: a file, a row of the collection, or a part of a file as it
+    is printed.
 
     Raises:
         UsageError: a folder or a table, which are several.
     """
+    from penult.collection.row_names import row_of_name
+    from penult.collection.search import QueryPart, path_of_name
     from penult.data.items import Failure
+    from penult.data.regions import Region
 
+    reader = None if collection is None else collection.reader
+    if part == QueryPart() and (row := row_of_name(reader, item)) is not None:
+        region = Region.of_key(row[1])
+        item, part = row[0], QueryPart(replace(region, channel=None), region.channel)
+    if reader is not None:
+        item = path_of_name(reader, item)
     channel = None if part.channel is None else str(part.channel)
     source = of_part(source_of([item], channel, embedder.classifier.modality), part.region)
     entries = list(islice(source, 2))
@@ -229,6 +250,22 @@ def _one_entry(item: str, part: QueryPart, embedder: Embedder) -> tuple[Item, Re
     if isinstance(entries[0], Failure):
         raise ItemError(entries[0].words())
     return entries[0]
+
+
+def _other_length(subject: _Subject, item: str, region: Region) -> str:
+    """In words that the rows of the collection are windows, and the item is one piece; empty where
+    it is not so."""
+    from penult.collection.row_layout import row_layout
+
+    if subject.collection is None or region.start is not None:
+        return ""
+    window = row_layout(subject.collection.reader).layout.window
+    if not window or subject.embedder.classifier.modality != "audio":
+        return ""
+    return (
+        f"the rows of {subject.place} are windows of {window:g} s, and {item} is explained in one "
+        f"piece, whose score is another one: --start 0 --end {window:g} explains a window"
+    )
 
 
 def _explained(
@@ -277,7 +314,7 @@ def _example(subject: _Subject, like: str, space: str) -> tuple[Any, Space]:
         if len(found.vectors) != 1:
             raise UsageError(
                 f"{like} is {counted(len(found.vectors), 'part')} as the rows of the collection "
-                f"are; name one of them, such as {found.regions[0]}"
+                f"are; name one of them, such as '{like} {found.regions[0]}'"
             )
         return found.vectors[0], space_of(collection, space)
     if space != RAW:
@@ -354,11 +391,10 @@ def _show(item: str, found: Attribution, table: pa.Table, files: dict[str, Path 
             stdout.print(f"{name}: {printable_path(str(file))}", soft_wrap=True)
 
 
-def _draw(path: Path, embedder: Embedder, entry: tuple[Item, Region], found: Attribution) -> None:
-    from penult.embedding.receptive_fields import open_item
+def _draw(path: Path, found: Attribution) -> None:
     from penult.viz.plots import draw_picture_attribution, draw_sound_attribution
 
-    opened = open_item(embedder, entry)
+    opened = found.opened
     exact = "exact" if found.exact else "first-order effects"
     title = f"{found.name}: {found.kind} {found.score:.3f}, {exact}; red: more than an even share"
     if found.places.is_sound:

@@ -429,7 +429,7 @@ def query_vectors(
         part = QueryPart(replace(region, channel=None), region.channel)
         query, rows = row[0], own.chosen(region.channel, None)
     if text.bare(query) is None or manifest.model.get("modality") != "text":
-        query = _as_path(reader, query)
+        query = path_of_name(reader, query)
     stored = _stored(reader, query, part, rows)
     if stored is None:
         modality = str(manifest.model.get("modality"))
@@ -456,7 +456,7 @@ def query_vectors(
     return replace(stored, notes=notes)
 
 
-def _as_path(reader: Reader, query: str) -> str:
+def path_of_name(reader: Reader, query: str) -> str:
     """A file's path, of an id that is no path from here."""
     if not user_path(query).exists() and reader.roots.root_of(query) is not None:
         return str(reader.roots.path_of(query))

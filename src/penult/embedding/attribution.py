@@ -9,10 +9,13 @@ measured for each item.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +36,7 @@ from penult.locking import lock_of
 from penult.models.base import Classifier
 from penult.tracing.head import logits_of
 from penult.tracing.hooks import captured
-from penult.tracing.spots import INPUT, Tap
+from penult.tracing.spots import INPUT, OUTPUT, Spot, Tap
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,8 +53,7 @@ class Attribution:
     score is that of a class. parts: (P,) of the score, one
     for each position. rest: of the score, which no position has. exact: whether parts and rest sum
     to the score; else the parts are first-order effects (gradient × input), and `rest` is what
-    they leave. places: where the positions lie in the item. kept: seconds of the sound that the
-    model takes, where that is not all.
+    they leave. places: where the positions lie in the item. opened: the item, as it was decoded.
     """
 
     name: str
@@ -61,7 +63,12 @@ class Attribution:
     rest: float
     exact: bool
     places: PositionPlaces
-    kept: float | None = None
+    opened: OpenedItem
+
+    @property
+    def kept(self) -> float | None:
+        """Seconds of the sound that the model takes, where that is not all."""
+        return self.opened.kept
 
     @property
     def unplaced(self) -> float:
@@ -155,7 +162,7 @@ def attribute_similarity(
     missing = score - float(parts.sum())
     exact = abs(missing) <= EXACT * max(abs(score), float(np.abs(parts).sum()))
     rest = 0.0 if exact else missing
-    return Attribution(name, SIMILARITY, score, parts, rest, exact, places, opened.kept)
+    return Attribution(name, SIMILARITY, score, parts, rest, exact, places, opened)
 
 
 def attribute_logit(
@@ -197,16 +204,18 @@ def attribute_logit(
     }
     probe = _LogitProbe(classifier, module, tensors, reading.tap)
     with lock_of(module):
-        call, logits = probe.plain()
+        spot, logits = probe.plain()
         number = int(logits.argmax()) if label is None else classifier.labels.index(label)
-        score, parts = probe.parts(call, number, 1.0)
-        half, _ = probe.parts(call, number, 0.5)
+        score, parts = probe.parts(spot, number, 1.0)
+        half, half_parts = probe.parts(spot, number, 0.5)
     rest = score - float(parts.sum())
     scale = max(abs(score), float(np.abs(parts).sum()), abs(rest), 1e-30)
-    exact = abs(half - (rest + 0.5 * float(parts.sum()))) <= EXACT * scale
+    # Behind a norm a logit does not change with the scale, while its parts do not become smaller.
+    missed = abs(half - (rest + 0.5 * float(parts.sum()))), np.abs(half_parts - parts / 2).sum()
+    exact = bool(max(missed) <= EXACT * scale)
     name = classifier.labels[number]
     places = places_of(embedder, opened)
-    return Attribution(name, LOGIT, score, parts, rest, exact, places, opened.kept)
+    return Attribution(name, LOGIT, score, parts, rest, exact, places, opened)
 
 
 def _check(embedder: Embedder) -> None:
@@ -231,7 +240,7 @@ def _hidden_states(
     runner = embedder.runner
     device = embedder.device.split(",")[0]
     engine: Any = open_engine(runner.classifier, runner.readings, device)
-    found = engine.hidden_states(opened.batch(runner))
+    found = engine.hidden_states(runner.batch([opened.ready]))
     states = [
         (reading, hidden.detach().double().cpu(), None if mask is None else mask.cpu())
         for reading, (hidden, mask) in zip(runner.readings, found, strict=True)
@@ -316,19 +325,33 @@ class _LogitProbe:
     tensors: dict[str, Tensor]
     tap: Tap
 
-    def plain(self) -> tuple[int, Tensor]:
-        """Which call of the tap's module is read, and the logits (K,)."""
-        with torch.no_grad(), captured(self.module, [self.tap.spot]) as caught:
+    def plain(self) -> tuple[Spot, Tensor]:
+        """Where the hidden states are replaced, its call counted from the first one, and the logits
+        (K,)."""
+        watched, read = _origins(self.module, self.tap), captured(self.module, [self.tap.spot])
+        with torch.no_grad(), read as caught, watched as inside:
             logits = self._logits()
         if caught()[0].ndim < 3:
             raise TapError(_no_positions(self.tap.name))
-        return caught.counts[self.tap.spot.place] - 1 - self.tap.call, logits
+        call = caught.counts[self.tap.spot.place] - 1 - self.tap.call
+        return inside.get(call) or replace(self.tap.spot, call=call), logits
 
-    def parts(self, call: int, number: int, scale: float) -> tuple[float, Floats]:
-        """A logit where the hidden states are scaled, and (P,) gradient × hidden state."""
-        with torch.enable_grad(), _replaced(self.module, self.tap, call, scale) as leaf:
+    def parts(self, spot: Spot, number: int, scale: float) -> tuple[float, Floats]:
+        """A logit where the hidden states are scaled, and (P,) gradient × hidden state.
+
+        Raises:
+            TapError: the logit does not depend on the hidden states there.
+        """
+        with torch.enable_grad(), _replaced(self.module, spot, scale) as leaf:
             logit = self._logits()[number]
-            (gradient,) = torch.autograd.grad(logit, leaf[0])
+            gradient = None
+            if logit.requires_grad:
+                (gradient,) = torch.autograd.grad(logit, leaf[0], allow_unused=True)
+        if gradient is None:
+            raise TapError(
+                f"the logits do not come from what tap {self.tap.name!r} gives ({self.tap.place}); "
+                "read an earlier one, such as --tap layer:-1 (penult inspect lists them)"
+            )
         shares = (gradient * leaf[0]).detach().double().movedim(self.tap.channel, -1)
         return float(logit.detach()), shares.flatten(1, -2)[0].sum(dim=1).cpu().numpy()
 
@@ -339,31 +362,65 @@ class _LogitProbe:
 
 
 @contextmanager
-def _replaced(module: nn.Module, tap: Tap, call: int, scale: float) -> Iterator[list[Tensor]]:
-    """Inside, one call of the tap's module passes its hidden states on as a leaf, scaled; the list
-    then has the leaf."""
+def _origins(module: nn.Module, tap: Tap) -> Iterator[dict[int, Spot]]:
+    """For each call of a tap's module where the tensor that it gives was given last inside of it: a
+    module that hands its hidden states on beside their mean has made the mean from that one."""
+    found: dict[int, Spot] = {}
+    last: dict[int, tuple[Callable[[], object], Spot]] = {}  # by the tensor's address
+    calls: Counter[str] = Counter()
+    handles = []
+
+    def see(name: str, output: Any) -> None:
+        tensors = [one for one in tree_flatten(output)[0] if isinstance(one, Tensor)]
+        call = calls[name]
+        calls[name] += 1
+        if name == tap.module:
+            given = tensors[tap.index] if tap.index < len(tensors) else None
+            origin, spot = last.get(id(given), (None, None))
+            if spot is not None and origin is not None and origin() is given:
+                found[call] = spot
+            return
+        for index, one in enumerate(tensors):
+            last[id(one)] = ref(one), Spot(name, OUTPUT, index, call)
+
+    if tap.side == OUTPUT:
+        part = module.get_submodule(tap.module) if tap.module else module
+        for inside, one in part.named_modules(prefix=tap.module):
+            hook = partial(lambda name, _, args, output: see(name, output), inside)
+            handles.append(one.register_forward_hook(hook))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _replaced(module: nn.Module, spot: Spot, scale: float) -> Iterator[list[Tensor]]:
+    """Inside, one call of a module (counted from the first one) passes its hidden states on as a
+    leaf, scaled; the list then has the leaf."""
     leaves: list[Tensor] = []
     seen = 0
 
-    def replace(values: Any) -> Any:
+    def swap(values: Any) -> Any:
         nonlocal seen
         seen += 1
-        if seen - 1 != call:
+        if seen - 1 != spot.call:
             return None
         flat, form = tree_flatten(values)
         tensors = [at for at, one in enumerate(flat) if isinstance(one, Tensor)]
-        at = tensors[tap.index]
+        at = tensors[spot.index]
         leaves.append((flat[at].detach() * scale).requires_grad_())
         flat[at] = leaves[0] * 1.0  # what is changed in place later is no leaf
         return tree_unflatten(flat, form)
 
-    part = module.get_submodule(tap.module) if tap.module else module
-    if tap.side == INPUT:
+    part = module.get_submodule(spot.module) if spot.module else module
+    if spot.side == INPUT:
         hook = part.register_forward_pre_hook(
-            lambda _, args, named: replace((args, named)), with_kwargs=True
+            lambda _, args, named: swap((args, named)), with_kwargs=True
         )
     else:
-        hook = part.register_forward_hook(lambda _, args, output: replace(output))
+        hook = part.register_forward_hook(lambda _, args, output: swap(output))
     try:
         yield leaves
     finally:

@@ -8,7 +8,7 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,10 +24,10 @@ from penult.data.regions import Region
 from penult.embedding.embedder import Embedder
 from penult.embedding.inspect import anatomy_of
 from penult.embedding.runner import Runner, open_engine
-from penult.embedding.scheduling import PreparedRegion
+from penult.embedding.scheduling import BatchQueue, PreparedRegion
 from penult.embedding.stations import decoded_values, without_failure
 from penult.engines.base import Reading
-from penult.engines.batching import Batch
+from penult.engines.batching import Planner
 from penult.tracing.spots import Tap
 
 Floats = npt.NDArray[np.float64]
@@ -61,12 +61,9 @@ class OpenedItem:
         all."""
         return self.ready.inputs.truncated
 
-    def batch(self, runner: Runner, values: Any = None) -> Batch:
-        """The model's input; of other values in place of the item's."""
-        if values is None:
-            return runner.batch([self.ready])
-        inputs = runner.classifier.preprocess(values)
-        return runner.batch([replace(self.ready, inputs=inputs)])
+    def prepared(self, runner: Runner, values: Any) -> PreparedRegion:
+        """The same for other values in place of the item's."""
+        return replace(self.ready, inputs=runner.classifier.preprocess(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +105,8 @@ class PositionPlaces:
     def on_raster(self, parts: Floats, size: tuple[int, int]) -> Floats:
         """(height, width) a value for each point of a raster over the item: of the nearest position
         its part, times the number of positions; NaN beyond what positions see, such as the margins
-        that a preparation crops."""
+        that a preparation crops. Of a sound the outermost rows reach to the lowest and to the
+        highest frequency."""
         from scipy.spatial import cKDTree
 
         if not self.placed.any():
@@ -126,6 +124,7 @@ class PositionPlaces:
         if len(seen) > 1:
             reach = _REACH * float(np.median(tree.query(seen, k=2)[0][:, 1]))
             beyond = (points < seen.min(axis=0) - reach) | (points > seen.max(axis=0) + reach)
+            beyond = beyond[:, :1] if self.is_sound else beyond
             raster[beyond.any(axis=1)] = np.nan
         return raster.reshape(height, width)
 
@@ -164,11 +163,12 @@ def places_of(embedder: Embedder, opened: OpenedItem) -> PositionPlaces:
     respond = partial(reader.response, opened)
     if embedder.classifier.modality == "image":
         return _places_in_picture(opened, reader.shape(opened), respond)
-    return _places_in_sound(opened, float(embedder.classifier.rate or 1), respond)
+    rate = float(embedder.classifier.rate or 1)
+    return _places_in_sound(opened, reader.shape(opened), rate, respond)
 
 
 # Values with one strip overwritten, for each strip → (strips, P) how far each position moves.
-_Respond = Callable[[Sequence[Any]], Floats]
+_Respond = Callable[[Iterable[Any]], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,21 +188,34 @@ class _StateProbe:
         device = embedder.device.split(",")[0]
         return cls(embedder.runner, open_engine(classifier, [Reading(tap, "mean")], device), tap)
 
-    def _states(self, opened: OpenedItem, values: Any = None) -> Floats:
-        """(…positions…, C)."""
-        hidden, _ = self.engine.hidden_states(opened.batch(self.runner, values))[0]
-        states: Floats = hidden.detach().double().movedim(self.tap.channel, -1)[0].cpu().numpy()
+    def _states(self, regions: Sequence[PreparedRegion]) -> Floats:
+        """(B, …positions…, C)."""
+        hidden, _ = self.engine.hidden_states(self.runner.batch(regions))[0]
+        states: Floats = hidden.detach().double().movedim(self.tap.channel, -1).cpu().numpy()
         return states
 
     def shape(self, opened: OpenedItem) -> tuple[int, ...]:
         """Of the positions."""
-        return self._states(opened).shape[:-1]
+        return self._states([opened.ready]).shape[1:-1]
 
-    def response(self, opened: OpenedItem, changed: Sequence[Any]) -> Floats:
-        """(strips, P) how far each position moves."""
-        plain = self._states(opened)
-        moved = [np.linalg.norm(self._states(opened, one) - plain, axis=-1) for one in changed]
-        return np.array(moved).reshape(len(changed), -1)
+    def response(self, opened: OpenedItem, changed: Iterable[Any]) -> Floats:
+        """(strips, P) how far each position moves, in batches as in a run."""
+        plain = self._states([opened.ready])
+        queue = BatchQueue(Planner(self.runner.budget), lambda: self.runner.policy)
+        moved: dict[int, Floats] = {}
+
+        def compute() -> None:
+            batch = queue.take()
+            far = np.linalg.norm(self._states([*batch.values()]) - plain, axis=-1)
+            moved.update(zip(batch, far.reshape(len(batch), -1), strict=True))
+
+        for number, values in enumerate(changed):
+            queue.add(number, opened.prepared(self.runner, values))
+            if queue.due:
+                compute()
+        while queue:
+            compute()
+        return np.array([moved[number] for number in range(len(moved))])
 
 
 def _sizes(tap: Tap) -> list[int]:
@@ -235,26 +248,27 @@ def _noise(shape: Any, level: float) -> Floats:
     return noise
 
 
-def _places_in_sound(opened: OpenedItem, rate: float, respond: _Respond) -> PositionPlaces:
+def _places_in_sound(
+    opened: OpenedItem, shape: tuple[int, ...], rate: float, respond: _Respond
+) -> PositionPlaces:
+    """shape: of the positions."""
     samples = np.asarray(opened.values, np.float64)
-    level = float(np.sqrt(np.mean(samples**2))) or 1e-3
-    bounds = np.linspace(0, len(samples), _STRIPS + 1).astype(int)
-    changed = []
-    for first, last in pairwise(bounds):
-        one = samples.copy()
-        one[first:last] = _noise(last - first, level)
-        changed.append(one.astype(np.float32))
-    response = respond(changed)
+    response = respond(_without_stretches(samples))
     # In a short clip what a position sees is a large part, which ends where the clip does.
     times = _middles(response, by_peak=response.shape[1] < _FEW) / _STRIPS
     placed = np.isfinite(times)
     extent = np.array([[opened.start, opened.start + opened.seconds], [0.0, rate / 2]])
-    straight = _line(times)
+    is_map = len(shape) == 2 and min(shape) > 1  # of time and frequency, as of convolutions
+    straight = None if is_map else _line(times)
     if straight is None:
-        times = _middles(response, by_peak=False) / _STRIPS
-        bands = _middles(respond(_without_bands(samples, rate)), by_peak=False)
-        hertz = np.interp(bands, np.arange(_STRIPS + 1), _band_edges(rate))
+        times = _middles(response, by_peak=is_map) / _STRIPS
+        bands = _middles(respond(_without_bands(samples, rate)), by_peak=is_map)
         cells = np.linspace(0, 1, _STRIPS + 1)
+        if is_map:
+            times, bands = _on_lines(times, shape).clip(0, 1), _on_lines(bands, shape)
+            cells = _edges(np.unique(times[np.isfinite(times)]))
+        hertz = np.interp(bands, np.arange(_STRIPS + 1), _band_edges(rate))
+        times = np.where(np.isfinite(hertz), times, np.nan)  # of a place both are known
     else:
         times, hertz = np.where(placed, straight, np.nan), np.full(len(times), np.nan)
         cells = _edges(times[placed])
@@ -266,13 +280,25 @@ def _fitted(values: Floats) -> Floats:
     """(n,) on a straight line by the column of (m, n), of which each has its median."""
     from scipy.stats import theilslopes
 
-    middles = np.nanmedian(values, axis=0)
+    middles = np.full(values.shape[1], np.nan)
+    seen = np.isfinite(values).any(axis=0)
+    middles[seen] = np.nanmedian(values[:, seen], axis=0)
     at = np.flatnonzero(np.isfinite(middles))
     if len(at) < 2:
         return middles
     slope, first, *_ = theilslopes(middles[at], at)
     line: Floats = first + slope * np.arange(len(middles))
     return line
+
+
+def _on_lines(values: Floats, shape: tuple[int, ...]) -> Floats:
+    """(P,) values of a map of this shape, each row, or each column, with one value: those of rows
+    where these differ more."""
+    grid = values.reshape(shape)
+    across, down = _fitted(grid), _fitted(grid.T)
+    by_column = np.nan_to_num(np.ptp(across)) >= np.nan_to_num(np.ptp(down))
+    line = across[None] if by_column else down[:, None]
+    return np.where(np.isfinite(values), np.broadcast_to(line, shape).ravel(), np.nan)
 
 
 def _line(times: Floats) -> Floats | None:
@@ -291,12 +317,13 @@ def _line(times: Floats) -> Floats | None:
 
 
 def _edges(times: Floats) -> Floats:
-    """(n + 1,) between ascending times (n,), from 0 to 1."""
+    """(m + 1,) between ascending times (n,), from 0 to 1; equal times share a cell."""
     if len(times) < 2:
         return np.array([0.0, 1.0])
     between = (times[1:] + times[:-1]) / 2
     ends = times[0] - (between[0] - times[0]), times[-1] + (times[-1] - between[-1])
-    return np.concatenate([[max(0.0, ends[0])], between, [min(1.0, ends[1])]])
+    found = np.unique(np.concatenate([[max(0.0, ends[0])], between, [min(1.0, ends[1])]]))
+    return found if len(found) > 1 else np.array([0.0, 1.0])
 
 
 def _band_edges(rate: float) -> Floats:
@@ -306,42 +333,38 @@ def _band_edges(rate: float) -> Floats:
     return edges
 
 
-def _without_bands(samples: Floats, rate: float) -> list[npt.NDArray[np.float32]]:
+def _without_stretches(samples: Floats) -> Iterator[npt.NDArray[np.float32]]:
+    """The sound with noise in place of each stretch."""
+    level = float(np.sqrt(np.mean(samples**2))) or 1e-3
+    for first, last in pairwise(np.linspace(0, len(samples), _STRIPS + 1).astype(int)):
+        one = samples.copy()
+        one[first:last] = _noise(last - first, level)
+        yield one.astype(np.float32)
+
+
+def _without_bands(samples: Floats, rate: float) -> Iterator[npt.NDArray[np.float32]]:
     """The sound with noise in place of each band."""
     spectrum = np.fft.rfft(samples)
     hertz = np.fft.rfftfreq(len(samples), 1 / rate)
     level = float(np.sqrt(np.mean(np.abs(spectrum) ** 2))) or 1e-3
     noise = _noise(len(spectrum), level) * np.exp(2j * np.pi * _noise(len(spectrum), 1.0))
-    edges, found = _band_edges(rate), []
-    for first, last in pairwise(edges):
+    for first, last in pairwise(_band_edges(rate)):
         inside = (hertz >= first) & (hertz < last)
-        one = np.fft.irfft(np.where(inside, noise, spectrum), len(samples))
-        found.append(one.astype(np.float32))
-    return found
+        yield np.fft.irfft(np.where(inside, noise, spectrum), len(samples)).astype(np.float32)
 
 
 def _places_in_picture(
     opened: OpenedItem, shape: tuple[int, ...], respond: _Respond
 ) -> PositionPlaces:
     """shape: of the positions."""
-    from PIL import Image
-
-    picture, corner = opened.values, np.array(opened.corner, np.float64)
-    pixels = np.asarray(picture)
-    height, width = pixels.shape[:2]
-    top = 255 if pixels.dtype == np.uint8 else max(1.0, float(pixels.max()))
-    noise = (np.random.default_rng(0).random(pixels.shape) * top).astype(pixels.dtype)
+    corner = np.array(opened.corner, np.float64)
+    width, height = opened.values.size
     centres = []
     for axis, size in ((1, width), (0, height)):
         strips = min(size, _MOST)
         bounds = np.linspace(0, size, strips + 1).astype(int)
-        changed = []
-        for first, last in pairwise(bounds):
-            one = pixels.copy()
-            inside = (slice(None),) * axis + (slice(first, last),)
-            one[inside] = noise[inside]
-            changed.append(Image.fromarray(one).convert(picture.mode))
-        middles = _middles(respond(changed), by_peak=len(shape) == 2)
+        response = respond(_without_strips(opened.values, axis, bounds))
+        middles = _middles(response, by_peak=len(shape) == 2)
         centres.append(np.interp(middles, np.arange(strips + 1), bounds))
     found = np.stack(centres, axis=1)
     if len(shape) == 2:  # rows and columns of a map
@@ -351,3 +374,17 @@ def _places_in_picture(
     found[~np.isfinite(found).all(axis=1)] = np.nan
     extent = np.array([[0.0, width], [0.0, height]]) + corner[:, None]
     return PositionPlaces(found + corner, extent, np.zeros(0))
+
+
+def _without_strips(picture: Any, axis: int, bounds: npt.NDArray[np.int64]) -> Iterator[Any]:
+    """The picture with noise in place of each strip: rows (axis 0) or columns between bounds."""
+    from PIL import Image
+
+    pixels = np.asarray(picture)
+    top = 255 if pixels.dtype == np.uint8 else max(1.0, float(pixels.max()))
+    noise = (np.random.default_rng(0).random(pixels.shape) * top).astype(pixels.dtype)
+    for first, last in pairwise(bounds):
+        one = pixels.copy()
+        inside = (slice(None),) * axis + (slice(first, last),)
+        one[inside] = noise[inside]
+        yield Image.fromarray(one).convert(picture.mode)
