@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 # import name -> (extra of this package, what it is needed for)
 EXTRAS = {
+    "fastapi": ("serve", "the server"),
+    "prometheus_client": ("serve", "the server"),
+    "python_multipart": ("serve", "the server"),
+    "uvicorn": ("serve", "the server"),
     "av": ("video", "video and audio that libsndfile does not read (m4a, opus in mp4, …)"),
     "h5py": ("keras", "Keras models in HDF5 files"),
     "keras": ("keras", "Keras models"),

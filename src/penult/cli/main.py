@@ -36,6 +36,7 @@ from penult.cli import (
     novelty,
     predict,
     probe,
+    serve,
     suggest,
     suspects,
     teach,
@@ -155,6 +156,7 @@ PANELS = {
         comparison.compare,
         archive.select,
     ),
+    "Server": (serve.serve,),
     "Demo and installation": (demo.demo, demo.doctor),
 }
 for panel, commands in PANELS.items():

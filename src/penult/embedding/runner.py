@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -718,6 +718,50 @@ class Runner:
         except (TooShort, *UNFORESEEN):
             return False
         return all(np.isfinite(values).all() for values in readout.row(0))
+
+
+class RunnerPasses:
+    """Forward passes of a runner over batches that somebody else takes from the `queue`, for
+    regions of many callers; each of its engines is for one thread. decoding: its limits hold."""
+
+    def __init__(self, runner: Runner, decoding: Decoding) -> None:
+        self._runner, self._decoding = runner, decoding
+        self.planner = runner._planner(decoding.limits.bound)
+        self._run = _RunState(
+            self.planner,
+            True,
+            Stopwatch(),
+            threading.Event(),
+            PassWatch(decoding.limits.model_seconds),
+        )
+
+    def queue(self) -> BatchQueue:
+        """A queue of the regions that wait."""
+        return BatchQueue(
+            self.planner, lambda: self._runner.policy, self._decoding.limits.bound.queue
+        )
+
+    def outcomes(
+        self, engine: Engine, batch: Mapping[int, PreparedRegion]
+    ) -> dict[int, Outcome | Failure]:
+        """The outcomes of a batch, by its numbers."""
+        found: dict[int, Outcome | Failure] = {}
+        fitting: dict[int, PreparedRegion] = {}
+        for number, ready in batch.items():
+            checked: PreparedRegion | Failure = ready
+            if self._runner._is_long(ready):
+                checked = self._runner._if_it_fits(ready, self._decoding)
+            if isinstance(checked, Failure):
+                found[number] = checked
+            else:
+                fitting[number] = checked
+        return found | (self._runner._run(engine, fitting, self._run) if fitting else {})
+
+    def joined(self, asked: str, found: Sequence[Outcome | Failure]) -> Sequence[Outcome | Failure]:
+        """The rows of a region from the outcomes of its patches. asked: its key."""
+        if self._runner.classifier.input.patches is None:
+            return found
+        return self._runner._joined(asked, found)
 
 
 _LONGEST = 32  # seconds of noise, one patch of which is looked for
