@@ -54,7 +54,7 @@ class RegionRows:
 
 
 @dataclass(slots=True)
-class _Region:
+class _SharedRegion:
     """The patches of one region, one as a rule, and their outcomes by number."""
 
     numbers: list[int]
@@ -83,7 +83,7 @@ class SharedBatches:
         self._passes = RunnerPasses(embedder.runner, decoding)
         self._queue, self._told = self._passes.queue(), told
         self._changed = threading.Condition()
-        self._regions: dict[int, _Region] = {}
+        self._regions: dict[int, _SharedRegion] = {}
         self._number, self._count, self._closed = 0, 0, False
         self._threads = [
             threading.Thread(target=self._work, args=(engine,), name=f"{ENGINES} {at}", daemon=True)
@@ -105,7 +105,7 @@ class SharedBatches:
                 raise PassingFault("the server stops")
             numbers = list(range(self._number, self._number + len(patches)))
             self._number += len(patches)
-            region = _Region(numbers, patches[0].asked, future)
+            region = _SharedRegion(numbers, patches[0].asked, future)
             for number, patch in zip(numbers, patches, strict=True):
                 self._regions[number] = region
                 self._queue.add(number, patch)

@@ -24,7 +24,7 @@ class TurnedAway(Exception):
 
 
 @dataclass(slots=True)
-class _Place:
+class _Booking:
     """Room that is kept for a client that was turned away. due: when it was told to come again.
     until: when the place lapses."""
 
@@ -36,7 +36,7 @@ class _Place:
 @dataclass(slots=True)
 class _Client:
     waiting: float = 0.0
-    places: deque[_Place] = field(default_factory=deque)
+    places: deque[_Booking] = field(default_factory=deque)
 
     @property
     def booked(self) -> float:
@@ -124,7 +124,7 @@ class Admission:
         """Keep a place for a client; gives the seconds until it is there."""
         ahead = self.waiting + sum(min(o.booked, self._share) for o in self._clients.values())
         own = one.waiting + one.booked
-        one.places.append(_Place(cost, math.inf, math.inf))
+        one.places.append(_Booking(cost, math.inf, math.inf))
         if len(one.places) > MOST_BOOKED:
             one.places.popleft()
         # In the room of all, and in the client's own share of what is done.

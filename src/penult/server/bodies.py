@@ -50,15 +50,15 @@ class Body(BaseModel):
         "raise", description="skip: an item that fails has an `error` and the others an answer."
     )
 
-    def rows(self, usual: RowLayout = RowLayout()) -> RowLayout:
-        """How items are divided; where the body does not tell, as usual.
 
-        Raises:
-            UsageError: this cannot be.
-        """
-        given = (self.window, self.hop, self.tile, self.overlap, self.pages)
-        layout = Layout(*given) if any(given) else None
-        return usual.chosen(self.channel, layout)
+def rows_asked(body: Body, usual: RowLayout = RowLayout()) -> RowLayout:
+    """How items are divided; where the body does not tell, as usual.
+
+    Raises:
+        UsageError: this cannot be.
+    """
+    given = (body.window, body.hop, body.tile, body.overlap, body.pages)
+    return usual.chosen(body.channel, Layout(*given) if any(given) else None)
 
 
 class EmbeddingsBody(Body):

@@ -35,6 +35,7 @@ from penult.server.bodies import (
     SearchBody,
     TeachBody,
     items_in,
+    rows_asked,
 )
 from penult.server.metrics import CONTENT_TYPE
 from penult.server.service import ItemAnswer, Service, raw_vectors
@@ -94,7 +95,8 @@ def build(served: Served, origins: Sequence[str] = ()) -> FastAPI:
     if served.collection is not None:
         _add_search(app, served, served.collection)
     if served.classes is not None:
-        _add_classes(app, served, served.classes)
+        _add_predictions(app, served, served.classes)
+        _add_teaching(app, served, served.classes)
     for kind in (PenultError, TurnedAway, ValidationError, TimeoutError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(HTTPException, _on_http)  # type: ignore[arg-type]
@@ -194,7 +196,7 @@ async def _run(
     """Embed the items of a body."""
     service = served.service
     _check_model(served, body)
-    rows, most = body.rows(usual), service.limits.items
+    rows, most = rows_asked(body, usual), service.limits.items
     contents = await asyncio.to_thread(items_in, body, service.modality, most)
     async with asyncio.timeout(service.limits.request):
         found = await service.answers(contents, rows, request.state.client, body.on_error == "skip")
@@ -328,12 +330,8 @@ def _add_search(app: FastAPI, served: Served, collection: Collection) -> None:
         return await _listing(served, make)
 
 
-def _add_classes(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
+def _add_predictions(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
     example = {"model": served.name, "input": ["…"]}
-
-    async def changed(change: Callable[[Any], Any]) -> Response:
-        await asyncio.to_thread(classes.change, change)
-        return await _listing(served, classes.documents)
 
     @app.post(
         "/v1/predict",
@@ -348,6 +346,14 @@ def _add_classes(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
             lambda: asked.documents(classes.predict(asked.rows, body.unknown, body.nearest)),
         )
 
+
+def _add_teaching(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
+    example = {"name": "apple", "model": served.name, "input": ["…"]}
+
+    async def changed(change: Callable[[Any], Any]) -> Response:
+        await asyncio.to_thread(classes.change, change)
+        return await _listing(served, classes.documents)
+
     @app.get("/v1/classes", summary="The classes that were taught.")
     async def listed() -> Response:
         return await _listing(served, classes.documents)
@@ -355,7 +361,7 @@ def _add_classes(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
     @app.post(
         "/v1/classes",
         summary="Teach a class by examples.",
-        openapi_extra=_documented(TeachBody, {"name": "apple", **example}),
+        openapi_extra=_documented(TeachBody, example),
     )
     async def teach(request: Request) -> Response:
         body = await _read(request, TeachBody)

@@ -75,12 +75,12 @@ class Service:
         own = replace(decoding, workers=min(1, decoding.workers), patience=None)
         self.admission = Admission(limits.waiting)
         self.metrics = Metrics(lambda: self.admission.waiting)
-        self._probe: _Probe | None = None
+        self._probe: _LiveProbe | None = None
         self._shared = SharedEmbedder(embedder, own, self._batch_ended)
         self._measure = FairThreads("header", _MEASURING)
         self._decode = FairThreads("decode", max(_MEASURING, decoding.workers))
         self._unit = 0.0  # seconds of the model for a number of an input; of texts and pictures
-        self._probe = probe = _Probe(self._shared, self.metrics)
+        self._probe = probe = _LiveProbe(self._shared, self.metrics)
         self._size, self._unit = probe.size, probe.unit
 
     def close(self) -> None:
@@ -273,7 +273,7 @@ class _KnownItem:
     size: int
 
 
-class _Probe:
+class _LiveProbe:
     """Made-up items that are known: run alone at first, then now and then among items of clients,
     the one whose length is the most like theirs.
 
