@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -184,8 +184,11 @@ class SharedEmbedder:
         decoding: Decoding,
         told: Callable[[BatchNote], None] = lambda note: None,
     ) -> None:
-        self.embedder, self._decoding = embedder, decoding
+        self.embedder = embedder
         self._batches = SharedBatches(embedder, decoding, told)
+        # Looking at what is free takes a millisecond, which a run does once, and here each item.
+        limits = replace(decoding.limits, memory=decoding.limits.bound.size)
+        self._decoding = replace(decoding, limits=limits)
 
     @property
     def waiting(self) -> int:

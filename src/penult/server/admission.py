@@ -114,11 +114,10 @@ class Admission:
     @staticmethod
     def _takes_place(one: _Client, cost: float, now: float) -> bool:
         """Whether a client has come again as it was told."""
-        for place in one.places:
-            if place.due <= now and cost <= place.cost * 1.001:
-                one.places.remove(place)
-                return True
-        return False
+        due = [p for p in one.places if p.due <= now and cost <= p.cost * 1.001]
+        if due:  # the smallest: another request of this client needs the larger one
+            one.places.remove(min(due, key=lambda place: place.cost))
+        return bool(due)
 
     def _book(self, one: _Client, cost: float, now: float) -> int:
         """Keep a place for a client; gives the seconds until it is there."""

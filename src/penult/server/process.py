@@ -62,20 +62,20 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gate: Gate, grace: float) -> None:
         super().__init__(config)
         self._gate, self._grace = gate, grace
-        self._until = 0.0
+        self._since: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal."""
         if self._gate.stopping:
             self.should_exit = self.force_exit = True
-            return
-        self._until = time.monotonic() + self._grace
         self._gate.stopping = True
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end now."""
-        if self._gate.stopping and (not self._gate.active or time.monotonic() > self._until):
-            return True
+        if self._gate.stopping:
+            self._since = self._since or time.monotonic()
+            if not self._gate.active or time.monotonic() - self._since > self._grace:
+                return True
         return await super().on_tick(counter)
 
 
@@ -95,7 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(gate: Gate, listener: socket.socket, limits: ServerLimits) -> None:
-    """Serve until a signal."""
+    """Serve until a signal comes, or the gate is set to stop."""
     config = uvicorn.Config(
         gate,
         http=_Connection,
