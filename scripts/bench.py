@@ -27,6 +27,7 @@ import page
 import peaks
 import proofs
 import scale
+import serving
 import speed
 from load_meter import LoadMeter, Meter
 from measuring import Bench, Busy, Fault, Section, Unmeasured, tell
@@ -39,6 +40,7 @@ SECTIONS: dict[str, Section] = {
     **devices.SECTIONS,
     **proofs.SECTIONS,
     **scale.SECTIONS,
+    **serving.SECTIONS,
     **peaks.SECTIONS,
 }
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import numpy as np
 import openai
 import pytest
+from hypothesis import HealthCheck
 
 import penult
 from conftest import RATE, assert_law, clip, make_hostile
@@ -537,3 +539,30 @@ def test_the_page_names_every_route(server: LiveServer) -> None:
             assert one["summary"] and "429" in one["responses"]
             if "requestBody" in one:
                 assert one["requestBody"]["content"]["application/json"]["example"]
+
+
+@pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
+def test_made_up_requests_find_no_undocumented_answer(server: LiveServer, mode: str) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.generation import GenerationMode
+    from schemathesis.specs.openapi import checks
+
+    wanted = [
+        schemathesis.checks.not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+    ]
+    schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @hypothesis.settings(max_examples=12, database=None, suppress_health_check=[*HealthCheck])
+        @hypothesis.given(case=operation.as_strategy(GenerationMode[mode]))
+        def ask(case: Any) -> None:
+            case.call_and_validate(checks=wanted)
+
+        try:
+            ask()
+        except hypothesis.errors.Unsatisfiable:  # a route without parameters has no wrong ones
+            assert mode == "NEGATIVE" and operation.method.upper() != "PATCH"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,14 +134,20 @@ def _hosts(host: str, keys: ApiKeys, insecure: bool) -> tuple[str, ...] | None:
     """
     from penult.server.gate import LOOPBACK
 
-    if host in LOOPBACK:
-        return None if keys else LOOPBACK
+    if host in LOOPBACK or (_is_address(host) and ip_address(host).is_loopback):
+        return None if keys else (*LOOPBACK, host)
     if not keys and not insecure:
         raise UsageError(
             f"--host {host} lets other machines ask: give --api-key-file FILE, or --insecure if "
             "everybody may"
         )
     return None
+
+
+def _is_address(host: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(host))
+    return False
 
 
 def _name_of(model: str) -> str:

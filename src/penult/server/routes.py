@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse
 
 from penult import __version__
 from penult.collection.collection import Collection
@@ -233,7 +234,7 @@ def _add_facts(app: FastAPI, served: Served) -> None:
             return _json({"ready": False, "reason": reason}, 503)
         return _json({"ready": True})
 
-    @app.get("/metrics", summary="Figures for Prometheus.")
+    @app.get("/metrics", summary="Figures for Prometheus.", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
