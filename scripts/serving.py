@@ -42,8 +42,8 @@ def ask(connection: http.client.HTTPConnection, route: str, body: bytes) -> None
 
 
 def clients(options: argparse.Namespace) -> dict[str, Any]:
-    """Every file of a folder once, by clients that each ask for the next one; with a rate, at random
-    moments. Seconds in all, of the clients' own processor, and of each answer."""
+    """Every file of a folder once, by clients that each ask for the next one; with a rate, at
+    random moments. Seconds in all, of the clients' own processor, and of each answer."""
     bodies = [
         json.dumps(
             {
