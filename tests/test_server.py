@@ -115,6 +115,8 @@ def test_an_embedder_with_a_space_gives_vectors_in_it(sounds: list[bytes]) -> No
     space = fit("centre+l2", raw.embed(arrays(sounds)))
     spaced = penult.Embedder.from_classifier(penult.load("demo"), device="cpu", space=space)
     with running(spaced) as live:
+        absent = live.post("/v1/search", {"input": []})
+        assert absent.status_code == 404 and "--collection" in absent.text
         assert_law(vectors_in(live.embed(*sounds[:2])), spaced.embed(arrays(sounds)[:2]))
 
 

@@ -108,8 +108,21 @@ def build(served: Served, origins: Sequence[str] = ()) -> FastAPI:
     return app
 
 
+_NEEDS = {
+    "/v1/search": "--collection",
+    "/v1/predict": "--classes or --collection",
+    "/v1/classes": "--classes or --collection",
+}
+
+
 async def _on_http(request: Request, error: HTTPException) -> Response:
-    document = answers.error_document(str(error.detail), "invalid_request_error", None)
+    words, path = str(error.detail), request.url.path
+    if error.status_code == 404:
+        needs = next((how for route, how in _NEEDS.items() if path.startswith(route)), None)
+        words = "there is no such route; GET /openapi.json lists those that there are"
+        if needs is not None:
+            words = f"this server was started without {needs}, which the route needs"
+    document = answers.error_document(words, "invalid_request_error", None)
     return _json(document, error.status_code, dict(error.headers or {}))
 
 
