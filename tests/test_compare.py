@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
@@ -17,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from penult.analysis.episodes import numbered, own_groups, partitions
-from penult.analysis.similarity import linear_cka, moved, paired_measures
+from penult.analysis.similarity import estimate_cka, linear_cka, moved, paired_measures
 from penult.collection.collection import Collection
 from penult.errors import LabelsError
 from test_cli import ask
@@ -83,6 +84,40 @@ def test_cka_is_that_of_the_products_of_rows() -> None:
         linear_cka(rows[:3], rows[:3])
 
 
+def test_the_interval_of_cka_leaves_out_one_group_at_a_time(
+    stores: tuple[Collection, Collection],
+) -> None:
+    rows, others, _, groups = vectors()
+    first, second = stores
+    said = ask("compare", first.path, second.path, "--groups", "site", "--json")
+    found = json.loads(said.out)["cka"]
+    left = [linear_cka(rows[mine], others[mine])
+            for mine in (np.array(groups) != name for name in np.unique(groups))]  # fmt: skip
+    half = stats.t.ppf(0.975, 5) * np.sqrt(5 / 6 * ((left - np.mean(left)) ** 2).sum())
+    middle = linear_cka(rows, others)
+    assert [found["low"], found["high"]] == pytest.approx([middle - half, middle + half], abs=1e-4)
+    shown = ask("compare", first.path, second.path, "--groups", "site").out
+    assert f"{middle:.3f} ({middle - half:.3f} to {middle + half:.3f})" in shown
+    alone = estimate_cka(rows, others, ["one"] * ROWS)
+    assert alone.value == pytest.approx(middle) and np.isnan([alone.low, alone.high]).all()
+
+
+def test_the_interval_of_cka_holds_the_value_of_many_rows() -> None:
+    """Groups with something in common: 40 draws of 12 groups of unequal size."""
+    random = np.random.default_rng(0)
+    mix = random.standard_normal((4, 3))
+
+    def draw(groups: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        own = np.repeat(np.arange(groups), random.integers(5, 25, groups))
+        rows = random.standard_normal((groups, 4))[own] + random.standard_normal((len(own), 4))
+        return rows, rows @ mix + random.standard_normal((len(own), 3)), [str(one) for one in own]
+
+    truth = linear_cka(*draw(5000)[:2])
+    found = [estimate_cka(*draw(12)) for _ in range(40)]
+    held = np.mean([one.low <= truth <= one.high for one in found])
+    assert held >= 0.85 and np.mean([one.high - one.low for one in found]) < 0.6
+
+
 def test_neighbours_and_moved_rows_by_hand(stores: tuple[Collection, Collection]) -> None:
     rows, others, _, _ = vectors()
     first, second = stores
@@ -101,7 +136,7 @@ def test_neighbours_and_moved_rows_by_hand(stores: tuple[Collection, Collection]
     )
     assert found["neighbours_kept"]["value"] == pytest.approx(np.mean(kept))
     assert found["neighbours_kept"]["chance"] == pytest.approx(7 / 59)
-    assert found["cka"] == pytest.approx(linear_cka(rows, others), abs=1e-5)
+    assert found["cka"]["value"] == pytest.approx(linear_cka(rows, others), abs=1e-5)
     for row in (0, 31):
         cosines = [
             np.delete(one @ one[row] / np.linalg.norm(one, axis=1), row) for one in (rows, others)
@@ -164,7 +199,10 @@ def test_a_page_columns_and_csv(stores: tuple[Collection, Collection], tmp_path:
     assert high == sorted(line["id"] for line in lines[:5])
     same = ask("compare", first.path, first.path, "--json")
     found = json.loads(same.out)
-    assert found["cka"] == pytest.approx(1) and found["neighbours_kept"]["value"] == 1
+    assert (
+        found["cka"]["value"] == found["cka"]["high"] == pytest.approx(1)
+        and found["neighbours_kept"]["value"] == 1
+    )
     assert found["same_label"] is None or found["same_label"] == 1
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.bootstrap import Estimate, estimates
+from penult.analysis.bootstrap import LEVEL, Estimate, estimates
 from penult.analysis.candidates import MOST, sample
 from penult.analysis.episodes import numbered, own_groups
 from penult.analysis.metrics import neighbours
@@ -25,6 +25,7 @@ FloatArray = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
 LEAST = 4  # rows, of which CKA without bias is made
+_BLOCKS = 20  # of groups, that are left out in turn
 _REFERENCES = 1000  # rows to which cosines are compared
 _VOTERS = 5
 
@@ -46,6 +47,38 @@ def linear_cka(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
     first, second = first - first.mean(axis=0), second - second.mean(axis=0)
     own = _hsic(first, first) * _hsic(second, second)
     return float(_hsic(first, second) / np.sqrt(own)) if own > 0 else float("nan")
+
+
+def estimate_cka(
+    one: npt.ArrayLike,
+    other: npt.ArrayLike,
+    groups: Sequence[str | None] | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """`linear_cka` with a 95 % interval over groups (rows, without groups): a jackknife that leaves
+    out one block of groups at a time (of unequal size: Busing, Meijer and van der Leeden,
+    Statistics and Computing 1999), with t for the number of blocks. Resampled groups would hold
+    rows twice, which look alike. More than 20 groups are dealt into 20 blocks by chance.
+    """
+    from scipy import stats
+
+    first, second = (np.asarray(rows, np.float64) for rows in (one, other))
+    value = linear_cka(first, second)
+    number = numbered(own_groups([None] * len(first) if groups is None else groups))[0]
+    dealt = np.random.default_rng(seed).permutation(int(number.max()) + 1) % _BLOCKS
+    block = np.unique(dealt[number], return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(block)
+    if len(sizes) < 2 or len(first) - sizes.max() < LEAST or np.isnan(value):
+        return Estimate(value, float("nan"), float("nan"))
+    left = np.array(
+        [linear_cka(first[block != at], second[block != at]) for at in range(len(sizes))]
+    )
+    times = len(first) / sizes
+    pseudo = times * value - (times - 1) * left
+    middle = len(sizes) * value - ((1 - 1 / times) * left).sum()
+    error = np.sqrt(((pseudo - middle) ** 2 / (times - 1)).mean())
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(sizes) - 1) * error)
+    return Estimate(value, value - half, min(1.0, value + half))
 
 
 def _hsic(first: FloatArray, second: FloatArray) -> float:

@@ -129,9 +129,13 @@ def _summary(found: EmbedderComparison) -> list[str]:
 
 
 def _tables(found: EmbedderComparison, rows: int) -> list[_Lines]:
+    one = found.cka
+    cka = f"{one.value:.3f}"
+    if one.low == one.low:
+        cka += f" ({one.low:.3f} to {one.high:.3f})"
     figures = [
         (f"{found.k} nearest rows kept", found.kept.words(), f"by chance {found.chance:.1%}"),
-        ("linear CKA", f"{found.cka:.3f}", "1: the same but for a turn and a scale"),
+        ("linear CKA", cka, "1: the same but for a turn and a scale"),
     ]
     if found.same_label is not None:
         figures.append(("same label of the classifier", f"{100 * found.same_label:.1f} %", ""))

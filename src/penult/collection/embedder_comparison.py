@@ -64,7 +64,7 @@ class EmbedderComparison:
     only: tuple[int, int]
     kept: Estimate
     chance: float
-    cka: float
+    cka: Estimate
     same_label: float | None
     relabelled: list[tuple[str, str, int]]
     measures: list[PairedMeasure]
@@ -79,7 +79,7 @@ class EmbedderComparison:
             "only": {"first": self.only[0], "second": self.only[1]},
             "k": self.k,
             "neighbours_kept": self.kept.to_dict() | {"chance": self.chance},
-            "cka": self.cka,
+            "cka": self.cka.to_dict(),
             "same_label": self.same_label,
             "relabelled": [
                 {"first": one, "second": other, "rows": count}
@@ -151,7 +151,8 @@ def compare_embedders(
     stored = keep_values(second, {MADE: shlex.join(words), "first": str(first.path)}, values)
     return EmbedderComparison(
         (_name(first), _name(second)), k, (len(own) - len(mine), len(place) - len(mine)),
-        estimate(kept, number), min(1.0, k / (len(keys) - 1)), similarity.linear_cka(one, other),
+        estimate(kept, number), min(1.0, k / (len(keys) - 1)),
+        similarity.estimate_cka(one, other, names),
         sum(a == b for a, b in given) / len(given) if given else None,
         [(*pair, count) for pair, count in changed], measures, rows, stored,
     )  # fmt: skip
