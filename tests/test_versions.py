@@ -271,6 +271,25 @@ def test_a_rename_changes_names_alone(known: Path, embedder: Embedder, asked: li
     assert [[i, name, list(s.values()), p] for i, name, s, p in after] == named
 
 
+def test_versions_are_compared_where_none_is_the_current_one(store: Path) -> None:
+    Collection.open(store).label(str(clips_of("british-man")[0]), "whole", "zero", who="me",
+                                 source="test")  # fmt: skip
+    done = ask("classes", store, "--diff", "99")
+    assert done.code == 2 and "99:99" not in done.error and "--refit" in done.error
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_low_accuracy_is_told(store: Path, asked: list[Path], low: bool) -> None:
+    """Two classes: words, of which some clips are of the other one, and clips of the same words."""
+    clips = clips_of(*TAUGHT)
+    one = clips[::2] if low else [*clips[:11], clips[15]]
+    for name, some in (("knot", one), ("ruff", [clip for clip in clips if clip not in one])):
+        assert ask("teach", store, name, *some).code == 0
+    best = max(ask("predict", store, *asked, "--json").json["accuracy"].values())
+    told = ask("predict", store, *asked).err
+    assert (best < 0.75) == low == ("low accuracy" in told) and 0.4 < best < 0.99, best
+
+
 def test_what_would_change_is_counted(known: Path, embedder: Embedder) -> None:
     none = ask("classes", known, "--diff", "now", "--json").json
     assert (none["changed"], none["rows"], none["old"], none["new"]) == (0, 24, 1, None)

@@ -897,7 +897,7 @@ def _say_basis(facts: dict[str, Any]) -> None:
             f"({printable(version['change'])}){printable(own)}[/]"
         )
     best = max((value for value in facts["accuracy"].values() if value == value), default=None)
-    if best is not None and number > 1 and best < 2 / number:
+    if best is not None and number > 1 and best < _low_accuracy(number):
         print_note(
             f"[yellow]low accuracy: {best:.0%} of held-out examples are right, against "
             f"{1 / number:.0%} by chance. Give more examples of each class, or select another "
@@ -912,6 +912,11 @@ def _say_basis(facts: dict[str, Any]) -> None:
             basis = f"; unknown by {unknown['basis']}" if unknown["basis"] else ""
             nothing = "" if basis else ", so that only what marks of no rule out is called unknown"
             print_note(f"[yellow]no level of unknown: {unknown['why']}{nothing}{basis}[/]")
+
+
+def _low_accuracy(classes: int) -> float:
+    """Below it accuracy is low: twice that of chance, and of two classes half-way to all right."""
+    return min(2 / classes, (1 + 1 / classes) / 2)
 
 
 def _accuracies(facts: dict[str, Any]) -> str:

@@ -565,7 +565,7 @@ def _compare(taught: ClassSpace, place: str, text: str, rows: Path | None, json:
     """The rows that two versions label differently. rows: the collection that they are of."""
     from penult.collection.collection import Collection
 
-    old, new = _versions_in(text, taught)
+    old, new = _versions_in(text, taught, place)
     store = None if rows is None else Collection.open(rows, must_exist=True)
     with working("comparing"):
         found = taught.history.diff(old, new, store)
@@ -604,7 +604,7 @@ def _compare(taught: ClassSpace, place: str, text: str, rows: Path | None, json:
         print_table(table)
 
 
-def _versions_in(text: str, taught: ClassSpace) -> tuple[int | None, int | None]:
+def _versions_in(text: str, taught: ClassSpace, place: str) -> tuple[int | None, int | None]:
     """`now`, `2` or `2:4` as two versions; None is a refit now, or fits that are not kept."""
     from penult.errors import UsageError
 
@@ -617,9 +617,14 @@ def _versions_in(text: str, taught: ClassSpace) -> tuple[int | None, int | None]
     if new:
         return int(old), int(new)
     if current is None:
-        raise UsageError(
-            f"--diff {text}: no version is the current one; name two, such as {text}:{text}"
+        kept = [one.number for one in taught.history.versions]
+        remedy = (
+            f"name two of {', '.join(map(str, kept))}, such as {kept[-2]}:{kept[-1]}"
+            if len(kept) > 1
+            else f"{kept[0] if kept else 'none'} is kept; penult teach {place} --refit keeps what "
+            "is fitted now"
         )
+        raise UsageError(f"--diff {text}: no version is the current one; {remedy}")
     return int(old), current.number
 
 

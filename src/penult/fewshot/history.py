@@ -154,7 +154,13 @@ class History:
         if not 1 <= number <= len(versions):
             raise LabelsError(
                 f"there is no version {number}; "
-                + (f"there are 1 to {len(versions)}" if versions else "none was kept yet")
+                + (
+                    f"there are 1 to {len(versions)}"
+                    if len(versions) > 1
+                    else "there is 1 alone"
+                    if versions
+                    else "none was kept yet"
+                )
             )
         return self._state.at(versions[number - 1])
 
