@@ -153,14 +153,20 @@ def test_doctor() -> None:
     assert "torch" in ask("doctor").out
 
 
+@pytest.fixture(scope="module")
+def doctor() -> tuple[Any, str]:
+    """What it says, as JSON and as a table."""
+    return ask("doctor", "--json").json, ask("doctor").out
+
+
 @pytest.mark.parametrize("module", EXTRAS)
-def test_doctor_finds_what_can_be_imported(module: str) -> None:
+def test_doctor_finds_what_can_be_imported(module: str, doctor: tuple[Any, str]) -> None:
     """Whatever its distribution is called: `umap` is brought by umap-learn."""
     extra, _ = EXTRAS[module]
-    about = ask("doctor", "--json").json["extras"][module]
+    about = doctor[0]["extras"][module]
     assert about["extra"] == extra
     assert (about["version"] is not None) == (find_spec(module) is not None)
-    lines = [line.split() for line in ask("doctor").out.splitlines()]
+    lines = [line.split() for line in doctor[1].splitlines()]
     (line,) = [line for line in lines if line[:1] == [module]]
     assert ("not installed" in " ".join(line)) == (find_spec(module) is None)
     brought = [re.split(r"[<>=]", one)[0] for one in PROJECT["optional-dependencies"][extra]]

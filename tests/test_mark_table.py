@@ -67,15 +67,16 @@ def empty(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "empty.lance"))
 
 
-@pytest.fixture
-def store(made: Path, stereo: list[Path], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def marked(made: Path, stereo: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With marks of all kinds: of clips and segments, no, unsure, of several classes, and no for
     every class."""
-    path = Path(shutil.copytree(made, tmp_path / "words.lance"))
+    folder = tmp_path_factory.mktemp("marked")
+    path = Path(shutil.copytree(made, folder / "words.lance"))
     for word in WORDS:
         clips = [CLIPS / f"{word}_{voice}.flac" for voice in ("british-man", "oxford-woman")]
         teach(path, word, *clips, "--several")
-    table = tmp_path / "segments.csv"
+    table = folder / "segments.csv"
     table.write_text(f"path,start,end,channel\n{stereo[0]},0.1,0.3,1\n{stereo[1]},0.2,0.4,0\n")
     teach(path, "voiced", table)
     teach(path, "voiced", CLIPS / "one_oxford-woman.flac")  # which is a one as well
@@ -84,6 +85,11 @@ def store(made: Path, stereo: list[Path], tmp_path: Path) -> Path:
     teach(path, "two", CLIPS / "three_new-york-man.flac", "--mark", "unsure")
     teach(path, "--background", 3)
     return path
+
+
+@pytest.fixture
+def store(marked: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(marked, tmp_path / "words.lance"))
 
 
 def teach(*words: Any) -> Said:

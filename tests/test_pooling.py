@@ -22,6 +22,7 @@ from torch import nn
 import penult
 from penult.cli import run
 from penult.embedding.readings import poolings_of, readings_of
+from penult.engines import pooling as poolings
 from penult.engines.pooling import pool, pooled_width
 from penult.errors import TapError, UsageError
 from plugins import write_package
@@ -245,6 +246,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     entries |= {"absent": "penult_nowhere:pool"}
     write_package(folder, "penult-other", RMS, {"penult.poolings": entries})
     monkeypatch.syspath_prepend(str(folder))
+    poolings._plugin.cache_clear()  # of a package of another test
     return folder
 
 

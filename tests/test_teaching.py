@@ -34,13 +34,21 @@ def store(demo_collection: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_collection, tmp_path / "words.lance"))
 
 
-@pytest.fixture
-def known(store: Path) -> Path:
-    """A collection with eight classes of four examples."""
+@pytest.fixture(scope="module")
+def taught(demo_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection with eight classes of four examples; a test that writes takes `known`."""
+    place = Path(
+        shutil.copytree(demo_collection, tmp_path_factory.mktemp("taught") / "words.lance")
+    )
     voices = ", ".join(f"'{voice}'" for voice in VOICES)
-    done = ask("teach", store, "--from", "word", "--where", f"known AND voice IN ({voices})")
+    done = ask("teach", place, "--from", "word", "--where", f"known AND voice IN ({voices})")
     assert done.code == 0, done.err
-    return store
+    return place
+
+
+@pytest.fixture
+def known(taught: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(taught, tmp_path / "words.lance"))
 
 
 @pytest.fixture(scope="module")
@@ -337,9 +345,9 @@ def test_verify(store: Path) -> None:
     ],
 )
 def test_wrong_usage_is_told_in_a_sentence(
-    known: Path, demo_collection: Path, arguments: tuple[str, ...], message: str
+    taught: Path, demo_collection: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    place = {"STORE": str(demo_collection), "KNOWN": str(known), "NONE": "none.lance",
+    place = {"STORE": str(demo_collection), "KNOWN": str(taught), "NONE": "none.lance",
              "CLIP": str(clip_of("apple"))}  # fmt: skip
     done = ask(*(place.get(word, word) for word in arguments))
     assert done.code == 2, done.out

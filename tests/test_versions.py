@@ -52,12 +52,18 @@ def store(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "words.lance"))
 
 
-@pytest.fixture
-def known(store: Path) -> Path:
-    """Eight classes of three examples."""
-    done = ask("teach", store, "--from", "{}_*")
+@pytest.fixture(scope="module")
+def taught(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight classes of three examples; a test takes a copy."""
+    place = Path(shutil.copytree(made, tmp_path_factory.mktemp("taught") / "words.lance"))
+    done = ask("teach", place, "--from", "{}_*")
     assert done.code == 0, done.err
-    return store
+    return place
+
+
+@pytest.fixture
+def known(taught: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(taught, tmp_path / "words.lance"))
 
 
 @pytest.fixture
@@ -526,19 +532,26 @@ def damage(store: Path, kind: str, number: int = -1) -> str:
     return str(row["id"])
 
 
+@pytest.fixture(scope="module")
+def changed(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """A collection of three versions, and the predictions of the second and of the third."""
+    place = Path(shutil.copytree(taught, tmp_path_factory.mktemp("changed") / "words.lance"))
+    assert ask("teach", place, "noise", CLIPS / "yes_british-man.flac").code == 0
+    second = numbers(ask("predict", place, "--json"))
+    assert ask("teach", place, "zero", CLIPS / "one_british-man.flac", "--mark", "no").code == 0
+    return place, second, numbers(ask("predict", place, "--json"))
+
+
 @pytest.fixture
-def three(known: Path) -> tuple[Path, Any]:
-    """A collection of three versions, and the predictions of the second."""
-    assert ask("teach", known, "noise", CLIPS / "yes_british-man.flac").code == 0
-    second = numbers(ask("predict", known, "--json"))
-    assert ask("teach", known, "zero", CLIPS / "one_british-man.flac", "--mark", "no").code == 0
-    return known, second
+def three(changed: tuple[Path, Any, Any], tmp_path: Path) -> tuple[Path, Any, Any]:
+    return Path(shutil.copytree(changed[0], tmp_path / "words.lance")), *changed[1:]
 
 
 @pytest.mark.parametrize("kind", ["version", "version.vectors", "version.space", "version.scores"])
-def test_a_damaged_version_is_named_and_stepped_over(three: tuple[Path, Any], kind: str) -> None:
-    store, second = three
-    third = numbers(ask("predict", store, "--json"))
+def test_a_damaged_version_is_named_and_stepped_over(
+    three: tuple[Path, Any, Any], kind: str
+) -> None:
+    store, second, third = three
     damage(store, kind)
     refused = ask("predict", store)
     assert refused.code == 1 and "version 3 of 2" in refused.error
@@ -558,9 +571,8 @@ def test_a_damaged_version_is_named_and_stepped_over(three: tuple[Path, Any], ki
     assert numbers(ask("predict", store, "--json")) == second
 
 
-def test_a_damaged_change_is_stepped_over(three: tuple[Path, Any]) -> None:
-    store, second = three
-    third = numbers(ask("predict", store, "--json"))
+def test_a_damaged_change_is_stepped_over(three: tuple[Path, Any, Any]) -> None:
+    store, second, third = three
     damage(store, "change")
     assert numbers(ask("predict", store, "--json")) == third  # its version is whole
     undone = ask("teach", store, "--undo")
