@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import http.client
 import json
 import os
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,6 +91,66 @@ def clients(options: argparse.Namespace) -> dict[str, Any]:
 
 ROUTES = ("/v1/embeddings", "/v1/classify")
 
+# As its documentation shows batches: padded by hand, with the model's own mask, 8 at most.
+LITSERVE = """
+import base64, io, json, sys
+import litserve, soundfile, torch, transformers
+
+class Api(litserve.LitAPI):
+    def setup(self, device):
+        name = "Wav2Vec2ForSequenceClassification"
+        self.model = getattr(transformers, name).from_pretrained(sys.argv[1]).eval()
+        self.extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(sys.argv[1])
+        self.held = []
+        self.model.wav2vec2.register_forward_hook(lambda *a: self.held.append(a[-1][0]))
+
+    def decode_request(self, request):
+        content = base64.b64decode(request["input"][0].partition(",")[2])
+        return soundfile.read(io.BytesIO(content), dtype="float32")[0]
+
+    def predict(self, waves):
+        how = {"sampling_rate": 16_000, "return_tensors": "pt", "padding": True}
+        inputs = self.extractor(waves, return_attention_mask=True, **how)
+        self.held.clear()
+        with torch.inference_mode():
+            logits = self.model(**inputs).logits
+        hidden = self.held[0]
+        mask = self.model._get_feature_vector_attention_mask(
+            hidden.shape[1], inputs["attention_mask"]
+        )[..., None]
+        vectors = (hidden * mask).sum(1) / mask.sum(1)
+        return list(zip(logits.argmax(-1).tolist(), vectors.numpy()))
+
+    def encode_response(self, output):
+        vector = base64.b64encode(output[1].astype("<f4").tobytes()).decode()
+        return {"label": output[0], "embedding": vector}
+
+if __name__ == "__main__":
+    api = Api(max_batch_size=8, batch_timeout=0.01, api_path="/v1/embeddings")
+    server = litserve.LitServer(api, accelerator="cpu", timeout=False)
+    server.run(port=int(sys.argv[2]), generate_client_file=False, log_level="error")
+"""
+
+
+@contextmanager
+def lit(model: Path, work: Path) -> Iterator[str]:
+    """The address of LitServe with the same model."""
+    script = work / "lit.py"
+    script.write_text(LITSERVE)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, str(script), str(model), str(port)],
+                               stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
 
 def asked(url: str, folder: Path, *more: str) -> dict[str, Any]:
     """What `clients` tells, in a process of their own."""
@@ -139,13 +203,19 @@ def serving(bench: Bench) -> None:
                 rate[name] = len(paths) / found["seconds"]
 
             two = "two requests for each item, as for label and vector elsewhere"
-            times = bench.paired(
-                {
-                    "offline, `emb.run`": lambda: embedder.run(paths),
-                    f"{CLIENTS} clients": lambda: online("one"),
-                    two: lambda: online("two", "--routes", ",".join(ROUTES)),
-                }
-            )
+            ways: dict[str, Callable[[], object]] = {
+                "offline, `emb.run`": lambda: embedder.run(paths),
+                f"{CLIENTS} clients": lambda: online("one"),
+                two: lambda: online("two", "--routes", ",".join(ROUTES)),
+            }
+            with contextlib.ExitStack() as others:
+                if find_spec("litserve") is None:
+                    bench.note("LitServe is not installed here (pip install litserve).")
+                else:
+                    other = others.enter_context(lit(work / "model", work))
+                    words = f"LitServe, {CLIENTS} clients, padded by hand"
+                    ways[words] = lambda: asked(other, clips, "--clients", str(CLIENTS))
+                times = bench.paired(ways, warm=False)
             title = f"{len(paths)} clips of 1 to 15 s, {SOUND:.0f} s of sound"
             bench.show(ratios(title, times))
             share = times["offline, `emb.run`"] / own["one"]
