@@ -7,6 +7,7 @@ region waits for nobody, and while a pass is under way others gather.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from penult.engines.base import Engine
 from penult.errors import ItemError, PassingFault
 from penult.locking import ENGINES
 
+log = logging.getLogger(__name__)
 WAITING = 64  # prepared regions that wait for the model; what comes then waits undecoded
 OF_ONE = 16  # of them, and in the model, of one item: a long recording lets others in between
 
@@ -135,10 +137,14 @@ class SharedBatches:
                 found = self._passes.outcomes(engine, batch)
             except BaseException as raised:  # answered to whoever waits; the next batch may do
                 error = raised
-            sizes = tuple(one.size for one in batch.values())
-            self._told(BatchNote(sizes, time.perf_counter() - began, self._count))
+            seconds = time.perf_counter() - began
             for number in batch:
                 self._answer(number, found.get(number), error, len(batch))
+            sizes = tuple(one.size for one in batch.values())
+            try:
+                self._told(BatchNote(sizes, seconds, self._count))
+            except Exception:  # a thread that ends would serve nobody
+                log.exception("a pass was not counted")
 
     def _taken(self) -> dict[int, PreparedRegion] | None:
         with self._changed:
@@ -166,10 +172,14 @@ class SharedBatches:
         if error is not None or outcome is None:
             if not region.future.done():
                 region.future.set_exception(error or RuntimeError("the model gave no outcome"))
-        elif ended:
+        elif ended and not region.future.done():
             rows = [region.found[one] for one in region.numbers]
-            found = self._passes.joined(region.asked, rows)
-            region.future.set_result(RegionRows(found, region.shared))
+            try:
+                found = RegionRows(self._passes.joined(region.asked, rows), region.shared)
+            except Exception as raised:
+                region.future.set_exception(raised)
+            else:
+                region.future.set_result(found)
 
 
 class SharedEmbedder:

@@ -208,8 +208,8 @@ class Gate:
         watch = asyncio.ensure_future(left())
         try:
             await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                await work
+            if work.done() and (error := work.exception()) is not None:
+                log.debug("a route failed, which it has answered", exc_info=error)
         finally:
             for task in (work, watch):
                 task.cancel()

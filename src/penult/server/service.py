@@ -26,7 +26,7 @@ from penult.embedding.runner import Outcome
 from penult.embedding.scheduling import PreparedRegion
 from penult.embedding.shared_batches import BatchNote, ItemRows, SharedEmbedder
 from penult.engines.parity import relative_error
-from penult.errors import ItemError
+from penult.errors import ItemError, TooLong
 from penult.models.synthetic import content_of
 from penult.server.admission import Admission
 from penult.server.bodies import Item
@@ -71,6 +71,7 @@ class Service:
     def __init__(self, embedder: Embedder, limits: ServerLimits, decoding: Decoding) -> None:
         self.embedder, self.limits = embedder, limits
         self.modality = embedder.classifier.modality
+        self._longest = decoding.max_seconds
         self._timed = self.modality in ("audio", "video")
         own = replace(decoding, workers=min(1, decoding.workers), patience=None)
         self.admission = Admission(limits.waiting)
@@ -129,6 +130,11 @@ class Service:
 
         def measure(work: _Work) -> None:
             work.cost = self._shared.seconds_of(self._entries(work))
+            if self._longest and work.cost > self._longest and work.rows.layout.window is None:
+                raise TooLong(
+                    f"lasts {work.cost:,.1f} s; this server takes {self._longest:,.0f} s in one "
+                    "piece; `window` cuts it"
+                )
 
         jobs = [self._in(self._measure, client, partial(measure, work), work) for work in works]
         return [
