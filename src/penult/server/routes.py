@@ -323,7 +323,8 @@ def _add_search(app: FastAPI, served: Served, collection: Collection) -> None:
         if body.vectors is not None:
             if body.input is not None:
                 raise UsageError("`input` and `vectors` at once; give one of them")
-            given = [np.array(one, np.float32) for one in body.vectors]
+            with np.errstate(over="ignore"):  # infinite ones are refused
+                given = [np.array(one, np.float32) for one in body.vectors]
             return await _listing(
                 served, lambda: [{"item": at, **find(one)} for at, one in enumerate(given)]
             )
