@@ -178,6 +178,15 @@ def test_same_content_by_the_signal() -> None:
     other_picture = Image.fromarray(values.transpose(1, 0, 2)).resize((90, 90))
     assert is_same_content(picture, picture.resize((40, 40)), "image")
     assert not is_same_content(picture, other_picture, "image")
+    pasted = picture.copy()  # the corner is another picture, and so bright that all seems different
+    pasted.paste((255, 255, 255), (40, 40, 90, 90))
+    grey = [np.asarray(one.convert("L"), float).ravel() for one in (picture, pasted)]
+    assert np.corrcoef(*grey)[0, 1] < 0.8
+    assert is_same_content(picture, pasted, "image")
+    assert not is_same_content(other_picture, pasted, "image")
+    flat = Image.new("RGB", (90, 90), (9, 9, 9))
+    flat.paste(picture.resize((20, 20)), (0, 0))
+    assert not is_same_content(flat, picture, "image")
 
 
 def test_planted_copies_are_found_at_the_measured_threshold(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ _SHIFT = 0.02  # of a recording's length
 _SAME_SOUND = 0.8  # highest correlation of two waveforms over all shifts: the same recording
 _SAME_PICTURE = 0.9  # correlation of two grey pictures of 32 × 32
 _SIDE = 32
+_TILES = 4  # to either side, of which half have such a correlation where a part is another one
+_FLAT = 2.0  # of 255: deviation in a tile, below which nothing correlates
 
 
 def _shifted(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
@@ -75,7 +77,7 @@ def _vectors(embedder: Embedder, values: Sequence[Any], space: Space) -> npt.NDA
 
 def is_same_content(one: Any, other: Any, modality: str) -> bool:
     """Whether two decoded items are the same recording or picture by their signals, whatever their
-    level, codec or size."""
+    level, codec or size; of a picture a part may be another one, as where one was pasted in."""
     if modality == "audio":
         from scipy.signal import fftconvolve
 
@@ -85,7 +87,13 @@ def is_same_content(one: Any, other: Any, modality: str) -> bool:
             return bool(np.linalg.norm(first) == np.linalg.norm(second))
         return bool(np.abs(fftconvolve(first, second[::-1])).max() >= _SAME_SOUND * norms)
     small = [np.asarray(picture.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX),
-             np.float64).ravel() for picture in (one, other)]  # fmt: skip
+             np.float64) for picture in (one, other)]  # fmt: skip
     if any(np.ptp(values) == 0 for values in small):
         return bool(np.ptp(small[0]) == np.ptp(small[1]))
-    return bool(np.corrcoef(small[0], small[1])[0, 1] >= _SAME_PICTURE)
+    if np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1] >= _SAME_PICTURE:
+        return True
+    tiles = [values.reshape(_TILES, -1, _TILES, _SIDE // _TILES).swapaxes(1, 2) for values in small]
+    pairs = zip(*(values.reshape(_TILES**2, -1) for values in tiles), strict=True)
+    same = [bool(np.corrcoef(a, b)[0, 1] >= _SAME_PICTURE) for a, b in pairs
+            if a.std() > _FLAT and b.std() > _FLAT]  # fmt: skip
+    return 2 * len(same) >= _TILES**2 and 2 * sum(same) >= len(same)

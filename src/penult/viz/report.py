@@ -29,7 +29,7 @@ _LONG = 45  # letters of a cell that may wrap
 _STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem}"
     "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem .2rem 0;"
-    "text-align:left;border-bottom:1px solid #ddd;vertical-align:top}th{color:#555}"
+    "text-align:left;border-bottom:1px solid #ddd;vertical-align:middle}th{color:#555}"
     "audio,.t{vertical-align:middle}.t{max-width:10rem;max-height:8rem}"
     ".n{white-space:nowrap}.w{width:14rem}"
     ".b{background:#4878a8;height:.6rem;display:inline-block}.i{color:#777}img{max-width:100%}"
