@@ -96,7 +96,7 @@ def growing(collection: Collection) -> Iterator[Any]:
                 step = made(count, min(COMMIT, first + more - count))
                 began = time.perf_counter()
                 ids = [row["id"] for row in step.rows]
-                if writer.known(ids, ["site"])[0] or writer.failed(ids):
+                if writer.known(ids, ["site"])[0] or writer.failures.of(ids):
                     raise Fault("new rows are known")
                 commit(writer, step, columns, summary)
                 took = time.perf_counter() - began

@@ -512,7 +512,7 @@ def test_failures_are_kept_until_they_are_mended(path):
     ]
     assert all(row["run_id"] == writer.run_id for row in found)
     with writing(collection.path, MANIFEST) as writer:
-        failed = writer.failed(["a", "b", "x"])
+        failed = writer.failures.of(["a", "b", "x"])
         assert failed[("a", "whole")] == Failure("a", "whole", "EmptyItem", "silent", 7, 8)
         assert set(failed) == {("a", "whole"), ("b", "")}
         writer.write(batch(["a", "b", "c"]))
@@ -684,14 +684,14 @@ def start(path, body):
     return process
 
 
-def test_the_second_writer_is_refused_or_waits(path):
+def test_work_that_is_to_be_alone_is_refused_or_waits_for_a_writer(path):
     process = start(path, "sys.stdin.readline(); writer.write(batch(['theirs']))")
     collection = Collection.open(path)
     try:
         assert process.stdout.readline() == "open\n"
         with (
             pytest.raises(CollectionLocked, match=rf"process {process.pid} \(nightly\) since 20"),
-            writing(collection.path, MANIFEST),
+            writing(collection.path, MANIFEST, alone=True),
         ):
             pass
         assert collection.count == 0  # readers do not wait
@@ -705,7 +705,7 @@ def test_the_second_writer_is_refused_or_waits(path):
 
         thread = threading.Thread(target=release)
         thread.start()
-        with writing(collection.path, MANIFEST, wait=True) as writer:
+        with writing(collection.path, MANIFEST, wait=True, alone=True) as writer:
             assert released and time.monotonic() >= released[0]
             assert ("theirs", "whole") in writer.known(["theirs"])[0]
             with pytest.raises(CollectionLocked, match=str(os.getpid())):
@@ -765,7 +765,7 @@ def test_failures_mended_by_a_killed_run_are_cleared(path):
         writer._clear = lambda keys: None  # killed between the two commits
         writer.write(batch(["a", "b"], region=["whole", "0-5"]))
         writer.fail([Failure("old", "whole", "E", "became unreadable")])
-        writer.finished = True
+        writer._finished = True
     assert len(collection.failures()) == 3
     with writing(collection.path, MANIFEST):
         pass

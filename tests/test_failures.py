@@ -287,7 +287,7 @@ def test_what_a_killed_run_mended_goes_in_one_transaction(
     with monkeypatch.context() as patch, writing(path, MANIFEST) as writer:
         patch.setattr(FailureLog, "mend", lambda log, keys: None)
         writer.write(batch(names))
-        writer.finished = True  # killed
+        writer._finished = True  # killed
     before = versions(path)
     with writing(path, MANIFEST):
         pass

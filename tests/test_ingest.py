@@ -8,12 +8,15 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -268,16 +271,18 @@ def test_a_run_in_parts(tiny: Path, embedder: Embedder, recordings: Path, tmp_pa
 
 
 def test_two_writers(embedder: Embedder, recordings: Path, tmp_path: Path) -> None:
-    """The second is refused at once, and says who is writing."""
+    """The second adds beside the first; one that is alone refuses it, and says who it is."""
     from penult.collection.add import manifest_of
 
     collection = Collection.open(tmp_path / "c")
     with (
-        writing(collection.path, manifest_of(embedder)),
+        writing(collection.path, manifest_of(embedder), alone=True),
         pytest.raises(CollectionLocked, match=str(os.getpid())),
     ):
         collection.add(embedder, recordings)
-    assert collection.add(embedder, recordings).done == 6
+    with writing(collection.path, manifest_of(embedder)):
+        assert collection.add(embedder, recordings).done == 6
+    assert collection.add(embedder, recordings).skipped == 6
 
 
 def test_arrays_bytes_and_ids(embedder: Embedder, recordings: Path, tmp_path: Path) -> None:
@@ -508,3 +513,50 @@ def test_known_files_are_passed_over_by_the_walk(
     assert (summary.done, summary.skipped, asked) == (0, 6, [])
     assert not summary.found.gone and summary.found.losses.rows == 6
     assert made.add(emb, folder, window=0.25).done >= 6 and asked  # windows are other regions
+
+
+def test_two_runs_at_once_over_the_same_and_other_folders(
+    embedder: Embedder, recordings: Path, tmp_path: Path
+) -> None:
+    """Into a collection that neither has made yet; each folder is a root, one name comes twice."""
+    other = tmp_path / "elsewhere" / recordings.name
+    other.mkdir(parents=True)
+    for number, file in enumerate(sorted(recordings.rglob("*.wav"))[:3]):
+        shutil.copy(file, other / f"copy-{number}.wav")
+    (other / "broken.wav").write_bytes(b"RIFF")
+    path, gate = tmp_path / "c", threading.Barrier(3)
+
+    def run(folder: Path) -> Any:
+        gate.wait()
+        return Collection.open(path).add(embedder, folder, commit_rows=1)
+
+    with ThreadPoolExecutor(3) as pool:
+        first, second, third = pool.map(run, (recordings, recordings, other))
+    assert (first.done + second.done, first.skipped + second.skipped) == (6, 6)
+    assert third.done == 3 and third.failed == 1
+    collection = Collection.open(path)
+    roots = collection.reader.roots
+    assert sorted(str(roots.path_of(id)) for id, _ in rows(path)) == sorted(
+        str(file) for file in [*recordings.rglob("*.wav"), *other.glob("copy*")]
+    )
+    assert len(roots.roots) == 2 and collection.failures()["region"].to_pylist() == ["whole"]
+    sources = {json.loads(run["info"])["sources"][0] for run in collection.runs().to_pylist()}
+    assert sources == set(roots.roots)
+    assert [collection.add(embedder, one).skipped for one in (recordings, other)] == [6, 3]
+
+
+def test_what_is_to_be_alone_waits_for_the_others(
+    embedder: Embedder, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of deleted files are kept as long as another process writes, and go after it."""
+    monkeypatch.setattr("penult.collection.add._PATIENCE", 0.1)
+    collection = Collection.open(tmp_path / "c")
+    collection.add(embedder, recordings)
+    next(recordings.rglob("*.wav")).unlink()
+    assert collection.manifest is not None
+    with writing(collection.path, collection.manifest, run={"command": "nightly"}):
+        kept = collection.add(embedder, recordings, prune=True)
+    assert kept.pruned == 0 and kept.skipped == 5
+    assert re.search(r"by process \d+ \(nightly\)", kept.found.kept_back)
+    assert collection.add(embedder, recordings, prune=True).pruned == 1
+    assert collection.count == 5

@@ -16,7 +16,7 @@
     │   ├── MissingExtra         an optional dependency is not installed
     │   └── UsedBeforeFork       it was opened in the process that this one was forked from
     ├── StoreError               the work failed: full disk, no permission: exit code 1
-    │   ├── CollectionLocked     another process is writing
+    │   ├── CollectionLocked     another process is writing, and has to end first
     │   ├── EndlessPass          the model did not end with a batch in its time
     │   └── IndexRefused         an index would find too few of the nearest rows
     └── ItemError                one item failed; the run goes on and names it: exit code 3
@@ -101,7 +101,7 @@ class StoreError(PenultError):
 
 
 class CollectionLocked(StoreError):
-    """Another process is writing to the collection."""
+    """Another process writes to the collection, and the two do not go together."""
 
 
 class EndlessPass(StoreError):

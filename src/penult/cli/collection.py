@@ -310,7 +310,7 @@ def _hits_table(hits: Hits) -> Table:
     return table
 
 
-Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process is writing.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait while others are writing.")]
 
 
 def info(collection: Store, json: Json = False) -> None:
@@ -810,7 +810,7 @@ def _migrate_embedder(folder: Path, trust: bool, dry: bool, json: bool) -> None:
 
 
 def _writer_words(writer: dict[str, Any]) -> str:
-    return f"by process {writer['pid']} since {writer['since']}"
+    return f"by process {writer['pid']} since {writer['since']}: {writer['command']}"
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -831,7 +831,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("failures", f"{facts['failures']:,}"),
         ("runs", f"{len(runs):,}{last}"),
-        *([("being written", _writer_words(facts["writer"]))] if facts["writer"] else []),
+        *(("being written", _writer_words(one)) for one in facts["writers"]),
         (
             "index",
             f"recall@10 {made['recall']:.3f}, {made['milliseconds']:.1f} ms, when it was built"

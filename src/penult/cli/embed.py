@@ -226,7 +226,12 @@ def embed(
         ),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait while another process is writing.")
+        bool,
+        typer.Option(
+            "--wait",
+            help="Wait while work such as `penult index` has the collection alone, and with "
+            "--prune while others are writing.",
+        ),
     ] = False,
     device: Devices = "auto",
     engine: Engine = "auto",
@@ -636,8 +641,11 @@ _TRUNCATED = {
 def _counts(summary: Summary) -> list[str]:
     """`3 embedded`, `2 unchanged` and so on, of a run."""
     parts = [f"[bold green]{summary.done:,} embedded[/]"]
-    if unchanged := summary.skipped - summary.updated:
+    elsewhere = summary.found.elsewhere
+    if unchanged := summary.skipped - summary.updated - elsewhere:
         parts.append(f"{unchanged:,} unchanged")
+    if elsewhere:
+        parts.append(f"{elsewhere:,} added by another process meanwhile")
     if summary.updated:
         parts.append(f"{summary.updated:,} updated")
     if summary.replaced:

@@ -40,7 +40,7 @@ from penult.collection.schema import Key, metadata_of, quoted, row_schema
 from penult.collection.spaces import keep_own, own_spread
 from penult.collection.timing import TIME, has_times, times_of_runs
 from penult.collection.transfer import append_missing
-from penult.collection.writer import IdFilter, Writer, viewed, writing
+from penult.collection.writer import IdFilter, Writer, note_info, viewed, writing
 from penult.data.folders import KnownFiles
 from penult.data.items import Entry, Failure, Item, failure, named
 from penult.data.recording_times import RECORDED_AT, RecordingTimes
@@ -57,6 +57,7 @@ from penult.engines.pooling import packages_of
 from penult.engines.registry import AUTO, unusable
 from penult.errors import (
     CollectionError,
+    CollectionLocked,
     SourceError,
     SpaceError,
     StoreError,
@@ -84,7 +85,8 @@ class Findings:
     files of other kinds in the folders that were given, by their extensions. notes: by id, on items
     whose header is contradicted by what lies behind it. roots: what is to be told of them.
     moved: former ids of files that were found again by their content, with the new ones.
-    failures: how many are new, and how many are mended. times: what was read of when items were
+    failures: how many are new, and how many are mended. elsewhere: regions that were embedded here
+    while another process added them, whose rows count. times: what was read of when items were
     recorded, if that was asked for.
     """
 
@@ -99,6 +101,7 @@ class Findings:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     failures: FailureCounts = field(default_factory=FailureCounts)
+    elsewhere: int = 0
     times: RecordingTimes | None = None
 
     @property
@@ -156,10 +159,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How a run writes. dtype: of stored vectors, float32 or float16. wait: for another writer,
-    instead of being refused. prune: remove the rows of files that are gone from the folders and
-    tables of the source. info: further entries for the row in `runs`. adapt: refit the embedder's
-    space to the rows, see `penult.collection.spaces.keep_own`. roots: what was asked about ids."""
+    """How a run writes. dtype: of stored vectors, float32 or float16. wait: for work that has the
+    collection alone, and to be alone to prune, instead of being refused. prune: remove the rows of
+    files that are gone from the folders and tables of the source. info: further entries for the row
+    in `runs`. adapt: refit the embedder's space to the rows, see
+    `penult.collection.spaces.keep_own`. roots: what was asked about ids."""
 
     dtype: str = "float32"
     wait: bool = False
@@ -186,7 +190,7 @@ def add(
 
     Raises:
         FingerprintMismatch: the collection holds another embedder's vectors.
-        CollectionLocked: another process is writing.
+        CollectionLocked: another process has it alone.
         TapError: the pooling leaves more than one vector per item.
         StoreError: full disk, no permission.
     """
@@ -202,10 +206,15 @@ def add(
     about = {**run_facts(embedder), **_run_options(source, options, like, planned), **run.info}
     with writing(reader.path, manifest, columns, about, run.wait) as writer:
         summary.run_id = writer.run_id
-        confirm(reader, ours, manifest)
+        _be_alone_to_rename(writer, planned, run.wait)
+        with writer.access.turn():
+            confirm(reader, ours, manifest)
+            if reader.require_manifest().roots != (ours.roots if ours is not None else None):
+                planned = plan_roots(reader, source.paths, run.roots, like)  # of another process
+                note_info(writer, {**_run_options(source, options, like, planned), **run.info})
+            summary.found.roots = _take_roots(reader, writer, planned)
         stored = {n: t for n, t in metadata_of(writer.table.schema).items() if n in columns}
         rows = row_schema(manifest.dim, manifest.n_logits, options.logits, run.dtype, stored)
-        summary.found.roots = _take_roots(reader, writer, planned)
         source = _as_stored(replace(source, roots=reader.roots), stored)
         try:
             # What is known is asked for in another thread than commits are made.
@@ -214,7 +223,7 @@ def add(
             known = cache(partial(_known_files, writer, turn, reader.roots, options.times))
             find = MovedFiles(reader.path, writer, turn, reader.roots).find
             for step in ingest(embedder, source, lookup, options, tick, watch, known, find):
-                with watch.timed("write"), turn, uninterrupted():
+                with watch.timed("write"), turn, writer.access.turn(), uninterrupted():
                     commit(writer, step, rows, summary, conditions(options))
                 run.follow(step, summary)
             summary.seconds, summary.engine = watch.seconds, engine_words(reader, embedder)
@@ -227,19 +236,34 @@ def add(
             raise
         if like is not None:
             renaming = align(like, reader.roots).renaming
-            summary.labels = append_missing(like.path, reader.path, "labels", "id", renaming)
-        found = summary.found
-        found.losses = _nothing_lost(writer, known) or losses(reader, source.paths)
-        found.gone = found.losses.gone
-        found.left_out = dict(left_out(source, embedder.classifier.modality))
-        found.former = _of_these_runs(writer, reader, found.former, source.paths)
-        if run.prune:
-            _prune(writer, summary, run.prune == "all")
-        _keep(reader, embedder, run.adapt, summary.done + summary.replaced > 0)
+            with writer.access.turn():
+                summary.labels = append_missing(like.path, reader.path, "labels", "id", renaming)
+        _complete(reader, embedder, writer, source, run, summary, known)
+    return summary
+
+
+def _complete(
+    reader: Reader,
+    embedder: Embedder,
+    writer: Writer,
+    source: Source,
+    run: RunSettings,
+    summary: Summary,
+    known: Any,
+) -> None:
+    """The end of a run: what it found, what goes, what is kept for later ones."""
+    found = summary.found
+    found.losses = _nothing_lost(writer, known) or losses(reader, source.paths)
+    found.gone = found.losses.gone
+    found.left_out = dict(left_out(source, embedder.classifier.modality))
+    found.former = _of_these_runs(writer, reader, found.former, source.paths)
+    if run.prune:
+        _prune(writer, summary, run)
+    _keep(reader, embedder, run.adapt, summary.done + summary.replaced > 0)
+    with writer.access.turn():
         writer.failures.mend_folders(reader.roots)
         found.failures.healed = writer.failures.heal()
-        writer.finish("done", summary.counts(), _engines(embedder))
-    return summary
+    writer.finish("done", summary.counts(), _engines(embedder))
 
 
 def _with_times(
@@ -317,16 +341,36 @@ def _keep(reader: Reader, embedder: Embedder, adapt: str | None, changed: bool) 
     keep_engine(embedder)
 
 
-def _prune(writer: Writer, summary: Summary, everything: bool) -> None:
+def _be_alone_to_rename(writer: Writer, planned: PlannedRoots, wait: bool) -> None:
+    """Where rows get other ids by the new roots of a run, nobody else writes.
+
+    Raises:
+        CollectionLocked: somebody does.
+    """
+    begins = [f"starts_with(id, {quoted([old])})" for old, _ in planned.renamed]
+    if begins and writer.access.others() and writer.table.count_rows(" OR ".join(begins)):
+        writer.access.be_alone(wait)
+
+
+_PATIENCE = 10.0  # seconds in which what a page or a server adds has ended
+
+
+def _prune(writer: Writer, summary: Summary, run: RunSettings) -> None:
     """Remove what is gone, or say why that is left."""
     found, lost = summary.found, summary.found.losses
     items, former = [*lost.gone, *lost.without_rows], found.former
-    if everything:
+    if run.prune == "all":
         items += lost.unreachable
     elif refusal := lost.refusal(len(former)):
         items, former, found.kept_back = [], (), refusal
     else:
         found.kept_back = lost.doubt
+    if items or former:
+        try:
+            writer.access.be_alone(run.wait, _PATIENCE)
+        except CollectionLocked as error:
+            found.kept_back = f"--prune removes nothing while others write: {error}"
+            return
     failed = len(writer.failures)
     summary.pruned = writer.remove(items)
     found.former_removed = writer.remove(former)
@@ -454,6 +498,7 @@ def describe_run(summary: Summary, reader: Reader) -> dict[str, Any]:
             "first": dict(islice(found.moved.items(), _NAMED)),
         },
         "times": None if found.times is None else found.times.to_dict(),
+        "added_by_others": found.elsewhere,
         "labels_taken": summary.labels,
         "left_out": found.left_out,
         "notes": {
@@ -560,10 +605,15 @@ def commit(
         summary.found.moved |= step.moved
     gone = writer.prune(step.changed) if step.changed else 0
     if step.rows:
+        before = writer.elsewhere
         written = writer.write(record_batch(step.rows, rows))
-        replaced = min(gone + written.replaced, len(step.rows))
+        elsewhere = writer.elsewhere - before
+        own = len(step.rows) - elsewhere
+        replaced = min(gone + written.replaced, own)
         summary.replaced += replaced
-        summary.done += len(step.rows) - replaced
+        summary.done += own - replaced
+        summary.skipped += elsewhere
+        summary.found.elsewhere += elsewhere
     if step.revised:
         writer.revise(step.revised)
     if step.mended:

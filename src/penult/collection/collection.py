@@ -206,10 +206,10 @@ class Collection:
         roots = RootOptions.of(() if root is False else root, absolute_ids=root is False)
         modality = embedder.classifier.modality
         layout = Layout(**{name: given.pop(name) for name in _LAYOUT if name in given})
+        run = RunSettings(prune=prune, roots=roots)
         settings = Options(layout=layout, **given)
         if limits is not None:
             settings = replace(settings, limits=limits)
-        run = RunSettings(prune=prune, roots=roots)
         if like is None:
             with named_columns(columns):
                 describe = headers_in_workers(decoding_of(settings))

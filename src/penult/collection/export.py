@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from penult.collection import columns as derived
 from penult.collection import schema
+from penult.collection.access import Holder, writers
 from penult.collection.index import read as read_index
-from penult.collection.manifest import HISTORY, Manifest, holder, is_locked, store_errors
+from penult.collection.manifest import HISTORY, Manifest, store_errors
 from penult.collection.reader import Reader
 from penult.collection.repair import damage
 from penult.data.files import file_aside, files_aside
@@ -45,7 +46,7 @@ def describe(reader: Reader) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     for batch in reader.scan(["kind"], batch_size=_COUNT_ROWS):
         kinds.update(batch.column("kind").to_pylist())
-    runs, alive = _runs(reader)
+    runs, writing = _runs(reader)
     labels = reader.side_table("labels")
     index = read_index(reader)
     return {
@@ -71,7 +72,8 @@ def describe(reader: Reader) -> dict[str, Any]:
         "spaces": len(reader.side_table("spaces")),
         "failures": len(reader.side_table("failures")),
         "runs": [{name: run[name] for name in _RUN} for run in runs],
-        "writer": holder(reader.path) if alive else None,
+        "writer": next((asdict(one) for one in writing), None),
+        "writers": [asdict(one) for one in writing],
         "bytes": _size(reader.path),
         "damage": damage(reader.path),
         "index": index.to_dict() if index else None,
@@ -84,19 +86,19 @@ _RUN = (
 )
 
 
-def _runs(reader: Reader) -> tuple[list[dict[str, Any]], bool]:
-    """The runs, and whether one is being written. One that says so and has no writer was killed;
-    the next writer will write that down."""
+def _runs(reader: Reader) -> tuple[list[dict[str, Any]], list[Holder]]:
+    """The runs, and who is writing. One that says that it runs and has no writer was killed; the
+    next writer will write that down."""
     before = reader.side_table("runs").to_pylist()
-    alive = is_locked(reader.path)
-    if alive is not False:
-        return before, bool(alive)
-    begun = {run["run_id"] for run in before}  # one that began since then is none of them
+    found = writers(reader.path)
+    if found is None:
+        return before, []
+    begun = {run["run_id"] for run in before} - {one.run_id for one in found}
     runs = reader.side_table("runs").to_pylist()
-    for run in runs:
+    for run in runs:  # one that began since then is none of them
         if run["status"] == "running" and run["run_id"] in begun:
             run["status"] = "killed"
-    return runs, False
+    return runs, found
 
 
 def _size(folder: Path) -> int:

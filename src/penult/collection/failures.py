@@ -22,7 +22,7 @@ from penult.data.roots import Roots
 from penult.errors import PassingFault
 
 NAME = "failures"
-_OF_ITEM = ("", "whole")  # regions under which an item fails that could not be cut
+OF_ITEM = ("", "whole")  # regions under which an item fails that could not be cut
 _CHUNK = 1000  # ids in one filter
 _FIELDS = ("id", "region", "error", "message", "size", "mtime_ns")  # of a Failure
 # Of 0.1.0, which had one class for all: what the world may have done, and not the file.
@@ -63,7 +63,7 @@ def new_failures(reader: Reader) -> list[Row]:
 
 
 class FailureLog:
-    """The table of failures in the hands of the one writer.
+    """The table of failures in the hands of a writer.
 
     Failures of regions that have rows now go at the end of a run, all in one commit; of a run that
     was killed before, at the beginning of the next one.
@@ -79,6 +79,11 @@ class FailureLog:
     def table(self) -> Any:
         """The table, as its writer sees it."""
         return self._table
+
+    def refresh(self) -> None:
+        """Sees what other processes have committed."""
+        self._table.checkout_latest()
+        self._any = self._any or self._table.count_rows() > 0
 
     def __len__(self) -> int:
         return int(self._table.count_rows()) if self._any else 0
@@ -148,7 +153,7 @@ class FailureLog:
         of this run may have come while other regions were on the way."""
         keys = keys | {(id, unpatched(region)) for id, region in keys}
         for id, region in self.rows(list({id for id, _ in keys})):
-            if (id, region) in keys or (region in _OF_ITEM and (id, region) not in self._met):
+            if (id, region) in keys or (region in OF_ITEM and (id, region) not in self._met):
                 self._mended.add((id, region))
 
     def remove(self, where: str) -> None:
@@ -192,7 +197,7 @@ class FailureLog:
                 for (id, region), place in zip(
                     keys, batch.column(lance.ROW).to_pylist(), strict=True
                 )
-                if (id, region) in there or (region in _OF_ITEM and id in ids)
+                if (id, region) in there or (region in OF_ITEM and id in ids)
             ]
         self._delete(found)
 

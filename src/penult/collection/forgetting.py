@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 
 from penult.collection import index, lance, repair, schema
+from penult.collection.access import locked
 from penult.collection.journal import FOLDER, TABLE, Journal
 from penult.collection.manifest import (
-    locked,
     now,
     read_manifest,
     store_errors,

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from penult.analysis.space import RAW, Space, unit
 from penult.collection import lance, schema
+from penult.collection.access import locked
 from penult.collection.journal import Journal
-from penult.collection.manifest import locked, now, store_errors, write_aside
+from penult.collection.manifest import now, store_errors, write_aside
 from penult.collection.spaces import space_of
 from penult.data import documents
 from penult.errors import CollectionError, IndexRefused, SpaceError, UsageError

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from penult.data.files import file_aside, flush
+from penult.data.files import file_aside, flush, one_at_a_time
 from penult.errors import StoreError
 
 FOLDER = "journal"
@@ -204,6 +204,11 @@ def _at_once(function: Callable[[_Given], _Found], given: Iterable[_Given]) -> l
         return list(pool.map(function, given))
 
 
+def _flush_folder(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another process has cleaned up
+        flush(folder)
+
+
 @dataclass(frozen=True, slots=True)
 class _New:
     """What is new in a table. summed: whether checksums are to be made of it."""
@@ -238,7 +243,7 @@ class Journal:
         # All at once: a file system flushes many files in hardly more time than one.
         sums = self._flush([(one, file) for one in work for file in one.files])
         folders = {(self._table(one.name) / file).parent for one in work for file in one.files}
-        _at_once(flush, [*folders, *self._above(folders)])
+        _at_once(_flush_folder, [*folders, *self._above(folders)])
         for one in work:
             self._append(one.name, one.version, sums.get(one.name, {}))
 
@@ -301,7 +306,10 @@ class Journal:
         file, entry = _file(self._path, name), Synced(version, boot(), dict(sums))
         file.parent.mkdir(exist_ok=True)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        with os.fdopen(os.open(file, flags, 0o666), "ab+") as opened:
+        with (
+            one_at_a_time(self._path),
+            os.fdopen(os.open(file, flags, 0o666), "ab+") as opened,
+        ):
             length = opened.seek(0, os.SEEK_END)
             opened.seek(max(0, length - 1))
             torn = length > 0 and opened.read(1) != b"\n"
@@ -324,7 +332,11 @@ class Journal:
     def shorten(self, name: str) -> None:
         """Writes the journal of a table anew, without files that are gone, and keeps a copy of the
         newest version's file."""
-        before, table = self._before(name), self._table(name)
+        with one_at_a_time(self._path):
+            self._shorten(name)
+
+    def _shorten(self, name: str) -> None:
+        before, table = read(self._path, name), self._table(name)  # others have written, too
         if before is None:
             return
         versions = manifests(table)

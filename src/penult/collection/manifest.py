@@ -1,4 +1,4 @@
-"""A collection's folder: what it is, its manifest, its lock. Knows nothing of the tables in it."""
+"""A collection's folder: what it is, and its manifest. Knows nothing of the tables in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-from penult.collection.journal import refuse_links
 from penult.data import documents
 from penult.data.files import file_aside
 from penult.data.roots import Root
@@ -27,7 +26,6 @@ from penult.embedding.fingerprint import (
 )
 from penult.errors import (
     CollectionError,
-    CollectionLocked,
     FingerprintMismatch,
     StoreError,
     cause,
@@ -37,8 +35,8 @@ from penult.models.base import digest, distinct
 FORMAT = 2  # the newest; of collections without roots it is 1, which version 0.1.0 reads
 MANIFEST = "collection.json"
 LOCK = "writer.lock"
-HOLDER = "writer.json"
-_INSTANT = 0.2  # seconds
+HOLDER = "writer.json"  # of earlier versions: who has the lock
+WRITERS = "writers"  # a folder: who writes, see `penult.collection.access`
 Mark = tuple[int, int]
 _MOST = 2**31  # numbers of a list in a row, in Arrow
 
@@ -198,11 +196,13 @@ def _check_free(path: Path) -> None:
         try:
             names = sorted(entry.name for entry in path.iterdir())
         except (FileNotFoundError, NotADirectoryError):
-            if path.exists():
+            if path.exists() and not path.is_dir():  # which another process may have made by now
                 raise CollectionError(f"{path} is a file; a collection is a folder") from None
             return
+    if MANIFEST in names:  # by now
+        return
     # The manifest is written first, so nothing but these can come from us before it is there.
-    own = (LOCK, HOLDER, MANIFEST, f".{HOLDER}-", f".{MANIFEST}-")
+    own = (LOCK, HOLDER, WRITERS, MANIFEST, f".{HOLDER}-", f".{MANIFEST}-")
     foreign = [name for name in names if not name.startswith(own)]
     if foreign:
         kind = "a LanceDB folder without" if foreign[0].endswith(".lance") else "a folder without"
@@ -327,74 +327,6 @@ class Clock:
         passed = timedelta(seconds=time.monotonic() - self._began)
         self._last = max(self._start + passed, self._last + _NEXT)
         return self._last
-
-
-@contextlib.contextmanager
-def locked(path: Path, command: str, wait: bool = False) -> Iterator[None]:
-    """Holds the one writer's lock; the kernel frees it when the process dies.
-
-    Raises:
-        CollectionLocked: another process has it, and `wait` is false.
-        StoreError: a part of the collection is a link to another place.
-    """
-    from filelock import FileLock, Timeout
-
-    refuse_links(path)
-    lock = FileLock(path / LOCK)
-    with store_errors(path):
-        try:
-            # Another process that asks `is_locked` holds it for an instant.
-            lock.acquire(timeout=-1 if wait else _INSTANT)
-        except Timeout as error:
-            raise CollectionLocked(
-                f"{path} is being written by {_holder(path)}; try again when it has ended, "
-                "or wait for it (reading and searching work meanwhile)"
-            ) from error
-    try:
-        holder = {"pid": os.getpid(), "command": command, "since": now().isoformat("T", "seconds")}
-        write_aside(path / HOLDER, json.dumps(holder))
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            (path / HOLDER).unlink()
-        lock.release()
-
-
-def is_locked(path: Path) -> bool | None:
-    """Whether a writer lives, by its lock and not by what it wrote; None where that cannot be told,
-    as on a disk without locks."""
-    try:
-        descriptor = os.open(path / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        return None
-    finally:
-        os.close(descriptor)  # and the lock with it
-    return False
-
-
-def holder(path: Path) -> dict[str, str] | None:
-    """The process that writes, as it says: pid, command and since when."""
-    try:
-        found = json.loads((path / HOLDER).read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("pid", "command", "since")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _holder(path: Path) -> str:
-    if (found := holder(path)) is None:  # it has the lock and has not said who it is yet
-        return "another process"
-    return f"process {found['pid']} ({found['command']}) since {found['since']}"
 
 
 def check_same(path: Path, ours: Manifest, theirs: Manifest) -> None:

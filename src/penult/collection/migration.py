@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from penult.collection import schema
+from penult.collection.access import locked
 from penult.collection.add import manifest_of
 from penult.collection.comparison import entry_of, unlike_row
 from penult.collection.manifest import (
@@ -21,7 +22,6 @@ from penult.collection.manifest import (
     completed,
     fingerprint_in,
     hash_written,
-    locked,
     now,
     require_same_shape,
     write_manifest,

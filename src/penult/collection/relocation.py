@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from penult.collection import repair, schema
+from penult.collection.access import locked
 from penult.collection.forgetting import complete
-from penult.collection.manifest import locked
 from penult.collection.reader import Reader
 from penult.collection.renaming import Renaming, rename
 from penult.data.files import user_path

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from penult.collection import journal
+from penult.collection.access import locked
 from penult.collection.journal import FOLDER, TABLE, VERSIONS, Journal, Sum, Synced
 from penult.collection.manifest import (
     MANIFEST,
-    locked,
     now,
     panics_caught,
     read_manifest,
@@ -276,7 +276,8 @@ class Torn:
 def torn(path: Path, name: str) -> Torn | None:
     """What is torn of a table, by what is there and how long it is; None where nothing is."""
     examination = Examination(path, name)
-    newest, last = next(iter(journal.manifests(examination.table)), 0), journal.last(path, name)
+    last = journal.last(path, name)  # first: others may commit meanwhile, and write it down
+    newest = next(iter(journal.manifests(examination.table)), 0)
     reason = "its own file has no end"
     for found in examination.versions():
         if not found.damaged:

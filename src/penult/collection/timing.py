@@ -78,7 +78,8 @@ def date_rows(
         for changes in _changes(reader, did):
             did.changed += len(changes)
         return did
-    with writing(reader.path, manifest, {RECORDED_AT: TIME}, {"times": times.zone}, wait) as writer:
+    run, columns = {"times": times.zone}, {RECORDED_AT: TIME}
+    with writing(reader.path, manifest, columns, run, wait, alone=True) as writer:
         for changes in _changes(reader, did):
             writer.revise(changes)
             did.changed += len(changes)

@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 
 from penult.collection import lance, schema
+from penult.collection.access import locked
 from penult.collection.ingest import Options
 from penult.collection.manifest import (
     Manifest,
     check_same,
-    locked,
     require_one_embedder,
     store_errors,
 )
@@ -131,7 +131,8 @@ def merge(sources: Sequence[Reader], into: Reader, *, wait: bool = False) -> Mer
             if os.access(source.path, os.W_OK):  # else nobody here can write to it
                 held.enter_context(locked(source.path, f"merge into {into.path}", wait))
         about = {"sources": [str(source.path.absolute()) for source in sources]}
-        writer = held.enter_context(writing(into.path, manifest, None, {"merged": about}, wait))
+        run = {"merged": about}
+        writer = held.enter_context(writing(into.path, manifest, None, run, wait, alone=True))
         lance.add_metadata(writer.table, _common_metadata(sources), into.path)
         started: dict[str, Rank] = {}
         renamings = [_taken_roots(source, into, writer, did) for source in sources]

@@ -336,7 +336,7 @@ def files_aside(paths: Sequence[Path], *, overwrite: bool = True) -> Iterator[li
         yield asides
         for aside in asides:
             flush(aside)
-        with _one_at_a_time(paths[0].parent):
+        with one_at_a_time(paths[0].parent):
             if not overwrite and (there := [path for path in paths if os.path.lexists(path)]):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(there[0]))
             for path, aside in zip(paths, asides, strict=True):
@@ -351,7 +351,7 @@ def _unlink(aside: Path) -> None:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """While files of a folder are replaced, among all processes that do so here."""
     opened = None
     try:
@@ -378,7 +378,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
             for name in names:
                 flush(Path(root, name))
             flush(Path(root))
-        with _one_at_a_time(path.parent):
+        with one_at_a_time(path.parent):
             if not (path.exists() and _exchanged(aside, path)):
                 if path.exists():
                     path.rename(old)
