@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 import penult
+import test_cli
 from plugins import write_package
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,20 +128,26 @@ def test_a_loader_opens_its_models_and_they_are_saved(
 
 
 def test_the_command_line_takes_its_models(
-    site: Path, files: tuple[Path, Path], tmp_path: Path
+    installed: Path, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     model, clips = files
-    found = asked(site, "classify", f"lines:{model}", clips)
+
+    def said(*arguments: object) -> Any:
+        done = test_cli.ask(*arguments, "--json")
+        assert done.code == 0, done.err
+        return done.json
+
+    found = said("classify", f"lines:{model}", clips)
     for prediction in found["predictions"]:
         logits = by_hand(model, Path(prediction["id"]))[1]
         np.testing.assert_allclose(prediction["logits"], logits, rtol=1e-4)
         assert prediction["label"] == LABELS[logits.argmax()]
-    about = asked(site, "inspect", model)
+    about = said("inspect", model)
     assert about["origin"] == "lines" and about["head"]["last_weight_layers"] == ["fc"]
-    code, out, err = ask(site, "embed", model, clips, "--into", tmp_path / "c.lance")
-    assert code == 0 and "3 embedded" in out + err, err
-    assert asked(site, "convert", model, tmp_path / "reader")["dim"] == 4
-    assert asked(site, "classify", tmp_path / "reader", clips)["labels"] == list(LABELS)
+    done = test_cli.ask("embed", model, clips, "--into", tmp_path / "c.lance")
+    assert done.code == 0 and "3 embedded" in done.out + done.err, done.err
+    assert said("convert", model, tmp_path / "reader")["dim"] == 4
+    assert said("classify", tmp_path / "reader", clips)["labels"] == list(LABELS)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,13 +39,17 @@ from penult.models.processors import ImagePreparer
 from penult.models.record import _installed, is_recorded, prepare_plainly
 from zoo import WORDS, save_audio, save_image, save_text
 
-# Runs one command, and prints what it imported of the libraries that take seconds.
+# Runs commands, each behind a "+", and prints after each what is imported of the libraries that
+# take seconds.
 RUN = """
-import sys
+import itertools, sys
 from penult.cli.main import run
-code = run(sys.argv[1:])
-print("imported:", *sorted({"torch", "transformers", "timm"} & set(sys.modules)))
-sys.exit(code)
+for plus, words in itertools.groupby(sys.argv[1:], "+".__eq__):
+    if not plus:
+        code = run([*words])
+        print("imported:", *sorted({"torch", "transformers", "timm"} & set(sys.modules)))
+        if code:
+            sys.exit(code)
 """
 
 
@@ -56,16 +61,21 @@ class Commands:
 
     def __call__(self, *arguments: Any) -> tuple[str, str]:
         """What a command printed, and what it imported."""
+        (said,) = self.in_turn(arguments)
+        return said
+
+    def in_turn(self, *commands: tuple[Any, ...]) -> list[tuple[str, str]]:
+        """The same of several, in one process."""
+        words = [str(word) for command in commands for word in ("+", *command)]
         done = subprocess.run(
-            [sys.executable, "-c", RUN, *map(str, arguments)],
+            [sys.executable, "-c", RUN, *words],
             env=self._environment,
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        out, _, imported = done.stdout.rpartition("imported:")
-        return out, imported.strip()
+        return re.findall(r"(.*?)^imported: *(.*?)\n", done.stdout, re.S | re.M)
 
 
 @pytest.fixture
@@ -110,12 +120,17 @@ def test_a_graph_that_is_kept_needs_no_model(kind: Any, tmp_path: Path, commands
     into = tmp_path / "c.lance"
     _, imported = commands("embed", model, items[0], "--into", into, "--engine", "openvino")
     assert "torch" in imported
-    said, imported = commands("embed", model, *items[1:3], "--into", into, "--json")
+    embedded, searched, classified = commands.in_turn(
+        ("embed", model, *items[1:3], "--into", into, "--json"),
+        ("search", into, items[3], "--json"),
+        ("classify", model, *items, "--json"),
+    )
+    said, imported = embedded
     told = json.loads(said)
     assert imported == "" and told["engine"] == "openvino f32" and told["done"] == 2
-    said, imported = commands("search", into, items[3], "--json")
+    said, imported = searched
     assert imported == "" and len(json.loads(said)["hits"]) == 3
-    said, imported = commands("classify", model, *items, "--json")
+    said, imported = classified
     assert imported == ""
     predictions = json.loads(said)["predictions"]
 

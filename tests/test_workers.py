@@ -159,7 +159,7 @@ def test_a_file_that_hangs(recordings: Path) -> None:
 
 
 @pytest.mark.usefixtures("crashing")
-@pytest.mark.parametrize("size", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [50, pytest.param(2000, marks=pytest.mark.slow)])
 def test_a_tenth_of_hostile_files(tiny: Path, tmp_path: Path, size: int) -> None:
     """Some of them first, so that the proof and the choice of an engine meet them too."""
     good, folder = tmp_path / "good", tmp_path / "mixed"
