@@ -26,7 +26,6 @@ lint: $(READY)
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/python scripts/structure.py
 
 check: lint

@@ -710,7 +710,7 @@ def test_a_disk_that_refuses_what_was_there_before(
     assert last is not None
     known = journal.Synced(last.version, last.boot)  # its lines before were lost
     (store / "journal" / "labels.jsonl").write_bytes(journal._line(known))
-    real = journal.flush
+    real = journal.flush  # type: ignore[attr-defined]
 
     def flush(target: Path) -> None:
         if "labels.lance" in str(target):

@@ -163,7 +163,7 @@ def test_what_disagrees_is_dropped(
 
         return wrong
 
-    opened = choosing.open_mode
+    opened = choosing.open_mode  # type: ignore[attr-defined]
     monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("other")))
     monkeypatch.setattr(choosing, "open_mode", off)
     emb = Embedder.from_classifier(load(tiny), engine="auto")
@@ -179,7 +179,7 @@ def test_bfloat16_that_is_too_coarse_falls_back(
 ) -> None:
     monkeypatch.setenv("PENULT_CACHE", str(cache.with_name("coarse")))
     strict = PRECISIONS["exact"]
-    monkeypatch.setitem(choosing.PRECISIONS, "fast", strict)
+    monkeypatch.setitem(choosing.PRECISIONS, "fast", strict)  # type: ignore[attr-defined]
     emb = Embedder.from_classifier(load(tiny), engine="torch", precision="fast")
     emb.run(CLIPS)
     assert (

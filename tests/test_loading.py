@@ -16,7 +16,7 @@ import penult
 from conftest import RATE, clip
 from penult.embedding.inspect import anatomy_of
 from penult.errors import IncompleteWeights, ModelError, TapError, UntrustedCode, UsageError
-from penult.models.specs import fetch, load
+from penult.models.specs import fetch, load  # type: ignore[attr-defined]
 from zoo import CLASSES, save_audio, save_image, save_text, save_video
 
 

@@ -61,7 +61,7 @@ class Engines:
         monkeypatch.setattr(TorchEngine, "__call__", slowed)
         monkeypatch.setattr(portfolio, "candidates", lambda *_: iter([native, *self._specs]))
         monkeypatch.setattr(portfolio, "missing", lambda name: "")
-        opened = autoselect.open_mode
+        opened = autoselect.open_mode  # type: ignore[attr-defined]
 
         def open_mode(mode: Any, request: EngineRequest) -> Any:
             for spec in self._specs:
@@ -510,10 +510,10 @@ def test_bfloat16_is_known_by_the_processors_features(monkeypatch: pytest.Monkey
     """Nothing is multiplied for it, on a processor with or without instructions."""
     from penult.engines import torch as engine
 
-    monkeypatch.setattr(engine.torch, "ones", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(engine.torch, "ones", lambda *_: pytest.fail("timed"))  # type: ignore[attr-defined]
     cpuinfo = "flags\t\t: fpu avx512f avx512_bf16 vnni\n"
     for text, here in ((cpuinfo, True), (cpuinfo.replace("_bf16", ""), False)):
-        monkeypatch.setattr(engine.torch.cpu, "get_capabilities", dict, raising=False)
+        monkeypatch.setattr(engine.torch.cpu, "get_capabilities", dict, raising=False)  # type: ignore[attr-defined]
         monkeypatch.setattr(engine, "Path", lambda _, text=text: SimpleNamespace(
             read_text=lambda encoding: text))  # fmt: skip
         engine.multiplies_bf16.cache_clear()
