@@ -123,11 +123,17 @@ def test_what_is_refused() -> None:
 # ---- through a collection
 
 
-@pytest.fixture
-def store(demo_collection: Path, tmp_path: Path) -> Path:
-    path = Path(shutil.copytree(demo_collection, tmp_path / "words.lance"))
+@pytest.fixture(scope="module")
+def taught(demo_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("taught")
+    path = Path(shutil.copytree(demo_collection, folder / "words.lance"))
     assert ask("teach", path, "zero", CLIPS / "zero_british-man.flac").code == 0
     return path
+
+
+@pytest.fixture
+def store(taught: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(taught, tmp_path / "words.lance"))
 
 
 def test_suggest_tells_why_and_how_to_mark(store: Path) -> None:
