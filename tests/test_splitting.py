@@ -13,7 +13,20 @@ from torch import nn
 import penult
 from odd_calls import CALLS
 from odd_choices import CHOICES
-from odd_heads import CASES, Case, D, Encoder, Frames, K, T, Then, fc, waves, words
+from odd_heads import (
+    CASES,
+    Case,
+    D,
+    Encoder,
+    Frames,
+    K,
+    RecurrentFrames,
+    T,
+    Then,
+    fc,
+    waves,
+    words,
+)
 from odd_routes import ROUTES
 from odd_scores import FORMS
 from oracle import examine
@@ -269,7 +282,7 @@ def test_what_cannot_be_asked_is_one_sentence() -> None:
 NO_CLASSIFIERS: dict[str, tuple[nn.Module, str]] = {
     "identity": (nn.Identity(), "no layer with weights"),
     "softmax": (nn.Softmax(-1), "no layer with weights"),
-    "encoder of frames": (Frames(), "head="),
+    "encoder of frames": (RecurrentFrames(), "head="),
     "transformer encoder": (Encoder(), "encoder"),
     "table": (nn.Sequential(Frames(), nn.LayerNorm(D)), "encoder"),
 }
