@@ -199,10 +199,10 @@ def test_classes_are_taught_renamed_and_taken_back(
         ({"input": ["data:audio/wav;base64,"]}, 400, ""),
         ({"input": "x", "model": "other"}, 404, "no model 'other'"),
         ({"input": "x", "dimensions": 8}, 400, "not shortened"),
-        ({"input": "x", "windw": 5}, 400, "windw"),
+        ({"input": "x", "windw": 5}, 400, "no field 'windw' here; GET /openapi.json"),
         ({"input": "x", "window": -1}, 400, "window"),
         ({"input": ["x"] * 3000}, 400, "2,048"),
-        ([], 400, ""),
+        ([], 400, "no JSON object"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_reason(
@@ -213,6 +213,13 @@ def test_what_cannot_be_is_refused_with_a_reason(
     error = answer.json()["error"]
     assert words in error["message"] and error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+def test_a_method_that_a_route_does_not_take_is_named(server: LiveServer) -> None:
+    answer = httpx.get(server.url + "/v1/embeddings")
+    assert answer.status_code == 405
+    words = "/v1/embeddings does not take GET; GET /openapi.json has"
+    assert answer.json()["error"]["message"].startswith(words)
 
 
 def test_a_sound_cut_into_tiles_is_refused(server: LiveServer, sounds: list[bytes]) -> None:
@@ -434,6 +441,7 @@ def test_keys_hosts_and_origins(embedder: penult.Embedder, sounds: list[bytes]) 
                 live.url + "/v1/models", headers={"authorization": f"Bearer {given}"}
             )
             assert answer.status_code == status
+        assert "is none of this server's" in answer.text
         basic = {"authorization": f"Basic {keys[0]}"}
         assert httpx.get(live.url + "/v1/models", headers=basic).status_code == 401
         assert httpx.get(live.url + "/metrics").status_code == 401

@@ -76,6 +76,10 @@ def _invalid(error: ValidationError) -> dict[str, Any]:
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))
     words = f"{place}: {first['msg']}" if place else str(first["msg"])
+    if first["type"] == "extra_forbidden":
+        words = f"there is no field {place!r} here; GET /openapi.json lists those that there are"
+    if first["type"] == "model_type":
+        words = "the body is no JSON object; GET /openapi.json has an example of each body"
     return error_document(words, "invalid_request_error", first["type"], place or None)
 
 

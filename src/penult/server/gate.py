@@ -155,9 +155,11 @@ class Gate:
         address = (scope.get("client") or ("unknown",))[0]
         if not self._keys or path in OPEN or scope["method"] == "OPTIONS":
             return str(address)
-        client = self._keys.client(headers.get("authorization", ""))
+        given = headers.get("authorization", "")
+        client = self._keys.client(given)
         if client is None:
-            raise _Refused(401, "give an API key: Authorization: Bearer KEY", "invalid_api_key")
+            what = "the API key is none of this server's" if given else "give an API key"
+            raise _Refused(401, f"{what}: Authorization: Bearer KEY", "invalid_api_key")
         return client
 
     async def _body(self, scope: Any, receive: Receive, held: list[int]) -> bytes:

@@ -122,6 +122,8 @@ async def _on_http(request: Request, error: HTTPException) -> Response:
         words = "there is no such route; GET /openapi.json lists those that there are"
         if needs is not None:
             words = f"this server was started without {needs}, which the route needs"
+    if error.status_code == 405:
+        words = f"{path} does not take {request.method}; GET /openapi.json has what it takes"
     document = answers.error_document(words, "invalid_request_error", None)
     return _json(document, error.status_code, dict(error.headers or {}))
 
