@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +22,15 @@ import hypothesis
 import numpy as np
 import openai
 import pytest
+import soundfile
 from hypothesis import HealthCheck
 
 import penult
 from conftest import RATE, assert_law, clip, make_hostile
 from live_server import LiveServer, running, uri, vectors_in, wav
 from penult.data.decode import Decoding
+from penult.embedding.runner import Runner
+from penult.errors import StoreError
 from penult.server.limits import ServerLimits
 from penult.server.taught import TaughtClasses
 
@@ -179,6 +184,39 @@ def test_classes_are_taught_renamed_and_taken_back(
     ]
 
 
+def test_classes_here_are_those_of_their_file(
+    embedder: penult.Embedder,
+    sounds: list[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def names(answer: httpx.Response) -> list[str]:
+        assert answer.status_code == 200, answer.text
+        return [one["name"] for one in answer.json()["data"]]
+
+    file = tmp_path / "words.npz"
+    with running(embedder, classes=TaughtClasses.open(file, embedder)) as live:
+        url = live.url + "/v1/classes"
+        body = [{"name": str(at), "input": [uri(one)]} for at, one in enumerate(sounds)]
+        assert names(live.post("/v1/classes", body[0])) == ["0"]
+        other = penult.ClassSpace.load(file, embedder)  # another process has the file, too
+        other.add("other", arrays(sounds)[-1:])
+        other.save(file)
+        assert names(httpx.get(url)) == ["0", "other"]
+        assert names(live.post("/v1/classes", body[1])) == ["0", "other", "1"]
+        with monkeypatch.context() as full:
+            full.setattr("penult.fewshot.storage.write", cannot_write)
+            assert live.post("/v1/classes", body[2]).status_code == 503
+        assert names(httpx.get(url)) == ["0", "other", "1"]
+        assert names(live.post("/v1/classes", body[3])) == ["0", "other", "1", "3"]
+    kept = penult.ClassSpace.load(file, embedder)
+    assert [one.name for one in kept.classes] == ["0", "other", "1", "3"]
+
+
+def cannot_write(*_: Any) -> None:
+    raise StoreError("the disk is full")
+
+
 # ---- what cannot be
 
 
@@ -237,6 +275,39 @@ def test_one_bad_item_is_named_or_skipped(
     assert [one["item"] for one in rows] == [0, 1, 2]
     assert rows[1]["error"]["code"] == "DecodeError" and rows[1]["embedding"] == []
     assert_law([rows[0]["embedding"], rows[2]["embedding"]], embedder.embed(arrays(sounds)[:2]))
+
+
+def test_a_silent_window_is_skipped_and_the_others_are_there(
+    server: LiveServer, embedder: penult.Embedder
+) -> None:
+    sound = clip(3.0)
+    sound[RATE : 2 * RATE] = 0
+    assert server.embed(wav(sound), window=1).status_code == 400
+    rows = server.embed(wav(sound), window=1, on_error="skip").json()["data"]
+    assert [one["region"] for one in rows] == ["0-1", "1-2", "2-3"]
+    assert [one["item"] for one in rows] == [0, 0, 0]
+    assert "silence" in rows[1]["error"]["message"]
+    expected = embedder.embed([(sound[:RATE], RATE), (sound[2 * RATE :], RATE)])
+    assert_law([rows[0]["embedding"], rows[2]["embedding"]], expected)
+
+
+def test_work_without_bounds_is_refused(embedder: penult.Embedder) -> None:
+    long = io.BytesIO()
+    soundfile.write(long, np.zeros(301 * RATE, np.int16), RATE, format="FLAC")
+    with running(embedder, ServerLimits(regions=30, grace=5.0)) as live:
+        for content, how in (
+            ([long.getvalue()], {}),  # a pass of any length would hold up everybody
+            ([wav(clip(1.0))], {"window": 0.2, "hop": 1e-6}),
+            ([wav(clip(2.0))] * 8, {"window": 0.4}),  # of all items together
+        ):
+            answer = live.embed(*content, **how)
+            assert answer.status_code == 400, answer.text
+            assert answer.json()["error"]["code"] == "TooLong"
+        assert live.embed(wav(clip(2.0)), window=0.4).status_code == 200
+        rate = live.served.service.admission.rate
+        silent = np.zeros(250 * RATE, np.float32)
+        assert "silence" in live.embed(wav(silent)).text
+        assert live.served.service.admission.rate <= rate  # it was not fast: it did nothing
 
 
 def test_errors_show_no_path_of_this_machine(server: LiveServer) -> None:
@@ -429,6 +500,69 @@ def test_clients_that_send_slowly_are_given_up(
             one.close()
 
 
+def test_a_client_that_does_not_read_is_given_up(embedder: penult.Embedder) -> None:
+    sound, windows = uri(wav(clip(20.0))), {"window": 0.1, "hop": 0.05, "logits": True}
+    body = json.dumps({"input": [sound] * 6, **windows}).encode()
+    with running(embedder, ServerLimits(upload=0.5, grace=5.0)) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        with socket.socket() as own:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            own.connect((host, int(port)))
+            head = "POST /v1/embeddings HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+            kind = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            own.sendall((head + kind).encode() + body)
+            until(lambda: live.gate.active == 1)
+            until(lambda: live.gate.active == 0)
+            own.settimeout(20)
+            with pytest.raises(ConnectionError):  # it did not get the whole answer
+                while own.recv(1 << 16):
+                    pass
+                raise ConnectionError
+        assert live.embed(wav(clip(1.0))).status_code == 200
+
+
+def test_many_who_ask_whether_it_is_ready_hold_up_nobody(
+    embedder: penult.Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(embedder) as live, ThreadPoolExecutor(24) as pool:
+        hold = held_model(monkeypatch)
+        monkeypatch.setattr("penult.server.service._PROBING", 0.3)
+        asked = [pool.submit(httpx.get, live.url + "/ready", timeout=20) for _ in range(24)]
+        assert httpx.get(live.url + "/v1/models").status_code == 200
+        assert {one.result().status_code for one in asked} == {503}
+        hold.set()
+        until(lambda: httpx.get(live.url + "/ready").status_code == 200)
+
+
+def held_model(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No pass begins before this is set."""
+    hold, rows = threading.Event(), Runner._rows
+
+    def held(*given: Any) -> Any:
+        assert hold.wait(20)
+        return rows(*given)
+
+    monkeypatch.setattr(Runner, "_rows", held)
+    return hold
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(MemoryError(), 400), (RuntimeError("odd"), 400), (SystemExit(3), 500)]
+)
+def test_whatever_the_model_raises_is_answered_and_the_next_request_works(
+    server: LiveServer, sounds: list[bytes], error: BaseException, status: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def failing(*given: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_rows", failing)
+        answer = server.embed(sounds[0])
+        assert answer.status_code == status and answer.json()["error"]["message"]
+    assert server.embed(sounds[0]).status_code == 200
+
+
 # ---- who may ask
 
 
@@ -449,6 +583,8 @@ def test_keys_hosts_and_origins(embedder: penult.Embedder, sounds: list[bytes]) 
         own = {"authorization": f"Bearer {keys[0]}"}
         for header, value, status in (
             ("host", "evil.example", 403),
+            ("host", "[::1", 403),
+            ("host", "[evil]:80", 403),
             ("origin", "https://evil.example", 403),
             ("origin", "https://page.example", 200),
         ):

@@ -73,6 +73,13 @@ def _settled_here(kind: type[T]) -> Future[T]:
     return future
 
 
+def as_exception(raised: BaseException) -> Exception:
+    """What was raised, for another thread: a SystemExit of a model's code ends no server."""
+    if isinstance(raised, Exception):
+        return raised
+    return RuntimeError(f"the model raised {type(raised).__name__}")
+
+
 class SharedBatches:
     """The prepared regions of many callers in batches, through the engines of an embedder.
 
@@ -132,11 +139,11 @@ class SharedBatches:
         while (batch := self._taken()) is not None:
             began = time.perf_counter()
             found: dict[int, Outcome | Failure] = {}
-            error: BaseException | None = None
+            error: Exception | None = None
             try:
                 found = self._passes.outcomes(engine, batch)
             except BaseException as raised:  # answered to whoever waits; the next batch may do
-                error = raised
+                error = as_exception(raised)
             seconds = time.perf_counter() - began
             for number in batch:
                 self._answer(number, found.get(number), error, len(batch))
@@ -160,7 +167,7 @@ class SharedBatches:
         self,
         number: int,
         outcome: Outcome | Failure | None,
-        error: BaseException | None,
+        error: Exception | None,
         shared: int,
     ) -> None:
         with self._changed:
@@ -242,12 +249,14 @@ class SharedEmbedder:
         return self._batches.submit(patches)
 
     def prepare(
-        self, entries: Iterable[Entry], layout: Layout
+        self, entries: Iterable[Entry], layout: Layout, counted: Callable[[], None] = lambda: None
     ) -> Iterator[list[PreparedRegion] | Failure]:
-        """Each region ready for the model, with its patches, or why it is not."""
+        """Each region ready for the model, with its patches, or why it is not. counted: called for
+        each region before any is decoded; what it raises ends this."""
         model = self.embedder.classifier.input
         describe = headers_in_workers(self._decoding)
-        regions = layout.of(entries, model, describe, self._decoding.limits.bound)
+        divided = layout.of(entries, model, describe, self._decoding.limits.bound)
+        regions = _told_of(divided, counted)
         patches: list[PreparedRegion] = []
         with closing(self.embedder.runner.prepare(regions, self._decoding)) as prepared:
             for ready in prepared:
@@ -260,13 +269,17 @@ class SharedEmbedder:
                         patches = []
 
     def start(
-        self, entries: Iterable[Entry], layout: Layout, left: threading.Event
+        self,
+        entries: Iterable[Entry],
+        layout: Layout,
+        left: threading.Event,
+        counted: Callable[[], None] = lambda: None,
     ) -> Future[ItemRows]:
         """Decode here, in the caller's thread, and give the rows of all regions in their order as
-        a future. left: set once nobody waits for them."""
+        a future. left: set once nobody waits for them. counted: see `prepare`."""
         rows = _RowsOfItem()
         try:
-            for ready in self.prepare(entries, layout):
+            for ready in self.prepare(entries, layout, counted):
                 if left.is_set():
                     break
                 if isinstance(ready, Failure):
@@ -276,9 +289,15 @@ class SharedEmbedder:
                 future = self._batches.submit(ready)
                 future.add_done_callback(partial(rows.take, place))
         except BaseException as error:
-            rows.fail(error)
+            rows.fail(as_exception(error))
         rows.end()
         return rows.future
+
+
+def _told_of(entries: Iterable[Entry], counted: Callable[[], None]) -> Iterator[Entry]:
+    for entry in entries:
+        counted()
+        yield entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 from pydantic_core import to_json
 
+from penult.data.items import Failure
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome, prediction_of
 from penult.errors import ItemError, PassingFault, PenultError, StoreError, UsageError
@@ -106,16 +107,17 @@ def item_rows(
     answers: Sequence[ItemAnswer], documents: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Documents of rows, numbered, with the place of their item in the input, and in their order
-    the items that failed. documents: one for each row of the items that did not."""
+    the items and regions that failed. documents: one for each row of those that did not."""
     found: list[dict[str, Any]] = []
     rows = iter(documents)
     for at, answer in enumerate(answers):
-        if answer.error is not None:
-            words = without_paths(answer.error.message)
-            error = {"message": words, "code": answer.error.error}
-            found.append({"index": len(found), "item": at, "error": error})
-        for _ in answer.rows:
-            found.append({"index": len(found), "item": at, **next(rows)})
+        for part in answer.found or filter(None, [answer.error]):
+            place = {"index": len(found), "item": at}
+            if isinstance(part, Failure):
+                error = {"message": without_paths(part.message), "code": part.error}
+                found.append({**place, "region": part.region, "error": error})
+            else:
+                found.append({**place, **next(rows)})
     return found
 
 

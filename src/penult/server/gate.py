@@ -7,7 +7,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +29,7 @@ OPEN = ("/health", "/ready")  # without a key
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BODIES = 8  # largest bodies that are in memory at once
 _SHORTEST = 8  # letters of a key
+_PART = 1 << 18  # bytes of an answer that are sent in one piece
 
 
 class ApiKeys:
@@ -48,7 +49,7 @@ class ApiKeys:
             UsageError: none, or one that is too short to be a secret.
         """
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}, the file of API keys, cannot be read: {error}") from error
         keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
@@ -62,7 +63,7 @@ class ApiKeys:
         """A name for the client of this header; None where the key is none of these. All keys are
         compared, in constant time."""
         scheme, _, given = authorization.partition(" ")
-        digest = sha256(given.strip().encode()).digest()
+        digest = sha256(given.strip().encode("latin-1")).digest()  # the bytes that were sent
         same = [hmac.compare_digest(digest, one) for one in self._hashes]
         known = any(same) and scheme.lower() == "bearer"
         return f"key {same.index(True)}" if known else None
@@ -108,7 +109,8 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
             # A client that does not read holds its own connection, and not for ever.
-            await asyncio.wait_for(send(message), self._limits.upload)
+            for part in _parts(message):
+                await asyncio.wait_for(send(part), self._limits.upload)
 
         self.active += 1
         held = [0]
@@ -140,7 +142,7 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1")
                    for name, value in scope["headers"]}  # fmt: skip
         path, host = scope["path"], headers.get("host", "")
-        name = (urlsplit(f"//{host}").hostname or "") if _is_netloc(host) else ""
+        name = _name_in(host)
         if self._hosts is not None and name not in self._hosts:
             raise _Refused(403, "this server is not asked by that host name", "wrong_host")
         origin = headers.get("origin")
@@ -219,8 +221,21 @@ class Gate:
                 await asyncio.gather(work, watch, return_exceptions=True)
 
 
-def _is_netloc(host: str) -> bool:
-    return not any(sign in host for sign in "/?#@[") or host.startswith("[")
+def _name_in(host: str) -> str:
+    """The name in a Host header, without its port; empty where it is none."""
+    if any(sign in host for sign in "/?#@"):
+        return ""
+    with suppress(ValueError):  # of brackets
+        return urlsplit(f"//{host}").hostname or ""
+    return ""
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """A message in such parts that each waits until the client has taken the ones before."""
+    body = message.get("body", b"")
+    for at in range(0, len(body) - _PART, _PART):
+        yield {**message, "body": body[at : at + _PART], "more_body": True}
+    yield {**message, "body": body[(len(body) - 1) // _PART * _PART :]} if body else message
 
 
 async def _answer(

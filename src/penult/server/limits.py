@@ -12,15 +12,16 @@ class ServerLimits:
     """What a server takes.
 
     waiting: seconds of sound or video that wait and are worked on together; of pictures and texts
-    seconds of expected work. body: bytes of a request. items: of a request. upload: seconds for the
-    body of a request to arrive, and for a client to take an answer. request: seconds until a
-    request is answered. connections: open at once. grace: seconds in which a server that stops
-    answers what it has accepted.
+    seconds of expected work. body: bytes of a request. items: of a request. regions: of a request,
+    windows, tiles or pages. upload: seconds for the body of a request to arrive, and for a client
+    to take a part of an answer. request: seconds until a request is answered. connections: open at
+    once. grace: seconds in which a server that stops answers what it has accepted.
     """
 
     waiting: float = 1800.0
     body: int = 100_000_000
     items: int = 2048
+    regions: int = 20_000
     upload: float = 60.0
     request: float = 600.0
     connections: int = 1024

@@ -16,6 +16,7 @@ from penult.server.gate import Gate
 from penult.server.limits import ServerLimits
 
 _HEAD = 15.0  # seconds for the head of a request to arrive
+_KEPT = 30  # seconds that a connection stays open without a request
 _LEAVING = 2  # seconds for connections to close behind their last answer
 _BACKLOG = 2048
 
@@ -38,6 +39,17 @@ class _Connection(H11Protocol):
         self._end()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        """What of the answer is not taken by then is given up."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self.loop.call_later(_KEPT, self.transport.abort)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No further request has come."""
+        super().timeout_keep_alive_handler()
+        self.transport.abort()
+
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._end()
@@ -51,8 +63,7 @@ class _Connection(H11Protocol):
 
     def _late(self) -> None:
         self._timer = None
-        if not self.transport.is_closing():
-            self.transport.close()
+        self.transport.abort()
 
 
 class _Server(uvicorn.Server):
@@ -105,7 +116,7 @@ def serve(gate: Gate, listener: socket.socket, limits: ServerLimits) -> None:
         log_config=None,
         server_header=False,
         limit_concurrency=limits.connections,
-        timeout_keep_alive=30,
+        timeout_keep_alive=_KEPT,
         timeout_graceful_shutdown=_LEAVING,
         backlog=_BACKLOG,
     )

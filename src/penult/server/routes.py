@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,6 +44,7 @@ from penult.server.service import ItemAnswer, Service, raw_vectors
 from penult.server.taught import TaughtClasses
 
 B = TypeVar("B")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 _ERROR = {
     "content": {
@@ -146,7 +148,12 @@ def _documented(model: type[Any], example: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def _read(request: Request, model: type[B]) -> B:
+async def _aside(served: Served, request: Request, call: Callable[..., T], *given: Any) -> T:
+    """What a call gives, made in another thread, in the client's turn."""
+    return await served.service.aside(request.state.client, partial(call, *given))
+
+
+async def _read(served: Served, request: Request, model: type[B]) -> B:
     """The body of a request, as JSON or as a form with files.
 
     Raises:
@@ -168,7 +175,7 @@ async def _read(request: Request, model: type[B]) -> B:
             raise UsageError(f"the body is no JSON: {error}") from error
         return model.model_validate(document)  # type: ignore[attr-defined, no-any-return]
 
-    return await asyncio.to_thread(parse)
+    return await _aside(served, request, parse)
 
 
 async def _form(request: Request) -> dict[str, Any]:
@@ -213,7 +220,7 @@ async def _run(
     service = served.service
     _check_model(served, body)
     rows, most = rows_asked(body, usual), service.limits.items
-    contents = await asyncio.to_thread(items_in, body, service.modality, most)
+    contents = await _aside(served, request, items_in, body, service.modality, most)
     async with asyncio.timeout(service.limits.request):
         found = await service.answers(contents, rows, request.state.client, body.on_error == "skip")
     return _Asked(found)
@@ -227,11 +234,11 @@ def _check_model(served: Served, body: Body) -> None:
 
 
 async def _listing(
-    served: Served, make: Callable[[], list[dict[str, Any]]], **more: Any
+    served: Served, request: Request, make: Callable[[], list[dict[str, Any]]], **more: Any
 ) -> Response:
     """A list of documents, made in another thread."""
     facts = {"object": "list", "model": served.name, **more}
-    content = await asyncio.to_thread(lambda: answers.as_json({**facts, "data": make()}))
+    content = await _aside(served, request, lambda: answers.as_json({**facts, "data": make()}))
     return Response(content, media_type=answers.JSON)
 
 
@@ -244,7 +251,7 @@ def _add_facts(app: FastAPI, served: Served) -> None:
 
     @app.get("/ready", summary="A probe item has its known vector, now.")
     async def ready() -> Response:
-        reason = await asyncio.to_thread(service.ready)
+        reason = await service.ready()
         if reason is not None:
             return _json({"ready": False, "reason": reason}, 503)
         return _json({"ready": True})
@@ -254,8 +261,10 @@ def _add_facts(app: FastAPI, served: Served) -> None:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models", summary="The model, its reading and its labels.")
-    async def models() -> Response:
-        document = await asyncio.to_thread(answers.model_document, service, served.name, created)
+    async def models(request: Request) -> Response:
+        document = await _aside(
+            served, request, answers.model_document, service, served.name, created
+        )
         return _json({"object": "list", "data": [document]})
 
 
@@ -273,7 +282,7 @@ def _add_items(app: FastAPI, served: Served) -> None:
         openapi_extra=_documented(EmbeddingsBody, example),
     )
     async def embeddings(request: Request) -> Response:
-        body = await _read(request, EmbeddingsBody)
+        body = await _read(served, request, EmbeddingsBody)
         dim = service.embedder.dim
         if body.dimensions not in (None, dim):
             raise UsageError(
@@ -289,7 +298,7 @@ def _add_items(app: FastAPI, served: Served) -> None:
             found = asked.documents(answers.embedding_rows(service.embedder, rows, vectors, *how))
             return [{"object": "embedding", "embedding": [], **one} for one in found]
 
-        return await _listing(served, make, usage=answers.usage(service, asked.answers))
+        return await _listing(served, request, make, usage=answers.usage(service, asked.answers))
 
     @app.post(
         "/v1/classify",
@@ -297,10 +306,11 @@ def _add_items(app: FastAPI, served: Served) -> None:
         openapi_extra=_documented(ClassifyBody, example),
     )
     async def classify(request: Request) -> Response:
-        asked = await _run(served, request, await _read(request, ClassifyBody))
+        asked = await _run(served, request, await _read(served, request, ClassifyBody))
         classifier = service.embedder.classifier
         return await _listing(
             served,
+            request,
             lambda: asked.documents(
                 [prediction_of(classifier, row).to_dict() for row in asked.rows]
             ),
@@ -314,10 +324,11 @@ def _add_search(app: FastAPI, served: Served, collection: Collection) -> None:
         openapi_extra=_documented(SearchBody, {"vectors": [[0.1, 0.2]], "k": 10}),
     )
     async def search(request: Request) -> Response:
-        body = await _read(request, SearchBody)
+        body = await _read(served, request, SearchBody)
         _check_model(served, body)
         if body.space != "raw":
-            await asyncio.to_thread(collection.space, body.space)  # one that is kept: none is made
+            # One that is kept: none is made.
+            await _aside(served, request, collection.space, body.space)
 
         def find(vectors: Any) -> dict[str, Any]:
             return collection.search(vectors, body.k, body.where, space=body.space).to_dict()
@@ -328,15 +339,15 @@ def _add_search(app: FastAPI, served: Served, collection: Collection) -> None:
             with np.errstate(over="ignore"):  # infinite ones are refused
                 given = [np.array(one, np.float32) for one in body.vectors]
             return await _listing(
-                served, lambda: [{"item": at, **find(one)} for at, one in enumerate(given)]
+                served, request, lambda: [{"item": at, **find(one)} for at, one in enumerate(given)]
             )
-        usual = await asyncio.to_thread(row_layout, collection.reader)
+        usual = await _aside(served, request, row_layout, collection.reader)
         asked = await _run(served, request, body, usual)
 
         def make() -> list[dict[str, Any]]:
             found = []
             for at, one in enumerate(asked.answers):
-                if one.error is not None:
+                if one.error is not None and not one.rows:
                     found.append({"item": at, "error": answers.item_rows([one], [])[0]["error"]})
                 elif one.rows:
                     raw = raw_vectors(one.rows, service.embedder.dim)
@@ -344,7 +355,7 @@ def _add_search(app: FastAPI, served: Served, collection: Collection) -> None:
             return found
 
         service = served.service
-        return await _listing(served, make)
+        return await _listing(served, request, make)
 
 
 def _add_predictions(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
@@ -356,10 +367,11 @@ def _add_predictions(app: FastAPI, served: Served, classes: TaughtClasses) -> No
         openapi_extra=_documented(PredictBody, example),
     )
     async def predict(request: Request) -> Response:
-        body = await _read(request, PredictBody)
+        body = await _read(served, request, PredictBody)
         asked = await _run(served, request, body, classes.rows)
         return await _listing(
             served,
+            request,
             lambda: asked.documents(classes.predict(asked.rows, body.unknown, body.nearest)),
         )
 
@@ -367,13 +379,13 @@ def _add_predictions(app: FastAPI, served: Served, classes: TaughtClasses) -> No
 def _add_teaching(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
     example = {"name": "apple", "model": served.name, "input": ["…"]}
 
-    async def changed(change: Callable[[Any], Any]) -> Response:
-        await asyncio.to_thread(classes.change, change)
-        return await _listing(served, classes.documents)
+    async def changed(request: Request, change: Callable[[Any], Any]) -> Response:
+        await _aside(served, request, classes.change, change)
+        return await _listing(served, request, classes.documents)
 
     @app.get("/v1/classes", summary="The classes that were taught.")
-    async def listed() -> Response:
-        return await _listing(served, classes.documents)
+    async def listed(request: Request) -> Response:
+        return await _listing(served, request, classes.documents)
 
     @app.post(
         "/v1/classes",
@@ -381,16 +393,16 @@ def _add_teaching(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
         openapi_extra=_documented(TeachBody, example),
     )
     async def teach(request: Request) -> Response:
-        body = await _read(request, TeachBody)
+        body = await _read(served, request, TeachBody)
         if body.rows_of_collection is not None:
             if body.input is not None:
                 raise UsageError("`input` and `rows` at once; give one of them")
             keys = body.rows_of_collection
-            await asyncio.to_thread(classes.teach_rows, body.name, keys, body.mark)
+            await _aside(served, request, classes.teach_rows, body.name, keys, body.mark)
         else:
             asked = await _run(served, request, body, classes.rows)
-            await asyncio.to_thread(classes.teach, body.name, asked.rows, body.mark)
-        return await _listing(served, classes.documents)
+            await _aside(served, request, classes.teach, body.name, asked.rows, body.mark)
+        return await _listing(served, request, classes.documents)
 
     @app.patch(
         "/v1/classes",
@@ -398,8 +410,8 @@ def _add_teaching(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
         openapi_extra=_documented(RenameBody, {"old": "apple", "new": "pear"}),
     )
     async def rename(request: Request) -> Response:
-        body = await _read(request, RenameBody)
-        return await changed(lambda space: space.rename(body.old, body.new))
+        body = await _read(served, request, RenameBody)
+        return await changed(request, lambda space: space.rename(body.old, body.new))
 
     @app.delete(
         "/v1/classes",
@@ -407,10 +419,10 @@ def _add_teaching(app: FastAPI, served: Served, classes: TaughtClasses) -> None:
         openapi_extra=_documented(RemoveBody, {"name": "apple"}),
     )
     async def remove(request: Request) -> Response:
-        body = await _read(request, RemoveBody)
-        return await changed(lambda space: space.remove(body.name))
+        body = await _read(served, request, RemoveBody)
+        return await changed(request, lambda space: space.remove(body.name))
 
     @app.post("/v1/classes/undo", summary="Take the last teaching back.")
-    async def undo() -> Response:
-        words = await asyncio.to_thread(classes.change, lambda space: space.history.undo())
-        return await _listing(served, classes.documents, undone=words)
+    async def undo(request: Request) -> Response:
+        words = await _aside(served, request, classes.change, lambda space: space.history.undo())
+        return await _listing(served, request, classes.documents, undone=words)

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Outcome
 from penult.embedding.scheduling import PreparedRegion
-from penult.embedding.shared_batches import BatchNote, ItemRows, SharedEmbedder
+from penult.embedding.shared_batches import BatchNote, ItemRows, SharedEmbedder, as_exception
 from penult.engines.parity import relative_error
 from penult.errors import ItemError, TooLong
 from penult.models.synthetic import content_of
@@ -37,18 +38,27 @@ from penult.server.metrics import Metrics
 T = TypeVar("T")
 TOLERANCE = 1e-5  # relative: what a vector in a batch may differ from the item alone
 _MEASURING = 2  # threads that read headers
+_ANSWERING = 4  # threads that read bodies and make answers
+_PIECE = 300.0  # seconds of sound in one pass, which nothing can interrupt
 _PROBING = 5.0  # seconds between two probes in live batches, and for one to be answered
 _LENGTHS = (1.0, 0.5, 2.0, 4.0, 8.0, 16.0)  # of the probes: seconds, and of texts times 8 words
+_WARM = 3  # passes that the time of one is measured over
 _READY = 1.0  # seconds that an answer of /ready holds
 
 
 @dataclass(frozen=True, slots=True)
 class ItemAnswer:
-    """What became of one item. rows: its regions'. error: why there is none."""
+    """What became of one item. found: its regions, those that failed among them. error: why the
+    item fails, where those are not skipped."""
 
-    rows: Sequence[Outcome] = ()
+    found: Sequence[Outcome | Failure] = ()
     error: Failure | None = None
     size: int = 0
+
+    @property
+    def rows(self) -> list[Outcome]:
+        """Its regions that did not fail."""
+        return [one for one in self.found if isinstance(one, Outcome)]
 
 
 @dataclass(slots=True)
@@ -57,6 +67,7 @@ class _Work:
 
     content: Item
     rows: RowLayout
+    regions: Iterator[int]  # shared by the items of a request
     cost: float = 0.0
     left: threading.Event = field(default_factory=threading.Event)
 
@@ -71,30 +82,48 @@ class Service:
     def __init__(self, embedder: Embedder, limits: ServerLimits, decoding: Decoding) -> None:
         self.embedder, self.limits = embedder, limits
         self.modality = embedder.classifier.modality
-        self._longest = decoding.max_seconds
         self._timed = self.modality in ("audio", "video")
-        own = replace(decoding, workers=min(1, decoding.workers), patience=None)
+        own = replace(
+            decoding,
+            workers=min(1, decoding.workers),
+            patience=None,
+            max_seconds=decoding.max_seconds or _longest_piece(embedder),
+        )
+        self._longest = own.max_seconds
         self.admission = Admission(limits.waiting)
         self.metrics = Metrics(lambda: self.admission.waiting)
         self._probe: _LiveProbe | None = None
         self._shared = SharedEmbedder(embedder, own, self._batch_ended)
         self._measure = FairThreads("header", _MEASURING)
         self._decode = FairThreads("decode", max(_MEASURING, decoding.workers))
-        self._unit = 0.0  # seconds of the model for a number of an input; of texts and pictures
+        self._answer = FairThreads("answer", _ANSWERING)
+        self._ready = FairThreads("ready", 1)
         self._probe = probe = _LiveProbe(self._shared, self.metrics)
+        # Seconds of the model for a number of an input, of texts and pictures. Not measured again:
+        # who comes again as told must not have become dearer meanwhile.
         self._size, self._unit = probe.size, probe.unit
 
     def close(self) -> None:
         """What is under way is answered; then the threads end."""
         if self._probe is not None:
             self._probe.close()
-        self._measure.close()
-        self._decode.close()
+        for threads in (self._measure, self._decode, self._answer, self._ready):
+            threads.close()
         self._shared.close()
 
-    def ready(self) -> str | None:
+    async def ready(self) -> str | None:
         """Why the probe item has not its known vector now; None where it has."""
-        return None if self._probe is None else self._probe.check()
+        if self._probe is None:
+            return None
+        try:
+            async with asyncio.timeout(_PROBING):
+                return await self._in(self._ready, "", self._probe.check)
+        except TimeoutError:
+            return f"the model has not answered in {_PROBING:g} s"
+
+    async def aside(self, client: str, call: Callable[[], T]) -> T:
+        """What a call gives that takes a while, made in its client's turn."""
+        return await self._in(self._answer, client, call)
 
     async def answers(
         self, contents: Sequence[Item], rows: RowLayout, client: str, skip: bool
@@ -105,7 +134,8 @@ class Service:
             ItemError: an item that fails, without `skip`; `place_of` has its number.
             TurnedAway: there is too much work already.
         """
-        works = [_Work(one, rows) for one in contents]
+        regions = count()
+        works = [_Work(one, rows, regions) for one in contents]
         with _left_set(works):
             answers = await self._measured(works, client, skip)
             admitted = [work for work, known in zip(works, answers, strict=True) if known is None]
@@ -129,14 +159,19 @@ class Service:
             return [None] * len(works)
 
         def measure(work: _Work) -> None:
-            work.cost = self._shared.seconds_of(self._entries(work))
-            if self._longest and work.cost > self._longest and work.rows.layout.window is None:
+            layout = work.rows.layout
+            seconds = self._shared.seconds_of(self._entries(work))
+            if self._longest and seconds > self._longest and layout.window is None:
                 raise TooLong(
-                    f"lasts {work.cost:,.1f} s; this server takes {self._longest:,.0f} s in one "
+                    f"lasts {seconds:,.1f} s; this server takes {self._longest:,.0f} s in one "
                     "piece; `window` cuts it"
                 )
+            overlap = 1.0 if not (layout.window and layout.hop) else layout.window / layout.hop
+            work.cost = seconds * max(1.0, overlap)
 
-        jobs = [self._in(self._measure, client, partial(measure, work), work) for work in works]
+        jobs = [
+            self._in(self._measure, client, partial(measure, work), work.left) for work in works
+        ]
         return [
             None if isinstance(one, ItemAnswer) and one.error is None else one
             for one in await _all(jobs, skip)
@@ -146,6 +181,16 @@ class Service:
         """Numbers of an input, about: of a text four characters are a token."""
         return max(1, len(content) // 4) if isinstance(content, str) else self._size
 
+    def _counting(self, regions: Iterator[int]) -> Callable[[], None]:
+        def count_one() -> None:
+            if next(regions) >= self.limits.regions:
+                raise TooLong(
+                    f"a request may have {self.limits.regions:,} windows, tiles or pages; make "
+                    "them larger, or send fewer items"
+                )
+
+        return count_one
+
     def _entries(self, work: _Work) -> Iterator[Any]:
         channel = work.rows.channel
         return iter(from_objects([work.content], self.modality, channel))
@@ -154,41 +199,40 @@ class Service:
         """Decode an item in its turn, and run it."""
 
         def start() -> Future[ItemRows]:
-            return self._shared.start(self._entries(work), work.rows.layout, work.left)
+            return self._shared.start(
+                self._entries(work), work.rows.layout, work.left, self._counting(work.regions)
+            )
 
-        future = await self._in(self._decode, client, start, work, work.cost)
+        future = await self._in(self._decode, client, start, work.left, work.cost)
         found = await asyncio.wrap_future(future)
-        owed.pay(work.cost)
         failed = next((one for one in found.rows if isinstance(one, Failure)), None)
-        if failed is not None:
-            return ItemAnswer(error=failed)
-        rows = [one for one in found.rows if isinstance(one, Outcome)]
-        return ItemAnswer(rows, size=found.size)
+        owed.pay(work.cost, done=failed is None)
+        return ItemAnswer(found.rows, failed, found.size)
 
     async def _in(
         self,
         threads: FairThreads,
         client: str,
         call: Callable[[], T],
-        work: _Work,
+        left: threading.Event | None = None,
         cost: float = 1.0,
     ) -> T:
         """What a call gives, made in one of these threads."""
         future: Future[T] = Future()
 
         def job() -> None:
-            if work.left.is_set() or not future.set_running_or_notify_cancel():
+            if (left and left.is_set()) or not future.set_running_or_notify_cancel():
                 return  # nobody waits for it
             try:
                 future.set_result(call())
             except BaseException as error:
-                future.set_exception(error)
+                future.set_exception(as_exception(error))
 
         threads.put(client, job, cost)
         return await asyncio.wrap_future(future)
 
     def _counted(self, answer: ItemAnswer) -> ItemAnswer:
-        self.metrics.items.labels("failed" if answer.error else "embedded").inc()
+        self.metrics.items.labels("embedded" if answer.rows else "failed").inc()
         seconds = sum(one.end - (one.start or 0.0) for one in answer.rows if one.end is not None)
         self.metrics.media.inc(max(0.0, seconds))
         return answer
@@ -197,13 +241,16 @@ class Service:
         self.metrics.batch_ended(note)
         if self._probe is not None:
             self._probe.batch_ended(note.sizes)
-        unit = note.seconds / max(1, sum(note.sizes))
-        self._unit = 0.9 * self._unit + 0.1 * unit if self._unit else unit
 
     def vectors(self, rows: Sequence[Outcome]) -> npt.NDArray[np.float32]:
         """(n, d): in the embedder's space, if it has one."""
         raw = raw_vectors(rows, self.embedder.dim)
         return raw if self.embedder.space is None else self.embedder.space(raw)
+
+
+def _longest_piece(embedder: Embedder) -> float | None:
+    model = embedder.classifier.input
+    return _PIECE if model.modality == "audio" and model.seconds is None else None
 
 
 def raw_vectors(rows: Sequence[Outcome], dim: int) -> npt.NDArray[np.float32]:
@@ -217,11 +264,11 @@ class _Owed:
     def __init__(self, admission: Admission, client: str, cost: float) -> None:
         self._admission, self._client, self._left = admission, client, cost
 
-    def pay(self, cost: float) -> None:
-        """An item is done."""
+    def pay(self, cost: float, done: bool) -> None:
+        """An item has ended. done: and was embedded; one that fails says nothing about speed."""
         cost = min(cost, self._left)
         self._left -= cost
-        self._admission.release(self._client, cost, time.monotonic())
+        self._admission.release(self._client, cost, time.monotonic(), done)
 
     def settle(self) -> None:
         """The rest is given up."""
@@ -260,6 +307,8 @@ async def _all(running: Sequence[Coroutine[Any, Any, Any]], skip: bool) -> list[
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for each in running:  # also of a task that was cancelled before it began
+            each.close()
 
 
 class ItemFailed(ItemError):
@@ -296,8 +345,9 @@ class _LiveProbe:
         ]
         self.size = self._items[0].size
         began = time.perf_counter()
-        self._run(self._items[0])
-        self.unit = (time.perf_counter() - began) / max(1, self.size)
+        for _ in range(_WARM):
+            self._run(self._items[0])
+        self.unit = (time.perf_counter() - began) / max(1, self.size) / _WARM
         self._guard, self._told = threading.Lock(), (-math.inf, "")
         self._alike = 0  # the length that regions shared a pass at
         self._stopped = threading.Event()
