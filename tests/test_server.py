@@ -534,6 +534,28 @@ def test_many_who_ask_whether_it_is_ready_hold_up_nobody(
         until(lambda: httpx.get(live.url + "/ready").status_code == 200)
 
 
+def test_what_outlasts_the_grace_is_told_so(
+    embedder: penult.Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(embedder, ServerLimits(grace=0.2)) as live, ThreadPoolExecutor(1) as pool:
+        hold = held_model(monkeypatch)
+        asked = pool.submit(live.embed, wav(clip(1.0)))
+        until(lambda: live.metric("penult_waiting_seconds") > 0)
+        live.gate.stopping = True
+        answer = asked.result()
+        hold.set()
+    assert answer.status_code == 503 and "retry-after" in answer.headers
+
+
+def test_connections_without_requests_make_room(embedder: penult.Embedder) -> None:
+    with running(embedder, ServerLimits(connections=20, grace=5.0)) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        idle = [socket.create_connection((host, int(port))) for _ in range(60)]
+        assert live.embed(wav(clip(1.0))).status_code == 200
+        for one in idle:
+            one.close()
+
+
 def held_model(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """No pass begins before this is set."""
     hold, rows = threading.Event(), Runner._rows

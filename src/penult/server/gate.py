@@ -29,6 +29,7 @@ OPEN = ("/health", "/ready")  # without a key
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BODIES = 8  # largest bodies that are in memory at once
 _SHORTEST = 8  # letters of a key
+_LEFT = 499  # status of a request whose client left without an answer
 _PART = 1 << 18  # bytes of an answer that are sent in one piece
 
 
@@ -102,7 +103,7 @@ class Gate:
         if scope["type"] != "http":
             await self._routes(scope, receive, send)
             return
-        began, status = time.perf_counter(), 499  # of a client that left without an answer
+        began, status = time.perf_counter(), _LEFT
 
         async def sent(message: Message) -> None:
             nonlocal status
@@ -124,6 +125,11 @@ class Gate:
             if error.status in (429, 503):
                 headers["Retry-After"] = "1"
             await _answer(sent, error.status, document, headers)
+        except asyncio.CancelledError:
+            if not self.stopping or status != _LEFT:
+                raise
+            document = error_document("the server stops", "server_error", "stopping")
+            await _answer(sent, 503, document, {"Retry-After": "1"})
         except (TimeoutError, ConnectionError):
             log.info("a client was given up that did not read its answer")
             raise

@@ -23,13 +23,18 @@ _BACKLOG = 2048
 
 class _Connection(H11Protocol):
     """A connection that is closed where the head of a request does not arrive in time: a client
-    that sends a letter now and then keeps none open for ever."""
+    that sends a letter now and then keeps none open for ever. Where there are as many as there may
+    be, the one that has been without a request for longest makes room."""
 
     _timer: asyncio.TimerHandle | None = None
+    _idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._idle_since = time.monotonic()
         self._watch()
+        if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -42,6 +47,7 @@ class _Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """What of the answer is not taken by then is given up."""
         super().on_response_complete()
+        self._idle_since = time.monotonic()
         if self.transport.is_closing():
             self.loop.call_later(_KEPT, self.transport.abort)
 
@@ -50,8 +56,21 @@ class _Connection(H11Protocol):
         super().timeout_keep_alive_handler()
         self.transport.abort()
 
+    def _make_room(self) -> None:
+        own = [one for one in self.connections if isinstance(one, _Connection)]
+        idle = [one for one in own if one.is_idle and one is not self]
+        if idle:
+            longest = min(idle, key=lambda one: one._idle_since)
+            self.connections.discard(longest)
+            longest.transport.abort()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return self.cycle is None or self.cycle.response_complete
+
     def _watch(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
+        if not self.is_idle:
             self._end()
         elif self._timer is None:
             self._timer = self.loop.call_later(_HEAD, self._late)
