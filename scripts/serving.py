@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,7 +43,7 @@ def ask(connection: http.client.HTTPConnection, route: str, body: bytes) -> None
     answer = connection.getresponse()
     content = answer.read()
     if answer.status != 200:
-        raise SystemExit(f"{route}: {answer.status} {content[:200]!r}")
+        raise RuntimeError(f"{route}: {answer.status} {content[:200]!r}")
 
 
 def clients(options: argparse.Namespace) -> dict[str, Any]:
@@ -77,11 +78,9 @@ def clients(options: argparse.Namespace) -> dict[str, Any]:
             with lock:
                 times.append(time.perf_counter() - max(asked, began + start))
 
-    threads = [threading.Thread(target=client) for _ in range(options.clients)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    with ThreadPoolExecutor(options.clients) as threads:
+        for one in [threads.submit(client) for _ in range(options.clients)]:
+            one.result()  # which raises what the client did
     return {
         "seconds": time.perf_counter() - began,
         "cpu": time.process_time() - cpu,
@@ -108,6 +107,9 @@ class Api(litserve.LitAPI):
         content = base64.b64decode(request["input"][0].partition(",")[2])
         return soundfile.read(io.BytesIO(content), dtype="float32")[0]
 
+    def batch(self, waves):
+        return waves
+
     def predict(self, waves):
         how = {"sampling_rate": 16_000, "return_tensors": "pt", "padding": True}
         inputs = self.extractor(waves, return_attention_mask=True, **how)
@@ -120,6 +122,9 @@ class Api(litserve.LitAPI):
         )[..., None]
         vectors = (hidden * mask).sum(1) / mask.sum(1)
         return list(zip(logits.argmax(-1).tolist(), vectors.numpy()))
+
+    def unbatch(self, outputs):
+        return outputs
 
     def encode_response(self, output):
         vector = base64.b64encode(output[1].astype("<f4").tobytes()).decode()
