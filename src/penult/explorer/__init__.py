@@ -1,0 +1,1 @@
+"""The explorer: one page on a collection, to see it, hear it and teach it classes."""

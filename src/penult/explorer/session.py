@@ -1,0 +1,55 @@
+"""A session of the explorer: one collection, and what is made of it once, when it is first needed."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from penult.collection.collection import Collection
+from penult.explorer.rows import RowTable
+from penult.explorer.teaching import TeachingLoop
+from penult.explorer.vectors import VectorMatrix
+
+if TYPE_CHECKING:
+    from penult.embedding.embedder import Embedder
+
+
+class Explorer:
+    """A collection as the page sees it. Threads may share one.
+
+    id: names this session, for pages that were opened in an earlier one.
+    """
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection
+        self.id = secrets.token_hex(8)
+        self._guard = threading.Lock()
+        self._embedder: Embedder | None = None
+
+    @cached_property
+    def rows(self) -> RowTable:
+        """Its rows and their numbers."""
+        return RowTable(self.collection)
+
+    @cached_property
+    def vectors(self) -> VectorMatrix:
+        """The vectors of all rows."""
+        return VectorMatrix(self.collection, self.rows)
+
+    @cached_property
+    def teaching(self) -> TeachingLoop:
+        """Classes as they are taught."""
+        return TeachingLoop(self.collection, self.rows, self.vectors)
+
+    def embedder(self) -> Embedder:
+        """The embedder of the collection, opened once.
+
+        Raises:
+            PenultError: the model cannot be opened.
+        """
+        with self._guard:
+            if self._embedder is None:
+                self._embedder = self.collection.embedder()
+            return self._embedder
