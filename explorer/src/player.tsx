@@ -1,7 +1,6 @@
 /** Hear and see the current sound: transport, how it is drawn, a part of it to search with. */
 
-import { shortcut } from "./app";
-import { app } from "./app";
+import { app, shortcut } from "./app";
 import { searchPart } from "./searching";
 import { CONTEXTS, SPEEDS, WINDOWS, settings } from "./settings";
 import { audio, part, pause, play, playhead, playing, seek, silent, sound, toggle, trouble, waiting } from "./sound";
@@ -58,7 +57,7 @@ function Transport() {
     <div class="transport" role="group" aria-label="Playing">
       <button
         type="button"
-        class="round primary"
+        class="icon-button primary round"
         data-testid="play"
         data-playing={playing.value}
         aria-label={playing.value ? "Pause" : "Play"}
@@ -71,7 +70,7 @@ function Transport() {
       </button>
       <button
         type="button"
-        class="toggle"
+        class="button"
         data-testid="loop"
         aria-pressed={settings.loop.value}
         onClick={() => (settings.loop.value = !settings.loop.value)}
@@ -80,9 +79,10 @@ function Transport() {
       </button>
       <Clock />
       <span class="spacer" />
-      <label class="field">
-        <span>Speed</span>
+      <label class="labelled">
+        <span class="label">Speed</span>
         <select
+          class="field"
           data-testid="speed"
           value={String(settings.speed.value)}
           onChange={(event) => (settings.speed.value = Number(event.currentTarget.value))}
@@ -92,9 +92,10 @@ function Transport() {
           ))}
         </select>
       </label>
-      <label class="field">
-        <span>Pitch</span>
+      <label class="labelled">
+        <span class="label">Pitch</span>
         <select
+          class="field"
           data-testid="pitch"
           value={settings.pitch.value}
           onChange={(event) => (settings.pitch.value = event.currentTarget.value as "kept" | "falls")}
@@ -103,9 +104,10 @@ function Transport() {
           <option value="falls">follows speed</option>
         </select>
       </label>
-      <label class="field">
-        <span>Context</span>
+      <label class="labelled">
+        <span class="label">Context</span>
         <select
+          class="field"
           data-testid="context"
           value={String(settings.context.value)}
           onChange={(event) => (settings.context.value = Number(event.currentTarget.value))}
@@ -122,9 +124,10 @@ function Transport() {
 function Hertz({ of, name, words }: { of: typeof settings.low; name: string; words: string }) {
   const rate = sound.value?.rate;
   return (
-    <label class="field">
-      <span>{words}</span>
+    <label class="labelled">
+      <span class="label">{words}</span>
       <input
+        class="field"
         type="number"
         min="0"
         step="100"
@@ -148,9 +151,10 @@ const PALETTES: [Palette, string][] = [["magma", "magma"], ["viridis", "viridis"
 function Drawing() {
   return (
     <div class="drawing" role="group" aria-label="Spectrogram">
-      <label class="field">
-        <span>Scale</span>
+      <label class="labelled">
+        <span class="label">Scale</span>
         <select
+          class="field"
           data-testid="freq-scale"
           value={settings.scale.value}
           onChange={(event) => (settings.scale.value = event.currentTarget.value as Scale)}
@@ -162,9 +166,10 @@ function Drawing() {
       </label>
       <Hertz of={settings.low} name="freq-low" words="From Hz" />
       <Hertz of={settings.high} name="freq-high" words="to Hz" />
-      <label class="field">
-        <span>Window</span>
+      <label class="labelled">
+        <span class="label">Window</span>
         <select
+          class="field"
           data-testid="window-size"
           value={String(settings.window.value)}
           onChange={(event) => (settings.window.value = Number(event.currentTarget.value))}
@@ -175,9 +180,10 @@ function Drawing() {
           ))}
         </select>
       </label>
-      <label class="field">
-        <span>Colours</span>
+      <label class="labelled">
+        <span class="label">Colours</span>
         <select
+          class="field"
           data-testid="palette"
           value={settings.palette.value}
           onChange={(event) => (settings.palette.value = event.currentTarget.value as Palette)}
@@ -187,8 +193,8 @@ function Drawing() {
           ))}
         </select>
       </label>
-      <label class="field wide">
-        <span>Contrast</span>
+      <label class="labelled wide">
+        <span class="label">Contrast</span>
         <input
           type="range"
           min="0"
@@ -220,6 +226,7 @@ function PartBar() {
   if (!drawn) return <div class="part-bar hint">Drag over the sound to pick a part of it.</div>;
   const edge = (name: "from" | "to") => (
     <input
+      class="field"
       type="number"
       step="0.01"
       aria-label={name === "from" ? "The part begins at, seconds" : "The part ends at, seconds"}
@@ -238,11 +245,11 @@ function PartBar() {
       <span aria-hidden="true">–</span>
       {edge("to")}
       <span>s</span>
-      <button type="button" class="primary" data-testid="search-region" onClick={() => void searchDrawn()}>
+      <button type="button" class="button primary" data-testid="search-region" onClick={() => void searchDrawn()}>
         Search for this
       </button>
-      <button type="button" data-testid="part-play" onClick={() => play(drawn.from)}>Play</button>
-      <button type="button" class="plain" data-testid="part-clear" aria-label="Forget the part" onClick={() => (part.value = null)}>
+      <button type="button" class="button" data-testid="part-play" onClick={() => play(drawn.from)}>Play</button>
+      <button type="button" class="icon-button quiet" data-testid="part-clear" aria-label="Forget the part" onClick={() => (part.value = null)}>
         ✕
       </button>
     </div>
@@ -260,7 +267,7 @@ function Expansion() {
     if (sound.value) seek(0);
   };
   return (
-    <button type="button" class="toggle" data-testid="expansion" aria-pressed={expanded} onClick={change}>
+    <button type="button" class="button" data-testid="expansion" aria-pressed={expanded} onClick={change}>
       Ultrasound: ten times slower and lower
     </button>
   );
@@ -270,7 +277,7 @@ export function Player({ row }: { row: Row }) {
   const failed = row.media.error ?? trouble.value;
   if (failed) {
     return (
-      <p class="notice" role="status" data-testid="media-error">
+      <p class="trouble" role="status" data-testid="media-error">
         {failed}
       </p>
     );
