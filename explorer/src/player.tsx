@@ -1,5 +1,6 @@
 /** Hear and see the current sound: transport, how it is drawn, a part of it to search with. */
 
+import { useComputed } from "@preact/signals";
 import { app, shortcut } from "./app";
 import { searchPart } from "./searching";
 import { CONTEXTS, SPEEDS, WINDOWS, settings } from "./settings";
@@ -39,17 +40,16 @@ export async function searchDrawn(): Promise<void> {
 
 function clock(seconds: number): string {
   const minutes = Math.floor(seconds / 60);
-  const rest = (seconds - 60 * minutes).toFixed(2).padStart(5, "0");
-  return `${minutes}:${rest}`;
+  return `${minutes}:${(seconds - 60 * minutes).toFixed(1).padStart(4, "0")}`;
 }
 
+/** Where it plays, in the time of the recording. */
 function Clock() {
-  const one = sound.value;
-  return (
-    <span class="clock">
-      {one ? `${clock(one.begins + Math.min(playhead.value, one.seconds))} / ${clock(one.begins + one.seconds)}` : "–"}
-    </span>
-  );
+  const words = useComputed(() => {
+    const one = sound.value;
+    return one ? `${clock(one.begins + Math.min(playhead.value, one.seconds))} / ${clock(one.begins + one.seconds)}` : "–";
+  });
+  return <span class="clock">{words}</span>;
 }
 
 function Transport() {
@@ -78,7 +78,15 @@ function Transport() {
         Loop
       </button>
       <Clock />
-      <span class="spacer" />
+      <Tempo />
+    </div>
+  );
+}
+
+/** Speed, pitch, and what is played around the region. */
+function Tempo() {
+  return (
+    <div class="tempo">
       <label class="labelled">
         <span class="label">Speed</span>
         <select

@@ -17,7 +17,7 @@ export const settings = {
   low: signal<number | null>(null), // Hz
   high: signal<number | null>(null),
   window: signal(0), // samples; 0 is what suits the rate
-  contrast: signal(0.5),
+  contrast: signal(0.4),
   palette: signal<Palette>("magma"),
   annotator: signal(""),
 };

@@ -27,7 +27,8 @@ export const audio = document.createElement("audio");
 audio.preload = "auto";
 audio.dataset.testid = "audio";
 
-export const sound: Signal<Sound | null> = signal(null);
+export const sound: Signal<Sound | null> = signal(null); // what is drawn
+let heard: Sound | null = null; // what is played: drawn a moment later, so that drawing delays no sound
 export const waiting = signal(false);
 export const trouble: Signal<string | null> = signal(null);
 export const playing = signal(false);
@@ -201,10 +202,13 @@ async function open(media: Media, context: number): Promise<void> {
     }
     const one = await fetchSound(media, context);
     if (mine !== turn) return;
-    sound.value = one;
+    heard = one;
     tune(one);
     if (listen && audio.paused) start();
     else if (settings.playAtOnce.peek() && !listen) silent.value = true;
+    if (listen) await begun();
+    if (mine !== turn) return;
+    sound.value = one;
   } catch (error) {
     if (mine !== turn) return;
     close();
@@ -213,7 +217,21 @@ async function open(media: Media, context: number): Promise<void> {
   if (mine === turn) waiting.value = false;
 }
 
+const PATIENCE = 150; // milliseconds
+
+/** Once the element plays, or does not so soon. */
+function begun(): Promise<void> {
+  return new Promise((done) => {
+    const timer = setTimeout(done, PATIENCE);
+    audio.addEventListener("playing", () => {
+      clearTimeout(timer);
+      done();
+    }, { once: true });
+  });
+}
+
 function close(): void {
+  heard = null;
   audio.pause();
   audio.removeAttribute("src");
   audio.load();
@@ -242,5 +260,5 @@ effect(() => {
 
 effect(() => {
   void [settings.speed.value, settings.pitch.value, settings.loop.value, part.value];
-  tune(sound.value);
+  tune(heard);
 });

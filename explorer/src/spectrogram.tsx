@@ -89,7 +89,7 @@ function Overlays({ one }: { one: Sound }) {
   const head = useRef<HTMLDivElement>(null);
   useSignalEffect(() => {
     const at = playhead.value;
-    if (head.current) head.current.style.left = share(one, at);
+    if (head.current) head.current.style.transform = `translateX(${share(one, at)})`;
   });
   const [from, to] = one.region;
   const drawn = part.value;
