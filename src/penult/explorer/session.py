@@ -1,4 +1,4 @@
-"""A session of the explorer: one collection, and what is made of it once, when it is first needed."""
+"""A session of the explorer: one collection, and what is made of it when it is first needed."""
 
 from __future__ import annotations
 
@@ -53,3 +53,8 @@ class Explorer:
             if self._embedder is None:
                 self._embedder = self.collection.embedder()
             return self._embedder
+
+    def close(self) -> None:
+        """Give back what the session holds."""
+        if "vectors" in self.__dict__:
+            self.vectors.close()

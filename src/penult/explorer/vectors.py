@@ -23,3 +23,6 @@ class VectorMatrix:
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(k, d): vectors of these rows."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back memory and files."""
