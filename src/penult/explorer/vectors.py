@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from penult.analysis.space import unit
 from penult.collection.collection import Collection
 from penult.explorer.rows import RowTable
 
@@ -18,11 +19,19 @@ class VectorMatrix:
     def products(self, directions: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, m): the inner product of each row with each of the directions (m, d); NaN where a row
         has no finite vector, or is gone."""
-        raise NotImplementedError
+        found: npt.NDArray[np.float32] = self._matrix() @ directions.T
+        return found
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(k, d): vectors of these rows."""
-        raise NotImplementedError
+        return self._matrix()[rows]
+
+    def _matrix(self) -> npt.NDArray[np.float32]:
+        keys, vectors = self._collection.reader.vectors()
+        numbers = self._rows.numbers(keys)
+        found = np.full((len(self._rows), vectors.shape[1]), np.nan, np.float32)
+        found[numbers[numbers >= 0]] = unit(vectors)[numbers >= 0]
+        return found
 
     def close(self) -> None:
         """Give back memory and files."""
