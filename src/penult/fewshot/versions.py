@@ -537,6 +537,20 @@ class Ledger:
         former = marks_of(taught.examples)
         return Change(words, _changes(former, marks), {}, taught.examples.keys)
 
+    @property
+    def last(self) -> str | None:
+        """The id of the last change that was not undone."""
+        changes = _standing(self.store.records())
+        return changes[-1].id if changes else None
+
+    def take_back(self, change: str | None) -> bool:
+        """Append that a change is undone, whose marks were taken back; whether it was the last one,
+        which alone can be."""
+        if change is None or self.last != change:
+            return False
+        self.store.append(LedgerEntry.of(UNDONE, {"when": now(), "of": change}), [])
+        return True
+
     def differs(self, version: TaughtVersion, fitted: FittedClasses) -> float:
         """The largest difference of probabilities from those that a version had for its first
         examples; 0 within rounding."""
