@@ -63,7 +63,7 @@ function LikeButtons() {
         More like this <kbd class="kbd">+</kbd>
       </button>
       <button type="button" class="button" data-testid="less-like" aria-keyshortcuts="-" disabled={off} onClick={lessLike}>
-        Less <kbd class="kbd">−</kbd>
+        Less like it <kbd class="kbd">−</kbd>
       </button>
     </div>
   );
@@ -170,8 +170,8 @@ export function Results() {
       <header class="results-head">
         <h2 class="panel-title clip" title={list?.title} data-testid="results-title">{list?.title ?? "List"}</h2>
         <span class="soft small" data-testid="results-count">{list ? `${count.toLocaleString("en")}${more.value ? "+" : ""}` : ""}</span>
+        <LikeButtons />
       </header>
-      <LikeButtons />
       <Likes />
       {list && count > 0 && <Rows />}
       {list && !count && <p class="nothing">No row is like that{searching.value ? " yet" : ""}.</p>}

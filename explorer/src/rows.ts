@@ -1,7 +1,7 @@
-/** Rows as the server tells them, kept until a mark changes them. */
+/** Rows as the server has them, kept until something changes there. */
 
 import { effect, signal } from "@preact/signals";
-import { attempt, get } from "./api";
+import { attempt, changes, get } from "./api";
 import { app } from "./app";
 import { settings } from "./settings";
 import { fetchSound } from "./sound";
@@ -33,8 +33,8 @@ export async function prefetch(row: number | undefined): Promise<void> {
 
 let shown = -1;
 
-/** Marks have changed: the current row is told anew, the others when they are next shown. */
-export function forget(): void {
+/** Something has changed: the current row is read anew, the others when they are next shown. */
+function forget(): void {
   whole.clear();
   const row = app.current.peek();
   if (row !== null) void show(row);
@@ -82,18 +82,22 @@ export async function wantShort(rows: number[]): Promise<void> {
   }
 }
 
-let version = -1;
-let session: string | undefined;
-effect(() => { // what another process changes is asked for anew
+let known: { version: number; session: string; rows: number } | null = null;
+let own = 0; // changes of this page when the state was last read
+effect(() => {
   const state = app.state.value;
-  if (!state || state.version === version) return;
-  if (session !== undefined && session !== state.session) shorts.value = new Map();
-  if (version >= 0) {
-    asked.clear();
-    epoch.value = epoch.peek() + 1;
+  if (!state || state.version === known?.version) return;
+  if (known) {
+    const others = changes.peek() === own || state.rows !== known.rows;
+    if (state.session !== known.session) shorts.value = new Map();
+    if (others) { // what another process changed is asked for anew; marks of this page change no list
+      asked.clear();
+      epoch.value = epoch.peek() + 1;
+    }
     forget();
   }
-  [version, session] = [state.version, state.session];
+  own = changes.peek();
+  known = state;
 });
 
 /** The address of a small picture of a row. */

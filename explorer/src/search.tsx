@@ -1,37 +1,15 @@
-/** Search: by the current row, a text, a file, the microphone. */
+/** Search: by the current row, a file, the microphone. */
 
 import { useSignal, type Signal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { app } from "./app";
 import { record, type Recording } from "./microphone";
-import { filter, findText, searchCurrent, searchFile, searching, searchLikes } from "./searching";
+import { filter, searchCurrent, searchFile, searching, searchLikes } from "./searching";
 
 const LONGEST = 60; // seconds of a recording
 
 function complain(error: unknown): void {
   app.message.value = { kind: "error", words: error instanceof Error ? error.message : String(error) };
-}
-
-function Find() {
-  const text = useSignal("");
-  const submit = (event: Event) => {
-    event.preventDefault();
-    if (text.value.trim()) void findText(text.value.trim());
-  };
-  return (
-    <form class="find" role="search" onSubmit={submit}>
-      <input
-        class="field"
-        type="search"
-        data-testid="find"
-        aria-label="Text in ids, labels and metadata"
-        placeholder="Text in ids, labels, metadata"
-        value={text}
-        onInput={(event) => (text.value = event.currentTarget.value)}
-      />
-      <button type="submit" class="button" data-testid="find-go">Find</button>
-    </form>
-  );
 }
 
 /** Seconds and level while it records. */
@@ -166,8 +144,7 @@ export function Search() {
         take(event.dataTransfer?.files);
       }}
     >
-      <Find />
-      <h3 class="label">By example</h3>
+      <h2 class="panel-title">Search by example</h2>
       <Examples choose={() => input.current?.click()} recording={recording} />
       {recording.value && <Recorder recording={recording.value} end={() => void stopRecording(recording)} />}
       <input

@@ -23,7 +23,7 @@ function Choose() {
         class="field"
         data-testid="teach-class"
         aria-label="Name of a class to teach"
-        placeholder="Name of a class, such as wren song"
+        placeholder="Name of a class"
         list="taught-classes"
         autocomplete="off"
         maxLength={200}
@@ -66,8 +66,7 @@ export function MarkButtons() {
           disabled={off}
           onClick={() => mark(name)}
         >
-          <MarkIcon of={name} />
-          <span>{words}</span>
+          <span class="mark-words"><MarkIcon of={name} />{words}</span>
           <kbd class="kbd">{key}</kbd>
         </button>
       ))}
@@ -113,7 +112,7 @@ function Score({ name }: { name: string }) {
   const held = taught.value?.held_out;
   const score = held?.average_precision ?? null;
   const history = grown.value.get(name) ?? [];
-  const points = history.map((v, i) => `${history.length > 1 ? (100 * i) / (history.length - 1) : 100},${30 - 28 * v}`);
+  const points = history.map((v, i) => `${(100 * i) / Math.max(1, history.length - 1)},${30 - 28 * v}`);
   const x = (value: number) => `${100 * Math.max(0, Math.min(1, value))}%`;
   return (
     <div class="held-out" data-testid="held-out" data-score={score ?? ""}>
@@ -131,9 +130,11 @@ function Score({ name }: { name: string }) {
         )}
         {score !== null && <circle cx={x(score)} cy="6" r="4" />}
       </svg>
-      <svg class="growth" viewBox="0 0 100 32" preserveAspectRatio="none" aria-hidden="true">
-        {points.length > 1 && <polyline points={points.join(" ")} />}
-      </svg>
+      {points.length > 1 && (
+        <svg class="growth" viewBox="0 0 100 32" preserveAspectRatio="none" aria-hidden="true">
+          <polyline points={points.join(" ")} />
+        </svg>
+      )}
       <p class="soft small">
         {held?.words || (score === null ? "Comes with a few more examples of yes and of no." : `${held?.examples} examples`)}
       </p>
@@ -157,7 +158,7 @@ function Known({ name }: { name: string }) {
     <div class="known">
       <Score name={name} />
       <p data-testid="expected" title="The sum of calibrated probabilities over all rows">
-        <span class="label">Rows of it among all</span>
+        <span class="label">Expected rows</span>
         <strong>{expected === null ? "–" : `≈ ${Math.round(expected).toLocaleString("en")}`}</strong>
       </p>
       <label class="check">
@@ -192,9 +193,8 @@ function InHand({ name }: { name: string }) {
           </select>
         </label>
         <button type="button" class="button" data-testid="suggest" disabled={!inHand.value?.yes} onClick={resume}>
-          To the suggestions
+          Suggestions
         </button>
-        <span class="spacer" />
         <button type="button" class="button" data-testid="undo" aria-keyshortcuts="z" disabled={taught.value?.can_undo === false} onClick={() => void undo()}>
           Undo
         </button>

@@ -3,7 +3,7 @@
 import { computed, effect, signal, type Signal } from "@preact/signals";
 import { attempt, get, post } from "./api";
 import { app, shortcut, type List } from "./app";
-import { forget, percent } from "./rows";
+import { percent } from "./rows";
 import { settings } from "./settings";
 import type { ClassInfo, Column, Mark, Suggestion, Taught } from "./types";
 
@@ -58,8 +58,6 @@ function take(answer: Taught): void {
       grown.value = new Map(grown.peek()).set(answer.name, [...before, score]);
     }
   }
-  const colour = app.colour.peek();
-  if (answer.name && colour?.id === scoreColumn(answer.name).id) app.colour.value = { ...colour }; // new scores
 }
 
 export function scoreColumn(name: string): Column {
@@ -220,15 +218,21 @@ function takeBack(some: Made[], words: string): void {
   app.current.value = some[0]!.row;
 }
 
-/** Mark the current row, and go on. The mark that it has already is taken away. */
-export function mark(given: Mark): void {
+/** Mark the current row, and go on. Pressed again by hand, a mark is taken away; never by a key, since
+ * one that comes too early means the row that is still on its way. */
+export function mark(given: Mark, byKey = false): void {
   const [name, row] = [app.teaching.peek(), app.current.peek()];
   if (name === null || row === null) {
     const words = row === null ? "Pick a row first: on the map, or in a list." : "Name a class first, in the panel Teach.";
     app.message.value = { kind: "error", words };
     return;
   }
+  if (byKey && hungry && currentMark.peek() !== "none") return;
   const same = currentMark.peek() === given;
+  if (same && byKey) {
+    advance(name, row);
+    return;
+  }
   const one: Made = { name, row, mark: same ? "none" : given, before: marks.peek().get(name)?.get(row) };
   setLocal(name, row, one.mark);
   undone.length = 0;
@@ -243,7 +247,6 @@ export function mark(given: Mark): void {
 
 /** Marks are kept: look whether suggestions run short. */
 function after(name: string): void {
-  forget();
   if (app.teaching.peek() !== name || !(inHand.peek()?.yes ?? 0)) return;
   const left = open(name).length;
   if (left <= AHEAD && (offering() || hungry)) void suggest(false);
@@ -261,7 +264,6 @@ async function turnBack(path: "/api/undo" | "/api/redo", from: Made[], to: Made[
     if (app.teaching.peek() === one.name) app.current.value = one.row;
   }
   app.message.value = { kind: "done", words: answer.words };
-  forget();
 }
 
 export const undo = () => turnBack("/api/undo", done, undone);
@@ -280,7 +282,6 @@ export async function rename(old: string, next: string): Promise<boolean> {
   for (const one of [...done, ...undone]) if (one.name === old) one.name = next;
   take(answer);
   if (app.teaching.peek() === old) teach(next);
-  forget();
   return true;
 }
 
@@ -300,7 +301,6 @@ export async function remove(name: string): Promise<boolean> {
   }
   take(answer);
   if (app.colour.peek()?.id === scoreColumn(name).id) app.colour.value = null;
-  forget();
   return true;
 }
 
@@ -321,9 +321,9 @@ export async function disagreements(): Promise<void> {
   app.list.value = { title: "Marks that disagree", rows: [...notes.keys()], notes };
 }
 
-shortcut({ key: "y", words: "Yes: the row is of the class in hand", group: "Teach", run: () => mark("yes") });
-shortcut({ key: "n", words: "No: it is not", group: "Teach", run: () => mark("no") });
-shortcut({ key: "u", words: "Unsure", group: "Teach", run: () => mark("unsure") });
+shortcut({ key: "y", words: "Yes: the row is of the class in hand", group: "Teach", run: () => mark("yes", true) });
+shortcut({ key: "n", words: "No: it is not", group: "Teach", run: () => mark("no", true) });
+shortcut({ key: "u", words: "Unsure", group: "Teach", run: () => mark("unsure", true) });
 for (const [key, words, run] of [
   ["z", "Undo the last mark", undo],
   ["Ctrl+z", "Undo the last mark", undo],
