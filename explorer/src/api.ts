@@ -1,6 +1,12 @@
 /** Requests to the server. */
 
+import { signal } from "@preact/signals";
 import { app } from "./app";
+
+/** Counts what this page has changed on the server, so that it is read again at once. */
+export const changes = signal(0);
+
+const READS = ["/api/search", "/api/export"]; // sent by POST, and change nothing
 
 export class RequestFailed extends Error {
   constructor(
@@ -36,7 +42,9 @@ export async function bytes(path: string): Promise<ArrayBuffer> {
 
 export async function post<T>(path: string, body: unknown): Promise<T> {
   const headers = { "content-type": "application/json" };
-  return (await answered(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+  const answer = await (await answered(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+  if (!READS.includes(path)) changes.value++;
+  return answer;
 }
 
 export async function upload<T>(path: string, form: FormData): Promise<T> {

@@ -29,7 +29,7 @@ export interface App {
   dislikes: Signal<number[]>;
   message: Signal<{ kind: "error" | "done"; words: string } | null>;
   theme: Signal<"light" | "dark">;
-  tool: Signal<"search" | "teach">; // the panel that is open beside the list
+  tool: Signal<"colours" | "search" | "teach">; // the panel that is open beside the map
 }
 
 export const app: App = {
@@ -45,7 +45,7 @@ export const app: App = {
   dislikes: signal([]),
   message: signal(null),
   theme: signal("light"),
-  tool: signal("search"),
+  tool: signal("colours"),
 };
 
 /** A key of the keyboard and what it does; `?` lists all that were added. */

@@ -1,9 +1,45 @@
 /** Start of the page. */
 
 import "./style.css";
+import "./layout.css";
 import "./panels.css";
 import { render } from "preact";
-import { Detail } from "./detail";
+import { app } from "./app";
+import { chart, frames } from "./chart";
+import { startKeys } from "./keys";
+import { Layout, startLayout } from "./layout";
+import { loaded, startLive } from "./live";
+import { mapKeys } from "./map";
+import { startTheme } from "./theme";
 
+/** What others may read of the map: where a row's point is in the page (CSS pixels; null where it
+ * is not drawn), whether all is loaded and drawn, how many points there are, frames drawn so far. */
+const handle = {
+  screen(row: number): { x: number; y: number } | null {
+    const [map, canvas] = [chart.peek(), document.querySelector(".map-canvas")];
+    const point = map?.at(row) ?? -1;
+    if (!map || !canvas || point < 0) return null;
+    const [left, top] = map.screen(point);
+    const box = canvas.getBoundingClientRect();
+    return { x: box.left + left, y: box.top + top };
+  },
+  get ready(): boolean {
+    return loaded.peek() && (chart.peek() === null || (frames.peek() > 0 && chart.peek()?.points === (app.points.peek() ?? undefined)));
+  },
+  get points(): number {
+    return app.points.peek()?.rows.length ?? 0;
+  },
+  get frames(): number {
+    return frames.peek();
+  },
+};
+
+Object.defineProperty(window, "penult", { value: Object.freeze(handle) });
+
+startTheme();
+startLayout();
+mapKeys();
+startKeys();
 const page = document.getElementById("page");
-if (page) render(<Detail />, page);
+if (page) render(<Layout />, page);
+startLive();
