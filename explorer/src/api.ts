@@ -31,9 +31,9 @@ async function answered(path: string, init?: RequestInit): Promise<Response> {
   return answer;
 }
 
-export async function get<T>(path: string, query: Record<string, string | number> = {}): Promise<T> {
+export async function get<T>(path: string, query: Record<string, string | number> = {}, init?: RequestInit): Promise<T> {
   const words = new URLSearchParams(Object.entries(query).map(([k, v]) => [k, String(v)]));
-  return (await answered(words.size ? `${path}?${words}` : path)).json();
+  return (await answered(words.size ? `${path}?${words}` : path, init)).json();
 }
 
 export async function bytes(path: string): Promise<ArrayBuffer> {

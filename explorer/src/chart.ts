@@ -203,7 +203,7 @@ export class Chart {
     return [
       { count: this.counts[DIMMED], size: 0.8 * size, opacity: 0.28, ...rim },
       { count: this.counts[SHOWN], size, opacity: some ? 0.4 * opacity : opacity, ...rim },
-      { count: this.counts[SELECTED], size: 1.25 * size + 1, opacity: 1, rim: tokenRgb("--map-mark"), rimWidth: size >= 3 ? 1.1 : 0 },
+      { count: this.counts[SELECTED], size: 1.25 * size + 1, opacity: 1, rim: tokenRgb("--map-mark"), rimWidth: size >= 3 ? 0.9 : 0 },
     ];
   }
 

@@ -2,20 +2,21 @@
 
 import { signal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { shortcuts, type Shortcut } from "./app";
 import { CloseIcon } from "./icons";
 import { grouped, Keys } from "./keys";
 
 export const helpOpen = signal(false);
 
 /** Keys that the map takes while it has the focus. */
-const ON_MAP: Shortcut[] = [
-  { key: "Enter", words: "Open the point nearest to the middle (map has the focus)", group: "Map", run: () => {} },
-  { key: "j", words: "Walk to the next nearby point; N too while no class is taught (map has the focus)", group: "Map", run: () => {} },
-  { key: "k", words: "Walk back; P too (map has the focus)", group: "Map", run: () => {} },
-  { key: "x", words: "Take the open point into the selection, or out (map has the focus)", group: "Map", run: () => {} },
-  { key: "Ctrl+a", words: "Select all points that are shown (map has the focus)", group: "Map", run: () => {} },
-];
+const ON_MAP = {
+  group: "On the map, while it has the focus",
+  lines: [
+    { keys: ["Enter"], words: "Open the point nearest to the middle" },
+    { keys: ["j", "k"], words: "Walk on to nearby points, and back; N and P too while no class is taught" },
+    { keys: ["x"], words: "Take the open point into the selection, or out" },
+    { keys: ["Ctrl+a"], words: "Select all points that are shown" },
+  ],
+};
 
 export function Help() {
   const dialog = useRef<HTMLDialogElement>(null);
@@ -42,16 +43,16 @@ export function Help() {
         </header>
         {open && (
           <div class="help-groups">
-            {[...grouped([...shortcuts, ...ON_MAP])].map(([group, keys]) => (
+            {[...grouped(), ON_MAP].map(({ group, lines }) => (
               <section key={group}>
                 <h3>{group}</h3>
                 <dl>
-                  {keys.map((one) => (
-                    <div key={one.key + one.words}>
+                  {lines.map(({ keys, words }) => (
+                    <div key={words}>
                       <dt>
-                        <Keys name={one.key} />
+                        <Keys names={keys} />
                       </dt>
-                      <dd>{one.words}</dd>
+                      <dd>{words}</dd>
                     </div>
                   ))}
                 </dl>

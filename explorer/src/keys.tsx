@@ -51,12 +51,17 @@ const WORDS: Record<string, string> = {
   Escape: "Esc",
 };
 
-/** A key as it is written on keyboards. */
-export function Keys({ name }: { name: string }) {
-  const parts = name === "+" ? ["+"] : name.split("+").filter(Boolean);
+function parts(name: string): string[] {
+  return name.endsWith("++") || name === "+" ? [...name.slice(0, -1).split("+"), "+"].filter(Boolean) : name.split("+");
+}
+
+/** Keys as they are written on keyboards; what they have in common is written once. */
+export function Keys({ names }: { names: string[] }) {
+  const before = names.length > 1 ? parts(names[0]).slice(0, -1) : [];
+  const written = names.length > 1 ? [...before, ...names.map((name) => parts(name).at(-1) ?? "")] : parts(names[0]);
   return (
     <span class="keys">
-      {parts.map((part) => (
+      {written.map((part) => (
         <kbd class="kbd" key={part}>
           {WORDS[part] ?? (part.length === 1 ? part.toUpperCase() : part)}
         </kbd>
@@ -65,8 +70,15 @@ export function Keys({ name }: { name: string }) {
   );
 }
 
-export function grouped(all: Shortcut[]): Map<Shortcut["group"], Shortcut[]> {
-  const groups = new Map<Shortcut["group"], Shortcut[]>();
-  for (const one of all) groups.set(one.group, [...(groups.get(one.group) ?? []), one]);
-  return groups;
+const GROUPS: Shortcut["group"][] = ["Map", "Listen", "List", "Search", "Teach", "Page"];
+
+/** Groups in the order of the page; keys that do the same stand together. */
+export function grouped(): { group: string; lines: { words: string; keys: string[] }[] }[] {
+  return GROUPS.map((group) => {
+    const lines = new Map<string, string[]>();
+    for (const one of shortcuts.filter((each) => each.group === group)) {
+      lines.set(one.words, [...(lines.get(one.words) ?? []), one.key]);
+    }
+    return { group, lines: [...lines].map(([words, keys]) => ({ words, keys })) };
+  }).filter((one) => one.lines.length > 0);
 }

@@ -8,6 +8,7 @@ import { kept } from "./theme";
 import type { Column, RowShort, State } from "./types";
 
 const EVERY = 2000; // ms
+const PATIENCE = 15_000; // ms that an answer may take, once there was one
 const EVERY_HIDDEN = 15_000; // where the page is in the background
 
 /** Why the page is cut off, in words; null while the server answers. */
@@ -56,7 +57,8 @@ export function poll(): Promise<void> {
 async function ask(): Promise<void> {
   try {
     const known = app.state.value;
-    const news = await get<News>("/api/state", known ? { since: known.version } : {});
+    const query: Record<string, number> = known ? { since: known.version } : {};
+    const news = await get<News>("/api/state", query, known ? { signal: AbortSignal.timeout(PATIENCE) } : {});
     cutOff.value = null;
     failed.value = null;
     if (known && news.session !== known.session) await startAnew();

@@ -3,6 +3,7 @@
 import "./style.css";
 import "./layout.css";
 import "./panels.css";
+import { effect } from "@preact/signals";
 import { render } from "preact";
 import { app } from "./app";
 import { chart, frames } from "./chart";
@@ -35,6 +36,16 @@ const handle = {
 };
 
 Object.defineProperty(window, "penult", { value: Object.freeze(handle) });
+
+const FIRST = "penult-first-picture"; // of the performance timeline: when the first map stood
+
+/** `<html data-ready>` stands while `penult.ready` is true, for those who wait for a selector. */
+effect(() => {
+  void [loaded.value, frames.value, app.points.value];
+  const ready = handle.ready;
+  if (ready && !performance.getEntriesByName(FIRST).length) performance.mark(FIRST);
+  document.documentElement.toggleAttribute("data-ready", ready);
+});
 
 startTheme();
 startLayout();

@@ -44,10 +44,10 @@ export function mapKeys(): void {
   shortcut({ key: "=", words: "Zoom in", group, run: () => zoom(1.6) });
   shortcut({ key: "-", words: "Zoom out", group, run: () => zoom(1 / 1.6) });
   shortcut({ key: "0", words: "Show the whole map", group, run: fit });
-  shortcut({ key: "Shift+ArrowLeft", words: "Move the map to the left", group, run: () => pan(0.2, 0) });
-  shortcut({ key: "Shift+ArrowRight", words: "Move the map to the right", group, run: () => pan(-0.2, 0) });
-  shortcut({ key: "Shift+ArrowUp", words: "Move the map up", group, run: () => pan(0, 0.2) });
-  shortcut({ key: "Shift+ArrowDown", words: "Move the map down", group, run: () => pan(0, -0.2) });
+  shortcut({ key: "Shift+ArrowLeft", words: "Move the map", group, run: () => pan(0.2, 0) });
+  shortcut({ key: "Shift+ArrowRight", words: "Move the map", group, run: () => pan(-0.2, 0) });
+  shortcut({ key: "Shift+ArrowUp", words: "Move the map", group, run: () => pan(0, 0.2) });
+  shortcut({ key: "Shift+ArrowDown", words: "Move the map", group, run: () => pan(0, -0.2) });
   shortcut({ key: "l", words: "Draw a lasso (Shift adds to the selection, Alt takes out)", group, run: () => draw("lasso") });
   shortcut({ key: "b", words: "Draw a box", group, run: () => draw("box") });
   shortcut({ key: "Escape", words: "Leave lasso and box; then drop the selection", group, run: leave });

@@ -19,8 +19,8 @@ export function mix(a: Rgb, b: Rgb, share: number): Rgb {
 }
 
 const CATEGORIES: Record<Theme, Rgb[]> = {
-  light: ["#9F0162", "#009F81", "#FF5AAF", "#00FCCF", "#8400CD", "#008DF9", "#00C2F9", "#FFB2FD", "#A40122", "#E20134", "#FF6E3A", "#FFC33B"].map(rgb),
-  dark: ["#9F0162", "#009F81", "#FF5AAF", "#00FCCF", "#8400CD", "#008DF9", "#00C2F9", "#FFB2FD", "#A40122", "#E20134", "#FF6E3A", "#FFC33B"].map(rgb),
+  light: ["#41adff", "#4f5207", "#fb8819", "#0070ae", "#84556a", "#a5b18a", "#82017c", "#4630b5", "#d54f3a", "#8465ee", "#109987", "#d17fc6"].map(rgb),
+  dark: ["#9fb6ff", "#8ea002", "#d5ec48", "#5ff2fe", "#fbbcb4", "#23d770", "#ff6bbb", "#6a5ce0", "#8f6e45", "#be74fb", "#06a693", "#af4697"].map(rgb),
 };
 
 const SHADES = [0, -0.38, 0.42]; // towards black, towards white

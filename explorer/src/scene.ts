@@ -16,7 +16,7 @@ void main() {
 }`;
 
 const FRAGMENT = `#version 300 es
-precision mediump float;
+precision highp float;
 in vec4 colour;
 uniform float size;
 uniform float opacity;
@@ -98,7 +98,8 @@ export class Scene {
     if (!gl) return null;
     try {
       return new Scene(gl);
-    } catch {
+    } catch (error) {
+      console.error(error);
       return null;
     }
   }
