@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.space import unit
+from penult.analysis.space import RAW, Space, unit
 from penult.collection.collection import Collection
 from penult.explorer.rows import RowTable
 
@@ -15,6 +15,7 @@ class VectorMatrix:
 
     def __init__(self, collection: Collection, rows: RowTable) -> None:
         self._collection, self._rows = collection, rows
+        self.space = Space(RAW, collection.reader.require_manifest().dim)
 
     def products(self, directions: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, m): the inner product of each row with each of the directions (m, d); NaN where a row
@@ -32,6 +33,9 @@ class VectorMatrix:
         found = np.full((len(self._rows), vectors.shape[1]), np.nan, np.float32)
         found[numbers[numbers >= 0]] = unit(vectors)[numbers >= 0]
         return found
+
+    def refresh(self) -> None:
+        """Take what has come or gone since."""
 
     def close(self) -> None:
         """Give back memory and files."""
