@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from penult.collection import schema
 from penult.collection.manifest import Manifest, fingerprint_in
@@ -36,6 +38,24 @@ def _short(row: int, found: Mapping[str, Any]) -> dict[str, Any]:
     text = text_in(found, found["region"])
     text = text[:_CUT] if isinstance(text, str) else None
     return {"row": row, **{name: found[name] for name in own}, "text": text}
+
+
+def found_rows(explorer: Explorer, text: str, k: int) -> list[int]:
+    """The first k rows whose id, label or metadata contain a text, in any case of letters."""
+    rows, values = explorer.rows, explorer.values
+    inside = np.zeros(len(rows), bool)
+    for name in ("id", "label", *values.metadata_names()):
+        column = values.by_number(name)
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+            continue
+        texts = column if pa.types.is_string(column.type) else column.cast(pa.string())
+        found = pc.match_substring(texts, text, ignore_case=True).fill_null(False)
+        own = found.to_numpy(zero_copy_only=False)
+        inside[: len(own)] |= own
+    inside &= rows.there[: len(inside)]
+    return [int(row) for row in np.flatnonzero(inside)[:k]]
 
 
 def row_document(explorer: Explorer, row: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -165,6 +166,17 @@ class MediaFiles:
             return _scaled(self._decoded(item, region, target)[0], _FRAME)
 
         return self._kept.get(key, make, _size)
+
+    def path(self, row: Facts) -> Path:
+        """The file of a row.
+
+        Raises:
+            SourceError: it has none, or none is there.
+        """
+        content = self._item(row).content
+        if not isinstance(content, Path):
+            raise SourceError("this row is of a text that is in no file of its own")
+        return content
 
     def document(self, row: Facts) -> dict[str, Any]:
         """For JSON: where the media of a row are, and what their headers say; or why there are

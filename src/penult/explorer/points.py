@@ -20,7 +20,7 @@ from penult.collection.reader import newest_records, read_derived
 from penult.errors import MissingExtra, PenultError
 from penult.explorer.rows import Numbers, RowTable
 from penult.explorer.vectors import VectorMatrix
-from penult.explorer.watch import ROWS, Watch
+from penult.explorer.watch import Watch
 
 log = logging.getLogger(__name__)
 MOST = 1_000_000  # points that a page draws
@@ -60,7 +60,7 @@ class DrawnPoints:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class _PlacedRows:
     """A map. places: (n, 2) by number, NaN where a row has none; in [-1, 1]."""
 
     method: str
@@ -83,7 +83,7 @@ class PointMap:
         self._collection, self._rows, self._vectors = collection, rows, vectors
         self._watch, self._labels, self._most = watch, labels, most
         self._guard = threading.Lock()
-        self._layout: _Layout | None = None
+        self._layout: _PlacedRows | None = None
         self._drawn: tuple[Any, DrawnPoints] | None = None
         self._thread: threading.Thread | None = None
 
@@ -107,7 +107,7 @@ class PointMap:
         if self._thread is not None:
             self._thread.join(patience)
 
-    def _kept(self) -> _Layout | None:
+    def _kept(self) -> _PlacedRows | None:
         """The map that the collection keeps of the most of its rows, the newest of equal ones."""
         reader, best, most = self._collection.reader, None, 0
         for name in [*reversed(newest_records(reader, "maps"))][:_KEPT]:
@@ -120,11 +120,11 @@ class PointMap:
             if there.sum() > most:
                 points = np.stack([found.table[axis].to_numpy() for axis in ("x", "y")], axis=1)
                 method, most = str(found.about.get("method", "map")), int(there.sum())
-                best = _Layout(method, self._placed(numbers[there], points[there]))
+                best = _PlacedRows(method, self._placed(numbers[there], points[there]))
         wanted = min(int(self._rows.there.sum()), projection.MOST[PCA])
         return best if most and most >= _ENOUGH * wanted else None
 
-    def _begun(self) -> _Layout:
+    def _begun(self) -> _PlacedRows:
         """Two directions of variance; a better map is made in a thread."""
         there = np.flatnonzero(self._rows.there)
         found = self._by_variance(there)
@@ -133,21 +133,21 @@ class PointMap:
             self._thread.start()
         return found
 
-    def _by_variance(self, there: Numbers) -> _Layout:
+    def _by_variance(self, there: Numbers) -> _PlacedRows:
         sample = there
         if len(there) > _SAMPLE:
             sample = np.sort(np.random.default_rng(_SEED).choice(there, _SAMPLE, replace=False))
         vectors = self._vectors.take(sample)
         vectors = vectors[np.isfinite(vectors).all(axis=1)]
         if len(vectors) < 2:
-            return _Layout(PCA, self._placed(there, np.zeros((len(there), 2), np.float32)))
+            return _PlacedRows(PCA, self._placed(there, np.zeros((len(there), 2), np.float32)))
         middle = vectors.mean(axis=0)
         _, axes = np.linalg.eigh(np.cov(vectors, rowvar=False).reshape(vectors.shape[1], -1))
         directions = np.ascontiguousarray(axes[:, ::-1][:, :2].T, np.float32)
         places = np.zeros((len(self._rows), 2), np.float32)
         found = self._vectors.products(directions)[: len(places)] - directions @ middle
         places[: len(found), : found.shape[1]] = found
-        return _Layout(PCA, self._placed(there, np.nan_to_num(places[there])))
+        return _PlacedRows(PCA, self._placed(there, np.nan_to_num(places[there])))
 
     def _placed(self, numbers: Numbers, points: Floats) -> Floats:
         """(n, 2) by number, moved into [-1, 1] with the aspect kept."""
@@ -161,7 +161,7 @@ class PointMap:
         try:
             made = self._projected()
             numbers = self._rows.numbers(made.rows)
-            layout = _Layout(
+            layout = _PlacedRows(
                 made.method, self._placed(numbers[numbers >= 0], made.points[numbers >= 0])
             )
             with self._guard:
@@ -181,7 +181,7 @@ class PointMap:
             log.warning("%s; the map is made by t-SNE of a part of the rows", error)
             return derived.make_map(self._collection.reader, method="tsne")
 
-    def _draw(self, layout: _Layout) -> DrawnPoints:
+    def _draw(self, layout: _PlacedRows) -> DrawnPoints:
         there = np.flatnonzero(self._rows.there)
         rows = self._sampled(there) if len(there) > self._most else there
         places = np.full((len(self._rows), 2), np.nan, np.float32)

@@ -51,7 +51,7 @@ class Explorer:
     @cached_property
     def watch(self) -> Watch:
         """What happens in the collection meanwhile."""
-        return Watch(self.collection, self.rows)
+        return Watch(self.collection, self.rows, self._follow)
 
     @cached_property
     def values(self) -> ColourValues:
@@ -75,6 +75,11 @@ class Explorer:
     def media(self) -> MediaFiles:
         """Sounds, pictures and frames of the rows."""
         return MediaFiles(self.collection)
+
+    def _follow(self) -> None:
+        """Rows have come or gone."""
+        if "vectors" in self.__dict__:
+            self.vectors.refresh()
 
     def embedder(self) -> Embedder:
         """The embedder of the collection, opened once.

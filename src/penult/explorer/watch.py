@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +37,15 @@ class Growth:
 
 class Watch:
     """Looks at the files of a collection, in less than a millisecond where nothing has changed.
-    Threads may share one."""
+    follow: called when rows have come or gone. Threads may share one."""
 
-    def __init__(self, collection: Collection, rows: RowTable) -> None:
-        self._collection, self._rows = collection, rows
+    def __init__(
+        self,
+        collection: Collection,
+        rows: RowTable,
+        follow: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._collection, self._rows, self._follow = collection, rows, follow
         self._guard, self._looking = threading.Lock(), threading.Lock()
         self._version = 1
         self._seen = self._stamps()
@@ -81,6 +87,7 @@ class Watch:
             return
         if now[ROWS] != self._seen[ROWS]:
             self._rows.refresh()
+            self._follow()
             ended = time.monotonic()
             self._not_before = ended + _PATIENCE * (ended - began)
         self._seen = now
