@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -125,12 +124,15 @@ class TeachingLoop:
             raise LabelsError("no row to mark; give one or more")
         with self._guard:
             now, keys = self._now(), self._keys(given)
+            self._check(name, given, now.examples.dim)
+            settings = self._settings(now.examples)
             after: dict[Spot, Said] = {}
             for key, mark in keys.items():
-                after |= self._marked(now, key, name, mark, who)
-            before = votes.said_of(now.votes, after)
-            words = _words(name, given)
-            self._commit(_Deed(words, before, after), who, SOURCE, now)
+                after |= _marked(now.votes.get(key, {}), key, name, mark, who, settings.several)
+            words, before = _words(name, given), votes.said_of(now.votes, after)
+            if not votes.is_same(before, after):
+                change = self._commit(now, before, after, who, SOURCE, settings)
+                self._did(_Deed(words, before, after, change), who)
             return self._taught(name, words, who)
 
     def undo(self, who: str) -> dict[str, Any]:
@@ -271,22 +273,13 @@ class TeachingLoop:
                 raise LabelsError(f"row {row} is gone, or has no finite vector; leave it out")
         return dict(zip(self._rows.keys(rows), given.values(), strict=True))
 
-    def _marked(self, now: _Standing, key: Key, name: str, mark: str, who: str) -> dict[Spot, Said]:
-        """What is said of a row once this mark is given: where an item is of one class, it leaves
-        the class that it was of."""
-        held = now.votes.get(key, {})
-        if mark == NONE:
-            return {(key, name): {}}
-        number = self._rows.number(key)
-        checked = Examples.empty(now.examples.dim)
-        checked.with_marks(name, [key], self._vectors.raw([number or 0]), mark)
-        said = {one: each for one, each in held.get(name, {}).items() if one != who}
-        found: dict[Spot, Said] = {(key, name): said | {who: mark}}
-        if mark == "yes" and not self._settings(now.examples).several:
-            standing = votes.standing_in({key: held}).get(key, {})
-            others = [n for n, each in standing.items() if each == "yes" and n != name]
-            found |= {(key, other): {} for other in others}
-        return found
+    def _check(self, name: str, given: Mapping[int, str], dim: int) -> None:
+        """Refuse what can be no example."""
+        for mark in MARKS:
+            rows = [row for row, one in given.items() if one == mark]
+            if rows:
+                keys, vectors = self._rows.keys(rows), self._vectors.raw(rows)
+                Examples.empty(dim).with_marks(name, keys, vectors, mark)
 
     def _settings(self, examples: Examples) -> Settings:
         found = Settings.of(self._ledger().settings or {}, {})
@@ -296,18 +289,15 @@ class TeachingLoop:
         fingerprint = fingerprint_in(self._collection.reader.require_manifest())
         return Ledger(CollectionStore(self._collection.reader), fingerprint)
 
-    def _commit(self, deed: _Deed, who: str, source: str, now: _Standing) -> None:
-        """Write what a person does, and keep it for undo."""
-        if votes.is_same(deed.before, deed.after):
-            return
-        settings = self._settings(now.examples)
-        later = self._write(deed.before, deed.after, who, source)
-        change = None
-        if not _stands_same(now.examples, later.examples):
-            ledger = self._ledger()
-            ledger.changed(source, now.examples, later.examples, settings)
-            change = ledger.last
-        self._did(replace(deed, change=change), who)
+    def _commit(
+        self, now: _Standing, before: Mapping[Spot, Said], after: Mapping[Spot, Said], who: str,
+        source: str, settings: Settings,
+    ) -> str | None:  # fmt: skip
+        """Write what changes; gives the change of the ledger, if marks that count changed."""
+        later = self._write(before, after, who, source)
+        if _stands_same(now.examples, later.examples):
+            return None
+        return self._ledger().changed(source, now.examples, later.examples, settings)
 
     def _change(
         self, deed: _Deed, make: Callable[[Examples], Examples], who: str, fits: bool
@@ -342,15 +332,13 @@ class TeachingLoop:
             held = votes.said_of(now.votes, found)
             if not votes.is_same(held, found):
                 raise LabelsError(_overwritten(deed, held, found, back))
-            settings = self._settings(now.examples)
-            later = self._write(found, wanted, who, UNDO if back else SOURCE)
-            ledger, change = self._ledger(), deed.change
-            if not _stands_same(now.examples, later.examples):
-                if not (back and ledger.take_back(deed.change)):
-                    words = UNDO if back else SOURCE
-                    ledger.changed(words, now.examples, later.examples, settings)
-                change = ledger.last
-            given.append(replace(deed, change=change))
+            if back and self._ledger().take_back(deed.change):
+                self._write(found, wanted, who, UNDO)
+            else:
+                source, settings = (UNDO if back else SOURCE), self._settings(now.examples)
+                change = self._commit(now, found, wanted, who, source, settings)
+                deed = replace(deed, change=change)
+            given.append(deed)
             names = list(dict.fromkeys(name for _, name in wanted))
             words = f"{'taken back' if back else 'done again'}: {deed.words}"
             return self._taught(names[0], words, who)
@@ -559,6 +547,22 @@ def _somebody(who: str) -> str:
         return new_name(who)
     except LabelsError as error:
         raise LabelsError(f"who marks needs a name of one line; received {who!r}") from error
+
+
+def _marked(
+    held: Mapping[str, Said], key: Key, name: str, mark: str, who: str, several: bool | None
+) -> dict[Spot, Said]:
+    """What is said of a row once a mark is given. held: what is said of it. several: whether an
+    item may be of several classes; else it leaves the class that it was of."""
+    if mark == NONE:
+        return {(key, name): {}}
+    said = {one: each for one, each in held.get(name, {}).items() if one != who}
+    found: dict[Spot, Said] = {(key, name): said | {who: mark}}
+    if mark == "yes" and not several:
+        standing = votes.standing_in({key: dict(held)}).get(key, {})
+        others = [other for other, each in standing.items() if each == "yes" and other != name]
+        found |= {(key, other): {} for other in others}
+    return found
 
 
 def _of_class(found: Votes, name: str) -> list[tuple[Key, Said]]:
