@@ -219,7 +219,12 @@ export function MapArea() {
       </p>
       <canvas ref={over} class="map-over" aria-hidden="true" />
       <div ref={holder} class="map-names" aria-hidden="true" />
-      {!loaded.value && <div class="map-loading skeleton" />}
+      {!loaded.value && (
+        <div class="map-note">
+          <i class="spinner" />
+          <p>Reading the collection</p>
+        </div>
+      )}
       {loaded.value && <NoPoints />}
       {!canDraw.value && <NoWebgl />}
       <Caption />
