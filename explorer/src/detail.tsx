@@ -8,7 +8,7 @@ import { Frames, Picture, Text } from "./picture";
 import { Player } from "./player";
 import { Thumb, Words } from "./results";
 import { epoch, keepShort, nameOf, percent, shorts, wantShort, whereOf } from "./rows";
-import { MarkIcon } from "./teach";
+import { MarkButtons, MarkIcon } from "./teach";
 import type { Hit, Mark, Row } from "./types";
 
 const FEW = 5; // scores that are shown at first
@@ -47,6 +47,17 @@ function Head({ row }: { row: Row }) {
       </div>
       <p class="soft small clip">{[where, channel, rate, cut].filter(Boolean).join(" · ") || " "}</p>
     </header>
+  );
+}
+
+/** Marks for the class in hand, where the panel that teaches is not in view. */
+function Marks() {
+  if (app.teaching.value === null) return null;
+  return (
+    <div class={`row-marks ${app.tool.value === "teach" ? "" : "wanted"}`}>
+      <p class="label clip">{`Is it “${app.teaching.value}”?`}</p>
+      <MarkButtons name="row-mark" />
+    </div>
   );
 }
 
@@ -225,6 +236,7 @@ export function Detail() {
     <section class="detail" aria-label="Row" aria-busy={row.row !== number} data-testid="detail" data-row={row.row}>
       <Head row={row} />
       <Media row={row} />
+      <Marks />
       <div class="detail-parts">
         <Scores row={row} />
         <Taught row={row} />

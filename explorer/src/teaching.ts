@@ -82,7 +82,7 @@ function open(name: string): number[] {
 }
 
 function note(one: Suggestion): string {
-  return `${one.probability === null ? one.score.toFixed(2) : percent(one.probability)} ${one.reason}`;
+  return one.probability === null ? one.score.toFixed(2) : percent(one.probability);
 }
 
 function append(name: string, page: Page, fresh: boolean): void {
