@@ -7,7 +7,7 @@ import { app } from "./app";
 import { Frames, Picture, Text } from "./picture";
 import { Player } from "./player";
 import { Thumb, Words } from "./results";
-import { epoch, keepShort, nameOf, percent, shorts, wantShort, whereOf } from "./rows";
+import { epoch, keepShort, nameOf, percent, prefetch, shorts, wantShort, whereOf } from "./rows";
 import { MarkButtons, MarkIcon } from "./teach";
 import type { Hit, Mark, Row } from "./types";
 
@@ -181,7 +181,7 @@ function Neighbour({ hit }: { hit: Hit }) {
   const one = shorts.value.get(hit.row);
   return (
     <li>
-      <button type="button" class="neighbour" data-testid="neighbour" data-row={hit.row} title={one?.id} onClick={() => (app.current.value = hit.row)}>
+      <button type="button" class="neighbour" data-testid="neighbour" data-row={hit.row} title={one?.id} onPointerEnter={() => void prefetch(hit.row)} onClick={() => (app.current.value = hit.row)}>
         {one ? <Thumb one={one} size={128} /> : null}
         {one ? <Words one={one} /> : <span class="words"><span class="skeleton line" /></span>}
         <span class="note">{hit.similarity.toFixed(2)}</span>
@@ -235,8 +235,8 @@ export function Detail() {
   return (
     <section class="detail" aria-label="Row" aria-busy={row.row !== number} data-testid="detail" data-row={row.row}>
       <Head row={row} />
-      <Media row={row} />
       <Marks />
+      <Media row={row} />
       <div class="detail-parts">
         <Scores row={row} />
         <Taught row={row} />

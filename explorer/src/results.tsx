@@ -3,7 +3,7 @@
 import { useComputed, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { app, shortcut } from "./app";
-import { epoch, nameOf, shorts, thumbnail, wantShort, whereOf } from "./rows";
+import { epoch, nameOf, prefetch, shorts, thumbnail, wantShort, whereOf } from "./rows";
 import { inHand, lessLike, more, moreLike, searching, searchMore, unlike } from "./searching";
 import { marks } from "./teaching";
 import { MarkIcon } from "./teach";
@@ -109,6 +109,7 @@ function Result({ row, at, height, note }: { row: number; at: number; height: nu
         aria-current={current ? "true" : undefined}
         tabIndex={current ? 0 : -1}
         title={one?.id}
+        onPointerEnter={() => void prefetch(row)}
         onClick={() => (app.current.value = row)}
       >
         <span class="place">{at + 1}</span>

@@ -331,13 +331,12 @@ for (const [key, words, run] of [
   ["Ctrl+Shift+Z", "Redo", redo],
 ] as const) shortcut({ key, words, group: "Teach", run: () => void run() });
 
-let session: string | undefined;
-effect(() => { // numbers of rows are of one session
-  const now = app.state.value?.session;
-  if (session !== undefined && now !== session) {
-    marks.value = new Map();
-    done.length = undone.length = 0;
-    offered = null;
-  }
-  session = now;
+let before = "";
+effect(() => { // numbers of rows are of one session, and marks of one annotator
+  const now = `${app.state.value?.session ?? ""} ${annotator.value}`;
+  if (now === before) return;
+  before = now;
+  marks.value = new Map();
+  done.length = undone.length = 0;
+  offered = null;
 });
