@@ -7,8 +7,8 @@ import { app } from "./app";
 import { Frames, Picture, Text } from "./picture";
 import { Player } from "./player";
 import { Thumb, Words } from "./results";
-import { epoch, keepShort, nameOf, percent, shorts, wantShort, whereOf } from "./rows";
-import { MarkIcon } from "./teach";
+import { epoch, keepShort, nameOf, percent, prefetch, shorts, wantShort, whereOf } from "./rows";
+import { MarkButtons, MarkIcon } from "./teach";
 import type { Hit, Mark, Row } from "./types";
 
 const FEW = 5; // scores that are shown at first
@@ -47,6 +47,17 @@ function Head({ row }: { row: Row }) {
       </div>
       <p class="soft small clip">{[where, channel, rate, cut].filter(Boolean).join(" · ") || " "}</p>
     </header>
+  );
+}
+
+/** Marks for the class in hand, where the panel that teaches is not in view. */
+function Marks() {
+  if (app.teaching.value === null) return null;
+  return (
+    <div class={`row-marks ${app.tool.value === "teach" ? "" : "wanted"}`}>
+      <p class="label clip">{`Is it “${app.teaching.value}”?`}</p>
+      <MarkButtons name="row-mark" />
+    </div>
   );
 }
 
@@ -170,7 +181,7 @@ function Neighbour({ hit }: { hit: Hit }) {
   const one = shorts.value.get(hit.row);
   return (
     <li>
-      <button type="button" class="neighbour" data-testid="neighbour" data-row={hit.row} title={one?.id} onClick={() => (app.current.value = hit.row)}>
+      <button type="button" class="neighbour" data-testid="neighbour" data-row={hit.row} title={one?.id} onPointerEnter={() => void prefetch(hit.row)} onClick={() => (app.current.value = hit.row)}>
         {one ? <Thumb one={one} size={128} /> : null}
         {one ? <Words one={one} /> : <span class="words"><span class="skeleton line" /></span>}
         <span class="note">{hit.similarity.toFixed(2)}</span>
@@ -224,6 +235,7 @@ export function Detail() {
   return (
     <section class="detail" aria-label="Row" aria-busy={row.row !== number} data-testid="detail" data-row={row.row}>
       <Head row={row} />
+      <Marks />
       <Media row={row} />
       <div class="detail-parts">
         <Scores row={row} />

@@ -78,6 +78,15 @@ function Transport() {
         Loop
       </button>
       <Clock />
+      <label class="check small">
+        <input
+          type="checkbox"
+          data-testid="play-at-once"
+          checked={settings.playAtOnce.value}
+          onChange={(event) => (settings.playAtOnce.value = event.currentTarget.checked)}
+        />
+        <span>Play at once</span>
+      </label>
       <Tempo />
     </div>
   );
@@ -213,15 +222,6 @@ function Drawing() {
           onInput={(event) => (settings.contrast.value = event.currentTarget.valueAsNumber)}
         />
       </label>
-      <label class="check">
-        <input
-          type="checkbox"
-          data-testid="play-at-once"
-          checked={settings.playAtOnce.value}
-          onChange={(event) => (settings.playAtOnce.value = event.currentTarget.checked)}
-        />
-        <span>Play at once</span>
-      </label>
     </div>
   );
 }
@@ -256,9 +256,11 @@ function PartBar() {
       <button type="button" class="button primary" data-testid="search-region" onClick={() => void searchDrawn()}>
         Search for this
       </button>
-      <button type="button" class="button" data-testid="part-play" onClick={() => play(drawn.from)}>Play</button>
-      <button type="button" class="icon-button quiet" data-testid="part-clear" aria-label="Forget the part" onClick={() => (part.value = null)}>
-        ✕
+      <button type="button" class="icon-button" data-testid="part-play" aria-label="Play the part" title="Play the part" onClick={() => play(drawn.from)}>
+        <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M8 5l11 7-11 7z" /></svg>
+      </button>
+      <button type="button" class="icon-button quiet" data-testid="part-clear" aria-label="Forget the part" title="Forget the part" onClick={() => (part.value = null)}>
+        <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M6.5 6.5l11 11M17.5 6.5l-11 11" /></svg>
       </button>
     </div>
   );
@@ -298,8 +300,8 @@ export function Player({ row }: { row: Row }) {
       )}
       <Transport />
       <PartBar />
-      <details class="more">
-        <summary>How it is drawn and played</summary>
+      <details class="more" open={settings.drawing.value} onToggle={(event) => (settings.drawing.value = event.currentTarget.open)}>
+        <summary data-testid="drawing">Spectrogram: scale, range, window, contrast</summary>
         <Drawing />
       </details>
       <Expansion />

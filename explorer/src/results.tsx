@@ -3,8 +3,8 @@
 import { useComputed, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { app, shortcut } from "./app";
-import { epoch, nameOf, shorts, thumbnail, wantShort, whereOf } from "./rows";
-import { lessLike, more, moreLike, searching, searchMore, unlike } from "./searching";
+import { epoch, nameOf, prefetch, shorts, thumbnail, wantShort, whereOf } from "./rows";
+import { inHand, lessLike, more, moreLike, searching, searchMore, unlike } from "./searching";
 import { marks } from "./teaching";
 import { MarkIcon } from "./teach";
 import type { RowShort } from "./types";
@@ -46,7 +46,7 @@ function Chip({ row, liked }: { row: number; liked: boolean }) {
 }
 
 function Likes() {
-  if (!app.likes.value.length && !app.dislikes.value.length) return null;
+  if (!inHand.value || (!app.likes.value.length && !app.dislikes.value.length)) return null;
   return (
     <ul class="likes" aria-label="Rows that are searched with">
       {app.likes.value.map((row) => <Chip key={row} row={row} liked />)}
@@ -109,6 +109,7 @@ function Result({ row, at, height, note }: { row: number; at: number; height: nu
         aria-current={current ? "true" : undefined}
         tabIndex={current ? 0 : -1}
         title={one?.id}
+        onPointerEnter={() => void prefetch(row)}
         onClick={() => (app.current.value = row)}
       >
         <span class="place">{at + 1}</span>
@@ -182,7 +183,7 @@ export function Results() {
       )}
       {list && more.value && (
         <button type="button" class="button quiet" data-testid="more-results" disabled={searching.value} onClick={() => void searchMore()}>
-          More of them
+          Show more
         </button>
       )}
     </section>

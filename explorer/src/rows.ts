@@ -4,8 +4,14 @@ import { effect, signal } from "@preact/signals";
 import { attempt, changes, get } from "./api";
 import { app } from "./app";
 import { settings } from "./settings";
-import { fetchSound } from "./sound";
+import { fetchSound, openEarly } from "./sound";
 import type { Row, RowShort } from "./types";
+
+/** Short rows for lists. What is here stays until newer ones have come. */
+export const shorts = signal<ReadonlyMap<number, RowShort>>(new Map());
+export const epoch = signal(0); // grows when rows may have changed
+const asked = new Set<number>();
+const AT_ONCE = 100;
 
 const MOST = 400;
 const whole = new Map<number, Promise<Row>>();
@@ -54,15 +60,12 @@ async function show(row: number): Promise<void> {
 
 effect(() => {
   const row = app.current.value;
-  if (row !== null) void show(row);
-  else app.row.value = null;
+  if (row !== null) {
+    const known = shorts.peek().get(row);
+    if (known) openEarly(known);
+    void show(row);
+  } else app.row.value = null;
 });
-
-/** Short rows for lists. What is here stays until newer ones have come. */
-export const shorts = signal<ReadonlyMap<number, RowShort>>(new Map());
-export const epoch = signal(0); // grows when rows may have changed
-const asked = new Set<number>();
-const AT_ONCE = 100;
 
 export function keepShort(rows: RowShort[]): void {
   const next = new Map(shorts.peek());

@@ -1,8 +1,8 @@
 /** Searches by example: what was asked last, and its answer as the list in hand. */
 
-import { effect, signal } from "@preact/signals";
+import { computed, signal } from "@preact/signals";
 import { attempt, get, post, upload } from "./api";
-import { app, shortcut } from "./app";
+import { app, shortcut, type List } from "./app";
 import { keepShort } from "./rows";
 import type { Hit, RowShort } from "./types";
 
@@ -16,13 +16,19 @@ type Ask = (k: number) => Promise<{ hits: Hit[]; what: string }>;
 
 export const searching = signal(false);
 export const filter = signal(""); // of the rows that may be found, as of --where
-export const more = signal(false); // there may be more hits than are listed
 
 const FIRST = 200;
 const MOST = 10_000;
 let asked: Ask | null = null;
+const answered = signal<List | null>(null); // the list that the last search by example gave
 let length = FIRST;
 let turn = 0;
+
+/** Whether the list in hand is what the last search gave. */
+export const inHand = computed(() => app.list.value !== null && app.list.value === answered.value);
+
+/** Whether there may be more hits than are listed. */
+export const more = computed(() => inHand.value && length < MOST && app.list.value!.rows.length >= length - 1);
 
 async function answer(): Promise<void> {
   const ask = asked;
@@ -34,8 +40,7 @@ async function answer(): Promise<void> {
   searching.value = false;
   if (!found) return;
   const notes = new Map(found.hits.map((hit) => [hit.row, hit.similarity.toFixed(3)]));
-  app.list.value = { title: found.what, rows: found.hits.map((hit) => hit.row), notes };
-  more.value = found.hits.length >= length && length < MOST;
+  answered.value = app.list.value = { title: found.what, rows: found.hits.map((hit) => hit.row), notes };
 }
 
 function begin(ask: Ask): Promise<void> {
@@ -85,12 +90,12 @@ export async function findText(text: string): Promise<void> {
   searching.value = false;
   if (!found) return;
   keepShort(found.rows);
-  more.value = false;
   app.list.value = { title: `Rows with “${text}”`, rows: found.rows.map((one) => one.row), notes: new Map() };
 }
 
 function put(row: number | null, liked: boolean): void {
   if (row === null) return;
+  if (!inHand.value) app.likes.value = app.dislikes.value = []; // those of a search that is over
   const [to, from] = liked ? [app.likes, app.dislikes] : [app.dislikes, app.likes];
   from.value = from.value.filter((one) => one !== row);
   if (!to.value.includes(row)) to.value = [...to.value, row];
@@ -116,8 +121,3 @@ export function searchCurrent(): void {
 shortcut({ key: "s", words: "Search by the current row", group: "Search", run: searchCurrent });
 shortcut({ key: "+", words: "More like the current row", group: "Search", run: moreLike });
 shortcut({ key: "-", words: "Less like the current row", group: "Search", run: lessLike });
-
-effect(() => { // a list from elsewhere has no more hits to ask for
-  const list = app.list.value;
-  if (list && !list.notes.size) more.value = false;
-});

@@ -19,6 +19,7 @@ export const settings = {
   window: signal(0), // samples; 0 is what suits the rate
   contrast: signal(0.4),
   palette: signal<Palette>("magma"),
+  drawing: signal(false), // whether the controls of the spectrogram are open
   annotator: signal(""),
 };
 

@@ -4,7 +4,7 @@ import { effect, signal, type Signal } from "@preact/signals";
 import { bytes } from "./api";
 import { app } from "./app";
 import { settings } from "./settings";
-import type { Media } from "./types";
+import type { Media, RowShort } from "./types";
 import { decode, withRate } from "./wav";
 
 export interface Sound {
@@ -16,6 +16,9 @@ export interface Sound {
   begins: number; // seconds in the recording
   region: [number, number]; // of the row, in seconds of this sound
 }
+
+/** What is needed of a row's media to fetch its sound. */
+type Place = Pick<Media, "url" | "start" | "end"> & Partial<Media>;
 
 /** Seconds of the sound that is shown. */
 export interface Part {
@@ -42,13 +45,13 @@ const SLOWEST_FILE = 8000; // Hz; browsers refuse files far below
 const kept = new Map<string, Promise<Sound>>();
 let held = 0;
 
-function address(media: Media, context: number): string {
+function address(media: Place, context: number): string {
   if (!context || media.start === null) return media.url!;
   const words = new URLSearchParams({ before: String(context), after: String(context) });
   return `${media.url}${media.url!.includes("?") ? "&" : "?"}${words}`;
 }
 
-async function fetched(url: string, media: Media, context: number): Promise<Sound> {
+async function fetched(url: string, media: Place, context: number): Promise<Sound> {
   const all = await bytes(url);
   const { rate, samples } = decode(all);
   const seconds = samples.length / rate;
@@ -60,7 +63,7 @@ async function fetched(url: string, media: Media, context: number): Promise<Soun
 }
 
 /** The sound of a row with context around it; kept for when it is wanted again. */
-export function fetchSound(media: Media, context: number): Promise<Sound> {
+export function fetchSound(media: Place, context: number): Promise<Sound> {
   const url = address(media, context);
   let one = kept.get(url);
   kept.delete(url);
@@ -77,7 +80,7 @@ export function fetchSound(media: Media, context: number): Promise<Sound> {
   return one;
 }
 
-function large(media: Media, context: number): boolean {
+function large(media: Place, context: number): boolean {
   const seconds = (media.end ?? media.seconds ?? 0) - (media.start ?? 0) + 2 * context;
   return 2 * seconds * (media.rate ?? 0) > STREAMED;
 }
@@ -184,7 +187,7 @@ for (const name of ["pause", "ended", "emptied"]) {
 
 let turn = 0;
 
-async function open(media: Media, context: number): Promise<void> {
+async function open(media: Place, context: number): Promise<void> {
   const mine = ++turn;
   const listen = settings.playAtOnce.peek() && (navigator.userActivation?.hasBeenActive ?? true);
   waiting.value = true;
@@ -244,19 +247,33 @@ let opened = "";
 effect(() => {
   const row = app.row.value;
   const context = settings.context.value;
+  if (row && row.row !== app.current.peek()) return; // another is on its way
   const media = row?.media;
   if (!media || media.kind !== "audio" || !media.url || media.error) {
     turn++;
     opened = "";
     waiting.value = false;
-    if (sound.peek()) close();
+    if (heard) close();
     return;
   }
   const name = `${row.row} ${context}`;
-  if (name === opened) return; // the same row with newer marks
+  if (name === opened) return; // the same row with newer marks, or opened early
   opened = name;
   void open(media, context);
 });
+
+const SHORT = 30; // seconds
+
+/** Open the sound of a row of which a list knows enough, while all else of it is on its way. */
+export function openEarly(one: RowShort): void {
+  if (app.state.peek()?.modality !== "audio" || one.end === null || one.end - (one.start ?? 0) > SHORT) return;
+  const context = settings.context.peek();
+  const name = `${one.row} ${context}`;
+  if (name === opened) return;
+  opened = name;
+  const url = `/media/audio?${new URLSearchParams({ id: one.id, region: one.region })}`;
+  void open({ url, start: one.start, end: one.end }, context);
+}
 
 effect(() => {
   void [settings.speed.value, settings.pitch.value, settings.loop.value, part.value];

@@ -49,18 +49,20 @@ function Waveform({ one, width }: { one: Sound; width: number }) {
     const pen = to.getContext("2d")!;
     pen.fillStyle = getComputedStyle(to).color;
     const middle = to.height / 2;
-    const loudest = one.samples.reduce((most, v) => Math.max(most, Math.abs(v)), 1e-4);
+    const [low, high] = [new Float32Array(columns), new Float32Array(columns)];
+    let loudest = 1e-4;
     for (let x = 0; x < columns; x++) {
-      let low = 0;
-      let high = 0;
-      const last = Math.ceil(((x + 1) / columns) * one.samples.length);
+      const last = Math.min(one.samples.length, Math.ceil(((x + 1) / columns) * one.samples.length));
       for (let i = Math.floor((x / columns) * one.samples.length); i < last; i++) {
-        const value = one.samples[i] ?? 0;
-        if (value < low) low = value;
-        else if (value > high) high = value;
+        const value = one.samples[i]!;
+        if (value < low[x]!) low[x] = value;
+        else if (value > high[x]!) high[x] = value;
       }
-      const scale = (0.96 * middle) / loudest;
-      pen.fillRect(x, middle - high * scale, 1, Math.max(1, (high - low) * scale));
+      loudest = Math.max(loudest, -low[x]!, high[x]!);
+    }
+    const scale = (0.96 * middle) / loudest;
+    for (let x = 0; x < columns; x++) {
+      pen.fillRect(x, middle - high[x]! * scale, 1, Math.max(1, (high[x]! - low[x]!) * scale));
     }
   }, [one, width, theme]);
   return <canvas class="wave-canvas" ref={canvas} data-testid="waveform" role="img" aria-label="Waveform" />;

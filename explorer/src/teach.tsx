@@ -44,14 +44,15 @@ const MARKS: [Mark, string, string, string][] = [
   ["unsure", "Unsure", "u", "M8.5 9a3.5 3.5 0 1 1 5 3.2c-1 .5-1.5 1.1-1.5 2.3M12 18v.1"],
 ];
 
-export function MarkIcon({ of }: { of: Mark }) {
+export function MarkIcon({ of, hidden = false }: { of: Mark; hidden?: boolean }) {
   const found = MARKS.find(([name]) => name === of);
   return found ? (
-    <svg class={`mark-icon ${of}`} viewBox="0 0 24 24" role="img" aria-label={found[1]}><path d={found[3]} /></svg>
+    <svg class={`mark-icon ${of}`} viewBox="0 0 24 24" role="img" aria-label={hidden ? undefined : found[1]} aria-hidden={hidden}><path d={found[3]} /></svg>
   ) : null;
 }
 
-export function MarkButtons() {
+/** The three marks. name: what their test ids begin with. */
+export function MarkButtons({ name: prefix }: { name: string }) {
   const off = app.current.value === null || app.teaching.value === null || app.state.value?.read_only;
   return (
     <div class="mark-buttons" role="group" aria-label={`Is the current row ${app.teaching.value ?? "of the class"}?`}>
@@ -60,14 +61,15 @@ export function MarkButtons() {
           key={name}
           type="button"
           class={`mark-button ${name}`}
-          data-testid={`mark-${name}`}
+          data-testid={`${prefix}-${name}`}
           aria-pressed={currentMark.value === name}
           aria-keyshortcuts={key}
           disabled={off}
           onClick={() => mark(name)}
         >
-          <span class="mark-words"><MarkIcon of={name} />{words}</span>
-          <kbd class="kbd">{key}</kbd>
+          <MarkIcon of={name} hidden />
+          <span class="mark-words">{words}</span>
+          <kbd class="kbd" aria-hidden="true">{key}</kbd>
         </button>
       ))}
     </div>
@@ -178,7 +180,7 @@ function InHand({ name }: { name: string }) {
         <h3 class="clip" title={name}>{name}</h3>
         <Counts of={inHand.value} />
       </div>
-      <MarkButtons />
+      <MarkButtons name="mark" />
       <Reason />
       <div class="teach-tools">
         <label class="labelled">

@@ -82,7 +82,7 @@ function open(name: string): number[] {
 }
 
 function note(one: Suggestion): string {
-  return `${one.probability === null ? one.score.toFixed(2) : percent(one.probability)} ${one.reason}`;
+  return one.probability === null ? one.score.toFixed(2) : percent(one.probability);
 }
 
 function append(name: string, page: Page, fresh: boolean): void {
@@ -331,13 +331,12 @@ for (const [key, words, run] of [
   ["Ctrl+Shift+Z", "Redo", redo],
 ] as const) shortcut({ key, words, group: "Teach", run: () => void run() });
 
-let session: string | undefined;
-effect(() => { // numbers of rows are of one session
-  const now = app.state.value?.session;
-  if (session !== undefined && now !== session) {
-    marks.value = new Map();
-    done.length = undone.length = 0;
-    offered = null;
-  }
-  session = now;
+let before = "";
+effect(() => { // numbers of rows are of one session, and marks of one annotator
+  const now = `${app.state.value?.session ?? ""} ${annotator.value}`;
+  if (now === before) return;
+  before = now;
+  marks.value = new Map();
+  done.length = undone.length = 0;
+  offered = null;
 });

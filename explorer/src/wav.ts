@@ -37,7 +37,8 @@ export function decode(bytes: ArrayBuffer): Wav {
   const rate = view.getUint32(format + 4, true);
   const bits = view.getUint16(format + 14, true);
   if (bits !== 16) throw new Error(`The WAV file has ${bits} bits a sample; 16 can be drawn.`);
-  const values = new Int16Array(bytes.slice(data, data + size - (size % (2 * channels))));
+  const count = Math.floor(size / (2 * channels)) * channels;
+  const values = new Int16Array(data % 2 ? bytes.slice(data, data + 2 * count) : bytes, data % 2 ? 0 : data, count);
   const samples = new Float32Array(values.length / channels);
   const scale = 1 / (32768 * channels);
   for (let i = 0, k = 0; i < samples.length; i++) {
