@@ -71,7 +71,10 @@ class _Lock:
         return True
 
     def write(self, text: str) -> None:
-        os.pwrite(self._file, text.encode(), 0)
+        try:
+            os.pwrite(self._file, text.encode(), 0)
+        except OSError as error:  # names no file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def read(self) -> str:
         return os.pread(self._file, 1 << 10, 0).decode("ascii", "replace")
