@@ -8,8 +8,8 @@ long a mark takes until all rows have their new scores.
     python scripts/clicks.py speed --rows 1000000
 
 found: a user who knows the truth answers what the page offers. Each collection is copied, with
-`--each` rows of each class drawn anew for each seed; what is found is the share of the other members
-that are among the answers, beside that among the hits of one query.
+`--each` rows of each class drawn anew for each seed; what is found is the share of the other
+members that are among the answers, beside that among the hits of one query.
 """
 
 from __future__ import annotations
@@ -204,8 +204,9 @@ def speed(asked: Any) -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = parser.add_subparsers(required=True)
     one = parts.add_parser("found")
     one.add_argument("collections", nargs="+")

@@ -374,7 +374,7 @@ class TeachingLoop:
 
     def _prepare(self) -> None:
         """What the first mark would wait for."""
-        import scipy.special
+        import scipy.special  # noqa: F401
         import sklearn.linear_model  # noqa: F401
 
         self._vectors.wait(3600)

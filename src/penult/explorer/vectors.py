@@ -94,6 +94,13 @@ class VectorMatrix:
         with self._filling:
             self._update()
 
+    def close(self) -> None:
+        """End what is read, and refuse whoever waits for it."""
+        if not self._read.is_set():
+            self._error = StoreError("the collection is closed")
+            self._read.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     def usable(self, rows: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """(k,) whether these rows are there, and have a finite vector."""
         self.wait()
@@ -249,6 +256,8 @@ class VectorMatrix:
             vectors = schema.matrix(batch.column("vector"))[kept]
             self._put(numbers, vectors.astype(np.float32), self._runs_of(batch)[kept])
             self._seen += len(batch)
+            if self._error is not None:  # closed
+                return
 
     def _read_few(self, new: Numbers, runs: Numbers) -> None:
         from penult.fewshot.marks import vectors_of
