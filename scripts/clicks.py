@@ -186,7 +186,9 @@ def speed(asked: Any) -> None:
                   + (" (with their lengths)" if turn == 0 else ""), flush=True)  # fmt: skip
         random = np.random.default_rng(0)
         lines = []
-        for turn, row in zip(range(asked.marks), itertools.count(17, 1 + count // 97)):
+        for turn, row in zip(
+            range(asked.marks), itertools.count(17, 1 + count // 97), strict=False
+        ):
             began = time.perf_counter()
             page.mark("call", {row % count: "yes" if turn % 3 == 0 else "no"})
             posted = time.perf_counter() - began
