@@ -166,10 +166,8 @@ def speed(asked: Any) -> None:
     """Print how long a mark and all scores take."""
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         path = Path(asked.keep or folder) / f"speed_{asked.rows}.lance"
-        if path.exists():
-            store = Collection.open(path)
-        else:
-            store = made(path, synthetic(asked.rows), DIM)
+        kept = path.exists()
+        store = Collection.open(path) if kept else made(path, synthetic(asked.rows), DIM)
         began = time.perf_counter()
         page = Page(store)
         count = len(page.explorer.rows)
