@@ -8,8 +8,8 @@ long a mark takes until all rows have their new scores.
     python scripts/clicks.py speed --rows 1000000
 
 found: a user who knows the truth answers what the page offers. Each collection is copied, with
-`--each` rows of each class drawn anew for each seed; what is found is the share of the other members
-that are among the answers, beside that among the hits of one query.
+`--each` rows of each class drawn anew for each seed; what is found is the share of the other
+members that are among the answers, beside that among the hits of one query.
 """
 
 from __future__ import annotations
@@ -166,10 +166,8 @@ def speed(asked: Any) -> None:
     """Print how long a mark and all scores take."""
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         path = Path(asked.keep or folder) / f"speed_{asked.rows}.lance"
-        if path.exists():
-            store = Collection.open(path)
-        else:
-            store = made(path, synthetic(asked.rows), DIM)
+        kept = path.exists()
+        store = Collection.open(path) if kept else made(path, synthetic(asked.rows), DIM)
         began = time.perf_counter()
         page = Page(store)
         count = len(page.explorer.rows)
@@ -186,7 +184,9 @@ def speed(asked: Any) -> None:
                   + (" (with their lengths)" if turn == 0 else ""), flush=True)  # fmt: skip
         random = np.random.default_rng(0)
         lines = []
-        for turn, row in zip(range(asked.marks), itertools.count(17, 1 + count // 97)):
+        for turn, row in zip(
+            range(asked.marks), itertools.count(17, 1 + count // 97), strict=False
+        ):
             began = time.perf_counter()
             page.mark("call", {row % count: "yes" if turn % 3 == 0 else "no"})
             posted = time.perf_counter() - began
@@ -204,8 +204,9 @@ def speed(asked: Any) -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = parser.add_subparsers(required=True)
     one = parts.add_parser("found")
     one.add_argument("collections", nargs="+")

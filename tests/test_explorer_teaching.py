@@ -437,3 +437,10 @@ def test_products_in_every_space(taught: Page, recipe: str) -> None:
     found = matrix.products(directions, space)
     assert np.abs(found - moved @ directions.T).max() < 1e-5
     assert np.abs(matrix.take([5, 2], space) - moved[[5, 2]]).max() < 1e-5
+
+
+def test_what_is_closed_lets_nobody_wait(demo_collection: Path) -> None:
+    matrix = Explorer(penult.Collection.open(demo_collection)).vectors
+    matrix.close()
+    with pytest.raises(PenultError, match="closed"):
+        matrix.take([0])

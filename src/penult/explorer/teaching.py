@@ -14,6 +14,7 @@ from penult.analysis.space import Space, fit
 from penult.collection import lance
 from penult.collection.collection import Collection
 from penult.collection.manifest import fingerprint_in
+from penult.collection.reader import append_labels
 from penult.collection.schema import KEY, Key
 from penult.collection.schema import keys as keys_of
 from penult.data.regions import span_of
@@ -29,6 +30,7 @@ from penult.fewshot.labelling import Groups
 from penult.fewshot.predictions import Location
 from penult.fewshot.suggestions import Ranking, pool_of, shares_of
 from penult.fewshot.suggestions import Suggestion as RankedRow
+from penult.fewshot.vectors import VectorSource
 from penult.fewshot.versions import CollectionStore, Ledger
 from penult.fewshot.votes import Said, Spot, Votes
 from penult.locking import Guard
@@ -38,8 +40,8 @@ Scores = npt.NDArray[np.float32]
 SOURCE, UNDO = "explorer", "explorer undo"  # of records
 NONE = "none"  # in place of a mark: there is none any more
 _AT_ONCE = 1 << 20  # numbers of all rows, up to which a mark waits for a space
-_OFTEN = 1 << 24  # up to which it is fitted after each mark; above, as examples grow by a quarter
-_GROWN = 1.25
+_OFTEN = 1 << 24  # up to which it is fitted behind each mark; above, as examples grow by a half
+_GROWN, _TEN = 1.5, 10
 _MORE = 64  # rows that are looked at beyond those that are asked for
 
 
@@ -110,6 +112,7 @@ class TeachingLoop:
         self._behind = ThreadPoolExecutor(1, "teaching")
         self._pending: dict[str, Future[None]] = {}
         vectors.start()
+        self._behind.submit(self._prepare)
 
     # ---- marks
 
@@ -313,7 +316,7 @@ class TeachingLoop:
     def _write(
         self, before: Mapping[Spot, Said], after: Mapping[Spot, Said], who: str, source: str
     ) -> _Standing:
-        marks.append_labels(self._collection.reader, votes.records(before, after, who, source))
+        append_labels(self._collection.reader, votes.records(before, after, who, source))
         return self._now()
 
     def _did(self, deed: _Deed, who: str) -> None:
@@ -369,6 +372,21 @@ class TeachingLoop:
 
     # ---- scores, inside
 
+    def _prepare(self) -> None:
+        """What the first mark would wait for."""
+        import scipy.special  # noqa: F401
+        import sklearn.linear_model  # noqa: F401
+
+        self._vectors.wait(3600)
+        with self._scoring:
+            self._weak_rows(Examples.empty(self._vectors.space.dim))
+            if self._space is None and self._size > _AT_ONCE:
+                self._space = -1, 0, self._provisional()
+
+    @property
+    def _size(self) -> int:
+        return len(self._rows) * self._vectors.space.dim
+
     def _scored(self, name: str) -> _Scored:
         self._vectors.wait()
         with self._guard:
@@ -392,10 +410,9 @@ class TeachingLoop:
     def _space_for(self, now: _Standing) -> Space:
         """The space of the classes: that of these marks where it is fitted at once, else the one
         that was fitted last."""
-        size = len(self._rows) * now.examples.dim
-        if self._space is None and size > _AT_ONCE:
+        if self._space is None and self._size > _AT_ONCE:
             self._space = -1, 0, self._provisional()
-        if self._space is None or (self._space[0] != now.stamp and size <= _AT_ONCE):
+        if self._space is None or (self._space[0] != now.stamp and self._size <= _AT_ONCE):
             self._fit_space(now)
         assert self._space is not None
         return self._space[2]
@@ -448,9 +465,10 @@ class TeachingLoop:
         """The rows of highest worth that are not known, each span once, as many as are wanted."""
         count = min(len(worth), wanted + len(known) + _MORE)
         while wanted:
-            top = np.argpartition(-worth, count - 1)[:count] if count < len(worth) else \
-                np.arange(len(worth))  # fmt: skip
-            top = top[np.lexsort([top, -worth[top]])]
+            top = np.arange(len(worth))
+            if count < len(worth):
+                top = np.sort(np.argpartition(-worth, count - 1)[:count])
+            top = top[np.argsort(-worth[top], kind="stable")]
             found: dict[Key, int] = {}
             for row in top[np.isfinite(worth[top])].tolist():
                 id, region = self._rows.key(row)
@@ -503,8 +521,8 @@ class TeachingLoop:
         with self._scoring:
             scored = self._score(name, now)
         weak = self._weak_rows(now.examples)
-        taught = ClassSpace(self._collection)
-        grouping = Groups(taught.settings.groups).of(taught.source, now.examples)
+        groups = Groups(self._settings(now.examples).groups)
+        grouping = groups.of(VectorSource.of(self._collection), now.examples)
         held = held_out_marks(now.examples, name, scored.ranking.space, weak, grouping)
         moved = scored.ranking.space(weak)
         others = scored.ranking.scorer(moved)[:, 0] if len(weak) else np.zeros(0)
@@ -532,9 +550,9 @@ class TeachingLoop:
     def _is_due(self, now: _Standing) -> bool:
         if self._space is None or self._space[0] == now.stamp:
             return self._space is None
-        if len(self._rows) * now.examples.dim <= _OFTEN:
+        if self._size <= _OFTEN:
             return True
-        return self._space[0] < 0 or len(now.examples.keys) >= _GROWN * self._space[1]
+        return len(now.examples.keys) >= max(_GROWN * self._space[1], self._space[1] + _TEN)
 
 
 def _somebody(who: str) -> str:

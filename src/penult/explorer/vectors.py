@@ -94,6 +94,13 @@ class VectorMatrix:
         with self._filling:
             self._update()
 
+    def close(self) -> None:
+        """End what is read, and refuse whoever waits for it."""
+        if not self._read.is_set():
+            self._error = StoreError("the collection is closed")
+            self._read.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     def usable(self, rows: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """(k,) whether these rows are there, and have a finite vector."""
         self.wait()
@@ -159,13 +166,13 @@ class VectorMatrix:
                 return former
             lengths = np.ones(number, np.float32)
             lengths[: len(former)] = former
-            changed = self._changed_at[:number] > since
+            changed, quick = self._changed_at[:number] > since, _in_space(space)
 
             def one(span: tuple[Floats, int, int]) -> None:
                 block, start, end = span
                 if changed[start:end].any():
-                    moved = block if space.is_raw else space(block)
-                    own = np.linalg.norm(moved.astype(np.float64), axis=1)
+                    moved = quick(block)
+                    own = np.sqrt(np.einsum("ij,ij->i", moved, moved))
                     lengths[start:end] = np.where(own > 0, own, 1.0)
 
             self._each(one, number)
@@ -249,6 +256,8 @@ class VectorMatrix:
             vectors = schema.matrix(batch.column("vector"))[kept]
             self._put(numbers, vectors.astype(np.float32), self._runs_of(batch)[kept])
             self._seen += len(batch)
+            if self._error is not None:  # closed
+                return
 
     def _read_few(self, new: Numbers, runs: Numbers) -> None:
         from penult.fewshot.marks import vectors_of
@@ -271,7 +280,7 @@ class VectorMatrix:
 
     def _numbers(self, batch: object, limit: int) -> tuple[Numbers, npt.NDArray[np.bool_]]:
         """(the numbers below a limit of the rows of a batch, the mask of these rows)."""
-        every = [self._rows.number(key) for key in schema.keys(batch)]  # type: ignore[arg-type]
+        every = [self._rows.number(key) for key in schema.keys(batch)]
         numbers = np.array([-1 if one is None else one for one in every], np.int64)
         kept = (numbers >= 0) & (numbers < limit)
         return numbers[kept], kept
@@ -290,6 +299,20 @@ def _room(rows: int, dim: int, on_disk: bool) -> Floats:
     with tempfile.TemporaryFile(prefix="penult-vectors-") as file:
         file.truncate(4 * rows * dim)
         return np.memmap(file, np.float32, "r+", shape=(rows, dim))
+
+
+def _in_space(space: Space) -> Callable[[Floats], Floats]:
+    """The vectors of a block in a space; in float32, where only their mean is subtracted."""
+    steps = [step for step in space.steps if step.mean is not None]
+    if len(steps) > 1 or not _is_affine(space) or any(step.along is not None for step in steps):
+        return space
+    if not steps:
+        return lambda block: block
+    mean, factor = steps[0].mean, steps[0].factor
+    if mean is None or factor is None or factor.ndim > 1:
+        return space
+    first, second = mean.astype(np.float32), factor.astype(np.float32)
+    return lambda block: (block - first) * second
 
 
 def _is_affine(space: Space) -> bool:
@@ -317,8 +340,13 @@ def _folded(space: Space, directions: npt.NDArray[np.float64]) -> Multiply:
     mean = np.asarray(steps[0].mean, np.float32)
     offset = (directions @ _at(steps, mean)).astype(np.float32)
 
+    rooms = threading.local()
+
     def multiply(block: Floats, out: Floats) -> None:
-        np.dot(block - mean, weights, out=out)
+        room = getattr(rooms, "room", None)
+        if room is None or len(room) < len(block):
+            room = rooms.room = np.empty_like(block)
+        np.dot(np.subtract(block, mean, out=room[: len(block)]), weights, out=out)
         if offset.any():
             np.add(out, offset, out=out)
 
