@@ -583,3 +583,18 @@ def test_errors_are_documents(page: Page) -> None:
     )
     assert answer.status_code == 400 and answer.json()["error"]["message"]
     page.get("/api/nothing", 404)
+
+
+def test_a_map_of_some_rows_is_completed_and_kept(
+    own: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penult.explorer.points._FEW", 5)
+    derived.make_map(own.explorer.collection.reader, most=70)  # as `penult map --most` keeps it
+    assert own.points()[2]["x-map"] == "pca"
+    own.wait_for_map()
+    state = own.get("/api/state")
+    assert state["map"] == {"method": "tsne", "making": False, "nearby": 58}
+    places = own.points()[1]
+    with closing(Page(own.explorer.collection.path)) as again:
+        assert again.get("/api/state")["map"] == state["map"]
+        np.testing.assert_allclose(again.points()[1], places, atol=1e-6)
