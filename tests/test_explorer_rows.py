@@ -9,9 +9,12 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,11 @@ class Page:
     def __init__(self, path: Path) -> None:
         self.explorer = Explorer(Collection.open(path, must_exist=True))
         self.client = TestClient(build(self.explorer), raise_server_exceptions=False)
+        self.client.__enter__()  # one loop for all requests
+
+    def close(self) -> None:
+        self.client.__exit__()
+        self.explorer.points.close(120)
 
     def get(self, route: str, status: int = 200, **query: Any) -> Json:
         answer = self.client.get(route, params=query)
@@ -135,20 +143,24 @@ def words(demo_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def page(words: Path) -> Page:
-    return Page(words)
+def page(words: Path) -> Iterator[Page]:
+    with closing(Page(words)) as found:
+        yield found
 
 
 @pytest.fixture
-def own(words: Path, tmp_path: Path) -> Page:
+def own(words: Path, tmp_path: Path) -> Iterator[Page]:
     """A page on a copy that may be written to."""
     shutil.copytree(words, tmp_path / "words.lance")
-    return Page(tmp_path / "words.lance")
+    with closing(Page(tmp_path / "words.lance")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return Page(made(tmp_path_factory.mktemp("hostile") / "h.lance", "audio", hostile_rows()))
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    path = made(tmp_path_factory.mktemp("hostile") / "h.lance", "audio", hostile_rows())
+    with closing(Page(path)) as found:
+        yield found
 
 
 def keys_of(page: Page) -> list[tuple[str, str]]:
@@ -173,8 +185,8 @@ def test_state_tells_what_the_collection_is(page: Page, words: Path) -> None:
     assert (state["rows"], state["drawn"], state["sampled"]) == (128, 128, False)
     assert state["name"] == "words.lance" and state["modality"] == "audio"
     assert state["model"] == {
-        "name": "demo", "dim": manifest.dim, "tap": "prelogits", "pooling": manifest.model["pooling"],
-        "labels": list(manifest.labels),
+        "name": "demo", "dim": manifest.dim, "tap": "prelogits",
+        "pooling": manifest.model["pooling"], "labels": list(manifest.labels),
     }  # fmt: skip
     ids = [one["id"] for one in state["columns"]]
     assert ids[:4] == ["label", "score", "class", "cluster:four"]
@@ -206,7 +218,7 @@ def test_points_lie_in_the_square_and_the_better_map_is_kept(own: Page) -> None:
     better = own.points()[1]
     kept = derived.make_map(own.explorer.collection.reader)  # what the command line draws
     assert kept.kept and kept.method == "tsne"
-    place = {key: point for key, point in zip(schema.keys(kept.rows), kept.points, strict=True)}
+    place = dict(zip(schema.keys(kept.rows), kept.points, strict=True))
     points = np.array([place[key] for key in keys_of(own)])
     low, high = points.min(axis=0), points.max(axis=0)
     expected = (points - (low + high) / 2) / ((high - low).max() / 2)
@@ -220,7 +232,7 @@ def test_points_lie_in_the_square_and_the_better_map_is_kept(own: Page) -> None:
 def test_values_and_legends_count_what_is_drawn(page: Page) -> None:
     keys = keys_of(page)
     table = page.explorer.collection.vectors(columns=["id", "region", "word", "known", "score"])[0]
-    by_key = {key: row for key, row in zip(schema.keys(table), table.to_pylist(), strict=True)}
+    by_key = dict(zip(schema.keys(table), table.to_pylist(), strict=True))
     rows = page.points()[0]
     for name, shown in (("word", str), ("known", lambda one: str(one).lower())):
         legend = page.get("/api/legend", by=f"column:{name}")
@@ -431,7 +443,7 @@ def test_a_selection_is_a_column_that_commands_filter_by(own: Page, tmp_path: Pa
     assert "no selection" in own.post("/api/selections/remove", 400, name="odd_ones")
 
 
-@pytest.mark.parametrize("name", ["", "a b", "Ä", "x;drop", "word", "id", "1st", "and"])
+@pytest.mark.parametrize("name", ["", "a b", "Ä", "x;drop", "word", "id", "1st", "and", "true"])
 def test_names_that_no_filter_could_use_are_refused(own: Page, name: str) -> None:
     own.post("/api/selections", 400, name=name, rows=[1, 2])
     assert own.get("/api/state")["selections"] == []
@@ -540,17 +552,26 @@ def test_looking_costs_next_to_nothing(page: Page) -> None:
     assert (time.perf_counter() - began) / 100 < 0.02
 
 
-def test_a_writer_is_shown_while_it_writes(own: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    from penult.collection.access import accessed
+_WRITER = """
+import sys
+from pathlib import Path
+from penult.collection.access import accessed
+with accessed(Path(sys.argv[1]), "penult embed demo clips", "run", alone=True):
+    print("writes", flush=True)
+    sys.stdin.read()
+"""
 
+
+def test_a_writer_is_shown_while_it_writes(own: Page) -> None:
     assert own.get("/api/state")["running"] is None
-    with accessed(own.explorer.collection.path, "penult embed demo clips", "run", alone=True):
-        monkeypatch.setattr("os.getpid", lambda: -1)  # as if it were another process
+    command = [sys.executable, "-c", _WRITER, str(own.explorer.collection.path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as writer:
+        assert writer.stdout.readline() == "writes\n"
         running = own.get("/api/state")["running"]
-        assert running == {
-            "command": "penult embed demo clips", "rows": 0, "rate": None, "total": None,
-            "left": None,
-        }  # fmt: skip
+        writer.communicate()
+    nothing = dict.fromkeys(("rate", "total", "left"))
+    assert running == {"command": "penult embed demo clips", "rows": 0, **nothing}
     assert own.get("/api/state")["running"] is None
 
 
@@ -562,3 +583,18 @@ def test_errors_are_documents(page: Page) -> None:
     )
     assert answer.status_code == 400 and answer.json()["error"]["message"]
     page.get("/api/nothing", 404)
+
+
+def test_a_map_of_some_rows_is_completed_and_kept(
+    own: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penult.explorer.points._FEW", 5)
+    derived.make_map(own.explorer.collection.reader, most=70)  # as `penult map --most` keeps it
+    assert own.points()[2]["x-map"] == "pca"
+    own.wait_for_map()
+    state = own.get("/api/state")
+    assert state["map"] == {"method": "tsne", "making": False, "nearby": 58}
+    places = own.points()[1]
+    with closing(Page(own.explorer.collection.path)) as again:
+        assert again.get("/api/state")["map"] == state["map"]
+        np.testing.assert_allclose(again.points()[1], places, atol=1e-6)

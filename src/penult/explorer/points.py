@@ -7,17 +7,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from penult.analysis import projection
 from penult.collection import derived
 from penult.collection.collection import Collection
-from penult.collection.reader import newest_records, read_derived
-from penult.errors import MissingExtra, PenultError
+from penult.collection.reader import keep_derived, newest_records, read_derived
+from penult.errors import MissingExtra, PenultError, StoreError
 from penult.explorer.rows import Numbers, RowTable
 from penult.explorer.vectors import VectorMatrix
 from penult.explorer.watch import Watch
@@ -32,6 +35,7 @@ _NEAREST = 5  # rows with a place, whose mean is the place of a row without
 _ANCHORS = 5_000  # of them, where many rows have no place
 _PRODUCTS = 1 << 31  # of vectors, for the rows without a place
 _AT_ONCE = 256
+_FEW = 2_000  # rows without a place that are placed at once
 _SEED = 0
 Floats = npt.NDArray[np.float32]
 
@@ -59,12 +63,14 @@ class DrawnPoints:
         return b"".join([self.rows.astype("<u4").tobytes(), *columns])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _PlacedRows:
-    """A map. places: (n, 2) by number, NaN where a row has none; in [-1, 1]."""
+    """A map. places: (n, 2) by number, NaN where a row has none; in [-1, 1]. nearby: how many of
+    them are the places of nearest rows."""
 
     method: str
     places: Floats
+    nearby: int = 0
 
 
 class PointMap:
@@ -98,8 +104,9 @@ class PointMap:
             stamp = self._rows.version, len(self._rows), self._layout
             if self._drawn is None or self._drawn[0] != stamp:
                 if self._layout is None:
-                    self._layout = self._kept() or self._begun()
-                self._drawn = (*stamp[:2], self._layout), self._draw(self._layout)
+                    self._layout = self._first()
+                self._layout, drawn = self._draw(self._layout)
+                self._drawn = (*stamp[:2], self._layout), drawn
             return self._drawn[1]
 
     def close(self, patience: float = 0.0) -> None:
@@ -120,16 +127,21 @@ class PointMap:
             if there.sum() > most:
                 points = np.stack([found.table[axis].to_numpy() for axis in ("x", "y")], axis=1)
                 method, most = str(found.about.get("method", "map")), int(there.sum())
-                best = _PlacedRows(method, self._placed(numbers[there], points[there]))
+                nearby = int(found.about.get("nearby", 0))
+                best = _PlacedRows(method, self._placed(numbers[there], points[there]), nearby)
         wanted = min(int(self._rows.there.sum()), projection.MOST[PCA])
         return best if most and most >= _ENOUGH * wanted else None
 
-    def _begun(self) -> _PlacedRows:
-        """Two directions of variance; a better map is made in a thread."""
-        there = np.flatnonzero(self._rows.there)
+    def _first(self) -> _PlacedRows:
+        """A kept map that has places of all rows but for a few; else two directions of variance,
+        and a better map is made in a thread."""
+        kept, there = self._kept(), np.flatnonzero(self._rows.there)
+        if kept is not None and np.isnan(kept.places[there, 0]).sum() <= _FEW:
+            return kept
         found = self._by_variance(there)
         if len(there) >= 4 and self._thread is None:
-            self._thread = threading.Thread(target=self._make, name="map", daemon=True)
+            work = partial(self._make, kept)
+            self._thread = threading.Thread(target=work, name="map", daemon=True)
             self._thread.start()
         return found
 
@@ -157,13 +169,10 @@ class PointMap:
         places[numbers] = np.clip((points - (low + high) / 2) / half, -1, 1)
         return places
 
-    def _make(self) -> None:
+    def _make(self, kept: _PlacedRows | None) -> None:
+        """kept: a map that has to be completed only."""
         try:
-            made = self._projected()
-            numbers = self._rows.numbers(made.rows)
-            layout = _PlacedRows(
-                made.method, self._placed(numbers[numbers >= 0], made.points[numbers >= 0])
-            )
+            layout = self._completed(kept or self._projected())
             with self._guard:
                 self._layout = layout
         except PenultError as error:
@@ -174,23 +183,49 @@ class PointMap:
             self._thread = None
             self._watch.bump()
 
-    def _projected(self) -> derived.Map:
-        try:
-            return derived.make_map(self._collection.reader)
-        except MissingExtra as error:
-            log.warning("%s; the map is made by t-SNE of a part of the rows", error)
-            return derived.make_map(self._collection.reader, method="tsne")
+    def _completed(self, layout: _PlacedRows) -> _PlacedRows:
+        """The map with a place for each row; kept where that took long."""
+        layout, without = self._filled(layout, np.flatnonzero(self._rows.there))
+        if without > _FEW:
+            numbers = np.flatnonzero(~np.isnan(layout.places[:, 0]))
+            ids, regions = zip(*self._rows.keys(numbers.tolist()), strict=True)
+            x, y = layout.places[numbers].T
+            table = pa.table({"id": ids, "region": regions, "x": x, "y": y})
+            about = {"method": layout.method, "nearby": layout.nearby}
+            with suppress(StoreError):  # where nothing may be written it is made anew each time
+                keep_derived(self._collection.reader, "maps", f"{layout.method}:all", about, table)
+        return layout
 
-    def _draw(self, layout: _PlacedRows) -> DrawnPoints:
-        there = np.flatnonzero(self._rows.there)
-        rows = self._sampled(there) if len(there) > self._most else there
+    def _filled(self, layout: _PlacedRows, rows: Numbers) -> tuple[_PlacedRows, int]:
+        """The map with places for these rows, and how many of them had none."""
         places = np.full((len(self._rows), 2), np.nan, np.float32)
         places[: len(layout.places)] = layout.places[: len(places)]
         without = rows[np.isnan(places[rows, 0])]
-        if len(without):
-            places[without] = self._near(places, without)
-        return DrawnPoints(
-            rows.astype(np.uint32), places[rows], layout.method, len(without), len(there)
+        if not len(without) and len(places) == len(layout.places):
+            return layout, 0
+        places[without] = self._near(places, without)
+        return _PlacedRows(layout.method, places, layout.nearby + len(without)), len(without)
+
+    def _projected(self) -> _PlacedRows:
+        reader = self._collection.reader
+        try:
+            made = derived.make_map(reader)
+        except MissingExtra as error:
+            log.warning("%s; the map is made by t-SNE of a part of the rows", error)
+            made = derived.make_map(reader, method="tsne")
+        numbers = self._rows.numbers(made.rows)
+        known = numbers >= 0
+        return _PlacedRows(made.method, self._placed(numbers[known], made.points[known]))
+
+    def _draw(self, layout: _PlacedRows) -> tuple[_PlacedRows, DrawnPoints]:
+        """The points, and the map with the places of rows that it did not have yet."""
+        there = np.flatnonzero(self._rows.there)
+        rows = self._sampled(there) if len(there) > self._most else there
+        layout, _ = self._filled(layout, rows)
+        places = layout.places[rows]
+        count = len(there)
+        return layout, DrawnPoints(
+            rows.astype(np.uint32), places, layout.method, layout.nearby, count
         )
 
     def _sampled(self, there: Numbers) -> Numbers:

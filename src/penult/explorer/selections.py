@@ -26,6 +26,11 @@ from penult.explorer.session import Explorer
 from penult.fewshot.events import of_rows, to_m3u
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_WORDS = frozenset(
+    "all and any as asc between by case cast desc distinct else end escape exists extract false "
+    "from group having ilike in interval is join like limit not null offset on or order over "
+    "select set then true union when where with".split()
+)  # of filters
 _ABOUT = "selection"  # in what a column says of itself
 _PATH = "path"
 
@@ -53,6 +58,8 @@ class RowSelections:
                 f"a selection cannot be called {name!r}: it is the name of a column in filters, of "
                 "small letters, digits and _, a letter first"
             )
+        if name in _WORDS:
+            raise UsageError(f"{name!r} is a word of filters; give the selection another name")
         if name in derived.names(explorer.collection.path) and not self._is_selection(name):
             raise UsageError(f"there is a derived column {name!r} already; give another name")
         chosen = self._numbers(rows)
