@@ -24,6 +24,8 @@ let timer = 0;
 let asking: Promise<void> | null = null;
 let again = false;
 let placed = ""; // the state that `app.points` are of
+let known = 0; // changes of this page that were seen at the last answer
+let early: Promise<Points> | null = null; // points that were asked for before the state was known
 
 export function startLive(): void {
   effect(() => {
@@ -36,6 +38,8 @@ export function startLive(): void {
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) void poll();
   });
+  early = askPoints();
+  early.catch(() => (early = null)); // asked for again with the state
   void poll();
 }
 
@@ -56,14 +60,14 @@ export function poll(): Promise<void> {
 
 async function ask(): Promise<void> {
   try {
-    const known = app.state.value;
-    const query: Record<string, number> = known ? { since: known.version } : {};
-    const news = await get<News>("/api/state", query, known ? { signal: AbortSignal.timeout(PATIENCE) } : {});
+    const past = app.state.value;
+    const query: Record<string, number> = past ? { since: past.version } : {};
+    const news = await get<News>("/api/state", query, past ? { signal: AbortSignal.timeout(PATIENCE) } : {});
     cutOff.value = null;
     failed.value = null;
-    if (known && news.session !== known.session) await startAnew();
+    if (past && news.session !== past.session) await startAnew();
     else if (isWhole(news)) await take(news);
-    else if (known) app.state.value = { ...known, running: news.running };
+    else if (past) app.state.value = { ...past, running: news.running };
   } catch (error) {
     lost(error);
   }
@@ -88,9 +92,13 @@ async function take(state: State): Promise<void> {
   const first = !loaded.value;
   const places = JSON.stringify([state.rows, state.drawn, state.map, state.space]);
   const before = changes.value;
-  const points = places === placed ? app.points.value : await askPoints();
+  const stay = places === placed && before !== known; // this page's own marks and names move no point
+  known = before;
   const column = chosen(state.columns);
-  const colours = first || state.version !== app.state.value?.version ? await askColouring(column) : colouring.value;
+  const [points, colours] = await Promise.all([
+    stay ? app.points.value : newPoints(state.drawn),
+    first || state.version !== app.state.value?.version ? askColouring(column) : colouring.value,
+  ]);
   batch(() => {
     app.state.value = state;
     app.points.value = points;
@@ -100,6 +108,19 @@ async function take(state: State): Promise<void> {
   });
   placed = places;
   if (changes.value !== before) again = true;
+}
+
+/** The points as they are now; those there were, where they are the same. */
+async function newPoints(drawn: number): Promise<Points> {
+  let points = await (early ?? askPoints());
+  if (early && points.rows.length !== drawn) points = await askPoints();
+  early = null;
+  const before = app.points.peek();
+  return before && alike(before.rows, points.rows) && alike(before.x, points.x) && alike(before.y, points.y) ? before : points;
+}
+
+function alike(a: Uint32Array | Float32Array, b: Uint32Array | Float32Array): boolean {
+  return a.length === b.length && a.every((value, i) => value === b[i]);
 }
 
 async function askPoints(): Promise<Points> {

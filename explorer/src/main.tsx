@@ -52,5 +52,5 @@ startLayout();
 mapKeys();
 startKeys();
 const page = document.getElementById("page");
+startLive(); // before the page is drawn: the browser may take its time to open the canvas
 if (page) render(<Layout />, page);
-startLive();

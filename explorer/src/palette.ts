@@ -14,13 +14,18 @@ export function css([r, g, b]: Rgb): string {
   return `rgb(${Math.round(r)} ${Math.round(g)} ${Math.round(b)})`;
 }
 
+/** A colour as four bytes, the last opaque, in the order of this machine. */
+export function packed([r, g, b]: Rgb): number {
+  return new Uint32Array(new Uint8Array([r, g, b, 255]).buffer)[0];
+}
+
 export function mix(a: Rgb, b: Rgb, share: number): Rgb {
   return [a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share, a[2] + (b[2] - a[2]) * share];
 }
 
 const CATEGORIES: Record<Theme, Rgb[]> = {
   light: ["#41adff", "#4f5207", "#fb8819", "#0070ae", "#84556a", "#a5b18a", "#82017c", "#4630b5", "#d54f3a", "#8465ee", "#109987", "#d17fc6"].map(rgb),
-  dark: ["#9fb6ff", "#8ea002", "#d5ec48", "#5ff2fe", "#fbbcb4", "#23d770", "#ff6bbb", "#6a5ce0", "#8f6e45", "#be74fb", "#06a693", "#af4697"].map(rgb),
+  dark: ["#54859a", "#d3e994", "#9e6f00", "#b2e4fb", "#c15a6f", "#bac000", "#ff9ecb", "#9aa5fc", "#e08144", "#597eff", "#61b08f", "#bb71cb"].map(rgb),
 };
 
 const SHADES = [0, -0.38, 0.42]; // towards black, towards white
