@@ -165,15 +165,20 @@ function goOn(name: string): void {
   if (next !== undefined) app.current.value = next;
 }
 
-/** To the row behind the one that was marked. */
-function advance(name: string, row: number): void {
+/** To the row behind the one that was marked: in the list in hand, or else among suggestions, which
+ * also follow the first example of a class. */
+function advance(name: string, row: number, first: boolean): void {
   const list = app.list.peek();
-  const at = list?.rows.indexOf(row) ?? -1;
-  if (list && at >= 0) {
-    const next = list.rows.slice(at + 1).find((one) => !isMarked(name, one));
-    if (next !== undefined) app.current.value = next;
-    else if (offering()) goOn(name);
-  } else if (!list || offering()) goOn(name);
+  const at = first ? -1 : (list?.rows.indexOf(row) ?? -1);
+  if (at >= 0) {
+    const next = list!.rows.slice(at + 1).find((one) => !isMarked(name, one));
+    if (next !== undefined) {
+      app.current.value = next;
+      return;
+    }
+  } else if (!first && list && !offering()) return; // a row from the map, beside a list of something else
+  if (offered?.name === name) app.list.value = offered.list;
+  goOn(name);
 }
 
 // Marks on their way.
@@ -219,8 +224,10 @@ function takeBack(some: Made[], words: string): void {
   app.current.value = some[0]!.row;
 }
 
-/** Whether a mark would be for a row that is still on its way. */
-export const tooEarly = computed(() => hungry.value && currentMark.value !== "none");
+/** Whether a mark would be for a row that is still on its way, and not for the one that is seen. */
+export const tooEarly = computed(
+  () => app.row.value?.row !== app.current.value || (hungry.value && currentMark.value !== "none"),
+);
 
 /** Mark the current row, and go on. The button of a mark that is there takes it away; a key never does. */
 export function mark(given: Mark, byKey = false): void {
@@ -232,8 +239,9 @@ export function mark(given: Mark, byKey = false): void {
   }
   if (tooEarly.peek()) return;
   const same = currentMark.peek() === given;
+  const first = given === "yes" && !inHand.peek()?.yes && !saving.peek();
   if (same && byKey) {
-    advance(name, row);
+    advance(name, row, false);
     return;
   }
   const one: Made = { name, row, mark: same ? "none" : given, before: marks.peek().get(name)?.get(row) };
@@ -241,7 +249,7 @@ export function mark(given: Mark, byKey = false): void {
   undone.length = 0;
   outbox.push(one);
   saving.value = outbox.length;
-  if (!same) advance(name, row);
+  if (!same) advance(name, row, first);
   sending ??= send().finally(() => {
     sending = null;
     after(name);
