@@ -3,14 +3,16 @@
 import { effect, signal } from "@preact/signals";
 import { app, type Points } from "./app";
 import { Camera, type Box } from "./camera";
-import { colouring, filtering, painter, shows, type Colouring } from "./colours";
-import type { Rgb } from "./palette";
+import { colouring, filtering, painter, shownCodes, shownRange, shows, type Colouring } from "./colours";
+import { packed, type Rgb } from "./palette";
 import { Area, boxOf, Grid, middles, type Middle } from "./places";
-import { Scene, type Layer } from "./scene";
-import { calm, tokenRgb } from "./theme";
+import { Raster } from "./raster";
+import { Scene, type Drawer, type Layer } from "./scene";
+import { calm, kept, tokenRgb } from "./theme";
 
 const SMOOTH = 45; // ms that a frame may take while the map moves, before fewer points are drawn
 const SETTLES = 180; // ms after the last move, until all points are drawn
+const MANY = 30_000; // points from which on a graphics card is asked; fewer are drawn as fast without
 const DIMMED = 0;
 const SHOWN = 1;
 const SELECTED = 2;
@@ -23,21 +25,27 @@ export const hovered = signal(-1);
 export const frames = signal(0);
 /** How the pointer draws on the map. */
 export const drawing = signal<"none" | "lasso" | "box">("none");
-/** Whether the browser can draw the map. */
-export const canDraw = signal(true);
+/** What draws the map. */
+export const drawnBy = signal<"processor" | "webgl2">("processor");
 
-/** Numbers from 0 to n - 1 in an order that is always the same and has no pattern. */
-function shuffled(n: number): Uint32Array<ArrayBuffer> {
-  const order = Uint32Array.from({ length: n }, (_, i) => i);
-  let state = 0x9e3779b9;
-  for (let i = n - 1; i > 0; i--) {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    const j = (state >>> 0) % (i + 1);
-    [order[i], order[j]] = [order[j], order[i]];
-  }
+/** Numbers from 0 to n - 1 in steps that lead everywhere: each beginning of them is a fair sample. */
+function spread(n: number): Uint32Array<ArrayBuffer> {
+  const common = (a: number, b: number): number => (b ? common(b, a % b) : a);
+  let step = Math.max(1, Math.round(0.618034 * n));
+  while (common(step, n) > 1) step++;
+  const order = new Uint32Array(n);
+  for (let i = 1; i < n; i++) order[i] = (order[i - 1] + step) % n;
   return order;
+}
+
+/** What the picture is made of; where one of them is the same as before, less is done again. */
+interface Inputs {
+  points: Points | null;
+  colours: Colouring | null;
+  codes: ReadonlySet<number>;
+  range: readonly [number, number];
+  selected: Uint32Array;
+  theme: string;
 }
 
 export class Chart {
@@ -46,16 +54,18 @@ export class Chart {
   names: Middle[] = [];
   outline: Outline = [];
 
-  private scene: Scene | null;
+  private drawer: Drawer;
+  private asked = false; // whether there is a graphics card
   private box: Box = boxOf(this.points.x, this.points.y);
   private grid: Grid | null = null;
   private places = new Int32Array(0); // of a row in `points`; -1: not drawn
-  private random: Uint32Array = new Uint32Array(0);
-  private kinds = new Uint8Array(0);
+  private spread = new Uint32Array(0);
+  private dimmed = new Uint8Array(0);
+  private inputs: Inputs | null = null;
   private counts: [number, number, number] = [0, 0, 0];
   private background: Rgb = [255, 255, 255];
   private wanted = 0;
-  private moved = 0;
+  private moves = false;
   private settling = 0;
   private cost = 0; // ms of a frame with all points
   private density = 1;
@@ -64,18 +74,29 @@ export class Chart {
 
   constructor(
     private readonly canvas: HTMLCanvasElement,
+    soft: HTMLCanvasElement,
     private readonly drawn: () => void,
   ) {
-    this.scene = Scene.on(canvas);
-    canDraw.value = this.scene !== null;
-    canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
-    canvas.addEventListener("webglcontextrestored", () => this.restore());
+    this.drawer = new Raster(soft);
+    canvas.addEventListener("webglcontextlost", (event) => {
+      event.preventDefault();
+      drawnBy.value = "processor";
+      this.change(new Raster(soft));
+    });
     const watch = new ResizeObserver(() => this.resize());
     watch.observe(canvas);
     this.endings.push(
       () => watch.disconnect(),
-      effect(() => this.place(app.points.value)),
-      effect(() => this.paint(app.points.value, colouring.value)),
+      effect(() =>
+        this.take({
+          points: app.points.value,
+          colours: colouring.value,
+          codes: shownCodes.value,
+          range: shownRange.value,
+          selected: app.selected.value,
+          theme: app.theme.value,
+        }),
+      ),
     );
   }
 
@@ -86,10 +107,27 @@ export class Chart {
     for (const ending of this.endings) ending();
   }
 
-  private restore(): void {
-    this.scene = Scene.on(this.canvas);
-    this.scene?.setPlaces(this.points.x, this.points.y);
-    this.paint(app.points.peek(), colouring.peek());
+  /** Draw by other means. */
+  private change(drawer: Drawer): void {
+    this.drawer = drawer;
+    drawer.setPlaces(this.points.x, this.points.y);
+    const inputs = this.inputs;
+    this.inputs = null;
+    if (inputs) this.take(inputs);
+  }
+
+  /** Where there are many points, draw them by a graphics card, if there is one. */
+  private accelerate(): void {
+    const wanted = kept("penult.draw"); // "webgl2" or "processor": for trying out
+    if (this.asked || (this.points.rows.length < MANY && wanted !== "webgl2")) return;
+    this.asked = true;
+    if (wanted === "processor") return;
+    setTimeout(() => {
+      const scene = Scene.on(this.canvas, wanted === "webgl2");
+      if (!scene) return;
+      drawnBy.value = "webgl2";
+      this.change(scene);
+    }, 50);
   }
 
   private resize(): void {
@@ -98,73 +136,86 @@ export class Chart {
     this.density = Math.min(2, window.devicePixelRatio || 1);
     this.canvas.width = Math.round(width * this.density);
     this.canvas.height = Math.round(height * this.density);
+    this.cost = 0;
     this.camera.resize(width, height);
     this.draw(); // at once: a canvas of a new size is empty
   }
 
-  private place(points: Points | null): void {
-    if (!points || points === this.points) return;
+  private take(next: Inputs): void {
+    const before = this.inputs;
+    const { points, colours } = next;
+    this.inputs = next;
+    this.background = tokenRgb("--map-bg");
+    if (!points) return;
+    if (points !== this.points) this.place(points);
+    const same = before !== null && before.points === points && before.colours === colours;
+    const shown = same && before.codes === next.codes && before.range === next.range;
+    const fits = colours !== null && colours.values.length === points.rows.length ? colours : null;
+    if (!shown) this.leaveOut(fits);
+    if (!shown || before?.theme !== next.theme) this.paint(fits);
+    if (!shown || before?.selected !== next.selected) this.arrange(next.selected);
+    this.redraw();
+  }
+
+  private place(points: Points): void {
     const first = this.points.rows.length === 0;
+    const n = points.rows.length;
     this.points = points;
     this.box = boxOf(points.x, points.y);
     this.grid = null;
-    this.random = shuffled(points.rows.length);
-    this.places = new Int32Array(points.rows.reduce((most, row) => Math.max(most, row + 1), 0)).fill(-1);
-    points.rows.forEach((row, i) => (this.places[row] = i));
+    this.spread = spread(n);
+    let most = -1;
+    for (let i = 0; i < n; i++) most = Math.max(most, points.rows[i]);
+    this.places = new Int32Array(most + 1).fill(-1);
+    for (let i = 0; i < n; i++) this.places[points.rows[i]] = i;
     this.camera.bounds(this.box);
     if (first) this.camera.fit();
-    this.scene?.setPlaces(points.x, points.y);
+    this.drawer.setPlaces(points.x, points.y);
     this.cost = 0;
     hovered.value = -1;
   }
 
-  private paint(points: Points | null, colours: Colouring | null): void {
-    const theme = app.theme.value;
-    const selected = app.selected.value;
-    this.background = tokenRgb("--map-bg");
-    if (!points) return;
-    const n = points.rows.length;
-    const fits = colours !== null && colours.values.length === n;
-    const none = tokenRgb("--map-none");
-    const colour = fits ? painter(colours.legend, none) : () => (theme === "dark" ? [122, 176, 190] : [74, 124, 140]) as Rgb;
-    this.sort(points, fits && filtering.value ? colours : null, selected);
-    const paint = new Uint8Array(4 * n);
-    for (let i = 0; i < n; i++) {
-      const one = this.kinds[i] === DIMMED ? none : colour(fits ? colours.values[i] : 0);
-      paint[4 * i] = one[0];
-      paint[4 * i + 1] = one[1];
-      paint[4 * i + 2] = one[2];
-      paint[4 * i + 3] = 255;
+  /** Which points the legend leaves out, and where the names of the others stand. */
+  private leaveOut(colours: Colouring | null): void {
+    const { points } = this;
+    this.dimmed = new Uint8Array(points.rows.length);
+    if (colours && filtering.peek()) {
+      for (let i = 0; i < this.dimmed.length; i++) this.dimmed[i] = shows(colours.legend, colours.values[i]) ? 0 : 1;
     }
-    this.scene?.setPaint(paint, this.order());
-    const named = fits && colours.legend.kind === "category";
-    this.names = named ? middles(points.x, points.y, colours.values, (i) => this.kinds[i] === DIMMED) : [];
-    this.names.sort((a, b) => b.count - a.count);
-    this.redraw();
+    const named = colours?.legend.kind === "category";
+    this.names = named ? middles(points.x, points.y, colours.values, this.dimmed) : [];
   }
 
-  /** Which points are left out by the legend, shown, or selected. */
-  private sort(points: Points, colours: Colouring | null, selected: Uint32Array): void {
-    this.kinds = new Uint8Array(points.rows.length).fill(SHOWN);
+  private paint(colours: Colouring | null): void {
+    const n = this.points.rows.length;
+    const none = packed(tokenRgb("--map-none"));
+    const plain = packed(tokenRgb("--map-plain"));
+    const paint = new Uint32Array(n);
     if (colours) {
-      for (let i = 0; i < this.kinds.length; i++) {
-        if (!shows(colours.legend, colours.values[i])) this.kinds[i] = DIMMED;
-      }
-    }
+      const colour = painter(colours.legend, none);
+      for (let i = 0; i < n; i++) paint[i] = this.dimmed[i] ? none : colour(colours.values[i]);
+    } else paint.fill(plain);
+    this.drawer.setPaint(new Uint8Array(paint.buffer));
+  }
+
+  /** The order of drawing: points that are left out, shown, selected; each without a pattern. */
+  private arrange(selected: Uint32Array): void {
+    const n = this.points.rows.length;
+    const kinds = new Uint8Array(n);
+    for (let i = 0; i < n; i++) kinds[i] = this.dimmed[i] ? DIMMED : SHOWN;
     for (const row of selected) {
       const at = this.at(row);
-      if (at >= 0) this.kinds[at] = SELECTED;
+      if (at >= 0) kinds[at] = SELECTED;
     }
     this.counts = [0, 0, 0];
-    for (const kind of this.kinds) this.counts[kind]++;
-  }
-
-  /** Points in the order they are drawn: dimmed, shown, selected; each without a pattern. */
-  private order(): Uint32Array {
-    const order = new Uint32Array(this.random.length);
+    for (let i = 0; i < n; i++) this.counts[kinds[i]]++;
+    const order = new Uint32Array(n);
     const next = [0, this.counts[0], this.counts[0] + this.counts[1]];
-    for (const point of this.random) order[next[this.kinds[point]]++] = point;
-    return order;
+    for (let i = 0; i < n; i++) {
+      const point = this.spread[i];
+      order[next[kinds[point]]++] = point;
+    }
+    this.drawer.setOrder(order);
   }
 
   /** Draw with the next frame of the screen. */
@@ -174,9 +225,12 @@ export class Chart {
 
   /** The camera has moved. */
   move(): void {
-    this.moved = performance.now();
+    this.moves = true;
     clearTimeout(this.settling);
-    this.settling = window.setTimeout(() => this.redraw(), SETTLES);
+    this.settling = window.setTimeout(() => {
+      this.moves = false;
+      this.redraw();
+    }, SETTLES);
     this.redraw();
   }
 
@@ -184,15 +238,15 @@ export class Chart {
     cancelAnimationFrame(this.wanted);
     this.wanted = 0;
     const started = performance.now();
-    const moves = started - this.moved < SETTLES - 20;
-    const share = moves && this.cost > SMOOTH ? Math.max(0.04, SMOOTH / this.cost) : 1;
-    this.scene?.draw(this.camera, this.density, this.background, this.layers(), share);
+    const share = this.moves && this.cost > SMOOTH ? Math.max(0.04, SMOOTH / this.cost) : 1;
+    this.drawer.draw(this.camera, this.density, this.background, this.layers(), share);
     if (share === 1 && this.cost === 0 && this.points.rows.length > 100_000) {
-      this.scene?.finish();
+      this.drawer.finish();
       this.cost = performance.now() - started;
     }
     this.drawn();
     frames.value++;
+    this.accelerate();
   }
 
   private layers(): Layer[] {
@@ -216,7 +270,7 @@ export class Chart {
   }
 
   /** Whether a point may be taken: the legend leaves it in. */
-  private readonly may = (point: number): boolean => this.kinds[point] !== DIMMED;
+  private readonly may = (point: number): boolean => this.dimmed[point] === 0;
 
   private cells(): Grid {
     this.grid ??= new Grid(this.points.x, this.points.y, this.box);

@@ -3,7 +3,7 @@
 import { batch, computed, signal } from "@preact/signals";
 import { app } from "./app";
 import { attempt, bytes, get } from "./api";
-import { category, scale, type Rgb } from "./palette";
+import { category, packed, scale, type Rgb } from "./palette";
 import { keep } from "./theme";
 import type { Column, Legend } from "./types";
 
@@ -81,12 +81,13 @@ export function entryColours(legend: Legend): Map<number, Rgb> {
   return new Map(legend.entries.map((entry, rank) => [entry.code, category(rank, app.theme.value)]));
 }
 
-/** A function from a value to its colour. */
-export function painter(legend: Legend, none: Rgb): (value: number) => Rgb {
+/** A function from a value to its colour, packed. none: of points without a value. */
+export function painter(legend: Legend, none: number): (value: number) => number {
   if (legend.kind === "category") {
-    const colours = entryColours(legend);
-    return (value) => colours.get(value) ?? none;
+    const colours: number[] = [];
+    for (const [code, colour] of entryColours(legend)) colours[code] = packed(colour);
+    return (value) => colours[value] ?? none;
   }
-  const steps = Array.from({ length: 256 }, (_, i) => scale(i / 255, app.theme.value));
+  const steps = Array.from({ length: 256 }, (_, i) => packed(scale(i / 255, app.theme.value)));
   return (value) => (value === value ? steps[Math.round(255 * share(value, legend))] : none);
 }

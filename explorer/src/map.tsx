@@ -3,7 +3,7 @@
 import { effect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { app, shortcut } from "./app";
-import { canDraw, Chart, chart, drawing, hovered } from "./chart";
+import { Chart, chart, drawing, drawnBy, hovered } from "./chart";
 import { colouring, entryColours, filtering } from "./colours";
 import { Gestures, select } from "./gestures";
 import { BoxIcon, FitIcon, LassoIcon, MinusIcon, PlusIcon } from "./icons";
@@ -73,7 +73,7 @@ function pressed(event: KeyboardEvent, walk: Walk): void {
 }
 
 /** Everything on the canvas: made once, and ended with the page. */
-function start(canvas: HTMLCanvasElement, over: HTMLCanvasElement, holder: HTMLElement): () => void {
+function start(canvas: HTMLCanvasElement, soft: HTMLCanvasElement, over: HTMLCanvasElement, holder: HTMLElement): () => void {
   const names = new Names(holder);
   const marks = new Marks(over);
   const words = () => {
@@ -83,7 +83,7 @@ function start(canvas: HTMLCanvasElement, over: HTMLCanvasElement, holder: HTMLE
     return { text: (code: number) => texts.get(code), colour: (code: number) => css(colours.get(code) ?? [128, 128, 128]) };
   };
   let said = words();
-  const made: Chart = new Chart(canvas, () => {
+  const made: Chart = new Chart(canvas, soft, () => {
     names.draw(made, said.text, said.colour);
     marks.draw(made);
   });
@@ -167,7 +167,6 @@ function Tools() {
 function NoPoints() {
   const state = app.state.value;
   if (!state || (app.points.value?.rows.length ?? 0) > 0) return null;
-  if (!canDraw.value) return null;
   return (
     <div class="map-note" data-testid="map-note">
       {state.map.making ? (
@@ -188,20 +187,12 @@ function NoPoints() {
   );
 }
 
-function NoWebgl() {
-  return (
-    <div class="map-note" data-testid="no-webgl" role="note">
-      <h2>This browser cannot draw the map</h2>
-      <p>WebGL2 is missing or switched off. Search, lists, sounds and teaching work without it.</p>
-    </div>
-  );
-}
-
 export function MapArea() {
   const canvas = useRef<HTMLCanvasElement>(null);
+  const soft = useRef<HTMLCanvasElement>(null);
   const over = useRef<HTMLCanvasElement>(null);
   const holder = useRef<HTMLDivElement>(null);
-  useEffect(() => start(canvas.current!, over.current!, holder.current!), []);
+  useEffect(() => start(canvas.current!, soft.current!, over.current!, holder.current!), []);
   return (
     <section class="map" aria-label="Map" data-drawing={drawing.value}>
       <canvas
@@ -217,6 +208,7 @@ export function MapArea() {
       <p id="map-keys" class="hidden-words">
         Enter opens the point nearest to the middle, J and K walk to nearby points, as N and P do while no class is taught, X takes the open point into the selection.
       </p>
+      <canvas ref={soft} class="map-soft" aria-hidden="true" hidden={drawnBy.value === "webgl2"} />
       <canvas ref={over} class="map-over" aria-hidden="true" />
       <div ref={holder} class="map-names" aria-hidden="true" />
       {!loaded.value && (
@@ -226,7 +218,6 @@ export function MapArea() {
         </div>
       )}
       {loaded.value && <NoPoints />}
-      {!canDraw.value && <NoWebgl />}
       <Caption />
       <Tools />
       <Tooltip />

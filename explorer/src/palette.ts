@@ -14,6 +14,11 @@ export function css([r, g, b]: Rgb): string {
   return `rgb(${Math.round(r)} ${Math.round(g)} ${Math.round(b)})`;
 }
 
+/** A colour as four bytes, the last opaque, in the order of this machine. */
+export function packed([r, g, b]: Rgb): number {
+  return new Uint32Array(new Uint8Array([r, g, b, 255]).buffer)[0];
+}
+
 export function mix(a: Rgb, b: Rgb, share: number): Rgb {
   return [a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share, a[2] + (b[2] - a[2]) * share];
 }

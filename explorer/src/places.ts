@@ -113,20 +113,22 @@ export interface Middle {
 
 const LOOKED_AT = 600; // of each group: enough for a median that a name stands at
 
-/** The median place of each code. */
-export function middles(x: Float32Array, y: Float32Array, codes: Float32Array, skip: (i: number) => boolean): Middle[] {
-  const counts = new Map<number, number>();
+/** The median place of each code (a number from 0 on), those of more points first. */
+export function middles(x: Float32Array, y: Float32Array, codes: Float32Array, skip: Uint8Array): Middle[] {
+  const counts: number[] = [];
   for (let i = 0; i < x.length; i++) {
-    if (codes[i] === codes[i] && !skip(i)) counts.set(codes[i], (counts.get(codes[i]) ?? 0) + 1);
+    if (!skip[i] && codes[i] >= 0) counts[codes[i]] = (counts[codes[i]] ?? 0) + 1;
   }
-  const groups = new Map([...counts].map(([code, count]) => [code, { count, seen: 0, xs: [] as number[], ys: [] as number[] }]));
+  const groups = counts.map((count) => ({ every: Math.ceil(count / LOOKED_AT), seen: 0, xs: [] as number[], ys: [] as number[] }));
   for (let i = 0; i < x.length; i++) {
-    const group = groups.get(codes[i]);
-    if (!group || skip(i)) continue;
-    if (group.seen++ % Math.ceil(group.count / LOOKED_AT)) continue;
+    if (skip[i] || !(codes[i] >= 0)) continue;
+    const group = groups[codes[i]];
+    if (group.seen++ % group.every) continue;
     group.xs.push(x[i]);
     group.ys.push(y[i]);
   }
   const median = (values: number[]) => values.sort((a, b) => a - b)[values.length >> 1];
-  return [...groups].map(([code, { xs, ys, count }]) => ({ code, x: median(xs), y: median(ys), count }));
+  const all: Middle[] = [];
+  groups.forEach(({ xs, ys }, code) => all.push({ code, x: median(xs), y: median(ys), count: counts[code] }));
+  return all.sort((a, b) => b.count - a.count);
 }

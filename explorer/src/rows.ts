@@ -37,8 +37,6 @@ export async function prefetch(row: number | undefined): Promise<void> {
   }
 }
 
-let shown = -1;
-
 /** Something has changed: the current row is read anew, the others when they are next shown. */
 function forget(): void {
   whole.clear();
@@ -51,8 +49,6 @@ async function show(row: number): Promise<void> {
   if (app.current.peek() !== row) return;
   if (!one) whole.delete(row);
   app.row.value = one;
-  if (shown === row) return;
-  shown = row;
   const list = app.list.peek()?.rows ?? [];
   const at = list.indexOf(row);
   if (at >= 0) for (const near of [list[at + 1], list[at - 1]]) await prefetch(near);

@@ -34,6 +34,21 @@ void main() {
   pixel = vec4(light * alpha, alpha);
 }`;
 
+/** What draws points. */
+export interface Drawer {
+  setPlaces(x: Float32Array, y: Float32Array): void;
+  /** paint: four bytes a point. */
+  setPaint(paint: Uint8Array<ArrayBuffer>): void;
+  /** order: numbers of points, as they are drawn. */
+  setOrder(order: Uint32Array<ArrayBuffer>): void;
+  /** Draw the layers, one behind the other in `order`. share: of each layer's points. */
+  draw(camera: Camera, density: number, background: Rgb, layers: Layer[], share: number): void;
+  /** Wait until all is drawn: for measuring. */
+  finish(): void;
+}
+
+const BY_PROCESSOR = /swiftshader|llvmpipe|softpipe|software|basic render/i;
+
 /** Part of the points that is drawn alike: so many of `order`, in pixels of the screen. */
 export interface Layer {
   count: number;
@@ -61,7 +76,7 @@ function program(gl: WebGL2RenderingContext): WebGLProgram {
   return made;
 }
 
-export class Scene {
+export class Scene implements Drawer {
   private readonly places: WebGLBuffer | null;
   private readonly paints: WebGLBuffer | null;
   private readonly order: WebGLBuffer | null;
@@ -92,10 +107,18 @@ export class Scene {
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   }
 
-  /** A scene on the canvas, or null where the browser has no WebGL2. */
-  static on(canvas: HTMLCanvasElement): Scene | null {
-    const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false });
+  /** A scene on the canvas; null where the browser has no WebGL2, or none by a graphics card
+   * (unless that is `enough`). */
+  static on(canvas: HTMLCanvasElement, enough: boolean): Scene | null {
+    const wanted = { alpha: false, antialias: false, depth: false, failIfMajorPerformanceCaveat: !enough };
+    const gl = canvas.getContext("webgl2", wanted);
     if (!gl) return null;
+    const names = gl.getExtension("WEBGL_debug_renderer_info");
+    const by = String(gl.getParameter(names?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER));
+    if (!enough && BY_PROCESSOR.test(by)) {
+      gl.getExtension("WEBGL_lose_context")?.loseContext();
+      return null;
+    }
     try {
       return new Scene(gl);
     } catch (error) {
@@ -114,13 +137,16 @@ export class Scene {
     this.gl.bufferData(this.gl.ARRAY_BUFFER, pairs, this.gl.STATIC_DRAW);
   }
 
-  /** paint: four bytes a point. order: numbers of points, as they are drawn. */
-  setPaint(paint: Uint8Array, order: Uint32Array): void {
-    const { gl } = this;
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.paints);
-    gl.bufferData(gl.ARRAY_BUFFER, paint, gl.DYNAMIC_DRAW);
-    gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, this.order);
-    gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, order, gl.DYNAMIC_DRAW);
+  /** paint: four bytes a point. */
+  setPaint(paint: Uint8Array<ArrayBuffer>): void {
+    this.gl.bindBuffer(this.gl.ARRAY_BUFFER, this.paints);
+    this.gl.bufferData(this.gl.ARRAY_BUFFER, paint, this.gl.DYNAMIC_DRAW);
+  }
+
+  /** order: numbers of points, as they are drawn. */
+  setOrder(order: Uint32Array<ArrayBuffer>): void {
+    this.gl.bindBuffer(this.gl.ELEMENT_ARRAY_BUFFER, this.order);
+    this.gl.bufferData(this.gl.ELEMENT_ARRAY_BUFFER, order, this.gl.DYNAMIC_DRAW);
   }
 
   /** Draw the layers, one behind the other in `order`. share: of each layer's points. */

@@ -142,10 +142,10 @@ export function ticks(one: Band, most: number): number[] {
     for (let f = Math.ceil(one.low / step) * step; f <= one.high; f += step) found.push(f);
     return found;
   }
-  for (let ten = 10; ten < one.high; ten *= 10) {
-    for (const k of [1, 2, 5]) {
+  for (const k of [1, 5, 2]) {
+    for (let ten = one.scale === "mel" ? 100 : 10; ten <= one.high; ten *= 10) {
       const f = k * ten;
-      const far = found.every((g) => Math.abs(heightOf(one, g) - heightOf(one, f)) > 0.8 / most);
+      const far = found.every((g) => Math.abs(heightOf(one, g) - heightOf(one, f)) > 0.6 / most);
       if (f >= one.low && f <= one.high && far) found.push(f);
     }
   }

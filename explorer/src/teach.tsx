@@ -6,7 +6,7 @@ import { percent } from "./rows";
 import { settings } from "./settings";
 import {
   annotator, classes, currentMark, disagreements, exhausted, grown, inHand, loading, mark, order, reasons, redo,
-  remove, rename, reorder, resume, saving, scoreColumn, taught, teach, undo, type Order,
+  remove, rename, reorder, resume, saving, scoreColumn, taught, teach, tooEarly, undo, type Order,
 } from "./teaching";
 import type { ClassInfo, Mark } from "./types";
 
@@ -65,6 +65,7 @@ export function MarkButtons({ name: prefix }: { name: string }) {
           aria-pressed={currentMark.value === name}
           aria-keyshortcuts={key}
           disabled={off}
+          aria-disabled={tooEarly.value}
           onClick={() => mark(name)}
         >
           <MarkIcon of={name} hidden />

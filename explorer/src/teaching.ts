@@ -18,6 +18,7 @@ export const order: Signal<Order> = signal("likely");
 export const loading = signal(false); // suggestions
 export const saving = signal(0); // marks that the server does not have yet
 export const exhausted = signal(false);
+export const hungry = signal(false); // the next suggestion is gone to as soon as it is here
 export const grown: Signal<ReadonlyMap<string, readonly number[]>> = signal(new Map()); // held-out score as it grew
 export const reasons: Signal<ReadonlyMap<number, Suggestion>> = signal(new Map());
 
@@ -67,7 +68,6 @@ export function scoreColumn(name: string): Column {
 // What is suggested.
 
 let offered: { name: string; list: List } | null = null;
-let hungry = false; // the next suggestion is gone to as soon as it is here
 let turn = 0;
 
 const isMarked = (name: string, row: number) => (marks.peek().get(name)?.get(row) ?? "none") !== "none";
@@ -101,10 +101,8 @@ function append(name: string, page: Page, fresh: boolean): void {
   const shown = fresh || before === null || app.list.peek() === before;
   offered = { name, list };
   if (shown) app.list.value = list;
-  if (hungry && found.length) {
-    hungry = false;
-    app.current.value = found[0]!.row;
-  }
+  if (hungry.peek() && found.length) app.current.value = found[0]!.row;
+  hungry.value = false;
 }
 
 /** Ask for the next suggestions; fresh: in place of those that are there. */
@@ -118,7 +116,10 @@ async function suggest(fresh: boolean): Promise<void> {
   const page = await attempt(() => get<Page>("/api/suggest", { class: name, order: order.peek(), k }));
   if (mine !== turn) return;
   loading.value = false;
-  if (!page) return;
+  if (!page) {
+    hungry.value = false;
+    return;
+  }
   take(page);
   append(name, page, fresh);
 }
@@ -134,13 +135,13 @@ export function teach(name: string): void {
   reasons.value = new Map();
   exhausted.value = false;
   offered = null;
-  hungry = (inHand.peek()?.yes ?? 0) > 0;
-  if (hungry) void suggest(true);
+  hungry.value = (inHand.peek()?.yes ?? 0) > 0;
+  if (hungry.value) void suggest(true);
 }
 
 export function reorder(next: Order): void {
   order.value = next;
-  hungry = true;
+  hungry.value = true;
   if ((inHand.peek()?.yes ?? 0) > 0) void suggest(true);
 }
 
@@ -148,7 +149,7 @@ export function reorder(next: Order): void {
 export function resume(): void {
   const name = app.teaching.peek();
   if (name === null) return;
-  hungry = true;
+  hungry.value = true;
   if (offered?.name !== name) {
     void suggest(true);
     return;
@@ -160,19 +161,24 @@ export function resume(): void {
 /** To the first suggestion that has no mark yet; where there is none, to the next that comes. */
 function goOn(name: string): void {
   const next = open(name)[0];
-  hungry = next === undefined;
+  hungry.value = next === undefined;
   if (next !== undefined) app.current.value = next;
 }
 
-/** To the row behind the one that was marked. */
-function advance(name: string, row: number): void {
+/** To the row behind the one that was marked: in the list in hand, or else among suggestions, which
+ * also follow the first example of a class. */
+function advance(name: string, row: number, first: boolean): void {
   const list = app.list.peek();
-  const at = list?.rows.indexOf(row) ?? -1;
-  if (list && at >= 0) {
-    const next = list.rows.slice(at + 1).find((one) => !isMarked(name, one));
-    if (next !== undefined) app.current.value = next;
-    else if (offering()) goOn(name);
-  } else if (!list || offering()) goOn(name);
+  const at = first ? -1 : (list?.rows.indexOf(row) ?? -1);
+  if (at >= 0) {
+    const next = list!.rows.slice(at + 1).find((one) => !isMarked(name, one));
+    if (next !== undefined) {
+      app.current.value = next;
+      return;
+    }
+  } else if (!first && list && !offering()) return; // a row from the map, beside a list of something else
+  if (offered?.name === name) app.list.value = offered.list;
+  goOn(name);
 }
 
 // Marks on their way.
@@ -218,8 +224,12 @@ function takeBack(some: Made[], words: string): void {
   app.current.value = some[0]!.row;
 }
 
-/** Mark the current row, and go on. Pressed again by hand, a mark is taken away; never by a key, since
- * one that comes too early means the row that is still on its way. */
+/** Whether a mark would be for a row that is still on its way, and not for the one that is seen. */
+export const tooEarly = computed(
+  () => app.row.value?.row !== app.current.value || (hungry.value && currentMark.value !== "none"),
+);
+
+/** Mark the current row, and go on. The button of a mark that is there takes it away; a key never does. */
 export function mark(given: Mark, byKey = false): void {
   const [name, row] = [app.teaching.peek(), app.current.peek()];
   if (name === null || row === null) {
@@ -227,10 +237,11 @@ export function mark(given: Mark, byKey = false): void {
     app.message.value = { kind: "error", words };
     return;
   }
-  if (byKey && hungry && currentMark.peek() !== "none") return;
+  if (tooEarly.peek()) return;
   const same = currentMark.peek() === given;
+  const first = given === "yes" && !inHand.peek()?.yes && !saving.peek();
   if (same && byKey) {
-    advance(name, row);
+    advance(name, row, false);
     return;
   }
   const one: Made = { name, row, mark: same ? "none" : given, before: marks.peek().get(name)?.get(row) };
@@ -238,7 +249,7 @@ export function mark(given: Mark, byKey = false): void {
   undone.length = 0;
   outbox.push(one);
   saving.value = outbox.length;
-  if (!same) advance(name, row);
+  if (!same) advance(name, row, first);
   sending ??= send().finally(() => {
     sending = null;
     after(name);
@@ -249,7 +260,7 @@ export function mark(given: Mark, byKey = false): void {
 function after(name: string): void {
   if (app.teaching.peek() !== name || !(inHand.peek()?.yes ?? 0)) return;
   const left = open(name).length;
-  if (left <= AHEAD && (offering() || hungry)) void suggest(false);
+  if (left <= AHEAD && (offering() || hungry.peek())) void suggest(false);
 }
 
 async function turnBack(path: "/api/undo" | "/api/redo", from: Made[], to: Made[]): Promise<void> {
