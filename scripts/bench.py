@@ -21,6 +21,7 @@ from typing import Any
 import auto_choice
 import commands
 import devices
+import exploring
 import machine
 import operators
 import page
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Section] = {
     **proofs.SECTIONS,
     **scale.SECTIONS,
     **serving.SECTIONS,
+    **exploring.SECTIONS,
     **peaks.SECTIONS,
 }
 
@@ -68,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--rows", type=int, default=500_000, help="of the section scale")
     asked.add_argument("--searched", type=int, default=100_000, help="rows of the section search")
     asked.add_argument("--known", type=int, default=100_000, help="files of known-files")
+    asked.add_argument("--points", type=int, default=1_000_000, help="of the section explorer")
     asked.add_argument("--folder", type=Path, help="for collections; default: the system's own")
     asked.add_argument("--files", type=int, default=peaks.WHOLE, help="of the section memory")
     asked.add_argument("--bound", default=peaks.BOUND, help="of the memory of all processes")

@@ -26,7 +26,7 @@ LAYERS = (
     ("classes", ("fewshot",)),
     ("api", ("api", "selection", "__init__")),
     ("bridges", ("sklearn",)),
-    ("faces", ("server", "cli", "__main__")),
+    ("faces", ("server", "explorer", "cli", "__main__")),
 )
 LEVEL = {name: level for level, name in enumerate(n for _, names in LAYERS for n in names)}
 MODULES = sorted(SOURCE.rglob("*.py"))

@@ -46,7 +46,8 @@ export interface State {
   sampled: boolean;
   modality: Modality;
   model: { name: string; dim: number; tap: string; pooling: string; labels: string[] };
-  map: { method: string; making: boolean };
+  // nearby: drawn points that are not of the map itself and lie where their nearest rows do
+  map: { method: string; making: boolean; nearby: number };
   space: string;
   columns: Column[];
   classes: ClassInfo[];

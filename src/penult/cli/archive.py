@@ -205,24 +205,15 @@ def _strata(names: list[str]) -> str:
 
 def _write_rows(out: Path, found: Subset, opened: Collection, raw_cells: bool) -> None:
     from penult.collection.export import write_csv
+    from penult.collection.row_names import names_text
     from penult.data.files import write_file
-    from penult.data.regions import Region
     from penult.fewshot import events
 
     if out.suffix.lower() == ".csv":
         write_csv(out, found.table(), raw_cells)
         return
     if out.suffix.lower() == ".txt":
-        lines = [id if region == "whole" else f"{id} {region}" for id, region in found.keys]
-        text = "".join(f"{line}\n" for line in lines)
+        text = names_text(found.keys)
     else:
-        places = []
-        for at, (id, key) in enumerate(found.keys):
-            region = Region.of_key(key)
-            name = found.strata[at] if found.strata else ""
-            shown = opened.reader.roots.shown(id)
-            places.append(
-                events.Event(shown, region.channel, region.start, region.end, name, float("nan"))
-            )
-        text = events.to_m3u(places)
+        text = events.to_m3u(events.of_rows(found.keys, opened.reader.roots, found.strata))
     write_file(out, [text.encode("utf-8", "backslashreplace")])

@@ -45,7 +45,6 @@ from penult.cli.output import (
     reason_words,
     stdout,
     tables_in_words,
-    text_in,
     working,
 )
 
@@ -284,6 +283,8 @@ _SHOWN_COLUMNS = 20  # of metadata, in a table; --json has all
 
 
 def _hits_table(hits: Hits) -> Table:
+    from penult.data.text import text_in
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     extra = list(hits[0].metadata)[:_SHOWN_COLUMNS] if hits else []
     part = place_header(hit.region for hit in hits)

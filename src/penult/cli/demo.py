@@ -13,9 +13,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from penult.cli import explore as page
 from penult.cli import inspect
 from penult.cli.options import Json
 from penult.cli.output import print_json, print_note, stdout
+from penult.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,9 +31,15 @@ OUT = Path("penult-demo")
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the collection and the map.")] = OUT,
+    explore: Annotated[
+        bool, typer.Option("--explore", help="Open the clips in a browser, as penult explore does.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Take a tour on the bundled classifier: inspect, classify, embed, search, one-shot, map."""
+    if explore and json:
+        raise UsageError("--explore serves a page until it is ended, and prints no report: leave "
+                         "out --json")  # fmt: skip
     began = time.monotonic()
     clips = Path(str(files("penult") / "demo" / "clips")) / "clips.csv"
     with clips.open(newline="") as file:
@@ -63,6 +71,8 @@ def demo(
         print_json(report)
         return
     stdout.print(f"\ndone in {report['seconds']} s. Now your own: penult inspect MODEL")
+    if explore:
+        page.explore(collection=out / "clips.lance")
 
 
 class _Show:

@@ -31,6 +31,7 @@ from penult.cli import (
     duplicates,
     embed,
     explain,
+    explore,
     inspect,
     migrate,
     models,
@@ -157,7 +158,7 @@ PANELS = {
         comparison.compare,
         archive.select,
     ),
-    "Server": (serve.serve,),
+    "Server and page": (serve.serve, explore.explore),
     "Demo and installation": (demo.demo, demo.doctor),
 }
 for panel, commands in PANELS.items():

@@ -300,12 +300,6 @@ def place_header(regions: Iterable[str]) -> str:
     return "part" if odd else "seconds"
 
 
-def text_in(metadata: Mapping[str, Any], region: str) -> Any:
-    """The text of a region, where the metadata of its item holds the whole."""
-    text, found = metadata.get("text"), re.fullmatch(r"chars:(\d+)-(\d+)(#.*)?", region)
-    return text[int(found[1]) : int(found[2])] if isinstance(text, str) and found else text
-
-
 def discard_stdout() -> None:
     """Discard further output: nobody can receive it."""
     with suppress(OSError, ValueError):

@@ -24,7 +24,6 @@ from penult.cli.output import (
     printable_path,
     stdout,
     tables_in_words,
-    text_in,
 )
 from penult.cli.score_maps import write_score_maps
 
@@ -273,6 +272,8 @@ def _several_at_once(facts: dict[str, Any]) -> str:
 
 
 def _show(found: Spool, by_names: bool, with_similarity: bool = True) -> None:
+    from penult.data.text import text_in
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     with_examples = any(one.nearest for one in found.first)
     measure = "cosine" if by_names else "probability"

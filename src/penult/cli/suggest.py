@@ -22,7 +22,6 @@ from penult.cli.output import (
     printable_path,
     stdout,
     tables_in_words,
-    text_in,
     working,
 )
 from penult.cli.teach import load_class_space
@@ -96,6 +95,8 @@ def _how_to_mark(place: str, name: str, one: Suggestion, out: str | None) -> str
 
 
 def _table(found: list[Suggestion]) -> Table:
+    from penult.data.text import text_in
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     with_texts = any(one.metadata.get("text") is not None for one in found)
     for column in ("why", "score", "similarity", "item", place_header(one.region for one in found),

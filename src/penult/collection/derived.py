@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from penult.analysis import clustering as clusters
 from penult.analysis import projection
@@ -21,7 +22,13 @@ from penult.analysis.clustering import Agreement, Clustering, ClusterOptions
 from penult.analysis.space import RAW
 from penult.collection import columns, schema, spaces
 from penult.collection.labels import PREDICTED, labelled, names_of
-from penult.collection.reader import Reader, keep_derived, read_derived, replace_derived
+from penult.collection.reader import (
+    Reader,
+    keep_derived,
+    newest_records,
+    read_derived,
+    replace_derived,
+)
 from penult.collection.schema import Key
 from penult.errors import StoreError, UsageError
 
@@ -123,6 +130,45 @@ def keep_clusters(reader: Reader, made: Clustered, name: str | None = None) -> s
     }
     keep_derived(reader, "clusters", name, about, made.table())
     return name
+
+
+@dataclass(frozen=True, slots=True)
+class KeptClustering:
+    """A clustering that is kept, without its rows. clusters: number, size, name and more."""
+
+    name: str
+    clusters: list[dict[str, Any]]
+
+
+def clusterings(reader: Reader) -> list[KeptClustering]:
+    """The clusterings that are kept, of each name the newest, the newest first."""
+    found = newest_records(reader, "clusters")
+    return [
+        KeptClustering(name, schema.derived_about(reader.path, row["about"])["clusters"])
+        for name, row in reversed(found.items())
+    ]
+
+
+def rename_cluster(reader: Reader, clustering: str, number: int, name: str) -> None:
+    """Gives one cluster another name, in a new version of its clustering.
+
+    Raises:
+        UsageError: there is no such cluster, or a name that is empty.
+    """
+    found = read_derived(reader, "clusters", clustering)
+    clusters = [] if found is None else found.about["clusters"]
+    one = next((one for one in clusters if one["number"] == number), None)
+    if found is None or one is None or not name.strip():
+        what = "a name that is empty" if one else f"no cluster {number} of {clustering!r}"
+        raise UsageError(f"{what}: a cluster that is kept, and a new name, are needed")
+    one["name"] = name
+    table = found.table
+    inside = pc.equal(table["cluster"], number)
+    names = pc.if_else(inside, pa.scalar(name, pa.string()), table["name"])
+    place = table.schema.get_field_index("name")
+    keep_derived(
+        reader, "clusters", clustering, found.about, table.set_column(place, "name", names)
+    )
 
 
 def check_name(reader: Reader, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -194,17 +194,27 @@ def _selections(reader: Reader, where: str | None) -> list[RavenSelection]:
     Raises:
         UsageError: the items have no seconds.
     """
+    columns = schema.scalar_columns(derived.wider(reader.path, reader.schema))
+    batches = reader.ordered(columns, where, _BATCH)
+    return raven_selections(reader, [row for batch in batches for row in batch.to_pylist()])
+
+
+def raven_selections(reader: Reader, rows: Sequence[Mapping[str, Any]]) -> list[RavenSelection]:
+    """Rows, all scalar columns of them, as lines of a selection table; summaries are left out.
+
+    Raises:
+        UsageError: the items have no seconds.
+    """
     modality = reader.require_manifest().model.get("modality")
     if modality not in ("audio", "video"):
         raise UsageError(f"a selection table has seconds, which {modality} has not; use .csv")
-    columns = derived.wider(reader.path, reader.schema)
-    batches = reader.ordered(schema.scalar_columns(columns), where, _BATCH)
-    rows = [row for batch in batches for row in batch.to_pylist() if row["kind"] != "summary"]
-    metadata = [n for n in schema.metadata_of(columns) if n not in (*_OWN, PATH)]
+    own = (*schema.COLUMNS, *_OWN, PATH)
     original, roots = _original_names(reader), reader.roots
     found = []
     for row in rows:
-        values = {original.get(name, name): row[name] for name in metadata}
+        if row["kind"] == "summary":
+            continue
+        values = {original.get(name, name): value for name, value in row.items() if name not in own}
         path = as_id(roots.path_of(row.get(PATH) or row["id"]))
         place = path, row["start"] or 0.0, row["end"], row["channel"]
         found.append(RavenSelection(*place, values, row.get("Selection"), row.get("View")))

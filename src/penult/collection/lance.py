@@ -485,12 +485,25 @@ def take_rows(path: Path, table: Any, columns: list[str], wanted: Places) -> lis
     return batches
 
 
+def read_keys(path: Path, table: Any, where: str | None = None) -> pa.Table:
+    """The id, region and row id of the matching rows, in the order of their keys."""
+    keys, order = _ordered_keys(path, table, where)
+    return keys.select([*rows.KEY, ROW]).take(order)
+
+
 def find_places(path: Path, table: Any, where: str | None) -> Places:
     """The row ids of the matching rows, in the order of their keys."""
-    parts = list(stream_rows(path, table, list(rows.ORDER), where, _KEYS_AT_ONCE, True))
-    if not parts:
-        return np.zeros(0, np.uint64)
-    keys = pa.Table.from_batches(parts)
+    keys, order = _ordered_keys(path, table, where)
+    found: Places = keys[ROW].take(order).to_numpy()
+    return found
+
+
+def _ordered_keys(path: Path, table: Any, where: str | None) -> tuple[pa.Table, pa.Array]:
+    """The keys of the matching rows with their row ids, and the places of the first, the second …
+    in their order."""
+    columns = pa.schema([*map(table.schema.field, rows.ORDER), pa.field(ROW, pa.uint64())])
+    parts = stream_rows(path, table, list(rows.ORDER), where, _KEYS_AT_ONCE, True)
+    keys = pa.Table.from_batches(parts, columns)
     for name in ("channel", "start"):  # null comes first here, and last for an end
         filled = pc.fill_null(keys[name], -1)
         keys = keys.set_column(keys.schema.get_field_index(name), name, filled)
@@ -499,9 +512,7 @@ def find_places(path: Path, table: Any, where: str | None) -> Places:
     for name, column in inside.items():
         keys = keys.append_column(name, column)
     by = [(name, "ascending") for name in (*first, *inside, last)]
-    order = pc.sort_indices(keys, sort_keys=by)
-    found: Places = keys[ROW].take(order).to_numpy()
-    return found
+    return keys, pc.sort_indices(keys, sort_keys=by)
 
 
 # Pages, boxes (row by row of a picture), characters and further annotations of a span lie in the

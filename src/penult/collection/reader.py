@@ -317,11 +317,31 @@ def replace_derived(
 ) -> str:
     """As `keep_derived`; then former records of the name go."""
     id = keep_derived(reader, kind, name, about, table)
+    drop_derived(reader, kind, name, but=id)
+    return id
+
+
+def drop_derived(reader: Reader, kind: str, name: str, but: str = "") -> None:
+    """Removes the records of a name, but for one."""
     with store_errors(reader.path):
         found = lance.open_table(reader.path, kind)
-        assert found is not None
-        found.delete(f"name = {schema.quoted([name])} AND {DERIVED[kind]} <> '{id}'")
-    return id
+        if found is not None:
+            found.delete(f"name = {schema.quoted([name])} AND {DERIVED[kind]} <> '{but}'")
+
+
+def newest_records(reader: Reader, kind: str) -> dict[str, dict[str, Any]]:
+    """The newest record of each name without its values, the newest last."""
+    table = lance.open_table(reader.path, kind) if reader.manifest is not None else None
+    if table is None:
+        return {}
+    with store_errors(reader.path):
+        query = table.search().select([DERIVED[kind], "name", "about", "when"]).limit(None)
+        records = _sorted(query.to_arrow(), ["when"]).to_pylist()
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        found.pop(record["name"], None)
+        found[record["name"]] = record
+    return found
 
 
 def read_derived(reader: Reader, kind: str, name: str | None = None) -> Derived | None:

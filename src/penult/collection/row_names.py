@@ -36,6 +36,11 @@ def split_name(name: str) -> Key | None:
         return None
 
 
+def names_text(keys: Sequence[Key]) -> str:
+    """A name on each line, which `row_of_name` reads again."""
+    return "".join(f"{id}\n" if region == "whole" else f"{id} {region}\n" for id, region in keys)
+
+
 def row_of_name(reader: Reader | None, name: str) -> Key | None:
     """The row that a printed name means: of one printed in hundredths of a second the row that is
     printed so; else the part of a file. None: no row and no part of a file.

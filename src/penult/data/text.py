@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from penult.data.files import file_size, read_bytes, user_path
 from penult.errors import DecodeError, EmptyItem, RegionError, cause
@@ -93,6 +94,12 @@ def _pieces(path: Path) -> Iterator[str]:
 
 PREFIX = "text:"
 _FILE_NAME = re.compile(r"\S*[/\\]\S*|~\S*|\S*\.[A-Za-z0-9]{1,8}")
+
+
+def text_in(metadata: Mapping[str, Any], region: str) -> Any:
+    """The text of a region, where the metadata of its item holds the whole."""
+    text, found = metadata.get("text"), re.fullmatch(r"chars:(\d+)-(\d+)(#.*)?", region)
+    return text[int(found[1]) : int(found[2])] if isinstance(text, str) and found else text
 
 
 def bare(argument: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A session of the explorer: one collection, and what is made of it once, when it is first needed."""
+"""A session of the explorer: one collection, and what is made of it when it is first needed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from penult.collection.collection import Collection
+from penult.explorer.media import MediaFiles
+from penult.explorer.points import PointMap
+from penult.explorer.records import SideRecords
 from penult.explorer.rows import RowTable
 from penult.explorer.teaching import TeachingLoop
+from penult.explorer.values import ColourValues
 from penult.explorer.vectors import VectorMatrix
+from penult.explorer.watch import Watch
 
 if TYPE_CHECKING:
     from penult.embedding.embedder import Embedder
@@ -43,6 +48,39 @@ class Explorer:
         """Classes as they are taught."""
         return TeachingLoop(self.collection, self.rows, self.vectors)
 
+    @cached_property
+    def watch(self) -> Watch:
+        """What happens in the collection meanwhile."""
+        return Watch(self.collection, self.rows, self._follow)
+
+    @cached_property
+    def values(self) -> ColourValues:
+        """What points are coloured by."""
+        return ColourValues(
+            self.collection, self.rows, self.watch, lambda name: self.teaching.scores(name)
+        )
+
+    @cached_property
+    def points(self) -> PointMap:
+        """Where the rows lie on the map."""
+        labels = lambda: self.values.of("label").values  # noqa: E731
+        return PointMap(self.collection, self.rows, self.vectors, self.watch, labels)
+
+    @cached_property
+    def records(self) -> SideRecords:
+        """Its marks and runs."""
+        return SideRecords(self.collection, self.watch)
+
+    @cached_property
+    def media(self) -> MediaFiles:
+        """Sounds, pictures and frames of the rows."""
+        return MediaFiles(self.collection)
+
+    def _follow(self) -> None:
+        """Rows have come or gone."""
+        if "vectors" in self.__dict__:
+            self.vectors.refresh()
+
     def embedder(self) -> Embedder:
         """The embedder of the collection, opened once.
 
@@ -53,3 +91,8 @@ class Explorer:
             if self._embedder is None:
                 self._embedder = self.collection.embedder()
             return self._embedder
+
+    def close(self) -> None:
+        """Give back what the session holds."""
+        if "vectors" in self.__dict__:
+            self.vectors.close()

@@ -167,6 +167,16 @@ def probabilities(scores: Floats, targets: Targets, several: bool, unrelated: Fl
     return _platt(scores, targets, guess) if several else _tempered(scores, targets, guess)
 
 
+def of_asked(scores: Floats, truth: npt.NDArray[np.bool_], unrelated: Floats) -> Probabilities:
+    """The probability of one class by the share of members among rows (n,) that were asked about,
+    held out. Rows were chosen by their scores: among others of the same score the share is alike,
+    so that both sides weigh as they came. unrelated: as for `probabilities`."""
+    spread = float(unrelated.std()) if len(unrelated) >= FEWEST else 0.0
+    guess = _SPREAD * spread if spread > 0 else _GUESS
+    targets = np.where(truth, YES, OPEN - 1).astype(np.int8)
+    return _platt(scores[:, None], targets[:, None], guess, even=False)
+
+
 def of_members(scores: Floats) -> Probabilities:
     """The probability of one class without counter-examples: the share of its members that score
     lower, by a logistic distribution with the mean and spread of held-out scores (n,)."""
@@ -209,7 +219,7 @@ def _tempered(scores: Floats, targets: Targets, guess: float) -> Probabilities:
                          f"example{'s' if n > 1 else ''}")  # fmt: skip
 
 
-def _platt(scores: Floats, targets: Targets, guess: float) -> Probabilities:
+def _platt(scores: Floats, targets: Targets, guess: float, even: bool = True) -> Probabilities:
     from scipy.optimize import minimize
 
     marked = np.isfinite(scores) & (targets != OPEN)
@@ -220,6 +230,7 @@ def _platt(scores: Floats, targets: Targets, guess: float) -> Probabilities:
                              "out on both sides")  # fmt: skip
     # Each side weighs half: examples are not as frequent as the class is in recordings.
     weight = np.where(truth, 0.5 / truth.sum(), 0.5 / (~truth).sum()) * len(truth)
+    weight = weight if even else np.ones(len(truth))
     sign = np.where(truth, 1.0, -1.0)
 
     def loss(at: npt.NDArray[np.float64]) -> float:

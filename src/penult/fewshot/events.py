@@ -15,9 +15,11 @@ from pathlib import PurePath
 from statistics import median
 from typing import Any
 
+from penult.collection.schema import Key
 from penult.data.formulas import Cells
 from penult.data.items import path_of
 from penult.data.recording_times import RECORDED_AT
+from penult.data.regions import Region
 from penult.data.roots import Roots
 from penult.data.selection_tables import CLASS, RavenSelection, table_text
 from penult.errors import UsageError
@@ -242,6 +244,18 @@ def selections_of(
         further = {f"{n}_given" if n.casefold() in taken else n: v
                    for n, v in e.metadata.items() if n != "View"}  # fmt: skip
         found.append(RavenSelection(roots.shown(e.id), e.start, e.end, e.channel, own | further))
+    return found
+
+
+def of_rows(
+    keys: Sequence[Key], roots: Roots, labels: Sequence[str | None] | None = None
+) -> list[Event]:
+    """The places of rows by their (id, region), for playlists. labels: of each, if any."""
+    found = []
+    for at, (id, key) in enumerate(keys):
+        region, label = Region.of_key(key), (labels[at] if labels else None) or ""
+        place = roots.shown(id), region.channel, region.start, region.end
+        found.append(Event(*place, label, math.nan))
     return found
 
 

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 BACKGROUND = 5000  # rows of a collection that serve as background
 FITTED = {"space", "method", "several", "groups"}  # settings that decide on what is fitted
 Rows = npt.NDArray[np.float32]
+Write = Callable[[], object]
 
 
 def space_of(
@@ -251,17 +252,19 @@ class ClassSpaceState:
         words: str,
         fits: bool = True,
         rows: Rows | None = None,
+        write: Write | None = None,
     ) -> None:
         """Replace the examples by what a function makes of them. fits: whether the classes mean
         something else now; else what was fitted goes on under other names. rows: a new background
-        of a class file.
+        of a class file. write: writes the changed marks into the collection in place of this
+        object.
         """
         with self._guard:
             former: Rows | Literal[False] | None = False
             changed = make(self.examples)
             if rows is not None:
                 former, self.rows = self.rows, rows  # a space of a collection's rows stays
-            self._replace(changed, words, fits, former)
+            self._replace(changed, words, fits, former, write)
 
     def refit(self) -> None:
         """Fit everything anew, to the rows and with the settings there are now, and keep it."""
@@ -490,9 +493,10 @@ class ClassSpaceState:
         words: str,
         fits: bool = True,
         former: Rows | Literal[False] | None = False,
+        write: Write | None = None,
     ) -> None:
         """Replace the examples, and write the changed marks into the collection. former: the
-        background before, where that is changed."""
+        background before, where that is changed. write: as for `change`."""
         before, collection = self.examples, self._source.collection
         self.settings = replace(self.settings, several=self._several())
         if collection is not None:
@@ -500,7 +504,10 @@ class ClassSpaceState:
                 {key: m for key, m in marks_of(one).items() if not of_head(key)}
                 for one in (before, changed)
             )
-            marks.write_changes(collection, old, new, words)
+            if write is None:
+                marks.write_changes(collection, old, new, words)
+            else:
+                write()
             self._fixed = None  # it may have been fitted to rows that are examples now
         self._ledger.changed(words, before, changed, self.settings, former)
         taught, self._taught = self._taught, None

@@ -34,6 +34,7 @@ HEADER = ("path", "region", "start", "end", "channel", "class", "mark", "reason"
           "similarity")  # fmt: skip
 _UNCERTAIN, _DIFFERENT = 0.4, 0.1  # shares of the rows, rounded down; the others are likely ones
 _POOL = 2  # likely rows, for each row that is asked for, among which different ones are looked for
+_POOL_OF_ONE = 10  # the same, for each different row
 _COLUMNS = ("id", "region", "start", "end", "channel")
 
 
@@ -154,12 +155,9 @@ class Ranking:
         Raises:
             LabelsError: the class has no example.
         """
-        names = examples.names
-        target = examples.targets([name])[:, 0]
-        if name in names:  # members of the others are none of this one
-            target = examples.targets(names)[:, names.index(name)]
+        target = targets_of(examples, name)
         if not (target == YES).any():
-            there = ", ".join(sorted(names)[:20])
+            there = ", ".join(sorted(examples.names)[:20])
             raise LabelsError(
                 f"class {name!r} has no example that is marked yes; "
                 + (f"there are {there}; " if there else "")
@@ -179,18 +177,19 @@ class Ranking:
         return cls(name, space, scorer, vectors[target == YES], vectors[given], known)
 
     def best(
-        self, batches: Iterable[tuple[Sequence[Location], npt.NDArray[np.float32]]], k: int
+        self,
+        batches: Iterable[tuple[Sequence[Location], npt.NDArray[np.float32]]],
+        k: int,
+        order: str | None = None,
     ) -> list[Suggestion]:
-        """The k best rows of batches of places and raw vectors (m, d), see `suggest`.
+        """The k best rows of batches of places and raw vectors (m, d), see `suggest`. order: all of
+        them likely, uncertain or different.
 
         Raises:
-            LabelsError: k below one.
+            LabelsError: k below one, or an unknown order.
         """
-        if k < 1:
-            raise LabelsError(f"k = {k}: one row or more can be suggested")
-        unsure, other = int(_UNCERTAIN * k + 1e-9), int(_DIFFERENT * k + 1e-9)
-        sure = k - unsure - other
-        likely, uncertain = _Top(sure + _POOL * k), _Top(sure + unsure)
+        sure, unsure, other = shares_of(k, order)
+        likely, uncertain = _Top(sure + pool_of(k, other)), _Top(sure + unsure)
         last = None  # of several annotations of one span the first one is asked about
         for places, vectors in batches:
             usable = []
@@ -211,6 +210,38 @@ class Ranking:
         taken.take(UNCERTAIN, uncertain, unsure)
         taken.take_different(likely, other)
         return taken.found
+
+
+def targets_of(examples: Examples, name: str) -> npt.NDArray[np.int8]:
+    """(n,) the target of each example for one class; members of the others are none of this one."""
+    names = examples.names
+    if name in names:
+        return examples.targets(names)[:, names.index(name)]
+    return examples.targets([name])[:, 0]
+
+
+def shares_of(k: int, order: str | None = None) -> tuple[int, int, int]:
+    """(likely, uncertain, different) rows among k. order: all of them of one kind; None mixes them.
+
+    Raises:
+        LabelsError: k below one, or an unknown order.
+    """
+    if k < 1:
+        raise LabelsError(f"k = {k}: one row or more can be suggested")
+    if order is None:
+        unsure, other = int(_UNCERTAIN * k + 1e-9), int(_DIFFERENT * k + 1e-9)
+        return k - unsure - other, unsure, other
+    if order not in (LIKELY, UNCERTAIN, DIFFERENT):
+        raise LabelsError(
+            f"rows cannot be suggested in the order {order!r}; {LIKELY}, {UNCERTAIN} and "
+            f"{DIFFERENT} work"
+        )
+    return k * (order == LIKELY), k * (order == UNCERTAIN), k * (order == DIFFERENT)
+
+
+def pool_of(k: int, other: int) -> int:
+    """The number of likely rows among which different ones are looked for."""
+    return max(_POOL * k, _POOL_OF_ONE * other)
 
 
 class _Top:

@@ -456,8 +456,9 @@ class Ledger:
         after: Examples,
         settings: Settings,
         former: npt.NDArray[np.float32] | Literal[False] | None = False,
-    ) -> None:
-        """Append a change of marks, or of settings alone. former: see `Change.background`."""
+    ) -> str:
+        """Append a change of marks, or of settings alone; gives its id. former: see
+        `Change.background`."""
         old, new = marks_of(before), marks_of(after)
         marks = _changes(old, new)
         vectors = {key: row for key, row in zip(before.keys, before.vectors, strict=True)
@@ -478,7 +479,9 @@ class Ledger:
             "settings": settings.to_dict(),
             "parts": {name: hash_of(data) for name, data in parts.items() if data},
         }
-        self.store.append(LedgerEntry.of(CHANGE, about), [data for data in parts.values() if data])
+        entry = LedgerEntry.of(CHANGE, about)
+        self.store.append(entry, [data for data in parts.values() if data])
+        return entry.id
 
     def undo(self, marks: Marks) -> Change:
         """Take the last change back: append that it is undone, and give it. marks: that stand; of a
@@ -536,6 +539,20 @@ class Ledger:
             )
         former = marks_of(taught.examples)
         return Change(words, _changes(former, marks), {}, taught.examples.keys)
+
+    @property
+    def last(self) -> str | None:
+        """The id of the last change that was not undone."""
+        changes = _standing(self.store.records())
+        return changes[-1].id if changes else None
+
+    def take_back(self, change: str | None) -> bool:
+        """Append that a change is undone, whose marks were taken back; whether it was the last one,
+        which alone can be."""
+        if change is None or self.last != change:
+            return False
+        self.store.append(LedgerEntry.of(UNDONE, {"when": now(), "of": change}), [])
+        return True
 
     def differs(self, version: TaughtVersion, fitted: FittedClasses) -> float:
         """The largest difference of probabilities from those that a version had for its first
