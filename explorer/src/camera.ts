@@ -77,7 +77,7 @@ export class Camera {
   /** Bring a place into sight, where it is not. */
   show(x: number, y: number): boolean {
     const [left, top] = this.toScreen(x, y);
-    const margin = Math.min(40, this.width / 6, this.height / 6);
+    const margin = 6;
     const seen = left > margin && left < this.width - margin && top > margin && top < this.height - margin;
     if (!seen) {
       this.x = x;

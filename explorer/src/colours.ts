@@ -7,7 +7,7 @@ import { category, packed, scale, type Rgb } from "./palette";
 import { keep } from "./theme";
 import type { Column, Legend } from "./types";
 
-export const NONE = -1; // stands for "no value" among the codes that are shown
+export const NONE = Number.NaN; // the code of points without a value
 
 export interface Colouring {
   legend: Legend;
@@ -68,7 +68,7 @@ export function share(value: number, legend: Legend): number {
 /** Whether the legend leaves a point with this value in. */
 export function shows(legend: Legend, value: number): boolean {
   if (legend.kind === "category") {
-    return shownCodes.value.size === 0 || shownCodes.value.has(value === value ? value : NONE);
+    return shownCodes.value.size === 0 || shownCodes.value.has(value);
   }
   const [from, to] = shownRange.value;
   if (from <= 0 && to >= 1) return true;
@@ -76,9 +76,10 @@ export function shows(legend: Legend, value: number): boolean {
   return value === value && at >= from && at <= to;
 }
 
-/** Colours of the legend's entries, by code. */
+/** Colours of the legend's entries, by code; codes below 0 (the noise between clusters) have none. */
 export function entryColours(legend: Legend): Map<number, Rgb> {
-  return new Map(legend.entries.map((entry, rank) => [entry.code, category(rank, app.theme.value)]));
+  const entries = legend.entries.filter((entry) => entry.code >= 0);
+  return new Map(entries.map((entry, rank) => [entry.code, category(rank, app.theme.value)]));
 }
 
 /** A function from a value to its colour, packed. none: of points without a value. */

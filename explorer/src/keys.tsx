@@ -55,17 +55,25 @@ function parts(name: string): string[] {
   return name.endsWith("++") || name === "+" ? [...name.slice(0, -1).split("+"), "+"].filter(Boolean) : name.split("+");
 }
 
-/** Keys as they are written on keyboards; what they have in common is written once. */
+/** Keys as they are written on keyboards; what all of them begin with is written once. */
 export function Keys({ names }: { names: string[] }) {
-  const before = names.length > 1 ? parts(names[0]).slice(0, -1) : [];
-  const written = names.length > 1 ? [...before, ...names.map((name) => parts(name).at(-1) ?? "")] : parts(names[0]);
+  const [first, ...others] = names.map(parts);
+  const before = first.slice(0, -1).join("+");
+  const alike = others.every((one) => one.slice(0, -1).join("+") === before);
+  const written = alike ? [...first, ...others.map((one) => one.at(-1) ?? "")] : [...first, ...others.flatMap((one) => ["or", ...one])];
   return (
     <span class="keys">
-      {written.map((part) => (
-        <kbd class="kbd" key={part}>
-          {WORDS[part] ?? (part.length === 1 ? part.toUpperCase() : part)}
-        </kbd>
-      ))}
+      {written.map((part, i) =>
+        part === "or" ? (
+          <span key={i} class="soft small">
+            or
+          </span>
+        ) : (
+          <kbd class="kbd" key={i}>
+            {WORDS[part] ?? (part.length === 1 ? part.toUpperCase() : part)}
+          </kbd>
+        ),
+      )}
     </span>
   );
 }

@@ -178,6 +178,7 @@ function Side() {
 function Panel({ id, shown, children }: { id: string; shown: boolean; children: preact.ComponentChildren }) {
   return (
     <div class="panel" id={`panel-${id}`} role="tabpanel" aria-labelledby={`tab-${id}`} hidden={!shown} tabIndex={-1}>
+      <h2 class="hidden-words">{TOOLS.find((one) => one.id === id)?.name}</h2>
       {children}
     </div>
   );
@@ -284,12 +285,12 @@ export function Layout() {
         <main class="work" ref={work} data-dock={height ? "open" : "closed"}>
           <Side />
           <MapArea />
-          <section class="dock" aria-label="List">
+          <div class="dock">
             {!narrow.value && <Divider />}
             <div class="dock-inside">
               <Results />
             </div>
-          </section>
+          </div>
           <aside class="detail-side" aria-label="Row">
             <Detail />
           </aside>

@@ -108,7 +108,7 @@ function Entry({ code, name, count, colour, of }: EntryProps) {
         class="legend-entry"
         data-testid="legend-entry"
         data-name={name}
-        data-code={code}
+        data-code={Number.isNaN(code) ? "none" : code}
         data-count={count}
         aria-pressed={chosen.has(code)}
         title={name}
@@ -118,7 +118,7 @@ function Entry({ code, name, count, colour, of }: EntryProps) {
         <span class="clip">{name}</span>
         <span class="legend-count">{number.format(count)}</span>
       </button>
-      {of && code !== NONE && !app.state.value?.read_only && (
+      {of && code >= 0 && !app.state.value?.read_only && (
         <button class="icon-button quiet legend-pen" data-testid="cluster-rename" aria-label={`Rename ${name}`} onClick={() => (renaming.value = code)}>
           <PenIcon />
         </button>

@@ -3,6 +3,7 @@
 import type { Chart } from "./chart";
 
 const MOST = 60;
+const FEW = 1000; // points
 const LONGEST = 150; // pixels, as in style.css
 const HIGH = 20;
 const BESIDE = 26; // pixels around the text
@@ -33,6 +34,7 @@ export class Names {
   /** Put the names where the camera has their groups now. */
   draw(chart: Chart, name: (code: number) => string | undefined, colour: (code: number) => string): void {
     const placed: Placed[] = [];
+    const lift = chart.points.rows.length < FEW ? HIGH / 2 + chart.size() : 0; // not over the few points there are
     const used = new Set<number>();
     for (const middle of chart.names) {
       if (used.size >= MOST) break;
@@ -40,7 +42,7 @@ export class Names {
       if (!text) continue;
       const wide = this.width(text);
       const [x, y] = chart.camera.toScreen(middle.x, middle.y);
-      const [left, top] = [x - wide / 2, y - HIGH / 2];
+      const [left, top] = [x - wide / 2, y - HIGH / 2 - lift];
       if (left < 0 || top < 0 || left + wide > chart.camera.width || top + HIGH > chart.camera.height) continue;
       if (placed.some((p) => left < p.left + p.wide + 4 && left + wide + 4 > p.left && Math.abs(top - p.top) < HIGH + 2)) continue;
       placed.push({ left, top, wide });

@@ -4,6 +4,9 @@ import { app } from "./app";
 import { hovered, type Chart } from "./chart";
 import { token } from "./theme";
 
+const FIRST = 12; // rows of the list that are marked most
+const LISTED = 300; // rows of the list that are marked
+
 export class Marks {
   private readonly pen: CanvasRenderingContext2D | null;
 
@@ -24,7 +27,11 @@ export class Marks {
     pen.clearRect(0, 0, chart.camera.width, chart.camera.height);
     const [mark, back] = [token("--map-mark"), token("--map-bg")];
     const radius = chart.size() / 2;
-    for (const row of app.list.peek()?.rows ?? []) this.ring(chart, chart.at(row), radius + 2, mark, back, 1);
+    const listed = app.list.peek()?.rows.slice(0, LISTED) ?? [];
+    pen.globalAlpha = 0.45;
+    for (const row of listed.slice(FIRST)) this.ring(chart, chart.at(row), radius + 1.5, mark, "transparent", 1);
+    pen.globalAlpha = 1;
+    for (const row of listed.slice(0, FIRST)) this.ring(chart, chart.at(row), radius + 2, mark, back, 1.25);
     this.ring(chart, hovered.peek(), radius + 3, mark, back, 1.5);
     const current = app.current.peek();
     if (current !== null) this.current(chart, chart.at(current), radius);

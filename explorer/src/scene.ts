@@ -110,8 +110,8 @@ export class Scene implements Drawer {
   /** A scene on the canvas; null where the browser has no WebGL2, or none by a graphics card
    * (unless that is `enough`). */
   static on(canvas: HTMLCanvasElement, enough: boolean): Scene | null {
-    const wanted = { alpha: false, antialias: false, depth: false, failIfMajorPerformanceCaveat: !enough };
-    const gl = canvas.getContext("webgl2", wanted);
+    const wanted: WebGLContextAttributes = { alpha: false, antialias: false, depth: false, failIfMajorPerformanceCaveat: !enough };
+    const gl = canvas.getContext("webgl2", wanted) as WebGL2RenderingContext | null;
     if (!gl) return null;
     const names = gl.getExtension("WEBGL_debug_renderer_info");
     const by = String(gl.getParameter(names?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER));
