@@ -26,6 +26,7 @@ from penult.data import workers
 from penult.data.items import Entry, Failure
 from penult.data.sources import Source, from_paths
 from penult.embedding.embedder import Embedder
+from penult.embedding.runner import Outcome
 from penult.models.specs import load
 from test_cli import ask
 from test_collection import MANIFEST, batch

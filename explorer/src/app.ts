@@ -58,7 +58,9 @@ export interface Shortcut {
 
 export const shortcuts: Shortcut[] = [];
 
+/** Each key does one thing, wherever the focus is. */
 export function shortcut(one: Shortcut): void {
+  if (shortcuts.some((each) => each.key === one.key)) throw new Error(`two things for ${one.key}`);
   shortcuts.push(one);
 }
 

@@ -4,7 +4,6 @@ import { shortcuts, type Shortcut } from "./app";
 
 const TYPED_INTO = "input:not([type=checkbox]):not([type=radio]):not([type=button]), textarea, select, [contenteditable=true]";
 const PRESSED = "button, a[href], summary, input, [role=button], [role=tab], [role=option], [role=slider], [role=separator]";
-const PANELS = ".side, .dock, .detail-side"; // where a key that the map has too is theirs
 
 /** How a key is named: as KeyboardEvent.key, with "Ctrl+" and, of keys without a sign, "Shift+". */
 function named(event: KeyboardEvent): string[] {
@@ -31,8 +30,7 @@ function pressed(event: KeyboardEvent): void {
   if (belongsElsewhere(event)) return;
   const names = named(event);
   const all = shortcuts.filter((each) => names.includes(each.key));
-  const inPanel = (event.target as Element).closest(PANELS) !== null;
-  const one = all.find((each) => (each.group === "Map") !== inPanel) ?? all[0];
+  const one = all[0];
   if (!one) return;
   event.preventDefault();
   one.run();

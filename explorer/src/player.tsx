@@ -24,13 +24,13 @@ function bound(edge: "from" | "to"): void {
 }
 
 shortcut({ key: " ", words: "Play or pause", group: "Listen", run: toggle });
-shortcut({ key: "l", words: "Loop", group: "Listen", run: () => (settings.loop.value = !settings.loop.value) });
+shortcut({ key: "r", words: "Repeat (loop)", group: "Listen", run: () => (settings.loop.value = !settings.loop.value) });
 shortcut({ key: ",", words: "Slower", group: "Listen", run: () => (settings.speed.value = step(SPEEDS, settings.speed.value, -1)) });
 shortcut({ key: ".", words: "Faster", group: "Listen", run: () => (settings.speed.value = step(SPEEDS, settings.speed.value, 1)) });
 shortcut({ key: "c", words: "Context before and after: the next choice", group: "Listen", run: () => (settings.context.value = CONTEXTS[(CONTEXTS.indexOf(settings.context.value) + 1) % CONTEXTS.length]!) });
 shortcut({ key: "[", words: "A part begins where it plays", group: "Listen", run: () => bound("from") });
 shortcut({ key: "]", words: "A part ends where it plays", group: "Listen", run: () => bound("to") });
-shortcut({ key: "b", words: "Search by the part that is drawn", group: "Search", run: () => void searchDrawn() });
+shortcut({ key: "Shift+s", words: "Search by the part that is drawn", group: "Search", run: () => void searchDrawn() });
 
 export async function searchDrawn(): Promise<void> {
   const [one, drawn, row] = [sound.value, part.value, app.current.value];

@@ -59,11 +59,11 @@ function LikeButtons() {
   const off = app.current.value === null;
   return (
     <div class="like-buttons">
-      <button type="button" class="button" data-testid="more-like" aria-keyshortcuts="+" disabled={off} onClick={moreLike}>
-        More like this <kbd class="kbd">+</kbd>
+      <button type="button" class="button" data-testid="more-like" aria-keyshortcuts="m" disabled={off} onClick={moreLike}>
+        More like this <kbd class="kbd">M</kbd>
       </button>
-      <button type="button" class="button" data-testid="less-like" aria-keyshortcuts="-" disabled={off} onClick={lessLike}>
-        Less like it <kbd class="kbd">−</kbd>
+      <button type="button" class="button" data-testid="less-like" aria-keyshortcuts="Shift+m" disabled={off} onClick={lessLike}>
+        Less like it <kbd class="kbd">⇧M</kbd>
       </button>
     </div>
   );

@@ -119,5 +119,5 @@ export function searchCurrent(): void {
 }
 
 shortcut({ key: "s", words: "Search by the current row", group: "Search", run: searchCurrent });
-shortcut({ key: "+", words: "More like the current row", group: "Search", run: moreLike });
-shortcut({ key: "-", words: "Less like the current row", group: "Search", run: lessLike });
+shortcut({ key: "m", words: "More like the current row", group: "Search", run: moreLike });
+shortcut({ key: "Shift+m", words: "Less like the current row", group: "Search", run: lessLike });

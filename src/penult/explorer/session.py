@@ -1,10 +1,9 @@
-"""A session of the explorer: one collection, and what is made of it when it is first needed."""
+"""A session of the explorer: a collection, and what is made of it."""
 
 from __future__ import annotations
 
 import secrets
 import threading
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from penult.collection.collection import Collection
@@ -24,62 +23,31 @@ if TYPE_CHECKING:
 class Explorer:
     """A collection as the page sees it. Threads may share one.
 
-    id: names this session, for pages that were opened in an earlier one.
+    id: names this session, for pages that were opened in an earlier one. rows, vectors: of the
+    collection. watch: what happens in it meanwhile. teaching: its classes. values: what points are
+    coloured by. points: where rows lie on the map. records: marks and runs. media: sounds,
+    pictures and frames.
     """
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
         self.id = secrets.token_hex(8)
+        self.rows = RowTable(collection)
+        self.vectors = VectorMatrix(collection, self.rows)
+        self.watch = Watch(collection, self.rows, self.vectors.refresh)
+        self.teaching = TeachingLoop(collection, self.rows, self.vectors)
+        self.values = ColourValues(collection, self.rows, self.watch, self.teaching.scores)
+        self.points = PointMap(
+            collection,
+            self.rows,
+            self.vectors,
+            self.watch,
+            lambda: self.values.of("label").values,
+        )
+        self.records = SideRecords(collection, self.watch)
+        self.media = MediaFiles(collection)
         self._guard = threading.Lock()
         self._embedder: Embedder | None = None
-
-    @cached_property
-    def rows(self) -> RowTable:
-        """Its rows and their numbers."""
-        return RowTable(self.collection)
-
-    @cached_property
-    def vectors(self) -> VectorMatrix:
-        """The vectors of all rows."""
-        return VectorMatrix(self.collection, self.rows)
-
-    @cached_property
-    def teaching(self) -> TeachingLoop:
-        """Classes as they are taught."""
-        return TeachingLoop(self.collection, self.rows, self.vectors)
-
-    @cached_property
-    def watch(self) -> Watch:
-        """What happens in the collection meanwhile."""
-        return Watch(self.collection, self.rows, self._follow)
-
-    @cached_property
-    def values(self) -> ColourValues:
-        """What points are coloured by."""
-        return ColourValues(
-            self.collection, self.rows, self.watch, lambda name: self.teaching.scores(name)
-        )
-
-    @cached_property
-    def points(self) -> PointMap:
-        """Where the rows lie on the map."""
-        labels = lambda: self.values.of("label").values  # noqa: E731
-        return PointMap(self.collection, self.rows, self.vectors, self.watch, labels)
-
-    @cached_property
-    def records(self) -> SideRecords:
-        """Its marks and runs."""
-        return SideRecords(self.collection, self.watch)
-
-    @cached_property
-    def media(self) -> MediaFiles:
-        """Sounds, pictures and frames of the rows."""
-        return MediaFiles(self.collection)
-
-    def _follow(self) -> None:
-        """Rows have come or gone."""
-        if "vectors" in self.__dict__:
-            self.vectors.refresh()
 
     def embedder(self) -> Embedder:
         """The embedder of the collection, opened once.
@@ -94,5 +62,5 @@ class Explorer:
 
     def close(self) -> None:
         """Give back what the session holds."""
-        if "vectors" in self.__dict__:
-            self.vectors.close()
+        self.points.close()
+        self.vectors.close()
