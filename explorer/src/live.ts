@@ -153,6 +153,7 @@ async function startAnew(): Promise<void> {
   const state = await get<State>("/api/state");
   placed = "";
   batch(() => {
+    if (app.state.value) app.state.value = { ...app.state.value, version: -1 }; // what is kept of rows is void
     app.selected.value = new Uint32Array(0);
     app.likes.value = [];
     app.dislikes.value = [];
