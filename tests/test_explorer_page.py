@@ -106,10 +106,14 @@ def test_the_map_has_every_row_and_tells_what_the_pointer_is_at(page: Any) -> No
     page.mouse.move(place["x"], place["y"])
     tooltip = page.get_by_test_id("map-tooltip")
     tooltip.wait_for()
-    page.wait_for_function("document.querySelector('[data-testid=map-tooltip]').innerText.includes('.flac')")
+    page.wait_for_function(
+        "document.querySelector('[data-testid=map-tooltip]').innerText.includes('.flac')"
+    )
     page.mouse.click(place["x"], place["y"])
     page.get_by_test_id("row-id").wait_for()
-    assert Path(page.get_by_test_id("row-id").inner_text().split("\n")[0]).name in tooltip.inner_text()
+    assert (
+        Path(page.get_by_test_id("row-id").inner_text().split("\n")[0]).name in tooltip.inner_text()
+    )
 
 
 def test_the_legend_counts_what_is_drawn_and_filters(page: Any, clips: Path) -> None:
@@ -130,7 +134,9 @@ def test_a_box_selects_what_is_kept_under_a_name_and_read_by_commands(
     page.get_by_test_id("box").click()
     page.mouse.move(canvas["x"] + 8, canvas["y"] + 8)
     page.mouse.down()
-    page.mouse.move(canvas["x"] + canvas["width"] * 0.6, canvas["y"] + canvas["height"] - 60, steps=5)
+    page.mouse.move(
+        canvas["x"] + canvas["width"] * 0.6, canvas["y"] + canvas["height"] - 60, steps=5
+    )
     page.mouse.up()
     inside = [
         n for n in range(128)
@@ -240,7 +246,13 @@ def clip_of(clips: Path) -> Path:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1280, 720), (390, 844)], ids=["desk", "phone"])
 def test_axe_finds_nothing(browser: Any, address: str, theme: str, size: tuple[int, int]) -> None:
-    axe = Path(__file__).resolve().parents[1] / "explorer" / "node_modules" / "axe-core" / "axe.min.js"
+    axe = (
+        Path(__file__).resolve().parents[1]
+        / "explorer"
+        / "node_modules"
+        / "axe-core"
+        / "axe.min.js"
+    )
     found = Watched(browser, address, color_scheme=theme,
                     viewport={"width": size[0], "height": size[1]}, bypass_csp=True)  # fmt: skip
     found.page.keyboard.press("?")
@@ -249,4 +261,6 @@ def test_axe_finds_nothing(browser: Any, address: str, theme: str, size: tuple[i
     found.page.evaluate(axe.read_text())
     result = found.page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})")
     found.close(address)
-    assert [(one["id"], [node["html"] for node in one["nodes"]][:3]) for one in result["violations"]] == []
+    assert [
+        (one["id"], [node["html"] for node in one["nodes"]][:3]) for one in result["violations"]
+    ] == []
