@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
 from live_explorer import PENULT, chromium, exploring
 
 WAIT = 20_000  # milliseconds: machines of tests are busy

@@ -11,6 +11,7 @@ import math
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -590,7 +591,15 @@ def test_a_map_of_some_rows_is_completed_and_kept(
 ) -> None:
     monkeypatch.setattr("penult.explorer.points._FEW", 5)
     derived.make_map(own.explorer.collection.reader, most=70)  # as `penult map --most` keeps it
+    seen, make = threading.Event(), PointMap._make
+
+    def later(points: PointMap, kept: Any) -> None:
+        seen.wait(60)
+        make(points, kept)
+
+    monkeypatch.setattr(PointMap, "_make", later)
     assert own.points()[2]["x-map"] == "pca"
+    seen.set()
     own.wait_for_map()
     state = own.get("/api/state")
     assert state["map"] == {"method": "tsne", "making": False, "nearby": 58}
