@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -108,3 +110,19 @@ def test_hooks_fetch_nothing() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert [one["repo"] for one in hooks["repos"]] == ["local"]
     assert {hook["language"] for hook in hooks["repos"][0]["hooks"]} == {"system"}
+
+
+def test_the_page_of_the_explorer_is_in_a_wheel(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as found:
+        names = {name.rpartition("/")[2] for name in found.namelist() if "/explorer/page/" in name}
+    assert names == {"index.html", "main.js", "main.css", "LICENSES.txt"}
+
+
+def test_npm_packages_have_hashes_and_name_no_place() -> None:
+    lock = (ROOT / "explorer" / "package-lock.json").read_text()
+    packages = json.loads(lock)["packages"]
+    assert len(packages) > 5 and "resolved" not in lock and "registry" not in lock
+    assert all("integrity" in one for name, one in packages.items() if name)
