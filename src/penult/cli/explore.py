@@ -43,7 +43,7 @@ def explore(
         require(module)
     from penult.collection.collection import Collection
     from penult.explorer.gate import kept_token
-    from penult.explorer.routes import page_files
+    from penult.explorer.routes import page_files, prepare
     from penult.explorer.session import Explorer
     from penult.server.process import address_of
 
@@ -52,9 +52,9 @@ def explore(
     token = kept_token(Path(collection))
     listener = _listen(port)
     address = f"{address_of(listener)}/?token={token}"
-    explorer = Explorer(opened)
     with working(f"reading the rows of {collection}"):
-        _ = explorer.rows
+        explorer = Explorer(opened)
+    prepare(explorer)
     if json:
         print_json({"url": address})
     else:

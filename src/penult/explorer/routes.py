@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
+from contextlib import suppress
 from importlib.resources import files
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from penult.errors import PenultError, UsageError
 from penult.explorer import media_routes, row_routes, teach_routes
+from penult.explorer.details import row_document
 from penult.explorer.session import Explorer
 from penult.server.answers import JSON, as_json, error_answer, error_document
 
@@ -39,6 +42,20 @@ def page_files() -> dict[str, bytes]:
             "the page of the explorer was not built in this checkout: `make page` builds it (a "
             "wheel has it)"
         ) from error
+
+
+def prepare(explorer: Explorer) -> None:
+    """Make in the background what the page asks for first, while the browser starts."""
+
+    def work() -> None:
+        with suppress(PenultError):  # which the page is told when it asks
+            explorer.points.drawn()
+            explorer.values.columns()
+            explorer.media.prepare()
+            if explorer.rows.there.any():
+                row_document(explorer, int(explorer.rows.there.argmax()))
+
+    threading.Thread(target=work, daemon=True, name="prepare").start()
 
 
 def build(explorer: Explorer, page: dict[str, bytes] | None = None) -> FastAPI:
