@@ -163,6 +163,32 @@ function Rows() {
   );
 }
 
+/** Before there is a list: ways to begin. */
+function Begin() {
+  const audio = app.state.value?.modality === "audio";
+  const name = () => {
+    app.tool.value = "teach";
+    requestAnimationFrame(() => document.querySelector<HTMLElement>("[data-testid=teach-class]")?.focus());
+  };
+  return (
+    <div class="begin" data-testid="begin">
+      <p class="soft">
+        A list to {audio ? "listen" : "look"} through by the arrow keys comes here: what you find, select, or are asked about. To begin, click a point on the map, or
+      </p>
+      <div class="begin-ways">
+        <button type="button" class="button" onClick={() => step(1)}>
+          Go through all rows <kbd class="kbd">↓</kbd>
+        </button>
+        <button type="button" class="button" onClick={() => document.getElementById("find")?.focus()}>
+          Find by text <kbd class="kbd">/</kbd>
+        </button>
+        <button type="button" class="button" onClick={() => (app.tool.value = "search")}>Search by example</button>
+        <button type="button" class="button" onClick={name}>Teach a class</button>
+      </div>
+    </div>
+  );
+}
+
 export function Results() {
   const list = app.list.value;
   const count = list?.rows.length ?? 0;
@@ -176,11 +202,7 @@ export function Results() {
       <Likes />
       {list && count > 0 && <Rows />}
       {list && !count && <p class="nothing">No row is like that{searching.value ? " yet" : ""}.</p>}
-      {!list && (
-        <p class="nothing">
-          {searching.value ? "Searching all rows…" : "Rows that you search for, select or are asked about come here, to go through with the arrow keys."}
-        </p>
-      )}
+      {!list && (searching.value ? <p class="nothing">Searching all rows…</p> : <Begin />)}
       {list && more.value && (
         <button type="button" class="button quiet" data-testid="more-results" disabled={searching.value} onClick={() => void searchMore()}>
           Show more

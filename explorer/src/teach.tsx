@@ -8,7 +8,7 @@ import {
   annotator, classes, currentMark, disagreements, exhausted, grown, inHand, loading, mark, order, reasons, redo,
   remove, rename, reorder, resume, saving, scoreColumn, taught, teach, tooEarly, undo, type Order,
 } from "./teaching";
-import type { ClassInfo, Mark } from "./types";
+import type { ClassInfo, Mark, Suggestion } from "./types";
 
 function Choose() {
   const name = useSignal("");
@@ -77,7 +77,7 @@ export function MarkButtons({ name: prefix }: { name: string }) {
   );
 }
 
-const REASONS: Record<Order, string> = {
+const REASONS: Record<Suggestion["reason"], string> = {
   likely: "Suggested as likely",
   uncertain: "Suggested as uncertain: its mark tells most",
   different: "Suggested as different from what is marked",
@@ -172,7 +172,7 @@ function Known({ name }: { name: string }) {
   );
 }
 
-const ORDERS: [Order, string][] = [["likely", "most likely"], ["uncertain", "most uncertain"], ["different", "most different"]];
+const ORDERS: [Order, string][] = [["mixed", "mixed"], ["likely", "most likely"], ["uncertain", "most uncertain"], ["different", "most different"]];
 
 function InHand({ name }: { name: string }) {
   return (

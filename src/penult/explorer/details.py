@@ -81,7 +81,7 @@ def row_document(explorer: Explorer, row: int) -> dict[str, Any]:
         "text": document["text"] if media["text"] is None else media["text"],
         **{name: found[name] for name in ("kind", "channel", "truncated")},
         "scores": class_scores(manifest, found),
-        "classes": [],
+        "classes": explorer.teaching.probabilities(row),
         "marks": explorer.records.marks((found["id"], found["region"])),
         "metadata": metadata,
         "origin": _origin(explorer, manifest, found),
