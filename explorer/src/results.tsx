@@ -2,7 +2,7 @@
 
 import { useComputed, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { app, shortcut } from "./app";
+import { app, shortcut, type List } from "./app";
 import { epoch, nameOf, prefetch, shorts, thumbnail, wantShort, whereOf } from "./rows";
 import { inHand, lessLike, more, moreLike, searching, searchMore, unlike } from "./searching";
 import { marks } from "./teaching";
@@ -124,6 +124,7 @@ function Result({ row, at, height, note }: { row: number; at: number; height: nu
 
 function Rows() {
   const box = useRef<HTMLDivElement>(null);
+  const listed = useRef<List | null>(null); // what was scrolled
   const top = useSignal(0);
   const room = useSignal(400);
   const list = app.list.value!;
@@ -144,7 +145,12 @@ function Rows() {
   }, [list, first, last, epoch.value]);
   useEffect(() => { // the current row stays in view, and the focus with it
     const to = box.current!;
-    if (now.value < 0) return;
+    if (now.value < 0) {
+      if (listed.current !== list) to.scrollTop = 0;
+      listed.current = list;
+      return;
+    }
+    listed.current = list;
     const begin = now.value * height;
     if (begin < to.scrollTop) to.scrollTop = begin - height;
     else if (begin + 2 * height > to.scrollTop + to.clientHeight) to.scrollTop = begin + 2 * height - to.clientHeight;

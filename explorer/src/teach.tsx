@@ -217,7 +217,7 @@ function Rename({ one, end }: { one: ClassInfo; end: () => void }) {
     const name = next.value.trim();
     if (!name || name === one.name || (await rename(one.name, name))) end();
   };
-  const merges = classes.value.some((other) => other.name === next.value.trim() && other.name !== one.name);
+  const taken = classes.value.some((other) => other.name === next.value.trim() && other.name !== one.name);
   return (
     <form class="class-form" onSubmit={(event) => void submit(event)}>
       <input
@@ -229,7 +229,7 @@ function Rename({ one, end }: { one: ClassInfo; end: () => void }) {
         onInput={(event) => (next.value = event.currentTarget.value)}
         onKeyDown={(event) => event.key === "Escape" && end()}
       />
-      <button type="submit" class="button primary" data-testid="class-rename-go">{merges ? "Merge" : "Rename"}</button>
+      <button type="submit" class="button primary" data-testid="class-rename-go" disabled={taken} title={taken ? "There is a class of this name" : undefined}>Rename</button>
       <button type="button" class="button quiet" onClick={end}>Cancel</button>
     </form>
   );

@@ -204,8 +204,14 @@ interface Made {
 
 let made = 0; // marks of this page
 const outbox: Made[] = [];
-const done: Made[][] = []; // as the server has them: what was sent at once is one step
-const undone: Made[][] = [];
+/** What the server takes back at once. renamed: a class, from and to. */
+interface Step {
+  marks: Made[];
+  renamed?: [string, string];
+}
+
+const done: Step[] = [];
+const undone: Step[] = [];
 let sending: Promise<void> | null = null;
 
 /** Once the server has all marks. */
@@ -221,7 +227,7 @@ async function send(): Promise<void> {
     const body = { class: name, marks: some.map(({ row, mark }) => ({ row, mark })), who: annotator.peek() };
     try {
       take(await post<Taught>("/api/marks", body));
-      done.push(some);
+      done.push({ marks: some });
     } catch (error) {
       takeBack(some, error instanceof Error ? error.message : String(error));
     }
@@ -309,14 +315,14 @@ export async function markRows(rows: number[], given: Mark): Promise<void> {
     take(await post<Taught>("/api/marks", { class: name, marks: sent, who: annotator.peek() }));
     const step = some.map((row) => ({ name, row, mark: given, before: marks.peek().get(name)?.get(row) }));
     setLocals(step, (one) => one.mark);
-    done.push(step);
+    done.push({ marks: step });
     undone.length = 0;
     made++;
   }
   after(name);
 }
 
-async function turnBack(path: "/api/undo" | "/api/redo", from: Made[][], to: Made[][]): Promise<void> {
+async function turnBack(path: "/api/undo" | "/api/redo", from: Step[], to: Step[]): Promise<void> {
   await settle();
   const answer = await attempt(() => post<Taught>(path, { who: annotator.peek() }));
   if (!answer) return;
@@ -324,8 +330,10 @@ async function turnBack(path: "/api/undo" | "/api/redo", from: Made[][], to: Mad
   const step = from.pop();
   if (step) {
     to.push(step);
-    setLocals(step, path === "/api/undo" ? (one) => one.before : (one) => one.mark);
-    if (step.length === 1 && app.teaching.peek() === step[0]!.name) app.current.value = step[0]!.row;
+    if (step.renamed) called(...(path === "/api/undo" ? ([step.renamed[1], step.renamed[0]] as const) : step.renamed));
+    setLocals(step.marks, path === "/api/undo" ? (one) => one.before : (one) => one.mark);
+    const [one] = step.marks;
+    if (one && step.marks.length === 1 && app.teaching.peek() === one.name) app.current.value = one.row;
   }
   made++;
   if (answer.name !== null && answer.name === app.teaching.peek()) void measure(answer.name);
@@ -341,14 +349,21 @@ export async function rename(old: string, next: string): Promise<boolean> {
   await settle();
   const answer = await attempt(() => post<Taught>("/api/classes/rename", { old, new: next }));
   if (!answer) return false;
+  undone.length = 0;
+  take(answer);
+  called(old, next);
+  done.push({ marks: [], renamed: [old, next] });
+  return true;
+}
+
+/** A class has another name: so have its marks, and the steps that lead to them. */
+function called(old: string, next: string): void {
   const moved = new Map(marks.peek());
-  moved.set(next, new Map([...(moved.get(next) ?? []), ...(moved.get(old) ?? [])]));
+  moved.set(next, moved.get(old) ?? new Map());
   moved.delete(old);
   marks.value = moved;
-  for (const one of [...done, ...undone].flat()) if (one.name === old) one.name = next;
-  take(answer);
+  for (const { marks: some } of [...done, ...undone]) for (const one of some) if (one.name === old) one.name = next;
   if (app.teaching.peek() === old) teach(next);
-  return true;
 }
 
 export async function remove(name: string): Promise<boolean> {
@@ -356,7 +371,10 @@ export async function remove(name: string): Promise<boolean> {
   const answer = await attempt(() => post<Taught>("/api/classes/remove", { name }));
   if (!answer) return false;
   const left = new Map(marks.peek());
+  const gone = [...(left.get(name) ?? [])];
   left.delete(name);
+  undone.length = 0;
+  done.push({ marks: gone.map(([row, before]) => ({ name, row, mark: "none", before })) });
   marks.value = left;
   if (app.teaching.peek() === name) {
     turn++;
