@@ -25,7 +25,7 @@ export const reasons: Signal<ReadonlyMap<number, Suggestion>> = signal(new Map()
 export const marks: Signal<ReadonlyMap<string, ReadonlyMap<number, Mark>>> = signal(new Map());
 
 export const annotator = computed(() => settings.annotator.value.trim() || app.state.value?.user || "");
-export const classes = computed<ClassInfo[]>(() => app.state.value?.classes ?? []);
+export const classes = computed<ClassInfo[]>(() => [...(app.state.value?.classes ?? [])].sort((a, b) => (a.name < b.name ? -1 : 1)));
 export const inHand = computed(() => classes.value.find((one) => one.name === app.teaching.value) ?? null);
 
 /** This annotator's mark on the current row, of the class in hand. */

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -234,18 +234,16 @@ class TeachingLoop:
         with self._guard:
             return self._taught(name, "", who)
 
-    def probabilities(self, row: int) -> list[dict[str, Any]]:
-        """The taught classes, each with the calibrated probability of a row; None where it is not
-        known. Of small collections it is worked out behind for classes that were not looked at."""
-        with self._guard:
-            now, found = self._now(), list[dict[str, Any]]()
-            names = [one["name"] for one in _counts(now.examples) if one["yes"]]
-            for name in names:
-                facts = self._facts.get(name)
-                if facts is None and self._size <= _OFTEN:
-                    self._look_behind(name, now)
-                found.append({"name": name, "probability": _probability(facts, row)})
-            return found
+    def probabilities(self, names: Sequence[str], row: int) -> list[dict[str, Any]]:
+        """Classes, each with the calibrated probability of a row; None where it is not known. Of
+        small collections it is worked out behind for classes that were not looked at."""
+        found = []
+        for name in names:  # without the guard: a row never waits for a mark to be written
+            facts = self._facts.get(name)
+            if facts is None and name not in self._pending and self._size <= _OFTEN:
+                self._pending[name] = self._behind.submit(self._work_out, name)
+            found.append({"name": name, "probability": _probability(facts, row)})
+        return found
 
     # ---- marks, inside
 
