@@ -54,8 +54,11 @@ function Find() {
       role="search"
       onSubmit={(event) => {
         event.preventDefault();
-        const text = (event.currentTarget.elements.namedItem("text") as HTMLInputElement).value.trim();
-        if (text) void findText(text);
+        const field = event.currentTarget.elements.namedItem("text") as HTMLInputElement;
+        const text = field.value.trim();
+        if (!text) return;
+        field.blur(); // arrow keys are the list's now
+        void findText(text);
       }}
     >
       <FindIcon />

@@ -16,6 +16,7 @@ function Choose() {
     event.preventDefault();
     teach(name.value);
     name.value = "";
+    if (document.activeElement instanceof HTMLElement) document.activeElement.blur(); // y, n and u are marks now
   };
   return (
     <form class="choose" onSubmit={submit}>

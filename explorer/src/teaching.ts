@@ -148,7 +148,9 @@ export function teach(name: string): void {
   exhausted.value = false;
   offered = null;
   hungry.value = (inHand.peek()?.yes ?? 0) > 0;
-  if (hungry.value) void suggest(true);
+  if (!hungry.value) return;
+  void suggest(true);
+  void measure(clean);
 }
 
 export function reorder(next: Order): void {
