@@ -112,8 +112,9 @@ function Marked({ by }: { by: Record<string, Mark> }) {
 
 /** Probabilities of the classes that were taught, and who marked what. */
 function Taught({ row }: { row: Row }) {
-  const known = new Map(row.classes.map((one) => [one.name, one.probability]));
-  const names = [...new Set([...known.keys(), ...Object.keys(row.marks)])];
+  const known = new Map(row.classes.filter((one) => one.probability !== null).map((one) => [one.name, one.probability]));
+  const likely = [...known.keys()].sort((a, b) => (known.get(b) ?? 0) - (known.get(a) ?? 0)).slice(0, FEW);
+  const names = [...new Set([...likely, ...Object.keys(row.marks)])];
   if (!names.length) return null;
   return (
     <section class="part" aria-label="Taught classes" data-testid="row-classes">

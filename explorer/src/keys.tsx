@@ -36,7 +36,18 @@ function pressed(event: KeyboardEvent): void {
   one.run();
 }
 
+let pointed = false; // whether the last deed was a pointer's
+
+/** What was set by a pointer gives the keys back at once; by keys, one goes on setting it. */
+function changed(event: Event): void {
+  const target = event.target as Element | null;
+  if (pointed && target instanceof HTMLElement && target.matches("select, input[type=range]")) target.blur();
+}
+
 export function startKeys(): void {
+  document.addEventListener("pointerdown", () => (pointed = true), true);
+  document.addEventListener("keydown", () => (pointed = false), true);
+  document.addEventListener("change", changed);
   document.addEventListener("keydown", pressed);
 }
 

@@ -3,7 +3,6 @@
 import { effect, signal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { app, shortcut } from "./app";
-import { attempt, get } from "./api";
 import { Detail } from "./detail";
 import { Help, helpOpen } from "./help";
 import { DownIcon, FindIcon, HelpIcon, MoonIcon, SunIcon, UpIcon } from "./icons";
@@ -13,9 +12,10 @@ import { MapArea } from "./map";
 import { CutOff, Messages } from "./messages";
 import { Results } from "./results";
 import { Search } from "./search";
+import { findText } from "./searching";
 import { Teach } from "./teach";
 import { keep, kept, switchTheme } from "./theme";
-import type { RowShort, Running } from "./types";
+import type { Running } from "./types";
 
 const number = new Intl.NumberFormat("en");
 
@@ -47,13 +47,6 @@ export function startLayout(): void {
   shortcut({ key: "d", words: "Switch between dark and light", group: "Page", run: switchTheme });
 }
 
-async function find(text: string): Promise<void> {
-  const answer = await attempt(() => get<{ rows: RowShort[] }>("/api/find", { text, k: 50 }));
-  if (!answer) return;
-  const rows = answer.rows.map((row) => row.row);
-  app.list.value = { title: `Found “${text}”`, rows, notes: new Map() };
-}
-
 function Find() {
   return (
     <form
@@ -61,8 +54,11 @@ function Find() {
       role="search"
       onSubmit={(event) => {
         event.preventDefault();
-        const text = (event.currentTarget.elements.namedItem("text") as HTMLInputElement).value.trim();
-        if (text) void find(text);
+        const field = event.currentTarget.elements.namedItem("text") as HTMLInputElement;
+        const text = field.value.trim();
+        if (!text) return;
+        field.blur(); // arrow keys are the list's now
+        void findText(text);
       }}
     >
       <FindIcon />

@@ -2,7 +2,7 @@
 
 import { useComputed, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { app, shortcut } from "./app";
+import { app, shortcut, type List } from "./app";
 import { epoch, nameOf, prefetch, shorts, thumbnail, wantShort, whereOf } from "./rows";
 import { inHand, lessLike, more, moreLike, searching, searchMore, unlike } from "./searching";
 import { marks } from "./teaching";
@@ -124,6 +124,7 @@ function Result({ row, at, height, note }: { row: number; at: number; height: nu
 
 function Rows() {
   const box = useRef<HTMLDivElement>(null);
+  const listed = useRef<List | null>(null); // what was scrolled
   const top = useSignal(0);
   const room = useSignal(400);
   const list = app.list.value!;
@@ -144,7 +145,12 @@ function Rows() {
   }, [list, first, last, epoch.value]);
   useEffect(() => { // the current row stays in view, and the focus with it
     const to = box.current!;
-    if (now.value < 0) return;
+    if (now.value < 0) {
+      if (listed.current !== list) to.scrollTop = 0;
+      listed.current = list;
+      return;
+    }
+    listed.current = list;
     const begin = now.value * height;
     if (begin < to.scrollTop) to.scrollTop = begin - height;
     else if (begin + 2 * height > to.scrollTop + to.clientHeight) to.scrollTop = begin + 2 * height - to.clientHeight;
@@ -163,6 +169,32 @@ function Rows() {
   );
 }
 
+/** Before there is a list: ways to begin. */
+function Begin() {
+  const audio = app.state.value?.modality === "audio";
+  const name = () => {
+    app.tool.value = "teach";
+    requestAnimationFrame(() => document.querySelector<HTMLElement>("[data-testid=teach-class]")?.focus());
+  };
+  return (
+    <div class="begin" data-testid="begin">
+      <p class="soft">
+        A list to {audio ? "listen" : "look"} through by the arrow keys comes here: what you find, select, or are asked about. To begin, click a point on the map, or
+      </p>
+      <div class="begin-ways">
+        <button type="button" class="button" onClick={() => step(1)}>
+          Go through all rows <kbd class="kbd">↓</kbd>
+        </button>
+        <button type="button" class="button" onClick={() => document.getElementById("find")?.focus()}>
+          Find by text <kbd class="kbd">/</kbd>
+        </button>
+        <button type="button" class="button" onClick={() => (app.tool.value = "search")}>Search by example</button>
+        <button type="button" class="button" onClick={name}>Teach a class</button>
+      </div>
+    </div>
+  );
+}
+
 export function Results() {
   const list = app.list.value;
   const count = list?.rows.length ?? 0;
@@ -176,11 +208,7 @@ export function Results() {
       <Likes />
       {list && count > 0 && <Rows />}
       {list && !count && <p class="nothing">No row is like that{searching.value ? " yet" : ""}.</p>}
-      {!list && (
-        <p class="nothing">
-          {searching.value ? "Searching all rows…" : "Rows that you search for, select or are asked about come here, to go through with the arrow keys."}
-        </p>
-      )}
+      {!list && (searching.value ? <p class="nothing">Searching all rows…</p> : <Begin />)}
       {list && more.value && (
         <button type="button" class="button quiet" data-testid="more-results" disabled={searching.value} onClick={() => void searchMore()}>
           Show more

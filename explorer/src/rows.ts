@@ -21,6 +21,7 @@ function fetchRow(row: number): Promise<Row> {
   if (!one) {
     one = get<Row>("/api/row", { row });
     one.catch(() => whole.delete(row));
+    stale.delete(row);
     whole.set(row, one);
     if (whole.size > MOST) whole.delete(whole.keys().next().value!);
   }
@@ -37,11 +38,20 @@ export async function prefetch(row: number | undefined): Promise<void> {
   }
 }
 
+const stale = new Set<number>(); // rows that are shown as they were, until they are here anew
+
 /** Something has changed: the current row is read anew, the others when they are next shown. */
 function forget(): void {
-  whole.clear();
+  for (const row of whole.keys()) stale.add(row);
   const row = app.current.peek();
   if (row !== null) void show(row);
+}
+
+async function renew(row: number): Promise<void> {
+  if (!stale.delete(row)) return;
+  whole.delete(row);
+  const one = await attempt(() => fetchRow(row));
+  if (app.current.peek() === row && one) app.row.value = one;
 }
 
 async function show(row: number): Promise<void> {
@@ -49,6 +59,7 @@ async function show(row: number): Promise<void> {
   if (app.current.peek() !== row) return;
   if (!one) whole.delete(row);
   app.row.value = one;
+  void renew(row);
   const list = app.list.peek()?.rows ?? [];
   const at = list.indexOf(row);
   if (at >= 0) for (const near of [list[at + 1], list[at - 1]]) await prefetch(near);
@@ -88,7 +99,10 @@ effect(() => {
   if (!state || state.version === known?.version) return;
   if (known) {
     const others = changes.peek() === own || state.rows !== known.rows;
-    if (state.session !== known.session) shorts.value = new Map();
+    if (state.session !== known.session) {
+      shorts.value = new Map();
+      whole.clear();
+    }
     if (others) { // what another process changed is asked for anew; marks of this page change no list
       asked.clear();
       epoch.value = epoch.peek() + 1;

@@ -4,6 +4,7 @@ import { signal } from "@preact/signals";
 import { app } from "./app";
 import { attempt, download, post } from "./api";
 import { CloseIcon, ListIcon } from "./icons";
+import { markRows } from "./teaching";
 
 const number = new Intl.NumberFormat("en");
 const LISTED = 2000; // rows that a list takes
@@ -48,10 +49,10 @@ function exportIt(format: string, file: string): Promise<void> {
 
 function markAll(mark: "yes" | "no"): Promise<void> {
   const name = app.teaching.value;
-  const marks = rows().map((row) => ({ row, mark }));
+  const chosen = rows();
   return doing(async () => {
-    await post("/api/marks", { class: name, marks, who: app.state.value?.user ?? "" });
-    return `${number.format(marks.length)} rows are marked ${mark} for ${name}.`;
+    await markRows(chosen, mark);
+    return `${number.format(chosen.length)} rows are marked ${mark} for ${name}.`;
   });
 }
 

@@ -8,7 +8,7 @@ import {
   annotator, classes, currentMark, disagreements, exhausted, grown, inHand, loading, mark, order, reasons, redo,
   remove, rename, reorder, resume, saving, scoreColumn, taught, teach, tooEarly, undo, type Order,
 } from "./teaching";
-import type { ClassInfo, Mark } from "./types";
+import type { ClassInfo, Mark, Suggestion } from "./types";
 
 function Choose() {
   const name = useSignal("");
@@ -16,6 +16,7 @@ function Choose() {
     event.preventDefault();
     teach(name.value);
     name.value = "";
+    if (document.activeElement instanceof HTMLElement) document.activeElement.blur(); // y, n and u are marks now
   };
   return (
     <form class="choose" onSubmit={submit}>
@@ -77,7 +78,7 @@ export function MarkButtons({ name: prefix }: { name: string }) {
   );
 }
 
-const REASONS: Record<Order, string> = {
+const REASONS: Record<Suggestion["reason"], string> = {
   likely: "Suggested as likely",
   uncertain: "Suggested as uncertain: its mark tells most",
   different: "Suggested as different from what is marked",
@@ -172,7 +173,7 @@ function Known({ name }: { name: string }) {
   );
 }
 
-const ORDERS: [Order, string][] = [["likely", "most likely"], ["uncertain", "most uncertain"], ["different", "most different"]];
+const ORDERS: [Order, string][] = [["mixed", "mixed"], ["likely", "most likely"], ["uncertain", "most uncertain"], ["different", "most different"]];
 
 function InHand({ name }: { name: string }) {
   return (
@@ -217,7 +218,7 @@ function Rename({ one, end }: { one: ClassInfo; end: () => void }) {
     const name = next.value.trim();
     if (!name || name === one.name || (await rename(one.name, name))) end();
   };
-  const merges = classes.value.some((other) => other.name === next.value.trim() && other.name !== one.name);
+  const taken = classes.value.some((other) => other.name === next.value.trim() && other.name !== one.name);
   return (
     <form class="class-form" onSubmit={(event) => void submit(event)}>
       <input
@@ -229,7 +230,7 @@ function Rename({ one, end }: { one: ClassInfo; end: () => void }) {
         onInput={(event) => (next.value = event.currentTarget.value)}
         onKeyDown={(event) => event.key === "Escape" && end()}
       />
-      <button type="submit" class="button primary" data-testid="class-rename-go">{merges ? "Merge" : "Rename"}</button>
+      <button type="submit" class="button primary" data-testid="class-rename-go" disabled={taken} title={taken ? "There is a class of this name" : undefined}>Rename</button>
       <button type="button" class="button quiet" onClick={end}>Cancel</button>
     </form>
   );

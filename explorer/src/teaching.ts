@@ -7,14 +7,13 @@ import { percent } from "./rows";
 import { settings } from "./settings";
 import type { ClassInfo, Column, Mark, Suggestion, Taught } from "./types";
 
-export type Order = "likely" | "uncertain" | "different";
+export type Order = "mixed" | "likely" | "uncertain" | "different";
 type Page = Taught & { rows: Suggestion[] };
 
 const BATCH = 5; // suggestions of one fit: what was measured best
-const AHEAD = 1; // suggestions left when the next ones are asked for
 
 export const taught: Signal<Taught | null> = signal(null);
-export const order: Signal<Order> = signal("likely");
+export const order: Signal<Order> = signal("mixed");
 export const loading = signal(false); // suggestions
 export const saving = signal(0); // marks that the server does not have yet
 export const exhausted = signal(false);
@@ -26,7 +25,7 @@ export const reasons: Signal<ReadonlyMap<number, Suggestion>> = signal(new Map()
 export const marks: Signal<ReadonlyMap<string, ReadonlyMap<number, Mark>>> = signal(new Map());
 
 export const annotator = computed(() => settings.annotator.value.trim() || app.state.value?.user || "");
-export const classes = computed<ClassInfo[]>(() => app.state.value?.classes ?? []);
+export const classes = computed<ClassInfo[]>(() => [...(app.state.value?.classes ?? [])].sort((a, b) => (a.name < b.name ? -1 : 1)));
 export const inHand = computed(() => classes.value.find((one) => one.name === app.teaching.value) ?? null);
 
 /** This annotator's mark on the current row, of the class in hand. */
@@ -45,6 +44,19 @@ function setLocal(name: string, row: number, mark: Mark | undefined): void {
   if (mark === undefined) rows.delete(row);
   else rows.set(row, mark);
   marks.value = next.set(name, rows);
+}
+
+/** After one step: each row's mark, and a row that had none stands as the server has it. */
+function setLocals(step: Made[], of: (one: Made) => Mark | undefined): void {
+  const name = step[0]?.name; // of a step all are of one class
+  if (name === undefined) return;
+  const rows = new Map(marks.peek().get(name));
+  for (const one of step) {
+    const given = of(one);
+    if (given === undefined) rows.delete(one.row);
+    else rows.set(one.row, given);
+  }
+  marks.value = new Map(marks.peek()).set(name, rows);
 }
 
 /** What the server says of classes becomes what the page shows. */
@@ -136,7 +148,9 @@ export function teach(name: string): void {
   exhausted.value = false;
   offered = null;
   hungry.value = (inHand.peek()?.yes ?? 0) > 0;
-  if (hungry.value) void suggest(true);
+  if (!hungry.value) return;
+  void suggest(true);
+  void measure(clean);
 }
 
 export function reorder(next: Order): void {
@@ -190,9 +204,16 @@ interface Made {
   before: Mark | undefined;
 }
 
+let made = 0; // marks of this page
 const outbox: Made[] = [];
-const done: Made[] = [];
-const undone: Made[] = [];
+/** What the server takes back at once. renamed: a class, from and to. */
+interface Step {
+  marks: Made[];
+  renamed?: [string, string];
+}
+
+const done: Step[] = [];
+const undone: Step[] = [];
 let sending: Promise<void> | null = null;
 
 /** Once the server has all marks. */
@@ -208,7 +229,7 @@ async function send(): Promise<void> {
     const body = { class: name, marks: some.map(({ row, mark }) => ({ row, mark })), who: annotator.peek() };
     try {
       take(await post<Taught>("/api/marks", body));
-      done.push(...some);
+      done.push({ marks: some });
     } catch (error) {
       takeBack(some, error instanceof Error ? error.message : String(error));
     }
@@ -244,36 +265,80 @@ export function mark(given: Mark, byKey = false): void {
     advance(name, row, false);
     return;
   }
-  const one: Made = { name, row, mark: same ? "none" : given, before: marks.peek().get(name)?.get(row) };
+  const one: Made = { name, row, mark: same ? "none" : given, before: currentMark.peek() };
   setLocal(name, row, one.mark);
   undone.length = 0;
   outbox.push(one);
+  made++;
   saving.value = outbox.length;
   if (!same) advance(name, row, first);
+  deliver(name);
+}
+
+function deliver(name: string): void {
   sending ??= send().finally(() => {
     sending = null;
     after(name);
   });
 }
 
-/** Marks are kept: look whether suggestions run short. */
+/** Marks are kept: the next suggestions once all are answered, and how well the class is known now. */
 function after(name: string): void {
   if (app.teaching.peek() !== name || !(inHand.peek()?.yes ?? 0)) return;
-  const left = open(name).length;
-  if (left <= AHEAD && (offering() || hungry.peek())) void suggest(false);
+  if (!open(name).length && (offering() || hungry.peek())) void suggest(false);
+  void measure(name);
 }
 
-async function turnBack(path: "/api/undo" | "/api/redo", from: Made[], to: Made[]): Promise<void> {
+let measuring = false;
+
+/** What held-out marks tell, worked out for the marks that stand now; only once at a time. */
+async function measure(name: string): Promise<void> {
+  if (measuring) return;
+  measuring = true;
+  const stood = made;
+  const query = { class: name, who: annotator.peek() };
+  const answer = await get<Taught>("/api/taught", query).catch(() => null); // it comes again with the next mark
+  measuring = false;
+  if (app.teaching.peek() !== name) return;
+  if (answer && stood === made) take(answer);
+  else if (stood !== made && !sending) void measure(name);
+}
+
+const AT_ONCE = 10_000; // rows of a request
+
+/** Mark many rows for the class in hand. */
+export async function markRows(rows: number[], given: Mark): Promise<void> {
+  const name = app.teaching.peek();
+  if (name === null) return;
+  await settle();
+  for (let i = 0; i < rows.length; i += AT_ONCE) {
+    const some = rows.slice(i, i + AT_ONCE);
+    const sent = some.map((row) => ({ row, mark: given }));
+    take(await post<Taught>("/api/marks", { class: name, marks: sent, who: annotator.peek() }));
+    const step = some.map((row) => ({ name, row, mark: given, before: marks.peek().get(name)?.get(row) }));
+    setLocals(step, (one) => one.mark);
+    done.push({ marks: step });
+    undone.length = 0;
+    made++;
+  }
+  after(name);
+}
+
+async function turnBack(path: "/api/undo" | "/api/redo", from: Step[], to: Step[]): Promise<void> {
   await settle();
   const answer = await attempt(() => post<Taught>(path, { who: annotator.peek() }));
   if (!answer) return;
   take(answer);
-  const one = from.pop();
-  if (one) {
-    to.push(one);
-    setLocal(one.name, one.row, path === "/api/undo" ? (one.before ?? "none") : one.mark);
-    if (app.teaching.peek() === one.name) app.current.value = one.row;
+  const step = from.pop();
+  if (step) {
+    to.push(step);
+    if (step.renamed) called(...(path === "/api/undo" ? ([step.renamed[1], step.renamed[0]] as const) : step.renamed));
+    setLocals(step.marks, path === "/api/undo" ? (one) => one.before : (one) => one.mark);
+    const [one] = step.marks;
+    if (one && step.marks.length === 1 && app.teaching.peek() === one.name) app.current.value = one.row;
   }
+  made++;
+  if (answer.name !== null && answer.name === app.teaching.peek()) void measure(answer.name);
   app.message.value = { kind: "done", words: answer.words };
 }
 
@@ -286,14 +351,21 @@ export async function rename(old: string, next: string): Promise<boolean> {
   await settle();
   const answer = await attempt(() => post<Taught>("/api/classes/rename", { old, new: next }));
   if (!answer) return false;
+  undone.length = 0;
+  take(answer);
+  called(old, next);
+  done.push({ marks: [], renamed: [old, next] });
+  return true;
+}
+
+/** A class has another name: so have its marks, and the steps that lead to them. */
+function called(old: string, next: string): void {
   const moved = new Map(marks.peek());
-  moved.set(next, new Map([...(moved.get(next) ?? []), ...(moved.get(old) ?? [])]));
+  moved.set(next, moved.get(old) ?? new Map());
   moved.delete(old);
   marks.value = moved;
-  for (const one of [...done, ...undone]) if (one.name === old) one.name = next;
-  take(answer);
+  for (const { marks: some } of [...done, ...undone]) for (const one of some) if (one.name === old) one.name = next;
   if (app.teaching.peek() === old) teach(next);
-  return true;
 }
 
 export async function remove(name: string): Promise<boolean> {
@@ -301,7 +373,10 @@ export async function remove(name: string): Promise<boolean> {
   const answer = await attempt(() => post<Taught>("/api/classes/remove", { name }));
   if (!answer) return false;
   const left = new Map(marks.peek());
+  const gone = [...(left.get(name) ?? [])];
   left.delete(name);
+  undone.length = 0;
+  done.push({ marks: gone.map(([row, before]) => ({ name, row, mark: "none", before })) });
   marks.value = left;
   if (app.teaching.peek() === name) {
     turn++;

@@ -6,6 +6,7 @@ import { app } from "./app";
 import { get } from "./api";
 import { chart, frames, hovered } from "./chart";
 import { colouring } from "./colours";
+import { keepShort, prefetch } from "./rows";
 import type { RowShort } from "./types";
 
 const WAIT = 40; // ms that the pointer rests before the row is asked for
@@ -20,8 +21,11 @@ async function look(row: number, version: number): Promise<void> {
     if (!answer?.rows[0] || version !== app.state.peek()?.version) return;
     if (rows.size > MOST) rows.clear();
     rows.set(row, answer.rows[0]);
+    keepShort(answer.rows);
   }
-  if (hovered.peek() >= 0 && app.points.peek()?.rows[hovered.peek()] === row) shown.value = rows.get(row) ?? null;
+  if (hovered.peek() < 0 || app.points.peek()?.rows[hovered.peek()] !== row) return;
+  shown.value = rows.get(row) ?? null;
+  void prefetch(row); // a click may follow
 }
 
 function span(one: RowShort): string {

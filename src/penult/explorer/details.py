@@ -75,13 +75,14 @@ def row_document(explorer: Explorer, row: int) -> dict[str, Any]:
     later = [name for name in values.metadata_names() if name not in own]
     metadata |= {name: plain(values.by_number(name)[row].as_py()) for name in later}
     media = explorer.media.document(found)
+    taught = [one["name"] for one in explorer.records.classes() if one["yes"]]
     document = _short(row, found)
     return {
         **document,
         "text": document["text"] if media["text"] is None else media["text"],
         **{name: found[name] for name in ("kind", "channel", "truncated")},
         "scores": class_scores(manifest, found),
-        "classes": [],
+        "classes": explorer.teaching.probabilities(taught, row),
         "marks": explorer.records.marks((found["id"], found["region"])),
         "metadata": metadata,
         "origin": _origin(explorer, manifest, found),

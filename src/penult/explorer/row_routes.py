@@ -161,10 +161,15 @@ def _add_searches(app: FastAPI, explorer: Explorer, search: ExampleSearch) -> No
         return _json(search.by_rows(query))
 
     @app.post("/api/search/upload")
-    def by_upload(file: UploadFile, k: Annotated[int, Form(ge=1, le=MOST_HITS)] = 50) -> Response:
+    def by_upload(
+        file: UploadFile,
+        k: Annotated[int, Form(ge=1, le=MOST_HITS)] = 50,
+        where: Annotated[str, Form(max_length=4096)] = "",
+    ) -> Response:
         if (file.size or 0) > LARGEST:
             raise HTTPException(413, f"the file has more than {LARGEST:,} bytes; cut it")
-        return _json(search.by_file(file.file.read(LARGEST + 1), file.filename or "", k))
+        query = ExampleQuery(k, where=where or None)
+        return _json(search.by_file(query, file.file.read(LARGEST + 1), file.filename or ""))
 
     @app.get("/api/neighbours")
     def neighbours(row: int, k: Annotated[int, Query(ge=1, le=MOST_HITS)] = 12) -> Response:

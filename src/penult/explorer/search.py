@@ -82,7 +82,7 @@ class ExampleSearch:
         own = ExampleQuery(query.k, [row], query.unlike, query.where)
         return self._answer(self._embedded(path, part), own, words)
 
-    def by_file(self, content: bytes, name: str, k: int) -> dict[str, Any]:
+    def by_file(self, query: ExampleQuery, content: bytes, name: str) -> dict[str, Any]:
         """For JSON: the rows nearest to a file that is given.
 
         Raises:
@@ -98,7 +98,7 @@ class ExampleSearch:
             except UsageError as error:
                 words = str(error).replace(str(file), PurePath(name).name or "the file")
                 raise UsageError(words) from error
-        return self._answer(vectors, ExampleQuery(k), f"like {PurePath(name).name or 'the file'}")
+        return self._answer(vectors, query, f"like {PurePath(name).name or 'the file'}")
 
     def _mean(self, rows: Sequence[int]) -> Floats:
         """(d,) the mean of vectors of length one; (1,) zero of none."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -232,6 +233,17 @@ class TeachingLoop:
         pending.result()
         with self._guard:
             return self._taught(name, "", who)
+
+    def probabilities(self, names: Sequence[str], row: int) -> list[dict[str, Any]]:
+        """Classes, each with the calibrated probability of a row; None where it is not known. Of
+        small collections it is worked out behind for classes that were not looked at."""
+        found = []
+        for name in names:  # without the guard: a row never waits for a mark to be written
+            facts = self._facts.get(name)
+            if facts is None and name not in self._pending and self._size <= _OFTEN:
+                self._pending[name] = self._behind.submit(self._work_out, name)
+            found.append({"name": name, "probability": _probability(facts, row)})
+        return found
 
     # ---- marks, inside
 
@@ -483,10 +495,8 @@ class TeachingLoop:
         row = self._rows.number((one.id, one.region))
         if row is None:
             return None
-        known = facts is not None and facts.probability is not None and row < len(facts.probability)
-        probability = float(facts.probability[row]) if known else None  # type: ignore[union-attr, index]
-        return {"row": row, "score": one.score, "probability": probability, "reason": one.reason,
-                "similarity": one.similarity}  # fmt: skip
+        return {"row": row, "score": one.score, "probability": _probability(facts, row),
+                "reason": one.reason, "similarity": one.similarity}  # fmt: skip
 
     # ---- what is worked out behind marks
 
@@ -553,6 +563,13 @@ class TeachingLoop:
         if self._size <= _OFTEN:
             return True
         return len(now.examples.keys) >= max(_GROWN * self._space[1], self._space[1] + _TEN)
+
+
+def _probability(facts: _Facts | None, row: int) -> float | None:
+    if facts is None or facts.probability is None or row >= len(facts.probability):
+        return None
+    found = float(facts.probability[row])
+    return found if math.isfinite(found) else None
 
 
 def _somebody(who: str) -> str:
