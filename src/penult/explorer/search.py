@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.space import unit
+from penult.analysis.space import Space, unit
 from penult.collection.search import QueryPart, query_vectors
 from penult.data.files import MODALITIES, extensions
 from penult.data.regions import Region, span_of
@@ -58,9 +58,10 @@ class ExampleSearch:
         """
         if not query.like and not query.unlike:
             raise UsageError("nothing to search for: give rows that hits are like, or unlike")
-        direction = self._mean(query.like) - UNLIKE * self._mean(query.unlike)
+        space = self._explorer.vectors.space  # a mark may change it meanwhile
+        direction = self._mean(query.like, space) - UNLIKE * self._mean(query.unlike, space)
         words = [_counted("like", query.like), _counted("unlike", query.unlike)]
-        return self._answer(direction[None], query, " and ".join(filter(None, words)))
+        return self._answer(direction[None], space, query, " and ".join(filter(None, words)))
 
     def by_region(self, query: ExampleQuery, row: int, start: float, end: float) -> dict[str, Any]:
         """For JSON: the rows nearest to a part of the recording of a row, in seconds.
@@ -80,7 +81,8 @@ class ExampleSearch:
         part = QueryPart(Region("segment", start, end), found["channel"])
         words = f"like {start:.2f}–{end:.2f} s of {PurePath(found['id']).name}"
         own = ExampleQuery(query.k, [row], query.unlike, query.where)
-        return self._answer(self._embedded(path, part), own, words)
+        vectors, space = self._embedded(path, part), explorer.vectors.space
+        return self._answer(space(vectors), space, own, words)
 
     def by_file(self, content: bytes, name: str, k: int) -> dict[str, Any]:
         """For JSON: the rows nearest to a file that is given.
@@ -98,9 +100,10 @@ class ExampleSearch:
             except UsageError as error:
                 words = str(error).replace(str(file), PurePath(name).name or "the file")
                 raise UsageError(words) from error
-        return self._answer(vectors, ExampleQuery(k), f"like {PurePath(name).name or 'the file'}")
+        words, space = f"like {PurePath(name).name or 'the file'}", self._explorer.vectors.space
+        return self._answer(space(vectors), space, ExampleQuery(k), words)
 
-    def _mean(self, rows: Sequence[int]) -> Floats:
+    def _mean(self, rows: Sequence[int], space: Space) -> Floats:
         """(d,) the mean of vectors of length one; (1,) zero of none."""
         explorer = self._explorer
         for row in rows:
@@ -108,11 +111,15 @@ class ExampleSearch:
                 raise NoSuchRow(f"there is no row {row}, or not any more")
         if not rows:
             return np.zeros(1, np.float32)
-        mean: Floats = explorer.vectors.take(np.asarray(rows, np.int64)).mean(axis=0)
+        usable = explorer.vectors.usable(rows)
+        if not usable.all():
+            row = rows[int(np.argmin(usable))]
+            raise UsageError(f"no vector of row {row} is read yet, or none is finite; leave it out")
+        mean: Floats = explorer.vectors.take(rows, space).mean(axis=0)
         return mean
 
     def _embedded(self, query: str, part: QueryPart = QueryPart()) -> Floats:
-        """(m, d) the vectors of a file, or a part of it, in the space of the rows."""
+        """(m, d) the vectors of a file, or a part of it."""
         explorer = self._explorer
         reader = explorer.collection.reader
 
@@ -126,16 +133,17 @@ class ExampleSearch:
                 ) from error
 
         with self._embedding:
-            found = query_vectors(reader, query, opener, part)
-        moved: Floats = explorer.vectors.space(found.vectors)
-        return moved
+            vectors: Floats = query_vectors(reader, query, opener, part).vectors
+        return vectors
 
-    def _answer(self, directions: Floats, query: ExampleQuery, words: str) -> dict[str, Any]:
-        """directions: (m, d), the nearest of which counts."""
+    def _answer(
+        self, directions: Floats, space: Space, query: ExampleQuery, words: str
+    ) -> dict[str, Any]:
+        """directions: (m, d') in a space, the nearest of which counts."""
         explorer = self._explorer
         if not np.isfinite(directions).all() or not np.abs(directions).max(axis=1).all():
             raise UsageError("the examples have no direction in common; give others")
-        near = explorer.vectors.products(unit(directions)).max(axis=1)
+        near = explorer.vectors.products(unit(directions), space).max(axis=1)
         wanted = np.isfinite(near)
         wanted[self._same_as([*query.like, *query.unlike], len(near))] = False
         if query.where:
