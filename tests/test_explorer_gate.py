@@ -59,6 +59,16 @@ def test_the_token_opens_nothing_but_the_page(own: str, address: str) -> None:
     assert httpx.get(f"{own}/api/state?token={token}").status_code == 401
 
 
+@pytest.mark.parametrize("other", ['a="b', "{x}=1", "a b=c", "a=b;;", "penult=x"])
+def test_cookies_of_other_programs_on_this_machine_do_no_harm(
+    own: str, cookies: dict[str, str], other: str
+) -> None:
+    (name, value), *_ = cookies.items()
+    for header in (f"{other}; {name}={value}", f"{name}={value}; {other}"):
+        assert httpx.get(own + "/", headers={"cookie": header}).status_code == 200
+    assert httpx.get(own + "/", headers={"cookie": other}).status_code == 401
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,6 +28,7 @@ from starlette.testclient import TestClient
 
 import penult
 from penult.analysis.clustering import ClusterOptions
+from penult.analysis.space import fit
 from penult.collection import derived, schema
 from penult.collection.collection import Collection
 from penult.collection.manifest import Manifest
@@ -484,6 +486,68 @@ def test_cells_of_a_table_run_no_formula(hostile: Page) -> None:
     assert "'=1+1" in notes and "=1+1" not in notes
 
 
+@pytest.mark.parametrize("row", [-1, 128, 1 << 40, 10**20])
+def test_a_number_of_no_row_is_not_there(page: Page, row: int) -> None:
+    assert f"there is no row {row}" in page.get("/api/row", 404, row=row)
+    page.get("/api/neighbours", 404, row=row)
+    assert page.get("/api/rows", rows=f"3,{abs(row)}")["rows"][0]["row"] == 3
+
+
+def test_rows_whose_vectors_are_read_later_get_their_place_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": f"/x/{at:02}.wav", "label": "cat", "score": 0.5} for at in range(31)]
+    vectors = np.random.default_rng(0).normal(size=(31, 8))
+    path = made(tmp_path / "c.lance", "audio", rows[:30], vectors=vectors[:30])
+    with closing(Page(path)) as page:
+        page.points()
+        page.wait_for_map()
+        read, meanwhile = page.explorer.vectors.refresh, []
+
+        def refresh() -> None:  # others ask while the vectors are read
+            meanwhile.append(page.points()[0].tolist())
+            assert "no vector of row 30" in page.post("/api/search", 400, like=[3, 30], k=5)
+            read()
+
+        monkeypatch.setattr(page.explorer.watch, "_follow", refresh)
+        made(path, "audio", rows[30:], vectors=vectors[30:])
+        assert page.get("/api/state")["map"]["nearby"] == 1
+        assert meanwhile == [list(range(31))]
+        places, unit = page.points()[1], units_of(page)
+        nearest = np.argsort(unit[:30] @ unit[30])[-5:]
+        np.testing.assert_allclose(places[30], places[nearest].mean(axis=0), atol=1e-5)
+
+
+def test_what_is_taught_changes_no_search(own: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes have a space of their own; rows are alike by `penult search`'s."""
+    vectors = own.explorer.vectors
+    before = own.get("/api/neighbours", row=4)["hits"]
+    other, take = fit("pca:3", own.explorer.collection.vectors()[1]), vectors.take
+
+    def taken(*given: Any) -> np.ndarray:
+        found = take(*given)
+        vectors.use(other)  # as a mark does
+        return found
+
+    monkeypatch.setattr(vectors, "take", taken)
+    assert own.get("/api/neighbours", row=4)["hits"] == before
+    path = str(own.explorer.collection.path)
+    found = json.loads(ask("search", path, own.explorer.rows.key(4)[0], "-k", 13, "--json").out)
+    others = [one["similarity"] for one in found["hits"]][1:]
+    np.testing.assert_allclose([one["similarity"] for one in before], others, atol=1e-6)
+
+
+def test_a_page_without_a_row(tmp_path: Path) -> None:
+    path = made(tmp_path / "c.lance", "audio", [{"id": "/x/1.wav", "label": "cat", "score": 0.5}])
+    assert ask("forget", path, "/x/1.wav", "--yes").code == 0
+    with closing(Page(path)) as page, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state = page.get("/api/state")
+        assert (state["rows"], state["drawn"], state["classes"]) == (0, 0, [])
+        assert page.points()[0].tolist() == [] and page.get("/api/find", text="x") == {"rows": []}
+        assert "no row 0" in page.post("/api/search", 404, like=[0])
+
+
 # ---- what others do meanwhile
 
 
@@ -540,9 +604,22 @@ def test_marks_of_the_command_line_are_seen_at_once(own: Page) -> None:
     assert counts == {"<b>owl</b>": (0, 1), "tit": (1, 0)}
     row = own.get("/api/row", row=11)
     assert row["marks"] == {"<b>owl</b>": {"ann": "yes", "bob": "no"}}
+    disagreed = own.get("/api/disagreements")["rows"]
+    assert disagreed == [{"row": 11, "class": "<b>owl</b>", "marks": {"ann": "yes", "bob": "no"}}]
     legend = own.get("/api/legend", by="class")
     assert [(one["name"], one["count"]) for one in legend["entries"]] == [("tit", 1)]
     assert np.flatnonzero(own.values("class") == legend["entries"][0]["code"]).tolist() == [12]
+
+
+def test_a_mark_that_is_taken_back_is_gone_for_all(own: Page) -> None:
+    for who, mark in (("ann", "yes"), ("bob", "no")):
+        body = {"class": "owl", "marks": [{"row": 11, "mark": mark}], "who": who}
+        own.post("/api/marks", **body)
+    own.post("/api/marks", **{"class": "owl", "marks": [{"row": 11, "mark": "none"}], "who": "ann"})
+    assert own.get("/api/disagreements")["rows"] == []
+    assert own.get("/api/row", row=11)["marks"] == {}
+    own.post("/api/undo", who="ann")
+    assert own.get("/api/row", row=11)["marks"] == {"owl": {"ann": "yes", "bob": "no"}}
 
 
 def test_looking_costs_next_to_nothing(page: Page) -> None:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import penult
 from penult.cli.main import app
 from penult.collection.labels import standing
-from penult.errors import PenultError
+from penult.errors import PenultError, StoreError
 from penult.explorer.routes import build
 from penult.explorer.session import Explorer
 from penult.server.answers import as_json, error_answer
@@ -215,7 +215,7 @@ def test_too_few_marks_say_so(page: Page) -> None:
     page.mark("zero", {page.rows("zero")[0]: "yes"})
     answer = page.get("taught", **{"class": "zero"})
     assert answer["held_out"]["average_precision"] is None
-    assert "3 of each" in answer["held_out"]["words"] and answer["expected"] is None
+    assert "3 of yes and 3 of no" in answer["held_out"]["words"] and answer["expected"] is None
     suggested = page.get("suggest", **{"class": "zero"}, k=3)
     assert {one["probability"] for one in suggested["rows"]} == {None}
 
@@ -288,6 +288,26 @@ def test_undo_is_refused_where_somebody_else_has_marked_since(page: Page) -> Non
     page.post("undo", who=BOB)
     assert page.marks == {key: {"zero": "yes"}}  # ann's mark stands again
     assert page.get("disagreements")["rows"] == []
+
+
+def test_an_undo_that_cannot_be_written_can_be_tried_again(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero = page.rows("zero")
+    for row in zero[:3]:
+        page.mark("zero", {row: "yes"})
+
+    def full(*given: Any) -> None:
+        raise StoreError("no space left on device")
+
+    for what in ("undo", "redo"):
+        with monkeypatch.context() as patched:
+            patched.setattr("penult.explorer.teaching.append_labels", full)
+            answer = page.client.post(f"/api/{what}", json={"who": ANN})
+            assert answer.status_code >= 500 and "no space left" in answer.text
+        assert counted(page.get("taught"))["zero"] == (3 - (what == "redo"), 0, 0)
+        page.post(what, who=ANN)
+        assert counted(page.get("taught"))["zero"] == (3 - (what == "undo"), 0, 0)
 
 
 def test_disagreements_outlast_a_rename_and_its_undo(page: Page) -> None:

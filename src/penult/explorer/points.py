@@ -96,23 +96,24 @@ class PointMap:
     @property
     def is_making(self) -> bool:
         """Whether a better map is being made."""
-        return self._thread is not None and self._thread.is_alive()
+        thread = self._thread  # which lets go of its name at its end
+        return thread is not None and thread.is_alive()
 
     def drawn(self) -> DrawnPoints:
         """The points as they are now."""
         with self._guard:
-            stamp = self._rows.version, len(self._rows), self._layout
+            stamp = self._rows.version, len(self._rows), self._vectors.version, self._layout
             if self._drawn is None or self._drawn[0] != stamp:
                 if self._layout is None:
                     self._layout = self._first()
                 self._layout, drawn = self._draw(self._layout)
-                self._drawn = (*stamp[:2], self._layout), drawn
+                self._drawn = (*stamp[:3], self._layout), drawn
             return self._drawn[1]
 
     def close(self, patience: float = 0.0) -> None:
         """Wait for the map that is being made, so many seconds."""
-        if self._thread is not None:
-            self._thread.join(patience)
+        if (thread := self._thread) is not None:
+            thread.join(patience)
 
     def _kept(self) -> _PlacedRows | None:
         """The map that the collection keeps of the most of its rows, the newest of equal ones."""
@@ -146,11 +147,10 @@ class PointMap:
         return found
 
     def _by_variance(self, there: Numbers) -> _PlacedRows:
-        sample = there
+        sample = there = there[self._vectors.usable(there)]
         if len(there) > _SAMPLE:
             sample = np.sort(np.random.default_rng(_SEED).choice(there, _SAMPLE, replace=False))
         vectors = self._vectors.take(sample)
-        vectors = vectors[np.isfinite(vectors).all(axis=1)]
         if len(vectors) < 2:
             return _PlacedRows(PCA, self._placed(there, np.zeros((len(there), 2), np.float32)))
         middle = vectors.mean(axis=0)
@@ -163,9 +163,11 @@ class PointMap:
 
     def _placed(self, numbers: Numbers, points: Floats) -> Floats:
         """(n, 2) by number, moved into [-1, 1] with the aspect kept."""
-        low, high = points.min(axis=0, initial=np.inf), points.max(axis=0, initial=-np.inf)
-        half = float((high - low).max(initial=0)) / 2 or 1.0
         places = np.full((len(self._rows), 2), np.nan, np.float32)
+        if not len(numbers):
+            return places
+        low, high = points.min(axis=0), points.max(axis=0)
+        half = float((high - low).max()) / 2 or 1.0
         places[numbers] = np.clip((points - (low + high) / 2) / half, -1, 1)
         return places
 
@@ -197,10 +199,12 @@ class PointMap:
         return layout
 
     def _filled(self, layout: _PlacedRows, rows: Numbers) -> tuple[_PlacedRows, int]:
-        """The map with places for these rows, and how many of them had none."""
+        """The map with places for these rows, and how many of them had none. Rows without a vector
+        stay without: it may not have been read yet."""
         places = np.full((len(self._rows), 2), np.nan, np.float32)
         places[: len(layout.places)] = layout.places[: len(places)]
         without = rows[np.isnan(places[rows, 0])]
+        without = without[self._vectors.usable(without)]
         if not len(without) and len(places) == len(layout.places):
             return layout, 0
         places[without] = self._near(places, without)
@@ -222,7 +226,7 @@ class PointMap:
         there = np.flatnonzero(self._rows.there)
         rows = self._sampled(there) if len(there) > self._most else there
         layout, _ = self._filled(layout, rows)
-        places = layout.places[rows]
+        places = np.nan_to_num(layout.places[rows])  # the middle of those without a vector
         count = len(there)
         return layout, DrawnPoints(
             rows.astype(np.uint32), places, layout.method, layout.nearby, count
@@ -242,6 +246,7 @@ class PointMap:
     def _near(self, places: Floats, without: Numbers) -> Floats:
         """(k, 2) the mean place of the nearest rows that have one; the middle where none is."""
         anchors = np.flatnonzero(~np.isnan(places[:, 0]) & self._rows.there[: len(places)])
+        anchors = anchors[self._vectors.usable(anchors)]
         found = np.zeros((len(without), 2), np.float32)
         if not len(anchors):
             return found

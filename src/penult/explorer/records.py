@@ -7,9 +7,10 @@ from collections import Counter
 from typing import Any
 
 from penult.collection.collection import Collection
-from penult.collection.labels import TAKEN_BACK, standing
+from penult.collection.labels import standing
 from penult.collection.schema import Key
 from penult.explorer.watch import LABELS, RUNS, Stamp, Watch
+from penult.fewshot.votes import Votes, votes_of
 
 Record = dict[str, Any]
 
@@ -20,7 +21,7 @@ class SideRecords:
     def __init__(self, collection: Collection, watch: Watch) -> None:
         self._collection, self._watch = collection, watch
         self._guard = threading.Lock()
-        self._marks: tuple[Stamp | None, dict[Key, list[Record]]] = (None, {})
+        self._marks: tuple[Stamp | None, Votes] = (None, {})
         self._classes: tuple[Stamp | None, list[Record]] = (None, [])
         self._runs: tuple[Stamp | None, dict[str, Record]] = (None, {})
 
@@ -29,18 +30,9 @@ class SideRecords:
         with self._guard:
             stamp = self._watch.stamp(LABELS)
             if self._marks[0] != stamp:
-                read: dict[Key, list[Record]] = {}
-                for one in self._collection.reader.side_table("labels").to_pylist():
-                    read.setdefault((one["id"], one["region"]), []).append(one)
-                self._marks = stamp, read
-            records = self._marks[1].get(key, [])
-        found: dict[str, dict[str, str]] = {}
-        for one in records:
-            marks = found.setdefault(one["class"], {})
-            marks.pop(one["who"] or "", None)
-            if one["source"] != TAKEN_BACK:
-                marks[one["who"] or ""] = one["mark"]
-        return {name: marks for name, marks in found.items() if marks}
+                self._marks = stamp, votes_of(self._collection.reader)
+            found = self._marks[1].get(key, {})
+        return {name: dict(said) for name, said in found.items()}
 
     def classes(self) -> list[Record]:
         """The classes by name, with the rows that are marked yes, no and unsure."""

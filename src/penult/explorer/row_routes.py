@@ -11,6 +11,7 @@ import numpy as np
 from fastapi import FastAPI, Form, Query, Request, Response, UploadFile
 from starlette.exceptions import HTTPException
 
+from penult.analysis.space import RAW
 from penult.collection.derived import rename_cluster
 from penult.errors import UsageError
 from penult.explorer.details import found_rows, row_document, short_rows
@@ -82,7 +83,7 @@ def state_of(explorer: Explorer, selections: RowSelections) -> dict[str, Any]:
             "making": explorer.points.is_making,
             "nearby": points.nearby,
         },
-        "space": explorer.vectors.space.recipe,
+        "space": RAW,  # of searches
         "columns": [one.to_dict() for one in values.columns()],
         "classes": explorer.records.classes(),
         "clusterings": values.clusterings(),

@@ -162,8 +162,9 @@ class RowTable:
         """Columns of some rows, read as they are needed; None for a row that is gone, or never was
         there. further: columns that are left out where there are none."""
         now = self._now
-        wanted = np.asarray(rows, np.int64)
-        known = (wanted >= 0) & (wanted < len(now.places))
+        total = len(now.places)  # an array could not hold every number that is asked for
+        wanted = np.array([row if 0 <= row < total else -1 for row in rows], np.int64)
+        known = wanted >= 0
         known[known] &= now.places[wanted[known]] >= 0
         if not known.any():
             return [None] * len(wanted)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penult.analysis.space import unit
+from penult.analysis.space import RAW, Space, unit
 from penult.collection.search import QueryPart, query_vectors
 from penult.data.files import MODALITIES, extensions
 from penult.data.regions import Region, span_of
@@ -49,6 +49,8 @@ class ExampleSearch:
     def __init__(self, explorer: Explorer) -> None:
         self._explorer = explorer
         self._embedding = threading.Lock()
+        # That of `penult search`. The classes' own changes with each mark.
+        self._space = Space(RAW, explorer.collection.reader.require_manifest().dim)
 
     def by_rows(self, query: ExampleQuery) -> dict[str, Any]:
         """For JSON: the rows nearest to the mean of some, and far from the mean of others.
@@ -80,7 +82,7 @@ class ExampleSearch:
         part = QueryPart(Region("segment", start, end), found["channel"])
         words = f"like {start:.2f}–{end:.2f} s of {PurePath(found['id']).name}"
         own = ExampleQuery(query.k, [row], query.unlike, query.where)
-        return self._answer(self._embedded(path, part), own, words)
+        return self._answer(self._space(self._embedded(path, part)), own, words)
 
     def by_file(self, query: ExampleQuery, content: bytes, name: str) -> dict[str, Any]:
         """For JSON: the rows nearest to a file that is given.
@@ -98,7 +100,8 @@ class ExampleSearch:
             except UsageError as error:
                 words = str(error).replace(str(file), PurePath(name).name or "the file")
                 raise UsageError(words) from error
-        return self._answer(vectors, query, f"like {PurePath(name).name or 'the file'}")
+        words = f"like {PurePath(name).name or 'the file'}"
+        return self._answer(self._space(vectors), query, words)
 
     def _mean(self, rows: Sequence[int]) -> Floats:
         """(d,) the mean of vectors of length one; (1,) zero of none."""
@@ -108,11 +111,15 @@ class ExampleSearch:
                 raise NoSuchRow(f"there is no row {row}, or not any more")
         if not rows:
             return np.zeros(1, np.float32)
-        mean: Floats = explorer.vectors.take(np.asarray(rows, np.int64)).mean(axis=0)
+        usable = explorer.vectors.usable(rows)
+        if not usable.all():
+            row = rows[int(np.argmin(usable))]
+            raise UsageError(f"no vector of row {row} is read yet, or none is finite; leave it out")
+        mean: Floats = explorer.vectors.take(rows, self._space).mean(axis=0)
         return mean
 
     def _embedded(self, query: str, part: QueryPart = QueryPart()) -> Floats:
-        """(m, d) the vectors of a file, or a part of it, in the space of the rows."""
+        """(m, d) the vectors of a file, or a part of it."""
         explorer = self._explorer
         reader = explorer.collection.reader
 
@@ -126,16 +133,15 @@ class ExampleSearch:
                 ) from error
 
         with self._embedding:
-            found = query_vectors(reader, query, opener, part)
-        moved: Floats = explorer.vectors.space(found.vectors)
-        return moved
+            vectors: Floats = query_vectors(reader, query, opener, part).vectors
+        return vectors
 
     def _answer(self, directions: Floats, query: ExampleQuery, words: str) -> dict[str, Any]:
         """directions: (m, d), the nearest of which counts."""
         explorer = self._explorer
         if not np.isfinite(directions).all() or not np.abs(directions).max(axis=1).all():
             raise UsageError("the examples have no direction in common; give others")
-        near = explorer.vectors.products(unit(directions)).max(axis=1)
+        near = explorer.vectors.products(unit(directions), self._space).max(axis=1)
         wanted = np.isfinite(near)
         wanted[self._same_as([*query.like, *query.unlike], len(near))] = False
         if query.where:

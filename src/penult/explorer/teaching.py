@@ -19,7 +19,7 @@ from penult.collection.reader import append_labels
 from penult.collection.schema import KEY, Key
 from penult.collection.schema import keys as keys_of
 from penult.data.regions import span_of
-from penult.errors import LabelsError
+from penult.errors import LabelsError, StoreError
 from penult.explorer.rows import RowTable
 from penult.explorer.vectors import VectorMatrix
 from penult.fewshot import marks, scorers, votes
@@ -347,16 +347,24 @@ class TeachingLoop:
             held = votes.said_of(now.votes, found)
             if not votes.is_same(held, found):
                 raise LabelsError(_overwritten(deed, held, found, back))
-            if back and self._ledger().take_back(deed.change):
-                self._write(found, wanted, who, UNDO)
-            else:
-                source, settings = (UNDO if back else SOURCE), self._settings(now.examples)
-                change = self._commit(now, found, wanted, who, source, settings)
-                deed = replace(deed, change=change)
-            given.append(deed)
+            try:
+                change = self._step(now, deed, who, back)
+            except StoreError:  # nothing was written: it can be tried again
+                taken.append(deed)
+                raise
+            given.append(replace(deed, change=change))
             names = list(dict.fromkeys(name for _, name in wanted))
             words = f"{'taken back' if back else 'done again'}: {deed.words}"
             return self._taught(names[0], words, who)
+
+    def _step(self, now: _Standing, deed: _Deed, who: str, back: bool) -> str | None:
+        """Write what leads back, or forth; gives the change of the ledger."""
+        found, wanted = (deed.after, deed.before)[:: 1 if back else -1]
+        if back and self._ledger().take_back(deed.change):
+            self._write(found, wanted, who, UNDO)
+            return deed.change
+        source = UNDO if back else SOURCE
+        return self._commit(now, found, wanted, who, source, self._settings(now.examples))
 
     def _taught(self, name: str | None, words: str, who: str) -> dict[str, Any]:
         """`Taught` of the page, as far as it is known."""
