@@ -3,7 +3,7 @@
     python scripts/make_screenshots.py
 
 Writes docs/explorer.png, docs/explorer-dark.png and docs/explorer-phone.png. It needs playwright
-and a chromium, and the page, which `make page` builds.
+and a chromium, and the page, built as in explorer/build.mjs.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import { token } from "./theme";
 
 const FIRST = 12; // rows of the list that are marked most
 const LISTED = 300; // rows of the list that are marked
+const PART = 0.2; // of all points: rings around most of them would say nothing
 
 export class Marks {
   private readonly pen: CanvasRenderingContext2D | null;
@@ -27,7 +28,8 @@ export class Marks {
     pen.clearRect(0, 0, chart.camera.width, chart.camera.height);
     const [mark, back] = [token("--map-mark"), token("--map-bg")];
     const radius = chart.size() / 2;
-    const listed = app.list.peek()?.rows.slice(0, LISTED) ?? [];
+    const most = Math.max(FIRST, Math.min(LISTED, PART * chart.points.rows.length));
+    const listed = app.list.peek()?.rows.slice(0, most) ?? [];
     pen.globalAlpha = 0.45;
     for (const row of listed.slice(FIRST)) this.ring(chart, chart.at(row), radius + 1.5, mark, "transparent", 1);
     pen.globalAlpha = 1;

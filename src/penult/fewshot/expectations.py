@@ -94,9 +94,7 @@ def _words(truth: Flags, precision: float | None) -> str:
     yes, no = int(truth.sum()), int((~truth).sum())
     held = f"{yes} marked yes and {no} of none of it could be held out"
     if precision is None:
-        return (
-            f"needs {FEWEST} of yes and {FEWEST} of no that can be held out; {yes} and {no} so far"
-        )
+        return f"needs {FEWEST} of each that can be held out: {yes} of yes and {no} of no so far"
     return f"average precision of {yes + no} marked rows, each scored without its recording: {held}"
 
 
