@@ -146,8 +146,10 @@ def words(demo_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def page(words: Path) -> Iterator[Page]:
-    with closing(Page(words)) as found:
+def page(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """On a copy: a map that a page makes is kept."""
+    path = tmp_path_factory.mktemp("page") / "words.lance"
+    with closing(Page(shutil.copytree(words, path))) as found:
         yield found
 
 
