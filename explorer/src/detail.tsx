@@ -40,6 +40,7 @@ function Head({ row }: { row: Row }) {
       <div class="detail-title">
         <h2 class="clip" data-testid="row-label" title={row.label ?? undefined}>{row.label ?? nameOf(row.id)}</h2>
         {row.score !== null && row.label !== null && <span class="score-of" data-testid="row-score">{row.score.toFixed(2)}</span>}
+        {row.label !== null && <span class="soft small">by the classifier</span>}
       </div>
       <div class="detail-where">
         <span class="clip" data-testid="row-id" title={row.id}>{row.id}</span>

@@ -21,6 +21,7 @@ from penult.fewshot.suggestions import targets_of
 
 Flags = npt.NDArray[np.bool_]
 _DRAWS = 1000  # of groups, for an interval
+_TIED = 1e-9
 _PROBABLE_FROM = 5  # marked rows of each side, below which sums of probabilities are wide of it
 
 
@@ -28,7 +29,8 @@ _PROBABLE_FROM = 5  # marked rows of each side, below which sums of probabilitie
 class HeldOutMarks:
     """Marked rows, scored by heads that were fitted without them and their group. truth, scores,
     groups: (m,) of those that could be held out. examples: m. average_precision, low, high: with
-    its 95 % interval; None where there are too few, which words say."""
+    its 95 % interval; None where there are too few, or where they are all ranked right, which words
+    say."""
 
     truth: Flags
     scores: Floats
@@ -63,7 +65,7 @@ def held_out_marks(
     truth, scores = target[places][rows] == YES, found.scores[kept, 0]
     precision, low, high = _average_precision(truth, scores, groups[rows])
     return HeldOutMarks(truth, scores, groups[rows], precision, low, high,
-                        _words(truth, precision))  # fmt: skip
+                        _words(truth, precision, low))  # fmt: skip
 
 
 def _average_precision(
@@ -83,6 +85,8 @@ def _average_precision(
     low, high = percentile_interval(
         lambda weights: float(ranking.average_precisions(weights[place])[0]), draws
     )
+    if high - low < _TIED:  # as where all are ranked right: draws of them say nothing of others
+        return value, None, None
     return value, min(value, float(low)), max(value, float(high))
 
 
@@ -90,12 +94,15 @@ def _is_enough(truth: Flags) -> bool:
     return int(truth.sum()) >= FEWEST and int((~truth).sum()) >= FEWEST
 
 
-def _words(truth: Flags, precision: float | None) -> str:
+def _words(truth: Flags, precision: float | None, low: float | None) -> str:
     yes, no = int(truth.sum()), int((~truth).sum())
     held = f"{yes} marked yes and {no} of none of it could be held out"
     if precision is None:
         return f"needs {FEWEST} of each that can be held out: {yes} of yes and {no} of no so far"
-    return f"average precision of {yes + no} marked rows, each scored without its recording: {held}"
+    words = (
+        f"average precision of {yes + no} marked rows, each scored without its recording: {held}"
+    )
+    return words if low is not None else f"{words}; too few or too alike for an interval"
 
 
 def probabilities_of(held: HeldOutMarks, others: Floats) -> Probabilities | None:
