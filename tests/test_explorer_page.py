@@ -46,7 +46,8 @@ def until(page: Any, expression: str, given: Any = None) -> Any:
         if found := page.evaluate(expression, given):
             return found
         time.sleep(0.05)
-    raise AssertionError(f"not so within {WAIT:g} s: {expression}")
+    shown = page.evaluate("document.querySelector('[data-testid=message]')?.innerText")
+    raise AssertionError(f"not so within {WAIT:g} s ({given!r}; message {shown!r}): {expression}")
 
 
 class Watched:

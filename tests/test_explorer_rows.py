@@ -645,8 +645,8 @@ with accessed(Path(sys.argv[1]), "penult embed demo clips", "run", alone=True):
 def test_a_writer_is_shown_while_it_writes(own: Page) -> None:
     assert own.get("/api/state")["running"] is None
     command = [sys.executable, "-c", _WRITER, str(own.explorer.collection.path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as writer:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as writer:
         assert writer.stdout.readline() == "writes\n"
         running = own.get("/api/state")["running"]
         writer.communicate()
