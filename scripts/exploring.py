@@ -3,7 +3,6 @@ panning, sound after a click, new scores of all rows after a mark."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ import httpx
 from measuring import Bench, Fault, Section, Unmeasured, digits
 from page import Table
 from scale import DIM, made
+from serving import served
 
 from penult.collection.add import Summary, commit
 from penult.collection.collection import Collection
@@ -48,25 +48,6 @@ def filled(path: Path, rows: int) -> Path:
         writer.finish("done", summary.counts())
     make_map(collection.reader, method="pca", most=rows)
     return path
-
-
-@contextmanager
-def explored(path: Path) -> Iterator[str]:
-    """The address of its page."""
-    words = [sys.executable, "-m", "penult", "explore", str(path), "--json", "--no-browser",
-             "--port", "0"]  # fmt: skip
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("}"):
-            break
-    try:
-        yield json.loads("".join(lines))["url"]
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @contextmanager
@@ -163,7 +144,7 @@ def explorer(bench: Bench) -> None:
     with tempfile.TemporaryDirectory(prefix="penult-bench-", dir=bench.options.folder) as name:
         for rows, bound in ((SMALL, FEW), (bench.options.points, MANY)):
             path = filled(Path(name) / f"{rows}.lance", rows)
-            with explored(path) as url:
+            with served("explore", path, "--no-browser") as url:
                 with page_of(url) as (page, first):
                     add(f"first picture of {rows:,} points", first, bound)
                     add(f"a frame while panning {rows:,} points", frame(page), FRAME)
@@ -171,7 +152,7 @@ def explorer(bench: Bench) -> None:
         clips = Path(name) / "clips.lance"
         words = [sys.executable, "-m", "penult", "embed", "demo", str(CLIPS), "--into", str(clips)]
         subprocess.run(words, check=True, capture_output=True)
-        with explored(clips) as url, page_of(url) as (page, _):
+        with served("explore", clips, "--no-browser") as url, page_of(url) as (page, _):
             add("from a click to sound", sound(page), SOUND)
     bench.show(Table(("headless Chromium without a GPU", "seconds", "bound"), lines))
     if beyond:

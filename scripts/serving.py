@@ -166,10 +166,9 @@ def asked(url: str, folder: Path, *more: str) -> dict[str, Any]:
 
 
 @contextmanager
-def served(model: Path) -> Iterator[str]:
-    """The address of a server of this model."""
-    words = [sys.executable, "-m", "penult", "serve", str(model), "--port", "0", "--json",
-             "--engine", "torch"]  # fmt: skip
+def served(*command: str | Path) -> Iterator[str]:
+    """The address that a command serves on."""
+    words = [sys.executable, "-m", "penult", *map(str, command), "--port", "0", "--json"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = []
@@ -198,7 +197,7 @@ def serving(bench: Bench) -> None:
         clips.mkdir()
         paths = mixed(clips, SOUND, bench.options.clips)
         embedder = penult.Embedder.from_classifier(penult.load(work / "model"), device="cpu")
-        with served(work / "model") as url:
+        with served("serve", work / "model", "--engine", "torch") as url:
             own: dict[str, float] = {}  # seconds without those of the clients' processor
             rate: dict[str, float] = {}
 
