@@ -25,7 +25,7 @@ test-hard: $(READY)
 	$(BIN)/python scripts/reliability.py
 
 # The page of the explorer, from its sources in TypeScript.
-page: $(PAGE)
+page: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check src tests scripts

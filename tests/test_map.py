@@ -43,6 +43,18 @@ def test_neighbours_stay_together(method: str) -> None:
 
 
 @pytest.mark.slow
+def test_principal_directions_of_very_many_rows() -> None:
+    """Those of 100,000 rows are those of all, up to chance."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((150_000, 6)) * [1, 5, 1, 3, 1, 1] + [0, 0, 0, 0, 0, 4]
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    values, along = np.linalg.eigh(np.cov(units.T))
+    expected = (units - units.mean(axis=0)) @ along[:, np.argsort(-values)[:2]]
+    points = project(rows.astype(np.float32), method="pca")
+    agree = np.abs(np.corrcoef(points.T, expected.T)[:2, 2:])
+    np.testing.assert_allclose(agree, np.eye(2), atol=0.02)
+
+
 def test_umap() -> None:
     pytest.importorskip("umap")
     rows, truth = blobs((60, 60, 60))

@@ -16,6 +16,7 @@ FloatArray = npt.NDArray[np.float32]
 
 # The rows of which each method makes a picture in a few minutes on two cores.
 MOST = {"umap": 100_000, "tsne": 20_000, "pca": 100_000}
+_FITTED = 100_000  # rows that principal directions are found from; of more, drawn by chance
 _FEW = 5_000  # rows up to which t-SNE takes seconds, and UMAP first a minute to compile
 
 
@@ -26,7 +27,8 @@ def method_for(rows: int) -> str:
 
 def project(vectors: FloatArray, seed: int = 0, method: str = "tsne") -> FloatArray:
     """(n, d) → (n, 2) by cosine distances: `tsne` (van der Maaten and Hinton, 2008), `umap`
-    (McInnes et al., 2018), or `pca`, the two directions of largest variance of unit vectors.
+    (McInnes et al., 2018), or `pca`, the two directions of largest variance of unit vectors (of
+    more than 100,000, of so many drawn by chance).
 
     The same vectors and seed give the same picture. Distances between far groups mean little,
     except in `pca`.
@@ -68,7 +70,11 @@ def _umap(directions: FloatArray, seed: int) -> Any:
 def _pca(directions: FloatArray, seed: int) -> Any:
     from penult.analysis.space import fit
 
-    flat = fit(f"pca:{min(2, directions.shape[1])}", directions)(directions)
+    seen = directions
+    if len(directions) > _FITTED:  # a decomposition of a million rows takes tens of gigabytes
+        drawn = np.random.default_rng(seed).choice(len(directions), _FITTED, replace=False)
+        seen = directions[np.sort(drawn)]
+    flat = fit(f"pca:{min(2, directions.shape[1])}", seen)(directions)
     return flat if flat.shape[1] == 2 else np.column_stack([flat, np.zeros(len(flat))])
 
 
