@@ -15,7 +15,7 @@ from PIL import Image
 import penult
 from penult.cli.main import run
 from penult.errors import ModelError, UsageError
-from penult.tracing.onnx_proof import needed_power, tolerance_of
+from penult.tracing.graph_proof import needed_power, tolerance_of
 
 needed = import_module if os.environ.get("CI") == "true" else pytest.importorskip
 onnx, onnxruntime = needed("onnx"), needed("onnxruntime")

@@ -48,7 +48,7 @@ BUILT_IN = (
     ),
     EngineSpec(
         "onnxruntime",
-        _from("onnxruntime", "open_graph"),
+        _from("graph", "open_graph"),
         devices=("cuda", "cpu"),
         runs="onnxruntime",
         modules=("onnxruntime", "onnx"),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from penult.errors import UsageError
 from penult.extras import require
+from penult.tracing.graph import FileFacts
 
 # Names of scalar inputs, in lower case and without what is no letter.
 _RATES = frozenset(
@@ -30,22 +30,6 @@ _STATES = frozenset(
     "h c h0 c0 hn cn hx cx hc state states hidden cell cache caches memory mem past rnn lstm "
     "gru".split()
 )
-
-
-@dataclass(slots=True)
-class FileFacts:
-    """What a file says beside its operations, and which inputs were made constants.
-
-    values: such input → its value, in words. stateful: whether one of them is a state, which is
-    fresh for each item. outputs: those that are next states. metadata: the file's description of
-    itself. class_labels: the class names that operations carry.
-    """
-
-    values: dict[str, str] = field(default_factory=dict)
-    stateful: bool = False
-    outputs: list[str] = field(default_factory=list)
-    metadata: dict[str, str] = field(default_factory=dict)
-    class_labels: list[str] = field(default_factory=list)
 
 
 def prepare_file(model: Any, sample_rate: int | None, name: str) -> FileFacts:
