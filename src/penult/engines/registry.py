@@ -55,6 +55,13 @@ BUILT_IN = (
         install="'penult[onnx]'",
         has_device=_from("onnxruntime", "runtime_device"),
     ),
+    EngineSpec(
+        "litert",
+        _from("graph", "open_graph"),
+        runs="litert",
+        modules=("ai_edge_litert",),
+        install="'penult[litert]'",
+    ),
 )
 
 

@@ -31,7 +31,7 @@ from penult.models.class_names import class_names_of, complete
 from penult.models.graph_preparer import GraphPreparer, preparer_of
 from penult.models.leftovers import notes_of
 from penult.models.module import LOG_WORDS
-from penult.models.options import LoadOptions, recipe_of
+from penult.models.options import LoadOptions, existing_file, recipe_of
 from penult.models.outputs import require_classes
 from penult.tracing.anatomy import Anatomy, Statement
 from penult.tracing.certificate import Certificate
@@ -239,6 +239,12 @@ class GraphStudy:
             raise HeadNotFound(f"the head is not proved: {cut.certificate.refusal}")
         session, place = cut.open_head(), cut.cut.places[0]
         return lambda prelogits: session({place: prelogits})[0].reshape(1, -1)
+
+
+def parted(spec: str | Path, suffix: str) -> tuple[Path, str | None]:
+    """(the file, the output that is named after `#`)."""
+    name, mark, output = str(spec).partition(f"{suffix}#")
+    return existing_file(name + suffix if mark else name), output or None
 
 
 def feeds_of(graph: Graph, tensors: Tensors) -> Any:

@@ -86,11 +86,7 @@ def refuse_pointer(path: Path) -> None:
 
 # Files of other runtimes: suffix → what they are, and what would work.
 _FOREIGN = {
-    ".tflite": (
-        "a TFLite model, which only TensorFlow Lite runs",
-        "convert it to ONNX (python -m tf2onnx.convert --tflite FILE --output model.onnx), or take "
-        "the Keras or ONNX file that the model is also published as",
-    ),
+    ".tflite": ("a TFLite model", "give it a name that ends in .tflite"),
     ".pb": (
         "a frozen graph of TensorFlow, which only TensorFlow runs",
         "convert it to ONNX (python -m tf2onnx.convert --graphdef FILE --output model.onnx)",

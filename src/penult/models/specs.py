@@ -57,6 +57,7 @@ T = TypeVar("T")
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[\w.-]+")
 ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
+TFLITE = re.compile(r".+\.tflite(#.+)?", re.IGNORECASE)
 DEMO = "demo"
 FACTORIES = "torch"  # the loader of factories
 EMBEDDER, GRAPHS = "penult.json", "engines"  # of a saved embedder
@@ -90,12 +91,23 @@ class LoaderSpec:
 def _open_onnx(name: str, options: LoadOptions) -> Classifier:
     from penult.models.loaders.onnx import open_onnx
 
-    if options.output is not None:
-        file, _, output = name.partition("#")
-        if output not in ("", options.output):
-            raise UsageError(f"output {options.output!r}: {name} names an output already")
-        name, options = f"{file}#{options.output}", replace(options, output=None)
-    return open_onnx(name, options)
+    return open_onnx(*_with_output(name, options))
+
+
+def _open_tflite(name: str, options: LoadOptions) -> Classifier:
+    from penult.models.loaders.tflite import open_tflite
+
+    return open_tflite(*_with_output(name, options))
+
+
+def _with_output(name: str, options: LoadOptions) -> tuple[str, LoadOptions]:
+    """`FILE#OUTPUT` for a file whose output the options name, and the other options."""
+    if options.output is None:
+        return name, options
+    file, _, output = name.partition("#")
+    if output not in ("", options.output):
+        raise UsageError(f"output {options.output!r}: {name} names an output already")
+    return f"{file}#{options.output}", replace(options, output=None)
 
 
 def _open_torchscript(name: str, options: LoadOptions) -> Classifier:
@@ -187,6 +199,12 @@ def _onnx_modality(name: str, options: LoadOptions) -> str:
     return modality_of_file(name)
 
 
+def _tflite_modality(name: str, options: LoadOptions) -> str:
+    from penult.models.loaders.tflite import modality_of_file
+
+    return modality_of_file(name)
+
+
 def _file_modality(name: str, options: LoadOptions) -> str:
     existing_file(name)
     return "image"
@@ -206,6 +224,10 @@ def _claims_onnx(spec: str) -> str | None:
     return spec if is_onnx(spec) else None
 
 
+def _claims_tflite(spec: str) -> str | None:
+    return spec if TFLITE.fullmatch(spec) else None
+
+
 def _claims_kind(kind: str) -> Callable[[str], str | None]:
     return lambda spec: spec if kind_of(spec) == kind else None
 
@@ -217,6 +239,7 @@ def _claims_factory(spec: str) -> str | None:
 # The first that claims a spec opens it; loaders of other packages stand between the two tables.
 FILE_LOADERS = (
     LoaderSpec("onnx", "FILE.onnx", _open_onnx, _claims_onnx, _onnx_modality),
+    LoaderSpec("tflite", "FILE.tflite", _open_tflite, _claims_tflite, _tflite_modality),
     LoaderSpec(
         TORCHSCRIPT,
         "a TorchScript file (.pt, .ts)",
@@ -406,7 +429,7 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
     """Open a classifier by its spec, or a module that is at hand.
 
     spec: a folder, a hub id, `timm:NAME`, `torchvision:NAME`, a file (`FILE.onnx`,
-    `FILE.onnx#OUTPUT`, `FILE.pt` of TorchScript, `FILE.pt2`, `FILE.keras`), `demo`,
+    `FILE.onnx#OUTPUT`, `FILE.tflite`, `FILE.pt` of TorchScript, `FILE.pt2`, `FILE.keras`), `demo`,
     `package.module:factory`, or an nn.Module, an ExportedProgram, a Keras model. options: the
     fields of `penult.models.options.LoadOptions`.
 

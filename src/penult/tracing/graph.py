@@ -28,6 +28,10 @@ CONTRACTIONS = {
     "CDist": (0, 1),
 }  # fmt: skip
 CONVOLUTIONS = {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv"}
+# Operations that give the values that they read, in another shape or type.
+RESHAPES = frozenset(
+    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Cast"}
+)
 # Operations that look at their operand's shape alone.
 SHAPE_ONLY = frozenset({"Shape", "Size"})
 _ITEM_SIZES = {"float16": 2, "bfloat16": 2, "double": 8, "float64": 8, "int64": 8, "uint64": 8,
@@ -58,16 +62,46 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantisation:
+    """Integers that stand for numbers: scale · (integer − zero)."""
+
+    dtype: np.dtype[Any]
+    scale: float
+    zero: int
+
+    def shown(self, integers: Array) -> Array:
+        """The numbers that integers stand for, float32."""
+        numbers: Array = (integers.astype(np.float64) - self.zero) * self.scale
+        return numbers.astype(np.float32)
+
+    def stored(self, numbers: Array) -> Array:
+        """The integers that are nearest to numbers; what lies beyond the largest is the largest.
+
+        Raises:
+            ValueError: numbers that are not finite.
+        """
+        if not np.isfinite(numbers).all():
+            raise ValueError("values that are not finite cannot be quantised")
+        whole = np.asarray(numbers, np.float64) / self.scale
+        whole = np.trunc(whole + np.copysign(0.5, whole)) + self.zero  # halves away from zero
+        bounds = np.iinfo(self.dtype)
+        return np.clip(whole, bounds.min, bounds.max).astype(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
-    """An input of the graph. shape: None where a length is free; None as a whole if unknown."""
+    """An input of the graph. shape: None where a length is free; None as a whole if unknown.
+    quantisation: of an input that the file stores as integers, and numbers are given for."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
+    quantisation: Quantisation | None = None
 
     def __str__(self) -> str:
         sizes = ["?" if size is None else str(size) for size in self.shape or ()]
-        return f"{self.name} {self.dtype} ({', '.join(sizes)})"
+        own = f" as {self.quantisation.dtype}" if self.quantisation else ""
+        return f"{self.name} {self.dtype}{own} ({', '.join(sizes)})"
 
 
 class Session(Protocol):
@@ -161,6 +195,7 @@ class Graph:
     format: ClassVar[str]  # of the file: `ONNX`
     suffix: ClassVar[str]  # `.onnx`
     channels_last: ClassVar[bool] = False  # of convolutions and poolings
+    copies: ClassVar[Set[str]] = RESHAPES  # operations that give the values that they read
 
     inputs: list[Port]
     outputs: list[str]
@@ -212,6 +247,27 @@ class Graph:
     def branch_ops(self, node: Node) -> set[str]:
         """Names of the operations that make what the branches of a condition give."""
         return set()
+
+    def linear(self, node: Node) -> tuple[Array, Array] | None:
+        """Weight (K, d) and bias (K,) of an operation that is x · weight.T + bias, in float64; None
+        of any other, and where the runtime rounds on the way."""
+        return None
+
+    def resolution(self, name: str) -> float:
+        """From one value that a tensor can have to the next; 0 of floats."""
+        return 0.0
+
+    def limits(self, name: str) -> tuple[float, float]:
+        """The least and the largest value that a tensor can have."""
+        return -np.inf, np.inf
+
+    def find(self, name: str) -> str:
+        """The tensor that a user calls so; the name itself where there is none."""
+        return name
+
+    def channel_place(self, rank: int) -> int:
+        """Which axis of a convolution or pooling of that rank holds the channels."""
+        return rank - 1 if self.channels_last else 1
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor holds floating-point numbers, or integers that stand for some."""
@@ -274,7 +330,14 @@ def as_feeds(graph: Graph, tensors: Mapping[str, Any]) -> dict[str, Array]:
     for port in graph.inputs:
         if port.name not in tensors:
             raise ValueError(f"the graph's input {port.name!r} was not given")
-        value = np.asarray(tensors[port.name])
+        value, stored = np.asarray(tensors[port.name]), port.quantisation
+        if stored is not None and value.dtype.kind in "iub":
+            if value.dtype != stored.dtype:
+                raise ValueError(
+                    f"{port.name!r} takes {port.dtype}, or {stored.dtype} as the file stores it, "
+                    f"and was given {value.dtype}"
+                )
+            value = stored.shown(value)
         if value.dtype != port.dtype:
             if port.dtype.kind in "iu" and value.dtype.kind == "f":
                 raise ValueError(f"{port.name!r} takes {port.dtype}, and was given {value.dtype}")

@@ -9,7 +9,7 @@ from penult.errors import HeadNotFound, ModelError, TapError, UsageError, listed
 from penult.tracing.anatomy import Anatomy, refuse_random
 from penult.tracing.certificate import Certificate
 from penult.tracing.graph import CONTRACTIONS, Array, Feeds, Graph
-from penult.tracing.graph_head import NESTED, RESHAPES, GraphHead
+from penult.tracing.graph_head import NESTED, GraphHead
 from penult.tracing.graph_proof import prove
 from penult.tracing.graph_structure import channel_axis, cut_points, layers
 from penult.tracing.scores import (
@@ -43,7 +43,7 @@ def find_logits(graph: Graph, output: str | None = None, n_labels: int | None = 
     floats = [name for name in graph.outputs if is_float(name) and name in graph.depends]
     if output is not None:
         numbered = {str(number): name for number, name in enumerate(graph.outputs)}
-        for found in (output, numbered.get(output)):  # names first: they may be numbers
+        for found in (output, graph.find(output), numbered.get(output)):  # names may be numbers
             if found in floats:
                 return str(found)
         raise UsageError(
@@ -62,7 +62,7 @@ def find_logits(graph: Graph, output: str | None = None, n_labels: int | None = 
         return str(last[0])
     raise ModelError(
         f"the graph has several outputs that could be the logits: {listed(map(repr, last))}; "
-        "name one of them as FILE.onnx#OUTPUT"
+        f"name one of them as FILE{graph.suffix}#OUTPUT"
     )
 
 
@@ -73,7 +73,7 @@ def before_scores(graph: Graph, output: str) -> tuple[str, str]:
     while (node := graph.producers.get(name)) is not None:
         if node.op in ENDS:
             return node.reads[0], ENDS[node.op]
-        if node.op not in RESHAPES:
+        if node.op not in graph.copies:
             break
         name = node.reads[0]
     return output, ""
@@ -119,7 +119,8 @@ def _undone(
     for at, name in sorted(enumerate(near), key=lambda pair: pair[1] != named):
         pairs = [(values[at], one) for values, one in zip(found, scores, strict=True)]
         for kind in (SOFTMAX, SIGMOID) if several else (SIGMOID,):
-            if all(_is_applied(kind, one, other, half) for one, other in pairs):
+            step = graph.resolution(output) if name == named else 0.0
+            if all(_is_applied(kind, one, other, half, step) for one, other in pairs):
                 return name, kind
     return "", ""
 
@@ -131,11 +132,11 @@ def flat(values: Array) -> Array:
     return flat(values[..., 0])
 
 
-def _is_applied(kind: str, logits: Array, scores: Array, half: bool) -> bool:
+def _is_applied(kind: str, logits: Array, scores: Array, half: bool, step: float) -> bool:
     one, other = flat(logits), flat(scores)
     if one.size != other.size:
         return False
-    return is_applied(kind, one.reshape(other.shape), other, half)
+    return is_applied(kind, one.reshape(other.shape), other, half, step)
 
 
 def _in_front(graph: Graph, output: str) -> list[str]:
@@ -248,6 +249,7 @@ def tap_of_graph(cut: GraphCut, name: str) -> Tap:
     numbered = [tap for tap in taps if tap.startswith("layer:")]
     if name.startswith("layer:-") and name[7:].isdigit() and 0 < int(name[7:]) <= len(numbered):
         name = numbered[-int(name[7:])]
+    name = name if name in taps else cut.graph.find(name)
     place = taps[name].module if name in taps else name
     refuse_random(name, ", ".join(cut.drawn.get(place, ())))
     if name in taps:

@@ -14,6 +14,7 @@ from penult.errors import HeadNotFound
 from penult.tracing.graph import (
     CONTRACTIONS,
     CONVOLUTIONS,
+    RESHAPES,
     SHAPE_ONLY,
     Feeds,
     Graph,
@@ -33,7 +34,6 @@ LINEAR_AFTER = frozenset(
     "GatherElements Slice Split Concat ReduceMean ReduceSum Mean Sum Add Sub Mul Div Neg Dropout "
     "GlobalAveragePool AveragePool DequantizeLinear QuantizeLinear".split()
 )
-RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Cast"}
 _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
 _FEATURE_NORMS = {"LayerNormalization", "GroupNormalization", "SimplifiedLayerNormalization",
                   "SkipLayerNormalization", "RMSNormalization", "InstanceNormalization",
@@ -118,23 +118,26 @@ class GraphHead:
             if not upstream or between or any(self._width(n) != self.n_logits for n in upstream):
                 break
             found = upstream
-        opaque = {*after} & (NESTED | _DECISIONS)
+        opaque = dict.fromkeys(own for op, own in after if op in NESTED | _DECISIONS)
         if opaque:
             raise HeadNotFound(
                 f"the way from the last weights to the output runs through {', '.join(opaque)}: "
                 "it decides or branches there, and gives no scores that a head could be found for"
             )
         if not found:
-            seen = ", ".join(dict.fromkeys(after)) or "nothing"
+            seen = ", ".join(dict.fromkeys(own for _, own in after)) or "nothing"
             raise HeadNotFound(
                 "no operation with weights lies between the input and the logits; seen on the "
                 f"way: {seen}"
             )
-        return sorted(found, key=lambda node: node.index), after
+        return sorted(found, key=lambda node: node.index), [own for _, own in after]
 
-    def _walk(self, name: str) -> tuple[list[Node], list[str]]:
-        """Nodes with weights that are met first going back, and what bends on the way."""
-        graph, found, after = self.graph, [], []
+    def _walk(self, name: str) -> tuple[list[Node], list[tuple[str, str]]]:
+        """Nodes with weights that are met first going back, and what bends on the way: names of
+        operations in ONNX and in the file."""
+        graph = self.graph
+        found: list[Node] = []
+        after: list[tuple[str, str]] = []
         pending, seen = [name], set()
         while pending:
             read = pending.pop()
@@ -144,12 +147,14 @@ class GraphHead:
             if node.op == "DynamicQuantizeLinear" and read != node.writes[0]:
                 continue  # the scale of what enters an integer product, multiplied back behind it
             seen.add(node.index)
+            if node.fused:
+                after.append((node.fused, node.fused))
             if self.is_weight_layer(node):
                 found.append(node)
                 continue
             reads = [n for n in node.reads if n in graph.depends]
             if node.op not in LINEAR_AFTER or (node.op in {"Mul", "Div"} and len(reads) > 1):
-                after.append(node.op)
+                after.append((node.op, node.shown))
             pending += reads
         return found, after
 
@@ -207,7 +212,8 @@ class GraphHead:
 
     def _width(self, node: Node) -> int:
         shape = self.shapes[node.writes[0]]
-        return shape[1 if node.op in CONVOLUTIONS else -1]
+        place = self.graph.channel_place(len(shape))
+        return shape[place if node.op in CONVOLUTIONS else -1]
 
     def between(self, ends: Iterable[str], places: Sequence[str]) -> tuple[list[Node], list[str]]:
         """(nodes between places and ends, inputs of the graph that reach the ends around them)."""

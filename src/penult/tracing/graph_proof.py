@@ -43,6 +43,8 @@ def prove(cut: GraphHead) -> Certificate:
         _round_trip(halves, cut.examples[: len(expected)], expected),
         Check("power", power >= needed, power, "the logits of two inputs differ"),
     ]
+    if closed := _closed_form(cut, [front(one)[-len(places) :] for one in cut.examples[:2]]):
+        checks.append(closed)
     if cut.graph.any_batch:
         examples, rows = cut.examples[:2], expected[:2]
         checks.append(_batch(halves, examples, rows, "other batch size"))
@@ -171,6 +173,38 @@ def _round_trip(
     error = max(halves.error(feeds, values) for feeds, values in pairs)
     note = f"head(encoder(x)) against the file's own output, {len(examples)} inputs"
     return Check("round trip", error <= halves.tolerance, error, note)
+
+
+def _closed_form(cut: GraphHead, entering: Sequence[Sequence[Array]]) -> Check | None:
+    """The logits by numpy out of the weights in the file, where the head is one linear layer and
+    the graph tells its weights. entering: what the cut gives of the first examples."""
+    graph, heads = cut.graph, cut.cut.heads
+    found = graph.linear(heads[0]) if len(heads) == 1 and not cut.cut.after else None
+    if found is None or not _is_copy(graph, cut.logits, heads[0]):
+        return None
+    weight, bias = found
+    whole, limits = graph.parts.session([cut.logits]), graph.limits(cut.logits)
+    step = graph.resolution(cut.logits)  # the kernel rounds twice, by half of it each time
+    errors, passed = [], True
+    for (values,), feeds in zip(entering, cut.examples, strict=False):
+        if values.ndim != 2 or values.shape[1] != weight.shape[1]:
+            return None
+        theirs = whole(feeds)[0].reshape(-1, len(bias)).astype(np.float64)
+        ours = np.clip(values.astype(np.float64) @ weight.T + bias, *limits)
+        errors.append(relative(theirs, ours))
+        passed &= errors[-1] <= TOLERANCE or np.abs(theirs - ours).max() <= 1.01 * step
+    own = f", whose integers are {step:.2g} apart" if step else ""
+    note = f"prelogits · weights + bias in numpy against the file's own logits{own}"
+    return Check("closed form", bool(passed), max(errors), note)
+
+
+def _is_copy(graph: Graph, name: str, maker: Node) -> bool:
+    """Whether a tensor has the values that an operation makes, in whatever shape."""
+    while (node := graph.producers.get(name)) is not None and node is not maker:
+        if node.op not in graph.copies - {"Transpose", "QuantizeLinear"}:
+            return False
+        name = node.reads[0]
+    return node is maker
 
 
 def _batch(

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from penult.tracing.graph import CONVOLUTIONS, SHAPE_ONLY, Graph, Node
-from penult.tracing.graph_head import RESHAPES, GraphHead
+from penult.tracing.graph import CONVOLUTIONS, RESHAPES, SHAPE_ONLY, Graph, Node
+from penult.tracing.graph_head import GraphHead
 
-# Operations with the channels at axis 1 of what they read and make.
-_CHANNEL_FIRST = {"BatchNormalization", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
+# Operations that keep the channels of what they read at one axis.
+_CHANNELLED = {"BatchNormalization", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
                   "AveragePool", "InstanceNormalization", "GroupNormalization",
                   *CONVOLUTIONS}  # fmt: skip
 
@@ -31,7 +31,7 @@ def channel_axis(cut: GraphHead, name: str) -> int:
     wide = [place for place in range(1, len(shape)) if shape[place] > 1]
     if len(wide) == 1:  # (B, C, 1), as pooling to one position leaves it
         return wide[0]
-    return 1 if len(shape) == 4 else len(shape) - 1
+    return cut.graph.channel_place(4) if len(shape) == 4 else len(shape) - 1
 
 
 def _axis_from_users(cut: GraphHead, name: str) -> int | None:
@@ -64,7 +64,7 @@ def _axis_from_makers(cut: GraphHead, name: str) -> int | None:
     node = cut.graph.producers.get(name)
     while node is not None:
         made = node.writes[0]
-        axis = 1 if node.op in CONVOLUTIONS else _channel_of(cut, node, made)
+        axis = _channel_of(cut, node, made)
         if axis:
             return axis
         same = [r for r in node.reads if r in cut.graph.depends
@@ -78,8 +78,8 @@ def _axis_from_makers(cut: GraphHead, name: str) -> int | None:
 def _channel_of(cut: GraphHead, node: Node, name: str) -> int | None:
     """The channel axis of `name` (read or made by `node`), if the node shows it."""
     rank = len(cut.shapes[name])
-    if node.op in _CHANNEL_FIRST:
-        return 1
+    if node.op in _CHANNELLED:
+        return cut.graph.channel_place(rank)
     if node.op.endswith("LayerNormalization"):
         return rank - 1 if node.attribute("axis", -1) in (-1, rank - 1) else None
     if node.op in {"MatMul", "Gemm"} and cut.is_weight_layer(node):

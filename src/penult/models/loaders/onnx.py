@@ -11,14 +11,13 @@ from pathlib import Path
 from penult.data.documents import of_others
 from penult.models.base import Classifier
 from penult.models.class_names import keyed
-from penult.models.graph import GraphFile, Names, open_graph
+from penult.models.graph import GraphFile, Names, open_graph, parted
 from penult.models.graph_preparer import guessed
-from penult.models.options import LoadOptions, existing_file
+from penult.models.options import LoadOptions
 from penult.tracing.onnx_files import beside, copy, read_model
 from penult.tracing.onnx_graph import OnnxGraph
 
 ORIGIN = "onnx"
-SUFFIX = OnnxGraph.suffix
 _NAMES = ("labels", "label_names", "class_names", "classes", "names", "id2label")
 # Names that files of weights keep beside a saved graph: none of a file that Penult writes there.
 _PLAIN = re.compile(r"\w(?![^/]*\.(json|npz|onnx|safetensors|py)$)[^/]*", re.IGNORECASE)
@@ -48,12 +47,6 @@ class OnnxFile(GraphFile):
         copy(self.path, target)
 
 
-def parted(spec: str | Path) -> tuple[Path, str | None]:
-    """(the file, the output that is named after `#`)."""
-    name, mark, output = str(spec).partition(f"{SUFFIX}#")
-    return existing_file(name + SUFFIX if mark else name), output or None
-
-
 def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
     """`FILE.onnx` or `FILE.onnx#OUTPUT` as a classifier.
 
@@ -61,7 +54,7 @@ def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
         ModelError: no ONNX file, or none of its outputs can be the logits.
         UsageError: the options do not fit the graph.
     """
-    path, output = parted(spec)
+    path, output = parted(spec, OnnxGraph.suffix)
     graph = OnnxGraph.read(path, options.sample_rate)
     names = {} if options.class_names is not None else names_in(graph.facts.metadata)
     return open_graph(OnnxFile(path, graph, ORIGIN, output, names), options)
@@ -69,7 +62,7 @@ def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
 
 def modality_of_file(spec: str | Path) -> str:
     """What an ONNX file takes, without its weights."""
-    path, _ = parted(spec)
+    path, _ = parted(spec, OnnxGraph.suffix)
     return guessed(OnnxGraph(read_model(path, weights=False), sample_rate=1))
 
 
