@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,12 @@ class TfliteModel:
             one.builtinOptions = getattr(schema, f"{table}T")(**options)
         self.operators.append(one)
 
-    def save(
-        self, path: Path, inputs: Sequence[int], outputs: Sequence[int], **names: int
-    ) -> Path:
+    def save(self, path: Path, inputs: Sequence[int], outputs: Sequence[int], **names: int) -> Path:
         """The file. names: what a signature calls outputs."""
         import flatbuffers
 
         schema = self.schema
-        graph = schema.SubGraphT(
-            self.tensors, [*inputs], [*outputs], self.operators, "main"
-        )
+        graph = schema.SubGraphT(self.tensors, [*inputs], [*outputs], self.operators, "main")
         model = schema.ModelT(3, self.codes, [graph, *self.graphs], "test", self.buffers)
         if names:
             maps = [schema.TensorMapT(name, at) for name, at in names.items()]
@@ -173,7 +170,7 @@ class IntegerNet:
     def save(self, path: Path) -> Path:
         """The file."""
         m = TfliteModel()
-        whole = {name: dict(scale=s, zero=z) for name, (s, z) in
+        whole = {name: {"scale": s, "zero": z} for name, (s, z) in
                  zip("xzy", (self.x, self.z, self.y), strict=True)}  # fmt: skip
         into = x = m.tensor("features", (1, 24), "int8", **whole["x"])
         if self.floats:
@@ -183,8 +180,9 @@ class IntegerNet:
         y = m.tensor("logits", (1, 6), "int8", **whole["y"])
         w1 = m.constant("w1", self.w1, scale=self.s1)
         b1 = m.constant("b1", self.b1, scale=self.s1 * self.x[0])
-        w2, b2 = m.constant("w2", self.w2, scale=self.s2), m.constant(
-            "b2", self.b2, scale=self.s2 * self.z[0]
+        w2, b2 = (
+            m.constant("w2", self.w2, scale=self.s2),
+            m.constant("b2", self.b2, scale=self.s2 * self.z[0]),
         )
         m.operator("FULLY_CONNECTED", [x, w1, b1], [z], of="FullyConnectedOptions")
         m.operator("FULLY_CONNECTED", [z, w2, b2], [y], of="FullyConnectedOptions")
@@ -224,7 +222,7 @@ class SpectrogramNet:
         self.window = np.hanning(self.FRAME).astype(np.float32)
         edges = np.linspace(0, self.FRAME // 2, self.BANDS + 1).astype(int)
         self.bands = np.zeros((self.BANDS, self.FRAME // 2 + 1), np.float32)
-        for number, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        for number, (low, high) in enumerate(pairwise(edges)):
             self.bands[number, low:high] = 1 / (high - low)
         self.inner = weights(self.WIDE, self.BANDS, seed=4).astype(np.float32)
         self.weight = 3 * weights(classes, self.WIDE, seed=5).astype(np.float32)

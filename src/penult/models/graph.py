@@ -278,6 +278,8 @@ def open_graph(file: GraphFile, options: LoadOptions) -> Classifier:
     structure, shown = _structure(file, output, preparer, options.kind)
     n_logits = _count_logits(path, structure, preparer)
     own = own or (carried if len(carried) == n_logits else [])
+    if not own and not options.class_names and options.kind is None:
+        _refuse_autoencoder(file, structure, preparer, n_logits)
     spec = file.spec
     return Classifier(
         spec,
@@ -321,6 +323,30 @@ def _structure(
     except ValueError as error:
         raise _does_not_run(file.path, graph, error) from error
     return GraphStructure(file, logits, output, preparer.example, activation), shown
+
+
+_LEAST = 16  # numbers from which a model that gives as many as it takes is no classifier
+
+
+def _refuse_autoencoder(
+    file: GraphFile, structure: GraphStructure, preparer: GraphPreparer, n_logits: int
+) -> None:
+    """Refuse a graph of floats that gives as many numbers as it takes, and calls none of them a
+    class.
+
+    Raises:
+        ModelError: it is one.
+    """
+    (name, first), *more = preparer.example(0).tensors.items()
+    if more or first.numel() != n_logits or n_logits < _LEAST or not first.is_floating_point():
+        return
+    if structure.activation.name:
+        return
+    raise ModelError(
+        f"{file.path.name} takes {n_logits} numbers ({name}) and gives {n_logits}, as an "
+        "autoencoder does: it has no classes, and no head in front of them. If these are classes, "
+        "name them with --class-names"
+    )
 
 
 def _does_not_run(path: Path, graph: Graph, error: Exception) -> ModelError:

@@ -19,6 +19,7 @@ import numpy as np
 
 from penult.errors import ModelError, UsageError, cause
 from penult.extras import require
+from penult.memory import free_memory, in_words
 from penult.tracing.graph import (
     RESHAPES,
     SHAPE_ONLY,
@@ -210,6 +211,11 @@ def _close(one: Array, other: Array) -> bool:
         return False
     largest = float(np.abs(one).max(initial=0.0))
     return bool(np.abs(one - other).max(initial=0.0) <= _SAME * max(largest, 1e-30))
+
+
+def _bytes_of(detail: Mapping[str, Any]) -> int:
+    shape = [int(size) for size in detail["shape"]]
+    return math.prod(shape) * np.dtype(detail["dtype"]).itemsize
 
 
 def _noise(port: Port, random: np.random.Generator) -> Array:
@@ -551,6 +557,10 @@ class TfliteSession:
                 raise ValueError(f"the graph takes {port}, and was given one of shape {shape}")
             self._interpreter.resize_tensor_input(at, shape)
         self._interpreter.allocate_tensors()
+        largest = max(map(_bytes_of, self._interpreter.get_tensor_details()))
+        if largest > (free := free_memory()):  # memory is taken when it is written to
+            sizes = in_words(largest), in_words(free)
+            raise ValueError(f"a tensor takes {sizes[0]}, and {sizes[1]} of memory are free")
         self._shapes = shapes
 
     def _takes(self, port: Port, shape: Shape) -> bool:
