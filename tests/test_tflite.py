@@ -17,7 +17,7 @@ import pytest
 
 import penult
 from penult import Embedder
-from penult.errors import ItemError, ModelError, PenultError, TapError, UsageError
+from penult.errors import ItemError, ModelError, TapError, UsageError
 from penult.tracing.graph import Quantisation
 from test_cli import ask
 from tflite_models import FloatNet, IntegerNet, SpectrogramNet, TfliteModel, dense, weights

@@ -234,7 +234,10 @@ MODEL_OPTIONS: dict[str, Any] = {
         typer.Option(help="Fixed input length: shorter clips are padded, longer ones are cut."),
     ],
     "modality": Annotated[
-        str | None, typer.Option(help="Modality of the items: audio, image, video or text.")
+        str | None,
+        typer.Option(
+            help="Modality of the items: audio, image, video, text, array (.npy files), bytes."
+        ),
     ],
     "kind": Annotated[
         str | None,

@@ -27,6 +27,7 @@ from penult.models.base import (
     Storage,
     kind_of_scores,
 )
+from penult.models.byte_preparation import CONFIG, BytePreparation, preparation_beside
 from penult.models.class_names import class_names_of, complete
 from penult.models.graph_preparer import GraphPreparer, preparer_of
 from penult.models.leftovers import notes_of
@@ -74,6 +75,7 @@ class GraphFile:
         self.origin = origin
         self.output = output
         self.names = names
+        self.bytes: BytePreparation | None = None  # as the configuration beside the file says
 
     @property
     def spec(self) -> str:
@@ -203,6 +205,9 @@ class GraphStructure:
     def save(self, folder: Path) -> None:
         """Copy the file as it is."""
         self._file.save(folder)
+        if self._file.bytes is not None:
+            place = (folder / self._file.saved_name).with_name(CONFIG)
+            shutil.copyfile(self._file.path.with_name(CONFIG), place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +276,9 @@ def open_graph(file: GraphFile, options: LoadOptions) -> Classifier:
     graph, path = file.graph, file.path
     if options.checkpoint is not None:
         raise UsageError(f"{file.spec} brings its own weights; --checkpoint goes with a factory")
+    if options.modality == "bytes" and options.preprocess is None:
+        file.bytes = preparation_beside(path)
+        file.names = file.names or list(file.bytes.labels if file.bytes else ())
     own = {} if options.class_names is not None else file.names
     carried = graph.facts.class_labels
     output = find_logits(graph, file.output, _count(options.class_names or own or carried))

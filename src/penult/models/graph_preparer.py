@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penult.errors import UsageError
+from penult.errors import DecodeError, UsageError
 from penult.models.base import NO_RATE, Inputs, InputSpec, digest
+from penult.models.byte_preparation import CONFIG, preparation_beside
 from penult.models.module import (
     fixed_length,
     own_function,
@@ -25,7 +26,7 @@ from penult.models.synthetic import content_of
 from penult.tracing.graph import Graph, Port
 
 # How long an axis is made that a graph leaves free.
-_LENGTHS = {"audio": 16_000, "image": 224, "video": 16, "text": 8}
+_LENGTHS = {"audio": 16_000, "image": 224, "video": 16, "text": 8, "array": 16, "bytes": 2048}
 
 
 class GraphPreparer:
@@ -76,9 +77,9 @@ class GraphPreparer:
             tensors[port.name] = self._with_axes(port, torch.as_tensor(named[port.name]))
         return tensors
 
-    def _with_axes(self, port: Port, tensor: Tensor) -> Tensor:
+    def _with_axes(self, port: Port, given: Tensor) -> Tensor:
         """The tensor with a batch axis in front, and raw sound in the rank that the graph takes."""
-        bare = self._graph.bare
+        bare, tensor = self._graph.bare, given
         several = self.input.patches is not None
         free = tensor.ndim + (not several)
         rank = free if port.shape is None else len(port.shape) + bare
@@ -86,6 +87,10 @@ class GraphPreparer:
             tensor = tensor[:, None] if port.shape and port.shape[-1] == 1 else tensor[None]
         if tensor.ndim == rank - 1 and not several:
             tensor = tensor[None]
+        if self.input.modality == "array" and not _fits(port, tensor, bare):
+            raise DecodeError(
+                f"an array of shape {tuple(given.shape)} does not fit: the graph takes {port}"
+            )
         if tensor.ndim == rank and len(tensor) != 1 and not several:
             raise UsageError(patches_refused(port.name, tuple(tensor.shape)))
         if tensor.ndim != rank:
@@ -104,7 +109,7 @@ class GraphPreparer:
         one = self.input
         if one.patches is not None:
             return example_patch(self, one, seed)
-        if self._preprocessing is not None:
+        if self._preprocessing is not None and one.modality != "array":
             return self(content_of(one.modality, seed, one.rate, one.frames))
         random = np.random.default_rng(seed)
         loud = (
@@ -140,6 +145,16 @@ class GraphPreparer:
         return "" if own is None else prepared_words(own, self.input)
 
 
+def _fits(port: Port, tensor: Tensor, bare: bool) -> bool:
+    """Whether one array has the sizes that a graph fixes."""
+    if port.shape is None:
+        return True
+    shape = port.shape if bare else port.shape[1:]
+    pairs = zip(shape, tensor.shape[1:], strict=False)
+    same = len(shape) == tensor.ndim - 1 and all(one in (None, other) for one, other in pairs)
+    return same and len(tensor) == 1
+
+
 def preparer_of(path: Path, graph: Graph, options: LoadOptions) -> GraphPreparer:
     """The preprocessing of the options.
 
@@ -147,7 +162,8 @@ def preparer_of(path: Path, graph: Graph, options: LoadOptions) -> GraphPreparer
         UsageError: the graph takes no raw sound, or not of so many seconds.
     """
     rate, seconds = options.sample_rate, options.seconds
-    known = options.preprocess is not None or rate is not None
+    own = _own_preparation(path, graph, options)
+    known = options.preprocess is not None or rate is not None or own is not None
     raw = options.preprocess is None
     takes = ", ".join(map(str, graph.inputs))
     port = graph.inputs[0]
@@ -165,20 +181,38 @@ def preparer_of(path: Path, graph: Graph, options: LoadOptions) -> GraphPreparer
                 f"and --seconds is {seconds:g}"
             )
         seconds = seconds if seconds is not None or not length else length / rate
+    remedy = "--sample-rate if that is raw sound, or --preprocess package.module:function"
+    if options.modality == "bytes":
+        remedy = f"--preprocess package.module:function, or {CONFIG} beside it"
     refusal = "" if known else (
-        f"nothing says how an item is prepared for {path.name}, which takes {takes}: give "
-        "--sample-rate if that is raw sound, or --preprocess package.module:function"
+        f"nothing says how an item is prepared for {path.name}, which takes {takes}: give {remedy}"
     )  # fmt: skip
-    modality = options.modality or ("audio" if rate else guessed(graph))
+    modality = options.modality or ("audio" if rate else "array" if own else guessed(graph))
     if known and rate is None and modality == "audio":
         refusal = NO_RATE
-    preprocessing = preprocessing_of(options) if known else None
+    preprocessing = own or (preprocessing_of(options) if known else None)
     beginning = seconds is not None
     patches = patches_of(options, preprocessing)
     spec = InputSpec(
         modality, rate, seconds=seconds, refusal=refusal, beginning=beginning, patches=patches
     )
     return GraphPreparer(graph, spec, preprocessing, raw)
+
+
+def _own_preparation(path: Path, graph: Graph, options: LoadOptions) -> Preprocessing | None:
+    """How arrays and files are prepared, of which no user has to say more."""
+    if options.preprocess is not None or options.sample_rate is not None:
+        return None
+    if options.modality == "bytes":
+        found = preparation_beside(path)
+        return None if found is None else Preprocessing(found, found.settings)
+    if options.modality == "array" or (options.modality is None and graph.takes_arrays):
+        return Preprocessing(_as_it_is, {"array": True})
+    return None
+
+
+def _as_it_is(content: Any) -> Any:
+    return content
 
 
 def guessed(graph: Graph) -> str:

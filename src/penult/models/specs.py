@@ -202,6 +202,8 @@ def _onnx_modality(name: str, options: LoadOptions) -> str:
 def _tflite_modality(name: str, options: LoadOptions) -> str:
     from penult.models.loaders.tflite import modality_of_file
 
+    if options.preprocess is None and options.sample_rate is None:
+        return "array"
     return modality_of_file(name)
 
 

@@ -195,6 +195,7 @@ class Graph:
     format: ClassVar[str]  # of the file: `ONNX`
     suffix: ClassVar[str]  # `.onnx`
     channels_last: ClassVar[bool] = False  # of convolutions and poolings
+    takes_arrays: ClassVar[bool] = False  # where nobody says what its items are
     copies: ClassVar[Set[str]] = RESHAPES  # operations that give the values that they read
 
     inputs: list[Port]

@@ -73,6 +73,7 @@ class TfliteGraph(Graph):
     format = "TFLite"
     suffix = ".tflite"
     channels_last = True
+    takes_arrays = True
     copies = RESHAPES | {"DequantizeLinear", "QuantizeLinear"}
     nodes: list[TfliteNode]
     parts: TfliteParts
