@@ -416,3 +416,71 @@ def test_head_and_outputs_are_named_in_the_words_of_the_file(tmp_path: Path) -> 
     two = dense(m, x, weights(4, 24), np.zeros(4), "two")
     with pytest.raises(ModelError, match=r"'one'.*'two'.*FILE\.tflite#OUTPUT"):
         penult.load(m.save(tmp_path / "two.tflite", [x], [one, two]))
+
+
+# ---- inputs that are part of no item
+
+
+def gained_tflite(folder: Path) -> Path:
+    m = TfliteModel()
+    x, gain = m.tensor("x", (-1, 24)), m.tensor("gain", (1, 1))
+    louder = m.tensor("louder", (-1, 24))
+    m.operator("MUL", [x, gain], [louder], of="MulOptions")
+    y = dense(m, louder, weights(5, 24), np.zeros(5), "y")
+    return m.save(folder / "gain.tflite", [x, gain], [y])
+
+
+def gained_onnx(folder: Path) -> Path:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n,24] x, float gain) => (float[n,5] y) '
+        "{ louder = Mul(x, gain)\n y = MatMul(louder, W) }"
+    )
+    weight = onnx.numpy_helper.from_array(weights(5, 24).T.astype(np.float32), "W")
+    model.graph.initializer.append(weight)
+    onnx.save(model, folder / "gain.onnx")
+    return folder / "gain.onnx"
+
+
+@pytest.mark.parametrize("build", [gained_tflite, gained_onnx])
+def test_an_input_that_is_part_of_no_item(build: Any, tmp_path: Path) -> None:
+    path = build(tmp_path)
+    items = list(np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32))
+    found = {}
+    for gain in (2.0, 0.5):
+        classifier = penult.load(path, modality="array", inputs={"gain": gain})
+        assert classifier.describe()["fixed_inputs"] == {"gain": f"{gain:g}"}
+        embedder = Embedder.from_classifier(classifier, tap="prelogits")
+        vectors = embedder.run(items).vectors
+        np.testing.assert_allclose(vectors, gain * np.stack(items), rtol=1e-6)
+        found[gain] = embedder.fingerprint["weights"]
+    assert found[2.0] != found[0.5]
+    again = Embedder.load(embedder.save(tmp_path / "emb"))
+    np.testing.assert_array_equal(again.run(items).vectors, vectors)
+    folder = tmp_path / "items"
+    folder.mkdir()
+    np.save(folder / "a.npy", items[0])
+    asked = ("--modality", "array", "--input", "gain=2", "--tap", "prelogits")
+    assert ask("embed", path, folder, "--into", tmp_path / "c.lance", *asked).code == 0
+    stored = penult.Collection.open(tmp_path / "c.lance").vectors()[1]
+    np.testing.assert_allclose(stored[0], 2 * items[0], rtol=1e-6)
+    hits = ask("search", tmp_path / "c.lance", folder / "a.npy", "--json").json["hits"]
+    assert hits[0]["similarity"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("build", [gained_tflite, gained_onnx])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("loud=2", "--input loud: gain."), ("gain=two", "give NAME=NUMBER, such as sr=16000"),
+     ("gain=nan", "give NAME=NUMBER"), ("gain", "give NAME=NUMBER")],
+)  # fmt: skip
+def test_inputs_that_are_none(build: Any, given: str, says: str, tmp_path: Path) -> None:
+    found = ask("inspect", build(tmp_path), "--modality", "array", "--input", given)
+    assert found.code == 2
+    assert says in found.error
+
+
+def test_inputs_are_those_of_graphs(tmp_path: Path) -> None:
+    assert "it goes with ONNX and TFLite files" in ask("inspect", "demo", "--input", "a=1").error
+    path = FloatNet().save(tmp_path / "m.tflite")
+    assert "items could not go" in ask("inspect", path, "--input", "picture=1").error

@@ -206,6 +206,13 @@ MODEL_OPTIONS: dict[str, Any] = {
             "vectors and logits, or rows, a row for each."
         ),
     ],
+    "inputs": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="NAME=NUMBER: an input of a graph that is part of no item, such as sr=16000.",
+        ),
+    ],
     "band": Annotated[
         str | None,
         typer.Option(

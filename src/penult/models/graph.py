@@ -75,6 +75,7 @@ class GraphFile:
         self.origin = origin
         self.output = output
         self.names = names
+        self.inputs = ""  # those that are part of no item, as the caller gave them
         self.bytes: BytePreparation | None = None  # as the configuration beside the file says
 
     @property
@@ -200,7 +201,9 @@ class GraphStructure:
     def digest(self) -> str:
         """Hash of the file, and the tensor of logits."""
         # The name as it was when only a literal Softmax or Sigmoid was left off.
-        return f"{self._file.digest()}/{before_scores(self.logits.graph, self.output)[0]}"
+        name = before_scores(self.logits.graph, self.output)[0]
+        fixed = f"/{self._file.inputs}" if self._file.inputs else ""
+        return f"{self._file.digest()}/{name}{fixed}"
 
     def save(self, folder: Path) -> None:
         """Copy the file as it is."""
@@ -276,6 +279,7 @@ def open_graph(file: GraphFile, options: LoadOptions) -> Classifier:
     graph, path = file.graph, file.path
     if options.checkpoint is not None:
         raise UsageError(f"{file.spec} brings its own weights; --checkpoint goes with a factory")
+    file.inputs = str(options.inputs or "")
     if options.modality == "bytes" and options.preprocess is None:
         file.bytes = preparation_beside(path)
         file.names = file.names or list(file.bytes.labels if file.bytes else ())

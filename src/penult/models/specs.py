@@ -60,6 +60,7 @@ ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
 TFLITE = re.compile(r".+\.tflite(#.+)?", re.IGNORECASE)
 DEMO = "demo"
 FACTORIES = "torch"  # the loader of factories
+GRAPHS_RUN = ("onnxruntime", "litert")  # engines of graphs
 EMBEDDER, GRAPHS = "penult.json", "engines"  # of a saved embedder
 WEIGHTS = "model.safetensors"  # of a saved folder, where its model has no file of its own
 
@@ -457,6 +458,11 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
             "goes with a preprocessing of your own (--preprocess package.module:function) whose "
             "tensors have the patches of an item in their first axis; leave it out"
         )
+    if known.inputs and classifier.structure.engine not in GRAPHS_RUN:
+        raise UsageError(
+            f"--input {known.inputs}: {spec!r} is no graph whose inputs have names; it goes with "
+            "ONNX and TFLite files"
+        )
     remember_options(classifier, reopening(known))
     return classifier
 
@@ -513,7 +519,7 @@ class SavedClassifier:
 # The keys of a saved classifier's recipe. What permits something (`trust`, `random`) or names other
 # weights (`checkpoint`) is for whoever opens it.
 _RECIPE = {"origin", "name", CLASS_NAMES, *recipe_of(LoadOptions()), "weights_inside", "patches",
-           *PLAYBACK}  # fmt: skip
+           "inputs", *PLAYBACK}  # fmt: skip
 
 
 def _check_recipe(path: Path, origin: Any, name: Any, recipe: Mapping[str, Any]) -> None:
@@ -532,7 +538,7 @@ def _check_recipe(path: Path, origin: Any, name: Any, recipe: Mapping[str, Any])
     if inside is not False and (inside is not True or origin != FACTORIES):
         raise ModelError(f"{path}: weights_inside goes with a factory, and its origin is {origin}")
     file = str(name).partition("#")[0].removeprefix("graph/")  # see the loader of ONNX
-    files_alone = origin in {loader.name for loader in (*FILE_LOADERS[:4], NAME_LOADERS[-1])}
+    files_alone = origin in {loader.name for loader in (*FILE_LOADERS[:5], NAME_LOADERS[-1])}
     if is_network_path(file) or (name is not None and files_alone and Path(file).name != file):
         raise ModelError(f"{path} names {file!r}, which is no file in its folder")
 

@@ -144,11 +144,18 @@ class OnnxGraph(Graph):
     nodes: list[OnnxNode]
     parts: OnnxParts
 
-    def __init__(self, model: Any, sample_rate: int | None = None, name: str = "the graph") -> None:
-        """sample_rate: for an input that takes one. name: of the file, for messages."""
+    def __init__(
+        self,
+        model: Any,
+        sample_rate: int | None = None,
+        name: str = "the graph",
+        given: Mapping[str, float] | None = None,
+    ) -> None:
+        """sample_rate: for an input that takes one. name: of the file, for messages. given: numbers
+        of inputs that are part of no item."""
         model = inlined(model, name)
         refuse_operators(model, name)
-        self.facts = prepare_file(model, sample_rate, name)
+        self.facts = prepare_file(model, sample_rate, name, given)
         graph = model.graph
         weights = {tensor.name: tensor for tensor in graph.initializer}
         sparse = {tensor.values.name for tensor in graph.sparse_initializer}
@@ -160,7 +167,12 @@ class OnnxGraph(Graph):
         self._sizes = {name: int(np.prod(tensor.dims)) for name, tensor in weights.items()}
 
     @classmethod
-    def read(cls, path: Path, sample_rate: int | None = None) -> OnnxGraph:
+    def read(
+        cls,
+        path: Path,
+        sample_rate: int | None = None,
+        given: Mapping[str, float] | None = None,
+    ) -> OnnxGraph:
         """Open an ONNX file, with the files of weights beside it.
 
         Raises:
@@ -172,7 +184,7 @@ class OnnxGraph(Graph):
             raise ModelError(f"{path} is no ONNX file: it holds no graph")
         if model.ByteSize() > _LARGEST:
             raise ModelError(f"{path} has more than 2 GB of weights, more than can be cut here")
-        return cls(model, sample_rate, path.name)
+        return cls(model, sample_rate, path.name, given)
 
     @property
     def any_batch(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from penult.errors import ModelError, cause
 from penult.extras import require
@@ -87,8 +88,7 @@ def _separate_reshapes(schema: Any, model: Any, graph: Any) -> None:
             flat.shapeSignature = np.array([-1, width], np.int32)
             shape.name, shape.shape, shape.type = flat.name + "/shape", np.array([2], np.int32), 2
             shape.buffer = len(model.buffers)
-            value = np.array([-1, width], np.int32)
-            model.buffers.append(schema.BufferT(np.frombuffer(value.tobytes(), np.uint8)))
+            model.buffers.append(buffer_of(np.array([-1, width], np.int32)))
             graph.tensors += [flat, shape]
             code = schema.BuiltinOperator.RESHAPE
             if "RESHAPE" not in codes:
@@ -147,6 +147,12 @@ def _problems(graph: Any, buffers: Sequence[Any], codes: int) -> Iterator[str]:
     for places in (graph.inputs, graph.outputs):
         if any(not 0 <= at < len(tensors) for at in _all(places)):
             yield "its inputs and outputs name a tensor that is not there"
+
+
+def buffer_of(values: npt.NDArray[Any]) -> Any:
+    """Values as a file holds them."""
+    schema = require("ai_edge_litert.schema_py_generated")
+    return schema.BufferT(np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8))
 
 
 def _all(places: Any) -> Sequence[int]:
@@ -262,7 +268,7 @@ class Flatbuffer:
             tensor = _copied(first.tensors[at])
             tensor.name = self._names[at]
             if at in constants:
-                buffers.append(schema.BufferT(np.frombuffer(constants[at].tobytes(), np.uint8)))
+                buffers.append(buffer_of(constants[at]))
                 tensor.buffer = len(buffers) - 1
                 tensor.shape = np.array(constants[at].shape, np.int32)
             elif at in inputs:

@@ -34,9 +34,11 @@ from penult.tracing.graph import (
     is_bare,
     upstream_of,
 )
+from penult.tracing.onnx_inputs import require_inputs
 from penult.tracing.tflite_files import (
     TYPES,
     Flatbuffer,
+    buffer_of,
     label_lists,
     names_of_operators,
     read_file,
@@ -78,9 +80,17 @@ class TfliteGraph(Graph):
     nodes: list[TfliteNode]
     parts: TfliteParts
 
-    def __init__(self, model: Any, labels: Sequence[Sequence[str]] = ()) -> None:
-        """model: as `read_file` gives it. labels: lists of names that the file carries."""
+    def __init__(
+        self,
+        model: Any,
+        labels: Sequence[Sequence[str]] = (),
+        given: Mapping[str, float] | None = None,
+        name: str = "the graph",
+    ) -> None:
+        """model: as `read_file` gives it. labels: lists of names that the file carries. given:
+        numbers of inputs that are part of no item. name: of the file, for messages."""
         table = TensorTable(model)
+        table.fix(given or {}, name)
         graph = model.subgraphs[0]
         self._table = table
         self.inputs = [table.port(int(at)) for at in graph.inputs]
@@ -91,20 +101,21 @@ class TfliteGraph(Graph):
             for number, one in enumerate(graph.operators)
         ]
         self._refuse_unread()
-        self.facts = FileFacts(stateful=any(table.is_state(name) for name in table.names))
+        fixed = {one: f"{value:g}" for one, value in (given or {}).items()}
+        self.facts = FileFacts(fixed, stateful=any(table.is_state(name) for name in table.names))
         last = {shape[-1] for name in self.outputs if (shape := self.declared(name))}
         fitting = [names for names in labels if len(names) in last]
         self.facts.class_labels = list(fitting[0]) if len(fitting) == 1 else []
         self.parts = TfliteParts(model, table, self.nodes, self.inputs)
 
     @classmethod
-    def read(cls, path: Path) -> TfliteGraph:
+    def read(cls, path: Path, given: Mapping[str, float] | None = None) -> TfliteGraph:
         """Open a TFLite file.
 
         Raises:
             ModelError: it is none, is damaged, or calls operators that are not run here.
         """
-        return cls(read_file(path), label_lists(path))
+        return cls(read_file(path), label_lists(path), given, path.name)
 
     def _refuse_unread(self) -> None:
         written = {*(port.name for port in self.inputs)}
@@ -244,6 +255,24 @@ class TensorTable:
 
     def __getitem__(self, name: str) -> Any:
         return self._tensors[self.numbers[name]]
+
+    def fix(self, given: Mapping[str, float], file: str) -> None:
+        """Make constants of inputs: changes the model.
+
+        Raises:
+            UsageError: there is none of a name, or it takes whole numbers.
+        """
+        graph = self._model.subgraphs[0]
+        require_inputs(given, [self.names[int(at)] for at in graph.inputs], file)
+        for name, value in given.items():
+            port = self.port(self.numbers[name])
+            if port.dtype.kind != "f" and not value.is_integer():
+                raise UsageError(f"--input {name}={value:g}: {file} takes {port.dtype}")
+            numbers = np.full(self.stored_shape(name), value, port.dtype)
+            stored = numbers if port.quantisation is None else port.quantisation.stored(numbers)
+            self._model.buffers.append(buffer_of(stored))
+            self[name].buffer = len(self._model.buffers) - 1
+            graph.inputs = [at for at in graph.inputs if int(at) != self.numbers[name]]
 
     def type(self, name: str) -> str:
         """As numpy has it, or the number of a type that numpy has not."""

@@ -13,7 +13,7 @@ from penult.models.base import Classifier
 from penult.models.class_names import keyed
 from penult.models.graph import GraphFile, Names, open_graph, parted
 from penult.models.graph_preparer import guessed
-from penult.models.options import LoadOptions
+from penult.models.options import LoadOptions, input_values
 from penult.tracing.onnx_files import beside, copy, read_model
 from penult.tracing.onnx_graph import OnnxGraph
 
@@ -55,7 +55,7 @@ def open_onnx(spec: str | Path, options: LoadOptions) -> Classifier:
         UsageError: the options do not fit the graph.
     """
     path, output = parted(spec, OnnxGraph.suffix)
-    graph = OnnxGraph.read(path, options.sample_rate)
+    graph = OnnxGraph.read(path, options.sample_rate, input_values(options))
     names = {} if options.class_names is not None else names_in(graph.facts.metadata)
     return open_graph(OnnxFile(path, graph, ORIGIN, output, names), options)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from penult.models.base import Classifier
 from penult.models.graph import GraphFile, open_graph, parted
 from penult.models.graph_preparer import guessed
-from penult.models.options import LoadOptions
+from penult.models.options import LoadOptions, input_values
 from penult.tracing.tflite_graph import TfliteGraph
 
 ORIGIN = "tflite"
@@ -21,7 +21,7 @@ def open_tflite(spec: str | Path, options: LoadOptions) -> Classifier:
         UsageError: the options do not fit the graph.
     """
     path, output = parted(spec, TfliteGraph.suffix)
-    graph = TfliteGraph.read(path)
+    graph = TfliteGraph.read(path, input_values(options))
     return open_graph(GraphFile(path, graph, ORIGIN, output, []), options)
 
 
