@@ -15,6 +15,7 @@ import numpy as np
 from penult.errors import UsageError
 from penult.extras import require
 from penult.tracing.graph import FileFacts
+from penult.tracing.onnx_branches import take_branches
 
 # Names of scalar inputs, in lower case and without what is no letter.
 _RATES = frozenset(
@@ -46,6 +47,7 @@ def prepare_file(
     facts = fix_inputs(model, sample_rate, name, given)
     facts.metadata = {entry.key: entry.value for entry in model.metadata_props}
     facts.class_labels = labels
+    take_branches(model)
     return facts
 
 
