@@ -194,8 +194,13 @@ def test_what_cannot_be_proved_is_refused(tmp_path: Path) -> None:
     y = helper.make_tensor_value_info("e", TensorProto.FLOAT, None)
     inner = helper.make_graph([node("Gemm", "z w", "e")], "inner", [], [y])
     branch = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
-    true = numpy_helper.from_array(np.array(True), "c")
-    assert "If" in refused(tmp_path, [*BODY, branch], [W0, weight("w", 8, 4), true], ("n", 6))
+    zero = numpy_helper.from_array(np.array(0, np.float32), "zero")
+    by_item = [node("ReduceMax", "x", "most", keepdims=0), node("Greater", "most zero", "c")]
+    nodes, weights = [*BODY, *by_item, branch], [W0, weight("w", 8, 4), zero]
+    assert "If" in refused(tmp_path, nodes, weights, ("n", 6))
+    true = numpy_helper.from_array(np.array(True), "c")  # no item decides that
+    always = save(tmp_path / "m.onnx", [*BODY, branch], [W0, weight("w", 8, 4), true], ("n", 6))
+    assert dissected(always).cut.places == ("z",)
     dead = [*BODY, node("Gemm", "z w", "a"), node("Mul", "a t", "c"), node("Add", "c b", "y")]
     tiny = numpy_helper.from_array(np.array([1e-9], np.float32), "t")
     weights = [W0, weight("w", 8, 4), tiny, weight("b", 4)]

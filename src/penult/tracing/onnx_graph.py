@@ -360,7 +360,7 @@ class OnnxParts:
         for node in nodes:
             assert isinstance(node, OnnxNode)
             source = node.reads[0] if node.reads else ""
-            if node.op in SHAPE_ONLY and source in self._producers and source not in there:
+            if node.op in SHAPE_ONLY and source not in there and source not in self.weights:
                 model.graph.node.extend(_shape_from(node, shapes, inputs[0]))
                 continue
             model.graph.node.append(node.proto)
