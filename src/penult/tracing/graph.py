@@ -270,6 +270,10 @@ class Graph:
         """Which axis of a convolution or pooling of that rank holds the channels."""
         return rank - 1 if self.channels_last else 1
 
+    def chooses_shape(self, node: Node) -> bool:
+        """Whether an operation is a condition whose branches give one thing in two shapes."""
+        return False
+
     def is_float(self, name: str) -> bool:
         """Whether a tensor holds floating-point numbers, or integers that stand for some."""
         return self.parts.types.get(name, "") in _FLOATS

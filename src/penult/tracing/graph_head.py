@@ -34,7 +34,6 @@ LINEAR_AFTER = frozenset(
     "GatherElements Slice Split Concat ReduceMean ReduceSum Mean Sum Add Sub Mul Div Neg Dropout "
     "GlobalAveragePool AveragePool DequantizeLinear QuantizeLinear".split()
 )
-_COPYING = RESHAPES - {"Transpose"} | {"Constant"}
 _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
 _FEATURE_NORMS = {"LayerNormalization", "GroupNormalization", "SimplifiedLayerNormalization",
                   "SkipLayerNormalization", "RMSNormalization", "InstanceNormalization",
@@ -154,8 +153,8 @@ class GraphHead:
                 found.append(node)
                 continue
             reads = [n for n in node.reads if n in graph.depends]
-            if node.op == "If" and graph.branch_ops(node) <= _COPYING:
-                pending += reads  # a choice between shapes of one thing
+            if graph.chooses_shape(node):
+                pending += reads
                 continue
             if node.op not in LINEAR_AFTER or (node.op in {"Mul", "Div"} and len(reads) > 1):
                 after.append((node.op, node.shown))

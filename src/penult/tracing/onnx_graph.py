@@ -14,6 +14,7 @@ from penult.errors import ModelError, UsageError, cause
 from penult.extras import require
 from penult.tracing.graph import (
     CONTRACTIONS,
+    RESHAPES,
     SHAPE_ONLY,
     Array,
     Feeds,
@@ -256,6 +257,17 @@ class OnnxGraph(Graph):
         """Names of the operations that make what the branches of an `If` give."""
         assert isinstance(node, OnnxNode)
         return _ops_of_branches(node.proto) if node.op == "If" else set()
+
+    def chooses_shape(self, node: Node) -> bool:
+        """Whether an `If` has nothing but reshapes in its branches."""
+        assert isinstance(node, OnnxNode)
+        return node.op == "If" and _copies(node.proto)
+
+
+def _copies(proto: Any) -> bool:
+    inner = [one for attribute in proto.attribute for one in attribute.g.node]
+    plain = RESHAPES - {"Transpose"} | {"Constant"}
+    return all(_copies(one) if one.op_type == "If" else one.op_type in plain for one in inner)
 
 
 def _ops_of_branches(proto: Any) -> set[str]:
