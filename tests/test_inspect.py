@@ -358,6 +358,7 @@ def test_sessions_share_weights_and_give_the_same() -> None:
         ("A", (5, 600)), ("C", (600, 7)),
     )  # fmt: skip
     shared = cut.graph.parts.session(["y", "b"])
+    assert isinstance(cut.graph, OnnxGraph)
     model = onnx.ModelProto.FromString(cut.graph.parts.model.SerializeToString())
     model.graph.output.append(onnx.ValueInfoProto(name="b"))
     options = onnxruntime.SessionOptions()

@@ -292,8 +292,9 @@ def row_of(case: Wild) -> str:
 
 def main() -> None:
     """Write the table."""
-    head = "| package | file | what | head | prelogits | scores |\n| --- | --- | --- | --- | --- | --- |"
-    table = "\n".join([head, *map(row_of, CASES)])
+    columns = ("package", "file", "what", "head", "prelogits", "scores")
+    head = [f"| {' | '.join(columns)} |", f"| {' | '.join(['---'] * len(columns))} |"]
+    table = "\n".join([*head, *map(row_of, CASES)])
     text = PAGE.read_text("utf-8")
     PAGE.write_text(re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -111,7 +112,7 @@ def dense(
 def weights(*shape: int, seed: int = 0) -> Array:
     """Weights that keep numbers at their size."""
     random = np.random.default_rng(seed)
-    return random.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1))
+    return random.standard_normal(shape) / np.sqrt(max(math.prod(shape[1:]), 1))
 
 
 class FloatNet:

@@ -162,8 +162,8 @@ class OnnxGraph(Graph):
         sparse = {tensor.values.name for tensor in graph.sparse_initializer}
         self.inputs = [_port(v) for v in graph.input if v.name not in weights]
         self.outputs = [value.name for value in graph.output]
-        given = {*weights, *sparse, *(port.name for port in self.inputs)}
-        self.nodes = [_node(index, proto) for index, proto in enumerate(_in_order(graph, given))]
+        there = {*weights, *sparse, *(port.name for port in self.inputs)}
+        self.nodes = [_node(index, proto) for index, proto in enumerate(_in_order(graph, there))]
         self.parts = OnnxParts(model, weights, self.nodes, self.inputs, self.depends)
         self._sizes = {name: int(np.prod(tensor.dims)) for name, tensor in weights.items()}
 

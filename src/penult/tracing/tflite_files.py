@@ -70,35 +70,36 @@ def _separate_reshapes(schema: Any, model: Any, graph: Any) -> None:
     codes = names_of_operators(model)
     found = []
     for one in _list(graph.operators):
-        own = _all(one.inputs)
-        folds = codes[one.opcodeIndex] == "FULLY_CONNECTED" and len(own) > 1 and min(own[:2]) >= 0
-        entering = graph.tensors[own[0]]
-        if (
-            folds
-            and not getattr(one.builtinOptions, "keepNumDims", False)
-            and len(_all(entering.shape)) > 2
-            and _all(graph.tensors[own[1]].shape)
-        ):
-            width = _all(graph.tensors[own[1]].shape)[-1]
-            into = len(graph.tensors)
+        if codes[one.opcodeIndex] == "FULLY_CONNECTED" and (width := _flattened_to(graph, one)):
+            entering = graph.tensors[_all(one.inputs)[0]]
             flat, shape = _copied(entering), schema.TensorT()
+            rows = int(np.prod(_all(entering.shape), dtype=object)) // width
             flat.name = text_of(entering.name) + "/flat"
-            rows = int(np.prod(_all(entering.shape))) // max(width, 1)
             flat.shape = np.array([rows, width], np.int32)
             flat.shapeSignature = np.array([-1, width], np.int32)
             shape.name, shape.shape, shape.type = flat.name + "/shape", np.array([2], np.int32), 2
             shape.buffer = len(model.buffers)
             model.buffers.append(buffer_of(np.array([-1, width], np.int32)))
+            into, own = len(graph.tensors), _all(one.inputs)
             graph.tensors += [flat, shape]
-            code = schema.BuiltinOperator.RESHAPE
             if "RESHAPE" not in codes:
+                code = schema.BuiltinOperator.RESHAPE
                 model.operatorCodes.append(schema.OperatorCodeT(code, None, 1, code))
-                codes = names_of_operators(model)
-            number = codes.index("RESHAPE")
-            found.append(schema.OperatorT(number, [own[0], into + 1], [into]))
+                codes.append("RESHAPE")
+            kind = codes.index("RESHAPE")
+            found.append(schema.OperatorT(kind, [own[0], into + 1], [into]))
             one.inputs = [into, *own[1:]]
         found.append(one)
     graph.operators = found
+
+
+def _flattened_to(graph: Any, operator: Any) -> int:
+    """The width to which an operator flattens an input of more axes; 0 where it does not."""
+    own = _all(operator.inputs)
+    if getattr(operator.builtinOptions, "keepNumDims", False) or len(own) < 2 or own[1] < 0:
+        return 0
+    entering, weight = (_all(graph.tensors[at].shape) for at in own[:2])
+    return weight[-1] if own[0] >= 0 and len(entering) > 2 and weight else 0
 
 
 def _refuse_many(root: Any) -> None:
@@ -318,7 +319,7 @@ def _copied(one: Any) -> Any:
 def _aligned(schema: Any, buffer: Any) -> Any:
     """The same buffer, which writes its bytes at a multiple of 16, as the runtime reads them."""
 
-    class Aligned(schema.BufferT):  # type: ignore[misc, name-defined]
+    class Aligned(schema.BufferT):  # type: ignore[misc]
         def Pack(self, builder: Any) -> Any:  # noqa: N802
             data = None
             if self.data is not None and len(self.data):

@@ -154,7 +154,8 @@ class TfliteGraph(Graph):
 
     def constant(self, name: str) -> Array | None:
         """The value of a tensor that the file holds, integers as they are."""
-        return self._table.value(name)
+        found: Array | None = self._table.value(name)
+        return found
 
     def size_of(self, name: str) -> int:
         """Numbers in a weight."""
@@ -227,7 +228,7 @@ def _close(one: Array, other: Array) -> bool:
 
 def _bytes_of(detail: Mapping[str, Any]) -> int:
     shape = [int(size) for size in detail["shape"]]
-    return math.prod(shape) * np.dtype(detail["dtype"]).itemsize
+    return math.prod(shape) * int(np.dtype(detail["dtype"]).itemsize)
 
 
 def _noise(port: Port, random: np.random.Generator) -> Array:
