@@ -95,7 +95,7 @@ def exported(model: Any, example: Any, path: Path) -> None:
 
 def of_graph(path: Path, picture: Any) -> dict[str, Callable[[], object]]:
     """A plain run of the open graph; all of it located and proved, opening the parts included."""
-    from penult.tracing.onnx_anatomy import GraphCut, dissect_graph
+    from penult.tracing.graph_anatomy import GraphCut, dissect_graph
     from penult.tracing.onnx_graph import OnnxGraph
 
     graph = OnnxGraph.read(path)

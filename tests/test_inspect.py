@@ -21,10 +21,10 @@ from odd_heads import CASES, D, Frames, Then, fc, waves
 from penult.errors import HeadNotFound, TapError, UsageError
 from penult.tracing.cut import cut as recorded
 from penult.tracing.forward import still
+from penult.tracing.graph_anatomy import GraphCut
+from penult.tracing.graph_proof import state_graph
 from penult.tracing.inputs import CallInputs, other_batch, other_lengths, other_values
-from penult.tracing.onnx_anatomy import GraphCut
 from penult.tracing.onnx_graph import OnnxGraph
-from penult.tracing.onnx_proof import state_graph
 from penult.tracing.split import Split, split
 from test_cli import ask
 from test_splitting import built
@@ -351,16 +351,21 @@ def test_statements_of_a_graph() -> None:
 
 
 def test_sessions_share_weights_and_give_the_same() -> None:
-    from penult.tracing.onnx_graph import Session
-
+    onnx, onnxruntime = map(pytest.importorskip, ("onnx", "onnxruntime"))
     cut = graph_of(
         "a = MatMul(x, A)\n b = Tanh(a)\n e = ReduceMean<axes = [1], keepdims = 0>(b)\n"
         "y = MatMul(e, C)",
         ("A", (5, 600)), ("C", (600, 7)),
     )  # fmt: skip
     shared = cut.graph.parts.session(["y", "b"])
-    whole = Session(cut.graph.parts.encoder(["y", "b"]))
-    for one, other in zip(shared(cut.examples[0]), whole(cut.examples[0]), strict=True):
+    assert isinstance(cut.graph, OnnxGraph)
+    model = onnx.ModelProto.FromString(cut.graph.parts.model.SerializeToString())
+    model.graph.output.append(onnx.ValueInfoProto(name="b"))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    whole = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    expected = whole.run(["y", "b"], {"x": cut.examples[0]["x"]})
+    for one, other in zip(shared(cut.examples[0]), expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -83,6 +83,9 @@ def patches(samples):
     n = max(1, len(samples) // 8_000)
     return torch.from_numpy(np.resize(samples, (n, 3, 32, 32)).astype(np.float32))
 
+def channels_last(image):
+    return np.array(image.resize((32, 32)), np.float32) / 64
+
 def to_tensor(image):
     return torch.from_numpy(np.array(image.resize((32, 32)))).permute(2, 0, 1) / 64
 """
@@ -286,6 +289,20 @@ def onnx_file(folder: Path, nudge: float) -> Opened:
     return Opened(folder / "model.onnx", raw, pictures(), asked, file="model.onnx", bound=1e-6)
 
 
+def tflite_file(folder: Path, nudge: float) -> Opened:
+    from tflite_models import FloatNet
+
+    needed("ai_edge_litert")
+    net = FloatNet(nudge)
+    path = net.save(folder / "model.tflite")
+
+    def raw(tensors: Mapping[str, Tensor]) -> Any:
+        return net.logits(tensors["picture"].numpy()).astype(np.float32)
+
+    asked = {"preprocess": "net_of_the_contract:channels_last"}
+    return Opened(path, raw, pictures(), asked, file="model.tflite", bound=1e-5)
+
+
 def keras_module() -> Any:
     from penult.models.loaders.keras import imported_keras
 
@@ -355,6 +372,7 @@ ORIGINS: dict[str, Callable[[Path, float], Opened]] = {
     "exported": exported,
     "exported, sound of any length": exported_sound,
     "onnx": onnx_file,
+    "tflite": tflite_file,
     "keras": keras_file,
     "demo": demo,
     "saved embedder": saved_embedder,

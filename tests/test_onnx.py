@@ -21,18 +21,18 @@ from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
 from penult.engines.base import Reading
 from penult.engines.batching import Batch
-from penult.engines.onnxruntime import OnnxEngine
+from penult.engines.graph import GraphEngine
 from penult.errors import ItemError, ModelError, TapError, UsageError
 from penult.models.loaders.onnx import names_in
 from penult.models.specs import load
-from penult.tracing.onnx_anatomy import (
+from penult.tracing.graph_anatomy import (
     GraphCut,
     before_scores,
     dissect_graph,
     find_logits,
     tap_of_graph,
 )
-from penult.tracing.onnx_graph import OnnxGraph, Session
+from penult.tracing.onnx_graph import OnnxGraph
 
 needed = import_module if os.environ.get("CI") == "true" else pytest.importorskip
 onnx, onnxruntime = needed("onnx"), needed("onnxruntime")
@@ -163,8 +163,8 @@ def test_forms_of_heads(name: str, tmp_path: Path) -> None:
     assert ("other batch size" in checks) == (shape[0] == "n" and not whole_numbers)
     feeds = cut.examples[0]
     original = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
-    z = Session(cut.graph.parts.encoder([place]))(feeds)[0]
-    again = cut.graph.parts.open_session(cut.head_model())({place: z})[-1]
+    z = cut.graph.parts.session([place])(feeds)[0]
+    again = cut.open_head()({place: z})[-1]
     np.testing.assert_allclose(again, original.run(None, feeds)[0], rtol=1e-5, atol=1e-6)
     assert cut.taps["prelogits"].width == z.shape[1]
 
@@ -194,8 +194,13 @@ def test_what_cannot_be_proved_is_refused(tmp_path: Path) -> None:
     y = helper.make_tensor_value_info("e", TensorProto.FLOAT, None)
     inner = helper.make_graph([node("Gemm", "z w", "e")], "inner", [], [y])
     branch = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
-    true = numpy_helper.from_array(np.array(True), "c")
-    assert "If" in refused(tmp_path, [*BODY, branch], [W0, weight("w", 8, 4), true], ("n", 6))
+    zero = numpy_helper.from_array(np.array(0, np.float32), "zero")
+    by_item = [node("ReduceMax", "x", "most", keepdims=0), node("Greater", "most zero", "c")]
+    nodes, weights = [*BODY, *by_item, branch], [W0, weight("w", 8, 4), zero]
+    assert "If" in refused(tmp_path, nodes, weights, ("n", 6))
+    true = numpy_helper.from_array(np.array(True), "c")  # no item decides that
+    always = save(tmp_path / "m.onnx", [*BODY, branch], [W0, weight("w", 8, 4), true], ("n", 6))
+    assert dissected(always).cut.places == ("z",)
     dead = [*BODY, node("Gemm", "z w", "a"), node("Mul", "a t", "c"), node("Add", "c b", "y")]
     tiny = numpy_helper.from_array(np.array([1e-9], np.float32), "t")
     weights = [W0, weight("w", 8, 4), tiny, weight("b", 4)]
@@ -321,7 +326,7 @@ def test_a_batch_gives_what_each_item_gives(tmp_path: Path) -> None:
         nodes, weights, _, _ = FORMS["tokens"]
         clf = load(save(tmp_path / "m.onnx", nodes, weights, shape))
         tap = clf.structure.study().tap("backbone")
-        engine = OnnxEngine(clf, [Reading(tap, "mean"), Reading(tap, "mean+std")])
+        engine = GraphEngine(clf, [Reading(tap, "mean"), Reading(tap, "mean+std")])
         x = torch.randn(3, 5, 6)
         together = engine(Batch({"x": x}))
         assert together.vectors[1].shape == (3, 16)

@@ -15,7 +15,7 @@ from PIL import Image
 import penult
 from penult.cli.main import run
 from penult.errors import ModelError, UsageError
-from penult.tracing.onnx_proof import needed_power, tolerance_of
+from penult.tracing.graph_proof import needed_power, tolerance_of
 
 needed = import_module if os.environ.get("CI") == "true" else pytest.importorskip
 onnx, onnxruntime = needed("onnx"), needed("onnxruntime")
@@ -224,7 +224,7 @@ def test_another_number_is_refused_by_name(tmp_path: Path) -> None:
         tmp_path / "m.onnx", bodied(node("Div", "a temperature", "y")),
         [value("x", ("n", 6)), value("temperature", ())], [value("y", ("n", 4))], WEIGHTS,
     )  # fmt: skip
-    with pytest.raises(UsageError, match=r"'temperature', one number.*graph\.initializer"):
+    with pytest.raises(UsageError, match=r"'temperature', one number.*--input temperature=NUMBER"):
         load(path)
 
 
@@ -295,3 +295,77 @@ def test_a_map_of_places_is_no_vector_of_classes(tmp_path: Path) -> None:
                 [array("k0", 1, 3, 3, 3)])  # fmt: skip
     with pytest.raises(ModelError, match="a map of 32 × 32 places"):
         penult.load(path)
+
+
+# ---- conditions that no item decides
+
+CHOICE = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n, 8] x, int64 sr) => (float[n, 3] y) {
+    fast = Constant<value = int64 {16000}>()
+    is_fast = Equal(sr, fast)
+    y = If(is_fast) <
+        then_branch = one () => (float[n, 3] a) {
+            h = Tanh(x)
+            b = MatMul(h, A)
+            a = Softmax(b)
+        },
+        else_branch = other () => (float[n, 3] c) {
+            h = Sigmoid(x)
+            b = MatMul(h, B)
+            c = Softmax(b)
+        }
+    >
+}
+"""
+
+
+@pytest.mark.parametrize(("rate", "name"), [(16_000, "A"), (8_000, "B")])
+def test_the_branch_that_a_rate_takes_is_read(rate: int, name: str, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(CHOICE)
+    random = np.random.default_rng(0)
+    own = {one: random.standard_normal((8, 3)).astype(np.float32) for one in "AB"}
+    for one, value in own.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, one))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    classifier = penult.load(path, modality="array", inputs={"sr": rate})
+    assert classifier.structure.study().anatomy.certificate.ok
+    items = list(random.standard_normal((4, 8)).astype(np.float32))
+    x = np.stack(items)
+    hidden = np.tanh(x) if name == "A" else 1 / (1 + np.exp(-x))
+    found = penult.Embedder.from_classifier(classifier, tap="prelogits").run(items)
+    np.testing.assert_allclose(found.vectors, hidden, rtol=1e-5)
+    np.testing.assert_allclose(found.logits, hidden @ own[name], rtol=1e-4, atol=1e-5)
+    whole = onnxruntime.InferenceSession(str(path))
+    expected = whole.run(None, {"x": x, "sr": np.array(rate)})[0]
+    scores = [one.scores for one in classifier.classify(items)]
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_a_choice_between_shapes_is_no_decision(tmp_path: Path) -> None:
+    """As exporters write `squeeze`: at run time, by the length of an axis."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 8] x) => (float[m, 3] y) {
+            h = Tanh(x)
+            b = MatMul(h, A)
+            shape = Shape(b)
+            two = Constant<value = int64 {2}>()
+            rank = Size(shape)
+            flat = Equal(rank, two)
+            y = If(flat) <
+                then_branch = one () => (float[m, 3] a) { a = Identity(b) },
+                else_branch = other () => (float[m, 3] c) { c = Flatten(b) }
+            >
+        }
+        """
+    )
+    weight = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "A"))
+    onnx.save(model, tmp_path / "m.onnx")
+    classifier = penult.load(tmp_path / "m.onnx", modality="array")
+    items = list(np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32))
+    found = penult.Embedder.from_classifier(classifier, tap="prelogits").run(items)
+    np.testing.assert_allclose(found.vectors, np.tanh(np.stack(items)), rtol=1e-5)

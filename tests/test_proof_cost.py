@@ -21,9 +21,9 @@ from conftest import thinned
 from odd_heads import CASES, waves
 from penult.tracing import cut as cut_of_pass
 from penult.tracing import living
-from penult.tracing.onnx_anatomy import GraphCut
+from penult.tracing.graph_anatomy import GraphCut
+from penult.tracing.graph_proof import prove
 from penult.tracing.onnx_graph import OnnxGraph
-from penult.tracing.onnx_proof import prove
 from penult.tracing.split import Split, split
 from test_splitting import ALL, Counting, built
 
@@ -263,7 +263,7 @@ def test_batches_of_a_graph_fit_into_memory(side: int, sizes: list[int], tmp_pat
              for scale in (1, 2, 3)]  # fmt: skip
     cut = GraphCut(graph, "y", "y", feeds)
     # Two maps are there at once: one is read, the other written.
-    assert graph.parts.sizes(cut.shapes) == (4 * (24 + 1 + 40), 2 * 4 * 8 * side**2)
+    assert graph.memory(cut.shapes) == (4 * (24 + 1 + 40), 2 * 4 * 8 * side**2)
     certificate = prove(cut)
     assert certificate.ok, certificate
     tried = [check.note for check in certificate.checks if check.name == "held out"]

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # import name -> (extra of this package, what it is needed for)
 EXTRAS = {
+    "ai_edge_litert": ("litert", "TFLite files"),
+    "flatbuffers": ("litert", "TFLite files"),
     "fastapi": ("serve", "the server"),
     "prometheus_client": ("serve", "the server"),
     "python_multipart": ("serve", "the server"),
@@ -50,7 +52,7 @@ EXTRAS = {
 
 # What may give other numbers in another version.
 PACKAGES = ("penult", "torch", "torchvision", "timm", "transformers", "tokenizers", "onnxruntime",
-            "keras", "numpy", "pillow", "soundfile", "av", "soxr")  # fmt: skip
+            "ai-edge-litert", "keras", "numpy", "pillow", "soundfile", "av", "soxr")  # fmt: skip
 
 # What OpenVINO reports its use to the network with; where it cannot be imported, it reports
 # nothing. A process that has imported it already goes on with it.

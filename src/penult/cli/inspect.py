@@ -138,7 +138,7 @@ def _show_facts(found: Inspection) -> None:
 def _before_and_after(found: Inspection, axis: str, depth: int | None) -> tuple[Tree, Tree]:
     """The module tree, or the graph, with its head and without it."""
     structure = found.classifier.structure
-    return _DRAWINGS[structure.engine](structure, found.anatomy, axis, depth)
+    return _DRAWINGS.get(structure.engine, _draw_graph)(structure, found.anatomy, axis, depth)
 
 
 def _draw_module(structure: Any, anatomy: Any, axis: str, depth: int | None) -> tuple[Tree, Tree]:
@@ -146,13 +146,13 @@ def _draw_module(structure: Any, anatomy: Any, axis: str, depth: int | None) -> 
     return before, draw_cut(structure.module, anatomy.behind, _output_of_cut(anatomy, axis))
 
 
-def _draw_onnx(structure: Any, anatomy: Any, axis: str, depth: int | None) -> tuple[Tree, Tree]:
+def _draw_graph(structure: Any, anatomy: Any, axis: str, depth: int | None) -> tuple[Tree, Tree]:
     name, cut = structure.describe()["class"], structure.study().cut
     before = draw_graph(cut, name, anatomy, depth)
     return before, draw_graph_cut(cut, name, anatomy, _output_of_cut(anatomy, axis))
 
 
-_DRAWINGS = {"torch": _draw_module, "onnxruntime": _draw_onnx}  # by the engine of the structure
+_DRAWINGS = {"torch": _draw_module}  # by the engine of the structure
 
 
 def _output_of_cut(anatomy: Any, axis: str) -> str:

@@ -206,6 +206,13 @@ MODEL_OPTIONS: dict[str, Any] = {
             "vectors and logits, or rows, a row for each."
         ),
     ],
+    "inputs": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="NAME=NUMBER: an input of a graph that is part of no item, such as sr=16000.",
+        ),
+    ],
     "band": Annotated[
         str | None,
         typer.Option(
@@ -234,7 +241,10 @@ MODEL_OPTIONS: dict[str, Any] = {
         typer.Option(help="Fixed input length: shorter clips are padded, longer ones are cut."),
     ],
     "modality": Annotated[
-        str | None, typer.Option(help="Modality of the items: audio, image, video or text.")
+        str | None,
+        typer.Option(
+            help="Modality of the items: audio, image, video, text, array (.npy files), bytes."
+        ),
     ],
     "kind": Annotated[
         str | None,

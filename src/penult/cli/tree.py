@@ -1,4 +1,4 @@
-"""Draw a module tree or an ONNX graph, repeated blocks folded, with the head marked."""
+"""Draw a module tree or a graph, repeated blocks folded, with the head marked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from penult.tracing.anatomy import Anatomy
-    from penult.tracing.onnx_anatomy import GraphCut
-    from penult.tracing.onnx_graph import Node
-    from penult.tracing.onnx_structure import Segment
+    from penult.tracing.graph import Node
+    from penult.tracing.graph_anatomy import GraphCut
+    from penult.tracing.graph_structure import Segment
 
 
 HEAD = "bold red"
@@ -159,7 +159,7 @@ class _Picture:
     """The steps up to the end of the backbone, the steps of the head, and the text of a row."""
 
     def __init__(self, cut: GraphCut, anatomy: Anatomy) -> None:
-        from penult.tracing.onnx_structure import chain, repeated
+        from penult.tracing.graph_structure import chain, repeated
 
         self.cut = cut
         self.heads = {node.index for node in cut.cut.heads} if anatomy.head else set()
@@ -227,7 +227,7 @@ class _Picture:
         return label
 
     def _kinds(self, nodes: Sequence[Node]) -> str:
-        counts = Counter(node.op for node in nodes if node.op != "Constant")
+        counts = Counter(node.shown for node in nodes if node.op != "Constant")
         kinds = [f"{n} {op}" if n > 1 else op for op, n in counts.most_common(SHOWN_KINDS)]
         return escape(", ".join(kinds) + (", …" if len(counts) > SHOWN_KINDS else ""))
 

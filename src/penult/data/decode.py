@@ -16,7 +16,8 @@ from itertools import chain, groupby, tee
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from penult.data import audio, image, text, video
+from penult.data import array, audio, image, text, video
+from penult.data import bytes as file_bytes
 from penult.data.files import item_error
 from penult.data.items import Entry, Failure, Item, N, Note, Pause, UntilError
 from penult.data.regions import Region
@@ -206,6 +207,25 @@ def _texts(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Conte
             yield error
 
 
+def _arrays(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
+    yield from _whole(array.load, item, regions)
+
+
+def _bytes(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Contents:
+    yield from _whole(file_bytes.load, item, regions)
+
+
+def _whole(load: Callable[[object], Any], item: Item, regions: Iterator[Region]) -> Contents:
+    """Items that have no parts."""
+    for region in regions:
+        try:
+            if region.kind != "whole":
+                raise RegionError(f"it has no time axis to cut {region.key!r} from")
+            yield Content(load(item.content))
+        except ItemError as error:
+            yield error
+
+
 def _read_headers(
     item: Item, regions: Iterable[Region], part: HeaderPart, modality: str, rate: int | None = None
 ) -> Iterator[Header | ItemError]:
@@ -258,7 +278,8 @@ def _headers(item: Item, regions: Iterator[Region], target: DecodeTarget) -> Con
         yield header if isinstance(header, ItemError) else Content(header)
 
 
-_READERS = {"audio": _sounds, "image": _pictures, "video": _videos, "text": _texts}
+_READERS = {"audio": _sounds, "image": _pictures, "video": _videos, "text": _texts,
+            "array": _arrays, "bytes": _bytes}  # fmt: skip
 
 
 # As `open_regions`, in this process or in another one.

@@ -47,7 +47,7 @@ except ImportError:  # Windows
 
 # Weights are random to a packer. Zeros are not, so a small archive may be much larger inside.
 EXPANDED, _TIMES = 1 << 29, 20
-MODALITIES = ("audio", "image", "text", "video")
+MODALITIES = ("audio", "image", "text", "video", "array", "bytes")
 
 
 def module(modality: str) -> ModuleType:

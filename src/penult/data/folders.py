@@ -17,6 +17,9 @@ from penult.errors import SourceError
 _NONE = "there is no recording"
 _BARE = "without extension"
 HIDDEN = "hidden"
+ARRAYS_ALONE = (
+    "; a model that takes sound, pictures or texts is given them with --sample-rate or --preprocess"
+)
 
 Index = dict[str, list[Path]]  # by name and by name without extension, in small letters
 
@@ -150,6 +153,7 @@ def check_folder(folder: Path, accepted: frozenset[str]) -> None:
     raise SourceError(
         f"{folder} holds no file that is {' '.join(sorted(accepted))}; "
         + (f"it holds {in_words(kinds)}" if kinds else "it holds no files")
+        + (ARRAYS_ALONE if accepted == {".npy"} else "")
     )
 
 

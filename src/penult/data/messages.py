@@ -19,6 +19,7 @@ import numpy as np
 
 from penult import errors
 from penult.data.audio import AudioInfo
+from penult.data.bytes import FileEnds
 from penult.data.decode import HEADERS, Content, DecodedRegion, DecodeTarget, Header, HeaderPart
 from penult.data.items import Item
 from penult.data.regions import Region
@@ -255,7 +256,11 @@ def packed_answer(decoded: DecodedRegion) -> Parts:
         return packed(header | {"values": _plain_header(values)})
     if isinstance(values, str):
         return packed(header, values.encode("utf-8", "surrogatepass"))
+    if isinstance(values, FileEnds):
+        sizes = {"ends": len(values.first), "size": values.size}
+        return packed(header | sizes, values.first + values.last)
     if isinstance(values, np.ndarray):
+        header["type"] = values.dtype.str
         flat = np.ascontiguousarray(values).reshape(-1)
         return packed(header | {"shape": values.shape}, flat.view(np.uint8).data)
     shape = (values.height, values.width, 3)
@@ -313,6 +318,10 @@ def answer_of(
 def _values(header: Head, body: Any, modality: str) -> Any:
     if modality == "text":
         return bytes(body).decode("utf-8", "surrogatepass")
+    if modality == "bytes":
+        return _ends(header, bytes(body))
+    if modality == "array":
+        return _any_array(header, body)
     kind, axes = _ARRAYS[modality]
     shape = header["shape"]
     whole = all(type(size) is int and size >= 0 for size in shape)
@@ -322,6 +331,21 @@ def _values(header: Head, body: Any, modality: str) -> Any:
         raise ValueError(f"{shape[-1]} colours")
     if modality == "image":
         return _picture(shape, body, header["info"])
+    return np.frombuffer(body, kind).reshape(shape)
+
+
+def _ends(header: Head, body: bytes) -> FileEnds:
+    first, size = header["ends"], header["size"]
+    if type(first) is not int or type(size) is not int or not 0 <= first <= len(body):
+        raise ValueError("no ends of a file")
+    return FileEnds(body[:first], body[first:], size)
+
+
+def _any_array(header: Head, body: Any) -> Any:
+    kind, shape = np.dtype(_words(header["type"])), header["shape"]
+    whole = all(type(size) is int and size >= 0 for size in shape)
+    if kind.kind not in "biuf" or not whole or math.prod(shape) * kind.itemsize != len(body):
+        raise ValueError(f"{len(body)} bytes of {kind} and the shape {shape}")
     return np.frombuffer(body, kind).reshape(shape)
 
 

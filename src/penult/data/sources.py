@@ -538,10 +538,10 @@ def _origin(
         rows = annotation_files.read_annotations(path, kind, recordings)
         table = open_table(path, modality, rows)
         return _Origin(path.name, partial(table.entries, describe=describe), table.total, table)
-    if path.suffix.lower() in TABLES:
+    if modality != "bytes" and path.suffix.lower() in TABLES:
         table = open_table(path, modality, tables.read_table(path), given, recordings)
         return _Origin(path.name, partial(table.entries, describe=describe), table.total, table)
-    is_text = modality != "text" and path.suffix.lower() == ".txt"
+    is_text = modality not in ("text", "bytes") and path.suffix.lower() == ".txt"
     if is_text and (unknown := annotation_files.unknown_text(path)):
         failed = failure(file_item(path), WHOLE.key, unknown)
         return _Origin(name, lambda _: iter([(0, failed)]), 1, distinct=True)

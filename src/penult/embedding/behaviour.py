@@ -21,7 +21,8 @@ from penult.models.base import Classifier
 from penult.models.synthetic import noise
 
 SEED = 0
-NAMES = {"audio": "noise", "image": "noise picture", "video": "noise frames", "text": "eight words"}
+NAMES = {"audio": "noise", "image": "noise picture", "video": "noise frames", "text": "eight words",
+         "array": "noise array", "bytes": "noise bytes"}  # fmt: skip
 RATES = (44_100, 32_000)  # of the sound that is resampled: the first that is not the model's
 
 

@@ -134,7 +134,8 @@ def _cut_alike(examples: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tenso
 
 PUBLISHED = ("timm:", "torchvision:")
 RANDOM = "random weights, nothing here is trained"
-SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token"}
+SEQUENCES = {"audio": "time", "video": "patch", "image": "patch", "text": "token",
+             "array": "position", "bytes": "position"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,9 @@ from penult.models.synthetic import noise
 
 # The longest padded batch: samples or features of sound (10 s at 16 kHz), tokens, pixels × 3. Of
 # more than that a processor's caches hold too little: it gets slower, not faster.
-BUDGETS = {"audio": 160_000, "text": 1_024, "image": 16 * 3 * 224**2, "video": 48 * 3 * 224**2}
-ACCELERATED = {"audio": 32, "text": 32, "image": 8, "video": 8}  # times that on an accelerator
+BUDGETS = {"audio": 160_000, "text": 1_024, "image": 16 * 3 * 224**2, "video": 48 * 3 * 224**2,
+           "array": 160_000, "bytes": 160_000}  # fmt: skip
+ACCELERATED = {"audio": 32, "text": 32, "image": 8, "video": 8, "array": 32, "bytes": 32}  # times
 
 NOTES_SHOWN = 5  # files whose notes are logged as warnings; those of further ones as information
 log = logging.getLogger(__name__)

@@ -48,12 +48,19 @@ BUILT_IN = (
     ),
     EngineSpec(
         "onnxruntime",
-        _from("onnxruntime", "open_graph"),
+        _from("graph", "open_graph"),
         devices=("cuda", "cpu"),
         runs="onnxruntime",
         modules=("onnxruntime", "onnx"),
         install="'penult[onnx]'",
         has_device=_from("onnxruntime", "runtime_device"),
+    ),
+    EngineSpec(
+        "litert",
+        _from("graph", "open_graph"),
+        runs="litert",
+        modules=("ai_edge_litert",),
+        install="'penult[litert]'",
     ),
 )
 

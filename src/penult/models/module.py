@@ -81,6 +81,8 @@ _ITEMS = {
     "image": "a PIL image",
     "video": "frames (n, height, width, 3) of uint8",
     "text": "a string",
+    "array": "an array",
+    "bytes": "a penult.data.bytes.FileEnds: first and last bytes of a file",
 }
 
 # What modules raise for an input that they do not take.

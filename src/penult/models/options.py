@@ -86,11 +86,7 @@ def refuse_pointer(path: Path) -> None:
 
 # Files of other runtimes: suffix → what they are, and what would work.
 _FOREIGN = {
-    ".tflite": (
-        "a TFLite model, which only TensorFlow Lite runs",
-        "convert it to ONNX (python -m tf2onnx.convert --tflite FILE --output model.onnx), or take "
-        "the Keras or ONNX file that the model is also published as",
-    ),
+    ".tflite": ("a TFLite model", "give it a name that ends in .tflite"),
     ".pb": (
         "a frozen graph of TensorFlow, which only TensorFlow runs",
         "convert it to ONNX (python -m tf2onnx.convert --graphdef FILE --output model.onnx)",
@@ -184,7 +180,8 @@ class LoadOptions:
     output: name or number of the one that holds the logits, where there are several.
     weights_inside: a factory's model has its trained weights in it. patches: where `preprocess`
     gives several patches of one item, in the first axis of each tensor: `mean` or `max` pool them
-    to one row, `rows` keeps a row for each. playback: of recordings.
+    to one row, `rows` keeps a row for each. inputs: of a graph that are part of no item, each a
+    number: a mapping, or `NAME=VALUE`, kept as `NAME=VALUE,NAME=VALUE`. playback: of recordings.
     """
 
     checkpoint: str | os.PathLike[str] | None = None
@@ -199,10 +196,12 @@ class LoadOptions:
     output: str | int | None = None
     weights_inside: bool = False
     patches: str | None = None
+    inputs: str | Mapping[str, float] | Sequence[str] | None = None
     playback: PlaybackOptions = field(default_factory=PlaybackOptions)
 
     def __post_init__(self) -> None:
         """Refuse what no model can have, whether it takes the option or not."""
+        object.__setattr__(self, "inputs", _inputs_of(self.inputs))
         if self.patches not in (None, *PATCHES):
             raise UsageError(
                 f"patches {self.patches!r} is not known; choose mean or max, which pool the "
@@ -248,7 +247,7 @@ def load_options(options: Mapping[str, Any]) -> LoadOptions:
 def recipe_of(options: LoadOptions) -> dict[str, Any]:
     """For a saved classifier: the options that open it again."""
     named = options.preprocess if isinstance(options.preprocess, str) else None
-    seldom = ("weights_inside", "patches")
+    seldom = ("weights_inside", "patches", "inputs")
     return {
         "preprocess": named,
         "sample_rate": options.sample_rate,
@@ -259,6 +258,33 @@ def recipe_of(options: LoadOptions) -> dict[str, Any]:
         **{name: value for name in seldom if (value := getattr(options, name))},
         **options.playback.to_dict(),
     }
+
+
+def _inputs_of(given: str | Mapping[str, float] | Sequence[str] | None) -> str | None:
+    """Inputs in one text, in the order of their names; None where there are none."""
+    found: dict[str, float] = {}
+    pairs = given.items() if isinstance(given, Mapping) else [
+        (one.rpartition("=")[0], one.rpartition("=")[2])
+        for one in (given.split(",") if isinstance(given, str) else given or ())
+    ]  # fmt: skip
+    for name, value in pairs:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not name or "," in name or not number - number == 0:
+            raise UsageError(f"--input {name}={value}: give NAME=NUMBER, such as sr=16000")
+        if name in found:
+            raise UsageError(f"--input {name} is given twice")
+        found[name] = number
+    return ",".join(f"{name}={found[name]:.17g}" for name in sorted(found)) or None
+
+
+def input_values(options: LoadOptions) -> dict[str, float]:
+    """The number of each input that is part of no item, by its name."""
+    assert options.inputs is None or isinstance(options.inputs, str)
+    pairs = (one.rpartition("=") for one in (options.inputs or "").split(",") if one)
+    return {name: float(value) for name, _, value in pairs}
 
 
 def band_of(text: str | None) -> tuple[float, float] | None:
@@ -308,6 +334,7 @@ _ASKED: dict[str, tuple[type, ...]] = {
     "output": (str, int),
     "weights_inside": (bool,),
     "patches": (str,),
+    "inputs": (str,),
     "band": (str,),
     "playback_rate": (int, float),
 }
@@ -344,6 +371,7 @@ class MoreLoadOptions(TypedDict, total=False):
     random: bool
     weights_inside: bool
     patches: str | None
+    inputs: Mapping[str, float] | Sequence[str] | str | None
     band: str | None
     playback_rate: float | None
     labels: Sequence[str] | str | os.PathLike[str] | None  # class_names, as they were called

@@ -57,8 +57,10 @@ T = TypeVar("T")
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[\w.-]+")
 ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
+TFLITE = re.compile(r".+\.tflite(#.+)?", re.IGNORECASE)
 DEMO = "demo"
 FACTORIES = "torch"  # the loader of factories
+GRAPHS_RUN = ("onnxruntime", "litert")  # engines of graphs
 EMBEDDER, GRAPHS = "penult.json", "engines"  # of a saved embedder
 WEIGHTS = "model.safetensors"  # of a saved folder, where its model has no file of its own
 
@@ -90,12 +92,23 @@ class LoaderSpec:
 def _open_onnx(name: str, options: LoadOptions) -> Classifier:
     from penult.models.loaders.onnx import open_onnx
 
-    if options.output is not None:
-        file, _, output = name.partition("#")
-        if output not in ("", options.output):
-            raise UsageError(f"output {options.output!r}: {name} names an output already")
-        name, options = f"{file}#{options.output}", replace(options, output=None)
-    return open_onnx(name, options)
+    return open_onnx(*_with_output(name, options))
+
+
+def _open_tflite(name: str, options: LoadOptions) -> Classifier:
+    from penult.models.loaders.tflite import open_tflite
+
+    return open_tflite(*_with_output(name, options))
+
+
+def _with_output(name: str, options: LoadOptions) -> tuple[str, LoadOptions]:
+    """`FILE#OUTPUT` for a file whose output the options name, and the other options."""
+    if options.output is None:
+        return name, options
+    file, _, output = name.partition("#")
+    if output not in ("", options.output):
+        raise UsageError(f"output {options.output!r}: {name} names an output already")
+    return f"{file}#{options.output}", replace(options, output=None)
 
 
 def _open_torchscript(name: str, options: LoadOptions) -> Classifier:
@@ -187,6 +200,14 @@ def _onnx_modality(name: str, options: LoadOptions) -> str:
     return modality_of_file(name)
 
 
+def _tflite_modality(name: str, options: LoadOptions) -> str:
+    from penult.models.loaders.tflite import modality_of_file
+
+    if options.preprocess is None and options.sample_rate is None:
+        return "array"
+    return modality_of_file(name)
+
+
 def _file_modality(name: str, options: LoadOptions) -> str:
     existing_file(name)
     return "image"
@@ -206,6 +227,10 @@ def _claims_onnx(spec: str) -> str | None:
     return spec if is_onnx(spec) else None
 
 
+def _claims_tflite(spec: str) -> str | None:
+    return spec if TFLITE.fullmatch(spec) else None
+
+
 def _claims_kind(kind: str) -> Callable[[str], str | None]:
     return lambda spec: spec if kind_of(spec) == kind else None
 
@@ -217,6 +242,7 @@ def _claims_factory(spec: str) -> str | None:
 # The first that claims a spec opens it; loaders of other packages stand between the two tables.
 FILE_LOADERS = (
     LoaderSpec("onnx", "FILE.onnx", _open_onnx, _claims_onnx, _onnx_modality),
+    LoaderSpec("tflite", "FILE.tflite", _open_tflite, _claims_tflite, _tflite_modality),
     LoaderSpec(
         TORCHSCRIPT,
         "a TorchScript file (.pt, .ts)",
@@ -406,7 +432,7 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
     """Open a classifier by its spec, or a module that is at hand.
 
     spec: a folder, a hub id, `timm:NAME`, `torchvision:NAME`, a file (`FILE.onnx`,
-    `FILE.onnx#OUTPUT`, `FILE.pt` of TorchScript, `FILE.pt2`, `FILE.keras`), `demo`,
+    `FILE.onnx#OUTPUT`, `FILE.tflite`, `FILE.pt` of TorchScript, `FILE.pt2`, `FILE.keras`), `demo`,
     `package.module:factory`, or an nn.Module, an ExportedProgram, a Keras model. options: the
     fields of `penult.models.options.LoadOptions`.
 
@@ -431,6 +457,11 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
             f"--patches {known.patches}: nothing gives {spec!r} several patches of an item. It "
             "goes with a preprocessing of your own (--preprocess package.module:function) whose "
             "tensors have the patches of an item in their first axis; leave it out"
+        )
+    if known.inputs and classifier.structure.engine not in GRAPHS_RUN:
+        raise UsageError(
+            f"--input {known.inputs}: {spec!r} is no graph whose inputs have names; it goes with "
+            "ONNX and TFLite files"
         )
     remember_options(classifier, reopening(known))
     return classifier
@@ -488,7 +519,7 @@ class SavedClassifier:
 # The keys of a saved classifier's recipe. What permits something (`trust`, `random`) or names other
 # weights (`checkpoint`) is for whoever opens it.
 _RECIPE = {"origin", "name", CLASS_NAMES, *recipe_of(LoadOptions()), "weights_inside", "patches",
-           *PLAYBACK}  # fmt: skip
+           "inputs", *PLAYBACK}  # fmt: skip
 
 
 def _check_recipe(path: Path, origin: Any, name: Any, recipe: Mapping[str, Any]) -> None:
@@ -507,7 +538,7 @@ def _check_recipe(path: Path, origin: Any, name: Any, recipe: Mapping[str, Any])
     if inside is not False and (inside is not True or origin != FACTORIES):
         raise ModelError(f"{path}: weights_inside goes with a factory, and its origin is {origin}")
     file = str(name).partition("#")[0].removeprefix("graph/")  # see the loader of ONNX
-    files_alone = origin in {loader.name for loader in (*FILE_LOADERS[:4], NAME_LOADERS[-1])}
+    files_alone = origin in {loader.name for loader in (*FILE_LOADERS[:5], NAME_LOADERS[-1])}
     if is_network_path(file) or (name is not None and files_alone and Path(file).name != file):
         raise ModelError(f"{path} names {file!r}, which is no file in its folder")
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from penult.data.bytes import BLOCK, FileEnds
+
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "grey",
          "whales", "sing", "loudly")  # fmt: skip
 
@@ -17,7 +19,8 @@ def content_of(
     frames: int | None = None,
     size: float = 1.0,
 ) -> Any:
-    """One second of noise, a noise image of 320 × 240, as many frames of it, or eight words.
+    """One second of noise, a noise image of 320 × 240, as many frames of it, eight words, or the
+    ends of a file of noise.
 
     size: of sound and text, relative to that.
     """
@@ -26,6 +29,9 @@ def content_of(
         return noise(seed, size, rate or 16_000)
     if modality == "text":
         return " ".join(random.choice(WORDS, max(1, round(8 * size))))
+    if modality == "bytes":
+        some = random.integers(0, 256, BLOCK, np.uint8).tobytes()
+        return FileEnds(some, some, BLOCK)
     if modality == "video":
         return random.integers(0, 256, (frames or 16, 240, 320, 3), dtype=np.uint8)
     from PIL import Image

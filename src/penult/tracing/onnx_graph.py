@@ -9,18 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from penult.errors import ModelError, UsageError, cause
 from penult.extras import require
+from penult.tracing.graph import (
+    CONTRACTIONS,
+    RESHAPES,
+    SHAPE_ONLY,
+    Array,
+    Feeds,
+    Graph,
+    Node,
+    Port,
+    Shape,
+    is_bare,
+    producers_of,
+    upstream_of,
+)
 from penult.tracing.onnx_files import inlined, read_model, refuse_operators
 from penult.tracing.onnx_inputs import prepare_file
 
-Array = npt.NDArray[Any]
-Feeds = Mapping[str, Array]
+ONNXRUNTIME = "onnxruntime"
 
 
-class Session:
+class OnnxSession:
     """A graph, open in ONNX Runtime: arrays in, arrays out, batch axis first on both sides.
 
     Every operation runs as it stands in the file, one after the other: with graph optimisations the
@@ -99,28 +111,20 @@ def has_cuda() -> bool:
     return "CUDAExecutionProvider" in require("onnxruntime").get_available_providers()
 
 
-Shape = tuple[int, ...]
-
-# Operations that look at their operand's shape alone.
-SHAPE_ONLY = frozenset({"Shape", "Size"})
-FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(bfloat16)")
 _SHARED_FROM = 1024  # numbers in a weight that sessions share; small ones tell shapes
 _SHARED_TYPES = {1, 2, 3, 6, 7, 10, 11}  # float, uint8, int8, int32, int64, float16, double
-_DTYPES = {"float16": "f2", "bfloat16": "f2", "double": "f8", "int64": "i8", "bool": "?",
-           "int8": "i1", "uint8": "u1"}  # fmt: skip
 _LARGEST = 2**31 - 1  # a serialised graph cannot be larger
+# Operations that draw random numbers; a Dropout does where it is told that this is training.
+_DRAWING = frozenset(
+    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """One operation. reads: its inputs, those that a nested graph takes from outside included."""
+class OnnxNode(Node):
+    """proto: the operation in the file."""
 
-    index: int
-    op: str
-    name: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    proto: Any
+    proto: Any = None
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The value of an attribute, or the default."""
@@ -132,66 +136,44 @@ class Node:
         return default
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
-    """An input of the graph. shape: None where a length is free; None as a whole if unknown."""
+class OnnxGraph(Graph):
+    """A file's graph, with its functions inlined."""
 
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | None, ...] | None
+    runtime = ONNXRUNTIME
+    format = "ONNX"
+    suffix = ".onnx"
+    nodes: list[OnnxNode]
+    parts: OnnxParts
 
-    def __str__(self) -> str:
-        sizes = ["?" if size is None else str(size) for size in self.shape or ()]
-        return f"{self.name} {self.dtype} ({', '.join(sizes)})"
-
-
-def is_bare(ports: Sequence[Port]) -> bool:
-    """Whether a graph of these inputs takes one item without a batch axis: samples alone."""
-    return [port.shape is not None and len(port.shape) for port in ports] == [1]
-
-
-def producers_of(nodes: Iterable[Node]) -> dict[str, Node]:
-    """The node that writes each tensor."""
-    return {name: node for node in nodes for name in node.writes}
-
-
-def _upstream(producers: Mapping[str, Node], names: Iterable[str]) -> list[Node]:
-    pending, found = list(names), {}
-    while pending:
-        node = producers.get(pending.pop())
-        if node is not None and node.index not in found:
-            found[node.index] = node
-            pending += node.reads
-    return [found[index] for index in sorted(found)]
-
-
-class OnnxGraph:
-    """A file's graph, with its functions inlined: what reads and writes what.
-
-    depends: tensors whose values come from the inputs. parts: its runnable parts. facts: what
-    the file says beside its operations.
-    """
-
-    def __init__(self, model: Any, sample_rate: int | None = None, name: str = "the graph") -> None:
-        """sample_rate: for an input that takes one. name: of the file, for messages."""
+    def __init__(
+        self,
+        model: Any,
+        sample_rate: int | None = None,
+        name: str = "the graph",
+        given: Mapping[str, float] | None = None,
+    ) -> None:
+        """sample_rate: for an input that takes one. name: of the file, for messages. given: numbers
+        of inputs that are part of no item."""
         model = inlined(model, name)
         refuse_operators(model, name)
-        self.facts = prepare_file(model, sample_rate, name)
+        self.facts = prepare_file(model, sample_rate, name, given)
         graph = model.graph
         weights = {tensor.name: tensor for tensor in graph.initializer}
         sparse = {tensor.values.name for tensor in graph.sparse_initializer}
         self.inputs = [_port(v) for v in graph.input if v.name not in weights]
         self.outputs = [value.name for value in graph.output]
-        given = {*weights, *sparse, *(port.name for port in self.inputs)}
-        self.nodes = [_node(index, proto) for index, proto in enumerate(_in_order(graph, given))]
-        self.producers = producers_of(self.nodes)
-        self.depends = self._dependent()
-        self.parts = GraphParts(model, weights, self.nodes, self.inputs, self.depends)
+        there = {*weights, *sparse, *(port.name for port in self.inputs)}
+        self.nodes = [_node(index, proto) for index, proto in enumerate(_in_order(graph, there))]
+        self.parts = OnnxParts(model, weights, self.nodes, self.inputs, self.depends)
         self._sizes = {name: int(np.prod(tensor.dims)) for name, tensor in weights.items()}
-        self._weights: dict[int, int] = {}  # numbers in a node's weights
 
     @classmethod
-    def read(cls, path: Path, sample_rate: int | None = None) -> OnnxGraph:
+    def read(
+        cls,
+        path: Path,
+        sample_rate: int | None = None,
+        given: Mapping[str, float] | None = None,
+    ) -> OnnxGraph:
         """Open an ONNX file, with the files of weights beside it.
 
         Raises:
@@ -203,20 +185,7 @@ class OnnxGraph:
             raise ModelError(f"{path} is no ONNX file: it holds no graph")
         if model.ByteSize() > _LARGEST:
             raise ModelError(f"{path} has more than 2 GB of weights, more than can be cut here")
-        return cls(model, sample_rate, path.name)
-
-    def _dependent(self) -> set[str]:
-        """Tensors whose values come from the inputs; their shapes alone do not count."""
-        found = {port.name for port in self.inputs}
-        for node in self.nodes:
-            if node.op not in SHAPE_ONLY and not found.isdisjoint(node.reads):
-                found.update(node.writes)
-        return found
-
-    @property
-    def bare(self) -> bool:
-        """Whether the graph takes one item without a batch axis: samples and nothing else."""
-        return is_bare(self.inputs)
+        return cls(model, sample_rate, path.name, given)
 
     @property
     def any_batch(self) -> bool:
@@ -239,7 +208,7 @@ class OnnxGraph:
         if name in self.parts.weights:
             return np.asarray(numpy_helper.to_array(self.parts.weights[name]))
         node = self.producers.get(name)
-        if node is None or node.op != "Constant":
+        if not isinstance(node, OnnxNode) or node.op != "Constant":
             return None
         for attribute in node.proto.attribute:
             if attribute.name == "value":
@@ -248,26 +217,77 @@ class OnnxGraph:
                 return np.asarray(helper.get_attribute_value(attribute))
         return None
 
-    def upstream(self, names: Iterable[str]) -> list[Node]:
-        """Every node that the tensors are computed from, constants included, in order."""
-        return _upstream(self.producers, names)
+    def declared(self, name: str) -> tuple[int | None, ...] | None:
+        """The shape of an output in the file, None where a size is free."""
+        value = next(v for v in self.parts.model.graph.output if v.name == name)
+        kind = value.type.tensor_type
+        return _sizes(kind) if kind.HasField("shape") else None
 
-    def weights_of(self, node: Node) -> int:
-        """Numbers in the weights that a node reads, directly or through constant nodes."""
-        if node.index not in self._weights:
-            own = [name for name in node.reads if name not in self.depends]
-            names = {*own, *(name for n in self.upstream(own) for name in n.reads)}
-            self._weights[node.index] = sum(self._sizes.get(name, 0) for name in names)
-        return self._weights[node.index]
+    def size_of(self, name: str) -> int:
+        """Numbers in an initializer."""
+        return self._sizes.get(name, 0)
 
     @cached_property
-    def parameters(self) -> int:
-        """Numbers in all weights."""
-        read = {name for node in self.nodes for name in node.reads}
-        return sum(size for name, size in self._sizes.items() if name in read)
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        from onnx import helper
+
+        return sum(
+            int(np.prod(tensor.dims)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            for tensor in self.parts.weights.values()
+        )
+
+    def draws(self, node: Node) -> bool:
+        """Whether an operation, or one of a graph inside of it, draws random numbers."""
+        assert isinstance(node, OnnxNode)
+        return self._draws(node.proto)
+
+    def _draws(self, proto: Any) -> bool:
+        if proto.op_type in _DRAWING:
+            return True
+        if proto.op_type == "Dropout" and len(proto.input) > 2 and proto.input[2]:
+            training = self.constant(proto.input[2])
+            ratio = self.constant(proto.input[1]) if proto.input[1] else None
+            off = training is not None and not training.any()
+            return not (off or (ratio is not None and not ratio.any()))
+        inside = [nested for one in proto.attribute for nested in (*one.graphs, one.g)]
+        return any(self._draws(node) for nested in inside for node in nested.node)
+
+    def branch_ops(self, node: Node) -> set[str]:
+        """Names of the operations that make what the branches of an `If` give."""
+        assert isinstance(node, OnnxNode)
+        return _ops_of_branches(node.proto) if node.op == "If" else set()
+
+    def chooses_shape(self, node: Node) -> bool:
+        """Whether an `If` has nothing but reshapes in its branches."""
+        assert isinstance(node, OnnxNode)
+        return node.op == "If" and _copies(node.proto)
 
 
-class GraphParts:
+def _copies(proto: Any) -> bool:
+    inner = [one for attribute in proto.attribute for one in attribute.g.node]
+    plain = RESHAPES - {"Transpose"} | {"Constant"}
+    return all(_copies(one) if one.op_type == "If" else one.op_type in plain for one in inner)
+
+
+def _ops_of_branches(proto: Any) -> set[str]:
+    found: set[str] = set()
+    for branch in (attribute.g for attribute in proto.attribute if attribute.HasField("g")):
+        producers = {name: node for node in branch.node for name in node.output}
+        pending, seen = [value.name for value in branch.output], set[str]()
+        while pending:
+            node = producers.get(pending.pop())
+            if node is None or node.op_type in CONTRACTIONS or node.output[0] in seen:
+                continue
+            seen.add(node.output[0])
+            found.add(node.op_type)
+            pending += node.input
+            if node.op_type == "If":
+                found |= _ops_of_branches(node)
+    return found
+
+
+class OnnxParts:
     """Models of parts of a graph, and ONNX Runtime sessions of them, which share its weights.
 
     model: the whole file. weights: its initializers by name.
@@ -293,25 +313,24 @@ class GraphParts:
     def types(self) -> dict[str, str]:
         """The type of every tensor that a node writes, as the runtime infers it."""
         names = [name for node in self._nodes for name in node.writes]
-        model = self._copied(_upstream(self._producers, names), names, light=True)
-        types = self.open_session(model, once=True).types
-        return {**types, **{port.name: f"tensor({port.dtype})" for port in self._ports}}
-
-    def is_float(self, name: str) -> bool:
-        """Whether a tensor holds floating-point numbers."""
-        return self.types.get(name, "") in (*FLOATS, "tensor(float32)", "tensor(float64)")
+        model = self._copied(upstream_of(self._producers, names), names, light=True)
+        found = self._open(model, once=True).types
+        types = {
+            name: kind.removeprefix("tensor(").removesuffix(")") for name, kind in found.items()
+        }
+        return {**types, **{port.name: str(port.dtype) for port in self._ports}}
 
     def shapes(self, feeds: Feeds) -> dict[str, Shape]:
         """The measured shape of every tensor, in one run that keeps none of them."""
         from onnx import helper
 
         types = self.types
-        names = [n for node in self._nodes for n in node.writes if types[n].startswith("tensor(")]
+        names = [n for node in self._nodes for n in node.writes if "(" not in types[n]]
         model = self._copied(self._nodes, [f"{name}\0shape" for name in names], light=True)
         for name in names:
             model.graph.node.append(helper.make_node("Shape", [name], [f"{name}\0shape"]))
         arrays = {name: value[0] if self._bare else value for name, value in feeds.items()}
-        found = self.open_session(model, bare=False, once=True)(arrays)
+        found = self._open(model, bare=False, once=True)(arrays)
         measured = {n: tuple(map(int, value)) for n, value in zip(names, found, strict=True)}
         measured.update({name: tuple(tensor.dims) for name, tensor in self.weights.items()})
         measured.update({name: value.shape for name, value in arrays.items()})
@@ -320,75 +339,61 @@ class GraphParts:
                 measured[name] = (1, *measured[name])
         return measured
 
-    def nbytes(self, name: str, shapes: Mapping[str, Shape]) -> int:
-        """Bytes of a tensor. shapes: of every tensor, as `shapes` measures them."""
-        kind = self.types.get(name, "").removeprefix("tensor(").removesuffix(")")
-        item = np.dtype(_DTYPES.get(kind, "float32")).itemsize
-        return int(np.prod(shapes.get(name, (0,)))) * item
-
-    def sizes(self, shapes: Mapping[str, Shape]) -> tuple[int, int]:
-        """(bytes of the weights, bytes that the other tensors of a run take at once)."""
-        from onnx import helper
-
-        last = {name: node.index for node in self._nodes for name in node.reads}
-        now = most = 0
-        for node in self._nodes:
-            now += sum(self.nbytes(name, shapes) for name in node.writes)
-            most = max(most, now)
-            done = {n for n in (*node.reads, *node.writes) if last.get(n, -1) <= node.index}
-            now -= sum(self.nbytes(name, shapes) for name in done if name in self._producers)
-        weights = sum(
-            int(np.prod(tensor.dims)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            for tensor in self.weights.values()
-        )
-        return weights, most
-
-    def encoder(self, outputs: Sequence[str]) -> bytes:
-        """A model with the same inputs that gives the named tensors and holds no more."""
-        return _bytes(self._copied(_upstream(self._producers, outputs), outputs))
+    def session(self, outputs: Sequence[str], threads: int = 1, device: str = "cpu") -> OnnxSession:
+        """A session that gives the named tensors; all sessions of a graph share its weights."""
+        model = self._copied(upstream_of(self._producers, outputs), outputs, light=True)
+        return self._open(model, threads, device)
 
     def tail(
         self,
         nodes: Iterable[Node],
-        inputs: Mapping[str, Shape],
+        inputs: Sequence[str],
         outputs: Sequence[str],
-        light: bool = False,
-    ) -> Any:
-        """A model of some of the nodes that starts at tensors in the middle of the graph.
+        shapes: Mapping[str, Shape],
+    ) -> OnnxSession:
+        """A session of some of the nodes that starts at tensors in the middle of the graph.
 
-        light: its large weights are only named, for `open_session`.
+        A shape of something in front of them is a constant, but for the size of the batch, which is
+        that of the first input.
         """
         from onnx import TensorProto, helper
 
-        model = self._copied(nodes, outputs, light)
+        nodes = list(nodes)
+        model = self._copied(nodes, outputs, light=True)
         del model.graph.input[:]
         kinds = {"float": "FLOAT", "float32": "FLOAT", "float64": "DOUBLE"}
-        for name, shape in inputs.items():
-            kind = self.types[name].removeprefix("tensor(").removesuffix(")")
+        for name in inputs:
+            kind = self.types[name]
             number = TensorProto.DataType.Value(kinds.get(kind, kind.upper()))
-            rank = len(shape) - self._bare
-            free = [None] * rank
+            free = [None] * (len(shapes[name]) - self._bare)
             model.graph.input.append(helper.make_tensor_value_info(name, number, free))
-        return model
+        there = {name for node in nodes for name in node.writes} | {*inputs}
+        del model.graph.node[:]
+        for node in nodes:
+            assert isinstance(node, OnnxNode)
+            source = node.reads[0] if node.reads else ""
+            if node.op in SHAPE_ONLY and source not in there and source not in self.weights:
+                model.graph.node.extend(_shape_from(node, shapes, inputs[0]))
+                continue
+            model.graph.node.append(node.proto)
+            for number, written in enumerate(node.proto.output):
+                if written in inputs:  # what is given, where its node makes something else as well
+                    model.graph.node[-1].output[number] = f"{written}\0own"
+        return self._open(model)
 
-    def session(self, outputs: Sequence[str], threads: int = 1, device: str = "cpu") -> Session:
-        """A session that gives the named tensors; all sessions of a graph share its weights."""
-        model = self._copied(_upstream(self._producers, outputs), outputs, light=True)
-        return self.open_session(model, threads, device)
-
-    def open_session(
+    def _open(
         self,
         model: Any,
         threads: int = 1,
         device: str = "cpu",
         bare: bool | None = None,
         once: bool = False,
-    ) -> Session:
+    ) -> OnnxSession:
         """A session of a model that was cut from this graph, given the weights that it names."""
         names = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
         weights = {name: self._shared[name] for name in names}
         bare = self._bare if bare is None else bare
-        return Session(_bytes(model), threads, device, bare, weights, once)
+        return OnnxSession(_bytes(model), threads, device, bare, weights, once)
 
     @cached_property
     def _shared(self) -> dict[str, Any]:
@@ -417,7 +422,7 @@ class GraphParts:
     def _copied(self, nodes: Iterable[Node], outputs: Sequence[str], light: bool = False) -> Any:
         """A model of some of the nodes, its outputs not typed: the runtime infers them.
 
-        light: its large weights are only named, for `open_session`.
+        light: its large weights are only named, for `_open`.
         """
         onnx = require("onnx")
         nodes = list(nodes)
@@ -428,7 +433,7 @@ class GraphParts:
         )
         graph, read = model.graph, {name for node in nodes for name in node.reads} | {*outputs}
         graph.name = self.model.graph.name or "graph"
-        graph.node.extend(node.proto for node in nodes)
+        graph.node.extend(node.proto for node in nodes if isinstance(node, OnnxNode))
         graph.input.extend(v for v in self.model.graph.input if v.name not in self.weights)
         own = [name for name in self.weights if name in read]
         named = {name for name in own if light and name in self._shared}
@@ -450,10 +455,15 @@ def _port(value: Any) -> Port:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not kind.elem_type:
         raise ModelError(f"the input {value.name!r} is no tensor, which can't be fed here")
-    sizes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
-             for d in kind.shape.dim]  # fmt: skip
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    return Port(value.name, dtype, tuple(sizes) if kind.HasField("shape") else None)
+    return Port(value.name, dtype, _sizes(kind) if kind.HasField("shape") else None)
+
+
+def _sizes(kind: Any) -> tuple[int | None, ...]:
+    return tuple(
+        one.dim_value if one.HasField("dim_value") and one.dim_value > 0 else None
+        for one in kind.shape.dim
+    )
 
 
 def _in_order(graph: Any, given: set[str]) -> list[Any]:
@@ -479,10 +489,40 @@ def _reads(proto: Any) -> list[str]:
     return list(dict.fromkeys([*(name for name in proto.input if name), *_captured(proto)]))
 
 
-def _node(index: int, proto: Any) -> Node:
-    reads = _reads(proto)
-    writes = tuple(name for name in proto.output if name)
-    return Node(index, proto.op_type, proto.name, tuple(reads), writes, proto)
+def _node(index: int, proto: Any) -> OnnxNode:
+    operands, writes = tuple(proto.input), tuple(name for name in proto.output if name)
+    reads, op = tuple(_reads(proto)), proto.op_type
+    return OnnxNode(index, op, proto.name, operands, reads, writes, op, "", proto)
+
+
+def _shape_from(node: OnnxNode, shapes: Mapping[str, Shape], place: str) -> list[Any]:
+    """What a shape of the first half was, with the batch size of the tensor `place` in it.
+
+    Only where the rest of the shape is the same for every input is that right: the proof sees.
+    """
+    from onnx import helper, numpy_helper
+
+    shape = shapes[node.reads[0]]
+    name, write = node.name or node.writes[0], node.writes[0]
+    if node.op == "Size" or shape[:1] != shapes[place][:1]:
+        value = np.array(int(np.prod(shape)) if node.op == "Size" else shape, np.int64)
+        return [helper.make_node("Constant", [], [write], value=numpy_helper.from_array(value))]
+    start, end = node.attribute("start", 0), node.attribute("end", len(shape))
+    parts = {f"{name}\0zero": [0], f"{name}\0rest": shape[1:], f"{name}\0start": [start],
+             f"{name}\0end": [end]}  # fmt: skip
+    made = [
+        helper.make_node("Constant", [], [key],
+                         value=numpy_helper.from_array(np.array(value, np.int64)))
+        for key, value in parts.items()
+    ]  # fmt: skip
+    zero, rest, first, last = parts
+    return [
+        *made,
+        helper.make_node("Shape", [place], [f"{name}\0place"]),
+        helper.make_node("Gather", [f"{name}\0place", zero], [f"{name}\0batch"]),
+        helper.make_node("Concat", [f"{name}\0batch", rest], [f"{name}\0all"], axis=0),
+        helper.make_node("Slice", [f"{name}\0all", first, last], [write]),
+    ]
 
 
 def _captured(proto: Any) -> Iterator[str]:
@@ -494,22 +534,3 @@ def _captured(proto: Any) -> Iterator[str]:
                 yield from (n for n in (*node.input, *_captured(node)) if n and n not in own)
                 own.update(node.output)
             yield from (value.name for value in graph.output if value.name not in own)
-
-
-def as_feeds(graph: OnnxGraph, tensors: Mapping[str, Any]) -> dict[str, Array]:
-    """Tensors or arrays in the types that the graph takes.
-
-    Raises:
-        ValueError: one is missing, or floats were given for whole numbers.
-    """
-    feeds = {}
-    for port in graph.inputs:
-        if port.name not in tensors:
-            raise ValueError(f"the graph's input {port.name!r} was not given")
-        value = np.asarray(tensors[port.name])
-        if value.dtype != port.dtype:
-            if port.dtype.kind in "iu" and value.dtype.kind == "f":
-                raise ValueError(f"{port.name!r} takes {port.dtype}, and was given {value.dtype}")
-            value = value.astype(port.dtype)
-        feeds[port.name] = np.ascontiguousarray(value)
-    return feeds

@@ -7,14 +7,15 @@ All of it is done to the file's graph before anything else looks at it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from penult.errors import UsageError
 from penult.extras import require
+from penult.tracing.graph import FileFacts
+from penult.tracing.onnx_branches import take_branches
 
 # Names of scalar inputs, in lower case and without what is no letter.
 _RATES = frozenset(
@@ -32,38 +33,30 @@ _STATES = frozenset(
 )
 
 
-@dataclass(slots=True)
-class FileFacts:
-    """What a file says beside its operations, and which inputs were made constants.
-
-    values: such input → its value, in words. stateful: whether one of them is a state, which is
-    fresh for each item. outputs: those that are next states. metadata: the file's description of
-    itself. class_labels: the class names that operations carry.
-    """
-
-    values: dict[str, str] = field(default_factory=dict)
-    stateful: bool = False
-    outputs: list[str] = field(default_factory=list)
-    metadata: dict[str, str] = field(default_factory=dict)
-    class_labels: list[str] = field(default_factory=list)
-
-
-def prepare_file(model: Any, sample_rate: int | None, name: str) -> FileFacts:
+def prepare_file(
+    model: Any, sample_rate: int | None, name: str, given: Mapping[str, float] | None = None
+) -> FileFacts:
     """Tensors in place of lists of dictionaries, constants in place of inputs that no item fills:
-    changes the model.
+    changes the model. given: numbers of inputs, by name.
 
     Raises:
-        UsageError: an input that is one number, and nothing says which.
+        UsageError: an input that is one number, and nothing says which; or there is none of a name.
     """
     labels = class_labels(model)
     open_maps(model)
-    facts = fix_inputs(model, sample_rate, name)
+    facts = fix_inputs(model, sample_rate, name, given)
     facts.metadata = {entry.key: entry.value for entry in model.metadata_props}
     facts.class_labels = labels
+    take_branches(model)
     return facts
 
 
-def fix_inputs(model: Any, sample_rate: int | None, name: str = "the graph") -> FileFacts:
+def fix_inputs(
+    model: Any,
+    sample_rate: int | None,
+    name: str = "the graph",
+    given: Mapping[str, float] | None = None,
+) -> FileFacts:
     """Make initializers of a model's inputs that are no item: changes the model.
 
     sample_rate: for an input that takes one. Zeros for states, false for switches of training.
@@ -77,8 +70,12 @@ def fix_inputs(model: Any, sample_rate: int | None, name: str = "the graph") -> 
     fixed = FileFacts()
     values: dict[str, Any] = {}
     states = _states(ports, graph.output)
+    require_inputs(given or {}, [port.name for port in ports], name)
     for port in ports:
-        if port.name in states:
+        if port.name in (given or {}):
+            values[port.name] = _as_given(port, (given or {})[port.name], name)
+            fixed.values[port.name] = f"{(given or {})[port.name]:g}"
+        elif port.name in states:
             values[port.name] = np.zeros(_sizes(port, port.name, name), _dtype(port))
             sizes = " × ".join(map(str, values[port.name].shape))
             fixed.values[port.name] = f"a fresh state for each item (zeros, {sizes})"
@@ -92,6 +89,30 @@ def fix_inputs(model: Any, sample_rate: int | None, name: str = "the graph") -> 
         _replace(graph, values, fixed.outputs)
         return fixed
     return FileFacts()
+
+
+def require_inputs(given: Mapping[str, float], names: Sequence[str], file: str) -> None:
+    """Refuse names of inputs that a file has not, or that leave none for the items.
+
+    Raises:
+        UsageError: there are such.
+    """
+    for name in given:
+        if name not in names:
+            raise UsageError(f"--input {name}: {file} takes {', '.join(names)}")
+    if given and len(given) == len(names):
+        raise UsageError(
+            f"--input {', '.join(given)}: {file} takes nothing else, so that items could not go "
+            "into it"
+        )
+
+
+def _as_given(port: Any, value: float, name: str) -> Any:
+    """The number in the type and shape of an input."""
+    dims, dtype = _dims(port), _dtype(port)
+    if dtype.kind in "iub" and not float(value).is_integer():
+        raise UsageError(f"--input {port.name}={value:g}: {name} takes {dtype}, a whole number")
+    return np.full(_sizes(port, port.name, name) if dims else [], value, dtype)
 
 
 def _replace(graph: Any, values: dict[str, Any], outputs: Iterable[str]) -> None:
@@ -148,8 +169,7 @@ def _scalar(port: Any, sample_rate: int | None, name: str) -> Any:
         return np.full(shape, 1, dtype)
     raise UsageError(
         f"{name} takes {port.name!r}, one number of {dtype} and part of no item, and nothing says "
-        "which: make it a constant of the file (in Python with the package onnx, remove it from "
-        "graph.input and add it to graph.initializer), or export the model with its value fixed"
+        f"which: give it with --input {port.name}=NUMBER"
     )
 
 

@@ -81,12 +81,15 @@ def applied(name: str, logits: Array) -> npt.NDArray[np.float64]:
     return np.asarray(exponent / exponent.sum(axis=-1, keepdims=True))
 
 
-def is_applied(name: str, logits: Array, scores: Array, half: bool = False) -> bool:
-    """Whether the scores are that function of the logits, to within rounding."""
+def is_applied(
+    name: str, logits: Array, scores: Array, half: bool = False, step: float = 0.0
+) -> bool:
+    """Whether the scores are that function of the logits, to within rounding. step: of scores that
+    are stored as integers, from one value to the next."""
     if logits.shape != scores.shape or not np.isfinite(logits).all():
         return False
     error = np.abs(applied(name, logits) - scores).max(initial=0.0)
-    return bool(error <= (_HALF_TOLERANCE if half else _TOLERANCE))
+    return bool(error <= max(_HALF_TOLERANCE if half else _TOLERANCE, 1.5 * step))
 
 
 def in_unit_range(values: Sequence[Array]) -> bool:

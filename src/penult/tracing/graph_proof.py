@@ -12,8 +12,8 @@ import numpy as np
 from penult.errors import HeadNotFound
 from penult.tracing.anatomy import Statement
 from penult.tracing.certificate import POWER, SMALL, TOLERANCE, Certificate, Check, largest_batch
-from penult.tracing.onnx_graph import Array, Feeds, Node, OnnxGraph, Session
-from penult.tracing.onnx_head import GraphHead
+from penult.tracing.graph import Array, Feeds, Graph, Node, Session
+from penult.tracing.graph_head import GraphHead
 from penult.tracing.spots import Tap
 
 HELD_OUT = (5, 17, 7, 11, 4, 3)  # batch sizes; two of them, as memory allows
@@ -32,7 +32,7 @@ def prove(cut: GraphHead) -> Certificate:
     tolerance = tolerance_of(cut)
     needed = needed_power(tolerance)
     whole, front = cut.graph.parts.session(outputs), cut.graph.parts.session([*outputs, *places])
-    head = cut.graph.parts.open_session(cut.head_model())
+    head = cut.open_head()
     halves = Halves(whole, front, head, places, tolerance)
     expected = [whole(feeds) for feeds in cut.examples[:2]]
     power = _power([values[0] for values in expected], tolerance)
@@ -43,6 +43,8 @@ def prove(cut: GraphHead) -> Certificate:
         _round_trip(halves, cut.examples[: len(expected)], expected),
         Check("power", power >= needed, power, "the logits of two inputs differ"),
     ]
+    if closed := _closed_form(cut, [front(one)[-len(places) :] for one in cut.examples[:2]]):
+        checks.append(closed)
     if cut.graph.any_batch:
         examples, rows = cut.examples[:2], expected[:2]
         checks.append(_batch(halves, examples, rows, "other batch size"))
@@ -58,7 +60,7 @@ def prove(cut: GraphHead) -> Certificate:
 def _held_out(cut: GraphHead) -> Sequence[int]:
     """Sizes of larger batches that fit into about twice the memory of a plain run; three items
     where none does."""
-    weights, activations = cut.graph.parts.sizes(cut.shapes)
+    weights, activations = cut.graph.memory(cut.shapes)
     inputs = sum(value.nbytes for value in cut.examples[0].values())
     batch = len(next(iter(cut.examples[0].values())))
     most = largest_batch(weights, activations, inputs, max(batch, 1))
@@ -95,7 +97,7 @@ def tolerance_of(cut: GraphHead) -> float:
     with suppress(HeadNotFound):
         names |= {*cut.cut.places, *(name for node in cut.cut.tail for name in node.writes)}
     types = cut.graph.parts.types
-    used = {types.get(name, "").removeprefix("tensor(").removesuffix(")") for name in names}
+    used = {types.get(name, "") for name in names}
     return max(TOLERANCE, *(4 * _EPSILONS.get(kind, 0.0) for kind in used), 0.0)
 
 
@@ -173,6 +175,38 @@ def _round_trip(
     return Check("round trip", error <= halves.tolerance, error, note)
 
 
+def _closed_form(cut: GraphHead, entering: Sequence[Sequence[Array]]) -> Check | None:
+    """The logits by numpy out of the weights in the file, where the head is one linear layer and
+    the graph tells its weights. entering: what the cut gives of the first examples."""
+    graph, heads = cut.graph, cut.cut.heads
+    found = graph.linear(heads[0]) if len(heads) == 1 and not cut.cut.after else None
+    if found is None or not _is_copy(graph, cut.logits, heads[0]):
+        return None
+    weight, bias = found
+    whole, limits = graph.parts.session([cut.logits]), graph.limits(cut.logits)
+    step = graph.resolution(cut.logits)  # the kernel rounds twice, by half of it each time
+    errors, passed = [], True
+    for (values,), feeds in zip(entering, cut.examples, strict=False):
+        if values.ndim != 2 or values.shape[1] != weight.shape[1]:
+            return None
+        theirs = whole(feeds)[0].reshape(-1, len(bias)).astype(np.float64)
+        ours = np.clip(values.astype(np.float64) @ weight.T + bias, *limits)
+        errors.append(relative(theirs, ours))
+        passed &= errors[-1] <= TOLERANCE or np.abs(theirs - ours).max() <= 1.01 * step
+    own = f", whose integers are {step:.2g} apart" if step else ""
+    note = f"prelogits · weights + bias in numpy against the file's own logits{own}"
+    return Check("closed form", bool(passed), max(errors), note)
+
+
+def _is_copy(graph: Graph, name: str, maker: Node) -> bool:
+    """Whether a tensor has the values that an operation makes, in whatever shape."""
+    while (node := graph.producers.get(name)) is not None and node is not maker:
+        if node.op not in graph.copies - {"Transpose", "QuantizeLinear"}:
+            return False
+        name = node.reads[0]
+    return node is maker
+
+
 def _batch(
     halves: Halves, examples: Sequence[Feeds], expected: Sequence[Sequence[Array]], name: str
 ) -> Check:
@@ -196,7 +230,7 @@ def _unless_whole(halves: Halves, feeds: Feeds, name: str, problem: ValueError) 
     return Check(name, False, None, f"the whole takes it, its halves don't: {problem}")
 
 
-def _shorter(graph: OnnxGraph, feeds: Feeds, part: float) -> dict[str, Array] | None:
+def _shorter(graph: Graph, feeds: Feeds, part: float) -> dict[str, Array] | None:
     """A shorter input, where the graph leaves a length free."""
     port = graph.inputs[0]
     if len(graph.inputs) != 1 or port.shape is None or port.shape[-1] is not None:
@@ -245,11 +279,11 @@ def state_graph(cut: GraphHead, taps: Sequence[Tap]) -> dict[str, Statement]:
 def _held_together(cut: GraphHead, names: Iterable[str]) -> Iterator[list[str]]:
     """The tensors in groups, each of which takes no more memory than a plain run, or than `SMALL`;
     a larger one is alone."""
-    most = max(SMALL, cut.graph.parts.sizes(cut.shapes)[1])
+    most = max(SMALL, cut.graph.memory(cut.shapes)[1])
     group: list[str] = []
     held = 0
     for name in names:
-        size = cut.graph.parts.nbytes(name, cut.shapes)
+        size = cut.graph.nbytes(name, cut.shapes)
         if group and held + size > most:
             yield group
             group, held = [], 0
@@ -283,14 +317,9 @@ def exchanged(cut: GraphHead, other: Feeds, name: str, value: Array) -> Array | 
     nodes = _around(cut, name)
     read = {tensor for node in nodes for tensor in node.reads}
     ports = {port.name for port in graph.inputs} & read
-    inputs = {tensor: cut.shapes[tensor] for tensor in (name, *sorted(ports))}
-    model = graph.parts.tail(nodes, inputs, [cut.logits], light=True)
-    for node in model.graph.node:  # what makes it, where that makes something else as well
-        for number, written in enumerate(node.output):
-            if written == name:
-                node.output[number] = f"{name}\0own"
     try:
-        return graph.parts.open_session(model)({**other, name: value})[0]
+        tail = graph.parts.tail(nodes, [name, *sorted(ports)], [cut.logits], cut.shapes)
+        return tail({**other, name: value})[0]
     except ValueError:
         return None
 

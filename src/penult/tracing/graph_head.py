@@ -9,23 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import numpy as np
 
 from penult.errors import HeadNotFound
-from penult.tracing.onnx_graph import SHAPE_ONLY, Feeds, Node, OnnxGraph, Shape
+from penult.tracing.graph import (
+    CONTRACTIONS,
+    CONVOLUTIONS,
+    RESHAPES,
+    SHAPE_ONLY,
+    Feeds,
+    Graph,
+    Node,
+    Session,
+    Shape,
+)
 from penult.tracing.scores import class_count
-
-# Operations that contract an operand with another, by the places of those two among the inputs.
-CONTRACTIONS = {
-    "Gemm": (0, 1), "MatMul": (0, 1), "Conv": (0, 1), "ConvTranspose": (0, 1), "Einsum": (0, 1),
-    "MatMulInteger": (0, 1), "ConvInteger": (0, 1), "QLinearMatMul": (0, 3), "QLinearConv": (0, 3),
-    "FusedMatMul": (0, 1), "FusedGemm": (0, 1), "FusedConv": (0, 1), "QGemm": (0, 3),
-    "DynamicQuantizeMatMul": (0, 1), "MatMulIntegerToFloat": (0, 1), "MatMulNBits": (0, 1),
-    "CDist": (0, 1),
-}  # fmt: skip
-CONVOLUTIONS = {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv"}
 
 # Operations with graphs inside, and those that decide instead of scoring.
 NESTED = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -37,7 +34,6 @@ LINEAR_AFTER = frozenset(
     "GatherElements Slice Split Concat ReduceMean ReduceSum Mean Sum Add Sub Mul Div Neg Dropout "
     "GlobalAveragePool AveragePool DequantizeLinear QuantizeLinear".split()
 )
-RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Cast"}
 _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
 _FEATURE_NORMS = {"LayerNormalization", "GroupNormalization", "SimplifiedLayerNormalization",
                   "SkipLayerNormalization", "RMSNormalization", "InstanceNormalization",
@@ -46,34 +42,15 @@ _NORMS = _FEATURE_NORMS | {"BatchNormalization"}
 _ACTIVATIONS = {"Relu", "Gelu", "Elu", "LeakyRelu", "HardSwish", "Mish", "Clip", "Erf", "PRelu"}
 
 
-# Operations that draw random numbers; a Dropout does where it is told that this is training.
-_DRAWING = frozenset(
-    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split()
-)
-
-
-def drawn_in(graph: OnnxGraph) -> dict[str, tuple[str, ...]]:
+def drawn_in(graph: Graph) -> dict[str, tuple[str, ...]]:
     """For each tensor of a graph that random numbers reach: the operations that draw them."""
     found: dict[str, tuple[str, ...]] = {}
     for node in graph.nodes:
         reaching = [] if node.op in SHAPE_ONLY else [found.get(name, ()) for name in node.reads]
-        words = [f"{node.op} {node.name!r}"] if _draws(graph, node.proto) else []
+        words = [f"{node.shown} {node.name!r}"] if graph.draws(node) else []
         both = tuple(dict.fromkeys([*(one for some in reaching for one in some), *words]))
         found |= dict.fromkeys(node.writes, both) if both else {}
     return found
-
-
-def _draws(graph: OnnxGraph, proto: Any) -> bool:
-    """Whether an operation, or one of a graph inside of it, draws random numbers."""
-    if proto.op_type in _DRAWING:
-        return True
-    if proto.op_type == "Dropout" and len(proto.input) > 2 and proto.input[2]:
-        training = graph.constant(proto.input[2])
-        ratio = graph.constant(proto.input[1]) if proto.input[1] else None
-        off = training is not None and not training.any()
-        return not (off or (ratio is not None and not ratio.any()))
-    inside = [nested for one in proto.attribute for nested in (*one.graphs, one.g)]
-    return any(_draws(graph, node) for nested in inside for node in nested.node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +70,7 @@ class GraphHead:
     logits: the tensor with one number per class. output: what the file returns of it.
     """
 
-    def __init__(
-        self, graph: OnnxGraph, logits: str, output: str, examples: Sequence[Feeds]
-    ) -> None:
+    def __init__(self, graph: Graph, logits: str, output: str, examples: Sequence[Feeds]) -> None:
         self.graph = graph
         self.logits = logits
         self.output = output
@@ -143,23 +118,26 @@ class GraphHead:
             if not upstream or between or any(self._width(n) != self.n_logits for n in upstream):
                 break
             found = upstream
-        opaque = {*after} & (NESTED | _DECISIONS)
+        opaque = dict.fromkeys(own for op, own in after if op in NESTED | _DECISIONS)
         if opaque:
             raise HeadNotFound(
                 f"the way from the last weights to the output runs through {', '.join(opaque)}: "
                 "it decides or branches there, and gives no scores that a head could be found for"
             )
         if not found:
-            seen = ", ".join(dict.fromkeys(after)) or "nothing"
+            seen = ", ".join(dict.fromkeys(own for _, own in after)) or "nothing"
             raise HeadNotFound(
                 "no operation with weights lies between the input and the logits; seen on the "
                 f"way: {seen}"
             )
-        return sorted(found, key=lambda node: node.index), after
+        return sorted(found, key=lambda node: node.index), [own for _, own in after]
 
-    def _walk(self, name: str) -> tuple[list[Node], list[str]]:
-        """Nodes with weights that are met first going back, and what bends on the way."""
-        graph, found, after = self.graph, [], []
+    def _walk(self, name: str) -> tuple[list[Node], list[tuple[str, str]]]:
+        """Nodes with weights that are met first going back, and what bends on the way: names of
+        operations in ONNX and in the file."""
+        graph = self.graph
+        found: list[Node] = []
+        after: list[tuple[str, str]] = []
         pending, seen = [name], set()
         while pending:
             read = pending.pop()
@@ -169,12 +147,17 @@ class GraphHead:
             if node.op == "DynamicQuantizeLinear" and read != node.writes[0]:
                 continue  # the scale of what enters an integer product, multiplied back behind it
             seen.add(node.index)
+            if node.fused:
+                after.append((node.fused, node.fused))
             if self.is_weight_layer(node):
                 found.append(node)
                 continue
             reads = [n for n in node.reads if n in graph.depends]
+            if graph.chooses_shape(node):
+                pending += reads
+                continue
             if node.op not in LINEAR_AFTER or (node.op in {"Mul", "Div"} and len(reads) > 1):
-                after.append(node.op)
+                after.append((node.op, node.shown))
             pending += reads
         return found, after
 
@@ -182,8 +165,7 @@ class GraphHead:
         """Whether a node contracts what depends on the input with what does not."""
         if node.op not in CONTRACTIONS:
             return self._spreads(node)
-        pair = [node.proto.input[place] for place in CONTRACTIONS[node.op]
-                if place < len(node.proto.input)]  # fmt: skip
+        pair = [node.operands[at] for at in CONTRACTIONS[node.op] if at < len(node.operands)]
         return len(pair) == 2 and sum(name in self.graph.depends for name in pair) == 1
 
     def _spreads(self, node: Node) -> bool:
@@ -203,7 +185,7 @@ class GraphHead:
     def _entering(self, node: Node) -> str:
         """What a weight layer reads of the input: in floats, before it was quantised."""
         places = CONTRACTIONS.get(node.op, (0, 1))
-        name = next(n for p in places if (n := node.proto.input[p]) in self.graph.depends)
+        name = next(n for p in places if (n := node.operands[p]) in self.graph.depends)
         maker = self.graph.producers.get(name)
         if maker is not None and maker.op in _QUANTIZERS:
             return maker.reads[0]
@@ -233,7 +215,8 @@ class GraphHead:
 
     def _width(self, node: Node) -> int:
         shape = self.shapes[node.writes[0]]
-        return shape[1 if node.op in CONVOLUTIONS else -1]
+        place = self.graph.channel_place(len(shape))
+        return shape[place if node.op in CONVOLUTIONS else -1]
 
     def between(self, ends: Iterable[str], places: Sequence[str]) -> tuple[list[Node], list[str]]:
         """(nodes between places and ends, inputs of the graph that reach the ends around them)."""
@@ -288,47 +271,8 @@ class GraphHead:
                 "than the whole input would do as prelogits"
             )
 
-    def head_model(self) -> Any:
-        """The second half as a model of its own: prelogits in, logits and the file's output out."""
+    def open_head(self) -> Session:
+        """The second half by itself: prelogits in, logits and the file's output out."""
         cut = self.cut
         outputs = list(dict.fromkeys([self.logits, self.output]))
-        inputs = {name: self.shapes[name] for name in cut.places}
-        nodes = {name for node in cut.tail for name in node.writes} | {*cut.places}
-        model = self.graph.parts.tail(cut.tail, inputs, outputs)
-        del model.graph.node[:]
-        for node in cut.tail:
-            source = node.reads[0] if node.reads else ""
-            if node.op in SHAPE_ONLY and source in self.graph.depends and source not in nodes:
-                model.graph.node.extend(self._shape_from(node, cut.places[0]))
-            else:
-                model.graph.node.append(node.proto)
-        return model
-
-    def _shape_from(self, node: Node, place: str) -> list[Any]:
-        """What a shape of the first half was, with the batch size of the prelogits in it.
-
-        Only where the rest of the shape is the same for every input is that right: the proof sees.
-        """
-        from onnx import helper, numpy_helper
-
-        shape = self.shapes[node.reads[0]]
-        name, write = node.name or node.writes[0], node.writes[0]
-        if node.op == "Size" or shape[:1] != self.shapes[place][:1]:
-            value = np.array(int(np.prod(shape)) if node.op == "Size" else shape, np.int64)
-            return [helper.make_node("Constant", [], [write], value=numpy_helper.from_array(value))]
-        start, end = node.attribute("start", 0), node.attribute("end", len(shape))
-        parts = {f"{name}\0zero": [0], f"{name}\0rest": shape[1:], f"{name}\0start": [start],
-                 f"{name}\0end": [end]}  # fmt: skip
-        made = [
-            helper.make_node("Constant", [], [key],
-                             value=numpy_helper.from_array(np.array(value, np.int64)))
-            for key, value in parts.items()
-        ]  # fmt: skip
-        zero, rest, first, last = parts
-        return [
-            *made,
-            helper.make_node("Shape", [place], [f"{name}\0place"]),
-            helper.make_node("Gather", [f"{name}\0place", zero], [f"{name}\0batch"]),
-            helper.make_node("Concat", [f"{name}\0batch", rest], [f"{name}\0all"], axis=0),
-            helper.make_node("Slice", [f"{name}\0all", first, last], [write]),
-        ]
+        return self.graph.parts.tail(cut.tail, cut.places, outputs, self.shapes)

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from penult.tracing.onnx_graph import SHAPE_ONLY, Node, OnnxGraph
-from penult.tracing.onnx_head import CONVOLUTIONS, RESHAPES, GraphHead
+from penult.tracing.graph import CONVOLUTIONS, RESHAPES, SHAPE_ONLY, Graph, Node
+from penult.tracing.graph_head import GraphHead
 
-# Operations with the channels at axis 1 of what they read and make.
-_CHANNEL_FIRST = {"BatchNormalization", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
+# Operations that keep the channels of what they read at one axis.
+_CHANNELLED = {"BatchNormalization", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
                   "AveragePool", "InstanceNormalization", "GroupNormalization",
                   *CONVOLUTIONS}  # fmt: skip
 
@@ -31,7 +31,7 @@ def channel_axis(cut: GraphHead, name: str) -> int:
     wide = [place for place in range(1, len(shape)) if shape[place] > 1]
     if len(wide) == 1:  # (B, C, 1), as pooling to one position leaves it
         return wide[0]
-    return 1 if len(shape) == 4 else len(shape) - 1
+    return cut.graph.channel_place(4) if len(shape) == 4 else len(shape) - 1
 
 
 def _axis_from_users(cut: GraphHead, name: str) -> int | None:
@@ -64,7 +64,7 @@ def _axis_from_makers(cut: GraphHead, name: str) -> int | None:
     node = cut.graph.producers.get(name)
     while node is not None:
         made = node.writes[0]
-        axis = 1 if node.op in CONVOLUTIONS else _channel_of(cut, node, made)
+        axis = _channel_of(cut, node, made)
         if axis:
             return axis
         same = [r for r in node.reads if r in cut.graph.depends
@@ -78,8 +78,8 @@ def _axis_from_makers(cut: GraphHead, name: str) -> int | None:
 def _channel_of(cut: GraphHead, node: Node, name: str) -> int | None:
     """The channel axis of `name` (read or made by `node`), if the node shows it."""
     rank = len(cut.shapes[name])
-    if node.op in _CHANNEL_FIRST:
-        return 1
+    if node.op in _CHANNELLED:
+        return cut.graph.channel_place(rank)
     if node.op.endswith("LayerNormalization"):
         return rank - 1 if node.attribute("axis", -1) in (-1, rank - 1) else None
     if node.op in {"MatMul", "Gemm"} and cut.is_weight_layer(node):
@@ -121,7 +121,7 @@ class Segment:
         return tuple(node.op for node in self.nodes)
 
 
-def chain(graph: OnnxGraph, end: str) -> list[Segment]:
+def chain(graph: Graph, end: str) -> list[Segment]:
     """The way from the first input to `end`, parted where all of it runs through a single tensor.
 
     Further inputs, masks for example, may reach into every part.
@@ -145,7 +145,7 @@ def chain(graph: OnnxGraph, end: str) -> list[Segment]:
     return found
 
 
-def _from_first_input(graph: OnnxGraph, end: str) -> tuple[list[Node], set[str]]:
+def _from_first_input(graph: Graph, end: str) -> tuple[list[Node], set[str]]:
     """What depends on the first input and leads to `end`: the nodes, and all such tensors."""
     depends, nodes = {graph.inputs[0].name}, []
     for node in graph.upstream([end]):
@@ -155,18 +155,18 @@ def _from_first_input(graph: OnnxGraph, end: str) -> tuple[list[Node], set[str]]
     return nodes, depends
 
 
-def cut_points(graph: OnnxGraph, end: str) -> list[str]:
+def cut_points(graph: Graph, end: str) -> list[str]:
     """Tensors that carry everything that `end` needs of the input, in order, `end` left out."""
     return [segment.end for segment in chain(graph, end) if segment.end != end]
 
 
-def layers(graph: OnnxGraph, end: str) -> list[str]:
+def layers(graph: Graph, end: str) -> list[str]:
     """What enters the first of the repeated blocks, and what leaves each of them."""
     blocks = repeated(graph, end)
     return [blocks[0][0].start, *(block[-1].end for block in blocks)] if blocks else []
 
 
-def repeated(graph: OnnxGraph, end: str) -> list[list[Segment]]:
+def repeated(graph: Graph, end: str) -> list[list[Segment]]:
     """The repeated blocks that hold most of the weights, each a run of segments."""
     segments = chain(graph, end)
     candidates = [*_by_names(segments), *_by_operations(segments)]

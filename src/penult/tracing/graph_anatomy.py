@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 from penult.errors import HeadNotFound, ModelError, TapError, UsageError, listed
 from penult.tracing.anatomy import Anatomy, refuse_random
 from penult.tracing.certificate import Certificate
-from penult.tracing.onnx_graph import Array, Feeds, OnnxGraph
-from penult.tracing.onnx_head import CONTRACTIONS, NESTED, RESHAPES, GraphHead
-from penult.tracing.onnx_proof import prove
-from penult.tracing.onnx_structure import channel_axis, cut_points, layers
+from penult.tracing.graph import CONTRACTIONS, Array, Feeds, Graph
+from penult.tracing.graph_head import NESTED, GraphHead
+from penult.tracing.graph_proof import prove
+from penult.tracing.graph_structure import channel_axis, cut_points, layers
 from penult.tracing.scores import (
     SIGMOID,
     SOFTMAX,
@@ -30,7 +29,7 @@ TENSOR = "tensor"  # the side of a tap that is named by its tensor
 ENDS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 
 
-def find_logits(graph: OnnxGraph, output: str | None = None, n_labels: int | None = None) -> str:
+def find_logits(graph: Graph, output: str | None = None, n_labels: int | None = None) -> str:
     """The name of the classifier's output.
 
     output: name or number of the user's choice. n_labels: the number of classes, where it is
@@ -40,11 +39,11 @@ def find_logits(graph: OnnxGraph, output: str | None = None, n_labels: int | Non
         ModelError: none can be, or several can; they are named.
         UsageError: the named one is no output of floats.
     """
-    is_float = graph.parts.is_float
+    is_float = graph.is_float
     floats = [name for name in graph.outputs if is_float(name) and name in graph.depends]
     if output is not None:
         numbered = {str(number): name for number, name in enumerate(graph.outputs)}
-        for found in (output, numbered.get(output)):  # names first: they may be numbers
+        for found in (output, graph.find(output), numbered.get(output)):  # names may be numbers
             if found in floats:
                 return str(found)
         raise UsageError(
@@ -57,24 +56,24 @@ def find_logits(graph: OnnxGraph, output: str | None = None, n_labels: int | Non
     above = {n for name in floats for node in graph.upstream([name]) for n in node.reads}
     last = named or [name for name in floats if name not in above]
     if len(last) > 1 and n_labels is not None:
-        sizes = {v.name: v.type.tensor_type.shape.dim for v in graph.parts.model.graph.output}
-        last = [n for n in last if sizes[n] and sizes[n][-1].dim_value == n_labels] or last
+        sizes = {name: graph.declared(name) for name in last}
+        last = [n for n in last if (shape := sizes[n]) and shape[-1] == n_labels] or last
     if len(last) == 1:
         return str(last[0])
     raise ModelError(
         f"the graph has several outputs that could be the logits: {listed(map(repr, last))}; "
-        "name one of them as FILE.onnx#OUTPUT"
+        f"name one of them as FILE{graph.suffix}#OUTPUT"
     )
 
 
-def before_scores(graph: OnnxGraph, output: str) -> tuple[str, str]:
+def before_scores(graph: Graph, output: str) -> tuple[str, str]:
     """(the tensor that holds the logits, the function that the file applies to them): an output of
     probabilities has its logits in front of the last softmax or sigmoid."""
     name = output
     while (node := graph.producers.get(name)) is not None:
         if node.op in ENDS:
             return node.reads[0], ENDS[node.op]
-        if node.op not in RESHAPES:
+        if node.op not in graph.copies:
             break
         name = node.reads[0]
     return output, ""
@@ -85,7 +84,7 @@ _FARTHEST = 48  # tensors in front of an output that are tried as its logits
 
 
 def find_activation(
-    graph: OnnxGraph, output: str, examples: Sequence[Feeds]
+    graph: Graph, output: str, examples: Sequence[Feeds]
 ) -> tuple[str, Activation, str]:
     """(the tensor of logits, the activation behind it, the name of what the output shows).
 
@@ -108,19 +107,20 @@ def find_activation(
 
 
 def _undone(
-    graph: OnnxGraph, output: str, examples: Sequence[Feeds], scores: Sequence[Array]
+    graph: Graph, output: str, examples: Sequence[Feeds], scores: Sequence[Array]
 ) -> tuple[str, str]:
     """(the tensor that an activation makes the scores of, which one); empty where there is none."""
     near = _in_front(graph, output)
     session = graph.parts.session(near) if near else None
     found = [session(feeds) for feeds in examples] if session is not None else []
-    half = graph.parts.types.get(output, "").endswith("float16)")
+    half = graph.parts.types.get(output, "").endswith("float16")
     named = before_scores(graph, output)[0]
     several = class_count(scores[0].shape) > 1  # of one class a softmax is 1, whatever its logit
     for at, name in sorted(enumerate(near), key=lambda pair: pair[1] != named):
         pairs = [(values[at], one) for values, one in zip(found, scores, strict=True)]
         for kind in (SOFTMAX, SIGMOID) if several else (SIGMOID,):
-            if all(_is_applied(kind, one, other, half) for one, other in pairs):
+            step = graph.resolution(output) if name == named else 0.0
+            if all(_is_applied(kind, one, other, half, step) for one, other in pairs):
                 return name, kind
     return "", ""
 
@@ -132,14 +132,14 @@ def flat(values: Array) -> Array:
     return flat(values[..., 0])
 
 
-def _is_applied(kind: str, logits: Array, scores: Array, half: bool) -> bool:
+def _is_applied(kind: str, logits: Array, scores: Array, half: bool, step: float) -> bool:
     one, other = flat(logits), flat(scores)
     if one.size != other.size:
         return False
-    return is_applied(kind, one.reshape(other.shape), other, half)
+    return is_applied(kind, one.reshape(other.shape), other, half, step)
 
 
-def _in_front(graph: OnnxGraph, output: str) -> list[str]:
+def _in_front(graph: Graph, output: str) -> list[str]:
     """Float tensors from which the output is made without weights, the farthest first."""
     found: list[str] = []
     pending, seen = [output], {output}
@@ -148,7 +148,7 @@ def _in_front(graph: OnnxGraph, output: str) -> list[str]:
         if node is None or node.op in CONTRACTIONS or node.op in NESTED - {"If"}:
             continue
         for name in node.reads:
-            if name in graph.depends and name not in seen and graph.parts.is_float(name):
+            if name in graph.depends and name not in seen and graph.is_float(name):
                 seen.add(name)
                 found.append(name)
                 pending.append(name)
@@ -157,30 +157,11 @@ def _in_front(graph: OnnxGraph, output: str) -> list[str]:
     return sorted((name for name in found if name not in ports), key=lambda name: order[name])
 
 
-def _ops_in_front(graph: OnnxGraph, output: str) -> set[str]:
+def _ops_in_front(graph: Graph, output: str) -> set[str]:
     """Names of the operations that make an output out of what leaves the last weights."""
     names = {output, *_in_front(graph, output)}
     makers = [node for name in names if (node := graph.producers.get(name)) is not None]
-    nested = {op for node in makers if node.op == "If" for op in _ops_of_branches(node.proto)}
-    return {node.op for node in makers} | nested
-
-
-def _ops_of_branches(proto: Any) -> set[str]:
-    """The same, for what the branches of an `If` give."""
-    found: set[str] = set()
-    for branch in (attribute.g for attribute in proto.attribute if attribute.HasField("g")):
-        producers = {name: node for node in branch.node for name in node.output}
-        pending, seen = [value.name for value in branch.output], set[str]()
-        while pending:
-            node = producers.get(pending.pop())
-            if node is None or node.op_type in CONTRACTIONS or node.output[0] in seen:
-                continue
-            seen.add(node.output[0])
-            found.add(node.op_type)
-            pending += node.input
-            if node.op_type == "If":
-                found |= _ops_of_branches(node)
-    return found
+    return {node.op for node in makers}.union(*map(graph.branch_ops, makers))
 
 
 class GraphCut(GraphHead):
@@ -219,7 +200,7 @@ class GraphCut(GraphHead):
             len(shape) > 2
             and shape[0] == batch
             and name not in ports
-            and self.graph.parts.is_float(name)
+            and self.graph.is_float(name)
             and sum(size > 1 for size in shape[1:]) > 1
         )
 
@@ -268,6 +249,7 @@ def tap_of_graph(cut: GraphCut, name: str) -> Tap:
     numbered = [tap for tap in taps if tap.startswith("layer:")]
     if name.startswith("layer:-") and name[7:].isdigit() and 0 < int(name[7:]) <= len(numbered):
         name = numbered[-int(name[7:])]
+    name = name if name in taps else cut.graph.find(name)
     place = taps[name].module if name in taps else name
     refuse_random(name, ", ".join(cut.drawn.get(place, ())))
     if name in taps:
@@ -276,7 +258,7 @@ def tap_of_graph(cut: GraphCut, name: str) -> Tap:
         return cut.tap(name, cut.cut.places[0])  # real items may prove it
     if name in cut.graph.depends:
         shape, batch = cut.shapes.get(name, ()), len(next(iter(cut.examples[0].values())))
-        if len(shape) > 1 and shape[0] == batch and cut.graph.parts.is_float(name):
+        if len(shape) > 1 and shape[0] == batch and cut.graph.is_float(name):
             return cut.tap(name, name)
         raise TapError(f"the tensor {name!r} has shape {shape}: it holds no floats of one item")
     known = [tap for tap in taps if tap not in numbered]
