@@ -203,3 +203,151 @@ def test_layers_that_keras_does_not_have(keras: Any, tmp_path: Path, kind: str, 
     rewrite(path, other)
     with pytest.raises(ModelError, match=f"{kind}.*{words}"):
         penult.load(path, preprocess="0..255")
+
+
+# ---- what files of Keras 2 mean
+
+
+def of_keras_2(path: Path, change: Callable[[Any], None] = lambda config: None) -> Path:
+    """The file as if Keras 2 had written it. change: to the settings of the model."""
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        file.attrs["keras_version"] = "2.15.0"
+        settings = json.loads(file.attrs["model_config"])
+        change(settings["config"])
+        file.attrs["model_config"] = json.dumps(settings)
+    return path
+
+
+def given(path: Path, x: Any) -> Any:
+    """The logits or scores of a file."""
+    classifier = penult.load(path, preprocess=lambda _: torch.from_numpy(x[0]), modality="image")
+    with torch.no_grad():
+        found = classifier.module(**{classifier.module.takes[0]: torch.from_numpy(x)})
+    return found.cpu().numpy()
+
+
+def saved(keras: Any, path: Path, shape: Any, body: Callable[[Any, Any], Any]) -> Any:
+    keras.utils.set_random_seed(3)
+    x = keras.Input(shape)
+    model = keras.Model(x, keras.layers.Dense(3)(body(keras.layers, x)))
+    model.save(path)
+    return model
+
+
+def head_of(model: Any, hidden: Any) -> Any:
+    weight, bias = model.layers[-1].get_weights()
+    return hidden @ weight + bias
+
+
+def test_the_hard_sigmoid_of_keras_2(keras: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.h5"
+    model = saved(
+        keras, path, (8,), lambda layers, x: layers.Dense(6, activation="hard_sigmoid")(x)
+    )
+    x = 2 * np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    weight, bias = model.layers[1].get_weights()
+    inner = x @ weight + bias
+    new = head_of(model, np.clip(inner / 6 + 0.5, 0, 1))
+    old = head_of(model, np.clip(0.2 * inner + 0.5, 0, 1))
+    np.testing.assert_allclose(given(path, x), new, rtol=1e-5, atol=1e-6)
+    asked: Any = {"preprocess": lambda _: torch.from_numpy(x[0]), "modality": "image"}
+    before = penult.load(path, **asked).identity()["weights"]
+    np.testing.assert_allclose(given(of_keras_2(path), x), old, rtol=1e-5, atol=1e-6)
+    assert penult.load(path, **asked).identity()["weights"] == f"{before}/2"
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride"), [(15, 4, 4), (8, 3, 2), (11, 5, 3), (7, 3, 1)]
+)
+def test_the_mean_of_a_pooling_of_keras_2(
+    keras: Any, tmp_path: Path, size: int, window: int, stride: int
+) -> None:
+    """Over the positions that are there, by a loop."""
+    path = tmp_path / "m.h5"
+    model = saved(
+        keras, path, (size, size, 2),
+        lambda layers, x: layers.Flatten()(layers.AveragePooling2D(window, stride, "same")(x)),
+    )  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((2, size, size, 2)).astype(np.float32)
+    steps = -(-size // stride)
+    begin = max((steps - 1) * stride + window - size, 0) // 2
+    spans = [
+        slice(max(at * stride - begin, 0), max(at * stride - begin + window, 0))
+        for at in range(steps)
+    ]
+    means = [[x[:, rows, columns].mean((1, 2)) for columns in spans] for rows in spans]
+    hidden = np.stack([np.stack(row, 1) for row in means], 1).reshape(2, -1)
+    np.testing.assert_allclose(
+        given(of_keras_2(path), x), head_of(model, hidden), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_names_with_slashes_and_spare_settings(keras: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.h5"
+
+    def body(layers: Any, x: Any) -> Any:
+        h = layers.SeparableConv2D(4, 3, name="conv")(layers.RandomFlip(name="flip")(x))
+        return layers.GlobalAveragePooling2D()(h)
+
+    saved(keras, path, (9, 9, 2), body)
+    x = np.random.default_rng(0).standard_normal((2, 9, 9, 2)).astype(np.float32)
+    expected = given(path, x)
+
+    def change(config: Any) -> None:
+        text = json.dumps(config).replace('"conv"', '"block1/conv"')
+        config.clear()
+        config.update(json.loads(text))
+        for layer in config["layers"]:
+            if layer["class_name"] == "SeparableConv2D":
+                layer["config"] |= {"kernel_initializer": "zeros", "kernel_constraint": None,
+                                    "groups": 1, "dtype": "mixed_float16"}  # fmt: skip
+            if layer["class_name"] == "RandomFlip":
+                layer["config"]["rng_type"] = "stateful"
+
+    np.testing.assert_allclose(given(of_keras_2(path, change), x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_of_keras_2(keras: Any, tmp_path: Path) -> None:
+    """Its calls name their tensors, and its settings name three shapes."""
+    path = tmp_path / "m.h5"
+    saved(
+        keras, path, (6, 8),
+        lambda layers, x: layers.GlobalAveragePooling1D()(
+            layers.MultiHeadAttention(2, 4, name="attend")(x, x)
+        ),
+    )  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32)
+    expected = given(path, x)
+
+    def change(config: Any) -> None:
+        first = config["layers"][0]["config"]["name"]
+        for layer in config["layers"]:
+            if layer["class_name"] == "MultiHeadAttention":
+                layer["inbound_nodes"] = [[[first, 0, 0, {"value": [first, 0, 0]}]]]
+                for name in ("query_shape", "key_shape", "value_shape"):
+                    layer["config"][name] = [None, 6, 8]
+                layer["config"]["softmax_robust_masking"] = False
+
+    np.testing.assert_allclose(given(of_keras_2(path, change), x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sequential_in_a_model_of_keras_2(keras: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.h5"
+    base = keras.Sequential(
+        [keras.layers.InputLayer((8,)), keras.layers.Dense(5, activation="tanh")], name="base"
+    )
+    saved(keras, path, (8,), lambda layers, x: base(x))
+    x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    expected = given(path, x)
+
+    def change(config: Any) -> None:
+        first = config["layers"][0]["config"]["name"]
+        for layer in config["layers"]:
+            if layer["class_name"] == "Sequential":
+                layer["inbound_nodes"] = [[[first, 0, 0, {}]]]
+            if layer["class_name"] == "Dense":
+                layer["inbound_nodes"] = [[["base", 1, 0, {}]]]
+
+    np.testing.assert_allclose(given(of_keras_2(path, change), x), expected, rtol=1e-5, atol=1e-6)

@@ -156,8 +156,9 @@ def _open_transformers(name: str, options: LoadOptions) -> Classifier:
         return _open_saved(folder, options)
     if (folder / "saved_model.pb").is_file():
         raise ModelError(
-            f"{shown!r} is a SavedModel of TensorFlow, which only TensorFlow runs: save it from "
-            "there as model.keras, or convert it to ONNX"
+            f"{shown!r} is a SavedModel of TensorFlow, which only TensorFlow runs: convert it "
+            "where TensorFlow is (tf.lite.TFLiteConverter.from_saved_model(FOLDER).convert(), "
+            "written to model.tflite), or save it from there as model.keras"
         )
     _refuse_adapter(folder, shown)
     if options.checkpoint is not None:

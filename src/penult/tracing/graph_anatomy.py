@@ -1,4 +1,4 @@
-"""An ONNX graph as a classifier: which output is the logits, its taps, and its proved cut."""
+"""A graph as a classifier: which output is the logits, its taps, and its proved cut."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from penult.errors import ModelError, UntrustedCode, UsageError, cause
 from penult.extras import require
 from penult.models.base import Classifier, tensors_digest
 from penult.models.keras_code import beyond, outside, unknown
+from penult.models.keras_legacy import as_in_keras_2, translate
 from penult.models.module import ModuleParts, SavedFile, assemble
 from penult.models.options import (
     LoadOptions,
@@ -68,7 +69,8 @@ class KerasModule(nn.Module):
     def digest(self) -> str:
         """Hash of the weights in their order: names of layers are counted on in one process."""
         weights = enumerate(self.__dict__["keras"].weights)
-        return tensors_digest({f"{number:06}": weight.value for number, weight in weights})
+        found = tensors_digest({f"{number:06}": weight.value for number, weight in weights})
+        return found + ("/2" if self.__dict__.get("old") else "")  # they gave other vectors before
 
 
 def _layers(layer: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -106,7 +108,8 @@ def open_keras(spec: str | Path, options: LoadOptions) -> Classifier:
             model = keras.saving.load_model(file, compile=False, safe_mode=not options.trust)
     except Exception as error:  # Keras raises many kinds
         raise _refused(path, error) from error
-    return open_model(model, options, str(path), SavedFile(path))
+    old = written_by_keras_2(path) and as_in_keras_2(model)
+    return open_model(model, options, str(path), SavedFile(path), old)
 
 
 def imported_keras() -> Any:
@@ -136,9 +139,14 @@ def imported_keras() -> Any:
 
 
 def open_model(
-    model: Any, options: LoadOptions, spec: str, saved: SavedFile | None = None
+    model: Any,
+    options: LoadOptions,
+    spec: str,
+    saved: SavedFile | None = None,
+    old: bool = False,
 ) -> Classifier:
-    """A Keras model that is at hand. saved: the file that it was read from."""
+    """A Keras model that is at hand. saved: the file that it was read from. old: some of its layers
+    compute as in Keras 2."""
     imported_keras()
     shapes = [tuple(x.shape) for x in getattr(model, "inputs", None) or []]
     shape = shapes[0] if len(shapes) == 1 else None
@@ -148,6 +156,7 @@ def open_model(
     if sound and shape is not None:
         options = with_length(options, shape[1] if len(shape) > 1 else None, spec)
     module = KerasModule(model)
+    module.__dict__["old"] = old
     module.__class__ = type(type(model).__name__, (KerasModule,), {})
     facts: dict[str, Any] = {
         "origin": "keras",
@@ -259,19 +268,12 @@ def _require_model(path: Path) -> None:
         raise ModelError(weights)
 
 
-# What Keras 2 wrote into the settings of layers, and Keras 3 refuses though it does the same.
-_OF_KERAS_2 = {
-    "groups": (1, re.compile(r"(Depthwise|Separable)Conv\dD|Conv\dDTranspose")),
-    "time_major": (False, re.compile(r"LSTM|GRU|SimpleRNN|RNN|ConvLSTM\dD")),
-}
-
-
 @contextmanager
 def _readable(path: Path) -> Iterator[Path]:
     """The file, or a copy of it with its settings as Keras 3 reads them."""
     name, text = _settings(path)
     settings = json.loads(text) if text else None
-    if settings is None or not _translate(settings):
+    if settings is None or not translate(settings, written_by_keras_2(path)):
         yield path
         return
     with TemporaryDirectory() as folder:
@@ -339,40 +341,17 @@ def _settings(path: Path) -> tuple[str, str]:
     return "", text.decode() if isinstance(text, bytes) else str(text)
 
 
-def _translate(settings: Any) -> bool:
-    """Put the settings of Keras 2 into those of Keras 3 where that is exact; whether any was."""
-    if isinstance(settings, list):
-        return sum(_translate(value) for value in settings) > 0  # each of them
-    if not isinstance(settings, dict):
-        return False
-    kind, own = str(settings.get("class_name")), settings.get("config")
-    changed = False
-    if kind == "Sequential" and isinstance(own, list):  # as the first versions wrote it
-        settings["config"] = own = {"name": "sequential", "layers": own}
-        changed = True
-    if isinstance(own, dict):
-        for key, (neutral, kinds) in _OF_KERAS_2.items():
-            if kinds.fullmatch(kind) and key in own and own[key] == neutral:
-                del own[key]
-                changed = True
-        if kind == "Sequential":
-            changed |= _with_input(own.get("layers") or [])
-    return changed + sum(_translate(value) for value in settings.values()) > 0
-
-
-def _with_input(layers: list[Any]) -> bool:
-    """A first layer that names the shape of what it takes gets an input in front, of that shape."""
-    first = layers[0] if layers else None
-    if not isinstance(first, dict) or first.get("class_name") == "InputLayer":
-        return False
-    shape = (first.get("config") or {}).pop("batch_input_shape", None)
-    if shape is None:
-        return False
-    kind = first["config"].get("dtype", "float32")
-    dtype = kind if isinstance(kind, str) and first["class_name"] != "Embedding" else "float32"
-    setting = {"batch_shape": shape, "dtype": dtype, "name": "input_of_the_first_layer"}
-    layers.insert(0, {"class_name": "InputLayer", "config": setting})
-    return True
+def written_by_keras_2(path: Path) -> bool:
+    """Whether the file says so, or says nothing, as the first versions did."""
+    if _is_archive(path):
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read("metadata.json") if "metadata.json" in archive.namelist() else b"{}"
+        version = str(json.loads(text).get("keras_version", "3"))
+    else:
+        with require("h5py").File(path, "r") as file:
+            found = file.attrs.get("keras_version", "2")
+        version = found.decode() if isinstance(found, bytes) else str(found)
+    return version.partition(".")[0] in ("1", "2")
 
 
 def _refused(path: Path, error: Exception) -> ModelError:
@@ -383,8 +362,9 @@ def _refused(path: Path, error: Exception) -> ModelError:
     if named and named[1] in _OPERATIONS:
         return ModelError(
             f"{path} holds bare operations of TensorFlow as layers ({named[1]}, of Keras 2), "
-            "which Keras 3 cannot read: export it to ONNX with tf2onnx, in the Python that it was "
-            "made with, and give the .onnx file"
+            "which Keras 3 cannot read: convert it in the Python that it was made with "
+            "(tf.lite.TFLiteConverter.from_keras_model(model).convert(), written to model.tflite), "
+            "or to ONNX with tf2onnx, and give that file"
         )
     if named:
         return _foreign(path, named[1])
