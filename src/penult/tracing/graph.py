@@ -198,6 +198,7 @@ class Graph:
     takes_arrays: ClassVar[bool] = False  # where nobody says what its items are
     copies: ClassVar[Set[str]] = RESHAPES  # operations that give the values that they read
 
+    leaves: str = ""  # the tensor of the leaves that items fall into, of trees
     inputs: list[Port]
     outputs: list[str]
     nodes: Sequence[Node]

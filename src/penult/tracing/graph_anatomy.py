@@ -186,6 +186,8 @@ class GraphCut(GraphHead):
         if len(places) == 1:
             taps["prelogits"] = self.tap("prelogits", places[0])
             taps.setdefault("backbone", self.tap("backbone", places[0]))
+        if self.graph.leaves:
+            taps["leaves"] = self.tap("leaves", self.graph.leaves)
         for number, name in enumerate(layers(self.graph, end)):
             if not self._is_hidden(name):
                 continue  # the input itself enters the first block

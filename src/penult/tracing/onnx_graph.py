@@ -28,6 +28,7 @@ from penult.tracing.graph import (
 )
 from penult.tracing.onnx_files import inlined, read_model, refuse_operators
 from penult.tracing.onnx_inputs import prepare_file
+from penult.tracing.onnx_trees import add_leaves
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -157,6 +158,7 @@ class OnnxGraph(Graph):
         model = inlined(model, name)
         refuse_operators(model, name)
         self.facts = prepare_file(model, sample_rate, name, given)
+        self.leaves = add_leaves(model)
         graph = model.graph
         weights = {tensor.name: tensor for tensor in graph.initializer}
         sparse = {tensor.values.name for tensor in graph.sparse_initializer}
