@@ -43,20 +43,24 @@ def exploring(collection: Path, *more: str, cache: Path | None = None) -> Iterat
         process.stdout.close()
 
 
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Headless, without a GPU."""
+def launched(kind: Any, *more: str) -> Browser:
+    """The machine's browser, headless, without a GPU. kind: of Playwright. more: arguments."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         if os.environ.get("CI"):
             pytest.fail("no chromium: .ci/run installs it")
         pytest.skip("there is no chromium on this machine")
+    plain = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+    found: Browser = kind.launch(executable_path=path, args=[*plain, *more])
+    return found
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The browser, for as long as it is needed."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
-        )
+        browser = launched(playwright.chromium)
         yield browser
         browser.close()

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import penult
-from live_explorer import PENULT, chromium, exploring
+from live_explorer import PENULT, chromium, exploring, launched
 
 WAIT = 30.0  # seconds: machines of tests are busy
 DESK, PHONE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
@@ -245,6 +245,31 @@ def test_a_file_is_searched_by(page: Any) -> None:
     assert "nine_" in by(page, "result").first.inner_text()
 
 
+def test_the_microphone_is_searched_by(browser: Any, address: str, tmp_path: Path) -> None:
+    """A recording that the browser takes for what its microphone hears."""
+    import soundfile
+
+    clip = Path(penult.__file__).parent / "demo" / "clips" / "nine_british-man.flac"
+    samples, rate = soundfile.read(clip)
+    quiet = np.zeros(rate // 4)
+    soundfile.write(tmp_path / "heard.wav", np.concatenate([quiet, samples, quiet]), rate)
+    own = launched(
+        browser.browser_type,
+        "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={tmp_path / 'heard.wav'}",
+    )  # fmt: skip
+    found = Watched(own, address, permissions=["microphone"])
+    by(found.page, "tab-search").click()
+    by(found.page, "microphone").click()
+    by(found.page, "microphone-stop").wait_for()
+    found.page.wait_for_timeout(2000)
+    by(found.page, "microphone-stop").click()
+    by(found.page, "similarity").first.wait_for()
+    assert any("nine_" in one.inner_text() for one in by(found.page, "result").all()[:3])
+    found.close()
+    own.close()
+
+
 # ---- teach
 
 
@@ -298,12 +323,75 @@ def test_what_a_command_teaches_or_adds_appears(page: Any, clips: Path) -> None:
     page.locator("[data-testid=class][data-name=sinister]").wait_for()
 
 
+def test_two_browsers_see_what_the_other_one_teaches(
+    browser: Any, address: str, page: Any, clips: Path
+) -> None:
+    other = Watched(browser, address)
+    by(other.page, "tab-teach").click()
+    find(page, "four_")
+    opened(page)
+    by(page, "tab-teach").click()
+    by(page, "teach-class").fill("of both")
+    by(page, "teach-class").press("Enter")
+    page.keyboard.press("Escape")
+    by(page, "mark-yes").click()
+    other.page.locator("[data-testid=class][data-name='of both']").wait_for()
+    other.close()
+    assert counts(clips, "of both") == (1, 0)
+
+
+def test_a_mark_that_changes_nothing_is_no_step_to_undo(page: Any, clips: Path) -> None:
+    """Another window has made the same mark meanwhile."""
+    find(page, "two_")
+    opened(page)
+    by(page, "tab-teach").click()
+    by(page, "teach-class").fill("twice")
+    by(page, "teach-class").press("Enter")
+    page.keyboard.press("Escape")
+    by(page, "mark-yes").click()
+    until(
+        page,
+        "document.querySelector('[data-testid=undo]')?.getAttribute('aria-disabled') !== 'true'",
+    )
+    row = "+document.querySelector('[data-testid=result]').dataset.row"
+    body = f"{{class: 'twice', marks: [{{row: {row}, mark: 'yes'}}], who: ''}}"
+    answer = page.evaluate(
+        f"""() => fetch('/api/state').then(found => found.json()).then(state =>
+            fetch('/api/marks', {{method: 'POST', headers: {{'content-type': 'application/json'}},
+                  body: JSON.stringify({{...{body}, who: state.user}})}}))
+            .then(found => found.json())"""
+    )
+    assert answer["changed"] is False
+    by(page, "undo").click()
+    until(page, "!document.querySelector(\"[data-testid=class][data-name='twice']\")")
+
+
 def test_a_reload_keeps_what_was_taught(watched: Watched, clips: Path) -> None:
     ran("teach", clips, "kept", Path(penult.__file__).parent / "demo/clips/no_british-man.flac")
     watched.page.reload()
     watched.ready()
     by(watched.page, "tab-teach").click()
     watched.page.locator("[data-testid=class][data-name=kept]").wait_for()
+
+
+def test_the_page_goes_on_where_its_server_was_started_again(
+    browser: Any, demo_collection: Path, tmp_path: Path
+) -> None:
+    import socket
+
+    clips = Path(shutil.copytree(demo_collection, tmp_path / "c.lance"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with exploring(clips, "--port", port) as url:
+        found = Watched(browser, url)
+        by(found.page, "find").wait_for()
+    has(found.page, "cut-off", "does not answer")
+    with exploring(clips, "--port", port):
+        until(found.page, "!document.querySelector('[data-testid=cut-off]')")
+        find(found.page, "six_")
+        assert "six_" in opened(found.page)
+    found.context.close()
 
 
 # ---- looks

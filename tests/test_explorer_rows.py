@@ -37,6 +37,7 @@ from penult.collection.writer import writing
 from penult.explorer.points import PointMap
 from penult.explorer.routes import build
 from penult.explorer.session import Explorer
+from penult.explorer.vectors import VectorMatrix
 from test_cli import ask
 
 Json = Any
@@ -663,6 +664,22 @@ def test_errors_are_documents(page: Page) -> None:
     )
     assert answer.status_code == 400 and answer.json()["error"]["message"]
     page.get("/api/nothing", 404)
+
+
+def test_points_of_a_whole_map_wait_for_no_vectors(
+    own: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million rows the vectors take longer to read than the page to draw."""
+    kept = derived.make_map(own.explorer.collection.reader)
+    read = threading.Event()
+    monkeypatch.setattr(VectorMatrix, "wait", lambda *_: read.wait(60))
+    with closing(Page(own.explorer.collection.path)) as again:
+        try:
+            rows, places, _ = again.points()
+            assert len(rows) == len(kept.rows) and np.isfinite(places).all()
+            assert not read.is_set()
+        finally:
+            read.set()
 
 
 def test_a_map_of_some_rows_is_completed_and_kept(

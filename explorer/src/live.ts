@@ -63,10 +63,12 @@ async function ask(): Promise<void> {
     const past = app.state.value;
     const query: Record<string, number> = past ? { since: past.version } : {};
     const news = await get<News>("/api/state", query, past ? { signal: AbortSignal.timeout(PATIENCE) } : {});
+    const anew = past && news.session !== past.session;
+    if (anew) await startAnew(); // what is asked for meanwhile would be taken away by it
     cutOff.value = null;
     failed.value = null;
-    if (past && news.session !== past.session) await startAnew();
-    else if (isWhole(news)) await take(news);
+    if (anew) return;
+    if (isWhole(news)) await take(news);
     else if (past) app.state.value = { ...past, running: news.running };
   } catch (error) {
     lost(error);

@@ -226,8 +226,9 @@ async function send(): Promise<void> {
     const some = outbox.splice(0, 1); // alone, so that undo takes back one mark, however slow the server is
     const body = { class: some[0]!.name, marks: some.map(({ row, mark }) => ({ row, mark })), who: annotator.peek() };
     try {
-      take(await post<Taught>("/api/marks", body));
-      done.push({ marks: some });
+      const answer = await post<Taught & { changed: boolean }>("/api/marks", body);
+      take(answer);
+      if (answer.changed) done.push({ marks: some }); // else it is no step to take back
     } catch (error) {
       takeBack(some, error instanceof Error ? error.message : String(error));
     }
@@ -312,10 +313,11 @@ export async function markRows(rows: number[], given: Mark): Promise<void> {
   for (let i = 0; i < rows.length; i += AT_ONCE) {
     const some = rows.slice(i, i + AT_ONCE);
     const sent = some.map((row) => ({ row, mark: given }));
-    take(await post<Taught>("/api/marks", { class: name, marks: sent, who: annotator.peek() }));
+    const answer = await post<Taught & { changed: boolean }>("/api/marks", { class: name, marks: sent, who: annotator.peek() });
+    take(answer);
     const step = some.map((row) => ({ name, row, mark: given, before: marks.peek().get(name)?.get(row) }));
     setLocals(step, (one) => one.mark);
-    done.push({ marks: step });
+    if (answer.changed) done.push({ marks: step });
     undone.length = 0;
     made++;
   }

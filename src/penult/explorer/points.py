@@ -204,7 +204,8 @@ class PointMap:
         places = np.full((len(self._rows), 2), np.nan, np.float32)
         places[: len(layout.places)] = layout.places[: len(places)]
         without = rows[np.isnan(places[rows, 0])]
-        without = without[self._vectors.usable(without)]
+        if len(without):  # what is usable is known once all vectors are read
+            without = without[self._vectors.usable(without)]
         if not len(without) and len(places) == len(layout.places):
             return layout, 0
         places[without] = self._near(places, without)

@@ -118,7 +118,8 @@ class TeachingLoop:
     # ---- marks
 
     def mark(self, name: str, given: Mapping[int, str], who: str) -> dict[str, Any]:
-        """Mark rows for a class: yes, no, unsure, or none. Gives `Taught`.
+        """Mark rows for a class: yes, no, unsure, or none. Gives `Taught`, and whether anything
+        `changed`, which is one step to undo.
 
         Raises:
             LabelsError: no such row or mark, or a name that no class can have.
@@ -134,10 +135,11 @@ class TeachingLoop:
             for key, mark in keys.items():
                 after |= _marked(now.votes.get(key, {}), key, name, mark, who, settings.several)
             words, before = _words(name, given), votes.said_of(now.votes, after)
-            if not votes.is_same(before, after):
+            changed = not votes.is_same(before, after)
+            if changed:
                 change = self._commit(now, before, after, who, SOURCE, settings)
                 self._did(_Deed(words, before, after, change), who)
-            return self._taught(name, words, who)
+            return {**self._taught(name, words, who), "changed": changed}
 
     def undo(self, who: str) -> dict[str, Any]:
         """Take back what this person did last in this session. Gives `Taught` with words.
