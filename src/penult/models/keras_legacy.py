@@ -81,7 +81,7 @@ def _unread(kind: str, own: Mapping[str, Any]) -> list[str]:
     layer = getattr(require("keras").layers, kind, None)
     if not isinstance(layer, type):
         return []
-    taken = inspect.signature(layer.__init__).parameters
+    taken = inspect.signature(layer.__init__).parameters  # type: ignore[misc]
     others = _OF_ALL if any(one.kind is one.VAR_KEYWORD for one in taken.values()) else frozenset()
     return [key for key in own if key not in taken and key not in others]
 
