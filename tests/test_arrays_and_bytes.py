@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,21 @@ def test_files_of_any_kind_on_the_command_line(tmp_path: Path, files: Path) -> N
     assert hits["hits"][0]["id"].endswith("b.csv")
     assert ask("classify", model, files / "c", "--modality", "bytes").code == 0
     assert ask("embed", model, files, "--into", place, *asked, "--json").json["skipped"] == 5
+
+
+def test_the_explorer_says_what_they_are(tmp_path: Path, files: Path) -> None:
+    from test_explorer_rows import Page
+
+    place = tmp_path / "c.lance"
+    assert (
+        ask("embed", file_types(tmp_path), files, "--into", place, "--modality", "bytes").code == 0
+    )
+    with closing(Page(place)) as page:
+        names = [page.explorer.rows.key(row)[0] for row in range(len(FILES))]
+        row = next(at for at, name in enumerate(names) if name.endswith("a.py"))
+        shown = page.get("/api/row", row=row)["media"]
+        assert (shown["kind"], shown["error"]) == ("bytes", None)
+        assert "import os" in shown["text"] and f"{len(FILES['a.py'])} bytes" in shown["text"]
 
 
 def test_a_saved_embedder_keeps_the_configuration(tmp_path: Path, files: Path) -> None:

@@ -313,7 +313,10 @@ def test_a_class_is_taught_by_keys_undone_and_seen_by_commands(page: Any, clips:
         until(page, f"number => {total}.then(one => one.yes + one.no === number)", number)
     assert counts(clips, "half a dozen") == (1 + right, 9 - right)
     predicted = json.loads(ran("predict", clips, clips, "--json"))
-    assert {one["label"] for one in predicted["predictions"]} <= {"half a dozen", None}
+    labels = {Path(one["id"]).name: one["label"] for one in predicted["predictions"]}
+    assert set(labels.values()) == {"half a dozen", None}  # None: unknown
+    found = [name.startswith("six_") for name, label in labels.items() if label]
+    assert sum(found) >= 6 and sum(found) / len(found) > 0.8  # of 8 among 128
 
 
 def test_what_a_command_teaches_or_adds_appears(page: Any, clips: Path) -> None:

@@ -40,6 +40,7 @@ LONGEST = 120.0  # seconds of sound in one answer
 SMALLEST, LARGEST = 16, 4096  # pixels of a picture's longer side
 _FRAMES = 8  # of a video that are offered
 _FRAME = 960  # pixels of a frame's longer side
+_SHOWN = 500  # bytes of a file of any kind
 _HELD = 256 << 20  # bytes of answers that are kept
 _AT_ONCE = 4  # files that are opened
 _QUALITY = 88
@@ -92,7 +93,7 @@ class MediaFiles:
 
     @property
     def modality(self) -> str:
-        """Of all items: audio, image, video or text."""
+        """Of all items: audio, image, video, text, array or bytes."""
         return str(self._collection.reader.require_manifest().model.get("modality"))
 
     def prepare(self) -> None:
@@ -225,6 +226,17 @@ class MediaFiles:
         target = DecodeTarget("text", max_characters=MAX_CHARACTERS)
         return {"text": self._decoded(self._item(row), _region(row), target)}
 
+    def _array_document(self, row: Facts) -> dict[str, Any]:
+        values = self._decoded(self._item(row), _region(row), DecodeTarget("array"))
+        sizes = " × ".join(map(str, values.shape))
+        return {"text": f"an array of {sizes} numbers, {values.dtype}"}
+
+    def _bytes_document(self, row: Facts) -> dict[str, Any]:
+        ends = self._decoded(self._item(row), _region(row), DecodeTarget("bytes"))
+        shown = ends.first[:_SHOWN].decode("utf-8", "replace")
+        plain = "".join(one if one.isprintable() or one in "\n\t" else "·" for one in shown)
+        return {"text": f"{ends.size:,} bytes\n\n{plain}{'…' if ends.size > _SHOWN else ''}"}
+
     def _check(self, modality: str) -> None:
         if self.modality != modality:
             raise UsageError(f"the rows of this collection are {self.modality}, not {modality}")
@@ -274,6 +286,8 @@ _DOCUMENTS: dict[str, Callable[[MediaFiles, Facts], dict[str, Any]]] = {
     "image": MediaFiles._picture_document,
     "video": MediaFiles._video_document,
     "text": MediaFiles._text_document,
+    "array": MediaFiles._array_document,
+    "bytes": MediaFiles._bytes_document,
 }
 
 

@@ -19,6 +19,8 @@ _EXAMPLE = {
     "audio": "data:audio/flac;base64,…",
     "image": "data:image/png;base64,…",
     "video": "data:video/mp4;base64,…",
+    "array": "data:application/octet-stream;base64,…, a .npy file",
+    "bytes": "data:application/octet-stream;base64,…",
 }
 _ANY_MEDIA = ("application/octet-stream", "binary/octet-stream")
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
@@ -170,7 +172,8 @@ def _media(uri: str, modality: str, at: int) -> bytes:
             f"{_EXAMPLE[modality]}; paths and URLs are not opened"
         )
     kind = (match[1] or _ANY_MEDIA[0]).lower()
-    other = kind.partition("/")[0] != modality and kind not in _ANY_MEDIA
+    own = modality == "bytes" or kind.partition("/")[0] == modality
+    other = not own and kind not in _ANY_MEDIA
     if other and not (modality == "audio" and kind.startswith(("video/", "application/ogg"))):
         raise UsageError(f"input[{at}] is {kind}, and the model takes {modality}")
     data = uri[match.end() :]

@@ -143,6 +143,8 @@ class TfliteGraph(Graph):
             found = session(together)
         except ValueError:
             return False
+        if all(np.array_equal(one, other) for one, other in zip(alone[0], alone[1], strict=True)):
+            return False  # items that a graph does not tell apart say nothing
         return all(
             len(values) == _TRIED and _close(values, np.concatenate([one[at] for one in alone]))
             for at, values in enumerate(found)
@@ -210,8 +212,10 @@ class TfliteGraph(Graph):
         return kind
 
     def find(self, name: str) -> str:
-        """The tensor of a name in full, or of an output's name in a signature."""
-        return name if name in self._table.numbers else self._table.called.get(name, name)
+        """The tensor of a name in full, or of an output's name in a signature, which stands above
+        a tensor inside that is called so."""
+        inside = name in self._table.numbers and name not in self._table.signed
+        return name if name in self.outputs or inside else self._table.called.get(name, name)
 
     def resolution(self, name: str) -> float:
         """The scale of a quantised tensor, or of one that was quantised before."""
@@ -234,6 +238,9 @@ def _bytes_of(detail: Mapping[str, Any]) -> int:
 def _noise(port: Port, random: np.random.Generator) -> Array:
     shape = [_FREE if size is None else size for size in (port.shape or (1,))]
     shape[0] = 1
+    if (own := port.quantisation) is not None:
+        bounds = np.iinfo(own.dtype)
+        return own.shown(random.integers(bounds.min, bounds.max, shape, endpoint=True))
     if port.dtype.kind == "f":
         return random.standard_normal(shape).astype(port.dtype)
     return random.integers(0, 2, shape).astype(port.dtype)
@@ -250,9 +257,10 @@ class TensorTable:
         # A converter joins the names of all that it fused: the first of them will do.
         self.names = _distinct([name.partition(";")[0] for name in own])
         self.numbers = {name: number for number, name in enumerate(self.names)}
-        self.called = _aliases(model, self.names) | {
+        self.signed = _signed(model, self.names)
+        self.called = {
             name: self.names[number] for number, name in enumerate(own) if counts[name] == 1
-        }
+        } | self.signed
 
     def __getitem__(self, name: str) -> Any:
         return self._tensors[self.numbers[name]]
@@ -389,7 +397,7 @@ class TensorTable:
         return sum(len(one.data) for one in self._model.buffers if one.data is not None)
 
 
-def _aliases(model: Any, names: Sequence[str]) -> dict[str, str]:
+def _signed(model: Any, names: Sequence[str]) -> dict[str, str]:
     """What the signatures of a file call its outputs → the name of the tensor."""
     outputs = [one for signature in model.signatureDefs or () if signature.subgraphIndex == 0
                for one in signature.outputs or ()]  # fmt: skip
