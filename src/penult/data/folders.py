@@ -150,9 +150,10 @@ def check_folder(folder: Path, accepted: frozenset[str]) -> None:
         if not isinstance(found, Failure) and _suffix(found.name) in accepted:
             return
     kinds = count_others(folder, accepted)
-    wanted = f" that is {' '.join(sorted(accepted))}" if accepted else ""
+    if not accepted:  # every file would do
+        raise SourceError(f"{folder} holds no files")
     raise SourceError(
-        f"{folder} holds no file{wanted}; "
+        f"{folder} holds no file that is {' '.join(sorted(accepted))}; "
         + (f"it holds {in_words(kinds)}" if kinds else "it holds no files")
         + (ARRAYS_ALONE if accepted == {".npy"} else "")
     )

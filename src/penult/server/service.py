@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penult.collection.row_layout import RowLayout
+from penult.data.bytes import FileEnds
 from penult.data.decode import Decoding
 from penult.data.items import Failure
 from penult.data.sources import from_objects
@@ -28,6 +29,7 @@ from penult.embedding.scheduling import PreparedRegion
 from penult.embedding.shared_batches import BatchNote, ItemRows, SharedEmbedder, as_exception
 from penult.engines.parity import relative_error
 from penult.errors import ItemError, TooLong
+from penult.models.base import Classifier
 from penult.models.synthetic import content_of
 from penult.server.admission import Admission
 from penult.server.bodies import Item
@@ -328,6 +330,15 @@ class _KnownItem:
     size: int
 
 
+def _made_up(classifier: Classifier, length: float) -> Any:
+    """An item that nobody sent."""
+    one = classifier.input
+    if one.modality == "array":
+        return next(iter(classifier.example(0).tensors.values()))[0].numpy()
+    content = content_of(one.modality, 0, one.rate, one.frames, length)
+    return content.first if isinstance(content, FileEnds) else content
+
+
 class _LiveProbe:
     """Made-up items that are known: run alone at first, then now and then among items of clients,
     the one whose length is the most like theirs.
@@ -337,12 +348,9 @@ class _LiveProbe:
 
     def __init__(self, shared: SharedEmbedder, metrics: Metrics) -> None:
         self._shared, self._metrics = shared, metrics
-        model = shared.embedder.classifier.input
-        lengths = _LENGTHS if model.modality in ("audio", "text") else _LENGTHS[:1]
-        self._items = [
-            self._known(content_of(model.modality, 0, model.rate, model.frames, length))
-            for length in lengths
-        ]
+        classifier = shared.embedder.classifier
+        lengths = _LENGTHS if classifier.modality in ("audio", "text") else _LENGTHS[:1]
+        self._items = [self._known(_made_up(classifier, length)) for length in lengths]
         self.size = self._items[0].size
         began = time.perf_counter()
         for _ in range(_WARM):
