@@ -4,6 +4,7 @@ a cache or the last activations are not."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import penult
-from penult.errors import ModelError
+from penult.errors import ModelError, UsageError
 
 RATE = 4000
 
@@ -153,3 +154,43 @@ def test_a_scripted_counter_is_no_state() -> None:
 def test_a_scripted_state_that_is_no_buffer_is_refused() -> None:
     with pytest.raises(ModelError, match="keeps a state between calls"):
         penult.load(torch.jit.script(Holding().eval()), preprocess=_six, modality="image")
+
+
+class Stream(nn.Module):
+    """Hears a recording in chunks: what it heard before is part of each answer, until it is told
+    that another recording begins. The rate is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.fc = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.heard = torch.zeros(1, 6)
+
+    @torch.jit.export
+    def reset_states(self) -> None:
+        self.heard = torch.zeros(1, 6)
+
+    def forward(self, x: Tensor, sr: int) -> Tensor:
+        louder = 2.0 if sr == 16000 else 1.0
+        self.heard = torch.tanh(self.inner(louder * x) + self.heard)
+        return self.fc(self.heard)
+
+
+def test_a_scripted_state_begins_anew_for_each_item(tmp_path: Path) -> None:
+    module = Stream().eval()
+    torch.jit.save(torch.jit.script(module), tmp_path / "m.pt")
+    items = list(np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32))
+    sounds = [(one, 8) for one in items]
+    weight, bias = (value.detach().numpy() for value in (module.inner.weight, module.inner.bias))
+    for rate, louder in ((16000, 2.0), (8000, 1.0)):
+        classifier = penult.load(tmp_path / "m.pt", sample_rate=8, seconds=1.0, inputs={"sr": rate})
+        assert classifier.describe()["fixed_inputs"] == {"sr": str(rate)}
+        embedder = penult.Embedder.from_classifier(classifier, tap="prelogits")
+        expected = np.tanh(louder * np.stack(items) @ weight.T + bias)
+        np.testing.assert_allclose(embedder.run(sounds).vectors, expected, rtol=1e-4, atol=1e-5)
+        alone = [embedder.run([one]).vectors[0] for one in sounds[::-1]]
+        np.testing.assert_allclose(alone[::-1], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match=r"--input speed: .*m\.pt takes x, sr"):
+        penult.load(tmp_path / "m.pt", sample_rate=8, inputs={"speed": 1})
+    with pytest.raises(UsageError, match="array goes with ONNX and TFLite files"):
+        penult.load(tmp_path / "m.pt", preprocess=torch.from_numpy, modality="array")

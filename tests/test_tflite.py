@@ -481,6 +481,7 @@ def test_inputs_that_are_none(build: Any, given: str, says: str, tmp_path: Path)
 
 
 def test_inputs_are_those_of_graphs(tmp_path: Path) -> None:
-    assert "it goes with ONNX and TFLite files" in ask("inspect", "demo", "--input", "a=1").error
+    refused = ask("inspect", "demo", "--input", "a=1").error
+    assert "it goes with ONNX, TFLite and TorchScript files" in refused
     path = FloatNet().save(tmp_path / "m.tflite")
     assert "items could not go" in ask("inspect", path, "--input", "picture=1").error

@@ -453,6 +453,11 @@ def fitted_preparer(parts: ModuleParts, options: LoadOptions) -> ModulePreparer:
         ModelError: the module takes its inputs in no way.
     """
     modality = options.modality or ("audio" if options.sample_rate else "image")
+    if modality == "array":
+        raise UsageError(
+            "--modality array goes with ONNX and TFLite files, which say the shape of what they "
+            "take; for a module, name the modality that --preprocess turns into its tensor"
+        )
     spec = InputSpec(
         modality,
         options.sample_rate,

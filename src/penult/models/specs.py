@@ -60,7 +60,6 @@ ONNX = re.compile(r".+\.onnx(#.+)?", re.IGNORECASE)
 TFLITE = re.compile(r".+\.tflite(#.+)?", re.IGNORECASE)
 DEMO = "demo"
 FACTORIES = "torch"  # the loader of factories
-GRAPHS_RUN = ("onnxruntime", "litert")  # engines of graphs
 EMBEDDER, GRAPHS = "penult.json", "engines"  # of a saved embedder
 WEIGHTS = "model.safetensors"  # of a saved folder, where its model has no file of its own
 
@@ -459,10 +458,10 @@ def load(spec: str | os.PathLike[str] | Any, **options: Any) -> Classifier:
             "goes with a preprocessing of your own (--preprocess package.module:function) whose "
             "tensors have the patches of an item in their first axis; leave it out"
         )
-    if known.inputs and classifier.structure.engine not in GRAPHS_RUN:
+    if known.inputs and "fixed_inputs" not in classifier.describe():
         raise UsageError(
-            f"--input {known.inputs}: {spec!r} is no graph whose inputs have names; it goes with "
-            "ONNX and TFLite files"
+            f"--input {known.inputs}: {spec!r} has no inputs that are part of no item; it goes "
+            "with ONNX, TFLite and TorchScript files"
         )
     remember_options(classifier, reopening(known))
     return classifier

@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from penult.models.options import (
     LoadOptions,
     checkpoint_advice,
     existing,
+    input_values,
     members,
     preprocessing_of,
     refuse_expanding,
@@ -32,9 +33,11 @@ from penult.models.processors import quiet
 from penult.models.scripted_code import compiled, refuse_scripted_code
 from penult.models.weight_files import refuse_stretched
 from penult.tracing.activation import ends_with, is_layout
+from penult.tracing.onnx_inputs import require_inputs
 
 # Not part of what a model computes: where its source was, and which run wrote the archive.
 _ASIDE = re.compile(r".*\.debug_pkl|\.data/.*|byteorder|version")
+_RESET = "reset_states"  # the method by which a module of streams begins anew
 _SHOWN = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride")
 
 
@@ -43,16 +46,23 @@ class Scripted(nn.Module):
 
     program: Any
 
-    def __init__(self, program: torch.jit.ScriptModule) -> None:
+    def __init__(
+        self, program: torch.jit.ScriptModule, fixed: Mapping[str, Any] | None = None
+    ) -> None:
+        """fixed: arguments that are part of no item."""
         super().__init__()
         self.__dict__["program"] = program  # not a child: nothing of it takes hooks
-        self.takes = tuple(_arguments(program))
+        self.__dict__["fixed"] = dict(fixed or {})
+        self.takes = tuple(name for name in _arguments(program) if name not in (fixed or {}))
         _show(self, program)
 
     def forward(self, **tensors: Tensor) -> Any:
-        """What the module returns; not optimised, so that the tenth run is the first to the bit."""
+        """What the module returns; not optimised, so that the tenth run is the first to the bit. A
+        state that it keeps begins anew."""
+        if (reset := getattr(self.program, _RESET, None)) is not None:
+            reset()
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            return self.program(**tensors)
+            return self.program(**tensors, **self.__dict__["fixed"])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scripted:
         there = fn(torch.empty(0)).device
@@ -87,12 +97,13 @@ class Scripted(nn.Module):
         for node in last.values():  # before its first run: later it would be compiled already
             node.output().replaceAllUsesWith(node.inputsAt(0))
             node.destroy()
-        return type(self)(program) if last else None
+        return type(self)(program, self.__dict__["fixed"]) if last else None
 
     def digest(self) -> str:
         """Hash of the weights, also of those that are part of the code."""
         inside = {f"constant {number}": value for number, value in enumerate(self.constants())}
-        return weights_digest(self, inside)
+        fixed = self.__dict__["fixed"]
+        return weights_digest(self, inside) + (f"/{fixed}" if fixed else "")
 
 
 class _Part(nn.Module):
@@ -135,6 +146,24 @@ def _arguments(program: Any) -> list[str]:
     return [argument.name for argument in program.forward.schema.arguments[1:]]
 
 
+def _fixed(program: Any, options: LoadOptions, spec: str) -> dict[str, Any]:
+    """The arguments that the caller gives a number, in the type that the code declares.
+
+    Raises:
+        UsageError: there is none of a name, or nothing is left for an item.
+    """
+    given, names = input_values(options), _arguments(program)
+    require_inputs(given, names, spec)
+    kinds = {one.name: str(one.type) for one in program.forward.schema.arguments[1:]}
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        kind = kinds[name]
+        if kind in ("int", "bool") and not value.is_integer():
+            raise UsageError(f"--input {name}={value:g}: {spec} takes {kind}, a whole number")
+        found[name] = {"int": int, "bool": bool, "Tensor": torch.tensor}.get(kind, float)(value)
+    return found
+
+
 def _is_tensor(node: Any) -> bool:
     return bool(node.hasAttribute("value") and node.kindOf("value") == "t")
 
@@ -171,7 +200,7 @@ def open_scripted(
     if hasattr(program, "training"):  # a frozen one has no mode
         program.eval()
     name = getattr(program, "original_name", "") or "TorchScript"
-    module: Scripted = type(name, (Scripted,), {})(program)
+    module: Scripted = type(name, (Scripted,), {})(program, _fixed(program, options, spec))
     parts = ModuleParts(
         module, preprocessing_of(options), spec, facts=_facts(module), weights=module.digest
     )
@@ -183,11 +212,12 @@ def open_scripted(
 
 
 def _facts(module: Scripted) -> dict[str, Any]:
-    weights = [*module.parameters(), *module.constants()]
+    weights, fixed = [*module.parameters(), *module.constants()], module.__dict__["fixed"]
     return {
         "origin": "torchscript",
         "parameters": sum(tensor.numel() for tensor in weights),
         "frozen": next(module.parameters(), None) is None,
+        **({"fixed_inputs": {n: str(value) for n, value in fixed.items()}} if fixed else {}),
     }
 
 
