@@ -160,7 +160,10 @@ def _fixed(program: Any, options: LoadOptions, spec: str) -> dict[str, Any]:
         kind = kinds[name]
         if kind in ("int", "bool") and not value.is_integer():
             raise UsageError(f"--input {name}={value:g}: {spec} takes {kind}, a whole number")
-        found[name] = {"int": int, "bool": bool, "Tensor": torch.tensor}.get(kind, float)(value)
+        types: dict[str, Callable[[float], Any]] = {
+            "int": int, "bool": bool, "Tensor": torch.tensor
+        }  # fmt: skip
+        found[name] = types.get(kind, float)(value)
     return found
 
 
