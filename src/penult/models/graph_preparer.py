@@ -121,7 +121,10 @@ class GraphPreparer:
     def _noise(self, port: Port, random: np.random.Generator, loud: float) -> Any:
         sizes = [None] if port.shape is None else list(port.shape)
         shape = [1, *sizes] if self._graph.bare else [1, *sizes[1:]]
-        shape = [_LENGTHS[self.input.modality] if size is None else size for size in shape]
+        kind = self.input.modality
+        if kind == "array" and port.dtype.kind == "f" and len(shape) <= 2:
+            kind = "audio"  # a free length of nothing but numbers is that of a sound
+        shape = [_LENGTHS[kind] if size is None else size for size in shape]
         if (own := port.quantisation) is not None:  # all that its integers can stand for
             bounds = np.iinfo(own.dtype)
             return own.shown(random.integers(bounds.min, bounds.max, shape, endpoint=True))
