@@ -62,6 +62,7 @@ function setLocals(step: Made[], of: (one: Made) => Mark | undefined): void {
 /** What the server says of classes becomes what the page shows. */
 function take(answer: Taught): void {
   taught.value = answer;
+  if (answer.warning) app.message.value = { kind: "error", words: answer.warning };
   const state = app.state.peek();
   if (state) app.state.value = { ...state, classes: answer.classes };
   const score = answer.held_out?.average_precision ?? null;
@@ -339,7 +340,7 @@ async function turnBack(path: "/api/undo" | "/api/redo", from: Step[], to: Step[
   }
   made++;
   if (answer.name !== null && answer.name === app.teaching.peek()) void measure(answer.name);
-  app.message.value = { kind: "done", words: answer.words };
+  if (!answer.warning) app.message.value = { kind: "done", words: answer.words };
 }
 
 export const undo = () => turnBack("/api/undo", done, undone);
@@ -349,7 +350,7 @@ export const redo = () => turnBack("/api/redo", undone, done);
 
 export async function rename(old: string, next: string): Promise<boolean> {
   await settle();
-  const answer = await attempt(() => post<Taught>("/api/classes/rename", { old, new: next }));
+  const answer = await attempt(() => post<Taught>("/api/classes/rename", { old, new: next, who: annotator.peek() }));
   if (!answer) return false;
   undone.length = 0;
   take(answer);
@@ -370,7 +371,7 @@ function called(old: string, next: string): void {
 
 export async function remove(name: string): Promise<boolean> {
   await settle();
-  const answer = await attempt(() => post<Taught>("/api/classes/remove", { name }));
+  const answer = await attempt(() => post<Taught>("/api/classes/remove", { name, who: annotator.peek() }));
   if (!answer) return false;
   const left = new Map(marks.peek());
   const gone = [...(left.get(name) ?? [])];
