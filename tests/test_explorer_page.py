@@ -444,6 +444,24 @@ def test_two_browsers_see_what_the_other_one_teaches(
     page.keyboard.press("Escape")
     by(page, "mark-yes").click()
     other.page.locator("[data-testid=class][data-name='of both']").wait_for()
+    assert counts(clips, "of both") == (1, 0)
+    find(page, "four_")
+    row = opened(page)
+    find(other.page, "four_")
+    assert opened(other.page) == row
+    other.page.locator("[data-name='of both'] [data-testid=class-teach]").click()
+    find(other.page, "four_")
+    opened(other.page)
+    pressed = "document.querySelector('[data-testid=mark-%s]').getAttribute('aria-pressed')"
+    for one in (page, other.page):
+        until(one, f"{pressed % 'yes'} === 'true'")
+    by(other.page, "mark-no").click()
+    until(page, f"{pressed % 'no'} === 'true'")  # in the window that said yes
+    page.keyboard.press("z")
+    until(page, f"{pressed % 'yes'} === 'true'")
+    find(other.page, "four_")  # it has gone on to the next row
+    opened(other.page)
+    until(other.page, f"{pressed % 'yes'} === 'true'")
     other.close()
     assert counts(clips, "of both") == (1, 0)
 

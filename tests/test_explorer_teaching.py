@@ -367,6 +367,10 @@ def test_disagreements_outlast_a_rename_and_its_undo(page: Page) -> None:
     first, second = page.rows("zero")[:2]
     page.mark("zero", {first: "yes", second: "yes"})
     page.mark("zero", {first: "no", second: "yes"}, BOB)
+    own = [page.get("marks", **{"class": "zero"}, who=who) for who in (ANN, BOB, "eve")]
+    assert [dict(zip(one["rows"], one["marks"], strict=True)) for one in own] == [
+        {first: "yes", second: "yes"}, {first: "no", second: "yes"}, {}
+    ]  # fmt: skip
     expected = {"row": first, "class": "zero", "marks": {ANN: "yes", BOB: "no"}}
     assert page.get("disagreements")["rows"] == [expected]
     page.post("classes/rename", old="zero", new="null", who=BOB)

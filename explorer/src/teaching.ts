@@ -3,7 +3,7 @@
 import { computed, effect, signal, type Signal } from "@preact/signals";
 import { attempt, get, post } from "./api";
 import { app, shortcut, type List } from "./app";
-import { percent } from "./rows";
+import { epoch, percent } from "./rows";
 import { settings } from "./settings";
 import type { ClassInfo, Column, Mark, Suggestion, Taught } from "./types";
 
@@ -149,6 +149,7 @@ export function teach(name: string): void {
   exhausted.value = false;
   offered = null;
   hungry.value = (inHand.peek()?.yes ?? 0) > 0;
+  void reread();
   if (!hungry.value) return;
   void suggest(true);
   void measure(clean);
@@ -289,6 +290,26 @@ function after(name: string): void {
   void measure(name);
 }
 
+/** This annotator's marks of the class in hand, as the server has them: another window or process
+ * may have changed them. */
+async function reread(): Promise<void> {
+  const name = app.teaching.peek();
+  if (name === null) return;
+  await settle();
+  const stood = made;
+  const query = { class: name, who: annotator.peek() };
+  const found = await get<{ rows: number[]; marks: Mark[] }>("/api/marks", query).catch(() => null); // it comes with the next change
+  if (!found || app.teaching.peek() !== name || annotator.peek() !== query.who) return;
+  if (stood !== made || sending) return reread();
+  const next = new Map<number, Mark>([...(marks.peek().get(name)?.keys() ?? [])].map((row) => [row, "none"]));
+  found.rows.forEach((row, i) => next.set(row, found.marks[i]!));
+  marks.value = new Map(marks.peek()).set(name, next);
+}
+
+effect(() => {
+  if (epoch.value > 0) void reread(); // others have changed something
+});
+
 let measuring = false;
 
 /** What held-out marks tell, worked out for the marks that stand now; only once at a time. */
@@ -339,6 +360,7 @@ async function turnBack(path: "/api/undo" | "/api/redo", from: Step[], to: Step[
     if (one && step.marks.length === 1 && app.teaching.peek() === one.name) app.current.value = one.row;
   }
   made++;
+  void reread(); // the last step may have been another window's
   if (answer.name !== null && answer.name === app.teaching.peek()) void measure(answer.name);
   if (!answer.warning) app.message.value = { kind: "done", words: answer.words };
 }

@@ -187,6 +187,16 @@ class TeachingLoop:
             self._change(deed, lambda found: found.without(name), who, fits=True)
             return self._taught(None, words, who)
 
+    def marks_of(self, name: str, who: str) -> dict[int, str]:
+        """The rows that a person marked for a class, with what was said last."""
+        with self._guard:
+            found = [
+                (self._rows.number(key), classes[name].get(who))
+                for key, classes in self._now().votes.items()
+                if name in classes
+            ]
+        return {row: mark for row, mark in found if row is not None and mark is not None}
+
     def disagreements(self) -> list[dict[str, Any]]:
         """The rows that people marked differently for a class, with what each said last."""
         with self._guard:
