@@ -143,12 +143,35 @@ def test_another_configuration_is_another_fingerprint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mid_size": 8}, {"beg_size": 1 << 30}, {"beg_size": "many"}, {"end_size": -1},
+    [{"mid_size": 8}, {"block_size": 512}, {"min_file_size_for_dl": 99},
+     {"beg_size": 1 << 30}, {"beg_size": "many"}, {"end_size": -1},
      {"use_inputs_at_offsets": True}, {"beg_size": 0, "end_size": 0}],
 )  # fmt: skip
 def test_a_configuration_that_is_not_done_here(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not say which bytes are taken"):
         penult.load(file_types(tmp_path, **changes), modality="bytes")
+
+
+def test_files_of_which_the_model_was_never_asked(tmp_path: Path, files: Path) -> None:
+    model = file_types(tmp_path, min_file_size_for_dl=8)
+    (files / "spaces").write_bytes(b" " * 5000 + b"text behind more than a block of spaces")
+    (files / "eight").write_bytes(b"\n12345678")
+    place = tmp_path / "c.lance"
+    assert ask("embed", model, files, "--into", place, "--modality", "bytes").code == 3
+    failures = ask("failures", place, "--json").json["failures"]
+    assert {Path(one["id"]).name for one in failures} == {"e.txt", "spaces"}
+    assert all("this model tells files of 8 or more" in str(one) for one in failures)
+
+
+def test_in_any_batch_the_same(tmp_path: Path, files: Path) -> None:
+    """Each item is run by itself: mostly padded ones differ in a batch by more than rounding."""
+    classifier = penult.load(file_types(tmp_path), modality="bytes")
+    embedder = Embedder.from_classifier(classifier)
+    items = [b"x" * count for count in range(1, 40)]
+    together = embedder.run(items).vectors
+    alone = np.concatenate([embedder.run([one]).vectors for one in items])
+    np.testing.assert_array_equal(together, alone)
+    assert ask("check", file_types(tmp_path), files, "--modality", "bytes").code == 0
 
 
 def test_without_a_configuration_it_says_what_to_give(tmp_path: Path, files: Path) -> None:
