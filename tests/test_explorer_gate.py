@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,14 @@ from penult.explorer.gate import kept_token
 
 
 @pytest.fixture(scope="module")
-def address(demo_collection: Path) -> Iterator[str]:
-    with exploring(demo_collection) as url:
+def clips(demo_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: an explorer keeps the map that it makes."""
+    return Path(shutil.copytree(demo_collection, tmp_path_factory.mktemp("gate") / "words.lance"))
+
+
+@pytest.fixture(scope="module")
+def address(clips: Path) -> Iterator[str]:
+    with exploring(clips) as url:
         yield url
 
 
@@ -107,13 +114,11 @@ def test_it_listens_on_this_machine_alone(address: str) -> None:
             socket.create_connection((host, port), timeout=1)
 
 
-def test_a_page_goes_on_where_the_command_is_started_again(
-    demo_collection: Path, tmp_path: Path
-) -> None:
-    with exploring(demo_collection, cache=tmp_path) as first:
+def test_a_page_goes_on_where_the_command_is_started_again(clips: Path, tmp_path: Path) -> None:
+    with exploring(clips, cache=tmp_path) as first:
         port = str(urlsplit(first).port)
         cookies = dict(httpx.get(first).cookies)
-    with exploring(demo_collection, "--port", port, cache=tmp_path) as second:
+    with exploring(clips, "--port", port, cache=tmp_path) as second:
         assert second == first
         assert httpx.get(f"http://127.0.0.1:{port}/", cookies=cookies).status_code == 200
 

@@ -384,6 +384,7 @@ def test_neighbours_and_mixed_examples_are_those_of_numpy(page: Page) -> None:
     assert "no row 4000" in page.post("/api/search", 404, like=[4000])
     page.post("/api/search", 400, like=[1], where="nothing = 1")
     page.post("/api/search", 400, like=[1], k=0)
+    assert len(page.post("/api/search", like=[1], k=10_000)["hits"]) == 127  # the page's most
 
 
 def test_search_by_a_file_and_by_a_region_of_a_recording(page: Page) -> None:
@@ -471,6 +472,9 @@ def test_rows_as_files_are_read_by_the_commands(page: Page, words: Path, tmp_pat
     table = list(csv.DictReader(io.StringIO(exported("csv"))))
     assert [row["id"] for row in table] == [id for id, _ in keys]
     assert all(Path(row["path"]).is_file() for row in table)
+    kept = read_derived(page.explorer.collection.reader, "clusters", "four").table
+    called = dict(zip(schema.keys(kept), kept["name"].to_pylist(), strict=True))
+    assert [row["cluster:four"] for row in table] == [called[key] for key in keys]
     playlist = exported("m3u").splitlines()
     assert playlist[0] == "#EXTM3U" and sum(one.startswith("#EXTINF:") for one in playlist) == 3
     assert [one for one in playlist if not one.startswith("#")] == [row["path"] for row in table]

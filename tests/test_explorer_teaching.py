@@ -330,10 +330,47 @@ def test_an_undo_that_cannot_be_written_can_be_tried_again(
         assert counted(page.get("taught"))["zero"] == (3 - (what == "undo"), 0, 0)
 
 
+@pytest.mark.parametrize("step", ["marks", "rename", "remove", "undo"])
+def test_a_step_whose_record_cannot_be_written_stands_and_can_be_undone(
+    page: Page, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The disk is full once the marks are written, before the record of the change is."""
+    zero = page.rows("zero")
+    page.mark("zero", dict.fromkeys(zero[:2], "yes"))
+    before = page.marks
+
+    def full(*given: Any) -> None:
+        raise StoreError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("penult.fewshot.versions.CollectionStore.append", full)
+        if step == "marks":
+            answer = page.mark("zero", {zero[2]: "yes"})
+            assert answer["changed"] and len(page.marks) == 3
+        elif step == "rename":
+            answer = page.post("classes/rename", old="zero", new="null", who=ANN)
+            assert classes(page.path) == {"null": (2, 0, 0)}
+        elif step == "remove":
+            answer = page.post("classes/remove", name="zero", who=ANN)
+            assert page.marks == {}
+        else:
+            answer = page.post("undo", who=ANN)
+            assert page.marks == {}
+    assert "no space left" in answer["warning"] and "The marks are kept" in answer["warning"]
+    assert counted(answer) == classes(page.path)
+    answer = page.post("redo" if step == "undo" else "undo", who=ANN)
+    assert page.marks == before and answer["warning"] is None
+    assert page.get("taught")["warning"] is None
+
+
 def test_disagreements_outlast_a_rename_and_its_undo(page: Page) -> None:
     first, second = page.rows("zero")[:2]
     page.mark("zero", {first: "yes", second: "yes"})
     page.mark("zero", {first: "no", second: "yes"}, BOB)
+    own = [page.get("marks", **{"class": "zero"}, who=who) for who in (ANN, BOB, "eve")]
+    assert [dict(zip(one["rows"], one["marks"], strict=True)) for one in own] == [
+        {first: "yes", second: "yes"}, {first: "no", second: "yes"}, {}
+    ]  # fmt: skip
     expected = {"row": first, "class": "zero", "marks": {ANN: "yes", BOB: "no"}}
     assert page.get("disagreements")["rows"] == [expected]
     page.post("classes/rename", old="zero", new="null", who=BOB)

@@ -1,4 +1,4 @@
-/** Names on the map at the middles of their groups; those of larger groups first, none over another. */
+/** Names on the map at the middles of their groups; those of larger groups first, none over another, nor over what lies on the map. */
 
 import type { Chart } from "./chart";
 
@@ -12,6 +12,13 @@ interface Placed {
   left: number;
   top: number;
   wide: number;
+  high: number;
+}
+
+/** What lies over the map and has to stay readable. */
+function covered(holder: HTMLElement): Placed[] {
+  const over = holder.parentElement?.querySelectorAll<HTMLElement>(".map-caption, .map-tools") ?? [];
+  return [...over].map((one) => ({ left: one.offsetLeft, top: one.offsetTop, wide: one.offsetWidth, high: one.offsetHeight }));
 }
 
 export class Names {
@@ -33,7 +40,7 @@ export class Names {
 
   /** Put the names where the camera has their groups now. */
   draw(chart: Chart, name: (code: number) => string | undefined, colour: (code: number) => string): void {
-    const placed: Placed[] = [];
+    const placed = covered(this.holder);
     const lift = chart.points.rows.length < FEW ? HIGH / 2 + chart.size() : 0; // not over the few points there are
     const used = new Set<number>();
     for (const middle of chart.names) {
@@ -44,8 +51,8 @@ export class Names {
       const [x, y] = chart.camera.toScreen(middle.x, middle.y);
       const [left, top] = [x - wide / 2, y - HIGH / 2 - lift];
       if (left < 0 || top < 0 || left + wide > chart.camera.width || top + HIGH > chart.camera.height) continue;
-      if (placed.some((p) => left < p.left + p.wide + 4 && left + wide + 4 > p.left && Math.abs(top - p.top) < HIGH + 2)) continue;
-      placed.push({ left, top, wide });
+      if (placed.some((p) => left < p.left + p.wide + 4 && left + wide + 4 > p.left && top < p.top + p.high + 2 && top + HIGH + 2 > p.top)) continue;
+      placed.push({ left, top, wide, high: HIGH });
       used.add(middle.code);
       this.put(middle.code, text, colour(middle.code), left, top);
     }

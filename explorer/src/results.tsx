@@ -11,18 +11,15 @@ import type { RowShort } from "./types";
 
 const AROUND = 12; // rows drawn above and below what is seen
 
-/** To the next or previous row of the list in hand; without a list, of the collection. */
+/** To the next or previous row of the list in hand; without a list, of the points. */
 function step(by: number): void {
-  const rows = app.list.value?.rows;
+  const list = app.list.value?.rows;
+  const rows = list?.length ? list : (app.points.value?.rows ?? []);
   const now = app.current.value;
-  if (rows?.length) {
-    const at = now === null ? -1 : rows.indexOf(now);
-    const next = at < 0 ? 0 : Math.max(0, Math.min(rows.length - 1, at + by));
-    app.current.value = rows[next]!;
-    return;
-  }
-  const all = app.state.value?.rows ?? 0;
-  if (all) app.current.value = now === null ? 0 : Math.max(0, Math.min(all - 1, now + by));
+  if (!rows.length) return;
+  const at = now === null ? -1 : rows.indexOf(now);
+  const next = at < 0 ? 0 : Math.max(0, Math.min(rows.length - 1, at + by));
+  app.current.value = rows[next]!;
 }
 
 shortcut({ key: "ArrowDown", words: "Next row, played at once", group: "List", run: () => step(1) });

@@ -175,6 +175,19 @@ function Known({ name }: { name: string }) {
 
 const ORDERS: [Order, string][] = [["mixed", "mixed"], ["likely", "most likely"], ["uncertain", "most uncertain"], ["different", "most different"]];
 
+function Undo() {
+  return (
+    <>
+      <button type="button" class="button" data-testid="undo" aria-keyshortcuts="z" disabled={taught.value?.can_undo === false} onClick={() => void undo()}>
+        Undo
+      </button>
+      <button type="button" class="button" data-testid="redo" aria-keyshortcuts="Shift+Z" disabled={!taught.value?.can_redo} onClick={() => void redo()}>
+        Redo
+      </button>
+    </>
+  );
+}
+
 function InHand({ name }: { name: string }) {
   return (
     <div class="in-hand">
@@ -199,12 +212,7 @@ function InHand({ name }: { name: string }) {
         <button type="button" class="button" data-testid="suggest" disabled={!inHand.value?.yes} onClick={resume}>
           Suggestions
         </button>
-        <button type="button" class="button" data-testid="undo" aria-keyshortcuts="z" disabled={taught.value?.can_undo === false} onClick={() => void undo()}>
-          Undo
-        </button>
-        <button type="button" class="button" data-testid="redo" aria-keyshortcuts="Shift+Z" disabled={!taught.value?.can_redo} onClick={() => void redo()}>
-          Redo
-        </button>
+        <Undo />
       </div>
       <Known name={name} />
     </div>
@@ -305,6 +313,11 @@ export function Teach() {
       <Choose />
       {name !== null && <InHand name={name} />}
       <Classes />
+      {name === null && taught.value && (
+        <div class="teach-tools">
+          <Undo />
+        </div>
+      )}
       <div class="teach-foot">
         <label class="labelled">
           <span class="label">Marks are by</span>

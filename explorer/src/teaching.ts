@@ -3,7 +3,7 @@
 import { computed, effect, signal, type Signal } from "@preact/signals";
 import { attempt, get, post } from "./api";
 import { app, shortcut, type List } from "./app";
-import { percent } from "./rows";
+import { epoch, percent } from "./rows";
 import { settings } from "./settings";
 import type { ClassInfo, Column, Mark, Suggestion, Taught } from "./types";
 
@@ -62,6 +62,7 @@ function setLocals(step: Made[], of: (one: Made) => Mark | undefined): void {
 /** What the server says of classes becomes what the page shows. */
 function take(answer: Taught): void {
   taught.value = answer;
+  if (answer.warning) app.message.value = { kind: "error", words: answer.warning };
   const state = app.state.peek();
   if (state) app.state.value = { ...state, classes: answer.classes };
   const score = answer.held_out?.average_precision ?? null;
@@ -148,6 +149,7 @@ export function teach(name: string): void {
   exhausted.value = false;
   offered = null;
   hungry.value = (inHand.peek()?.yes ?? 0) > 0;
+  void reread();
   if (!hungry.value) return;
   void suggest(true);
   void measure(clean);
@@ -288,6 +290,26 @@ function after(name: string): void {
   void measure(name);
 }
 
+/** This annotator's marks of the class in hand, as the server has them: another window or process
+ * may have changed them. */
+async function reread(): Promise<void> {
+  const name = app.teaching.peek();
+  if (name === null) return;
+  await settle();
+  const stood = made;
+  const query = { class: name, who: annotator.peek() };
+  const found = await get<{ rows: number[]; marks: Mark[] }>("/api/marks", query).catch(() => null); // it comes with the next change
+  if (!found || app.teaching.peek() !== name || annotator.peek() !== query.who) return;
+  if (stood !== made || sending) return reread();
+  const next = new Map<number, Mark>([...(marks.peek().get(name)?.keys() ?? [])].map((row) => [row, "none"]));
+  found.rows.forEach((row, i) => next.set(row, found.marks[i]!));
+  marks.value = new Map(marks.peek()).set(name, next);
+}
+
+effect(() => {
+  if (epoch.value > 0) void reread(); // others have changed something
+});
+
 let measuring = false;
 
 /** What held-out marks tell, worked out for the marks that stand now; only once at a time. */
@@ -338,8 +360,9 @@ async function turnBack(path: "/api/undo" | "/api/redo", from: Step[], to: Step[
     if (one && step.marks.length === 1 && app.teaching.peek() === one.name) app.current.value = one.row;
   }
   made++;
+  void reread(); // the last step may have been another window's
   if (answer.name !== null && answer.name === app.teaching.peek()) void measure(answer.name);
-  app.message.value = { kind: "done", words: answer.words };
+  if (!answer.warning) app.message.value = { kind: "done", words: answer.words };
 }
 
 export const undo = () => turnBack("/api/undo", done, undone);
@@ -349,7 +372,7 @@ export const redo = () => turnBack("/api/redo", undone, done);
 
 export async function rename(old: string, next: string): Promise<boolean> {
   await settle();
-  const answer = await attempt(() => post<Taught>("/api/classes/rename", { old, new: next }));
+  const answer = await attempt(() => post<Taught>("/api/classes/rename", { old, new: next, who: annotator.peek() }));
   if (!answer) return false;
   undone.length = 0;
   take(answer);
@@ -370,7 +393,7 @@ function called(old: string, next: string): void {
 
 export async function remove(name: string): Promise<boolean> {
   await settle();
-  const answer = await attempt(() => post<Taught>("/api/classes/remove", { name }));
+  const answer = await attempt(() => post<Taught>("/api/classes/remove", { name, who: annotator.peek() }));
   if (!answer) return false;
   const left = new Map(marks.peek());
   const gone = [...(left.get(name) ?? [])];

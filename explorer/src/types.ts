@@ -119,6 +119,7 @@ export interface Taught {
   version: number;
   name: string | null;
   words: string;
+  warning: string | null; // marks were kept, and something else was not
   classes: ClassInfo[];
   held_out: {
     average_precision: number | null;

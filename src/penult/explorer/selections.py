@@ -148,12 +148,17 @@ class RowSelections:
         return np.flatnonzero(values.to_numpy(zero_copy_only=False).astype(bool))
 
     def _table(self, rows: Numbers) -> pa.Table:
-        """All scalar columns of rows, and the path where an id begins with a root."""
+        """All scalar columns of rows, the names of their clusters, and the path where an id begins
+        with a root."""
         explorer, reader = self._explorer, self._reader
         names = schema.scalar_columns(reader.schema)
         names += [one for one in explorer.values.metadata_names() if one not in names]
         wanted = pa.array(rows)
         table = pa.table([explorer.values.by_number(one).take(wanted) for one in names], names)
+        for one in explorer.values.clusterings():
+            column, own = f"cluster:{one['name']}", explorer.values.cluster_names(one["name"])
+            if column not in names:
+                table = table.append_column(column, own.take(wanted))
         if reader.roots.roots and _PATH not in names:
             paths = [reader.roots.shown(id) for id in table["id"].to_pylist()]
             table = table.append_column(_PATH, pa.array(paths, pa.string()))

@@ -78,6 +78,14 @@ def add(app: FastAPI, explorer: Explorer) -> None:
         """What is known of a class, worked out to the end."""
         return explorer.teaching.taught(name, who or user())
 
+    @app.get("/api/marks")
+    def marks(
+        name: Annotated[str, Query(alias="class", max_length=500)], who: str | None = None
+    ) -> dict[str, Any]:
+        """What one person marked for a class."""
+        found = explorer.teaching.marks_of(name, who or user())
+        return {"rows": [*found], "marks": [*found.values()]}
+
     @app.get("/api/disagreements")
     def disagreements() -> dict[str, Any]:
         """Rows that people marked differently."""

@@ -106,6 +106,7 @@ class TeachingLoop:
         self._scoring = Guard()  # of what is worked out from them
         self._known: _Standing | None = None
         self._people: dict[str, _Person] = {}
+        self._warning: str | None = None  # of the step whose answer comes next
         self._space: tuple[int, int, Space] | None = None  # stamp, examples and what was fitted
         self._weak: tuple[int, list[Key]] | None = None
         self._scores: dict[str, _Scored] = {}
@@ -185,6 +186,16 @@ class TeachingLoop:
             deed = _Deed(words, votes.said_of(now.votes, after), after)
             self._change(deed, lambda found: found.without(name), who, fits=True)
             return self._taught(None, words, who)
+
+    def marks_of(self, name: str, who: str) -> dict[int, str]:
+        """The rows that a person marked for a class, with what was said last."""
+        with self._guard:
+            found = [
+                (self._rows.number(key), classes[name].get(who))
+                for key, classes in self._now().votes.items()
+                if name in classes
+            ]
+        return {row: mark for row, mark in found if row is not None and mark is not None}
 
     def disagreements(self) -> list[dict[str, Any]]:
         """The rows that people marked differently for a class, with what each said last."""
@@ -310,22 +321,36 @@ class TeachingLoop:
         self, now: _Standing, before: Mapping[Spot, Said], after: Mapping[Spot, Said], who: str,
         source: str, settings: Settings,
     ) -> str | None:  # fmt: skip
-        """Write what changes; gives the change of the ledger, if marks that count changed."""
+        """Write what changes; gives the change of the ledger, if marks that count changed. Marks
+        come first: where the ledger cannot be written after them, they stand, and can be undone.
+        """
         later = self._write(before, after, who, source)
         if _stands_same(now.examples, later.examples):
             return None
-        return self._ledger().changed(source, now.examples, later.examples, settings)
+        try:
+            return self._ledger().changed(source, now.examples, later.examples, settings)
+        except StoreError as error:
+            self._warning = _unrecorded(error)
+            return None
 
     def _change(
         self, deed: _Deed, make: Callable[[Examples], Examples], who: str, fits: bool
     ) -> None:
         """Change all classes as the command line does, which goes on with what was fitted."""
-        taught = ClassSpace(self._collection)
-        taught._state.change(
-            make, "rename" if not fits else "remove", fits,
-            write=lambda: self._write(deed.before, deed.after, who, SOURCE),
-        )  # fmt: skip
-        self._did(replace(deed, change=self._ledger().last), who)
+        taught, written = ClassSpace(self._collection), []
+
+        def write() -> None:
+            written.append(self._write(deed.before, deed.after, who, SOURCE))
+
+        change = None
+        try:
+            taught._state.change(make, "remove" if fits else "rename", fits, write=write)
+            change = self._ledger().last
+        except StoreError as error:
+            if not written:
+                raise
+            self._warning = _unrecorded(error)
+        self._did(replace(deed, change=change), who)
 
     def _write(
         self, before: Mapping[Spot, Said], after: Mapping[Spot, Said], who: str, source: str
@@ -362,8 +387,12 @@ class TeachingLoop:
     def _step(self, now: _Standing, deed: _Deed, who: str, back: bool) -> str | None:
         """Write what leads back, or forth; gives the change of the ledger."""
         found, wanted = (deed.after, deed.before)[:: 1 if back else -1]
-        if back and self._ledger().take_back(deed.change):
+        if back and deed.change is not None and self._ledger().last == deed.change:
             self._write(found, wanted, who, UNDO)
+            try:
+                self._ledger().take_back(deed.change)
+            except StoreError as error:
+                self._warning = _unrecorded(error)
             return deed.change
         source = UNDO if back else SOURCE
         return self._commit(now, found, wanted, who, source, self._settings(now.examples))
@@ -381,10 +410,12 @@ class TeachingLoop:
             "average_precision": facts.held.average_precision, "low": facts.held.low,
             "high": facts.held.high, "examples": facts.held.examples, "words": facts.held.words,
         }  # fmt: skip
+        warning, self._warning = self._warning, None
         return {
             "version": self.version,
             "name": name,
             "words": words,
+            "warning": warning,
             "classes": _counts(now.examples),
             "held_out": held,
             "expected": None if facts is None else facts.expected,
@@ -608,6 +639,13 @@ def _marked(
         others = [other for other, each in standing.items() if each == "yes" and other != name]
         found |= {(key, other): {} for other in others}
     return found
+
+
+def _unrecorded(error: StoreError) -> str:
+    return (
+        f"The marks are kept, and can be undone here; the record of this step, by which `penult "
+        f"teach --undo` finds it, could not be written: {error}"
+    )
 
 
 def _of_class(found: Votes, name: str) -> list[tuple[Key, Said]]:

@@ -185,6 +185,17 @@ class ColourValues:
                 )
             return self._clusterings[1]
 
+    def cluster_names(self, name: str) -> pa.Array:
+        """(n,) the name of each row's cluster, by number; null where it has none."""
+        found = read_derived(self._collection.reader, "clusters", name)
+        names: list[str | None] = [None] * len(self._rows)
+        if found is not None:
+            numbers = self._rows.numbers(found.table).tolist()
+            for number, of in zip(numbers, found.table["name"].to_pylist(), strict=True):
+                if number >= 0:
+                    names[number] = of
+        return pa.array(names, pa.string())
+
     def metadata_names(self) -> list[str]:
         """The columns of metadata, then the derived ones."""
         real = self._collection.reader.schema
