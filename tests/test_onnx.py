@@ -21,7 +21,7 @@ from penult.collection.collection import Collection
 from penult.embedding.embedder import Embedder
 from penult.engines.base import Reading
 from penult.engines.batching import Batch
-from penult.engines.graph import GraphEngine
+from penult.engines.graph import RuntimeEngine
 from penult.errors import ItemError, ModelError, TapError, UsageError
 from penult.models.loaders.onnx import names_in
 from penult.models.specs import load
@@ -326,7 +326,7 @@ def test_a_batch_gives_what_each_item_gives(tmp_path: Path) -> None:
         nodes, weights, _, _ = FORMS["tokens"]
         clf = load(save(tmp_path / "m.onnx", nodes, weights, shape))
         tap = clf.structure.study().tap("backbone")
-        engine = GraphEngine(clf, [Reading(tap, "mean"), Reading(tap, "mean+std")])
+        engine = RuntimeEngine(clf, [Reading(tap, "mean"), Reading(tap, "mean+std")])
         x = torch.randn(3, 5, 6)
         together = engine(Batch({"x": x}))
         assert together.vectors[1].shape == (3, 16)

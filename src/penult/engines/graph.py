@@ -17,7 +17,7 @@ from penult.models.graph import GraphStructure
 from penult.tracing.graph import Array, as_feeds
 
 
-class GraphEngine:
+class RuntimeEngine:
     """Runs the graph as far as its readings need; holds no state between batches.
 
     device: cpu, cuda or cuda:N. threads: of one operation; as many as torch would take.
@@ -77,4 +77,4 @@ class GraphEngine:
 
 def open_graph(request: EngineRequest) -> Engine:
     """A classifier that is a graph, for a request."""
-    return GraphEngine(request.classifier, request.readings, request.device)
+    return RuntimeEngine(request.classifier, request.readings, request.device)

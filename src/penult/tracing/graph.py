@@ -119,7 +119,7 @@ class Session(Protocol):
         """
 
 
-class Parts(Protocol):
+class GraphParts(Protocol):
     """Runnable parts of a graph, which share its weights.
 
     types: the type of every tensor, as `float32`, `int8`.
@@ -202,7 +202,7 @@ class Graph:
     inputs: list[Port]
     outputs: list[str]
     nodes: Sequence[Node]
-    parts: Parts
+    parts: GraphParts
     facts: FileFacts
 
     @cached_property
@@ -280,7 +280,7 @@ class Graph:
         return self.parts.types.get(name, "") in _FLOATS
 
     def nbytes(self, name: str, shapes: Mapping[str, Shape]) -> int:
-        """Bytes of a tensor. shapes: of every tensor, as `Parts.shapes` measures them."""
+        """Bytes of a tensor. shapes: of every tensor, as `GraphParts.shapes` measures them."""
         return int(np.prod(shapes.get(name, (0,)))) * _ITEM_SIZES.get(
             self.parts.types.get(name, ""), 4
         )
