@@ -23,6 +23,7 @@ from penult.errors import PenultError
 if TYPE_CHECKING:
     from penult.api import load
     from penult.collection.collection import Collection
+    from penult.conversion.formats import convert
     from penult.embedding.embedder import Embedder
     from penult.embedding.runner import Result
     from penult.fewshot.classspace import ClassSpace
@@ -45,6 +46,7 @@ __all__ = [
     "Result",
     "__version__",
     "choose",
+    "convert",
     "load",
     "split",
 ]
@@ -57,6 +59,7 @@ _HOMES = {
     "Prediction": "penult.models.base",
     "Result": "penult.embedding.runner",
     "choose": "penult.selection",
+    "convert": "penult.conversion.formats",
     "load": "penult.api",
     "split": "penult.tracing.split",
 }
