@@ -99,7 +99,7 @@ def measure(request: ConversionRequest, trial: Trial) -> ConversionParity:
     return ConversionParity(
         items=len(contents),
         own=request.source is not None,
-        cosine=min(cosine(found[VECTOR], want[VECTOR]) for found, want in pairs),
+        cosine=min(_cosine(found[VECTOR], want[VECTOR]) for found, want in pairs),
         vector=_worst(pairs, VECTOR) or 0.0,
         logits=_worst(pairs, LOGITS),
         batching=max(
@@ -113,6 +113,14 @@ def measure(request: ConversionRequest, trial: Trial) -> ConversionParity:
             default=None,
         ),
     )
+
+
+def _cosine(found: FloatArray, expected: FloatArray) -> float:
+    """Of two vectors whatever their length; 1 where both are zero."""
+    largest = float(np.abs(expected).max(initial=0.0))
+    if largest == 0.0:
+        return float(not found.any())
+    return cosine(found / np.float64(largest), expected / np.float64(largest))
 
 
 def _worst(pairs: Sequence[Any], name: str) -> float | None:
