@@ -25,7 +25,7 @@ LAYERS = (
     ("store", ("collection",)),
     ("classes", ("fewshot",)),
     ("api", ("api", "selection", "__init__")),
-    ("bridges", ("sklearn",)),
+    ("bridges", ("sklearn", "integrations")),
     ("faces", ("server", "explorer", "cli", "__main__")),
 )
 LEVEL = {name: level for level, name in enumerate(n for _, names in LAYERS for n in names)}
