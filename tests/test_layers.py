@@ -24,6 +24,7 @@ LAYERS = (
     ("embed", ("embedding",)),
     ("store", ("collection",)),
     ("classes", ("fewshot",)),
+    ("hub", ("publishing",)),
     ("api", ("api", "selection", "__init__")),
     ("bridges", ("sklearn", "integrations")),
     ("faces", ("server", "explorer", "cli", "__main__")),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from penult.embedding.runner import Result
     from penult.fewshot.classspace import ClassSpace
     from penult.models.base import Classifier, Prediction
+    from penult.publishing.hub_repository import pull, push
     from penult.selection import choose
     from penult.tracing.split import split
 
@@ -46,6 +47,8 @@ __all__ = [
     "__version__",
     "choose",
     "load",
+    "pull",
+    "push",
     "split",
 ]
 
@@ -58,6 +61,8 @@ _HOMES = {
     "Result": "penult.embedding.runner",
     "choose": "penult.selection",
     "load": "penult.api",
+    "pull": "penult.publishing.hub_repository",
+    "push": "penult.publishing.hub_repository",
     "split": "penult.tracing.split",
 }
 
