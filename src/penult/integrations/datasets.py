@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +90,7 @@ def stream_dataset(
     return found
 
 
-def items_of(dataset: Dataset | IterableDataset, column: str, id: str | None = None) -> _ItemColumn:
+def items_of(dataset: Dataset | IterableDataset, column: str, id: str | None = None) -> Iterable[Any]:
     """The items in one column of a dataset, to be embedded: `embedder.run(items_of(dataset,
     "audio"))`, `collection.add(embedder, items_of(dataset, "image", id="name"))`.
 

@@ -17,9 +17,9 @@ from penult.analysis.space import RAW, Space
 from penult.collection import schema, spaces
 from penult.collection.collection import Collection
 from penult.collection.labels import standing
-from penult.collection.manifest import fingerprint_in
 from penult.collection.reader import Reader
 from penult.collection.schema import Key
+from penult.data.hashes import digest
 from penult.errors import CollectionError, FingerprintMismatch
 
 FloatArray = npt.NDArray[np.float32]
@@ -141,7 +141,7 @@ class OutgoingRows:
         manifest = self.reader.require_manifest()
         moved = self.space(np.zeros((1, manifest.dim), np.float32))
         name = RAW if self.space.is_raw else self.space.id
-        return VectorOrigin(fingerprint_in(manifest).id, name, moved.shape[1], metric)
+        return VectorOrigin(digest(dict(manifest.fingerprint)), name, moved.shape[1], metric)
 
     def batches(self, size: int = BATCH) -> Iterator[VectorBatch]:
         """All rows in key order, `size` of them in memory."""

@@ -27,6 +27,8 @@ from penult.publishing.preparation import COLLECTION, KINDS, Kind, prepare
 CARD = "README.md"
 _OURS = frozenset({EMBEDDER_FILE, CLASSES, collections.MANIFEST})
 _HUBS_OWN = frozenset({CARD, ".gitattributes", "LICENSE", "LICENSE.md"})
+_LOGIN = ". hf auth login, or HF_TOKEN, says who you are"
+_ADVICE = {401: _LOGIN, 403: _LOGIN, 412: ". Somebody else has pushed meanwhile: push again"}
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -111,7 +113,7 @@ def _uploaded(told: Publication, folder: Path, private: bool, message: str | Non
     api = HfApi(library_name="penult")
     with _refusals(told.repo):
         api.create_repo(told.repo, repo_type=told.repo_type, private=private, exist_ok=True)
-        there = api.repo_info(told.repo, repo_type=told.repo_type)
+        there: Any = api.repo_info(told.repo, repo_type=told.repo_type)
         names = {one.rfilename for one in there.siblings or ()}
         if names - _HUBS_OWN and not names & _OURS:
             raise UsageError(
@@ -166,7 +168,7 @@ def _downloaded(repo: str, revision: str, folder: Path) -> str:
     from huggingface_hub import HfApi, snapshot_download
 
     with _refusals(repo):
-        info = HfApi(library_name="penult").repo_info(
+        info: Any = HfApi(library_name="penult").repo_info(
             repo, repo_type="dataset", revision=revision or None
         )
         commit = str(info.sha)
@@ -194,14 +196,12 @@ def _refusals(repo: str) -> Iterator[None]:
     except PenultError:
         raise
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason, token = cause(error), get_token()
+        reason, token = getattr(error, "server_message", None) or cause(error), get_token()
         if token:
             reason = reason.replace(token, "…")
-        response = getattr(error, "response", None)
-        if getattr(response, "status_code", 0) in (401, 403):
-            reason += ". hf auth login, or HF_TOKEN, says who you are"
-        raise StoreError(f"{repo} on the hub: {reason}") from error
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        raise StoreError(f"{repo} on the hub: {reason}{_ADVICE.get(status, '')}") from error
     except Exception as error:  # the libraries below it have errors of their own
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "hf_xet"):
+        if type(error).__module__.startswith(("httpx", "httpcore", "hf_xet")):
             raise StoreError(f"{repo} on the hub: {cause(error)}") from error
         raise

@@ -17,21 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penult.collection import lance, schema
-from penult.collection.manifest import Manifest, fingerprint_in, store_errors
+from penult.collection.manifest import Manifest, store_errors
 from penult.collection.manifest import exists as is_collection
 from penult.collection.reader import Reader
+from penult.collection.schema import Key
 from penult.collection.transfer import append_missing
 from penult.collection.writer import writing
 from penult.data.documents import of_others
 from penult.data.files import user_path
-from penult.data.hashes import write_list
+from penult.data.hashes import digest, write_list
 from penult.data.roots import Root
 from penult.data.tables import PATH
 from penult.embedding import saving
 from penult.errors import CollectionError, ModelError, UsageError, cause
 from penult.fewshot import storage
 from penult.fewshot.versions import FileStore
-from penult.models.base import digest
 from penult.models.hub import CLASSES
 from penult.models.specs import GRAPHS
 from penult.publishing.paths import files_naming, is_absolute, own_folders, without_paths
@@ -132,7 +132,7 @@ def _embedder(source: Path, folder: Path) -> Prepared:
             continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".json":
+        if path.suffix == ".json" and path.parent == source:  # code/ has hashes of its own
             _copy_json(path, target)
         else:
             shutil.copyfile(path, target)
@@ -179,7 +179,10 @@ def _class_space(source: Path, folder: Path) -> Prepared:
     model = without_paths(dict(saved.model))
     clean = replace(saved, model=model, read=None)
     if names:
-        renamed = lambda key: (names.get(key[0], key[0]), key[1])  # noqa: E731
+
+        def renamed(key: Key) -> Key:
+            return names.get(key[0], key[0]), key[1]
+
         keys = tuple(map(renamed, saved.examples.keys))
         clean = replace(
             clean,
@@ -196,7 +199,7 @@ def _class_space(source: Path, folder: Path) -> Prepared:
     examples = clean.examples
     counts = {one.name: one.yes for one in examples.classes()}
     facts = {
-        "fingerprint": fingerprint_in(storage.manifest_of(clean)).id,
+        "fingerprint": digest(dict(clean.fingerprint)),
         "labels": list(counts),
         "counts": counts,
         "examples": len(examples.keys),
@@ -311,7 +314,7 @@ def _collection_facts(reader: Reader, manifest: Manifest, labels: pa.Table) -> d
         kinds.update(batch.column("kind").to_pylist())
     model: Mapping[str, Any] = manifest.model
     return {
-        "fingerprint": fingerprint_in(manifest).id,
+        "fingerprint": digest(dict(manifest.fingerprint)),
         "rows": sum(kinds.values()),
         "kinds": dict(kinds.most_common()),
         "dim": manifest.dim,
