@@ -124,7 +124,13 @@ class Handler(BaseHTTPRequestHandler):
         if what == "tree":
             entries = [entry(name, content) for name, content in at[1].items()]
             return self.answer(200, entries)
-        about: dict[str, Any] = {"id": repo, "sha": at[0], "private": found.private, "tags": [], "downloads": 0}
+        about: dict[str, Any] = {
+            "id": repo,
+            "sha": at[0],
+            "private": found.private,
+            "tags": [],
+            "downloads": 0,
+        }
         return self.answer(200, {**about, "siblings": [{"rfilename": name} for name in at[1]]})
 
     def give_file(self, kind: str | None, repo: str, revision: str, name: str) -> None:

@@ -129,6 +129,29 @@ def test_a_file_that_names_a_repository_asks_nobody(hub: Hub, saved: Path) -> No
     assert hub.asked == []
 
 
+def test_code_is_not_run_out_of_the_cache(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pushed_nets.py").write_text(NETS)
+    classifier = penult.load("pushed_nets:make", weights_inside=True, sample_rate=8000)
+    folder = Embedder.from_classifier(classifier, device="cpu").save(tmp_path / "mine")
+    done = penult.push(folder, "anna/coded")
+    assert "code/pushed_nets.py" in done.files and "Python code" in done.card
+    for trust in (False, True):
+        with pytest.raises(ModelError, match="hf download anna/coded --local-dir FOLDER"):
+            open_embedder("anna/coded", trust=trust)
+
+
+NETS = """
+from torch import nn
+
+def make():
+    parts = [nn.Conv1d(1, 8, 64, 32), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+    return nn.Sequential(nn.Unflatten(1, (1, -1)), *parts, nn.Linear(8, 3))
+"""
+
+
 def test_a_damaged_file_of_the_hub_is_seen(hub: Hub, saved: Path) -> None:
     penult.push(saved, "anna/mine")
     files = hub.files("anna/mine")

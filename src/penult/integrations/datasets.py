@@ -90,7 +90,9 @@ def stream_dataset(
     return found
 
 
-def items_of(dataset: Dataset | IterableDataset, column: str, id: str | None = None) -> Iterable[Any]:
+def items_of(
+    dataset: Dataset | IterableDataset, column: str, id: str | None = None
+) -> Iterable[Any]:
     """The items in one column of a dataset, to be embedded: `embedder.run(items_of(dataset,
     "audio"))`, `collection.add(embedder, items_of(dataset, "image", id="name"))`.
 

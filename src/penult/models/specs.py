@@ -26,6 +26,7 @@ from penult.models.base import (
     remember_options,
     set_playback,
 )
+from penult.models.code_bundle import FOLDER as CODE
 from penult.models.code_bundle import CodeBundle
 from penult.models.hub import HUB_ID, fetch, refuse_path
 from penult.models.options import (
@@ -158,7 +159,7 @@ def _open_transformers(name: str, options: LoadOptions) -> Classifier:
     from penult.models.loaders.transformers import open_folder, open_prepared
 
     folder, shown, revision = locate(name, options.trust)
-    if revision is not None and (folder / EMBEDDER).is_file():  # saved by Penult, on the hub
+    if _is_pushed(folder, shown, revision):
         return _open_pushed(folder, shown, revision, options)
     if revision is not None and (folder / FILE).is_file():
         return _open_saved(folder, options)
@@ -227,7 +228,7 @@ def _transformers_modality(name: str, options: LoadOptions) -> str:
 
     folder, shown, revision = locate(name, options.trust)
     _refuse_adapter(folder, shown)
-    if revision is not None and ((folder / FILE).is_file() or (folder / EMBEDDER).is_file()):
+    if _is_pushed(folder, shown, revision) or (revision and (folder / FILE).is_file()):
         return modality_of(folder, trust=options.trust)
     return read_modality(folder, shown, options.trust)
 
@@ -624,7 +625,28 @@ def _open_saved(folder: Path, options: LoadOptions) -> Classifier:
     return classifier
 
 
-def _open_pushed(folder: Path, shown: str, revision: str, options: LoadOptions) -> Classifier:
+def _is_pushed(folder: Path, shown: str, revision: str | None) -> bool:
+    """Whether a folder is a saved embedder out of the hub's cache.
+
+    Raises:
+        ModelError: it carries code, which is run out of a folder of the user's alone.
+    """
+    if revision is None or not (folder / EMBEDDER).is_file():
+        return False
+    if (folder / CODE).is_dir():
+        repo, _, named = shown.partition("@")
+        option = f" --revision {named}" if named else ""
+        raise ModelError(
+            f"{shown} on the hub is an embedder with Python code of its own, which is not run from "
+            f"there: hf download {repo}{option} --local-dir FOLDER, read FOLDER/{CODE}, and name "
+            "FOLDER with --trust"
+        )
+    return True
+
+
+def _open_pushed(
+    folder: Path, shown: str, revision: str | None, options: LoadOptions
+) -> Classifier:
     """The classifier of a saved embedder on the hub: named as it was asked for, with the commit."""
     from penult.models.loaders.transformers import open_folder
 
@@ -707,7 +729,7 @@ def saved_on_hub(spec: str | os.PathLike[str], trust: bool = False) -> Path | No
         return None
     typed(name)
     folder, _, revision = locate(name, trust)
-    return folder if revision is not None and (folder / EMBEDDER).is_file() else None
+    return folder if _is_pushed(folder, name, revision) else None
 
 
 def demo_folder() -> Path:

@@ -111,8 +111,8 @@ def _parity(choice: Mapping[str, Any]) -> str | None:
 def _class_space(facts: Mapping[str, Any], repo: str) -> list[str]:
     counts = {name: f"{count:,} examples" for name, count in facts["counts"].items()}
     return [
-        f"A class space of Penult: {len(counts)} classes taught by {facts['examples']:,} examples, "
-        "kept as vectors.",
+        f"A class space of Penult: {len(counts)} class{'' if len(counts) == 1 else 'es'} taught by "
+        f"{facts['examples']:,} examples, kept as vectors.",
         _table(
             {
                 "embedder": f"`{facts['source']}`",
