@@ -161,6 +161,7 @@ PAGES = (
     "docs/classes.md",
     "docs/preprocess.md",
     "docs/explain.md",
+    "docs/integrations.md",
     *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW_PAGES),
 )
 
@@ -259,7 +260,7 @@ def test_every_page_with_python_is_run() -> None:
     pages = {str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
              if "```python" in page.read_text("utf-8")}  # fmt: skip
     run = {"README.md", "docs/tour.md", "docs/classes.md", *SLOW_PAGES, "docs/extending.md"}
-    run |= {"docs/preprocess.md", "docs/explain.md"}
+    run |= {"docs/preprocess.md", "docs/explain.md", "docs/integrations.md"}
     assert pages == run
 
 

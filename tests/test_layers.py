@@ -24,6 +24,7 @@ LAYERS = (
     ("embed", ("embedding",)),
     ("store", ("collection",)),
     ("classes", ("fewshot",)),
+    ("hub", ("publishing",)),
     ("api", ("api", "selection", "__init__")),
     ("bridges", ("integrations", "sklearn")),
     ("formats", ("conversion",)),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from penult.embedding.runner import Result
     from penult.fewshot.classspace import ClassSpace
     from penult.models.base import Classifier, Prediction
+    from penult.publishing.hub_repository import pull, push
     from penult.selection import choose
     from penult.tracing.split import split
 
@@ -48,6 +49,8 @@ __all__ = [
     "choose",
     "convert",
     "load",
+    "pull",
+    "push",
     "split",
 ]
 
@@ -61,6 +64,8 @@ _HOMES = {
     "choose": "penult.selection",
     "convert": "penult.conversion.formats",
     "load": "penult.api",
+    "pull": "penult.publishing.hub_repository",
+    "push": "penult.publishing.hub_repository",
     "split": "penult.tracing.split",
 }
 

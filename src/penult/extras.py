@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 
 # import name -> (extra of this package, what it is needed for)
 EXTRAS = {
+    "datasets": ("datasets", "datasets of Hugging Face"),
+    "langchain_core": ("langchain", "embeddings of LangChain"),
+    "pgvector": ("pgvector", "PostgreSQL with pgvector"),
+    "psycopg": ("pgvector", "PostgreSQL with pgvector"),
+    "qdrant_client": ("qdrant", "Qdrant"),
     "ai_edge_litert": ("litert", "TFLite files"),
     "flatbuffers": ("litert", "TFLite files"),
     "fastapi": ("serve", "the server"),

@@ -25,6 +25,7 @@ from penult.embedding.embedder import Embedder, fingerprint_of, open_embedder
 from penult.embedding.saving import is_embedder
 from penult.errors import ItemError, SourceError, UsageError
 from penult.models.patches import ROWS
+from penult.models.specs import saved_on_hub
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -343,7 +344,7 @@ def _open_reading(
 ) -> Embedder:
     from penult.embedding.inspect import taps_of
 
-    if is_embedder(model):
+    if is_embedder(model) or saved_on_hub(model) is not None:
         return open_embedder(model, tap, pooling, device=device, **dict(model_options))
     classifier = _classifier(model, model_options)
     place = taps_of(classifier, [tap or "backbone"])
