@@ -85,7 +85,7 @@ def __dir__() -> list[str]:
 # Where classes are now that pickles written by 0.1.0 name.
 _MOVED = {
     "penult.bridges": "penult",
-    "penult.bridges.sklearn": "penult.sklearn",
+    "penult.bridges.sklearn": "penult.integrations.sklearn",
     "penult.space": "penult.analysis.space",
 }
 

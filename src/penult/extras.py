@@ -43,6 +43,7 @@ EXTRAS = {
     "h5py": ("keras", "Keras models in HDF5 files"),
     "keras": ("keras", "Keras models"),
     "matplotlib": ("map", "pictures"),
+    "mteb": ("mteb", "tasks of MTEB"),
     "onnx": ("onnx", "ONNX files"),
     "onnxruntime": ("onnx", "ONNX files"),
     "onnxscript": ("onnx", "writing ONNX files"),

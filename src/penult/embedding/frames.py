@@ -139,7 +139,7 @@ class FrameReader:
         front, period = _rows(times)
         if not period:
             raise TapError(
-                f"which positions of tap {self._embedder.tap.name!r} are of one moment is not to be "
+                f"which positions of tap {self._embedder.tap.name!r} are of one moment cannot be "
                 "measured: they are in no order of time"
             )
         return front, 0, period

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         dim = embedder.dim if space is None else int(space(np.zeros(embedder.dim)).size)
         self.mteb_model_meta = ModelMeta.create_empty(
             {
-                "name": f"penult/{os.path.basename(os.fspath(embedder.classifier.spec))}",
+                "name": f"penult/{Path(embedder.classifier.spec).name}",
                 "revision": revision or embedder.fingerprint_id,
                 "modalities": [modality],
                 "embed_dim": dim,
