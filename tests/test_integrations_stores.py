@@ -209,6 +209,18 @@ def test_postgres_goes_on_where_it_was_stopped(
     assert len(pgvector.read(connection, "words")[1]) == words.count
 
 
+def test_postgres_in_a_transaction_of_the_caller(
+    words: Collection, connection: psycopg.Connection[Any]
+) -> None:
+    connection.execute("SELECT 1")  # which begins it
+    done = pgvector.write(words, connection, "words", batch_size=50)
+    assert (done.written, done.unchanged) == (words.count, 0)
+    assert pgvector.write(words, connection, "words", batch_size=50).written == 0
+    connection.rollback()
+    with pytest.raises(CollectionError, match="there is no table 'words'"):
+        pgvector.read(connection, "words")
+
+
 def test_postgres_refusals(words: Collection, connection: psycopg.Connection[Any]) -> None:
     connection.execute("CREATE TABLE other (a integer)")
     with pytest.raises(CollectionError, match="was not written by Penult"):

@@ -58,8 +58,8 @@ def write(
 
     The table has the rows' own columns, `marks` (class → mark) and `metadata` as jsonb, and
     `vector`, as it is in the collection, with (id, region) as its key. Each batch is one COPY and
-    one transaction; rows that are there as they are now are not written again, so that a run that
-    was stopped goes on when it is started again.
+    one transaction (in one of yours, all is); rows that are there as they are now are not written
+    again, so that a run that was stopped goes on when it is started again.
     metric: what the index serves: `cosine`, `dot` or `l2`. index: make an HNSW index at the end; of
     vectors of more than 2,000 numbers it is of their halves (halfvec), of more than 4,000 none can
     be made.
@@ -191,14 +191,15 @@ def _origin(connection: Connection[Any], table: str) -> VectorOrigin | None:
 
 def _copy(connection: Connection[Any], table: str, batch: VectorBatch) -> int:
     """Rows of one batch that were not there as they are now."""
+    from psycopg import sql
+
     names = [*_TYPES, "vector"]
+    staging, target = sql.Identifier("pg_temp", _STAGING), _name(table)
+    connection.execute(_sql("DROP TABLE IF EXISTS {}", staging))  # in a transaction of the caller
     connection.execute(
-        _sql(
-            "CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DROP",
-            *(_name(_STAGING), _name(table)),
-        )
+        _sql("CREATE TEMP TABLE {} (LIKE {}) ON COMMIT DROP", _name(_STAGING), target)
     )
-    copy = _sql("COPY {} ({}) FROM STDIN (FORMAT BINARY)", _name(_STAGING), _columns(names))
+    copy = _sql("COPY {} ({}) FROM STDIN (FORMAT BINARY)", staging, _columns(names))
     with connection.cursor() as cursor, cursor.copy(copy) as stream:
         stream.set_types([_COPIED.get(kind, kind) for kind in _TYPES.values()] + ["vector"])
         rows = zip(batch.values, batch.hashes, batch.vectors, strict=True)
@@ -210,7 +211,7 @@ def _copy(connection: Connection[Any], table: str, batch: VectorBatch) -> int:
         _sql(
             "INSERT INTO {} AS old ({}) SELECT {} FROM {} ON CONFLICT (id, region) DO UPDATE SET "
             "({}) = ROW({}) WHERE old.row_hash IS DISTINCT FROM EXCLUDED.row_hash",
-            *(_name(table), _columns(names), _columns(names), _name(_STAGING)),
+            *(target, _columns(names), _columns(names), staging),
             *(_columns(updates), _excluded(updates)),
         )
     )

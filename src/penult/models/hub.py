@@ -149,7 +149,7 @@ def fetch(
     Raises:
         ModelError: the hub has no such model, or cannot or may not be asked and the cache has none.
     """
-    return _fetch(spec, _snapshot, trust, forms)
+    return _fetch(spec, _snapshot, trust, ("model", forms))
 
 
 def is_repository(name: str) -> bool:
@@ -169,16 +169,21 @@ def fetch_classes(spec: str) -> Path:
     Raises:
         ModelError: as for `fetch`, or the repository holds no class space.
     """
-    folder, _ = _fetch(spec, _classes_snapshot, False, "a class space is an .npz or a hub id")
+    words = "class space or collection", "a class space is an .npz or a hub id"
+    folder, _ = _fetch(spec, _classes_snapshot, False, words)
     if not (folder / CLASSES).is_file():
         raise ModelError(f"{spec!r} on the hub is no class space of penult push: no {CLASSES}")
     return folder / CLASSES
 
 
 def _fetch(
-    spec: str, snapshot: Callable[[str, bool], Path | None], trust: bool, forms: str
+    spec: str,
+    snapshot: Callable[[str, bool], Path | None],
+    trust: bool,
+    words: tuple[str, str],
 ) -> tuple[Path, str]:
-    """snapshot: (spec, whether the cache alone is asked) → the folder."""
+    """snapshot: (spec, whether the cache alone is asked) → the folder. words: what is fetched, and
+    how it may be named."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -190,18 +195,19 @@ def _fetch(
         refuse(spec, "the local hub cache")
     if spec not in _fetched and not constants.HF_HUB_OFFLINE:
         _fetched.add(spec)
-        words = "downloading" if cached is None else "looking for a newer state of"
-        log.warning("%s %s from the Hugging Face hub", words, spec)
+        verb = "downloading" if cached is None else "looking for a newer state of"
+        log.warning("%s %s from the Hugging Face hub", verb, spec)
     try:
         folder = snapshot(spec, False)
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"no model {spec!r}: there is no such folder here, it is not in the local hub cache, "
-            f"and the hub cannot be reached; {forms}"
+            f"no {words[0]} {spec!r}: there is no such folder here, it is not in the local hub "
+            f"cache, and the hub cannot be reached; {words[1]}"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(
-            f"no model {spec!r}: there is no such folder here, and the hub answers: {cause(error)}"
+            f"no {words[0]} {spec!r}: there is no such folder here, and the hub answers: "
+            f"{cause(error)}"
         ) from error
     assert folder is not None
     return folder, folder.name
