@@ -84,9 +84,9 @@ def page() -> str:
     parts = [
         "# Public names",
         "Written by `make docs` from `docs/reference.toml` and the docstrings; `make site` "
-        "builds the whole reference, with members and signatures, as part of the site. A name that is not listed here "
-        "may change without notice; one that is keeps working, or works one version longer under "
-        "its former name, with a `DeprecationWarning`.",
+        "builds the whole reference, with members and signatures, as part of the site. A name "
+        "that is not listed here may change without notice; one that is keeps working, or works "
+        "one version longer under its former name, with a `DeprecationWarning`.",
     ]
     for section in sections():
         rows = ["| name | |", "|---|---|"]
@@ -101,11 +101,17 @@ def pages(chosen: list[Section] | None = None) -> dict[str, str]:
     """One page of the whole reference for each section: file → what mkdocstrings makes it of."""
     found = {}
     for section in chosen if chosen is not None else sections():
-        parts = [f"# {section.title}", section.text] if section.text else [f"# {section.title}"]
+        text = re.sub(r"\]\((?!\w+:)", "](../", section.text)  # these pages lie in a folder
+        parts = [f"# {section.title}", text] if text else [f"# {section.title}"]
         for name in section.names:
             one = find_object(name)
             shown = list(members(one)) if _has_members(one) else []
-            options = {"heading": name, "toc_label": name.rpartition(".")[2], "members": shown}
+            options = {
+                "heading": name,
+                "toc_label": name.rpartition(".")[2],
+                "members": shown or False,
+                "inherited_members": bool(shown),
+            }
             place = f"{one.__module__}.{one.__qualname__}"
             parts.append(f"::: {place}\n    options: {json.dumps(options)}")
         file = re.sub(r"\W+", "-", section.title.lower())

@@ -1,16 +1,17 @@
 """Build the site: docs/, the tutorial and the reference as pages that open from a folder.
 
-    python scripts/make_site.py [--out FOLDER]
+    python scripts/make_site.py [--work FOLDER]
 
-Pages are written into build/site-source first: those of docs/ with links that lead out of it turned to
-copies, the notebook as a page with its pictures beside it, one page of the reference for each section
-of docs/reference.toml. Any warning is an error: a page that is in no menu, a link or a name that leads
-nowhere, a name without a docstring.
+Pages are written into FOLDER/site-source first (build/site-source in the checkout): those of docs/
+with links that lead out of it turned to copies, the notebook as a page with its pictures beside it,
+one page of the reference for each section of docs/reference.toml. Any warning is an error: a link or
+a name that leads nowhere, a name without a docstring.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import re
 import shutil
@@ -20,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import make_reference
-
+import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-SOURCE = ROOT / "build" / "site-source"
 SETTINGS = ROOT / "mkdocs.yml"
 # Pages outside of docs/ that its pages lead to, and what they are called in the site.
 OTHERS = {
@@ -78,30 +78,30 @@ def target(path: Path) -> Path | None:
 
 
 def notebook_page(path: Path, out: Path) -> None:
-    """The notebook with its outputs as a page, and its pictures beside it."""
-    from nbconvert import MarkdownExporter
-
-    text, resources = MarkdownExporter().from_filename(str(path), {"output_files_dir": "tutorial"})
-    # Outputs are indented by four spaces: told from code by a class of their own.
-    text = re.sub(r"(?:^    .*\n|^\n(?=    ))+", _output, text, flags=re.M)
-    text = text.replace("style>\n", "style>")
-    (out / "tutorial.md").write_text(text, "utf-8")
-    for name, content in resources["outputs"].items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_bytes(content)
-
-
-def _output(found: re.Match[str]) -> str:
-    lines = [line.removeprefix("    ") for line in found[0].strip("\n").split("\n")]
-    body = "\n".join(line.rstrip() for line in lines)
-    if "<audio" in body or not body.strip():
-        return f"\n{_audio(body)}\n"
-    return "\n```{ .text .output .no-copy }\n" + body + "\n```\n\n"
+    """The notebook as it was last run as a page, with its pictures beside it."""
+    parts = []
+    for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
+        if cell.cell_type == "markdown":
+            parts.append(relinked(cell.source, path))
+            continue
+        parts.append(f"```python\n{cell.source}\n```")
+        for place, output in enumerate(cell.outputs):
+            parts.append(_output(output, out, f"{path.stem}-{number}-{place}"))
+    (out / f"{path.stem}.md").write_text("\n\n".join(parts) + "\n", "utf-8")
 
 
-def _audio(body: str) -> str:
-    sources = re.findall(r'src="(data:audio[^"]+)"', body)
-    return "\n".join(f'<audio controls src="{source}"></audio>\n' for source in sources)
+def _output(output: Any, out: Path, name: str) -> str:
+    if output.output_type == "stream":
+        return f"```{{ .text .output .no-copy }}\n{output.text.rstrip()}\n```"
+    data = output.data
+    if "image/png" in data:
+        (out / f"{name}.png").write_bytes(base64.b64decode(data["image/png"]))
+        return f"![{data['text/plain']}]({name}.png)"
+    sounds = re.findall(r'src="(data:audio/[^"]+)"', data.get("text/html", ""))
+    assert sounds, f"an output of {name} that the site does not show: {sorted(data)}"
+    return "\n".join(
+        f'<audio controls preload="metadata" src="{sound}"></audio>' for sound in sounds
+    )
 
 
 def stage(out: Path) -> None:
@@ -121,9 +121,16 @@ def stage(out: Path) -> None:
             shutil.copyfile(path, to)
     (out / "decisions" / "index.md").write_text(_decisions(), "utf-8")
     for name, page in OTHERS.items():
-        if name not in ("README.md", "docs/decisions"):  # docs/index.md takes the place of the first
+        if name not in (
+            "README.md",
+            "docs/decisions",
+        ):  # docs/index.md takes the place of the first
             text = (ROOT / name).read_text("utf-8")
-            text = relinked(text, ROOT / name) if name.endswith(".md") else f"# {name}\n\n```text\n{text}\n```\n"
+            text = (
+                relinked(text, ROOT / name)
+                if name.endswith(".md")
+                else f"# {name}\n\n```text\n{text}\n```\n"
+            )
             text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)  # a model card's head
             (out / page).write_text(text, "utf-8")
     for file, text in make_reference.pages().items():
@@ -140,40 +147,52 @@ def _decisions() -> str:
     return "\n".join(rows) + "\n"
 
 
-def settings(out: Path) -> str:
+def settings() -> str:
     """The settings with the pages whose names follow from the code and the folder in the menu."""
-    reference = [f"      - reference/{name}" for name in make_reference.pages()]
-    decisions = ["      - decisions/index.md"]
-    decisions += [f"      - decisions/{path.name}" for path in sorted(DOCS.glob("decisions/*.md"), reverse=True)]
+    reference = [f"reference/{name}" for name in make_reference.pages()]
+    decisions = [
+        f"decisions/{path.name}" for path in sorted(DOCS.glob("decisions/*.md"), reverse=True)
+    ]
     text = SETTINGS.read_text("utf-8")
-    text = text.replace("# reference pages", "\n".join(reference).lstrip("\n"))
-    text = text.replace("# decisions", "\n".join(decisions))
-    places = {"docs_dir": SOURCE, "site_dir": out}
-    for key, place in places.items():
-        text = re.sub(rf"^{key}: .*$", f"{key}: {place}", text, flags=re.M)
+    for mark, pages in (
+        ("# reference", reference),
+        ("# decisions", ["decisions/index.md", *decisions]),
+    ):
+        assert mark in text
+        text = text.replace(mark, "\n".join(f"      - {page}" for page in pages), 1)
     return text.replace("paths: [src]", f"paths: [{ROOT / 'src'}]")
+
+
+def build(work: Path) -> None:
+    """Write pages and settings into a folder, and build the site there.
+
+    Raises:
+        SystemExit: a warning, in the builder's words.
+    """
+    stage(work / "site-source")
+    file = work / "mkdocs.yml"
+    file.write_text(settings(), "utf-8")
+    done = build_strictly(file)
+    if done.returncode:
+        told = done.stderr.partition("Traceback")[0]
+        sys.exit("\n".join(part for part in (done.stdout, told) if part.strip()))
+
+
+def build_strictly(file: Path) -> subprocess.CompletedProcess[str]:
+    """Run the builder; any warning is an error."""
+    words = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "-f", str(file)]
+    return subprocess.run(words, check=False, capture_output=True, text=True)
 
 
 def main() -> None:
     """Build it, or say what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--work", type=Path, default=ROOT / "build", help="the site is WORK/site")
+    work = parser.parse_args().work.resolve()
     if missing := make_reference.missing_docstrings(make_reference.sections()):
         sys.exit(f"no docstring: {', '.join(missing)}")
-    stage(SOURCE)
-    file = ROOT / "build" / "mkdocs.yml"
-    file.write_text(settings(out), "utf-8")
-    _build(file)
-    print(out / "index.html")
-
-
-def _build(file: Path) -> Any:
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", str(file)]
-    done = subprocess.run(words, env=environment, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    build(work)
+    print(work / "site" / "index.html")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Tiny models in place of those that the recipes name: of the same class where a library has it, else
-of the same layout as the project's own code, with random weights."""
+"""Tiny models in place of those that the recipes name: of the same class where a library has it,
+else of the same layout as the project's own code, with random weights."""
 
+# Modules of other projects as they are laid out.
+# ruff: noqa: E501
 from __future__ import annotations
 
 import importlib
