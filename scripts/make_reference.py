@@ -1,19 +1,18 @@
-"""Build the reference of the public names from their docstrings, as HTML.
+"""The reference of the public names: docs/reference.md, and the pages of the site.
 
     python scripts/make_reference.py [--out FOLDER] [--names FILE.toml]
 
-The names are those of docs/reference.toml. Any warning is an error: a name that does not exist, a
-docstring that is absent or cannot be laid out.
+Writes the pages that scripts/make_site.py has filled from docstrings. The names are those of
+docs/reference.toml; one that does not exist, or has no docstring, is an error.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import io
+import json
 import re
 import sys
-import tempfile
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +22,6 @@ from penult.locking import Once
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ROOT / "docs" / "reference.toml"
-CODE = re.compile(r"`([^`]+)`")
 
 
 class Section(NamedTuple):
@@ -85,10 +83,10 @@ def page() -> str:
     """docs/reference.md: every public name in one line."""
     parts = [
         "# Public names",
-        "Written by `make docs` from `docs/reference.toml` and the docstrings; `make docs` also "
-        "builds the whole reference as HTML in `build/reference`. A name that is not listed here "
-        "may change without notice; one that is keeps working, or works one version longer under "
-        "its former name, with a `DeprecationWarning`.",
+        "Written by `make docs` from `docs/reference.toml` and the docstrings; `make site` "
+        "builds the whole reference, with members and signatures, as part of the site. A name "
+        "that is not listed here may change without notice; one that is keeps working, or works "
+        "one version longer under its former name, with a `DeprecationWarning`.",
     ]
     for section in sections():
         rows = ["| name | |", "|---|---|"]
@@ -99,73 +97,30 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_rest(text: str) -> str:
-    """Plain text with `code` in backticks, as docstrings have it, in reStructuredText."""
-    pieces = re.split(r"(`[^`]+`)", text)
-    for place, piece in enumerate(pieces):
-        if place % 2:
-            pieces[place] = f"`{piece}`"
-        else:
-            pieces[place] = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", re.sub(r"([\\*|])", r"\\\1", piece))
-    return "".join(pieces)
-
-
-def write_sources(folder: Path, chosen: list[Section]) -> None:
-    """One page per section, and the first page that lists them."""
-    index = ["Penult", "======", "", ".. toctree::", "   :maxdepth: 2", ""]
-    for section in chosen:
-        file = re.sub(r"\W+", "_", section.title.lower())
-        index.append(f"   {file}")
-        lines = [section.title, "=" * len(section.title), "", as_rest(section.text), ""]
+def pages(chosen: list[Section] | None = None) -> dict[str, str]:
+    """One page of the whole reference for each section: file → what mkdocstrings makes it of."""
+    found = {}
+    for section in chosen if chosen is not None else sections():
+        text = re.sub(r"\]\((?!\w+:)", "](../", section.text)  # these pages lie in a folder
+        parts = [f"# {section.title}", text] if text else [f"# {section.title}"]
         for name in section.names:
-            found = find_object(name)
-            kind = "autoclass" if inspect.isclass(found) else "autofunction"
-            lines += [f".. {kind}:: {name}", ""]
-            if inspect.isclass(found) and not issubclass(found, BaseException):
-                lines[-1:] = [f"   :members: {', '.join(members(found))}", ""]
-        (folder / f"{file}.rst").write_text("\n".join(lines), "utf-8")
-    (folder / "index.rst").write_text("\n".join([*index, ""]), "utf-8")
+            one = find_object(name)
+            shown = list(members(one)) if _has_members(one) else []
+            options = {
+                "heading": name,
+                "toc_label": name.rpartition(".")[2],
+                "members": shown or False,
+                "inherited_members": bool(shown),
+            }
+            place = f"{one.__module__}.{one.__qualname__}"
+            parts.append(f"::: {place}\n    options: {json.dumps(options)}")
+        file = re.sub(r"\W+", "-", section.title.lower())
+        found[f"{file}.md"] = "\n\n".join(parts) + "\n"
+    return found
 
 
-def _plain_docstring(*event: Any) -> None:
-    *_, lines = event  # begun by an empty one: napoleon takes `word: …` of a property for its type
-    lines[:] = ["", *as_rest("\n".join(lines)).split("\n")]
-
-
-def build(out: Path, chosen: list[Section]) -> str:
-    """Build the pages; gives the warnings."""
-    from sphinx.application import Sphinx
-
-    settings = {
-        "project": "Penult",
-        "extensions": ["sphinx.ext.autodoc", "sphinx.ext.napoleon"],
-        "autodoc_member_order": "bysource",
-        "autodoc_typehints": "signature",
-        "autodoc_inherit_docstrings": False,
-        "python_maximum_signature_line_length": 90,
-        "html_theme_options": {"nosidebar": False, "page_width": "80em"},
-        "html_copy_source": False,
-        "html_show_sourcelink": False,
-        "copyright": "",
-        "html_show_copyright": False,
-    }
-    warnings = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder:
-        write_sources(Path(folder), chosen)
-        app = Sphinx(
-            folder,
-            None,
-            out,
-            Path(folder) / "doctrees",
-            "html",
-            settings,
-            status=None,
-            warning=warnings,
-            freshenv=True,
-        )
-        app.connect("autodoc-process-docstring", _plain_docstring, priority=100)
-        app.build(force_all=True)
-    return warnings.getvalue()
+def _has_members(found: Any) -> bool:
+    return inspect.isclass(found) and not issubclass(found, BaseException)
 
 
 def missing_docstrings(chosen: list[Section]) -> list[str]:
@@ -182,20 +137,22 @@ def missing_docstrings(chosen: list[Section]) -> list[str]:
 
 
 def main() -> None:
-    """Build the reference, or say why it cannot be built."""
+    """Write the pages, or say why they cannot be written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reference")
     parser.add_argument("--names", type=Path, default=NAMES)
     options = parser.parse_args()
-    chosen = sections(options.names)
     try:
+        chosen = sections(options.names)
         if missing := missing_docstrings(chosen):
             sys.exit(f"no docstring: {', '.join(missing)}")
-        if warnings := build(options.out, chosen):
-            sys.exit(warnings)
+        written = pages(chosen)
     except LookupError as error:
         sys.exit(f"no such name: {error}")
-    print(options.out / "index.html")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for file, text in written.items():
+        (options.out / file).write_text(text, "utf-8")
+    print(options.out)
 
 
 if __name__ == "__main__":

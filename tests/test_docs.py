@@ -101,28 +101,6 @@ def test_classes_that_public_names_return_are_public(reference: ModuleType) -> N
     assert len(seen) > 20
 
 
-@pytest.mark.slow
-def test_the_reference_has_the_public_names_and_nothing_else(
-    reference: ModuleType, tmp_path: Path
-) -> None:
-    from sphinx.util.inventory import InventoryFile
-
-    done = run_script("make_reference.py", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    pages = InventoryFile.loads((tmp_path / "objects.inv").read_bytes(), uri="").data
-    found = {name for kind, names in pages.items() if kind.startswith("py:") for name in names}
-    names = public_names(reference)
-    assert found >= set(names)
-    owners = [name for name in names if isinstance(reference.find_object(name), type)]
-    members = {f"{name}.{member}" for name in owners
-               if not issubclass(reference.find_object(name), Exception)
-               for member in reference.members(reference.find_object(name))}  # fmt: skip
-    again = {f"{owner.__module__}.{owner.__qualname__}"  # where `penult.Embedder` comes from
-             for owner in map(reference.find_object, owners)}  # fmt: skip
-    assert found - again == (set(names) | members) - again
-    assert {"penult.Embedder.run", "penult.Collection.search"} <= found
-
-
 def test_a_name_that_is_not_there_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "names.toml"
     file.write_text('[[section]]\ntitle = "Mistakes"\nnames = ["penult.load", "penult.lode"]\n')
@@ -162,6 +140,7 @@ PAGES = (
     "docs/preprocess.md",
     "docs/explain.md",
     "docs/integrations.md",
+    "docs/index.md",
     *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW_PAGES),
 )
 
@@ -256,11 +235,11 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_page_with_python_is_run() -> None:
-    """Here, or by tests/test_extending.py."""
+    """Here, or by tests/test_extending.py; docs/models by tests/test_recipes.py."""
     pages = {str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
              if "```python" in page.read_text("utf-8")}  # fmt: skip
     run = {"README.md", "docs/tour.md", "docs/classes.md", *SLOW_PAGES, "docs/extending.md"}
-    run |= {"docs/preprocess.md", "docs/explain.md", "docs/integrations.md"}
+    run |= {"docs/preprocess.md", "docs/explain.md", "docs/integrations.md", "docs/index.md"}
     assert pages == run
 
 
