@@ -1,5 +1,5 @@
-"""An embedder in other people's benchmarks: MTEB (with its mock tasks of texts, pictures and sound,
-offline), X-ARES and HEAR, each by the rules of its own checker; scikit-learn by `check_estimator`."""
+"""An embedder in other people's benchmarks: MTEB (with its mock tasks of texts, pictures and
+sound, offline), X-ARES and HEAR, each by the rules of its own checker; scikit-learn by its own."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import io
 from pathlib import Path
 from typing import Any
 
+import mteb
 import numpy as np
 import pytest
 import soundfile
 import torch
 from datasets import Dataset, DatasetDict
 from datasets.features import Audio
+from mteb.abstasks import AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
 from scipy.stats import spearmanr
 from sklearn.exceptions import SkipTestWarning
 from sklearn.utils.estimator_checks import check_estimator
 
-import mteb
 import penult
 import zoo
 from conftest import clip
-from mteb.abstasks import AbsTaskSTS
-from mteb.abstasks.task_metadata import TaskMetadata
 from penult.errors import TapError, UsageError
 from penult.integrations import hear
 from penult.integrations.mteb import MtebEncoder
@@ -81,7 +81,8 @@ def test_a_task_of_local_data_runs_unchanged(tmp_path: Path) -> None:
     class LocalSTS(AbsTaskSTS):  # type: ignore[misc]
         metadata = TaskMetadata(
             name="LocalSTS", description="pairs", reference=None,
-            dataset={"path": "x", "revision": "1"}, type="STS", category="t2t", modalities=["text"], eval_splits=["test"],
+            dataset={"path": "x", "revision": "1"}, type="STS", category="t2t",
+            modalities=["text"], eval_splits=["test"],
             eval_langs=["eng-Latn"], main_score="cosine_spearman", date=None, domains=None,
             task_subtypes=None, license=None, annotations_creators=None, dialect=None,
             sample_creation=None, bibtex_citation=None,
@@ -189,7 +190,7 @@ def test_hear_api(tmp_path: Path) -> None:
     assert embeddings.shape[2] == model.timestamp_embedding_size
     steps = torch.diff(times)
     assert (steps - steps.mean()).abs().max() < 1e-3 and steps.mean() <= 50.0
-    assert 0 <= times[0, 0] and times[0, -1] <= 2000
+    assert times[0, 0] >= 0 and times[0, -1] <= 2000
     scenes = hear.get_scene_embeddings(torch.rand(8, int(3.74 * 16_000)) * 2 - 1, model)
     assert scenes.dtype == torch.float32 and scenes.shape == (8, model.scene_embedding_size)
     # A scene of the mean is the mean of its frames.

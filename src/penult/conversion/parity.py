@@ -120,7 +120,7 @@ def _cosine(found: FloatArray, expected: FloatArray) -> float:
     largest = float(np.abs(expected).max(initial=0.0))
     if largest == 0.0:
         return float(not found.any())
-    return cosine(found / np.float64(largest), expected / np.float64(largest))
+    return cosine(found / np.float32(largest), expected / np.float32(largest))
 
 
 def _worst(pairs: Sequence[Any], name: str) -> float | None:

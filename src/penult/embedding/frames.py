@@ -72,7 +72,7 @@ class FrameReader:
 
     def times(self, count: int) -> Floats:
         """(count,) seconds from the beginning of a clip to the middle of each frame."""
-        times: Floats = self.first + self.hop * np.arange(count)
+        times: Floats = self.first + self.hop * np.arange(count, dtype=np.float64)
         return times
 
     def count(self, samples: int, frames: int) -> int:

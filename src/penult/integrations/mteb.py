@@ -21,7 +21,7 @@ from mteb.models.model_meta import ModelMeta  # noqa: E402
 _TAKEN = {"text": "text", "image": "image", "audio": "audio"}  # a modality → its column in a batch
 
 
-class MtebEncoder(AbsEncoder):  # type: ignore[misc]
+class MtebEncoder(AbsEncoder):
     """`mteb.evaluate(MtebEncoder("my-embedder"), tasks)`: vectors of texts, pictures or sounds, in
     the embedder's space. Sound is resampled by Penult, from the rate that it comes with.
 
