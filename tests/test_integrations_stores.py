@@ -362,3 +362,8 @@ def test_dataset_of_sound_needs_no_decoder(tmp_path: Path) -> None:
     result = embedder.run(items_of(dataset, "sound"))
     assert np.array_equal(result.vectors, embedder.embed(paths))
     assert list(result.ids) == paths
+    collection = Collection.open(tmp_path / "sounds.lance")
+    collection.add(embedder, tmp_path, workers=0)
+    (tmp_path / "1.wav").unlink()
+    files = [row["audio"] and row["audio"]["path"] for row in to_dataset(collection)]
+    assert files == [paths[0], None, paths[2]]

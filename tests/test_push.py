@@ -22,6 +22,7 @@ from conftest import RATE, clip
 from hub_standin import TOKEN, Hub, running
 from penult import ClassSpace, Collection, Embedder
 from penult.cli.main import run
+from penult.data.hashes import write_list
 from penult.embedding.embedder import open_embedder
 from penult.errors import CollectionError, ModelError, StoreError, UsageError
 from penult.models import hub as hub_cache
@@ -173,6 +174,18 @@ def test_the_card_says_what_it_is(hub: Hub, saved: Path) -> None:
     for word in ("`prelogits`", "`scale+l2`", "zero, one, two", 'open_embedder("anna/mine")'):
         assert word in text
     assert Embedder.load(saved).fingerprint_id in text
+
+
+def test_the_card_says_how_near_a_fast_engine_is(hub: Hub, saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "fast"))
+    described = json.loads((folder / "penult.json").read_text())
+    parity = {"items": 8, "cosine": 0.99999912, "logits": 2e-4, "labels": 1.0, "neighbours": 1.0}
+    described["choice"] = {"engine": "openvino", "numbers": "bf16", "parity": parity}
+    (folder / "penult.json").write_text(json.dumps(described))
+    write_list(folder)
+    card = penult.push(folder, "anna/fast", dry_run=True).card
+    assert "| parity | openvino bf16: cosine ≥ 0.99999" in card and "on 8 items |" in card
+    assert "parity" not in penult.push(saved, "anna/mine", dry_run=True).card
 
 
 def test_nothing_of_this_machine_is_pushed(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from penult.engines.parity import Parity
 from penult.extras import package_versions
 from penult.publishing.preparation import CLASS_SPACE, COLLECTION, EMBEDDER, Kind, Prepared
 
@@ -105,7 +105,11 @@ def _certificate(certificate: Mapping[str, Any]) -> str:
 
 
 def _parity(choice: Mapping[str, Any]) -> str | None:
-    return json.dumps(choice) if choice else None
+    """How near the vectors of the chosen engine are to those of torch, as it was saved."""
+    try:
+        return f"{choice['engine']} {choice['numbers']}: {Parity(**choice['parity']).words}"
+    except (KeyError, TypeError, ValueError):  # none was measured, or another version saved it
+        return None
 
 
 def _class_space(facts: Mapping[str, Any], repo: str) -> list[str]:
