@@ -4,8 +4,8 @@
 
 Pages are written into FOLDER/site-source first (build/site-source in the checkout): those of docs/
 with links that lead out of it turned to copies, the notebook as a page with its pictures beside it,
-one page of the reference for each section of docs/reference.toml. Any warning is an error: a link or
-a name that leads nowhere, a name without a docstring.
+one page of the reference for each section of docs/reference.toml. Any warning is an error: a link
+or a name that leads nowhere, a name without a docstring.
 """
 
 from __future__ import annotations
