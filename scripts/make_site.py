@@ -160,7 +160,9 @@ def settings() -> str:
     ):
         assert mark in text
         text = text.replace(mark, "\n".join(f"      - {page}" for page in pages), 1)
-    return text.replace("paths: [src]", f"paths: [{ROOT / 'src'}]")
+    for inside in ("src", "scripts/once_properties.py"):  # the settings are read in another folder
+        text = text.replace(f"[{inside}]", f"[{ROOT / inside}]")
+    return text
 
 
 def build(work: Path) -> None:
