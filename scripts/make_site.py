@@ -4,8 +4,8 @@
 
 Pages are written into FOLDER/site-source first (build/site-source in the checkout): those of docs/
 with links that lead out of it turned to copies, the notebook as a page with its pictures beside it,
-one page of the reference for each section of docs/reference.toml. Any warning is an error: a link or
-a name that leads nowhere, a name without a docstring.
+one page of the reference for each section of docs/reference.toml. Any warning is an error: a link
+or a name that leads nowhere, a name without a docstring.
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def settings() -> str:
     ):
         assert mark in text
         text = text.replace(mark, "\n".join(f"      - {page}" for page in pages), 1)
-    return text.replace("paths: [src]", f"paths: [{ROOT / 'src'}]")
+    for inside in ("src", "scripts/once_properties.py"):  # the settings are read in another folder
+        text = text.replace(f"[{inside}]", f"[{ROOT / inside}]")
+    return text
 
 
 def build(work: Path) -> None:
