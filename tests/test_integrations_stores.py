@@ -53,6 +53,8 @@ def by_cosine(vectors: np.ndarray, query: np.ndarray, k: int) -> list[int]:
     return np.argsort(-(rows @ query.astype(np.float64)), kind="stable")[:k].tolist()
 
 
+MEMORY = QdrantClient  # named before its package goes
+
 # Qdrant
 
 
