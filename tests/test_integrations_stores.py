@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
+from importlib import reload
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,14 @@ from qdrant_client import QdrantClient
 import penult
 from conftest import RATE, clip
 from penult import Collection, Embedder
-from penult.errors import CollectionError, FingerprintMismatch, StoreError, UsageError
-from penult.integrations import pgvector, qdrant
+from penult.errors import (
+    CollectionError,
+    FingerprintMismatch,
+    MissingExtra,
+    StoreError,
+    UsageError,
+)
+from penult.integrations import langchain, pgvector, qdrant
 from penult.integrations.datasets import items_of, stream_dataset, to_dataset
 from penult.integrations.langchain import PenultEmbeddings
 from zoo import save_image, save_text
@@ -44,6 +52,8 @@ def by_cosine(vectors: np.ndarray, query: np.ndarray, k: int) -> list[int]:
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return np.argsort(-(rows @ query.astype(np.float64)), kind="stable")[:k].tolist()
 
+
+MEMORY = QdrantClient  # named before its package goes
 
 # Qdrant
 
@@ -266,6 +276,27 @@ def wide_collection(path: Path, dim: int) -> Collection:
     with writing(path, manifest) as writer:
         writer.write(pa.RecordBatch.from_pydict(rows))
     return Collection.open(path)
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "use"),
+    [
+        (
+            "qdrant_client.models",
+            "qdrant",
+            lambda c: qdrant.write(c, QdrantClient(":memory:"), "w"),
+        ),
+        ("psycopg", "pgvector", lambda c: pgvector.write(c, None, "words")),
+        ("datasets", "datasets", to_dataset),
+        ("langchain_core.embeddings", "langchain", lambda c: reload(langchain)),
+    ],
+)
+def test_a_package_that_is_missing_is_named(
+    words: Collection, monkeypatch: pytest.MonkeyPatch, package: str, extra: str, use: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"pip install 'penult\[{extra}\]'"):
+        use(words)
 
 
 # LangChain

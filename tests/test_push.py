@@ -213,6 +213,25 @@ def test_nothing_of_this_machine_is_pushed(
     assert str(tmp_path).encode() not in taught["about"].tobytes()
 
 
+def test_a_folder_named_inside_of_a_graph_is_told(hub: Hub, light: Path, tmp_path: Path) -> None:
+    import onnx
+
+    folder = Path(shutil.copytree(light, tmp_path / "graph"))
+    file = next(folder.glob("*.onnx"))
+    graph = onnx.load(file)
+    graph.metadata_props.add(key="made in", value=f"'{tmp_path}/code.py'")
+    onnx.save(graph, file)
+    write_list(folder)
+    planned = penult.push(folder, "anna/graph", dry_run=True)
+    assert any(str(tmp_path) in note and file.name in note for note in planned.notes)
+    assert str(tmp_path) not in planned.card
+    (folder / "notes.txt").write_text(f"see {tmp_path}/code.py")
+    write_list(folder)
+    with pytest.raises(UsageError, match=r"notes\.txt names the folder"):
+        penult.push(folder, "anna/graph")
+    assert hub.asked == []
+
+
 def test_a_collection_comes_back(
     hub: Hub, demo_collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +240,7 @@ def test_a_collection_comes_back(
     ours.label(keys["id"].to_pylist()[3], "whole", "loud", who="anna", source="test")
     ours.fit_space("pca:4", name="four")
     done = penult.push(ours.path, "anna/words", private=True)
+    assert "marks name who made them: anna" in done.notes
     assert done.repo_type == "dataset" and hub.repositories["dataset", "anna/words"].private
     assert run(["pull", "anna/words", str(tmp_path / "back.lance")]) == 0
     back = Collection.open(tmp_path / "back.lance")

@@ -35,7 +35,7 @@ _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 @dataclass(frozen=True, slots=True)
 class Publication:
     """What was pushed, or would be. files: sizes in bytes by name. notes: what differs from what is
-    here. revision, url: of the commit; empty where nothing was pushed."""
+    here, and what to look at before. revision, url: of the commit; empty if nothing was pushed."""
 
     repo: str
     repo_type: str
@@ -101,7 +101,8 @@ def push(
         card = card_of(prepared, repo, license)
         (prepared.folder / CARD).write_text(card, "utf-8")
         place = "dataset" if prepared.kind == COLLECTION else "model"
-        told = Publication(repo, place, prepared.kind, prepared.files, card, prepared.notes)
+        notes = [*prepared.notes, *prepared.warnings]
+        told = Publication(repo, place, prepared.kind, prepared.files, card, notes)
         if tell is not None:
             tell(told)
         return told if dry_run else _uploaded(told, prepared.folder, private, message)

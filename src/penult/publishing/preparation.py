@@ -29,7 +29,7 @@ from penult.data.hashes import digest, write_list
 from penult.data.roots import Root
 from penult.data.tables import PATH
 from penult.embedding import saving
-from penult.errors import CollectionError, ModelError, UsageError, cause
+from penult.errors import CollectionError, ModelError, UsageError, cause, listed
 from penult.fewshot import storage
 from penult.fewshot.versions import FileStore
 from penult.models.hub import CLASSES
@@ -49,12 +49,14 @@ _SKIPPED = ("README.md",)  # the card is written anew
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is published. facts: for the card. notes: what differs from what is here, in words."""
+    """What is published. facts: for the card. notes: what differs from what is here, in words.
+    warnings: for whoever pushes alone."""
 
     kind: Kind
     folder: Path
     facts: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def files(self) -> dict[str, int]:
@@ -97,17 +99,17 @@ def prepare(path: str | os.PathLike[str], folder: Path, kind: Kind | None = None
         COLLECTION: _collection,
     }
     prepared = makers[found](source, folder)
-    return replace(prepared, notes=[*prepared.notes, *_checked(prepared, source)])
+    return replace(prepared, warnings=[*prepared.warnings, *_checked(prepared, source)])
 
 
 def _checked(prepared: Prepared, source: Path) -> list[str]:
-    """Notes on files of another form than text in which a folder of this machine is named.
+    """Warnings of files of another form than text in which a folder of this machine is named.
 
     Raises:
         UsageError: a text names one.
     """
     files = [path for path in prepared.folder.rglob("*") if path.is_file()]
-    notes = []
+    warnings = []
     for path, folder in files_naming(files, own_folders(source)):
         name = path.relative_to(prepared.folder).as_posix()
         if path.suffix in _TEXTS or prepared.kind != EMBEDDER:
@@ -115,8 +117,10 @@ def _checked(prepared: Prepared, source: Path) -> list[str]:
                 f"{name} names the folder {folder} of this machine, and nothing was pushed: take "
                 "it out of there"
             )
-        notes.append(f"{name} names the folder {folder} of this machine, inside of its own format")
-    return list(dict.fromkeys(notes))
+        warnings.append(
+            f"{name} names the folder {folder} of this machine, inside of its own format"
+        )
+    return list(dict.fromkeys(warnings))
 
 
 # An embedder
@@ -254,7 +258,10 @@ def _collection(source: Path, folder: Path) -> Prepared:
     notes = ["the index, clusters, maps, failures and versions of classes stay here"]
     if left_out:
         notes.append(f"columns with paths of this machine stay here: {', '.join(left_out)}")
-    return Prepared(COLLECTION, folder, _collection_facts(reader, clean, labels), notes)
+    facts = _collection_facts(reader, clean, labels)
+    people = sorted({who for who in labels["who"].to_pylist() if who})
+    warnings = [f"marks name who made them: {listed(people)}"] if people else []
+    return Prepared(COLLECTION, folder, facts, notes, warnings)
 
 
 def _require_roots(reader: Reader, manifest: Manifest) -> None:
@@ -327,7 +334,6 @@ def _collection_facts(reader: Reader, manifest: Manifest, labels: pa.Table) -> d
         "columns": list(schema.metadata_of(reader.schema)),
         "labels": sorted(set(labels["class"].to_pylist())),
         "marks": len(labels),
-        "people": sorted({who for who in labels["who"].to_pylist() if who}),
         "classes": list(manifest.labels),
         "roots": list(manifest.roots or {}),
     }
