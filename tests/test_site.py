@@ -167,7 +167,7 @@ def test_pages_open_as_files_and_ask_no_network(work: Path) -> None:
         page = browser.new_page(viewport={"width": 390, "height": 800})
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("requestfailed", lambda request: faults.append(request.url))
+        page.on("requestfailed", lambda request: faults.append(f"{request.failure} {request.url}"))
         for name in ("results.html", "models/panns.html", "proof.html", "tutorial.html"):
             page.goto((work / "site" / name).as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
@@ -180,4 +180,5 @@ def test_pages_open_as_files_and_ask_no_network(work: Path) -> None:
         page.keyboard.type("padding law")
         page.wait_for_selector("text=Batches, windows and the padding law")
     assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
-    assert faults == []
+    # A page that is left for the next one gives up what it was still asking for.
+    assert [fault for fault in faults if not fault.startswith("net::ERR_ABORTED")] == []
