@@ -139,6 +139,7 @@ PAGES = (
     "docs/classes.md",
     "docs/preprocess.md",
     "docs/explain.md",
+    "docs/integrations.md",
     "docs/index.md",
     *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW_PAGES),
 )
@@ -238,7 +239,7 @@ def test_every_page_with_python_is_run() -> None:
     pages = {str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
              if "```python" in page.read_text("utf-8")}  # fmt: skip
     run = {"README.md", "docs/tour.md", "docs/classes.md", *SLOW_PAGES, "docs/extending.md"}
-    run |= {"docs/preprocess.md", "docs/explain.md", "docs/index.md"}
+    run |= {"docs/preprocess.md", "docs/explain.md", "docs/integrations.md", "docs/index.md"}
     assert pages == run
 
 

@@ -24,8 +24,10 @@ LAYERS = (
     ("embed", ("embedding",)),
     ("store", ("collection",)),
     ("classes", ("fewshot",)),
+    ("hub", ("publishing",)),
     ("api", ("api", "selection", "__init__")),
-    ("bridges", ("sklearn",)),
+    ("bridges", ("integrations", "sklearn")),
+    ("formats", ("conversion",)),
     ("faces", ("server", "explorer", "cli", "__main__")),
 )
 LEVEL = {name: level for level, name in enumerate(n for _, names in LAYERS for n in names)}

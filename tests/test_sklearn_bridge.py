@@ -20,9 +20,9 @@ from sklearn.utils import estimator_checks
 
 import penult
 from conftest import RATE, clip
-from penult import sklearn
 from penult.analysis.space import fit
 from penult.errors import FingerprintMismatch, ItemError, SourceError, TapError, UsageError
+from penult.integrations import sklearn
 from penult.models.specs import demo_folder
 from penult.sklearn import EmbeddingTransformer, rows_of
 

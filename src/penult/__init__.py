@@ -23,10 +23,12 @@ from penult.errors import PenultError
 if TYPE_CHECKING:
     from penult.api import load
     from penult.collection.collection import Collection
+    from penult.conversion.formats import convert
     from penult.embedding.embedder import Embedder
     from penult.embedding.runner import Result
     from penult.fewshot.classspace import ClassSpace
     from penult.models.base import Classifier, Prediction
+    from penult.publishing.hub_repository import pull, push
     from penult.selection import choose
     from penult.tracing.split import split
 
@@ -45,7 +47,10 @@ __all__ = [
     "Result",
     "__version__",
     "choose",
+    "convert",
     "load",
+    "pull",
+    "push",
     "split",
 ]
 
@@ -57,7 +62,10 @@ _HOMES = {
     "Prediction": "penult.models.base",
     "Result": "penult.embedding.runner",
     "choose": "penult.selection",
+    "convert": "penult.conversion.formats",
     "load": "penult.api",
+    "pull": "penult.publishing.hub_repository",
+    "push": "penult.publishing.hub_repository",
     "split": "penult.tracing.split",
 }
 
@@ -77,7 +85,7 @@ def __dir__() -> list[str]:
 # Where classes are now that pickles written by 0.1.0 name.
 _MOVED = {
     "penult.bridges": "penult",
-    "penult.bridges.sklearn": "penult.sklearn",
+    "penult.bridges.sklearn": "penult.integrations.sklearn",
     "penult.space": "penult.analysis.space",
 }
 

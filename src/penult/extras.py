@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 
 # import name -> (extra of this package, what it is needed for)
 EXTRAS = {
+    "datasets": ("datasets", "datasets of Hugging Face"),
+    "langchain_core": ("langchain", "embeddings of LangChain"),
+    "pgvector": ("pgvector", "PostgreSQL with pgvector"),
+    "psycopg": ("pgvector", "PostgreSQL with pgvector"),
+    "qdrant_client": ("qdrant", "Qdrant"),
     "ai_edge_litert": ("litert", "TFLite files"),
     "flatbuffers": ("litert", "TFLite files"),
     "fastapi": ("serve", "the server"),
@@ -38,11 +43,13 @@ EXTRAS = {
     "h5py": ("keras", "Keras models in HDF5 files"),
     "keras": ("keras", "Keras models"),
     "matplotlib": ("map", "pictures"),
+    "mteb": ("mteb", "tasks of MTEB"),
     "onnx": ("onnx", "ONNX files"),
     "onnxruntime": ("onnx", "ONNX files"),
+    "onnxscript": ("onnx", "writing ONNX files"),
     "openvino": ("openvino", "running a torch model in OpenVINO"),
     "sentencepiece": ("text", "tokenizers of text models"),
-    "sentence_transformers": ("names", "classes by their names"),
+    "sentence_transformers": ("names", "classes by their names, and SentenceTransformer folders"),
     "skops": ("probe", "saved probes"),
     "tiktoken": ("text", "tokenizers of text models"),
     "timm": ("timm", "timm models"),

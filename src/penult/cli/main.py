@@ -38,6 +38,7 @@ from penult.cli import (
     novelty,
     predict,
     probe,
+    publish,
     serve,
     suggest,
     suspects,
@@ -158,6 +159,7 @@ PANELS = {
         comparison.compare,
         archive.select,
     ),
+    "The Hugging Face hub": (publish.push, publish.pull),
     "Server and page": (serve.serve, explore.explore),
     "Demo and installation": (demo.demo, demo.doctor),
 }

@@ -44,7 +44,7 @@ from penult.cli.output import (
     stdout,
     working,
 )
-from penult.errors import listed
+from penult.errors import UsageError, listed
 
 
 @with_columns
@@ -102,13 +102,29 @@ def classify(
 @with_model_options
 def convert(
     model: Model,
-    folder: Annotated[Path, typer.Argument(help="Folder to save the embedder in.")],
+    out: Annotated[Path, typer.Argument(help="Folder or file to write.")],
     tap: Tap = None,
     pooling: Pooling = None,
     pool_over: PoolOver = None,
     verify: Annotated[
         list[str] | None,
-        typer.Option(help="File to prove the head on; give it twice for two files."),
+        typer.Option(
+            help="File to prove the head on, and to compare --format with torch on; give it "
+            "twice for two files."
+        ),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="embedder: Penult's own folder. For programs without Penult: onnx, openvino, pt2 "
+            "(torch.export), sentence-transformers, transformers."
+        ),
+    ] = "embedder",
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Class file of penult teach, whose probabilities onnx, openvino and pt2 give too."
+        ),
     ] = None,
     engine: Engine = "torch",
     precision: Precision = None,
@@ -117,18 +133,18 @@ def convert(
 ) -> None:
     """Save a classifier as an embedder: a folder that every command accepts as MODEL.
 
-    The proof of the head and the measured batching policy are saved with it.
+    The proof of the head and the measured batching policy are saved with it. With --format it is
+    written for programs that know nothing of Penult, and compared with torch before it is kept.
     """
     from penult.data.sources import from_objects
-    from penult.embedding.embedder import (
-        describe_embedder,
-        keep_engine,
-        open_embedder,
-        require_proof,
-    )
+    from penult.embedding.embedder import keep_engine, open_embedder, require_proof
     from penult.embedding.source_sample import SourceSample
-    from penult.models.code_bundle import CodeBundle, needs
 
+    if format == "embedder":
+        if classes is not None:
+            raise UsageError("--classes goes with --format onnx, openvino or pt2")
+    else:
+        _check_conversion(out, format, engine, precision)
     with working(f"loading {model}"):
         embedder = open_embedder(
             model,
@@ -142,13 +158,23 @@ def convert(
     sample = SourceSample(source_of(verify, None, embedder.classifier.modality)) if verify else None
     with working("proving the head"):
         require_proof(embedder, sample)
+    if format != "embedder":
+        _write_conversion(embedder, out, format, sample.source if sample else None, classes, json)
+        return
     with working("measuring the batching policy"):
-        policy = embedder.runner.policy
+        _ = embedder.runner.policy
     if engine != "auto":  # the recorded graph and its measured precision are saved too
         with working(f"measuring {engine}"):
             embedder.settle(sample or SourceSample(from_objects((), embedder.classifier.modality)))
             keep_engine(embedder)
-    saved = embedder.save(folder)
+    _save(embedder, out, json)
+
+
+def _save(embedder: Any, out: Path, json: bool) -> None:
+    from penult.embedding.embedder import describe_embedder
+    from penult.models.code_bundle import CodeBundle, needs
+
+    saved = embedder.save(out)
     bundle = CodeBundle.read(saved)
     if json:
         code = {} if bundle is None else {"code": dict(bundle.hashes), "needs": needs(bundle)}
@@ -162,13 +188,52 @@ def convert(
         soft_wrap=True,
     )
     stdout.print(proof_line(embedder), soft_wrap=True)
-    stdout.print(f"[dim]batches: {policy.words}[/]", soft_wrap=True)
+    stdout.print(f"[dim]batches: {embedder.runner.policy.words}[/]", soft_wrap=True)
     if bundle is not None:
         installed = f"; of installed packages it needs {listed(needs(bundle))}"
         words = f"carries your code: {listed(bundle.hashes)}{installed if needs(bundle) else ''}"
         stdout.print(f"[dim]{printable(words)}[/]", soft_wrap=True)
     if embedder.runner.choice:
         stdout.print(f"[dim]{printable(embedder.runner.choice.words)}[/]", soft_wrap=True)
+
+
+def _check_conversion(out: Path, format: str, engine: str, precision: str | None) -> None:
+    """Refuse what cannot be written before a model is opened."""
+    from penult.conversion.formats import check_target, find_format
+
+    check_target(out, find_format(format))
+    if engine != "torch" or precision not in (None, "exact"):
+        raise UsageError(
+            f"--format {format} holds the model in fp32; --engine and --precision go with the "
+            "program that runs it"
+        )
+
+
+def _write_conversion(
+    embedder: Any, out: Path, format: str, source: Any, classes: Path | None, json: bool
+) -> None:
+    from penult.conversion.formats import convert as convert_to
+
+    with working(f"writing {format}, and comparing it with torch"):
+        done = convert_to(embedder, out, format, source, classes)
+    if json:
+        print_json(done.to_dict())
+        return
+    stdout.print(
+        f"wrote [bold]{printable(str(done.path))}[/]: tap [cyan]{escape(embedder.tap.name)}[/], "
+        f"pooling [cyan]{embedder.pooling}[/], {done.facts['dim']} numbers per item, "
+        f"fingerprint {embedder.fingerprint_id}",
+        soft_wrap=True,
+    )
+    stdout.print(proof_line(embedder), soft_wrap=True)
+    stdout.print(printable(done.parity.words), soft_wrap=True)
+    for name in ("inputs", "outputs", "padding", "hidden", "modules"):
+        if name in done.facts:
+            value = done.facts[name]
+            words = value if isinstance(value, str) else ", ".join(value)
+            stdout.print(f"[dim]{name}: {printable(words)}[/]", soft_wrap=True)
+    if done.example:
+        stdout.print(f"\n{escape(done.example)}", soft_wrap=True, end="")
 
 
 def _show_prediction(prediction: Any, top: int, text: str | None) -> None:

@@ -713,9 +713,10 @@ def load_class_space(
     from penult.collection.collection import Collection
     from penult.collection.search import embedder_of
     from penult.fewshot.classspace import ClassSpace
+    from penult.models.hub import is_repository
 
     chosen = {name: value for name, value in settings.items() if value is not None}
-    if place.endswith(".npz"):
+    if place.endswith(".npz") or is_repository(place):
         taught = ClassSpace.load(place, **chosen)
     else:
         taught = ClassSpace(Collection.open(place, must_exist=True), **chosen)

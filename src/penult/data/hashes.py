@@ -59,6 +59,15 @@ def list_hash(folder: Path) -> str | None:
     return hash_of(path) if path.is_file() else None
 
 
+def listed_names(folder: Path) -> list[str]:
+    """The names in a folder's list, each of them inside of the folder.
+
+    Raises:
+        ValueError: it is no list. OSError: it cannot be read.
+    """
+    return list(_read(folder / LIST))
+
+
 def damage(folder: Path, only: Collection[str] | None = None, later: str = "") -> str:
     """What is not as the folder's list says, in words; empty where all is, and where there is no
     list. only: the names that are looked at. later: a folder inside, whose files are checked when

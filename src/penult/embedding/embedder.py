@@ -613,13 +613,16 @@ class Embedder:
         engine: str | None = None,
         precision: str | None = None,
     ) -> Embedder:
-        """Open a saved embedder. engine, precision: others than it was saved with.
+        """Open a saved embedder: a folder, or one on the hub (`owner/name[@revision]`). engine,
+        precision: others than it was saved with.
 
         Raises:
             ModelError: not an embedder, or its weights are not those that were saved.
         """
         how = {"engine": engine, "precision": precision}
-        return cls._load(user_path(folder), specs.load, trust, device=device, **how)
+        pushed = specs.saved_on_hub(folder, trust)
+        open = specs.load if pushed is None else _by_name(specs.load, folder)
+        return cls._load(pushed or user_path(folder), open, trust, device=device, **how)
 
     @classmethod
     def _load(
@@ -701,6 +704,13 @@ def numbered_regions(
         yield from layout.of([entry], classifier.input)
 
 
+def _by_name(
+    open: Callable[..., Classifier], spec: str | os.PathLike[str]
+) -> Callable[..., Classifier]:
+    """Opens a model of the hub by its name, so that it is recorded with its commit."""
+    return lambda folder, trust: open(spec, trust=trust)
+
+
 def open_embedder(
     spec: str | os.PathLike[str],
     tap: str | None = None,
@@ -718,11 +728,13 @@ def open_embedder(
     model_options: what else `penult.load` takes.
     """
     how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
-    if saving.is_embedder(spec):
+    pushed = specs.saved_on_hub(spec, bool(model_options.get("trust")))
+    if pushed is not None or saving.is_embedder(spec):
         if given := [n for n, value in model_options.items() if value and n != "trust"]:
             log.warning("%s opens as it was saved: %s has no effect", spec, ", ".join(given))
         trust = bool(model_options.get("trust"))
-        saved = Embedder._load(user_path(spec), specs.open_recorded, trust, **how)
+        open = specs.open_recorded if pushed is None else _by_name(specs.open_recorded, spec)
+        saved = Embedder._load(pushed or user_path(spec), open, trust, **how)
         readings = saved.runner.readings
         over = pool_over or readings[0].pool_over
         if tap in (None, saved.tap.name):

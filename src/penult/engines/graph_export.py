@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from penult.engines.base import EngineRequest, FloatArray, Reading, Readout, one_row_each
 from penult.engines.batch_policy import probe
-from penult.engines.batching import Batch, BatchPolicy
+from penult.engines.batching import MASK, Batch, BatchPolicy
 from penult.engines.pooling import pool
 from penult.engines.positions import FilledPositions, frame_mask, masked_norms
 from penult.engines.recorded_graph import LENGTHS, OWN, GraphInputs
@@ -52,7 +52,10 @@ class CutModule(nn.Module):
         """The model's arguments in the order of `names` → (logits, vector of each reading)."""
         tensors = dict(zip(self.names, values, strict=True))
         lengths, own = tensors.pop(LENGTHS, None), tensors.pop(OWN, None)
-        norms = nullcontext() if lengths is None else masked_norms(self.model, lengths)
+        norms: Any = nullcontext()
+        if lengths is not None:
+            longest = tensors[MASK].shape[1] if torch.compiler.is_exporting() else None
+            norms = masked_norms(self.model, lengths, longest)
         base = self.model.get_submodule(self._base) if self._base else None
         with norms, captured(self.model, [one.tap.spot for one in self.readings]) as caught:
             logits = logits_of(self.model(**tensors), self._output)

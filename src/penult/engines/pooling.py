@@ -74,7 +74,7 @@ def pool(hidden: Tensor, pooling: str, channel: int = -1, mask: Tensor | None = 
         if not _recorded() and mask.all():
             mask = None
     if mask is not None and (
-        hidden.ndim != 3 or mask.shape != (len(hidden), hidden.shape[3 - channel])
+        hidden.ndim != 3 or mask.shape != (hidden.shape[0], hidden.shape[3 - channel])
     ):
         raise TapError(
             f"a mask of shape {tuple(mask.shape)} does not fit hidden states of shape "
@@ -209,7 +209,7 @@ def _recorded() -> bool:
     """Whether the pass at hand is being recorded as a graph."""
     import torch
 
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+    return bool(torch.jit.is_tracing() or torch.compiler.is_exporting())  # type: ignore[attr-defined,no-untyped-call]
 
 
 def unknown(pooling: str, package: str = "") -> str:
@@ -293,7 +293,7 @@ def _row(hidden: Tensor, positions: Tensor) -> Tensor:
     """(B, C) at one position of each item."""
     import torch
 
-    return hidden[torch.arange(len(hidden), device=hidden.device), positions]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), positions]
 
 
 def _mean_std(hidden: Tensor, channel: int, mask: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -125,26 +125,31 @@ def own_frames(backbone: nn.Module | None, batch: Batch, frames: int) -> Tensor 
 
 
 @contextmanager
-def masked_norms(module: nn.Module, lengths: Sequence[int] | Tensor) -> Iterator[None]:
+def masked_norms(
+    module: nn.Module, lengths: Sequence[int] | Tensor, longest: int | None = None
+) -> Iterator[None]:
     """Group norms over time take their statistics from each item's own frames only.
 
-    lengths: valid positions of each item along its time axis, which ends where the longest item
-    ends. How many frames of an item are valid behind a convolution follows from the convolution's
-    own arithmetic, so that the statistics are those of the item alone. The hooks are gone
-    afterwards. A pass that is being recorded takes the lengths as a tensor, one of its inputs.
+    lengths: valid positions of each item along its time axis. longest: where that axis ends; None:
+    with the longest item. How many frames of an item are valid behind a convolution follows from
+    the convolution's own arithmetic, so that the statistics are those of the item alone. The hooks
+    are gone afterwards. A pass that is being recorded takes the lengths as a tensor, one of its
+    inputs.
     """
     own = torch.as_tensor(lengths)
-    valid = {int(own.max()): own}  # frames in the batch → valid ones of each item
+    # Frames in the batch → valid ones of each item.
+    valid = {_size(own.max() if longest is None else longest): own}
 
     def convolved(conv: nn.Conv1d, args: Any, output: Tensor) -> None:
-        before = valid.get(int(args[0].shape[-1]))
+        before = valid.get(_size(args[0].shape[-1]))
         if before is None or isinstance(conv.padding, str):
             return
         reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
-        valid[int(output.shape[-1])] = (before + 2 * conv.padding[0] - reach) // conv.stride[0] + 1
+        after = (before + 2 * conv.padding[0] - reach) // conv.stride[0] + 1
+        valid[_size(output.shape[-1])] = after
 
     def normed(norm: nn.GroupNorm, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        frames = valid.get(int(hidden.shape[-1]))
+        frames = valid.get(_size(hidden.shape[-1]))
         if hidden.ndim != 3 or frames is None:
             return forward(hidden)
         return _group_norm(norm, hidden, frames.to(hidden.device))
@@ -160,6 +165,12 @@ def masked_norms(module: nn.Module, lengths: Sequence[int] | Tensor) -> Iterator
             kept.callback(_put_back, norm, own_forward)
             norm.__dict__["forward"] = partial(normed, norm, norm.forward)
         yield
+
+
+def _size(size: Any) -> Hashable:
+    """A length to look up by; of a pass that is exported its formula, for a comparison of numbers
+    would hold the graph to this one."""
+    return str(size) if isinstance(size, torch.SymInt) else int(size)
 
 
 def _put_back(norm: nn.GroupNorm, forward: Callable[[Tensor], Tensor] | None) -> None:

@@ -27,6 +27,8 @@ from penult.errors import FingerprintMismatch, LabelsError, StoreError, UsageErr
 from penult.fewshot.examples import Examples, checked_mark, checked_name
 from penult.fewshot.versions import FileStore
 from penult.memory import check_unpacked, free_memory
+from penult.models.hub import fetch_classes, is_repository
+from penult.models.trust import typed
 
 FORMAT = 2  # 1 had no background, and no versions
 SUFFIX = ".npz"
@@ -159,13 +161,14 @@ def check_free(path: Path | None, overwrite: bool) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Saved:
-    """The content of a file of `write`.
+    """The content of a file of `write`, or of one that was pushed to the hub
+    (`owner/name[@revision]`).
 
     Raises:
         LabelsError: there is no such file, or it is no class space.
         StoreError: it is one, and damaged; with what of it is whole.
     """
-    source = user_path(path)
+    source = _located(path)
     state = state_of(source)  # before it is read
     try:
         if source.is_file() and not is_zipfile(source):
@@ -196,6 +199,15 @@ def read(path: str | os.PathLike[str]) -> Saved:
     raise LabelsError(
         f"{source} has format {about['format']}, this Penult reads up to {FORMAT}: upgrade penult"
     )
+
+
+def _located(path: str | os.PathLike[str]) -> Path:
+    """The file, fetched if it is on the hub."""
+    name = os.fspath(path)
+    if not isinstance(name, str) or not is_repository(name):
+        return user_path(path)
+    typed(name)
+    return fetch_classes(name)
 
 
 _NAMES = {"about": "its text", "vectors": "the vectors of its examples", "space": "its space",

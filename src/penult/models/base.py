@@ -495,6 +495,11 @@ def keep_record(classifier: Classifier, record: Any) -> None:
     classifier._record = record
 
 
+def note_facts(classifier: Classifier, facts: Mapping[str, Any]) -> None:
+    """Further facts for `describe`."""
+    classifier._facts |= facts
+
+
 def keep_bundle(classifier: Classifier, bundle: CodeBundle | None) -> None:
     """Note the user's own modules that lie in a classifier's folder, which go with it."""
     classifier._bundle = bundle

@@ -10,13 +10,15 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from glob import escape
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 from penult.data.files import user_path
+from penult.data.hashes import LIST, listed_names
 from penult.errors import ModelError, cause
 from penult.models.trust import is_typed, naming
 
@@ -26,9 +28,12 @@ OFFLINE = "PENULT_OFFLINE"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What a transformers checkpoint may consist of; nothing else is fetched from the hub.
-SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py", LIST]
 SAFE_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"]
 PICKLED_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+SAVED = "penult.json"  # of a saved embedder, whose list names all of its files
+CLASSES = "classes.npz"  # of a class space that was pushed
 
 # Ends of names of files: no id on the hub has one.
 _SUFFIXES = {
@@ -137,16 +142,52 @@ def fetch(
     """Bring a hub id (`owner/name[@revision]`) into the local cache.
 
     Returns (folder, commit). safetensors are preferred; pickled weights are fetched only where
-    there are none. Without a network, or where it may not be asked, what the cache holds is used.
-    forms: how a model may be named, for the error.
+    there are none. Of an embedder that Penult saved all files are fetched that its list names.
+    Without a network, or where it may not be asked, what the cache holds is used. forms: how a
+    model may be named, for the error.
 
     Raises:
         ModelError: the hub has no such model, or cannot or may not be asked and the cache has none.
     """
+    return _fetch(spec, _snapshot, trust, ("model", forms))
+
+
+def is_repository(name: str) -> bool:
+    """Whether a text that names a file or a folder means a repository on the hub: it is written as
+    `owner/name[@revision]`, and nothing is here under that name or in a folder `owner`."""
+    if not HUB_ID.fullmatch(name) or "/" not in name.partition("@")[0]:
+        return False
+    path = user_path(name)
+    if path.exists() or path.suffix.lower() in _SUFFIXES:
+        return False
+    return "@" in name or not path.parent.is_dir()
+
+
+def fetch_classes(spec: str) -> Path:
+    """The file of a class space that was pushed to the hub, in the local cache.
+
+    Raises:
+        ModelError: as for `fetch`, or the repository holds no class space.
+    """
+    words = "class space or collection", "a class space is an .npz or a hub id"
+    folder, _ = _fetch(spec, _classes_snapshot, False, words)
+    if not (folder / CLASSES).is_file():
+        raise ModelError(f"{spec!r} on the hub is no class space of penult push: no {CLASSES}")
+    return folder / CLASSES
+
+
+def _fetch(
+    spec: str,
+    snapshot: Callable[[str, bool], Path | None],
+    trust: bool,
+    words: tuple[str, str],
+) -> tuple[Path, str]:
+    """snapshot: (spec, whether the cache alone is asked) → the folder. words: what is fetched, and
+    how it may be named."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    cached = _snapshot(spec, local=True)
+    cached = snapshot(spec, True)
     pinned = _COMMIT.fullmatch(spec.partition("@")[2])
     if cached is not None and (pinned or not may_ask(spec, trust)):
         return cached, cached.name
@@ -154,18 +195,19 @@ def fetch(
         refuse(spec, "the local hub cache")
     if spec not in _fetched and not constants.HF_HUB_OFFLINE:
         _fetched.add(spec)
-        words = "downloading" if cached is None else "looking for a newer state of"
-        log.warning("%s %s from the Hugging Face hub", words, spec)
+        verb = "downloading" if cached is None else "looking for a newer state of"
+        log.warning("%s %s from the Hugging Face hub", verb, spec)
     try:
-        folder = _snapshot(spec)
+        folder = snapshot(spec, False)
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"no model {spec!r}: there is no such folder here, it is not in the local hub cache, "
-            f"and the hub cannot be reached; {forms}"
+            f"no {words[0]} {spec!r}: there is no such folder here, it is not in the local hub "
+            f"cache, and the hub cannot be reached; {words[1]}"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(
-            f"no model {spec!r}: there is no such folder here, and the hub answers: {cause(error)}"
+            f"no {words[0]} {spec!r}: there is no such folder here, and the hub answers: "
+            f"{cause(error)}"
         ) from error
     assert folder is not None
     return folder, folder.name
@@ -173,29 +215,49 @@ def fetch(
 
 def _snapshot(spec: str, local: bool = False) -> Path | None:
     """The folder of a hub id; None where only the cache is asked and it has none."""
-    from huggingface_hub import snapshot_download
-
-    repo, _, revision = spec.partition("@")
-
-    def download(weights: list[str]) -> Path:
-        return Path(
-            snapshot_download(
-                repo,
-                revision=revision or None,
-                allow_patterns=[*SMALL_FILES, *weights],
-                local_files_only=local,
-            )
-        )
-
     try:
-        folder = download(SAFE_WEIGHTS)
+        folder = _download(spec, [*SMALL_FILES, *SAFE_WEIGHTS], local)
+        if (folder / SAVED).is_file() and (folder / LIST).is_file():
+            return _saved_snapshot(spec, folder, local)
         if not any(folder.glob("model*.safetensors")):
-            download(PICKLED_WEIGHTS)
+            _download(spec, [*SMALL_FILES, *PICKLED_WEIGHTS], local)
     except (OSError, ValueError):
         if local:
             return None
         raise
     return folder
+
+
+def _saved_snapshot(spec: str, folder: Path, local: bool) -> Path | None:
+    """The folder with all that its list names, of the same commit."""
+    names = listed_names(folder)
+    if all((folder / name).is_file() for name in names):
+        return folder
+    if local:
+        return None
+    commit = f"{spec.partition('@')[0]}@{folder.name}"
+    return _download(commit, [escape(name) for name in names], local)
+
+
+def _classes_snapshot(spec: str, local: bool = False) -> Path | None:
+    try:
+        folder = _download(spec, [CLASSES], local)
+    except (OSError, ValueError):
+        if local:
+            return None
+        raise
+    return None if local and not (folder / CLASSES).is_file() else folder
+
+
+def _download(spec: str, patterns: list[str], local: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = spec.partition("@")
+    return Path(
+        snapshot_download(
+            repo, revision=revision or None, allow_patterns=patterns, local_files_only=local
+        )
+    )
 
 
 _guarded = [0]  # blocks of `offline` that run; audit hooks stay as long as the process

@@ -18,7 +18,15 @@ from penult.data.files import user_path
 from penult.data.hashes import LIST, damage
 from penult.errors import ModelError, PenultError, UsageError, cause
 from penult.extras import LOADERS, load_plugin, package_of, plugins
-from penult.models.base import FILE, Classifier, keep_bundle, remember_options, set_playback
+from penult.models.base import (
+    FILE,
+    Classifier,
+    keep_bundle,
+    note_facts,
+    remember_options,
+    set_playback,
+)
+from penult.models.code_bundle import FOLDER as CODE
 from penult.models.code_bundle import CodeBundle
 from penult.models.hub import HUB_ID, fetch, refuse_path
 from penult.models.options import (
@@ -151,7 +159,9 @@ def _open_transformers(name: str, options: LoadOptions) -> Classifier:
     from penult.models.loaders.transformers import open_folder, open_prepared
 
     folder, shown, revision = locate(name, options.trust)
-    if revision is not None and (folder / FILE).is_file():  # saved by Penult, shared on the hub
+    if _is_pushed(folder, shown, revision):
+        return _open_pushed(folder, shown, revision, options)
+    if revision is not None and (folder / FILE).is_file():
         return _open_saved(folder, options)
     if (folder / "saved_model.pb").is_file():
         raise ModelError(
@@ -218,7 +228,7 @@ def _transformers_modality(name: str, options: LoadOptions) -> str:
 
     folder, shown, revision = locate(name, options.trust)
     _refuse_adapter(folder, shown)
-    if revision is not None and (folder / FILE).is_file():
+    if _is_pushed(folder, shown, revision) or (revision and (folder / FILE).is_file()):
         return modality_of(folder, trust=options.trust)
     return read_modality(folder, shown, options.trust)
 
@@ -615,6 +625,40 @@ def _open_saved(folder: Path, options: LoadOptions) -> Classifier:
     return classifier
 
 
+def _is_pushed(folder: Path, shown: str, revision: str | None) -> bool:
+    """Whether a folder is a saved embedder out of the hub's cache.
+
+    Raises:
+        ModelError: it carries code, which is run out of a folder of the user's alone.
+    """
+    if revision is None or not (folder / EMBEDDER).is_file():
+        return False
+    if (folder / CODE).is_dir():
+        repo, _, named = shown.partition("@")
+        option = f" --revision {named}" if named else ""
+        raise ModelError(
+            f"{shown} on the hub is an embedder with Python code of its own, which is not run from "
+            f"there: hf download {repo}{option} --local-dir FOLDER, read FOLDER/{CODE}, and name "
+            "FOLDER with --trust"
+        )
+    return True
+
+
+def _open_pushed(
+    folder: Path, shown: str, revision: str | None, options: LoadOptions
+) -> Classifier:
+    """The classifier of a saved embedder on the hub: named as it was asked for, with the commit."""
+    from penult.models.loaders.transformers import open_folder
+
+    require_as_saved(folder)
+    if (folder / FILE).is_file():
+        found = _open_saved(folder, options)
+        found.spec = shown
+        note_facts(found, {"revision": revision})
+        return found
+    return open_folder(folder, shown, options, {"revision": revision})
+
+
 def is_onnx(spec: str | Path) -> bool:
     """Whether an ONNX file is named: FILE.onnx, or FILE.onnx#OUTPUT."""
     return ONNX.fullmatch(str(spec)) is not None and not Path(spec).is_dir()
@@ -668,6 +712,24 @@ def locate(spec: str | Path, trust: bool = False) -> tuple[Path, str, str | None
         raise ModelError(f"no model {name!r}: there is no such folder; {forms()}")
     folder, revision = fetch(name, trust, forms())
     return folder, name, revision
+
+
+def saved_on_hub(spec: str | os.PathLike[str], trust: bool = False) -> Path | None:
+    """The folder of a hub id (`owner/name[@revision]`) where a saved embedder was pushed to it, in
+    the local cache; None for all else that a model may be named by.
+
+    Raises:
+        ModelError: there is no such repository, or it cannot or may not be asked.
+    """
+    name = os.fspath(spec)
+    if not isinstance(name, str) or "/" not in name or user_path(name).exists():
+        return None
+    loader, _ = loader_for(name)
+    if loader.name != NAME_LOADERS[-1].name:
+        return None
+    typed(name)
+    folder, _, revision = locate(name, trust)
+    return folder if _is_pushed(folder, name, revision) else None
 
 
 def demo_folder() -> Path:

@@ -1,0 +1,1 @@
+"""Embedders for programs that know nothing of Penult: a module and a `ConversionFormat` each."""

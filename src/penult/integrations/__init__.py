@@ -1,0 +1,1 @@
+"""Penult inside of other tools; one module and one extra each."""

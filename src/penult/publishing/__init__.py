@@ -1,0 +1,1 @@
+"""Embedders, class spaces and collections on the Hugging Face hub: prepared, pushed, fetched."""
