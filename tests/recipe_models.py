@@ -168,7 +168,9 @@ MONAI = {
 def write(files: dict[str, str]) -> None:
     """The modules, in the working folder."""
     for name, text in files.items():
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        for folder in list(Path(name).parents)[:-1]:  # before an installed package of that name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "__init__.py").touch()
         Path(name).write_text(dedent(text), "utf-8")
 
 

@@ -154,3 +154,31 @@ def test_links_that_lead_nowhere_are_refused(
         (tmp_path / "mkdocs.yml").write_text("site_name: x\nnav: [index.md]\n", "utf-8")
         done = site.build_strictly(tmp_path / "mkdocs.yml")
         assert bool(done.returncode) == bool(code), done.stdout + done.stderr
+
+
+def test_pages_open_as_files_and_ask_no_network(work: Path) -> None:
+    """In Chromium: no request leaves the folder, nothing fails, search finds, sounds can be played,
+    and no page is wider than a phone."""
+    from live_explorer import chromium
+
+    asked: list[str] = []
+    faults: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("requestfailed", lambda request: faults.append(f"{request.failure} {request.url}"))
+        for name in ("results.html", "models/panns.html", "proof.html", "tutorial.html"):
+            page.goto((work / "site" / name).as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        page.wait_for_function(
+            "[...document.querySelectorAll('audio')].every(one => one.duration > 0.3)"
+        )
+        page.set_viewport_size({"width": 1300, "height": 900})
+        page.goto((work / "site" / "index.html").as_uri())
+        page.get_by_role("button", name="Search").first.click()
+        page.keyboard.type("padding law")
+        page.wait_for_selector("text=Batches, windows and the padding law")
+    assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
+    # A page that is left for the next one gives up what it was still asking for.
+    assert [fault for fault in faults if not fault.startswith("net::ERR_ABORTED")] == []
