@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -76,6 +77,19 @@ def test_libraries_that_change_the_stored_or_the_computed_have_upper_bounds() ->
         assert bounds[name] == {">=", "<"}
 
 
+def test_the_page_says_what_installing_brings() -> None:
+    """Every package of the base with a reason, and every extra."""
+    page = (ROOT / "docs" / "installing.md").read_text("utf-8")
+    base = page.partition("penult` brings")[2].partition("## Extras")[0]
+    for one in map(Requirement, PROJECT["project"]["dependencies"]):
+        assert re.search(rf"^\| [^|]*\b{re.escape(one.name)}\b[^|]* \| .+ \|$", base, re.M), (
+            one.name
+        )
+    for extra in PROJECT["project"]["optional-dependencies"]:
+        assert f"`{extra}`" in page.partition("## Extras")[2], extra
+    assert all(version in page for version in CLAIMED)
+
+
 def test_the_citation_can_be_read() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["cff-version"] == "1.2.0"
@@ -112,13 +126,72 @@ def test_hooks_fetch_nothing() -> None:
     assert {hook["language"] for hook in hooks["repos"][0]["hooks"]} == {"system"}
 
 
-def test_the_page_of_the_explorer_is_in_a_wheel(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_page_of_the_explorer_is_in_a_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as found:
         names = {name.rpartition("/")[2] for name in found.namelist() if "/explorer/page/" in name}
     assert names == {"index.html", "main.js", "main.css", "LICENSES.txt"}
+
+
+def test_a_wheel_has_code_page_and_classifier_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as found:
+        names = [name for name in found.namelist() if ".dist-info/" not in name]
+    assert all(name.startswith("penult/") for name in names)
+    others = {name for name in names if not name.endswith(".py") and "/explorer/page/" not in name}
+    demo = {name for name in others if name.startswith("penult/demo/")}
+    assert {Path(name).suffix for name in demo} == {".flac", ".csv", ".md", ".json", ".safetensors"}
+    assert others - demo <= {"penult/py.typed", "penult/viz/map_page.html", "penult/viz/map.html"}
+    assert wheel.stat().st_size < 8_000_000
+
+
+CLAIMED = [
+    line.rpartition(" ")[2]
+    for line in PROJECT["project"]["classifiers"]
+    if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", line)
+]
+
+
+@pytest.mark.parametrize("python", [CLAIMED[0], CLAIMED[-1]])
+def test_the_demo_runs_in_an_empty_environment(python: str, wheel: Path, tmp_path: Path) -> None:
+    """The wheel and what it asks for, at the locked versions, in the oldest and in the newest
+    Python that is claimed; where one is not on this machine, that is said."""
+    uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
+    interpreter = find_python(python, uv)
+    if interpreter is None:
+        pytest.skip(f"there is no Python {python} here")
+    subprocess.run([uv, "venv", "-q", "env", "--python", interpreter], cwd=tmp_path, check=True)
+    own = tmp_path / "env" / "bin"
+    install = [uv, "pip", "install", "-q", "--python", str(own / "python"), str(wheel)]
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text(re.sub(r" \\\\?\n +--hash=\S+", "", LOCK))
+    subprocess.run([*install, "-c", str(constraints)], check=True, capture_output=True)
+    done = subprocess.run(
+        [own / "penult", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["embed"]
+    assert "pip install 'penult[map]'" in done.stderr  # the sentence that helps
+
+
+def find_python(version: str, uv: str) -> str | None:
+    """The interpreter of a version on this machine: the one at hand, one on the path, or one that
+    lies beside others."""
+    if sys.version_info[:2] == tuple(map(int, version.split("."))):
+        return sys.executable
+    found = subprocess.run(
+        [uv, "python", "find", "--no-python-downloads", version], capture_output=True, text=True
+    )
+    if found.returncode == 0:
+        return found.stdout.strip()
+    beside = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    return str(beside[-1]) if beside else None
 
 
 def test_npm_packages_have_hashes_and_name_no_place() -> None:

@@ -207,7 +207,7 @@ def _map(
             f"{len(words)} clips · circles: trained words · stars: words outside the training data",
         )
     except MissingExtra as error:
-        print_note(str(error))
+        print_note(escape(str(error)))
         return None
     show.line(f"  [bold]{escape(str(path))}[/]")
     return str(path)
