@@ -303,6 +303,7 @@ class Crew:
         self._regions = FIRST
         self._staffed = -_STAFFING
         self._progress = time.monotonic()
+        self._begun = False  # whether a worker has had work
         self._error: PenultError | None = None
 
     @property
@@ -318,6 +319,7 @@ class Crew:
             while member.room > 0:
                 if (chunk := self._next(member, feed)) is None:
                     return  # there is none now, and looking again takes time
+                self._begun = True
                 reference = member.actor.run.remote(chunk)
                 if not member.chunks:
                     member.since = time.monotonic()
@@ -361,10 +363,27 @@ class Crew:
         for member in list(self._members):
             if member.ready is not None:
                 self._prove(member)
-            for reference in self._done(list(member.chunks)):
-                if reference in member.chunks and found.row_count < _ROWS:
-                    self._take(member, reference, found, tick, watch)
+            self._collect(member, found, tick, watch)
         return found
+
+    def _collect(
+        self, member: _Member, found: CommitBatch, tick: Tick, watch: Stopwatch | None
+    ) -> None:
+        """Add what a worker has given, also where it died behind that."""
+        error: Exception | None = None
+        for reference in self._done(list(member.chunks)):
+            if found.row_count >= _ROWS:
+                return
+            try:
+                result: ChunkResult = self._ray.get(reference)
+            except Exception as raised:  # of Ray
+                error = raised
+                continue
+            self._take(member, member.chunks.pop(reference), result, watch)
+            _count(result.batch, tick)
+            merge(found, result.batch)
+        if error is not None:
+            self._lose(member, error)
 
     def _done(self, references: list[Any]) -> list[Any]:
         if not references:
@@ -373,26 +392,13 @@ class Crew:
         return list(done)
 
     def _take(
-        self,
-        member: _Member,
-        reference: Any,
-        found: CommitBatch,
-        tick: Tick,
-        watch: Stopwatch | None,
+        self, member: _Member, chunk: Chunk, result: ChunkResult, watch: Stopwatch | None
     ) -> None:
-        """Add the result of a chunk, or what became of it."""
-        try:
-            result: ChunkResult = self._ray.get(reference)
-        except Exception as error:  # of Ray
-            self._lose(member, error)
-            return
-        chunk = member.chunks.pop(reference)
+        """Note that a chunk is done, and how long it took."""
         member.since = self._progress = time.monotonic()
         self._resize(chunk, result)
-        _count(result.batch, tick)
         for part, seconds in result.seconds.items() if watch is not None else ():
             watch.add(part, seconds)  # type: ignore[union-attr]
-        merge(found, result.batch)
         self._error = self._error or result.error
 
     def _resize(self, chunk: Chunk, result: ChunkResult) -> None:
@@ -412,7 +418,8 @@ class Crew:
             return
         self._openings = 0
         member.ready, member.since = None, time.monotonic()
-        self._progress = member.since
+        if not self._begun:  # one that comes in place of another is no progress
+            self._progress = member.since
         if refusal := self._proof.refusal(proof):
             self._refuse(member, f"the worker on {member.place} gets no work: {refusal}")
 
@@ -455,6 +462,8 @@ class Crew:
                 again, failures = chunk.after_death(alone=len(chunks) == 1)
             self._again.extend(again)
             self._failed += failures
+            if failures:
+                self._progress = time.monotonic()
 
     def _look_after(self) -> None:
         """End workers that have shown no sign for half of the patience, and the run behind all of
