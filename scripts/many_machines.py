@@ -3,8 +3,8 @@
     python scripts/many_machines.py [--only workers,rows,plan,commit] [--items N] [--planned N]
 
 workers: rows a second of 1, 2 and 4 workers on this machine, of a model that sleeps 50 ms for each
-item and computes next to nothing; from the first result to the last, since what comes before is the
-start of processes. rows: seconds for each row of a model that costs nothing, on one machine and
+item and computes next to nothing, each with as many items; once all of them are ready, up to the
+last row. rows: seconds for each row of a model that costs nothing, on one machine and
 with one worker. plan: the driver's memory and speed over so many items that are new, each planned,
 looked up, put into a chunk and pickled, and then thrown away. commit: rows a second that the driver
 takes from workers into the collection, 768 numbers each.
@@ -21,18 +21,20 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import soundfile
 
+from penult.collection import ray_workers
 from penult.collection.add import Summary, add, commit
 from penult.collection.chunks import WorkerModel
 from penult.collection.collection import Collection
 from penult.collection.ingest import CommitBatch, Options, Planned, Tick
 from penult.collection.manifest import Manifest
-from penult.collection.ray_workers import MOST, ChunkFeed, RayOptions, RayWorkers
+from penult.collection.ray_workers import MOST, ChunkFeed, Crew, RayOptions, RayWorkers
 from penult.collection.schema import row_schema
 from penult.collection.writer import writing
 from penult.data.items import Entry, Item
@@ -117,21 +119,43 @@ def run(clips: Path, named: str, workers: int | None, options: Options) -> Clock
     return clock
 
 
+class WholeCrew(Crew):
+    """Gives no work before all workers are ready, so that none of them is measured alone."""
+
+    began = 0.0
+
+    def feed(self, feed: ChunkFeed) -> None:
+        """See `Crew`."""
+        if not WholeCrew.began:
+            self._staff()
+            while any(one.ready is not None for one in self._members):
+                self.ready(lambda embedded, seconds: None, None)
+                time.sleep(0.05)
+            WholeCrew.began = time.perf_counter()
+        super().feed(feed)
+
+
 def measure_workers(items: int) -> None:
-    """Rows a second of 1, 2 and 4 workers."""
-    clips, one = Path("clips"), 0.0
+    """Rows a second of 1, 2 and 4 workers, each with as many items."""
+    one = 0.0
     for workers in (1, 2, 4):
-        rate = run(clips, "slow", workers, Options(alone=True)).rate
+        clips, WholeCrew.began = Path(f"clips{workers}"), 0.0
+        write_clips(clips, items * workers)
+        with patch.object(ray_workers, "Crew", WholeCrew):
+            clock = run(clips, "slow", workers, Options(alone=True))
+        rate = items * workers / (clock.times[-1] - WholeCrew.began)
         one = one or rate
         print(
             f"workers: {workers}: {rate:.1f} rows/s, {rate / workers / one:.2f} of {workers} × one "
-            f"worker ({items:,} items, 50 ms each: {20 * workers} rows/s at most)"
+            f"worker ({items * workers:,} items, 50 ms each: {20 * workers} rows/s at most)",
+            flush=True,
         )
 
 
 def measure_rows(items: int) -> None:
     """Milliseconds for each row of a model that costs nothing."""
     clips = Path("clips")
+    write_clips(clips, items)
     for workers in (None, 1):
         clock = run(clips, "quick", workers, Options())
         where = "one machine" if workers is None else "one worker of Ray"
@@ -234,22 +258,23 @@ def _rows_of(ids: list[str], random: np.random.Generator, schema: pa.Schema) -> 
 
 def main() -> int:
     """Measure the sections that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--only", default=",".join(SECTIONS))
-    parser.add_argument("--items", type=int, default=600)
+    parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--planned", type=int, default=1_000_000)
     given = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # others are at work here too
     chosen = given.only.split(",")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         sys.path.insert(0, folder)
         Path("many_nets.py").write_text(NET)
-        if {"workers", "rows"} & set(chosen):
-            write_clips(Path("clips"), given.items)
         if "workers" in chosen:
             measure_workers(given.items)
         if "rows" in chosen:
-            measure_rows(given.items)
+            measure_rows(10 * given.items)
         if "plan" in chosen:
             measure_plan(given.planned)
         if "commit" in chosen:

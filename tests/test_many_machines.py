@@ -146,7 +146,7 @@ class Here:
 
 
 def _sent(value: Any) -> Any:
-    return pickle.loads(pickle.dumps(value))  # noqa: S301
+    return pickle.loads(pickle.dumps(value))
 
 
 @pytest.fixture(scope="module")
@@ -484,6 +484,7 @@ def test_driver_reads_ahead_no_further_than_its_workers_take(light: Path) -> Non
 def nodes() -> Iterator[Any]:
     """A cluster of two nodes with two CPUs each."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # tests run side by side
     from ray.cluster_utils import Cluster as Nodes
 
     found = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

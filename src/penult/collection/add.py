@@ -668,11 +668,10 @@ class MovedFiles:
         """The id of rows with this content whose file is gone; of several the one whose file had
         the same name, the same folder, or else the first. Ids that a table gave are no paths. read:
         gives the hash, and is asked where there are rows of files of this size."""
-        if not isinstance(item.content, Path) or item.id != self._roots.id_of(item.content):
+        if not isinstance(item.content, Path) or not self._has_size(item.size):
             return None
-        with self._turn, store_errors(self._path):
-            if not self._has_size(item.size):
-                return None
+        if item.id != self._roots.id_of(item.content):
+            return None
         content = read()
         with self._turn, store_errors(self._path):
             rows = self._with_content(content)
@@ -689,9 +688,12 @@ class MovedFiles:
     def _has_size(self, size: int | None) -> bool:
         """Whether a file of this size had rows at first."""
         if self._sizes is None:
-            found = self._writer.table.search().select(["size"]).limit(None).to_batches(8192)
-            parts = [np.unique(batch.column(0).drop_null().to_numpy()) for batch in found]
+            with self._turn, store_errors(self._path):
+                found = self._writer.table.search().select(["size"]).limit(None).to_batches(8192)
+                parts = [np.unique(batch.column(0).drop_null().to_numpy()) for batch in found]
             self._sizes = np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
+        if not len(self._sizes):
+            return False
         at = int(np.searchsorted(self._sizes, size or 0))
         return at < len(self._sizes) and int(self._sizes[at]) == size
 

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -49,7 +50,7 @@ _REACH = 10.0  # seconds in which a head node answers
 LOCAL_WORKERS = 2
 PATIENCE = 1200.0  # seconds without any progress, behind which a run ends
 AHEAD = 2  # chunks of a worker: one is read while the other is in the model
-SECONDS = 4.0  # of work in a chunk: a worker that dies loses no more than two of them
+SECONDS = 2.0  # of work in a chunk: a worker that dies loses no more than two of them
 FIRST, MOST = 16, 512  # regions of a chunk
 _HELD = 1 << 26  # bytes that the items of a chunk hold themselves
 _POLL = 0.25  # seconds between two looks at the workers
@@ -69,10 +70,12 @@ class _Share(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """address: `auto` for the cluster that this machine belongs to, `local` for workers on this
-    machine alone, else as `ray.init` takes it. workers: how many; None: one for each GPU, and where
-    there is none, for each CPU but one. patience: seconds without progress, behind which a run
-    ends."""
+    """Where workers are, and how many.
+
+    address: `auto` for the cluster that this machine belongs to, `local` for workers on this
+    machine alone, else as `ray.init` takes it. workers: None: one for each GPU, and where there is
+    none, for each CPU but one. patience: seconds without progress, behind which a run ends.
+    """
 
     address: str = "auto"
     workers: int | None = None
@@ -167,7 +170,10 @@ def _connect(ray: Any, options: RayOptions) -> bool:
     try:
         if (place := _HOST.fullmatch(options.address)) is not None:  # Ray would wait for minutes
             socket.create_connection((place[1], int(place[2])), _REACH).close()
-        ray.init(address=options.address, **quiet)
+        with warnings.catch_warnings():
+            # Of Lance, on a fork: what Ray forks becomes another program at once.
+            warnings.filterwarnings("ignore", ".*fork.*")
+            ray.init(address=options.address, **quiet)
     except Exception as error:  # of Ray, of gRPC, of the system
         raise StoreError(
             f"no Ray cluster at {options.address!r}: {cause(error)}. `ray start --head` begins one "
