@@ -27,7 +27,7 @@ import soundfile
 import penult
 from conftest import clip
 from penult.cli import run
-from penult.collection import ray_workers
+from penult.collection import chunks, ray_workers
 from penult.collection.add import RunSettings, Summary, add
 from penult.collection.chunks import Chunk, ChunkResult, ChunkWorker, MachineProof, WorkerModel
 from penult.collection.collection import Collection
@@ -122,6 +122,7 @@ class Here:
     model: WorkerModel
     regions: int = 5
     chunks: int = 0
+    parts: int = 0  # that more followed
     rows: pa.Schema | None = None
     embedder: Embedder | None = None
 
@@ -140,6 +141,10 @@ class Here:
             if chunk is not None:
                 self.chunks += 1
                 result: ChunkResult = _sent(worker.run(_sent(chunk)))
+                while result.more:
+                    self.parts += 1
+                    yield result.batch
+                    result = _sent(worker.go_on(chunk.number))
                 assert result.error is None
                 yield result.batch
         yield feed.notes(last=True)
@@ -169,19 +174,19 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def embedded(
     path: Path, model: Path, source: Path, options: Options = Options(), regions: int = 0
-) -> tuple[Summary, int]:
+) -> tuple[Summary, Here]:
     """A run into a collection, of chunks of so many regions where there are any; the summary and
-    how many chunks there were."""
+    what did it."""
     embedder = penult.Embedder.load(model)
-    machines = Here(WorkerModel(str(model)), regions) if regions else None
+    machines = Here(WorkerModel(str(model)), regions)
     done = add(
         Collection.open(path).reader,
         embedder,
         from_paths([source], "audio"),
-        replace(options, machines=machines),
+        replace(options, machines=machines if regions else None),
         RunSettings(),
     )
-    return done, machines.chunks if machines else 0
+    return done, machines
 
 
 CUTS = [
@@ -197,10 +202,22 @@ def test_chunks_make_the_table_of_one_machine(
 ) -> None:
     source = archive if options.layout.window else archive / "clips.csv"
     one, _ = embedded(tmp_path / "one", light, source, options)
-    two, chunks = embedded(tmp_path / "two", light, source, options, regions=5)
+    two, machines = embedded(tmp_path / "two", light, source, options, regions=5)
     assert_same(tmp_path / "two", tmp_path / "one")
-    assert two.counts() == one.counts() and chunks > 4
+    assert two.counts() == one.counts() and machines.chunks > 4
     assert two.media_seconds == pytest.approx(one.media_seconds)
+
+
+def test_a_chunk_with_many_rows_comes_in_parts(
+    light: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long recording is one item, and fits into no message."""
+    monkeypatch.setattr(chunks, "PART_ROWS", 3)
+    options = Options(layout=Layout(window=0.1), summary="max")
+    embedded(tmp_path / "one", light, archive, options)
+    done, machines = embedded(tmp_path / "two", light, archive, options, regions=40)
+    assert_same(tmp_path / "two", tmp_path / "one")
+    assert done.found.failures.new == 1 and machines.parts > 20 > machines.chunks
 
 
 def test_a_second_run_gives_workers_only_what_has_to_be_read(
@@ -212,18 +229,18 @@ def test_a_second_run_gives_workers_only_what_has_to_be_read(
         folder = shutil.copytree(archive, tmp_path / "files")
         (folder / "clips.csv").unlink()
         embedded(tmp_path / name, light, folder, regions=regions)
-        again, chunks = embedded(tmp_path / name, light, folder, regions=regions)
-        assert (again.done, again.skipped, chunks) == (0, 24, 0)
+        again, machines = embedded(tmp_path / name, light, folder, regions=regions)
+        assert (again.done, again.skipped, machines.chunks) == (0, 24, 0)
         os.utime(folder / "00.wav", ns=(1, 1))
         soundfile.write(folder / "01.wav", clip(0.4, 99, 16_000), 16_000)
         os.utime(folder / "01.wav", ns=(2, 2))
         (folder / "02.wav").rename(folder / "moved.wav")
         soundfile.write(folder / "new.wav", clip(0.4, 98, 16_000), 16_000)
         os.utime(folder / "new.wav", ns=(3, 3))
-        last, chunks = embedded(tmp_path / name, light, folder, regions=regions)
+        last, machines = embedded(tmp_path / name, light, folder, regions=regions)
         assert len(last.found.moved) == 1
         counts.append(last.counts())
-        asked.append(chunks)
+        asked.append(machines.chunks)
         shutil.move(tmp_path / "files", tmp_path / f"files of {name}")
     assert counts[0] == counts[1] == {"done": 1, "skipped": 23, "replaced": 1, "failed": 1}
     assert asked == [0, 1]
@@ -323,7 +340,7 @@ class Cluster:
         if not actor.alive:
             return self._answer(Died("the worker died"))
         done = [{"id": one.item.id} for one in chunk.items]
-        return self._answer(ChunkResult(CommitBatch(rows=done), {}, 0.01))
+        return self._answer(ChunkResult(CommitBatch(rows=done), False, {}, 0.01))
 
     def wait(self, references: list[Any], num_returns: int, timeout: float) -> Any:
         return [one for one in references if one in self.results], []
@@ -625,7 +642,8 @@ def test_an_item_that_kills_every_worker_is_a_named_failure(
     shutil.copy(project / "many_net.py", folder)
     (folder / "deadly").touch()
     soundfile.write(folder / "clips" / "a.wav", clip(0.05, 1, RATE), RATE)
-    soundfile.write(folder / "clips" / "deadly.wav", np.full(400, 0.99), RATE)
+    loud = clip(0.05, 2, RATE)
+    soundfile.write(folder / "clips" / "deadly.wav", 0.99 * loud / np.abs(loud).max(), RATE)
     path = tmp_path / "c"
     code, told = ended(command(folder, path, "--ray", nodes.address, "--ray-workers", "2"))
     assert code == 3, told

@@ -23,15 +23,14 @@ from penult.collection.ingest import (
     UnreadItem,
     assemble,
     execute,
-    merge,
     pack,
 )
-from penult.data.items import Failure, Item, OneByOne
+from penult.data.items import Failure, Item, Note, OneByOne
 from penult.data.regions import WHOLE
 from penult.embedding.behaviour import answers
 from penult.embedding.embedder import Embedder, open_embedder
 from penult.embedding.fingerprint import Fingerprint, differing
-from penult.embedding.runner import Stopwatch
+from penult.embedding.runner import Outcome, Stopwatch
 from penult.engines.base import EXACT
 from penult.engines.batching import Batch
 from penult.errors import REFUSALS, PassingFault, PenultError, StoreError, cause
@@ -42,6 +41,7 @@ PROBES = 3
 OTHER_RATE = 44_100  # of the sound that is resampled
 TOLERANCES = {EXACT: 1e-5}  # by precision: relative to the length of a vector
 TOLERANCE = 1.5e-2  # of others: a cosine of 0.9999, which is what they keep to torch in fp32
+PART_ROWS, PART_SECONDS = 4096, 15.0  # of a chunk, in one part
 DEATHS = 3  # of workers, with one item, behind which it is given up
 
 FloatArray = npt.NDArray[np.float32]
@@ -150,12 +150,13 @@ def _synthetic_vectors(embedder: Embedder) -> list[FloatArray]:
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Items for a worker. regions: how many, before they are read. deaths: how often its worker
-    died with it. one_by_one: each region in a pass of its own."""
+    died with it. one_by_one: each region in a pass of its own. number: of this attempt."""
 
     items: tuple[UnreadItem, ...]
     regions: int
     one_by_one: bool = False
     deaths: int = 0
+    number: int = 0
 
     @property
     def is_suspect(self) -> bool:
@@ -189,21 +190,35 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What a worker has of a chunk. seconds: of each part of the work, see `Stopwatch`. elapsed:
-    seconds from the first region to the last. error: what ended the chunk before its end."""
+    """What a worker has of a chunk, or the next part of it. more: parts follow. seconds: behind the
+    last one, of each part of the work, see `Stopwatch`. elapsed: seconds since the chunk came.
+    error: what ended the chunk before its end."""
 
     batch: CommitBatch
+    more: bool
     seconds: Mapping[str, float]
     elapsed: float
     error: PenultError | None = None
 
 
+@dataclass(slots=True)
+class _Running:
+    """A chunk that a worker is at."""
+
+    batches: Iterator[CommitBatch] = field(default_factory=lambda: iter(()))
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    began: float = field(default_factory=time.perf_counter)
+    ended: bool = False
+
+
 class ChunkWorker:
-    """Embeds chunks with one embedder, which is opened once. rows: the schema of the rows."""
+    """Embeds chunks with one embedder, which is opened once. rows: the schema of the rows. A chunk
+    with many rows, or that takes long, comes back in parts, so that none of them is large."""
 
     def __init__(self, model: WorkerModel, rows: pa.Schema, options: Options) -> None:
         self._rows = rows
-        self._options = replace(options, commit_rows=1 << 60, commit_seconds=1 << 30)
+        self._options = replace(options, commit_rows=PART_ROWS, commit_seconds=PART_SECONDS)
+        self._running: dict[int, _Running] = {}
         self._embedder = model.open()
 
     def prove(self) -> MachineProof:
@@ -211,22 +226,39 @@ class ChunkWorker:
         return MachineProof.of(self._embedder)
 
     def run(self, chunk: Chunk) -> ChunkResult:
-        """The rows and failures of a chunk's items."""
-        began, watch, batch = time.perf_counter(), Stopwatch(), CommitBatch()
+        """The rows and failures of a chunk's items, or the first of them."""
+        self._running[chunk.number] = running = _Running()
+        results = self._results(chunk, running)
+        running.batches = assemble(self._embedder.classifier, results, self._options)
+        return self.go_on(chunk.number)
+
+    def go_on(self, number: int) -> ChunkResult:
+        """The next part of a chunk that has more."""
+        running, batch = self._running[number], CommitBatch()
         error: PenultError | None = None
-        results = execute(self._embedder, self._planned(chunk), self._options, watch)
         try:
-            with closing(results):
-                for part in assemble(self._embedder.classifier, results, self._options):
-                    merge(batch, part)
+            batch = next(running.batches, batch)
+            if running.ended:
+                next(running.batches, None)  # raises what ended it
         except PenultError as raised:
             error = raised
         except Exception as raised:  # an engine may end in any way
-            error = StoreError(
-                f"the model failed on {platform.node()}: {cause(raised, named=True)}"
-            )
+            words = cause(raised, named=True)
+            error = StoreError(f"the model failed on {platform.node()}: {words}")
+        more = not running.ended and error is None
+        if not more:
+            del self._running[number]
         pack(batch, self._rows)
-        return ChunkResult(batch, watch.seconds, time.perf_counter() - began, error)
+        seconds = {} if more else running.watch.seconds
+        return ChunkResult(batch, more, seconds, time.perf_counter() - running.began, error)
+
+    def _results(self, chunk: Chunk, running: _Running) -> Iterator[Outcome | Failure | Note]:
+        try:
+            planned = self._planned(chunk)
+            with closing(execute(self._embedder, planned, self._options, running.watch)) as found:
+                yield from found
+        finally:
+            running.ended = True
 
     def _planned(self, chunk: Chunk) -> Iterator[Planned]:
         if chunk.one_by_one:

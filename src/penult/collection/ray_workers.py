@@ -11,7 +11,7 @@ import socket
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -309,6 +309,7 @@ class Crew:
         self._regions = FIRST
         self._staffed = -_STAFFING
         self._progress = time.monotonic()
+        self._number = 0  # of the last chunk
         self._begun = False  # whether a worker has had work
         self._error: PenultError | None = None
 
@@ -325,7 +326,8 @@ class Crew:
             while member.room > 0:
                 if (chunk := self._next(member, feed)) is None:
                     return  # there is none now, and looking again takes time
-                self._begun = True
+                self._begun, self._number = True, self._number + 1
+                chunk = replace(chunk, number=self._number)
                 reference = member.actor.run.remote(chunk)
                 if not member.chunks:
                     member.since = time.monotonic()
@@ -366,18 +368,26 @@ class Crew:
         for _ in self._failed:
             tick(False, 0.0)
         self._failed = []
+        waiting = [ref for one in self._members for ref in one.chunks]
+        waiting += [one.ready for one in self._members if one.ready is not None]
+        done = set(self._done(waiting))
         for member in list(self._members):
-            if member.ready is not None:
+            if member.ready in done:
                 self._prove(member)
-            self._collect(member, found, tick, watch)
+            self._collect(member, done, found, tick, watch)
         return found
 
     def _collect(
-        self, member: _Member, found: CommitBatch, tick: Tick, watch: Stopwatch | None
+        self,
+        member: _Member,
+        done: Collection[Any],
+        found: CommitBatch,
+        tick: Tick,
+        watch: Stopwatch | None,
     ) -> None:
         """Add what a worker has given, also where it died behind that."""
         error: Exception | None = None
-        for reference in self._done(list(member.chunks)):
+        for reference in [one for one in member.chunks if one in done]:
             if found.row_count >= _ROWS:
                 return
             try:
@@ -400,8 +410,11 @@ class Crew:
     def _take(
         self, member: _Member, chunk: Chunk, result: ChunkResult, watch: Stopwatch | None
     ) -> None:
-        """Note that a chunk is done, and how long it took."""
+        """Note that a chunk is done, and how long it took; or ask for its next part."""
         member.since = self._progress = time.monotonic()
+        if result.more:
+            member.chunks[member.actor.go_on.remote(chunk.number)] = chunk
+            return
         self._resize(chunk, result)
         for part, seconds in result.seconds.items() if watch is not None else ():
             watch.add(part, seconds)  # type: ignore[union-attr]
@@ -415,8 +428,6 @@ class Crew:
 
     def _prove(self, member: _Member) -> None:
         """Let a worker have work once it has given this machine's vectors."""
-        if not self._done([member.ready]):
-            return
         try:
             member.place, proof = self._ray.get(member.ready)
         except Exception as error:  # of Ray, or of the model as it is opened there
@@ -434,7 +445,8 @@ class Crew:
         self._refused.append(words)
         self._dismiss(member)
         if not self._members:
-            raise StoreError(f"no worker is left. {'; '.join(dict.fromkeys(self._refused[-3:]))}")
+            reasons = "; ".join(dict.fromkeys(self._refused[-3:]))
+            self._error = self._error or StoreError(f"no worker is left. {reasons}")
 
     def _dismiss(self, member: _Member) -> None:
         self._members.remove(member)
@@ -535,6 +547,10 @@ class RayWorker:
         """See `ChunkWorker.run`."""
         return self._worker.run(chunk)
 
+    def go_on(self, number: int) -> ChunkResult:
+        """See `ChunkWorker.go_on`."""
+        return self._worker.go_on(number)
+
 
 def _share(ray: Any, options: RayOptions) -> _Share:
     """What the nodes that are alive have for workers; one CPU is left for all else."""
@@ -577,8 +593,3 @@ def _is_of_node(error: BaseException) -> bool:
         or "node has died" in text
         or ("node was terminated" in text)
     )
-
-
-def facts(options: RayOptions) -> Mapping[str, Any]:
-    """For the record of a run."""
-    return {"ray": options.address, "ray_workers": options.workers}
