@@ -247,6 +247,20 @@ def test_a_second_run_gives_workers_only_what_has_to_be_read(
     assert_same(tmp_path / "two", tmp_path / "one")
 
 
+def test_what_is_in_memory_is_not_sent_again(light: Path, archive: Path, tmp_path: Path) -> None:
+    """Bytes and texts have no time on a disk, and are told by their hash here."""
+    embedder, machines = penult.Embedder.load(light), Here(WorkerModel(str(light)))
+    clips = [(archive / f"{number:02}.wav").read_bytes() for number in range(8)]
+    collection = Collection.open(tmp_path / "c")
+    assert collection.add(embedder, clips, machines=machines).done == 8
+    assert machines.chunks == 2
+    again = collection.add(embedder, [*clips, b"no"], machines=machines)
+    assert (again.done, again.skipped, again.failed, machines.chunks) == (0, 8, 1, 3)
+    alone = Collection.open(tmp_path / "alone")
+    alone.add(embedder, [*clips, b"no"])
+    assert_same(collection.path, alone.path)
+
+
 def test_a_plan_for_workers_reads_no_file(
     light: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -628,21 +628,22 @@ class UnreadItem(Note):
 def _plan_unread(
     group: Sequence[Entry], seen: Seen, options: Options, hashes: dict[str, str] | None = None
 ) -> Iterator[Planned]:
-    """As `_plan_item`, without a look into the item: one that has to be read stays as it is."""
+    """As `_plan_item`, without a look into any file: what has to be embedded, or read to know that,
+    stays as it is. What is in memory already is hashed here."""
     regions = [entry for entry in group if not isinstance(entry, Failure)]
-    if not regions:
-        yield from group
-        return
-    id = regions[0][0].id
-    summaries = [
-        (id, Region("summary", channel=channel).key)
-        for channel in _summed_channels(id, regions, options)
-    ]
-    settled = all(_plan_by_name(*pair, seen, options) is not None for pair in regions)
-    if settled and all(key in seen.rows for key in summaries):
-        yield from _plan_item(group, seen, options, hashes)
+    if regions and isinstance(regions[0][0].content, Path):
+        id = regions[0][0].id
+        channels = _summed_channels(id, regions, options)
+        summaries = [(id, Region("summary", channel=channel).key) for channel in channels]
+        settled = all(_plan_by_name(*pair, seen, options) is not None for pair in regions)
+        if not settled or any(key not in seen.rows for key in summaries):
+            yield UnreadItem(tuple(group), seen.of(id))
+            return
+    planned = list(_plan_item(group, seen, options, hashes))
+    if any(isinstance(one, tuple) for one in planned):
+        yield UnreadItem(tuple(group), seen.of(regions[0][0].id))
     else:
-        yield UnreadItem(tuple(group), seen.of(id))
+        yield from planned
 
 
 @dataclass(frozen=True, slots=True)
