@@ -169,7 +169,7 @@ def test_doctor_finds_what_can_be_imported(module: str, doctor: tuple[Any, str])
     lines = [line.split() for line in doctor[1].splitlines()]
     (line,) = [line for line in lines if line[:1] == [module]]
     assert ("not installed" in " ".join(line)) == (find_spec(module) is None)
-    brought = [re.split(r"[<>=]", one)[0] for one in PROJECT["optional-dependencies"][extra]]
+    brought = [re.split(r"[][<>=]", one)[0] for one in PROJECT["optional-dependencies"][extra]]
     if about["version"]:
         assert about["version"] in {version_of(name) for name in (*brought, module)}
 

@@ -111,6 +111,9 @@ class EndlessPass(StoreError):
         super().__init__(message)
         self.failures = tuple(failures)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.failures)
+
 
 class IndexRefused(StoreError):
     """An approximate index would find too few of the nearest rows."""

@@ -54,6 +54,7 @@ EXTRAS = {
     "tiktoken": ("text", "tokenizers of text models"),
     "timm": ("timm", "timm models"),
     "torchvision": ("image", "image and video preprocessing"),
+    "ray": ("ray", "spreading a run over machines"),
     "umap": ("map", "maps"),
 }
 

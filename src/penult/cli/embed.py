@@ -30,12 +30,17 @@ from penult.cli.options import (
     Pooling,
     PoolOver,
     Precision,
+    Ray,
+    RayPatience,
+    RayWorkerCount,
     Tap,
     Tile,
     TimeZone,
     Window,
     check_parent,
+    engine_of,
     layout_of,
+    machines_of,
     modality_for,
     source_of,
     times_asked,
@@ -236,6 +241,9 @@ def embed(
     device: Devices = "auto",
     engine: Engine = "auto",
     precision: Precision = None,
+    ray: Ray = None,
+    ray_workers: RayWorkerCount = None,
+    ray_patience: RayPatience = None,
     json: Json = False,
     model_options: ModelOptions = NO_OPTIONS,
 ) -> None:
@@ -252,13 +260,15 @@ def embed(
     from penult.data.sources import Shard, recordings_in
     from penult.embedding.embedder import open_embedder
 
-    roots = RootOptions.of(root, absolute_ids)
-    given = [] if like else _paths(paths)
+    roots, given = RootOptions.of(root, absolute_ids), [] if like else _paths(paths)
     settings, clock = _settings(fp16, wait, prune, prune_all, shard, adapt, roots), command_clock()
     check_parent(into, create=True)
     collection = Collection.open(into)
     old = Collection.open(like, must_exist=True) if like else None
     modality = modality_for(model, model_options)
+    how = {"tap": tap, "pooling": pooling, "pool_over": pool_over, **model_options}
+    how |= {"device": device, "engine": engine_of(engine, ray)}
+    how |= {"precision": precision or _precision_of(collection)}
     options = Options(
         logits=logits,
         retry_failed=retry_failed,
@@ -267,6 +277,7 @@ def embed(
         alone=alone,
         limits=replace(usual_decoding().limits, model_seconds=max_model_seconds),
         times=times_asked(times, time_zone) or (None if times is None else False),
+        machines=machines_of(model, how, ray, ray_workers, ray_patience),
     )
     if old is None:
         with recordings_in(audio or [], collection.reader.roots):
@@ -278,10 +289,7 @@ def embed(
     source = Shard.parse(shard).of(in_roots(collection.reader, source, roots)) if shard else source
     clock.end("start")
     with working(f"loading {model}"):
-        embedder = open_embedder(
-            model, tap, pooling, pool_over=pool_over, device=device, engine=engine,
-            precision=precision or _precision_of(collection), **model_options,
-        )  # fmt: skip
+        embedder = open_embedder(model, **how)
     clock.end("model")
     if show := partial(_show_plan, clock) if plan else _show_survey if dry_run else None:
         show(collection, embedder, source, options, settings, json)
@@ -293,11 +301,11 @@ def embed(
         summary_of_run = add(collection.reader, embedder, source, options, settings,
                              tick=meter.tick, like=old.reader if old else None)  # fmt: skip
         meter.leave_out(opening := summary_of_run.seconds.get("open", 0.0))
-        elapsed, rate = meter.elapsed, meter.rate() if meter.embedded else ""
+        told = meter.elapsed, meter.rate() if meter.embedded else "", json
     clock.end("embedding")
     clock.move(opening, "embedding", "model")
     _note_empty_summary(collection, summary)
-    _tell_run(summary_of_run, collection, embedder, clock, (elapsed, rate, json))
+    _tell_run(summary_of_run, collection, embedder, clock, told)
     _exit_as(summary_of_run, fail_on)
 
 
@@ -369,8 +377,8 @@ def _tell_commit(step: CommitBatch, summary: Summary) -> None:
     for failure in step.failures:
         log.emit("failure", **failure.to_dict(), passing=failure.passing)
     log.totals = {**summary.counts(), "failures": asdict(summary.found.failures)}
-    if step.rows or step.failures or step.known or step.revised or step.skipped:
-        log.emit("commit", rows=len(step.rows), failures_tried=len(step.failures), **log.totals)
+    if step.row_count or step.failures or step.known or step.revised or step.skipped:
+        log.emit("commit", rows=step.row_count, failures_tried=len(step.failures), **log.totals)
 
 
 def _show_plan(

@@ -17,6 +17,7 @@ from penult.errors import UsageError
 from penult.extras import ENGINES, LOADERS, POOLINGS, plugins
 
 if TYPE_CHECKING:
+    from penult.collection.ingest import Machines
     from penult.collection.search import QueryPart
     from penult.data.items import Entry
     from penult.data.recording_times import RecordingTimes
@@ -176,6 +177,29 @@ Devices = Annotated[
     str,
     typer.Option(
         "--device", "--devices", help="auto, cpu, cuda, cuda:N or mps; several: cuda:0,cuda:1."
+    ),
+]
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Spread the work over a Ray cluster: auto (the one that this machine belongs to), an "
+        "address such as ray://head:10001, or local (workers on this machine alone)."
+    ),
+]
+RayWorkerCount = Annotated[
+    int | None,
+    typer.Option(
+        "--ray-workers",
+        min=1,
+        help="With --ray: number of workers, each with the model. Default: one for each GPU, else "
+        "for each CPU but one; local: 2.",
+    ),
+]
+RayPatience = Annotated[
+    float | None,
+    typer.Option(
+        help="With --ray: seconds without any result, behind which the run ends. Default: 1200."
     ),
 ]
 
@@ -538,6 +562,33 @@ def times_asked(times: bool | None, zone: str | None) -> RecordingTimes | None:
     if times is False and zone is not None:
         raise UsageError("--time-zone is for times, and --no-times leaves them out")
     return RecordingTimes(zone or CLOCK) if times or zone is not None else None
+
+
+def engine_of(engine: str, ray: str | None) -> str:
+    """The engine of a run: measured on each machine of a cluster, `auto` would be another on each,
+    so that it is the model's own there."""
+    from penult.engines.registry import AUTO, DEFAULT
+
+    return DEFAULT if ray is not None and engine == AUTO else engine
+
+
+def machines_of(
+    model: str, how: dict[str, Any], ray: str | None, workers: int | None, patience: float | None
+) -> Machines | None:
+    """The workers of a Ray cluster; None where none are asked for. how: the model is opened.
+
+    Raises:
+        UsageError: options for a cluster without one. MissingExtra: Ray is not installed.
+    """
+    if ray is None:
+        if workers is not None or patience is not None:
+            raise UsageError("--ray-workers and --ray-patience are for --ray, which is not given")
+        return None
+    from penult.collection.chunks import WorkerModel
+    from penult.collection.ray_workers import PATIENCE, RayOptions, RayWorkers
+
+    asked = RayOptions(ray, workers, PATIENCE if patience is None else patience)
+    return RayWorkers(asked, WorkerModel(model, how, str(Path.cwd())))
 
 
 def box_of(text: str, modality: str) -> Region:

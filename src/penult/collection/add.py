@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 
 from penult.analysis.adaptation import check_adaptation
@@ -28,8 +30,8 @@ from penult.collection.ingest import (
     conditions,
     decoding_of,
     ingest,
+    pack,
     preview,
-    record_batch,
 )
 from penult.collection.manifest import Manifest, store_errors
 from penult.collection.pruning import Losses, losses, runs_of
@@ -222,6 +224,8 @@ def add(
             lookup = _lookup(writer, list(columns), conditions(options), turn)
             known = cache(partial(_known_files, writer, turn, reader.roots, options.times))
             find = MovedFiles(reader.path, writer, turn, reader.roots).find
+            if options.machines is not None:
+                options.machines.begin(embedder, rows)
             for step in ingest(embedder, source, lookup, options, tick, watch, known, find):
                 with watch.timed("write"), turn, writer.access.turn(), uninterrupted():
                     commit(writer, step, rows, summary, conditions(options))
@@ -604,11 +608,11 @@ def commit(
         writer.rename(Renaming(ids=step.moved))
         summary.found.moved |= step.moved
     gone = writer.prune(step.changed) if step.changed else 0
-    if step.rows:
+    if count := step.row_count:
         before = writer.elsewhere
-        written = writer.write(record_batch(step.rows, rows))
+        written = writer.write(pack(step, rows))
         elsewhere = writer.elsewhere - before
-        own = len(step.rows) - elsewhere
+        own = count - elsewhere
         replaced = min(gone + written.replaced, own)
         summary.replaced += replaced
         summary.done += own - replaced
@@ -656,14 +660,19 @@ class MovedFiles:
         self._path, self._writer, self._turn, self._roots = path, writer, turn, roots
         self._taken: set[str] = set()
         self._known: IdFilter | None = None  # hashes of the content that there was at first
+        self._sizes: npt.NDArray[np.int64] | None = None  # of the files, in order
         columns = ("id", "size", PATH)
         self._columns = [name for name in columns if name in writer.table.schema.names]
 
-    def find(self, item: Item, content: str) -> str | None:
+    def find(self, item: Item, read: Callable[[], str]) -> str | None:
         """The id of rows with this content whose file is gone; of several the one whose file had
-        the same name, the same folder, or else the first. Ids that a table gave are no paths."""
-        if not isinstance(item.content, Path) or item.id != self._roots.id_of(item.content):
+        the same name, the same folder, or else the first. Ids that a table gave are no paths. read:
+        gives the hash, and is asked where there are rows of files of this size."""
+        if not isinstance(item.content, Path) or not self._has_size(item.size):
             return None
+        if item.id != self._roots.id_of(item.content):
+            return None
+        content = read()
         with self._turn, store_errors(self._path):
             rows = self._with_content(content)
         gone: list[str] = sorted({
@@ -675,6 +684,18 @@ class MovedFiles:
             return None
         self._taken.add(gone[0])
         return gone[0]
+
+    def _has_size(self, size: int | None) -> bool:
+        """Whether a file of this size had rows at first."""
+        if self._sizes is None:
+            with self._turn, store_errors(self._path):
+                found = self._writer.table.search().select(["size"]).limit(None).to_batches(8192)
+                parts = [np.unique(batch.column(0).drop_null().to_numpy()) for batch in found]
+            self._sizes = np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
+        if not len(self._sizes):
+            return False
+        at = int(np.searchsorted(self._sizes, size or 0))
+        return at < len(self._sizes) and int(self._sizes[at]) == size
 
     def _with_content(self, content: str) -> list[dict[str, Any]]:
         items = self._writer.table

@@ -27,6 +27,7 @@ from penult.errors import CollectionError
 
 if TYPE_CHECKING:
     from penult.collection.add import Summary
+    from penult.collection.ingest import Machines
     from penult.data.decode import Limits
     from penult.embedding.embedder import Embedder
 
@@ -59,6 +60,7 @@ class AddOptions(CutOptions, total=False):
     time_limit: float
     commit_rows: int
     commit_seconds: float
+    machines: Machines | None
 
 
 _LAYOUT = tuple(CutOptions.__annotations__)

@@ -10,11 +10,11 @@ import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,14 @@ class Seen:
         found = patches_among(self.rows)
         return replace(self, patches=found) if found else self
 
+    def of(self, id: str) -> Seen:
+        """What it has of one item."""
+        kept = [{key: one for key, one in part.items() if key[0] == id}
+                for part in (self.rows, self.metadata, self.failures, self.patches)]  # fmt: skip
+        rows, metadata, failures, patches = kept
+        doubtful = [id] if id in self.doubtful else []
+        return Seen(rows, metadata, failures, doubtful, patches)  # type: ignore[arg-type]
+
     def keys(self, key: Key) -> Sequence[Key]:
         """The rows of a region: its patches, or the one of its own; empty where it has none."""
         return self.patches.get(key, (key,) if key in self.rows else ())
@@ -68,10 +76,12 @@ class CommitBatch:
     """Rows and changes to commit next.
 
     changed: ids whose content changed, with the new hash: their old rows go before the new ones
-    come. revised: regions whose content is unchanged, with new values of other columns.
+    come. revised: regions whose content is unchanged, with new values of other columns. Batches of
+    different items may be committed in any order.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    packed: list[pa.RecordBatch] = field(default_factory=list)  # rows of other machines
     failures: list[Failure] = field(default_factory=list)
     known: list[Failure] = field(default_factory=list)  # verdicts of earlier runs, not tried again
     changed: dict[str, str] = field(default_factory=dict)
@@ -88,6 +98,34 @@ class CommitBatch:
 
     def __bool__(self) -> bool:
         return self != CommitBatch()
+
+    @property
+    def row_count(self) -> int:
+        """How many rows it has."""
+        packed: int = sum(part.num_rows for part in self.packed)
+        return len(self.rows) + packed
+
+
+def merge(batch: CommitBatch, other: CommitBatch) -> None:
+    """Add to a batch what one of other items has."""
+    for part in fields(batch):
+        mine, new = getattr(batch, part.name), getattr(other, part.name)
+        if isinstance(mine, dict | set):
+            mine.update(new)
+        elif isinstance(mine, list):
+            mine.extend(new)
+        elif part.name == "former":
+            batch.former = new or mine
+        else:
+            setattr(batch, part.name, mine + new)
+
+
+def pack(batch: CommitBatch, schema: pa.Schema) -> list[pa.RecordBatch]:
+    """The rows of a batch as record batches, which it has in place of them from then on."""
+    if batch.rows:
+        batch.packed.append(record_batch(batch.rows, schema))
+        batch.rows = []
+    return batch.packed
 
 
 def record_batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
@@ -213,7 +251,8 @@ class Summing:
 
 
 Lookup = Callable[[Sequence[str]], Seen]
-FindMoved = Callable[[Item, str], str | None]  # of a new file by its hash: the id of a file gone
+# Of a new file, and what reads its hash: the id of a file that is gone.
+FindMoved = Callable[[Item, Callable[[], str]], str | None]
 Tick = Callable[[bool, float], None]
 
 CHUNK = 1000  # regions in one lookup in the store
@@ -227,6 +266,18 @@ def _usual_seconds() -> float:
 T = TypeVar("T")
 
 
+class Machines(Protocol):
+    """Workers of other machines, which read, embed and assemble what is planned here."""
+
+    def begin(self, embedder: Embedder, rows: pa.Schema) -> None:
+        """For a run of this embedder, whose rows have this schema."""
+
+    def batches(
+        self, planned: Iterable[Planned], options: Options, tick: Tick, watch: Stopwatch | None
+    ) -> Iterator[CommitBatch]:
+        """What is planned as batches to commit, in any order of the items."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Options of a run. A batch ends after `commit_rows` or `commit_seconds`, so that a killed run
@@ -238,6 +289,7 @@ class Options:
     limits: see `Decoding`. patient: items
     are read and decoded in threads of their own, so that slow ones hold up no commit. times: reads
     when items were recorded, for the column `recorded_at`; None: as the collection's last run.
+    machines: where all of that is done, in place of this process.
     """
 
     logits: str = "all"
@@ -252,6 +304,7 @@ class Options:
     limits: Limits = field(default_factory=lambda: usual_decoding().limits)
     patient: bool = True
     times: RecordingTimes | Literal[False] | None = None
+    machines: Machines | None = None
     _patched: bool = False  # the embedder gives a row for each patch of a region
     commit_rows: int = 256
     commit_seconds: float = 5.0
@@ -279,7 +332,7 @@ def decoding_of(options: Options) -> Decoding:
 
 _NO_CONDITIONS = (
     *("logits", "retry_failed", "layout", "summary", "summarised", "alone", "workers"),
-    *("patient", "times", "commit_rows", "commit_seconds", "_patched"),
+    *("patient", "times", "machines", "commit_rows", "commit_seconds", "_patched"),
 )
 
 
@@ -346,9 +399,27 @@ def ingest(
         describe = headers_in_workers(decoding_of(options))
         regions = apart(options.layout.of(given, classifier.input, describe, bound))
         planned = apart(plan(regions, lookup, options, find))
+        if options.machines is not None:
+            spread = options.machines.batches(planned, options, tick, watch)
+            yield from given.then(_with_known(spread, files, tick))
+            return
         results = execute(embedder, planned, options, watch)
         with closing(results):
             yield from given.then(assemble(classifier, results, options, tick, files))
+
+
+def _with_known(
+    batches: Iterator[CommitBatch], files: KnownFiles | None, tick: Tick
+) -> Iterator[CommitBatch]:
+    """The batches, with the files counted that the walk has left out meanwhile."""
+    counted = 0
+    with closing(batches):  # type: ignore[type-var]
+        for batch in batches:
+            new, counted = (files.passed - counted, files.passed) if files else (0, 0)
+            batch.skipped += new
+            for _ in range(new):
+                tick(False, 0.0)
+            yield batch
 
 
 def plan(
@@ -363,8 +434,10 @@ def plan(
     embedded again only if the hash is new. Regions of one item come together, behind the item's
     `ContentHash`, before its `ItemEnd`. A new file with the content of one that is gone takes over
     its rows. Items that met a fault of the world before come last, since
-    they may take the whole time limit again. All of it can be pickled and executed elsewhere.
+    they may take the whole time limit again. All of it can be pickled and executed elsewhere: for
+    other machines each item that has to be read is an `UnreadItem`, and read there.
     """
+    plan_item = _plan_item if options.machines is None else _plan_unread
     renamed: dict[str, str] = {}
     last: list[tuple[Sequence[Entry], Seen]] = []
     annotations = _Annotations()
@@ -389,14 +462,14 @@ def plan(
             hashes: dict[str, str] = {}
             if id not in there and (old := _moved_from(group, find, hashes)) is not None:
                 yield FileMoved(old, id)
-                yield from _plan_item(group, _under_id(lookup([old]), id), options, hashes)
+                yield from plan_item(group, _under_id(lookup([old]), id), options, hashes)
             else:
-                yield from _plan_item(group, seen, options, hashes)
+                yield from plan_item(group, seen, options, hashes)
         annotations.compare(seen)
     if last:
         yield OneByOne()
     for faulty, known in last:
-        yield from _plan_item(faulty, known, options)
+        yield from plan_item(faulty, known, options)
     if gone := annotations.former():
         yield FormerAnnotations(gone)
 
@@ -429,11 +502,15 @@ def _moved_from(group: Sequence[Entry], find: FindMoved, hashes: dict[str, str])
     item = next((one[0] for one in group if isinstance(one, tuple)), None)
     if item is None or item.size is None:
         return None
-    try:
+
+    def read() -> str:
         hashes[item.id] = _read_hash(item)
+        return hashes[item.id]
+
+    try:
+        return find(item, read)
     except ItemError:  # each region will say so
         return None
-    return find(item, hashes[item.id])
 
 
 def _under_id(seen: Seen, id: str) -> Seen:
@@ -525,6 +602,48 @@ def assemble(
         raise
     assembler.count_known()
     yield assembler.batch
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadItem(Note):
+    """The regions of an item whose content has to be read, and what the store has of it."""
+
+    group: tuple[Entry, ...]
+    seen: Seen
+
+    @property
+    def item(self) -> Item:
+        """The item."""
+        return next(entry[0] for entry in self.group if isinstance(entry, tuple))
+
+    def plan(self, options: Options) -> Iterator[Planned]:
+        """What `plan` gives for it, with its content read here."""
+        return _plan_item(self.group, self.seen, options)
+
+    def failures(self, reason: ItemError) -> list[Failure]:
+        """All of its regions as failures, for one reason."""
+        return [one if isinstance(one, Failure) else Failure.of(*one, reason) for one in self.group]
+
+
+def _plan_unread(
+    group: Sequence[Entry], seen: Seen, options: Options, hashes: dict[str, str] | None = None
+) -> Iterator[Planned]:
+    """As `_plan_item`, without a look into any file: what has to be embedded, or read to know that,
+    stays as it is. What is in memory already is hashed here."""
+    regions = [entry for entry in group if not isinstance(entry, Failure)]
+    if regions and isinstance(regions[0][0].content, Path):
+        id = regions[0][0].id
+        channels = _summed_channels(id, regions, options)
+        summaries = [(id, Region("summary", channel=channel).key) for channel in channels]
+        settled = all(_plan_by_name(*pair, seen, options) is not None for pair in regions)
+        if not settled or any(key not in seen.rows for key in summaries):
+            yield UnreadItem(tuple(group), seen.of(id))
+            return
+    planned = list(_plan_item(group, seen, options, hashes))
+    if any(isinstance(one, tuple) for one in planned):
+        yield UnreadItem(tuple(group), seen.of(regions[0][0].id))
+    else:
+        yield from planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -718,17 +837,10 @@ def _plan_region(
 ) -> list[Planned]:
     """One region's pair, or a note on why it is not embedded. hashes: of contents read so far, by
     id."""
-    key = item.id, region.key
-    failed, rows = seen.failures.get(key), seen.keys(key)
+    if (notes := _plan_by_name(item, region, seen, options)) is not None:
+        return notes
+    rows, mended = seen.keys((item.id, region.key)), item.id in seen.doubtful
     known = seen.rows[rows[0]] if rows else None
-    # 0.1.0 took a text's second line for a failure of the first one, which has its row.
-    has_row = known is not None and isinstance(item.content, str)
-    again = options.retry_failed or has_row
-    if failed is not None and not again and _same_file(failed, item):
-        return [KnownFailure(failed)]
-    mended = item.id in seen.doubtful
-    if known is not None and item.size is not None and _same_file(known, item):
-        return [RegionUnchanged(row, _new_metadata(item, row, seen), mended) for row in rows]
     try:
         if item.id not in hashes:
             hashes[item.id] = _read_hash(item)
@@ -741,6 +853,23 @@ def _plan_region(
         return [ContentChanged(item.id, content), (item, region)]
     stat = {} if _same_file(known, item) else {"size": item.size, "mtime_ns": item.mtime_ns}
     return [RegionUnchanged(row, stat | _new_metadata(item, row, seen), mended) for row in rows]
+
+
+def _plan_by_name(item: Item, region: Region, seen: Seen, options: Options) -> list[Planned] | None:
+    """Notes on why a region is not embedded, by its file's size and time; None where its content
+    has to be read."""
+    key = item.id, region.key
+    failed, rows = seen.failures.get(key), seen.keys(key)
+    known = seen.rows[rows[0]] if rows else None
+    # 0.1.0 took a text's second line for a failure of the first one, which has its row.
+    has_row = known is not None and isinstance(item.content, str)
+    again = options.retry_failed or has_row
+    if failed is not None and not again and _same_file(failed, item):
+        return [KnownFailure(failed)]
+    mended = item.id in seen.doubtful
+    if known is not None and item.size is not None and _same_file(known, item):
+        return [RegionUnchanged(row, _new_metadata(item, row, seen), mended) for row in rows]
+    return None
 
 
 def _stored_hash(item: Item, regions: Sequence[tuple[Item, Region]], seen: Seen) -> dict[str, str]:
