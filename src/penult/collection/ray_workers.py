@@ -55,7 +55,7 @@ FIRST, MOST = 16, 512  # regions of a chunk
 _HELD = 1 << 26  # bytes that the items of a chunk hold themselves
 _POLL = 0.25  # seconds between two looks at the workers
 _STAFFING = 10.0  # seconds between two looks at what the cluster has
-_OPENINGS = 3  # workers that die before they are ready, one after the other
+_OPENINGS = 5  # workers that die before they are ready, one after the other
 _ROWS = 8192  # of one commit, about
 _NOTES = 1000  # notes in one go, so that results are looked after
 
@@ -458,11 +458,9 @@ class Crew:
         gone = isinstance(error, self._ray.exceptions.RayActorError)
         chunks = list(member.chunks.values())
         if member.ready is not None:
-            opening = isinstance(
-                error, self._ray.exceptions.ActorDiedError
-            ) and "creation task" in str(error)
-            self._openings += 1
-            if not gone or opening or self._openings >= _OPENINGS:
+            raised = not gone or getattr(error, "actor_init_failed", False)
+            self._openings += not _is_of_node(error)
+            if raised or self._openings >= _OPENINGS:
                 self._refuse(member, f"a worker could not open the model: {_reason(error)}")
                 return
         elif not gone:
