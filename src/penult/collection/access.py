@@ -18,6 +18,7 @@ from typing import Any
 
 from penult.collection.journal import refuse_links
 from penult.collection.manifest import HOLDER, LOCK, WRITERS, now, store_errors
+from penult.data.items import is_object
 from penult.errors import CollectionLocked
 from penult.locking import Guard
 
@@ -122,6 +123,7 @@ class Access:
         self._see: Callable[[], None] = lambda: None
         self._sign = uuid.uuid4().hex  # of equal length for all: it is written over another's
         self._turn: _Lock | None = None
+        self._wait_between = _POLL / 4  # seconds, for a turn
         self._whole: Any = None  # the lock of a disk that has none to be shared
         self._lock: _Lock | None = None
         self._held: dict[str, _Lock] = {}
@@ -168,7 +170,7 @@ class Access:
                 log.warning(
                     "%s: waits for a commit by %s", self._path, " or ".join(others) or "another"
                 )
-            time.sleep(_POLL / 4)
+            time.sleep(self._wait_between)
         # Signed before anything is committed: also one that is killed then is seen to have been.
         self._missed = lock.read() != self._sign
         if self._missed:
@@ -221,7 +223,7 @@ class Access:
         try:
             self._whole.acquire(timeout=-1 if wait else _INSTANT)
         except Timeout as error:
-            raise _refusal(self._path, _living(self._path)) from error
+            raise refusal(self._path, _living(self._path)) from error
         self._clear_left()
         (self._folder / self._name).write_text(json.dumps(asdict(self.holder)), "utf-8")
 
@@ -239,7 +241,7 @@ class Access:
                     gate.free()
                 if not wait and time.monotonic() - began > _INSTANT:
                     others = _living(self._path, self._name, "" if is_open else _NEXT)
-                    raise _refusal(self._path, others, is_open)
+                    raise refusal(self._path, others, is_open)
                 time.sleep(_POLL)
         finally:
             gate.close()
@@ -254,7 +256,7 @@ class Access:
         try:
             while not self._lock.take():
                 if not wait and time.monotonic() - began > patience:
-                    raise _refusal(self._path, _living(self._path, self._name))
+                    raise refusal(self._path, _living(self._path, self._name))
                 if wait and not said:
                     self._say(_NEXT + self._name)
                     said = True
@@ -309,6 +311,14 @@ class Access:
             self._whole.release()
 
 
+def _access_to(path: Path) -> type[Access]:
+    if not is_object(path):
+        return Access
+    from penult.collection.leases import LeasedAccess
+
+    return LeasedAccess
+
+
 @contextlib.contextmanager
 def accessed(
     path: Path, command: str, run_id: str = "", *, alone: bool, wait: bool = False
@@ -321,7 +331,7 @@ def accessed(
         StoreError: a part of the collection is a link to another place.
     """
     refuse_links(path)
-    found = Access(path, command, run_id)
+    found = _access_to(path)(path, command, run_id)
     try:
         with store_errors(path):
             found.enter(alone, wait)
@@ -345,6 +355,10 @@ def locked(path: Path, command: str, wait: bool = False) -> Iterator[Access]:
 def writers(path: Path) -> list[Holder] | None:
     """Those that write now, by their locks and not by what they wrote, the one that began first in
     front; None where that cannot be told, as on a disk without locks, or of an earlier version."""
+    if is_object(path):
+        from penult.collection import leases
+
+        return leases.writers(path)
     held = {name: _is_held(path / WRITERS / name) for name in _entries(path / WRITERS)}
     if None in held.values():
         return None
@@ -397,7 +411,8 @@ def _said(file: Path) -> Holder:
         return Holder(0, "", "")
 
 
-def _refusal(path: Path, others: list[Holder], is_open: bool = True) -> CollectionLocked:
+def refusal(path: Path, others: list[Holder], is_open: bool = True) -> CollectionLocked:
+    """Why a writer has to wait."""
     words = " and ".join(dict.fromkeys(one.words for one in others)) or "another process"
     what = "is being written by" if is_open else "is wanted alone by"
     return CollectionLocked(

@@ -23,6 +23,7 @@ from penult.collection.index import Index
 from penult.collection.manifest import Manifest
 from penult.collection.reader import Reader, append_labels
 from penult.collection.search import Hits, QueryVectors
+from penult.data.items import place_of
 from penult.errors import CollectionError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Collection:
     """
 
     def __init__(self, path: str | os.PathLike[str], root: RootPaths = ()) -> None:
-        self.path, self._root = Path(path), root
+        self.path, self._root = place_of(path), root
         self.reader = Reader(self.path)
         self._embedders = search.KeptEmbedder()
 

@@ -175,6 +175,21 @@ class ObjectPath(type(Path())):  # type: ignore[misc]
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
 
+    def put_text(self, text: str) -> None:
+        """Replaces what is there, or makes it, in one step.
+
+        Raises:
+            ObjectFault: somebody else has written it meanwhile.
+        """
+        try:
+            over: str | None = head(str(self)).etag
+        except FileNotFoundError:
+            over = None
+        try:
+            put(str(self), text.encode(), over=over, new=over is None)
+        except Conflict:
+            raise ObjectFault("another process has written it meanwhile; try again") from None
+
     def write_bytes(self, data: Any) -> int:
         put(str(self), bytes(data))
         return len(data)
@@ -210,8 +225,24 @@ def _parts(uri: str) -> tuple[str, str, str]:
     return scheme, bucket, key
 
 
+def settings() -> tuple[tuple[str, str], ...]:
+    """What the environment says of stores: another store for other settings."""
+    own = ("AWS_", "GOOGLE_", "AZURE_")
+    return tuple(sorted(one for one in os.environ.items() if one[0].startswith(own)))
+
+
+def lance_options(uri: str) -> dict[str, str]:
+    """What Lance's own client is told beside what it takes from the environment itself.
+
+    Raises:
+        UsageError: as `check_endpoint`.
+    """
+    check_endpoint(_parts(uri)[0])
+    return {"client_max_retries": "10"}
+
+
 @lru_cache(maxsize=16)
-def _store(scheme: str, bucket: str) -> Any:
+def _store(scheme: str, bucket: str, _: object) -> Any:
     """Where credentials come from is the store's own affair: AWS_…, GOOGLE_…, AZURE_… of the
     environment, or the machine's role."""
     stores = require("obstore.store")
@@ -262,7 +293,7 @@ def _asked(uri: str, what: str, ask: Callable[[Any, str], T]) -> T:
     """
     errors = require("obstore.exceptions")
     scheme, bucket, key = _parts(uri)
-    store = _store(scheme, bucket)
+    store = _store(scheme, bucket, settings())
     for number in range(1, _TRIES + 1):
         try:
             return ask(store, key)
