@@ -195,6 +195,11 @@ def add(
         StoreError: full disk, no permission.
     """
     _check_run(embedder, options, run)
+    if run.prune and source.uris:
+        raise UsageError(
+            f"--prune looks for deleted files on disks, and {source.uris[0]} is in an object "
+            "store: leave --prune out; rows of deleted objects stay"
+        )
     options, source = _with_times(reader, source, options, like)
     settle(reader, embedder, SourceSample(source, options.layout, decoding_of(options)))
     summary = Summary(found=Findings(times=options.times or None))
@@ -550,8 +555,9 @@ def _run_options(
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
     asked |= {"times": options.times.zone} if options.times else {}
     asked |= {} if source.channel is None else {"channel": source.channel}
-    if source.paths:
-        asked |= {"sources": [planned.roots.id_of(Path(path)) for path in source.paths]}
+    if source.paths or source.uris:
+        own = [planned.roots.id_of(Path(path)) for path in source.paths]
+        asked |= {"sources": [*own, *source.uris]}
     asked |= {"renamed": source.renamed} if source.renamed else {}
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})
 

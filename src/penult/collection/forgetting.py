@@ -28,6 +28,7 @@ from penult.collection.journal import FOLDER, TABLE, Journal
 from penult.collection.manifest import (
     now,
     read_manifest,
+    require_disk,
     store_errors,
     write_aside,
     write_manifest,
@@ -126,6 +127,7 @@ def forget(
         UsageError: as `find`. CollectionLocked: another process is writing.
         StoreError: full disk, no permission; the next writer completes it.
     """
+    require_disk(reader.path, "penult forget")
     with locked(reader.path, "penult forget", wait):
         repair.step_back(reader.path)
         complete(reader.path)

@@ -150,6 +150,10 @@ class ObjectPath(type(Path())):  # type: ignore[misc]
     def is_dir(self) -> bool:
         return next(listed(f"{self}/"), None) is not None
 
+    def size_below(self) -> int:
+        """Bytes of all objects below the path."""
+        return sum(one.size for one in listed(f"{self}/"))
+
     def is_symlink(self) -> bool:
         return False
 
