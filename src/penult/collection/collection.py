@@ -104,8 +104,8 @@ class Collection:
         forgetting.complete_if_free(collection.path)
         if not manifest.exists(collection.path) and must_exist:
             raise CollectionError(
-                f"there is no collection at {path}; "
-                f"penult embed MODEL FOLDER --into {path} makes one"
+                f"there is no collection at {collection.path}; "
+                f"penult embed MODEL FOLDER --into {collection.path} makes one"
             )
         return collection
 

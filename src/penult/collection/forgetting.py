@@ -101,6 +101,7 @@ def find(reader: Reader, items: Sequence[str], where: str | None = None) -> Forg
     Raises:
         UsageError: nothing was named, or a name that no row, mark or failure has.
     """
+    require_disk(reader.path, "penult forget")
     what = _named(reader, items, where)
     found = Forgetting(list(what.ids))
     tables = _opened(reader.path)

@@ -187,9 +187,8 @@ def _task(pairs: list[tuple[Item, Region]], more: bool) -> Parts:
     ]
     header: Head = {"regions": regions, "rate": rate, "more": more}
     if isinstance(content, Path) and is_object(content):
-        status = content.stat()  # known from the listing
-        known = str(content), status.st_size, getattr(content, "etag", None)
-        return packed(header | {"object": known})
+        known = [getattr(content, name, None) for name in ("size", "etag")]
+        return packed(header | {"object": [str(content), *known]})
     if isinstance(content, Path):
         return packed(header | {"path": os.path.abspath(content)})  # noqa: PTH100
     assert isinstance(content, bytes)

@@ -128,6 +128,8 @@ class ObjectPath(type(Path())):  # type: ignore[misc]
     def _known(self) -> Found:
         if self.size is not None and self.etag is not None:
             return Found(str(self), self.size, self.etag, datetime.min)
+        if _fetch is not read_range:  # what the run did not find is not asked for again
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         return head(str(self))
 
     def stat(self, *, follow_symlinks: bool = True) -> Any:
@@ -215,6 +217,31 @@ class ObjectPath(type(Path())):  # type: ignore[misc]
 
 def _restored(uri: str, size: int | None, etag: str | None) -> ObjectPath:
     return ObjectPath(uri, size=size, etag=etag)
+
+
+_KNOWN_FOR, _MOST_KNOWN = 60.0, 256  # seconds, and paths: a table names one recording many times
+_known_paths: dict[str, tuple[ObjectPath, float]] = {}
+
+
+def known_path(name: str) -> ObjectPath:
+    """The path that a table names, with the size and the version that its object has; without
+    them where there is none.
+
+    Raises:
+        SourceError: as `checked_uri`.
+    """
+    uri = checked_uri(name)
+    path, since = _known_paths.get(uri, (None, 0.0))
+    if path is not None and time.monotonic() - since < _KNOWN_FOR:
+        return path
+    path = ObjectPath(uri)
+    with contextlib.suppress(OSError):
+        found = head(uri)
+        path = ObjectPath(uri, size=found.size, etag=found.etag)
+    while len(_known_paths) >= _MOST_KNOWN:
+        _known_paths.pop(next(iter(_known_paths)), None)
+    _known_paths[uri] = path, time.monotonic()
+    return path
 
 
 # ---- one store
