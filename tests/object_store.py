@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,8 @@ def proxied(upstream: int) -> Iterator[Proxy]:
 
     def run() -> None:
         asyncio.set_event_loop(loop)
-        try:
+        with suppress(RuntimeError, asyncio.CancelledError):
             loop.run_until_complete(serve())
-        except (RuntimeError, asyncio.CancelledError):
-            pass
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -164,8 +162,10 @@ def bucket(port: int, name: str) -> Any:
 
     from obstore.store import S3Store
 
-    with urlopen(Request(f"http://127.0.0.1:{port}/{name}", method="PUT", headers={"Authorization": "AWS4-HMAC-SHA256 Credential=AKIATESTONLY/20260101/us-east-1/s3/aws4_request"})):  # fmt: skip
-        pass
+    scope = f"Credential={KEYS['AWS_ACCESS_KEY_ID']}/20260101/us-east-1/s3/aws4_request"
+    request = Request(f"http://127.0.0.1:{port}/{name}", method="PUT")
+    request.add_header("Authorization", f"AWS4-HMAC-SHA256 {scope}")
+    urlopen(request).close()
     return S3Store(
         name,
         endpoint=f"http://127.0.0.1:{port}",

@@ -741,7 +741,7 @@ def _save_file(space: ClassSpace, place: str) -> None:
 def is_collection(path: str) -> bool:
     """Whether there is a collection at this path."""
     from penult.collection.manifest import exists
-    from penult.data.items import place_of
+    from penult.data.places import place_of
     from penult.errors import CollectionError
 
     try:

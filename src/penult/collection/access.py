@@ -9,9 +9,10 @@ import errno
 import json
 import logging
 import os
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from penult.collection.journal import refuse_links
 from penult.collection.manifest import HOLDER, LOCK, WRITERS, now, store_errors
 from penult.data.items import is_object
-from penult.errors import CollectionLocked
+from penult.errors import CollectionLocked, StoreError
 from penult.locking import Guard
 
 try:
@@ -311,12 +312,106 @@ class Access:
             self._whole.release()
 
 
-def _access_to(path: Path) -> type[Access]:
-    if not is_object(path):
-        return Access
-    from penult.collection.leases import LeasedAccess
+class LeasedAccess(Access):
+    """One writer's access to a collection in an object store. Who writes has an entry there,
+    renewed as the lease is; entries are made and looked at in a turn only."""
 
-    return LeasedAccess
+    def __init__(self, path: Path, command: str = "", run_id: str = "") -> None:
+        from penult.collection import leases
+
+        super().__init__(path, command, run_id)
+        self._leases = leases
+        self._lease = leases.Lease(str(self._folder / leases.TURN))
+        self._turn = self._lease  # type: ignore[assignment]
+        self._wait_between = leases.POLL
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def others(self) -> list[Holder]:
+        """As of a disk."""
+        if self.is_alone:
+            return []
+        found = self._entries()
+        others = [_holder_of(one) for name, one in found.items() if name != self._name]
+        return sorted(others, key=lambda one: one.since)
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        return self._leases.entries(self._folder, self._lease.uri)
+
+    def enter(self, alone: bool, wait: bool) -> None:
+        """As of a disk."""
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="penult-lease")
+        self._thread.start()
+        self._begin(alone, wait, self._leases.INSTANT)
+
+    def _begin(self, alone: bool, wait: bool, patience: float) -> None:
+        began = time.monotonic()
+        while True:
+            with self._leased(wait, began, patience):
+                others = [one for name, one in self._entries().items() if name != self._name]
+                barred = [_holder_of(one) for one in others if alone or one.get("alone")]
+                if not barred:
+                    self.is_alone = alone
+                    self._say_entry()
+                    return
+            if not wait and time.monotonic() - began > patience:
+                raise refusal(self._path, barred)
+            time.sleep(self._leases.POLL)
+
+    @contextlib.contextmanager
+    def _leased(self, wait: bool, began: float, patience: float) -> Iterator[None]:
+        while not self._lease.take():
+            # A commit is waited for; a holder that is gone frees nothing, and is waited out.
+            if not wait and time.monotonic() - began > patience + 2 * self._leases.LEASE:
+                raise refusal(self._path, [])
+            time.sleep(self._leases.POLL)
+        try:
+            yield
+        finally:
+            self._lease.free()
+
+    def _say_entry(self) -> None:
+        about = {**asdict(self.holder), "alone": self.is_alone}
+        self._leases.put_entry(self._folder / self._name, about)
+
+    def register(self) -> None:
+        """Takes away what killed ones said. In a turn."""
+        here = self._entries()
+        for path in self._folder.iterdir():
+            if path.name.endswith(".json") and path.name not in here:
+                path.unlink()
+
+    def be_alone(self, wait: bool = False, patience: float = _INSTANT) -> None:
+        """As of a disk."""
+        if self.is_alone:
+            return
+        self._begin(True, wait, patience)
+        self._see()
+
+    def _renew(self) -> None:
+        while not self._end.wait(self._leases.LEASE / self._leases.RENEWALS):
+            try:
+                self._lease.renew()
+                self._say_entry()
+            except (OSError, StoreError) as error:
+                log.warning("%s: %s", self._path, error)
+
+    def leave(self) -> None:
+        """As of a disk."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+        with contextlib.suppress(OSError):
+            (self._folder / self._name).unlink()
+        self._lease.close()
+
+
+def _holder_of(about: Mapping[str, Any]) -> Holder:
+    try:
+        texts = (str(about[name]) for name in ("command", "since", "run_id"))
+        return Holder(int(about["pid"]), *texts)
+    except (KeyError, TypeError, ValueError):
+        return Holder(0, "", "")
 
 
 @contextlib.contextmanager
@@ -331,7 +426,8 @@ def accessed(
         StoreError: a part of the collection is a link to another place.
     """
     refuse_links(path)
-    found = _access_to(path)(path, command, run_id)
+    kind = LeasedAccess if is_object(path) else Access
+    found = kind(path, command, run_id)
     try:
         with store_errors(path):
             found.enter(alone, wait)
@@ -356,9 +452,10 @@ def writers(path: Path) -> list[Holder] | None:
     """Those that write now, by their locks and not by what they wrote, the one that began first in
     front; None where that cannot be told, as on a disk without locks, or of an earlier version."""
     if is_object(path):
-        from penult.collection import leases
+        from penult.collection.leases import has_entries
 
-        return leases.writers(path)
+        # Only who writes something learns the store's time, and so which entries are of the living.
+        return None if has_entries(path / WRITERS) else []
     held = {name: _is_held(path / WRITERS / name) for name in _entries(path / WRITERS)}
     if None in held.values():
         return None

@@ -23,7 +23,7 @@ from penult.collection.index import Index
 from penult.collection.manifest import Manifest
 from penult.collection.reader import Reader, append_labels
 from penult.collection.search import Hits, QueryVectors
-from penult.data.items import place_of
+from penult.data.places import place_of
 from penult.errors import CollectionError
 
 if TYPE_CHECKING:

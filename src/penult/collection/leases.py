@@ -11,23 +11,19 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from penult.collection.access import Access, Holder, refusal
-from penult.collection.manifest import WRITERS
 from penult.data import object_store
 from penult.data.object_store import Conflict
 from penult.errors import StoreError
 
 log = logging.getLogger(__name__)
 LEASE = 30.0  # seconds without a renewal behind which a holder counts as gone
-_RENEWALS = 5  # in that time
-_POLL = 0.2  # seconds between two looks at a lease that somebody holds
-_INSTANT = 1.0  # seconds for which somebody may hold what is not waited for
-_TURN = "turn.lease"
+RENEWALS = 5  # in that time
+POLL = 0.2  # seconds between two looks at a lease that somebody holds
+INSTANT = 1.0  # seconds for which somebody may hold what is not waited for
+TURN = "turn.lease"
 
 
 class Lease:
@@ -43,6 +39,7 @@ class Lease:
 
     @property
     def is_held(self) -> bool:
+        """Whether this process holds it, as far as it knows."""
         return bool(self._etag)
 
     def _document(self, holder: str) -> bytes:
@@ -94,6 +91,7 @@ class Lease:
         return True
 
     def read(self) -> str:
+        """Its sign."""
         with self._guard:
             if self._etag:
                 return self._sign
@@ -101,6 +99,7 @@ class Lease:
             return "" if there is None else there[0]["sign"]
 
     def write(self, text: str) -> None:
+        """Gives it another sign, by the one who holds it."""
         with self._guard:
             self._sign = text
             self.renew()
@@ -124,6 +123,7 @@ class Lease:
                 ) from None
 
     def free(self) -> None:
+        """Leaves it to others; nothing where it is not held."""
         with self._guard:
             if not self._etag:
                 return
@@ -132,121 +132,33 @@ class Lease:
                 self._put("", over=etag)
 
     def close(self) -> None:
+        """As `free`, whether or not the store answers."""
         with contextlib.suppress(OSError):
             self.free()
 
 
-class LeasedAccess(Access):
-    """One writer's access to a collection in a store. Who writes has an entry there, renewed as
-    the lease is; entries are made and looked at in a turn only."""
-
-    def __init__(self, path: Path, command: str = "", run_id: str = "") -> None:
-        super().__init__(path, command, run_id)
-        self._lease = Lease(str(self._folder / _TURN))
-        self._turn = self._lease  # type: ignore[assignment]
-        self._wait_between = _POLL
-        self._entry = str(self._folder / self._name)
-        self._lost: Exception | None = None
-        self._end = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def others(self) -> list[Holder]:
-        return [] if self.is_alone else living(self._path, self._name, self._lease.uri)
-
-    def enter(self, alone: bool, wait: bool) -> None:
-        self._thread = threading.Thread(target=self._renew, daemon=True, name="penult-lease")
-        self._thread.start()
-        self._begin(alone, wait, _INSTANT)
-
-    def _begin(self, alone: bool, wait: bool, patience: float) -> None:
-        began = time.monotonic()
-        while True:
-            with self._leased(wait, began, patience):
-                found = _entries(self._path, self._lease.uri)
-                others = {name: one for name, one in found.items() if name != self._name}
-                barred = [one for one, is_alone in others.values() if alone or is_alone]
-                if not barred:
-                    self.is_alone = alone
-                    self._say_entry()
-                    return
-            if not wait and time.monotonic() - began > patience:
-                raise refusal(self._path, barred)
-            time.sleep(_POLL)
-
-    @contextlib.contextmanager
-    def _leased(self, wait: bool, began: float, patience: float) -> Iterator[None]:
-        while not self._lease.take():
-            # A commit is waited for; a holder that is gone frees nothing, and is waited out.
-            if not wait and time.monotonic() - began > patience + 2 * LEASE:
-                raise refusal(self._path, [])
-            time.sleep(_POLL)
-        try:
-            yield
-        finally:
-            self._lease.free()
-
-    def _say_entry(self) -> None:
-        about = {**asdict(self.holder), "alone": self.is_alone}
-        object_store.put(self._entry, json.dumps(about).encode())
-
-    def register(self) -> None:
-        """Takes away what killed ones said. In a turn."""
-        here = _entries(self._path, self._lease.uri)
-        for path in (self._path / WRITERS).iterdir():
-            if path.name.endswith(".json") and path.name not in here:
-                object_store.delete(str(path))
-
-    def be_alone(self, wait: bool = False, patience: float = _INSTANT) -> None:
-        if self.is_alone:
-            return
-        self._begin(True, wait, patience)
-        self._see()
-
-    def _renew(self) -> None:
-        while not self._end.wait(LEASE / _RENEWALS):
-            try:
-                self._lease.renew()
-                self._say_entry()
-            except (OSError, StoreError) as error:
-                self._lost = error
-                log.warning("%s: %s", self._path, error)
-
-    def leave(self) -> None:
-        self._end.set()
-        if self._thread is not None:
-            self._thread.join()
-        with contextlib.suppress(OSError):
-            object_store.delete(self._entry)
-        self._lease.close()
-
-
-def _entries(path: Path, clock: str) -> dict[str, tuple[Holder, bool]]:
-    """The writers that live, and whether each is to be alone, by the names of their entries.
-    clock: an object that was written just now, by which the store's time is known."""
+def entries(path: Path, clock: str) -> dict[str, dict[str, Any]]:
+    """What the writers that live say of themselves, by the names of their entries. clock: an object
+    that was written just now, by which the store's time is known."""
     try:
         now = object_store.head(clock).modified
     except FileNotFoundError:
         return {}
-    found: dict[str, tuple[Holder, bool]] = {}
-    for one in object_store.listed(f"{path}/{WRITERS}/"):
+    found: dict[str, dict[str, Any]] = {}
+    for one in object_store.listed(f"{path}/"):
         name = one.uri.rpartition("/")[2]
         if not name.endswith(".json") or (now - one.modified).total_seconds() > LEASE:
             continue
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            about = json.loads(object_store.read(one.uri)[0])
-            texts = (str(about[field]) for field in ("command", "since", "run_id"))
-            found[name] = Holder(int(about["pid"]), *texts), bool(about["alone"])
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            found[name] = dict(json.loads(object_store.read(one.uri)[0]))
     return found
 
 
-def living(path: Path, but: str, clock: str) -> list[Holder]:
-    """The other writers, the one that began first in front."""
-    found = _entries(path, clock)
-    return sorted((one for name, (one, _) in found.items() if name != but), key=lambda o: o.since)
+def put_entry(path: Path, about: dict[str, Any]) -> None:
+    """Writes an entry, or renews it."""
+    object_store.put(str(path), json.dumps(about).encode())
 
 
-def writers(path: Path) -> list[Holder] | None:
-    """Those that write now; None, since only who writes something learns the store's time, where
-    any entry is there."""
-    names = [one.uri for one in object_store.listed(f"{path}/{WRITERS}/")]
-    return None if any(name.endswith(".json") for name in names) else []
+def has_entries(path: Path) -> bool:
+    """Whether there is an entry, of a writer that lives or is gone."""
+    return any(one.uri.endswith(".json") for one in object_store.listed(f"{path}/"))

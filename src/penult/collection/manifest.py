@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from penult.data import documents
 from penult.data.files import file_aside
-from penult.data.items import is_object, place_of
+from penult.data.items import is_object
+from penult.data.places import place_of
 from penult.data.roots import Root
 from penult.embedding.fingerprint import (
     Behaviour,
@@ -145,8 +146,8 @@ def require_disk(path: Path, what: str) -> None:
     """
     if is_object(path):
         raise StoreError(
-            f"{what} works on a collection on a disk, and {place_of(path)} is in an object store: copy it to "
-            "a disk, and give its folder"
+            f"{what} works on a collection on a disk, and {place_of(path)} is in an object store: "
+            "copy it to a disk, and give its folder"
         )
 
 

@@ -22,7 +22,7 @@ from penult.collection.journal import Journal
 from penult.collection.manifest import Clock, Manifest, Mark, store_errors
 from penult.collection.renaming import DERIVED, derived_id, packed
 from penult.collection.schema import KEY
-from penult.data.items import place_of
+from penult.data.places import place_of
 from penult.data.roots import Roots
 from penult.errors import CollectionError
 

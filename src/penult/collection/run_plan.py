@@ -38,7 +38,8 @@ class RunPlan:
 
     items: files and other things, failures included. rows: regions to embed, those of files
     that changed included. unchanged: rows that are there. seconds: of media, of all items. disk:
-    bytes of the new rows, about; free: bytes where the collection lies, None in an object store. time: seconds that the new
+    bytes of the new rows, about; free: bytes where the collection lies, None in
+    an object store. time: seconds that the new
     rows take, by `measured` rows here, on the machine as it is now; None without any. opening:
     seconds until the first few rows were there, which opens the model; what the rows took is
     the smaller part of it, and what comes before (libraries, proof) is not in it. failures:

@@ -212,20 +212,6 @@ def checked_uri(text: str | os.PathLike[str]) -> str:
     return uri
 
 
-def place_of(path: str | os.PathLike[str]) -> Path:
-    """A path of this machine, or of an object, as the user names it.
-
-    Raises:
-        SourceError: as `checked_uri`, or `file://` of another machine.
-    """
-    text = os.fspath(path)
-    if is_object(text):
-        from penult.data.object_store import ObjectPath
-
-        return path if isinstance(path, ObjectPath) else ObjectPath(checked_uri(text))
-    return local(text) if text.startswith("file://") else Path(path)
-
-
 def local(text: str, base: str = "") -> Path:
     """The absolute path; relative ones start at `base`, else at the working directory.
 

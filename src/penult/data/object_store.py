@@ -52,7 +52,7 @@ class Conflict(Exception):
     """A conditional write found another version than it was to replace."""
 
 
-class Found(NamedTuple):
+class StoredObject(NamedTuple):
     """An object as a listing has it. etag: of its content, or its version."""
 
     uri: str
@@ -125,9 +125,9 @@ class ObjectPath(type(Path())):  # type: ignore[misc]
     def expanduser(self) -> ObjectPath:
         return self
 
-    def _known(self) -> Found:
+    def _known(self) -> StoredObject:
         if self.size is not None and self.etag is not None:
-            return Found(str(self), self.size, self.etag, datetime.min)
+            return StoredObject(str(self), self.size, self.etag, datetime.min)
         if _fetch is not read_range:  # what the run did not find is not asked for again
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         return head(str(self))
@@ -337,7 +337,9 @@ def _asked(uri: str, what: str, ask: Callable[[Any, str], T]) -> T:
         except Exception as error:
             words = _words(error)
             if number == _TRIES:
-                raise ObjectFault(f"{uri}: the store fails at {what}, {number} times: {words}") from None
+                raise ObjectFault(
+                    f"{uri}: the store fails at {what}, {number} times: {words}"
+                ) from None
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (number - 1))
             pause *= random.uniform(0.5, 1.0)  # noqa: S311
             log.warning("%s: %s failed (%s); again in %.1f s", uri, what, words, pause)
@@ -348,7 +350,9 @@ def _asked(uri: str, what: str, ask: Callable[[Any, str], T]) -> T:
 def _words(error: Exception) -> str:
     """What a library says of a failed request, without the address and the headers of that."""
     text = str(error)
-    if found := re.search(r"status(?: code)?:? ?\(?(\d{3})", text) or re.search(r"\b(5\d\d) [A-Z]", text):
+    if found := re.search(r"status(?: code)?:? ?\(?(\d{3})", text) or re.search(
+        r"\b(5\d\d) [A-Z]", text
+    ):
         return f"status {found[1]}"
     for sign, words in (("timed out", "no answer in time"), ("timeout", "no answer in time"),
                         ("connect", "no connection"), ("body", "the answer broke off"),
@@ -358,7 +362,7 @@ def _words(error: Exception) -> str:
     return type(error).__name__
 
 
-def head(uri: str) -> Found:
+def head(uri: str) -> StoredObject:
     """One object's size and version.
 
     Raises:
@@ -368,12 +372,12 @@ def head(uri: str) -> Found:
     return _found(uri, _asked(uri, "head", obstore.head))
 
 
-def _found(uri: str, meta: Any) -> Found:
+def _found(uri: str, meta: Any) -> StoredObject:
     etag = meta["e_tag"] or meta["version"] or meta["last_modified"].isoformat()
-    return Found(uri, int(meta["size"]), str(etag), meta["last_modified"])
+    return StoredObject(uri, int(meta["size"]), str(etag), meta["last_modified"])
 
 
-def read(uri: str) -> tuple[bytes, Found]:
+def read(uri: str) -> tuple[bytes, StoredObject]:
     """A whole object, and its version.
 
     Raises:
@@ -381,7 +385,7 @@ def read(uri: str) -> tuple[bytes, Found]:
     """
     obstore = require("obstore")
 
-    def ask(store: Any, key: str) -> tuple[bytes, Found]:
+    def ask(store: Any, key: str) -> tuple[bytes, StoredObject]:
         answer = obstore.get(store, key)
         return bytes(answer.bytes()), _found(uri, answer.meta)
 
@@ -438,7 +442,7 @@ def delete(uri: str) -> None:
         _asked(uri, "delete", obstore.delete)
 
 
-def listed(prefix: str) -> Iterator[Found]:
+def listed(prefix: str) -> Iterator[StoredObject]:
     """The objects whose names begin so, in the store's order, a page at a time. After a fault it
     goes on behind the last one.
 
@@ -522,8 +526,8 @@ def fetched(path: ObjectPath, start: int, stop: int) -> bytes:
         raise PassingFault(f"cannot be read: {error}") from error
 
 
-# Of the object that was read last: its blocks by where they begin, the latest last. A file is opened
-# several times in a row, to look at its header and to decode it.
+# Of the object that was read last: its blocks by where they begin, the latest last. A file is
+# opened several times in a row, to look at its header and to decode it.
 _last: tuple[tuple[str, str | None], dict[int, bytes]] = ("", None), {}
 
 
@@ -632,7 +636,8 @@ def entries_at(name: str, accepted: frozenset[str]) -> Callable[[], Iterator[Pla
     if first is None:
         kinds = " ".join(sorted(accepted))
         raise SourceError(
-            f"there is no object {uri}, and below {prefix} none" + (f" that is {kinds}" * bool(kinds))
+            f"there is no object {uri}, and below {prefix} none"
+            + (f" that is {kinds}" * bool(kinds))
         )
     return lambda: _objects(prefix, accepted)
 
@@ -642,10 +647,12 @@ def _objects(prefix: str, accepted: frozenset[str]) -> Iterator[Placed]:
         for found in _fitting(prefix, accepted):
             yield 0, _entry(found)
     except OSError as error:
-        raise SourceError(f"{prefix} cannot be listed further: {error.strerror or error}") from error
+        raise SourceError(
+            f"{prefix} cannot be listed further: {error.strerror or error}"
+        ) from error
 
 
-def _fitting(prefix: str, accepted: frozenset[str]) -> Iterator[Found]:
+def _fitting(prefix: str, accepted: frozenset[str]) -> Iterator[StoredObject]:
     for found in listed(prefix):
         parts = found.uri[len(prefix) :].split("/")
         name = parts[-1]
@@ -655,7 +662,7 @@ def _fitting(prefix: str, accepted: frozenset[str]) -> Iterator[Found]:
             yield found
 
 
-def _entry(found: Found) -> Any:
+def _entry(found: StoredObject) -> Any:
     path = ObjectPath(found.uri, size=found.size, etag=found.etag)
     if str(path) != found.uri:
         words = "a name with empty parts, or with . among them, cannot be the path of an item"

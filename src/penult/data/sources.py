@@ -180,10 +180,7 @@ def from_paths(
     """
     _check_channel(channel, modality)
     texts = _texts_of([paths] if isinstance(paths, (str, os.PathLike)) else paths)
-    bare = {one: text.bare(one) for one in texts} if modality == "text" else {}
-    words = {one: said for one, said in bare.items() if said is not None}
-    uris = [one for one in texts if one not in words and is_object(one)]
-    files = [one for one in texts if one not in words and one not in uris]
+    words, uris, files = _parted(texts, modality)
     given = _NAMED_COLUMNS.get() if columns is None else columns
     shelf = _shelf(files, modality, given)
     searched = [one for one in shelf.folders if one not in recording_folders()]
@@ -222,6 +219,14 @@ def from_paths(
         folder=origins[0].folder if len(origins) == 1 and channel is None else None,
         channel=channel,
     )
+
+
+def _parted(texts: list[str], modality: str) -> tuple[dict[str, str], list[str], list[str]]:
+    """Words, by their arguments; addresses of objects; and the rest."""
+    bare = {one: text.bare(one) for one in texts} if modality == "text" else {}
+    words = {one: said for one, said in bare.items() if said is not None}
+    uris = [one for one in texts if one not in words and is_object(one)]
+    return words, uris, [one for one in texts if one not in words and one not in uris]
 
 
 def _texts_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
