@@ -597,6 +597,7 @@ def _listed(lines: Iterable[str]) -> Iterator[Placed]:
         if not line:
             continue
         try:
+            # An address of a store is refused here: whoever pipes a list has not typed it.
             yield number, (file_item(local(line)), WHOLE)
         except SourceError as error:
             yield number, failure(Item(line, line), WHOLE.key, error, f"line {number}")
