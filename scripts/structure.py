@@ -59,6 +59,8 @@ CHAIN = 9
 MEMBERS, MEMBERS_OF_MAIN, MAIN = 17, 20, {"ClassPrediction", "ClassSpace", "Collection", "Embedder"}
 # What head, proof and taps ask of a file's graph, whichever runtime holds it: to be parted.
 MEMBERS_OF_GRAPHS, GRAPHS = 35, {"Graph", "OnnxGraph", "TfliteGraph"}
+# A path, which has the members of `pathlib.Path` that the package uses.
+MEMBERS_OF_PATHS, PATHS = 36, {"ObjectPath"}
 MEDIAN, BODY, PARAMETERS, COMMAND_LINE = 9, 60, 8, "cli"
 Bounds = tuple[int, int, int | None, int | None]  # functions, modules, decodes, recorded passes
 EMBED: Bounds = (300, 45, 2, 4)
@@ -368,12 +370,14 @@ def check_classes(modules: dict[str, Module]) -> list[Check]:
     sizes = [(len(members(one, found)), f"{one.module.short}.{one.node.name}") for one in public]
     main = [size for size in sizes if size[1].rpartition(".")[2] in MAIN]
     graphs = [size for size in sizes if size[1].rpartition(".")[2] in GRAPHS]
-    rest = [size for size in sizes if size not in (*main, *graphs)]
+    paths = [size for size in sizes if size[1].rpartition(".")[2] in PATHS]
+    rest = [size for size in sizes if size not in (*main, *graphs, *paths)]
     return [
         Check("class names in two modules", len(twice), 0, twice),
         most("public members of a class", rest, MEMBERS),
         most(f"public members of {', '.join(sorted(MAIN))}", main, MEMBERS_OF_MAIN),
         most(f"public members of {', '.join(sorted(GRAPHS))}", graphs, MEMBERS_OF_GRAPHS),
+        most(f"public members of {', '.join(sorted(PATHS))}", paths, MEMBERS_OF_PATHS),
     ]
 
 

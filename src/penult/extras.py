@@ -44,6 +44,7 @@ EXTRAS = {
     "keras": ("keras", "Keras models"),
     "matplotlib": ("map", "pictures"),
     "mteb": ("mteb", "tasks of MTEB"),
+    "obstore": ("object-storage", "files and collections in S3, Google Cloud Storage and Azure"),
     "onnx": ("onnx", "ONNX files"),
     "onnxruntime": ("onnx", "ONNX files"),
     "onnxscript": ("onnx", "writing ONNX files"),

@@ -411,10 +411,11 @@ def _show_plan(
             f"embed{there}; nothing is changed (--plan)",
             soft_wrap=True,
         )
-        stdout.print(f"disk: about {_bytes(found.disk)}, {_bytes(found.free)} are free")
+        room = "" if found.free is None else f", {_bytes(found.free)} are free"
+        stdout.print(f"disk: about {_bytes(found.disk)}{room}")
         if found.time is not None:
             _show_times(found, before, kept)
-        if found.disk > found.free:
+        if found.free is not None and found.disk > found.free:
             stdout.print("[bold red]the disk is too small[/]")
         for one in found.failures[:SHOWN]:
             stdout.print(

@@ -42,6 +42,7 @@ def explore(
     for module in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         require(module)
     from penult.collection.collection import Collection
+    from penult.collection.manifest import require_disk
     from penult.explorer.gate import kept_token
     from penult.explorer.routes import page_files, prepare
     from penult.explorer.session import Explorer
@@ -49,6 +50,7 @@ def explore(
 
     page = page_files()
     opened = Collection.open(collection, must_exist=True)
+    require_disk(opened.path, "penult explore")
     token = kept_token(Path(collection))
     listener = _listen(port)
     address = f"{address_of(listener)}/?token={token}"

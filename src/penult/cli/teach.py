@@ -741,10 +741,12 @@ def _save_file(space: ClassSpace, place: str) -> None:
 def is_collection(path: str) -> bool:
     """Whether there is a collection at this path."""
     from penult.collection.manifest import exists
+    from penult.data.places import place_of
     from penult.errors import CollectionError
 
     try:
-        return Path(path).is_dir() and exists(Path(path))
+        place = place_of(path)
+        return place.is_dir() and exists(place)
     except CollectionError:
         return False
 

@@ -9,16 +9,18 @@ import errno
 import json
 import logging
 import os
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from penult.collection.journal import refuse_links
 from penult.collection.manifest import HOLDER, LOCK, WRITERS, now, store_errors
-from penult.errors import CollectionLocked
+from penult.data.items import is_object
+from penult.errors import CollectionLocked, StoreError
 from penult.locking import Guard
 
 try:
@@ -122,6 +124,7 @@ class Access:
         self._see: Callable[[], None] = lambda: None
         self._sign = uuid.uuid4().hex  # of equal length for all: it is written over another's
         self._turn: _Lock | None = None
+        self._wait_between = _POLL / 4  # seconds, for a turn
         self._whole: Any = None  # the lock of a disk that has none to be shared
         self._lock: _Lock | None = None
         self._held: dict[str, _Lock] = {}
@@ -168,7 +171,7 @@ class Access:
                 log.warning(
                     "%s: waits for a commit by %s", self._path, " or ".join(others) or "another"
                 )
-            time.sleep(_POLL / 4)
+            time.sleep(self._wait_between)
         # Signed before anything is committed: also one that is killed then is seen to have been.
         self._missed = lock.read() != self._sign
         if self._missed:
@@ -221,7 +224,7 @@ class Access:
         try:
             self._whole.acquire(timeout=-1 if wait else _INSTANT)
         except Timeout as error:
-            raise _refusal(self._path, _living(self._path)) from error
+            raise refusal(self._path, _living(self._path)) from error
         self._clear_left()
         (self._folder / self._name).write_text(json.dumps(asdict(self.holder)), "utf-8")
 
@@ -239,7 +242,7 @@ class Access:
                     gate.free()
                 if not wait and time.monotonic() - began > _INSTANT:
                     others = _living(self._path, self._name, "" if is_open else _NEXT)
-                    raise _refusal(self._path, others, is_open)
+                    raise refusal(self._path, others, is_open)
                 time.sleep(_POLL)
         finally:
             gate.close()
@@ -254,7 +257,7 @@ class Access:
         try:
             while not self._lock.take():
                 if not wait and time.monotonic() - began > patience:
-                    raise _refusal(self._path, _living(self._path, self._name))
+                    raise refusal(self._path, _living(self._path, self._name))
                 if wait and not said:
                     self._say(_NEXT + self._name)
                     said = True
@@ -309,6 +312,108 @@ class Access:
             self._whole.release()
 
 
+class LeasedAccess(Access):
+    """One writer's access to a collection in an object store. Who writes has an entry there,
+    renewed as the lease is; entries are made and looked at in a turn only."""
+
+    def __init__(self, path: Path, command: str = "", run_id: str = "") -> None:
+        from penult.collection import leases
+
+        super().__init__(path, command, run_id)
+        self._leases = leases
+        self._lease = leases.Lease(str(self._folder / leases.TURN))
+        self._turn = self._lease  # type: ignore[assignment]
+        self._wait_between = leases.POLL
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def others(self) -> list[Holder]:
+        """As of a disk."""
+        if self.is_alone:
+            return []
+        found = self._entries()
+        others = [_holder_of(one) for name, one in found.items() if name != self._name]
+        return sorted(others, key=lambda one: one.since)
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        return self._leases.entries(self._folder, self._lease.uri)
+
+    def enter(self, alone: bool, wait: bool) -> None:
+        """As of a disk."""
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="penult-lease")
+        self._thread.start()
+        self._begin(alone, wait, self._leases.INSTANT)
+
+    def _begin(self, alone: bool, wait: bool, patience: float) -> None:
+        began = time.monotonic()
+        while True:
+            with self._leased(wait, began, patience):
+                others = [one for name, one in self._entries().items() if name != self._name]
+                barred = [_holder_of(one) for one in others if alone or one.get("alone")]
+                if not barred:
+                    self.is_alone = alone
+                    self._say_entry()
+                    return
+            if not wait and time.monotonic() - began > patience:
+                raise refusal(self._path, barred)
+            time.sleep(self._leases.POLL)
+
+    @contextlib.contextmanager
+    def _leased(self, wait: bool, began: float, patience: float) -> Iterator[None]:
+        while not self._lease.take():
+            # A commit is waited for; a holder that is gone frees nothing, and is waited out.
+            if not wait and time.monotonic() - began > patience + 2 * self._leases.LEASE:
+                raise refusal(self._path, [])
+            time.sleep(self._leases.POLL)
+        try:
+            yield
+        finally:
+            self._lease.free()
+
+    def _say_entry(self) -> None:
+        about = {**asdict(self.holder), "alone": self.is_alone}
+        self._leases.put_entry(self._folder / self._name, about)
+
+    def register(self) -> None:
+        """Takes away what killed ones said. In a turn."""
+        here = self._entries()
+        for path in self._folder.iterdir():
+            if path.name.endswith(".json") and path.name not in here:
+                path.unlink()
+
+    def be_alone(self, wait: bool = False, patience: float = _INSTANT) -> None:
+        """As of a disk."""
+        if self.is_alone:
+            return
+        self._begin(True, wait, patience)
+        self._see()
+
+    def _renew(self) -> None:
+        while not self._end.wait(self._leases.LEASE / self._leases.RENEWALS):
+            try:
+                self._lease.renew()
+                self._say_entry()
+            except (OSError, StoreError) as error:
+                log.warning("%s: %s", self._path, error)
+
+    def leave(self) -> None:
+        """As of a disk."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+        with contextlib.suppress(OSError):
+            (self._folder / self._name).unlink()
+        self._lease.close()
+
+
+def _holder_of(about: Mapping[str, Any]) -> Holder:
+    try:
+        texts = (str(about[name]) for name in ("command", "since", "run_id"))
+        return Holder(int(about["pid"]), *texts)
+    except (KeyError, TypeError, ValueError):
+        return Holder(0, "", "")
+
+
 @contextlib.contextmanager
 def accessed(
     path: Path, command: str, run_id: str = "", *, alone: bool, wait: bool = False
@@ -321,7 +426,8 @@ def accessed(
         StoreError: a part of the collection is a link to another place.
     """
     refuse_links(path)
-    found = Access(path, command, run_id)
+    kind = LeasedAccess if is_object(path) else Access
+    found = kind(path, command, run_id)
     try:
         with store_errors(path):
             found.enter(alone, wait)
@@ -345,6 +451,11 @@ def locked(path: Path, command: str, wait: bool = False) -> Iterator[Access]:
 def writers(path: Path) -> list[Holder] | None:
     """Those that write now, by their locks and not by what they wrote, the one that began first in
     front; None where that cannot be told, as on a disk without locks, or of an earlier version."""
+    if is_object(path):
+        from penult.collection.leases import has_entries
+
+        # Only who writes something learns the store's time, and so which entries are of the living.
+        return None if has_entries(path / WRITERS) else []
     held = {name: _is_held(path / WRITERS / name) for name in _entries(path / WRITERS)}
     if None in held.values():
         return None
@@ -397,7 +508,8 @@ def _said(file: Path) -> Holder:
         return Holder(0, "", "")
 
 
-def _refusal(path: Path, others: list[Holder], is_open: bool = True) -> CollectionLocked:
+def refusal(path: Path, others: list[Holder], is_open: bool = True) -> CollectionLocked:
+    """Why a writer has to wait."""
     words = " and ".join(dict.fromkeys(one.words for one in others)) or "another process"
     what = "is being written by" if is_open else "is wanted alone by"
     return CollectionLocked(

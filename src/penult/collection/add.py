@@ -34,7 +34,7 @@ from penult.collection.ingest import (
     preview,
 )
 from penult.collection.manifest import Manifest, store_errors
-from penult.collection.pruning import Losses, losses, runs_of
+from penult.collection.pruning import Losses, check_prune, losses, runs_of
 from penult.collection.reader import Reader
 from penult.collection.relocation import PlannedRoots, align, plan_roots
 from penult.collection.renaming import Renaming
@@ -196,7 +196,7 @@ def add(
         TapError: the pooling leaves more than one vector per item.
         StoreError: full disk, no permission.
     """
-    _check_run(embedder, options, run)
+    _check_run(embedder, options, run, source)
     options, source = _with_times(reader, source, options, like)
     settle(reader, embedder, SourceSample(source, options.layout, decoding_of(options)))
     summary = Summary(found=Findings(times=options.times or None))
@@ -315,7 +315,7 @@ def _take_roots(reader: Reader, writer: Writer, planned: PlannedRoots) -> list[s
     return [*planned.found, *told]
 
 
-def _check_run(embedder: Embedder, options: Options, run: RunSettings) -> None:
+def _check_run(embedder: Embedder, options: Options, run: RunSettings, source: Source) -> None:
     """Refuse a run before anything is written."""
     if embedder.pooling == "none":
         raise TapError(
@@ -324,6 +324,7 @@ def _check_run(embedder: Embedder, options: Options, run: RunSettings) -> None:
         )
     options.layout.of([], embedder.classifier.input)
     check_adaptation(embedder.space, run.adapt)
+    check_prune(run.prune, source)
 
 
 def _keep(reader: Reader, embedder: Embedder, adapt: str | None, changed: bool) -> None:
@@ -554,8 +555,8 @@ def _run_options(
     asked |= {name: value for name, value in asdict(options.layout).items() if value}
     asked |= {"times": options.times.zone} if options.times else {}
     asked |= {} if source.channel is None else {"channel": source.channel}
-    if source.paths:
-        asked |= {"sources": [planned.roots.id_of(Path(path)) for path in source.paths]}
+    if own := [*(planned.roots.id_of(Path(path)) for path in source.paths), *source.uris]:
+        asked |= {"sources": own}
     asked |= {"renamed": source.renamed} if source.renamed else {}
     return asked | ({"like": str(like.path.absolute())} if like is not None else {})
 

@@ -23,6 +23,7 @@ from penult.collection.index import Index
 from penult.collection.manifest import Manifest
 from penult.collection.reader import Reader, append_labels
 from penult.collection.search import Hits, QueryVectors
+from penult.data.places import place_of
 from penult.errors import CollectionError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Collection:
     """
 
     def __init__(self, path: str | os.PathLike[str], root: RootPaths = ()) -> None:
-        self.path, self._root = Path(path), root
+        self.path, self._root = place_of(path), root
         self.reader = Reader(self.path)
         self._embedders = search.KeptEmbedder()
 
@@ -105,8 +106,8 @@ class Collection:
         forgetting.complete_if_free(collection.path)
         if not manifest.exists(collection.path) and must_exist:
             raise CollectionError(
-                f"there is no collection at {path}; "
-                f"penult embed MODEL FOLDER --into {path} makes one"
+                f"there is no collection at {collection.path}; "
+                f"penult embed MODEL FOLDER --into {collection.path} makes one"
             )
         return collection
 

@@ -23,7 +23,7 @@ from penult.collection.reader import Reader
 from penult.collection.repair import damage
 from penult.data.files import file_aside, files_aside
 from penult.data.formulas import Cells
-from penult.data.items import as_id
+from penult.data.items import as_id, is_object
 from penult.data.regions import PATCH, Region
 from penult.data.roots import Roots
 from penult.data.selection_tables import RavenSelection, check_free, is_folder, write_selections
@@ -103,6 +103,8 @@ def _runs(reader: Reader) -> tuple[list[dict[str, Any]], list[Holder]]:
 
 def _size(folder: Path) -> int:
     with store_errors(folder):
+        if is_object(folder):
+            return int(folder.size_below())  # type: ignore[attr-defined]
         return sum(
             os.lstat(os.path.join(root, name)).st_size  # noqa: PTH118 - some thousand files
             for root, _, names in os.walk(folder)

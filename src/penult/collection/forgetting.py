@@ -28,6 +28,7 @@ from penult.collection.journal import FOLDER, TABLE, Journal
 from penult.collection.manifest import (
     now,
     read_manifest,
+    require_disk,
     store_errors,
     write_aside,
     write_manifest,
@@ -100,6 +101,7 @@ def find(reader: Reader, items: Sequence[str], where: str | None = None) -> Forg
     Raises:
         UsageError: nothing was named, or a name that no row, mark or failure has.
     """
+    require_disk(reader.path, "penult forget")
     what = _named(reader, items, where)
     found = Forgetting(list(what.ids))
     tables = _opened(reader.path)
@@ -126,6 +128,7 @@ def forget(
         UsageError: as `find`. CollectionLocked: another process is writing.
         StoreError: full disk, no permission; the next writer completes it.
     """
+    require_disk(reader.path, "penult forget")
     with locked(reader.path, "penult forget", wait):
         repair.step_back(reader.path)
         complete(reader.path)

@@ -23,7 +23,17 @@ from penult.collection.schema import Key, Known, patches_among
 from penult.data.decode import Decoding, Limits, decoding_as, usual_decoding
 from penult.data.files import file_size, item_error
 from penult.data.folders import KnownFiles
-from penult.data.items import PAUSE, Entry, Failure, Item, Note, OneByOne, Pause, former_id
+from penult.data.items import (
+    PAUSE,
+    Entry,
+    Failure,
+    Item,
+    Note,
+    OneByOne,
+    Pause,
+    former_id,
+    is_object,
+)
 from penult.data.recording_times import RECORDED_AT, RecordingTimes, at
 from penult.data.regions import Box, Region, span_of, unpatched
 from penult.data.sources import Source, UntilError
@@ -1075,6 +1085,8 @@ def _read_hash(item: Item) -> str:
 
 def _content_hash(item: Item) -> str:
     content = item.content
+    if isinstance(content, Path) and is_object(content):
+        return str(content.content_hash)  # type: ignore[attr-defined]
     if isinstance(content, Path):
         file_size(content)  # refuses a pipe, which could block for ever
         with content.open("rb") as file:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from penult.data.files import file_aside, flush, one_at_a_time
+from penult.data.items import is_object
 from penult.errors import StoreError
 
 FOLDER = "journal"
@@ -54,6 +55,8 @@ def boot() -> str:
 
 def tables(path: Path) -> list[str]:
     """The names of the tables whose folder or journal is there."""
+    if is_object(path):
+        return []  # what a store has taken is kept, and there is nothing to flush
     found = {entry.stem for entry in path.glob(f"*{TABLE}") if entry.is_dir()}
     return sorted(found | {entry.stem for entry in (path / FOLDER).glob("*.jsonl")})
 
@@ -65,6 +68,8 @@ def refuse_links(path: Path) -> None:
     Raises:
         StoreError: one is.
     """
+    if is_object(path):
+        return
     parts = [*_entries(path)]
     for folder in [one for one in parts if one.is_dir(follow_symlinks=False)]:
         parts += _entries(folder.path)
@@ -88,6 +93,8 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 def manifests(table: Path) -> dict[int, Path]:
     """The files of a table's versions, newest first."""
     found: dict[int, Path] = {}
+    if is_object(table):
+        return found
     try:
         names = [entry.name for entry in os.scandir(table / VERSIONS)]
     except (FileNotFoundError, NotADirectoryError):
@@ -138,6 +145,8 @@ def sum_of(file: Path) -> Sum:
 
 def read(path: Path, name: str) -> Synced | None:
     """The journal of a table; None where there is none. Lines that are torn do not count."""
+    if is_object(path):
+        return None
     lines = list(_lines(_file(path, name)))
     if not lines:
         return None
@@ -149,6 +158,8 @@ def read(path: Path, name: str) -> Synced | None:
 
 def last(path: Path, name: str) -> Synced | None:
     """The last line of the journal of a table, with the files of that line only."""
+    if is_object(path):
+        return None
     file = _file(path, name)
     try:
         with file.open("rb") as opened:
@@ -238,6 +249,8 @@ class Journal:
         Raises:
             OSError: the disk did not take it; the journal does not have it then.
         """
+        if is_object(self._path):
+            return
         found = (self._new(name) for name in names or tables(self._path))
         work = [one for one in found if one is not None]
         # All at once: a file system flushes many files in hardly more time than one.
@@ -332,6 +345,8 @@ class Journal:
     def shorten(self, name: str) -> None:
         """Writes the journal of a table anew, without files that are gone, and keeps a copy of the
         newest version's file."""
+        if is_object(self._path):
+            return
         with one_at_a_time(self._path):
             self._shorten(name)
 
@@ -396,6 +411,9 @@ def _content(table: Path) -> Iterator[str]:
 def compacting(path: Path, name: str) -> Iterator[bool]:
     """Whether nobody else compacts this table meanwhile; not waited for. Side tables are appended
     to, and then compacted, without the writer's lock."""
+    if is_object(path):  # whose commits Lance tells apart: a compaction that comes too late fails
+        yield True
+        return
     from filelock import FileLock, Timeout
 
     folder = path / FOLDER

@@ -26,6 +26,7 @@ from penult.collection import schema as rows
 from penult.collection.journal import Journal, compacting
 from penult.collection.manifest import is_damage, panics_caught, store_errors
 from penult.collection.schema import COLUMNS, metadata_types
+from penult.data.items import is_object
 from penult.errors import CollectionError, StoreError, cause, listed
 from penult.locking import HomeProcess
 
@@ -123,12 +124,17 @@ def connect(path: Path) -> Any:
     """
     home().require()
     with store_errors(path):
+        if is_object(path):
+            from penult.data.object_store import lance_options, settings
+
+            return _connected(str(path), settings(), tuple(lance_options(str(path)).items()))
         return _connected(str(path.absolute()))
 
 
 @lru_cache(maxsize=64)
-def _connected(path: str) -> Any:
-    return lancedb().connect(path, session=_session())
+def _connected(path: str, settings: object = None, options: tuple[Any, ...] = ()) -> Any:
+    more = {"storage_options": dict(options)} if options else {}
+    return lancedb().connect(path, session=_session(), **more)
 
 
 def open_table(path: Path, name: str) -> Any | None:
@@ -159,6 +165,8 @@ def open_table(path: Path, name: str) -> Any | None:
 
 def is_current(path: Path, table: Any) -> bool:
     """Whether a table is the collection's own, and no earlier version in its place."""
+    if is_object(path):
+        return str(table.uri).rpartition("/")[0] == str(path)
     return Path(table.uri).parent == path.absolute()
 
 
@@ -375,6 +383,8 @@ def is_untidy(table: Any, folder: Path) -> bool:
     """Whether a run should end with tidying: many commits, or files of versions past KEEP."""
     if fragments(table) >= MANY:
         return True
+    if is_object(folder):  # the size of its files would be asked for one by one
+        return False
     if not (folder / "data").is_dir():  # nothing has ever been written
         return False
     with store_errors(folder):

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 from penult.data import documents
 from penult.data.files import file_aside
+from penult.data.items import is_object
+from penult.data.places import place_of
 from penult.data.roots import Root
 from penult.embedding.fingerprint import (
     Behaviour,
@@ -127,8 +129,26 @@ def store_errors(path: Path) -> Iterator[None]:
     except BaseException as error:
         is_refusal = isinstance(error, OSError | RuntimeError | ValueError)
         if (is_refusal or type(error).__name__ in _PANICS) and (words := _refusal(path, error)):
+            if is_object(path):
+                raise StoreError(_QUERY.sub("?…", words)) from None
             raise StoreError(words) from error
         raise
+
+
+_QUERY = re.compile(r"\?[^\s)\"']+")  # of an address: some stores have a signature in it
+
+
+def require_disk(path: Path, what: str) -> None:
+    """Refuse what only a folder of this machine can be used for.
+
+    Raises:
+        StoreError: the collection is in an object store.
+    """
+    if is_object(path):
+        raise StoreError(
+            f"{what} works on a collection on a disk, and {place_of(path)} is in an object store: "
+            "copy it to a disk, and give its folder"
+        )
 
 
 def _refusal(path: Path, error: BaseException) -> str:
@@ -301,8 +321,12 @@ log = logging.getLogger(__name__)
 
 def write_aside(path: Path, text: str) -> None:
     """Writes a file such that a kill leaves the old one or the new one, never a part."""
-    with store_errors(path), file_aside(path) as aside:
-        aside.write_text(text, "utf-8")
+    with store_errors(path):
+        if is_object(path):
+            path.put_text(text)  # type: ignore[attr-defined]
+            return
+        with file_aside(path) as aside:
+            aside.write_text(text, "utf-8")
 
 
 def now() -> datetime:

@@ -17,7 +17,9 @@ from penult.collection import failures, schema
 from penult.collection.reader import Reader
 from penult.data.items import TEXT_ROW, utf8
 from penult.data.roots import Roots
+from penult.data.sources import Source
 from penult.data.tables import PATH
+from penult.errors import UsageError
 
 FEW = 5  # items, or annotations, whose rows are removed whatever their share is
 SHARE = 0.1  # of those of the sources; above it a disk is rather missing than emptied
@@ -69,6 +71,19 @@ class Losses:
             f"{files} may be on a disk that is not mounted, since a folder on the way is empty or "
             f"a link leads nowhere ({first}{', …' if number > 1 else ''}): "
             f"{'its' if number == 1 else 'their'} rows are kept; --prune-all removes them"
+        )
+
+
+def check_prune(prune: object, source: Source) -> None:
+    """Refuse to look for deleted objects.
+
+    Raises:
+        UsageError: it is asked for, of a source in an object store.
+    """
+    if prune and source.uris:
+        raise UsageError(
+            f"--prune looks for deleted files on disks, and {source.uris[0]} is in an object "
+            "store: leave --prune out; rows of deleted objects stay"
         )
 
 

@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from penult.collection.journal import Journal
 from penult.collection.manifest import Clock, Manifest, Mark, store_errors
 from penult.collection.renaming import DERIVED, derived_id, packed
 from penult.collection.schema import KEY
+from penult.data.places import place_of
 from penult.data.roots import Roots
 from penult.errors import CollectionError
 
@@ -34,7 +34,7 @@ class Reader:
     """The tables of one collection. Every call reads the latest commit and takes no lock."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = place_of(path)
         self._manifest: tuple[Mark, Manifest] | None = None
         self._table: tuple[Mark, Any] | None = None  # the rows, opened for searches
         self._roots: tuple[Mark, Roots] | None = None

@@ -27,10 +27,12 @@ from penult.collection.manifest import (
     now,
     panics_caught,
     read_manifest,
+    require_disk,
     store_errors,
     write_aside,
 )
 from penult.data.files import file_aside, flush
+from penult.data.items import is_object
 from penult.errors import CollectionError, PenultError, StoreError, cause, listed
 
 ASIDE = "torn"  # the folder that torn files are moved to
@@ -233,6 +235,8 @@ _whole: dict[tuple[Path, str], tuple[int, Synced | None]] = {}
 
 def is_whole(path: Path, name: str, version: int) -> bool:
     """Whether the version that LanceDB opens is the newest, and all that it names is there."""
+    if is_object(path):  # where a file is there whole or not at all
+        return True
     last = journal.last(path, name)
     if last is not None and version == last.version:
         return journal.is_as_flushed(path, name, last)
@@ -275,6 +279,8 @@ class Torn:
 
 def torn(path: Path, name: str) -> Torn | None:
     """What is torn of a table, by what is there and how long it is; None where nothing is."""
+    if is_object(path):
+        return None
     examination = Examination(path, name)
     last = journal.last(path, name)  # first: others may commit meanwhile, and write it down
     newest = next(iter(journal.manifests(examination.table)), 0)
@@ -564,6 +570,7 @@ def repair(path: Path, *, dry_run: bool = False, wait: bool = False) -> Repair:
     Raises:
         CollectionError: there is no collection. CollectionLocked: another process writes.
     """
+    require_disk(path, "penult repair")
     names = journal.tables(path) if path.is_dir() else []
     if "items" not in names and _had_rows(path, "items"):
         names.append("items")
@@ -615,6 +622,8 @@ def _repaired_manifest(path: Path, place: Path | None) -> str:
 
 def keep_manifest(path: Path) -> None:
     """Keeps a copy of collection.json beside the journal."""
+    if is_object(path):
+        return
     text, copy = (path / MANIFEST).read_text("utf-8"), path / FOLDER / MANIFEST
     copy.parent.mkdir(exist_ok=True)
     if not copy.exists() or copy.read_text("utf-8") != text:

@@ -16,7 +16,7 @@ from penult.collection.ingest import Options, decoding_of
 from penult.collection.reader import Reader
 from penult.data.audio import AudioInfo
 from penult.data.decode import DecodeTarget, HeaderPart, described
-from penult.data.items import Failure, Item
+from penult.data.items import Failure, Item, is_object
 from penult.data.regions import Region
 from penult.data.roots import RootOptions
 from penult.data.sources import Source
@@ -38,7 +38,8 @@ class RunPlan:
 
     items: files and other things, failures included. rows: regions to embed, those of files
     that changed included. unchanged: rows that are there. seconds: of media, of all items. disk:
-    bytes of the new rows, about; free: bytes where the collection lies. time: seconds that the new
+    bytes of the new rows, about; free: bytes where the collection lies, None in
+    an object store. time: seconds that the new
     rows take, by `measured` rows here, on the machine as it is now; None without any. opening:
     seconds until the first few rows were there, which opens the model; what the rows took is
     the smaller part of it, and what comes before (libraries, proof) is not in it. failures:
@@ -51,7 +52,7 @@ class RunPlan:
     known_failures: int = 0
     seconds: float = 0.0
     disk: int = 0
-    free: int = 0
+    free: int | None = 0
     time: float | None = None
     opening: float = 0.0
     measured: int = 0
@@ -95,7 +96,9 @@ def plan_run(
     source = in_roots(reader, source, roots)
     _look_at_headers(embedder, source, options, did)
     did.disk = did.rows * _row_bytes(embedder, options.logits, dtype)
-    did.free = shutil.disk_usage(_existing(reader.path)).free
+    did.free = None
+    if not is_object(reader.path):
+        did.free = shutil.disk_usage(_existing(reader.path)).free
     if did.rows:
         settle(reader, embedder, SourceSample(source, options.layout, decoding_of(options)))
         _measure(embedder, source, options, did)

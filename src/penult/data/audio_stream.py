@@ -26,6 +26,7 @@ from penult.data.files import (
     opened_by_ffmpeg,
     text_words,
 )
+from penult.data.items import is_object
 from penult.data.levels import check_integers, check_scale
 from penult.errors import DecodeError, EmptyItem, ItemError, PassingFault
 
@@ -237,6 +238,8 @@ def _of_array(values: np.ndarray, rate: int) -> Stream:
 
 def _named(content: Path | bytes | Spliced) -> bytes | Path | io.IOBase:
     """Content as soundfile takes it: a path as bytes, since it refuses a str that is not UTF-8."""
+    if isinstance(content, Path) and is_object(content):
+        return content.open_quietly()  # type: ignore[attr-defined,no-any-return]
     if isinstance(content, Path):
         return content if os.name == "nt" else os.fsencode(content)
     return _Bytes(content) if isinstance(content, bytes) else content

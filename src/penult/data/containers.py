@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
+from penult.data.items import is_object
 from penult.errors import DecodeError
 
 Piece = bytes | tuple[int, int]  # bytes of a header, or a stretch of the file
@@ -127,7 +128,7 @@ def survey(content: Path | bytes) -> Survey:
     """
     try:
         with opened(content) as file:
-            return _survey(_Raw(file))
+            return _survey(_Raw(file, isinstance(content, Path) and is_object(content)))
     except (
         struct.error,
         IndexError,
@@ -157,12 +158,17 @@ def _survey(raw: _Raw) -> Survey:
     return Survey()
 
 
+_SEARCHED = 1 << 20  # bytes
+
+
 class _Raw:
     """Bytes of a file by their place."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, is_stored: bool = False) -> None:
         self._file = file
         self.size = file.seek(0, io.SEEK_END)
+        # Of a large object in a store not every byte is read to find further recordings in it.
+        self.is_searched = not is_stored or self.size <= _SEARCHED
 
     def at(self, place: int, size: int) -> bytes:
         self._file.seek(place)
@@ -203,6 +209,8 @@ def _slices(starts: list[int], size: int) -> tuple[Part, ...]:
 
 def _joined(raw: _Raw, signature: bytes) -> Survey:
     starts = [0]
+    if not raw.is_searched:
+        return Survey()
     while (found := raw.find(signature, starts[-1] + len(signature))) >= 0:
         starts.append(found)
     return Survey(_slices(starts, raw.size))

@@ -125,6 +125,8 @@ def _decode_item(group: Iterator[Pair], target: DecodeTarget) -> Iterator[Decode
         read = _headers if target.header else _READERS[target.modality]
         for content in read(first[0], regions(), target):
             item, region = pending.popleft()
+            # Of an object in a store whose bytes did not come, and whose decoder could not tell.
+            content = getattr(first[0].content, "failure", None) or content
             yield DecodedRegion(item, region, content, time.perf_counter() - began)
             began = time.perf_counter()
     except Exception as error:  # ends this item, not the run

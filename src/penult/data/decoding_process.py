@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
+from pathlib import Path
+from typing import IO
 
 from penult.data import sandbox
 
@@ -14,6 +17,7 @@ BOUNDS = sandbox.close_files()  # before any library has threads
 from penult.data import messages  # noqa: E402
 from penult.data.decode import DecodedRegion, DecodeTarget, open_regions  # noqa: E402
 from penult.data.files import item_error  # noqa: E402
+from penult.data.items import is_object  # noqa: E402
 from penult.data.messages import DecodeTask, Ready  # noqa: E402
 from penult.errors import DecodeError, PenultError  # noqa: E402
 
@@ -48,7 +52,25 @@ def serve(tasks: int, answers: int) -> None:
             if isinstance(task, DecodeTarget):
                 target = task
             else:
+                if is_object_task(task):
+                    _fetch_from_run(answers, pipe)
                 _answer(task, target, outbox)
+
+
+def is_object_task(task: DecodeTask) -> bool:
+    """Whether its item lies in a store."""
+    content = task.pairs[0][0].content
+    return isinstance(content, Path) and is_object(content)
+
+
+@cache
+def _fetch_from_run(answers: int, tasks: IO[bytes]) -> None:
+    """Objects are read through the run: here is no network."""
+    from penult.data import object_store
+
+    object_store.fetch_by(
+        lambda uri, start, stop, etag: messages.ask_range(answers, tasks, uri, start, stop)
+    )
 
 
 class _Outbox:

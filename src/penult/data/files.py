@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
+from penult.data.items import is_object
 from penult.errors import (
     DecodeError,
     ItemError,
@@ -230,6 +231,8 @@ def flush(target: Path | int) -> None:
     """
     if isinstance(target, int):
         _flush(target)
+        return
+    if is_object(target):  # kept by the store once it was written
         return
     is_folder = target.is_dir()
     if is_folder and os.name == "nt":  # its folders cannot be opened, and need not be

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penult.data.files import file_size, is_passing, item_error, read_bytes
+from penult.data.items import is_object
 from penult.data.regions import Box
 from penult.errors import DecodeError, EmptyItem, ItemError, RegionError, TooLong, cause
 
@@ -123,8 +124,7 @@ def count_pages(content: object) -> int:
     if not isinstance(content, (Path, bytes)):
         return 1
     try:
-        file = io.BytesIO(content) if isinstance(content, bytes) else content
-        with Image.open(file, formats=_PAGED) as image:
+        with Image.open(_as_file(content), formats=_PAGED) as image:
             return len(_frames(image))
     except Exception:  # `load` names what is wrong
         return 1
@@ -179,7 +179,7 @@ def _opened(content: object) -> Iterator[Image.Image]:
     if not raw:
         raise DecodeError("the file is empty (0 bytes)")
     try:
-        with Image.open(file or io.BytesIO(_bare(raw)), formats=_FORMATS) as image:
+        with Image.open(_as_file(file or _bare(raw)), formats=_FORMATS) as image:
             yield image
     except (ItemError, MemoryError):
         raise
@@ -197,6 +197,13 @@ def _opened(content: object) -> Iterator[Image.Image]:
         if file is not None and is_passing(error):
             raise item_error(error) from error
         raise DecodeError(f"not readable as an image: {cause(error)}") from error
+
+
+def _as_file(content: Path | bytes) -> Any:
+    """Content as Pillow takes it."""
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    return content.open("rb") if is_object(content) else content
 
 
 _IN_MEMORY = 1 << 26  # bytes of a file; of a larger one no more is read than its decoder asks for

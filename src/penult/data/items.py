@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_OBJECT = re.compile(r"(s3|gs|az):/{1,2}(?=[^/])")  # a path of the standard library has one slash
+_SECRETS = re.compile(
+    r"[?&](?:X-Amz-|X-Goog-|AWSAccessKeyId=|Signature=|sig=|se=|token=)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,29 @@ def path_of(id: str) -> Path:
     if "\\udc" not in id or os.path.lexists(path):
         return path
     return Path(re.sub(r"\\udc([89a-f][0-9a-f])", lambda m: chr(0xDC00 + int(m[1], 16)), id))
+
+
+def is_object(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of an object in a store: `s3://…`, `gs://…` or `az://…`."""
+    return _OBJECT.match(path if isinstance(path, str) else str(path)) is not None
+
+
+def checked_uri(text: str | os.PathLike[str]) -> str:
+    """The address of an object with both its slashes.
+
+    Raises:
+        SourceError: it holds credentials, which are not repeated, or no bucket.
+    """
+    uri = _OBJECT.sub(r"\1://", str(text))
+    parts = uri.split("/", 3)
+    if "@" in parts[2] or ":" in parts[2] or _SECRETS.search(uri):
+        raise SourceError(
+            f"an address {parts[0]}//… with credentials in it is not used, since it would stand in "
+            "ids and logs; give them in the environment (AWS_ACCESS_KEY_ID, …)"
+        )
+    if not parts[2]:
+        raise SourceError(f"{uri} names no bucket; give {parts[0]}//BUCKET/FOLDER/")
+    return uri
 
 
 def local(text: str, base: str = "") -> Path:

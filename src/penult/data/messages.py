@@ -10,6 +10,7 @@ import json
 import math
 import os
 import struct
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from penult import errors
 from penult.data.audio import AudioInfo
 from penult.data.bytes import FileEnds
 from penult.data.decode import HEADERS, Content, DecodedRegion, DecodeTarget, Header, HeaderPart
-from penult.data.items import Item
+from penult.data.items import Item, is_object
 from penult.data.regions import Region
 from penult.errors import ItemError
 
@@ -185,6 +186,9 @@ def _task(pairs: list[tuple[Item, Region]], more: bool) -> Parts:
         for _, one in pairs
     ]
     header: Head = {"regions": regions, "rate": rate, "more": more}
+    if isinstance(content, Path) and is_object(content):
+        known = [getattr(content, name, None) for name in ("size", "etag")]
+        return packed(header | {"object": [str(content), *known]})
     if isinstance(content, Path):
         return packed(header | {"path": os.path.abspath(content)})  # noqa: PTH100
     assert isinstance(content, bytes)
@@ -199,12 +203,75 @@ def send_target(pipe: int, target: DecodeTarget) -> None:
 def read_task(pipe: IO[bytes]) -> DecodeTask | DecodeTarget:
     """One of the tasks of `send_tasks`, where the item has no name; the reverse of
     `send_target`."""
-    header, body = _received(pipe, 1 << 62, 1 << 62)
+    header, body = _BACKLOG.popleft() if _BACKLOG else _received(pipe, 1 << 62, 1 << 62)
     if "target" in header:
         return DecodeTarget(**header["target"])
-    content = Path(header["path"]) if "path" in header else bytes(body)
+    content: Any = Path(header["path"]) if "path" in header else bytes(body)
+    if "object" in header:
+        from penult.data.object_store import ObjectPath
+
+        uri, size, etag = header["object"]
+        content = ObjectPath(uri, size=size, etag=etag)
     item = Item("", content, rate=header["rate"])
     return DecodeTask([(item, _region(*values)) for values in header["regions"]], header["more"])
+
+
+# Bytes of an object: a process without a network asks the run for them, and works on once it has
+# them. Tasks that come before the answer wait.
+
+_BACKLOG: deque[tuple[Head, Any]] = deque()
+_LONGEST_RANGE = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class RangeRequest:
+    """A range of bytes that a process asks for."""
+
+    uri: str
+    start: int
+    stop: int
+
+
+def ask_range(pipe: int, tasks: IO[bytes], uri: str, start: int, stop: int) -> bytes:
+    """In a process: bytes of an object, from the run.
+
+    Raises:
+        ItemError: as the run met it.
+    """
+    send(pipe, {"range": [uri, start, stop]})
+    while True:
+        header, body = _received(tasks, 1 << 62, 1 << 62)
+        if "range" in header:
+            return bytes(body)
+        if "refused" in header:
+            name, words = header["refused"]
+            raise _ERRORS[name](words)
+        _BACKLOG.append((header, body))
+
+
+def range_of(message: tuple[Head, Any]) -> RangeRequest | None:
+    """The range that a message asks for; None where it is an answer.
+
+    Raises:
+        ValueError, TypeError: it is no range.
+    """
+    if "range" not in message[0]:
+        return None
+    uri, start, stop = message[0]["range"]
+    if type(start) is not int or type(stop) is not int or not 0 <= start < stop:
+        raise ValueError("no range of bytes")
+    if stop - start > _LONGEST_RANGE:
+        raise ValueError("too many bytes")
+    return RangeRequest(_words(uri), start, stop)
+
+
+def send_range(pipe: int, found: bytes | ItemError) -> None:
+    """The answer to a request."""
+    if isinstance(found, ItemError):
+        known = next(kind for kind in type(found).__mro__ if kind.__name__ in _ERRORS)
+        send(pipe, {"refused": [known.__name__, str(found)[:_LONGEST_WORDS]]})
+    else:
+        send(pipe, {"range": len(found)}, found)
 
 
 def _region(kind: str, start: Any, end: Any, channel: Any, box: Any, *rest: Any) -> Region:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from penult.data.files import user_path
-from penult.data.items import Entry, Failure, Item, absolute, as_id, path_of, utf8
+from penult.data.items import Entry, Failure, Item, absolute, as_id, is_object, path_of, utf8
 from penult.data.tables import PATH, SUFFIXES
 from penult.errors import UsageError
 
@@ -30,6 +30,8 @@ class Root:
     @classmethod
     def at(cls, place: Path, collection: Path) -> Root:
         """A folder, for the collection in this one."""
+        if is_object(collection):
+            return cls(as_id(place))
         try:
             beside = os.path.relpath(place, absolute(collection))
         except ValueError:
@@ -45,7 +47,8 @@ class Roots:
     """
 
     def __init__(self, roots: Mapping[str, Root] = {}, collection: Path | None = None) -> None:
-        self.roots, self.collection = dict(roots), collection
+        self.roots = dict(roots)
+        self.collection = None if collection is not None and is_object(collection) else collection
         self._now = {name: self._found(root) for name, root in self.roots.items()}
         self._texts = {name: as_id(place).rstrip("/") for name, place in self._now.items()}
         self._places = {_slashed(place): name for name, place in self._now.items()}
@@ -87,7 +90,7 @@ class Roots:
     def within(self, path: Path) -> str | None:
         """The id of an absolute path, by the path as it is written, else by its folder with links
         resolved; None where it lies in no root."""
-        if not self.roots:
+        if not self.roots or is_object(path):
             return None
         if (found := _below(str(path), self._places)) is not None:
             return found

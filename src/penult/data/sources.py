@@ -45,9 +45,11 @@ from penult.data.items import (
     Item,
     Placed,
     UntilError,
+    checked_uri,
     failure,
     file_item,
     further_annotation,
+    is_object,
     local,
     sha,
     text_item,
@@ -91,7 +93,7 @@ class Source:
     folders, tables and files, absolute. `notes` say what is unusual about tables, in words.
     `once`: it reads an iterator of the caller's, which may belong to the caller's thread. `folder`:
     it is all files of this one with these extensions. `channel`: the one that was chosen. `roots`:
-    what ids begin with, in place of absolute paths.
+    what ids begin with, in place of absolute paths. `uris`: objects of a store, and prefixes.
     """
 
     start: Callable[[], Iterator[Entry]]
@@ -106,6 +108,7 @@ class Source:
     folder: tuple[Path, frozenset[str]] | None = None
     channel: int | Literal["each"] | None = None
     roots: Roots | None = None
+    uris: tuple[str, ...] = ()
 
     def beyond(self, known: KnownFiles) -> Source:
         """The source without files that are known as they are; of one folder only."""
@@ -177,13 +180,12 @@ def from_paths(
     """
     _check_channel(channel, modality)
     texts = _texts_of([paths] if isinstance(paths, (str, os.PathLike)) else paths)
-    bare = {one: text.bare(one) for one in texts} if modality == "text" else {}
-    words = {one: said for one, said in bare.items() if said is not None}
-    files = [one for one in texts if one not in words]
+    words, uris, files = _parted(texts, modality)
     given = _NAMED_COLUMNS.get() if columns is None else columns
     shelf = _shelf(files, modality, given)
     searched = [one for one in shelf.folders if one not in recording_folders()]
-    named_paths = [p for p in texts if p == "-" or p in words or local(p) not in searched]
+    apart = {"-", *words, *uris}
+    named_paths = [p for p in texts if p in apart or local(p) not in searched]
     stdin = stdin or sys.stdin
     origins = [
         _words(p, words[p]) if p in words else _origin(p, modality, stdin, shelf, given, describe)
@@ -209,13 +211,22 @@ def from_paths(
         kept,
         None if None in totals or channel == "each" else sum(total or 0 for total in totals),
         renamed,
-        countable=channel != "each" and "-" not in texts,
+        countable=channel != "each" and "-" not in texts and not uris,
         searched=tuple(map(str, searched)),
-        paths=tuple(str(local(one)) for one in named_paths if one != "-" and one not in words),
+        paths=tuple(str(local(one)) for one in named_paths if one not in apart),
+        uris=tuple(map(checked_uri, uris)),
         notes=tuple(note for table in table_origins for note in table.notes),
         folder=origins[0].folder if len(origins) == 1 and channel is None else None,
         channel=channel,
     )
+
+
+def _parted(texts: list[str], modality: str) -> tuple[dict[str, str], list[str], list[str]]:
+    """Words, by their arguments; addresses of objects; and the rest."""
+    bare = {one: text.bare(one) for one in texts} if modality == "text" else {}
+    words = {one: said for one, said in bare.items() if said is not None}
+    uris = [one for one in texts if one not in words and is_object(one)]
+    return words, uris, [one for one in texts if one not in words and one not in uris]
 
 
 def _texts_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -524,6 +535,8 @@ def _origin(
 ) -> _Origin:
     if name == "-":
         return _piped(stdin)
+    if is_object(name):
+        return _objects(name, modality)
     path = local(name)
     if not path.exists():
         remedy = f"; {text.PREFIX}{name} means the words" if modality == "text" else ""
@@ -546,6 +559,19 @@ def _origin(
         failed = failure(file_item(path), WHOLE.key, unknown)
         return _Origin(name, lambda _: iter([(0, failed)]), 1, distinct=True)
     return _Origin(name, lambda _: iter([(0, (file_item(path), WHOLE))]), 1, distinct=True)
+
+
+def _objects(name: str, modality: str) -> _Origin:
+    from penult.data.object_store import entries_at
+
+    suffix = Path(name).suffix.lower()
+    if modality != "bytes" and suffix in TABLES and suffix not in extensions(modality):
+        raise SourceError(
+            f"{checked_uri(name)} is a table; download it and give its path. The recordings and "
+            "pictures themselves may stay in the store"
+        )
+    every = entries_at(name, extensions(modality))
+    return _Origin(name, lambda _: every(), distinct=True)
 
 
 def _words(argument: str, said: str) -> _Origin:
@@ -571,6 +597,7 @@ def _listed(lines: Iterable[str]) -> Iterator[Placed]:
         if not line:
             continue
         try:
+            # An address of a store is refused here: whoever pipes a list has not typed it.
             yield number, (file_item(local(line)), WHOLE)
         except SourceError as error:
             yield number, failure(Item(line, line), WHOLE.key, error, f"line {number}")

@@ -26,6 +26,7 @@ from penult.data.items import (
     as_id,
     failure,
     file_item,
+    is_object,
     local,
     row_id,
     text_item,
@@ -389,6 +390,10 @@ class Table:
             return failure(item, span if "start" in place else WHOLE.key, error, where)
 
     def _file(self, subject: str) -> Path:
+        if is_object(subject):
+            from penult.data.object_store import known_path
+
+            return known_path(subject)
         if self.find is None:
             return local(subject, str(self.path.parent))
         found = self.find(subject)

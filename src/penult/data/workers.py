@@ -42,7 +42,7 @@ from penult.data.decode import (
     usual_decoding,
 )
 from penult.data.files import NO_ROOM
-from penult.data.items import PAUSE, Failure, Item, N
+from penult.data.items import PAUSE, Failure, Item, N, is_object
 from penult.data.messages import Ready, Start, WorkerAnswer
 from penult.errors import DecodeError, ItemError, PassingFault, StoreError, TooLong, cause
 from penult.import_path import environment, isolated_path
@@ -51,6 +51,7 @@ from penult.memory import Held, started
 
 log = logging.getLogger(__name__)
 AHEAD = 16  # items for each worker that are read ahead
+_OBJECTS = 1024  # of a store, the latest that a worker was sent
 _BRIEF = 1 << 18  # bytes of a file that is decoded in no time, and sent with others
 _LATE = 5.0  # seconds for several such files: behind them each of them is opened alone
 _GROWTH = 0.5  # seconds in which decoding is waited for, a third of them, before one more worker
@@ -367,6 +368,8 @@ class _Load:
 
 def _is_brief(item: Item) -> bool:
     size = len(item.content) if isinstance(item.content, bytes) else item.size
+    if isinstance(item.content, Path) and is_object(item.content):
+        return False  # a store may take its time
     return size is not None and size <= _BRIEF
 
 
@@ -427,6 +430,7 @@ class _Worker:
     _surroundings: dict[str, str] = field(default_factory=lambda: _surroundings())
     _tasks: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     _answers: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(HELD))
+    _objects: dict[str, Any] = field(default_factory=dict)  # whose bytes it may ask for
 
     def __post_init__(self) -> None:
         tasks, to_worker = os.pipe()
@@ -451,6 +455,11 @@ class _Worker:
     def send(self, pairs: list[Pair], brief: bool = False) -> None:
         """brief: the answers may come with those of others that are."""
         self._due += len(pairs)
+        content = pairs[0][0].content
+        if isinstance(content, Path) and is_object(content):
+            self._objects[str(content)] = content
+            while len(self._objects) > _OBJECTS:
+                del self._objects[next(iter(self._objects))]
         self._tasks.put((pairs, brief))
 
     def fits(self, start: Start) -> bool:
@@ -474,6 +483,7 @@ class _Worker:
     def turn_to(self, target: DecodeTarget, held: Held) -> None:
         """Go on with another target, once nothing is due."""
         self.start, self.held = replace(self.start, target=target), held
+        self._objects.clear()
         self._tasks.put(target)
 
     def forget(self) -> None:
@@ -545,6 +555,9 @@ class _Worker:
                 if isinstance(task, DecodeTarget):
                     messages.send_target(pipe, task)
                     continue
+                if isinstance(task, bytes | ItemError):
+                    messages.send_range(pipe, task)
+                    continue
                 with suppress(queue.Empty):
                     while len(waiting) < AHEAD:
                         waiting.append(self._tasks.get_nowait())
@@ -558,6 +571,15 @@ class _Worker:
         finally:
             os.close(pipe)
 
+    def _range(self, wanted: messages.RangeRequest) -> bytes | ItemError:
+        """Bytes of an object that the process was sent, and of no other."""
+        from penult.data.object_store import fetched
+
+        try:
+            return fetched(self._objects[wanted.uri], wanted.start, wanted.stop)
+        except ItemError as error:
+            return error
+
     def _read(self, pipe: int) -> None:
         most = self.start.memory or _memory()
         answer: WorkerAnswer | BaseException
@@ -568,6 +590,9 @@ class _Worker:
                         self.ready = messages.read_ready(answers)
                         continue
                     message = messages.receive_answer(answers, most)
+                    if (wanted := messages.range_of(message)) is not None:
+                        self._tasks.put(self._range(wanted))
+                        continue
                     target = self.start.target  # of now: it may have waited long for a message
                     answer = messages.answer_of(message, target.modality, target.header)
                 except BaseException as error:  # whatever it is, the file's failure tells it
