@@ -583,56 +583,6 @@ def count(path: Path) -> int:
     return Collection.open(path).count if path.exists() else 0
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(
-    kills: int, nodes: Any, project: Path, whole: Path, tmp_path: Path
-) -> None:
-    """Workers and drivers are killed, a driver is interrupted, a node is taken away and another
-    comes: the table is that of a machine which nobody disturbed."""
-    chance, path = random.Random(kills), tmp_path / "killed.lance"
-    options = ("--ray", nodes.address, "--ray-workers", "2")
-    kinds = ["worker", "driver", "node", "worker", "interrupt"]
-    (project / "slow").touch()
-    driver, code = command(project, path, *options), 0
-    try:
-        for number in range(kills):
-            before, kind = count(path), kinds[number % len(kinds)]
-            if number % 5 in (0, 2, 4):  # the others come right behind
-                wait_for(lambda: count(path) > before, driver)  # noqa: B023
-            time.sleep(chance.uniform(0.0, 0.3))
-            if driver.poll() is not None:
-                code, told = ended(driver)
-                if code == 3:  # whole before all kills had come: from the beginning
-                    assert_same(path, whole)
-                    shutil.rmtree(path)
-                else:  # the driver was on the node that went, and went with it
-                    assert kinds[(number - 1) % len(kinds)] == "node", f"{code}: {told}"
-            else:
-                _disturb(kind, driver, nodes, chance)
-            if kind in ("driver", "interrupt") or driver.poll() is not None:
-                driver.communicate(timeout=200)
-                driver = command(project, path, *options)
-        code, told = ended(driver)
-    finally:
-        driver.kill()
-        (project / "slow").unlink()
-    assert code == 3, told  # of bad.wav
-    assert_same(path, whole)
-    statuses = Collection.open(path).runs()["status"].to_pylist()
-    assert statuses[-1] == "done" and set(statuses[:-1]) <= {"killed", "stopped"}
-
-
-def _disturb(kind: str, driver: subprocess.Popen[str], nodes: Any, chance: random.Random) -> None:
-    if kind == "node":
-        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-        nodes.add_node(num_cpus=2)
-    elif kind == "worker":
-        if found := workers():
-            chance.choice(found).kill()
-    else:
-        driver.send_signal(signal.SIGKILL if kind == "driver" else signal.SIGINT)
-
-
 def test_a_worker_that_differs_gets_no_work(
     nodes: Any, project: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -696,3 +646,54 @@ def test_without_ray_the_extra_is_named(
     into = str(tmp_path / "c")
     assert run(["embed", str(light), str(archive), "--into", into, "--ray", "auto"]) == 2
     assert "pip install 'penult[ray]'" in " ".join(capsys.readouterr().err.split())
+
+
+# Last, since a node of the cluster is gone behind it.
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(
+    kills: int, nodes: Any, project: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Workers and drivers are killed, a driver is interrupted, a node is taken away and another
+    comes: the table is that of a machine which nobody disturbed."""
+    chance, path = random.Random(kills), tmp_path / "killed.lance"
+    options = ("--ray", nodes.address, "--ray-workers", "2")
+    kinds = ["worker", "driver", "node", "worker", "interrupt"]
+    (project / "slow").touch()
+    driver, code = command(project, path, *options), 0
+    try:
+        for number in range(kills):
+            before, kind = count(path), kinds[number % len(kinds)]
+            if number % 5 in (0, 2, 4):  # the others come right behind
+                wait_for(lambda: count(path) > before, driver)  # noqa: B023
+            time.sleep(chance.uniform(0.0, 0.3))
+            if driver.poll() is not None:
+                code, told = ended(driver)
+                if code == 3:  # whole before all kills had come: from the beginning
+                    assert_same(path, whole)
+                    shutil.rmtree(path)
+                else:  # the driver was on the node that went, and went with it
+                    assert kinds[(number - 1) % len(kinds)] == "node", f"{code}: {told}"
+            else:
+                _disturb(kind, driver, nodes, chance)
+            if kind in ("driver", "interrupt") or driver.poll() is not None:
+                driver.communicate(timeout=200)
+                driver = command(project, path, *options)
+        code, told = ended(driver)
+    finally:
+        driver.kill()
+        (project / "slow").unlink()
+    assert code == 3, told  # of bad.wav
+    assert_same(path, whole)
+    statuses = Collection.open(path).runs()["status"].to_pylist()
+    assert statuses[-1] == "done" and set(statuses[:-1]) <= {"killed", "stopped"}
+
+
+def _disturb(kind: str, driver: subprocess.Popen[str], nodes: Any, chance: random.Random) -> None:
+    if kind == "node":
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        nodes.add_node(num_cpus=2)
+    elif kind == "worker":
+        if found := workers():
+            chance.choice(found).kill()
+    else:
+        driver.send_signal(signal.SIGKILL if kind == "driver" else signal.SIGINT)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _OBJECT = re.compile(r"(s3|gs|az):/{1,2}(?=[^/])")  # a path of the standard library has one slash
 _SECRETS = re.compile(
-    r"[?&](?:X-Amz-|X-Goog-|AWSAccessKeyId=|Signature=|sig=|se=|token=)", re.IGNORECASE
+    r"[?&](?:X-Amz-|X-Goog-|AWSAccessKeyId=|Signature=|sig=|se=|\w*token=|\w*secret\w*=|"
+    r"access_key\w*=)",
+    re.IGNORECASE,
 )
 
 

@@ -301,12 +301,18 @@ def check_endpoint(scheme: str) -> None:
     """Refuse to send anything in plain text, unless that is allowed.
 
     Raises:
-        UsageError: the endpoint begins with http://, and AWS_ALLOW_HTTP is not true.
+        UsageError: the endpoint begins with http://, and AWS_ALLOW_HTTP is not true; or it has
+            credentials in it.
     """
     endpoint = next(
         (os.environ[one] for one in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
          if os.environ.get(one)), ""
     )  # fmt: skip
+    if "@" in endpoint.partition("://")[2].partition("/")[0]:
+        raise UsageError(
+            "AWS_ENDPOINT_URL has credentials in it, which would stand in logs; give them as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     allowed = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1")
     if scheme == "s3" and endpoint.lower().startswith("http://") and not allowed:
         raise UsageError(
