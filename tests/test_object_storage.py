@@ -375,6 +375,8 @@ def test_credentials_stand_nowhere(
         "s3://archive/a.wav?X-Amz-Signature=hush",
         "az://box/a.wav?sv=1&sig=hush",
         "gs://box/a.wav?X-Goog-Signature=hush",
+        "s3://box/a.wav?access_key=hush",
+        "s3://box/a.wav?session_token=hush",
     ],
 )
 def test_an_address_with_credentials_is_refused(
@@ -387,6 +389,15 @@ def test_an_address_with_credentials_is_refused(
     for said in (first, second):
         assert "with credentials in it" in said and "hush" not in said
     assert not stores.proxy.requests
+
+
+def test_an_endpoint_with_credentials_is_refused(
+    monkeypatch: pytest.MonkeyPatch, stores: Stores
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://me:hush@store.example")
+    with pytest.raises(UsageError, match="credentials in it") as refused:
+        list(from_paths("s3://archive/2026/", "audio"))
+    assert "hush" not in str(refused.value) and not stores.proxy.requests
 
 
 def test_plain_http_is_asked_for(
