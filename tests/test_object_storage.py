@@ -350,7 +350,7 @@ def test_work_alone_waits_for_writers(stores: Stores, embedder: Any, sounds: Pat
 
 
 def test_credentials_stand_nowhere(
-    stores: Stores, light: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    sounds: Path, stores: Stores, light: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     place = stores.new()
     stores.proxy.reset(every=10)
@@ -392,7 +392,7 @@ def test_an_address_with_credentials_is_refused(
 
 
 def test_an_endpoint_with_credentials_is_refused(
-    monkeypatch: pytest.MonkeyPatch, stores: Stores
+    sounds: Path, monkeypatch: pytest.MonkeyPatch, stores: Stores
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://me:hush@store.example")
     with pytest.raises(UsageError, match="credentials in it") as refused:
@@ -401,7 +401,7 @@ def test_an_endpoint_with_credentials_is_refused(
 
 
 def test_plain_http_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, stores: Stores, tmp_path: Path, embedder: Any
+    sounds: Path, monkeypatch: pytest.MonkeyPatch, stores: Stores, tmp_path: Path, embedder: Any
 ) -> None:
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     for start in (
@@ -414,7 +414,7 @@ def test_plain_http_is_asked_for(
 
 
 def test_a_store_that_refuses_is_told_without_secrets(
-    monkeypatch: pytest.MonkeyPatch, stores: Stores
+    sounds: Path, monkeypatch: pytest.MonkeyPatch, stores: Stores
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3._free_port()}")
     monkeypatch.setattr("penult.data.object_store._TRIES", 2)
@@ -446,13 +446,13 @@ def test_a_file_address_is_a_path(embedder: Any, sounds: Path, tmp_path: Path) -
     assert (tmp_path / "c.lance" / "collection.json").is_file()
 
 
-def test_prune_is_refused(embedder: Any, tmp_path: Path) -> None:
+def test_prune_is_refused(sounds: Path, embedder: Any, tmp_path: Path) -> None:
     collection = Collection.open(tmp_path / "c.lance")
     with pytest.raises(UsageError, match="--prune looks for deleted files on disks"):
         collection.add(embedder, "s3://archive/2026/", prune=True)
 
 
-def test_the_server_fetches_no_address(embedder: Any, stores: Stores) -> None:
+def test_the_server_fetches_no_address(sounds: Path, embedder: Any, stores: Stores) -> None:
     from live_server import running
 
     with running(embedder) as live:
