@@ -649,7 +649,8 @@ def test_without_ray_the_extra_is_named(
 
 
 # Last, since a node of the cluster is gone behind it.
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow  # minutes, and a cluster of its own
+@pytest.mark.parametrize("kills", [5, 50])
 def test_killed_at_random_moments(
     kills: int, nodes: Any, project: Path, whole: Path, tmp_path: Path
 ) -> None:

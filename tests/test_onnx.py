@@ -413,6 +413,9 @@ def test_exported_by_torch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv1d(1, 8, 9, 4), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
                            nn.Linear(8, 4)).eval()  # fmt: skip
+    with torch.no_grad():  # so that the logits follow the input
+        for parameter in module.parameters():
+            parameter.mul_(3)
     path = tmp_path / "m.onnx"
     torch.onnx.export(module, (torch.randn(1, 1, 400),), str(path), dynamo=True)
     clf = load(path, sample_rate=400)

@@ -21,6 +21,7 @@ from conftest import RATE, clip, thinned
 from penult.analysis import probe, probe_io
 from penult.collection import export
 from penult.data.files import write_file
+from penult.errors import PenultError
 from penult.models.options import LoadOptions
 from penult.sklearn import EmbeddingTransformer
 from penult.viz import report
@@ -163,6 +164,17 @@ def _saved_embedder(world: World, as_form: Callable[[Path], Any]) -> Any:
     return penult.Embedder.load(path).embed([world.one])
 
 
+def _converted(world: World, path: Any, items: Any, classes: Any = None) -> Any:
+    return penult.convert(world.emb, path, "pt2", items, classes).facts["inputs"]
+
+
+def _pulled(world: World, as_form: Callable[[Path], Any]) -> Any:
+    """What is there already is refused, before anything is asked for."""
+    with pytest.raises(PenultError) as refused:
+        penult.pull("owner/name", as_form(world.clips))
+    return str(refused.value)
+
+
 def _saved_classifier(world: World, as_form: Callable[[Path], Any]) -> Any:
     folder = world.new()
     folder.mkdir()
@@ -210,6 +222,11 @@ CALLS: dict[str, Call] = {
     "Embedder.embed(items)": lambda w, p: w.emb.embed([p(w.one), p(w.files[0])]),
     "Embedder.save(folder)": _saved_embedder,
     "Embedder.load(folder)": lambda w, p: penult.Embedder.load(p(w.saved)).embed([w.one]),
+    "convert(items)": lambda w, p: _converted(w, w.new(".pt2"), p(w.one)),
+    "convert(path)": lambda w, p: _converted(w, p(w.new(".pt2")), None),
+    "convert(classes)": lambda w, p: _converted(w, w.new(".pt2"), None, p(w.classes)),
+    "push(path)": lambda w, p: penult.push(p(w.saved), "owner/name", dry_run=True).files,
+    "pull(path)": _pulled,
     "choose(items)": lambda w, p: _chosen(w, p(w.clips), None),
     "choose(unlabelled)": lambda w, p: _chosen(w, w.clips, p(w.more)),
     "load(spec)": lambda w, p: penult.load(p(w.saved)).classify([w.one]),

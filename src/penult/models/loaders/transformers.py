@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -459,7 +460,7 @@ def _load_weights(saved: SavedModel) -> tuple[nn.Module, dict[str, Any]]:
 def _load(saved: SavedModel) -> tuple[nn.Module, dict[str, Any]]:
     spec = saved.spec
     try:
-        with quiet(), closed(saved.options.trust):
+        with quiet(), closed(saved.options.trust), _without_adapters():
             module, info = saved.auto.from_pretrained(
                 saved.folder,
                 config=saved.config,
@@ -485,6 +486,22 @@ def _load(saved: SavedModel) -> tuple[nn.Module, dict[str, Any]]:
         plain = isinstance(error, _PLAIN)
         raise ModelError(f"{spec!r} cannot be opened: {cause(error, named=not plain)}") from error
     return module, info
+
+
+@contextmanager
+def _without_adapters() -> Iterator[None]:
+    """A folder whose adapter was merged may have its settings still; where peft is installed,
+    transformers looks for the adapter. Folders that hold one are refused before."""
+    import transformers.modeling_utils as models
+    import transformers.models.auto.auto_factory as factory
+
+    was = models.maybe_load_adapters, factory.is_peft_available
+    models.maybe_load_adapters = lambda path, _, **options: (None, path, options)
+    factory.is_peft_available = lambda: False
+    try:
+        yield
+    finally:
+        models.maybe_load_adapters, factory.is_peft_available = was
 
 
 _PLAIN = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, ImportError)
