@@ -21,7 +21,7 @@ from conftest import RATE, clip, thinned
 from penult.analysis import probe, probe_io
 from penult.collection import export
 from penult.data.files import write_file
-from penult.errors import PenultError
+from penult.errors import EngineError, PenultError
 from penult.models.options import LoadOptions
 from penult.sklearn import EmbeddingTransformer
 from penult.viz import report
@@ -164,8 +164,15 @@ def _saved_embedder(world: World, as_form: Callable[[Path], Any]) -> Any:
     return penult.Embedder.load(path).embed([world.one])
 
 
-def _converted(world: World, path: Any, items: Any, classes: Any = None) -> Any:
-    return penult.convert(world.emb, path, "pt2", items, classes).facts["inputs"]
+def _converted(world: World, path: Any, items: Any) -> Any:
+    return penult.convert(world.emb, path, "sentence-transformers", items).facts["modules"]
+
+
+def _refused_conversion(world: World, classes: Any) -> Any:
+    """The classes are read before anything is written; this model fixes the number of items."""
+    with pytest.raises(EngineError) as refused:
+        penult.convert(world.emb, world.new(".pt2"), "pt2", classes=classes)
+    return str(refused.value)
 
 
 def _pulled(world: World, as_form: Callable[[Path], Any]) -> Any:
@@ -222,9 +229,9 @@ CALLS: dict[str, Call] = {
     "Embedder.embed(items)": lambda w, p: w.emb.embed([p(w.one), p(w.files[0])]),
     "Embedder.save(folder)": _saved_embedder,
     "Embedder.load(folder)": lambda w, p: penult.Embedder.load(p(w.saved)).embed([w.one]),
-    "convert(items)": lambda w, p: _converted(w, w.new(".pt2"), p(w.one)),
-    "convert(path)": lambda w, p: _converted(w, p(w.new(".pt2")), None),
-    "convert(classes)": lambda w, p: _converted(w, w.new(".pt2"), None, p(w.classes)),
+    "convert(items)": lambda w, p: _converted(w, w.new(), p(w.one)),
+    "convert(path)": lambda w, p: _converted(w, p(w.new()), None),
+    "convert(classes)": lambda w, p: _refused_conversion(w, p(w.classes)),
     "push(path)": lambda w, p: penult.push(p(w.saved), "owner/name", dry_run=True).files,
     "pull(path)": _pulled,
     "choose(items)": lambda w, p: _chosen(w, p(w.clips), None),

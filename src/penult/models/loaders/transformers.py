@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -492,9 +493,8 @@ def _load(saved: SavedModel) -> tuple[nn.Module, dict[str, Any]]:
 def _without_adapters() -> Iterator[None]:
     """A folder whose adapter was merged may have its settings still; where peft is installed,
     transformers looks for the adapter. Folders that hold one are refused before."""
-    import transformers.modeling_utils as models
-    import transformers.models.auto.auto_factory as factory
-
+    models: Any = import_module("transformers.modeling_utils")
+    factory: Any = import_module("transformers.models.auto.auto_factory")
     was = models.maybe_load_adapters, factory.is_peft_available
     models.maybe_load_adapters = lambda path, _, **options: (None, path, options)
     factory.is_peft_available = lambda: False
