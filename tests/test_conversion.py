@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import penult
 import zoo
 from conftest import SHARED, clip, thinned
 from penult.cli.main import app
+from penult.conversion.parity import ConversionParity
 from penult.errors import EngineError, UsageError
 
 DEMO = Path(penult.__file__).parent / "demo" / "clips"
@@ -268,25 +270,60 @@ def test_space_of_the_embedder_is_inside(tmp_path: Path) -> None:
     assert np.abs(places * signs - vector.numpy()).max() < 1e-4
 
 
-def test_what_gives_other_values_is_not_kept(tmp_path: Path) -> None:
-    """A model that torch records for one length alone."""
+class Recorded(torch.nn.Module):
+    """A model of sound that is another one while it is recorded. change: of its hidden states."""
 
-    class Pairs(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.head = torch.nn.Linear(8, 12), torch.nn.Linear(12, 5)
-            self.seen: list[float] = []
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(8, 12), torch.nn.Linear(12, 5)
+        self.change = change
 
-        def forward(self, samples: torch.Tensor) -> torch.Tensor:
-            frames = samples.unfold(1, 8, 8)
-            scale = float(samples.abs().mean())  # a number that a recorded graph holds fast
-            hidden = torch.tanh(self.body(frames) * (1 + 10 * scale)).mean(dim=1)
-            found: torch.Tensor = self.head(hidden)
-            return found
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(4 * self.body(samples.unfold(1, 8, 8))).mean(dim=1)
+        if torch.compiler.is_exporting():
+            hidden = self.change(hidden)
+        found: torch.Tensor = self.head(hidden)
+        return found
 
-    classifier = penult.load(Pairs().eval(), sample_rate=8000)
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (lambda hidden: hidden, True),
+        (lambda hidden: hidden * torch.linspace(1, 1.02, 12), False),
+        (lambda hidden: hidden * 1.001, False),  # whose cosine is 1
+    ],
+)
+def test_what_gives_other_values_is_not_kept(change: Any, kept: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = penult.load(Recorded(change).eval(), sample_rate=8000)
     embedder = penult.Embedder.from_classifier(classifier, "prelogits")
-    with pytest.raises(EngineError):
+    target = tmp_path / "one.onnx"
+    target.write_text("what was there before")
+    if kept:
+        assert penult.convert(embedder, target, "onnx").parity.vector < 1e-5
+        return
+    with pytest.raises(EngineError, match="gives other values than torch"):
+        penult.convert(embedder, target, "onnx")
+    assert target.read_text() == "what was there before" and [*tmp_path.iterdir()] == [target]
+
+
+def test_a_bound_holds_for_vectors_alone() -> None:
+    """A vector of another length has the same cosine, and logits say nothing of a space."""
+    near = {"items": 3, "own": True, "cosine": 1.0, "logits": 0.0}
+    assert ConversionParity(**near, vector=9e-5).ok
+    assert not ConversionParity(**near, vector=2e-4).ok
+
+
+def test_what_cannot_be_recorded_for_any_length_is_refused(tmp_path: Path) -> None:
+    """A number that follows from the sound, which a recorded graph holds fast."""
+
+    def fixed(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden * float(hidden.abs().mean())
+
+    classifier = penult.load(Recorded(fixed).eval(), sample_rate=8000)
+    embedder = penult.Embedder.from_classifier(classifier, "prelogits")
+    with pytest.raises(EngineError, match="cannot record"):
         penult.convert(embedder, tmp_path / "one.onnx", "onnx")
     assert not [*tmp_path.iterdir()]
 

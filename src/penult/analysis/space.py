@@ -176,6 +176,11 @@ class Space:
         return replace(fit_seen(self.recipe, kept), adapted=self.adapted)
 
     @property
+    def width(self) -> int:
+        """d', the numbers in a vector of this space."""
+        return int(self(np.zeros(self.dim)).size)
+
+    @property
     def is_raw(self) -> bool:
         """Whether it leaves vectors as they are."""
         return not self.steps

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from penult.data.sources import Source
@@ -14,6 +13,7 @@ from penult.embedding.embedder import Embedder
 from penult.extras import version_of
 from penult.fewshot.fitted import FittedClasses
 
+VECTOR, LOGITS, CLASSES = "vector", "logits", "classes"  # names of outputs
 FACTS = "penult.json"  # in folders: what the folder says of itself
 
 
@@ -47,7 +47,7 @@ class ConversionRequest:
             "seconds": classifier.input.seconds,
             "tap": one.tap.name,
             "pooling": one.pooling,
-            "dim": one.dim if one.space is None else len(one.space(np.zeros(one.dim))),
+            "dim": one.dim if one.space is None else one.space.width,
             "space": None if one.space is None else one.space.recipe,
             "labels": list(classifier.labels),
             "classes": None if self.classes is None else list(self.classes.names),

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from penult.conversion.parity import ConversionParity
+from huggingface_hub import ModelCardData
 
-_TASKS = {"text": "feature-extraction", "image": "image-feature-extraction"}
+from penult.conversion.parity import ConversionParity
+from penult.publishing.cards import task_of
+
 _NAMED = 20  # labels that a card lists
 
 
@@ -18,13 +20,13 @@ def write_card(folder: Path, facts: Mapping[str, Any], example: str, library: st
     labels = facts["labels"]
     more = f", and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
     proved = "proved" if facts["head_proved"] else "not proved; the reading needs no proof of it"
+    metadata = ModelCardData(
+        library_name=library,
+        pipeline_tag=task_of(facts["modality"]),
+        tags=["penult", "embeddings"],
+    )
     lines = [
-        "---",
-        f"library_name: {library}",
-        f"pipeline_tag: {_TASKS.get(facts['modality'], 'feature-extraction')}",
-        "tags: [penult, embeddings, feature-extraction]",
-        "---",
-        "",
+        f"---\n{metadata.to_yaml()}\n---\n",
         f"# Embeddings of {Path(str(facts['model'])).name}",
         "",
         f"A classifier of {len(labels)} classes ({', '.join(labels[:_NAMED])}{more}), cut before "
@@ -32,7 +34,7 @@ def write_card(folder: Path, facts: Mapping[str, Any], example: str, library: st
         f"{facts['modality']} gives a vector of {facts['dim']} numbers.",
         "",
         "```python",
-        example.rstrip("\n").replace("OUT", folder_name(facts)),
+        example.rstrip("\n").replace("OUT", facts["name"]),
         "```",
         "",
         "| | |",
@@ -51,8 +53,3 @@ def write_card(folder: Path, facts: Mapping[str, Any], example: str, library: st
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), "utf-8")
-
-
-def folder_name(facts: Mapping[str, Any]) -> str:
-    """How the example names the folder."""
-    return str(facts.get("name") or "FOLDER")

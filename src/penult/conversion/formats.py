@@ -7,7 +7,7 @@ A new format is a module with `write` and `run`, and one line in `FORMATS`.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +53,7 @@ class ConversionFormat:
     suffix: str = ""
     packages: tuple[str, ...] = ()
     classes: bool = False
-    beside: tuple[str, ...] = field(default=())
+    beside: tuple[str, ...] = ()
 
     def write(self, request: ConversionRequest, path: Path) -> Draft:
         """Write it, without its metadata."""

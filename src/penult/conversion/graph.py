@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from penult.conversion.base import CLASSES, LOGITS, VECTOR
 from penult.conversion.front_end import FrontEnd, front_end
 from penult.conversion.taught import ClassesModule, SpaceModule
 from penult.embedding.embedder import Embedder, fingerprint_of
@@ -25,7 +26,6 @@ from penult.fewshot.fitted import FittedClasses
 from penult.models.synthetic import noise
 
 SAMPLES = "samples"
-VECTOR, LOGITS, CLASSES = "vector", "logits", "classes"
 
 
 @dataclass(frozen=True, slots=True)

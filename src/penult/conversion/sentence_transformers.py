@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from penult.conversion.base import FACTS, ConversionRequest, Draft, Trial
+from penult.conversion.base import FACTS, VECTOR, ConversionRequest, Draft, Trial
 from penult.conversion.card import write_card
 from penult.conversion.checkpoint import write_base
-from penult.conversion.parity import VECTOR, measure
+from penult.conversion.parity import measure
 from penult.embedding.embedder import Embedder
 from penult.extras import require
 from penult.models.processors import quiet

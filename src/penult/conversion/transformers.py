@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penult.conversion.base import FACTS, ConversionRequest, Draft, Trial
+from penult.conversion.base import FACTS, VECTOR, ConversionRequest, Draft, Trial
 from penult.conversion.card import write_card
 from penult.conversion.checkpoint import write_base
-from penult.conversion.parity import VECTOR
 from penult.embedding.embedder import Embedder
 from penult.engines.batching import Batch
 from penult.engines.parity import relative_error

@@ -122,8 +122,8 @@ class FrameReader:
         return bisect_left(range(len(clip)), True, key=enough)
 
     def _order_of(self, clip: FloatArray, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(places in front that see nothing of the sound, axis of time, axes' sizes): see
-        `_in_time`."""
+        """(tokens in front of the positions, the axis of time of a map, positions in a row of
+        patches or 0): as `_in_time` takes them."""
         entry: Any = next(iter(Layout().of(from_objects([clip], "audio"), self._input)))
         places = places_of(self._embedder, open_item(self._embedder, entry))
         times, bands = places.centres[:, 0], places.centres[:, 1]

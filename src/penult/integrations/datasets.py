@@ -187,12 +187,11 @@ class _DatasetRows:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """In key order, with the schema of the features."""
         columns = self.features.arrow_schema
-        dim = columns.field("vector").type.list_size
         for batch in self.reader.ordered(self.names, self.where, _BATCH):
             arrays = {name: batch.column(name) for name in self.names}
             vectors = self.space(schema.matrix(arrays["vector"]))
             arrays["vector"] = pa.FixedSizeListArray.from_arrays(
-                np.ascontiguousarray(vectors, np.float32).reshape(-1), dim
+                np.ascontiguousarray(vectors, np.float32).reshape(-1), self.space.width
             )
             paths = [self.reader.roots.shown(id) for id in arrays["id"].to_pylist()]
             arrays.setdefault(PATH, pa.array(paths, pa.string()))
@@ -206,8 +205,7 @@ class _DatasetRows:
 def _features(columns: pa.Schema, space: Space, file_column: str) -> Any:
     """The features of `datasets` for these columns, the vectors in a space."""
     library = require("datasets")
-    dim = columns.field("vector").type.list_size
-    width = space(np.zeros((1, dim), np.float32)).shape[1]
+    width = space.width
     place = columns.get_field_index("vector")
     columns = columns.set(place, pa.field("vector", pa.list_(pa.float32(), width)))
     if PATH not in columns.names:

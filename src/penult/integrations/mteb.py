@@ -46,7 +46,7 @@ class MtebEncoder(AbsEncoder):
             raise UsageError(f"MTEB has tasks of {', '.join(_TAKEN)}; this model takes {modality}")
         self.model, self._column = embedder, _TAKEN[modality]
         space = embedder.space
-        dim = embedder.dim if space is None else int(space(np.zeros(embedder.dim)).size)
+        dim = embedder.dim if space is None else space.width
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": f"penult/{Path(embedder.classifier.spec).name}",

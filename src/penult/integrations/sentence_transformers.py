@@ -57,7 +57,7 @@ class EmbedderModule(InputModule):
     def get_embedding_dimension(self) -> int:
         """Numbers in a vector."""
         one = self.embedder
-        return one.dim if one.space is None else int(one.space(np.zeros(one.dim)).size)
+        return one.dim if one.space is None else one.space.width
 
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any

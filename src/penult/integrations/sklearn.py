@@ -127,7 +127,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
     @property
     def _width(self) -> int:
         dim = self.embedder.dim
-        return dim if self.space is None else self.space_(np.zeros(dim)).size
+        return dim if self.space is None else self.space_.width
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():

@@ -139,9 +139,8 @@ class OutgoingRows:
     def origin(self, metric: str) -> VectorOrigin:
         """What the vectors share; its width is that of the space."""
         manifest = self.reader.require_manifest()
-        moved = self.space(np.zeros((1, manifest.dim), np.float32))
         name = RAW if self.space.is_raw else self.space.id
-        return VectorOrigin(digest(dict(manifest.fingerprint)), name, moved.shape[1], metric)
+        return VectorOrigin(digest(dict(manifest.fingerprint)), name, self.space.width, metric)
 
     def batches(self, size: int = BATCH) -> Iterator[VectorBatch]:
         """All rows in key order, `size` of them in memory."""

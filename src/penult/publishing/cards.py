@@ -14,6 +14,11 @@ _TASK = "feature-extraction"
 _LISTED = 100  # labels; the files have all
 
 
+def task_of(modality: Any) -> str:
+    """The task of embeddings of a modality, as the Hub names it."""
+    return _TASKS.get(str(modality), _TASK)
+
+
 def card_of(prepared: Prepared, repo: str, license: str | None = None) -> str:
     """The text of README.md. repo: `owner/name`. license: as the Hub names it, `apache-2.0`."""
     writers = {EMBEDDER: _embedder, CLASS_SPACE: _class_space, COLLECTION: _collection}
@@ -40,7 +45,7 @@ def _metadata(kind: Kind, facts: Mapping[str, Any], license: str | None) -> str:
         library_name="penult",
         tags=[*tags, *(["few-shot"] if kind == CLASS_SPACE else [])],
         base_model=model if _is_hub_id(model) else None,
-        pipeline_tag=_TASKS.get(str(facts.get("modality")), _TASK) if kind == EMBEDDER else None,
+        pipeline_tag=task_of(facts.get("modality")) if kind == EMBEDDER else None,
     ).to_yaml()
 
 

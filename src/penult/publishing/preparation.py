@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penult.collection import lance, schema
-from penult.collection.manifest import Manifest, store_errors
+from penult.collection.manifest import Manifest, require_disk, store_errors
 from penult.collection.manifest import exists as is_collection
 from penult.collection.reader import Reader
 from penult.collection.schema import Key
@@ -69,8 +69,9 @@ def kind_of(path: Path) -> Kind:
     """What lies at a path.
 
     Raises:
-        UsageError: nothing that can be published.
+        UsageError: nothing that can be published. StoreError: it is in an object store.
     """
+    require_disk(path, "penult push")
     if path.suffix == storage.SUFFIX and path.is_file():
         return CLASS_SPACE
     if saving.is_embedder(path):
