@@ -7,19 +7,15 @@ import os
 import pickle
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 import soundfile
@@ -40,77 +36,7 @@ from penult.data.windows import Layout
 from penult.embedding.embedder import Embedder
 from penult.embedding.runner import Stopwatch
 from penult.errors import StoreError
-from test_ingest import rows
-
-RATE = 8000
-ITEMS = 150
-MODEL = ("many_net:build", "clips", "--weights-inside", "--sample-rate", str(RATE))
-FLOATS = ("vector", "logits", "score")
-NET = '''
-"""A model that takes 30 ms for each item where there is a file `slow`; the process that comes first
-to a folder `odd` differs from all others."""
-import os, sys, time
-from pathlib import Path
-
-import torch
-from torch import nn
-
-HERE = Path(__file__).parent
-
-
-def is_odd():
-    odd = HERE / "odd"
-    if not odd.is_dir() or "ray" not in sys.modules or os.environ.get("MANY_DRIVER"):
-        return False
-    try:
-        (odd / "taken").open("x").write(str(os.getpid()))
-    except FileExistsError:
-        pass
-    return (odd / "taken").read_text() in ("", str(os.getpid()))
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.front = nn.Conv1d(1, 16, 40, 20)
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, samples):
-        if (HERE / "slow").exists():
-            time.sleep(0.03 * len(samples))
-        deadly = (HERE / "deadly").exists() and not os.environ.get("MANY_DRIVER")
-        if deadly and samples.abs().max() > 0.95:
-            os.kill(os.getpid(), 9)
-        if (HERE / "odd").exists() and is_odd():
-            samples = samples * 1.01
-        return self.head(torch.relu(self.front(samples[:, None])).mean(dim=2))
-
-
-def build():
-    torch.manual_seed(0)
-    return Net().eval()
-'''
-
-
-def assert_same(path: Path, whole: Path) -> None:
-    """Keys, metadata and failures are equal, vectors to 1e-5; each key has one row."""
-    one, other = rows(whole), rows(path)
-    assert one.keys() == other.keys()
-    assert Collection.open(path).count == Collection.open(whole).count == len(one)
-    for key, row in one.items():
-        assert row.keys() == other[key].keys()
-        for name in row:
-            if name in FLOATS and row[name] is not None:
-                expected, found = np.float64(row[name]), np.float64(other[key][name])
-                assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-            else:
-                assert row[name] == other[key][name], name
-    expected, found = (
-        sorted((row["id"], row["region"], row["error"], row["message"]) for row in failures)
-        for failures in (Collection.open(p).failures().to_pylist() for p in (whole, path))
-    )
-    assert expected == found
-
+from ray_cluster import assert_same
 
 # The plan, the chunks and what workers do with them, in this process.
 
@@ -508,118 +434,6 @@ def test_driver_reads_ahead_no_further_than_its_workers_take(light: Path) -> Non
     assert len(cluster.given[0].items) == 5  # what there was at the pause does not wait
 
 
-# Two nodes of Ray on this machine, and the command.
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """A cluster of two nodes with two CPUs each."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # tests run side by side
-    from ray.cluster_utils import Cluster as Nodes
-
-    found = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    found.add_node(num_cpus=2)
-    yield found
-    found.shutdown()
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of one's own, clips in folders, a file that is none."""
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "many_net.py").write_text(NET)
-    for number in range(ITEMS):
-        place = folder / "clips" / f"s{number % 3}" / f"{number:03}.wav"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(place, clip(0.05, number, RATE), RATE)
-    (folder / "clips" / "bad.wav").write_bytes(b"no")
-    return folder
-
-
-def command(project: Path, into: Path, *options: str) -> subprocess.Popen[str]:
-    """`penult embed` over the project's clips, as a process."""
-    arguments = ["-m", "penult", "embed", *MODEL, "--into", str(into), *options]
-    environment = {**os.environ, "MANY_DRIVER": "1"}
-    return subprocess.Popen(
-        [sys.executable, *arguments], cwd=project, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The collection of one machine that nobody disturbed."""
-    path = tmp_path_factory.mktemp("whole") / "whole.lance"
-    told, _ = command(project, path, "--engine", "torch").communicate(timeout=120)
-    assert Collection.open(path).count == ITEMS, told
-    return path
-
-
-def workers() -> list[psutil.Process]:
-    """Actors of the nodes, which are children of this process."""
-    found = []
-    for one in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::RayWorker"):
-                found.append(one)
-    return found
-
-
-def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str]) -> None:
-    """Until something is so, or the run has ended."""
-    until = time.monotonic() + 120
-    while driver.poll() is None and not condition():
-        assert time.monotonic() < until, "nothing happens"
-        time.sleep(0.05)
-
-
-def ended(driver: subprocess.Popen[str]) -> tuple[int, str]:
-    told, _ = driver.communicate(timeout=200)
-    return driver.returncode, " ".join(told.split())
-
-
-def count(path: Path) -> int:
-    return Collection.open(path).count if path.exists() else 0
-
-
-def test_a_worker_that_differs_gets_no_work(
-    nodes: Any, project: Path, whole: Path, tmp_path: Path
-) -> None:
-    """One of two: named with what differs, and the other one does it all."""
-    (project / "odd").mkdir()
-    try:
-        code, told = ended(
-            command(project, tmp_path / "c", "--ray", nodes.address, "--ray-workers", "2")
-        )
-        odd = (project / "odd" / "taken").read_text()
-    finally:
-        shutil.rmtree(project / "odd")
-    assert code == 3, told
-    assert f"(process {odd}) gets no work: its vectors differ by" in told
-    assert "1.0e-05 is allowed" in told
-    assert_same(tmp_path / "c", whole)
-
-
-def test_an_item_that_kills_every_worker_is_a_named_failure(
-    nodes: Any, project: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "deadly"
-    (folder / "clips").mkdir(parents=True)
-    shutil.copy(project / "many_net.py", folder)
-    (folder / "deadly").touch()
-    soundfile.write(folder / "clips" / "a.wav", clip(0.05, 1, RATE), RATE)
-    loud = clip(0.05, 2, RATE)
-    soundfile.write(folder / "clips" / "deadly.wav", 0.99 * loud / np.abs(loud).max(), RATE)
-    path = tmp_path / "c"
-    code, told = ended(command(folder, path, "--ray", nodes.address, "--ray-workers", "2"))
-    assert code == 3, told
-    assert [Path(id).name for id, _ in rows(path)] == ["a.wav"]
-    (failed,) = Collection.open(path).failures().to_pylist()
-    assert Path(failed["id"]).name == "deadly.wav" and failed["error"] == "PassingFault"
-    assert "the worker that embeds it died 3 times" in failed["message"]
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -646,55 +460,3 @@ def test_without_ray_the_extra_is_named(
     into = str(tmp_path / "c")
     assert run(["embed", str(light), str(archive), "--into", into, "--ray", "auto"]) == 2
     assert "pip install 'penult[ray]'" in " ".join(capsys.readouterr().err.split())
-
-
-# Last, since a node of the cluster is gone behind it.
-@pytest.mark.slow  # minutes, and a cluster of its own
-@pytest.mark.parametrize("kills", [5, 50])
-def test_killed_at_random_moments(
-    kills: int, nodes: Any, project: Path, whole: Path, tmp_path: Path
-) -> None:
-    """Workers and drivers are killed, a driver is interrupted, a node is taken away and another
-    comes: the table is that of a machine which nobody disturbed."""
-    chance, path = random.Random(kills), tmp_path / "killed.lance"
-    options = ("--ray", nodes.address, "--ray-workers", "2")
-    kinds = ["worker", "driver", "node", "worker", "interrupt"]
-    (project / "slow").touch()
-    driver, code = command(project, path, *options), 0
-    try:
-        for number in range(kills):
-            before, kind = count(path), kinds[number % len(kinds)]
-            if number % 5 in (0, 2, 4):  # the others come right behind
-                wait_for(lambda: count(path) > before, driver)  # noqa: B023
-            time.sleep(chance.uniform(0.0, 0.3))
-            if driver.poll() is not None:
-                code, told = ended(driver)
-                if code == 3:  # whole before all kills had come: from the beginning
-                    assert_same(path, whole)
-                    shutil.rmtree(path)
-                else:  # the driver was on the node that went, and went with it
-                    assert kinds[(number - 1) % len(kinds)] == "node", f"{code}: {told}"
-            else:
-                _disturb(kind, driver, nodes, chance)
-            if kind in ("driver", "interrupt") or driver.poll() is not None:
-                driver.communicate(timeout=200)
-                driver = command(project, path, *options)
-        code, told = ended(driver)
-    finally:
-        driver.kill()
-        (project / "slow").unlink()
-    assert code == 3, told  # of bad.wav
-    assert_same(path, whole)
-    statuses = Collection.open(path).runs()["status"].to_pylist()
-    assert statuses[-1] == "done" and set(statuses[:-1]) <= {"killed", "stopped"}
-
-
-def _disturb(kind: str, driver: subprocess.Popen[str], nodes: Any, chance: random.Random) -> None:
-    if kind == "node":
-        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-        nodes.add_node(num_cpus=2)
-    elif kind == "worker":
-        if found := workers():
-            chance.choice(found).kill()
-    else:
-        driver.send_signal(signal.SIGKILL if kind == "driver" else signal.SIGINT)

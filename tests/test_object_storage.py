@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -344,6 +345,61 @@ def test_work_alone_waits_for_writers(stores: Stores, embedder: Any, sounds: Pat
     with accessed(path, "three", alone=True), pytest.raises(CollectionLocked):  # noqa: SIM117
         with accessed(path, "four", alone=False):
             pass
+    with accessed(path, "three", "run-three", alone=True) as late:
+        (path / "writers" / "run-three.json").unlink()  # somebody has counted it as gone
+        with pytest.raises(StoreError, match="was taken by another writer"), late.turn():
+            pass
+
+
+LATE = """
+import os, signal, sys
+from penult.collection import leases
+from penult.cli.main import run
+leases.LEASE = 3.0
+if sys.argv[1] == "late":
+    from lancedb.table import LanceTable
+    real = LanceTable.{call}
+    def late(self, *given, **named):
+        if self.name == "items" and not os.path.exists(sys.argv[2]):
+            open(sys.argv[2], "x").close()
+            os.kill(os.getpid(), signal.SIGSTOP)  # it stands still, and has the turn
+        return real(self, *given, **named)
+    LanceTable.{call} = late
+sys.exit(run(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("call", ["add", "search"])
+def test_a_commit_that_comes_too_late_is_refused(
+    call: str, stores: Stores, light: Path, sounds: Path, tmp_path: Path, on_disk: Collection
+) -> None:
+    """A writer that stands still within its turn, as a suspended machine does, while another one
+    takes over: no row is there twice, and it says what happened."""
+    place, flag = stores.new(), tmp_path / "stopped"
+    command = ["embed", str(light), "s3://archive/2026/", "--into", place, "--window", "0.5"]
+
+    def started(how: str) -> subprocess.Popen[str]:
+        script = LATE.format(call=call)
+        arguments = [sys.executable, "-c", script, how, str(flag), *command]
+        return subprocess.Popen(arguments, text=True, stderr=subprocess.PIPE)
+
+    late = started("late")
+    began = time.monotonic()
+    while not flag.exists():
+        assert time.monotonic() - began < 120 and late.poll() is None
+        time.sleep(0.1)
+    other = started("in time")
+    _, said = other.communicate(timeout=120)
+    assert other.returncode == 3, said
+    late.send_signal(signal.SIGCONT)
+    _, said = late.communicate(timeout=120)
+    assert late.returncode == 1, said
+    assert "was taken by another writer" in said and "start the run again" in said
+    same(Collection.open(place), on_disk)
+    assert ask(*command) == 3
+    same(Collection.open(place), on_disk)
+    statuses = Collection.open(place).runs()["status"].to_pylist()
+    assert sorted(statuses) == ["done", "done", "killed"]
 
 
 # ---- credentials and addresses

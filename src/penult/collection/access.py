@@ -151,6 +151,8 @@ class Access:
                     self._await(self._turn)
                     if self._missed:
                         self._see()
+                if first:
+                    self._assure()
                 yield
             finally:
                 self._turns -= 1
@@ -176,6 +178,9 @@ class Access:
         self._missed = lock.read() != self._sign
         if self._missed:
             lock.write(self._sign)
+
+    def _assure(self) -> None:
+        """Nothing: the system frees a lock of a process that has ended, and of no other."""
 
     def register(self) -> None:
         """Says who is writing here, and takes away what killed ones said. In a turn."""
@@ -314,7 +319,7 @@ class Access:
 
 class LeasedAccess(Access):
     """One writer's access to a collection in an object store. Who writes has an entry there,
-    renewed as the lease is; entries are made and looked at in a turn only."""
+    renewed as the lease is; entries are made and looked at with the lease only."""
 
     def __init__(self, path: Path, command: str = "", run_id: str = "") -> None:
         from penult.collection import leases
@@ -322,6 +327,7 @@ class LeasedAccess(Access):
         super().__init__(path, command, run_id)
         self._leases = leases
         self._lease = leases.Lease(str(self._folder / leases.TURN))
+        self._entry = leases.WriterEntry(str(self._folder / self._name))
         self._turn = self._lease  # type: ignore[assignment]
         self._wait_between = leases.POLL
         self._end = threading.Event()
@@ -331,12 +337,20 @@ class LeasedAccess(Access):
         """As of a disk."""
         if self.is_alone:
             return []
-        found = self._entries()
-        others = [_holder_of(one) for name, one in found.items() if name != self._name]
-        return sorted(others, key=lambda one: one.since)
+        living, _ = self._entries()
+        return sorted(map(_holder_of, living.values()), key=lambda one: one.since)
 
-    def _entries(self) -> dict[str, dict[str, Any]]:
-        return self._leases.entries(self._folder, self._lease.uri)
+    def _entries(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Those of others; see `leases.entries`."""
+        living, gone = self._leases.entries(self._folder, self._lease.uri)
+        living.pop(self._name, None)
+        return living, [name for name in gone if name != self._name]
+
+    def _fence(self) -> None:
+        self._leases.fence(self._path)
+        # All have to look at the tables again, this one too: what they know lies behind the fence.
+        self._lease.write(uuid.uuid4().hex)
+        self._missed = True
 
     def enter(self, alone: bool, wait: bool) -> None:
         """As of a disk."""
@@ -348,11 +362,11 @@ class LeasedAccess(Access):
         began = time.monotonic()
         while True:
             with self._leased(wait, began, patience):
-                others = [one for name, one in self._entries().items() if name != self._name]
+                others = self._clear_others().values()
                 barred = [_holder_of(one) for one in others if alone or one.get("alone")]
                 if not barred:
                     self.is_alone = alone
-                    self._say_entry()
+                    self._entry.write({**asdict(self.holder), "alone": alone})
                     return
             if not wait and time.monotonic() - began > patience:
                 raise refusal(self._path, barred)
@@ -366,20 +380,39 @@ class LeasedAccess(Access):
                 raise refusal(self._path, [])
             time.sleep(self._leases.POLL)
         try:
+            if self._lease.was_left:
+                self._fence()
             yield
         finally:
             self._lease.free()
 
-    def _say_entry(self) -> None:
-        about = {**asdict(self.holder), "alone": self.is_alone}
-        self._leases.put_entry(self._folder / self._name, about)
+    def _await(self, lock: _Lock) -> None:
+        super()._await(lock)
+        if self._lease.was_left:
+            self._fence()
+
+    def _assure(self) -> None:
+        """Say that this one lives, behind its look at the tables: whoever counts it as gone later
+        sets a fence, and what it commits fails.
+
+        Raises:
+            StoreError: it was counted as gone.
+        """
+        self._lease.renew()
+        self._entry.renew()
 
     def register(self) -> None:
-        """Takes away what killed ones said. In a turn."""
-        here = self._entries()
-        for path in self._folder.iterdir():
-            if path.name.endswith(".json") and path.name not in here:
-                path.unlink()
+        """Nothing: it was done as this one began."""
+
+    def _clear_others(self) -> dict[str, dict[str, Any]]:
+        """The entries of others that live; those of killed ones, which may be only late, are taken
+        away. With the lease, ahead of a look at the tables."""
+        living, gone = self._entries()
+        for name in gone:
+            (self._folder / name).unlink(missing_ok=True)
+        if gone:
+            self._fence()
+        return living
 
     def be_alone(self, wait: bool = False, patience: float = _INSTANT) -> None:
         """As of a disk."""
@@ -391,18 +424,19 @@ class LeasedAccess(Access):
     def _renew(self) -> None:
         while not self._end.wait(self._leases.LEASE / self._leases.RENEWALS):
             try:
-                self._lease.renew()
-                self._say_entry()
-            except (OSError, StoreError) as error:
+                self._assure()
+            except OSError as error:
                 log.warning("%s: %s", self._path, error)
+            except StoreError as error:  # its next turn fails
+                log.warning("%s", error)
+                return
 
     def leave(self) -> None:
         """As of a disk."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
-        with contextlib.suppress(OSError):
-            (self._folder / self._name).unlink()
+        self._entry.remove()
         self._lease.close()
 
 

@@ -1,6 +1,7 @@
 """Access to a collection in an object store: leases in place of a disk's locks. A lease is a small
 object that is written on a condition and renewed as long as its holder lives; one that is not
-renewed may be taken by whoever waits for it.
+renewed may be taken by whoever waits for it. Whoever takes it sets a fence, since its holder may be
+only late: what that one has begun to commit fails then.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Lease:
         self._etag = self._sign = ""  # while it is held
         self._seen: tuple[str, float] = "", 0.0  # another's version, and since when
         self._beats = 0
+        self.was_left = False  # whether it was taken from one that did not renew it
 
     @property
     def is_held(self) -> bool:
@@ -69,13 +71,14 @@ class Lease:
             there = self._read()
             try:
                 if there is None:
-                    self._sign = ""
+                    self._sign, self.was_left = "", False
                     self._etag = self._put(self._token, new=True)
                     return True
                 document, etag = there
-                if document["holder"] and not self._is_left(etag):
+                is_left = bool(document["holder"])
+                if is_left and not self._is_left(etag):
                     return False
-                self._sign = document["sign"]
+                self._sign, self.was_left = document["sign"], is_left
                 self._etag = self._put(self._token, over=etag)
                 return True
             except Conflict:  # somebody was faster
@@ -117,10 +120,7 @@ class Lease:
                 self._etag = self._put(self._token, over=self._etag)
             except (Conflict, FileNotFoundError):
                 self._etag = ""
-                raise StoreError(
-                    f"{self.uri} was taken by another writer, since this one did not renew it for "
-                    f"{LEASE:.0f} s; start the run again, it goes on where this one ended"
-                ) from None
+                raise _late(self.uri) from None
 
     def free(self) -> None:
         """Leaves it to others; nothing where it is not held."""
@@ -137,28 +137,98 @@ class Lease:
             self.free()
 
 
-def entries(path: Path, clock: str) -> dict[str, dict[str, Any]]:
-    """What the writers that live say of themselves, by the names of their entries. clock: an object
-    that was written just now, by which the store's time is known."""
+class WriterEntry:
+    """What a writer says of itself, renewed as its lease is. Others take it away once it is not."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._guard = threading.RLock()
+        self._about: dict[str, Any] = {}
+        self._etag: str | None = None  # empty: it was taken away
+        self._beats = 0
+
+    def _put(self, **condition: Any) -> str:
+        self._beats += 1
+        document = {**self._about, "beat": self._beats}
+        return object_store.put(self.uri, json.dumps(document).encode(), **condition)
+
+    def write(self, about: dict[str, Any]) -> None:
+        """Says it, in place of what was said before."""
+        with self._guard:
+            self._about = about
+            self._etag = self._put()
+
+    def renew(self) -> None:
+        """Says that the writer lives.
+
+        Raises:
+            StoreError: somebody has counted it as gone.
+        """
+        with self._guard:
+            if self._etag is None:
+                return
+            try:
+                self._etag = self._put(over=self._etag) if self._etag else ""
+            except (Conflict, FileNotFoundError):
+                self._etag = ""
+            if not self._etag:
+                raise _late(self.uri)
+
+    def remove(self) -> None:
+        """Takes it away; whether or not the store answers."""
+        with self._guard, contextlib.suppress(OSError):
+            if self._etag:
+                object_store.delete(self.uri)
+            self._etag = None
+
+
+def _late(uri: str) -> StoreError:
+    return StoreError(
+        f"{uri} was taken by another writer, since this one did not renew it for {LEASE:.0f} s; "
+        "start the run again, it goes on where this one ended"
+    )
+
+
+def entries(path: Path, clock: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What the writers that live say of themselves, by the names of their entries; and the names of
+    those of others. clock: an object that was written just now, by which the store's time is known.
+    """
     try:
         now = object_store.head(clock).modified
     except FileNotFoundError:
-        return {}
-    found: dict[str, dict[str, Any]] = {}
+        return {}, []
+    living: dict[str, dict[str, Any]] = {}
+    gone = []
     for one in object_store.listed(f"{path}/"):
         name = one.uri.rpartition("/")[2]
-        if not name.endswith(".json") or (now - one.modified).total_seconds() > LEASE:
+        if not name.endswith(".json"):
+            continue
+        if (now - one.modified).total_seconds() > LEASE:
+            gone.append(name)
             continue
         with contextlib.suppress(FileNotFoundError, ValueError):
-            found[name] = dict(json.loads(object_store.read(one.uri)[0]))
-    return found
-
-
-def put_entry(path: Path, about: dict[str, Any]) -> None:
-    """Writes an entry, or renews it."""
-    object_store.put(str(path), json.dumps(about).encode())
+            living[name] = dict(json.loads(object_store.read(one.uri)[0]))
+    return living, gone
 
 
 def has_entries(path: Path) -> bool:
     """Whether there is an entry, of a writer that lives or is gone."""
     return any(one.uri.endswith(".json") for one in object_store.listed(f"{path}/"))
+
+
+def fence(path: Path) -> None:
+    """Makes each commit fail that somebody has begun and not ended: a version that restores another
+    one goes with none that was begun before it. By whoever has the lease, before its first look."""
+    import lance
+
+    options = object_store.lance_options(str(path))
+    for table in path.iterdir():
+        if table.suffix != ".lance":
+            continue
+        data: Any = lance.dataset(str(table), storage_options=options)
+        before = data.version
+        data.restore()
+        if data.version > before + 1:  # a commit came in between; it stands
+            last = data.version - 1
+            data = lance.dataset(str(table), version=last, storage_options=options)
+            data.restore()

@@ -170,6 +170,11 @@ def _refusal(path: Path, error: BaseException) -> str:
             "took so long that a writer has cleaned up meanwhile; in this case read it again. "
             f"penult repair {path} says what is whole, and restores that"
         )
+    if "Incompatible transaction" in text and "Restore" in text:  # a fence, see `leases`
+        return (
+            f"{path} was taken by another writer while this one stood still; start the run again, "
+            "it goes on where this one ended"
+        )
     if "Failed to parse path" in text:
         return f"{path} is no path for a collection: {cause(error)}"
     if "LanceError" in text or text.startswith("lance error") or is_damage(error):
