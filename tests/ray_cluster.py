@@ -73,7 +73,8 @@ def build():
 
 def assert_same(path: Path, whole: Path, folder: str = "") -> None:
     """Keys, metadata and failures are equal, vectors to 1e-5; each key has one row. folder: where
-    items lie in two places, the name of the folder that they have in both; times and hashes differ then."""
+    items lie in two places, the name of the folder that they have in both; times and
+    hashes differ then."""
     one, other = (_placed(rows(place), folder) for place in (whole, path))
     assert one.keys() == other.keys()
     assert Collection.open(path).count == Collection.open(whole).count == len(one)

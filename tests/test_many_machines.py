@@ -246,6 +246,7 @@ class Cluster:
     given: list[Chunk] = field(default_factory=list)
     results: dict[object, Any] = field(default_factory=dict)
     proof: Any = None
+    samples: list[Path | None] = field(default_factory=list)
     exceptions: Any = field(
         default_factory=lambda: SimpleNamespace(RayActorError=Died, ActorDiedError=Died)
     )
@@ -262,9 +263,13 @@ class Cluster:
     def _make(self, *given: Any) -> Any:
         self.made += 1
         actor = SimpleNamespace(alive=True)
-        actor.prove = SimpleNamespace(remote=lambda: self._answer(("somewhere", self.proof)))
+        actor.prove = SimpleNamespace(remote=self._prove)
         actor.run = SimpleNamespace(remote=lambda chunk: self._run(actor, chunk))
         return actor
+
+    def _prove(self, sample: Path | None) -> object:
+        self.samples.append(sample)
+        return self._answer(("somewhere", self.proof))
 
     def _answer(self, value: Any) -> object:
         reference = object()
@@ -295,13 +300,13 @@ class Cluster:
         actor.alive = False
 
 
-def unread(number: int) -> UnreadItem:
-    item = Item(f"{number}", Path(f"{number}.wav"))
+def unread(number: int, folder: Path = Path()) -> UnreadItem:
+    item = Item(f"{number}", folder / f"{number}.wav")
     return UnreadItem(((item, WHOLE),), Seen())
 
 
 def spread(
-    cluster: Cluster, count: int, light: Path, patience: float = 60.0
+    cluster: Cluster, count: int, light: Path, patience: float = 60.0, folder: Path = Path()
 ) -> tuple[list[str], list[Any]]:
     """The ids that a crew has embedded, each as often as it came, and its failures."""
     embedder = penult.Embedder.load(light)
@@ -310,7 +315,9 @@ def spread(
         cluster, RayOptions(patience=patience),
         (WorkerModel(str(light)), pa.schema([]), Options()), MachineProof.of(embedder),
     )  # fmt: skip
-    feed = ChunkFeed(map(unread, range(count)), embedder, Options(), lambda embedded, seconds: None)
+    items = (unread(number, folder) for number in range(count))
+    feed = ChunkFeed(items, embedder, Options(), lambda embedded, seconds: None)
+    feed.look()
     found = CommitBatch()
     try:
         while not (feed.ended and crew.idle):
@@ -397,6 +404,21 @@ def test_a_cluster_of_other_vectors_embeds_nothing(light: Path) -> None:
     with pytest.raises(StoreError, match=r"no worker is left.*its vectors differ by 1\.0e-02"):
         spread(cluster, 10, light)
     assert not cluster.given
+
+
+def test_a_machine_that_does_not_find_the_items_embeds_nothing(light: Path, tmp_path: Path) -> None:
+    """Else each item that it is given would be a failure."""
+    proof = MachineProof.of(penult.Embedder.load(light), tmp_path / "0.wav")
+    assert proof.unread == f"it cannot read the items: no such file: {tmp_path / '0.wav'}"
+    cluster = Cluster(lambda chunk: "")
+    cluster.proof = proof
+    (tmp_path / "0.wav").write_bytes(b"RIFF")
+    with pytest.raises(StoreError, match=r"no worker is left.*no such file: .*0\.wav") as told:
+        spread(cluster, 1, light, folder=tmp_path)
+    assert "find the items at one place" in str(told.value) and not cluster.given
+    assert set(cluster.samples) == {tmp_path / "0.wav"}
+    (tmp_path / "0.wav").unlink()  # from this machine too: no reason to refuse another
+    assert spread(cluster, 1, light, folder=tmp_path) == (["0"], [])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from penult.collection.ingest import (
     execute,
     pack,
 )
-from penult.data.items import Failure, Item, Note, OneByOne
+from penult.data.files import file_size
+from penult.data.items import Failure, Item, Note, OneByOne, is_object
 from penult.data.regions import WHOLE
 from penult.embedding.behaviour import answers
 from penult.embedding.embedder import Embedder, open_embedder
@@ -66,16 +68,18 @@ class WorkerModel:
 
 @dataclass(frozen=True, slots=True)
 class MachineProof:
-    """Vectors of synthetic items (`PROBES` or one more, d), and what else has to be equal."""
+    """Vectors of synthetic items (`PROBES` or one more, d), and what else has to be equal.
+    unread: why a file of the run cannot be read there."""
 
     vectors: FloatArray
     fingerprint: dict[str, str]
     precision: str
     versions: dict[str, str]
+    unread: str = ""
 
     @classmethod
-    def of(cls, embedder: Embedder) -> MachineProof:
-        """Those of this machine.
+    def of(cls, embedder: Embedder, sample: Path | None = None) -> MachineProof:
+        """Those of this machine. sample: a file that it has to read.
 
         Raises:
             StoreError: the model takes no synthetic item, so that nothing can be compared.
@@ -85,6 +89,7 @@ class MachineProof:
             dict(embedder.fingerprint),
             embedder.precision,
             package_versions(),
+            "" if sample is None else unreadable(sample),
         )
 
     def refusal(self, other: MachineProof) -> str:
@@ -95,6 +100,8 @@ class MachineProof:
             return (
                 f"it has another embedder (other: {', '.join(fields)}){self._other_versions(other)}"
             )
+        if other.unread:
+            return f"{other.unread}. All machines have to find the items at one place and read them"
         if self.vectors.shape != other.vectors.shape:
             return f"its vectors have {other.vectors.shape[-1]} numbers, and {self.dim} are needed"
         far = distances(other.vectors, self.vectors)
@@ -120,6 +127,20 @@ class MachineProof:
             if self.versions.get(name) != other.versions.get(name)
         ]
         return f"; it has {', '.join(differing)}" if differing else ""
+
+
+def unreadable(file: Path) -> str:
+    """Why a file cannot be read on this machine, in words; empty if it can be."""
+    try:
+        if not is_object(file):
+            file_size(file)  # refuses a pipe
+        with file.open("rb") as opened:
+            opened.read(1)
+    except (OSError, PenultError) as error:
+        reason = cause(error)
+        place = "" if str(file) in reason else f" ({file})"
+        return f"it cannot read the items: {reason}{place}"
+    return ""
 
 
 def distances(found: FloatArray, wanted: FloatArray) -> npt.NDArray[np.float64]:
@@ -221,9 +242,9 @@ class ChunkWorker:
         self._running: dict[int, _Running] = {}
         self._embedder = model.open()
 
-    def prove(self) -> MachineProof:
-        """What has to be equal on all machines."""
-        return MachineProof.of(self._embedder)
+    def prove(self, sample: Path | None = None) -> MachineProof:
+        """What has to be equal on all machines, and whether this one can read a file of the run."""
+        return MachineProof.of(self._embedder, sample)
 
     def run(self, chunk: Chunk) -> ChunkResult:
         """The rows and failures of a chunk's items, or the first of them."""

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from penult.collection.chunks import (
     MachineProof,
     WorkerModel,
     chunk_of,
+    unreadable,
 )
 from penult.collection.ingest import (
     CommitBatch,
@@ -199,6 +201,7 @@ class ChunkFeed:
         self._since = time.monotonic()
         self._one_by_one = False
         self._exhausted = False
+        self.sample: Path | None = None  # a file of the latest item that has one
 
     @property
     def ended(self) -> bool:
@@ -239,6 +242,8 @@ class ChunkFeed:
         self._items.append(item)
         self._regions += len(item.group)
         self._held += item.item.held
+        if isinstance(item.item.content, Path):
+            self.sample = item.item.content
 
     def take(self, regions: int) -> Chunk | None:
         """The next chunk of about so many regions, if there is one now."""
@@ -269,10 +274,11 @@ class ChunkFeed:
 @dataclass(slots=True)
 class _Member:
     """A worker: an actor, and its chunks by the reference of their results. ready: of the proof,
-    None once it has given this machine's vectors."""
+    None once it has given this machine's vectors. sample: a file that it has to read for that."""
 
     actor: Any
     ready: Any
+    sample: Path | None = None
     place: str = "a worker"
     chunks: dict[Any, Chunk] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)  # of its last sign
@@ -321,7 +327,7 @@ class Crew:
 
     def feed(self, feed: ChunkFeed) -> None:
         """Give each worker that has room its chunks."""
-        self._staff()
+        self._staff(feed.sample)
         for member in sorted(self._members, key=lambda one: len(one.chunks)):
             while member.room > 0:
                 if (chunk := self._next(member, feed)) is None:
@@ -437,6 +443,8 @@ class Crew:
         member.ready, member.since = None, time.monotonic()
         if not self._begun:  # one that comes in place of another is no progress
             self._progress = member.since
+        if member.sample is not None and proof.unread and unreadable(member.sample):
+            proof = replace(proof, unread="")  # it is gone from everywhere
         if refusal := self._proof.refusal(proof):
             self._refuse(member, f"the worker on {member.place} gets no work: {refusal}")
 
@@ -501,8 +509,9 @@ class Crew:
                 self._staffed = -_STAFFING
                 self._try_again(chunks, blameless=False)
 
-    def _staff(self) -> None:
-        """As many workers as the cluster has room for, spread over its nodes."""
+    def _staff(self, sample: Path | None) -> None:
+        """As many workers as the cluster has room for, spread over its nodes; each has to read a
+        file of the run before it has work."""
         now = time.monotonic()
         if now - self._staffed < _STAFFING:
             return
@@ -521,7 +530,7 @@ class Crew:
         )
         for _ in range(missing):
             made = actor.remote(*self._started)
-            self._members.append(_Member(made, made.prove.remote()))
+            self._members.append(_Member(made, made.prove.remote(sample), sample))
 
     def end(self) -> None:
         """End all workers."""
@@ -537,9 +546,9 @@ class RayWorker:
         own = replace(options, workers=min(options.workers, max(1, cpus)))
         self._worker = ChunkWorker(model, rows, own)
 
-    def prove(self) -> tuple[str, MachineProof]:
-        """Where it runs, and its vectors of the synthetic items."""
-        return self._worker.place(), self._worker.prove()
+    def prove(self, sample: Path | None) -> tuple[str, MachineProof]:
+        """Where it runs, and its proof; see `ChunkWorker.prove`."""
+        return self._worker.place(), self._worker.prove(sample)
 
     def run(self, chunk: Chunk) -> ChunkResult:
         """See `ChunkWorker.run`."""
